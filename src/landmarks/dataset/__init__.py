@@ -1,0 +1,1 @@
+"""A dataset: photographs in shards, their manifest, labels, groups and parts."""

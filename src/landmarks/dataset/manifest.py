@@ -1,0 +1,134 @@
+"""A dataset folder: which photographs there are, where their bytes lie, what they show and which part they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import digest_of, read_record, write_record
+from landmarks.support.tables import read_table, write_table
+
+PARTS = ("train", "val", "test")
+
+PHOTOS = {
+    "id": pl.String,  # unique; 16 hex digits when it comes from the archive
+    "landmark_id": pl.Int64,  # null: shows nothing known
+    "shard": pl.String,  # file name under shards/, or an absolute path (imported by reference)
+    "offset": pl.UInt64,  # of the photograph's first byte in the shard
+    "length": pl.UInt32,  # in bytes
+    "width": pl.UInt32,  # upright, in pixels, as stored
+    "height": pl.UInt32,
+    "phash": pl.UInt64,  # perceptual hash, see groups.py
+    "group": pl.UInt32,  # photographs that must land in the same part; null before `split`
+    "author": pl.String,
+    "license": pl.String,
+    "title": pl.String,
+    "usage": pl.String,  # Public or Private in the recognition test set, else null
+    "landmarks": pl.List(pl.Int64),  # all landmarks shown, `landmark_id` among them; null: just `landmark_id`
+}
+"""Columns of `photos.parquet`, sorted by id."""
+
+LABELS = {
+    "label": pl.UInt32,  # 0..N-1, in the order of landmark_id
+    "landmark_id": pl.Int64,
+    "name": pl.String,
+    "category": pl.String,
+    "images": pl.UInt32,  # photographs of it in this dataset
+}
+"""Columns of `labels.parquet`, sorted by label."""
+
+SPLIT = {"id": pl.String, "part": pl.String}
+"""Columns of `split.parquet`, sorted by id."""
+
+REJECTED = {"id": pl.String, "where": pl.String, "why": pl.String}
+"""Columns of `rejected.parquet`, sorted by id."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset folder, its tables in memory and its photographs on disk."""
+
+    folder: Path
+    record: dict[str, Any]
+    photos: pl.DataFrame
+    labels: pl.DataFrame
+    split: pl.DataFrame | None
+
+    @property
+    def digest(self) -> str:
+        """Changes with the photographs, the labels and the split, not with where the folder lies."""
+        parts = "" if self.split is None else "\n".join(self.split["id"] + " " + self.split["part"])
+        return digest_of(self.record.get("digest"), parts)
+
+    def part(self, name: str) -> pl.DataFrame:
+        """Return the photographs of one part, sorted by id, with their `label` (null: nothing known)."""
+        if name not in (*PARTS, "all"):
+            raise LandmarksError(f'no part "{name}"', expected=f"one of {', '.join((*PARTS, 'all'))}")
+        photos = self.photos.join(self.labels.select("landmark_id", "label"), on="landmark_id", how="left")
+        if name != "all":
+            if self.split is None:
+                raise LandmarksError(
+                    f"{self.folder} has no parts yet", way_out=f"divide it with: landmarks split {self.folder}"
+                )
+            photos = photos.join(self.split.filter(pl.col("part") == name).select("id"), on="id", how="semi")
+        return photos.sort("id")
+
+    def path_of(self, shard: str) -> Path:
+        """Return where the bytes of a shard (or of a photograph imported by reference) lie."""
+        return Path(shard) if Path(shard).is_absolute() else self.folder / "shards" / shard
+
+    def name_of(self, labels: Sequence[int]) -> list[str]:
+        """Return the readable names of `labels`."""
+        return self.labels.sort("label")["name"].gather(list(labels)).to_list()
+
+
+def open_dataset(folder: Path | str) -> Dataset:
+    """Open a dataset folder; raise when it is none, is half-written, or was written by a newer version."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
+    record = read_record(folder / "dataset.json")
+    split = folder / "split.parquet"
+    return Dataset(
+        folder=folder,
+        record=record,
+        photos=read_table(folder / "photos.parquet", PHOTOS),
+        labels=read_table(folder / "labels.parquet", LABELS),
+        split=read_table(split, SPLIT) if split.exists() else None,
+    )
+
+
+def write_dataset(
+    folder: Path,
+    *,
+    verb: str,
+    photos: pl.DataFrame,
+    labels: pl.DataFrame,
+    rejected: pl.DataFrame,
+    record: dict[str, Any],
+) -> Dataset:
+    """Write a dataset's tables and, last, the `dataset.json` that makes the folder a dataset.
+
+    `record` says what the photographs come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of the
+    photographs and labels are added here.
+    """
+    photos = photos.select(pl.col(name).cast(kind) for name, kind in PHOTOS.items()).sort("id")
+    labels = labels.select(pl.col(name).cast(kind) for name, kind in LABELS.items()).sort("label")
+    twice = photos.filter(pl.col("id").is_duplicated())
+    if len(twice):
+        raise LandmarksError(f"{len(twice)} photographs share an id", received=f'"{twice["id"][0]}" more than once')
+    rejected = rejected.select(pl.col(name).cast(kind) for name, kind in REJECTED.items()).sort("id", "why")
+    write_table(folder / "photos.parquet", photos)
+    write_table(folder / "labels.parquet", labels)
+    write_table(folder / "rejected.parquet", rejected)
+    digest = digest_of(
+        photos.select("id", "landmark_id", "length", "width", "height").rows(), labels["landmark_id"].to_list()
+    )
+    counts = {"photographs": len(photos), "landmarks": len(labels), "rejected": len(rejected)}
+    write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb)
+    return open_dataset(folder)

@@ -1,0 +1,1 @@
+"""From predictions to numbers: metrics, intervals, calibration, rejection and comparison."""

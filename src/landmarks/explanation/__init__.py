@@ -1,0 +1,1 @@
+"""Heat maps: which pixels an answer rests on, and whether to believe it."""

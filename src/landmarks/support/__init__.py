@@ -1,0 +1,1 @@
+"""What every room needs: errors, whole files, tables, keyed randomness and the console."""

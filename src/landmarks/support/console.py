@@ -1,0 +1,95 @@
+"""What a person sees while work goes on: notes, tables, and one line of progress."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 30.0
+"""How often a log, which has no place for a bar, gets a line about the progress."""
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results: what a verb was asked for."""
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Everything else: choices and their reasons, warnings, progress."""
+
+
+def note(text: str) -> None:
+    """Print one line about a choice, a fallback or a count to standard error."""
+    err.print(escape(text))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """Print a table to standard output; columns whose cells are all numbers are aligned to the right."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for position, name in enumerate(columns):
+        numeric = all(isinstance(row[position], int | float) for row in rows)
+        table.add_column(escape(name), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console(highlight=False).print(table)
+
+
+class Advance(Protocol):
+    """Moves the line of progress by `steps`; `text` replaces what stands behind the bar (a rate, a loss)."""
+
+    def __call__(self, steps: float = 1, text: str | None = None) -> None: ...
+
+
+@contextlib.contextmanager
+def progress(what: str, total: float) -> Iterator[Advance]:
+    """Show one bar with the time left on a terminal, or a line every half minute elsewhere, while the block runs."""
+    if err.is_terminal:
+        with _bar() as bar:
+            task = bar.add_task(escape(what), total=total, text="")
+            yield _advance_bar(bar, task)
+    else:
+        yield _advance_log(what, total)
+
+
+def _bar() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[text]}"),
+        console=err,
+    )
+
+
+def _advance_bar(bar: Progress, task: TaskID) -> Advance:
+    def advance(steps: float = 1, text: str | None = None) -> None:
+        bar.update(task, advance=steps, **({} if text is None else {"text": escape(text)}))
+
+    return advance
+
+
+def _advance_log(what: str, total: float) -> Advance:
+    started = last = time.monotonic()
+    done, behind = 0.0, ""
+
+    def advance(steps: float = 1, text: str | None = None) -> None:
+        nonlocal done, behind, last
+        done, behind = done + steps, behind if text is None else text
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and done > 0:
+            last = now
+            left = max(0.0, (now - started) * (total - done) / done)
+            note(f"{what}: {100 * done / max(total, 1):.0f} %, {_duration(left)} left {behind}".rstrip())
+
+    return advance
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

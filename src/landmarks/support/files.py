@@ -1,0 +1,133 @@
+"""Files that appear whole or not at all, records that say what wrote them, and one process at a time in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from landmarks import __version__
+from landmarks.support.errors import BusyError, LandmarksError
+
+FORMAT = 1
+"""The newest layout of records and tables that this version writes and reads."""
+
+_ASIDE = ".part"
+
+
+@contextlib.contextmanager
+def written_whole(path: Path | str) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; when the block ends well it is flushed to disk and renamed to `path`.
+
+    A block that fails, or a process that is killed, leaves no file at `path` (or the earlier one untouched).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{_ASIDE}"
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise _about_the_disk(error, path) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half-written directly in `folder`; call it only while holding the folder."""
+    for aside in folder.glob(f".*{_ASIDE}"):
+        aside.unlink(missing_ok=True)
+
+
+def write_record(path: Path | str, record: dict[str, Any], *, verb: str, inputs: str = "") -> None:
+    """Write `record` as JSON with `format`, the `verb` and version that wrote it and the digest of its `inputs`."""
+    whole = {"format": FORMAT, "verb": verb, "version": __version__, "inputs": inputs, **record}
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """Read a record that `write_record` wrote; a missing, damaged or newer one is an error of one line."""
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LandmarksError(f"there is no {path.name} in {path.parent}") from error
+    except (OSError, ValueError) as error:
+        raise LandmarksError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise LandmarksError(f"{path} is not one of our records", expected='an object with an integer "format"')
+    refuse_newer(path, record["format"])
+    return record
+
+
+def refuse_newer(path: Path, format_number: int) -> None:
+    """Raise when `path` was written in a newer layout than this version knows."""
+    if format_number > FORMAT:
+        raise LandmarksError(
+            f"{path} was written by a newer version",
+            received=f"format {format_number}",
+            expected=f"format {FORMAT} or older",
+            way_out="upgrade landmarks",
+        )
+
+
+@contextlib.contextmanager
+def held(folder: Path | str) -> Iterator[Path]:
+    """Create `folder` if needed and hold it for this process; a second process gets `BusyError` and touches nothing."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LandmarksError(f"{folder} cannot be made a folder ({error.strerror})") from error
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"{folder} is being written by another process", way_out="wait for it to end, or choose another folder"
+        ) from error
+    try:
+        remove_leftovers(folder)
+        yield folder
+    finally:
+        lock.release()
+
+
+def digest_of(*parts: object) -> str:
+    """Return 32 hex digits (BLAKE2b) that change when any of `parts`, written as canonical JSON, changes."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path | str) -> str:
+    """Return 32 hex digits (BLAKE2b) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def require_free_disk(folder: Path, needed_bytes: int) -> None:
+    """Raise unless the disk that holds `folder` has `needed_bytes` free."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if needed_bytes > free_bytes:
+        raise LandmarksError(
+            f"the disk of {folder} is too small",
+            received=f"{free_bytes / 1e9:.2f} GB free",
+            expected=f"{needed_bytes / 1e9:.2f} GB",
+            way_out="free some space, choose another folder, or select fewer photographs",
+        )
+
+
+def _about_the_disk(error: OSError, path: Path) -> Exception:
+    return LandmarksError(f"{path} could not be written ({error.strerror or error})", way_out="nothing was replaced")
