@@ -33,8 +33,6 @@ _PLACES = {
     "demo": "landmarks.study.demo",
 }
 
-__all__ = ["__version__", *_PLACES]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
@@ -43,4 +41,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return ["__version__", *_PLACES]

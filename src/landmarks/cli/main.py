@@ -5,13 +5,14 @@ Exit codes: 0 done; 1 done in part, or the input is at fault; 2 wrong usage; 130
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Annotated
 
 import typer
 
 from landmarks import __version__
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, did_you_mean
 
 app = typer.Typer(
     name="landmarks",
@@ -21,6 +22,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+VERBS = {
+    "Data": ("select", "locate", "fetch", "import", "split", "unpack", "credits"),
+    "Training": ("networks", "plan", "train", "tune"),
+    "Results": ("evaluate", "explain", "predict", "compare", "report"),
+    "The whole way": ("reproduce", "demo"),
+}
+"""Panel of the help page → its verbs, in the order in which a person needs them."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,6 +47,20 @@ def options(
     """Options that stand before the verb."""
 
 
+def _add_verbs() -> None:
+    for panel, verbs in VERBS.items():
+        for verb in verbs:
+            word = f"{verb}_" if verb == "import" else verb  # `import` is a keyword of Python
+            try:
+                module = importlib.import_module(f"landmarks.cli.{word}")
+            except ModuleNotFoundError:
+                continue
+            app.command(verb, rich_help_panel=panel)(getattr(module, word))
+
+
+_add_verbs()
+
+
 def main() -> None:
     """Run the command line; every error ends as one line on standard error and an exit code."""
     sys.exit(run(sys.argv[1:]))
@@ -45,25 +69,27 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one verb and return its exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        result = app(arguments, standalone_mode=False)
-    except Exception as error:
-        return _explain(error, debug)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        result = app([word for word in arguments if word != "--debug"] or ["-h"], standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; run the same command again to go on")
         return 130
+    except typer.TyperException as error:
+        verbs = [verb for panel in VERBS.values() for verb in panel]
+        wrong_verb = next((word for word in arguments if not word.startswith("-")), "")
+        hint = "" if wrong_verb in verbs else did_you_mean(wrong_verb, verbs)
+        _say(f"error: {error.format_message()} {hint or 'landmarks -h shows what there is'}")
+        return 2
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, LandmarksError):
+            _say(f"error: {error}")
+            return error.exit_code
+        _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
+        return 1
     return result if isinstance(result, int) else 0
 
 
-def _explain(error: Exception, debug: bool) -> int:
-    if debug:
-        raise error
-    if isinstance(error, LandmarksError):
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if hasattr(error, "format_message"):  # a ClickException: wrong usage, told by click itself
-        print(f"error: {error.format_message()}", file=sys.stderr)
-        return 2
-    print(f"error: {type(error).__name__}: {error} (a bug; --debug shows where)".replace("\n", " "), file=sys.stderr)
-    return 1
+def _say(line: str) -> None:
+    print(" ".join(line.split()), file=sys.stderr)

@@ -15,7 +15,7 @@ from landmarks.support.tables import read_table, write_table
 
 PARTS = ("train", "val", "test")
 
-PHOTOS = {
+PHOTOS: dict[str, Any] = {
     "id": pl.String,  # unique; 16 hex digits when it comes from the archive
     "landmark_id": pl.Int64,  # null: shows nothing known
     "shard": pl.String,  # file name under shards/, or an absolute path (imported by reference)
@@ -33,7 +33,7 @@ PHOTOS = {
 }
 """Columns of `photos.parquet`, sorted by id."""
 
-LABELS = {
+LABELS: dict[str, Any] = {
     "label": pl.UInt32,  # 0..N-1, in the order of landmark_id
     "landmark_id": pl.Int64,
     "name": pl.String,
@@ -42,10 +42,10 @@ LABELS = {
 }
 """Columns of `labels.parquet`, sorted by label."""
 
-SPLIT = {"id": pl.String, "part": pl.String}
+SPLIT: dict[str, Any] = {"id": pl.String, "part": pl.String}
 """Columns of `split.parquet`, sorted by id."""
 
-REJECTED = {"id": pl.String, "where": pl.String, "why": pl.String}
+REJECTED: dict[str, Any] = {"id": pl.String, "where": pl.String, "why": pl.String}
 """Columns of `rejected.parquet`, sorted by id."""
 
 
@@ -103,6 +103,10 @@ def open_dataset(folder: Path | str) -> Dataset:
     )
 
 
+def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
+    return table.select(pl.col(name).cast(kind) for name, kind in schema.items())
+
+
 def write_dataset(
     folder: Path,
     *,
@@ -117,12 +121,12 @@ def write_dataset(
     `record` says what the photographs come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of the
     photographs and labels are added here.
     """
-    photos = photos.select(pl.col(name).cast(kind) for name, kind in PHOTOS.items()).sort("id")
-    labels = labels.select(pl.col(name).cast(kind) for name, kind in LABELS.items()).sort("label")
+    photos = _in_shape(photos, PHOTOS).sort("id")
+    labels = _in_shape(labels, LABELS).sort("label")
     twice = photos.filter(pl.col("id").is_duplicated())
     if len(twice):
         raise LandmarksError(f"{len(twice)} photographs share an id", received=f'"{twice["id"][0]}" more than once')
-    rejected = rejected.select(pl.col(name).cast(kind) for name, kind in REJECTED.items()).sort("id", "why")
+    rejected = _in_shape(rejected, REJECTED).sort("id", "why")
     write_table(folder / "photos.parquet", photos)
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "rejected.parquet", rejected)

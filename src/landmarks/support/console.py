@@ -39,9 +39,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
 
 
 class Advance(Protocol):
-    """Moves the line of progress by `steps`; `text` replaces what stands behind the bar (a rate, a loss)."""
+    """Moves the line of progress."""
 
-    def __call__(self, steps: float = 1, text: str | None = None) -> None: ...
+    def __call__(self, steps: float = 1, text: str | None = None) -> None:
+        """Move by `steps`; `text` replaces what stands behind the bar (a rate, a loss)."""
 
 
 @contextlib.contextmanager
@@ -69,7 +70,9 @@ def _bar() -> Progress:
 
 def _advance_bar(bar: Progress, task: TaskID) -> Advance:
     def advance(steps: float = 1, text: str | None = None) -> None:
-        bar.update(task, advance=steps, **({} if text is None else {"text": escape(text)}))
+        bar.advance(task, steps)
+        if text is not None:
+            bar.update(task, text=escape(text))
 
     return advance
 

@@ -36,7 +36,7 @@ def written_whole(path: Path | str) -> Iterator[Path]:
         yield aside
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
     except OSError as error:
         raise _about_the_disk(error, path) from error
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ def write_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> No
         table.write_parquet(aside, metadata=texts)
 
 
-def read_table(path: Path | str, schema: Mapping[str, Any] | None = None) -> pl.DataFrame:
+def read_table(path: Path | str, schema: dict[str, Any] | None = None) -> pl.DataFrame:
     """Read a parquet table; with `schema` (column → polars type) those columns must be there and are cast to it."""
     path = Path(path)
     read_metadata(path)
@@ -34,7 +33,7 @@ def read_table(path: Path | str, schema: Mapping[str, Any] | None = None) -> pl.
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             received=", ".join(table.columns),
         )
-    return table.cast({name: kind for name, kind in schema.items()})
+    return table.with_columns(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
