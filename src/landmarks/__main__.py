@@ -1,0 +1,5 @@
+"""`python -m landmarks` is the program `landmarks`."""
+
+from landmarks.cli.main import main
+
+main()

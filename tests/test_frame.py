@@ -1,0 +1,83 @@
+"""The frame: what the package promises before any verb runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import landmarks
+from landmarks.cli.main import VERBS, run
+
+HEAVY = ("torch", "polars", "numpy", "timm", "scipy", "altair")
+
+
+def loaded_after(code: str) -> set[str]:
+    printed = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules, file=sys.stderr)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(printed.stderr.split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded_after("import landmarks") & set(HEAVY)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert not loaded_after("from landmarks.cli.main import run; run(['-h'])") & set(HEAVY)
+
+
+@pytest.mark.slow
+def test_help_answers_in_under_half_a_second() -> None:
+    # Alone among the tests this one has a limit, since the promise itself is a time; the best of five is compared.
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "landmarks", "-h"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("verb", [verb for verbs in VERBS.values() for verb in verbs])
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "-h"]) == 0
+    assert f"landmarks {verb}" in capsys.readouterr().out
+
+
+def test_every_verb_is_a_function_of_the_package() -> None:
+    for verbs in VERBS.values():
+        for verb in verbs:
+            assert callable(getattr(landmarks, "import_" if verb == "import" else verb))
+
+
+def test_the_public_surface_is_just_the_verbs() -> None:
+    verbs = {"import_" if verb == "import" else verb for verbs in VERBS.values() for verb in verbs}
+    assert set(dir(landmarks)) == verbs | {"__version__"}
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        _ = landmarks.tarin
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["trian"], 2, 'did you mean "train"?'),
+        (["select"], 2, "Missing argument"),
+        (["demo", "--colour"], 2, "No such option"),
+        (["report", "no-such-run"], 1, "no-such-run"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(
+    words: list[str], code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == code
+    told = capsys.readouterr().err.strip()
+    assert line in told
+    assert "\n" not in told
