@@ -1,0 +1,110 @@
+"""Shards: plain uncompressed TARs of photographs, written once and read by position.
+
+A shard is so plain that `tar` and WebDataset read it; we never do, because the manifest knows where each photograph's
+bytes lie: reading one is a single positioned read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, Self
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import written_whole
+
+MAX_OPEN_FILES = 64
+"""How many shards a reader keeps open."""
+
+_BLOCK = 512
+
+
+class ShardWriter:
+    """Writes one shard; it appears at `path` when the `with` block ends well, and not at all otherwise.
+
+    The bytes depend on what is added and in which order alone: no times, no owners.
+
+        with ShardWriter(path) as shard:
+            offset, length = shard.add("3f8a…", jpeg)
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._position = 0
+        self._ending = contextlib.ExitStack()
+        self._file: IO[bytes]
+
+    def __enter__(self) -> Self:
+        aside = self._ending.enter_context(written_whole(self.path))
+        self._file = self._ending.enter_context(open(aside, "wb"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._file.write(b"\0" * (2 * _BLOCK))  # the end of a TAR
+        self._ending.__exit__(*error)  # type: ignore[arg-type]
+
+    def add(self, id: str, data: bytes) -> tuple[int, int]:
+        """Append a photograph as `<id>.jpg`; return the offset of its first byte in the shard, and its length."""
+        if not id or any(character in id for character in "/\\\0\n"):
+            raise LandmarksError("an id cannot be a member's name", received=repr(id), expected="no slashes")
+        member = tarfile.TarInfo(f"{id}.jpg")
+        member.size = len(data)
+        header = member.tobuf(tarfile.PAX_FORMAT)
+        padding = b"\0" * (-len(data) % _BLOCK)
+        offset = self._position + len(header)
+        for piece in (header, data, padding):
+            self._file.write(piece)
+        self._position = offset + len(data) + len(padding)
+        return offset, len(data)
+
+
+class PhotoReader:
+    """Reads the photographs of one dataset by position, from any number of threads at once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: str, offset: int, length: int) -> bytes:
+        """Return the `length` bytes at `offset` of a shard, or of a file imported by reference."""
+        data = os.pread(self._file(shard).descriptor, length, offset)
+        if len(data) != length:
+            raise LandmarksError(
+                f"{self._dataset.path_of(shard)} is shorter than the manifest says",
+                received=f"{len(data)} bytes at {offset}",
+                expected=length,
+                way_out="make the dataset again",
+            )
+        return data
+
+    def _file(self, shard: str) -> _OpenFile:
+        with self._lock:
+            file = self._open.get(shard)
+            if file is None:
+                file = self._open[shard] = _OpenFile(self._dataset.path_of(shard))
+                if len(self._open) > MAX_OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard)
+            return file
+
+
+class _OpenFile:
+    """A descriptor that is closed when its last reader is gone: a thread may still read what another has dropped."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.descriptor = -1
+            raise LandmarksError(f"{path} cannot be read ({error.strerror})") from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
