@@ -1,0 +1,169 @@
+"""The loader: photographs of a dataset, in a given order, as batches of pictures a network can take.
+
+Threads, not processes: decoding and resizing release Python's lock, nothing is copied to a worker, and the manifest
+stands in memory once. What a batch holds depends on the order, the seed, the epoch and the photographs' ids, never on
+which thread was faster.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.pictures import PictureError, decode, resize
+from landmarks.dataset.shards import PhotoReader
+from landmarks.networks.preprocessing import Preprocessing
+from landmarks.support.errors import LandmarksError
+from landmarks.support.seeds import generator
+from landmarks.training.augment import Augmentation, draw, recolour
+
+BATCHES_AHEAD = 3
+"""Batches that are being read while one is used: enough to hide a slow photograph, few enough to stay small."""
+
+UNKNOWN = -1
+"""The label, in a batch, of a photograph that shows nothing the dataset knows."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some photographs: `ids` (N,), `images` uint8 (N, 3, S, S) in channels-last memory, `labels` int64 (N,)."""
+
+    ids: list[str]
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def batches(
+    dataset: Dataset,
+    photos: pl.DataFrame,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[Batch]:
+    """Yield `photos` (rows of `dataset.part(...)`) in their order, `batch_size` at a time, the last batch smaller.
+
+    Without `augment` a picture is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
+    (seed, epoch, id). Raises `LandmarksError` that names a photograph which cannot be read.
+    """
+    reader = PhotoReader(dataset)
+    columns = [photos[name].to_list() for name in ("id", "shard", "offset", "length", "width", "height")]
+    rows = list(zip(*columns, strict=True))
+    labels = photos["label"].cast(pl.Int64).fill_null(UNKNOWN).to_numpy()
+    size = preprocessing.image_size
+
+    def load(row: tuple[str, str, int, int, int, int], place: NDArray[np.uint8]) -> None:
+        identity, shard, offset, length, width, height = row
+        try:
+            data = reader.read(shard, offset, length)
+            if augment is None:
+                place[...] = evaluation_picture(data, width, height, preprocessing)
+            else:
+                random = generator(seed, epoch, identity)
+                place[...] = training_picture(data, width, height, size, augment, random)
+        except (PictureError, OSError) as error:
+            raise LandmarksError(
+                f"photograph {identity} in {dataset.path_of(shard)} cannot be read ({error})",
+                way_out="fetch or import the dataset again",
+            ) from error
+
+    starts = iter(range(0, len(rows), batch_size))
+    pending: deque[tuple[int, NDArray[np.uint8], list[Future[None]]]] = deque()
+    with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="photographs") as pool:
+
+        def begin(start: int) -> None:
+            chosen = rows[start : start + batch_size]
+            images = np.empty((len(chosen), size, size, 3), dtype=np.uint8)
+            work = [pool.submit(load, row, image) for row, image in zip(chosen, images, strict=True)]
+            pending.append((start, images, work))
+
+        try:
+            for start in starts:
+                begin(start)
+                if len(pending) > BATCHES_AHEAD:
+                    yield _finished(*pending.popleft(), rows, labels)
+            while pending:
+                yield _finished(*pending.popleft(), rows, labels)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(
+    start: int,
+    images: NDArray[np.uint8],
+    work: list[Future[None]],
+    rows: list[tuple[str, str, int, int, int, int]],
+    labels: NDArray[np.int64],
+) -> Batch:
+    for future in work:
+        future.result()
+    end = start + len(images)
+    return Batch(
+        ids=[row[0] for row in rows[start:end]],
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        labels=torch.from_numpy(labels[start:end].copy()),
+    )
+
+
+def default_workers() -> int:
+    """One thread per core that this process may use, at most 16: decoding is quick beside training."""
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def evaluation_picture(data: bytes, width: int, height: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return the (S, S, 3) picture that evaluation sees of a photograph of `width` × `height` pixels.
+
+    The shorter side is resized to `round(image_size / crop)` and the centre cropped, in one resampling; a JPEG is
+    decoded at the smallest scale that still has so many pixels.
+    """
+    size = preprocessing.image_size
+    shorter = round(size / preprocessing.crop)
+    image = decode(data, min_side=shorter)
+    height, width = image.shape[:2]
+    side = size * min(width, height) / shorter
+    left, top = (width - side) / 2, (height - side) / 2
+    return resize(image, size, size, box=(left, top, left + side, top + side))
+
+
+def training_picture(
+    data: bytes, width: int, height: int, size: int, augment: Augmentation, random: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Return the (size, size, 3) picture that training sees: a crop, its colours changed, perhaps mirrored.
+
+    The JPEG is decoded at the smallest scale at which the crop still has `size` pixels.
+    """
+    chosen = draw(augment, width, height, random)
+    left, top, right, bottom = chosen.box
+    crop = min((right - left) * width, (bottom - top) * height)
+    image = decode(data, min_side=math.ceil(size * min(width, height) / crop))
+    height, width = image.shape[:2]
+    picture = resize(image, size, size, box=(left * width, top * height, right * width, bottom * height))
+    picture = recolour(picture, chosen.colour)
+    return np.ascontiguousarray(picture[:, ::-1]) if chosen.flip else picture
+
+
+def normalised(
+    images: torch.Tensor, preprocessing: Preprocessing, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Return uint8 pictures (N, 3, S, S) as a network takes them: on `device`, float32, by mean and deviation."""
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
+    return images.to(device, non_blocking=True).float().sub_(mean).div_(std)
+
+
+def order_of(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order in which an epoch sees `count` photographs: the same on every machine, for any workers."""
+    return generator(seed, epoch, "order").permutation(count)

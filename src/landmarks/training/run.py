@@ -1,0 +1,84 @@
+"""A finished run: the folder that training leaves, and that every later verb reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from landmarks.dataset.manifest import LABELS
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import file_digest, read_record
+from landmarks.support.tables import read_table
+
+if TYPE_CHECKING:
+    from landmarks.networks.network import Network
+
+RECORD = "run.json"
+"""Written last: a folder that holds it is a finished run."""
+
+HISTORY = {
+    "phase": pl.String,  # warmup or finetune
+    "epoch": pl.UInt32,  # from 1; 0 is the network as the phase found it
+    "step": pl.UInt32,  # optimizer steps since the start of the phase
+    "seconds": pl.Float64,  # since the start of the phase
+    "learning_rate": pl.Float64,  # of the head, at the end of the epoch
+    "train_loss": pl.Float64,
+    "train_accuracy": pl.Float64,
+    "val_loss": pl.Float64,
+    "val_accuracy": pl.Float64,
+}
+"""Columns of `history.parquet`, one row per epoch; null where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: its record, the labels its network answers, and the network itself when asked for."""
+
+    folder: Path
+    record: dict[str, Any]
+    labels: pl.DataFrame
+
+    @property
+    def name(self) -> str:
+        """What tables call the run: the name of its folder."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes with the weights: predictions keep it to tell which model made them."""
+        return file_digest(self.folder / "model.safetensors")
+
+    @property
+    def history(self) -> pl.DataFrame:
+        """Loss and accuracy per epoch, both phases, see `HISTORY`."""
+        return read_table(self.folder / "history.parquet", HISTORY)
+
+    def network(self) -> Network:
+        """Load the network as it was saved, in evaluation mode, on the processor."""
+        from landmarks.networks.network import load_network
+
+        return load_network(self.folder).eval()
+
+    def name_of(self, labels: list[int]) -> list[str]:
+        """Return the readable names of `labels`."""
+        return self.labels["name"].gather(labels).to_list()
+
+
+def open_run(folder: Path | str) -> Run:
+    """Open a run folder; raise `LandmarksError` when it is none, is unfinished, or was written by a newer version."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise LandmarksError(f"there is no run {folder}", way_out=f"train one with: landmarks train DATA -o {folder}")
+    if not (folder / RECORD).exists():
+        if (folder / "checkpoint").is_dir():
+            raise LandmarksError(f"{folder} is not trained to its end", way_out="run the same landmarks train again")
+        raise LandmarksError(f"{folder} is not a run", expected=f"a folder with {RECORD}, as landmarks train writes it")
+    return Run(
+        folder=folder,
+        record=read_record(folder / RECORD),
+        labels=read_table(folder / "labels.parquet", LABELS).sort("label"),
+    )
