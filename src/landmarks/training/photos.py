@@ -25,7 +25,7 @@ from landmarks.dataset.shards import PhotoReader
 from landmarks.networks.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
-from landmarks.training.augment import Augmentation, draw, recolour
+from landmarks.training.augment import Augmentation, Draw, draw, recolour
 
 BATCHES_AHEAD = 3
 """Batches that are being read while one is used: enough to hide a slow photograph, few enough to stay small."""
@@ -70,17 +70,16 @@ def batches(
         try:
             data = reader.read(shard, offset, length)
             if augment is None:
-                place[...] = evaluation_picture(data, width, height, preprocessing)
+                place[...] = evaluation_picture(data, preprocessing)
             else:
-                random = generator(seed, epoch, identity)
-                place[...] = training_picture(data, width, height, size, augment, random)
+                chosen = draw(augment, width, height, generator(seed, epoch, identity))
+                place[...] = training_picture(data, width, height, size, chosen)
         except (PictureError, OSError) as error:
             raise LandmarksError(
                 f"photograph {identity} in {dataset.path_of(shard)} cannot be read ({error})",
                 way_out="fetch or import the dataset again",
             ) from error
 
-    starts = iter(range(0, len(rows), batch_size))
     pending: deque[tuple[int, NDArray[np.uint8], list[Future[None]]]] = deque()
     with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="photographs") as pool:
 
@@ -91,7 +90,7 @@ def batches(
             pending.append((start, images, work))
 
         try:
-            for start in starts:
+            for start in range(0, len(rows), batch_size):
                 begin(start)
                 if len(pending) > BATCHES_AHEAD:
                     yield _finished(*pending.popleft(), rows, labels)
@@ -123,8 +122,8 @@ def default_workers() -> int:
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def evaluation_picture(data: bytes, width: int, height: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) picture that evaluation sees of a photograph of `width` × `height` pixels.
+def evaluation_picture(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return the (S, S, 3) picture that evaluation sees of a photograph.
 
     The shorter side is resized to `round(image_size / crop)` and the centre cropped, in one resampling; a JPEG is
     decoded at the smallest scale that still has so many pixels.
@@ -138,14 +137,11 @@ def evaluation_picture(data: bytes, width: int, height: int, preprocessing: Prep
     return resize(image, size, size, box=(left, top, left + side, top + side))
 
 
-def training_picture(
-    data: bytes, width: int, height: int, size: int, augment: Augmentation, random: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Return the (size, size, 3) picture that training sees: a crop, its colours changed, perhaps mirrored.
+def training_picture(data: bytes, width: int, height: int, size: int, chosen: Draw) -> NDArray[np.uint8]:
+    """Return the (size, size, 3) picture that training sees of a photograph of `width` × `height` pixels.
 
-    The JPEG is decoded at the smallest scale at which the crop still has `size` pixels.
+    The JPEG is decoded at the smallest scale at which the drawn crop still has `size` pixels.
     """
-    chosen = draw(augment, width, height, random)
     left, top, right, bottom = chosen.box
     crop = min((right - left) * width, (bottom - top) * height)
     image = decode(data, min_side=math.ceil(size * min(width, height) / crop))
