@@ -1,0 +1,62 @@
+"""Names of networks: the study's seven by the names people use, and every other one by timm's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import nn
+
+from landmarks.networks.baseline import PRETRAINED, BaselineTrunk
+from landmarks.support.errors import UsageError, did_you_mean
+
+BASELINE = "baseline"
+
+FRIENDLY = {
+    "xception": "legacy_xception",
+    "nasnet_large": "nasnetalarge",
+}
+"""The names that timm calls differently: ours → timm's."""
+
+STUDY = (BASELINE, "resnet18", "resnet50", "xception", "inception_v3", "inception_resnet_v2", "nasnet_large")
+"""The networks listed first; the study's five, the small ResNet, and the study's best-known large one."""
+
+
+def timm_name(backbone: str) -> str:
+    """Return timm's name of `backbone`, with its tag if it has one; unknown names are a `UsageError`."""
+    name = FRIENDLY.get(backbone, backbone)
+    if not timm.is_model(name):
+        close = did_you_mean(backbone, (*STUDY, *timm.list_models()))
+        raise UsageError(f'no network "{backbone}"', way_out=f"{close} (landmarks networks lists all)".strip())
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture, _, tag = name.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(architecture)]
+        raise UsageError(
+            f'no weights "{tag}" of the network {architecture}',
+            expected=", ".join(tags) or "no tag: it has none",
+            way_out=did_you_mean(tag, tags),
+        ) from error
+    return name
+
+
+def pretrained_record(backbone: str) -> Mapping[str, Any]:
+    """Return timm's record of the pretrained weights: `input_size`, `mean`, `std`, `license` and so on."""
+    if backbone == BASELINE:
+        return PRETRAINED
+    record = timm.get_pretrained_cfg(timm_name(backbone))
+    if record is None:
+        raise UsageError(f'timm does not say how photographs are prepared for "{backbone}"', way_out="name another one")
+    return {**record.to_dict(), "license": record.license}
+
+
+def build_trunk(backbone: str, image_size: int) -> nn.Module:
+    """Return the network without its classifier, randomly initialised, for squares of `image_size` pixels."""
+    if backbone == BASELINE:
+        return BaselineTrunk()
+    record = pretrained_record(backbone)
+    sizes = {"img_size": image_size} if record.get("fixed_input_size") else {}
+    trunk: nn.Module = timm.create_model(timm_name(backbone), pretrained=False, num_classes=0, **sizes)
+    return trunk
