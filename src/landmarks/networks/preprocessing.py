@@ -1,4 +1,7 @@
-"""How a photograph becomes a network's input: one record, taken from timm's description of the pretrained weights."""
+"""How a photograph becomes a network's input: one record, taken from timm's description of the pretrained weights.
+
+`training.photos` applies it, for training, evaluation and prediction alike.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from landmarks.dataset.pictures import resize
 from landmarks.support.errors import UsageError
 
 
@@ -25,25 +23,6 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop: float = 1.0
     """Share of the resized picture's shorter side that the square keeps."""
-
-    @property
-    def resized_side(self) -> int:
-        """Return the length in pixels that the shorter side is resized to before the square is cut."""
-        return round(self.image_size / self.crop)
-
-    def picture(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the evaluation picture of `image` (H, W, 3) as uint8 (S, S, 3): resized and cut in one step."""
-        height, width = image.shape[:2]
-        side = min(height, width) * self.image_size / self.resized_side
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        return resize(image, self.image_size, self.image_size, box, interpolation=self.interpolation)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Return uint8 `images` (N, 3, S, S) as float32, each colour scaled to 0..1, minus its mean, over its std."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def record(self) -> dict[str, Any]:
         """Return this as a JSON object, which `from_record` reads back."""
