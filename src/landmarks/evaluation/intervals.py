@@ -1,0 +1,91 @@
+"""How sure a share is: Wilson's interval for one landmark, the bootstrap over groups for a whole part."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landmarks.evaluation.metrics import Flags, Floats, Integers, require_photographs
+from landmarks.support.seeds import generator
+
+Z_95 = 1.959963984540054
+"""Half the width, in standard deviations, of the central 95 % of a normal distribution."""
+
+DRAWS = 1000
+"""Resamples of a bootstrap interval: its ends then move by a few hundredths of their distance between seeds."""
+
+DEFINITIONS = {
+    "interval": "Percentile bootstrap: the central 95 % of the number over 1000 resamples, with replacement, of whole "
+    "groups (near-duplicates and series count as one draw); photographs without a group are groups of one.",
+    "wilson": "Wilson's score interval of a share at 95 %.",
+}
+
+
+def wilson(correct: Integers, photographs: Integers) -> tuple[Floats, Floats]:
+    """Return `(low, high)` of Wilson's 95 % score interval, elementwise; (0, 1) where there are no photographs.
+
+    Wilson, E. B. (1927), Probable inference, the law of succession, and statistical inference, JASA 22.
+    """
+    n = np.asarray(photographs, dtype=np.float64)
+    safe = np.maximum(n, 1)
+    share = np.asarray(correct) / safe
+    centre = (share + Z_95**2 / (2 * safe)) / (1 + Z_95**2 / safe)
+    half = Z_95 / (1 + Z_95**2 / safe) * np.sqrt(share * (1 - share) / safe + Z_95**2 / (4 * safe**2))
+    low = np.where(share <= 0, 0.0, centre - half)
+    high = np.where(share >= 1, 1.0, centre + half)
+    return np.where(n == 0, 0.0, low), np.where(n == 0, 1.0, high)
+
+
+def group_places(groups: Integers | None, photographs: int) -> Integers:
+    """Return `(N,)` positions 0..G-1 of each photograph's group; negative or absent groups are groups of one."""
+    if groups is None:
+        return np.arange(photographs)
+    require_photographs(groups, photographs)
+    alone = groups < 0
+    apart = np.where(alone, groups.max(initial=0) + 1 + np.arange(photographs), groups)
+    return np.asarray(np.unique(apart, return_inverse=True)[1])
+
+
+def mean_interval(
+    values: Floats | Flags, groups: Integers | None, seed: int = 0, draws: int = DRAWS
+) -> tuple[float, float]:
+    """Return the bootstrap 95 % interval of the mean of `values` `(N,)`, resampling whole `groups` `(N,)`.
+
+    A resample's mean is the sum over its photographs divided by their number, which varies with the groups drawn.
+    """
+    if not len(values):
+        return math.nan, math.nan
+    places = group_places(groups, len(values))
+    sums, sizes = np.bincount(places, weights=values), np.bincount(places)
+    random = generator(seed, "bootstrap")
+    means = np.empty(draws)
+    for draw in range(draws):
+        chosen = random.integers(len(sizes), size=len(sizes))
+        means[draw] = sums[chosen].sum() / sizes[chosen].sum()
+    return _central_95(means)
+
+
+def macro_interval(
+    first: Integers, correct: Flags, groups: Integers | None, seed: int = 0, draws: int = DRAWS
+) -> tuple[float, float]:
+    """Return the bootstrap 95 % interval of the macro accuracy; landmarks that a resample lost are left out of it."""
+    if not len(first):
+        return math.nan, math.nan
+    places = group_places(groups, len(first))
+    landmarks = np.unique(first, return_inverse=True)[1]
+    group_count = int(places.max()) + 1
+    random = generator(seed, "bootstrap")
+    means = np.empty(draws)
+    for draw in range(draws):
+        times = np.bincount(random.integers(group_count, size=group_count), minlength=group_count)[places]
+        photographs = np.bincount(landmarks, weights=times)
+        hits = np.bincount(landmarks, weights=times * correct)
+        means[draw] = np.mean(hits[photographs > 0] / photographs[photographs > 0])
+    return _central_95(means)
+
+
+def _central_95(samples: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from landmarks.evaluation.intervals import group_places, macro_interval, mean_interval, wilson
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_agrees_with_scipy(counts: tuple[int, int]) -> None:
+    correct, photographs = counts
+    expected = binomtest(correct, photographs).proportion_ci(method="wilson")
+    low, high = wilson(np.array([correct]), np.array([photographs]))
+    assert (low[0], high[0]) == pytest.approx((expected.low, expected.high))
+
+
+def test_no_photographs_could_be_any_share() -> None:
+    low, high = wilson(np.array([0]), np.array([0]))
+    assert (low[0], high[0]) == (0, 1)
+
+
+def test_independent_photographs_give_about_the_binomial_interval() -> None:
+    correct = np.arange(400) % 4 != 0
+    low, high = mean_interval(correct, None)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert low == pytest.approx(0.75 - half, abs=0.006)
+    assert high == pytest.approx(0.75 + half, abs=0.006)
+
+
+def test_series_of_the_same_picture_widen_the_interval() -> None:
+    correct = np.repeat(np.arange(40) % 4 != 0, 10)
+    groups = np.repeat(np.arange(40), 10)
+    low, high = mean_interval(correct, groups)
+    alone_low, alone_high = mean_interval(correct, None)
+    assert (high - low) / (alone_high - alone_low) == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_photographs_without_a_group_stand_alone() -> None:
+    places = group_places(np.array([5, -1, 5, -1]), 4)
+    assert places[0] == places[2]
+    assert len(set(places.tolist())) == 3
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    correct = np.arange(50) % 3 == 0
+    assert mean_interval(correct, None, seed=4) == mean_interval(correct, None, seed=4)
+    assert mean_interval(correct, None, seed=4) != mean_interval(correct, None, seed=5)
+
+
+def test_macro_interval_of_balanced_landmarks_is_that_of_the_mean() -> None:
+    first = np.repeat(np.arange(4), 100)
+    correct = np.tile(np.arange(100) % 4 != 0, 4)
+    low, high = macro_interval(first, correct, None)
+    plain_low, plain_high = mean_interval(correct, None)
+    assert (low, high) == pytest.approx((plain_low, plain_high), abs=0.01)
+
+
+def test_all_right_has_an_interval_of_no_width() -> None:
+    assert mean_interval(np.ones(5, dtype=bool), None) == (1.0, 1.0)
