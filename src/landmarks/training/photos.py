@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import polars as pl
@@ -48,7 +49,7 @@ def batches(
     photos: pl.DataFrame,
     preprocessing: Preprocessing,
     *,
-    batch_size: int,
+    batch_size: int | Sequence[int],
     workers: int | None = None,
     augment: Augmentation | None = None,
     seed: int = 0,
@@ -56,7 +57,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield `photos` (rows of `dataset.part(...)`) in their order, `batch_size` at a time, the last batch smaller.
 
-    Without `augment` a picture is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
+    A sequence of batch sizes, some perhaps zero, divides them unevenly. Without `augment` a picture is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
     (seed, epoch, id). Raises `LandmarksError` that names a photograph which cannot be read.
     """
     reader = PhotoReader(dataset)
@@ -73,7 +74,7 @@ def batches(
                 place[...] = evaluation_picture(data, preprocessing)
             else:
                 chosen = draw(augment, width, height, generator(seed, epoch, identity))
-                place[...] = training_picture(data, width, height, size, chosen)
+                place[...] = training_picture(data, width, height, preprocessing, chosen)
         except (PictureError, OSError) as error:
             raise LandmarksError(
                 f"photograph {identity} in {dataset.path_of(shard)} cannot be read ({error})",
@@ -83,21 +84,28 @@ def batches(
     pending: deque[tuple[int, NDArray[np.uint8], list[Future[None]]]] = deque()
     with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="photographs") as pool:
 
-        def begin(start: int) -> None:
-            chosen = rows[start : start + batch_size]
+        def begin(start: int, end: int) -> None:
+            chosen = rows[start:end]
             images = np.empty((len(chosen), size, size, 3), dtype=np.uint8)
             work = [pool.submit(load, row, image) for row, image in zip(chosen, images, strict=True)]
             pending.append((start, images, work))
 
         try:
-            for start in range(0, len(rows), batch_size):
-                begin(start)
+            for start, end in _bounds(len(rows), batch_size):
+                begin(start, end)
                 if len(pending) > BATCHES_AHEAD:
                     yield _finished(*pending.popleft(), rows, labels)
             while pending:
                 yield _finished(*pending.popleft(), rows, labels)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, int]]:
+    if isinstance(batch_size, int):
+        yield from ((start, min(start + batch_size, count)) for start in range(0, count, batch_size))
+    else:
+        yield from pairwise(accumulate(batch_size, initial=0))
 
 
 def _finished(
@@ -123,41 +131,26 @@ def default_workers() -> int:
 
 
 def evaluation_picture(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) picture that evaluation sees of a photograph.
-
-    The shorter side is resized to `round(image_size / crop)` and the centre cropped, in one resampling; a JPEG is
-    decoded at the smallest scale that still has so many pixels.
-    """
-    size = preprocessing.image_size
-    shorter = round(size / preprocessing.crop)
-    image = decode(data, min_side=shorter)
-    height, width = image.shape[:2]
-    side = size * min(width, height) / shorter
-    left, top = (width - side) / 2, (height - side) / 2
-    return resize(image, size, size, box=(left, top, left + side, top + side))
+    """Return the (S, S, 3) picture that evaluation sees of a photograph's bytes, decoded no larger than is needed."""
+    return preprocessing.picture(decode(data, min_side=preprocessing.resized_side))
 
 
-def training_picture(data: bytes, width: int, height: int, size: int, chosen: Draw) -> NDArray[np.uint8]:
-    """Return the (size, size, 3) picture that training sees of a photograph of `width` × `height` pixels.
+def training_picture(
+    data: bytes, width: int, height: int, preprocessing: Preprocessing, chosen: Draw
+) -> NDArray[np.uint8]:
+    """Return the (S, S, 3) picture that training sees of a photograph of `width` × `height` pixels.
 
     The JPEG is decoded at the smallest scale at which the drawn crop still has `size` pixels.
     """
     left, top, right, bottom = chosen.box
+    size = preprocessing.image_size
     crop = min((right - left) * width, (bottom - top) * height)
     image = decode(data, min_side=math.ceil(size * min(width, height) / crop))
     height, width = image.shape[:2]
-    picture = resize(image, size, size, box=(left * width, top * height, right * width, bottom * height))
+    box = (left * width, top * height, right * width, bottom * height)
+    picture = resize(image, size, size, box, interpolation=preprocessing.interpolation)
     picture = recolour(picture, chosen.colour)
     return np.ascontiguousarray(picture[:, ::-1]) if chosen.flip else picture
-
-
-def normalised(
-    images: torch.Tensor, preprocessing: Preprocessing, device: torch.device | str | None = None
-) -> torch.Tensor:
-    """Return uint8 pictures (N, 3, S, S) as a network takes them: on `device`, float32, by mean and deviation."""
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
-    return images.to(device, non_blocking=True).float().sub_(mean).div_(std)
 
 
 def order_of(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
