@@ -57,8 +57,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield `photos` (rows of `dataset.part(...)`) in their order, `batch_size` at a time, the last batch smaller.
 
-    A sequence of batch sizes, some perhaps zero, divides them unevenly. Without `augment` a picture is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
-    (seed, epoch, id). Raises `LandmarksError` that names a photograph which cannot be read.
+    A sequence of batch sizes, some perhaps zero, divides them unevenly. Without `augment` a picture is what evaluation
+    sees (shorter side resized, centre cropped); with it, the draw of (seed, epoch, id). Raises `LandmarksError` that
+    names a photograph which cannot be read.
     """
     reader = PhotoReader(dataset)
     columns = [photos[name].to_list() for name in ("id", "shard", "offset", "length", "width", "height")]
@@ -131,8 +132,19 @@ def default_workers() -> int:
 
 
 def evaluation_picture(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) picture that evaluation sees of a photograph's bytes, decoded no larger than is needed."""
-    return preprocessing.picture(decode(data, min_side=preprocessing.resized_side))
+    """Return the (S, S, 3) picture that evaluation sees of a photograph's bytes.
+
+    The shorter side is resized to `round(image_size / crop)` and the centre cropped, in one resampling; a JPEG is
+    decoded at the smallest scale that still has so many pixels.
+    """
+    size = preprocessing.image_size
+    shorter = round(size / preprocessing.crop)
+    image = decode(data, min_side=shorter)
+    height, width = image.shape[:2]
+    side = size * min(width, height) / shorter
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return resize(image, size, size, box, interpolation=preprocessing.interpolation)
 
 
 def training_picture(
@@ -151,6 +163,15 @@ def training_picture(
     picture = resize(image, size, size, box, interpolation=preprocessing.interpolation)
     picture = recolour(picture, chosen.colour)
     return np.ascontiguousarray(picture[:, ::-1]) if chosen.flip else picture
+
+
+def normalised(
+    images: torch.Tensor, preprocessing: Preprocessing, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Return uint8 pictures (N, 3, S, S) as a network takes them: on `device`, float32, by mean and deviation."""
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
+    return images.to(device, non_blocking=True).float().sub_(mean).div_(std)
 
 
 def order_of(count: int, seed: int, epoch: int) -> NDArray[np.int64]:

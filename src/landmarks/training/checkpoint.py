@@ -1,0 +1,78 @@
+"""Checkpoints: one file that holds all a training needs to go on, whole or not at all.
+
+Weights, the optimizer's moments and the best weights so far are tensors of one safetensors file; everything else is
+JSON in its header. There is no state of random generators to keep: every draw is keyed by seed, epoch and photograph.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import FORMAT, refuse_newer, written_whole
+
+FILE = "state.safetensors"
+
+
+def save_checkpoint(
+    folder: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, torch.Tensor],
+    state: dict[str, Any],
+) -> None:
+    """Replace the checkpoint in `folder`; killed at any instant, the earlier one or this one is there, whole."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(folder / FILE) as aside:
+        save_file(tensors, aside, metadata={"format": str(FORMAT), "state": json.dumps(state)})
+
+
+def load_checkpoint(
+    folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Put `network` and `optimizer` back to the checkpoint in `folder`; return the best weights and the state.
+
+    Returns None when there is no checkpoint yet. Raises `LandmarksError` when there is one that does not fit.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            refuse_newer(path, int(metadata["format"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        network.load_state_dict(_under("network.", tensors))
+    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+        raise LandmarksError(
+            f"{path} is damaged or of another network ({str(error).splitlines()[0]})",
+            way_out=f"delete {folder} to start this training anew",
+        ) from error
+    _load_optimizer(optimizer, _under("optimizer.", tensors))
+    return _under("best.", tensors), json.loads(metadata["state"])
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, moment = name.partition(".")
+        parameter = parameters[int(index)]
+        # Moments lie in memory as their weights do (channels last), or a fused optimizer would mix them up.
+        laid_out = torch.empty_like(parameter, device="cpu").copy_(value) if value.shape == parameter.shape else value
+        state.setdefault(int(index), {})[moment] = laid_out
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,32 @@
+"""Memory: how much was used, and going on after it ran out."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+
+import torch
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that a device's or the processor's memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+def release() -> None:
+    """Give back what nothing refers to any more; call it after the error itself has been let go."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory this process has held so far, in MB: on the graphics processor if there is one."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

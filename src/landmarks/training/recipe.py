@@ -1,0 +1,133 @@
+"""Everything that decides a training, in one frozen record; `recipes/` holds the ones that ship, one per file."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from landmarks.support.errors import UsageError, did_you_mean
+from landmarks.training.augment import Augmentation
+
+SHIPPED = ("default", "study")
+"""Names of the recipes that ship: files of `landmarks.training.recipes`, each with PRETRAINED and FROM_SCRATCH."""
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training, complete: with the same recipe, data and machine it ends in the same weights."""
+
+    name: str  # of the recipe file it began as
+    backbone: str = "resnet50"  # any name that `landmarks networks` knows
+    weights: str = "imagenet"  # imagenet (from the Hub), a file, another run's folder, or none: from scratch
+    head: str = "study"  # what stands on the trunk
+    image_size: int | None = None  # side of the square picture in pixels; None: what the weights were made for
+    seed: int = 0  # of every draw: the head's start, the order, the crops
+
+    # Warm-up: the head alone, on features computed once. Skipped from scratch.
+    warmup_epochs: int = 100  # at most, over the cached features
+    warmup_patience: int = 10  # epochs without a better validation loss after which the warm-up ends
+    warmup_views: int = 1  # pictures of each photograph in the cache: the evaluation picture, then augmented ones
+    warmup_batch_size: int = 64
+    warmup_learning_rate: float = 1e-3
+    warmup_weight_decay: float = 1e-2
+
+    # Fine-tuning: everything.
+    epochs: int = 10  # passes over the photographs; 0 keeps what the warm-up reached
+    patience: int = 5  # epochs without a better validation accuracy after which it ends
+    batch_size: int = 32  # photographs per step, all processes together
+    micro_batch: int | None = None  # photographs per pass through the network; None: all of a process at once
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3  # of the head; from scratch, of every layer
+    trunk_learning_rate: float = 3e-4  # of the trunk's last layer
+    layer_decay: float = 0.8  # each stage's learning rate as a share of the next one's
+    weight_decay: float = 0.05  # of matrices and kernels; never of biases and normalisation
+    warmup_share: float = 0.1  # of the steps, over which the learning rate climbs
+    final_share: float = 0.01  # of the learning rate, which is left at the end of the cosine
+    label_smoothing: float = 0.1
+    balance: float = 0.0  # loss of a landmark with n photographs is weighted by n ** -balance
+    clip: float | None = 1.0  # largest norm of the gradient; None: as it comes
+    frozen_statistics: bool = False  # batch normalisation keeps its running statistics
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    # The machine: these change speed and memory, and the weights only by rounding.
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False  # compile the trunk first: some minutes once, faster steps after
+    workers: int | None = None  # threads that read photographs; None: one per core
+    time_limit: float | None = None  # minutes of fine-tuning, in which the cosine then ends
+
+    def __post_init__(self) -> None:
+        for name, wrong, expected in _limits(self):
+            if wrong:
+                raise UsageError(f"the recipe's {name} cannot be used", received=getattr(self, name), expected=expected)
+        for name, choices in (("precision", PRECISIONS), ("device", DEVICES), ("optimizer", OPTIMIZERS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(
+                    f'no {name} "{value}"', expected=", ".join(choices), way_out=did_you_mean(value, choices)
+                )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether nothing is known before: no warm-up, one learning rate."""
+        return self.weights == "none"
+
+    def record(self) -> dict[str, Any]:
+        """Return every field as JSON."""
+        return asdict(self)
+
+
+def _limits(recipe: Recipe) -> list[tuple[str, bool, str]]:
+    at_least_one = ("batch_size", "warmup_batch_size", "warmup_views", "patience", "warmup_patience")
+    at_least_zero = ("epochs", "warmup_epochs", "weight_decay", "warmup_weight_decay", "balance")
+    positive = ("learning_rate", "trunk_learning_rate", "warmup_learning_rate")
+    maybe = ("micro_batch", "workers", "image_size")
+    return [
+        *((name, getattr(recipe, name) < 1, "1 or more") for name in at_least_one),
+        *((name, getattr(recipe, name) < 0, "0 or more") for name in at_least_zero),
+        *((name, not 0 < getattr(recipe, name) < float("inf"), "more than 0") for name in positive),
+        *((name, (getattr(recipe, name) or 1) < 1, "1 or more") for name in maybe),
+        ("layer_decay", not 0 < recipe.layer_decay <= 1, "more than 0, at most 1"),
+        ("label_smoothing", not 0 <= recipe.label_smoothing < 1, "from 0 to below 1"),
+        ("warmup_share", not 0 <= recipe.warmup_share < 1, "from 0 to below 1"),
+        ("final_share", not 0 <= recipe.final_share <= 1, "from 0 to 1"),
+        ("time_limit", recipe.time_limit is not None and recipe.time_limit <= 0, "minutes, more than 0"),
+        ("clip", recipe.clip is not None and recipe.clip <= 0, "more than 0"),
+    ]
+
+
+def recipe_named(name: str | Recipe, **changes: Any) -> Recipe:
+    """Return the shipped recipe `name` (or a given one) with the `changes` that are not None; `flip` is one of them.
+
+    With `weights="none"` the recipe's settings for training from scratch are the start. Raises `UsageError` for a
+    name or a setting that does not exist.
+    """
+    changes = {setting: value for setting, value in changes.items() if value is not None}
+    known = {known.name for known in fields(Recipe)} | {"flip"}
+    for setting in changes:
+        if setting not in known:
+            raise UsageError(f'a recipe has no setting "{setting}"', way_out=did_you_mean(setting, known))
+    recipe = name if isinstance(name, Recipe) else _shipped(name, from_scratch=_scratch(changes))
+    if "flip" in changes:
+        changes["augmentation"] = replace(recipe.augmentation, flip=changes.pop("flip"))
+    changes = {setting: str(value) if setting == "weights" else value for setting, value in changes.items()}
+    return replace(recipe, **changes)
+
+
+def _scratch(changes: dict[str, Any]) -> bool:
+    if changes.get("backbone") == "baseline" and "weights" not in changes:
+        changes["weights"] = "none"  # the study's baseline is only ever trained from scratch
+    return str(changes.get("weights")) == "none"
+
+
+def _shipped(name: str, *, from_scratch: bool) -> Recipe:
+    if name not in SHIPPED:
+        raise UsageError(f'no recipe "{name}"', expected=" or ".join(SHIPPED), way_out=did_you_mean(name, SHIPPED))
+    module = importlib.import_module(f"landmarks.training.recipes.{name}")
+    recipe: Recipe = module.FROM_SCRATCH if from_scratch else module.PRETRAINED
+    return recipe
