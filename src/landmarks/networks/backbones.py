@@ -8,10 +8,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from landmarks.networks.baseline import PRETRAINED, BaselineTrunk
+from landmarks.networks.baseline import BASELINE, PRETRAINED, BaselineTrunk
 from landmarks.support.errors import UsageError, did_you_mean
-
-BASELINE = "baseline"
 
 FRIENDLY = {
     "xception": "legacy_xception",
@@ -58,5 +56,16 @@ def build_trunk(backbone: str, image_size: int) -> nn.Module:
         return BaselineTrunk()
     record = pretrained_record(backbone)
     sizes = {"img_size": image_size} if record.get("fixed_input_size") else {}
-    trunk: nn.Module = timm.create_model(timm_name(backbone), pretrained=False, num_classes=0, **sizes)
+    try:
+        trunk: nn.Module = timm.create_model(timm_name(backbone), pretrained=False, num_classes=0, **sizes)
+    except (AssertionError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise wrong_size(backbone, image_size) from error
     return trunk
+
+
+def wrong_size(backbone: str, image_size: int) -> UsageError:
+    """Return the error for photographs of a size that a network cannot work on."""
+    own = pretrained_record(backbone)["input_size"][-1]
+    return UsageError(
+        f"{backbone} cannot take photographs of {image_size} pixels", way_out=f"it was made for {own} (--image-size)"
+    )

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+BASELINE = "baseline"
+"""Its name."""
+
 PRETRAINED: dict[str, Any] = {
     "input_size": (3, 112, 112),
     "mean": (0.5, 0.5, 0.5),

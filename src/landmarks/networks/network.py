@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from landmarks.networks.backbones import BASELINE, build_trunk, pretrained_record
+from landmarks.networks.backbones import build_trunk, pretrained_record, wrong_size
+from landmarks.networks.baseline import BASELINE
+from landmarks.networks.epsilon import epsilon_of, set_epsilon
 from landmarks.networks.heads import Head, build_head
 from landmarks.networks.parameters import count_parameters
 from landmarks.networks.preprocessing import Preprocessing, from_pretrained, from_record
 from landmarks.networks.weights import load_weights
-from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record, written_whole
 
 WEIGHTS_FILE = "model.safetensors"
@@ -40,18 +41,31 @@ def build_network(
     `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for
     unknown names and `LandmarksError` for weights that cannot be had or do not fit.
     """
-    preprocessing = from_pretrained(pretrained_record(backbone), image_size)
-    if backbone == BASELINE and head == "study":
-        head = "linear"
-        note("baseline keeps its own head, one dense softmax: the study's dense 512 would make it a larger network")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = build_trunk(backbone, preprocessing.image_size)
-        top = build_head(head, _width(trunk), classes, head_settings)
-    if weights == "imagenet" and backbone == BASELINE:
-        raise UsageError("baseline has no ImageNet weights", way_out='train it from scratch: weights "none"')
-    load_weights(trunk, backbone, weights)
-    return Network(backbone, trunk, head, top, preprocessing)
+        network = empty_network(
+            backbone, classes=classes, head=head, image_size=image_size, head_settings=head_settings
+        )
+    if image_size is not None and not _takes(network, image_size):
+        raise wrong_size(backbone, image_size)
+    load_weights(network.trunk, backbone, weights)
+    return network
+
+
+def empty_network(
+    backbone: str,
+    *,
+    classes: int,
+    head: str = "study",
+    image_size: int | None = None,
+    head_settings: Mapping[str, Any] | None = None,
+) -> Network:
+    """Return a network as `build_network` does, all its weights random, on torch's default device (meta too)."""
+    preprocessing = from_pretrained(pretrained_record(backbone), image_size)
+    if backbone == BASELINE and head == "study":
+        head = "linear"  # two convolutions and a dense softmax is all that the study's baseline is
+    trunk = build_trunk(backbone, preprocessing.image_size)
+    return Network(backbone, trunk, head, build_head(head, _width(trunk), classes, head_settings), preprocessing)
 
 
 class Network(nn.Module):
@@ -128,6 +142,7 @@ def save_network(network: Network, folder: Path | str, **extra: Any) -> None:
         "head_settings": network.head.settings,
         "classes": network.classes,
         "preprocessing": network.preprocessing.record(),
+        "batch_norm_epsilon": epsilon_of(network.trunk),
         "parameters": counts.total,
         "trainable": counts.trainable,
         "non_trainable": counts.non_trainable,
@@ -144,11 +159,25 @@ def load_network(folder: Path | str) -> Network:
     trunk = build_trunk(record["backbone"], preprocessing.image_size)
     head = build_head(record["head"], _width(trunk), record["classes"], record["head_settings"])
     network = Network(record["backbone"], trunk, record["head"], head, preprocessing)
+    if record["batch_norm_epsilon"] is not None:
+        set_epsilon(trunk, record["batch_norm_epsilon"])
     try:
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise LandmarksError(f"{folder / WEIGHTS_FILE} is not the network of {RECORD_FILE} ({error})") from error
     return network.eval()
+
+
+@torch.no_grad()
+def _takes(network: Network, image_size: int) -> bool:
+    """Return whether a photograph of `image_size` pixels goes through: too small a one ends in maps of no size."""
+    network.eval()
+    try:
+        return network(torch.zeros(1, 3, image_size, image_size)).isfinite().all().item() is True
+    except (RuntimeError, AssertionError, ValueError, LandmarksError):
+        return False
+    finally:
+        network.train()
 
 
 def _width(trunk: nn.Module) -> int:

@@ -8,16 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from landmarks.networks.backbones import timm_name
+from landmarks.networks.baseline import BASELINE
+from landmarks.networks.epsilon import TRAINED_WITH, is_folded, set_epsilon, unfold_epsilon
+from landmarks.networks.hub import OTHER_CHOICES, imagenet_file
+from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
-
-CHOICES = 'a file (--weights FILE.safetensors), the folder of another run, or "none" to train from scratch'
+from landmarks.support.files import read_record
 
 WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")
 """Names under which training scripts put the weights in a .pth file."""
@@ -32,13 +34,20 @@ def load_weights(trunk: nn.Module, backbone: str, weights: str | Path) -> None:
     if str(weights) == "none":
         return
     if str(weights) == "imagenet":
-        tensors = _from_hub(backbone)
-        fill(trunk, tensors, backbone, "timm's ImageNet weights")
-        return
-    path = Path(weights)
+        if backbone == BASELINE:
+            raise UsageError("baseline has no ImageNet weights", way_out='train it from scratch: weights "none"')
+        path = imagenet_file(backbone)
+    else:
+        path = Path(weights)
     if not path.exists():
-        raise UsageError(f'no weights "{weights}"', expected=f'"imagenet", {CHOICES}')
-    fill(trunk, read_weights(path), backbone, str(path))
+        raise UsageError(f'no weights "{weights}"', way_out=f'name "imagenet", or {OTHER_CHOICES}')
+    _fill(trunk, read_weights(path), backbone, str(path))
+    if path.is_dir():
+        epsilon = read_record(path / "model.json").get("batch_norm_epsilon")
+        if epsilon is not None:
+            set_epsilon(trunk, float(epsilon))
+    elif backbone != BASELINE:
+        _restore_epsilon(trunk, backbone, path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -49,35 +58,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read_file(path)
 
 
-def fill(trunk: nn.Module, tensors: dict[str, Tensor], backbone: str, source: str) -> None:
-    """Copy `tensors` into `trunk` by name; every tensor of the trunk must be there in its shape."""
+def _fill(trunk: nn.Module, tensors: dict[str, Tensor], backbone: str, source: str) -> None:
     wanted = trunk.state_dict()
     needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
-    if not _fits(tensors, wanted, needed):
+    if _matched(tensors, wanted, needed) != needed:
         tensors = _renamed(tensors, trunk)
-    matched = {name for name in needed if name in tensors and tensors[name].shape == wanted[name].shape}
+    matched = _matched(tensors, wanted, needed)
     if matched != needed:
-        missing = sorted(needed - matched)
+        first = sorted(needed - matched)[0]
+        why = f"has the shape {tuple(tensors[first].shape)}" if first in tensors else "is not there"
         raise LandmarksError(
             f"{source} does not fit the network {backbone}",
             received=f"{len(matched)} of its {len(needed)} tensors by name and shape",
-            expected=f"all, but {missing[0]}{_shape_of(tensors.get(missing[0]))} does not fit",
+            expected=f"all of them, but {first} {why}",
             way_out="name the network that these weights were made for",
         )
-    kept = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items() if name in wanted}
-    trunk.load_state_dict(kept, strict=False)
+    trunk.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted if name in tensors}, False)
 
 
-def _fits(tensors: dict[str, Tensor], wanted: dict[str, Tensor], needed: set[str]) -> bool:
-    return all(name in tensors and tensors[name].shape == wanted[name].shape for name in needed)
-
-
-def _shape_of(tensor: Tensor | None) -> str:
-    return "" if tensor is None else f" of shape {tuple(tensor.shape)}"
+def _matched(tensors: dict[str, Tensor], wanted: dict[str, Tensor], needed: set[str]) -> set[str]:
+    return {name for name in needed if name in tensors and tensors[name].shape == wanted[name].shape}
 
 
 def _renamed(tensors: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under timm's own names, for files in their authors' layout or of another image size."""
+    """Return the tensors under timm's own names, for files in their authors' layout or made for another image size."""
     renaming = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
     if renaming is None:
         return tensors
@@ -86,6 +90,16 @@ def _renamed(tensors: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
         return dict(renaming(*arguments))
     except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError):
         return tensors  # weights of another network: the caller says how much of them fits
+
+
+def _restore_epsilon(trunk: nn.Module, backbone: str, path: Path) -> None:
+    epsilon = TRAINED_WITH.get(timm_name(backbone).partition(".")[0])
+    if epsilon is not None and is_folded(trunk, epsilon):
+        unfold_epsilon(trunk, epsilon)
+        note(
+            f"{backbone}: the running variances in {path.name} are as if its epsilon of {epsilon:g} had been added to "
+            "them; it is taken out again and set in the layers (the same answers, and right when fine-tuned)"
+        )
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -107,16 +121,3 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise LandmarksError(f"{path} holds no weights", expected="names and their tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _from_hub(backbone: str) -> dict[str, Tensor]:
-    name = timm_name(backbone)
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # the Hub's client raises a dozen kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LandmarksError(
-            f"the ImageNet weights of {backbone} could not be fetched from the Hub ({reason})",
-            way_out=f"give {CHOICES}",
-        ) from error
-    return dict(model.state_dict())

@@ -32,10 +32,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for position, name in enumerate(columns):
         numeric = all(isinstance(row[position], int | float) for row in rows)
-        table.add_column(escape(name), justify="right" if numeric else "left")
+        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # a file or a pipe has no right edge
+    console.print(table)
 
 
 class Advance(Protocol):
