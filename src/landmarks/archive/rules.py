@@ -1,0 +1,165 @@
+"""The rule of a selection: which landmarks, in which order, and which of them are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from landmarks.archive.categories import named
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.seeds import generator
+
+KINDS = ("natural", "human-made")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Everything that decides a selection; the order of the fields is the order in which they are applied."""
+
+    set: str = "train"
+    clean: bool = False
+    license: str | None = None
+    landmarks: Sequence[int] | None = None
+    exclude: Sequence[int] | None = None
+    name: str | None = None
+    supercategory: str | None = None
+    kind: str | None = None
+    min_images: int | None = None
+    max_images: int | None = None
+    skip: int = 0
+    take: int | None = None
+    choose: int | None = None
+    others: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse_unknown_words(self)
+        _refuse_impossible_numbers(self)
+        _refuse_contradictions(self)
+
+    def __str__(self) -> str:
+        """Return the rule in the words of the command line; lists of landmarks are shortened."""
+        words = [f"--set {self.set}"]
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            option = "--" + field.name.replace("_", "-")
+            if field.name == "seed":
+                if self.choose is not None or self.others is not None:
+                    words.append(f"{option} {value}")
+            elif value is True:
+                words.append(option)
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                shown = ",".join(map(str, value[:10]))
+                words.append(f"{option} {shown}" + (f",… ({len(value)})" if len(value) > 10 else ""))
+            elif value is not None and value is not False and value != field.default:
+                words.append(f"{option} {shlex.quote(str(value))}")
+        return " ".join(words)
+
+
+def eligible(rule: Rule, landmarks: pl.DataFrame) -> pl.DataFrame:
+    """Return the landmarks that pass every condition of the rule but the draw, unordered.
+
+    `landmarks` has `images` and the columns of `LANDMARK_COLUMNS`, one row each; `images` counts the photographs that
+    the rule's own conditions on photographs (clean, licence) left.
+    """
+    conditions = [pl.col("images") > 0]
+    if rule.landmarks is not None:
+        conditions.append(pl.col("landmark_id").is_in(list(rule.landmarks)))
+    if rule.exclude is not None:
+        conditions.append(~pl.col("landmark_id").is_in(list(rule.exclude)))
+    if rule.name is not None:
+        conditions.append(named(rule.name))
+    if rule.supercategory is not None:
+        conditions.append(_same_words("supercategory", rule.supercategory))
+    if rule.kind is not None:
+        conditions.append(_same_words("natural_or_human_made", rule.kind))
+    if rule.min_images is not None:
+        conditions.append(pl.col("images") >= rule.min_images)
+    if rule.max_images is not None:
+        conditions.append(pl.col("images") <= rule.max_images)
+    return landmarks.filter(pl.all_horizontal(conditions))
+
+
+def drawn(rule: Rule, landmarks: pl.DataFrame) -> pl.DataFrame:
+    """Rank by photographs (ties: landmark id ascending), skip, take, draw at random; return them in that rank.
+
+    Raises:
+        LandmarksError: nothing is left, or fewer than the rule asks to draw.
+    """
+    ranked = landmarks.sort(["images", "landmark_id"], descending=[True, False])
+    if len(ranked) == 0:
+        raise LandmarksError("no landmark was chosen", received=str(rule), way_out=_way_out(rule))
+    if rule.skip >= len(ranked):
+        raise LandmarksError(f"--skip {rule.skip} goes beyond the last of {len(ranked)} landmarks")
+    taken = ranked[rule.skip :] if rule.take is None else ranked[rule.skip : rule.skip + rule.take]
+    if rule.choose is None:
+        return taken
+    if rule.choose > len(taken):
+        raise LandmarksError(
+            f"--choose {rule.choose} is more than the {len(taken)} landmarks there are to draw from",
+            received=str(rule),
+        )
+    lots = generator(rule.seed, "select").random(len(taken))
+    return taken[np.sort(np.argsort(lots, kind="stable")[: rule.choose])]
+
+
+def refuse_unknown_supercategory(rule: Rule, landmarks: pl.DataFrame) -> None:
+    """Raise when the rule names a supercategory that no landmark has, with the closest that there is."""
+    if rule.supercategory is None:
+        return
+    known = landmarks["supercategory"].drop_nulls().unique().sort().to_list()
+    if rule.supercategory.casefold() not in {word.casefold() for word in known}:
+        close = did_you_mean(rule.supercategory, known) or f"some that exist: {', '.join(known[:8])}"
+        raise UsageError(f'no landmark has the supercategory "{rule.supercategory}"', way_out=close)
+
+
+def _same_words(column: str, words: str) -> pl.Expr:
+    return pl.col(column).str.to_lowercase().eq_missing(words.lower())
+
+
+def _refuse_unknown_words(rule: Rule) -> None:
+    if rule.set not in ("train", "test"):
+        close = difflib.get_close_matches(rule.set, ("train", "test"), n=1)
+        raise UsageError(
+            f'no set "{rule.set}"', expected="train or test", way_out=f'did you mean "{close[0]}"?' if close else ""
+        )
+    if rule.kind is not None and rule.kind.lower() not in KINDS:
+        raise UsageError(f'no kind of landmark "{rule.kind}"', expected=" or ".join(KINDS))
+
+
+def _refuse_impossible_numbers(rule: Rule) -> None:
+    least = {"skip": 0, "others": 0, "take": 1, "choose": 1, "min_images": 1, "max_images": 1}
+    for name, lowest in least.items():
+        value = getattr(rule, name)
+        if value is not None and value < lowest:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is impossible", expected=f"{lowest} or more")
+    if rule.take is not None and rule.choose is not None and rule.choose > rule.take:
+        raise UsageError(f"--choose {rule.choose} cannot be more than --take {rule.take}")
+    if rule.min_images is not None and rule.max_images is not None and rule.min_images > rule.max_images:
+        raise UsageError(f"--min-images {rule.min_images} is more than --max-images {rule.max_images}")
+
+
+def _refuse_contradictions(rule: Rule) -> None:
+    if rule.set == "train" and rule.others is not None:
+        raise UsageError("--others belongs to --set test: every photograph of the training set shows a landmark")
+    only_train = ("skip", "take", "choose", "min_images", "max_images", "license")
+    given = [f"--{name.replace('_', '-')}" for name in only_train if getattr(rule, name) not in (None, 0)]
+    if rule.set == "test" and given:
+        raise UsageError(
+            f"{', '.join(given)}: only with --set train",
+            way_out="for the test photographs of a selection use: --set test --landmarks SELECTION",
+        )
+
+
+def _way_out(rule: Rule) -> str:
+    if rule.landmarks is not None:
+        return "are these the ids of landmarks in this archive?"
+    if rule.min_images is not None or rule.max_images is not None:
+        return "change --min-images or --max-images"
+    return "loosen the rule"
