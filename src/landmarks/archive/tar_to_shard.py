@@ -1,0 +1,269 @@
+"""What is done for one TAR: its wanted photographs are read, prepared and written as one shard, with a table of them.
+
+The table is written last and marks the shard as finished: a killed `fetch` repeats only TARs that have none. The work
+for a TAR needs nothing but its task and the output folder, so that any thread, process or machine can do it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from landmarks.archive.mirror import Answer, Mirror, tar_path
+from landmarks.archive.patience import AbsentError, MirrorError, RangesRefusedError
+from landmarks.archive.ranges import Places, Span
+from landmarks.archive.tarheader import HeaderError, TruncatedError
+from landmarks.archive.transfer import (
+    ChangedError,
+    Contents,
+    Photograph,
+    Report,
+    WrongMd5Error,
+    is_among,
+    ranged,
+    streamed,
+)
+from landmarks.dataset.groups import perceptual_hash
+from landmarks.dataset.pictures import PictureError, prepare, size_of
+from landmarks.dataset.shards import ShardWriter
+from landmarks.support.errors import LandmarksError
+from landmarks.support.tables import read_metadata, read_table, write_table
+
+STREAMED_TRIES = 3
+"""How often a TAR that arrives damaged is streamed before it is given up."""
+
+PART = {
+    "id": pl.String,
+    "offset": pl.UInt64,
+    "length": pl.UInt32,
+    "width": pl.UInt32,
+    "height": pl.UInt32,
+    "phash": pl.UInt64,
+    "why": pl.String,  # not null: the photograph is rejected
+}
+"""Columns of a finished TAR's table, in the shard's order."""
+
+MEMBERS = {"id": pl.UInt64, "offset": pl.UInt64, "length": pl.UInt32}
+"""Columns of the places that a pass over a TAR has met."""
+
+_LARGE_PIXELS = 8_000_000
+_one_large_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class TarTask:
+    """What to do for one TAR. With `places`, byte ranges are asked for; without, the whole TAR is streamed."""
+
+    out: Path
+    mirror: Mirror
+    set: str
+    tar: int
+    max_side: int
+    digest: str  # of the selection and of all that decides the result
+    size: int | None = None  # of the TAR when it was indexed
+    etag: str | None = None
+    places: Places | None = None
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The TAR's name, which is also the shard's."""
+        return f"images_{self.tar:03d}.tar"
+
+    @property
+    def part(self) -> Path:
+        """The table that marks this TAR as done."""
+        return parts_folder(self.out) / f"images_{self.tar:03d}.parquet"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one TAR. With `failure`, it contributes nothing, and `lost` are the wanted ids seen in it."""
+
+    tar: int
+    photographs: int = 0
+    rejected: int = 0
+    failure: str = ""
+    lost: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = field(default=())
+
+
+def parts_folder(out: Path) -> Path:
+    """Return where the tables of finished TARs are kept."""
+    return out / ".parts"
+
+
+def wanted_file(out: Path) -> Path:
+    """Return the sorted ids of all selected photographs, as integers."""
+    return parts_folder(out) / "wanted.npy"
+
+
+def members_file(task: TarTask) -> Path:
+    """Return the places of all photographs of a streamed TAR, from which a byte index is made."""
+    return task.part.with_suffix(".members.parquet")
+
+
+def tar_to_shard(task: TarTask, report: Report) -> Outcome:
+    """Fetch one TAR's wanted photographs into one shard, unless that is already done.
+
+    A TAR that a mirror cannot or will not give is an outcome; a disk that is full is an error.
+    """
+    finished = finished_part(task)
+    if finished is not None:
+        return _outcome(task, finished)
+    remarks: list[str] = []
+    if task.places is not None:
+        try:
+            return _write(task, _by_ranges(task, report), None, report, remarks)
+        except (ChangedError, RangesRefusedError) as error:
+            remarks.append(f"{error}; the whole TAR is streamed instead")
+        except MirrorError as error:
+            return Outcome(task.tar, failure=str(error), lost=_all_ids(task.places), remarks=tuple(remarks))
+    seen: set[str] = set()
+    for tried in range(1, STREAMED_TRIES + 1):
+        contents = Contents()
+        try:
+            return _write(task, _by_streaming(task, contents, report), contents, report, remarks)
+        except (WrongMd5Error, TruncatedError, HeaderError, RangesRefusedError) as error:
+            failure = str(error)
+            if tried < STREAMED_TRIES:
+                remarks.append(f"{failure}; streamed again")
+        except MirrorError as error:
+            failure = str(error)
+            break
+        finally:
+            seen.update(contents.ids)
+    wanted = is_among(np.load(wanted_file(task.out), mmap_mode="r"))
+    lost = tuple(sorted(id for id in seen if wanted(id)))
+    return Outcome(task.tar, failure=failure, lost=lost, remarks=tuple(remarks))
+
+
+def finished_part(task: TarTask) -> pl.DataFrame | None:
+    """Return the table of a TAR that is done: made from the same, with its shard as long as it was written."""
+    try:
+        metadata = read_metadata(task.part)
+        shard = task.out / "shards" / task.name
+        shard_bytes = shard.stat().st_size if shard.exists() else 0
+        if metadata.get("digest") != task.digest or int(metadata.get("shard_bytes", "-1")) != shard_bytes:
+            return None
+        return read_table(task.part, PART)
+    except LandmarksError:
+        return None
+
+
+def _all_ids(places: Places) -> tuple[str, ...]:
+    return tuple(places.id_of(row) for row in range(len(places)))
+
+
+def _by_ranges(task: TarTask, report: Report) -> Iterator[Photograph]:
+    assert task.places is not None
+
+    def same(answer: Answer) -> bool:
+        return task.size in (None, answer.size) and (task.etag is None or task.etag == answer.etag)
+
+    path = tar_path(task.set, task.tar)
+    return ranged(task.mirror, path, places=task.places, spans=task.spans, same=same, report=report)
+
+
+def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator[Photograph]:
+    wanted = is_among(np.load(wanted_file(task.out), mmap_mode="r"))
+    path = tar_path(task.set, task.tar)
+    try:
+        md5 = task.mirror.md5(task.set, task.tar)
+    except AbsentError as error:
+        raise MirrorError(f"{error}; without it {task.name} cannot be checked") from error
+    return streamed(task.mirror, path, md5=md5, wanted=wanted, contents=contents, report=report)
+
+
+def _write(
+    task: TarTask, photographs: Iterator[Photograph], contents: Contents | None, report: Report, remarks: list[str]
+) -> Outcome:
+    task.part.unlink(missing_ok=True)
+    rows: list[tuple[str, int | None, int | None, int | None, int | None, int | None, str | None]] = []
+    met: set[str] = set()
+    shard = task.out / "shards" / task.name
+    with ExitStack() as ending:
+        writer: ShardWriter | None = None
+        for photograph in photographs:
+            if photograph.id in met:
+                remarks.append(f"{task.name} holds {photograph.id} twice; the first is kept")
+                continue
+            met.add(photograph.id)
+            try:
+                data, width, height, phash = _prepared(task, photograph)
+            except PictureError as error:
+                rows.append((photograph.id, None, None, None, None, None, str(error)))
+                continue
+            if writer is None:
+                writer = ending.enter_context(ShardWriter(shard))
+            offset, length = writer.add(photograph.id, data)
+            rows.append((photograph.id, offset, length, width, height, phash, None))
+            report(0, 1)
+    if writer is None:
+        shard.unlink(missing_ok=True)
+    if contents is not None:
+        remarks += _remarks_on(task, contents)
+        _write_members(task, contents)
+    shard_bytes = shard.stat().st_size if writer is not None else 0
+    table = pl.DataFrame(rows, schema=PART, orient="row")
+    write_table(task.part, table, digest=task.digest, shard_bytes=shard_bytes, remarks=json.dumps(remarks))
+    return _outcome(task, table, tuple(remarks))
+
+
+def _outcome(task: TarTask, table: pl.DataFrame, remarks: tuple[str, ...] = ()) -> Outcome:
+    photographs = table["why"].null_count()
+    return Outcome(task.tar, photographs, len(table) - photographs, remarks=remarks)
+
+
+def _prepared(task: TarTask, photograph: Photograph) -> tuple[bytes, int, int, int]:
+    """Return what is stored of a photograph: JPEG bytes, width, height, perceptual hash."""
+    if photograph.data is None:
+        raise PictureError(photograph.why)
+    try:
+        return _decoded(photograph.data, task.max_side)
+    except PictureError:
+        if task.places is None:  # the MD5 of what was streamed vouches for these bytes: they are so
+            raise
+        again = _read_again(task, photograph.id)
+        if again == photograph.data:
+            raise
+        return _decoded(again, task.max_side)
+
+
+def _decoded(jpeg: bytes, max_side: int) -> tuple[bytes, int, int, int]:
+    width, height = size_of(jpeg)
+    if width * height > _LARGE_PIXELS:  # rare, and several at once would need gigabytes
+        with _one_large_at_a_time:
+            data, image = prepare(jpeg, max_side)
+    else:
+        data, image = prepare(jpeg, max_side)
+    return data, image.shape[1], image.shape[0], perceptual_hash(image)
+
+
+def _read_again(task: TarTask, id: str) -> bytes:
+    assert task.places is not None
+    row = int(np.flatnonzero(task.places.ids == np.uint64(int(id, 16)))[0])
+    start, length = int(task.places.offsets[row]), int(task.places.lengths[row])
+    return task.mirror.range(tar_path(task.set, task.tar), start, start + length).data
+
+
+def _remarks_on(task: TarTask, contents: Contents) -> list[str]:
+    remarks = [f"{task.name} has a damaged header at byte {position}" for position in contents.damaged]
+    if any(".." in name or name.startswith("/") for name in contents.strange):
+        remarks.append(
+            f"{task.name} holds members with names that are no photographs', such as {contents.strange[0]!r}"
+        )
+    return remarks
+
+
+def _write_members(task: TarTask, contents: Contents) -> None:
+    numbers = [int(id, 16) for id in contents.ids]
+    table = pl.DataFrame({"id": numbers, "offset": contents.offsets, "length": contents.sizes}, MEMBERS)
+    write_table(members_file(task), table, damaged=len(contents.damaged))
