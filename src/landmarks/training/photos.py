@@ -177,3 +177,13 @@ def normalised(
 def order_of(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order in which an epoch sees `count` photographs: the same on every machine, for any workers."""
     return generator(seed, epoch, "order").permutation(count)
+
+
+def shares(order: NDArray[np.int64], batch_size: int, rank: int = 0, processes: int = 1) -> list[NDArray[np.int64]]:
+    """Return, per step, which photographs process `rank` of `processes` sees: each is seen once, by one process.
+
+    An epoch has as few steps as `batch_size` allows, of equal size but for one photograph, so that no step is tiny; a
+    step's photographs are divided in the same way, and a process may have none.
+    """
+    steps = max(1, math.ceil(len(order) / batch_size))
+    return [np.array_split(step, processes)[rank] for step in np.array_split(order, steps)]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
+from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -29,6 +31,54 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.what}: {self.value} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a training computes: its processes, its device, its precision, its threads that read photographs."""
+
+    accelerator: Accelerator
+    precision: str = "float32"
+    workers: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors go."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def rank(self) -> int:
+        """Which of the processes this is, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return a context in which matrix products and convolutions are computed in this machine's precision."""
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of every process's `tensor`; each process must call it."""
+        if self.processes == 1:
+            return tensor
+        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return total
+
+    def say(self, text: str) -> None:
+        """Print one line, once for all processes."""
+        if self.is_main:
+            note(text)
 
 
 def choose_device(wanted: str) -> Choice:
@@ -69,13 +119,6 @@ def choose_layout(network: torch.nn.Module) -> Choice:
     if any(isinstance(module, torch.nn.Conv2d) and module.kernel_size != module.stride for module in network.modules()):
         return Choice("memory layout", "channels last", "its convolutions are faster so")
     return Choice("memory layout", "channels first", "no convolutions beyond patches")
-
-
-def computing_in(precision: str, device: str) -> AbstractContextManager[Any]:
-    """Return a context in which matrix products and convolutions are computed in `precision`."""
-    if precision == "bfloat16":
-        return torch.autocast(device, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def processor_flags() -> frozenset[str]:

@@ -44,7 +44,7 @@ class Recipe:
     optimizer: str = "adamw"
     learning_rate: float = 1e-3  # of the head; from scratch, of every layer
     trunk_learning_rate: float = 3e-4  # of the trunk's last layer
-    layer_decay: float = 0.8  # each stage's learning rate as a share of the next one's
+    first_layer_share: float = 0.2  # of it, for the trunk's first layer; geometric in between, whatever the depth
     weight_decay: float = 0.05  # of matrices and kernels; never of biases and normalisation
     warmup_share: float = 0.1  # of the steps, over which the learning rate climbs
     final_share: float = 0.01  # of the learning rate, which is left at the end of the cosine
@@ -92,7 +92,7 @@ def _limits(recipe: Recipe) -> list[tuple[str, bool, str]]:
         *((name, getattr(recipe, name) < 0, "0 or more") for name in at_least_zero),
         *((name, not 0 < getattr(recipe, name) < float("inf"), "more than 0") for name in positive),
         *((name, (getattr(recipe, name) or 1) < 1, "1 or more") for name in maybe),
-        ("layer_decay", not 0 < recipe.layer_decay <= 1, "more than 0, at most 1"),
+        ("first_layer_share", not 0 < recipe.first_layer_share <= 1, "more than 0, at most 1"),
         ("label_smoothing", not 0 <= recipe.label_smoothing < 1, "from 0 to below 1"),
         ("warmup_share", not 0 <= recipe.warmup_share < 1, "from 0 to below 1"),
         ("final_share", not 0 <= recipe.final_share <= 1, "from 0 to 1"),

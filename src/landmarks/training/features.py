@@ -1,0 +1,216 @@
+"""The cache: pooled features of photographs, computed once per trunk, preprocessing and photographs, kept on disk.
+
+Half precision, read by memory map, in `DATA/features/<digest>/`: the digest covers everything the numbers depend on,
+so that another trunk or another decoder finds no cache rather than a wrong one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.pictures import DECODER
+from landmarks.networks.network import Network
+from landmarks.support.console import note, progress
+from landmarks.support.errors import BusyError, LandmarksError, StaleError
+from landmarks.support.files import digest_of, held, read_record, require_free_disk, write_record, written_whole
+from landmarks.support.tables import read_table, write_table
+from landmarks.training.augment import Augmentation
+from landmarks.training.photos import batches, normalised, shares
+from landmarks.training.precision import Machine
+
+RECORD = "features.json"
+"""Written last: a folder that holds it holds a whole cache."""
+
+BATCH_SIZE = 32
+"""Photographs per pass through the trunk, per process."""
+
+SECONDS_BETWEEN_LOOKS = 1.0
+"""How often a process looks whether another one has finished the same cache."""
+
+
+_Write = Callable[[NDArray[np.int64], torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class View:
+    """Which picture of each photograph: 0 the evaluation picture, later ones augmented, drawn from (seed, -number)."""
+
+    number: int = 0
+    augment: Augmentation | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Work:
+    network: Network
+    dataset: Dataset
+    photos: pl.DataFrame
+    machine: Machine
+    view: View
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled features of some photographs, in the order they were asked for."""
+
+    values: NDArray[np.float16]  # (P, C), a memory map
+    seconds: float  # it took to compute them; 0 when they were there
+
+
+def cached_features(
+    network: Network,
+    dataset: Dataset,
+    photos: pl.DataFrame,
+    *,
+    machine: Machine,
+    view: int = 0,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+) -> Features:
+    """Return the features of `photos`, from the cache when they are there; the network is in evaluation mode after.
+
+    `view` 0 is the evaluation picture; later views are augmented, each drawn from (seed, view, id). Raises
+    `StaleError` when a cache is there but not what its name says.
+    """
+    drawn = View(view, augment, seed) if view and augment else View()
+    work = _Work(network, dataset, photos, machine, drawn)
+    key = cache_key(network, photos, machine.precision, drawn)
+    folder = dataset.folder / "features" / digest_of(key)
+    started, missing = time.monotonic(), not (folder / RECORD).exists()
+    machine.accelerator.wait_for_everyone()  # all have looked before one writes
+    if missing and machine.is_main:
+        _compute_in(folder, key, work)
+    elif missing:
+        _compute(None, work)
+    machine.accelerator.wait_for_everyone()
+    return Features(_open(folder, key, photos), time.monotonic() - started if missing else 0.0)
+
+
+def cache_key(network: Network, photos: pl.DataFrame, precision: str, view: View) -> dict[str, Any]:
+    """Return everything that cached features depend on, as JSON."""
+    return {
+        "trunk": trunk_digest(network),
+        "backbone": network.backbone,
+        "preprocessing": network.preprocessing.record(),
+        "decoder": DECODER,
+        "precision": precision,
+        "photographs": digest_of(photos.select("id", "length", "width", "height", "phash").rows()),
+        "view": asdict(view),
+    }
+
+
+def trunk_digest(network: Network) -> str:
+    """Return 32 hex digits that change with any weight of the trunk."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(network.trunk.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):  # counts steps, changes nothing
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _compute_in(folder: Path, key: dict[str, Any], work: _Work) -> None:
+    """Fill the cache in `folder`; another process that is filling it is waited for."""
+    told = False
+    while not (folder / RECORD).exists():
+        try:
+            with held(folder):
+                if not (folder / RECORD).exists():
+                    require_free_disk(folder, 2 * len(work.photos) * work.network.width + 4096)
+                    _compute(folder, work)
+                    write_table(folder / "ids.parquet", work.photos.select("id"))
+                    write_record(folder / RECORD, {"key": key, "photographs": len(work.photos)}, verb="train")
+        except BusyError:
+            if work.machine.processes > 1:  # the others have already begun to compute
+                raise
+            if not told:
+                note("another process is computing the same features; waiting for it")
+            told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+@torch.no_grad()  # not inference_mode: the head is trained on what comes from here
+def _compute(folder: Path | None, work: _Work) -> None:
+    """Pass photographs through the trunk, a share per process; the main process, which has a `folder`, writes."""
+    network, photos, machine, view = work.network.eval(), work.photos, work.machine, work.view
+    every = [
+        shares(np.arange(len(photos)), BATCH_SIZE * machine.processes, rank, machine.processes)
+        for rank in range(machine.processes)
+    ]
+    mine = every[machine.rank]
+    loaded = batches(
+        work.dataset,
+        photos[np.concatenate(mine)],
+        network.preprocessing,
+        batch_size=[len(step) for step in mine],
+        workers=machine.workers,
+        augment=view.augment,
+        seed=view.seed,
+        epoch=-view.number,
+    )
+    rows_per_process = max(len(step) for steps in every for step in steps)
+    with _writer(folder, (len(photos), network.width), view) as write:
+        for step, batch in enumerate(loaded):
+            features = torch.zeros(rows_per_process, network.width, device=machine.device)
+            if batch.ids:
+                images = normalised(batch.images, network.preprocessing, machine.device)
+                with machine.computing():
+                    features[: len(batch.ids)] = network.features(images)
+            together = machine.accelerator.gather(features) if machine.processes > 1 else features
+            if write:
+                for rank, rows in enumerate(together.cpu().split(rows_per_process)):
+                    write(every[rank][step], rows[: len(every[rank][step])])
+
+
+@contextlib.contextmanager
+def _writer(folder: Path | None, shape: tuple[int, int], view: View) -> Iterator[_Write | None]:
+    """Give a function that stores features (n, C) at rows (n,) and moves the bar; none to a process without folder."""
+    if folder is None:
+        yield None
+        return
+    what = "features" if not view.number else f"features, augmented view {view.number}"
+    with written_whole(folder / "features.npy") as aside, progress(what, shape[0]) as advance:
+        values = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=shape)
+        started, done = time.monotonic(), 0
+
+        def write(rows: NDArray[np.int64], features: torch.Tensor) -> None:
+            nonlocal done
+            half = features.half()
+            if not bool(torch.isfinite(half).all()):
+                raise LandmarksError(
+                    "the trunk gives features that half precision cannot hold", way_out="try --precision float32"
+                )
+            values[rows] = half.numpy()
+            done += len(rows)
+            advance(len(rows), f"{done / (time.monotonic() - started):.0f} photographs/s")
+
+        yield write
+        values.flush()
+
+
+def _open(folder: Path, key: dict[str, Any], photos: pl.DataFrame) -> NDArray[np.float16]:
+    """Map a cache into memory; raise `StaleError` when it is not what `key` and `photos` ask for."""
+    record = read_record(folder / RECORD)
+    try:
+        values: NDArray[np.float16] = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise StaleError(f"the cached features in {folder} cannot be read ({error})", way_out="delete it") from error
+    ids = read_table(folder / "ids.parquet", {"id": pl.String})["id"]
+    fits = record.get("key") == key and values.dtype == np.float16 and values.ndim == 2 and len(values) == len(photos)
+    if not fits or not ids.equals(photos["id"]):
+        raise StaleError(
+            f"the cached features in {folder} belong to another trunk or other photographs", way_out="delete it"
+        )
+    return values
