@@ -1,1 +1,1 @@
-"""From runs to one self-contained page."""
+"""Runs become one HTML page: tables, charts, photographs, and what the numbers mean and do not show."""

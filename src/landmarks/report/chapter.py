@@ -1,0 +1,173 @@
+"""One run in detail: its figures, tables, photographs, and one line with a command for whatever is not there yet."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.report import drawings, mistakes, tables
+from landmarks.report.figures import Figure, FigureFolder
+from landmarks.report.mistakes import ConfusedPair, Mistake, Panel
+from landmarks.report.pictures import find_dataset
+from landmarks.report.pieces import Evaluation, Pieces
+from landmarks.report.wording import (
+    count,
+    decimal,
+    duration,
+    facts,
+    in_words,
+    interval,
+    millions,
+    number,
+    percent,
+    readable,
+)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that was not made yet, and the command that makes it."""
+
+    what: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Everything the page shows of one run; lists are empty and figures None where there is nothing to show."""
+
+    run: Pieces
+    judged: Evaluation | None
+    tiles: list[tuple[str, str, str]]
+    missing: list[Missing]
+    evaluations: tables.Table | None
+    learning: list[Figure] = field(default_factory=list)
+    confusion: Figure | None = None
+    landmarks: list[Figure] = field(default_factory=list)
+    landmark_table: tables.Table | None = None
+    pairs: list[ConfusedPair] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+    strangers: list[Mistake] = field(default_factory=list)
+    calibration: list[Figure] = field(default_factory=list)
+    calibration_line: str = ""
+    rejections: list[tuple[str, tables.Table]] = field(default_factory=list)
+    making: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+    choices: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
+    """Return a run's chapter; its figures are written on the way, and at most `panels` heat maps are taken up."""
+    judged = run.main
+    dataset = _dataset(run, judged)
+    landmarks = tables.landmarks_numbers(run, judged) if judged else None
+    file = f"{run.slug}-landmarks"
+    if landmarks is not None:
+        file = figures.keep(landmarks, file=file)
+    return Chapter(
+        run=run,
+        judged=judged,
+        tiles=_tiles(run, judged),
+        missing=_missing(run, judged, dataset),
+        evaluations=tables.evaluations(run) if run.evaluations else None,
+        learning=drawings.learning(run, figures),
+        confusion=drawings.confusion(run, judged, figures) if judged else None,
+        landmarks=drawings.landmarks(run, landmarks, figures) if landmarks is not None else [],
+        landmark_table=tables.per_landmark(landmarks, file) if landmarks is not None else None,
+        pairs=mistakes.confused(run, judged, dataset) if judged else [],
+        panels=mistakes.panels(run, panels),
+        mistakes=mistakes.confident_mistakes(run, judged, dataset) if judged else [],
+        strangers=mistakes.confident_strangers(run, judged, dataset) if judged else [],
+        calibration=drawings.calibration(run, judged, figures) if judged else [],
+        calibration_line=_calibration_line(judged),
+        rejections=_rejections(run),
+        making=_making(run),
+        choices=_choices(run),
+    )
+
+
+def _dataset(run: Pieces, judged: Evaluation | None) -> Dataset | None:
+    places = [judged.place if judged else "", str(run.part("data", "folder") or "")]
+    return next((found for place in places if (found := find_dataset(place, run.folder)) is not None), None)
+
+
+def _tiles(run: Pieces, judged: Evaluation | None) -> list[tuple[str, str, str]]:
+    """Return the numbers at the head of a chapter: (name, number, smaller line)."""
+    tiles = []
+    if judged:
+        part = "validation" if judged.name == "val" else "test"
+        top1, top5 = judged.metrics.get("top1"), judged.metrics.get("top5")
+        tiles.append((f"{part} accuracy", percent(top1), interval(top1)))
+        tiles.append(("among the best five", percent(top5), interval(top5)))
+        tiles.append(("photographs judged", count(judged.known), f"of {count(len(run.labels))} landmarks"))
+    size = number(run.part("network", "image_size"))
+    tiles.append(("parameters", millions(run.part("network", "parameters")), f"at {size:.0f} pixels" if size else ""))
+    tiles.append(("training", duration(run.part("seconds", "total")), _memory(run)))
+    return tiles
+
+
+def _memory(run: Pieces) -> str:
+    peak = number(run.part("peak_memory_mb"))
+    return f"{peak:,.0f} MB at most" if peak else ""
+
+
+def _missing(run: Pieces, judged: Evaluation | None, dataset: Dataset | None) -> list[Missing]:
+    folder = shlex.quote(str(run.folder))
+    missing = []
+    if run.history is None:
+        missing.append(Missing("No learning curves: the run has no history."))
+    if judged is None:
+        missing.append(Missing("Not evaluated yet.", f"landmarks evaluate {folder}"))
+    elif judged.name == "val":
+        missing.append(Missing("Judged on validation photographs only.", f"landmarks evaluate {folder} --part test"))
+    if judged is not None and judged.predictions is None:
+        missing.append(Missing("The predictions are gone, so no mistakes are shown.", f"landmarks evaluate {folder}"))
+    if run.maps is None:
+        missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}"))
+    if judged is not None and dataset is None:
+        place = readable(judged.place or run.part("data", "folder") or "unknown", 200)
+        missing.append(Missing(f"Photographs are left out: their dataset is not at {place}."))
+    return missing
+
+
+def _calibration_line(judged: Evaluation | None) -> str:
+    if judged is None:
+        return ""
+    parts = []
+    if (ece := number(judged.metrics.get("ece"))) is not None:
+        parts.append(f"Stated probabilities are off by {percent(ece)} on average (ECE)")
+    if (temperature := number(judged.metrics.get("temperature"))) is not None:
+        parts.append(f"after dividing by a temperature of {decimal(temperature, 2)}")
+    return f"{' '.join(parts)}." if parts and parts[0].startswith("Stated") else ""
+
+
+def _rejections(run: Pieces) -> list[tuple[str, tables.Table]]:
+    made = [(one.name, tables.rejection(one.metrics.get("rejection") or [])) for one in run.evaluations]
+    return [(name, table) for name, table in made if table is not None]
+
+
+def _making(run: Pieces) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the groups of facts on how a run was made: (heading, (name, value) pairs)."""
+    seconds = [(readable(name), duration(value)) for name, value in (run.part("seconds") or {}).items()]
+    memory = [("peak memory", _memory(run))] if _memory(run) else []
+    best = facts(run.part("best") or {})
+    if kept := [f"{name} {value}" for name, value in best if name in ("phase", "epoch")]:
+        seconds.append(("epoch kept", ", ".join(kept)))
+    groups = [
+        ("Recipe", facts(run.part("recipe") or {})),
+        ("Network", facts(run.part("network") or {})),
+        ("Time and memory", seconds + memory),
+        ("Machine", facts(run.part("machine") or {})),
+        ("Versions", facts(run.part("versions") or {}) or [("landmarks", in_words(run.part("version")))]),
+    ]
+    return [(heading, pairs) for heading, pairs in groups if pairs]
+
+
+def _choices(run: Pieces) -> list[tuple[str, str, str]]:
+    choices = run.part("choices") or []
+    return [
+        (in_words(one.get("what")), in_words(one.get("value")), in_words(one.get("why")))
+        for one in choices
+        if isinstance(one, dict)
+    ]

@@ -1,0 +1,165 @@
+"""The verb `report`: runs become one HTML page that needs nothing but itself, and figures beside it."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import importlib.resources
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from landmarks import __version__
+from landmarks.report import caveats, drawings, tables
+from landmarks.report.chapter import Chapter, chapter
+from landmarks.report.figures import FigureFolder
+from landmarks.report.pieces import Pieces, read_pieces, slug
+from landmarks.report.wording import facts, interval, percent, plural, readable
+from landmarks.support.console import note
+from landmarks.support.errors import UsageError
+from landmarks.support.files import held, written_whole
+
+FIGURES = "figures"
+"""Folder beside the page where every figure also lies as SVG and its numbers as CSV."""
+
+PANELS_OF_THE_FIRST = 12
+PANELS_OF_OTHERS = 4
+"""Heat maps taken into the page: all of the run that the page is about, a few of the others, to keep it small."""
+
+
+def report(runs: Path | str | Sequence[Path | str], out: Path | str = "report.html") -> Path:
+    """Write one self-contained HTML page about one or several run folders, and return where it lies.
+
+    The page asks for nothing over a network. Figures are also written as SVG and CSV under `figures/` beside it:
+    `<page>-<figure>` where runs are compared, `<run>-<figure>` for one run. What a run lacks (an evaluation, heat
+    maps, its photographs) is said in one line with the command that makes it. Raises `LandmarksError` for a folder that
+    is no run and `UsageError` for none, or one named twice.
+    """
+    started = time.monotonic()
+    folders = [Path(runs)] if isinstance(runs, Path | str) else [Path(run) for run in runs]
+    out = Path(out)
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {out}/report.html")
+    pieces = _best_first(read_pieces(folders))
+    with held(out.parent / FIGURES) as folder:
+        page = _render(pieces, FigureFolder(folder), slug(out.stem))
+        with written_whole(out) as aside:
+            aside.write_text(page, encoding="utf-8")
+    note(f"{out}: {plural(len(pieces), 'run')}, {len(page) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
+    return out
+
+
+def _best_first(runs: list[Pieces]) -> list[Pieces]:
+    """Order runs by validation accuracy: the test accuracy must not choose what the page is about."""
+    return sorted(runs, key=lambda run: (-(run.val_accuracy or 0.0), run.name))
+
+
+def _render(runs: list[Pieces], figures: FigureFolder, page: str) -> str:
+    compared = drawings.overview(runs, figures, page)
+    chapters = [
+        chapter(run, figures, panels=PANELS_OF_OTHERS if position else PANELS_OF_THE_FIRST)
+        for position, run in enumerate(runs)
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("landmarks.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _packaged("script.js")
+    return environment.get_template("report.html.j2").render(
+        title=_title(runs),
+        finding=finding(runs),
+        results=tables.results(runs),
+        results_file=f"{figures.folder.name}/{page}-results.csv",
+        compared=compared,
+        chapters=chapters,
+        contents=_contents(chapters),
+        datasets=_datasets(runs),
+        caveats=caveats.caveats(runs),
+        definitions=caveats.definitions(runs),
+        figures=figures.folder.name,
+        style=Markup(_packaged("style.css")),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=__version__,
+        today=datetime.date.today().isoformat(),
+    )
+
+
+def _packaged(name: str) -> str:
+    return (importlib.resources.files("landmarks.report") / "templates" / name).read_text(encoding="utf-8").strip()
+
+
+def _title(runs: Sequence[Pieces]) -> str:
+    landmarks = sorted({len(run.labels) for run in runs})
+    told = f"{landmarks[0]:,}" if len(landmarks) == 1 else f"{landmarks[0]:,} to {landmarks[-1]:,}"
+    return f"Recognising {told} landmark{'' if landmarks == [1] else 's'}"
+
+
+def finding(runs: Sequence[Pieces]) -> str:
+    """Return what the page found, in one sentence; `runs` come best first by validation."""
+    best = runs[0]
+    backbone = readable(best.part("network", "backbone") or best.name, 60)
+    judged = best.main
+    if judged is None:
+        accuracy = percent(best.val_accuracy)
+        return f"{backbone} reached {accuracy} on its validation photographs; it has not been evaluated yet."
+    part = "validation" if judged.name == "val" else "test"
+    top1 = judged.metrics.get("top1")
+    sure = f" (95 % interval {interval(top1)})" if interval(top1) else ""
+    sentence = f"{backbone} names the right landmark in {percent(top1)} of {judged.known:,} {part} photographs{sure}"
+    if len(runs) > 1:
+        sentence += f"; of {len(runs)} runs it did best on validation"
+    return sentence + "."
+
+
+@dataclass(frozen=True)
+class _Entry:
+    anchor: str
+    title: str
+    inner: tuple[tuple[str, str], ...] = ()
+
+
+def _contents(chapters: Sequence[Chapter]) -> list[_Entry]:
+    """Return the table of contents; the sections of the first run are listed, as it stands open."""
+    entries = [_Entry("results", "Results")]
+    for position, one in enumerate(chapters):
+        inner = () if position else tuple((f"{one.run.slug}-{key}", title) for key, title in sections(one))
+        entries.append(_Entry(f"run-{one.run.slug}", one.run.name, inner))
+    return [
+        *entries,
+        _Entry("data", "Data"),
+        _Entry("not-shown", "What these numbers do not show"),
+        _Entry("definitions", "What each number means"),
+    ]
+
+
+def sections(one: Chapter) -> list[tuple[str, str]]:
+    """Return (anchor, heading) of the sections a chapter has something for."""
+    present = (
+        ("learning", "Learning curves", one.learning),
+        ("confusion", "Confusion", one.confusion),
+        ("landmarks", "Best and worst landmarks", one.landmarks),
+        ("pairs", "Most confused pairs", one.pairs),
+        ("maps", "Where it looked", one.panels),
+        ("mistakes", "Most confident mistakes", one.mistakes or one.strangers),
+        ("calibration", "How sure it is", one.calibration or one.calibration_line),
+        ("rejection", "Not a landmark", one.rejections),
+        ("making", "How it was made", one.making or one.choices),
+    )
+    return [(key, title) for key, title, there in present if there]
+
+
+def _datasets(runs: Sequence[Pieces]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the facts of every distinct dataset: (names of the runs trained on it, (name, value) pairs)."""
+    by_digest: dict[str, list[Pieces]] = {}
+    for run in runs:
+        by_digest.setdefault(str(run.part("data", "digest")), []).append(run)
+    return [(", ".join(run.name for run in group), facts(group[0].part("data") or {})) for group in by_digest.values()]
