@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 
 from landmarks.archive.categories import describe_landmarks, holds
-from landmarks.archive.mirror import Mirror, open_mirror, tar_path
-from landmarks.archive.patience import AbsentError
+from landmarks.archive.csvs import Csvs, bytes_of_one
+from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.rules import Rule, drawn, eligible, refuse_unknown_supercategory
 from landmarks.archive.tables import (
     ATTRIBUTION,
@@ -32,7 +32,6 @@ from landmarks.archive.tables import (
 from landmarks.archive.wanted import landmark_ids
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import file_digest
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_table
 
@@ -48,11 +47,6 @@ SELECTION: dict[str, Any] = {
     "title": pl.String,
 }
 """Columns of a selection, sorted by id; what the archive's files do not tell is null."""
-
-PUBLISHED_BYTES = {"train": 121_000, "test": 85_000}
-"""Mean size of a photograph in the published archive, for mirrors whose TARs cannot be asked."""
-
-_TARS_ASKED = 16
 
 
 @dataclass(frozen=True)
@@ -116,14 +110,14 @@ def select(
         seed=seed,
     )
     with ThreadPoolExecutor(1) as aside:
-        files = _Files(open_mirror(mirror), aside)
+        files = Csvs(open_mirror(mirror), aside)
         photographs, chosen = _select_train(rule, files) if set == "train" else _select_test(rule, files)
         selection = Selection(
             path=Path(out),
             photographs=photographs.select(pl.col(column).cast(of) for column, of in SELECTION.items()).sort("id"),
             landmarks=chosen.select("landmark_id", "name", "images"),
             rule=str(rule),
-            expected_bytes=round(len(photographs) * _bytes_of_one(files, set)),
+            expected_bytes=round(len(photographs) * bytes_of_one(files, set)),
         )
         write_table(
             selection.path,
@@ -137,44 +131,7 @@ def select(
     return selection
 
 
-class _Files:
-    """The mirror's CSVs as local files; the digest of each one used is computed meanwhile in another thread."""
-
-    def __init__(self, mirror: Mirror, aside: ThreadPoolExecutor) -> None:
-        self.mirror = mirror
-        self.place = str(mirror.root or mirror.place)
-        self._aside = aside
-        self._digests: dict[str, Future[str]] = {}
-
-    def given(self, table: CsvTable) -> Path | None:
-        """Return the table's file, or None when the mirror does not have it."""
-        try:
-            file = self.mirror.local(table.path)
-        except AbsentError:
-            return None
-        if table.path not in self._digests:
-            self._digests[table.path] = self._aside.submit(file_digest, file)
-        return file
-
-    def needed(self, table: CsvTable, why: str) -> Path:
-        """Return the table's file, or raise an error that says what it is needed for."""
-        file = self.given(table)
-        if file is not None:
-            return file
-        way_out = "add it to the mirror, from where the archive is published"
-        root = self.mirror.root
-        if root is not None and (root.parent / table.path).is_file():
-            way_out = f"did you mean {root.parent}?"
-        elif table in (TRAIN, SOLUTION):
-            way_out = "is it a mirror of the archive?"
-        raise LandmarksError(f"{self.place} has no {table.path}, which {why}", way_out=way_out)
-
-    def digests(self) -> dict[str, str]:
-        """Return path → digest of every CSV used so far."""
-        return {path: digest.result() for path, digest in sorted(self._digests.items())}
-
-
-def _select_train(rule: Rule, files: _Files) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = CLEAN if rule.clean else TRAIN
     file = files.needed(table, "--clean needs" if rule.clean else "says what the photographs show")
     rows = _clean_rows(file) if rule.clean else scan(TRAIN, file)
@@ -196,7 +153,7 @@ def _select_train(rule: Rule, files: _Files) -> tuple[pl.DataFrame, pl.DataFrame
     return _with_credits(photographs, files).with_columns(nothing), chosen
 
 
-def _select_test(rule: Rule, files: _Files) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     file = files.needed(SOLUTION, "says what the test photographs show")
     rows = collect(scan(SOLUTION, file), SOLUTION, file)
     fits = [
@@ -237,7 +194,7 @@ def _clean_rows(file: Path) -> pl.LazyFrame:
     return rows.explode("id", empty_as_null=True, keep_nulls=True).filter(pl.col("id").ne_missing(""))
 
 
-def _landmarks_told(rule: Rule, files: _Files, counts: pl.DataFrame) -> pl.DataFrame:
+def _landmarks_told(rule: Rule, files: Csvs, counts: pl.DataFrame) -> pl.DataFrame:
     """Join what the archive tells about landmarks to the number of their photographs."""
     if rule.name is not None:
         files.needed(CATEGORY, "--name needs")
@@ -248,14 +205,14 @@ def _landmarks_told(rule: Rule, files: _Files, counts: pl.DataFrame) -> pl.DataF
     return counts.join(described, on="landmark_id", how="left")
 
 
-def _licensed(license: str, files: _Files) -> pl.LazyFrame:
+def _licensed(license: str, files: Csvs) -> pl.LazyFrame:
     """Return the ids of the photographs whose licence holds the words."""
     file = files.needed(ATTRIBUTION, "--license needs")
     rows = scan(ATTRIBUTION, file).filter(holds(pl.col("license"), license)).select("id")
     return collect(rows, ATTRIBUTION, file).lazy()
 
 
-def _with_credits(photographs: pl.DataFrame, files: _Files) -> pl.DataFrame:
+def _with_credits(photographs: pl.DataFrame, files: Csvs) -> pl.DataFrame:
     columns = ("author", "license", "title")
     file = files.given(ATTRIBUTION)
     if file is None:
@@ -293,18 +250,3 @@ def _tell_missing(rule: Rule, told: pl.DataFrame, chosen: pl.DataFrame) -> None:
         note(f"{len(missing)} of the {len(rule.landmarks or ())} landmarks have no photograph here: {shown}")
     if rule.choose is None and rule.take is not None and len(chosen) < rule.take:
         note(f"--take {rule.take}: only {len(chosen)} landmarks were there to take")
-
-
-def _bytes_of_one(files: _Files, set: str) -> float:
-    """Return the mean size of a photograph of a set, from the sizes of some of its TARs where they can be asked."""
-    mirror = files.mirror
-    table = TRAIN if set == "train" else SOLUTION
-    rows = files.given(table)
-    try:
-        tars = mirror.tar_count(set)
-        asked = range(0, tars, -(-tars // _TARS_ASKED))
-        total = sum(mirror.head(tar_path(set, tar))[0] for tar in asked) * tars / len(asked)
-    except LandmarksError:
-        return PUBLISHED_BYTES[set]
-    count = 0 if rows is None else pl.scan_csv(rows, infer_schema=False, glob=False).select(pl.len()).collect().item()
-    return total / count if count else PUBLISHED_BYTES[set]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import polars as pl
 
@@ -112,7 +113,7 @@ def lines_of(file: Path, photograph: str) -> list[int]:
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str], str]]:
     """Yield (line, cells, why it is unreadable or "") of every row below the header that is not blank."""
-    with open(file, encoding="utf-8-sig", newline="", errors="surrogateescape") as stream:
+    with _opened(file) as stream:
         reader = csv.reader(stream, strict=True)
         next(reader, None)
         while True:
@@ -138,9 +139,16 @@ def _is_utf8(cells: list[str]) -> bool:
 
 def _header(file: Path) -> list[str]:
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            return next(csv.reader(stream), [])
+        with _opened(file) as stream:
+            header = next(csv.reader(stream), [])
     except FileNotFoundError as error:
         raise LandmarksError(f"there is no {file}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise LandmarksError(f"{file} is not a CSV file", received="a first line that cannot be read") from error
+    if not _is_utf8(header):
+        raise LandmarksError(f"{file} is not a CSV file", received="a first line that is not UTF-8")
+    return header
+
+
+def _opened(file: Path) -> TextIO:
+    return open(file, encoding="utf-8-sig", newline="", errors="surrogateescape")

@@ -1,0 +1,78 @@
+"""Who made the photographs of a dataset, and under which licence: the list that CC BY asks to be handed on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from pathlib import Path
+
+import polars as pl
+
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.support.console import note
+from landmarks.support.files import written_whole
+
+CREDITS = {
+    "id": pl.String,
+    "author": pl.String,
+    "license": pl.String,
+    "title": pl.String,
+    "landmark": pl.String,  # its readable name
+    "url": pl.String,  # of the category where the photograph was published
+}
+"""Columns of the credit list, sorted by author, title and id; null where nothing is known."""
+
+UNKNOWN_AUTHOR = "unknown author"
+
+
+def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.DataFrame:
+    """Return the credits of every photograph of a dataset, one row each (columns `CREDITS`).
+
+    With `out` they are also written there: as CSV when its name ends with `.csv`, else as text, one paragraph for each
+    author and licence. Photographs without a known author are counted and listed last.
+    """
+    data = data if isinstance(data, Dataset) else open_dataset(data)
+    of_landmark = data.labels.select("landmark_id", landmark="name", url="category")
+    listed = data.photos.join(of_landmark, on="landmark_id", how="left").select(list(CREDITS))
+    for column in ("author", "license", "title"):
+        listed = listed.with_columns(pl.col(column).str.strip_chars().replace("", None))
+    listed = listed.sort("author", "license", "title", "id", nulls_last=True)
+    if unknown := listed["author"].null_count():
+        note(f"{unknown:,} of {len(listed):,} photographs have no known author")
+    if out is not None:
+        text = as_csv(listed) if Path(out).suffix.lower() == ".csv" else as_text(listed)
+        with written_whole(out) as aside:
+            aside.write_text(text, encoding="utf-8", newline="")
+    return listed
+
+
+def as_text(credits: pl.DataFrame) -> str:
+    """Return the credit list for people: authors in order, under each licence its photographs, a line each."""
+    lines: list[str] = []
+    for (author, license), photographs in itertools.groupby(credits.rows(named=True), _who):
+        lines.append(f"{_plain(author)}, {_plain(license)}" if license else _plain(author))
+        for photograph in photographs:
+            title = _plain(photograph["title"] or photograph["landmark"] or "untitled")
+            source = f", {_plain(photograph['url'])}" if photograph["url"] else ""
+            lines.append(f'  "{title}" ({photograph["id"]}){source}')
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_csv(credits: pl.DataFrame) -> str:
+    """Return the credit list for programs: the columns `CREDITS`, empty cells where nothing is known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(credits.columns)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in credits.rows())
+    return text.getvalue()
+
+
+def _who(photograph: dict[str, str | None]) -> tuple[str, str]:
+    return photograph["author"] or UNKNOWN_AUTHOR, photograph["license"] or ""
+
+
+def _plain(text: str) -> str:
+    """Return strangers' words on one line, without letters that steer a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

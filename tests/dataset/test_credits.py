@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from landmarks.dataset.credits import CREDITS
+from landmarks.dataset.credits import credits as list_credits
+from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, write_dataset
+
+COMMONS = "http://commons.wikimedia.org/wiki/Category:Colosseum_(Rome)"
+
+ROWS = [
+    ("a", 5, "Zoë", "CC BY 2.0", "File:Arch.jpg"),
+    ("b", 5, "Ann", "CC BY-SA 3.0", "File:\x1b[31mRed\n.jpg"),
+    ("c", 5, " ", None, None),
+    ("d", None, None, None, None),
+    ("e", 5, "Ann", "CC BY 2.0", 'File:With, "quotes".jpg'),
+    ("f", 5, "Ann", "CC BY 2.0", None),
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    columns = ("id", "landmark_id", "author", "license", "title")
+    photos = pl.DataFrame(ROWS, schema={name: PHOTOS[name] for name in columns}, orient="row")
+    photos = photos.with_columns(
+        pl.lit(None, dtype=kind).alias(name) for name, kind in PHOTOS.items() if name not in columns
+    )
+    labels = pl.DataFrame([(0, 5, "Colosseum (Rome)", COMMONS, 5)], schema=LABELS, orient="row")
+    write_dataset(
+        tmp_path / "data",
+        verb="test",
+        photos=photos,
+        labels=labels,
+        rejected=pl.DataFrame(schema=REJECTED),
+        record={},
+    )
+    return tmp_path / "data"
+
+
+def test_every_photograph_is_credited_and_those_without_author_come_last(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = list_credits(data)
+    assert listed.columns == list(CREDITS)
+    assert listed["id"].to_list() == ["e", "f", "b", "a", "c", "d"]
+    assert "2 of 6 photographs have no known author" in capsys.readouterr().err
+
+
+def test_a_csv_is_read_back_by_the_standard_library(data: Path, tmp_path: Path) -> None:
+    listed = list_credits(data, tmp_path / "credits.csv")
+    with open(tmp_path / "credits.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{name: cell or "" for name, cell in row.items()} for row in listed.rows(named=True)]
+
+
+def test_the_text_names_author_licence_title_and_source_on_lines_of_their_own(data: Path, tmp_path: Path) -> None:
+    list_credits(data, tmp_path / "CREDITS.txt")
+    assert (tmp_path / "CREDITS.txt").read_text(encoding="utf-8") == (
+        "Ann, CC BY 2.0\n"
+        f'  "File:With, "quotes".jpg" (e), {COMMONS}\n'
+        f'  "Colosseum (Rome)" (f), {COMMONS}\n'
+        "\n"
+        "Ann, CC BY-SA 3.0\n"
+        f'  "File: [31mRed .jpg" (b), {COMMONS}\n'
+        "\n"
+        "Zoë, CC BY 2.0\n"
+        f'  "File:Arch.jpg" (a), {COMMONS}\n'
+        "\n"
+        "unknown author\n"
+        f'  "Colosseum (Rome)" (c), {COMMONS}\n'
+        '  "untitled" (d)\n'
+    )
