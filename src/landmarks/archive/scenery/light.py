@@ -1,0 +1,190 @@
+"""Sun, sky, haze and clouds: the light of one moment, and the sky's colour in any direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landmarks.support.seeds import generator
+
+Floats = NDArray[np.floating]
+
+_ELEVATION = (-14.0, -5.0, 0.0, 7.0, 22.0, 65.0)
+_ZENITH = (
+    (0.008, 0.012, 0.04),
+    (0.03, 0.05, 0.16),
+    (0.13, 0.20, 0.42),
+    (0.17, 0.32, 0.66),
+    (0.14, 0.34, 0.80),
+    (0.11, 0.32, 0.86),
+)
+_HORIZON = (
+    (0.02, 0.03, 0.07),
+    (0.20, 0.15, 0.22),
+    (0.85, 0.46, 0.26),
+    (0.86, 0.70, 0.50),
+    (0.66, 0.77, 0.88),
+    (0.62, 0.78, 0.94),
+)
+_SUN = (
+    (0.0, 0.0, 0.0),
+    (0.0, 0.0, 0.0),
+    (0.75, 0.26, 0.08),
+    (1.55, 0.86, 0.42),
+    (1.75, 1.45, 1.08),
+    (1.85, 1.72, 1.50),
+)
+
+
+@dataclass(frozen=True)
+class Weather:
+    """One moment: where the sun stands (radians from east; degrees above the horizon), clouds and haze."""
+
+    sun_azimuth: float
+    sun_elevation: float
+    clouds: float
+    """0 none … 1 overcast"""
+
+    haze: float
+    """share of a thing's colour that the air replaces on 100 m"""
+
+    drift: float
+    """metres that the clouds have moved"""
+
+    @property
+    def towards_sun(self) -> Floats:
+        """(3,) unit vector; the sun below the horizon is lifted to it, where its light is black anyway."""
+        up = np.radians(max(self.sun_elevation, 1.5))
+        flat = np.cos(up)
+        return np.array([flat * np.cos(self.sun_azimuth), flat * np.sin(self.sun_azimuth), np.sin(up)], np.float32)
+
+    @property
+    def sun(self) -> Floats:
+        """(3,) the sun's light as it arrives through the clouds."""
+        return self._at(_SUN) * np.float32(1 - 0.9 * self.clouds**2)
+
+    @property
+    def zenith(self) -> Floats:
+        """(3,) the sky overhead."""
+        return self._greyed(self._at(_ZENITH))
+
+    @property
+    def horizon(self) -> Floats:
+        """(3,) the sky low down, which is also what far things fade into."""
+        return self._greyed(self._at(_HORIZON))
+
+    @property
+    def night(self) -> float:
+        """0 by day … 1 when lamps and windows are lit."""
+        return float(np.clip((3.0 - self.sun_elevation) / 7.0, 0, 1))
+
+    def _at(self, colours: tuple[tuple[float, float, float], ...]) -> Floats:
+        table = np.array(colours)
+        return np.array([np.interp(self.sun_elevation, _ELEVATION, table[:, c]) for c in range(3)], np.float32)
+
+    def _greyed(self, colour: Floats) -> Floats:
+        grey = colour.mean() * np.array([0.98, 1.0, 1.03], np.float32)
+        return colour + (grey * (0.95 - 0.1 * self.clouds) - colour) * np.float32(self.clouds**1.5 * 0.9)
+
+
+@lru_cache(maxsize=1)
+def clouds_texture() -> Floats:
+    """Return (512, 512) smooth noise of several octaves, 0 to 1, that tiles."""
+    rng = generator("noise")
+    total = np.zeros((512, 512), np.float32)
+    for octave, weight in ((4, 0.42), (8, 0.27), (16, 0.17), (32, 0.1), (64, 0.06), (128, 0.04)):
+        total += weight * _smooth(rng.random((octave, octave), np.float32), 512)
+    ranks = total.ravel().argsort(kind="stable").argsort(kind="stable")
+    return (ranks.reshape(512, 512) / np.float32(512 * 512)).astype(np.float32)
+
+
+def _smooth(grid: Floats, size: int) -> Floats:
+    """Return the grid enlarged to `size`, its cells blended smoothly, its edges wrapped."""
+    place = np.arange(size) / size * len(grid)
+    cell = place.astype(int)
+    blend = (place - cell).astype(np.float32)
+    blend = blend * blend * (3 - 2 * blend)
+    after = (cell + 1) % len(grid)
+    rows = grid[cell] * (1 - blend)[:, None] + grid[after] * blend[:, None]
+    return rows[:, cell] * (1 - blend) + rows[:, after] * blend
+
+
+def noise(u: Floats, v: Floats) -> Floats:
+    """Return the texture at (u, v) in texels, blended between its points."""
+    texture = clouds_texture()
+    low_u, low_v = np.floor(u), np.floor(v)
+    blend_u, blend_v = (u - low_u).astype(np.float32), (v - low_v).astype(np.float32)
+    i, j = low_u.astype(np.int32) & 511, low_v.astype(np.int32) & 511
+    k, m = (i + 1) & 511, (j + 1) & 511
+    top = texture[i, j] + (texture[i, m] - texture[i, j]) * blend_v
+    low = texture[k, j] + (texture[k, m] - texture[k, j]) * blend_v
+    return top + (low - top) * blend_u
+
+
+def sky(direction: Floats, weather: Weather, hills: Floats | None) -> Floats:
+    """Return (3, P) the colour of the sky in unit `direction` (3, P), with clouds, sun, stars and far hills.
+
+    `hills` are the phases (8,) that shape the ridge; None leaves them out.
+    """
+    height = direction[2]
+    up = np.clip(height, 0, 1)
+    share = (1 - up) ** 4 * 0.86 + 0.07
+    colour = weather.zenith[:, None] + (weather.horizon - weather.zenith)[:, None] * share
+    sun = weather.towards_sun
+    towards = np.clip(direction[0] * sun[0] + direction[1] * sun[1] + height * sun[2], 0, 1)
+    glow = weather.sun[:, None] * (0.28 * towards**10 + 0.5 * towards**90)
+    colour = (
+        colour + glow + weather.sun[:, None] * (6.0 * np.clip((towards - 0.9991) / 0.0004, 0, 1)) * (1 - weather.clouds)
+    )
+    if weather.clouds > 0.03:
+        colour = _clouded(colour, direction, weather, towards)
+    if weather.night > 0.7:
+        place = direction * 190
+        star = scatter(np.floor(place[0]), np.floor(place[1]) + 57 * np.floor(place[2])) > 0.9965
+        colour = colour + star * (0.55 * weather.night * (1 - weather.clouds) * np.clip(height * 4, 0, 1))
+    if hills is not None:
+        colour = _hilly(colour, direction, weather, hills)
+    return colour.astype(np.float32)
+
+
+def _clouded(colour: Floats, direction: Floats, weather: Weather, towards: Floats) -> Floats:
+    """Return the sky with a layer of clouds, lit on their thin sides and towards the sun."""
+    distance = 1 / (np.clip(direction[2], 0, 1) + 0.09)
+    u = direction[0] * distance * 34 + weather.drift
+    v = direction[1] * distance * 34 + weather.drift * 0.4
+    thick = noise(u, v) * 0.72 + noise(u * 2.7 + 90, v * 2.7) * 0.28
+    cover = np.clip((thick - (0.86 - 0.95 * weather.clouds)) * 3.6, 0, 1)
+    cover = cover * cover * (3 - 2 * cover) * np.clip(direction[2] * 9, 0, 1)
+    lit = (
+        weather.horizon[:, None] * 0.5
+        + weather.sun[:, None] * (0.34 + 0.3 * towards**6)
+        + weather.zenith[:, None] * 0.25
+    )
+    shade = 1.12 - 0.55 * np.clip((thick - 0.5) * 1.6, 0, 1)
+    return colour + (lit * shade - colour) * cover
+
+
+def _hilly(colour: Floats, direction: Floats, weather: Weather, hills: Floats) -> Floats:
+    """Return the sky with two ranges of hills before it, the farther one paler."""
+    azimuth = np.arctan2(direction[1], direction[0])
+    for layer, (height, fade) in enumerate(((0.075, 0.72), (0.035, 0.5))):
+        a, b, c, d = hills[layer * 4 : layer * 4 + 4]
+        ridge = height * (
+            0.55 + 0.3 * np.sin(azimuth * 2 + a) + 0.22 * np.sin(azimuth * 5 + b) + 0.1 * np.sin(azimuth * 13 + c)
+        )
+        ridge = ridge + 0.006 * np.sin(azimuth * 47 + d)
+        cover = np.clip((ridge - direction[2]) * 320, 0, 1)
+        wood = np.array([0.10, 0.15, 0.10], np.float32) * (weather.zenith.mean() + 0.5 * weather.sun.mean() + 0.1)
+        far = (weather.horizon * 0.82 + weather.zenith * 0.12) * fade + wood * (1 - fade)
+        colour = colour + (far[:, None] - colour) * cover
+    return colour
+
+
+def scatter(i: Floats, j: Floats) -> Floats:
+    """Return (P,) numbers from 0 to 1 that look random but depend on the whole numbers (i, j) alone."""
+    mixed = i.astype(np.int64) * 374761393 + j.astype(np.int64) * 668265263
+    mixed = (mixed ^ (mixed >> 13)) * 1274126177
+    return ((mixed ^ (mixed >> 16)) & 0xFFFF).astype(np.float32) / np.float32(65535)

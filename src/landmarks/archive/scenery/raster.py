@@ -1,0 +1,112 @@
+"""Which triangle each pixel sees: a depth buffer in numpy, all triangles at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The pixels that a triangle covers, in the order of their position in the picture."""
+
+    pixel: NDArray[np.int64]
+    """(P,) position y · width + x."""
+
+    triangle: NDArray[np.int64]
+    """(P,) row of the nearest triangle."""
+
+    weights: Floats
+    """(3, P) barycentric weights of the triangle's corners."""
+
+    nearness: Floats
+    """(P,) the interpolated `keys`; the largest at a pixel won."""
+
+
+def rasterise(corners: Floats, keys: Floats, width: int, height: int) -> Hits:
+    """Return what every pixel of a `width` × `height` picture sees of triangles.
+
+    `corners` (T, 3, 3) are homogeneous picture coordinates (x·w, y·w, w) and `keys` (T, 3) the corners' nearness
+    divided by w-free weights: ones for a perspective picture (nearness is then 1 / depth), minus the depth where w
+    is 1. The picture's y runs downwards; triangles whose corners a viewer sees run clockwise face away and
+    are left out. Corners may lie behind
+    the camera (w ≤ 0). Method: edge functions in homogeneous coordinates (Olano & Greer, Triangle Scan Conversion
+    using 2D Homogeneous Coordinates, 1997), filled in spans of rows.
+    """
+    edges, kept = _edge_functions(corners.astype(np.float64))
+    bounds = _bounds(corners[kept], width, height)
+    nearness = np.einsum("tec,te->tc", edges, keys[kept].astype(np.float64))
+    triangle, row, first, last = _spans(edges, bounds, width)
+    count = np.maximum(last - first + 1, 0)
+    span = np.repeat(np.arange(len(count)), count)
+    x = np.arange(len(span)) - np.repeat(np.cumsum(count) - count, count) + first[span]
+    plane = nearness[triangle]
+    along = (plane[:, 1] * (row + 0.5) + plane[:, 2] + plane[:, 0] * 0.5)[span] + plane[span, 0] * x
+    pixel = row[span] * width + x
+    return _nearest(pixel, triangle[span], along.astype(np.float32), edges, kept, width, height)
+
+
+def _edge_functions(corners: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Return (K, 3, 3) functions of (x, y, 1), each positive on the inner side of one edge, and the rows kept."""
+    first, second, third = corners[:, 0], corners[:, 1], corners[:, 2]
+    cross = np.stack([np.cross(second, third), np.cross(third, first), np.cross(first, second)], axis=1)
+    determinant = np.einsum("tc,tc->t", first, cross[:, 0])
+    kept = np.flatnonzero((determinant < -1e-9) & (corners[:, :, 2] > 0).any(axis=1))
+    return cross[kept] / determinant[kept, None, None], kept
+
+
+def _bounds(corners: Floats, width: int, height: int) -> NDArray[np.int64]:
+    """Return (K, 2) the first row that a triangle may touch and the row after the last."""
+    depth = corners[:, :, 2]
+    y = corners[:, :, 1] / np.where(depth > 1e-6, depth, 1)
+    behind = (depth <= 1e-6).any(axis=1)
+    low = np.where(behind, 0, np.clip(np.floor(y.min(axis=1)), 0, height))
+    high = np.where(behind, height, np.clip(np.ceil(y.max(axis=1)) + 1, 0, height))
+    x = corners[:, :, 0] / np.where(depth > 1e-6, depth, 1)
+    outside = ~behind & ((x.max(axis=1) < 0) | (x.min(axis=1) > width))
+    return np.stack([low, np.where(outside, low, high)], axis=1).astype(np.int64)
+
+
+def _spans(
+    edges: Floats, bounds: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return triangle, row, first and last x of every stretch of a row whose pixel centres lie in a triangle."""
+    rows = np.maximum(bounds[:, 1] - bounds[:, 0], 0)
+    triangle = np.repeat(np.arange(len(rows)), rows)
+    row = np.arange(len(triangle)) - np.repeat(np.cumsum(rows) - rows, rows) + bounds[triangle, 0]
+    slope = edges[triangle, :, 0]
+    offset = edges[triangle, :, 1] * (row + 0.5)[:, None] + edges[triangle, :, 2]
+    crossing = -offset / np.where(slope == 0, 1, slope)
+    low = np.where(slope > 0, crossing, -np.inf).max(axis=1)
+    high = np.where(slope < 0, crossing, np.inf).min(axis=1)
+    first = np.ceil(np.clip(low, 0, width) - 0.5).astype(np.int64)
+    last = np.floor(np.clip(high, 0, width) - 0.5).astype(np.int64)
+    seen = (first <= last) & ~((slope == 0) & (offset < 0)).any(axis=1)
+    return triangle[seen], row[seen], np.maximum(first[seen], 0), np.minimum(last[seen], width - 1)
+
+
+def _nearest(
+    pixel: NDArray[np.int64],
+    triangle: NDArray[np.int64],
+    nearness: Floats,
+    edges: Floats,
+    kept: NDArray[np.int64],
+    width: int,
+    height: int,
+) -> Hits:
+    """Keep one triangle per pixel, the nearest, and where in it the pixel lies."""
+    best = np.full(width * height, -np.inf, np.float32)
+    np.maximum.at(best, pixel, nearness)
+    winners = np.flatnonzero(nearness == best[pixel])
+    owner = np.full(width * height, -1, np.int64)
+    owner[pixel[winners]] = triangle[winners]
+    seen = np.flatnonzero(owner >= 0)
+    chosen = owner[seen]
+    x, y = seen % width + 0.5, seen // width + 0.5
+    inside = edges[chosen, :, 0] * x[:, None] + edges[chosen, :, 1] * y[:, None] + edges[chosen, :, 2]
+    weights = (inside / inside.sum(axis=1, keepdims=True)).T.astype(np.float32)
+    return Hits(seen, kept[chosen], weights, best[seen])

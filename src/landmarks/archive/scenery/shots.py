@@ -1,0 +1,178 @@
+"""What a photographer finds and chooses: the place, the hour and weather of a visit, where to stand, how to frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landmarks.archive.scenery.camera import camera_of, develop, format_of
+from landmarks.archive.scenery.light import Weather
+from landmarks.archive.scenery.monuments import Monument, monument
+from landmarks.archive.scenery.nowhere import nothing_in_particular
+from landmarks.archive.scenery.scene import Ground, Scene, View, render
+from landmarks.archive.scenery.solids import Mesh, joined, moved
+from landmarks.archive.scenery.surroundings import house, lamp_post, person, tree
+from landmarks.support.seeds import generator
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One photograph to be taken. Everything about it follows from these keys, whoever takes it and in what order."""
+
+    id: str
+    seed: int
+    author: str
+    visit: str
+    """the author's visit: photographs of one visit share the hour and the weather"""
+
+    stand: str
+    """where the author stood: photographs of a burst share it, and the passers-by"""
+
+    landmarks: tuple[tuple[str, int], ...]
+    """(kind, seed) of the monument, and of a second one behind it; empty: nothing in particular"""
+
+    size: int
+    """pixels of the longer side"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A monument and what always stands around it."""
+
+    monument: Monument
+    mesh: Mesh
+    trees: tuple[tuple[float, float, Mesh], ...]
+    ground: Ground
+    hills: Floats | None
+    front: float
+
+
+def take(shot: Shot) -> bytes:
+    """Return the photograph as the bytes of a JPEG."""
+    camera = camera_of(shot.author, shot.seed)
+    weather = weather_of(generator(shot.seed, "visit", shot.visit))
+    stand = generator(shot.seed, "stand", shot.stand)
+    hand = generator(shot.seed, "hand", shot.id)
+    width, height = format_of(camera, shot.size, stand)
+    if shot.landmarks:
+        scene, view = _at_a_landmark(shot, weather, stand, hand, height / max(width, height))
+    else:
+        scene, view = nothing_in_particular(weather, stand, hand)
+    return develop(render(scene, view, width, height), camera, hand)
+
+
+def weather_of(rng: np.random.Generator) -> Weather:
+    """Return the light at a likely hour of a day: most in daylight, some at sunset and by night."""
+    hour = float(np.clip(rng.normal(13.2, 3.2), 5.6, 20.3)) if rng.random() > 0.17 else float(rng.uniform(19.4, 21.6))
+    course = np.pi * (hour - 5.5) / 15
+    return Weather(
+        sun_azimuth=float(-course),
+        sun_elevation=float(62 * np.sin(course)),
+        clouds=float(rng.choice([0.12, 0.35, 0.5, 0.65, 1.0], p=[0.26, 0.26, 0.2, 0.16, 0.12]) * rng.uniform(0.8, 1.0)),
+        haze=float(rng.choice([0.04, 0.09, 0.28], p=[0.6, 0.32, 0.08])),
+        drift=float(rng.uniform(0, 512)),
+    )
+
+
+@lru_cache(maxsize=64)
+def place_of(kind: str, seed: int) -> Place:
+    """Build a landmark and its fixed surroundings."""
+    rng = generator("place", kind, seed)
+    built = monument(kind, seed)
+    radius = built.radius
+    around = str(rng.choice(["grass", "sand", "paving", "snow"], p=[0.55, 0.16, 0.24, 0.05]))
+    ground = Ground(
+        around,
+        paved_radius=radius * float(rng.choice([0.0, 1.15, 1.5])),
+        water="river" if kind == "arch bridge" else "sea" if built.water else "",
+        shore=radius * (0.42 if kind == "arch bridge" else 0.75),
+        turn=_turn_of_bridge(built) if kind == "arch bridge" else float(rng.uniform(0, 2 * np.pi)),
+        tint=float(rng.uniform(0.8, 1.15)),
+    )
+    trees = []
+    for _ in range(int(rng.integers(3, 11))):
+        angle, distance = rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.15, 2.6) + 4
+        trees.append((float(distance * np.cos(angle)), float(distance * np.sin(angle)), tree(rng)))
+    if rng.random() < 0.4:
+        for _ in range(int(rng.integers(2, 6))):
+            angle, distance = rng.uniform(0, 2 * np.pi), radius * rng.uniform(2.4, 3.4) + 14
+            trees.append((float(distance * np.cos(angle)), float(distance * np.sin(angle)), house(rng)))
+    fixed = [built.mesh]
+    if rng.random() < 0.5:
+        lamps = [(radius * 1.2 + 2.5, a) for a in np.arange(6) * np.pi / 3]
+        fixed += [moved(lamp_post(), d * np.cos(a), d * np.sin(a)) for d, a in lamps]
+    hills = rng.uniform(0, 2 * np.pi, 8) if rng.random() < 0.8 else None
+    return Place(built, joined(fixed), tuple(trees), ground, hills, front=float(rng.uniform(0, 2 * np.pi)))
+
+
+def _turn_of_bridge(built: Monument) -> float:
+    """Return the direction in which the water of a bridge's river is narrow: along the bridge."""
+    flat = built.mesh.corners[..., :2].reshape(-1, 2)
+    farthest = flat[np.argmax(np.hypot(flat[:, 0], flat[:, 1]))]
+    return float(np.arctan2(farthest[1], farthest[0]))
+
+
+def _at_a_landmark(
+    shot: Shot, weather: Weather, stand: np.random.Generator, hand: np.random.Generator, upright: float
+) -> tuple[Scene, View]:
+    """Return the scene of a landmark and the view from somewhere around it, a little shaken by `hand`."""
+    place = place_of(*shot.landmarks[0])
+    built = place.monument
+    view, bearing = _standpoint(place, stand, hand, upright)
+    x, y, _ = view.position
+    meshes = [place.mesh]
+    meshes += [moved(mesh, *at) for *at, mesh in place.trees if np.hypot(at[0] - x, at[1] - y) > 9]
+    distance = np.hypot(x, y)
+    for _ in range(int(stand.choice([0, 1, 2, 4, 7], p=[0.24, 0.2, 0.24, 0.2, 0.12]))):
+        share, aside = stand.uniform(0.12, 0.8), stand.normal(0, 0.16) * distance
+        share = min(share, 1 - 3.4 / distance)
+        meshes.append(
+            moved(person(stand), *_beside(bearing, distance * share, aside * (1.1 - share) + hand.normal(0, 0.12)))
+        )
+    if stand.random() < 0.16:
+        near = distance - stand.uniform(8, 13)
+        aside = stand.choice([-1, 1]) * stand.uniform(2.4, 5.5)
+        meshes.append(moved(tree(stand), *_beside(bearing, near, aside)))
+    for kind, seed in shot.landmarks[1:]:
+        other = monument(kind, seed)
+        gap = built.radius + other.radius
+        aside = float(stand.choice([-1, 1])) * gap * 0.8
+        meshes.append(moved(other.mesh, *_beside(bearing, -gap * 0.7, aside)))
+    return Scene(joined(meshes), place.ground, weather, place.hills), view
+
+
+def _beside(bearing: float, along: float, aside: float) -> tuple[float, float]:
+    """Return (x, y) of a point `along` metres from the middle towards `bearing` and `aside` metres to the left."""
+    return (
+        float(along * np.cos(bearing) - aside * np.sin(bearing)),
+        float(along * np.sin(bearing) + aside * np.cos(bearing)),
+    )
+
+
+def _standpoint(
+    place: Place, stand: np.random.Generator, hand: np.random.Generator, upright: float
+) -> tuple[View, float]:
+    """Return a view from somewhere around the monument that has it in the picture, and the bearing of the camera."""
+    built = place.monument
+    favourite = stand.random() < 0.4
+    bearing = place.front + stand.normal(0, 0.5) if favourite else stand.uniform(0, 2 * np.pi)
+    bearing = float(bearing + hand.normal(0, 0.012))
+    size = max(built.height, 1.5 * built.radius)
+    distance = float(built.radius + size * stand.uniform(0.55, 2.4)) * float(1 + hand.normal(0, 0.012))
+    eye = 1.7 if stand.random() < 0.8 else float(stand.uniform(6, 0.8 * built.height + 8))
+    fills = float(stand.choice([0.5, 0.75, 0.95, 1.25], p=[0.2, 0.35, 0.3, 0.15]) * stand.uniform(0.9, 1.1))
+    zoom = float(np.clip(fills * upright * distance / max(built.height * 1.1, 1.3 * built.radius), 0.55, 2.6))
+    aim_aside = stand.normal(0, 0.18) * built.radius + hand.normal(0, 0.02) * size
+    aim_up = built.height * stand.uniform(0.34, 0.55) + hand.normal(0, 0.015) * size
+    view = View(
+        position=(*_beside(bearing, distance, 0.0), eye),
+        target=(*_beside(bearing, 0.0, float(aim_aside)), float(aim_up)),
+        zoom=zoom,
+        roll=float(stand.normal(0, 0.02) + hand.normal(0, 0.006)),
+    )
+    return view, bearing
