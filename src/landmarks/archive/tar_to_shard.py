@@ -20,6 +20,7 @@ from landmarks.archive.mirror import Answer, Mirror, tar_path
 from landmarks.archive.patience import AbsentError, MirrorError, RangesRefusedError
 from landmarks.archive.ranges import Places, Span
 from landmarks.archive.tarheader import HeaderError, TruncatedError
+from landmarks.archive.tarindex import MEMBERS
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,
@@ -49,9 +50,6 @@ PART = {
     "why": pl.String,  # not null: the photograph is rejected
 }
 """Columns of a finished TAR's table, in the shard's order."""
-
-MEMBERS = {"id": pl.UInt64, "offset": pl.UInt64, "length": pl.UInt32}
-"""Columns of the places that a pass over a TAR has met."""
 
 _LARGE_PIXELS = 8_000_000
 _one_large_at_a_time = threading.Lock()

@@ -1,0 +1,180 @@
+"""From a mirror to a dataset: the selected photographs, upright and small, in one shard per TAR."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from landmarks.archive.assemble import assemble, finished_dataset
+from landmarks.archive.executors import Lease, stoppable, workforce
+from landmarks.archive.mirror import Mirror, open_mirror
+from landmarks.archive.plan import METHODS, Method, amount, make_plan
+from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, parts_folder, tar_to_shard, wanted_file
+from landmarks.archive.tarindex import read_index
+from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.pictures import DECODER
+from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.files import (
+    digest_of,
+    file_digest,
+    held,
+    read_record,
+    remove_leftovers,
+    require_free_disk,
+    write_record,
+    written_whole,
+)
+from landmarks.support.tables import read_metadata, read_table
+
+SPARE_BYTES = 100_000_000
+"""Disk that is wanted free beyond the photographs themselves."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A selection with what its file says about itself, and how it is to be stored."""
+
+    photographs: pl.DataFrame
+    metadata: dict[str, str]
+    set: str
+    mirror: Mirror
+    max_side: int
+    digest: str
+
+
+def fetch(
+    selection: str | Path,
+    out: str | Path,
+    *,
+    mirror: str | Path | Mirror | None = None,
+    index: str | Path | None = None,
+    max_side: int = 512,
+    workers: int | None = None,
+    cluster: str | None = None,
+    method: Method = "auto",
+    dry_run: bool = False,
+) -> Dataset | None:
+    """Fetch the photographs of a selection into the dataset folder `out`, and return it (None with `dry_run`).
+
+    `mirror` is where the TARs are, if not where the selection was made; `index` a byte index (path or address), with
+    which only the photographs travel; `max_side` the longest side stored, in pixels; `workers` the TARs worked on at
+    once; `cluster` a Dask scheduler's address; `method` one of auto, ranges and stream; `dry_run` prints the cost only.
+
+    TARs that could not be had stand in `record["failed"]` of the dataset; running again tries them again and repeats
+    nothing else.
+
+    Raises:
+        LandmarksError: the selection, the index or the mirror is at fault; the folder holds something else; no disk.
+        UsageError: options that are unknown or contradict each other.
+        BusyError: another process writes to `out`.
+    """
+    if method not in METHODS:
+        raise UsageError(f'no method "{method}"', expected=", ".join(METHODS), way_out=did_you_mean(method, METHODS))
+    if max_side < 16:
+        raise UsageError("--max-side is too small", received=max_side, expected="at least 16 pixels")
+    order, out = _read_order(Path(selection), mirror, max_side), Path(out)
+    blank = TarTask(out=out, mirror=order.mirror, set=order.set, tar=0, max_side=max_side, digest=order.digest)
+    ids = np.sort(order.photographs["id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
+    if dry_run:
+        note(str(make_plan(blank, ids, None if index is None else read_index(index), method)))
+        return None
+    with held(out):
+        whole = finished_dataset(out, order.digest)
+        if whole is not None:
+            note(f"{out} is complete already; nothing is fetched")
+            return whole
+        _take_possession(out, order.digest, ids)
+        plan = make_plan(blank, ids, None if index is None else read_index(index), method)
+        note(str(plan))
+        to_do = [task for task in plan.tasks if finished_part(task) is None]
+        if len(to_do) < len(plan.tasks):
+            note(f"{len(plan.tasks) - len(to_do)} TARs are done already")
+        require_free_disk(out, plan.disk_bytes * len(to_do) // max(1, len(plan.tasks)) + SPARE_BYTES)
+        outcomes = _work(to_do, out, workers, cluster)
+        return assemble(blank, order.photographs, order.metadata, plan, outcomes)
+
+
+def _read_order(path: Path, mirror: str | Path | Mirror | None, max_side: int) -> Order:
+    photographs = read_table(path, {"id": pl.String, "landmark_id": pl.Int64})
+    metadata = read_metadata(path)
+    if len(photographs) == 0:
+        raise LandmarksError(f"{path} holds no photograph")
+    if not photographs["id"].str.contains("^[0-9a-f]{16}$").all() or photographs["id"].is_duplicated().any():
+        raise LandmarksError(f"{path} is no selection", expected="unique ids of 16 hex digits")
+    source = mirror or metadata.get("mirror")
+    if source is None:
+        raise UsageError(f"{path} does not say which mirror it was made from", way_out="name it with --mirror")
+    set = metadata.get("set", "train")
+    digest = digest_of(file_digest(path), set, max_side, DECODER)
+    return Order(photographs, metadata, set, open_mirror(source), max_side, digest)
+
+
+def _take_possession(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
+    """Mark the folder as this order's, clear what a killed run left half-written, and leave word for the workers."""
+    parts = parts_folder(out)
+    parts.mkdir(exist_ok=True)
+    for folder in (parts, out / "shards"):
+        remove_leftovers(folder)
+    mark = parts / "order.json"
+    if mark.exists():
+        if read_record(mark).get("order") != digest:
+            raise LandmarksError(
+                f"{out} holds photographs of another selection or size", way_out="choose another folder, or delete it"
+            )
+        return
+    if (out / "dataset.json").exists():
+        raise LandmarksError(f"{out} holds another dataset", way_out="choose another folder, or delete it")
+    with written_whole(wanted_file(out)) as aside, open(aside, "wb") as file:
+        np.save(file, ids)
+    write_record(mark, {"order": digest}, verb="fetch")
+
+
+def _work(tasks: Sequence[TarTask], out: Path, workers: int | None, cluster: str | None) -> list[Outcome]:
+    total = sum(_bytes_of(task) for task in tasks)
+    lease, stopped, lock = Lease(parts_folder(out)), threading.Event(), threading.Lock()
+    moved = photographs = 0
+    with progress("fetching", total=max(total, 1)) as advance:
+
+        def count(bytes: int, more: int) -> None:
+            nonlocal moved, photographs
+            with lock:
+                moved, photographs = moved + bytes, photographs + more
+                advance(bytes, f"{amount(moved)} of {amount(total)}, {photographs:,} photographs")
+
+        with lease.kept(), workforce(workers, cluster) as pool:
+            report = stoppable(count, stopped) if cluster is None else lease
+            try:
+                return _gather(pool, tasks, report, count if cluster is not None else None)
+            except BaseException:
+                stopped.set()
+                pool.shutdown(wait=cluster is None, cancel_futures=True)
+                raise
+
+
+def _gather(pool: Executor, tasks: Sequence[TarTask], report: Any, count: Any) -> list[Outcome]:
+    futures = {pool.submit(tar_to_shard, task, report): task for task in tasks}
+    outcomes = []
+    for future in as_completed(futures):
+        outcome = future.result()
+        for remark in outcome.remarks:
+            note(remark)
+        if outcome.failure:
+            note(f"{outcome.failure}: this TAR contributes nothing")
+        if count is not None:  # the workers are elsewhere, and told nothing on the way
+            count(_bytes_of(futures[future]), outcome.photographs)
+        outcomes.append(outcome)
+    return sorted(outcomes, key=lambda outcome: outcome.tar)
+
+
+def _bytes_of(task: TarTask) -> int:
+    if task.places is None:
+        return task.size or 0
+    return sum(span.end - span.start for span in task.spans)
