@@ -80,6 +80,8 @@ class Dataset:
 
     def path_of(self, shard: str) -> Path:
         """Return where the bytes of a shard (or of a photograph imported by reference) lie."""
+        if not Path(shard).is_absolute() and Path(shard).name != shard:
+            raise LandmarksError(f"{self.folder} names an impossible shard", received=repr(shard))
         return Path(shard) if Path(shard).is_absolute() else self.folder / "shards" / shard
 
     def name_of(self, labels: Sequence[int]) -> list[str]:
@@ -115,11 +117,12 @@ def write_dataset(
     labels: pl.DataFrame,
     rejected: pl.DataFrame,
     record: dict[str, Any],
+    inputs: str = "",
 ) -> Dataset:
     """Write a dataset's tables and, last, the `dataset.json` that makes the folder a dataset.
 
     `record` says what the photographs come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of the
-    photographs and labels are added here.
+    photographs and labels are added here; `inputs` is the digest of what the dataset was made from.
     """
     photos = _in_shape(photos, PHOTOS).sort("id")
     labels = _in_shape(labels, LABELS).sort("label")
@@ -134,5 +137,5 @@ def write_dataset(
         photos.select("id", "landmark_id", "length", "width", "height").rows(), labels["landmark_id"].to_list()
     )
     counts = {"photographs": len(photos), "landmarks": len(labels), "rejected": len(rejected)}
-    write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb)
+    write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)
     return open_dataset(folder)

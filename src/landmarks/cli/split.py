@@ -1,0 +1,47 @@
+"""`landmarks split`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def split(
+    data: Annotated[Path, typer.Argument(help="The folder of a dataset.")],
+    *,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="group: near-duplicates stay together, and an author's photographs of one landmark; or random."
+        ),
+    ] = "group",
+    val: Annotated[float, typer.Option(help="Share of the photographs for validation; 0 for none.")] = 0.15,
+    test: Annotated[float, typer.Option(help="Share for the test; 0 where a test set exists.")] = 0.15,
+    seed: Annotated[int, typer.Option(help="Decides which photographs go where.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts and the leakage as JSON.")] = False,
+) -> None:
+    """Divide a dataset into train, val and test, landmark by landmark, and say what that gives away.
+
+    Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
+    """
+    from landmarks.dataset.manifest import PARTS
+    from landmarks.dataset.split import split as split_dataset
+    from landmarks.support.console import print_table
+    from landmarks.support.tables import read_metadata
+
+    dataset = split_dataset(data, by=by, val=val, test=test, seed=seed)
+    rows = []
+    for part in PARTS:
+        photos = dataset.part(part)
+        known = photos["landmark_id"].drop_nulls()
+        rows.append((part, len(photos), known.n_unique(), len(photos) - len(known), photos["group"].n_unique()))
+    columns = ("part", "photographs", "landmarks", "of nothing known", "groups")
+    if as_json:
+        leakage = json.loads(read_metadata(dataset.folder / "split.parquet")["leakage"])
+        parts = [dict(zip(columns, row, strict=True)) for row in rows]
+        print(json.dumps({"parts": parts, "leakage": leakage}, indent=2))
+    else:
+        print_table(columns, rows)

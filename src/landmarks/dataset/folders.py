@@ -1,0 +1,239 @@
+"""Folders of photographs that people have anyway: in with `import`, out with `unpack`.
+
+What `unpack` writes is read well by people, fastai, timm and Keras, and `import` makes the same labels of it: folders
+are named by landmark id, zeros in front, and name, so that they sort as our labels do; `labels.csv` beside them holds
+the exact names.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from landmarks.dataset import naming
+from landmarks.dataset.groups import groups
+from landmarks.dataset.intake import UNFINISHED, in_parallel, take_in
+from landmarks.dataset.manifest import LABELS, PARTS, PHOTOS, REJECTED, Dataset, open_dataset, write_dataset
+from landmarks.dataset.naming import Landmark
+from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.sources import Found, Source, list_source
+from landmarks.dataset.split import divide, store_split
+from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError, StaleError, UsageError
+from landmarks.support.files import (
+    digest_of,
+    held,
+    read_record,
+    remove_leftovers,
+    require_free_disk,
+    write_record,
+    written_whole,
+)
+from landmarks.support.tables import read_table
+
+_MARK = "unpack.json"
+
+
+def import_(
+    source: Path | str,
+    out: Path | str,
+    *,
+    labels: Path | str | None = None,
+    copy: bool = True,
+    max_side: int = 512,
+) -> Dataset:
+    """Make a dataset of a folder per landmark, of train/val/test folders of these (which stay parts), or of a CSV.
+
+    Photographs are copied into shards, no side longer than `max_side` pixels, or with `copy=False` left where they are.
+    Landmark ids come from the sorted names, or with `labels` from an earlier dataset or run, so that a missing folder
+    shifts nothing. Photographs in no folder, or in `_unknown`, show nothing known. What is no whole picture is named in
+    `rejected.parquet`. A CSV has the columns `path` (relative to it) and `label`, and where known `id`, `part`,
+    `author`, `license`, `title`. An import that was killed goes on where it stopped.
+    """
+    source, out = Path(source), Path(out)
+    _refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
+    listed = list_source(source)
+    names = [one.name for one in listed.found if one.name is not None]
+    earlier = naming.read_labels(Path(labels)) if labels is not None else None
+    if earlier is None:
+        landmarks = naming.identify(names, listed.listed)
+    else:
+        landmarks = naming.identify_among(names, earlier, listed.listed)
+    if not listed.found or not (landmarks or earlier is not None):
+        raise UsageError(
+            f"{source} holds no photograph of a named landmark",
+            expected="a folder per landmark with pictures inside, or a CSV of paths and labels",
+        )
+    inputs = digest_of([_fingerprint(one) for one in listed.found], earlier is None or earlier.rows(), copy, max_side)
+    with held(out):
+        dataset = _finished(out, inputs)
+        if dataset is None:
+            dataset = _make(
+                listed,
+                landmarks,
+                earlier,
+                source=source,
+                out=out,
+                inputs=inputs,
+                max_side=max_side if copy else None,
+            )
+        if listed.has_parts and dataset.split is None:
+            dataset = _keep_parts(dataset, listed)
+        return dataset
+
+
+def unpack(data: Path | str, out: Path | str) -> Path:
+    """Write every photograph of a dataset as a file, in folders per part and landmark: `out/train/<landmark>/<id>.jpg`.
+
+    Without a split there are no folders per part; photographs that show nothing known are in `_unknown`. Files appear
+    whole, an unpacking that was killed goes on, and a folder that holds something else is refused.
+    """
+    dataset, out = open_dataset(data), Path(out)
+    _refuse_foreign(out, (_MARK,), "unpacked dataset")
+    with held(out):
+        if (out / _MARK).exists() and read_record(out / _MARK)["inputs"] != dataset.digest:
+            raise StaleError(f"{out} was unpacked from another dataset or split", way_out="choose another folder")
+        write_record(out / _MARK, {"data": str(dataset.folder)}, verb="unpack", inputs=dataset.digest)
+        places = _places(dataset, out)
+        missing = [(place, row) for place, row in places if not place.exists() or place.stat().st_size != row["length"]]
+        require_free_disk(out, sum(row["length"] for _, row in missing))
+        for folder in {place.parent for place, _ in missing}:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+        reader = PhotoReader(dataset)
+
+        def write(item: tuple[Path, dict[str, Any]]) -> None:
+            place, row = item
+            with written_whole(place) as aside:
+                aside.write_bytes(reader.read(row["shard"], row["offset"], row["length"]))
+
+        with progress("unpacking", total=len(places)) as advance:
+            advance(len(places) - len(missing))
+            for _ in in_parallel(write, missing):
+                advance()
+    return out
+
+
+def _make(
+    listed: Source,
+    landmarks: dict[str, Landmark],
+    earlier: pl.DataFrame | None,
+    *,
+    source: Path,
+    out: Path,
+    inputs: str,
+    max_side: int | None,
+) -> Dataset:
+    """Take the photographs in, then write the tables; `max_side` None leaves the photographs where they are."""
+    photos, rejected = take_in(listed.found, out, inputs=inputs, max_side=max_side)
+    unfit = [("", where, why) for where, why in listed.rejected]
+    rejected = pl.concat([rejected, pl.DataFrame(unfit, schema=REJECTED, orient="row")])
+    ids = pl.DataFrame(
+        [(one.id, landmarks[one.name].landmark_id if one.name is not None else None) for one in listed.found],
+        schema={"id": pl.String, "landmark_id": pl.Int64},
+        orient="row",
+    )
+    table = photos.join(ids, on="id", how="left", maintain_order="left")
+    table = table.with_columns(
+        pl.lit(None).cast(PHOTOS[name]).alias(name) for name in PHOTOS if name not in table.columns
+    )
+    if table.is_empty():
+        raise LandmarksError(f"none of the {len(listed.found)} files in {source} is a picture")
+    known = naming.landmarks_of(earlier) if earlier is not None else list(landmarks.values())
+    dataset = write_dataset(
+        out,
+        verb="import",
+        photos=table,
+        labels=_labels(table, known, keep_all=earlier is not None),
+        rejected=rejected,
+        record={"set": "import", "origin": str(source.absolute()), "rule": listed.rule, "max_side": max_side},
+        inputs=inputs,
+    )
+    shutil.rmtree(out / UNFINISHED)
+    _tell(dataset, listed)
+    return dataset
+
+
+def _labels(photos: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) -> pl.DataFrame:
+    """Return the table of labels; a landmark without a photograph keeps its label only when labels were given."""
+    images = dict(photos["landmark_id"].drop_nulls().value_counts().iter_rows())
+    rows = [
+        (one.landmark_id, one.name, one.category, images.get(one.landmark_id, 0))
+        for one in sorted(landmarks, key=lambda one: one.landmark_id)
+        if keep_all or one.landmark_id in images
+    ]
+    columns = [name for name in LABELS if name != "label"]
+    return pl.DataFrame(rows, schema={name: LABELS[name] for name in columns}, orient="row").with_row_index("label")
+
+
+def _keep_parts(dataset: Dataset, listed: Source) -> Dataset:
+    parts = {one.id: PARTS.index(one.part) for one in listed.found if one.part is not None}
+    part = np.asarray([parts[id] for id in dataset.photos["id"]], np.uint8)
+    val, test = ((part == which).mean() for which in (1, 2))
+    at_random = divide(dataset.photos["landmark_id"], np.arange(len(part)), float(val), float(test), seed=0)
+    return store_split(dataset, part, groups(dataset.photos), at_random, rule="kept from the source", seed=None)
+
+
+def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return where each photograph goes, and its row; write `labels.csv`."""
+    landmarks = naming.landmarks_of(dataset.labels)
+    digits = max((len(str(landmark.landmark_id)) for landmark in landmarks), default=1)
+    folders = {landmark.landmark_id: naming.folder_name(landmark, digits) for landmark in landmarks}
+    with written_whole(out / naming.LABELS_CSV) as aside:
+        naming.write_labels_csv(aside, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
+    photos = dataset.photos.select("id", "landmark_id", "shard", "offset", "length")
+    if dataset.split is not None:
+        photos = photos.join(dataset.split, on="id", how="left")
+    places: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for row in photos.iter_rows(named=True):
+        inside = Path(row.get("part") or "", folders.get(row["landmark_id"], naming.UNKNOWN))
+        suffix = Path(row["shard"]).suffix.lower() if Path(row["shard"]).is_absolute() else ".jpg"
+        place = out / inside / f"{naming.safe_name(row['id'])}{suffix}"
+        if places.setdefault(str(place).casefold(), (place, row))[1] is not row:
+            raise LandmarksError(f'two photographs would be written to "{place}"', received=f'the id "{row["id"]}"')
+    return list(places.values())
+
+
+def _fingerprint(one: Found) -> tuple[Any, ...]:
+    status = one.path.stat()
+    return one.where, one.name, one.part, one.id, one.author, one.license, one.title, status.st_size, status.st_mtime_ns
+
+
+def _finished(out: Path, inputs: str) -> Dataset | None:
+    if not (out / "dataset.json").exists():
+        return None
+    if read_record(out / "dataset.json")["inputs"] != inputs:
+        raise StaleError(f"{out} holds a dataset of other photographs or settings", way_out="choose another folder")
+    note(f"{out} already holds exactly this")
+    return open_dataset(out)
+
+
+def _refuse_foreign(out: Path, marks: tuple[str, ...], what: str) -> None:
+    """Raise when `out` is a file, or a folder with contents that are none of ours."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file", way_out="choose another folder")
+    if not out.exists() or any((out / mark).exists() for mark in marks):
+        return
+    contents = sorted(entry.name for entry in out.iterdir() if entry.name != ".lock")
+    if contents:
+        raise UsageError(
+            f"{out} is not empty and holds no {what}", received=contents[0], way_out="choose another folder"
+        )
+
+
+def _tell(dataset: Dataset, listed: Source) -> None:
+    known = dataset.photos["landmark_id"].drop_nulls().len()
+    note(f"{len(dataset.photos):,} photographs, {known:,} of {len(dataset.labels):,} landmarks ({listed.rule})")
+    rejected = read_table(dataset.folder / "rejected.parquet", REJECTED)
+    for _, where, why in rejected.head(5).iter_rows():
+        note(f"rejected: {where}: {why}")
+    if len(rejected) > 5:
+        note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
+    if listed.others:
+        note(f"{listed.others:,} files do not call themselves pictures and were left out")

@@ -1,0 +1,138 @@
+"""Names of landmarks and what identifies them: between folders' names, landmark ids and labels."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from landmarks.dataset.manifest import LABELS
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.tables import read_table
+
+UNKNOWN = "_unknown"
+"""The folder of photographs that show nothing known."""
+
+LABELS_CSV = "labels.csv"
+"""Beside the folders that `unpack` writes: `folder,landmark_id,name,category`, exact where folders' names cannot be."""
+
+_UNSAFE = '/\\:*?"<>|.'
+_LONGEST = 80
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """A landmark as a source of photographs knows it."""
+
+    landmark_id: int
+    name: str
+    category: str | None = None
+
+
+def plain(name: str) -> str:
+    """Return a name in Unicode's composed form, without spaces around it: the same name however a disk stores it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as one for any file system: no separators, dots or control characters, at most 80 bytes."""
+    kept = ("_" if letter in _UNSAFE or unicodedata.category(letter)[0] == "C" else letter for letter in plain(name))
+    return "".join(kept).encode()[:_LONGEST].decode(errors="ignore").strip()
+
+
+def folder_name(landmark: Landmark, digits: int) -> str:
+    """Return `006051 Colosseum (Rome)`: sorts as labels do, and says what is inside."""
+    number = f"{landmark.landmark_id:0{digits}d}"
+    return number if landmark.name == str(landmark.landmark_id) else f"{number} {safe_name(landmark.name)}".strip()
+
+
+def landmarks_of(labels: pl.DataFrame) -> list[Landmark]:
+    """Return the landmarks of a table of labels, in its order."""
+    rows = labels.sort("label").select("landmark_id", "name", "category").iter_rows()
+    return [
+        Landmark(landmark_id, str(landmark_id) if name is None else name, category)
+        for landmark_id, name, category in rows
+    ]
+
+
+def identify(names: Iterable[str], listed: dict[str, Landmark] | None = None) -> dict[str, Landmark]:
+    """Return the landmark of each name, for a source that stands by itself.
+
+    Landmark ids are the positions of the sorted names, except where a `labels.csv` lists the folders, or where all
+    names are whole numbers: then these are the ids.
+    """
+    names = sorted(set(names))
+    if listed is not None:
+        missing = [name for name in names if name not in listed]
+        if missing:
+            raise UsageError(
+                f'{LABELS_CSV} does not list the folder "{missing[0]}"',
+                way_out=f"add a line for it, or delete {LABELS_CSV} to number the folders by their sorted names",
+            )
+        return {name: listed[name] for name in names}
+    numbers = {name: int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18}
+    if len(set(numbers.values())) == len(names):
+        return {name: Landmark(number, str(number)) for name, number in numbers.items()}
+    return {name: Landmark(position, name) for position, name in enumerate(names)}
+
+
+def identify_among(
+    names: Iterable[str], labels: pl.DataFrame, listed: dict[str, Landmark] | None
+) -> dict[str, Landmark]:
+    """Return which of the landmarks of an earlier table of labels each name means; a name that is none is refused.
+
+    Refused rather than counted as unknown, because a slip of the pen would silently turn a landmark into nothing known;
+    photographs of nothing known belong into the folder `_unknown`.
+    """
+    earlier = landmarks_of(labels)
+    digits = max((len(str(landmark.landmark_id)) for landmark in earlier), default=1)
+    called: dict[str, list[Landmark]] = {}
+    for landmark in earlier:
+        for name in {plain(landmark.name), folder_name(landmark, digits)}:
+            called.setdefault(name, []).append(landmark)
+    known = {name: landmarks[0] for name, landmarks in called.items() if len(landmarks) == 1}
+    exact = {(landmark.landmark_id, landmark.name): landmark for landmark in earlier}
+    found: dict[str, Landmark] = {}
+    for name in sorted(set(names)):
+        meant = (listed or {}).get(name)
+        of_earlier = known.get(plain(meant.name) if meant else name)
+        if meant:
+            of_earlier = exact.get((meant.landmark_id, meant.name), of_earlier)
+        if of_earlier is None:
+            raise UsageError(
+                f'"{name}" is none of the {len(earlier)} landmarks of the labels',
+                way_out=did_you_mean(name, known) or f"rename the folder, or move its photographs into {UNKNOWN}",
+            )
+        found[name] = of_earlier
+    return found
+
+
+def read_labels(place: Path) -> pl.DataFrame:
+    """Read `labels.parquet` of a dataset or a run."""
+    return read_table(place / "labels.parquet" if place.is_dir() else place, LABELS)
+
+
+def read_labels_csv(path: Path) -> dict[str, Landmark]:
+    """Read the `labels.csv` that `unpack` wrote: folder → landmark."""
+    try:
+        table = pl.read_csv(path, infer_schema=False)
+        columns = table.select("folder", pl.col("landmark_id").cast(pl.Int64), "name", "category")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LandmarksError(
+            f"{path} cannot be read ({str(error).splitlines()[0]})",
+            expected="columns folder, landmark_id, name, category",
+        ) from error
+    return {
+        plain(folder): Landmark(landmark_id, name or str(landmark_id), category)
+        for folder, landmark_id, name, category in columns.iter_rows()
+    }
+
+
+def write_labels_csv(path: Path, folders: dict[str, Landmark]) -> None:
+    """Write folder → landmark for `read_labels_csv`, and for people."""
+    rows = [(folder, landmark.landmark_id, landmark.name, landmark.category) for folder, landmark in folders.items()]
+    columns = {"folder": pl.String, "landmark_id": pl.Int64, "name": pl.String, "category": pl.String}
+    pl.DataFrame(rows, schema=columns, orient="row").write_csv(path)

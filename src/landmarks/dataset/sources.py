@@ -1,0 +1,194 @@
+"""What lies in a folder of photographs, or in a CSV of paths and labels: files, names and parts, nothing opened yet."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import polars as pl
+
+from landmarks.dataset.manifest import PARTS
+from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, Landmark, plain, read_labels_csv, safe_name
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.files import digest_of
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
+"""Files that call themselves pictures. Some cannot be decoded; they are rejected by name rather than overlooked."""
+
+PART_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""Folders that are parts when nothing else lies beside them, `train` is there, and all of them hold folders."""
+
+COLUMNS = ("path", "label", "id", "part", "author", "license", "title")
+"""Columns of a CSV; the first two are required, the rest is used where it is there."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One file that should become a photograph."""
+
+    path: Path
+    where: str  # relative to the source, with forward slashes
+    name: str | None  # of the landmark; None: nothing known
+    part: str | None = None
+    id: str = ""
+    author: str | None = None
+    license: str | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything found at one place."""
+
+    rule: str
+    found: list[Found] = field(default_factory=list)  # sorted by `where`, each with its own id
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (where, why)
+    others: int = 0  # files that do not call themselves pictures
+    listed: dict[str, Landmark] | None = None  # from labels.csv
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the source says which part each photograph is in."""
+        return bool(self.found) and self.found[0].part is not None
+
+
+def list_source(source: Path) -> Source:
+    """List a folder per class, train/val/test folders of classes, or a CSV of paths and labels."""
+    if source.is_dir():
+        listed = _list_folder(source)
+    elif source.is_file():
+        listed = _list_csv(source)
+    else:
+        raise LandmarksError(f"there is no folder or CSV {source}")
+    found = sorted(listed.found, key=lambda one: one.where)
+    return replace(listed, found=_with_ids(found), rejected=sorted(listed.rejected))
+
+
+def _list_folder(source: Path) -> Source:
+    parts = _part_folders(source)
+    source_inside = source.resolve()
+    found, rejected, others = [], [], 0
+    for path in _walk(source):
+        relative = path.relative_to(source)
+        where = relative.as_posix().encode(errors="surrogateescape").decode(errors="replace")
+        steps = relative.parts[:-1]
+        if path.suffix.lower() not in SUFFIXES and not path.is_dir():
+            others += where not in (LABELS_CSV, "unpack.json")
+        elif why := _unfit(path, where, source_inside):
+            rejected.append((where, why))
+        elif parts and not steps:
+            rejected.append((where, "it lies beside the folders of parts, in none of them"))
+        else:
+            part = parts[steps[0]] if parts else None
+            classes = steps[1:] if parts else steps
+            name = plain(classes[0]) if classes and classes[0] != UNKNOWN else None
+            found.append(Found(path, where, name, part))
+    rule = f"a folder per landmark in {', '.join(parts)}" if parts else "a folder per landmark"
+    listed = source / LABELS_CSV
+    return Source(rule, found, rejected, others, read_labels_csv(listed) if listed.is_file() else None)
+
+
+def _part_folders(source: Path) -> dict[str, str]:
+    """Return folder → part, or nothing when the folders at the top are landmarks."""
+    folders = [entry for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    names = [folder.name for folder in folders]
+    hold_folders = all(any(inner.is_dir() for inner in folder.iterdir()) for folder in folders)
+    if "train" not in names or any(name not in PART_FOLDERS for name in names) or not hold_folders:
+        return {}
+    return {name: PART_FOLDERS[name] for name in sorted(names)}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield files, and links to folders, which are not followed; hidden ones are left out."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if (Path(here) / name).is_symlink()]
+        for name in sorted(files) + links:
+            if not name.startswith("."):
+                yield Path(here) / name
+
+
+def _unfit(path: Path, where: str, source_inside: Path) -> str:
+    """Return why a file is not even opened, or an empty string."""
+    if "\N{REPLACEMENT CHARACTER}" in where:
+        return "its name is not valid UTF-8"
+    if path.is_symlink():
+        if path.is_dir():
+            return "a link to a folder"
+        if not path.resolve().is_relative_to(source_inside):
+            return "a link that leads outside the folder"
+    return "" if path.is_file() else "not a file"
+
+
+def _list_csv(source: Path) -> Source:
+    try:
+        table = pl.read_csv(source, infer_schema=False).fill_null("")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LandmarksError(f"{source} cannot be read as a CSV ({str(error).splitlines()[0]})") from error
+    table = table.rename({name: name.strip().lower() for name in table.columns})
+    for required in COLUMNS[:2]:
+        if required not in table.columns:
+            raise UsageError(
+                f'{source} has no column "{required}"',
+                received=", ".join(table.columns),
+                expected=", ".join(COLUMNS),
+                way_out=did_you_mean(required, table.columns),
+            )
+    found: dict[str, Found] = {}
+    rejected = []
+    for row in table.select(name for name in COLUMNS if name in table.columns).iter_rows(named=True):
+        one = _from_row(source, row)
+        if one.where in found:
+            rejected.append((one.where, "listed more than once"))
+        elif not one.path.is_file():
+            rejected.append((one.where, "there is no such file"))
+        else:
+            found[one.where] = one
+    if len({one.part is None for one in found.values()}) > 1:
+        raise UsageError(f"{source} gives a part to some photographs only", way_out="give one to all, or to none")
+    return Source(f"the CSV {source.name}", list(found.values()), rejected)
+
+
+def _from_row(source: Path, row: dict[str, str]) -> Found:
+    part = row.get("part", "").strip().lower()
+    if part and part not in PART_FOLDERS:
+        raise UsageError(f'{source} names the part "{part}"', expected=", ".join(PARTS))
+    label = plain(row["label"])
+    return Found(
+        path=source.parent / row["path"],
+        where=row["path"],
+        name=None if label in ("", UNKNOWN) else label,
+        part=PART_FOLDERS[part] if part else None,
+        id=row.get("id", ""),
+        author=row.get("author") or None,
+        license=row.get("license") or None,
+        title=row.get("title") or None,
+    )
+
+
+def _with_ids(found: list[Found]) -> list[Found]:
+    """Return `found` with an id for each: the file's name where no other file has it, else with a digest of its path.
+
+    So photographs keep their ids through `unpack` and `import`, and two files of one name stay two photographs.
+    """
+    stems = [Path(one.where).stem for one in found]
+    often = Counter(plain(stem).casefold() for stem in stems)
+    whole = []
+    for one, stem in zip(found, stems, strict=True):
+        mine = one.id or (stem if often[plain(stem).casefold()] == 1 else "")
+        if not mine or mine != safe_name(mine):
+            mine = f"{safe_name(mine or stem)}-{digest_of(one.where)[:12]}"
+        whole.append(replace(one, id=mine))
+    return whole
