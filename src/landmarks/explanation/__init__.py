@@ -1,1 +1,1 @@
-"""Heat maps: which pixels an answer rests on, and whether to believe it."""
+"""Where a network looked: heat maps of its answers, drawn over the photographs, and how far they can be believed."""

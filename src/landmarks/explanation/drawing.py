@@ -1,0 +1,112 @@
+"""A photograph and its heat maps, drawn side by side with the answers they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from landmarks.explanation.lettering import fitted, lettering
+
+INFERNO = np.array(
+    [
+        (0, 0, 4), (11, 7, 36), (33, 12, 74), (61, 9, 101), (87, 16, 110), (113, 25, 110), (138, 34, 106),
+        (163, 44, 97), (188, 55, 84), (210, 70, 68), (228, 90, 49), (241, 115, 29), (249, 142, 9), (252, 172, 17),
+        (249, 203, 53), (242, 234, 105), (252, 255, 164),
+    ],
+    dtype=np.float32,
+)  # fmt: skip
+"""Seventeen steps of the colour map "inferno" (Smith & van der Walt 2015, CC0): lightness grows evenly with heat."""
+
+TILE = 240
+"""Side in pixels of each picture in a panel."""
+MARGIN = 14
+CAPTION = 62
+PAPER, INK, QUIET, BAR, TRUE = "#ffffff", "#1c1c1e", "#6b6b70", "#c9c9ce", "#1a7f4b"
+HOTTEST = 0.78
+"""Opacity of the warmest place; cold places show the photograph, slightly dimmed."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer under its heat map."""
+
+    name: str
+    probability: float
+    is_true: bool
+
+
+def colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the colour (H, W, 3), 0..255, of each value 0..1 in `heat` (H, W)."""
+    steps = np.linspace(0, 1, len(INFERNO))
+    return np.stack([np.interp(heat, steps, INFERNO[:, channel]) for channel in range(3)], axis=-1).astype(np.float32)
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return uint8 `image` (H, W, 3) with a heat map (h, w) of values 0..1 laid over it, enlarged smoothly.
+
+    The photograph loses its colour where it is cold, so that only heat is colourful.
+    """
+    height, width = image.shape[:2]
+    smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    warmth = np.clip(np.asarray(smooth, dtype=np.float32), 0, 1)
+    grey = (image @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+    photograph = 0.55 * grey + 0.35 * image
+    opacity = (HOTTEST * warmth**0.7)[..., None]
+    mixed = (1 - opacity) * photograph + opacity * colours(warmth)
+    return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+
+
+def panel(
+    image: NDArray[np.uint8], heats: NDArray[np.float32], answers: Sequence[Answer], title: str
+) -> NDArray[np.uint8]:
+    """Return one picture: the photograph with its `title`, then an overlay for each answer with name and probability.
+
+    `image` is uint8 (S, S, 3), `heats` (k, h, w) of values 0..1.
+    """
+    columns = 1 + len(answers)
+    width, height = columns * TILE + (columns + 1) * MARGIN, TILE + 2 * MARGIN + CAPTION
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    names = " ".join([title, *(answer.name for answer in answers)])
+    _place(sheet, 0, image)
+    _caption(draw, 0, names, title)
+    for column, (heat, answer) in enumerate(zip(heats, answers, strict=True), start=1):
+        _place(sheet, column, overlay(image, heat))
+        _caption(draw, column, names, answer)
+    return np.asarray(sheet)
+
+
+def _left(column: int) -> int:
+    return MARGIN + column * (TILE + MARGIN)
+
+
+def _place(sheet: Image.Image, column: int, image: NDArray[Any]) -> None:
+    tile = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.LANCZOS)
+    sheet.paste(tile, (_left(column), MARGIN))
+
+
+def _caption(draw: ImageDraw.ImageDraw, column: int, names: str, entry: Answer | str) -> None:
+    """Write what stands under a picture: an answer with its probability, or the photograph's title."""
+    left, top = _left(column), MARGIN + TILE + 8
+    answer = entry if isinstance(entry, Answer) else None
+    colour = TRUE if answer is not None and answer.is_true else INK
+    text, font = lettering(entry.name if isinstance(entry, Answer) else entry, 17, beside=names)
+    draw.text((left, top), fitted(text, font, TILE), fill=colour, font=font)
+    below, small = lettering("photograph" if answer is None else _percent(answer.probability), 14)
+    draw.text((left, top + 26), below, fill=QUIET, font=small)
+    if answer is not None:
+        start, end, line = left + 58, left + TILE, top + 34
+        draw.line([(start, line), (end, line)], fill=BAR, width=3)
+        reached = start + round((end - start) * min(max(answer.probability, 0.0), 1.0))
+        if reached > start:
+            draw.line([(start, line), (reached, line)], fill=colour, width=3)
+
+
+def _percent(probability: float) -> str:
+    percent = 100 * probability
+    return "< 0.1 %" if percent < 0.1 else "> 99.9 %" if percent > 99.9 else f"{percent:.1f} %"

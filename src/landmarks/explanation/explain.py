@@ -1,0 +1,188 @@
+"""Heat maps for a run: of photographs a person names, or a gallery of what it recognised in its own dataset."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from landmarks.dataset.pictures import PictureError, encode
+from landmarks.dataset.shards import PhotoReader
+from landmarks.explanation.choice import dataset_of, photos_in_turn
+from landmarks.explanation.drawing import Answer, panel
+from landmarks.explanation.heat import Explained, explain_images, scaled
+from landmarks.networks.network import Network
+from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
+from landmarks.training.photos import evaluation_picture, normalised
+from landmarks.training.run import Run, open_run
+
+ANSWERS = 4
+"""Heat maps beside each photograph."""
+
+BATCH = 8
+"""Photographs that go through the trunk at once."""
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Endings of the files that are taken from a folder."""
+
+
+def explain(
+    run: Run | Path | str,
+    photos: Sequence[Path | str] | None = None,
+    *,
+    data: Path | str | None = None,
+    part: str = "test",
+    count: int = 12,
+) -> dict[str, Any]:
+    """Draw the heat maps of the 4 best answers for `photos`, or for `count` recognised photographs of a dataset.
+
+    `photos` are files and folders. Without them the photographs come from `part` of `data` (or of the dataset the run
+    was trained on): correctly recognised ones, taken from the landmarks in turn. Writes `maps/<id>.jpg` into the run
+    and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for files that are no pictures, and `made`,
+    the panels of this call. Raises `LandmarksError` when there is nothing to draw.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    if count < 1:
+        raise UsageError("the number of photographs must be positive", received=count)
+    explainer = Explainer(run)
+    with held(run.folder / "maps") as folder:
+        if photos:
+            made, rejected = _of_files(explainer, photos, folder)
+        else:
+            made, rejected = _gallery(explainer, data, part, count, folder), []
+        panels = _earlier(folder, run.digest) | {entry["id"]: entry for entry in made}
+        record = {"method": explainer.method, "panels": list(panels.values()), "rejected": rejected}
+        if made:
+            write_record(folder / "index.json", record, verb="explain", inputs=run.digest)
+    return {**record, "made": made}
+
+
+class Explainer:
+    """One run's network on the machine's best device: from photographs to answers, maps and panels."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network: Network = run.network().to(self.device)
+        self.temperature = float(read_record(run.folder / "model.json").get("temperature") or 1.0)
+        self.method = ""
+
+    def pictures(self, photographs: Sequence[bytes]) -> NDArray[np.uint8]:
+        """Return what the network sees of each photograph, uint8 (N, S, S, 3)."""
+        return np.stack([evaluation_picture(each, self.network.preprocessing) for each in photographs])
+
+    def images(self, pictures: NDArray[np.uint8]) -> torch.Tensor:
+        """Return pictures (N, S, S, 3) as the network takes them, (N, 3, S, S) on its device."""
+        return normalised(torch.from_numpy(pictures).permute(0, 3, 1, 2), self.network.preprocessing, self.device)
+
+    def look(self, pictures: NDArray[np.uint8]) -> Explained:
+        """Return answers and maps for pictures (N, S, S, 3)."""
+        explained = explain_images(self.network, self.images(pictures), ANSWERS, self.temperature)
+        self.method = explained.method
+        return explained
+
+    def draw(
+        self, folder: Path, identity: str, truth: int | None, picture: NDArray[np.uint8], explained: Explained
+    ) -> dict[str, Any]:
+        """Write the panel of one photograph, `explained` alone, into `folder` and return its entry in the index."""
+        labels = explained.labels[0].tolist()
+        probabilities = explained.probabilities[0, explained.labels[0]].tolist()
+        names = self.run.name_of(labels)
+        truth_name = None if truth is None else self.run.name_of([truth])[0]
+        answers = [Answer(*each) for each in zip(names, probabilities, (one == truth for one in labels), strict=True)]
+        sheet = panel(picture, scaled(explained.maps[0]).float().cpu().numpy(), answers, truth_name or identity)
+        name = f"{_file_name(identity)}.jpg"
+        with written_whole(folder / name) as aside:
+            aside.write_bytes(encode(sheet))
+        return {
+            "id": identity,
+            "picture": name,
+            "truth": truth,
+            "truth_name": truth_name,
+            "answers": [
+                {"label": label, "name": answer.name, "probability": answer.probability}
+                for label, answer in zip(labels, answers, strict=True)
+            ],
+            "correct": None if truth is None else labels[0] == truth,
+        }
+
+
+def _of_files(
+    explainer: Explainer, places: Sequence[Path | str], folder: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    files = list(_files(places))
+    named = Counter(file.stem for file in files)
+    made, rejected = [], []
+    with progress("explaining", total=len(files)) as advance:
+        for file in files:
+            try:
+                picture = explainer.pictures([file.read_bytes()])
+            except (PictureError, OSError) as error:
+                note(f"{file} is left out: {error}")
+                rejected.append({"photo": str(file), "why": str(error)})
+            else:
+                identity = file.stem if named[file.stem] == 1 else str(file)
+                made.append(explainer.draw(folder, identity, None, picture[0], explainer.look(picture)))
+            advance(1)
+    return made, rejected
+
+
+def _files(places: Sequence[Path | str]) -> Iterator[Path]:
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+            if not inside:
+                raise LandmarksError(f"there are no pictures in {place}")
+            yield from inside
+        elif place.exists():
+            yield place
+        else:
+            raise LandmarksError(f"there is no photograph {place}")
+
+
+def _gallery(
+    explainer: Explainer, data: Path | str | None, part: str, count: int, folder: Path
+) -> list[dict[str, Any]]:
+    dataset = dataset_of(explainer.run, data)
+    photos = photos_in_turn(explainer.run, dataset, part)
+    reader = PhotoReader(dataset)
+    made: list[dict[str, Any]] = []
+    tried = 0
+    with progress("explaining", total=count) as advance:
+        while len(made) < count and tried < len(photos):
+            batch = photos[tried : tried + BATCH]
+            tried += len(batch)
+            pictures = explainer.pictures([reader.read(*photo.place) for photo in batch])
+            explained = explainer.look(pictures)
+            for row, photo in enumerate(batch):
+                if explained.labels[row, 0].item() == photo.truth and len(made) < count:
+                    made.append(explainer.draw(folder, photo.id, photo.truth, pictures[row], explained.only(row)))
+                    advance(1)
+    if not made:
+        raise LandmarksError(f"{explainer.run.name} recognises none of the {tried} photographs of {dataset.folder}")
+    if len(made) < count:
+        note(f"only {len(made)} of {tried} photographs are recognised; {count} were asked for")
+    return made
+
+
+def _earlier(folder: Path, digest: str) -> dict[str, dict[str, Any]]:
+    """Return the panels drawn earlier from the same weights, by photograph; others are forgotten."""
+    index = folder / "index.json"
+    if not index.exists():
+        return {}
+    record = read_record(index)
+    return {entry["id"]: entry for entry in record["panels"]} if record["inputs"] == digest else {}
+
+
+def _file_name(identity: str) -> str:
+    """Return a name for a file that a stranger's `identity` cannot lead astray; two identities never share one."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", identity).lstrip(".")[:80]
+    return plain if plain == identity else f"{plain}-{digest_of(identity)[:8]}"
