@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from landmarks.report.pieces import Pieces
 from landmarks.report.tables import tested_on
-from landmarks.report.wording import bounds, in_words, number, plural, readable
+from landmarks.report.wording import bounds, number, plural, readable
 
 ARCHIVE_LANDMARKS = 203_094
 """Landmarks in the whole archive's training set."""
@@ -89,23 +90,36 @@ def _about_split(runs: Sequence[Pieces]) -> list[str]:
     found = []
     for run in runs:
         split = run.part("data", "split") or {}
-        rule, leakage = str(split.get("rule") or ""), split.get("leakage")
+        rule = str(split.get("rule") or "").removeprefix("by ")
         if rule.startswith("random"):
-            told = f" ({_leakage(leakage)})" if leakage else ""
             found.append(
-                f"The parts were drawn at random: near-duplicates of training photographs are among those judged{told}."
-                " Accuracy on photographs of another day will be lower."
+                "The parts were drawn at random: near-duplicates of training photographs are among those judged"
+                f"{_leakage(split.get('leakage'))}. Accuracy on photographs of another day will be lower."
+            )
+        elif rule.startswith("group"):
+            found.append(
+                "Near-duplicates were kept in one part, as far as perceptual hashes find them"
+                f"{_leakage(split.get('leakage'))}; photographs of one visit that look less alike can still lie on "
+                "both sides."
             )
         elif rule:
-            found.append(
-                "Near-duplicates were kept in one part, found by perceptual hash; photographs of one visit that look "
-                "less alike can still lie on both sides."
-            )
+            found.append(f"The parts were taken as given ({readable(rule)}); near-duplicates may lie on both sides.")
     return found
 
 
 def _leakage(leakage: object) -> str:
-    return f"{plural(leakage, 'pair')} straddle the parts" if isinstance(leakage, int) else in_words(leakage)
+    """Return in brackets what a split's record says about near-duplicates on both sides; empty when it is silent."""
+    if isinstance(leakage, str):
+        try:
+            leakage = json.loads(leakage)
+        except ValueError:
+            return ""
+    pairs = leakage.get("straddling_pairs") if isinstance(leakage, dict) else leakage
+    if not isinstance(pairs, int):
+        return ""
+    told = f"{plural(pairs, 'near-duplicate pair')} on both sides"
+    at_random = leakage.get("straddling_pairs_random") if isinstance(leakage, dict) else None
+    return f" ({told}, {at_random:,} in a random split)" if isinstance(at_random, int) else f" ({told})"
 
 
 def _about_pretraining(runs: Sequence[Pieces]) -> list[str]:

@@ -238,7 +238,7 @@ def calibration(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> l
     """Return the reliability diagram and the risk–coverage curve, as far as the evaluation holds them."""
     drawn = []
     kinds = {"confidence": pl.Float64, "accuracy": pl.Float64, "photographs": pl.Int64}
-    points = pl.DataFrame(evaluation.metrics.get("reliability") or [], schema=kinds, orient="row")
+    points = pl.DataFrame(evaluation.metrics.get("reliability") or [], schema=kinds, orient="row", strict=False)
     if len(points):
         told = [
             f"stated {percent(row['confidence'])}, right {percent(row['accuracy'])} of {row['photographs']:,}"
@@ -263,7 +263,8 @@ def calibration(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> l
 
 
 def _risk_coverage(run: Pieces, curve: dict[str, list[float]], figures: FigureFolder) -> Figure:
-    whole = pl.DataFrame({"coverage": curve["coverage"], "risk": curve["risk"]}, schema_overrides={"risk": pl.Float64})
+    kinds = {"coverage": pl.Float64, "risk": pl.Float64}
+    whole = pl.DataFrame({name: curve[name] for name in kinds}, schema=kinds, strict=False)
     step = max(1, len(whole) // CURVE_POINTS)
     thinned = pl.concat([whole.gather_every(step), whole.tail(1)]).unique(maintain_order=True)
     half = whole.filter(pl.col("coverage") >= 0.5).head(1)
