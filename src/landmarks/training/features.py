@@ -27,8 +27,8 @@ from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import digest_of, held, read_record, require_free_disk, write_record, written_whole
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augment import Augmentation
+from landmarks.training.machine import Machine
 from landmarks.training.photos import batches, normalised, shares
-from landmarks.training.precision import Machine
 
 RECORD = "features.json"
 """Written last: a folder that holds it holds a whole cache."""
@@ -89,12 +89,12 @@ def cached_features(
     key = cache_key(network, photos, machine.precision, drawn)
     folder = dataset.folder / "features" / digest_of(key)
     started, missing = time.monotonic(), not (folder / RECORD).exists()
-    machine.accelerator.wait_for_everyone()  # all have looked before one writes
+    machine.wait()  # all have looked before one writes
     if missing and machine.is_main:
         _compute_in(folder, key, work)
     elif missing:
         _compute(None, work)
-    machine.accelerator.wait_for_everyone()
+    machine.wait()
     return Features(_open(folder, key, photos), time.monotonic() - started if missing else 0.0)
 
 

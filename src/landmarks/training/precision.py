@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -31,54 +29,6 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.what}: {self.value} ({self.why})"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a training computes: its processes, its device, its precision, its threads that read photographs."""
-
-    accelerator: Accelerator
-    precision: str = "float32"
-    workers: int | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        device: torch.device = self.accelerator.device
-        return device
-
-    @property
-    def rank(self) -> int:
-        """Which of the processes this is, from 0."""
-        return int(self.accelerator.process_index)
-
-    @property
-    def processes(self) -> int:
-        """How many processes train together."""
-        return int(self.accelerator.num_processes)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that prints and writes."""
-        return self.rank == 0
-
-    def computing(self) -> AbstractContextManager[Any]:
-        """Return a context in which matrix products and convolutions are computed in this machine's precision."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum of every process's `tensor`; each process must call it."""
-        if self.processes == 1:
-            return tensor
-        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
-        return total
-
-    def say(self, text: str) -> None:
-        """Print one line, once for all processes."""
-        if self.is_main:
-            note(text)
 
 
 def choose_device(wanted: str) -> Choice:
@@ -129,3 +79,13 @@ def processor_flags() -> frozenset[str]:
         return frozenset()
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return frozenset(flags.partition(":")[2].split())
+
+
+def processor_name() -> str:
+    """Return the processor's name, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return name or platform.machine()

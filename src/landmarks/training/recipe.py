@@ -60,6 +60,7 @@ class Recipe:
     compile: bool = False  # compile the trunk first: some minutes once, faster steps after
     workers: int | None = None  # threads that read photographs; None: one per core
     time_limit: float | None = None  # minutes of fine-tuning, in which the cosine then ends
+    tracking: str = "auto"  # auto: tensorboard where it is installed; none; or a tracker that accelerate knows
 
     def __post_init__(self) -> None:
         for name, wrong, expected in _limits(self):
@@ -76,6 +77,11 @@ class Recipe:
     def from_scratch(self) -> bool:
         """Whether nothing is known before: no warm-up, one learning rate."""
         return self.weights == "none"
+
+    def with_learning_rate(self, learning_rate: float) -> Recipe:
+        """Return this recipe with another learning rate of the head; the trunk's keeps its ratio to it."""
+        trunk = self.trunk_learning_rate * learning_rate / self.learning_rate
+        return replace(self, learning_rate=learning_rate, trunk_learning_rate=trunk)
 
     def record(self) -> dict[str, Any]:
         """Return every field as JSON."""

@@ -11,8 +11,8 @@ import polars as pl
 
 from landmarks.dataset.manifest import LABELS
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import file_digest, read_record
-from landmarks.support.tables import read_table
+from landmarks.support.files import file_digest, read_record, write_record
+from landmarks.support.tables import read_table, write_table
 
 if TYPE_CHECKING:
     from landmarks.networks.network import Network
@@ -82,3 +82,15 @@ def open_run(folder: Path | str) -> Run:
         record=read_record(folder / RECORD),
         labels=read_table(folder / "labels.parquet", LABELS).sort("label"),
     )
+
+
+def write_run(
+    folder: Path, network: Network, labels: pl.DataFrame, rows: list[dict[str, Any]], record: dict[str, Any]
+) -> None:
+    """Write a run's files; its record comes last, so that a folder which holds one is whole."""
+    from landmarks.networks.network import save_network
+
+    write_table(folder / "labels.parquet", labels)
+    write_table(folder / "history.parquet", pl.DataFrame(rows, schema=HISTORY))
+    save_network(network, folder)
+    write_record(folder / RECORD, record, verb="train", inputs=record["data"]["digest"])

@@ -1,0 +1,277 @@
+"""Phase two: everything is trained. Read it from top to bottom.
+
+One process or many: each sees its share of every step's photographs and adds up their gradients; the sums of all
+processes are added before the optimizer's step, together with the numbers that are shown. Nothing here draws from a
+generator that has a state, so a training that goes on from a checkpoint takes the same steps as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.networks.network import Network
+from landmarks.support.console import progress
+from landmarks.support.errors import LandmarksError
+from landmarks.support.seeds import generator
+from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
+from landmarks.training.machine import Machine
+from landmarks.training.optimizer import make_optimizer
+from landmarks.training.photos import batches, normalised, order_of, shares
+from landmarks.training.recipe import Recipe
+from landmarks.training.schedule import share_done, share_of_learning_rate
+from landmarks.training.step import Training, add_gradients, add_processes, average_statistics
+from landmarks.training.warmup import class_weights
+
+SECONDS_BETWEEN_CHECKPOINTS = 180.0
+"""How much work, at most, a killed training repeats."""
+
+
+NOTHING_YET = {"phase": "", "epoch": 0, "val_accuracy": -1.0, "val_loss": 0.0}
+"""The best epoch before there is one."""
+
+
+@dataclass
+class State:
+    """Where a training stands, beside the tensors: all of it is in every checkpoint."""
+
+    micro_batch: int  # photographs per pass through the network
+    epoch: int = 0  # epochs that are finished
+    step: int = 0  # optimizer steps taken
+    seconds: float = 0.0  # of fine-tuning so far, over all its processes' lives
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # this epoch's loss, right answers, photographs
+    best: dict[str, Any] = field(default_factory=lambda: dict(NOTHING_YET))
+    epochs_since_best: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of the history, both phases
+    earlier: dict[str, Any] = field(default_factory=dict)  # what the warm-up leaves for the record
+    ended: str = ""  # why, when fine-tuning is over
+
+
+def finetune(
+    network: Network,
+    dataset: Dataset,
+    train: pl.DataFrame,
+    val: pl.DataFrame,
+    *,
+    recipe: Recipe,
+    machine: Machine,
+    folder: Path,
+    state: State,
+    watch: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Train `network` on the photographs `train`, measure it on `val` after each epoch, leave it at its best epoch.
+
+    `state` is where to begin; a checkpoint in `folder` takes its place, so that calling this again goes on. `watch` is
+    called after every epoch. Raises `LandmarksError` when the loss is no longer a number.
+    """
+    # ── What is trained, and where it stands ──
+    weights = class_weights(train["label"].to_numpy().astype(np.int64), network.classes, recipe.balance)
+    training = Training(network, recipe, machine, weights.to(machine.device))
+    optimizer = make_optimizer(network, recipe)
+    best_weights = copy_of_weights(network)
+    if found := load_checkpoint(folder, network, optimizer):
+        best_weights, state = found[0], State(**found[1])
+        machine.say(f"going on from a checkpoint: {state.epoch} epochs and {state.step} steps are done")
+
+    def keep() -> None:
+        average_statistics(network, machine)
+        if machine.is_main:
+            save_checkpoint(folder, network, optimizer, best_weights, asdict(state))
+
+    machine.wait()  # every process has looked before one writes
+    if not found:
+        keep()
+
+    # ── Epochs ──
+    while state.epoch < recipe.epochs and not state.ended:
+        train_epoch(training, optimizer, dataset, train, state=state, keep=keep)
+        average_statistics(network, machine)
+        started = time.monotonic()
+        val_accuracy, val_loss = measure(network, dataset, val, recipe=recipe, machine=machine)
+        state.seconds += time.monotonic() - started
+        row = finish_epoch(state, optimizer, val_accuracy, val_loss)
+        if is_better(row, state.best):
+            state.best, state.epochs_since_best = {name: row[name] for name in state.best}, 0
+            best_weights = copy_of_weights(network)
+        elif (state.epochs_since_best + 1) >= recipe.patience and not state.ended:
+            state.ended = f"no better epoch in {recipe.patience}"
+        else:
+            state.epochs_since_best += 1
+        machine.say(epoch_line(row, recipe))
+        watch(state)
+        keep()
+
+    # ── The end ──
+    network.load_state_dict(best_weights)
+    state.ended = state.ended or f"all {recipe.epochs} epochs"
+    return state
+
+
+def train_epoch(
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    dataset: Dataset,
+    train: pl.DataFrame,
+    *,
+    state: State,
+    keep: Callable[[], None],
+) -> None:
+    """Take the steps of epoch `state.epoch + 1` that `state` has not taken yet; `keep` a checkpoint now and then."""
+    network, recipe, machine = training.network, training.recipe, training.machine
+    epoch = state.epoch + 1
+
+    # ── Which photographs, in an order that depends on seed and epoch alone ──
+    order = order_of(len(train), recipe.seed, epoch)
+    sizes = [len(step) for step in shares(order, recipe.batch_size)]
+    taken = state.step - state.epoch * len(sizes)
+    mine = shares(order, recipe.batch_size, machine.rank, machine.processes)[taken:]
+    loaded = batches(
+        dataset,
+        train[np.concatenate(mine)],
+        network.preprocessing,
+        batch_size=[len(step) for step in mine],
+        workers=machine.workers,
+        augment=recipe.augmentation,
+        seed=recipe.seed,
+        epoch=epoch,
+    )
+    set_training(network, frozen_statistics=recipe.frozen_statistics)
+    seen_before, seconds_before = state.sums[2], state.seconds
+    last_checkpoint = last = time.monotonic()
+
+    with progress(f"epoch {epoch}/{recipe.epochs}", len(mine)) as advance:
+        for size, batch in zip(sizes[taken:], loaded, strict=True):
+            # ── One step ──
+            done = share_done(state.step, len(sizes) * recipe.epochs, state.seconds, recipe.time_limit)
+            share = share_of_learning_rate(done, recipe.warmup_share, recipe.final_share)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+            torch.manual_seed(int(generator(recipe.seed, "step", state.step, machine.rank).integers(2**63)))  # dropout
+            loss, correct, state.micro_batch = add_gradients(training, batch, size, state.micro_batch)
+            now = time.monotonic()
+            state.seconds, last = state.seconds + now - last, now
+            clock = (state.seconds, now - last_checkpoint) if machine.is_main else (0.0, 0.0)
+            numbers = torch.tensor([loss, correct, len(batch.ids), *clock], dtype=torch.float64)
+            loss, correct, seen, state.seconds, since_checkpoint = add_processes(network, numbers, machine).tolist()
+            norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip or math.inf))
+            require_finite(loss, norm, state, recipe)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+
+            # ── What is shown, what is kept, and the end of the time ──
+            state.sums = [state.sums[0] + loss, state.sums[1] + correct, state.sums[2] + seen]
+            rate = (state.sums[2] - seen_before) / max(state.seconds - seconds_before, 1e-9)
+            advance(1, live_line(state, rate, recipe, len(train)))
+            if since_checkpoint > SECONDS_BETWEEN_CHECKPOINTS:
+                last_checkpoint = now
+                keep()
+            if recipe.time_limit is not None and state.seconds >= 60 * recipe.time_limit:
+                state.ended = f"the time limit of {recipe.time_limit:g} minutes was reached in epoch {epoch}"
+                break
+
+
+def finish_epoch(
+    state: State, optimizer: torch.optim.Optimizer, val_accuracy: float, val_loss: float
+) -> dict[str, Any]:
+    """Move `state` to the next epoch and return the history's row of the one that ended."""
+    loss, correct, seen = state.sums
+    state.epoch, state.sums = state.epoch + 1, [0.0, 0.0, 0.0]
+    row = {
+        "phase": "finetune",
+        "epoch": state.epoch,
+        "step": state.step,
+        "seconds": state.seconds,
+        "learning_rate": optimizer.param_groups[-1]["lr"],
+        "train_loss": loss / seen,
+        "train_accuracy": correct / seen,
+        "val_loss": val_loss,
+        "val_accuracy": val_accuracy,
+    }
+    state.rows.append(row)
+    return row
+
+
+@torch.no_grad()
+def measure(
+    network: Network, dataset: Dataset, photos: pl.DataFrame, *, recipe: Recipe, machine: Machine
+) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy on `photos`, each measured by one process."""
+    network.eval()
+    mine = shares(np.arange(len(photos)), recipe.batch_size, machine.rank, machine.processes)
+    sums = torch.zeros(2, dtype=torch.float64)
+    loaded = batches(
+        dataset,
+        photos[np.concatenate(mine)],
+        network.preprocessing,
+        batch_size=[len(step) for step in mine],
+        workers=machine.workers,
+    )
+    for batch in loaded:
+        if not batch.ids:
+            continue
+        with machine.computing():
+            features = network.features(normalised(batch.images, network.preprocessing, machine.device))
+        logits = network.classify(features.float()).cpu()
+        sums[0] += (logits.argmax(1) == batch.labels).sum()
+        sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
+    accuracy, loss = (machine.summed(sums.to(machine.device)) / len(photos)).tolist()
+    return accuracy, loss
+
+
+def set_training(network: Network, *, frozen_statistics: bool) -> None:
+    """Put the network into training mode; with `frozen_statistics` its batch normalisation stays in evaluation mode."""
+    network.train()
+    if frozen_statistics:
+        for module in network.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def copy_of_weights(network: Network) -> dict[str, torch.Tensor]:
+    """Return all tensors of `network` as they are now, on the processor."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether an epoch beats the best so far: by validation accuracy, of equal ones by the lower loss."""
+    return bool((row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]))
+
+
+def require_finite(loss: float, norm: float, state: State, recipe: Recipe) -> None:
+    """Raise when a step's loss or gradient is not a number: everything after it would be lost work."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise LandmarksError(
+            f"training broke down in step {state.step + 1} (epoch {state.epoch + 1})",
+            received=f"a loss of {loss:g} and a gradient of norm {norm:g}; all steps before were finite",
+            way_out="lower --learning-rate" + ("" if recipe.precision == "float32" else ", or try --precision float32"),
+        )
+
+
+def epoch_line(row: dict[str, Any], recipe: Recipe) -> str:
+    """Return the line that sums up an epoch."""
+    return (
+        f"epoch {row['epoch']}/{recipe.epochs}: training loss {row['train_loss']:.3f}, "
+        f"{100 * row['train_accuracy']:.1f} %; validation loss {row['val_loss']:.3f}, "
+        f"{100 * row['val_accuracy']:.1f} %; {row['seconds']:.0f} s"
+    )
+
+
+def live_line(state: State, rate: float, recipe: Recipe, photographs: int) -> str:
+    """Return what the line of progress says: loss, accuracy, speed, and the time left until all epochs are done."""
+    loss, correct, seen = state.sums
+    left = ((recipe.epochs - state.epoch) * photographs - seen) / max(rate, 1e-9)
+    if recipe.time_limit is not None:
+        left = min(left, 60 * recipe.time_limit - state.seconds)
+    shown = f"loss {loss / seen:.3f}, {100 * correct / seen:.1f} %, {rate:.0f} photographs/s"
+    return f"{shown}, {left / 60:.0f} min left in all"

@@ -1,0 +1,61 @@
+"""The optimizer: which learning rate each layer has, and which weights decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from torch import nn
+
+from landmarks.networks.network import Network
+from landmarks.training.recipe import Recipe
+
+
+def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer over all weights; each of its groups keeps its highest learning rate as `peak`."""
+    groups = parameter_groups(network, recipe)
+    kinds: dict[str, Any] = {
+        "adamw": lambda: torch.optim.AdamW(groups, fused=True),
+        "adam": lambda: torch.optim.Adam(groups, fused=True),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, alpha=0.9, eps=1e-7),  # as Keras has it
+        "sgd": lambda: torch.optim.SGD(groups, momentum=0.9, nesterov=True),
+    }
+    optimizer: torch.optim.Optimizer = kinds[recipe.optimizer]()
+    return optimizer
+
+
+def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return groups of parameters with `peak` and `weight_decay`, from the trunk's first layer to the head.
+
+    The peak falls from the trunk's last layer to its first by the same factor per layer; from scratch all layers have
+    one. Vectors and scalars (biases, scales of normalisation) do not decay.
+    """
+    if recipe.from_scratch:
+        return _decaying(list(network.parameters()), recipe.learning_rate, recipe.weight_decay)
+    layers = trunk_layers(network)
+    groups = []
+    for depth, layer in enumerate(layers):
+        below = (len(layers) - 1 - depth) / max(len(layers) - 1, 1)
+        groups += _decaying(layer, recipe.trunk_learning_rate * recipe.first_layer_share**below, recipe.weight_decay)
+    return groups + _decaying(list(network.head.parameters()), recipe.learning_rate, recipe.weight_decay)
+
+
+def trunk_layers(network: Network) -> list[list[nn.Parameter]]:
+    """Return the trunk's parameters, layer by layer from the input, as timm groups them; one group if it does not."""
+    matcher = getattr(network.trunk, "group_matcher", None)
+    if matcher is None:
+        return [list(network.trunk.parameters())]
+    named = dict(network.trunk.named_parameters())
+    layers = group_parameters(network.trunk, matcher(coarse=False))
+    return [[named[name] for name in layers[depth]] for depth in sorted(layers)]
+
+
+def _decaying(parameters: list[nn.Parameter], peak: float, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [
+        {"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay}
+        for chosen, decay in ((matrices, weight_decay), (vectors, 0.0))
+        if chosen
+    ]

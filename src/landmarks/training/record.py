@@ -1,0 +1,82 @@
+"""What a run says about itself: its record, the reasons of its choices, and its last sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scipy.stats import binomtest
+
+from landmarks.dataset.manifest import PARTS, Dataset
+from landmarks.networks.catalogue import gflops
+from landmarks.networks.network import Network
+from landmarks.networks.parameters import count_parameters
+from landmarks.support.tables import read_metadata
+from landmarks.training.finetune import State
+from landmarks.training.machine import Machine, describe_machine, versions
+from landmarks.training.memory import peak_memory_mb
+from landmarks.training.precision import Choice
+from landmarks.training.recipe import Recipe
+from landmarks.training.run import Run
+
+
+def record_of(
+    network: Network, dataset: Dataset, *, recipe: Recipe, machine: Machine, choices: list[Choice], state: State
+) -> dict[str, Any]:
+    """Return what `run.json` says about a training that ended in `state`."""
+    counts, split = count_parameters(network), dataset.folder / "split.parquet"
+    seconds = {name: state.earlier.get(f"{name}_seconds", 0.0) for name in ("features", "warmup")}
+    seconds["finetune"] = state.seconds
+    rule = read_metadata(split)
+    return {
+        "recipe": recipe.record(),
+        "data": {
+            "folder": str(dataset.folder.resolve()),
+            "digest": dataset.digest,
+            "origin": dataset.record.get("origin"),
+            "landmarks": len(dataset.labels),
+            "photographs": {part: len(dataset.part(part)) for part in PARTS},
+            "split": {name: value for name, value in rule.items() if not name.startswith(("landmarks.", "ARROW"))},
+        },
+        "network": {
+            "backbone": recipe.backbone,
+            "head": network.head_name,
+            "weights": recipe.weights,
+            "parameters": counts.total,
+            "trainable": counts.trainable,
+            "gflops": round(gflops(network), 3),
+            "image_size": network.preprocessing.image_size,
+        },
+        "machine": describe_machine(machine),
+        "versions": versions(),
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "choices": [choice.record() for choice in choices],
+        "warmup": {**state.earlier.get("warmup", {}), "probe": state.earlier.get("probe")},
+        "best": state.best,
+        "ended": state.ended,
+    }
+
+
+def choices_of(recipe: Recipe) -> list[Choice]:
+    """Return what else was decided for the user, with reasons."""
+    size = Choice("picture", f"{recipe.image_size} pixels", "asked for, or what the weights were made for")
+    if recipe.from_scratch:
+        return [size, Choice("phases", "one", "without pretrained weights there is nothing to warm up")]
+    return [size, Choice("phases", "warm-up, then fine-tuning", f"it starts from {recipe.weights}")]
+
+
+def last_sentence(run: Run) -> str:
+    """Return what the run reached, with its interval, and what to do next."""
+    best, count = run.record["best"], run.record["validated_on"]
+    interval = binomtest(round(best["val_accuracy"] * count), count).proportion_ci(method="wilson")
+    phase = "the warm-up" if best["phase"] == "warmup" else f"epoch {best['epoch']}"
+    return (
+        f"{run.folder} answers {percent(best['val_accuracy'])} of {count:,} validation photographs "
+        f"(95 % interval {100 * interval.low:.1f} to {percent(interval.high)}, after {phase}; {run.record['ended']}); "
+        f"next: landmarks evaluate {run.folder}"
+    )
+
+
+def percent(share: float) -> str:
+    """Return 0.934 as 93.4 %."""
+    return f"{100 * share:.1f} %"

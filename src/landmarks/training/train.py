@@ -1,0 +1,198 @@
+"""From a dataset and a recipe to a run: warm-up, fine-tuning, and the folder that every later verb reads."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.networks.backbones import pretrained_record
+from landmarks.networks.network import Network, build_network
+from landmarks.networks.preprocessing import from_pretrained
+from landmarks.support.files import held
+from landmarks.training.checkpoint import FILE as CHECKPOINT
+from landmarks.training.checks import Parts, begin, check_data, check_folder, finished, identity
+from landmarks.training.features import cached_features, trunk_digest
+from landmarks.training.finetune import State, finetune
+from landmarks.training.machine import Machine, open_machine
+from landmarks.training.precision import choose_layout
+from landmarks.training.probe import ridge_probe
+from landmarks.training.recipe import Recipe, recipe_named
+from landmarks.training.record import choices_of, last_sentence, percent, record_of
+from landmarks.training.run import RECORD, Run, open_run, write_run
+from landmarks.training.warmup import warm_up
+
+PROBE_CLASSES = 20_000
+"""With more landmarks than this the closed-form probe would need more memory than the training."""
+
+
+def train(
+    data: Path | str,
+    out: Path | str,
+    *,
+    recipe: str | Recipe = "default",
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    head: str | None = None,
+    image_size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    flip: bool | None = None,
+    workers: int | None = None,
+    time_limit: float | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a network on the dataset folder `data` and return the run written to the folder `out`.
+
+    What is not given comes from the `recipe`; `settings` are any other fields of `Recipe`. `learning_rate` is the
+    head's and moves the trunk's along; `time_limit` is in minutes of fine-tuning. Called again after a kill it goes on
+    to the same weights; called on a finished run it returns that. Raises `UsageError` for unknown names and
+    `LandmarksError` for data that cannot be trained on, or a folder that holds something else.
+    """
+    chosen = recipe_named(
+        recipe,
+        backbone=backbone,
+        weights=weights,
+        head=head,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        flip=flip,
+        workers=workers,
+        time_limit=time_limit,
+        precision=precision,
+        device=device,
+        **settings,
+    )
+    if learning_rate is not None:
+        chosen = chosen.with_learning_rate(learning_rate)
+    size = from_pretrained(pretrained_record(chosen.backbone), chosen.image_size).image_size
+    return _train(open_dataset(data), Path(out), replace(chosen, image_size=size))
+
+
+def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
+    parts = check_data(dataset)
+    check_folder(out)
+    machine, choices = open_machine(recipe, out)
+    with held(out) if machine.is_main else contextlib.nullcontext():
+        machine.wait()
+        wanted = identity(recipe, dataset)
+        if (out / RECORD).exists():
+            return finished(out, wanted, machine)
+        checkpoint = out / "checkpoint"
+        for count in parts.notes:
+            machine.say(count)
+        network = build_network(
+            recipe.backbone,
+            classes=len(dataset.labels),
+            head=recipe.head,
+            weights=recipe.weights,
+            image_size=recipe.image_size,
+            seed=recipe.seed,
+        ).to(machine.device)
+        begin(checkpoint, wanted, trunk_digest(network), machine)
+        layout = choose_layout(network)
+        if layout.value == "channels last":
+            network.to(memory_format=torch.channels_last)
+        choices = [*choices, layout, *choices_of(recipe)]
+        for choice in choices:
+            machine.say(str(choice))
+
+        state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
+        if not recipe.from_scratch and not machine.from_main((checkpoint / CHECKPOINT).exists()):
+            state = warm_up_from_cache(network, dataset, parts, recipe, machine)
+        with tracked(machine, recipe) as watch:
+            state = finetune(
+                network,
+                dataset,
+                parts.train,
+                parts.val,
+                recipe=recipe,
+                machine=machine,
+                folder=checkpoint,
+                state=state,
+                watch=watch,
+            )
+        if machine.is_main:
+            record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state)
+            record |= {"validated_on": len(parts.val), "identity": wanted}
+            write_run(out, network, dataset.labels, state.rows, record)
+            shutil.rmtree(checkpoint)
+        machine.wait()
+        run = open_run(out)
+        machine.say(last_sentence(run))
+        return run
+
+
+def warm_up_from_cache(network: Network, dataset: Dataset, parts: Parts, recipe: Recipe, machine: Machine) -> State:
+    """Run phase one: features once, the probe, and the head to convergence; every process gets the main one's head."""
+    together = pl.concat([parts.train, parts.val]).sort("id")
+    features = [cached_features(network, dataset, together, machine=machine)]
+    features += [
+        cached_features(
+            network, dataset, parts.train, machine=machine, view=view, augment=recipe.augmentation, seed=recipe.seed
+        )
+        for view in range(1, recipe.warmup_views)
+    ]
+    state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
+    if machine.is_main:
+        started = time.monotonic()
+        first = features[0].values
+        train_rows = first[together["id"].is_in(parts.train["id"].implode()).to_numpy()]
+        val_rows = first[together["id"].is_in(parts.val["id"].implode()).to_numpy()]
+        labels, val_labels = labels_of(parts.train), labels_of(parts.val)
+        state.earlier = {"features_seconds": sum(view.seconds for view in features)}
+        if network.classes <= PROBE_CLASSES:
+            probe = ridge_probe(train_rows, labels, val_rows, val_labels, network.classes)
+            state.earlier["probe"] = {"val_accuracy": probe.val_accuracy, "penalty": probe.penalty}
+            machine.say(f"a linear probe in closed form: {percent(probe.val_accuracy)} of validation")
+        if recipe.warmup_epochs:
+            views = [train_rows, *(view.values for view in features[1:])]
+            warmed = warm_up(network, views, labels, val_rows, val_labels, recipe=recipe)
+            state.rows = warmed.rows
+            numbers = {"val_accuracy": warmed.val_accuracy, "val_loss": warmed.val_loss}
+            state.best = {"phase": "warmup", "epoch": warmed.epoch, **numbers}
+            state.earlier["warmup"] = {**numbers, "epochs": len(warmed.rows)}
+            machine.say(
+                f"warm-up: {percent(warmed.val_accuracy)} of validation in epoch {warmed.epoch} of {len(warmed.rows)}"
+            )
+        state.earlier["warmup_seconds"] = time.monotonic() - started
+    network.head.load_state_dict(machine.from_main(network.head.state_dict()))
+    return State(**machine.from_main(asdict(state)))
+
+
+def labels_of(photos: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the labels (P,) of photographs that show known landmarks."""
+    return photos["label"].to_numpy().astype(np.int64)
+
+
+@contextlib.contextmanager
+def tracked(machine: Machine, recipe: Recipe) -> Iterator[Callable[[State], None]]:
+    """Give a function that sends an epoch's numbers to the tracker, TensorBoard or another."""
+    accelerator = machine.accelerator
+    if accelerator.log_with:
+        accelerator.init_trackers("tensorboard" if recipe.tracking == "auto" else recipe.tracking)
+
+    def watch(state: State) -> None:
+        if accelerator.log_with:
+            row = state.rows[-1]
+            accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, step=row["step"])
+
+    yield watch
+    if accelerator.log_with:
+        accelerator.end_training()
