@@ -6,12 +6,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from landmarks.archive.scenery.solids import Floats
 from landmarks.support.seeds import generator
-
-Floats = NDArray[np.floating]
 
 ASPECTS = ((4, 3), (3, 2), (16, 9), (1, 1))
 ORIENTATION_TAG = 0x0112

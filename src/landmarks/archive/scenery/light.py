@@ -1,16 +1,19 @@
 """Sun, sky, haze and clouds: the light of one moment, and the sky's colour in any direction."""
 
+# mypy: disable-error-code="no-any-return"
+# numpy's stubs give Any for much arithmetic on arrays
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from landmarks.archive.scenery.solids import Floats
 from landmarks.support.seeds import generator
 
-Floats = NDArray[np.floating]
+NIGHT_LIGHT = np.array([1.0, 0.62, 0.28], np.float32)
+"""Floodlights and street lamps."""
 
 _ELEVATION = (-14.0, -5.0, 0.0, 7.0, 22.0, 65.0)
 _ZENITH = (
@@ -80,6 +83,11 @@ class Weather:
     def night(self) -> float:
         """0 by day … 1 when lamps and windows are lit."""
         return float(np.clip((3.0 - self.sun_elevation) / 7.0, 0, 1))
+
+    @property
+    def ambient(self) -> Floats:
+        """(3,) the light of the whole sky on a surface that looks up."""
+        return self.zenith * 0.62 + self.horizon * 0.42 + self.sun * 0.06 + np.float32(0.012)
 
     def _at(self, colours: tuple[tuple[float, float, float], ...]) -> Floats:
         table = np.array(colours)
@@ -188,3 +196,9 @@ def scatter(i: Floats, j: Floats) -> Floats:
     mixed = i.astype(np.int64) * 374761393 + j.astype(np.int64) * 668265263
     mixed = (mixed ^ (mixed >> 13)) * 1274126177
     return ((mixed ^ (mixed >> 16)) & 0xFFFF).astype(np.float32) / np.float32(65535)
+
+
+def hazed(colour: Floats, depth: Floats, weather: Weather) -> Floats:
+    """Return (3, P) the colour of things at `depth` (P,) in metres after the air between has had its share."""
+    clear = np.exp(depth * np.float32(np.log1p(-weather.haze) / 100))
+    return weather.horizon[:, None] * np.float32(0.92) * (1 - clear) + colour * clear

@@ -27,8 +27,8 @@ def write_metadata(
     titles = {photograph.shot.id: _title(names[photograph.landmarks[0]], photograph.shot.id) for photograph in train}
     metadata = folder / "metadata"
     _write(metadata / "train.csv", ["id", "url", "landmark_id"], (
-        (photograph.shot.id, _url(titles[photograph.shot.id], "http" if rng.random() < 0.3 else "https"), photograph.landmarks[0])
-        for photograph in shuffled
+        (p.shot.id, _url(titles[p.shot.id], "http" if rng.random() < 0.3 else "https"), p.landmarks[0])
+        for p in shuffled
     ))  # fmt: skip
     _write(metadata / "train_attribution.csv", ["id", "url", "author", "license", "title"], (
         (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from landmarks.archive.scenery.light import Weather
-from landmarks.archive.scenery.monuments import STONES, WOOD
+from landmarks.archive.scenery.materials import STONES, WOOD
 from landmarks.archive.scenery.scene import Ground, Scene, View
 from landmarks.archive.scenery.solids import Mesh, Paint, ball, box, joined, lathe, moved, turned
 from landmarks.archive.scenery.surroundings import house, lamp_post, person, tower_block, tree

@@ -1,5 +1,7 @@
 """Which triangle each pixel sees: a depth buffer in numpy, all triangles at once."""
 
+# mypy: disable-error-code="no-any-return"
+# numpy's stubs give Any for much arithmetic on arrays
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,17 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+from landmarks.archive.scenery.solids import Floats
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Hits:
     """The pixels that a triangle covers, in the order of their position in the picture."""
 
-    pixel: NDArray[np.int64]
+    pixel: Integers
     """(P,) position y · width + x."""
 
-    triangle: NDArray[np.int64]
+    triangle: Integers
     """(P,) row of the nearest triangle."""
 
     weights: Floats
@@ -38,19 +42,25 @@ def rasterise(corners: Floats, keys: Floats, width: int, height: int) -> Hits:
     using 2D Homogeneous Coordinates, 1997), filled in spans of rows.
     """
     edges, kept = _edge_functions(corners.astype(np.float64))
-    bounds = _bounds(corners[kept], width, height)
-    nearness = np.einsum("tec,te->tc", edges, keys[kept].astype(np.float64))
-    triangle, row, first, last = _spans(edges, bounds, width)
+    triangle, row, first, last = _spans(edges, _bounds(corners[kept], width, height), width)
     count = np.maximum(last - first + 1, 0)
     span = np.repeat(np.arange(len(count)), count)
     x = np.arange(len(span)) - np.repeat(np.cumsum(count) - count, count) + first[span]
-    plane = nearness[triangle]
-    along = (plane[:, 1] * (row + 0.5) + plane[:, 2] + plane[:, 0] * 0.5)[span] + plane[span, 0] * x
+    plane = np.einsum("tec,te->tc", edges, keys[kept].astype(np.float64))[triangle]
+    start = plane[:, 1] * (row + 0.5) + plane[:, 2] + plane[:, 0] * 0.5
+    nearness = (start[span] + plane[span, 0] * x).astype(np.float32)
     pixel = row[span] * width + x
-    return _nearest(pixel, triangle[span], along.astype(np.float32), edges, kept, width, height)
+    best = np.full(width * height, -np.inf, np.float32)
+    np.maximum.at(best, pixel, nearness)
+    winners = np.flatnonzero(nearness == best[pixel])
+    owner = np.full(width * height, -1, np.int64)
+    owner[pixel[winners]] = triangle[span[winners]]
+    seen = np.flatnonzero(owner >= 0)
+    chosen = owner[seen]
+    return Hits(seen, kept[chosen], _weights(edges[chosen], seen % width + 0.5, seen // width + 0.5), best[seen])
 
 
-def _edge_functions(corners: Floats) -> tuple[Floats, NDArray[np.int64]]:
+def _edge_functions(corners: Floats) -> tuple[Floats, Integers]:
     """Return (K, 3, 3) functions of (x, y, 1), each positive on the inner side of one edge, and the rows kept."""
     first, second, third = corners[:, 0], corners[:, 1], corners[:, 2]
     cross = np.stack([np.cross(second, third), np.cross(third, first), np.cross(first, second)], axis=1)
@@ -59,7 +69,7 @@ def _edge_functions(corners: Floats) -> tuple[Floats, NDArray[np.int64]]:
     return cross[kept] / determinant[kept, None, None], kept
 
 
-def _bounds(corners: Floats, width: int, height: int) -> NDArray[np.int64]:
+def _bounds(corners: Floats, width: int, height: int) -> Integers:
     """Return (K, 2) the first row that a triangle may touch and the row after the last."""
     depth = corners[:, :, 2]
     y = corners[:, :, 1] / np.where(depth > 1e-6, depth, 1)
@@ -71,9 +81,7 @@ def _bounds(corners: Floats, width: int, height: int) -> NDArray[np.int64]:
     return np.stack([low, np.where(outside, low, high)], axis=1).astype(np.int64)
 
 
-def _spans(
-    edges: Floats, bounds: NDArray[np.int64], width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _spans(edges: Floats, bounds: Integers, width: int) -> tuple[Integers, Integers, Integers, Integers]:
     """Return triangle, row, first and last x of every stretch of a row whose pixel centres lie in a triangle."""
     rows = np.maximum(bounds[:, 1] - bounds[:, 0], 0)
     triangle = np.repeat(np.arange(len(rows)), rows)
@@ -89,24 +97,7 @@ def _spans(
     return triangle[seen], row[seen], np.maximum(first[seen], 0), np.minimum(last[seen], width - 1)
 
 
-def _nearest(
-    pixel: NDArray[np.int64],
-    triangle: NDArray[np.int64],
-    nearness: Floats,
-    edges: Floats,
-    kept: NDArray[np.int64],
-    width: int,
-    height: int,
-) -> Hits:
-    """Keep one triangle per pixel, the nearest, and where in it the pixel lies."""
-    best = np.full(width * height, -np.inf, np.float32)
-    np.maximum.at(best, pixel, nearness)
-    winners = np.flatnonzero(nearness == best[pixel])
-    owner = np.full(width * height, -1, np.int64)
-    owner[pixel[winners]] = triangle[winners]
-    seen = np.flatnonzero(owner >= 0)
-    chosen = owner[seen]
-    x, y = seen % width + 0.5, seen // width + 0.5
-    inside = edges[chosen, :, 0] * x[:, None] + edges[chosen, :, 1] * y[:, None] + edges[chosen, :, 2]
-    weights = (inside / inside.sum(axis=1, keepdims=True)).T.astype(np.float32)
-    return Hits(seen, kept[chosen], weights, best[seen])
+def _weights(edges: Floats, x: Floats, y: Floats) -> Floats:
+    """Return (3, P) how near each corner of its triangle (P, 3, 3) a point of the picture lies; they sum to 1."""
+    inside = edges[:, :, 0] * x[:, None] + edges[:, :, 1] * y[:, None] + edges[:, :, 2]
+    return (inside / inside.sum(axis=1, keepdims=True)).T.astype(np.float32)

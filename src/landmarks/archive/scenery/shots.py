@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from landmarks.archive.scenery.camera import camera_of, develop, format_of
 from landmarks.archive.scenery.light import Weather
 from landmarks.archive.scenery.monuments import Monument, monument
 from landmarks.archive.scenery.nowhere import nothing_in_particular
-from landmarks.archive.scenery.scene import Ground, Scene, View, render
-from landmarks.archive.scenery.solids import Mesh, joined, moved
+from landmarks.archive.scenery.render import render
+from landmarks.archive.scenery.scene import Ground, Scene, View
+from landmarks.archive.scenery.solids import Floats, Mesh, joined, moved
 from landmarks.archive.scenery.surroundings import house, lamp_post, person, tree
 from landmarks.support.seeds import generator
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+Floats = NDArray[Any]
+"""float32 wherever there is one number per corner or pixel"""
 
 PLAIN, STONE, TILES, GLASS, LEAVES = range(5)
 """What a surface looks like from near: even, coursed blocks, rows of tiles, windows that are lit at night, foliage."""
@@ -146,14 +148,14 @@ def dome(radius: float, z: float, paint: Paint, *, sides: int = 20, rise: float 
 
 def box(x: float, y: float, z: float, paint: Paint) -> Mesh:
     """Return a box of these sizes, centred over the origin, its floor on the ground."""
-    return frustum(x, y, x, y, z, paint)
+    return frustum((x, y), (x, y), z, paint)
 
 
-def frustum(x: float, y: float, top_x: float, top_y: float, z: float, paint: Paint) -> Mesh:
-    """Return a box whose top is `top_x` × `top_y`: a slanting wall, a hipped roof, a pyramid."""
+def frustum(base: tuple[float, float], top: tuple[float, float], z: float, paint: Paint) -> Mesh:
+    """Return a box of height z whose floor and ceiling (x, y) differ: a slanting wall, a hipped roof, a pyramid."""
     ring = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
-    low = np.column_stack([ring * (x, y), np.zeros(4)])
-    high = np.column_stack([ring * (top_x, top_y), np.full(4, z)])
+    low = np.column_stack([ring * base, np.zeros(4)])
+    high = np.column_stack([ring * top, np.full(4, z)])
     after = [1, 2, 3, 0]
     sides = np.stack([low, low[after], high[after], high], axis=1)
     return quads(np.concatenate([sides, high[None]]), paint)
@@ -189,7 +191,7 @@ def arch(width: float, height: float, depth: float, opening: tuple[float, float]
     for face in front:
         near = np.column_stack([face[:, 0], np.full(4, -depth / 2), face[:, 1]])
         faces += [near, near[::-1] * (1, -1, 1)]
-    for start, end in zip(curve[:-1], curve[1:], strict=True):
+    for start, end in pairwise(curve):
         faces.append(_across(start, end, depth))
     for start, end in (
         ((width / 2, 0), (width / 2, height)),
@@ -232,9 +234,21 @@ def pane(x: float, z: float, width: float, height: float, paint: Paint, *, out: 
     return quads(np.array([corners]), paint)
 
 
-def windows(width: float, low: float, high: float, columns: int, rows: int, out: float, paint: Paint) -> Mesh:
-    """Return a grid of windows on the wall that looks towards -y, `out` from the middle of the building."""
+def windows(width: float, heights: tuple[float, float], grid: tuple[int, int], paint: Paint, *, out: float) -> Mesh:
+    """Return a `grid` (columns, rows) of windows on the wall that looks towards -y, `out` from its middle."""
+    (low, high), (columns, rows) = heights, grid
     across = (np.arange(columns) + 0.5) / columns * width - width / 2
     upwards = low + (np.arange(rows) + 0.5) / rows * (high - low)
     size = (width / columns * 0.42, (high - low) / rows * 0.58)
     return joined([pane(x, z, *size, paint, out=out + 0.08) for x in across for z in upwards])
+
+
+def on_four_sides(side: Mesh) -> Mesh:
+    """Return what is on the wall towards -y on all four walls of a square building."""
+    return joined([turned(side, quarter * np.pi / 2) for quarter in range(4)])
+
+
+def sheet(corners: Sequence[Sequence[float]], paint: Paint) -> Mesh:
+    """Return one quadrilateral that is seen from both sides, such as a sail or a flag."""
+    front = np.array(corners)
+    return quads(np.array([front, front[::-1]]), paint)

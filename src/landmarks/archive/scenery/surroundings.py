@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from landmarks.archive.scenery.monuments import DARK, ROOFS, STONES, WHITE, WINDOW, WOOD, on_four_sides
+from landmarks.archive.scenery.materials import DARK, ROOFS, STONES, WHITE, WINDOW, WOOD
 from landmarks.archive.scenery.solids import (
     GLASS,
     LEAVES,
@@ -19,6 +19,7 @@ from landmarks.archive.scenery.solids import (
     joined,
     lathe,
     moved,
+    on_four_sides,
     pane,
     turned,
     windows,
@@ -106,7 +107,9 @@ def house(rng: np.random.Generator) -> Mesh:
     else:
         parts += [moved(box(x + 0.3, y + 0.3, 0.6, STONES["granite"]), z=high)]
     for turn, width, out in ((0, x, y / 2), (np.pi, x, y / 2), (np.pi / 2, y, x / 2), (-np.pi / 2, y, x / 2)):
-        parts.append(turned(windows(width * 0.9, 0.3, high, max(2, int(width / 2.6)), storeys, out, WINDOW), turn))
+        parts.append(
+            turned(windows(width * 0.9, (0.3, high), (max(2, int(width / 2.6)), storeys), WINDOW, out=out), turn)
+        )
     parts.append(pane(0.1 * x, 1.1, 1.1, 2.2, WOOD, out=y / 2 + 0.12))
     return joined(parts)
 
@@ -121,5 +124,5 @@ def tower_block(rng: np.random.Generator) -> Mesh:
     """Return a plain tall block of flats."""
     wall = Paint(*(np.full(3, 0.45) * rng.uniform(0.7, 1.3, 3)))
     side, high = float(rng.uniform(10, 16)), float(rng.uniform(18, 45))
-    glazing = on_four_sides(windows(side * 0.95, 1, high - 1, 5, int(high / 3.5), side / 2, WINDOW))
+    glazing = on_four_sides(windows(side * 0.95, (1, high - 1), (5, int(high / 3.5)), WINDOW, out=side / 2))
     return joined([box(side, side, high, wall), glazing])
