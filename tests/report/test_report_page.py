@@ -210,3 +210,15 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(runs: list[Path], tmp_
     text = page.read_text(encoding="utf-8")
     assert ">first/run<" in text and ">second/run<" in text
     assert (tmp_path / "figures" / "first-run-confusion.svg").exists()
+
+
+def test_many_landmarks_get_a_short_table_and_a_whole_csv(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", landmarks=320, photographs=2_000, others=0)
+    run = make_run(tmp_path / "run", data, "resnet18", maps=0)
+    text = report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    judged = read_table(run / "metrics" / "test.landmarks.parquet").filter(pl.col("photographs") > 0)
+    assert len(judged) > 300
+    assert text.count('<tr><th scope=row data-value="') < 320
+    assert "confusion matrix is drawn up to 300" in text and "Confusion matrix of" not in text
+    assert len(pl.read_csv(tmp_path / "figures" / "run-landmarks.csv")) == len(judged)
+    assert pl.read_csv(tmp_path / "figures" / "run-confusion.csv")["count"].sum() == 2_000

@@ -123,6 +123,9 @@ def _missing(run: Pieces, judged: Evaluation | None, dataset: Dataset | None) ->
         missing.append(Missing("Judged on validation photographs only.", f"landmarks evaluate {folder} --part test"))
     if judged is not None and judged.predictions is None:
         missing.append(Missing("The predictions are gone, so no mistakes are shown.", f"landmarks evaluate {folder}"))
+    if judged is not None and judged.confusion is not None and len(run.names) > drawings.MOST_CELLS:
+        told = f"A confusion matrix is drawn up to {drawings.MOST_CELLS} landmarks; all pairs are in its CSV."
+        missing.append(Missing(told))
     if run.maps is None:
         missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}"))
     if judged is not None and dataset is None:

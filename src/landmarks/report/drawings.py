@@ -188,20 +188,20 @@ def _pair(row: dict[str, object]) -> str:
 
 def landmarks(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> list[Figure]:
     """Return the best and the worst landmarks with intervals, and for many landmarks how the others spread."""
-    told = [
-        f"{row['name']}: {row['correct']} of {row['photographs']} right, {percent(row['accuracy'])} ({interval(row)})"
-        for row in frame.iter_rows(named=True)
-    ]
-    frame = frame.with_columns(pl.Series("description", told, dtype=pl.String))
     worst_first = frame.sort(["accuracy", "photographs", "label"], descending=[False, True, False])
     some = min(BEST, len(frame))
     drawn = []
-    for word, chosen, colour in (
+    for word, these, colour in (
         ("best", frame.head(some), charts.RIGHT),
         ("worst", worst_first.head(some), charts.WRONG),
     ):
-        if chosen.is_empty():
+        if these.is_empty():
             continue
+        told = [
+            f"{row['name']}: {row['correct']} of {row['photographs']}, {percent(row['accuracy'])} ({interval(row)})"
+            for row in these.iter_rows(named=True)
+        ]
+        chosen = these.with_columns(pl.Series("description", told, dtype=pl.String))
         drawn.append(
             figures.draw(
                 charts.landmark_bars(chosen, colour),

@@ -15,7 +15,9 @@ MAX_NAME = 120
 
 def readable(text: object, longest: int = MAX_NAME) -> str:
     """Return a stranger's text on one line: no control or direction-changing characters, cut with an ellipsis."""
-    clean = "".join(c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn") else " " for c in str(text))
+    clean = str(text)
+    if not clean.isprintable():
+        clean = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in clean)
     clean = " ".join(clean.split())
     return clean if len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
 

@@ -38,8 +38,11 @@ const showTip = (event) => {
 document.addEventListener("pointermove", showTip);
 document.addEventListener("pointerdown", showTip);
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-// What is folded is printed, and a link into a folded chapter opens it.
-window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+// Facts are printed although they are folded; long tables and other runs only when the reader opened them.
+window.addEventListener("beforeprint", () => {
+  for (const one of document.querySelectorAll("details.fold")) one.open = true;
+});
+// A link to a folded run opens it.
 const openTarget = () => {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   const folded = target && (target.querySelector(":scope > details.chapter") ?? target.closest("details"));
