@@ -16,7 +16,7 @@ import polars as pl
 from landmarks.archive.executors import EndedError
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
 from landmarks.archive.patience import MirrorError
-from landmarks.archive.tarheader import MOST_BYTES_OF_A_PHOTOGRAPH, Member, members
+from landmarks.archive.tarheader import MOST_BYTES_OF_A_PHOTOGRAPH, Member, TruncatedError, members
 from landmarks.archive.tarindex import MEMBERS, IndexedTar, TarIndex, read_index, write_index
 from landmarks.archive.transfer import ChangedError
 from landmarks.support.console import note, progress
@@ -91,10 +91,9 @@ def hop(mirror: Mirror, path: str, size: int, etag: str | None, start: int = 0) 
     """
 
     def read(position: int, length: int) -> bytes:
-        end = min(position + length, size)
-        if position >= end:
-            return b""
-        answer = mirror.range(path, position, end)
+        if position + length > size:
+            raise TruncatedError(f"{mirror.place}/{path} ends at byte {size}, in the middle")
+        answer = mirror.range(path, position, position + length)
         if answer.size != size or answer.etag != etag:
             raise ChangedError(f"{mirror.place}/{path} changed while it was being walked")
         return answer.data
@@ -106,7 +105,7 @@ def _described(mirror: Mirror, set: str, tar: int, aside: Path) -> _Hop | None:
     try:
         size, etag = mirror.head(tar_path(set, tar))
     except MirrorError as error:
-        note(f"{error}: this TAR is not indexed")
+        note(f"{tar_path(set, tar)} is not indexed: {error}")
         return None
     part = aside / f"images_{tar:03d}.parquet"
     return _Hop(mirror, set, IndexedTar(tar, size, etag, mirror.md5(set, tar)), part)
@@ -146,7 +145,7 @@ def _walk_all(hops: list[_Hop], workers: int, known: dict[int, IndexedTar]) -> d
                     except MirrorError as error:
                         tar = futures[future]
                         failures[tar.tar.tar] = str(error)
-                        note(f"{tar.path}: {error}; this TAR is not indexed")
+                        note(f"{tar.path} is not indexed: {error}")
             except BaseException:
                 stopped.set()
                 pool.shutdown(wait=True, cancel_futures=True)

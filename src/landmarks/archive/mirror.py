@@ -49,7 +49,8 @@ from landmarks.support.files import read_record, write_record, written_whole
 MOST_TARS = 1000
 """`images_NNN.tar` has three digits."""
 
-CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+_REMOTE_CHUNK_BYTES = 1 << 16  # what arrived of a smaller chunk is lost when a connection breaks
 _MOST_SMALL_FILE = 1 << 20
 
 
@@ -212,7 +213,7 @@ class Mirror:
     def _opened(self, path: str, position: int) -> tuple[Iterator[bytes], int, str | None, str]:
         def request() -> tuple[Iterator[bytes], int, str | None, str]:
             result = obstore.get(self._store, path, options={"range": {"offset": position}} if position else None)
-            chunks = result.stream(min_chunk_size=CHUNK_BYTES)
+            chunks = result.stream(min_chunk_size=_CHUNK_BYTES if self.root else _REMOTE_CHUNK_BYTES)
             return chunks, result.meta["size"], result.meta["e_tag"], _compressed(result)
 
         return self.host.asked(path, request)
@@ -223,7 +224,7 @@ class Mirror:
             for chunk in chunks:
                 rest = bytes(chunk)
                 while rest:  # in pieces, so that a small answer cannot claim all memory
-                    yield unpack.decompress(rest, CHUNK_BYTES)
+                    yield unpack.decompress(rest, _CHUNK_BYTES)
                     rest = unpack.unconsumed_tail
             yield unpack.flush()
         except (zlib.error, obstore.exceptions.BaseError, OSError) as error:

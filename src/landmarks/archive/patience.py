@@ -151,6 +151,7 @@ def reason_of(error: Exception) -> str:
         "IncompleteMessage": "the connection was dropped",
         "kind: Body": "the connection was dropped",
         "UnexpectedRange": "a wrong range was sent",
+        "builder error": "it leads to an address that is not http(s)",
         "Connect": "no connection could be made",
     }
     for sign, words in told.items():
@@ -178,6 +179,7 @@ def _raise_unless_worth_repeating(what: str, error: Exception) -> None:
     if isinstance(error, no_entry):
         raise RefusedError(f"{what}: {reason_of(error)}") from error
     final = isinstance(error, obstore.exceptions.InvalidPathError | obstore.exceptions.PreconditionError)
+    final = final or "LocalFileSystem" in str(error)  # a disk does not get better by asking again
     status = _status(error)
     if final or (status[:1] in ("3", "4") and status not in _WORTH_REPEATING):
         raise MirrorError(f"{what}: {reason_of(error)}") from error

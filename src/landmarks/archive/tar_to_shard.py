@@ -227,7 +227,7 @@ def _prepared(task: TarTask, photograph: Photograph) -> tuple[bytes, int, int, i
     try:
         return _decoded(photograph.data, task.max_side)
     except PictureError:
-        if task.places is None:  # the MD5 of what was streamed vouches for these bytes: they are so
+        if task.places is None or not photograph.data:  # the MD5 of what was streamed vouches for these bytes
             raise
         again = _read_again(task, photograph.id)
         if again == photograph.data:

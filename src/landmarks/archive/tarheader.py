@@ -9,6 +9,7 @@ Layouts: POSIX.1-1988 (USTAR), POSIX.1-2001 (PAX) and GNU's long names and large
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -84,7 +85,10 @@ def members(read: Read, *, start: int = 0, damaged: list[int] | None = None) -> 
             if damaged is None:
                 raise
             damaged.append(position)
-            position, name, size = _next_sound(read, position + BLOCK), "", -1
+            sound = _next_sound(read, position + BLOCK)
+            if sound is None:
+                return
+            position, name, size = sound, "", -1
             continue
         data = position + BLOCK
         if header.kind in (_GNU_NAME, _PAX):
@@ -156,19 +160,15 @@ def _read_exactly(read: Read, position: int, length: int) -> bytes:
     return data
 
 
-def _next_sound(read: Read, position: int) -> int:
-    while True:
-        block = _read_exactly(read, position, BLOCK)
-        if block == _EMPTY:
-            return position
+def _next_sound(read: Read, position: int) -> int | None:
+    """Return where the next sound header stands; None when there is none up to the end."""
+    while len(block := read(position, BLOCK)) == BLOCK:
         if block[257:262] == b"ustar":
-            try:
+            with contextlib.suppress(HeaderError):
                 parse_header(block)
-            except HeaderError:
-                pass
-            else:
                 return position
         position += BLOCK
+    return None
 
 
 def _bounded(size: int, position: int) -> int:

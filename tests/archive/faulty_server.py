@@ -1,0 +1,132 @@
+"""A real HTTP server on this machine that serves a folder, and breaks in the ways it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: `number` counts all requests of the server, `nth` those of this path, both from 0."""
+
+    number: int
+    nth: int
+    method: str
+    path: str
+    start: int | None
+    headers: dict[str, str]
+    time: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How an answer goes wrong; what is left out stays right."""
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Callable[[bytes], bytes] | None = None  # other bytes, told and sent as if they were right
+    cut_after: int | None = None  # bytes of the body, then the connection is closed
+    stall_after: int | None = None  # bytes of the body, then nothing more
+    ignore_range: bool = False
+    shift_range: int = 0
+    etag: str | None = None
+
+
+Plan = Callable[[Request], Fault | None]
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `folder`; `plan(request)` returns the fault of each answer, or None."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, folder: Path, plan: Plan | None = None, *, etags: bool = True) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.plan, self.etags = folder, plan or (lambda _: None), etags
+        self.requests: list[Request] = []
+        self.sent = 0
+        self.lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that hang up are part of the play."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = re.sub(r"^https?://[^/]*", "", self.path).lstrip("/")
+        ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        with self.server.lock:
+            past = self.server.requests
+            nth = sum(request.path == path for request in past)
+            start = int(ranged.group(1)) if ranged else None
+            request = Request(len(past), nth, self.command, path, start, dict(self.headers), time.monotonic())
+            past.append(request)
+        fault = self.server.plan(request) or Fault()
+        file = self.server.folder / path
+        if fault.status is not None or not file.is_file():
+            self._answer(fault.status or 404, fault.headers, b"")
+            return
+        data = file.read_bytes()
+        if fault.body is not None:
+            data = fault.body(data)
+        headers = {"ETag": fault.etag or f'"{file.stat().st_mtime_ns:x}"'} if self.server.etags else {}
+        headers |= fault.headers
+        if ranged and not fault.ignore_range:
+            first = int(ranged.group(1)) + fault.shift_range
+            last = min(int(ranged.group(2) or len(data)) + fault.shift_range, len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            self._answer(206, headers, data[first : last + 1], fault)
+        else:
+            self._answer(200, headers, data, fault)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
+        fault = fault or Fault()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        end = next((end for end in (fault.cut_after, fault.stall_after) if end is not None), len(body))
+        self.wfile.write(body[:end])
+        with self.server.lock:
+            self.server.sent += len(body[:end])
+        if fault.stall_after is not None:
+            self.wfile.flush()
+            time.sleep(3)
+        if end < len(body):
+            self.close_connection = True
+
+
+@contextlib.contextmanager
+def serving(folder: Path, plan: Plan | None = None, *, etags: bool = True) -> Iterator[Server]:
+    """Serve `folder` while the block runs."""
+    server = Server(folder, plan, etags=etags)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,347 @@
+"""Fetching: the same dataset whatever the way, the weather and the interruptions; and what is lost has a name."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from faulty_server import Fault, Request, serving
+from PIL import Image
+from tar_mirror import (
+    HASTY,
+    make_mirror,
+    make_selection,
+    member_name,
+    photo_id,
+    photograph,
+    put_tar,
+    tar_of,
+)
+
+from landmarks.archive import fetch as fetching
+from landmarks.archive.fetch import fetch
+from landmarks.archive.locate import locate
+from landmarks.archive.mirror import Mirror, open_mirror
+from landmarks.cli.main import run
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.shards import PhotoReader
+from landmarks.support.errors import BusyError, LandmarksError, UsageError
+from landmarks.support.files import held
+from landmarks.support.tables import read_table
+
+MANIFEST = ("photos.parquet", "labels.parquet", "rejected.parquet")
+
+
+def fetched(selection: Path, out: Path, mirror: Mirror | Path | None = None, **options: object) -> Dataset:
+    dataset = fetch(selection, out, mirror=mirror, **options)  # type: ignore[arg-type]
+    assert dataset is not None
+    return dataset
+
+
+def contents(dataset: Dataset) -> dict[str, bytes]:
+    """Return every file that may not depend on how it came about."""
+    shards = sorted((dataset.folder / "shards").iterdir())
+    return {path.name: path.read_bytes() for path in [*shards, *(dataset.folder / name for name in MANIFEST)]}
+
+
+def rejected(dataset: Dataset) -> dict[str, tuple[str, str]]:
+    table = read_table(dataset.folder / "rejected.parquet")
+    return {id: (where, why) for id, where, why in table.iter_rows()}
+
+
+def test_only_the_selected_photographs_are_kept_in_shards_named_like_the_tars(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=3, each=6)
+    wanted = [*ids[1:4], *ids[13:15]]  # none in the second TAR
+    data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", wanted), tmp_path / "data")
+    assert data.photos["id"].to_list() == sorted(wanted)
+    assert sorted(path.name for path in (data.folder / "shards").iterdir()) == ["images_000.tar", "images_002.tar"]
+    reader = PhotoReader(data)
+    for id, shard, offset, length in data.photos.select("id", "shard", "offset", "length").iter_rows():
+        assert reader.read(shard, offset, length) == photograph(ids.index(id))
+    with tarfile.open(data.folder / "shards/images_000.tar") as tar:
+        assert tar.getnames() == [f"{id}.jpg" for id in ids[1:4]]
+    assert data.labels["landmark_id"].to_list() == [100, 101, 102]
+    assert data.labels["name"].to_list() == ["Landmark 100", "Landmark 101", "Landmark 102"]
+    assert data.labels["images"].sum() == 5
+    assert data.record["failed"] == [] and data.record["rejected"] == 0
+
+
+def test_path_server_streaming_and_ranges_give_the_same_bytes(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=4, each=12)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::3])
+    plain = contents(fetched(selection, tmp_path / "plain", workers=1))
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
+    with serving(tmp_path / "mirror") as server:
+        mirror = open_mirror(server.address, patience=HASTY)
+        streamed = fetched(selection, tmp_path / "streamed", mirror)
+        ranged = fetched(selection, tmp_path / "ranged", mirror, index=index, method="ranges")
+        again = fetched(selection, tmp_path / "again", mirror, index=streamed.folder / "index.parquet", method="ranges")
+    assert contents(streamed) == contents(ranged) == contents(again) == plain
+    assert not (ranged.folder / "index.parquet").exists()
+
+
+def test_ranges_move_little_and_ask_at_most_once_per_photograph(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=4, each=40)
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
+    wanted = ids[::5]
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", wanted)
+    with serving(tmp_path / "mirror") as server:
+        fetched(selection, tmp_path / "data", open_mirror(server.address, patience=HASTY), index=index, method="ranges")
+        asked = sum(request.method == "GET" for request in server.requests)
+        moved = server.sent
+    assert asked <= len(wanted)
+    assert moved <= 1.15 * sum(len(photograph(ids.index(id))) for id in wanted)
+
+
+def test_photographs_are_upright_and_no_larger_than_asked(tmp_path: Path) -> None:
+    ids = [photo_id(seed) for seed in range(3)]
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(io.BytesIO(photograph(0, 120, 80))).save(turned, "JPEG", exif=exif)
+    pictures = [turned.getvalue(), photograph(1, 900, 600), photograph(2, 512, 100)]
+    put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, pictures, strict=True)]))
+    data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids), tmp_path / "data")
+    sizes = {id: (width, height) for id, width, height in data.photos.select("id", "width", "height").iter_rows()}
+    assert sizes == {ids[0]: (80, 120), ids[1]: (512, 341), ids[2]: (512, 100)}
+    reader = PhotoReader(data)
+    for id, shard, offset, length in data.photos.select("id", "shard", "offset", "length").iter_rows():
+        stored = Image.open(io.BytesIO(reader.read(shard, offset, length)))
+        assert stored.size == sizes[id] and stored.getexif().get(0x0112, 1) == 1
+
+
+def test_bad_weather_costs_nothing_but_the_tar_with_the_false_md5(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=6, each=10)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    plain = fetched(selection, tmp_path / "plain")
+    (tmp_path / "mirror/md5sum/train/md5.images_003.txt").write_text("0" * 32 + "  images_003.tar\n")
+    breaks = [Fault(status=500), Fault(cut_after=9000), Fault(status=503), Fault(stall_after=100)]
+
+    def plan(request: Request) -> Fault | None:
+        if request.path == "train/images_001.tar" and request.method == "GET" and request.nth < 3:
+            return Fault(body=lambda data: data[: len(data) // 2])  # half a TAR, told as if it were whole
+        return breaks[request.number // 3 % len(breaks)] if request.number % 3 == 2 else None
+
+    with serving(tmp_path / "mirror", plan) as server:
+        data = fetched(selection, tmp_path / "data", open_mirror(server.address, patience=HASTY), workers=2)
+        streams = sum(
+            request.path == "train/images_003.tar" and request.method == "GET" and request.start is None
+            for request in server.requests
+        )
+    lost = ids[30:40]
+    assert [one["tar"] for one in data.record["failed"]] == ["train/images_003.tar"]
+    assert "wrong MD5" in data.record["failed"][0]["why"] and streams >= 2
+    told = rejected(data)
+    assert sorted(told) == sorted(lost)
+    assert all(where == "train/images_003.tar" and "wrong MD5" in why for where, why in told.values())
+    assert data.photos["id"].to_list() == sorted(set(ids) - set(lost))
+    whole, partly = contents(plain), contents(data)
+    assert all(partly[name] == whole[name] for name in partly if name.endswith(".tar"))
+    assert "images_003.tar" not in partly
+    assert "wrong MD5" in capsys.readouterr().err
+    make_mirror(tmp_path / "mirror", tars=6, each=10)  # the MD5 is right again
+    assert contents(fetched(selection, tmp_path / "data", tmp_path / "mirror")) == whole
+
+
+def test_the_command_line_ends_with_1_when_a_tar_failed(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=2)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    (tmp_path / "mirror/train/images_001.tar").unlink()
+    assert run(["fetch", str(selection), "-o", str(tmp_path / "data")]) == 1
+    assert len(open_dataset(tmp_path / "data").photos) == 10
+    make_mirror(tmp_path / "mirror", tars=2)
+    assert run(["fetch", str(selection), "-o", str(tmp_path / "data")]) == 0
+    assert len(open_dataset(tmp_path / "data").photos) == 20
+
+
+def test_photographs_that_do_not_decode_or_are_nowhere_are_rejected_by_name(tmp_path: Path) -> None:
+    ids = [photo_id(seed) for seed in range(6)]
+    huge = photograph(0).replace(b"\x00\x96\x00\xc8", b"\xea\x60\xea\x60", 1)  # 150 × 200 becomes 60,000 × 60,000
+    assert huge != photograph(0)
+    pictures = [huge, photograph(1)[:-300], b"a text file", b"", photograph(4)]
+    put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, pictures, strict=False)]))
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    data = fetched(selection, tmp_path / "data")
+    told = rejected(data)
+    assert data.photos["id"].to_list() == [ids[4]]
+    assert "too large" in told[ids[0]][1] and "truncated" in told[ids[1]][1]
+    assert "not a picture" in told[ids[2]][1] and "not a picture" in told[ids[3]][1]
+    assert told[ids[5]] == ("train/", "in no TAR")
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
+    by_ranges = fetched(selection, tmp_path / "ranged", index=index, method="ranges")
+    assert contents(by_ranges) == contents(data)
+
+
+def test_a_photograph_that_lies_twice_is_kept_once(tmp_path: Path) -> None:
+    id, other = photo_id(0), photo_id(1)
+    first, second = (member_name(id), photograph(0)), (member_name(id), photograph(5))
+    put_tar(tmp_path / "mirror", 0, tar_of([first, second]))
+    put_tar(tmp_path / "mirror", 1, tar_of([second, (member_name(other), photograph(1))]))
+    data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [id, other]), tmp_path / "data")
+    row = data.photos.filter(pl.col("id") == id).row(0, named=True)
+    assert len(data.photos) == 2 and row["shard"] == "images_000.tar"
+    assert PhotoReader(data).read(row["shard"], row["offset"], row["length"]) == photograph(0)
+
+
+def test_a_mirror_that_changed_since_it_was_indexed_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=3, each=8)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::2])
+    plain = contents(fetched(selection, tmp_path / "plain"))
+    with serving(tmp_path / "mirror") as server:
+        index = locate(open_mirror(server.address, patience=HASTY), tmp_path / "index.parquet").path
+    parts = [(member_name(ids[seed]), photograph(seed)) for seed in range(8, 16)]
+    put_tar(tmp_path / "mirror", 1, tar_of([("a/new/member", b"x" * 20_000), *parts]))
+    data = fetched(selection, tmp_path / "data", tmp_path / "mirror", index=index, method="ranges")
+    assert contents(data) == plain
+    assert "is not the file that was indexed; the whole TAR is streamed instead" in capsys.readouterr().err
+
+
+def test_a_server_that_forgets_ranges_half_way_is_streamed_from(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=3, each=10)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::2])
+    plain = contents(fetched(selection, tmp_path / "plain"))
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
+    with serving(tmp_path / "mirror", lambda one: Fault(ignore_range=True) if one.number > 9 else None) as server:
+        mirror = open_mirror(server.address, patience=HASTY)
+        data = fetched(selection, tmp_path / "data", mirror, index=index, method="ranges")
+        assert contents(data) == plain
+
+
+def test_bytes_damaged_on_the_way_are_read_again(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=2, each=6)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::3])
+    plain = contents(fetched(selection, tmp_path / "plain"))
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
+
+    def plan(request: Request) -> Fault | None:
+        first = request.path == "train/images_001.tar" and request.nth < 2
+        return Fault(body=lambda data: data.replace(b"\xff\xda", b"\xff\xd9")) if first else None
+
+    with serving(tmp_path / "mirror", plan) as server:
+        mirror = open_mirror(server.address, patience=HASTY)
+        data = fetched(selection, tmp_path / "data", mirror, index=index, method="ranges")
+    assert contents(data) == plain
+
+
+def test_a_damaged_header_loses_its_own_photograph_alone(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=1, each=6)
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet")
+    path = tmp_path / "mirror/train/images_000.tar"
+    data = bytearray(path.read_bytes())
+    offset = pl.read_parquet(index.path).filter(pl.col("id") == int(ids[2], 16))["offset"][0]
+    data[offset - 512] ^= 0xFF
+    put_tar(tmp_path / "mirror", 0, bytes(data))
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    for name, options in (("streamed", {}), ("ranged", {"index": index.path, "method": "ranges"})):
+        result = fetched(selection, tmp_path / name, **options)
+        assert rejected(result) == {ids[2]: ("train/", "in no TAR (images_000.tar: damaged headers)")}
+
+
+def test_a_second_run_does_nothing_and_a_second_selection_is_refused(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=2)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    with serving(tmp_path / "mirror") as server:
+        mirror = open_mirror(server.address, patience=HASTY)
+        before = contents(fetched(selection, tmp_path / "data", mirror))
+        asked = len(server.requests)
+        assert contents(fetched(selection, tmp_path / "data", mirror)) == before
+        assert len(server.requests) == asked
+    other = make_selection(tmp_path / "other.parquet", tmp_path / "mirror", ids[:5])
+    with pytest.raises(LandmarksError, match="another selection or size"):
+        fetch(other, tmp_path / "data")
+    with pytest.raises(LandmarksError, match="another selection or size"):
+        fetch(selection, tmp_path / "data", max_side=256)
+
+
+def test_two_processes_on_one_output_the_second_is_told(tmp_path: Path) -> None:
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", make_mirror(tmp_path / "mirror", tars=1))
+    with held(tmp_path / "data"), pytest.raises(BusyError):
+        fetch(selection, tmp_path / "data")
+    assert not (tmp_path / "data/shards").exists()
+
+
+def test_a_killed_fetch_goes_on_and_repeats_no_finished_tar(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=6, each=10)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    plain = contents(fetched(selection, tmp_path / "plain"))
+    slow = {"on": True}
+
+    def plan(request: Request) -> Fault | None:
+        late = slow["on"] and request.method == "GET" and request.path >= "train/images_003.tar"
+        return Fault(stall_after=9000) if late else None
+
+    with serving(tmp_path / "mirror", plan) as server:
+        line = [sys.executable, "-m", "landmarks", "fetch", selection, "-o", tmp_path / "data", "--mirror"]
+        process = subprocess.Popen([*line, server.address, "--workers", "2"], stderr=subprocess.DEVNULL)
+        parts = tmp_path / "data/.parts"
+        for _ in range(400):
+            if len(list(parts.glob("images_00?.parquet"))) >= 3:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        slow["on"] = False
+        before = len(server.requests)
+        data = fetched(selection, tmp_path / "data", open_mirror(server.address, patience=HASTY))
+        asked = {one.path for one in server.requests[before:] if one.method == "GET" and "tar" in one.path}
+    assert contents(data) == plain
+    assert not asked & {f"train/images_00{tar}.tar" for tar in range(3)}
+    assert not list(data.folder.rglob(".*.part"))
+
+
+def test_a_lost_shard_is_fetched_again(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=3)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    before = contents(fetched(selection, tmp_path / "data"))
+    (tmp_path / "data/shards/images_001.tar").unlink()
+    assert contents(fetched(selection, tmp_path / "data")) == before
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=3)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::6])
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
+    assert fetch(selection, tmp_path / "data", dry_run=True) is None
+    assert fetch(selection, tmp_path / "data", index=index, method="ranges", dry_run=True) is None
+    streamed, ranged = capsys.readouterr().err.strip().splitlines()
+    assert "3 TARs (0 by byte ranges, 3 streamed), 3 requests" in streamed
+    assert "3 TARs (3 by byte ranges, 0 streamed), 5 requests" in ranged
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=2)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    monkeypatch.setattr(fetching, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(LandmarksError, match=r"the disk of .* is too small"):
+        fetch(selection, tmp_path / "data")
+
+
+def test_wrong_options_are_one_line(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=1)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    with pytest.raises(UsageError, match='did you mean "ranges"'):
+        fetch(selection, tmp_path / "data", method="range")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="need a byte index"):
+        fetch(selection, tmp_path / "data", method="ranges")
+    with pytest.raises(UsageError, match="--max-side"):
+        fetch(selection, tmp_path / "data", max_side=0)
+    with pytest.raises(LandmarksError, match="there is no table"):
+        fetch(tmp_path / "none.parquet", tmp_path / "data")
+    shutil.rmtree(tmp_path / "mirror")
+    with pytest.raises(LandmarksError, match="no mirror at"):
+        fetch(selection, tmp_path / "data")
