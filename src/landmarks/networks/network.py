@@ -103,7 +103,7 @@ class Network(nn.Module):
         """Return maps (N, C, h, w) and pooled features (N, C) of normalised images from one pass through the trunk."""
         last = self.trunk.forward_features(images)  # type: ignore[operator]
         features: Tensor = self.trunk.forward_head(last, pre_logits=True)  # type: ignore[operator]
-        return self._as_maps(last), features
+        return self.as_maps(last), features
 
     def pooled(self, maps: Tensor) -> Tensor:
         """Return the mean (N, C) of maps (N, C, h, w) over their positions."""
@@ -118,7 +118,8 @@ class Network(nn.Module):
         """Return logits (N, K) of normalised images (N, 3, S, S)."""
         return self.classify(self.features(images))
 
-    def _as_maps(self, last: Tensor) -> Tensor:
+    def as_maps(self, last: Tensor) -> Tensor:
+        """Return what the trunk returns before pooling as maps (N, C, h, w): tokens without prefixes, as a grid."""
         if last.ndim == 4:
             channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
             return last.permute(0, 3, 1, 2) if channels_last else last
