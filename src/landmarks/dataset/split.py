@@ -148,19 +148,19 @@ def _with_training(
 
 
 def _leakage(grouping: Grouping, part: np.ndarray[Any, Any], at_random: np.ndarray[Any, Any]) -> dict[str, int]:
-    """Return what a split gives away: near-duplicate pairs in two parts; test photographs with kin in training."""
+    """Return what a split gives away: near-duplicates in two parts, photographs of val and test with kin in train."""
     return {
         "near_duplicate_pairs": grouping.near_duplicates,
         "straddling_pairs": grouping.straddling(part),
         "straddling_pairs_random": grouping.straddling(at_random),
-        "test_with_kin_in_train": _with_kin(grouping.group, part),
-        "test_with_kin_in_train_random": _with_kin(grouping.group, at_random),
+        "held_out_with_kin_in_train": _with_kin(grouping.group, part),
+        "held_out_with_kin_in_train_random": _with_kin(grouping.group, at_random),
     }
 
 
 def _with_kin(group: np.ndarray[Any, Any], part: np.ndarray[Any, Any]) -> int:
-    """Return how many test photographs share a group with a training photograph."""
-    return int(np.isin(group[part == _TEST], group[part == _TRAIN]).sum())
+    """Return how many photographs of val and test share a group with a training photograph."""
+    return int(np.isin(group[part != _TRAIN], group[part == _TRAIN]).sum())
 
 
 def _swallowed(photos: pl.DataFrame, grouping: Grouping) -> list[dict[str, Any]]:
@@ -186,8 +186,8 @@ def _tell(
     note(
         f"{grouping.count:,} groups; of {leakage['near_duplicate_pairs']:,} near-duplicate pairs"
         f" {leakage['straddling_pairs']:,} straddle this split, {leakage['straddling_pairs_random']:,} a random one;"
-        f" {leakage['test_with_kin_in_train']:,} test photographs have kin in training,"
-        f" {leakage['test_with_kin_in_train_random']:,} at random"
+        f" {leakage['held_out_with_kin_in_train']:,} photographs of val and test have kin in train,"
+        f" {leakage['held_out_with_kin_in_train_random']:,} at random"
     )
     landmark_of, size = dataset.photos["landmark_id"], dataset.photos["landmark_id"].drop_nulls().value_counts()
     alone = int((size["count"] == 1).sum())
