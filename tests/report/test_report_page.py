@@ -106,8 +106,9 @@ def test_every_figure_lies_beside_the_page_as_svg_and_csv(page: Path) -> None:
     assert set(confusion["truth_name"]) <= set(NAMES)
 
 
-def test_the_page_is_the_same_when_written_again(runs: list[Path], page: Path, tmp_path: Path) -> None:
-    assert report(runs, tmp_path / "report.html").read_bytes() == page.read_bytes()
+def test_the_page_is_the_same_when_written_again(runs: list[Path], tmp_path: Path) -> None:
+    once = report(runs[2], tmp_path / "once.html").read_bytes()
+    assert report(runs[2], tmp_path / "again.html").read_bytes().replace(b"again", b"once") == once
 
 
 def test_a_run_that_was_only_trained_says_what_is_missing_and_how_to_make_it(runs: list[Path], tmp_path: Path) -> None:
@@ -212,13 +213,13 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(runs: list[Path], tmp_
     assert (tmp_path / "figures" / "first-run-confusion.svg").exists()
 
 
-def test_many_landmarks_get_a_short_table_and_a_whole_csv(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", landmarks=320, photographs=2_000, others=0)
-    run = make_run(tmp_path / "run", data, "resnet18", maps=0)
-    text = report(run, tmp_path / "report.html").read_text(encoding="utf-8")
-    judged = read_table(run / "metrics" / "test.landmarks.parquet").filter(pl.col("photographs") > 0)
-    assert len(judged) > 300
-    assert text.count('<tr><th scope=row data-value="') < 320
-    assert "confusion matrix is drawn up to 300" in text and "Confusion matrix of" not in text
-    assert len(pl.read_csv(tmp_path / "figures" / "run-landmarks.csv")) == len(judged)
-    assert pl.read_csv(tmp_path / "figures" / "run-confusion.csv")["count"].sum() == 2_000
+def test_many_landmarks_get_a_short_table_and_a_whole_csv(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("landmarks.report.tables.MAX_ROWS", 6)
+    monkeypatch.setattr("landmarks.report.drawings.MOST_CELLS", 19)
+    text = report(runs[1], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The 3 best and the 3 worst of 20 landmarks" in text
+    assert "confusion matrix is drawn up to 19" in text and "Confusion matrix of" not in text
+    assert len(pl.read_csv(tmp_path / "figures" / "resnet18-landmarks.csv")) == 20
+    assert pl.read_csv(tmp_path / "figures" / "resnet18-confusion.csv")["count"].sum() == 200

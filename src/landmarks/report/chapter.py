@@ -142,11 +142,13 @@ def _calibration_line(judged: Evaluation | None) -> str:
         parts.append(f"Stated probabilities are off by {percent(ece)} on average (ECE)")
     if (temperature := number(judged.metrics.get("temperature"))) is not None:
         parts.append(f"after dividing by a temperature of {decimal(temperature, 2)}")
+    if (before := number(judged.metrics.get("ece_before_temperature"))) is not None:
+        parts.append(f"and were off by {percent(before)} before")
     return f"{' '.join(parts)}." if parts and parts[0].startswith("Stated") else ""
 
 
 def _rejections(run: Pieces) -> list[tuple[str, tables.Table]]:
-    made = [(one.name, tables.rejection(one.metrics.get("rejection") or [])) for one in run.evaluations]
+    made = [(one.name, tables.rejection(one.metrics)) for one in run.evaluations]
     return [(name, table) for name, table in made if table is not None]
 
 
@@ -157,9 +159,12 @@ def _making(run: Pieces) -> list[tuple[str, list[tuple[str, str]]]]:
     best = facts(run.part("best") or {})
     if kept := [f"{name} {value}" for name, value in best if name in ("phase", "epoch")]:
         seconds.append(("epoch kept", ", ".join(kept)))
+    if ended := run.part("ended"):
+        seconds.append(("ended", in_words(ended)))
     groups = [
         ("Recipe", facts(run.part("recipe") or {})),
         ("Network", facts(run.part("network") or {})),
+        ("Warm-up", facts(run.part("warmup") or {})),
         ("Time and memory", seconds + memory),
         ("Machine", facts(run.part("machine") or {})),
         ("Versions", facts(run.part("versions") or {}) or [("landmarks", in_words(run.part("version")))]),

@@ -50,7 +50,7 @@ class Panel:
     uri: str
     truth: str
     answers: str
-    correct: bool
+    correct: bool | None
 
 
 def confused(run: Pieces, evaluation: Evaluation, dataset: Dataset | None) -> list[ConfusedPair]:
@@ -148,5 +148,5 @@ def _panel(entry: dict[str, Any], uri: str) -> Panel:
         uri=uri,
         truth=readable(entry.get("truth_name") or "", 80),
         answers=told,
-        correct=bool(entry.get("correct")),
+        correct=entry.get("correct"),
     )

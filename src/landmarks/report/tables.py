@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from landmarks.evaluation.intervals import wilson
 from landmarks.report.pieces import Evaluation, Pieces
 from landmarks.report.wording import (
     bounds,
@@ -58,7 +60,17 @@ class Table:
 
 def results(runs: Sequence[Pieces]) -> Table:
     """Return the study's table: one row per run, best validation accuracy first."""
-    titles = ("Network", "Test accuracy", "Validation accuracy", "Top-5", "Parameters", "Image", "Epochs", "Time")
+    titles = (
+        "Network",
+        "Test accuracy",
+        "Validation accuracy",
+        "Warm-up alone",
+        "Top-5",
+        "Parameters",
+        "Image",
+        "Epochs",
+        "Time",
+    )
     ordered = sorted(runs, key=lambda run: (-(run.val_accuracy or 0.0), run.name))
     return Table(
         caption="One row per run, best validation accuracy first; headings sort.",
@@ -68,19 +80,32 @@ def results(runs: Sequence[Pieces]) -> Table:
 
 
 def _result(run: Pieces) -> tuple[Cell, ...]:
-    judged, tested = run.evaluation("val"), tested_on(run)
+    tested, warmed = tested_on(run), number(run.part("warmup", "val_accuracy"))
     size, epochs = number(run.part("network", "image_size")), trained_epochs(run)
     seconds, parameters = number(run.part("seconds", "total")), number(run.part("network", "parameters"))
     return (
         Cell(run.name, run.name, described(run)),
         _share(tested.metrics.get("top1") if tested else None),
-        Cell(percent(run.val_accuracy), run.val_accuracy, interval(judged.metrics.get("top1")) if judged else ""),
+        Cell(percent(run.val_accuracy), run.val_accuracy, interval(_validated(run))),
+        Cell(percent(warmed), warmed, "on validation" if warmed is not None else ""),
         _share(tested.metrics.get("top5") if tested else None),
         Cell(millions(parameters), parameters),
         Cell(f"{size:.0f} px" if size else "–", size),
         Cell("–" if epochs is None else "+".join(map(str, epochs)), None if epochs is None else sum(epochs)),
         Cell(duration(seconds), seconds),
     )
+
+
+def _validated(run: Pieces) -> dict[str, Any]:
+    """Return the interval of a run's validation accuracy: the evaluation's, else Wilson's for the kept epoch."""
+    if judged := run.evaluation("val"):
+        told = judged.metrics.get("top1")
+        return told if isinstance(told, dict) else {}
+    photographs = int(number(run.part("validated_on")) or number(run.part("data", "photographs", "val")) or 0)
+    if run.val_accuracy is None or not photographs:
+        return {}
+    low, high = wilson(np.array([round(run.val_accuracy * photographs)]), np.array([photographs]))
+    return {"low": float(low[0]), "high": float(high[0])}
 
 
 def described(run: Pieces) -> str:
@@ -150,11 +175,15 @@ def evaluations(run: Pieces) -> Table:
                 *(_share(numbers.get(name)) for name in ("top1", "top5", "macro")),
                 Cell(decimal(numbers.get("log_loss")), number(numbers.get("log_loss"))),
                 Cell(percent(numbers.get("ece")), number(numbers.get("ece"))),
-                Cell(decimal(numbers.get("gap")), number(numbers.get("gap"))),
+                Cell(decimal(numbers.get("gap")), number(numbers.get("gap")), _usages(numbers.get("gap_of_usage"))),
             )
         )
     columns = tuple(Column(title, numeric=position > 0) for position, title in enumerate(titles))
     return Table("Every set of photographs this run was judged on.", columns, tuple(rows))
+
+
+def _usages(gaps: Any) -> str:
+    return ", ".join(f"{in_words(name)} {decimal(gap)}" for name, gap in gaps.items()) if isinstance(gaps, dict) else ""
 
 
 def landmarks_numbers(run: Pieces, evaluation: Evaluation) -> pl.DataFrame | None:
@@ -188,9 +217,18 @@ def per_landmark(frame: pl.DataFrame, file: str) -> Table:
     return Table(f"Accuracy of {plural(len(frame), 'landmark')}.", columns, rows, note, file)
 
 
-def rejection(entries: Sequence[Any]) -> Table | None:
+_REJECTION_TITLES = {
+    "auroc": "AUROC",
+    "auroc_chosen": "AUROC where chosen",
+    "lost": "Landmarks lost",
+    "rejected": "Others rejected",
+    "gap": "GAP",
+}
+
+
+def rejection(metrics: Mapping[str, Any]) -> Table | None:
     """Return how well each score tells landmarks from anything else; columns are whatever the evaluation measured."""
-    records = [entry for entry in entries if isinstance(entry, dict)]
+    records = [entry for entry in metrics.get("rejection") or [] if isinstance(entry, dict)]
     names = list(dict.fromkeys(name for record in records for name in record))
     if not names:
         return None
@@ -205,8 +243,13 @@ def rejection(entries: Sequence[Any]) -> Table | None:
         )
         for record in records
     )
-    columns = tuple(Column(readable(name.replace("_", " ").capitalize(), 40), numeric[name]) for name in names)
-    return Table("Scores that tell a known landmark from anything else.", columns, rows)
+    titles = [_REJECTION_TITLES.get(name, readable(name.replace("_", " ").capitalize(), 40)) for name in names]
+    parts = metrics.get("rejection_parts") or {}
+    caption = "Scores that tell a known landmark from anything else."
+    if parts:
+        chosen, reported = in_words(parts.get("chosen_on")), in_words(parts.get("reported_on"))
+        caption += f" Chosen on {chosen}, reported on {reported}."
+    return Table(caption, tuple(Column(title, numeric[name]) for title, name in zip(titles, names, strict=True)), rows)
 
 
 def confused_pairs(run: Pieces, evaluation: Evaluation) -> list[dict[str, Any]]:

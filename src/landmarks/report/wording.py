@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import unicodedata
 from collections.abc import Mapping
@@ -125,10 +127,18 @@ def in_words(value: Any) -> str:
 def facts(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return a record as readable (name, value) pairs; a nested record's name stands before its own."""
     pairs: list[tuple[str, str]] = []
-    for key, value in record.items():
-        name = f"{prefix}{key}"
+    for key, told in record.items():
+        name, value = f"{prefix}{key}", _unpacked(told)
         if isinstance(value, Mapping) and value:
             pairs += facts(value, f"{name} ")
         else:
             pairs.append((readable(name), in_words(value)))
     return pairs
+
+
+def _unpacked(value: Any) -> Any:
+    """Return what a text holds as JSON (the metadata of tables knows only texts), else the value as it is."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
