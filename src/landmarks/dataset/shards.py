@@ -74,7 +74,8 @@ class PhotoReader:
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
         """Return the `length` bytes at `offset` of a shard, or of a file imported by reference."""
-        data = os.pread(self._file(shard).descriptor, length, offset)
+        file = self._file(shard)  # by name: it must outlive the read, even when another thread drops it meanwhile
+        data = os.pread(file.descriptor, length, offset)
         if len(data) != length:
             raise LandmarksError(
                 f"{self._dataset.path_of(shard)} is shorter than the manifest says",

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from landmarks.dataset import shards
+from landmarks.dataset.shards import PhotoReader, ShardWriter
+from landmarks.support.errors import LandmarksError
+
+IDS = st.text(st.characters(exclude_categories=["C"], exclude_characters="/\\"), min_size=1, max_size=120)
+PHOTOGRAPHS = st.dictionaries(IDS, st.binary(max_size=2000), max_size=8)
+
+
+class Folder:
+    """A dataset as far as a reader needs one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path_of(self, shard: str) -> Path:
+        return self.folder / shard
+
+
+def reader_of(folder: Path) -> Any:
+    return PhotoReader(Folder(folder))  # type: ignore[arg-type]
+
+
+@given(PHOTOGRAPHS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_what_is_added_is_read_back_by_position_and_by_tarfile(tmp_path: Path, photographs: dict[str, bytes]) -> None:
+    path = tmp_path / "a.tar"
+    with ShardWriter(path) as shard:
+        places = {id: shard.add(id, data) for id, data in photographs.items()}
+    reader = reader_of(tmp_path)
+    assert all(reader.read("a.tar", *places[id]) == data for id, data in photographs.items())
+    with tarfile.open(path) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        assert [member.offset_data for member in tar] == [offset for offset, _ in places.values()]
+    assert members == {f"{id}.jpg": data for id, data in photographs.items()}
+
+
+def test_the_program_tar_lists_a_shard_without_complaint(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.tar") as shard:
+        shard.add("3f8a000000000000", b"x" * 1000)
+        shard.add("Łódź " * 30, b"y")
+    listed = subprocess.run(["tar", "-tf", tmp_path / "a.tar"], capture_output=True, text=True, check=True)
+    assert listed.stderr == ""
+    assert len(listed.stdout.splitlines()) == 2
+
+
+def test_the_same_photographs_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        with ShardWriter(tmp_path / name) as shard:
+            shard.add("one", b"1" * 513)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_a_shard_that_fails_half_way_does_not_appear(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "a.tar") as shard:
+        shard.add("one", b"1")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("id", ["", "../up", "a/b", "a\\b", "a\0b", "a\nb"])
+def test_an_id_that_would_be_a_path_is_refused(tmp_path: Path, id: str) -> None:
+    with pytest.raises(LandmarksError, match="cannot be a member's name"), ShardWriter(tmp_path / "a.tar") as shard:
+        shard.add(id, b"")
+
+
+def test_a_file_shorter_than_the_manifest_says_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "short.jpg").write_bytes(b"12345")
+    with pytest.raises(LandmarksError, match="shorter than the manifest says"):
+        reader_of(tmp_path).read("short.jpg", 0, 6)
+    with pytest.raises(LandmarksError, match="cannot be read"):
+        reader_of(tmp_path).read("gone.jpg", 0, 6)
+
+
+def test_many_threads_read_more_files_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_OPEN_FILES", 3)
+    for number in range(20):
+        (tmp_path / f"{number}").write_bytes(f"{number:04d}".encode())
+    reader = reader_of(tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with ThreadPoolExecutor(8) as pool:
+        numbers = [number % 20 for number in range(2000)]
+        read = list(pool.map(lambda number: reader.read(f"{number}", 0, 4), numbers))
+    assert read == [f"{number:04d}".encode() for number in numbers]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
