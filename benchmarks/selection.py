@@ -1,0 +1,83 @@
+"""How long `landmarks select` takes at the archive's true size, and how much memory, interpreter included.
+
+    python benchmarks/selection.py [FOLDER]
+
+FOLDER keeps the CSV files of 4,132,914 rows (1.4 GB) for the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from results import keep
+from simulated_archive import Archive
+from simulated_tables import write_tables
+
+STUDY = ("--skip", "49", "--take", "100", "--choose", "20")
+RULES = (
+    ("the study's rule", STUDY),
+    ("the study's rule, clean", ("--clean", *STUDY)),
+    ("100 to 200 photographs", ("--min-images", "100", "--max-images", "200")),
+    ("a pattern of names", ("--name", "^old town hall")),
+    ("everything", ()),
+)
+TIMES = 3
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("folder", type=Path, nargs="?", default=Path(tempfile.gettempdir()) / "landmarks-simulated")
+    folder = options.parse_args().folder
+    if not (folder / "metadata/train_attribution.csv").exists():
+        write_tables(folder, Archive(), attribution=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        bare = Path(temporary) / "bare"
+        (bare / "metadata").mkdir(parents=True)
+        for name in ("train.csv", "train_clean.csv", "train_label_to_category.csv"):
+            (bare / "metadata" / name).symlink_to((folder / "metadata" / name).resolve())
+        for mirror, files in ((bare, "without attribution"), (folder, "with attribution")):
+            for words, rule in RULES:
+                runs = [measured(mirror, Path(temporary), rule) for _ in range(TIMES)]
+                seconds, processor, megabytes = (sorted(column)[TIMES // 2] for column in zip(*runs, strict=True))
+                rows.append(
+                    {
+                        "rule": words,
+                        "files": files,
+                        "seconds": round(seconds, 2),
+                        "processor_seconds": round(processor, 2),
+                        "peak_memory_mb": round(megabytes),
+                    }
+                )
+    keep("selection", rows, command="landmarks select", times=TIMES, statistic="median")
+
+
+def measured(mirror: Path, folder: Path, rule: tuple[str, ...]) -> tuple[float, float, float]:
+    """Return wall seconds, processor seconds and peak resident megabytes of one command in a process of its own."""
+    command = [
+        str(Path(sys.executable).parent / "landmarks"),
+        "select",
+        str(mirror),
+        "-o",
+        str(folder / "s.parquet"),
+        *rule,
+    ]
+    started = time.perf_counter()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    process = os.posix_spawn(
+        command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
+    )
+    os.close(quiet)
+    _, status, used = os.wait4(process, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {status}")
+    return time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+
+
+if __name__ == "__main__":
+    main()
