@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from landmarks import __version__
 from landmarks.archive.assemble import assemble, finished_dataset
 from landmarks.archive.executors import Lease, stoppable, workforce
 from landmarks.archive.mirror import Mirror, open_mirror
@@ -113,7 +114,7 @@ def _read_order(path: Path, mirror: str | Path | Mirror | None, max_side: int) -
     if source is None:
         raise UsageError(f"{path} does not say which mirror it was made from", way_out="name it with --mirror")
     set = metadata.get("set", "train")
-    digest = digest_of(file_digest(path), set, max_side, DECODER)
+    digest = digest_of(file_digest(path), set, max_side, DECODER, __version__)  # the version: of the perceptual hash
     return Order(photographs, metadata, set, open_mirror(source), max_side, digest)
 
 
@@ -127,7 +128,8 @@ def _take_possession(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
     if mark.exists():
         if read_record(mark).get("order") != digest:
             raise LandmarksError(
-                f"{out} holds photographs of another selection or size", way_out="choose another folder, or delete it"
+                f"{out} holds photographs of another selection, size or version",
+                way_out="choose another folder, or delete it",
             )
         return
     if (out / "dataset.json").exists():
