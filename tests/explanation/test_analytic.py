@@ -1,0 +1,131 @@
+"""The formula against automatic differentiation, finite differences, and the grad-cam library."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from landmarks.explanation.analytic import averages, channel_weights, has_formula, head_gradient, weighted
+from landmarks.networks.heads import build_head
+from landmarks.networks.network import Network, build_network
+
+HEADS = ["study", "linear"]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_weights_of_every_class_equal_finite_differences_of_the_maps(name):
+    head = build_head(name, features=6, classes=4).double()
+    maps = random(2, 6, 3, 5).abs()
+    step = 1e-6
+
+    def logits(maps: Tensor) -> Tensor:
+        with torch.no_grad():
+            return head(maps.mean((2, 3)))
+
+    expected = torch.zeros(2, 4, 6, dtype=torch.float64)
+    for channel in range(6):
+        slopes = []
+        for row in range(3):
+            for column in range(5):
+                up, down = maps.clone(), maps.clone()
+                up[:, channel, row, column] += step
+                down[:, channel, row, column] -= step
+                slopes.append((logits(up) - logits(down)) / (2 * step))
+        expected[:, :, channel] = torch.stack(slopes).mean(0)
+    with torch.no_grad():
+        found = channel_weights(head, maps, maps.mean((2, 3)))
+    assert (found - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_heads_gradient_is_the_one_autograd_finds_for_chosen_classes(name):
+    head = build_head(name, features=8, classes=5).double()
+    features = random(3, 8).requires_grad_()
+    labels = torch.tensor([[4, 0], [1, 1], [2, 3]])
+    logits = head(features)
+    expected = torch.stack(
+        [
+            torch.autograd.grad(logits.gather(1, labels[:, [each]]).sum(), features, retain_graph=True)[0]
+            for each in range(2)
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(head_gradient(head, features, labels), expected)
+    torch.testing.assert_close(
+        head_gradient(head, features).expand(3, -1, -1),
+        torch.autograd.functional.jacobian(head, features).diagonal(dim1=0, dim2=2).permute(2, 0, 1),
+    )
+
+
+def test_a_head_without_a_formula_says_so():
+    class Other(torch.nn.Module):
+        pass
+
+    assert not has_formula(Other())
+    with pytest.raises(TypeError, match="no formula for the gradient of Other"):
+        head_gradient(Other(), torch.zeros(1, 2))
+
+
+def test_averages_are_told_from_other_poolings():
+    maps = torch.rand(2, 3, 4, 4)
+    assert averages(maps, maps.mean((2, 3)))
+    assert not averages(maps, maps.amax((2, 3)))
+    assert not averages(maps, torch.rand(2, 5))
+
+
+def test_what_speaks_against_a_class_is_cold():
+    maps = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    weights = torch.tensor([[[2.0, -3.0]]])
+    assert weighted(maps, weights).tolist() == [[[[2.0, 0.0]]]]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100", "inception_v3"])
+def test_maps_equal_those_of_the_grad_cam_library_before_it_rescales_them(backbone, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    size = 96
+    network = build_network(backbone, classes=7, weights="none", image_size=size).eval()
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([[3, 5], [0, 6]])
+    with torch.no_grad():
+        maps, features = network.maps_and_features(images)
+        assert averages(maps, features)
+        found = weighted(maps, channel_weights(network.head, maps, features, labels))
+    for answer in range(2):
+        with GradCAM(_MapsThenAnswer(network), [_MapsThenAnswer.layer(network)]) as library:
+            monkeypatch.setattr("pytorch_grad_cam.base_cam.scale_cam_image", lambda cam, size=None: cam)
+            targets = [ClassifierOutputTarget(label) for label in labels[:, answer].tolist()]
+            theirs = library(images, targets=targets)
+        ours = found[:, answer].numpy()
+        scale = max(1.0, float(np.abs(theirs).max()))
+        assert np.abs(ours - theirs).max() < 1e-4 * scale
+        assert ours.max() > 0
+
+
+class _MapsThenAnswer(torch.nn.Module):
+    """The network with a place between trunk and pooling for the library to hook."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        if not hasattr(network, "seam"):
+            network.seam = torch.nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.network.seam(self.network.trunk.forward_features(images))
+        return self.network.classify(self.network.trunk.forward_head(maps, pre_logits=True))
+
+    @staticmethod
+    def layer(network: Network) -> torch.nn.Module:
+        return network.seam

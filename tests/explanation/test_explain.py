@@ -1,0 +1,123 @@
+"""The verb: photographs a person names, galleries of a dataset, and what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.pictures import decode
+from landmarks.explanation.choice import photos_in_turn
+from landmarks.explanation.explain import explain
+from landmarks.support.errors import BusyError, LandmarksError, UsageError
+from landmarks.support.files import held, read_record
+from landmarks.training.run import Run
+
+NAMES = ["Charles Bridge", "Český Krumlov, zámek", "Łódź"]
+
+
+def test_a_gallery_takes_recognised_photographs_from_the_landmarks_in_turn(colour_run: Run, striped: Dataset):
+    result = explain(colour_run, count=6)
+    assert [entry["truth"] for entry in result["panels"][:3]] == [entry["truth"] for entry in result["panels"][3:]]
+    assert {entry["truth_name"] for entry in result["panels"]} == set(NAMES)
+    for entry in result["panels"]:
+        assert entry["correct"] and entry["answers"][0]["label"] == entry["truth"]
+        assert sum(answer["probability"] for answer in entry["answers"]) == pytest.approx(1.0, abs=1e-6)
+        picture = decode((colour_run.folder / "maps" / entry["picture"]).read_bytes())
+        assert picture.shape[1] > 4 * 224
+    index = read_record(colour_run.folder / "maps" / "index.json")
+    assert index["panels"] == result["panels"] and index["inputs"] == colour_run.digest
+
+
+def test_the_same_command_draws_the_same_bytes(colour_run: Run):
+    explain(colour_run, count=2)
+    first = {path.name: path.read_bytes() for path in (colour_run.folder / "maps").glob("*.j*")}
+    explain(colour_run, count=2)
+    assert first == {path.name: path.read_bytes() for path in (colour_run.folder / "maps").glob("*.j*")}
+
+
+def test_files_and_folders_are_explained_and_what_is_no_picture_is_named(colour_run: Run, tmp_path: Path, striped):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    data = striped.part("all").row(0, named=True)
+    shard = striped.path_of(data["shard"]).read_bytes()
+    good = shard[data["offset"] : data["offset"] + data["length"]]
+    (folder / "summer, 1.jpg").write_bytes(good)
+    (folder / "text.jpg").write_bytes(b"not a picture")
+    (folder / "notes.txt").write_bytes(b"not taken")
+    result = explain(colour_run, [folder])
+    (entry,) = result["panels"]
+    assert (entry["id"], entry["truth"], entry["correct"]) == ("summer, 1", None, None)
+    assert entry["answers"][0]["name"] == NAMES[0]
+    assert (colour_run.folder / "maps" / entry["picture"]).exists()
+    assert [Path(each["photo"]).name for each in result["rejected"]] == ["text.jpg"]
+
+
+def test_photographs_with_one_name_in_two_folders_keep_two_pictures(colour_run: Run, tmp_path: Path, striped):
+    row = striped.part("all").row(0, named=True)
+    shard = striped.path_of(row["shard"]).read_bytes()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(shard[row["offset"] : row["offset"] + row["length"]])
+    result = explain(colour_run, [tmp_path / "a", tmp_path / "b"])
+    assert len({entry["picture"] for entry in result["panels"]}) == 2
+    assert all("/" not in entry["picture"] for entry in result["panels"])
+
+
+def test_later_panels_join_earlier_ones_of_the_same_weights(colour_run: Run):
+    explain(colour_run, count=1)
+    assert len(explain(colour_run, count=3)["panels"]) == 3
+    record = json.loads((colour_run.folder / "maps" / "index.json").read_text())
+    (colour_run.folder / "maps" / "index.json").write_text(json.dumps(record | {"inputs": "other weights"}))
+    assert len(explain(colour_run, count=1)["panels"]) == 1
+
+
+def test_the_order_of_photographs_does_not_depend_on_the_table(colour_run: Run, striped: Dataset):
+    photos = photos_in_turn(colour_run, striped, "test")
+    assert len(photos) == 12 and len({photo.id for photo in photos}) == 12
+    assert sorted(photo.truth for photo in photos[:3]) == [0, 1, 2]
+    assert photos == photos_in_turn(colour_run, striped, "test")
+
+
+def test_fewer_recognised_photographs_than_asked_for_are_counted_aloud(colour_run: Run, capsys):
+    assert len(explain(colour_run, count=100)["panels"]) == 12
+    assert "only 12 of 12 photographs are recognised; 100 were asked for" in capsys.readouterr().err
+
+
+IMPOSSIBLE = [
+    ({"count": 0}, "must be positive"),
+    ({"photos": ["nowhere.jpg"]}, "no photograph nowhere.jpg"),
+    ({"data": "nowhere"}, "no folder nowhere"),
+]
+
+
+@pytest.mark.parametrize("settings, message", IMPOSSIBLE)
+def test_what_cannot_be_explained_is_one_line(colour_run: Run, settings, message):
+    with pytest.raises(LandmarksError, match=message):
+        explain(colour_run, **settings)
+
+
+def test_a_dataset_that_moved_away_is_told_with_the_way_out(colour_run: Run, striped: Dataset):
+    striped.folder.rename(striped.folder.with_name("moved"))
+    with pytest.raises(LandmarksError, match=r"is not at .*data any more; say where its photographs are"):
+        explain(colour_run)
+    assert explain(colour_run, data=striped.folder.with_name("moved"), count=1)["panels"]
+
+
+def test_a_second_process_is_told_and_touches_nothing(colour_run: Run):
+    with held(colour_run.folder / "maps"), pytest.raises(BusyError):
+        explain(colour_run, count=1)
+
+
+def test_the_verb_prints_and_ends_with_1_when_something_was_left_out(colour_run: Run, tmp_path: Path, capsys):
+    from landmarks.cli.explain import explain as verb
+
+    assert verb(colour_run.folder, count=1) == 0
+    assert "Grad-CAM" in capsys.readouterr().out
+    (tmp_path / "text.jpg").write_bytes(b"not a picture")
+    assert verb(colour_run.folder, [tmp_path / "text.jpg"], json=True) == 1
+    assert json.loads(capsys.readouterr().out)["made"] == []
+    with pytest.raises(UsageError, match="--faithfulness measures"):
+        verb(colour_run.folder, [tmp_path], faithfulness=True)
