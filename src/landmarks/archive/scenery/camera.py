@@ -63,7 +63,7 @@ def develop(light: Floats, camera: Camera, rng: np.random.Generator) -> bytes:
     """Return the JPEG that a camera makes of (H, W, 3) linear light."""
     height, width = light.shape[:2]
     mean = max(float(light.mean()), 1e-3)
-    gain = 0.30 / mean * min(1.0, mean / 0.24) ** 0.55 * 2 ** float(camera.exposure + rng.normal(0, 0.16))
+    gain = 0.31 / mean * min(1.0, mean / 0.14) ** 0.5 * 2 ** float(camera.exposure + rng.normal(0, 0.16))
     warm = np.array([1 + camera.warmth, 1, 1 - camera.warmth], np.float32)
     exposed = light * np.float32(gain) * warm
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)

@@ -15,6 +15,9 @@ from landmarks.support.seeds import generator
 NIGHT_LIGHT = np.array([1.0, 0.62, 0.28], np.float32)
 """Floodlights and street lamps."""
 
+AZIMUTHS = 4096
+"""Steps around the horizon for which the hills' height is computed."""
+
 _ELEVATION = (-14.0, -5.0, 0.0, 7.0, 22.0, 65.0)
 _ZENITH = (
     (0.008, 0.012, 0.04),
@@ -177,18 +180,25 @@ def _clouded(colour: Floats, direction: Floats, weather: Weather, towards: Float
 
 def _hilly(colour: Floats, direction: Floats, weather: Weather, hills: Floats) -> Floats:
     """Return the sky with two ranges of hills before it, the farther one paler."""
-    azimuth = np.arctan2(direction[1], direction[0])
-    for layer, (height, fade) in enumerate(((0.075, 0.72), (0.035, 0.5))):
-        a, b, c, d = hills[layer * 4 : layer * 4 + 4]
-        ridge = height * (
-            0.55 + 0.3 * np.sin(azimuth * 2 + a) + 0.22 * np.sin(azimuth * 5 + b) + 0.1 * np.sin(azimuth * 13 + c)
-        )
-        ridge = ridge + 0.006 * np.sin(azimuth * 47 + d)
-        cover = np.clip((ridge - direction[2]) * 320, 0, 1)
+    place = (np.arctan2(direction[1], direction[0]) * np.float32(AZIMUTHS / (2 * np.pi))).astype(np.int32) % AZIMUTHS
+    for ridge, fade in zip(_ridges(hills), (0.72, 0.5), strict=True):
+        cover = np.clip((ridge[place] - direction[2]) * np.float32(320), 0, 1)
         wood = np.array([0.10, 0.15, 0.10], np.float32) * (weather.zenith.mean() + 0.5 * weather.sun.mean() + 0.1)
         far = (weather.horizon * 0.82 + weather.zenith * 0.12) * fade + wood * (1 - fade)
-        colour = colour + (far[:, None] - colour) * cover
+        there = np.flatnonzero(cover)
+        colour[:, there] += (far[:, None] - colour[:, there]) * cover[there]
     return colour
+
+
+def _ridges(hills: Floats) -> Floats:
+    """Return (2, AZIMUTHS) how high the farther and the nearer hills stand, as the sine of their elevation."""
+    azimuth = np.arange(AZIMUTHS) * 2 * np.pi / AZIMUTHS
+    waves = [
+        0.55 + 0.3 * np.sin(azimuth * 2 + a) + 0.22 * np.sin(azimuth * 5 + b) + 0.1 * np.sin(azimuth * 13 + c)
+        for a, b, c, _ in hills.reshape(2, 4)
+    ]
+    edges = [0.006 * np.sin(azimuth * 47 + d) for d in hills.reshape(2, 4)[:, 3]]
+    return (np.array([[0.075], [0.035]]) * waves + edges).astype(np.float32)
 
 
 def scatter(i: Floats, j: Floats) -> Floats:

@@ -86,18 +86,22 @@ def _spans(edges: Floats, bounds: Integers, width: int) -> tuple[Integers, Integ
     rows = np.maximum(bounds[:, 1] - bounds[:, 0], 0)
     triangle = np.repeat(np.arange(len(rows)), rows)
     row = np.arange(len(triangle)) - np.repeat(np.cumsum(rows) - rows, rows) + bounds[triangle, 0]
-    slope = edges[triangle, :, 0]
-    offset = edges[triangle, :, 1] * (row + 0.5)[:, None] + edges[triangle, :, 2]
-    crossing = -offset / np.where(slope == 0, 1, slope)
-    low = np.where(slope > 0, crossing, -np.inf).max(axis=1)
-    high = np.where(slope < 0, crossing, np.inf).min(axis=1)
-    first = np.ceil(np.clip(low, 0, width) - 0.5).astype(np.int64)
-    last = np.floor(np.clip(high, 0, width) - 0.5).astype(np.int64)
-    seen = (first <= last) & ~((slope == 0) & (offset < 0)).any(axis=1)
-    return triangle[seen], row[seen], np.maximum(first[seen], 0), np.minimum(last[seen], width - 1)
+    low, high = np.zeros(len(row)), np.full(len(row), float(width))
+    outside = np.zeros(len(row), bool)
+    for edge in range(3):
+        slope = edges[triangle, edge, 0]
+        offset = edges[triangle, edge, 1] * (row + 0.5) + edges[triangle, edge, 2]
+        crossing = -offset / np.where(slope == 0, 1, slope)
+        np.maximum(low, crossing, out=low, where=slope > 0)
+        np.minimum(high, crossing, out=high, where=slope < 0)
+        outside |= (slope == 0) & (offset < 0)
+    first = np.ceil(np.minimum(low, width) - 0.5).astype(np.int64)
+    last = np.floor(np.maximum(high, 0) - 0.5).astype(np.int64)
+    seen = np.flatnonzero((first <= last) & ~outside)
+    return triangle[seen], row[seen], first[seen], last[seen]
 
 
 def _weights(edges: Floats, x: Floats, y: Floats) -> Floats:
     """Return (3, P) how near each corner of its triangle (P, 3, 3) a point of the picture lies; they sum to 1."""
-    inside = edges[:, :, 0] * x[:, None] + edges[:, :, 1] * y[:, None] + edges[:, :, 2]
-    return (inside / inside.sum(axis=1, keepdims=True)).T.astype(np.float32)
+    inside = [edges[:, corner, 0] * x + edges[:, corner, 1] * y + edges[:, corner, 2] for corner in range(3)]
+    return (np.stack(inside) / (inside[0] + inside[1] + inside[2])).astype(np.float32)

@@ -45,6 +45,9 @@ class Place:
     monument: Monument
     mesh: Mesh
     trees: tuple[tuple[float, float, Mesh], ...]
+    houses: tuple[tuple[float, float, Mesh], ...]
+    """(x, y, mesh); those that would stand in a camera's way are left out of its picture"""
+
     ground: Ground
     hills: Floats | None
     front: float
@@ -92,20 +95,20 @@ def place_of(kind: str, seed: int) -> Place:
         turn=_turn_of_bridge(built) if kind == "arch bridge" else float(rng.uniform(0, 2 * np.pi)),
         tint=float(rng.uniform(0.8, 1.15)),
     )
-    trees = []
-    for _ in range(int(rng.integers(3, 11))):
-        angle, distance = rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.15, 2.6) + 4
-        trees.append((float(distance * np.cos(angle)), float(distance * np.sin(angle)), tree(rng)))
-    if rng.random() < 0.4:
-        for _ in range(int(rng.integers(2, 6))):
-            angle, distance = rng.uniform(0, 2 * np.pi), radius * rng.uniform(2.4, 3.4) + 14
-            trees.append((float(distance * np.cos(angle)), float(distance * np.sin(angle)), house(rng)))
+    trees = tuple(
+        (*_beside(rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.15, 2.6) + 4, 0.0), tree(rng))
+        for _ in range(int(rng.integers(3, 11)))
+    )
+    houses = tuple(
+        (*_beside(rng.uniform(0, 2 * np.pi), radius * rng.uniform(2.4, 3.4) + 14, 0.0), house(rng))
+        for _ in range(int(rng.choice([0, 0, 0, 2, 3, 5])))
+    )
     fixed = [built.mesh]
     if rng.random() < 0.5:
         lamps = [(radius * 1.2 + 2.5, a) for a in np.arange(6) * np.pi / 3]
         fixed += [moved(lamp_post(), d * np.cos(a), d * np.sin(a)) for d, a in lamps]
     hills = rng.uniform(0, 2 * np.pi, 8) if rng.random() < 0.8 else None
-    return Place(built, joined(fixed), tuple(trees), ground, hills, front=float(rng.uniform(0, 2 * np.pi)))
+    return Place(built, joined(fixed), trees, houses, ground, hills, front=float(rng.uniform(0, 2 * np.pi)))
 
 
 def _turn_of_bridge(built: Monument) -> float:
@@ -126,6 +129,7 @@ def _at_a_landmark(
     meshes = [place.mesh]
     meshes += [moved(mesh, *at) for *at, mesh in place.trees if np.hypot(at[0] - x, at[1] - y) > 9]
     distance = np.hypot(x, y)
+    meshes += [moved(mesh, *at) for *at, mesh in place.houses if at[0] * x + at[1] * y < 0.3 * np.hypot(*at) * distance]
     for _ in range(int(stand.choice([0, 1, 2, 4, 7], p=[0.24, 0.2, 0.24, 0.2, 0.12]))):
         share, aside = stand.uniform(0.12, 0.8), stand.normal(0, 0.16) * distance
         share = min(share, 1 - 3.4 / distance)

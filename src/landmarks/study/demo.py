@@ -1,0 +1,98 @@
+"""The whole way in a few minutes: a made-up archive, two networks trained from scratch, their numbers and a report."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from landmarks.archive.choose import select
+from landmarks.archive.fetch import fetch
+from landmarks.archive.miniature import make_miniature
+from landmarks.dataset.split import split
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.explanation.explain import explain
+from landmarks.report.page import report
+from landmarks.support.console import note, print_table
+from landmarks.training.run import open_run
+from landmarks.training.train import train
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a demonstration is: the miniature archive, and how long which network trains at which picture size."""
+
+    landmarks: int = 14
+    photographs: int = 100
+    others: int = 240
+    image_size: int = 96
+    epochs: tuple[tuple[str, int], ...] = (("baseline", 12), ("resnet18", 12))
+    heat_maps: int = 12
+
+
+def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -> Path:
+    """Walk the whole way in the folder `out` and return where the report lies.
+
+    Every step is printed as the command that does the same; what an earlier, interrupted walk finished is not done
+    again. Both networks start from random weights, so that nothing is downloaded.
+    """
+    out, size = Path(out), size or Size()
+    started = time.monotonic()
+    _say(f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}")
+    mirror = make_miniature(
+        out / "mirror", landmarks=size.landmarks, photographs=size.photographs, others=size.others, seed=seed
+    )
+    data, test, runs = out / "data", out / "test", [out / name for name, _ in size.epochs]
+    _step(["select", mirror, "-o", out / "train.parquet"], select, mirror, out / "train.parquet")
+    _step(["fetch", out / "train.parquet", "-o", data], fetch, out / "train.parquet", data)
+    _step(["split", data, "--by", "group", "--test", "0"], split, data, by="group", test=0.0)
+    for run, (name, epochs) in zip(runs, size.epochs, strict=True):
+        chosen: dict[str, Any] = {"backbone": name, "weights": "none", "image_size": size.image_size, "epochs": epochs}
+        _step(["train", data, "-o", run, *_options(chosen)], train, data, run, **chosen)
+    _step(
+        ["select", mirror, "--set", "test", "-o", out / "test.parquet"],
+        select,
+        mirror,
+        out / "test.parquet",
+        set="test",
+    )
+    _step(["fetch", out / "test.parquet", "-o", test], fetch, out / "test.parquet", test)
+    rows = []
+    for run in runs:
+        on_val = _step(["evaluate", run, "--part", "val"], evaluate, run, part="val")
+        on_test = _step(["evaluate", run, "--data", test], evaluate, run, data=test)
+        rows.append((run.name, _parameters(run), _with_interval(on_val["top1"]), _with_interval(on_test["top1"])))
+    best = runs[-1]
+    _step(["explain", best, "--data", test, "--count", size.heat_maps], explain, best, data=test, count=size.heat_maps)
+    page = out / "report.html"
+    _step(["report", *runs, "-o", page], report, runs, page)
+    print_table(["network", "parameters", "validation", "test"], rows)
+    minutes = (time.monotonic() - started) / 60
+    _say(f"{minutes:.1f} minutes; the report: {page}")
+    return page
+
+
+def _step(words: list[object], function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Print the command of a step, do it, and return what it returns."""
+    _say("$ " + shlex.join(["landmarks", *map(str, words)]))
+    return function(*arguments, **named)
+
+
+def _options(chosen: dict[str, Any]) -> list[str]:
+    return [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _parameters(run: Path) -> str:
+    return f"{open_run(run).record['network']['parameters']:,}"
+
+
+def _with_interval(number: dict[str, float]) -> str:
+    """Return an accuracy in per cent with the interval around it."""
+    return f"{100 * number['value']:.1f} % ({100 * number['low']:.1f}–{100 * number['high']:.1f})"
+
+
+def _say(line: str) -> None:
+    note(f"\n{line}")
