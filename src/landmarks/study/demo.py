@@ -46,20 +46,20 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
         out / "mirror", landmarks=size.landmarks, photographs=size.photographs, others=size.others, seed=seed
     )
     data, test, runs = out / "data", out / "test", [out / name for name, _ in size.epochs]
-    _step(["select", mirror, "-o", out / "train.parquet"], select, mirror, out / "train.parquet")
-    _step(["fetch", out / "train.parquet", "-o", data], fetch, out / "train.parquet", data)
+    chosen, known = out / "train.parquet", out / "test.parquet"
+    _step(["select", mirror, "-o", chosen], select, mirror, chosen)
+    _step(["fetch", chosen, "-o", data], fetch, chosen, data)
     _step(["split", data, "--by", "group", "--test", "0"], split, data, by="group", test=0.0)
     for run, (name, epochs) in zip(runs, size.epochs, strict=True):
-        chosen: dict[str, Any] = {"backbone": name, "weights": "none", "image_size": size.image_size, "epochs": epochs}
-        _step(["train", data, "-o", run, *_options(chosen)], train, data, run, **chosen)
-    _step(
-        ["select", mirror, "--set", "test", "-o", out / "test.parquet"],
-        select,
-        mirror,
-        out / "test.parquet",
-        set="test",
-    )
-    _step(["fetch", out / "test.parquet", "-o", test], fetch, out / "test.parquet", test)
+        settings: dict[str, Any] = {
+            "backbone": name,
+            "weights": "none",
+            "image_size": size.image_size,
+            "epochs": epochs,
+        }
+        _step(["train", data, "-o", run, *_options(settings)], train, data, run, **settings)
+    _step(["select", mirror, "--set", "test", "-o", known], select, mirror, known, set="test")
+    _step(["fetch", known, "-o", test], fetch, known, test)
     rows = []
     for run in runs:
         on_val = _step(["evaluate", run, "--part", "val"], evaluate, run, part="val")
@@ -81,8 +81,8 @@ def _step(words: list[object], function: Callable[..., Any], *arguments: Any, **
     return function(*arguments, **named)
 
 
-def _options(chosen: dict[str, Any]) -> list[str]:
-    return [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+def _options(settings: dict[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _parameters(run: Path) -> str:

@@ -129,7 +129,11 @@ def _at_a_landmark(
     meshes = [place.mesh]
     meshes += [moved(mesh, *at) for *at, mesh in place.trees if np.hypot(at[0] - x, at[1] - y) > 9]
     distance = np.hypot(x, y)
-    meshes += [moved(mesh, *at) for *at, mesh in place.houses if at[0] * x + at[1] * y < 0.3 * np.hypot(*at) * distance]
+    meshes += [
+        moved(mesh, *at)
+        for *at, mesh in place.houses
+        if at[0] * x + at[1] * y < 0.3 * np.hypot(at[0], at[1]) * distance
+    ]
     for _ in range(int(stand.choice([0, 1, 2, 4, 7], p=[0.24, 0.2, 0.24, 0.2, 0.12]))):
         share, aside = stand.uniform(0.12, 0.8), stand.normal(0, 0.16) * distance
         share = min(share, 1 - 3.4 / distance)
