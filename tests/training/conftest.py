@@ -7,11 +7,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, SPLIT, Dataset, open_dataset, write_dataset
 from landmarks.dataset.pictures import encode
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.tables import write_table
+from landmarks.training.machine import Machine
+from landmarks.training.recipe import Recipe, recipe_named
+
+SMALL = "test_resnet"
 
 
 def picture(landmark: int, number: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
@@ -82,3 +90,34 @@ def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int 
 @pytest.fixture(scope="session")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("stripes"))
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the smallest ResNet that timm has, drawn from a seed: stands for pretrained ones."""
+    torch.manual_seed(0)
+    trunk = timm.create_model(SMALL, pretrained=False, num_classes=0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in trunk.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def small_recipe(small_weights: Path) -> Recipe:
+    return recipe_named(
+        "default",
+        backbone=SMALL,
+        weights=small_weights,
+        image_size=32,
+        epochs=2,
+        batch_size=12,
+        warmup_epochs=5,
+        tracking="none",
+        workers=2,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def machine() -> Machine:
+    return Machine(Accelerator(cpu=True), workers=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -103,7 +104,7 @@ def cache_key(network: Network, photos: pl.DataFrame, precision: str, view: View
     return {
         "trunk": trunk_digest(network),
         "backbone": network.backbone,
-        "preprocessing": network.preprocessing.record(),
+        "preprocessing": json.loads(json.dumps(network.preprocessing.record())),  # as the file will have it
         "decoder": DECODER,
         "precision": precision,
         "photographs": digest_of(photos.select("id", "length", "width", "height", "phash").rows()),
@@ -117,7 +118,7 @@ def trunk_digest(network: Network) -> str:
     for name, tensor in sorted(network.trunk.state_dict().items()):
         if not name.endswith("num_batches_tracked"):  # counts steps, changes nothing
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

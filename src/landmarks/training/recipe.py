@@ -30,7 +30,7 @@ class Recipe:
 
     # Warm-up: the head alone, on features computed once. Skipped from scratch.
     warmup_epochs: int = 100  # at most, over the cached features
-    warmup_patience: int = 10  # epochs without a better validation loss after which the warm-up ends
+    warmup_patience: int = 10  # epochs without better validation after which the warm-up ends
     warmup_views: int = 1  # pictures of each photograph in the cache: the evaluation picture, then augmented ones
     warmup_batch_size: int = 64
     warmup_learning_rate: float = 1e-3
@@ -97,7 +97,7 @@ def _limits(recipe: Recipe) -> list[tuple[str, bool, str]]:
         *((name, getattr(recipe, name) < 1, "1 or more") for name in at_least_one),
         *((name, getattr(recipe, name) < 0, "0 or more") for name in at_least_zero),
         *((name, not 0 < getattr(recipe, name) < float("inf"), "more than 0") for name in positive),
-        *((name, (getattr(recipe, name) or 1) < 1, "1 or more") for name in maybe),
+        *((name, getattr(recipe, name) is not None and getattr(recipe, name) < 1, "1 or more") for name in maybe),
         ("first_layer_share", not 0 < recipe.first_layer_share <= 1, "more than 0, at most 1"),
         ("label_smoothing", not 0 <= recipe.label_smoothing < 1, "from 0 to below 1"),
         ("warmup_share", not 0 <= recipe.warmup_share < 1, "from 0 to below 1"),

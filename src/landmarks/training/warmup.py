@@ -45,15 +45,15 @@ def warm_up(
     """Train `network.head` on cached features and leave it at its best epoch.
 
     `views` are features (P, C) of the same photographs with `labels` (P,), seen in turns, one per epoch; the best epoch
-    has the highest validation accuracy, of equal ones the lower loss. Ends after `warmup_patience` epochs without a
-    lower validation loss.
+    has the highest validation accuracy, of equal ones the lower loss. Ends after `warmup_patience` epochs in
+    which neither accuracy nor loss on validation was better than before.
     """
     head = network.head
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=recipe.warmup_learning_rate, weight_decay=recipe.warmup_weight_decay
     )
     started, rows = time.monotonic(), []
-    best, best_epoch, best_weights, lowest, since_lowest = (-1.0, 0.0), 0, head.state_dict(), float("inf"), 0
+    best, best_epoch, best_weights, lowest, since_better = (-1.0, 0.0), 0, head.state_dict(), float("inf"), 0
     with progress("warm-up", recipe.warmup_epochs) as advance:
         for epoch in range(1, recipe.warmup_epochs + 1):
             view = views[(epoch - 1) % len(views)]
@@ -78,13 +78,14 @@ def warm_up(
                     "val_accuracy": val_accuracy,
                 }
             )
+            since_better += 1
             if (val_accuracy, -val_loss) > best:
-                best, best_epoch = (val_accuracy, -val_loss), epoch
+                best, best_epoch, since_better = (val_accuracy, -val_loss), epoch, 0
                 best_weights = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-            since_lowest = 0 if val_loss < lowest else since_lowest + 1
-            lowest = min(lowest, val_loss)
+            if val_loss < lowest:
+                lowest, since_better = val_loss, 0
             advance(1, f"loss {train_loss:.3f}, validation {100 * val_accuracy:.1f} %")
-            if since_lowest >= recipe.warmup_patience:
+            if since_better >= recipe.warmup_patience:
                 break
     head.load_state_dict(best_weights)
     return Warmed(best_epoch, best[0], -best[1], rows)

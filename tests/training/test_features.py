@@ -1,0 +1,114 @@
+"""The cache: right numbers, computed once, refused when stale, absent for anything else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import SMALL
+
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.networks.network import Network, build_network
+from landmarks.support.errors import LandmarksError, StaleError
+from landmarks.support.tables import write_table
+from landmarks.training import features
+from landmarks.training.augment import Augmentation
+from landmarks.training.features import cached_features
+from landmarks.training.machine import Machine
+from landmarks.training.photos import batches, normalised
+
+
+@pytest.fixture
+def network(small_weights: Path) -> Network:
+    return build_network(SMALL, classes=3, weights=small_weights, image_size=32)
+
+
+@pytest.fixture
+def dataset(stripes: Dataset, tmp_path: Path) -> Dataset:
+    shutil.copytree(stripes.folder, tmp_path / "data", ignore=shutil.ignore_patterns("features"))
+    return open_dataset(tmp_path / "data")
+
+
+def test_cached_features_are_the_trunk_s_rounded_to_half(network: Network, dataset: Dataset, machine: Machine) -> None:
+    photos = dataset.part("val")
+    cached = cached_features(network, dataset, photos, machine=machine)
+    batch = next(iter(batches(dataset, photos, network.preprocessing, batch_size=len(photos))))
+    with torch.no_grad():
+        expected = network.eval().features(normalised(batch.images, network.preprocessing)).numpy()
+    assert cached.values.dtype == np.float16
+    np.testing.assert_allclose(cached.values, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_second_training_computes_nothing(
+    network: Network, dataset: Dataset, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    monkeypatch.setattr(features, "batches", None)  # nothing is read any more
+    second = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    assert first.seconds > 0
+    assert second.seconds == 0
+    assert np.array_equal(first.values, second.values)
+
+
+def test_running_statistics_are_not_moved(network: Network, dataset: Dataset, machine: Machine) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    cached_features(network.train(), dataset, dataset.part("val"), machine=machine)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_other_weights_other_photographs_and_another_size_have_caches_of_their_own(
+    network: Network, dataset: Dataset, machine: Machine, small_weights: Path
+) -> None:
+    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    larger = build_network(SMALL, classes=3, weights=small_weights, image_size=48)
+    cached_features(larger, dataset, dataset.part("val"), machine=machine)
+    cached_features(network, dataset, dataset.part("val")[1:], machine=machine)
+    cached_features(network, dataset, dataset.part("val"), machine=machine, view=1, augment=Augmentation())
+    with torch.no_grad():
+        next(network.trunk.parameters()).mul_(1.01)
+    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    assert len(list((dataset.folder / "features").iterdir())) == 5
+
+
+def test_a_head_of_its_own_changes_no_cache(
+    network: Network, dataset: Dataset, machine: Machine, small_weights: Path
+) -> None:
+    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    other = build_network(SMALL, classes=3, head="linear", weights=small_weights, image_size=32, seed=9)
+    assert cached_features(other, dataset, dataset.part("val"), machine=machine).seconds == 0
+
+
+@pytest.mark.parametrize("damage", ["key", "ids", "cut"])
+def test_a_cache_that_is_not_what_its_name_says_is_refused(
+    damage: str, network: Network, dataset: Dataset, machine: Machine
+) -> None:
+    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    (folder,) = (dataset.folder / "features").iterdir()
+    if damage == "key":
+        record = json.loads((folder / "features.json").read_text())
+        record["key"]["decoder"] = "another"
+        (folder / "features.json").write_text(json.dumps(record))
+    elif damage == "ids":
+        write_table(folder / "ids.parquet", pl.DataFrame({"id": ["x"] * 18}))
+    else:
+        whole = (folder / "features.npy").read_bytes()
+        (folder / "features.npy").write_bytes(whole[:-100])
+    with pytest.raises(StaleError, match="delete it"):
+        cached_features(network, dataset, dataset.part("val"), machine=machine)
+
+
+def test_features_that_half_precision_cannot_hold_are_an_error_and_no_cache(
+    network: Network, dataset: Dataset, machine: Machine
+) -> None:
+    with torch.no_grad():
+        for module in network.trunk.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.mul_(1e4)
+    with pytest.raises(LandmarksError, match="half precision"):
+        cached_features(network, dataset, dataset.part("val"), machine=machine)
+    assert not list((dataset.folder / "features").glob("*/features.*"))

@@ -1,0 +1,260 @@
+"""From a dataset to a run, and the errors a clumsy user meets."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from conftest import SMALL, make_dataset
+
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.support.errors import BusyError, LandmarksError, UsageError
+from landmarks.support.files import held
+from landmarks.support.tables import write_table
+from landmarks.training import finetune as finetuning
+from landmarks.training.photos import batches, normalised
+from landmarks.training.recipe import Recipe
+from landmarks.training.run import HISTORY, Run, open_run
+from landmarks.training.train import train
+
+
+@pytest.fixture(scope="module")
+def scratch(stripes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "scratch"
+    return train(stripes.folder, out, backbone="baseline", image_size=32, epochs=4, batch_size=12, tracking="none")
+
+
+@pytest.fixture(scope="module")
+def warm(stripes: Dataset, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "warm"
+    return train(
+        stripes.folder,
+        out,
+        backbone=SMALL,
+        weights=small_weights,
+        image_size=32,
+        epochs=2,
+        warmup_views=2,
+        head="linear",
+    )
+
+
+def test_a_network_from_scratch_learns_the_stripes(scratch: Run) -> None:
+    assert scratch.record["best"]["val_accuracy"] >= 0.9
+    assert set(scratch.history["phase"]) == {"finetune"}
+
+
+def test_the_saved_network_answers_as_the_record_says(scratch: Run, stripes: Dataset) -> None:
+    network, val = scratch.network(), stripes.part("val")
+    batch = next(iter(batches(stripes, val, network.preprocessing, batch_size=len(val))))
+    with torch.no_grad():
+        answers = network(normalised(batch.images, network.preprocessing)).argmax(1)
+    accuracy = float((answers == batch.labels).float().mean())
+    assert accuracy == pytest.approx(scratch.record["best"]["val_accuracy"], abs=0.06)  # bfloat16 may turn one of 18
+
+
+def test_a_run_holds_everything_later_verbs_read(warm: Run) -> None:
+    assert warm.history.schema == HISTORY
+    assert warm.history["phase"].unique(maintain_order=True).to_list() == ["warmup", "finetune"]
+    assert warm.name_of([2, 0]) == ["landmark 2", "landmark 0"]
+    record = warm.record
+    assert {"recipe", "data", "network", "machine", "versions", "choices", "seconds", "warmup", "best"} <= set(record)
+    assert record["data"]["photographs"] == {"train": 48, "val": 18, "test": 6}
+    assert record["network"]["head"] == "linear"
+    assert 0 <= record["warmup"]["probe"]["val_accuracy"] <= 1
+    assert all(choice["why"] for choice in record["choices"])
+    assert record["peak_memory_mb"] > 0
+    assert not (warm.folder / "checkpoint").exists()
+    assert (warm.folder / "tensorboard").is_dir()
+
+
+def test_the_start_says_why_and_the_end_says_what_next(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    told = capsys.readouterr().err
+    for words in ("device: cpu", "precision:", "a linear probe", "95 % interval", "next: landmarks evaluate"):
+        assert words in told
+
+
+def test_epochs_zero_keeps_the_warm_up(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    assert run.record["best"]["phase"] == "warmup"
+    assert run.record["best"]["val_accuracy"] == run.record["warmup"]["val_accuracy"]
+
+
+def test_a_finished_run_is_returned_and_nothing_is_done_again(
+    scratch: Run, stripes: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in scratch.folder.rglob("*") if path.name != ".lock"}
+    again = train(
+        stripes.folder, scratch.folder, backbone="baseline", image_size=32, epochs=4, batch_size=12, tracking="none"
+    )
+    assert again.record == scratch.record
+    assert before == {path: path.stat().st_mtime_ns for path in scratch.folder.rglob("*") if path.name != ".lock"}
+    assert "trained already" in capsys.readouterr().err
+
+
+def test_a_run_folder_of_another_recipe_is_refused(scratch: Run, stripes: Dataset) -> None:
+    with pytest.raises(LandmarksError, match=r"holds another training; received epochs 7; expected epochs 4"):
+        train(stripes.folder, scratch.folder, backbone="baseline", image_size=32, epochs=7, batch_size=12)
+
+
+def test_a_run_folder_of_another_dataset_is_refused(scratch: Run, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "other", landmarks=2, train=2, val=2, test=0)
+    with pytest.raises(LandmarksError, match="holds another training; received data"):
+        train(other.folder, scratch.folder, backbone="baseline", image_size=32, epochs=4, batch_size=12)
+
+
+def test_two_trainings_in_one_folder_are_not_possible(stripes: Dataset, tmp_path: Path) -> None:
+    with held(tmp_path / "run"), pytest.raises(BusyError, match="another process"):
+        train(stripes.folder, tmp_path / "run", backbone="baseline", image_size=32)
+
+
+def test_the_best_epoch_is_saved_not_the_last(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter([(0.5, 1.0), (0.9, 0.9), (0.9, 0.5), (0.9, 0.7), (0.2, 0.1)])
+    monkeypatch.setattr(finetuning, "measure", lambda *_, **__: next(numbers))
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, warmup_epochs=0, epochs=5, patience=9))
+    assert run.record["best"] == {"phase": "finetune", "epoch": 3, "val_accuracy": 0.9, "val_loss": 0.5}
+
+
+def test_without_improvement_it_stops_early(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter([(0.5, 1.0), (0.4, 0.9), (0.4, 0.9)])
+    monkeypatch.setattr(finetuning, "measure", lambda *_, **__: next(numbers))
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, warmup_epochs=0, epochs=50, patience=2))
+    assert len(run.history) == 3
+    assert "no better epoch in 2" in run.record["ended"]
+
+
+def test_the_time_limit_ends_a_training_that_can_be_used(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=10_000, time_limit=0.02))
+    assert "time limit" in run.record["ended"]
+    assert run.history["learning_rate"][-1] < small_recipe.learning_rate / 5  # the cosine ended with the time
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_step(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = finetuning.add_gradients, iter(range(1000))
+
+    def broken(*arguments: object) -> tuple[float, float, int]:
+        loss, correct, micro_batch = original(*arguments)  # type: ignore[arg-type]
+        return (math.nan if next(calls) == 5 else loss), correct, micro_batch
+
+    monkeypatch.setattr(finetuning, "add_gradients", broken)
+    with pytest.raises(LandmarksError, match=r"step 6 \(epoch 2\); received a loss of nan.*--learning-rate"):
+        train(stripes.folder, tmp_path / "run", recipe=small_recipe)
+
+
+def test_frozen_statistics_do_not_move(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, frozen_statistics=True, epochs=1))
+    trained, start = run.network().trunk.state_dict(), load_file(small_recipe.weights)
+    statistics = [name for name in start if name.endswith(("running_mean", "running_var"))]
+    assert statistics
+    assert all(torch.equal(trained[name], start[name]) for name in statistics)
+
+
+# ── Clumsy users ──
+
+
+def test_a_dataset_that_is_not_divided(stripes: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(stripes.folder, tmp_path / "data", ignore=shutil.ignore_patterns("split.parquet", "features"))
+    with pytest.raises(LandmarksError, match="landmarks split"):
+        train(tmp_path / "data", tmp_path / "run", backbone="baseline")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_single_landmark(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", landmarks=1, train=2, val=1, test=0)
+    with pytest.raises(LandmarksError, match="received 1 landmarks; expected 2 or more"):
+        train(dataset.folder, tmp_path / "run", backbone="baseline")
+
+
+def test_an_empty_validation_part(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", landmarks=2, train=2, val=0, test=1)
+    with pytest.raises(LandmarksError, match=r"val part .* --val 0\.15"):
+        train(dataset.folder, tmp_path / "run", backbone="baseline")
+
+
+def test_a_landmark_without_training_photographs_is_named_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = make_dataset(tmp_path / "data", landmarks=3, train=4, val=2, test=0)
+    assert dataset.split is not None
+    lost = dataset.split.filter(~(pl.col("id").str.starts_with("00000002") & (pl.col("part") == "train")))
+    write_table(dataset.folder / "split.parquet", lost)
+    train(dataset.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=1, tracking="none")
+    assert "1 of 3 landmarks have no photograph to train on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"backbone": "resnet5O"}, UsageError, 'did you mean "resnet50"'),
+        ({"recipe": "studdy"}, UsageError, 'did you mean "study"'),
+        ({"backbone": "baseline", "head": "lineal"}, UsageError, 'did you mean "linear"'),
+        ({"backbone": SMALL, "weights": "nowhere.safetensors"}, UsageError, "no weights"),
+        ({"backbone": "baseline", "weights": "imagenet"}, UsageError, "from scratch"),
+        ({"backbone": "baseline", "tracking": "tensorbored"}, UsageError, "tensorbored"),
+        ({"backbone": "baseline", "image_size": 0}, UsageError, "image_size"),
+    ],
+)
+def test_wrong_names(settings: dict, error: type[Exception], words: str, stripes: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(error, match=words) as caught:
+        train(stripes.folder, tmp_path / "run", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_network(stripes: Dataset, small_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match="does not fit the network resnet18"):
+        train(stripes.folder, tmp_path / "run", backbone="resnet18", weights=small_weights, image_size=32)
+
+
+def test_a_folder_that_holds_something_else(stripes: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").write_text("sea")
+    with pytest.raises(LandmarksError, match=r"exists and is no run; received a folder with holiday\.txt"):
+        train(stripes.folder, tmp_path, backbone="baseline")
+    with pytest.raises(LandmarksError, match="exists and is no run"):
+        train(stripes.folder, stripes.folder, backbone="baseline")
+
+
+def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match="no folder"):
+        train(tmp_path / "nothing", tmp_path / "run")
+
+
+def test_opening_what_is_no_run(stripes: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match="landmarks train DATA"):
+        open_run(tmp_path / "nothing")
+    with pytest.raises(LandmarksError, match="is not a run"):
+        open_run(stripes.folder)
+    (tmp_path / "half" / "checkpoint").mkdir(parents=True)
+    with pytest.raises(LandmarksError, match="not trained to its end"):
+        open_run(tmp_path / "half")
+
+
+def test_a_full_disk_is_one_line(
+    stripes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_recipe: Recipe
+) -> None:
+    import errno
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("landmarks.training.checkpoint.save_file", full)
+    with pytest.raises(LandmarksError, match="No space left on device"):
+        train(stripes.folder, tmp_path / "run", recipe=small_recipe)
+    assert open_dataset(stripes.folder)
