@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from landmarks.evaluation.metrics import NO_ANSWER, Flags, Floats, Integers, Truth, correct_answers, require_numbers
 from landmarks.support.errors import LandmarksError
@@ -16,7 +17,7 @@ DEFINITION = (
 )
 
 
-def gap(ids: Sequence[str], answers: Integers, scores: Floats, truth: Truth) -> float:
+def gap(ids: Sequence[str] | NDArray[np.object_], answers: Integers, scores: Floats, truth: Truth) -> float:
     """Return the global average precision of one answer per photograph; NaN when no photograph shows a landmark.
 
     `ids` `(N,)` unique, `answers` `(N,)` landmarks with `NO_ANSWER` where there is none, `scores` `(N,)` finite where
@@ -31,7 +32,7 @@ def gap(ids: Sequence[str], answers: Integers, scores: Floats, truth: Truth) -> 
         return float("nan")
     correct = correct_answers(answers[:, None], truth)[:, 0]
     kept = np.flatnonzero(answered)
-    order = np.lexsort((answers[kept], np.asarray(ids)[kept], -scores[kept]))
+    order = np.lexsort((answers[kept], np.asarray(ids, dtype=str)[kept], -scores[kept]))
     return _precision_sum(correct[kept][order]) / landmarks
 
 
@@ -40,9 +41,9 @@ def _precision_sum(correct: Flags) -> float:
     return float(np.sum(np.arange(1, len(ranks) + 1) / ranks))
 
 
-def refuse_twice(ids: Sequence[str]) -> None:
+def refuse_twice(ids: Sequence[str] | NDArray[np.object_]) -> None:
     """Raise when an id occurs more than once: a photograph has one prediction."""
-    array = np.sort(np.asarray(ids))
+    array = np.sort(np.asarray(ids, dtype=str))
     again = np.flatnonzero(array[1:] == array[:-1])
     if len(again):
         raise LandmarksError(

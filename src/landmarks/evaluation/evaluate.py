@@ -1,0 +1,148 @@
+"""The verb `evaluate`: answer the photographs of a part, write the answers down, and compute every number from them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.evaluation.choice import choose_threshold, halves_of
+from landmarks.evaluation.measure import Arrays, all_scores, measure
+from landmarks.evaluation.metrics import NO_ANSWER, Truth
+from landmarks.evaluation.predictions import read_predictions, rejection_columns, with_truth, write_predictions
+from landmarks.evaluation.recogniser import Recogniser, open_recogniser, update_model
+from landmarks.evaluation.reference import ensure_reference, open_reference
+from landmarks.evaluation.tempering import ensure_temperature
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import held, write_record
+from landmarks.support.tables import write_table
+from landmarks.training.run import Run, open_run
+
+
+def evaluate(
+    run: Path | str,
+    *,
+    data: Path | str | None = None,
+    part: str = "test",
+    false_acceptance: float | None = None,
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
+
+    Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the part,
+    or the folder name of `data`. A dataset without parts is evaluated whole. With `false_acceptance`, the rule that
+    tells known from unknown is chosen and stored with the model, for `predict`. Raises `LandmarksError` when the run
+    knows none of the dataset's landmarks.
+    """
+    opened = open_run(run)
+    dataset, photos, part = photographs_of(opened, data, part)
+    name = part if data is None else dataset.folder.resolve().name
+    with held(opened.folder):
+        started = time.monotonic()
+        recogniser = prepare(opened, dataset, photos, batch_size)
+        path = write_predictions(opened, dataset, photos, name, recogniser, part=part, batch_size=batch_size)
+        arrays = arrays_of(read_predictions(path))
+        about = {"name": name, "run": opened.name, "data": str(dataset.folder), "part": part}
+        numbers = _write_metrics(opened, arrays, about, recogniser.temperature, time.monotonic() - started)
+        if false_acceptance is not None:
+            numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
+    return numbers
+
+
+def photographs_of(run: Run, data: Path | str | None, part: str) -> tuple[Dataset, pl.DataFrame, str]:
+    """Return the dataset, the photographs to answer, and the part they are (`all` where there are no parts)."""
+    dataset = open_dataset(own_dataset(run) if data is None else data)
+    if data is not None and dataset.split is None:
+        part = "all"
+    photos = dataset.part(part)
+    if not len(photos):
+        raise LandmarksError(f'the part "{part}" of {dataset.folder} holds no photographs')
+    known = set(run.labels["landmark_id"]) & set(dataset.labels["landmark_id"])
+    if len(dataset.labels) and not known:
+        raise LandmarksError(
+            f"the run {run.folder} does not fit the data {dataset.folder}",
+            received=f"{len(dataset.labels)} landmarks, none of which the run knows",
+            expected=f"some of its {len(run.labels)}",
+        )
+    return dataset, photos, part
+
+
+def own_dataset(run: Run) -> str:
+    """Return the folder of the dataset that `run` was trained on."""
+    return str(run.record["data"]["folder"])
+
+
+def prepare(run: Run, dataset: Dataset, photos: pl.DataFrame, batch_size: int) -> Recogniser:
+    """Return the run's network, tempered on its validation part, remembering its training photographs if need be.
+
+    They are needed where photographs of nothing known are among `photos`, and come from the run's own dataset, when
+    that is still there.
+    """
+    recogniser = open_recogniser(run)
+    own = _open_own_dataset(run)
+    if own is not None:
+        recogniser = ensure_temperature(run, own, recogniser, batch_size)
+    reference = open_reference(run)
+    unknown = with_truth(photos, run.labels)["truth"].list.len().eq(0).any()
+    if reference is None and unknown and own is not None:
+        reference = ensure_reference(run, recogniser.network, own, batch_size)
+    return Recogniser(recogniser.network, recogniser.temperature, reference, recogniser.device)
+
+
+def _open_own_dataset(run: Run) -> Dataset | None:
+    try:
+        own = open_dataset(own_dataset(run))
+    except LandmarksError:
+        note(f"the dataset of {run.name} is not at {own_dataset(run)} any more: nothing new is fitted to it")
+        return None
+    return own if own.split is not None else None
+
+
+def arrays_of(predictions: pl.DataFrame) -> Arrays:
+    """Return a predictions table as arrays."""
+    counts = predictions["truth"].list.len().to_numpy()
+    shown = predictions["truth"].explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int64)
+    rows = np.repeat(np.arange(len(predictions)), counts)
+    k = int(predictions["label"].list.len().max() or 1)  # type: ignore[arg-type]
+    return Arrays(
+        ids=predictions["id"].to_numpy(),
+        truth=Truth(rows, shown, len(predictions)),
+        labels=predictions["label"].list.to_array(k).to_numpy().astype(np.int64),
+        scores=predictions["score"].list.to_array(k).to_numpy(),
+        groups=predictions["group"].cast(pl.Int64).fill_null(NO_ANSWER).to_numpy(),
+        usage=predictions["usage"].to_numpy(),
+        rejection={name: predictions[name].to_numpy() for name in rejection_columns(predictions)},
+        truth_log_scores=predictions["truth_score"].to_numpy(),
+        untempered=predictions["untempered"].to_numpy(),
+    )
+
+
+def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[str, Any]:
+    """Choose how photographs of nothing known are told, and keep it in the run's `model.json`."""
+    halves = halves_of(arrays.usage, arrays.groups)
+    chosen = choose_threshold(all_scores(arrays), arrays.truth.known, halves, false_acceptance)
+    update_model(run, rejection=chosen)
+    return chosen
+
+
+def _write_metrics(
+    run: Run, arrays: Arrays, about: dict[str, Any], temperature: float, seconds: float
+) -> dict[str, Any]:
+    measured = measure(arrays)
+    labels = run.labels.select("label", "landmark_id", "name")
+    folder = run.folder / "metrics"
+    table = measured.landmarks.cast({"label": pl.UInt32}).join(labels, on="label", how="left")
+    first = ["label", "landmark_id", "name"]
+    write_table(folder / f"{about['name']}.landmarks.parquet", table.select(*first, pl.exclude(first)))
+    write_table(folder / f"{about['name']}.confusion.parquet", measured.confusion.cast(pl.UInt32))
+    names = dict(zip(labels["label"], labels["name"], strict=True))
+    for pair in measured.record["confused"]:
+        pair |= {"truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
+    numbers = {**about, "temperature": temperature, "seconds": seconds, **measured.record}
+    write_record(folder / f"{about['name']}.json", numbers, verb="evaluate", inputs=run.digest)
+    return numbers

@@ -1,0 +1,173 @@
+"""From predictions as arrays to numbers: every metric once, with its interval and its definition."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from landmarks.evaluation import calibration, choice, gap, intervals, metrics, rejection, selective
+from landmarks.evaluation.metrics import Flags, Floats, Integers, Truth
+
+MOST_CONFUSED = 20
+"""Pairs of landmarks listed; all pairs stand in the table beside."""
+
+CURVE_POINTS = 101
+"""Points of the risk–coverage curve that are kept; its area is computed from all."""
+
+DEFINITIONS = {
+    **metrics.DEFINITIONS,
+    **intervals.DEFINITIONS,
+    **calibration.DEFINITIONS,
+    **selective.DEFINITIONS,
+    **choice.DEFINITIONS,
+    **rejection.DEFINITIONS,
+    "gap": gap.DEFINITION,
+}
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The predictions of N photographs, whatever file they came from."""
+
+    ids: NDArray[np.object_]
+    truth: Truth
+    labels: Integers  # (N, k), NO_ANSWER after the last answer
+    scores: Floats  # (N, k), larger is surer; probabilities when the file is ours
+    groups: Integers  # (N,), -1: none
+    usage: NDArray[np.object_]  # (N,), None: not told
+    rejection: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # score name → (N,)
+    truth_log_scores: Floats | None = None  # (N,), None: not told
+    untempered: Floats | None = None  # (N,), largest probability before temperature, None: no probabilities
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` returns: a flat record, and the two tables that stand beside it."""
+
+    record: dict[str, Any]
+    landmarks: pl.DataFrame  # label, photographs, correct, accuracy, low, high
+    confusion: pl.DataFrame  # truth, answer, count
+
+
+def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
+    """Return every number that `arrays` allow; a number that does not exist (an accuracy of nothing) is None."""
+    known = arrays.truth.known
+    truth = arrays.truth.of(known)
+    labels, confidence, groups = arrays.labels[known], arrays.scores[known, 0], arrays.groups[known]
+    first, correct = truth.first, metrics.top_k(labels, truth, 1)
+    shown, answer, count = metrics.confusion(first, labels[:, 0], correct)
+    record = {
+        "photographs": len(known),
+        "known": int(known.sum()),
+        "unknown": int((~known).sum()),
+        "landmarks": len(np.unique(first)),
+        "top1": _with_interval(correct, groups, seed),
+        "top5": _with_interval(metrics.top_k(labels, truth, 5), groups, seed),
+        "macro": _macro(first, correct, groups, seed),
+        **_gaps(arrays, known),
+        **_probabilities(arrays, known, correct),
+        "confused": _pairs(metrics.most_confused(shown, answer, count, MOST_CONFUSED)),
+        "risk_coverage": _risk_coverage(confidence, correct),
+        **_rejection(arrays, known, seed),
+        "definitions": DEFINITIONS,
+    }
+    confusion = pl.DataFrame({"truth": shown, "answer": answer, "count": count})
+    return Measured(_without_nan(record), _landmarks(first, correct), confusion)
+
+
+def _with_interval(flags: Flags, groups: Integers, seed: int) -> dict[str, Any]:
+    low, high = intervals.mean_interval(flags, groups, seed)
+    return _interval(float(flags.mean()) if len(flags) else math.nan, low, high, groups)
+
+
+def _macro(first: Integers, correct: Flags, groups: Integers, seed: int) -> dict[str, Any]:
+    low, high = intervals.macro_interval(first, correct, groups, seed)
+    return _interval(metrics.macro_accuracy(first, correct), low, high, groups)
+
+
+def _interval(value: float, low: float, high: float, groups: Integers) -> dict[str, Any]:
+    whole = "groups" if (groups >= 0).any() else "photographs"
+    return {"value": value, "low": low, "high": high, "method": f"95 % by bootstrap over {whole}"}
+
+
+def _gaps(arrays: Arrays, known: Flags) -> dict[str, Any]:
+    def of(part: Flags) -> float:
+        return gap.gap(arrays.ids[part], arrays.labels[part, 0], arrays.scores[part, 0], arrays.truth.of(part))
+
+    usages = sorted({usage for usage in arrays.usage.tolist() if usage})
+    return {
+        "gap": of(np.ones(len(known), dtype=bool)),
+        "gap_of_known": of(known),
+        "gap_of_usage": {usage: of(arrays.usage == usage) for usage in usages},
+    }
+
+
+def _probabilities(arrays: Arrays, known: Flags, correct: Flags) -> dict[str, Any]:
+    if arrays.untempered is None or arrays.truth_log_scores is None:
+        return {"log_loss": None, "ece": None, "ece_before_temperature": None, "reliability": []}
+    confidence = arrays.scores[known, 0]
+    curve = zip(*calibration.reliability(confidence, correct), strict=True)
+    return {
+        "log_loss": metrics.log_loss(arrays.truth_log_scores[known]),
+        "ece": calibration.calibration_error(confidence, correct),
+        "ece_before_temperature": calibration.calibration_error(arrays.untempered[known], correct),
+        "reliability": [
+            {"confidence": float(mean), "accuracy": float(accuracy), "photographs": int(count)}
+            for mean, accuracy, count in curve
+        ],
+    }
+
+
+def _risk_coverage(confidence: Floats, correct: Flags) -> dict[str, Any]:
+    coverage, risk = selective.risk_coverage(confidence, correct)
+    kept = np.unique(np.linspace(0, max(len(risk) - 1, 0), CURVE_POINTS).round().astype(int))[: len(risk)]
+    return {
+        "coverage": coverage[kept].tolist(),
+        "risk": risk[kept].tolist(),
+        "area": selective.risk_area(risk),
+    }
+
+
+def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
+    if known.all() or not known.any():
+        return {"rejection": [], "rejection_parts": None}
+    halves = choice.halves_of(arrays.usage, arrays.groups, seed)
+    scores = all_scores(arrays)
+    rules = choice.rules_of(scores, known, halves.chosen)
+    rows = choice.compare_rules(rules, scores, known, halves)
+    reported = halves.reported
+    for row, (rule, _) in zip(rows, rules, strict=True):
+        values = rule.apply(scores)[reported]
+        row["gap"] = gap.gap(arrays.ids[reported], arrays.labels[reported, 0], values, arrays.truth.of(reported))
+    return {"rejection": rows, "rejection_parts": {"chosen_on": halves.chosen_on, "reported_on": halves.reported_on}}
+
+
+def all_scores(arrays: Arrays) -> dict[str, NDArray[np.float32]]:
+    """Return the rejection scores of `arrays` and the one that every file has: `probability`, the best answer's."""
+    return {"probability": arrays.scores[:, 0].astype(np.float32), **arrays.rejection}
+
+
+def _pairs(pairs: list[tuple[int, int, int]]) -> list[dict[str, int]]:
+    return [{"truth": truth, "answer": answer, "count": count} for truth, answer, count in pairs]
+
+
+def _landmarks(first: Integers, correct: Flags) -> pl.DataFrame:
+    labels, photographs, hits = metrics.per_landmark(first, correct)
+    low, high = intervals.wilson(hits, photographs)
+    accuracy = hits / photographs
+    columns = {"label": labels, "photographs": photographs, "correct": hits, "accuracy": accuracy, "low": low}
+    return pl.DataFrame({**columns, "high": high})
+
+
+def _without_nan(value: Any) -> Any:
+    """Return `value` with None for every number that is none: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

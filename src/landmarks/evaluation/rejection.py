@@ -1,0 +1,184 @@
+"""Does a photograph show a landmark the run knows? Scores from one pass of the network, larger: more surely known.
+
+`probability` and `energy` come from the outputs alone; `nearest` and `centre` compare a photograph's features with
+those of the training photographs (`Reference`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from landmarks.support.seeds import generator
+
+Scores = Mapping[str, NDArray[np.float32]]
+
+NEIGHBOURS = 10
+"""Training photographs that vote on how near a photograph is to a landmark."""
+
+WARMTH = 0.05
+"""Difference in cosine by which a neighbour's vote falls to 1/e."""
+
+MAX_WIDTH = 2048
+"""Length of the longest features that are compared as they are; covariances have its square."""
+
+SHRINKAGE = 0.1
+"""Share of the round covariance mixed into the measured one, which has fewer photographs than it has entries."""
+
+DEFINITIONS = {
+    "probability": "Largest probability of any landmark, after temperature.",
+    "energy": "Logarithm of the sum of the exponentials of the network's outputs (Liu et al., NeurIPS 2020).",
+    "nearest": "The ten training photographs nearest in cosine between signed square roots of the features vote for "
+    "their landmark with weight exp((cosine - 1) / 0.05); logarithm of the votes of the landmark that got most.",
+    "centre": "Mahalanobis distance to the mean of all training photographs minus that to the nearest landmark's mean, "
+    "on the same features (relative Mahalanobis distance, Ren et al. 2021).",
+    "combined": "Weighted sum of energy, nearest and centre; the weights of a logistic regression of known against "
+    "unknown on the photographs that the threshold was chosen on.",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a run remembers of its training photographs: M of them, directions of length C, L landmarks."""
+
+    photos: NDArray[np.float16]  # (M, C), the `directions` of their features
+    labels: NDArray[np.int64]  # (M,)
+    mean: NDArray[np.float32]  # (C,)
+    centres: NDArray[np.float32]  # (L, C), whitened within landmarks
+    within: NDArray[np.float32]  # (C, C), whitens what differs within a landmark
+    overall: NDArray[np.float32]  # (C, C), whitens what differs among all photographs
+    digest: str
+
+    @cached_property
+    def index(self) -> Any:
+        """A faiss index of `photos` for exact search by inner product, in half precision."""
+        index = faiss.IndexScalarQuantizer(
+            self.photos.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        )
+        for start in range(0, len(self.photos), 4096):
+            index.add(self.photos[start : start + 4096].astype(np.float32))
+        return index
+
+
+def compared_width(width: int) -> int:
+    """Return the length of the `directions` of features of length `width`."""
+    return min(width, MAX_WIDTH)
+
+
+def directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return features `(N, W)` as signed square roots of length 1 `(N, compared_width(W))`.
+
+    After the roots a few large channels no longer decide the cosine (Arandjelović & Zisserman, CVPR 2012, RootSIFT;
+    Perronnin et al., ECCV 2010). Wider features are added up with random signs into `MAX_WIDTH` sums, which keeps
+    their cosines in expectation (Charikar et al., ICALP 2002, count sketch).
+    """
+    roots = np.sign(features) * np.sqrt(np.abs(features.astype(np.float32)))
+    width = features.shape[1]
+    if width > MAX_WIDTH:
+        random = generator("sketch", width)
+        signs = random.choice(np.array([-1, 1], dtype=np.float32), size=width)
+        sums = np.zeros((MAX_WIDTH, len(roots)), dtype=np.float32)
+        np.add.at(sums, random.integers(MAX_WIDTH, size=width), (roots * signs).T)
+        roots = sums.T
+    length = np.linalg.norm(roots, axis=1, keepdims=True)
+    return np.asarray(roots / np.maximum(length, 1e-12), dtype=np.float32)
+
+
+def make_reference(photos: NDArray[np.floating], labels: NDArray[np.integer], digest: str) -> Reference:
+    """Return the `Reference` of training photographs with `directions` `photos` `(M, C)` that show `labels` `(M,)`."""
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    width = photos.shape[1]
+    sums, squares = np.zeros((len(counts), width)), np.zeros((width, width))
+    for start in range(0, len(photos), 4096):
+        some = photos[start : start + 4096].astype(np.float32)
+        np.add.at(sums, places[start : start + 4096], some)
+        squares += some.T @ some
+    squares /= len(photos)
+    mean, centres = sums.sum(axis=0) / len(photos), sums / counts[:, None]
+    overall = _whitening(squares - np.outer(mean, mean))
+    within = _whitening(squares - (centres * (counts / len(photos))[:, None]).T @ centres)
+    whitened = (centres @ within).astype(np.float32)
+    half = photos.astype(np.float16, copy=False)
+    return Reference(half, labels.astype(np.int64), mean.astype(np.float32), whitened, within, overall, digest)
+
+
+def rejection_scores(
+    features: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    reference: Reference | None,
+) -> dict[str, NDArray[np.float32]]:
+    """Return score name → `(N,)` for `features` `(N, C)` and `logits` `(N, K)`; see `DEFINITIONS`.
+
+    Without a `reference` there are only the scores that come from the outputs.
+    """
+    scores = {"energy": logsumexp(logits, axis=1).astype(np.float32)}
+    if reference is not None:
+        photos = directions(features)
+        scores["nearest"] = _nearest(photos, reference)
+        scores["centre"] = _centre(photos, reference)
+    return scores
+
+
+def _nearest(photos: NDArray[np.float32], reference: Reference) -> NDArray[np.float32]:
+    cosines, places = reference.index.search(photos, min(NEIGHBOURS, len(reference.labels)))
+    labels = reference.labels[places]
+    same = labels[:, :, None] == labels[:, None, :]
+    votes = np.where(same, np.exp((cosines[:, None, :] - 1) / WARMTH), 0).sum(axis=2)
+    return np.asarray(np.log(np.maximum(votes.max(axis=1), 1e-30)), dtype=np.float32)
+
+
+def _centre(photos: NDArray[np.float32], reference: Reference) -> NDArray[np.float32]:
+    overall = np.square((photos - reference.mean) @ reference.overall).sum(axis=1)
+    white = photos @ reference.within
+    squares = np.square(reference.centres).sum(axis=1)
+    nearest = np.square(white).sum(axis=1) + (squares - 2 * white @ reference.centres.T).min(axis=1)
+    return np.asarray(overall - nearest, dtype=np.float32)
+
+
+def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return W `(C, C)` with `W @ W.T` the inverse of the shrunk `covariance` `(C, C)`."""
+    size = len(covariance)
+    round_one = max(float(np.trace(covariance)) / size, 1e-12) * np.eye(size)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * round_one
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(shrunk)), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is compared with a threshold: the sum of `weights[name] * score` plus `constant`."""
+
+    name: str
+    weights: dict[str, float]
+    constant: float = 0.0
+
+    def apply(self, scores: Scores) -> NDArray[np.float32]:
+        """Return the values `(N,)` of the rule."""
+        total = sum(weight * scores[name].astype(np.float64) for name, weight in self.weights.items())
+        return np.asarray(total + self.constant, dtype=np.float32)
+
+    def record(self) -> dict[str, Any]:
+        """Return this as a JSON object."""
+        return asdict(self)
+
+
+def combined_rule(scores: Scores, known: NDArray[np.bool_]) -> Rule:
+    """Return the rule that best tells `known` `(N,)` from unknown: a logistic regression on standardised scores.
+
+    Known and unknown weigh the same whatever their numbers, and the weights are held small (C = 1).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    names = sorted(scores)
+    matrix = np.stack([scores[name].astype(np.float64) for name in names], axis=1)
+    mean, deviation = matrix.mean(axis=0), np.maximum(matrix.std(axis=0), 1e-12)
+    model = LogisticRegression(C=1.0, class_weight="balanced").fit((matrix - mean) / deviation, known)
+    weights = model.coef_[0] / deviation
+    constant = float(model.intercept_[0] - weights @ mean)
+    return Rule("combined", {name: float(weight) for name, weight in zip(names, weights, strict=True)}, constant)

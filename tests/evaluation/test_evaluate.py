@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import make_dataset
+
+import landmarks.evaluation.predictions as predictions_file
+from landmarks.dataset.manifest import Dataset
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.evaluation.predictions import PREDICTIONS, read_predictions, with_truth
+from landmarks.evaluation.recogniser import Recogniser, best_answers
+from landmarks.support.errors import BusyError, LandmarksError
+from landmarks.support.files import held, read_record
+from landmarks.support.tables import read_metadata
+from landmarks.training.run import Run
+
+
+def test_the_predictions_are_what_the_network_says_one_photograph_at_a_time(run: Run, own_data: Dataset) -> None:
+    from landmarks.dataset.shards import PhotoReader
+    from landmarks.training.photos import evaluation_picture, normalised
+
+    numbers = evaluate(run.folder)
+    table = read_predictions(run.folder / "predictions" / "test.parquet")
+    network, reader = run.network(), PhotoReader(own_data)
+    assert table["id"].to_list() == sorted(own_data.part("test")["id"].to_list())
+    for row, photo in zip(table.rows(named=True), own_data.part("test").rows(named=True), strict=True):
+        data = reader.read(photo["shard"], photo["offset"], photo["length"])
+        image = torch.from_numpy(evaluation_picture(data, network.preprocessing).copy()).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            logits = network(normalised(image, network.preprocessing))[0]
+        expected = torch.softmax(logits / numbers["temperature"], dim=0)
+        assert row["label"] == torch.argsort(-expected, stable=True).tolist()
+        assert row["score"] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+        assert row["truth"] == [photo["label"]]
+        assert row["truth_score"] == pytest.approx(float(expected[photo["label"]].log()), abs=1e-4)
+        assert row["untempered"] == pytest.approx(float(torch.softmax(logits, dim=0).max()), abs=1e-5)
+
+
+def test_numbers_and_tables_agree_with_the_predictions_file(run: Run) -> None:
+    numbers = evaluate(run.folder)
+    table = read_predictions(run.folder / "predictions" / "test.parquet")
+    right = [row["label"][0] in row["truth"] for row in table.rows(named=True)]
+    assert numbers["top1"]["value"] == pytest.approx(np.mean(right))
+    assert numbers["known"] == 6
+    stored = read_record(run.folder / "metrics" / "test.json")
+    assert stored["top1"] == numbers["top1"]
+    assert set(numbers["definitions"]) >= {"top1", "gap", "ece", "macro", "risk_coverage", "auroc"}
+    landmarks = pl.read_parquet(run.folder / "metrics" / "test.landmarks.parquet")
+    assert landmarks["name"].to_list() == ["Tower 11", "Tower 22", "Tower 33"]
+    assert landmarks["correct"].sum() == sum(right)
+    confusion = pl.read_parquet(run.folder / "metrics" / "test.confusion.parquet")
+    assert confusion["count"].sum() == 6
+    json.dumps(numbers, allow_nan=False)
+
+
+def test_the_temperature_is_fitted_once_and_stored_with_the_model(run: Run) -> None:
+    before = read_record(run.folder / "model.json")
+    numbers = evaluate(run.folder, part="val")
+    after = read_record(run.folder / "model.json")
+    assert after["temperature"] == numbers["temperature"] != 1.0
+    assert {key: after[key] for key in before} == before
+
+
+def test_landmarks_of_another_dataset_are_found_by_their_ids(run: Run, test_data: Dataset) -> None:
+    numbers = evaluate(run.folder, data=test_data.folder)
+    table = read_predictions(run.folder / "predictions" / "elsewhere.parquet")
+    assert table["truth"].to_list()[:4] == [[0], [1, 2], [], []]
+    assert (numbers["photographs"], numbers["known"], numbers["unknown"]) == (60, 30, 30)
+    assert {"energy", "nearest", "centre"} <= set(table.columns)
+    assert {row["score"] for row in numbers["rejection"]} >= {"probability", "energy", "nearest", "centre", "combined"}
+    assert numbers["rejection_parts"] == {"chosen_on": "Public", "reported_on": "Private"}
+
+
+def test_a_run_that_does_not_fit_the_data_is_one_line(run: Run, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "other", [[77], [88]])
+    with pytest.raises(LandmarksError, match="does not fit the data"):
+        evaluate(run.folder, data=other.folder)
+
+
+def test_the_main_landmark_comes_first_in_the_truth(run: Run) -> None:
+    photos = pl.DataFrame(
+        {"id": ["a", "b", "c"], "landmark_id": [33, None, 99], "landmarks": [[11, 33, 99], None, [99, 22]]},
+        schema_overrides={"landmarks": pl.List(pl.Int64)},
+    )
+    assert with_truth(photos, run.labels)["truth"].to_list() == [[2, 0], [], [1]]
+
+
+def test_a_second_evaluation_answers_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluate(run.folder)
+    monkeypatch.setattr(Recogniser, "answer", None)
+    second = evaluate(run.folder)
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    run: Run, test_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(run.folder, data=test_data.folder, batch_size=8)
+    path = run.folder / "predictions" / "elsewhere.parquet"
+    whole = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(predictions_file, "CHUNK", 16)
+    answered: list[int] = []
+    answer = Recogniser.answer
+
+    def dies_at_the_third_chunk(self: Recogniser, images: torch.Tensor, *rest: object) -> object:
+        if sum(answered) >= 32 and not path.with_name("again").exists():
+            raise KeyboardInterrupt
+        answered.append(len(images))
+        return answer(self, images, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Recogniser, "answer", dies_at_the_third_chunk)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run.folder, data=test_data.folder, batch_size=8)
+    assert not path.exists()
+    path.with_name("again").touch()
+    evaluate(run.folder, data=test_data.folder, batch_size=8)
+    assert sum(answered) == 60
+    assert read_predictions(path).equals(pl.read_parquet(whole))
+    assert not path.with_name(".elsewhere.chunks").exists()
+
+
+def test_the_predictions_say_what_they_were_made_of(run: Run, own_data: Dataset) -> None:
+    evaluate(run.folder)
+    path = run.folder / "predictions" / "test.parquet"
+    metadata = read_metadata(path)
+    assert (metadata["run"], metadata["part"], metadata["data_digest"]) == ("run", "test", own_data.digest)
+    assert list(pl.read_parquet(path).columns)[: len(PREDICTIONS)] == list(PREDICTIONS)
+
+
+def test_a_run_in_use_is_left_alone(run: Run) -> None:
+    with held(run.folder), pytest.raises(BusyError):
+        evaluate(run.folder)
+    assert not (run.folder / "predictions").exists()
+
+
+def test_a_threshold_is_chosen_on_public_and_stored_with_the_model(run: Run, test_data: Dataset) -> None:
+    numbers = evaluate(run.folder, data=test_data.folder, false_acceptance=0.25)
+    stored = read_record(run.folder / "model.json")["rejection"]
+    assert stored == numbers["threshold"]
+    assert (stored["chosen_on"], stored["reported_on"], stored["false_acceptance"]) == ("Public", "Private", 0.25)
+
+
+def test_a_dataset_that_went_away_still_allows_another_to_be_evaluated(
+    run: Run, own_data: Dataset, test_data: Dataset
+) -> None:
+    own_data.folder.rename(own_data.folder.with_name("gone"))
+    numbers = evaluate(run.folder, data=test_data.folder)
+    assert numbers["temperature"] == 1.0
+    assert {row["score"] for row in numbers["rejection"]} == {"probability", "energy"}
+
+
+def test_of_equal_scores_the_smaller_label_is_the_better() -> None:
+    probabilities = np.array([[0.1, 0.2, 0.2, 0.2, 0.1, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=np.float32)
+    labels, scores = best_answers(probabilities, 3)
+    assert labels.tolist() == [[1, 2, 3], [5, 0, 1]]
+    assert scores.tolist() == probabilities[[[0], [1]], labels].tolist()
+
+
+def test_best_answers_agree_with_a_stable_sort() -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.integers(0, 6, size=(200, 9)).astype(np.float32) / 6
+    labels, _ = best_answers(probabilities, 5)
+    assert (labels == np.argsort(-probabilities, axis=1, kind="stable")[:, :5]).all()
