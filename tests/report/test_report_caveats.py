@@ -72,4 +72,4 @@ def test_runs_tested_on_different_photographs_do_not_compare() -> None:
 def test_the_evaluation_says_itself_what_its_numbers_mean() -> None:
     own = Evaluation("test", {"definitions": {"gap": "As published.", "epochs": "Mine."}}, None, None, None)
     meanings = dict(definitions([run(tests=(own,))]))
-    assert meanings["gap"] == "As published." and meanings["epochs"] == "Mine." and "parameters" in meanings
+    assert meanings["GAP"] == "As published." and meanings["Epochs"] == "Mine." and "Parameters" in meanings

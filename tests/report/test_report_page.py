@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from run_factory import NAMES, NETWORKS, make_dataset, make_run
 
+from landmarks.cli.main import run as run_verb
 from landmarks.report.page import report
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
@@ -223,3 +224,11 @@ def test_many_landmarks_get_a_short_table_and_a_whole_csv(
     assert "confusion matrix is drawn up to 19" in text and "Confusion matrix of" not in text
     assert len(pl.read_csv(tmp_path / "figures" / "resnet18-landmarks.csv")) == 20
     assert pl.read_csv(tmp_path / "figures" / "resnet18-confusion.csv")["count"].sum() == 200
+
+
+def test_the_verb_prints_where_the_page_lies(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verb(["report", str(runs[2]), "-o", str(tmp_path / "mine.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "mine.html")
+    assert run_verb(["report", str(tmp_path / "nothing"), "-o", str(tmp_path / "mine.html")]) == 1

@@ -33,7 +33,15 @@ DEFINITIONS = {
 def definitions(runs: Sequence[Pieces]) -> list[tuple[str, str]]:
     """Return (name, sentence) of every number on the page; an evaluation's own sentence stands over the page's."""
     told = {name: text for run in runs for one in run.evaluations for name, text in _told(one.metrics).items()}
-    return [(readable(name.replace("_", " "), 60), readable(text, 800)) for name, text in (DEFINITIONS | told).items()]
+    return [(_titled(name), readable(text, 800)) for name, text in (DEFINITIONS | told).items()]
+
+
+_TITLES = {"gflops": "GFLOPs", "ece": "ECE", "gap": "GAP", "auroc": "AUROC", "top1": "Top-1", "top5": "Top-5"}
+
+
+def _titled(name: str) -> str:
+    plain = readable(name.replace("_", " "), 60)
+    return _TITLES.get(name, plain[:1].upper() + plain[1:])
 
 
 def _told(metrics: dict[str, object]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from landmarks.report.pictures import find_dataset
 from landmarks.report.pieces import Evaluation, Pieces
 from landmarks.report.wording import (
     count,
-    decimal,
     duration,
     facts,
     in_words,
@@ -135,16 +134,16 @@ def _missing(run: Pieces, judged: Evaluation | None, dataset: Dataset | None) ->
 
 
 def _calibration_line(judged: Evaluation | None) -> str:
-    if judged is None:
+    error = number(judged.metrics.get("ece")) if judged else None
+    if judged is None or error is None:
         return ""
-    parts = []
-    if (ece := number(judged.metrics.get("ece"))) is not None:
-        parts.append(f"Stated probabilities are off by {percent(ece)} on average (ECE)")
-    if (temperature := number(judged.metrics.get("temperature"))) is not None:
-        parts.append(f"after dividing by a temperature of {decimal(temperature, 2)}")
-    if (before := number(judged.metrics.get("ece_before_temperature"))) is not None:
-        parts.append(f"and were off by {percent(before)} before")
-    return f"{' '.join(parts)}." if parts and parts[0].startswith("Stated") else ""
+    told = f"Stated probabilities are off by {100 * error:.1f} points on average (ECE)"
+    temperature, before = (number(judged.metrics.get(name)) for name in ("temperature", "ece_before_temperature"))
+    if temperature is not None:
+        told += f", divided by a temperature of {temperature:.2f}"
+    if before is not None:
+        told += f"; without it by {100 * before:.1f} points"
+    return told + "."
 
 
 def _rejections(run: Pieces) -> list[tuple[str, tables.Table]]:

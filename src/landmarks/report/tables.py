@@ -225,6 +225,8 @@ _REJECTION_TITLES = {
     "gap": "GAP",
 }
 
+_REJECTION_SHARES = ("lost", "rejected")
+
 
 def rejection(metrics: Mapping[str, Any]) -> Table | None:
     """Return how well each score tells landmarks from anything else; columns are whatever the evaluation measured."""
@@ -234,13 +236,7 @@ def rejection(metrics: Mapping[str, Any]) -> Table | None:
         return None
     numeric = {name: all(number(record.get(name)) is not None for record in records) for name in names}
     rows = tuple(
-        tuple(
-            Cell(
-                decimal(record.get(name)) if isinstance(record.get(name), float | dict) else in_words(record.get(name)),
-                number(record.get(name)),
-            )
-            for name in names
-        )
+        tuple(Cell(_rejection_text(name, record.get(name)), number(record.get(name))) for name in names)
         for record in records
     )
     titles = [_REJECTION_TITLES.get(name, readable(name.replace("_", " ").capitalize(), 40)) for name in names]
@@ -250,6 +246,12 @@ def rejection(metrics: Mapping[str, Any]) -> Table | None:
         chosen, reported = in_words(parts.get("chosen_on")), in_words(parts.get("reported_on"))
         caption += f" Chosen on {chosen}, reported on {reported}."
     return Table(caption, tuple(Column(title, numeric[name]) for title, name in zip(titles, names, strict=True)), rows)
+
+
+def _rejection_text(name: str, value: Any) -> str:
+    if name in _REJECTION_SHARES:
+        return percent(value)
+    return decimal(value) if isinstance(value, float | dict) else in_words(value)
 
 
 def confused_pairs(run: Pieces, evaluation: Evaluation) -> list[dict[str, Any]]:
