@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,8 @@ from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import Found
 from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
-from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.files import remove_leftovers
+from landmarks.support.tables import read_table, write_table
 
 PHOTOGRAPHS_PER_SHARD = 2_000
 """Also how much work is repeated when an import is killed."""
@@ -40,6 +42,7 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
     on: shards that were finished under the same one are taken over.
     """
     tables = []
+    _clear_away(out, inputs)
     with progress("importing", total=len(found)) as advance:
         for number, start in enumerate(range(0, len(found), PHOTOGRAPHS_PER_SHARD)):
             some = found[start : start + PHOTOGRAPHS_PER_SHARD]
@@ -49,12 +52,21 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
     return rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED)
 
 
+def _clear_away(out: Path, inputs: str) -> None:
+    """Remove what a killed import left half-written, and all of it if that was of other photographs or settings."""
+    if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
+        shutil.rmtree(out / UNFINISHED)
+        shutil.rmtree(out / "shards", ignore_errors=True)
+    for folder in (out / "shards", out / UNFINISHED / inputs):
+        remove_leftovers(folder)
+
+
 def _store(
     some: list[Found], out: Path, number: int, advance: Advance, *, inputs: str, max_side: int | None
 ) -> pl.DataFrame:
     """Store up to a shard of photographs and return a row for each; what was done before a kill is taken over."""
-    done, shard = out / UNFINISHED / f"{number:05d}.parquet", f"import-{number:05d}.tar"
-    if done.exists() and read_metadata(done).get("inputs") == inputs:
+    done, shard = out / UNFINISHED / inputs / f"{number:05d}.parquet", f"import-{number:05d}.tar"
+    if done.exists():
         advance(len(some))
         return read_table(done)
 
@@ -76,7 +88,7 @@ def _store(
     columns = ("id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
     schema = {**{name: PHOTOS[name] for name in columns}, "where": pl.String, "why": pl.String}
     table = pl.DataFrame(rows, schema=schema)
-    write_table(done, table, inputs=inputs)
+    write_table(done, table)
     return table
 
 
