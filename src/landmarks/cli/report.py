@@ -9,7 +9,7 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders that `landmarks train` made.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that `landmarks train` made.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Write one HTML page about one or several runs: tables, charts, photographs, and what the numbers mean.

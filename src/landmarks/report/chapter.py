@@ -108,7 +108,7 @@ def _tiles(run: Pieces, judged: Evaluation | None) -> list[tuple[str, str, str]]
 
 def _memory(run: Pieces) -> str:
     peak = number(run.part("peak_memory_mb"))
-    return f"{peak:,.0f} MB at most" if peak else ""
+    return f"{peak:,.0f} MB of memory" if peak else ""
 
 
 def _missing(run: Pieces, judged: Evaluation | None, dataset: Dataset | None) -> list[Missing]:

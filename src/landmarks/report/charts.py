@@ -106,7 +106,7 @@ def learning_curves(frame: pl.DataFrame, measure: str, percent: bool) -> Any:
                 x=alt.X(
                     "epoch:Q",
                     title=titles[phase],
-                    axis=alt.Axis(format="d", tickMinStep=1, tickCount=5, grid=False),
+                    axis=alt.Axis(format="d", values=_some_epochs(own), grid=False),
                     scale=alt.Scale(nice=False),
                 ),
                 y=y,
@@ -117,13 +117,20 @@ def learning_curves(frame: pl.DataFrame, measure: str, percent: bool) -> Any:
     return _styled(alt.hconcat(*panels, spacing=14, bounds="flush").resolve_scale(y="shared"))
 
 
+def _some_epochs(frame: pl.DataFrame) -> list[int]:
+    """Return at most six whole epochs, evenly apart, to be named below a panel."""
+    last = max(frame["epoch"].to_list())
+    step = -(-last // 5) or 1
+    return list(range(step, last + 1, step)) or [0]
+
+
 def confusion_matrix(frame: pl.DataFrame, names: list[str]) -> Any:
     """Cells of a confusion matrix, only those that occur: right ones on the diagonal, wrong ones in the second colour.
 
     `frame`: row, column (positions in `names`), share (of the row), right, description.
     """
     many = len(names)
-    side = 900 if many > NAMED_CELLS else max(340, 22 * many)
+    side = 900 if many > NAMED_CELLS else max(22 * many, min(34 * many, 260))
     cell = max(side / many, 3.5)
     labelled = many <= NAMED_CELLS
     frame = frame.with_columns(

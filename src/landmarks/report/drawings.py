@@ -195,7 +195,7 @@ def landmarks(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> list[F
         ("best", frame.head(some), charts.RIGHT),
         ("worst", worst_first.head(some), charts.WRONG),
     ):
-        if these.is_empty():
+        if these.is_empty() or (word == "worst" and len(frame) <= BEST):
             continue
         told = [
             f"{row['name']}: {row['correct']} of {row['photographs']}, {percent(row['accuracy'])} ({interval(row)})"
@@ -207,7 +207,7 @@ def landmarks(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> list[F
                 charts.landmark_bars(chosen, colour),
                 chosen,
                 file=f"{run.slug}-{word}",
-                title=f"The {some} {word} recognised landmarks",
+                title=f"The {some} {word} recognised landmarks" if len(frame) > BEST else "Every landmark, best first",
                 alt=f"Accuracy with intervals of the {some} {word} landmarks: {_told(chosen)}",
             )
         )

@@ -95,7 +95,7 @@ def inlined(svg: str, alt: str, prefix: str) -> Markup:
             elif value in _COLOURS:
                 element.set(name, _COLOURS[value])
     _drop_empty_paths(root)
-    root.set("style", f"max-width:{width:.0f}px")
+    root.set("style", f"--width:{width:.0f}px;max-width:var(--width)")
     text = ET.tostring(root, encoding="unicode")
     return Markup(re.sub(r"(\d\.\d\d)\d+", r"\1", text) if len(text) > 200_000 else text)
 

@@ -112,7 +112,7 @@ def described(run: Pieces) -> str:
     """Return what a run's network is made of: `resnet50, study head, imagenet weights`; a name already told is not."""
     backbone, head, weights = (run.part("network", name) for name in ("backbone", "head", "weights"))
     told = [backbone if backbone != run.name else "", head and f"{head} head"]
-    told.append("from scratch" if weights == "none" else weights and f"{Path(str(weights)).name} weights")
+    told.append("from scratch" if weights == "none" else weights and f"{Path(str(weights)).stem} weights")
     return ", ".join(readable(text, 40) for text in told if text)
 
 

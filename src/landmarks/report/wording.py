@@ -56,7 +56,10 @@ def interval(value: Any, digits: int = 1) -> str:
 def decimal(value: Any, digits: int = 3) -> str:
     """Return a number with `digits` decimals, or a dash."""
     amount = number(value)
-    return "–" if amount is None else f"{amount:.{digits}f}"
+    if amount is None:
+        return "–"
+    text = f"{amount:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def count(value: Any) -> str:
