@@ -145,7 +145,8 @@ def _centre(photos: NDArray[np.float32], reference: Reference) -> NDArray[np.flo
 def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return W `(C, C)` with `W @ W.T` the inverse of the shrunk `covariance` `(C, C)`."""
     size = len(covariance)
-    round_one = max(float(np.trace(covariance)) / size, 1e-12) * np.eye(size)
+    spread = max(float(np.trace(covariance)), 1e-3)  # of 1 at most; 0 where every landmark has one photograph
+    round_one = spread / size * np.eye(size)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * round_one
     return np.asarray(np.linalg.cholesky(np.linalg.inv(shrunk)), dtype=np.float32)
 

@@ -1,0 +1,83 @@
+"""`landmarks evaluate`: how good is a run, and how sure is that?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Another dataset than the run's own; landmarks match by id.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option(help="train, val, test or all; a dataset without parts is taken whole.")
+    ] = "test",
+    false_acceptance: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose the threshold that lets this share of photographs of anything else pass, and keep it."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
+) -> None:
+    """Answer a part's photographs, write the answers down, and compute every number from them.
+
+    Example: landmarks evaluate runs/mobilenet --data data/test --false-acceptance 0.05
+    """
+    from landmarks.evaluation.evaluate import evaluate as evaluate_run
+
+    numbers = evaluate_run(run, data=data, part=part, false_acceptance=false_acceptance)
+    _show(numbers, json)
+    if not json:
+        print(f"written to {run / 'metrics' / numbers['name']}.json")
+
+
+def _show(numbers: dict[str, Any], json: bool) -> None:
+    import json as json_module
+
+    from landmarks.support.console import print_table
+
+    if json:
+        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        return
+    title = f"{numbers['name']}: {numbers['known']} photographs of {numbers['landmarks']} landmarks"
+    title += f", {numbers['unknown']} of anything else" if numbers["unknown"] else ""
+    rows = [(name, _percent(numbers[name])) for name in ("top1", "top5", "macro")]
+    rows += [(name, _plain(numbers[name])) for name in ("log_loss", "ece", "gap") if numbers[name] is not None]
+    print_table(["number", "value"], rows, title)
+    confused = [(pair["truth_name"], pair["answer_name"], pair["count"]) for pair in numbers["confused"][:5]]
+    if confused:
+        print_table(["shows", "taken for", "photographs"], confused, "most confused")
+    rejection = [
+        (row["score"], _plain(row["auroc"]), _share(row["rejected"]), _share(row["lost"]))
+        for row in numbers["rejection"]
+    ]
+    if rejection:
+        on = numbers["rejection_parts"]
+        title = f"known or not: threshold from {on['chosen_on']}, numbers from {on['reported_on']}"
+        print_table(["score", "AUROC", "others rejected", "landmarks lost"], rejection, title)
+    if "threshold" in numbers:
+        stored = numbers["threshold"]
+        print(
+            f"predict now answers by {stored['rule']['name']}: on {stored['reported_on']}, "
+            f"{_share(stored['accepted_unknown'])} of other photographs pass, "
+            f"{_share(stored['lost_known'])} of landmarks are lost"
+        )
+
+
+def _percent(number: dict[str, Any]) -> str:
+    if number["value"] is None:
+        return "-"
+    return f"{100 * number['value']:.1f} %  ({100 * number['low']:.1f} to {100 * number['high']:.1f})"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

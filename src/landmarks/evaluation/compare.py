@@ -1,0 +1,103 @@
+"""The verb `compare`: is one run better than another, or did it have luck? Paired tests over the same photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from scipy.stats import binomtest
+
+from landmarks.evaluation.intervals import mean_interval
+from landmarks.evaluation.metrics import Flags, Integers
+from landmarks.evaluation.predictions import read_predictions
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.training.run import Run, open_run
+
+LEVEL = 0.05
+"""A difference is called real when chance alone would show one so large in fewer than 5 of 100 cases."""
+
+DEFINITIONS = {
+    "difference": "Top-1 of the second run minus top-1 of the first, on the photographs of landmarks that both know, "
+    "with the percentile bootstrap 95 % interval over groups.",
+    "p_value": "McNemar's exact test: of the photographs that exactly one run answers right, the share that is the "
+    "second's is compared with one half (binomial, two-sided). It takes photographs as independent; the "
+    "interval does not.",
+    "real": "The interval leaves out 0 and the p-value is below 0.05.",
+}
+
+
+def compare(first: Path | str, second: Path | str, *, name: str | None = None) -> dict[str, Any]:
+    """Return whether `second` is really better or worse than `first` on the predictions called `name` of both.
+
+    Without `name`: `test` where both have it, else the only one they share. Landmarks are matched by their ids, so the
+    runs may know different ones; only photographs of landmarks known to both count. Raises `LandmarksError` when the
+    runs share no predictions, or no photographs.
+    """
+    runs = open_run(first), open_run(second)
+    name = _shared_name(runs, name)
+    tables = [
+        _answered(run, name).rename({"correct": side}) for run, side in zip(runs, ("first", "second"), strict=True)
+    ]
+    both = tables[0].join(tables[1].drop("group"), on="id", how="inner").sort("id")
+    if not len(both):
+        raise LandmarksError(f"{runs[0].name} and {runs[1].name} share no photograph of a landmark that both know")
+    alone = len(tables[0]) + len(tables[1]) - 2 * len(both)
+    if alone:
+        note(f"{alone} photographs that only one of the runs answered, or knows the landmark of, are left out")
+    groups = both["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+    numbers = paired_test(both["first"].to_numpy(), both["second"].to_numpy(), groups)
+    about = {"first": runs[0].name, "second": runs[1].name, "name": name, "left_out": alone}
+    return {**about, **numbers, "verdict": verdict(about, numbers), "definitions": DEFINITIONS}
+
+
+def paired_test(first: Flags, second: Flags, groups: Integers | None = None, seed: int = 0) -> dict[str, Any]:
+    """Return the difference of two runs that answered the same photographs `(N,)` right or wrong; how sure is it?"""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    low, high = mean_interval(second.astype(float) - first.astype(float), groups, seed)
+    apart = only_first + only_second
+    p_value = float(binomtest(only_second, apart).pvalue) if apart else 1.0
+    return {
+        "photographs": len(first),
+        "top1_first": float(first.mean()),
+        "top1_second": float(second.mean()),
+        "only_first": only_first,
+        "only_second": only_second,
+        "difference": {"value": float(second.mean() - first.mean()), "low": low, "high": high},
+        "p_value": p_value,
+        "real": bool(p_value < LEVEL and not low <= 0 <= high),
+    }
+
+
+def verdict(about: dict[str, Any], numbers: dict[str, Any]) -> str:
+    """Return the comparison as one sentence."""
+    difference = numbers["difference"]
+    points, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    better = about["second"] if points >= 0 else about["first"]
+    words = f"{points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
+    if numbers["real"]:
+        return f"{better} is really better ({words})"
+    return f"these {numbers['photographs']} photographs do not show that one is better ({words})"
+
+
+def _shared_name(runs: tuple[Run, Run], name: str | None) -> str:
+    names = [{path.stem for path in (run.folder / "predictions").glob("*.parquet")} for run in runs]
+    shared = sorted(names[0] & names[1])
+    if name is None and ("test" in shared or len(shared) == 1):
+        return "test" if "test" in shared else shared[0]
+    if name in shared:
+        return str(name)
+    if name is None and shared:
+        raise UsageError("the runs share several predictions", expected=f"--name with one of {', '.join(shared)}")
+    raise LandmarksError(
+        f"{runs[0].name} and {runs[1].name} do not share predictions{f' called {name}' if name else ''}",
+        received=" and ".join(", ".join(sorted(of)) or "none" for of in names),
+        way_out=did_you_mean(name or "", shared) or "evaluate both on the same data first",
+    )
+
+
+def _answered(run: Run, name: str) -> pl.DataFrame:
+    """Return id, group and whether the best answer was right, of the photographs that show a landmark the run knows."""
+    table = read_predictions(run.folder / "predictions" / f"{name}.parquet").filter(pl.col("truth").list.len() > 0)
+    return table.select("id", "group", correct=pl.col("truth").list.contains(pl.col("label").list.first()))
