@@ -17,12 +17,9 @@ import hashlib
 import os
 import re
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +36,9 @@ from landmarks.archive.patience import (
     RangesRefusedError,
     RefusedError,
     reason_of,
-    seconds_of,
     without_secrets,
 )
-from landmarks.archive.stores import authorization, open_store
+from landmarks.archive.stores import open_store, pause_asked
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record, written_whole
 
@@ -86,11 +82,12 @@ class Mirror:
         self._patience = patience
         self.place = without_secrets(self._address)
         self._store, self.root = open_store(self._address, patience)
-        self.host = Host(self.place, patience, self._pause_asked)
+        self.host = Host(self.place, patience, functools.partial(pause_asked, self._address, patience))
         self._md5: dict[str, list[str]] = {}
+        self._pool = ThreadPoolExecutor(patience.connections, thread_name_prefix="request")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Mirror, (self._address, self._patience)
+        return _opened_once, (self._address, self._patience)
 
     def __repr__(self) -> str:
         return f"Mirror({self.place!r})"
@@ -143,12 +140,14 @@ class Mirror:
 
         return self.host.asked(path, request)
 
+    def ask(self, path: str, start: int, end: int) -> Future[Answer]:
+        """Begin `range` in one of the threads that all users of this mirror share."""
+        return self._pool.submit(self.range, path, start, end)
+
     def ranges(self, path: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
         """Return several ranges of a file, one request each, as many at once as the mirror's connections allow."""
-        if not starts:
-            return []
-        with ThreadPoolExecutor(min(len(starts), self._patience.connections)) as pool:
-            return [answer.data for answer in pool.map(functools.partial(self.range, path), starts, ends)]
+        under_way = [self.ask(path, start, end) for start, end in zip(starts, ends, strict=True)]
+        return [answer.result().data for answer in under_way]
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a file's bytes from first to last; a dropped connection is taken up again where it broke.
@@ -184,7 +183,12 @@ class Mirror:
 
     def md5(self, set: str, tar: int) -> str:
         """Return the published MD5 of TAR number `tar`, 32 lower-case hex digits."""
-        return self._md5_list(set)[tar]
+        if set in self._md5:
+            return self._md5[set][tar]
+        md5 = self._published_md5(set, tar)
+        if md5 is None:
+            raise AbsentError(f"{self._name(_md5_path(set, tar))} is not there")
+        return md5
 
     def local(self, path: str) -> Path:
         """Return a file of the mirror as a local file: itself, or a copy that is kept and checked by size and ETag."""
@@ -238,18 +242,17 @@ class Mirror:
     def _read_md5_list(self, set: str) -> list[str]:
         found: list[str] = []
         batch = 32  # as many at once; the TARs of a set are far more than one and at most a thousand
-        with ThreadPoolExecutor(batch) as pool:
-            for first in range(0, MOST_TARS, batch):
-                tars = range(first, min(first + batch, MOST_TARS))
-                for md5 in pool.map(functools.partial(self._published_md5, set), tars):
-                    if md5 is None and not found:
-                        raise AbsentError(
-                            f"{self.place} has no {_md5_path(set, 0)}",
-                            way_out="is it a mirror of the archive, with md5sum/, metadata/ and the set's TARs?",
-                        )
-                    if md5 is None:
-                        return found
-                    found.append(md5)
+        for first in range(0, MOST_TARS, batch):
+            tars = range(first, min(first + batch, MOST_TARS))
+            for md5 in self._pool.map(functools.partial(self._published_md5, set), tars):
+                if md5 is None and not found:
+                    raise AbsentError(
+                        f"{self.place} has no {_md5_path(set, 0)}",
+                        way_out="is it a mirror of the archive, with md5sum/, metadata/ and the set's TARs?",
+                    )
+                if md5 is None:
+                    return found
+                found.append(md5)
         return found
 
     def _published_md5(self, set: str, tar: int) -> str | None:
@@ -267,26 +270,11 @@ class Mirror:
             raise MirrorError(f"{self._name(path)} holds no MD5", received=repr(text[:40]))
         return match.group(1).lower()
 
-    def _pause_asked(self, path: str) -> float:
-        """Ask an HTTP mirror, once, for how long it wants to be left alone (see `patience`)."""
-        parts = urllib.parse.urlsplit(self._address)
-        if parts.scheme not in ("http", "https"):
-            return 0.0
-        host = parts.netloc.rpartition("@")[2]
-        bare = urllib.parse.urlunsplit((parts.scheme, host, f"{parts.path}/{path}", "", ""))
-        request = urllib.request.Request(bare, method="HEAD", headers=authorization(self._address))
-        try:
-            with urllib.request.build_opener(_StayHere).open(request, timeout=self._patience.connect_seconds) as answer:
-                return seconds_of(answer.headers.get("Retry-After"))
-        except urllib.error.HTTPError as error:
-            return seconds_of(error.headers.get("Retry-After"))
-        except OSError:
-            return 0.0
 
-
-class _StayHere(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
+@functools.lru_cache(maxsize=8)
+def _opened_once(address: str, patience: Patience) -> Mirror:
+    """Return the one mirror that all tasks sent to this process share, and with it the limit of connections."""
+    return Mirror(address, patience)
 
 
 def cache_folder() -> Path:

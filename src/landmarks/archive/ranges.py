@@ -12,7 +12,7 @@ from landmarks.archive.tarheader import BLOCK
 MOST_OVERHEAD = 0.15
 """Gaps and headers together never move more than this share of the wanted bytes."""
 
-MOST_BYTES_OF_A_SPAN = 4 << 20
+MOST_BYTES_OF_A_SPAN = 1 << 20
 """A merged range is no larger than this, so that little is held in memory and little repeated after a fault."""
 
 

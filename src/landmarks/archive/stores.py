@@ -1,4 +1,4 @@
-"""From a mirror's address to an obstore store: which library backend, whose credentials, which time limits."""
+"""From a mirror's address to an obstore store: which backend, whose credentials, which time limits, which pauses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import netrc
 import os
+import urllib.error
 import urllib.parse
 import urllib.request
 from datetime import timedelta
@@ -15,7 +16,7 @@ from typing import Any
 
 import obstore.store
 
-from landmarks.archive.patience import Patience
+from landmarks.archive.patience import Patience, seconds_of
 from landmarks.support.errors import LandmarksError, UsageError
 
 
@@ -66,6 +67,28 @@ def authorization(address: str) -> dict[str, str]:
     if not user:
         return {}
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def pause_asked(address: str, patience: Patience, path: str) -> float:
+    """Ask an HTTP mirror, once, for how many seconds it wants to be left alone (see `patience`); 0 elsewhere."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https"):
+        return 0.0
+    host = parts.netloc.rpartition("@")[2]
+    bare = urllib.parse.urlunsplit((parts.scheme, host, f"{parts.path}/{path}", "", ""))
+    request = urllib.request.Request(bare, method="HEAD", headers=authorization(address))
+    try:
+        with urllib.request.build_opener(_StayHere).open(request, timeout=patience.connect_seconds) as answer:
+            return seconds_of(answer.headers.get("Retry-After"))
+    except urllib.error.HTTPError as error:
+        return seconds_of(error.headers.get("Retry-After"))
+    except OSError:
+        return 0.0
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def _s3_credentials() -> dict[str, Any]:

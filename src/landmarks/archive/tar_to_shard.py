@@ -254,10 +254,9 @@ def _read_again(task: TarTask, id: str) -> bytes:
 
 def _remarks_on(task: TarTask, contents: Contents) -> list[str]:
     remarks = [f"{task.name} has a damaged header at byte {position}" for position in contents.damaged]
-    if any(".." in name or name.startswith("/") for name in contents.strange):
-        remarks.append(
-            f"{task.name} holds members with names that are no photographs', such as {contents.strange[0]!r}"
-        )
+    climbing = [name for name in contents.strange if ".." in name or name.startswith("/")]
+    if climbing:
+        remarks.append(f"{task.name} holds members whose names climb out of it, such as {climbing[0]!r}; not kept")
     return remarks
 
 

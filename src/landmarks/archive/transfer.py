@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -136,26 +136,25 @@ def ranged(
         ChangedError: the TAR is another one, or something else stands where a photograph should.
         RangesRefusedError, MirrorError: see `Mirror.range`.
     """
-    ahead = max(2, mirror.host.patience.connections // 8)
+    ahead = max(2, mirror.host.patience.connections // 4)
     pending: deque[tuple[Span, Future[Answer]]] = deque()
     waiting = iter(spans)
-    with ThreadPoolExecutor(min(ahead, len(spans)), thread_name_prefix="range") as pool:
-        try:
-            while True:
-                for span in islice(waiting, ahead - len(pending)):
-                    pending.append((span, pool.submit(mirror.range, path, span.start, span.end)))
-                if not pending:
-                    break
-                span, request = pending.popleft()
-                answer = request.result()
-                if not same(answer):
-                    raise ChangedError(f"{mirror.place}/{path} is not the file that was indexed")
-                report(len(answer.data), 0)
-                for row in range(span.first, span.last):
-                    yield _photograph_at(row, places, span, answer.data, f"{mirror.place}/{path}")
-        finally:
-            for _, request in pending:
-                request.cancel()
+    try:
+        while True:
+            for span in islice(waiting, ahead - len(pending)):
+                pending.append((span, mirror.ask(path, span.start, span.end)))
+            if not pending:
+                break
+            span, request = pending.popleft()
+            answer = request.result()
+            if not same(answer):
+                raise ChangedError(f"{mirror.place}/{path} is not the file that was indexed")
+            report(len(answer.data), 0)
+            for row in range(span.first, span.last):
+                yield _photograph_at(row, places, span, answer.data, f"{mirror.place}/{path}")
+    finally:
+        for _, request in pending:
+            request.cancel()
 
 
 def _photograph_at(row: int, places: Places, span: Span, data: bytes, where: str) -> Photograph:
