@@ -331,6 +331,37 @@ def test_a_disk_that_is_too_small_is_told_before_anything_moves(
         fetch(selection, tmp_path / "data")
 
 
+def test_a_disk_that_fills_up_half_way_loses_nothing(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=2, each=10)
+    ids += (more := [photo_id(seed) for seed in range(100, 130)])
+    put_tar(tmp_path / "mirror", 2, tar_of([(member_name(id), photograph(seed)) for seed, id in enumerate(more)]))
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    small = (  # no file may grow beyond 150 kB: the third shard cannot be written
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000));"
+        "from landmarks.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    line = [sys.executable, "-c", small, "fetch", selection, "-o", tmp_path / "data", "--workers", "1"]
+    result = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "images_002.tar could not be written (File too large)" in result.stderr.splitlines()[-1]
+    assert sorted(path.name for path in (tmp_path / "data/shards").iterdir()) == ["images_000.tar", "images_001.tar"]
+    assert not (tmp_path / "data/dataset.json").exists()
+    assert contents(fetched(selection, tmp_path / "data")) == contents(fetched(selection, tmp_path / "plain"))
+
+
+def test_members_whose_names_climb_are_told_and_never_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    id = photo_id(1)
+    evil = [("../../x", b"x"), ("/etc/x", b"x"), (f"../../{id}.jpg", photograph(2)), (member_name(id), photograph(1))]
+    put_tar(tmp_path / "mirror", 0, tar_of(evil))
+    data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [id]), tmp_path / "data")
+    row = data.photos.row(0, named=True)
+    assert PhotoReader(data).read(row["shard"], row["offset"], row["length"]) == photograph(1)
+    assert "climb out of it, such as '../../x'" in capsys.readouterr().err
+    assert not list(tmp_path.parent.glob("x")) and not list(tmp_path.rglob(f"{id}.jpg"))
+
+
 def test_wrong_options_are_one_line(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=1)
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
