@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landmarks.networks.margin_loss import Margin, cosines, margin_cross_entropy
 from landmarks.support.errors import UsageError, did_you_mean
 
 HIDDEN = 512
@@ -79,6 +80,63 @@ class LinearHead(Head):
         return logits
 
 
+class CosineHead(Head):
+    """Cosines between a photograph's embedding and each landmark's centres: for many landmarks.
+
+    Trained with ArcFace's margin (Deng et al. 2019) on the largest of `centres` sub-centres (Deng et al. 2020). An
+    `embedding` of that many dimensions stands before it; 0 compares the features themselves. `set_margins` gives
+    each landmark a margin of its own.
+    """
+
+    margins: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        *,
+        embedding: int = HIDDEN,
+        centres: int = 1,
+        scale: float = 24.0,
+        margin: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.settings = {"embedding": embedding, "centres": centres, "scale": scale, "margin": margin}
+        self.scale = scale
+        self.embedding = _dense(features, embedding) if embedding else nn.Identity()
+        width = embedding or features
+        self.centres = nn.Parameter(torch.randn(classes, centres, width) / width**0.5)
+        self.register_buffer("margins", torch.full((classes,), float(margin)))
+
+    def set_margins(self, photographs: Tensor, smallest: float = 0.1, largest: float = 0.3) -> None:
+        """Give landmarks with few of `photographs` (K,) a large margin, in radians, and those with many a small one.
+
+        The margin falls with the fourth root of the count, from `largest` to `smallest` (Ha et al. 2020).
+        """
+        rarity = photographs.clamp(min=1).double() ** -0.25
+        low, high = rarity.min(), rarity.max()
+        share = (rarity - low) / (high - low) if high > low else torch.full_like(rarity, 0.5)
+        self.margins.copy_(smallest + (largest - smallest) * share)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, K): scale × cosine to the nearest centre, without any margin."""
+        unit = F.normalize(self.embedding(features).float(), dim=1)
+        return self.scale * cosines(unit, self.centres)[0]
+
+    def loss(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy with margins, computed in chunks of landmarks."""
+        margin = Margin(self.scale, self.margins, label_smoothing, class_weights)
+        return margin_cross_entropy(self.embedding(features), self.centres, labels, margin)
+
+
 def _dense(inputs: int, outputs: int) -> nn.Linear:
     """Return a dense layer that starts as Keras's does: Glorot's uniform weights (Glorot & Bengio 2010), no bias."""
     layer = nn.Linear(inputs, outputs)
@@ -87,5 +145,5 @@ def _dense(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-HEADS: dict[str, type[StudyHead] | type[LinearHead]] = {"study": StudyHead, "linear": LinearHead}
+HEADS: dict[str, Callable[..., Head]] = {"study": StudyHead, "linear": LinearHead, "cosine": CosineHead}
 """Name → head; a new head stands here and in CONTRIBUTING's recipe."""
