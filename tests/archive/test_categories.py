@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.archive.categories import describe_landmarks, not_landmarks, readable_name
+from landmarks.archive.categories import TOLD, not_landmarks, readable_name, with_names, with_told
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,9 @@ def test_no_category_makes_a_name_of_several_lines(category: str) -> None:
 
 
 def test_without_files_nothing_is_told() -> None:
-    told = describe_landmarks(pl.Series([5], dtype=pl.Int64), None, None)
-    assert told.rows() == [(5, None, None, None, None, None)]
+    told = with_names(with_told(pl.DataFrame({"landmark_id": [5]}), None, None))
+    assert told.columns == ["landmark_id", *TOLD, "name"]
+    assert told.row(0) == (5, None, None, None, None, None)
 
 
 @pytest.mark.shared

@@ -10,15 +10,8 @@ import polars as pl
 
 from landmarks.archive.tables import CATEGORY, HIERARCHY, CsvTable, collect, scan
 
-LANDMARK_COLUMNS = {
-    "landmark_id": pl.Int64,
-    "name": pl.String,
-    "category": pl.String,
-    "supercategory": pl.String,
-    "hierarchical_label": pl.String,
-    "natural_or_human_made": pl.String,
-}
-"""Columns of `describe_landmarks`; null where the archive's files say nothing."""
+TOLD = ("category", "supercategory", "hierarchical_label", "natural_or_human_made")
+"""What the archive's files tell about a landmark; null where they say nothing."""
 
 
 def readable_name(category: str) -> str:
@@ -27,17 +20,19 @@ def readable_name(category: str) -> str:
     return " ".join("".join(letter for letter in words if letter.isprintable()).split())
 
 
-def describe_landmarks(landmarks: pl.Series, category_file: Path | None, hierarchy_file: Path | None) -> pl.DataFrame:
-    """Read what is told about `landmarks` (ids), one row each, from whichever of the two files is there."""
-    told = pl.DataFrame({"landmark_id": landmarks}, schema={"landmark_id": pl.Int64})
+def with_told(landmarks: pl.DataFrame, category_file: Path | None, hierarchy_file: Path | None) -> pl.DataFrame:
+    """Add the columns `TOLD` to a table with a `landmark_id`, from whichever of the two files is there."""
     for table, file in ((CATEGORY, category_file), (HIERARCHY, hierarchy_file)):
         if file is not None:
-            told = told.join(_one_row_each(table, file), on="landmark_id", how="left")
-    if "category" in told.columns:
-        names = [None if category is None else readable_name(category) for category in told["category"]]
-        told = told.with_columns(name=pl.Series(names, dtype=pl.String))
-    missing = [pl.lit(None, dtype=kind).alias(name) for name, kind in LANDMARK_COLUMNS.items() if name not in told]
-    return told.with_columns(missing).select(list(LANDMARK_COLUMNS)).sort("landmark_id")
+            landmarks = landmarks.join(_one_row_each(table, file), on="landmark_id", how="left")
+    missing = [pl.lit(None, dtype=pl.String).alias(name) for name in TOLD if name not in landmarks.columns]
+    return landmarks.with_columns(missing)
+
+
+def with_names(landmarks: pl.DataFrame) -> pl.DataFrame:
+    """Add the readable `name` to a table with a `category`."""
+    names = [None if category is None else readable_name(category) for category in landmarks["category"]]
+    return landmarks.with_columns(name=pl.Series(names, dtype=pl.String))
 
 
 def holds(text: pl.Expr, pattern: str) -> pl.Expr:

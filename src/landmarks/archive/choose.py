@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.archive.categories import describe_landmarks, holds
+from landmarks.archive.categories import holds, with_names, with_told
 from landmarks.archive.csvs import Csvs, bytes_of_one
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.rules import Rule, drawn, eligible, refuse_unknown_supercategory
@@ -137,18 +137,17 @@ def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     rows = _clean_rows(file) if rule.clean else scan(TRAIN, file)
     if rule.license is not None:
         rows = rows.join(_licensed(rule.license, files), on="id", how="semi")
+    photographs = collect(rows.select("id", "landmark_id"), table, file)
     strange = pl.col("id").str.len_bytes().ne_missing(16) | pl.col("landmark_id").lt(0).fill_null(True)
-    counts = collect(rows.group_by("landmark_id").agg(images=pl.len(), strange=strange.sum()), table, file)
-    if counts["strange"].sum() or counts["landmark_id"].null_count():
+    if photographs.select(strange.any()).item():
         raise strange_row(table, file)
-    told = _landmarks_told(rule, files, counts.drop("strange"))
+    told = _landmarks_told(rule, files, photographs.group_by("landmark_id").agg(images=pl.len()))
     chosen = drawn(rule, eligible(rule, told))
     _tell_missing(rule, told, chosen)
-    if len(chosen) < len(counts):
-        rows = rows.filter(pl.col("landmark_id").is_in(chosen["landmark_id"].implode()))
-    photographs = collect(rows.select("id", "landmark_id"), table, file)
+    chosen = with_names(chosen)
+    named = chosen.select("landmark_id", "name", "category")
+    photographs = photographs.join(named, on="landmark_id", how="inner")
     _refuse_strange_ids(photographs, table, file)
-    photographs = photographs.join(chosen.select("landmark_id", "name", "category"), on="landmark_id", how="left")
     nothing = [pl.lit(None).alias("usage"), pl.lit(None).alias("landmarks")]
     return _with_credits(photographs, files).with_columns(nothing), chosen
 
@@ -176,7 +175,7 @@ def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
             collect(scan(CLEAN, clean).select("landmark_id"), CLEAN, clean), on="landmark_id", how="semi"
         )
     _tell_missing(rule, told, known)
-    known = known.sort(["images", "landmark_id"], descending=[True, False])
+    known = with_names(known.sort(["images", "landmark_id"], descending=[True, False]))
     pairs = pairs.join(known, on="landmark_id", how="semi", maintain_order="left")
     labelled = pairs.group_by("id", maintain_order=True).agg(landmarks="landmark_id")
     photographs = shown.drop("landmark_id").join(labelled, on="id", how="left")
@@ -200,9 +199,9 @@ def _landmarks_told(rule: Rule, files: Csvs, counts: pl.DataFrame) -> pl.DataFra
         files.needed(CATEGORY, "--name needs")
     if rule.supercategory is not None or rule.kind is not None:
         files.needed(HIERARCHY, "--supercategory and --kind need")
-    described = describe_landmarks(counts["landmark_id"], files.given(CATEGORY), files.given(HIERARCHY))
-    refuse_unknown_supercategory(rule, described)
-    return counts.join(described, on="landmark_id", how="left")
+    told = with_told(counts, files.given(CATEGORY), files.given(HIERARCHY))
+    refuse_unknown_supercategory(rule, told)
+    return told if rule.name is None else with_names(told)
 
 
 def _licensed(license: str, files: Csvs) -> pl.LazyFrame:
@@ -217,10 +216,11 @@ def _with_credits(photographs: pl.DataFrame, files: Csvs) -> pl.DataFrame:
     file = files.given(ATTRIBUTION)
     if file is None:
         return photographs.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in columns)
-    rows = scan(ATTRIBUTION, file).select("id", *columns)
-    rows = rows.join(photographs.lazy().select("id"), on="id", how="semi")
-    credits = collect(rows, ATTRIBUTION, file).unique("id", keep="first", maintain_order=True)
-    return photographs.join(credits, on="id", how="left")
+    rows = scan(ATTRIBUTION, file).join(photographs.lazy().select("id"), on="id", how="semi")
+    # Joined to nothing, a text is copied: otherwise a few rows keep alive all the bytes that were read around them.
+    credits = rows.select(pl.concat_str(pl.col(name), pl.lit("")) for name in ("id", *columns))
+    known = collect(credits, ATTRIBUTION, file).unique("id", keep="first", maintain_order=True)
+    return photographs.join(known, on="id", how="left")
 
 
 def _drop_others(rule: Rule, photographs: pl.DataFrame) -> pl.DataFrame:

@@ -65,7 +65,7 @@ class Rule:
 def eligible(rule: Rule, landmarks: pl.DataFrame) -> pl.DataFrame:
     """Return the landmarks that pass every condition of the rule but the draw, unordered.
 
-    `landmarks` has `images` and the columns of `LANDMARK_COLUMNS`, one row each; `images` counts the photographs that
+    `landmarks` has one row each, with `images` and what `categories` tells; `images` counts the photographs that
     the rule's own conditions on photographs (clean, licence) left.
     """
     conditions = [pl.col("images") > 0]

@@ -68,7 +68,7 @@ def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
             expected=",".join(table.columns),
         )
     kinds = {name: column.kind for name, column in table.columns.items()}
-    rows = pl.scan_csv(file, schema_overrides=kinds, infer_schema=False, glob=False)
+    rows = pl.scan_csv(file, schema_overrides=kinds, infer_schema=False, glob=False, low_memory=True)
     # A condition on all columns: polars counts the cells of a row only where it reads the last of them.
     return rows.filter(~pl.all_horizontal(pl.all().is_null())).select(list(table.columns))
 
