@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from landmarks.explanation.analytic import averages, channel_weights, has_formula, head_gradient, weighted
-from landmarks.networks.heads import build_head
+from landmarks.networks.heads import Head, build_head
 from landmarks.networks.network import Network, build_network
 
-HEADS = ["study", "linear"]
+HEADS = ["study", "linear", "cosine", "three centres", "no embedding"]
+SETTINGS = {"three centres": {"centres": 3, "embedding": 5}, "no embedding": {"embedding": 0}}
+
+
+def head_of(name: str, features: int, classes: int) -> Head:
+    known = "cosine" if name in SETTINGS else name
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return build_head(known, features, classes, SETTINGS.get(name)).double()
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -22,7 +30,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_weights_of_every_class_equal_finite_differences_of_the_maps(name):
-    head = build_head(name, features=6, classes=4).double()
+    head = head_of(name, features=6, classes=4)
     maps = random(2, 6, 3, 5).abs()
     step = 1e-6
 
@@ -47,7 +55,7 @@ def test_weights_of_every_class_equal_finite_differences_of_the_maps(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_heads_gradient_is_the_one_autograd_finds_for_chosen_classes(name):
-    head = build_head(name, features=8, classes=5).double()
+    head = head_of(name, features=8, classes=5)
     features = random(3, 8).requires_grad_()
     labels = torch.tensor([[4, 0], [1, 1], [2, 3]])
     logits = head(features)

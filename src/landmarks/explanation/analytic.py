@@ -16,8 +16,8 @@ What is left is the gradient G_kc = ∂y_k / ∂f_c of the head alone, which can
 - dense, ReLU, dense, z = W₁ f + b₁, y = W₂ max(z, 0) + b₂:  G = W₂ · diag(z > 0) · W₁. The hidden units that are
   silent for this photograph drop out; the rest of the head is linear. One product gives the weights of any number of
   classes at once.
-- cosine, y_k = s · ⟨w_k, f⟩ / ‖f‖ with unit vectors w_k (of several sub-centres the nearest):
-  G_k = s / ‖f‖ · (w_k − ⟨w_k, f̂⟩ f̂), f̂ = f / ‖f‖.
+- cosine, y_k = s · ⟨w_k, ê⟩ with unit vectors w_k (of several sub-centres the nearest), e = E f + b and ê = e / ‖e‖:
+  G_k = s / ‖e‖ · (w_k − ⟨w_k, ê⟩ ê) · E, since only the part of w_k across e turns e (E: the embedding, if any).
 
 At the kink z = 0 the derivative is taken as 0, as PyTorch does.
 """
@@ -25,9 +25,10 @@ At the kink z = 0 the derivative is taken as 0, as PyTorch does.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from landmarks.networks.heads import Head, LinearHead, StudyHead
+from landmarks.networks.heads import CosineHead, Head, LinearHead, StudyHead
 
 TOLERANCE = 1e-3
 """Largest relative difference between pooled features and the mean of the maps that rounding can explain."""
@@ -43,7 +44,7 @@ def averages(maps: Tensor, features: Tensor) -> bool:
 
 def has_formula(head: Head) -> bool:
     """Return whether the gradient of `head` is written down here."""
-    return isinstance(head, LinearHead | StudyHead)
+    return isinstance(head, LinearHead | StudyHead | CosineHead)
 
 
 def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -59,7 +60,24 @@ def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) ->
         rows = head.output.weight if labels is None else head.output.weight[labels]
         gradient: Tensor = (rows * awake[:, None]) @ head.hidden.weight
         return gradient
+    if isinstance(head, CosineHead):
+        return _cosine_gradient(head, features, labels)
     raise TypeError(f"no formula for the gradient of {type(head).__name__}")
+
+
+def _cosine_gradient(head: CosineHead, features: Tensor, labels: Tensor | None) -> Tensor:
+    embedded = head.embedding(features)
+    length = embedded.norm(dim=1)[:, None, None]
+    unit = embedded[:, None] / length
+    centres = F.normalize(head.centres, dim=2)
+    centres = centres.expand(len(features), *centres.shape) if labels is None else centres[labels]
+    cosine = torch.einsum("nkjd,nd->nkj", centres, unit[:, 0])
+    best = cosine.max(2, keepdim=True)
+    nearest = torch.take_along_dim(centres, best.indices[..., None], dim=2)[:, :, 0]
+    across: Tensor = head.scale / length * (nearest - best.values * unit)
+    if isinstance(head.embedding, nn.Linear):
+        across = across @ head.embedding.weight
+    return across
 
 
 def channel_weights(head: Head, maps: Tensor, features: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -121,7 +121,8 @@ class CosineHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (N, K): scale × cosine to the nearest centre, without any margin."""
-        unit = F.normalize(self.embedding(features).float(), dim=1)
+        embedded = self.embedding(features)
+        unit = F.normalize(embedded if embedded.dtype == torch.float64 else embedded.float(), dim=1)
         return self.scale * cosines(unit, self.centres)[0]
 
     def loss(
