@@ -1,4 +1,4 @@
-"""Where figures are kept: one JSON a benchmark, with the machine and the date they were measured on."""
+"""Measure commands in processes of their own, and keep figures: one JSON a benchmark, with machine and date."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 import os
 import platform
 import re
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,24 @@ def keep(name: str, rows: list[dict[str, Any]], **told: Any) -> None:
     whole = {"date": datetime.date.today().isoformat(), "machine": machine(), **told, "rows": rows}
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+
+
+def measured(command: Sequence[str]) -> tuple[float, float, float]:
+    """Run a command quietly; return its wall seconds, processor seconds and peak resident megabytes."""
+    started = time.perf_counter()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    silent = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
+    process = os.posix_spawnp(command[0], list(command), os.environ, file_actions=silent)
+    os.close(quiet)
+    _, status, used = os.wait4(process, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+
+
+def landmarks(*arguments: object) -> list[str]:
+    """Return the command of a verb, run by this interpreter's own `landmarks`."""
+    return [str(Path(sys.executable).parent / "landmarks"), *map(str, arguments)]
 
 
 def machine() -> dict[str, Any]:

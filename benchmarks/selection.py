@@ -8,13 +8,10 @@ FOLDER keeps the CSV files of 4,132,914 rows (1.4 GB) for the next time.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from results import keep
+from results import keep, landmarks, measured
 from simulated_archive import Archive
 from simulated_tables import write_tables
 
@@ -43,7 +40,10 @@ def main() -> None:
             (bare / "metadata" / name).symlink_to((folder / "metadata" / name).resolve())
         for mirror, files in ((bare, "without attribution"), (folder, "with attribution")):
             for words, rule in RULES:
-                runs = [measured(mirror, Path(temporary), rule) for _ in range(TIMES)]
+                runs = [
+                    measured(landmarks("select", mirror, "-o", Path(temporary) / "s.parquet", *rule))
+                    for _ in range(TIMES)
+                ]
                 seconds, processor, megabytes = (sorted(column)[TIMES // 2] for column in zip(*runs, strict=True))
                 rows.append(
                     {
@@ -55,28 +55,6 @@ def main() -> None:
                     }
                 )
     keep("selection", rows, command="landmarks select", times=TIMES, statistic="median")
-
-
-def measured(mirror: Path, folder: Path, rule: tuple[str, ...]) -> tuple[float, float, float]:
-    """Return wall seconds, processor seconds and peak resident megabytes of one command in a process of its own."""
-    command = [
-        str(Path(sys.executable).parent / "landmarks"),
-        "select",
-        str(mirror),
-        "-o",
-        str(folder / "s.parquet"),
-        *rule,
-    ]
-    started = time.perf_counter()
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    process = os.posix_spawn(
-        command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
-    )
-    os.close(quiet)
-    _, status, used = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {status}")
-    return time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
 
 
 if __name__ == "__main__":

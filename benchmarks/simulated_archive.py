@@ -205,7 +205,8 @@ class Counts:
     """What was asked of the server since the last reset."""
 
     requests: int = 0
-    bytes: int = 0
+    bytes: int = 0  # of bodies
+    bytes_with_headers: int = 0
     connections: int = 0
     most_at_once: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
@@ -341,6 +342,7 @@ class HttpConnection(asyncio.Protocol):
         if method == "GET":
             for piece in self._served.pieces(target, start, end):
                 self._served.counts.bytes += len(piece)
+                self._served.counts.bytes_with_headers += len(piece)
                 self._transport.write(piece)
                 await self._flowing.wait()
 
@@ -348,12 +350,12 @@ class HttpConnection(asyncio.Protocol):
         counts = self._served.counts
         counts.requests += 1
         counts.statuses[status] = counts.statuses.get(status, 0) + 1
-        self._transport.write(
-            (
-                f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Length: {length}\r\nAccept-Ranges: bytes\r\n"
-                f"Last-Modified: Tue, 01 Oct 2019 00:00:00 GMT\r\n{fields}\r\n"
-            ).encode()
-        )
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Length: {length}\r\nAccept-Ranges: bytes\r\n"
+            f"Last-Modified: Tue, 01 Oct 2019 00:00:00 GMT\r\n{fields}\r\n"
+        ).encode()
+        counts.bytes_with_headers += len(head)
+        self._transport.write(head)
 
     def _answer_about_itself(self, target: str) -> None:
         if target == "-/reset":

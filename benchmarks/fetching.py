@@ -1,0 +1,248 @@
+"""What it costs to take photographs out of the archive at its true size: by ranges, by hopping headers, by streaming.
+
+    python benchmarks/fetching.py [ranges] [hopping] [streaming] [--metadata FOLDER]
+
+The archive is simulated (see `simulated_archive.py`) by a server on this machine, which shares its processors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import obstore
+import obstore.store
+import polars as pl
+from results import keep, landmarks, measured
+from simulated_archive import BLOCK, Archive, Simulated
+from simulated_tables import write_tables
+
+from landmarks.archive.executors import default_workers, workforce
+from landmarks.archive.locate import hop
+from landmarks.archive.mirror import open_mirror, tar_path
+from landmarks.archive.plan import Plan, make_plan
+from landmarks.archive.tar_to_shard import TarTask
+from landmarks.archive.tarindex import MEMBERS, IndexedTar, TarIndex, write_index
+from landmarks.archive.transfer import Contents, ranged, streamed
+
+STUDY = ("--skip", "49", "--take", "100", "--choose", "20")
+CONNECTIONS = 64
+HEADERS_AT = {0: 400, 20: 200, 80: 60}
+"""Latency in milliseconds → headers that each connection reads."""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("parts", nargs="*", default=["ranges", "hopping", "streaming"])
+    options.add_argument("--metadata", type=Path, default=Path(tempfile.gettempdir()) / "landmarks-simulated")
+    given = options.parse_args()
+    if not (given.metadata / "metadata/train.csv").exists():
+        write_tables(given.metadata, Archive())
+    with tempfile.TemporaryDirectory() as temporary:
+        for part in given.parts:
+            {"ranges": ranges, "hopping": hopping, "streaming": streaming}[part](given.metadata, Path(temporary))
+
+
+def ranges(metadata: Path, folder: Path) -> None:
+    """Fetch the study's selection with a known index; then the same ranges without decoding, and in a bare loop."""
+    archive = Archive()
+    selection = folder / "selection.parquet"
+    measured(landmarks("select", metadata, "-o", selection, *STUDY))
+    with Simulated(archive) as server:
+        index = write_known_index(archive, server.address, folder / "index.parquet")
+        plan = planned(server.address, selection, index)
+        wanted = sum(int(task.places.lengths.sum()) for task in plan.tasks if task.places is not None)
+        photographs = sum(len(task.places) for task in plan.tasks if task.places is not None)
+        imports = measured([sys.executable, "-c", "import landmarks.archive.fetch"])[2]
+        given = ("--mirror", server.address, "--index", index.path, "--method", "ranges")
+        command = landmarks("fetch", selection, "-o", folder / "data", *given)
+        rows: list[dict[str, Any]] = []
+
+        def add(way: str, seconds: float, processor: float, megabytes: float | None) -> None:
+            counts = server.counts()
+            rows.append(
+                {
+                    "way": way,
+                    "photographs_per_second": round(photographs / seconds),
+                    "seconds": round(seconds, 1),
+                    "processor_seconds": round(processor, 1),
+                    "server_processor_seconds": round(server.seconds_of_processor() - before, 1),
+                    "requests_per_photograph": round(counts["requests"] / photographs, 3),
+                    "bytes_ratio": round(counts["bytes"] / wanted, 4),
+                    "mb_above_imports": None if megabytes is None else round(megabytes - imports),
+                }
+            )
+
+        server.reset()
+        before = server.seconds_of_processor()
+        add("landmarks fetch", *measured(command))
+        shutil.rmtree(folder / "data")
+        for way, walk in (("ranges alone", ranges_alone), ("bare loop", bare_loop)) * 2:
+            server.reset()
+            before, own, started = server.seconds_of_processor(), time.process_time(), time.perf_counter()
+            walk(server.address, plan)
+            add(way, time.perf_counter() - started, time.process_time() - own, None)
+    best = best_of(rows, "photographs_per_second")
+    keep(
+        "fetching_ranges",
+        rows,
+        photographs=photographs,
+        wanted_bytes=wanted,
+        workers=default_workers(),
+        ranges_to_bare_loop=round(best["ranges alone"] / best["bare loop"], 3),
+    )
+
+
+def write_known_index(archive: Archive, address: str, path: Path) -> TarIndex:
+    """Write the byte index that hopping would find, from the arithmetic of the simulation."""
+    mirror = open_mirror(address)
+    members, tars = {}, {}
+    etag = mirror.head(tar_path("train", 0))[1] or ""
+    for tar in range(archive.tars):
+        layout = archive.layout(tar)
+        columns = {"id": layout.ids, "offset": layout.headers + BLOCK, "length": layout.sizes}
+        members[tar] = pl.DataFrame(columns).cast(MEMBERS)  # type: ignore[arg-type]
+        tars[tar] = IndexedTar(tar, layout.bytes, etag.replace(f"{archive.layout(0).bytes:x}", f"{layout.bytes:x}"))
+    return write_index(path, members, tars, set="train", mirror=mirror.place, count=archive.tars)
+
+
+def planned(address: str, selection: Path, index: TarIndex) -> Plan:
+    """Return the requests that `fetch` would make."""
+    ids = np.sort(pl.read_parquet(selection)["id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
+    blank = TarTask(out=Path(), mirror=open_mirror(address), set="train", tar=0, max_side=512, digest="")
+    return make_plan(blank, ids, index, "ranges")
+
+
+def ranges_alone(address: str, plan: Plan) -> None:
+    """Move and check what `fetch` moves, with its own workers, and drop it."""
+    mirror = open_mirror(address)
+
+    def one(task: TarTask) -> int:
+        assert task.places is not None
+        path = tar_path("train", task.tar)
+        photographs = ranged(
+            mirror,
+            path,
+            places=task.places,
+            spans=task.spans,
+            same=lambda answer: (answer.size, answer.etag) == (task.size, task.etag),
+            report=lambda *_: None,
+        )
+        return sum(1 for _ in photographs)
+
+    with workforce(None, None) as pool:
+        list(pool.map(one, plan.tasks))
+
+
+def bare_loop(address: str, plan: Plan) -> None:
+    """Ask obstore for the same ranges through as many connections, and drop the bytes."""
+    store = obstore.store.HTTPStore.from_url(address, client_options={"allow_http": True})
+    asked = [(tar_path("train", task.tar), span.start, span.end) for task in plan.tasks for span in task.spans]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for _ in pool.map(lambda one: obstore.get_range(store, one[0], start=one[1], end=one[2]), asked):
+            pass
+
+
+def hopping(metadata: Path, folder: Path) -> None:
+    """Walk headers through 64 connections at several latencies, and one TAR to its end."""
+    archive = Archive()
+    rows = []
+    with Simulated(archive) as server:
+        mirror = open_mirror(server.address)
+        layout = archive.layout(0)
+        server.reset()
+        started = time.perf_counter()
+        found = [member.offset for member in hop(mirror, tar_path("train", 0), *mirror.head(tar_path("train", 0)))]
+        alone = time.perf_counter() - started
+        assert found == (layout.headers + BLOCK).tolist()
+        counts = server.counts()
+        whole = {
+            "headers": len(found),
+            "share_of_the_tar": round(counts["bytes_with_headers"] / layout.bytes, 5),
+            "bytes_per_header": round(counts["bytes"] / len(found), 1),
+            "bytes_per_header_with_http": round(counts["bytes_with_headers"] / len(found), 1),
+            "seconds_through_one_connection": round(alone, 1),
+        }
+        for milliseconds, each in HEADERS_AT.items():
+            server.latency(milliseconds)
+            heads = [(tar_path("train", tar), *mirror.head(tar_path("train", tar))) for tar in range(CONNECTIONS)]
+            own, started = time.process_time(), time.perf_counter()
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
+                list(pool.map(lambda head: list(itertools.islice(hop(mirror, *head), each)), heads))  # noqa: B023
+            seconds = time.perf_counter() - started
+            rate = CONNECTIONS * each / seconds
+            every = archive.photographs + archive.tars
+            rows.append(
+                {
+                    "latency_ms": milliseconds,
+                    "headers_per_second": round(rate),
+                    "processor_share": round((time.process_time() - own) / seconds, 2),
+                    "minutes_for_500_tars": round(every / rate / 60),
+                    "gb_for_500_tars": round(every * whole["bytes_per_header_with_http"] / 1e9, 2),
+                }
+            )
+    keep("fetching_hopping", rows, connections=CONNECTIONS, one_tar=whole)
+
+
+def streaming(metadata: Path, folder: Path) -> None:
+    """Stream one TAR of 1 GB from a folder, against `md5sum` and `tar -t` in one pipe over the same bytes."""
+    archive = Archive(photographs=Archive().first(1), tars=1)
+    mirror = folder / "mirror"
+    (mirror / "train").mkdir(parents=True)
+    tar = mirror / tar_path("train", 0)
+    with open(tar, "wb") as file:
+        for piece in archive.pieces(0, 0, archive.layout(0).bytes):
+            file.write(piece)
+    size, md5 = tar.stat().st_size, hashlib.md5(tar.read_bytes(), usedforsecurity=False).hexdigest()
+    rows = []
+    for way, walk in (("md5sum and tar -t in one pipe", pipe), ("streamed", stream)) * 3:
+        started = time.perf_counter()
+        walk(tar, md5)
+        seconds = time.perf_counter() - started
+        rows.append({"way": way, "mb_per_second": round(size / seconds / 1e6), "seconds": round(seconds, 2)})
+    best = best_of(rows, "mb_per_second")
+    keep(
+        "fetching_streaming",
+        rows,
+        bytes=size,
+        streamed_to_pipe=round(best["streamed"] / best["md5sum and tar -t in one pipe"], 3),
+    )
+
+
+def best_of(rows: list[dict[str, Any]], column: str) -> dict[str, float]:
+    """Return way → its best figure."""
+    return {row["way"]: max(one[column] for one in rows if one["way"] == row["way"]) for row in rows}
+
+
+def pipe(tar: Path, md5: str) -> None:
+    """Let the usual programs read the TAR once."""
+    command = 'tee >(md5sum > "$2") < "$1" | tar -t > /dev/null; wait; grep -q "$3" "$2"'
+    subprocess.run(["bash", "-c", command, "bash", str(tar), str(tar.with_suffix(".md5")), md5], check=True)
+
+
+def stream(tar: Path, md5: str) -> None:
+    """Read the TAR once as `fetch` does, wanting one photograph in 256."""
+    photographs = streamed(
+        open_mirror(tar.parent.parent),
+        f"train/{tar.name}",
+        md5=md5,
+        wanted=lambda name: name.startswith("00"),
+        contents=Contents(),
+        report=lambda *_: None,
+    )
+    for _ in photographs:
+        pass
+
+
+if __name__ == "__main__":
+    main()
