@@ -9,7 +9,8 @@ import typer
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder, or a CSV file in the challenge's submission form.")],
+    *,
     data: Annotated[
         Path | None, typer.Option(help="Another dataset than the run's own; landmarks match by id.")
     ] = None,
@@ -18,19 +19,33 @@ def evaluate(
     ] = "test",
     false_acceptance: Annotated[
         float | None,
-        typer.Option(
-            help="Choose the threshold that lets this share of photographs of anything else pass, and keep it."
-        ),
+        typer.Option(help="Choose the threshold that lets this share of other photographs pass; keep it for predict."),
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write the answers to this CSV too, in the challenge's submission form.")
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="The solution CSV that a submission is judged by.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="For a submission: a folder to write, which report reads.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
 ) -> None:
     """Answer a part's photographs, write the answers down, and compute every number from them.
 
+    A submission of the challenge is judged by the same code: landmarks evaluate SUBMISSION.csv --truth SOLUTION.csv
+
     Example: landmarks evaluate runs/mobilenet --data data/test --false-acceptance 0.05
     """
     from landmarks.evaluation.evaluate import evaluate as evaluate_run
+    from landmarks.evaluation.judge import judge
+    from landmarks.support.errors import UsageError
 
-    numbers = evaluate_run(run, data=data, part=part, false_acceptance=false_acceptance)
+    if truth is not None:
+        _show(judge(run, truth, out=out), json)
+        return
+    if run.is_file() or out is not None:
+        raise UsageError(f"{run} is to be judged by what?", expected="--truth with the solution's CSV")
+    numbers = evaluate_run(run, data=data, part=part, false_acceptance=false_acceptance, submission=submission)
     _show(numbers, json)
     if not json:
         print(f"written to {run / 'metrics' / numbers['name']}.json")

@@ -62,7 +62,7 @@ def rules_of(scores: Scores, known: Flags, chosen: Flags) -> list[tuple[Rule, fl
     rules = []
     for name, values in scores.items():
         rules.append((Rule(name, {name: 1.0}), auroc(values[chosen & known], values[chosen & ~known])))
-    parts = {name: values[chosen] for name, values in scores.items() if name != "probability"}
+    parts = {name: values[chosen] for name, values in scores.items() if name not in ("probability", "score")}
     few = min(int((chosen & known).sum()), int((chosen & ~known).sum()))
     if len(parts) > 1 and few >= 2 * FOLDS:
         rule = combined_rule(parts, known[chosen])

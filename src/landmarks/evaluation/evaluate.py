@@ -6,21 +6,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.evaluation.arrays import Arrays, arrays_of
 from landmarks.evaluation.choice import choose_threshold, halves_of
-from landmarks.evaluation.measure import Arrays, all_scores, measure
-from landmarks.evaluation.metrics import NO_ANSWER, Truth
-from landmarks.evaluation.predictions import read_predictions, rejection_columns, with_truth, write_predictions
+from landmarks.evaluation.judge import write_metrics
+from landmarks.evaluation.predictions import read_predictions, with_truth, write_predictions
 from landmarks.evaluation.recogniser import Recogniser, open_recogniser, update_model
 from landmarks.evaluation.reference import ensure_reference, open_reference
+from landmarks.evaluation.rejection import Rule
+from landmarks.evaluation.submission import write_submission
 from landmarks.evaluation.tempering import ensure_temperature
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import held, write_record
-from landmarks.support.tables import write_table
+from landmarks.support.files import held, read_record
 from landmarks.training.run import Run, open_run
 
 
@@ -30,13 +30,15 @@ def evaluate(
     data: Path | str | None = None,
     part: str = "test",
     false_acceptance: float | None = None,
+    submission: Path | str | None = None,
     batch_size: int = 32,
 ) -> dict[str, Any]:
     """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
 
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the part,
     or the folder name of `data`. A dataset without parts is evaluated whole. With `false_acceptance`, the rule that
-    tells known from unknown is chosen and stored with the model, for `predict`. Raises `LandmarksError` when the run
+    tells known from unknown is chosen and stored with the model, for `predict`; `submission`
+    is a file to write the answers to in the challenge's form. Raises `LandmarksError` when the run
     knows none of the dataset's landmarks.
     """
     opened = open_run(run)
@@ -47,10 +49,13 @@ def evaluate(
         recogniser = prepare(opened, dataset, photos, batch_size)
         path = write_predictions(opened, dataset, photos, name, recogniser, part=part, batch_size=batch_size)
         arrays = arrays_of(read_predictions(path))
-        about = {"name": name, "run": opened.name, "data": str(dataset.folder), "part": part}
-        numbers = _write_metrics(opened, arrays, about, recogniser.temperature, time.monotonic() - started)
+        about: dict[str, Any] = {"name": name, "run": opened.name, "data": str(dataset.folder), "part": part}
+        about |= {"temperature": recogniser.temperature, "seconds": time.monotonic() - started}
+        numbers = write_metrics(opened.folder, opened.labels, arrays, about, inputs=opened.digest)
         if false_acceptance is not None:
             numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
+        if submission is not None:
+            export_submission(opened, arrays, submission)
     return numbers
 
 
@@ -103,46 +108,19 @@ def _open_own_dataset(run: Run) -> Dataset | None:
     return own if own.split is not None else None
 
 
-def arrays_of(predictions: pl.DataFrame) -> Arrays:
-    """Return a predictions table as arrays."""
-    counts = predictions["truth"].list.len().to_numpy()
-    shown = predictions["truth"].explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int64)
-    rows = np.repeat(np.arange(len(predictions)), counts)
-    k = int(predictions["label"].list.len().max() or 1)  # type: ignore[arg-type]
-    return Arrays(
-        ids=predictions["id"].to_numpy(),
-        truth=Truth(rows, shown, len(predictions)),
-        labels=predictions["label"].list.to_array(k).to_numpy().astype(np.int64),
-        scores=predictions["score"].list.to_array(k).to_numpy(),
-        groups=predictions["group"].cast(pl.Int64).fill_null(NO_ANSWER).to_numpy(),
-        usage=predictions["usage"].to_numpy(),
-        rejection={name: predictions[name].to_numpy() for name in rejection_columns(predictions)},
-        truth_log_scores=predictions["truth_score"].to_numpy(),
-        untempered=predictions["untempered"].to_numpy(),
-    )
-
-
 def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[str, Any]:
     """Choose how photographs of nothing known are told, and keep it in the run's `model.json`."""
     halves = halves_of(arrays.usage, arrays.groups)
-    chosen = choose_threshold(all_scores(arrays), arrays.truth.known, halves, false_acceptance)
+    chosen = choose_threshold(arrays.all_scores, arrays.truth.known, halves, false_acceptance)
     update_model(run, rejection=chosen)
     return chosen
 
 
-def _write_metrics(
-    run: Run, arrays: Arrays, about: dict[str, Any], temperature: float, seconds: float
-) -> dict[str, Any]:
-    measured = measure(arrays)
-    labels = run.labels.select("label", "landmark_id", "name")
-    folder = run.folder / "metrics"
-    table = measured.landmarks.cast({"label": pl.UInt32}).join(labels, on="label", how="left")
-    first = ["label", "landmark_id", "name"]
-    write_table(folder / f"{about['name']}.landmarks.parquet", table.select(*first, pl.exclude(first)))
-    write_table(folder / f"{about['name']}.confusion.parquet", measured.confusion.cast(pl.UInt32))
-    names = dict(zip(labels["label"], labels["name"], strict=True))
-    for pair in measured.record["confused"]:
-        pair |= {"truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
-    numbers = {**about, "temperature": temperature, "seconds": seconds, **measured.record}
-    write_record(folder / f"{about['name']}.json", numbers, verb="evaluate", inputs=run.digest)
-    return numbers
+def export_submission(run: Run, arrays: Arrays, path: Path | str) -> None:
+    """Write the best answers in the challenge's form, scored by the rule that the model keeps, else by probability."""
+    stored = read_record(run.folder / "model.json").get("rejection")
+    rule = Rule("probability", {"probability": 1.0}) if stored is None else Rule(**stored["rule"])
+    landmark_ids = run.labels["landmark_id"].gather(arrays.labels[:, 0])
+    scores = pl.Series(rule.apply(arrays.all_scores))
+    write_submission(path, pl.Series(arrays.ids, dtype=pl.String), landmark_ids, scores)
+    note(f"{len(arrays.ids)} answers written to {path}, scored by {rule.name}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from landmarks.evaluation import calibration, choice, gap, intervals, metrics, rejection, selective
-from landmarks.evaluation.metrics import Flags, Floats, Integers, Truth
+from landmarks.evaluation.arrays import Arrays
+from landmarks.evaluation.metrics import NO_ANSWER, Flags, Floats, Integers
 
 MOST_CONFUSED = 20
 """Pairs of landmarks listed; all pairs stand in the table beside."""
@@ -31,21 +31,6 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """The predictions of N photographs, whatever file they came from."""
-
-    ids: NDArray[np.object_]
-    truth: Truth
-    labels: Integers  # (N, k), NO_ANSWER after the last answer
-    scores: Floats  # (N, k), larger is surer; probabilities when the file is ours
-    groups: Integers  # (N,), -1: none
-    usage: NDArray[np.object_]  # (N,), None: not told
-    rejection: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # score name → (N,)
-    truth_log_scores: Floats | None = None  # (N,), None: not told
-    untempered: Floats | None = None  # (N,), largest probability before temperature, None: no probabilities
-
-
-@dataclass(frozen=True)
 class Measured:
     """What `measure` returns: a flat record, and the two tables that stand beside it."""
 
@@ -60,7 +45,8 @@ def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
     truth = arrays.truth.of(known)
     labels, confidence, groups = arrays.labels[known], arrays.scores[known, 0], arrays.groups[known]
     first, correct = truth.first, metrics.top_k(labels, truth, 1)
-    shown, answer, count = metrics.confusion(first, labels[:, 0], correct)
+    answered = labels[:, 0] != NO_ANSWER
+    shown, answer, count = metrics.confusion(first[answered], labels[answered, 0], correct[answered])
     record = {
         "photographs": len(known),
         "known": int(known.sum()),
@@ -137,7 +123,7 @@ def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
     if known.all() or not known.any():
         return {"rejection": [], "rejection_parts": None}
     halves = choice.halves_of(arrays.usage, arrays.groups, seed)
-    scores = all_scores(arrays)
+    scores = arrays.all_scores
     rules = choice.rules_of(scores, known, halves.chosen)
     rows = choice.compare_rules(rules, scores, known, halves)
     reported = halves.reported
@@ -145,11 +131,6 @@ def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
         values = rule.apply(scores)[reported]
         row["gap"] = gap.gap(arrays.ids[reported], arrays.labels[reported, 0], values, arrays.truth.of(reported))
     return {"rejection": rows, "rejection_parts": {"chosen_on": halves.chosen_on, "reported_on": halves.reported_on}}
-
-
-def all_scores(arrays: Arrays) -> dict[str, NDArray[np.float32]]:
-    """Return the rejection scores of `arrays` and the one that every file has: `probability`, the best answer's."""
-    return {"probability": arrays.scores[:, 0].astype(np.float32), **arrays.rejection}
 
 
 def _pairs(pairs: list[tuple[int, int, int]]) -> list[dict[str, int]]:

@@ -31,7 +31,7 @@ DEFINITIONS = {
     "log_loss": "Mean over known photographs of minus the natural logarithm of the probability given to the first "
     "landmark they show.",
     "confused": "Ordered pairs (landmark shown first, wrong best answer), counted over known photographs, most "
-    "frequent first, ties by truth and then by answer.",
+    "frequent first, ties by truth and then by answer; a photograph without an answer is in no pair.",
 }
 """What each number means, in one sentence; carried beside the numbers wherever they are stored."""
 

@@ -33,6 +33,7 @@ SHRINKAGE = 0.1
 """Share of the round covariance mixed into the measured one, which has fewer photographs than it has entries."""
 
 DEFINITIONS = {
+    "score": "The number that a submission gives with its answer.",
     "probability": "Largest probability of any landmark, after temperature.",
     "energy": "Logarithm of the sum of the exponentials of the network's outputs (Liu et al., NeurIPS 2020).",
     "nearest": "The ten training photographs nearest in cosine between signed square roots of the features vote for "

@@ -1,0 +1,111 @@
+"""The challenge's submission form, `id,landmarks`: writing a run's answers in it, reading anybody's, judging them.
+
+A row's second cell is empty, or holds one landmark id and one score separated by a space: `12345 0.87`. The truth is
+the archive's `recognition_solution_v2.1.csv`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from landmarks.archive.tables import PHOTOGRAPH, SOLUTION, Column, CsvTable, collect, scan, strange_row
+from landmarks.evaluation.arrays import Arrays
+from landmarks.evaluation.gap import refuse_twice
+from landmarks.evaluation.metrics import NO_ANSWER, Truth
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import written_whole
+
+SCORE = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
+
+SUBMISSION = CsvTable(
+    "",
+    {"id": PHOTOGRAPH, "landmarks": Column(f" *([0-9]{{1,18}} +{SCORE})? *", "a landmark id and a score, or nothing")},
+)
+"""Columns of a submission; a score is a finite decimal number."""
+
+
+def write_submission(path: Path | str, ids: pl.Series, landmark_ids: pl.Series, scores: pl.Series) -> None:
+    """Write one answer per photograph, none where the landmark is null; refuse an id twice and a NaN score."""
+    refuse_twice(ids.to_list())
+    answered = landmark_ids.is_not_null()
+    if not scores.filter(answered).is_finite().all():
+        raise LandmarksError("a score is no number", received=str(scores.filter(~scores.is_finite())[0]))
+    table = pl.DataFrame({"id": ids, "landmark": landmark_ids, "score": scores})
+    cell = pl.format("{} {}", "landmark", pl.col("score"))
+    with written_whole(path) as aside:
+        table.select("id", landmarks=pl.when(pl.col("landmark").is_null()).then(pl.lit("")).otherwise(cell)).write_csv(
+            aside, quote_style="never"
+        )
+
+
+def read_submission(path: Path | str) -> pl.DataFrame:
+    """Read a submission as `id` str, `landmark_id` i64?, `score` f64?, in the order of its rows.
+
+    Raises `LandmarksError` that names the line of a cell that is neither empty nor one landmark and a finite score, and
+    the photograph that is predicted twice.
+    """
+    file = Path(path)
+    rows = _checked(SUBMISSION, file)
+    parts = pl.col("landmarks").str.strip_chars().str.splitn(" ", 2)
+    table = rows.select(
+        "id",
+        landmark_id=parts.struct[0].cast(pl.Int64, strict=False),
+        score=parts.struct[1].str.strip_chars().cast(pl.Float64, strict=False),
+    )
+    if not table["score"].drop_nulls().is_finite().all():
+        raise LandmarksError(f"{file} holds a score beyond the largest number that can be stored")
+    refuse_twice(table["id"].to_list())
+    return table
+
+
+def read_solution(path: Path | str) -> pl.DataFrame:
+    """Read the ground truth as `id` str, `landmarks` list[i64], `usage` str, sorted by id."""
+    file = Path(path)
+    rows = _checked(SOLUTION, file)
+    refuse_twice(rows["id"].to_list())
+    shown = pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64))
+    return rows.select("id", landmarks=shown, usage="Usage").sort("id")
+
+
+def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple[Arrays, pl.Series]:
+    """Return the predictions of every photograph of `solution`, and the landmark id of each label used in them.
+
+    A photograph that the submission leaves out has no answer. Raises on photographs that the solution does not hold.
+    """
+    strange = submission.join(solution, on="id", how="anti")
+    if len(strange):
+        raise LandmarksError(
+            f"{len(strange)} photographs of the submission are not in the solution",
+            received=strange["id"][0],
+            expected="the ids of the test set (train, index and test have ids of one kind)",
+        )
+    table = solution.join(submission, on="id", how="left").sort("id")
+    shown = table["landmarks"].explode(empty_as_null=False).drop_nulls()
+    landmark_ids = pl.concat([shown, table["landmark_id"].drop_nulls()]).unique().sort()
+    scores = table["score"].to_numpy()
+    lowest = np.nanmin(scores) if np.isfinite(scores).any() else 0.0
+    answers = landmark_ids.search_sorted(table["landmark_id"].fill_null(landmark_ids.max() or 0)).to_numpy()
+    counts = table["landmarks"].list.len().to_numpy()
+    arrays = Arrays(
+        ids=table["id"].to_numpy(),
+        truth=Truth(np.repeat(np.arange(len(table)), counts), landmark_ids.search_sorted(shown).to_numpy(), len(table)),
+        labels=np.where(np.isnan(scores), NO_ANSWER, answers.astype(np.int64))[:, None],
+        scores=np.where(np.isnan(scores), np.nextafter(lowest, -np.inf), scores)[:, None],
+        groups=np.full(len(table), -1),
+        usage=table["usage"].to_numpy(),
+    )
+    return arrays, landmark_ids
+
+
+def _checked(table: CsvTable, file: Path) -> pl.DataFrame:
+    """Return a CSV's rows as text; raise that names the first line which does not fit the columns' patterns."""
+    columns = {name: Column(column.pattern, column.meaning) for name, column in table.columns.items()}
+    as_text = CsvTable(table.path, columns)
+    rows = collect(scan(as_text, file), as_text, file)
+    fits = [pl.col(name).fill_null("").str.contains(f"^(?:{column.pattern})$") for name, column in columns.items()]
+    if not rows.select(pl.all_horizontal(fits).all()).item():
+        raise strange_row(as_text, file)
+    return rows

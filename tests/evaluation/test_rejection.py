@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import mahalanobis
+from scipy.special import logsumexp
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from landmarks.evaluation import rejection
+from landmarks.evaluation.choice import choose_threshold, compare_rules, halves_of, rules_of
+from landmarks.evaluation.reference import sample
+from landmarks.evaluation.rejection import Rule, combined_rule, directions, make_reference, rejection_scores
+from landmarks.support.errors import LandmarksError
+
+RANDOM = np.random.default_rng(0)
+CENTRES = RANDOM.gamma(1.0, size=(4, 12))
+TRAIN_LABELS = np.repeat(np.arange(4), 30)
+TRAIN = np.abs(CENTRES[TRAIN_LABELS] + RANDOM.normal(0, 0.2, (120, 12)))
+KNOWN = np.abs(CENTRES[np.arange(40) % 4] + RANDOM.normal(0, 0.2, (40, 12)))
+UNKNOWN = RANDOM.gamma(1.0, size=(40, 12))
+
+
+def scores_of(features: np.ndarray) -> dict[str, np.ndarray]:
+    reference = make_reference(directions(TRAIN), TRAIN_LABELS, "digest")
+    return rejection_scores(features.astype(np.float32), features[:, :4].astype(np.float32), reference)
+
+
+def test_energy_is_the_log_sum_of_exponentials() -> None:
+    logits = RANDOM.normal(size=(5, 7)).astype(np.float32)
+    assert rejection_scores(logits, logits, None)["energy"] == pytest.approx(logsumexp(logits, axis=1), rel=1e-5)
+
+
+def test_the_nearest_photographs_vote_as_a_plain_loop_says() -> None:
+    roots = np.sign(TRAIN) * np.sqrt(np.abs(TRAIN))
+    roots /= np.linalg.norm(roots, axis=1, keepdims=True)
+    expected = []
+    for row in KNOWN[:10]:
+        photo = np.sqrt(row) / np.linalg.norm(np.sqrt(row))
+        cosines = roots @ photo
+        votes = dict.fromkeys(range(4), 0.0)
+        for place in np.argsort(-cosines)[:10]:
+            votes[int(TRAIN_LABELS[place])] += float(np.exp((cosines[place] - 1) / 0.05))
+        expected.append(np.log(max(votes.values())))
+    assert scores_of(KNOWN[:10])["nearest"] == pytest.approx(expected, abs=0.02)  # photographs in half precision
+
+
+def test_the_distance_to_centres_is_scipys_mahalanobis() -> None:
+    photos, asked = directions(TRAIN).astype(np.float64), directions(KNOWN[:8]).astype(np.float64)
+    means = np.stack([photos[label == TRAIN_LABELS].mean(axis=0) for label in range(4)])
+
+    def inverse(deviations: np.ndarray) -> np.ndarray:
+        covariance = deviations.T @ deviations / len(deviations)
+        return np.linalg.inv(0.9 * covariance + 0.1 * np.trace(covariance) / 12 * np.eye(12))
+
+    within, overall = inverse(photos - means[TRAIN_LABELS]), inverse(photos - photos.mean(axis=0))
+    expected = [
+        mahalanobis(row, photos.mean(axis=0), overall) ** 2 - min(mahalanobis(row, mean, within) ** 2 for mean in means)
+        for row in asked
+    ]
+    assert scores_of(KNOWN[:8])["centre"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_landmarks_score_higher_than_anything_else() -> None:
+    known, unknown = scores_of(KNOWN), scores_of(UNKNOWN)
+    for name in ("nearest", "centre"):
+        assert np.median(known[name]) > np.quantile(unknown[name], 0.9)
+
+
+def test_wide_features_are_folded_and_keep_their_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = RANDOM.gamma(1.0, size=(6, 20_000))
+    exact = directions(wide)
+    monkeypatch.setattr(rejection, "MAX_WIDTH", 20_000)
+    exact = directions(wide)
+    monkeypatch.setattr(rejection, "MAX_WIDTH", 2048)
+    folded = directions(wide)
+    assert folded.shape == (6, 2048)
+    assert folded @ folded.T == pytest.approx(exact @ exact.T, abs=0.08)
+
+
+def test_one_photograph_per_landmark_is_enough_for_a_reference() -> None:
+    reference = make_reference(directions(TRAIN[::30]), np.arange(4), "digest")
+    assert np.isfinite(rejection_scores(KNOWN, KNOWN, reference)["centre"]).all()
+
+
+def test_the_combined_rule_is_scikit_learns_logistic_regression() -> None:
+    scores = {"a": RANDOM.normal(size=60).astype(np.float32), "b": RANDOM.normal(5, 3, size=60).astype(np.float32)}
+    known = scores["a"] + RANDOM.normal(size=60) > 0
+    matrix = np.stack([scores["a"], scores["b"]], axis=1).astype(np.float64)
+    scaled = StandardScaler().fit_transform(matrix)
+    expected = LogisticRegression(class_weight="balanced").fit(scaled, known).decision_function(scaled)
+    assert combined_rule(scores, known).apply(scores) == pytest.approx(expected, abs=1e-5)
+
+
+def some_scores() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    known = np.arange(400) % 2 == 0
+    good = known * 2.0 + RANDOM.normal(size=400)
+    scores = {"probability": RANDOM.random(400), "energy": good, "nearest": good + RANDOM.normal(size=400)}
+    usage = np.array(["Public", "Private"], dtype=object)[np.arange(400) // 2 % 2]
+    return {name: values.astype(np.float32) for name, values in scores.items()}, known, usage
+
+
+def test_rule_and_threshold_are_chosen_without_the_private_part() -> None:
+    scores, known, usage = some_scores()
+    halves = halves_of(usage, np.full(400, -1))
+    stored = choose_threshold(scores, known, halves, 0.1)
+    blind = {name: np.where(usage == "Private", 0, values) for name, values in scores.items()}
+    told_nothing = choose_threshold(blind, known, halves, 0.1)
+    assert (stored["rule"], stored["threshold"]) == (told_nothing["rule"], told_nothing["threshold"])
+    values = Rule(**stored["rule"]).apply(scores)
+    public_others = values[(usage == "Public") & ~known]
+    assert np.mean(public_others >= stored["threshold"]) <= 0.1
+    assert 0.03 < stored["accepted_unknown"] < 0.25
+
+
+def test_rules_are_compared_with_thresholds_from_the_chosen_part() -> None:
+    scores, known, usage = some_scores()
+    halves = halves_of(usage, np.full(400, -1))
+    rules = rules_of(scores, known, halves.chosen)
+    rows = compare_rules(rules, scores, known, halves)
+    assert {row["score"] for row in rows} == {"probability", "energy", "nearest", "combined"}
+    assert rows[-1]["score"] == "probability"
+    assert rows[0]["auroc"] > 0.85
+    assert all(row["lost"] < 0.12 for row in rows)
+
+
+def test_without_public_and_private_whole_groups_are_set_aside() -> None:
+    groups = np.repeat(np.arange(50), 4)
+    halves = halves_of(np.full(200, None, dtype=object), groups)
+    assert not (set(groups[halves.chosen]) & set(groups[halves.reported]))
+    assert 0.3 < halves.chosen.mean() < 0.7
+
+
+def test_too_few_others_for_a_rate_is_said() -> None:
+    scores, known, usage = some_scores()
+    with pytest.raises(LandmarksError, match="too few photographs of anything else"):
+        choose_threshold(scores, known, halves_of(usage, np.full(400, -1)), 0.001)
+
+
+def test_remembered_photographs_are_as_even_over_landmarks_as_can_be() -> None:
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 10)
+    kept = sample(labels, 20)
+    counts = np.bincount(labels[kept])
+    assert counts.tolist() == [8, 3, 8]
+    assert sample(labels, 63).all()

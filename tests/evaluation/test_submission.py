@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landmarks.cli.main import run as landmarks
+from landmarks.dataset.manifest import Dataset
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.evaluation.judge import judge
+from landmarks.evaluation.predictions import read_predictions
+from landmarks.evaluation.submission import read_solution, read_submission, write_submission
+from landmarks.support.errors import LandmarksError
+from landmarks.training.run import Run
+
+SOLUTION = """id,landmarks,Usage
+000000000000000a,0 12,Public
+000000000000000b,"100 200 300",Private
+000000000000000c,1,Public
+000000000000000d,,Private
+000000000000000e,,Private
+"""
+
+
+@pytest.fixture
+def solution(tmp_path: Path) -> Path:
+    path = tmp_path / "solution.csv"
+    path.write_text(SOLUTION)
+    return path
+
+
+def submission(folder: Path, *rows: str) -> Path:
+    path = folder / "mine.csv"
+    path.write_text("\n".join(["id,landmarks", *rows]) + "\n")
+    return path
+
+
+PUBLISHED = ("000000000000000b,0 0.01", "000000000000000c,1 10.0", "000000000000000d,150 15.0", "000000000000000e,")
+
+
+def test_the_published_example_by_files(tmp_path: Path, solution: Path) -> None:
+    numbers = judge(submission(tmp_path, *PUBLISHED), solution)
+    assert numbers["gap"] == pytest.approx(0.166667, abs=1e-6)
+    assert numbers["gap_of_known"] == pytest.approx(0.333333, abs=1e-6)
+    assert numbers["top1"]["value"] == pytest.approx(0.333333, abs=1e-6)
+    assert numbers["gap_of_usage"] == {"Public": pytest.approx(0.5), "Private": 0.0}
+    assert (numbers["photographs"], numbers["known"], numbers["answered"]) == (5, 3, 3)
+    assert numbers["log_loss"] is None
+    assert numbers["ece"] is None
+
+
+def test_several_landmarks_and_none_are_read_from_the_solution(solution: Path) -> None:
+    table = read_solution(solution)
+    assert table["landmarks"].to_list() == [[0, 12], [100, 200, 300], [1], [], []]
+
+
+def test_a_folder_is_written_that_report_reads(tmp_path: Path, solution: Path) -> None:
+    path = submission(tmp_path, *PUBLISHED)
+    assert landmarks(["evaluate", str(path), "--truth", str(solution), "-o", str(tmp_path / "judged")]) == 0
+    table = read_predictions(tmp_path / "judged" / "predictions" / "mine.parquet")
+    labels = pl.read_parquet(tmp_path / "judged" / "labels.parquet")
+    assert labels["landmark_id"].to_list() == [0, 1, 12, 100, 150, 200, 300]
+    assert table["truth"].to_list() == [[0, 2], [3, 5, 6], [1], [], []]
+    assert table["label"].to_list() == [[], [0], [1], [4], []]
+    assert landmarks(["report", str(tmp_path / "judged"), "-o", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("000000000000000b,0 nan", "line 2"),
+        ("000000000000000b,0 inf", "line 2"),
+        ("000000000000000b,0", "line 2"),
+        ("000000000000000b,0 0.5 1 0.4", "line 2"),
+        ("000000000000000b,x 0.5", "line 2"),
+        ("short,0 0.5", "line 2"),
+        ("000000000000000b,0 1e999", "largest number"),
+        ("00000000000000ff,0 0.5", "not in the solution"),
+    ],
+)
+def test_what_is_no_prediction_is_refused_by_name(tmp_path: Path, solution: Path, row: str, complaint: str) -> None:
+    with pytest.raises(LandmarksError, match=complaint):
+        judge(submission(tmp_path, row), solution)
+
+
+def test_a_photograph_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> None:
+    with pytest.raises(LandmarksError, match='"000000000000000b" twice'):
+        judge(submission(tmp_path, "000000000000000b,0 0.5", "000000000000000b,0 0.4"), solution)
+
+
+def test_an_empty_submission_scores_nothing(tmp_path: Path, solution: Path) -> None:
+    numbers = judge(submission(tmp_path, "000000000000000b,"), solution)
+    assert numbers["gap"] == numbers["top1"]["value"] == 0.0
+
+
+def test_a_runs_answers_go_out_and_come_back_with_the_same_numbers(
+    run: Run, test_data: Dataset, tmp_path: Path
+) -> None:
+    exported = tmp_path / "out.csv"
+    numbers = evaluate(run.folder, data=test_data.folder, submission=exported)
+    shown = test_data.photos.select(
+        "id",
+        landmarks=pl.when(pl.col("landmarks").is_not_null())
+        .then(pl.col("landmarks").cast(pl.List(pl.String)).list.join(" "))
+        .when(pl.col("landmark_id") == 44)
+        .then(pl.lit(""))
+        .otherwise(pl.col("landmark_id").cast(pl.String))
+        .fill_null(""),
+        Usage="usage",
+    )
+    shown.write_csv(tmp_path / "solution.csv")
+    back = judge(exported, tmp_path / "solution.csv")
+    assert back["gap"] == pytest.approx(numbers["gap"])
+    assert back["top1"] == numbers["top1"] | {
+        "low": back["top1"]["low"],
+        "high": back["top1"]["high"],
+        "method": back["top1"]["method"],
+    }
+
+
+@given(st.lists(st.tuples(st.none() | st.integers(0, 203_093), st.floats(0, 1, width=32)), min_size=1, max_size=20))
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, answers: list[tuple[int | None, float]]
+) -> None:
+    path = tmp_path_factory.mktemp("submission") / "s.csv"
+    ids = pl.Series([f"{number:016x}" for number in range(len(answers))])
+    landmark_ids = pl.Series([landmark for landmark, _ in answers], dtype=pl.Int64)
+    write_submission(path, ids, landmark_ids, pl.Series([score for _, score in answers], dtype=pl.Float32))
+    table = read_submission(path)
+    assert table["landmark_id"].to_list() == landmark_ids.to_list()
+    for (landmark, score), read in zip(answers, table["score"], strict=True):
+        assert read is None if landmark is None else np.float32(read) == np.float32(score)
+
+
+def test_a_score_that_is_no_number_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match="no number"):
+        write_submission(tmp_path / "s.csv", pl.Series(["a"]), pl.Series([1]), pl.Series([float("nan")]))
+
+
+def test_a_submission_without_a_truth_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert landmarks(["evaluate", str(submission(tmp_path, *PUBLISHED))]) == 2
+    assert "--truth" in capsys.readouterr().err
