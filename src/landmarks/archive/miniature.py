@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import hashlib
 import io
 import math
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,11 @@ from landmarks.support.files import digest_of, held, read_record, write_record, 
 from landmarks.support.seeds import generator
 
 PHOTOGRAPHS_PER_TAR = 340
-BROKEN = {"cut off": "a JPEG that ends after two thirds", "not a picture": "a text named .jpg"}
+WORTH_PROCESSES = 80
+"""Photographs from which on it pays to start other processes."""
+
+FAULTS = ("cut off", "not a picture")
+"""What is wrong with two files of the train set: a JPEG that ends too soon, and a text named .jpg."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,10 @@ def make_miniature(
         known = choose_landmarks(landmarks, seed)
         train = train_photographs(known, photographs, size, seed)
         test = test_photographs(known, photographs, others, size, seed)
-        with (
-            progress("photographing the miniature", total=len(train) + len(test)) as advance,
-            _workers(len(train) + len(test)) as workers,
-        ):
-            for name, taken in (("train", train), ("test", test)):
-                _write_tars(folder, name, taken, workers, advance)
+        count = len(train) + len(test)
+        with progress("photographing the miniature", count) as advance, _photographers(count) as photograph_all:
+            _write_tars(folder, "train", train, photograph_all, advance)
+            _write_tars(folder, "test", test, photograph_all, advance)
         write_metadata(folder, known, train, test, seed)
         write_record(marker, whole, verb="demo", inputs=digest_of(whole))
         note(f"miniature: {len(train)} train and {len(test)} test photographs of {landmarks} landmarks in {folder}")
@@ -114,8 +117,10 @@ def train_photographs(known: Sequence[Landmark], mean: int, size: int, seed: int
         for shot in _album(("train", landmark.id), ((landmark.kind, landmark.number),), int(count), size, seed)
     ]
     order = [taken[i] for i in rng.permutation(len(taken))]
-    for fault, place in zip(BROKEN, rng.choice(len(order), size=min(2, len(order)), replace=False), strict=False):
-        order[place] = Photograph(order[place].shot, order[place].landmarks, fault=fault)
+    for fault, place in zip(
+        FAULTS, rng.choice(len(order), size=min(len(FAULTS), len(order)), replace=False), strict=False
+    ):
+        order[place] = replace(order[place], fault=fault)
     return order
 
 
@@ -128,13 +133,13 @@ def test_photographs(known: Sequence[Landmark], mean: int, others: int, size: in
         for number, shot in enumerate(_album(("test", landmark.id), seen, max(1, mean // 5), size, seed)):
             second = known[int(rng.integers(len(known)))]
             if number % 12 == 5 and second.id != landmark.id:
-                both = Shot(**{**vars(shot), "landmarks": (*seen, (second.kind, second.number))})
+                both = replace(shot, landmarks=(*seen, (second.kind, second.number)))
                 taken.append(Photograph(both, tuple(sorted((landmark.id, second.id)))))
             else:
                 taken.append(Photograph(shot, (landmark.id,)))
     taken += [Photograph(shot, ()) for shot in _album(("test", "others"), (), others, size, seed)]
     usage = ["Public" if share < 0.35 else "Private" for share in rng.random(len(taken))]
-    return [Photograph(taken[i].shot, taken[i].landmarks, usage[i]) for i in rng.permutation(len(taken))]
+    return [replace(taken[i], usage=usage[i]) for i in rng.permutation(len(taken))]
 
 
 def _album(
@@ -157,28 +162,29 @@ def _album(
         yield Shot(photo_id, seed, author, visit, stand, landmarks, size)
 
 
-class _Here(concurrent.futures.Executor):
-    """Does the work in this process: for so few photographs that starting others would take longer."""
-
-    def map(self, fn, *iterables, timeout=None, chunksize=1):  # type: ignore[no-untyped-def]
-        return map(fn, *iterables)
-
-
-def _workers(photographs: int) -> concurrent.futures.Executor:
+@contextlib.contextmanager
+def _photographers(photographs: int) -> Iterator[Callable[[Sequence[Shot]], Iterator[bytes]]]:
+    """Yield what takes photographs in order: several processes, or this one where starting others takes longer."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if photographs < 80 or processors == 1:
-        return _Here()
-    return concurrent.futures.ProcessPoolExecutor(processors, mp_context=multiprocessing.get_context("spawn"))
+    if photographs < WORTH_PROCESSES or processors == 1:
+        yield lambda shots: map(take, shots)
+        return
+    with ProcessPoolExecutor(processors, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda shots: pool.map(take, shots, chunksize=8)
 
 
 def _write_tars(
-    folder: Path, name: str, taken: Sequence[Photograph], workers: concurrent.futures.Executor, advance: Advance
+    folder: Path,
+    name: str,
+    taken: Sequence[Photograph],
+    photograph_all: Callable[[Sequence[Shot]], Iterator[bytes]],
+    advance: Advance,
 ) -> None:
     """Write one set's TARs and the MD5 file of each."""
     count = max(1, math.ceil(len(taken) / PHOTOGRAPHS_PER_TAR))
     for number in range(count):
         part = taken[number::count]
-        pictures = workers.map(take, [photograph.shot for photograph in part], chunksize=8)
+        pictures = photograph_all([photograph.shot for photograph in part])
         path = folder / name / f"images_{number:03d}.tar"
         with written_whole(path) as aside:
             _write_tar(aside, part, pictures, advance)

@@ -40,8 +40,8 @@ def camera_of(author: str, seed: int) -> Camera:
     rng = generator(seed, "camera", author)
     return Camera(
         aspect=ASPECTS[rng.choice(4, p=[0.5, 0.3, 0.12, 0.08])],
-        exposure=float(rng.normal(0, 0.18)),
-        warmth=float(rng.normal(0, 0.05)),
+        exposure=float(rng.normal(0, 0.25)),
+        warmth=float(rng.normal(0, 0.09)),
         saturation=float(rng.uniform(0.8, 1.3)),
         contrast=float(rng.uniform(0.88, 1.12)),
         softness=float(rng.choice([0.0, 0.0, 0.3, 0.6])),
@@ -49,7 +49,7 @@ def camera_of(author: str, seed: int) -> Camera:
         vignette=float(rng.uniform(0, 0.45)),
         quality=int(rng.integers(58, 95)),
         notes_orientation=bool(rng.random() < 0.3),
-        monochrome=float(rng.choice([0.0, 0.0, 0.0, 0.12])),
+        monochrome=float(rng.choice([0.0, 0.0, 0.0, 0.25])),
     )
 
 

@@ -40,7 +40,7 @@ def lit_ground(scene: Scene, sight: Sight, shadows: Shadows) -> Floats:
     light = weather.sun[:, None] * (weather.towards_sun[2] * shadows.light(sight.points))
     night = weather.night * 0.34 * np.exp(-np.hypot(x, y) / 38)
     light = light + weather.ambient[:, None] * 0.92 + NIGHT_LIGHT[:, None] * night
-    lit = colour * np.float32(ground.tint) * light
+    lit = colour * np.broadcast_to(np.float32(ground.tint), 3)[:, None] * light
     if ground.water:
         wet = np.flatnonzero(under_water(ground, sight.points))
         lit[:, wet] = _water(scene, sight.of(wet))

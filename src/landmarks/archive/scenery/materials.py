@@ -22,6 +22,10 @@ ROOFS = {
     "jade": Paint(0.07, 0.28, 0.20, TILES),
     "ochre": Paint(0.55, 0.33, 0.08, TILES),
 }
+QUARRIES = ("sandstone", "limestone", "rose", "granite")
+ROOFERS = ("terracotta", "slate", "copper")
+"""What monuments are built of: few stones and roofs, so that a colour alone tells no landmark from the next."""
+
 WINDOW = Paint(0.05, 0.07, 0.10, GLASS)
 WOOD = Paint(0.13, 0.06, 0.03, PLAIN)
 DARK = Paint(0.03, 0.03, 0.035, PLAIN)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from landmarks.archive.scenery import tall, wide
-from landmarks.archive.scenery.materials import ROOFS, STONES, Character
+from landmarks.archive.scenery.materials import QUARRIES, ROOFERS, ROOFS, STONES, Character
 from landmarks.archive.scenery.solids import Mesh, turned
 from landmarks.support.seeds import generator
 
@@ -45,12 +45,15 @@ class Monument:
 
 
 @lru_cache(maxsize=64)
-def monument(kind: str, seed: int) -> Monument:
-    """Build the landmark of this kind and seed; the same ones always give the same building."""
-    rng = generator("monument", kind, seed)
+def monument(kind: str, number: int, seed: int) -> Monument:
+    """Build one of the landmarks of a kind, `number` counting from 0; the same keys always give the same building.
+
+    Those that share a kind differ in their stone and in their roof.
+    """
+    shared, rng = generator("monument", kind, seed), generator("monument", kind, seed, number)
     own = Character(
-        stone=STONES[str(rng.choice(sorted(STONES)))],
-        roof=ROOFS[str(rng.choice(sorted(ROOFS)))],
+        stone=STONES[QUARRIES[(int(shared.integers(len(QUARRIES))) + number) % len(QUARRIES)]],
+        roof=ROOFS[ROOFERS[(int(shared.integers(len(ROOFERS))) + number) % len(ROOFERS)]],
         slim=float(rng.uniform(0.86, 1.2)),
         many=int(rng.integers(3)),
     )

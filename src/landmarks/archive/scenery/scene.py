@@ -27,7 +27,8 @@ class Ground:
     turn: float = 0.0
     """direction in which the water lies or flows, in radians"""
 
-    tint: float = 1.0
+    tint: float | Floats = 1.0
+    """factor on the colour, or (3,) factors"""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +13,7 @@ from landmarks.archive.scenery.monuments import Monument, monument
 from landmarks.archive.scenery.nowhere import nothing_in_particular
 from landmarks.archive.scenery.render import render
 from landmarks.archive.scenery.scene import Ground, Scene, View
-from landmarks.archive.scenery.solids import Floats, Mesh, joined, moved
+from landmarks.archive.scenery.solids import LEAVES, Floats, Mesh, joined, moved
 from landmarks.archive.scenery.surroundings import house, lamp_post, person, tree
 from landmarks.support.seeds import generator
 
@@ -32,10 +32,36 @@ class Shot:
     """where the author stood: photographs of a burst share it, and the passers-by"""
 
     landmarks: tuple[tuple[str, int], ...]
-    """(kind, seed) of the monument, and of a second one behind it; empty: nothing in particular"""
+    """(kind, number) of the monument, and of a second one behind it; empty: nothing in particular"""
 
     size: int
     """pixels of the longer side"""
+
+
+@dataclass(frozen=True)
+class Season:
+    """What a time of the year does to leaves and grass: factors on red, green and blue; winter lays snow."""
+
+    leaves: tuple[float, float, float]
+    grass: tuple[float, float, float]
+    snow: bool = False
+
+    def over(self, scene: Scene) -> Scene:
+        """Return the scene in this season."""
+        leaves = scene.mesh.surface == LEAVES
+        tinted = np.where(leaves[:, None], scene.mesh.colour * np.array(self.leaves, np.float32), scene.mesh.colour)
+        around = "snow" if self.snow and scene.ground.around == "grass" else scene.ground.around
+        grass = self.grass if around == "grass" else (1.0, 1.0, 1.0)
+        ground = replace(scene.ground, around=around, tint=scene.ground.tint * np.array(grass, np.float32))
+        return replace(scene, mesh=replace(scene.mesh, colour=tinted), ground=ground)
+
+
+SEASONS = (
+    Season(leaves=(1.1, 1.15, 0.9), grass=(1.0, 1.1, 0.9)),
+    Season(leaves=(0.9, 0.95, 0.9), grass=(1.5, 1.12, 0.95)),
+    Season(leaves=(2.7, 0.95, 0.7), grass=(1.35, 0.95, 0.8)),
+    Season(leaves=(2.2, 1.9, 4.0), grass=(1.0, 1.0, 1.0), snow=True),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,8 @@ class Place:
 def take(shot: Shot) -> bytes:
     """Return the photograph as the bytes of a JPEG."""
     camera = camera_of(shot.author, shot.seed)
-    weather = weather_of(generator(shot.seed, "visit", shot.visit))
+    visit = generator(shot.seed, "visit", shot.visit)
+    weather, season = weather_of(visit), SEASONS[visit.choice(len(SEASONS), p=[0.3, 0.34, 0.2, 0.16])]
     stand = generator(shot.seed, "stand", shot.stand)
     hand = generator(shot.seed, "hand", shot.id)
     width, height = format_of(camera, shot.size, stand)
@@ -64,7 +91,7 @@ def take(shot: Shot) -> bytes:
         scene, view = _at_a_landmark(shot, weather, stand, hand, height / max(width, height))
     else:
         scene, view = nothing_in_particular(weather, stand, hand)
-    return develop(render(scene, view, width, height), camera, hand)
+    return develop(render(season.over(scene), view, width, height), camera, hand)
 
 
 def weather_of(rng: np.random.Generator) -> Weather:
@@ -81,14 +108,13 @@ def weather_of(rng: np.random.Generator) -> Weather:
 
 
 @lru_cache(maxsize=64)
-def place_of(kind: str, seed: int) -> Place:
+def place_of(kind: str, number: int, seed: int) -> Place:
     """Build a landmark and its fixed surroundings."""
-    rng = generator("place", kind, seed)
-    built = monument(kind, seed)
+    rng = generator("place", kind, number, seed)
+    built = monument(kind, number, seed)
     radius = built.radius
-    around = str(rng.choice(["grass", "sand", "paving", "snow"], p=[0.55, 0.16, 0.24, 0.05]))
     ground = Ground(
-        around,
+        str(rng.choice(["grass", "grass", "grass", "paving"])),
         paved_radius=radius * float(rng.choice([0.0, 1.15, 1.5])),
         water="river" if kind == "arch bridge" else "sea" if built.water else "",
         shore=radius * (0.42 if kind == "arch bridge" else 0.75),
@@ -97,7 +123,7 @@ def place_of(kind: str, seed: int) -> Place:
     )
     trees = tuple(
         (*_beside(rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.15, 2.6) + 4, 0.0), tree(rng))
-        for _ in range(int(rng.integers(3, 11)))
+        for _ in range(int(rng.integers(3, 8)))
     )
     houses = tuple(
         (*_beside(rng.uniform(0, 2 * np.pi), radius * rng.uniform(2.4, 3.4) + 14, 0.0), house(rng))
@@ -122,7 +148,7 @@ def _at_a_landmark(
     shot: Shot, weather: Weather, stand: np.random.Generator, hand: np.random.Generator, upright: float
 ) -> tuple[Scene, View]:
     """Return the scene of a landmark and the view from somewhere around it, a little shaken by `hand`."""
-    place = place_of(*shot.landmarks[0])
+    place = place_of(*shot.landmarks[0], shot.seed)
     built = place.monument
     view, bearing = _standpoint(place, stand, hand, upright)
     x, y, _ = view.position
@@ -144,8 +170,8 @@ def _at_a_landmark(
         near = distance - stand.uniform(8, 13)
         aside = stand.choice([-1, 1]) * stand.uniform(2.4, 5.5)
         meshes.append(moved(tree(stand), *_beside(bearing, near, aside)))
-    for kind, seed in shot.landmarks[1:]:
-        other = monument(kind, seed)
+    for kind, number in shot.landmarks[1:]:
+        other = monument(kind, number, shot.seed)
         gap = built.radius + other.radius
         aside = float(stand.choice([-1, 1])) * gap * 0.8
         meshes.append(moved(other.mesh, *_beside(bearing, -gap * 0.7, aside)))
@@ -165,20 +191,20 @@ def _standpoint(
 ) -> tuple[View, float]:
     """Return a view from somewhere around the monument that has it in the picture, and the bearing of the camera."""
     built = place.monument
-    favourite = stand.random() < 0.4
+    favourite = stand.random() < 0.25
     bearing = place.front + stand.normal(0, 0.5) if favourite else stand.uniform(0, 2 * np.pi)
     bearing = float(bearing + hand.normal(0, 0.012))
     size = max(built.height, 1.5 * built.radius)
-    distance = float(built.radius + size * stand.uniform(0.55, 2.4)) * float(1 + hand.normal(0, 0.012))
+    distance = float(built.radius + size * stand.uniform(0.5, 2.7)) * float(1 + hand.normal(0, 0.012))
     eye = 1.7 if stand.random() < 0.8 else float(stand.uniform(6, 0.8 * built.height + 8))
-    fills = float(stand.choice([0.5, 0.75, 0.95, 1.25], p=[0.2, 0.35, 0.3, 0.15]) * stand.uniform(0.9, 1.1))
+    fills = float(stand.choice([0.4, 0.65, 0.9, 1.4], p=[0.2, 0.3, 0.3, 0.2]) * stand.uniform(0.9, 1.1))
     zoom = float(np.clip(fills * upright * distance / max(built.height * 1.1, 1.3 * built.radius), 0.55, 2.6))
-    aim_aside = stand.normal(0, 0.18) * built.radius + hand.normal(0, 0.02) * size
-    aim_up = built.height * stand.uniform(0.34, 0.55) + hand.normal(0, 0.015) * size
+    aim_aside = stand.normal(0, 0.38) * built.radius + hand.normal(0, 0.02) * size
+    aim_up = built.height * stand.uniform(0.26, 0.62) + hand.normal(0, 0.015) * size
     view = View(
         position=(*_beside(bearing, distance, 0.0), eye),
         target=(*_beside(bearing, 0.0, float(aim_aside)), float(aim_up)),
         zoom=zoom,
-        roll=float(stand.normal(0, 0.02) + hand.normal(0, 0.006)),
+        roll=float(stand.normal(0, 0.035) + hand.normal(0, 0.006)),
     )
     return view, bearing
