@@ -175,6 +175,11 @@ def test_redirects_stay_on_http_and_work(folder: Path) -> None:
             assert whole(open_mirror(front.address, patience=HASTY)) == (folder / TAR).read_bytes()
 
 
+def test_a_server_that_knows_get_alone_tells_sizes(folder: Path) -> None:
+    with serving(folder, lambda request: Fault(status=405) if request.method == "HEAD" else None) as server:
+        assert open_mirror(server.address, patience=HASTY).head(TAR)[0] == (folder / TAR).stat().st_size
+
+
 def test_a_server_without_ranges_is_noticed_at_the_first_answer(folder: Path) -> None:
     for fault in (Fault(ignore_range=True), Fault(headers={"Content-Encoding": "gzip"})):
         with serving(folder, lambda _, fault=fault: fault) as server:

@@ -70,7 +70,8 @@ def assemble(
     if len(twice):
         remarks.append(f"{twice['id'].n_unique()} photographs lie in several TARs; the first is kept")
     host = blank.mirror.host
-    how = {"plan": str(plan), "requests": host.requests, "retries": host.retries, "remarks": remarks}
+    asked = {"requests_of_this_process": host.requests, "repeated": host.retries}
+    how = {"plan": str(plan), **asked, "remarks": remarks}
     write_record(blank.out / "transfer.json", how, verb="fetch")
     _write_byte_index(blank, plan)
     _tell(dataset, host.retries, failures)
@@ -160,6 +161,6 @@ def _tell(dataset: Dataset, retries: int, failures: dict[int, str]) -> None:
     if len(rejected) > SHOWN:
         note(f"… and {len(rejected) - SHOWN:,} more, all in {dataset.folder / 'rejected.parquet'}")
     counts = f"{len(dataset.photos):,} photographs of {len(dataset.labels):,} landmarks, {len(rejected):,} rejected"
-    note(f"{counts}, {retries} requests repeated")
+    note(counts + (f", {retries} requests were repeated" if retries else ""))
     if failures:
         note(f"{len(failures)} TARs could not be had; run the same command again to try only those")

@@ -8,14 +8,14 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from landmarks.archive.executors import EndedError
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
-from landmarks.archive.patience import MirrorError
+from landmarks.archive.patience import MirrorError, Patience
 from landmarks.archive.tarheader import MOST_BYTES_OF_A_PHOTOGRAPH, Member, TruncatedError, members
 from landmarks.archive.tarindex import MEMBERS, IndexedTar, TarIndex, read_index, write_index
 from landmarks.archive.transfer import ChangedError
@@ -56,9 +56,11 @@ def locate(mirror: str | Path | Mirror, out: str | Path, *, set: str = "train", 
         LandmarksError: the mirror has no such set, or not one TAR could be walked.
         BusyError: another process makes the same index.
     """
-    mirror, out = open_mirror(mirror), Path(out)
     if workers < 1:
         raise UsageError("--workers must be at least 1", received=workers)
+    usual = Patience()
+    patience = replace(usual, connections=max(workers, usual.connections))
+    mirror, out = open_mirror(mirror, patience=patience), Path(out)
     if out.is_dir():
         raise UsageError(f"{out} is a folder", expected="the name of a file, such as index.parquet")
     aside = out.with_name(f".{out.name}.parts")

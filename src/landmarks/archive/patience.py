@@ -171,7 +171,8 @@ def _status(error: Exception) -> str:
 
 
 def _raise_unless_worth_repeating(what: str, error: Exception) -> None:
-    if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError):
+    status = _status(error)
+    if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError) and status in ("", "404"):
         raise AbsentError(f"{what} is not there") from error
     if isinstance(error, obstore.exceptions.NotSupportedError):
         raise RangesRefusedError(f"{what}: the mirror does not answer byte ranges") from error
@@ -180,6 +181,5 @@ def _raise_unless_worth_repeating(what: str, error: Exception) -> None:
         raise RefusedError(f"{what}: {reason_of(error)}") from error
     final = isinstance(error, obstore.exceptions.InvalidPathError | obstore.exceptions.PreconditionError)
     final = final or "LocalFileSystem" in str(error)  # a disk does not get better by asking again
-    status = _status(error)
     if final or (status[:1] in ("3", "4") and status not in _WORTH_REPEATING):
         raise MirrorError(f"{what}: {reason_of(error)}") from error
