@@ -5,11 +5,11 @@ in at most `RADIUS` of 64 bits, or they do not and the hashes differ in at most 
 when one known author took both of one landmark. Whatever is joined directly or through others is a group.
 
 The radii were chosen on 4,779 real photographs of 25 landmarks and of other things (`benchmarks/grouping.py` measures
-again). 8 bits find 99 % or more of a picture's copies that were made smaller, darker or recompressed down to quality 10,
-93 to 99 % of those that got a border, 99 % where 2.5 % were cropped from each side and 77 % where it was 5 %; larger
-crops are mostly missed. Of the pairs of one landmark that are exactly 8 bits apart about two thirds were seen to be one
-picture, of those 10 bits apart less than half. No pair of different landmarks was within 4 bits; 58 were 6 or 8 bits
-apart, and none of them was one picture: five in a million pairs come so near by chance, enough to join the whole
+again). 8 bits find 99 % or more of a picture's copies that were made smaller, darker or recompressed (quality 10), 93
+to 99 % of those that got a border, 99 % where 2.5 % were cropped from each side and 77 % where it was 5 %; larger
+crops are mostly missed. Of the pairs of one landmark that are exactly 8 bits apart about two thirds were seen to be
+one picture, of those 10 bits apart less than half. No pair of different landmarks was within 4 bits; 58 were 6 or 8
+bits apart, and none of them was one picture: five in a million pairs come so near by chance, enough to join the whole
 archive into one group.
 """
 
