@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,14 @@ def test_a_wrong_command_is_told_in_one_line(
     told = capsys.readouterr().err.strip()
     assert line in told
     assert "\n" not in told
+
+
+def test_the_drawing_of_the_house_names_every_file() -> None:
+    root = Path(landmarks.__file__).parent
+    drawing = (root.parents[1] / "docs" / "architecture.md").read_text()
+    files = [path for path in root.rglob("*.py") if path.parent != root and path.name != "__init__.py"]
+    missing = [
+        path for path in files if f"| `{path.relative_to(root / path.relative_to(root).parts[0])}` |" not in drawing
+    ]
+    assert files
+    assert not missing
