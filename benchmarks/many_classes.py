@@ -1,0 +1,184 @@
+"""Many landmarks: accuracy of the heads on frozen features, and memory and time with all 203,094 landmarks.
+
+    python benchmarks/many_classes.py accuracy ../shared/features/gldv1_872x90_pca128.npz
+    python benchmarks/many_classes.py memory
+
+`accuracy` trains on 70 photographs of each of 872 landmarks and tests on its other 20, divided by seed 0: the cosine
+head, and on the same division multinomial logistic regression, ridge regression and the nearest neighbour.
+`memory` makes four optimizer steps (Adam, batch 256, 512 dimensions) with 203,094 landmarks, once with one centre for
+each and once with three, each in a process of its own, and reports the largest resident memory and seconds per step.
+Results stand in `benchmarks/results/many-classes-*.json`, with the machine they were measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from results import keep
+from torch import Tensor, nn
+
+from landmarks.networks.heads import CosineHead, LinearHead
+from landmarks.support.seeds import generator
+
+LANDMARKS, DIMENSIONS, BATCH, STEPS = 203_094, 512, 256, 4
+TRAIN, SEED = 70, 0
+
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def divided(path: Path) -> Data:
+    """Return standardised features and labels to train with, and those to test with."""
+    content = np.load(path)
+    features, labels = content["x"].astype(np.float32), content["y"].astype(np.int64)
+    train, test = [], []
+    for label in np.unique(labels):
+        order = generator(SEED, int(label)).permutation(np.flatnonzero(labels == label))
+        train.append(order[:TRAIN])
+        test.append(order[TRAIN:])
+    rows, others = np.concatenate(train), np.concatenate(test)
+    mean, deviation = features[rows].mean(0), features[rows].std(0)
+    features = (features - mean) / deviation
+    return tuple(torch.from_numpy(each) for each in (features[rows], labels[rows], features[others], labels[others]))
+
+
+def shares(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return top-1 and top-5 in percent."""
+    best = scores.topk(5).indices == labels[:, None]
+    return {"top1": 100 * best[:, 0].float().mean().item(), "top5": 100 * best.any(1).float().mean().item()}
+
+
+def trained(head: nn.Module, data: Data, *, epochs: int, learning_rate: float, batch: int = 512) -> Tensor:
+    """Train `head` with Adam and a cosine schedule; return its logits of the test photographs."""
+    features, labels, others, _ = data
+    optimizer = torch.optim.Adam(head.parameters(), learning_rate)
+    total = epochs * -(-len(features) // batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * np.cos(np.pi * step / total))
+    for epoch in range(epochs):
+        order = torch.from_numpy(generator(SEED, epoch, "order").permutation(len(features)))
+        for rows in order.split(batch):
+            optimizer.zero_grad()
+            head.loss(features[rows], labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return torch.cat([head(part) for part in others.split(2048)])
+
+
+def cosine(data: Data) -> Tensor:
+    torch.manual_seed(SEED)
+    head = CosineHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1)
+    return trained(head, data, epochs=20, learning_rate=1e-2)
+
+
+def three_centres(data: Data) -> Tensor:
+    torch.manual_seed(SEED)
+    head = CosineHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1, centres=3)
+    return trained(head, data, epochs=20, learning_rate=1e-2)
+
+
+def logistic(data: Data, penalty: float = 1e-6) -> Tensor:
+    """Multinomial logistic regression, minimised with L-BFGS; `penalty` was chosen among 1e-4 … 1e-7."""
+    features, labels, others, _ = data
+    head = LinearHead(features.shape[1], int(labels.max()) + 1)
+    nn.init.zeros_(head.output.weight)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(features), labels) + penalty * head.output.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return head(others)
+
+
+def ridge(data: Data, penalty: float = 100.0) -> Tensor:
+    features, labels, others, _ = data
+    one_hot = F.one_hot(labels).float() - 1 / (int(labels.max()) + 1)
+    gram = features.T @ features + penalty * torch.eye(features.shape[1])
+    return others @ torch.linalg.solve(gram, features.T @ one_hot)
+
+
+def nearest(data: Data) -> Tensor:
+    """Cosine to the nearest training photograph of each landmark."""
+    features, labels, others, _ = data
+    order = labels.argsort(stable=True)
+    units = F.normalize(features[order], dim=1)
+    classes = int(labels.max()) + 1
+    found = [(F.normalize(part, dim=1) @ units.T).view(len(part), classes, -1).amax(2) for part in others.split(512)]
+    return torch.cat(found)
+
+
+METHODS: dict[str, Callable[[Data], Tensor]] = {
+    "nearest photograph (cosine)": nearest,
+    "ridge regression": ridge,
+    "multinomial logistic regression": logistic,
+    "cosine head, margin 0.1": cosine,
+    "cosine head, three centres": three_centres,
+}
+
+
+def accuracy(path: Path) -> list[dict[str, object]]:
+    data, rows = divided(path), []
+    for name, method in METHODS.items():
+        started = time.perf_counter()
+        rows.append({"head": name, **shares(method(data), data[3]), "seconds": time.perf_counter() - started})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def steps(centres: int) -> dict[str, float]:
+    """Make a few optimizer steps here and return peak memory in GB and seconds per step."""
+    torch.manual_seed(SEED)
+    head = CosineHead(DIMENSIONS, LANDMARKS, embedding=0, centres=centres)
+    optimizer = torch.optim.Adam(head.parameters(), 1e-3, foreach=False)
+    features = torch.randn(BATCH, DIMENSIONS)
+    labels = torch.randint(0, LANDMARKS, (BATCH,))
+    seconds, losses = [], []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        loss = head.loss(features, labels)
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - started)
+        losses.append(loss.item())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"centres": centres, "peak_gb": peak, "seconds_per_step": float(np.median(seconds)), "last_loss": losses[-1]}
+
+
+def memory() -> list[dict[str, float]]:
+    rows = []
+    for centres in (1, 3):
+        command = [sys.executable, __file__, "steps", str(centres)]
+        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["accuracy", "memory", "steps"])
+    parser.add_argument("argument", nargs="?")
+    chosen = parser.parse_args()
+    if chosen.what == "steps":
+        print(json.dumps(steps(int(chosen.argument))))
+        return
+    rows = accuracy(Path(chosen.argument)) if chosen.what == "accuracy" else memory()
+    keep(f"many-classes-{chosen.what}", rows, seed=SEED, torch=torch.__version__, threads=torch.get_num_threads())
+
+
+if __name__ == "__main__":
+    main()
