@@ -6,6 +6,11 @@ import numpy as np
 from sklearn.linear_model import Ridge
 
 from landmarks.training import probe
+from landmarks.training.features import Rows
+
+
+def rows(values: np.ndarray) -> Rows:
+    return Rows(values, np.arange(len(values)))
 
 
 def test_the_probe_answers_as_ridge_regression_does(monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -17,7 +22,7 @@ def test_the_probe_answers_as_ridge_regression_does(monkeypatch) -> None:  # typ
     x, y = x[:200], y[:200]
     monkeypatch.setattr(probe, "PENALTIES", (0.1,))
     monkeypatch.setattr(probe, "BLOCK", 64)
-    found = probe.ridge_probe(x, y, x_val, y_val, 5)
+    found = probe.ridge_probe(rows(x), y, rows(x_val), y_val, 5)
 
     wide = x.astype(float)
     scale = np.trace((wide - wide.mean(0)).T @ (wide - wide.mean(0))) / 12
@@ -29,4 +34,4 @@ def test_a_landmark_without_photographs_is_never_answered() -> None:
     random = np.random.default_rng(1)
     y = random.integers(0, 2, 60)
     x = np.eye(2)[y] + random.normal(size=(60, 2)) * 0.1
-    assert probe.ridge_probe(x, y, x, y, classes=4).val_accuracy == 1.0
+    assert probe.ridge_probe(rows(x), y, rows(x), y, classes=4).val_accuracy == 1.0

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from landmarks.support.errors import UsageError
-from landmarks.training.recipe import SHIPPED, recipe_named
+from landmarks.training.recipe import SHIPPED, assigned, recipe_named
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -57,3 +57,26 @@ def test_what_cannot_be_used_is_told_in_one_line(changes: dict, words: str) -> N
     with pytest.raises(UsageError, match=words) as caught:
         recipe_named(name, **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_are_read_from_the_command_line() -> None:
+    settings = assigned(["epochs=3", "frozen_statistics=true", "head=linear", "smallest_crop=0.5", "clip = 2"])
+    recipe = recipe_named("default", **settings)
+    assert (recipe.epochs, recipe.frozen_statistics, recipe.head) == (3, True, "linear")
+    assert (recipe.augmentation.smallest_crop, recipe.clip) == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs", "expected name=value"),
+        ("epochs=many", "expected int"),
+        ("epochs=true", "expected int"),
+        ("epocs=3", 'did you mean "epochs"'),
+        ("name=mine", 'no setting "name"'),
+        ("smallest_crop=[1]", "expected float"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_told(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipe_named("default", **assigned([text]))

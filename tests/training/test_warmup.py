@@ -10,15 +10,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from landmarks.networks.network import build_network
+from landmarks.training.features import Rows
 from landmarks.training.recipe import recipe_named
 from landmarks.training.warmup import class_weights, measure_head, warm_up
 
 
-def clusters(count: int, seed: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def clusters(count: int, seed: int, width: int) -> tuple[Rows, np.ndarray]:
     centres = np.random.default_rng(7).normal(size=(4, width)) * 0.25
     random = np.random.default_rng(seed)
     y = random.integers(0, 4, count)
-    return (centres[y] + random.normal(size=(count, width))).astype(np.float16), y.astype(np.int64)
+    x = (centres[y] + random.normal(size=(count, width))).astype(np.float16)
+    return Rows(x, np.arange(count)), y.astype(np.int64)
 
 
 def test_a_linear_head_ends_where_logistic_regression_does() -> None:
@@ -27,8 +29,8 @@ def test_a_linear_head_ends_where_logistic_regression_does() -> None:
     x_val, y_val = clusters(400, 1, network.width)
     recipe = replace(recipe_named("default"), label_smoothing=0.0, warmup_learning_rate=3e-3)
     warmed = warm_up(network, [x], y, x_val, y_val, recipe=recipe)
-    oracle = LogisticRegression(C=0.1, max_iter=500).fit(x.astype(float), y)
-    assert warmed.val_accuracy >= oracle.score(x_val.astype(float), y_val) - 0.02
+    oracle = LogisticRegression(C=0.1, max_iter=500).fit(x[:].astype(float), y)
+    assert warmed.val_accuracy >= oracle.score(x_val[:].astype(float), y_val) - 0.02
     assert measure_head(network, x_val, y_val) == pytest.approx((warmed.val_accuracy, warmed.val_loss))
     assert len(warmed.rows) < recipe.warmup_epochs  # it stopped by itself
 

@@ -10,6 +10,7 @@ import typer
 
 def train(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.", show_default=False)],
     recipe: Annotated[str, typer.Option(help="The recipe to begin with: default or study.")] = "default",
     backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
@@ -30,31 +31,33 @@ def train(
     tracking: Annotated[
         str | None, typer.Option(help="auto (TensorBoard if installed), none, or a tracker of accelerate.")
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other field of the recipe, NAME=VALUE; may be repeated.")
+    ] = None,
 ) -> None:
     """Train a network: warm-up on features computed once, then fine-tuning of everything.
 
     Killed and run again, it goes on to the same weights. Several processes: torchrun -m landmarks train …
 
-    landmarks train data -o run --backbone mobilenetv2_100 --image-size 160
+    Example: landmarks train data -o run --backbone mobilenetv2_100 --image-size 160
     """
+    from landmarks.training.recipe import assigned
     from landmarks.training.train import train
 
-    train(
-        data,
-        out,
-        recipe=recipe,
-        backbone=backbone,
-        weights=weights,
-        head=head,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        flip=flip,
-        workers=workers,
-        time_limit=time_limit,
-        precision=precision,
-        device=device,
-        tracking=tracking,
-    )
+    options = {
+        "backbone": backbone,
+        "weights": weights,
+        "head": head,
+        "image_size": image_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "flip": flip,
+        "workers": workers,
+        "time_limit": time_limit,
+        "precision": precision,
+        "device": device,
+        "tracking": tracking,
+    }
+    train(data, out, recipe=recipe, **options | assigned(settings or []))

@@ -70,6 +70,25 @@ class Features:
     seconds: float  # it took to compute them; 0 when they were there
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of cached features, read from disk when they are asked for: `rows[a:b]` or `rows[array]` is (n, C)."""
+
+    values: NDArray[np.float16]
+    positions: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many rows, and the length C of each."""
+        return len(self.positions), self.values.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, which: slice | NDArray[np.int64]) -> NDArray[np.float16]:
+        return self.values[self.positions[which]]
+
+
 def cached_features(
     network: Network,
     dataset: Dataset,
@@ -215,3 +234,13 @@ def _open(folder: Path, key: dict[str, Any], photos: pl.DataFrame) -> NDArray[np
             f"the cached features in {folder} belong to another trunk or other photographs", way_out="delete it"
         )
     return values
+
+
+def positions(photos: pl.DataFrame, part: pl.DataFrame) -> NDArray[np.int64]:
+    """Return where in `photos` the photographs of `part` stand, both sorted by id."""
+    return np.flatnonzero(photos["id"].is_in(part["id"].implode()).to_numpy())
+
+
+def labels_of(photos: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the labels (P,) of photographs that show known landmarks."""
+    return photos["label"].to_numpy().astype(np.int64)

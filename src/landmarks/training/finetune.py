@@ -25,6 +25,7 @@ from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
+from landmarks.training.features import labels_of
 from landmarks.training.machine import Machine
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.photos import batches, normalised, order_of, shares
@@ -75,7 +76,7 @@ def finetune(
     called after every epoch. Raises `LandmarksError` when the loss is no longer a number.
     """
     # ── What is trained, and where it stands ──
-    weights = class_weights(train["label"].to_numpy().astype(np.int64), network.classes, recipe.balance)
+    weights = class_weights(labels_of(train), network.classes, recipe.balance)
     training = Training(network, recipe, machine, weights.to(machine.device))
     optimizer = make_optimizer(network, recipe)
     best_weights = copy_of_weights(network)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from landmarks.support.console import note
-from landmarks.support.errors import UsageError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.training.precision import Choice, choose_device, choose_precision, processor_name
 from landmarks.training.recipe import Recipe
 
@@ -68,8 +68,20 @@ class Machine:
         """Return the sum of every process's `tensor`; each process must call it."""
         if self.processes == 1:
             return tensor
-        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        try:
+            total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        except RuntimeError as error:  # gloo: "Connection closed by peer"; NCCL: DistBackendError
+            raise LandmarksError(
+                f"another process of this training is gone ({str(error).splitlines()[0]})",
+                way_out="run the same command again to go on, with any number of processes",
+            ) from error
         return total
+
+    def part(self) -> None:
+        """End the connection between the processes; the last thing a training does."""
+        if self.processes > 1:
+            self.wait()
+            torch.distributed.destroy_process_group()
 
     def from_main(self, value: Any) -> Any:
         """Return the main process's `value` in every process."""

@@ -13,6 +13,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from landmarks.training.features import Rows
+
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """λ, as a share of the features' mean squared length; the best on validation is taken."""
 
@@ -29,10 +31,10 @@ class Probe:
 
 
 def ridge_probe(
-    x: NDArray[np.floating],
-    y: NDArray[np.integer],
-    x_val: NDArray[np.floating],
-    y_val: NDArray[np.integer],
+    x: Rows,
+    y: NDArray[np.int64],
+    x_val: Rows,
+    y_val: NDArray[np.int64],
     classes: int,
 ) -> Probe:
     """Fit features x (P, C) to labels y (P,) in closed form and measure it on x_val (Q, C), y_val (Q,).
@@ -52,7 +54,7 @@ def ridge_probe(
     gram -= len(x) * np.outer(mean, mean)
     counts = np.bincount(y, minlength=classes)
     moments = 2 * (sums - mean[:, None] * counts)  # XᵀY: the -1 of every target falls out with the mean of X
-    centred_val = np.asarray(x_val, dtype=np.float64) - mean
+    centred_val = np.asarray(x_val[:], dtype=np.float64) - mean
     intercept = 2 * counts / len(x) - 1
     scale = np.trace(gram) / width
     best = Probe(val_accuracy=-1.0, penalty=0.0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from landmarks.support.errors import UsageError, did_you_mean
@@ -107,22 +110,56 @@ def _limits(recipe: Recipe) -> list[tuple[str, bool, str]]:
     ]
 
 
-def recipe_named(name: str | Recipe, **changes: Any) -> Recipe:
-    """Return the shipped recipe `name` (or a given one) with the `changes` that are not None; `flip` is one of them.
+def recipe_named(name: str | Recipe, /, **changes: Any) -> Recipe:
+    """Return the shipped recipe `name` (or a given one) with the `changes` that are not None.
 
-    With `weights="none"` the recipe's settings for training from scratch are the start. Raises `UsageError` for a
-    name or a setting that does not exist.
+    Changes are fields of `Recipe` or of its `Augmentation`. With `weights="none"` the recipe's settings for training
+    from scratch are the start. Raises `UsageError` for a name or a setting that does not exist, or a wrong kind.
     """
     changes = {setting: value for setting, value in changes.items() if value is not None}
-    known = {known.name for known in fields(Recipe)} | {"flip"}
-    for setting in changes:
-        if setting not in known:
-            raise UsageError(f'a recipe has no setting "{setting}"', way_out=did_you_mean(setting, known))
+    for setting, value in changes.items():
+        _require_setting(setting, value)
+    if "weights" in changes:
+        changes["weights"] = str(changes["weights"])
     recipe = name if isinstance(name, Recipe) else _shipped(name, from_scratch=_scratch(changes))
-    if "flip" in changes:
-        changes["augmentation"] = replace(recipe.augmentation, flip=changes.pop("flip"))
-    changes = {setting: str(value) if setting == "weights" else value for setting, value in changes.items()}
-    return replace(recipe, **changes)
+    pictures = {setting: changes.pop(setting) for setting in _kinds(Augmentation) if setting in changes}
+    return replace(recipe, augmentation=replace(recipe.augmentation, **pictures), **changes)
+
+
+def assigned(texts: Sequence[str]) -> dict[str, Any]:
+    """Return settings written as `name=value`: numbers, true, false, and anything else as text."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        setting, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError("a setting cannot be read", received=f'"{text}"', expected="name=value")
+        try:
+            settings[setting.strip()] = json.loads(value)
+        except ValueError:
+            settings[setting.strip()] = value
+        _require_setting(setting.strip(), settings[setting.strip()])
+    return settings
+
+
+def _kinds(record: type[Any]) -> dict[str, tuple[type, ...]]:
+    """Return the types that each field of `record` takes, read off its annotation."""
+    kinds = {"str": (str, Path), "int": (int,), "float": (int, float), "bool": (bool,)}
+    return {
+        known.name: kinds[word]
+        for known in fields(record)
+        if (word := str(known.type).removesuffix(" | None")) in kinds
+    }
+
+
+def _require_setting(setting: str, value: object) -> None:
+    known = _kinds(Recipe) | _kinds(Augmentation)
+    del known["name"]
+    if setting not in known:
+        raise UsageError(f'a recipe has no setting "{setting}"', way_out=did_you_mean(setting, known))
+    if not isinstance(value, known[setting]) or (isinstance(value, bool) and bool not in known[setting]):
+        raise UsageError(
+            f"the recipe's {setting} cannot be used", received=repr(value), expected=known[setting][-1].__name__
+        )
 
 
 def _scratch(changes: dict[str, Any]) -> bool:

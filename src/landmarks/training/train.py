@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.networks.backbones import pretrained_record
@@ -22,7 +21,7 @@ from landmarks.networks.preprocessing import from_pretrained
 from landmarks.support.files import held
 from landmarks.training.checkpoint import FILE as CHECKPOINT
 from landmarks.training.checks import Parts, begin, check_data, check_folder, finished, identity
-from landmarks.training.features import cached_features, trunk_digest
+from landmarks.training.features import Rows, cached_features, labels_of, positions, trunk_digest
 from landmarks.training.finetune import State, finetune
 from landmarks.training.machine import Machine, open_machine
 from landmarks.training.precision import choose_layout
@@ -136,6 +135,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         machine.wait()
         run = open_run(out)
         machine.say(last_sentence(run))
+        machine.part()
         return run
 
 
@@ -152,18 +152,17 @@ def warm_up_from_cache(network: Network, dataset: Dataset, parts: Parts, recipe:
     state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
     if machine.is_main:
         started = time.monotonic()
-        first = features[0].values
-        train_rows = first[together["id"].is_in(parts.train["id"].implode()).to_numpy()]
-        val_rows = first[together["id"].is_in(parts.val["id"].implode()).to_numpy()]
+        train = Rows(features[0].values, positions(together, parts.train))
+        val = Rows(features[0].values, positions(together, parts.val))
         labels, val_labels = labels_of(parts.train), labels_of(parts.val)
         state.earlier = {"features_seconds": sum(view.seconds for view in features)}
         if network.classes <= PROBE_CLASSES:
-            probe = ridge_probe(train_rows, labels, val_rows, val_labels, network.classes)
+            probe = ridge_probe(train, labels, val, val_labels, network.classes)
             state.earlier["probe"] = {"val_accuracy": probe.val_accuracy, "penalty": probe.penalty}
             machine.say(f"a linear probe in closed form: {percent(probe.val_accuracy)} of validation")
         if recipe.warmup_epochs:
-            views = [train_rows, *(view.values for view in features[1:])]
-            warmed = warm_up(network, views, labels, val_rows, val_labels, recipe=recipe)
+            views = [train, *(Rows(view.values, np.arange(len(labels))) for view in features[1:])]
+            warmed = warm_up(network, views, labels, val, val_labels, recipe=recipe)
             state.rows = warmed.rows
             numbers = {"val_accuracy": warmed.val_accuracy, "val_loss": warmed.val_loss}
             state.best = {"phase": "warmup", "epoch": warmed.epoch, **numbers}
@@ -174,11 +173,6 @@ def warm_up_from_cache(network: Network, dataset: Dataset, parts: Parts, recipe:
         state.earlier["warmup_seconds"] = time.monotonic() - started
     network.head.load_state_dict(machine.from_main(network.head.state_dict()))
     return State(**machine.from_main(asdict(state)))
-
-
-def labels_of(photos: pl.DataFrame) -> NDArray[np.int64]:
-    """Return the labels (P,) of photographs that show known landmarks."""
-    return photos["label"].to_numpy().astype(np.int64)
 
 
 @contextlib.contextmanager
@@ -194,5 +188,5 @@ def tracked(machine: Machine, recipe: Recipe) -> Iterator[Callable[[State], None
             accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, step=row["step"])
 
     yield watch
-    if accelerator.log_with:
-        accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training(), which would also part the processes
+        tracker.finish()

@@ -16,6 +16,7 @@ from landmarks.networks.network import Network
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
+from landmarks.training.features import Rows
 from landmarks.training.photos import order_of
 from landmarks.training.recipe import Recipe
 
@@ -35,9 +36,9 @@ class Warmed:
 
 def warm_up(
     network: Network,
-    views: Sequence[NDArray[np.float16]],
+    views: Sequence[Rows],
     labels: NDArray[np.int64],
-    val_features: NDArray[np.float16],
+    val_features: Rows,
     val_labels: NDArray[np.int64],
     *,
     recipe: Recipe,
@@ -94,7 +95,7 @@ def warm_up(
 def _epoch(
     head: Head,
     optimizer: torch.optim.Optimizer,
-    features: NDArray[np.float16],
+    features: Rows,
     labels: NDArray[np.int64],
     *,
     recipe: Recipe,
@@ -122,7 +123,7 @@ def _epoch(
 
 
 @torch.no_grad()
-def measure_head(network: Network, features: NDArray[np.float16], labels: NDArray[np.int64]) -> tuple[float, float]:
+def measure_head(network: Network, features: Rows, labels: NDArray[np.int64]) -> tuple[float, float]:
     """Return accuracy and mean cross-entropy of the head on cached features (P, C) with labels (P,)."""
     network.head.eval()
     device = next(network.head.parameters()).device

@@ -1,0 +1,223 @@
+"""What a training will need, before it is begun: memory, disk and hours, from a few real steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.networks.network import Network, build_network
+from landmarks.support.console import print_table
+from landmarks.support.errors import LandmarksError
+from landmarks.training.checks import check_data
+from landmarks.training.finetune import set_training
+from landmarks.training.machine import Machine, open_machine
+from landmarks.training.memory import is_out_of_memory, release
+from landmarks.training.optimizer import make_optimizer
+from landmarks.training.photos import Batch, batches, normalised
+from landmarks.training.precision import choose_layout
+from landmarks.training.recipe import Recipe, recipe_named
+from landmarks.training.step import Training, add_gradients
+
+STEPS = 3
+"""Steps that are timed, after one that is not."""
+
+PHOTOGRAPHS_FIRST = 2
+"""Photographs of the very first pass, from which the memory of a whole step is told before it is taken."""
+
+MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
+"""Numbers that each optimizer keeps per weight."""
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training will need; megabytes are 10⁶ bytes."""
+
+    photographs: dict[str, int]  # per part
+    weights_mb: float  # of the network, running statistics included
+    optimizer_mb: float  # gradients and moments
+    activations_mb: float  # kept for the way back, for one micro-batch
+    memory_free_mb: float  # of the device, before anything of this
+    micro_batch: int  # photographs that pass at once: the recipe's, or as many as fit
+    cache_mb: float  # on disk, beside the dataset
+    disk_mb: float  # run and checkpoint
+    photographs_per_second: dict[str, float]  # through the trunk alone, and in training
+    hours: dict[str, float]  # features, one epoch, total
+
+    @property
+    def memory_mb(self) -> float:
+        """What training holds at its peak, beside what Python and its libraries take."""
+        return self.weights_mb + self.optimizer_mb + self.activations_mb
+
+
+def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any) -> Plan:
+    """Take a few steps as `train` would with the same recipe and settings, and say what the whole will need.
+
+    The network starts from random weights, so that nothing is downloaded; nothing is written. Raises what `train`
+    raises about data and settings, and `LandmarksError` when not even one photograph fits into memory.
+    """
+    chosen = recipe_named(recipe, **settings)
+    dataset = open_dataset(data)
+    parts = check_data(dataset)
+    machine, _ = open_machine(replace(chosen, tracking="none"), dataset.folder)
+    free_mb = _free_memory(machine) / MB
+    network = build_network(
+        chosen.backbone,
+        classes=len(dataset.labels),
+        head=chosen.head,
+        weights="none",
+        image_size=chosen.image_size,
+        seed=chosen.seed,
+    ).to(machine.device)
+    if choose_layout(network).value == "channels last":
+        network.to(memory_format=torch.channels_last)
+    weights_mb = sum(t.numel() * t.element_size() for t in network.state_dict().values()) / MB
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    optimizer_mb = 4 * trained * (1 + MOMENTS[chosen.optimizer]) / MB
+    try:
+        each_mb = activations(network, _some(dataset, parts.train, network, chosen, PHOTOGRAPHS_FIRST), machine) / MB
+        micro_batch = _fitting(chosen, each_mb / PHOTOGRAPHS_FIRST, free_mb - weights_mb - optimizer_mb)
+        batch = _some(dataset, parts.train, network, chosen, micro_batch)
+        training_rate = _training_rate(network, batch, chosen, machine)
+        trunk_rate = _trunk_rate(network, batch, machine)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LandmarksError(
+            f"{chosen.backbone} at {network.preprocessing.image_size} pixels does not fit into memory",
+            received=f"{free_mb:.0f} MB free",
+            way_out="smaller pictures (--image-size), or a smaller network",
+        ) from error
+    counts = {"train": len(parts.train), "val": len(parts.val)}
+    hours = _hours(chosen, counts, trunk_rate, training_rate)
+    views = 0 if chosen.from_scratch else chosen.warmup_views - 1
+    cached = 0 if chosen.from_scratch else sum(counts.values()) + views * counts["train"]
+    return Plan(
+        photographs=counts,
+        weights_mb=weights_mb,
+        optimizer_mb=optimizer_mb,
+        activations_mb=each_mb / PHOTOGRAPHS_FIRST * micro_batch,
+        memory_free_mb=free_mb,
+        micro_batch=micro_batch,
+        cache_mb=2 * cached * network.width / MB,
+        disk_mb=3 * weights_mb + 4 * trained * MOMENTS[chosen.optimizer] / MB,  # the run, network and best, moments
+        photographs_per_second={"trunk": trunk_rate, "training": training_rate},
+        hours=hours,
+    )
+
+
+def activations(network: Network, batch: Batch, machine: Machine) -> int:
+    """Return the bytes that a pass of `batch` keeps for the way back, weights left out: counted, not guessed.
+
+    Every tensor that autograd saves is seen by a hook; tensors that share memory count once.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    set_training(network, frozen_statistics=False)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with machine.computing():
+            features = network.features(normalised(batch.images, network.preprocessing, machine.device))
+        network.head.loss(features.float(), batch.labels.to(machine.device))
+    return sum(kept.values())
+
+
+def _some(dataset: Dataset, photos: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:
+    rows = np.resize(np.arange(len(photos)), count)  # a dataset smaller than a batch is seen more than once
+    loaded = batches(dataset, photos[rows], network.preprocessing, batch_size=count, augment=recipe.augmentation)
+    return next(iter(loaded))
+
+
+def _fitting(recipe: Recipe, each_mb: float, free_mb: float) -> int:
+    """Return the micro-batch: the recipe's, halved until its activations take at most nine tenths of what is free."""
+    micro_batch = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
+    while micro_batch > 1 and micro_batch * each_mb > 0.9 * free_mb:
+        micro_batch = math.ceil(micro_batch / 2)
+    return micro_batch
+
+
+def _training_rate(network: Network, batch: Batch, recipe: Recipe, machine: Machine) -> float:
+    training = Training(network, recipe, machine, torch.ones(network.classes, device=machine.device))
+    optimizer = make_optimizer(network, recipe)
+    set_training(network, frozen_statistics=recipe.frozen_statistics)
+    seconds = []
+    for _ in range(1 + STEPS):
+        started = time.monotonic()
+        add_gradients(training, batch, len(batch.ids), len(batch.ids))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.monotonic() - started)
+    del optimizer
+    release()
+    return len(batch.ids) / float(np.median(seconds[1:]))
+
+
+@torch.no_grad()
+def _trunk_rate(network: Network, batch: Batch, machine: Machine) -> float:
+    network.eval()
+    seconds = []
+    for _ in range(1 + STEPS):
+        started = time.monotonic()
+        with machine.computing():
+            features = network.features(normalised(batch.images, network.preprocessing, machine.device))
+        features.cpu()  # waits for the device
+        seconds.append(time.monotonic() - started)
+    return len(batch.ids) / float(np.median(seconds[1:]))
+
+
+def _hours(recipe: Recipe, counts: dict[str, int], trunk_rate: float, training_rate: float) -> dict[str, float]:
+    epoch = counts["train"] / training_rate + counts["val"] / trunk_rate
+    features = 0.0 if recipe.from_scratch else (sum(counts.values()) / trunk_rate) * recipe.warmup_views
+    finetune = epoch * recipe.epochs
+    if recipe.time_limit is not None:
+        finetune = min(finetune, 60 * recipe.time_limit)
+    return {"features": features / 3600, "epoch": epoch / 3600, "total": (features + finetune) / 3600}
+
+
+def _free_memory(machine: Machine) -> float:
+    if machine.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(machine.device)[0])
+    return float(psutil.virtual_memory().available)
+
+
+def print_plan(found: Plan, *, as_json: bool = False) -> None:
+    """Print a plan to standard output: a table for people, or one JSON object for programs."""
+    if as_json:
+        print(json.dumps(asdict(found) | {"memory_mb": found.memory_mb}))
+        return
+    rows = [
+        ("memory: weights", f"{found.weights_mb:,.0f} MB"),
+        ("memory: gradients and moments", f"{found.optimizer_mb:,.0f} MB"),
+        (f"memory: activations of {found.micro_batch} photographs", f"{found.activations_mb:,.0f} MB"),
+        ("memory: in all, of what is free now", f"{found.memory_mb:,.0f} of {found.memory_free_mb:,.0f} MB"),
+        ("disk: cached features", f"{found.cache_mb:,.0f} MB"),
+        ("disk: run and checkpoint", f"{found.disk_mb:,.0f} MB"),
+        ("speed: trunk alone", f"{found.photographs_per_second['trunk']:,.1f} photographs/s"),
+        ("speed: training", f"{found.photographs_per_second['training']:,.1f} photographs/s"),
+        ("time: features", _duration(found.hours["features"])),
+        ("time: one epoch, validation included", _duration(found.hours["epoch"])),
+        ("time: in all", _duration(found.hours["total"])),
+    ]
+    parts = " and ".join(f"{count:,} {part}" for part, count in found.photographs.items())
+    print_table(("what", "how much"), rows, title=f"{parts} photographs")
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"

@@ -1,0 +1,106 @@
+"""A search for the head and its settings, on cached features: each trial takes seconds, the trunk runs once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from landmarks.dataset.manifest import open_dataset
+from landmarks.networks.heads import HEADS, build_head
+from landmarks.networks.network import build_network
+from landmarks.support.console import note, print_table, progress
+from landmarks.support.errors import UsageError, import_extra
+from landmarks.training.checks import check_data
+from landmarks.training.features import Rows, cached_features, labels_of, positions
+from landmarks.training.machine import open_machine
+from landmarks.training.recipe import Recipe, recipe_named
+from landmarks.training.warmup import warm_up
+
+TRIALS = {
+    "trial": pl.UInt32,  # 0 is the recipe as it is
+    "val_accuracy": pl.Float64,
+    "val_loss": pl.Float64,
+    "head": pl.String,
+    "warmup_learning_rate": pl.Float64,
+    "warmup_weight_decay": pl.Float64,
+    "warmup_batch_size": pl.UInt32,
+    "label_smoothing": pl.Float64,
+}
+"""Columns of the table that `tune` returns, best first: the settings are fields of `Recipe`."""
+
+
+def tune(
+    data: Path | str, *, recipe: str | Recipe = "default", trials: int = 30, seed: int = 0, **settings: Any
+) -> pl.DataFrame:
+    """Search head and warm-up settings with Optuna for the best validation accuracy; return all trials, best first.
+
+    The first trial is the recipe as it is; the others are drawn by a tree-structured Parzen estimator (Bergstra et al.
+    2011) from `seed`. Of equal accuracies the lower validation loss is better. With few validation photographs the best
+    of many trials is partly luck: its number is not what a test set will say. Needs the extra `tune`.
+    """
+    optuna = import_extra("optuna", "tune")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    chosen = recipe_named(recipe, **settings)
+    if chosen.from_scratch:
+        raise UsageError("there is nothing to tune from scratch", way_out="name pretrained weights with --weights")
+    if trials < 1:
+        raise UsageError("a search needs trials", received=trials, expected="1 or more")
+    dataset = open_dataset(data)
+    parts = check_data(dataset)
+    machine, _ = open_machine(replace(chosen, tracking="none"), dataset.folder)
+    network = build_network(
+        chosen.backbone,
+        classes=len(dataset.labels),
+        weights=chosen.weights,
+        image_size=chosen.image_size,
+        seed=chosen.seed,
+    ).to(machine.device)
+    together = pl.concat([parts.train, parts.val]).sort("id")
+    features = cached_features(network, dataset, together, machine=machine).values
+    train, val = (Rows(features, positions(together, part)) for part in (parts.train, parts.val))
+    labels, val_labels = labels_of(parts.train), labels_of(parts.val)
+    rows: list[dict[str, Any]] = []
+
+    def reached(trial: Any) -> tuple[float, float]:
+        picked = replace(
+            chosen,
+            head=trial.suggest_categorical("head", list(HEADS)),
+            warmup_learning_rate=trial.suggest_float("warmup_learning_rate", 1e-4, 1e-2, log=True),
+            warmup_weight_decay=trial.suggest_float("warmup_weight_decay", 1e-5, 1.0, log=True),
+            warmup_batch_size=trial.suggest_categorical("warmup_batch_size", [32, 64, 128, 256]),
+            label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(chosen.seed)
+            network.head = build_head(picked.head, network.width, network.classes).to(machine.device)
+        warmed = warm_up(network, [train], labels, val, val_labels, recipe=picked)
+        numbers = {"trial": trial.number, "val_accuracy": warmed.val_accuracy, "val_loss": warmed.val_loss}
+        rows.append(numbers | {name: getattr(picked, name) for name in TRIALS if name not in numbers})
+        return warmed.val_accuracy, warmed.val_loss
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=["maximize", "minimize"])
+    study.enqueue_trial({name: getattr(chosen, name) for name in TRIALS if hasattr(chosen, name)})
+    with progress("tuning", trials) as advance:
+
+        def show(study: Any, trial: Any) -> None:
+            advance(1, f"best {100 * max(row['val_accuracy'] for row in rows):.1f} % of validation")
+
+        study.optimize(reached, n_trials=trials, callbacks=[show])
+    table = pl.DataFrame(rows, schema=TRIALS)
+    return table.sort("val_accuracy", "val_loss", "trial", descending=[True, False, False])
+
+
+def print_trials(table: pl.DataFrame, data: Path | str, *, as_json: bool = False) -> None:
+    """Print the best ten trials and the command that uses the best of all; or every trial as JSON."""
+    if as_json:
+        print(table.write_json())
+        return
+    rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.head(10).rows()]
+    print_table(table.columns, rows)
+    best = table.drop("trial", "val_accuracy", "val_loss", "head").row(0, named=True)
+    settings = " ".join(f"--set {name}={value:.3g}" for name, value in best.items())
+    note(f"the best in a training: landmarks train {data} -o RUN --head {table['head'][0]} {settings}")

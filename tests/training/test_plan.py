@@ -1,0 +1,75 @@
+"""The plan against what PyTorch itself counts, and what training then does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import SMALL
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.networks.network import build_network
+from landmarks.support.errors import LandmarksError
+from landmarks.training import plan as planning
+from landmarks.training.machine import Machine
+from landmarks.training.photos import batches
+from landmarks.training.plan import activations, plan, print_plan
+
+
+def test_weights_and_moments_are_counted_exactly(stripes: Dataset) -> None:
+    found = plan(stripes.folder, backbone=SMALL, image_size=32, batch_size=8, device="cpu", precision="float32")
+    network = build_network(SMALL, classes=3, weights="none", image_size=32)
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    assert found.optimizer_mb == pytest.approx(3 * 4 * trained / 1e6)
+    assert found.cache_mb == pytest.approx(2 * (48 + 18) * network.width / 1e6)
+    assert found.photographs == {"train": 48, "val": 18}
+    assert 0 < found.hours["features"] < found.hours["total"] < 1
+
+
+def test_activations_grow_with_the_photographs_and_hold_at_least_every_convolution_s_input(
+    stripes: Dataset, machine: Machine
+) -> None:
+    network = build_network("baseline", classes=3, weights="none", image_size=32)
+
+    def kept(count: int) -> int:
+        loaded = batches(stripes, stripes.part("train")[:count], network.preprocessing, batch_size=count)
+        return activations(network, next(iter(loaded)), machine)
+
+    assert kept(8) == pytest.approx(2 * kept(4), rel=0.05)
+    assert kept(4) >= 4 * 3 * 32 * 32 * 4
+
+
+def test_from_scratch_there_is_no_cache(stripes: Dataset) -> None:
+    found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
+    assert found.cache_mb == 0
+    assert found.hours["features"] == 0
+
+
+def test_where_memory_is_short_a_smaller_micro_batch_is_planned(
+    stripes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"backbone": SMALL, "image_size": 32, "device": "cpu", "batch_size": 32, "precision": "float32"}
+    whole = plan(stripes.folder, **settings)
+    scarce = (whole.weights_mb + whole.optimizer_mb + whole.activations_mb / 3) * 1e6
+    monkeypatch.setattr(planning, "_free_memory", lambda machine: scarce)
+    short = plan(stripes.folder, **settings)
+    assert short.micro_batch == 8
+    assert short.memory_mb < scarce / 1e6
+
+
+def test_a_network_that_cannot_fit_is_one_line(stripes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(planning, "activations", scarce)
+    with pytest.raises(LandmarksError, match=r"does not fit into memory.*--image-size"):
+        plan(stripes.folder, backbone=SMALL, image_size=32, device="cpu")
+
+
+def test_the_plan_is_printed_for_people_and_for_programs(stripes: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
+    print_plan(found)
+    assert "photographs/s" in capsys.readouterr().out
+    print_plan(found, as_json=True)
+    assert json.loads(capsys.readouterr().out)["micro_batch"] == 32

@@ -1,0 +1,35 @@
+"""The search finds nothing worse than the recipe, the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.support.errors import UsageError
+from landmarks.training.tune import TRIALS, print_trials, tune
+
+pytest.importorskip("optuna")
+
+
+def test_the_best_trial_is_at_least_the_recipe_and_a_seed_gives_the_same_search(
+    stripes: Dataset, small_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"backbone": SMALL, "weights": small_weights, "image_size": 32, "warmup_epochs": 3, "device": "cpu"}
+    first, second = (tune(stripes.folder, trials=4, **settings) for _ in range(2))
+    assert first.equals(second)
+    assert first.schema == TRIALS
+    recipe = first.filter(first["trial"] == 0).row(0, named=True)
+    assert recipe["head"] == "study"
+    assert first["val_accuracy"][0] >= recipe["val_accuracy"]
+    print_trials(first, "data")
+    told = capsys.readouterr()
+    assert "warmup_learning_rate" in told.out
+    assert "landmarks train data -o RUN --head" in told.err
+
+
+def test_from_scratch_there_is_nothing_to_tune(stripes: Dataset) -> None:
+    with pytest.raises(UsageError, match="nothing to tune"):
+        tune(stripes.folder, backbone="baseline")
