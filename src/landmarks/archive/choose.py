@@ -109,7 +109,7 @@ def select(
         others=others,
         seed=seed,
     )
-    with ThreadPoolExecutor(1) as aside:
+    with ThreadPoolExecutor(2) as aside:
         files = Csvs(open_mirror(mirror), aside)
         photographs, chosen = _select_train(rule, files) if set == "train" else _select_test(rule, files)
         selection = Selection(
@@ -132,6 +132,8 @@ def select(
 
 
 def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
+    for told in (ATTRIBUTION, CATEGORY, HIERARCHY):
+        files.given(told)  # so that their digests are computed while the rest is read
     table = CLEAN if rule.clean else TRAIN
     file = files.needed(table, "--clean needs" if rule.clean else "says what the photographs show")
     rows = _clean_rows(file) if rule.clean else scan(TRAIN, file)
@@ -141,9 +143,9 @@ def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     strange = pl.col("id").str.len_bytes().ne_missing(16) | pl.col("landmark_id").lt(0).fill_null(True)
     if photographs.select(strange.any()).item():
         raise strange_row(table, file)
-    told = _landmarks_told(rule, files, photographs.group_by("landmark_id").agg(images=pl.len()))
-    chosen = drawn(rule, eligible(rule, told))
-    _tell_missing(rule, told, chosen)
+    landmarks = _landmarks_told(rule, files, photographs.group_by("landmark_id").agg(images=pl.len()))
+    chosen = drawn(rule, eligible(rule, landmarks))
+    _tell_missing(rule, landmarks, chosen)
     chosen = with_names(chosen)
     named = chosen.select("landmark_id", "name", "category")
     photographs = photographs.join(named, on="landmark_id", how="inner")

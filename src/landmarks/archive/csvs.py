@@ -20,7 +20,7 @@ _TARS_ASKED = 16
 
 
 class Csvs:
-    """The mirror's CSVs as local files; the digest of each one used is computed meanwhile in another thread."""
+    """The mirror's CSVs as local files; the digest of each one used is computed meanwhile in other threads."""
 
     def __init__(self, mirror: Mirror, aside: ThreadPoolExecutor) -> None:
         self.mirror = mirror
