@@ -93,3 +93,15 @@ def test_the_drawing_of_the_house_names_every_file() -> None:
     ]
     assert files
     assert not missing
+
+
+def test_an_interruption_ends_with_130_and_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys, landmarks.support.console as console, landmarks.study.demo as demo\n"
+        "def interrupted(*_, **__): raise KeyboardInterrupt\n"
+        "demo.demo = interrupted\n"
+        "from landmarks.cli.main import run; sys.exit(run(['demo', '-o', sys.argv[1]]))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted; run the same command again to go on\n"

@@ -72,8 +72,7 @@ def run(arguments: list[str]) -> int:
     try:
         result = app([word for word in arguments if word != "--debug"] or ["-h"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; run the same command again to go on")
-        return 130
+        result = 130
     except typer.TyperException as error:
         verbs = [verb for panel in VERBS.values() for verb in panel]
         wrong_verb = next((word for word in arguments if not word.startswith("-")), "")
@@ -88,6 +87,8 @@ def run(arguments: list[str]) -> int:
             return error.exit_code
         _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
         return 1
+    if result == 130:  # typer, too, turns an interruption into this code
+        _say("interrupted; run the same command again to go on")
     return result if isinstance(result, int) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,14 @@ def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
     return table.select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
+def _digest_of_rows(photos: pl.DataFrame) -> str:
+    """Return the digest of what the photographs are, a slice at a time: as text, millions of rows are gigabytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows in photos.select("id", "landmark_id", "length", "width", "height").iter_slices(100_000):
+        digest.update(rows.write_csv(include_header=False).encode())
+    return digest.hexdigest()
+
+
 def write_dataset(
     folder: Path,
     *,
@@ -133,9 +142,7 @@ def write_dataset(
     write_table(folder / "photos.parquet", photos)
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "rejected.parquet", rejected)
-    digest = digest_of(
-        photos.select("id", "landmark_id", "length", "width", "height").rows(), labels["landmark_id"].to_list()
-    )
+    digest = digest_of(_digest_of_rows(photos), labels["landmark_id"].to_list())
     counts = {"photographs": len(photos), "landmarks": len(labels), "rejected": len(rejected)}
     write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)
     return open_dataset(folder)
