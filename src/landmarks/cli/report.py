@@ -11,6 +11,9 @@ import typer
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that `landmarks train` made.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    study: Annotated[
+        Path | None, typer.Option(help="The study.json of a reproduction: its table is shown beside the results.")
+    ] = None,
 ) -> None:
     """Write one HTML page about one or several runs: tables, charts, photographs, and what the numbers mean.
 
@@ -20,4 +23,4 @@ def report(
     """
     from landmarks.report.page import report as write_report
 
-    print(write_report(runs, out))
+    print(write_report(runs, out, study=study))

@@ -180,6 +180,27 @@ def landmark_bars(frame: pl.DataFrame, color: str = RIGHT) -> Any:
     return _fitted(alt.layer(rules, dots), height=70 + 24 * len(names))
 
 
+def protocols(frame: pl.DataFrame) -> Any:
+    """Accuracy per network as dots on their intervals, one colour and one height per series.
+
+    `frame`: network, series, accuracy, low, high, description.
+    """
+    networks = frame["network"].unique(maintain_order=True).to_list()
+    series = frame["series"].unique(maintain_order=True).to_list()
+    base = alt.Chart(_data(frame)).encode(
+        y=alt.Y("network:N", sort=networks, title=None, axis=alt.Axis(labelColor=INK, ticks=False, labelPadding=8)),
+        yOffset=alt.YOffset("series:N", sort=series),
+        color=alt.Color("series:N", scale=alt.Scale(domain=series, range=list(SERIES))),
+        description="description:N",
+    )
+    scale = alt.Scale(domain=[0, 1])
+    rules = base.mark_rule(strokeWidth=6, opacity=0.28, strokeCap="round").encode(
+        x=alt.X("low:Q", scale=scale, title="test accuracy and its 95 % interval", axis=_PERCENT), x2="high:Q"
+    )
+    dots = base.mark_circle(size=90, opacity=1).encode(x=alt.X("accuracy:Q", scale=scale))
+    return _fitted(alt.layer(rules, dots), height=100 + 20 * len(networks) * len(series))
+
+
 def accuracy_histogram(frame: pl.DataFrame) -> Any:
     """How many landmarks reach which accuracy. `frame`: low, high (of the bin), landmarks, description."""
     bars = (

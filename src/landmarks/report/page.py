@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,6 +20,7 @@ from landmarks.report import caveats, drawings, tables
 from landmarks.report.chapter import Chapter, chapter
 from landmarks.report.figures import FigureFolder
 from landmarks.report.pieces import Pieces, read_pieces, slug
+from landmarks.report.study import read_study, study_part
 from landmarks.report.wording import facts, interval, percent, plural, readable
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
@@ -32,13 +34,16 @@ PANELS_OF_OTHERS = 4
 """Heat maps taken into the page: all of the run that the page is about, a few of the others, to keep it small."""
 
 
-def report(runs: Path | str | Sequence[Path | str], out: Path | str = "report.html") -> Path:
+def report(
+    runs: Path | str | Sequence[Path | str], out: Path | str = "report.html", *, study: Path | str | None = None
+) -> Path:
     """Write one self-contained HTML page about one or several run folders, and return where it lies.
 
     The page asks for nothing over a network. Figures are also written as SVG and CSV under `figures/` beside it:
     `<page>-<figure>` where runs are compared, `<run>-<figure>` for one run. What a run lacks (an evaluation, heat
-    maps, its photographs) is said in one line with the command that makes it. Raises `LandmarksError` for a folder that
-    is no run and `UsageError` for none, or one named twice.
+    maps, its photographs) is said in one line with the command that makes it. `study` is the `study.json` of a
+    reproduction, whose table then stands beside the others. Raises `LandmarksError` for a folder that is no run and
+    `UsageError` for none, or one named twice.
     """
     started = time.monotonic()
     folders = [Path(runs)] if isinstance(runs, Path | str) else [Path(run) for run in runs]
@@ -46,8 +51,9 @@ def report(runs: Path | str | Sequence[Path | str], out: Path | str = "report.ht
     if out.is_dir():
         raise UsageError(f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {out}/report.html")
     pieces = _best_first(read_pieces(folders))
+    beside = None if study is None else read_study(study)
     with held(out.parent / FIGURES) as folder:
-        page = _render(pieces, FigureFolder(folder), slug(out.stem))
+        page = _render(pieces, FigureFolder(folder), slug(out.stem), beside)
         with written_whole(out) as aside:
             aside.write_text(page, encoding="utf-8")
     note(f"{out}: {plural(len(pieces), 'run')}, {len(page) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
@@ -59,7 +65,7 @@ def _best_first(runs: list[Pieces]) -> list[Pieces]:
     return sorted(runs, key=lambda run: (-(run.val_accuracy or 0.0), run.name))
 
 
-def _render(runs: list[Pieces], figures: FigureFolder, page: str) -> str:
+def _render(runs: list[Pieces], figures: FigureFolder, page: str, study: dict[str, Any] | None) -> str:
     compared = drawings.overview(runs, figures, page)
     chapters = [
         chapter(run, figures, panels=PANELS_OF_OTHERS if position else PANELS_OF_THE_FIRST)
@@ -79,8 +85,9 @@ def _render(runs: list[Pieces], figures: FigureFolder, page: str) -> str:
         results=tables.results(runs),
         results_file=f"{figures.folder.name}/{page}-results.csv",
         compared=compared,
+        study=None if study is None else study_part(study, figures, page),
         chapters=chapters,
-        contents=_contents(chapters),
+        contents=_contents(chapters, with_study=study is not None),
         datasets=_datasets(runs),
         caveats=caveats.caveats(runs),
         definitions=caveats.definitions(runs),
@@ -127,9 +134,11 @@ class _Entry:
     inner: tuple[tuple[str, str], ...] = ()
 
 
-def _contents(chapters: Sequence[Chapter]) -> list[_Entry]:
+def _contents(chapters: Sequence[Chapter], *, with_study: bool) -> list[_Entry]:
     """Return the table of contents; the sections of the first run are listed, as it stands open."""
     entries = [_Entry("results", "Results")]
+    if with_study:
+        entries.append(_Entry("study", "Beside the study"))
     for position, one in enumerate(chapters):
         inner = () if position else tuple((f"{one.run.slug}-{key}", title) for key, title in sections(one))
         entries.append(_Entry(f"run-{one.run.slug}", one.run.name, inner))
