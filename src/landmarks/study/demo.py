@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from landmarks.dataset.split import split
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.explanation.explain import explain
 from landmarks.report.page import report
-from landmarks.support.console import note, print_table
+from landmarks.study.steps import options, say, step
+from landmarks.support.console import print_table
 from landmarks.training.run import open_run
 from landmarks.training.train import train
 
@@ -41,15 +40,15 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
     """
     out, size = Path(out), size or Size()
     started = time.monotonic()
-    _say(f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}")
+    say(f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}")
     mirror = make_miniature(
         out / "mirror", landmarks=size.landmarks, photographs=size.photographs, others=size.others, seed=seed
     )
     data, test, runs = out / "data", out / "test", [out / name for name, _ in size.epochs]
     chosen, known = out / "train.parquet", out / "test.parquet"
-    _step(["select", mirror, "-o", chosen], select, mirror, chosen)
-    _step(["fetch", chosen, "-o", data], fetch, chosen, data)
-    _step(["split", data, "--by", "group", "--test", "0"], split, data, by="group", test=0.0)
+    step(["select", mirror, "-o", chosen], select, mirror, chosen)
+    step(["fetch", chosen, "-o", data], fetch, chosen, data)
+    step(["split", data, "--by", "group", "--test", "0"], split, data, by="group", test=0.0)
     for run, (name, epochs) in zip(runs, size.epochs, strict=True):
         settings: dict[str, Any] = {
             "backbone": name,
@@ -57,32 +56,22 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
             "image_size": size.image_size,
             "epochs": epochs,
         }
-        _step(["train", data, "-o", run, *_options(settings)], train, data, run, **settings)
-    _step(["select", mirror, "--set", "test", "-o", known], select, mirror, known, set="test")
-    _step(["fetch", known, "-o", test], fetch, known, test)
+        step(["train", data, "-o", run, *options(settings)], train, data, run, **settings)
+    step(["select", mirror, "--set", "test", "-o", known], select, mirror, known, set="test")
+    step(["fetch", known, "-o", test], fetch, known, test)
     rows = []
     for run in runs:
-        on_val = _step(["evaluate", run, "--part", "val"], evaluate, run, part="val")
-        on_test = _step(["evaluate", run, "--data", test], evaluate, run, data=test)
+        on_val = step(["evaluate", run, "--part", "val"], evaluate, run, part="val")
+        on_test = step(["evaluate", run, "--data", test], evaluate, run, data=test)
         rows.append((run.name, _parameters(run), _with_interval(on_val["top1"]), _with_interval(on_test["top1"])))
     best = runs[-1]
-    _step(["explain", best, "--data", test, "--count", size.heat_maps], explain, best, data=test, count=size.heat_maps)
+    step(["explain", best, "--data", test, "--count", size.heat_maps], explain, best, data=test, count=size.heat_maps)
     page = out / "report.html"
-    _step(["report", *runs, "-o", page], report, runs, page)
+    step(["report", *runs, "-o", page], report, runs, page)
     print_table(["network", "parameters", "validation", "test"], rows)
     minutes = (time.monotonic() - started) / 60
-    _say(f"{minutes:.1f} minutes; the report: {page}")
+    say(f"{minutes:.1f} minutes; the report: {page}")
     return page
-
-
-def _step(words: list[object], function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Print the command of a step, do it, and return what it returns."""
-    _say("$ " + shlex.join(["landmarks", *map(str, words)]))
-    return function(*arguments, **named)
-
-
-def _options(settings: dict[str, Any]) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _parameters(run: Path) -> str:
@@ -92,7 +81,3 @@ def _parameters(run: Path) -> str:
 def _with_interval(number: dict[str, float]) -> str:
     """Return an accuracy in per cent with the interval around it."""
     return f"{100 * number['value']:.1f} % ({100 * number['low']:.1f}–{100 * number['high']:.1f})"
-
-
-def _say(line: str) -> None:
-    note(f"\n{line}")

@@ -1,0 +1,170 @@
+"""The verb `reproduce`: the study's networks under its own protocol and under a corrected one, in one command.
+
+Everything lies in one folder, and can be looked at, used or repeated with the other verbs:
+
+    data/random, data/group      the photographs as each protocol divides them, by reference
+    study/NETWORK                runs of the study's protocol
+    corrected/NETWORK            runs of the corrected one
+    study.json, study.csv        the table, from the first minute on
+    report.html, figures/        the report over all runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.explanation.explain import explain
+from landmarks.report.page import report
+from landmarks.report.pieces import read_pieces
+from landmarks.study.attempts import Attempt, attempts, out_of_reach
+from landmarks.study.protocol import PROTOCOLS, Protocol, by_reference, divided
+from landmarks.study.published import IN_THE_TABLE
+from landmarks.study.record import RECORD, Reproduction, refuse_another
+from landmarks.study.steps import options, step
+from landmarks.support.console import note
+from landmarks.support.errors import BusyError, LandmarksError
+from landmarks.support.files import held, read_record
+from landmarks.support.tables import read_metadata
+from landmarks.training.memory import is_out_of_memory, release
+from landmarks.training.run import RECORD as RUN_RECORD
+from landmarks.training.run import open_run
+from landmarks.training.train import train
+
+HEAT_MAPS = 12
+"""Photographs explained, of the run that did best on validation."""
+
+
+def reproduce(
+    data: Path | str,
+    out: Path | str = "reproduction",
+    *,
+    test: Path | str | None = None,
+    networks: str | Sequence[str] = IN_THE_TABLE,
+    image_size: int | None = None,
+    epochs: int | None = None,
+    weights: str | Mapping[str, Path | str] = "imagenet",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train and judge `networks` on `data` as the study did and as it should be done; return the table as a record.
+
+    The record is `study.json` (see `landmarks.report.study`) and `report`, where the page lies. Every run is also
+    judged on the dataset `test`, where one is named, whose photographs are the same for both protocols. `weights` is
+    `imagenet`, `none` or a mapping from network to file; `epochs` are those of fine-tuning. Called again after a kill
+    it goes on, and trains nothing twice. A network that cannot be trained is named, with the reason in its lines'
+    `why`, and the others go on. Raises `UsageError` for names that do not exist, `StaleError` when `out` holds a
+    reproduction with other settings, and `LandmarksError` for data that cannot be trained on.
+    """
+    every = attempts(networks, weights, image_size=image_size, epochs=epochs, seed=seed)
+    source, out = open_dataset(data), Path(out)
+    settings = {"data": source.record["digest"], "seed": seed, "image_size": image_size, "epochs": epochs}
+    refuse_another(out, settings)
+    with held(out) as folder:
+        test_set = None if test is None else _test_set(source, open_dataset(test), folder)
+        study = Reproduction(folder, source, settings, every, test_set)
+        study.keep()
+        datasets = _divide(study, seed)
+        _look_for_weights(study)
+        for attempt in every:
+            if attempt.run(folder) not in study.missed:
+                _carry_out(study, attempt, datasets[attempt.protocol])
+            study.keep()
+        page = _report(study)
+        return {**study.keep(), "report": None if page is None else str(page)}
+
+
+def _test_set(source: Dataset, test: Dataset, folder: Path) -> Dataset:
+    """Return the photographs of `test`, all of them, by reference, under a name that is no part's."""
+    if not set(source.labels["landmark_id"]) & set(test.labels["landmark_id"]):
+        raise LandmarksError(f"{test.folder} shows none of the {len(source.labels)} landmarks of {source.folder}")
+    name = test.folder.resolve().name
+    taken = (*PARTS, "all", *(protocol.by for protocol in PROTOCOLS))
+    return by_reference(test, folder / "data" / (f"{name}-set" if name in taken else name))
+
+
+def _divide(study: Reproduction, seed: int) -> dict[Protocol, Dataset]:
+    """Divide the photographs for each protocol; one for which they are too few is left out, unless all are."""
+    datasets, why = {}, None
+    for protocol in PROTOCOLS:
+        try:
+            datasets[protocol] = divided(study.source, study.folder / "data" / protocol.by, protocol, seed)
+        except BusyError:
+            raise
+        except LandmarksError as error:
+            why = error
+            _miss(study, [attempt for attempt in study.attempts if attempt.protocol == protocol], str(error))
+    if why and not datasets:
+        raise why
+    return datasets
+
+
+def _look_for_weights(study: Reproduction) -> None:
+    """Fetch all weights that are needed before anything is trained; whose weights cannot be had is left out."""
+    runs = {attempt.run(study.folder): attempt for attempt in study.attempts}
+    unfinished = [
+        attempt for run, attempt in runs.items() if run not in study.missed and not (run / RUN_RECORD).exists()
+    ]
+    for network, start in dict.fromkeys((attempt.network, attempt.settings["weights"]) for attempt in unfinished):
+        if why := out_of_reach(network, start):
+            _miss(study, [attempt for attempt in unfinished if attempt.network == network], why)
+
+
+def _miss(study: Reproduction, attempts: list[Attempt], why: str) -> None:
+    names = [f"{attempt.protocol.name}/{attempt.network}" for attempt in attempts]
+    note(f"left out: {', '.join(names)}, as {why}")
+    study.missed.update((attempt.run(study.folder), why) for attempt in attempts)
+
+
+def _carry_out(study: Reproduction, attempt: Attempt, dataset: Dataset) -> None:
+    """Train and judge one network, as far as that is not done; what hinders it is named, and the next one's turn."""
+    try:
+        _train_and_judge(attempt.run(study.folder), attempt.settings, dataset, study.test_set)
+        return
+    except BusyError:
+        raise
+    except LandmarksError as error:
+        why = str(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        why = "out of memory, even with one photograph at a time"
+    _miss(study, [attempt], why)
+    release()
+
+
+def _train_and_judge(run: Path, settings: dict[str, Any], dataset: Dataset, test_set: Dataset | None) -> None:
+    step(["train", dataset.folder, "-o", run, *options(settings)], train, dataset.folder, run, **settings)
+    for part in ("val", "test"):
+        if not _is_judged(run, dataset, part):
+            step(["evaluate", run, "--part", part], evaluate, run, part=part)
+    if test_set is not None and not _is_judged(run, test_set, test_set.folder.name):
+        step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder)
+
+
+def _is_judged(run: Path, dataset: Dataset, name: str) -> bool:
+    """Return whether a run has been evaluated, with its present weights, on the present photographs of `dataset`."""
+    metrics, predictions = run / "metrics" / f"{name}.json", run / "predictions" / f"{name}.parquet"
+    if not (metrics.exists() and predictions.exists()):
+        return False
+    answered = read_metadata(predictions).get("data_digest")
+    return read_record(metrics)["inputs"] == open_run(run).digest and answered == dataset.digest
+
+
+def _report(study: Reproduction) -> Path | None:
+    """Draw heat maps of the run that did best on validation, and write the page about all runs there are."""
+    runs = [run for attempt in study.attempts if (run := attempt.run(study.folder)) not in study.missed]
+    if not runs:
+        return None
+    best = min(read_pieces(runs), key=lambda run: (-(run.val_accuracy or 0.0), run.name)).folder
+    index = best / "maps" / "index.json"
+    if not index.exists() or read_record(index)["inputs"] != open_run(best).digest:
+        try:
+            step(["explain", best, "--count", HEAT_MAPS], explain, best, count=HEAT_MAPS)
+        except LandmarksError as error:
+            note(f"no heat maps: {error}")
+    page, table = study.folder / "report.html", study.folder / RECORD
+    written: Path = step(["report", *runs, "-o", page, "--study", table], report, runs, page, study=table)
+    return written
