@@ -59,7 +59,7 @@ def make_dataset(
         shard=pl.lit("0.tar"),
         width=pl.lit(64),
         height=pl.lit(48),
-        phash=pl.int_range(pl.len()).cast(pl.UInt64),
+        phash=pl.Series(np.random.default_rng(0).integers(2**63, size=len(shown)), dtype=pl.UInt64),
         author=pl.lit(None, pl.String),
         license=pl.lit(None, pl.String),
         title=pl.lit(None, pl.String),

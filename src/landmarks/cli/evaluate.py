@@ -24,6 +24,10 @@ def evaluate(
     submission: Annotated[
         Path | None, typer.Option(help="Write the answers to this CSV too, in the challenge's submission form.")
     ] = None,
+    suspects: Annotated[
+        Path | None,
+        typer.Option(help="Instead: write the part's likely label errors to this CSV, to look at and correct."),
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="The solution CSV that a submission is judged by.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="For a submission: a folder to write, which report reads.")
@@ -40,6 +44,9 @@ def evaluate(
     from landmarks.evaluation.judge import judge
     from landmarks.support.errors import UsageError
 
+    if suspects is not None:
+        _show_suspects(run, suspects, data, part)
+        return
     if truth is not None:
         _show(judge(run, truth, out=out), json)
         return
@@ -82,6 +89,18 @@ def _show(numbers: dict[str, Any], json: bool) -> None:
             f"{_share(stored['accepted_unknown'])} of other photographs pass, "
             f"{_share(stored['lost_known'])} of landmarks are lost"
         )
+
+
+def _show_suspects(run: Path, out: Path, data: Path | None, part: str) -> None:
+    from landmarks.evaluation.suspects import suspects as find_suspects
+    from landmarks.support.console import print_table
+
+    table = find_suspects(run, out, data=data, part=part)
+    columns = ["id", "name", "suggested_name", "suspicion"]
+    rows = [(*row[:3], f"{row[3]:.2f}") for row in table.select(columns).head(10).iter_rows()]
+    if rows:
+        print_table(["photograph", "labelled", "looks like", "suspicion"], rows, "most suspicious")
+    print(f"{len(table)} suspects written to {out}; nothing was changed")
 
 
 def _percent(number: dict[str, Any]) -> str:

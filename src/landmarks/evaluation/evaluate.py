@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
 from landmarks.evaluation.arrays import Arrays, arrays_of
 from landmarks.evaluation.choice import choose_threshold, halves_of
 from landmarks.evaluation.judge import write_metrics
@@ -36,14 +36,14 @@ def evaluate(
     """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
 
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the part,
-    or the folder name of `data`. A dataset without parts is evaluated whole. With `false_acceptance`, the rule that
-    tells known from unknown is chosen and stored with the model, for `predict`; `submission`
-    is a file to write the answers to in the challenge's form. Raises `LandmarksError` when the run
-    knows none of the dataset's landmarks.
+    or the folder name of `data` (`data-test` where that is `test`). A dataset without parts is evaluated whole.
+    `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
+    `submission` is a file to write the answers to in the challenge's form. Raises `LandmarksError` when the run knows
+    none of the dataset's landmarks.
     """
     opened = open_run(run)
     dataset, photos, part = photographs_of(opened, data, part)
-    name = part if data is None else dataset.folder.resolve().name
+    name = part if data is None else name_of(dataset)
     with held(opened.folder):
         started = time.monotonic()
         recogniser = prepare(opened, dataset, photos, batch_size)
@@ -75,6 +75,12 @@ def photographs_of(run: Run, data: Path | str | None, part: str) -> tuple[Datase
             expected=f"some of its {len(run.labels)}",
         )
     return dataset, photos, part
+
+
+def name_of(dataset: Dataset) -> str:
+    """Return what the numbers of another dataset are called: its folder's name, which no part of the run's own has."""
+    name = dataset.folder.resolve().name
+    return f"data-{name}" if name in (*PARTS, "all") else name
 
 
 def own_dataset(run: Run) -> str:

@@ -1,0 +1,126 @@
+"""How lucky is a draw of 20 landmarks? Accuracy over many draws, from features, in seconds.
+
+A study that draws its landmarks once reports one number of this distribution. The classifier is a ridge regression in
+closed form on the same features for every draw, so that what varies is the draw alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from landmarks.evaluation.closed_form import ridge_scores
+from landmarks.support.errors import UsageError
+from landmarks.support.seeds import generator
+
+TEST_SHARE = 1 / 3
+"""Share of each landmark's photographs that answers are judged on."""
+
+DEFINITIONS = {
+    "lottery": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
+    "every landmark's photographs and judged on the others; the accuracies of all draws make the distribution.",
+    "place": "Share of draws whose accuracy is below the given one; ties count half.",
+}
+
+
+def lottery(
+    features: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    *,
+    landmarks: int = 20,
+    draws: int = 200,
+    photographs: int | None = None,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return the accuracy `(draws,)` on as many random sets of `landmarks`, from `features` `(N, C)`, `labels` `(N,)`.
+
+    `photographs` caps the training photographs of a landmark. Which photographs are for training is the same in every
+    draw. Raises `UsageError` when there are fewer landmarks than are to be drawn.
+    """
+    names, places = np.unique(labels, return_inverse=True)
+    if not 2 <= landmarks <= len(names):
+        raise UsageError("that many landmarks cannot be drawn", received=landmarks, expected=f"2 to {len(names)}")
+    order, starts = _shuffled_by_landmark(places, seed)
+    accuracies = np.empty(draws)
+    for draw in range(draws):
+        chosen = generator(seed, "draw", draw).choice(len(names), size=landmarks, replace=False)
+        train, test = [], []
+        for landmark in chosen:
+            rows = order[starts[landmark] : starts[landmark + 1]]
+            held_out = max(1, round(len(rows) * TEST_SHARE))
+            test.append(rows[:held_out])
+            train.append(rows[held_out:][:photographs])
+        accuracies[draw] = _accuracy(features, train, test)
+    return accuracies
+
+
+def learning_curves(
+    features: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    *,
+    photographs: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    landmarks: Sequence[int] = (5, 10, 20, 50, 100, 200),
+    at: int = 20,
+    draws: int = 20,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Return how accuracy grows with photographs per landmark and falls with the number of landmarks.
+
+    Columns `varied` (`photographs`, at `at` landmarks, or `landmarks`, with all photographs), `value`, and over `draws`
+    sets `mean`, `low`, `high` (the central 90 %). Numbers beyond what there is are left out.
+    """
+    known, counts = np.unique(labels, return_counts=True)
+    most = int(counts.max() * (1 - TEST_SHARE))
+    rows = []
+    for value in (value for value in photographs if value <= most and at <= len(known)):
+        found = lottery(features, labels, landmarks=at, draws=draws, photographs=value, seed=seed)
+        rows.append({"varied": "photographs", "value": value, **_summary(found)})
+    for value in (value for value in landmarks if value <= len(known)):
+        found = lottery(features, labels, landmarks=value, draws=draws, seed=seed)
+        rows.append({"varied": "landmarks", "value": value, **_summary(found)})
+    return pl.DataFrame(rows)
+
+
+def place_of(accuracy: float, accuracies: NDArray[np.float64]) -> float:
+    """Return where one accuracy lies among those of all draws, 0 (the unluckiest) to 1."""
+    return float(np.mean((accuracies < accuracy) + (accuracies == accuracy) / 2))
+
+
+def describe(accuracies: NDArray[np.float64]) -> dict[str, Any]:
+    """Return a distribution of accuracies as numbers: mean, standard deviation, extremes and quantiles."""
+    quantiles = np.quantile(accuracies, [0.05, 0.25, 0.5, 0.75, 0.95])
+    return {
+        "draws": len(accuracies),
+        "mean": float(accuracies.mean()),
+        "deviation": float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0,
+        "smallest": float(accuracies.min()),
+        "largest": float(accuracies.max()),
+        **{f"q{share:02d}": float(value) for share, value in zip((5, 25, 50, 75, 95), quantiles, strict=True)},
+    }
+
+
+def _summary(accuracies: NDArray[np.float64]) -> dict[str, float]:
+    low, high = np.quantile(accuracies, [0.05, 0.95])
+    return {"mean": float(accuracies.mean()), "low": float(low), "high": float(high)}
+
+
+def _shuffled_by_landmark(places: NDArray[np.integer], seed: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Return rows sorted by landmark, shuffled within each, and where each landmark's rows start and the last ends."""
+    shuffled = generator(seed, "lottery").permutation(len(places))
+    order = shuffled[np.argsort(places[shuffled], kind="stable")]
+    return order, np.concatenate([[0], np.cumsum(np.bincount(places))])
+
+
+def _accuracy(
+    features: NDArray[np.floating], train: list[NDArray[np.integer]], test: list[NDArray[np.integer]]
+) -> float:
+    def labels_of(parts: list[NDArray[np.integer]]) -> NDArray[np.integer]:
+        return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+
+    x, asked = features[np.concatenate(train)], features[np.concatenate(test)]
+    values = ridge_scores(x.astype(np.float32), labels_of(train), asked.astype(np.float32), len(train))
+    return float(np.mean(values.argmax(axis=1) == labels_of(test)))
