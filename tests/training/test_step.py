@@ -23,7 +23,7 @@ def batch(stripes: Dataset) -> Batch:
 def training(machine: Machine, balance: bool = False) -> Training:
     network = build_network("test_resnet", classes=3, weights="none", image_size=32).eval()  # no batch statistics
     weights = torch.tensor([0.5, 1.0, 2.0]) if balance else torch.ones(3)
-    return Training(network, recipe_named("default", label_smoothing=0.1), machine, weights)
+    return Training(network, recipe_named("default", label_smoothing=0.1), machine, weights, network.features)
 
 
 def gradients(network: Network) -> torch.Tensor:

@@ -258,3 +258,23 @@ def test_a_full_disk_is_one_line(
     with pytest.raises(LandmarksError, match="No space left on device"):
         train(stripes.folder, tmp_path / "run", recipe=small_recipe)
     assert open_dataset(stripes.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_trunk_learns_the_same(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
+    plain = train(stripes.folder, tmp_path / "plain", recipe=replace(small_recipe, precision="float32"))
+    compiled = train(
+        stripes.folder, tmp_path / "compiled", recipe=replace(small_recipe, precision="float32", compile=True)
+    )
+    losses = [run.history["train_loss"].to_list() for run in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-2)
+
+
+def test_what_a_kill_after_the_last_file_leaves_is_cleared(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    (run.folder / "checkpoint").mkdir()
+    train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    assert not (run.folder / "checkpoint").exists()

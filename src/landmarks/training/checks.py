@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ def finished(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
     """Return the finished run in `out` when it is the one that is wanted; raise when it is another."""
     run = open_run(out)
     require_same(out, run.record["identity"], wanted)
+    if machine.is_main:
+        shutil.rmtree(out / "checkpoint", ignore_errors=True)  # of a training killed when all but this was done
     machine.say(f"{out} is trained already; nothing is done again")
     return run
 

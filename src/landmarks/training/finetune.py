@@ -77,7 +77,8 @@ def finetune(
     """
     # ── What is trained, and where it stands ──
     weights = class_weights(labels_of(train), network.classes, recipe.balance)
-    training = Training(network, recipe, machine, weights.to(machine.device))
+    features = torch.compile(network.features, dynamic=True) if recipe.compile else network.features
+    training = Training(network, recipe, machine, weights.to(machine.device), features)
     optimizer = make_optimizer(network, recipe)
     best_weights = copy_of_weights(network)
     if found := load_checkpoint(folder, network, optimizer):

@@ -154,7 +154,8 @@ def _fitting(recipe: Recipe, each_mb: float, free_mb: float) -> int:
 
 
 def _training_rate(network: Network, batch: Batch, recipe: Recipe, machine: Machine) -> float:
-    training = Training(network, recipe, machine, torch.ones(network.classes, device=machine.device))
+    weights = torch.ones(network.classes, device=machine.device)
+    training = Training(network, recipe, machine, weights, network.features)
     optimizer = make_optimizer(network, recipe)
     set_training(network, frozen_statistics=recipe.frozen_statistics)
     seconds = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ class Training:
     recipe: Recipe
     machine: Machine
     class_weights: torch.Tensor  # (K,), of each landmark in the loss
+    features: Callable[[torch.Tensor], torch.Tensor]  # the network's, perhaps compiled
 
 
 def add_gradients(training: Training, batch: Batch, size: int, micro_batch: int) -> tuple[float, float, int]:
@@ -60,7 +62,7 @@ def _pass_through(training: Training, batch: Batch, size: int, micro_batch: int)
         images = normalised(batch.images[start:end], network.preprocessing, machine.device)
         labels = batch.labels[start:end].to(machine.device)
         with machine.computing():
-            features = network.features(images)
+            features = training.features(images)
         features = features.float()
         loss = network.head.loss(
             features, labels, label_smoothing=training.recipe.label_smoothing, class_weights=weights

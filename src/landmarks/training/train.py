@@ -94,8 +94,8 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         if (out / RECORD).exists():
             return finished(out, wanted, machine)
         checkpoint = out / "checkpoint"
-        for count in parts.notes:
-            machine.say(count)
+        for text in parts.notes:
+            machine.say(text)
         network = build_network(
             recipe.backbone,
             classes=len(dataset.labels),
@@ -131,7 +131,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state)
             record |= {"validated_on": len(parts.val), "identity": wanted}
             write_run(out, network, dataset.labels, state.rows, record)
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint)  # killed just before this, the next call does it
         machine.wait()
         run = open_run(out)
         machine.say(last_sentence(run))
