@@ -98,7 +98,7 @@ def hop(mirror: Mirror, path: str, size: int, etag: str | None, start: int = 0) 
         answer = mirror.range(path, position, position + length)
         if answer.size != size or answer.etag != etag:
             raise ChangedError(f"{mirror.place}/{path} changed while it was being walked")
-        return answer.data
+        return bytes(answer.data)
 
     return members(read, start=start)
 

@@ -249,7 +249,7 @@ def _read_again(task: TarTask, id: str) -> bytes:
     assert task.places is not None
     row = int(np.flatnonzero(task.places.ids == np.uint64(int(id, 16)))[0])
     start, length = int(task.places.offsets[row]), int(task.places.lengths[row])
-    return task.mirror.range(tar_path(task.set, task.tar), start, start + length).data
+    return bytes(task.mirror.range(tar_path(task.set, task.tar), start, start + length).data)
 
 
 def _remarks_on(task: TarTask, contents: Contents) -> list[str]:

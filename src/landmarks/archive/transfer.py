@@ -157,16 +157,16 @@ def ranged(
             request.cancel()
 
 
-def _photograph_at(row: int, places: Places, span: Span, data: bytes, where: str) -> Photograph:
+def _photograph_at(row: int, places: Places, span: Span, data: memoryview, where: str) -> Photograph:
     id, start, length = places.id_of(row), int(places.offsets[row]) - span.start, int(places.lengths[row])
     try:
-        header = parse_header(data[start - BLOCK : start])
+        header = parse_header(bytes(data[start - BLOCK : start]))
     except HeaderError as error:
         raise ChangedError(f"{where}: the header of {id} is damaged") from error
     short = photograph_id(header.name)  # None when the whole name stands in an extra header further up
     if header.size != length or short not in (id, None):
         raise ChangedError(f"{where}: {id} is not where the index says")
-    return Photograph(id, data[start : start + length])
+    return Photograph(id, bytes(data[start : start + length]))
 
 
 def is_among(sorted_ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> Callable[[str], bool]:
