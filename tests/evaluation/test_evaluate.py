@@ -146,6 +146,24 @@ def test_a_threshold_is_chosen_on_public_and_stored_with_the_model(run: Run, tes
     assert (stored["chosen_on"], stored["reported_on"], stored["false_acceptance"]) == ("Public", "Private", 0.25)
 
 
+def test_a_folder_of_other_photographs_serves_as_unknown(run: Run, tmp_path: Path) -> None:
+    others = make_dataset(tmp_path / "street", [[]] * 40)
+    photos = others.photos.with_columns(id="other" + pl.col("id")).sort("id")
+    photos.write_parquet(others.folder / "photos.parquet")
+    numbers = evaluate(run.folder, others=others.folder, false_acceptance=0.2)
+    assert (numbers["known"], numbers["unknown"]) == (6, 40)
+    assert numbers["threshold"]["chosen_on"] == "one half of the groups"
+    assert len(read_predictions(run.folder / "predictions" / "test.parquet")) == 6
+    assert len(read_predictions(run.folder / "predictions" / "street.parquet")) == 40
+
+
+def test_another_dataset_called_test_does_not_replace_the_runs_own_test_part(run: Run, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "test", [[11], [22]])
+    assert evaluate(run.folder)["name"] == "test"
+    assert evaluate(run.folder, data=other.folder)["name"] == "data-test"
+    assert read_record(run.folder / "metrics" / "test.json")["known"] == 6
+
+
 def test_a_dataset_that_went_away_still_allows_another_to_be_evaluated(
     run: Run, own_data: Dataset, test_data: Dataset
 ) -> None:

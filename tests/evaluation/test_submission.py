@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +147,31 @@ def test_a_score_that_is_no_number_is_never_written(tmp_path: Path) -> None:
 def test_a_submission_without_a_truth_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert landmarks(["evaluate", str(submission(tmp_path, *PUBLISHED))]) == 2
     assert "--truth" in capsys.readouterr().err
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_all_test_photographs_of_the_archive_are_judged_in_a_minute_and_1500_megabytes(
+    shared: Path, tmp_path: Path
+) -> None:
+    solution = shared / "gldv2" / "recognition_solution_v2.1.csv"
+    random = np.random.default_rng(0)
+    truth = read_solution(solution)
+    answers = [
+        shown[0] if shown and random.random() < 0.6 else int(random.integers(203_094))
+        for shown in truth["landmarks"].to_list()
+    ]
+    scores = pl.Series(random.random(len(truth)) + truth["landmarks"].list.len().cast(bool).to_numpy())
+    write_submission(tmp_path / "s.csv", truth["id"], pl.Series(answers), scores)
+    script = (
+        "import resource, sys, time; started = time.monotonic();"
+        "from landmarks.cli.main import run; solution, folder = sys.argv[1:];"
+        "assert run(['evaluate', folder + '/s.csv', '--truth', solution, '-o', folder + '/judged']) == 0;"
+        "assert run(['report', folder + '/judged', '-o', folder + '/r.html']) == 0;"
+        "print(time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    command = [sys.executable, "-c", script, str(solution), str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    seconds, megabytes = map(float, printed.splitlines()[-1].split())
+    assert megabytes < 1500
+    assert seconds < 60

@@ -17,6 +17,10 @@ def evaluate(
     part: Annotated[
         str, typer.Option(help="train, val, test or all; a dataset without parts is taken whole.")
     ] = "test",
+    others: Annotated[
+        Path | None,
+        typer.Option(help="A dataset of other photographs (landmarks import), all of which count as unknown."),
+    ] = None,
     false_acceptance: Annotated[
         float | None,
         typer.Option(help="Choose the threshold that lets this share of other photographs pass; keep it for predict."),
@@ -52,7 +56,9 @@ def evaluate(
         return
     if run.is_file() or out is not None:
         raise UsageError(f"{run} is to be judged by what?", expected="--truth with the solution's CSV")
-    numbers = evaluate_run(run, data=data, part=part, false_acceptance=false_acceptance, submission=submission)
+    numbers = evaluate_run(
+        run, data=data, part=part, others=others, false_acceptance=false_acceptance, submission=submission
+    )
     _show(numbers, json)
     if not json:
         print(f"written to {run / 'metrics' / numbers['name']}.json")

@@ -29,6 +29,7 @@ def evaluate(
     *,
     data: Path | str | None = None,
     part: str = "test",
+    others: Path | str | None = None,
     false_acceptance: float | None = None,
     submission: Path | str | None = None,
     batch_size: int = 32,
@@ -37,6 +38,7 @@ def evaluate(
 
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the part,
     or the folder name of `data` (`data-test` where that is `test`). A dataset without parts is evaluated whole.
+    `others` is a dataset whose photographs all count as unknown, whatever they show, beside those of the part.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
     `submission` is a file to write the answers to in the challenge's form. Raises `LandmarksError` when the run knows
     none of the dataset's landmarks.
@@ -46,16 +48,20 @@ def evaluate(
     name = part if data is None else name_of(dataset)
     with held(opened.folder):
         started = time.monotonic()
-        recogniser = prepare(opened, dataset, photos, batch_size)
+        unknown = bool(with_truth(photos, opened.labels)["truth"].list.len().eq(0).any())
+        recogniser = prepare(opened, batch_size, remember=unknown or others is not None)
         path = write_predictions(opened, dataset, photos, name, recogniser, part=part, batch_size=batch_size)
-        arrays = arrays_of(read_predictions(path))
+        predictions = read_predictions(path)
+        if others is not None:
+            predictions = with_others(predictions, opened, others, recogniser, batch_size)
+        arrays = arrays_of(predictions)
         about: dict[str, Any] = {"name": name, "run": opened.name, "data": str(dataset.folder), "part": part}
         about |= {"temperature": recogniser.temperature, "seconds": time.monotonic() - started}
         numbers = write_metrics(opened.folder, opened.labels, arrays, about, inputs=opened.digest)
         if false_acceptance is not None:
             numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
         if submission is not None:
-            export_submission(opened, arrays, submission)
+            export_submission(opened, arrays_of(read_predictions(path)), submission)
     return numbers
 
 
@@ -88,19 +94,34 @@ def own_dataset(run: Run) -> str:
     return str(run.record["data"]["folder"])
 
 
-def prepare(run: Run, dataset: Dataset, photos: pl.DataFrame, batch_size: int) -> Recogniser:
-    """Return the run's network, tempered on its validation part, remembering its training photographs if need be.
+def with_others(
+    predictions: pl.DataFrame, run: Run, others: Path | str, recogniser: Recogniser, batch_size: int
+) -> pl.DataFrame:
+    """Return `predictions` and those of all photographs of the dataset `others`, which show nothing known.
 
-    They are needed where photographs of nothing known are among `photos`, and come from the run's own dataset, when
-    that is still there.
+    Public and Private are forgotten, since the others are neither: halves of the groups take their place.
+    """
+    dataset = open_dataset(others)
+    photos = dataset.part("all").filter(~pl.col("id").is_in(predictions["id"].to_list()))
+    note(f"{len(photos)} photographs of {others} count as unknown")
+    path = write_predictions(run, dataset, photos, name_of(dataset), recogniser, part="all", batch_size=batch_size)
+    nothing = pl.lit([], dtype=pl.List(pl.UInt32))
+    unknown = read_predictions(path).with_columns(truth=nothing, truth_score=None, group=None)
+    together = pl.concat([predictions, unknown], how="vertical_relaxed").sort("id")
+    return together.with_columns(usage=pl.lit(None, pl.String))
+
+
+def prepare(run: Run, batch_size: int, *, remember: bool) -> Recogniser:
+    """Return the run's network, tempered on its validation part; with `remember`, knowing its training photographs too.
+
+    Both come from the run's own dataset, when that is still there.
     """
     recogniser = open_recogniser(run)
     own = _open_own_dataset(run)
     if own is not None:
         recogniser = ensure_temperature(run, own, recogniser, batch_size)
     reference = open_reference(run)
-    unknown = with_truth(photos, run.labels)["truth"].list.len().eq(0).any()
-    if reference is None and unknown and own is not None:
+    if reference is None and remember and own is not None:
         reference = ensure_reference(run, recogniser.network, own, batch_size)
     return Recogniser(recogniser.network, recogniser.temperature, reference, recogniser.device)
 
