@@ -7,8 +7,8 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,29 @@ def keep(name: str, rows: list[dict[str, Any]], **told: Any) -> None:
 
 
 def measured(command: Sequence[str]) -> tuple[float, float, float]:
-    """Run a command quietly; return its wall seconds, processor seconds and peak resident megabytes."""
-    started = time.perf_counter()
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    silent = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
-    process = os.posix_spawnp(command[0], list(command), os.environ, file_actions=silent)
-    os.close(quiet)
-    _, status, used = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+    """Run a command quietly; return its wall seconds, processor seconds and peak resident megabytes.
+
+    A small process in between starts it, because a child is first charged with its parent's memory.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURE, *command], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if ran.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    seconds, processor, kilobytes = map(float, ran.stdout.split())
+    return seconds, processor, kilobytes / 1e3
+
+
+_MEASURE = """
+import os, sys, time
+quiet = os.open(os.devnull, os.O_WRONLY)
+silent = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
+started = time.perf_counter()
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
+_, status, used = os.wait4(process, 0)
+print(time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(status != 0)
+"""
 
 
 def landmarks(*arguments: object) -> list[str]:
@@ -58,6 +71,7 @@ def machine() -> dict[str, Any]:
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load_of_the_last_minutes": [round(load, 1) for load in os.getloadavg()],  # far above the cores: not alone here
         "python": platform.python_version(),
     }
 
