@@ -101,6 +101,8 @@ class CosineHead(Head):
         margin: float = 0.2,
     ) -> None:
         super().__init__()
+        if not 1 <= centres <= 255:
+            raise UsageError("a landmark has 1 to 255 sub-centres", received=centres)
         self.classes = classes
         self.settings = {"embedding": embedding, "centres": centres, "scale": scale, "margin": margin}
         self.scale = scale

@@ -49,13 +49,15 @@ def margin_cross_entropy(features: Tensor, centres: Tensor, labels: Tensor, marg
 
 
 def cosines(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest cosine (N, k) of unit features (N, D) to each class's centres (k, J, D), and which one."""
-    classes, several, width = centres.shape
-    flat = unit @ F.normalize(centres, dim=2).reshape(-1, width).T
-    if several == 1:
-        return flat, torch.zeros_like(flat, dtype=torch.long)
-    best = flat.view(-1, classes, several).max(2)
-    return best.values, best.indices
+    """Return the largest cosine (N, k) of unit features (N, D) to each class's centres (k, J, D), and which (uint8)."""
+    directions = F.normalize(centres, dim=2)
+    best = unit @ directions[:, 0].T
+    nearest = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for place in range(1, centres.shape[1]):
+        other = unit @ directions[:, place].T
+        nearest.masked_fill_(other > best, place)
+        best = torch.maximum(best, other)
+    return best, nearest
 
 
 class _MarginCrossEntropy(torch.autograd.Function):
@@ -137,13 +139,12 @@ def _chunks(unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin, targe
 
 def _gradients(unit: Tensor, centres: Tensor, slope: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `slope` (N, k), on the cosines to the nearest sub-centres, means for features and for one chunk."""
-    classes, several, width = centres.shape
-    if several > 1:
-        spread = torch.zeros(*slope.shape, several, dtype=slope.dtype, device=slope.device)
-        slope = spread.scatter_(2, nearest[..., None], slope[..., None]).reshape(len(slope), -1)
-    flat = centres.reshape(-1, width)
-    length = flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    direction = flat / length
-    pull = slope.T @ unit
-    pull -= (pull * direction).sum(1, keepdim=True) * direction
-    return slope @ direction, pull.div_(length).view(classes, several, width)
+    length = centres.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    directions = centres / length
+    pull, on_features = torch.empty_like(centres), torch.zeros_like(unit)
+    for place in range(centres.shape[1]):
+        own = slope if centres.shape[1] == 1 else slope * (nearest == place)
+        on_features += own @ directions[:, place]
+        pull[:, place] = own.T @ unit
+    pull -= (pull * directions).sum(2, keepdim=True) * directions
+    return on_features, pull.div_(length)
