@@ -190,7 +190,11 @@ def protocols(frame: pl.DataFrame) -> Any:
     base = alt.Chart(_data(frame)).encode(
         y=alt.Y("network:N", sort=networks, title=None, axis=alt.Axis(labelColor=INK, ticks=False, labelPadding=8)),
         yOffset=alt.YOffset("series:N", sort=series),
-        color=alt.Color("series:N", scale=alt.Scale(domain=series, range=list(SERIES))),
+        color=alt.Color(
+            "series:N",
+            scale=alt.Scale(domain=series, range=list(SERIES)),
+            legend=alt.Legend(symbolOpacity=1),
+        ),
         description="description:N",
     )
     scale = alt.Scale(domain=[0, 1])

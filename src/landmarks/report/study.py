@@ -73,12 +73,13 @@ def study_table(record: Mapping[str, Any]) -> Table:
 
 
 def _line(row: Mapping[str, Any], *, with_test_set: bool) -> tuple[Cell, ...]:
-    network, protocol, size, epochs = (row[name] for name in ("network", "protocol", "image_size", "epochs"))
+    network, protocol = readable(row["network"], 60), readable(row["protocol"], 40)
+    size, epochs = row["image_size"], row["epochs"]
     shown = ("validation", "test", *(("test_set",) if with_test_set else ()))
     changes = "; ".join(_changes(row))
     return (
-        Cell(readable(network, 60), network),
-        Cell(readable(protocol, 40), protocol),
+        Cell(network, network),
+        Cell(protocol, protocol),
         Cell(millions(row["parameters"]), number(row["parameters"])),
         Cell(f"{size:.0f} px" if size else "–", number(size)),
         Cell("+".join(map(str, epochs)) if epochs else "–", sum(epochs) if epochs else None),
