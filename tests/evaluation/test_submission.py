@@ -164,14 +164,14 @@ def test_all_test_photographs_of_the_archive_are_judged_in_a_minute_and_1500_meg
     scores = pl.Series(random.random(len(truth)) + truth["landmarks"].list.len().cast(bool).to_numpy())
     write_submission(tmp_path / "s.csv", truth["id"], pl.Series(answers), scores)
     script = (
-        "import resource, sys, time; started = time.monotonic();"
+        "import resource, sys, time;"
         "from landmarks.cli.main import run; solution, folder = sys.argv[1:];"
         "assert run(['evaluate', folder + '/s.csv', '--truth', solution, '-o', folder + '/judged']) == 0;"
         "assert run(['report', folder + '/judged', '-o', folder + '/r.html']) == 0;"
-        "print(time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     command = [sys.executable, "-c", script, str(solution), str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     seconds, megabytes = map(float, printed.splitlines()[-1].split())
     assert megabytes < 1500
-    assert seconds < 60
+    assert seconds < 60  # of the processor: a busy machine is no failure

@@ -37,7 +37,8 @@ def evaluate(
     """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
 
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the part,
-    or the folder name of `data` (`data-test` where that is `test`). A dataset without parts is evaluated whole.
+    or the folder name of `data` (`data-test` where the run has a part `test` of its own). A dataset without parts is
+    evaluated whole.
     `others` is a dataset whose photographs all count as unknown, whatever they show, beside those of the part.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
     `submission` is a file to write the answers to in the challenge's form. Raises `LandmarksError` when the run knows
@@ -45,7 +46,7 @@ def evaluate(
     """
     opened = open_run(run)
     dataset, photos, part = photographs_of(opened, data, part)
-    name = part if data is None else name_of(dataset)
+    name = part if data is None else name_of(dataset, opened)
     with held(opened.folder):
         started = time.monotonic()
         unknown = bool(with_truth(photos, opened.labels)["truth"].list.len().eq(0).any())
@@ -83,10 +84,11 @@ def photographs_of(run: Run, data: Path | str | None, part: str) -> tuple[Datase
     return dataset, photos, part
 
 
-def name_of(dataset: Dataset) -> str:
-    """Return what the numbers of another dataset are called: its folder's name, which no part of the run's own has."""
+def name_of(dataset: Dataset, run: Run) -> str:
+    """Return what the numbers of another dataset are called: its folder's name, unless a part of the run has it."""
     name = dataset.folder.resolve().name
-    return f"data-{name}" if name in (*PARTS, "all") else name
+    own = run.record["data"].get("photographs") or dict.fromkeys(PARTS, 1)
+    return f"data-{name}" if own.get(name) else name
 
 
 def own_dataset(run: Run) -> str:
@@ -104,7 +106,7 @@ def with_others(
     dataset = open_dataset(others)
     photos = dataset.part("all").filter(~pl.col("id").is_in(predictions["id"].to_list()))
     note(f"{len(photos)} photographs of {others} count as unknown")
-    path = write_predictions(run, dataset, photos, name_of(dataset), recogniser, part="all", batch_size=batch_size)
+    path = write_predictions(run, dataset, photos, name_of(dataset, run), recogniser, part="all", batch_size=batch_size)
     nothing = pl.lit([], dtype=pl.List(pl.UInt32))
     unknown = read_predictions(path).with_columns(truth=nothing, truth_score=None, group=None)
     together = pl.concat([predictions, unknown], how="vertical_relaxed").sort("id")
