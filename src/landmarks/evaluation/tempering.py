@@ -39,9 +39,8 @@ def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch
     network, device = recogniser.network, recogniser.device
     with torch.no_grad(), progress("fitting the temperature", total=len(photos)) as advance:
         for batch in batches(dataset, photos, network.preprocessing, batch_size=batch_size):
-            logits[done : done + len(batch.ids)] = network(
-                normalised(batch.images, network.preprocessing, device)
-            ).cpu()
+            outputs = network(normalised(batch.images, network.preprocessing, device))
+            logits[done : done + len(batch.ids)] = in_half_precision(outputs).cpu()
             done += len(batch.ids)
             advance(len(batch.ids))
     labels = run.labels.select("landmark_id", run_label="label")
@@ -50,3 +49,13 @@ def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch
     update_model(run, temperature=temperature)
     note(f"temperature {temperature:.3f}, fitted on {len(photos)} validation photographs")
     return replace(recogniser, temperature=temperature)
+
+
+def in_half_precision(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits (N, K) less each row's largest, which changes no probability, as float16.
+
+    A network that has learnt little yet may answer with outputs beyond what half precision holds; what lies further
+    than that below the largest has no probability anyway.
+    """
+    below = logits.float() - logits.float().amax(dim=1, keepdim=True)
+    return below.clamp(min=torch.finfo(torch.float16).min).half()
