@@ -61,9 +61,9 @@ def study_part(record: Mapping[str, Any], figures: FigureFolder, page: str) -> S
 def study_table(record: Mapping[str, Any]) -> Table:
     """Return one line per network and protocol, in the record's order, with what the study published."""
     test_set = record.get("test_set")
-    titles = ["Network", "Protocol", "Parameters", "Image", "Epochs", "Validation accuracy", "Test accuracy"]
-    titles += [f"Accuracy on {readable(test_set, 40)}"] if test_set else []
-    titles += ["Warm-up alone", "Time", "The study's test accuracy", "Changed from the study"]
+    titles = ["Network", "Protocol", "Parameters", "Epochs", "Validation", "Test"]
+    titles += [f"Test on {readable(test_set, 40)}"] if test_set else []
+    titles += ["Warm-up alone", "Published", "Changed from the study"]
     words = ("Network", "Protocol", "Changed from the study")
     return Table(
         caption="; ".join(f"{readable(name)}: {readable(told)}" for name, told in record["protocols"].items()) + ".",
@@ -74,18 +74,16 @@ def study_table(record: Mapping[str, Any]) -> Table:
 
 def _line(row: Mapping[str, Any], *, with_test_set: bool) -> tuple[Cell, ...]:
     network, protocol = readable(row["network"], 60), readable(row["protocol"], 40)
-    size, epochs = row["image_size"], row["epochs"]
+    size, epochs, seconds = row["image_size"], row["epochs"], "" if row["why"] else duration(row["seconds"])
     shown = ("validation", "test", *(("test_set",) if with_test_set else ()))
     changes = "; ".join(_changes(row))
     return (
         Cell(network, network),
         Cell(protocol, protocol),
-        Cell(millions(row["parameters"]), number(row["parameters"])),
-        Cell(f"{size:.0f} px" if size else "–", number(size)),
-        Cell("+".join(map(str, epochs)) if epochs else "–", sum(epochs) if epochs else None),
+        Cell(millions(row["parameters"]), number(row["parameters"]), f"{size:.0f} px" if size else ""),
+        Cell("+".join(map(str, epochs)) if epochs else "–", sum(epochs) if epochs else None, seconds),
         *(Cell(percent(row[name]), number(row[name]), interval(row[name])) for name in shown),
         Cell(percent(row["warmup"]), number(row["warmup"])),
-        Cell(duration(row["seconds"]), number(row["seconds"])),
         _published(row["published"]),
         Cell(changes, changes),
     )
@@ -106,16 +104,12 @@ def _published(figures: Mapping[str, float | None] | None) -> Cell:
 
 def study_lines(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of the table as plain text for a screen, two things one above the other."""
-    titles = ["network\nprotocol", "parameters\nimage", "epochs\ntime", "validation", "test"]
-    titles += [f"test on\n{readable(record['test_set'], 40)}"] if record.get("test_set") else []
-    titles += ["warm-up\nalone", "published\nby the study", "changed from\nthe study"]
+    table = study_table(record)
     lines = []
-    for cells, row in zip(study_table(record).rows, record["rows"], strict=True):
-        network, protocol, parameters, image, epochs, *accuracies, seconds, figures, _ = cells
-        pairs = [(network.text, protocol.text), (parameters.text, image.text), (epochs.text, seconds.text)]
-        pairs += [(cell.text, cell.note) for cell in (*accuracies, figures)]
+    for (network, protocol, *cells, _), row in zip(table.rows, record["rows"], strict=True):
+        pairs = [(network.text, protocol.text), *((cell.text, cell.note) for cell in cells)]
         lines.append([*("\n".join(filter(None, pair)) for pair in pairs), "\n".join(_changes(row))])
-    return titles, lines
+    return [column.title for column in table.columns if column.title != "Protocol"], lines
 
 
 def study_numbers(record: Mapping[str, Any]) -> pl.DataFrame:
@@ -137,7 +131,7 @@ def study_numbers(record: Mapping[str, Any]) -> pl.DataFrame:
 
 def study_figure(record: Mapping[str, Any], figures: FigureFolder, page: str) -> Figure | None:
     """Return each network's test accuracy under each protocol beside the study's; None when nothing was measured."""
-    points = []
+    points: list[tuple[str, str, float, float, float]] = []
     for row in record["rows"]:
         if (accuracy := number(row["test"])) is not None:
             low, high = bounds(row["test"]) or (accuracy, accuracy)
@@ -148,6 +142,7 @@ def study_figure(record: Mapping[str, Any], figures: FigureFolder, page: str) ->
     if all(series == "published" for _, series, *_ in points):
         return None
     kinds = {"network": pl.String, "series": pl.String, "accuracy": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    points.sort(key=lambda point: point[1] == "published")  # last, and its colour too
     frame = pl.DataFrame(points, schema=kinds, orient="row").with_columns(
         pl.col("network", "series").map_elements(lambda text: readable(text, 60), return_dtype=pl.String)
     )
@@ -164,5 +159,4 @@ def study_figure(record: Mapping[str, Any], figures: FigureFolder, page: str) ->
         title="Test accuracy under each protocol",
         alt=f"Dots with intervals per network and protocol: {'; '.join(told)}",
         caption="What the study published stands where it is known; it was measured on its own landmarks.",
-        wide=True,
     )
