@@ -21,9 +21,19 @@ def split(
     val: Annotated[float, typer.Option(help="Share of the photographs for validation; 0 for none.")] = 0.15,
     test: Annotated[float, typer.Option(help="Share for the test; 0 where a test set exists.")] = 0.15,
     seed: Annotated[int, typer.Option(help="Decides which photographs go where.")] = 0,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(help="The CSV of evaluate --suspects, its last column filled in; it holds from here on."),
+    ] = None,
+    keep_corrections: Annotated[
+        bool, typer.Option("--keep-corrections/--no-corrections", help="Keep earlier corrections, or take them back.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts and the leakage as JSON.")] = False,
 ) -> None:
     """Divide a dataset into train, val and test, landmark by landmark, and say what that gives away.
+
+    What evaluate --suspects found is taken back with --corrections once a person filled in its last column: the id of
+    the landmark, or none. Rows left empty are passed over, labels as they were fetched are kept.
 
     Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
     """
@@ -32,7 +42,15 @@ def split(
     from landmarks.support.console import print_table
     from landmarks.support.tables import read_metadata
 
-    dataset = split_dataset(data, by=by, val=val, test=test, seed=seed)
+    dataset = split_dataset(
+        data,
+        by=by,
+        val=val,
+        test=test,
+        seed=seed,
+        corrections=corrections,
+        keep_corrections=keep_corrections,
+    )
     rows = []
     for part in PARTS:
         photos = dataset.part(part)
@@ -42,6 +60,6 @@ def split(
     if as_json:
         leakage = json.loads(read_metadata(dataset.folder / "split.parquet")["leakage"])
         parts = [dict(zip(columns, row, strict=True)) for row in rows]
-        print(json.dumps({"parts": parts, "leakage": leakage}, indent=2))
+        print(json.dumps({"parts": parts, "leakage": leakage, "corrected": len(dataset.corrected)}, indent=2))
     else:
         print_table(columns, rows)

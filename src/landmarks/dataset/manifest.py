@@ -46,6 +46,16 @@ LABELS: dict[str, Any] = {
 SPLIT: dict[str, Any] = {"id": pl.String, "part": pl.String}
 """Columns of `split.parquet`, sorted by id."""
 
+CORRECTIONS: dict[str, Any] = {
+    "id": pl.String,
+    "landmark_id": pl.Int64,  # what a person said it shows; null: nothing known
+    "fetched_landmark_id": pl.Int64,  # as it stands in photos.parquet; where both are the same it was confirmed
+    "csv": pl.String,  # digest of the file that the decision came with
+}
+"""Columns of `corrections.parquet`, sorted by id; see `corrections.py`."""
+
+CORRECTIONS_FILE = "corrections.parquet"
+
 REJECTED: dict[str, Any] = {"id": pl.String, "where": pl.String, "why": pl.String}
 """Columns of `rejected.parquet`, sorted by id."""
 
@@ -56,15 +66,32 @@ class Dataset:
 
     folder: Path
     record: dict[str, Any]
-    photos: pl.DataFrame
+    photos: pl.DataFrame  # with corrected labels
     labels: pl.DataFrame
     split: pl.DataFrame | None
+    corrections: pl.DataFrame  # empty where nobody made any
 
     @property
     def digest(self) -> str:
-        """Changes with the photographs, the labels and the split, not with where the folder lies."""
+        """Changes with the photographs, their labels and the split, not with where the folder lies."""
         parts = "" if self.split is None else "\n".join(self.split["id"] + " " + self.split["part"])
-        return digest_of(self.record.get("digest"), parts)
+        return digest_of(self.content_digest, parts)
+
+    @property
+    def content_digest(self) -> Any:
+        """Changes with the photographs and their labels, corrected ones included, whatever the split."""
+        written, corrected = self.record.get("digest"), self.corrected
+        return digest_of(written, corrected.rows()) if len(corrected) else written
+
+    @property
+    def corrected(self) -> pl.DataFrame:
+        """`id` and `landmark_id` of the photographs whose label is not the one they were fetched with."""
+        differs = pl.col("landmark_id").ne_missing(pl.col("fetched_landmark_id"))
+        return self.corrections.filter(differs).select("id", "landmark_id")
+
+    def as_fetched(self) -> pl.DataFrame:
+        """Return `photos` as the file holds it, with the labels that the photographs came with."""
+        return read_table(self.folder / "photos.parquet", PHOTOS)
 
     def part(self, name: str) -> pl.DataFrame:
         """Return the photographs of one part, sorted by id, with their `label` (null: nothing known)."""
@@ -96,14 +123,29 @@ def open_dataset(folder: Path | str) -> Dataset:
     if not folder.is_dir():
         raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
     record = read_record(folder / "dataset.json")
-    split = folder / "split.parquet"
+    split, corrected = folder / "split.parquet", folder / CORRECTIONS_FILE
+    corrections = read_table(corrected, CORRECTIONS) if corrected.exists() else pl.DataFrame(schema=CORRECTIONS)
     return Dataset(
         folder=folder,
         record=record,
-        photos=read_table(folder / "photos.parquet", PHOTOS),
+        photos=_with_corrections(read_table(folder / "photos.parquet", PHOTOS), corrections),
         labels=read_table(folder / "labels.parquet", LABELS),
         split=read_table(split, SPLIT) if split.exists() else None,
+        corrections=corrections,
     )
+
+
+def _with_corrections(photos: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:
+    """Return `photos` with the labels people decided on, which are then all that a photograph shows."""
+    if corrections.is_empty():
+        return photos
+    decided = corrections.select("id", corrected="landmark_id", decided=pl.lit(True))
+    joined = photos.join(decided, on="id", how="left", maintain_order="left")
+    changed = pl.col("decided").fill_null(False) & pl.col("landmark_id").ne_missing(pl.col("corrected"))
+    return joined.with_columns(
+        landmark_id=pl.when(changed).then("corrected").otherwise("landmark_id"),
+        landmarks=pl.when(changed).then(None).otherwise("landmarks"),
+    ).select(photos.columns)
 
 
 def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from landmarks.dataset.corrections import add_corrections, read_corrections, remove_corrections
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
 from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
 from landmarks.support.console import note
@@ -26,12 +27,23 @@ SWALLOWED = 0.5
 _TRAIN, _VAL, _TEST = range(3)
 
 
-def split(data: Path | str, *, by: str = "group", val: float = 0.15, test: float = 0.15, seed: int = 0) -> Dataset:
+def split(
+    data: Path | str,
+    *,
+    by: str = "group",
+    val: float = 0.15,
+    test: float = 0.15,
+    seed: int = 0,
+    corrections: Path | str | None = None,
+    keep_corrections: bool = True,
+) -> Dataset:
     """Divide the photographs of a dataset folder; write `split.parquet` and the column `group`.
 
     `by="group"` puts whole groups (see `groups`) into one part, `by="random"` each photograph by itself. Either way it
     is done landmark by landmark, photographs that show nothing known included; `val` and `test` are shares, 0 for none.
     Every landmark keeps a training photograph. The leakage of this split and of a random one is printed and stored.
+    `corrections` is a CSV of what photographs truly show (see `read_corrections`): it is kept beside the labels, added
+    to earlier ones, and holds from here on; `keep_corrections=False` takes the earlier ones back.
     """
     if by not in ("group", "random"):
         raise UsageError(
@@ -42,7 +54,7 @@ def split(data: Path | str, *, by: str = "group", val: float = 0.15, test: float
             "impossible shares", received=f"val {val}, test {test}", expected="0 or more, below 1 together"
         )
     with held(open_dataset(data).folder):
-        dataset = open_dataset(data)
+        dataset = _corrected(open_dataset(data), corrections, keep_corrections)
         grouping = groups(dataset.photos)
         at_random = divide(dataset.photos["landmark_id"], np.arange(len(dataset.photos)), val, test, seed)
         part = at_random
@@ -50,6 +62,24 @@ def split(data: Path | str, *, by: str = "group", val: float = 0.15, test: float
             part = divide(dataset.photos["landmark_id"], grouping.group, val, test, seed)
         rule = f"by {by}, val {val:g}, test {test:g}"
         return store_split(dataset, part, grouping, at_random, rule=rule, seed=seed)
+
+
+def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
+    """Return the dataset with the corrections asked for, and say how many there are."""
+    if csv is not None:
+        decided = read_corrections(dataset, csv)  # before anything is taken back, since it may not be readable
+    if not keep:
+        note(f"{remove_corrections(dataset):,} earlier corrections taken back")
+        dataset = open_dataset(dataset.folder)
+    if csv is not None:
+        add_corrections(dataset, decided)
+        note(f"{len(decided):,} decisions in {csv}" + ("" if len(decided) else ": no row of it is filled in"))
+        dataset = open_dataset(dataset.folder)
+    if len(dataset.corrections):
+        corrected = len(dataset.corrected)
+        confirmed = len(dataset.corrections) - corrected
+        note(f"{corrected:,} labels corrected, {confirmed:,} confirmed; photos.parquet keeps them as fetched")
+    return dataset
 
 
 def divide(
@@ -86,7 +116,7 @@ def store_split(
     """
     leakage = _leakage(grouping, part, at_random)
     swallowed = _swallowed(dataset.photos, grouping)
-    photos = dataset.photos.with_columns(group=pl.Series(grouping.group, dtype=pl.UInt32))
+    photos = dataset.as_fetched().with_columns(group=pl.Series(grouping.group, dtype=pl.UInt32))
     write_table(dataset.folder / "photos.parquet", photos)
     table = photos.select("id", part=pl.Series(np.asarray(PARTS)[part], dtype=pl.String))
     write_table(
@@ -95,6 +125,7 @@ def store_split(
         rule=f"{rule}; near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks",
         seed="" if seed is None else seed,
         leakage=json.dumps(leakage),
+        corrected=len(dataset.corrected),
         swallowed=json.dumps(swallowed),
     )
     _tell(dataset, part, grouping, leakage, swallowed)

@@ -87,7 +87,7 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
     photos = source.photos.with_columns(
         pl.col("shard").replace_strict(places, return_dtype=pl.String), group=pl.lit(None, pl.UInt32)
     )
-    inputs = digest_of(source.record["digest"], photos.select("id", "shard", "offset").rows())
+    inputs = digest_of(source.content_digest, photos.select("id", "shard", "offset").rows())
     if (folder / "dataset.json").exists() and read_record(folder / "dataset.json")["inputs"] == inputs:
         return open_dataset(folder)
     say(f"{folder}: the photographs of {source.folder}, which stay where they are")

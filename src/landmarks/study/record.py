@@ -52,7 +52,7 @@ class Reproduction:
             "notes": self._notes(name),
             "rows": [self._row(attempt, name) for attempt in self.attempts],
         }
-        write_record(self.folder / RECORD, record, verb="reproduce", inputs=self.source.record["digest"])
+        write_record(self.folder / RECORD, record, verb="reproduce", inputs=self.source.content_digest)
         with written_whole(self.folder / "study.csv") as aside:
             study_numbers(record).write_csv(aside)
         return record

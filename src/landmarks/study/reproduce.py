@@ -60,7 +60,7 @@ def reproduce(
     """
     every = attempts(networks, weights, image_size=image_size, epochs=epochs, seed=seed)
     source, out = open_dataset(data), Path(out)
-    settings = {"data": source.record["digest"], "seed": seed, "image_size": image_size, "epochs": epochs}
+    settings = {"data": source.content_digest, "seed": seed, "image_size": image_size, "epochs": epochs}
     refuse_another(out, settings)
     with held(out) as folder:
         test_set = None if test is None else _test_set(source, open_dataset(test), folder)
