@@ -30,7 +30,7 @@ def evaluate(
     ] = None,
     suspects: Annotated[
         Path | None,
-        typer.Option(help="Instead: write the part's likely label errors to this CSV, to look at and correct."),
+        typer.Option(help="Instead: write the part's likely label errors to this CSV and show them on a sheet."),
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="The solution CSV that a submission is judged by.")] = None,
     out: Annotated[
@@ -107,6 +107,9 @@ def _show_suspects(run: Path, out: Path, data: Path | None, part: str) -> None:
     if rows:
         print_table(["photograph", "labelled", "looks like", "suspicion"], rows, "most suspicious")
     print(f"{len(table)} suspects written to {out}; nothing was changed")
+    if rows:
+        print(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
+        print(f"landmarks split DATA --corrections {out}")
 
 
 def _percent(number: dict[str, Any]) -> str:

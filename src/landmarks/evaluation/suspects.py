@@ -1,6 +1,7 @@
 """Which labels are likely wrong? Photographs whose features speak for another landmark, and twins with two labels.
 
-A check never changes or deletes anything: it writes a CSV with an empty column for a person's decision.
+A check never changes or deletes anything: it writes a sheet to look at, and a CSV with an empty column for a person's
+decision, which `split` takes back.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from landmarks.dataset.manifest import open_dataset
+from landmarks.dataset.groups import NO_HASH
+from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.neighbours import near_pairs
 from landmarks.evaluation.closed_form import ridge_scores
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.evaluation.rejection import NEIGHBOURS, WARMTH, directions
+from landmarks.evaluation.sheet import write_sheet
+from landmarks.evaluation.trunk import features_of
+from landmarks.support.errors import UsageError
 from landmarks.support.files import written_whole
 from landmarks.support.seeds import generator
-from landmarks.training.features import cached_features
-from landmarks.training.machine import Machine
 from landmarks.training.run import open_run
 
 FOLDS = 5
@@ -42,6 +44,7 @@ SUSPECTS = {
     "name": pl.String,
     "suggested_landmark_id": pl.Int64,
     "suggested_name": pl.String,
+    "probability": pl.Float64,  # of the suggested landmark; empty for twins
     "suspicion": pl.Float64,  # probability of the suggested minus that of the given landmark; 1 for twins
     "why": pl.String,
     "correct_landmark_id": pl.String,  # empty: for a person to fill in (an id, "none", or the given one)
@@ -60,33 +63,49 @@ DEFINITIONS = {
 def suspects(run: Path | str, out: Path | str, *, data: Path | str | None = None, part: str = "train") -> pl.DataFrame:
     """Return the likely label errors of a part of the run's dataset (or of `data`), and write them to the CSV `out`.
 
-    The features are those of the run's trunk, from the cache where they are there. A trunk that was fine-tuned on wrong
-    labels has learned some of them: a run that stopped after the warm-up sees more.
+    Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. Photographs a person has decided on
+    are not listed again. The features are those of the run's trunk, from the cache where they are there. A trunk that
+    was fine-tuned on wrong labels has learned some of them: a run that stopped after the warm-up sees more.
     """
+    out = Path(out)
+    sheet = out.with_suffix(".jpg")
+    if sheet == out:
+        raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")
     opened = open_run(run)
     dataset = open_dataset(opened.record["data"]["folder"] if data is None else data)
-    photos = dataset.part(part).filter(pl.col("label").is_not_null())
-    features = cached_features(opened.network(), dataset, photos, machine=Machine(Accelerator())).values
+    photos, features = features_of(opened, dataset, part)
     labels = photos["label"].cast(pl.Int64).to_numpy()
     groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()
-    probabilities = cross_validated(directions(np.asarray(features)), labels, groups, len(dataset.labels))
+    probabilities = cross_validated(directions(features), labels, groups, len(dataset.labels))
     suspect, suggested, suspicion = disagreements(probabilities, labels)
-    rows = pl.DataFrame({"id": photos["id"], "label": labels, "suggested": suggested, "suspicion": suspicion})
-    rows = rows.filter(pl.Series(suspect)).with_columns(why=pl.lit("its features speak for the other landmark"))
-    names = dataset.labels.select("label", "landmark_id", "name").cast({"label": pl.Int64})
-    table = (
-        pl.concat([_twins(photos), rows])
-        .join(names, on="label", how="left")
-        .join(
-            names.rename(lambda name: "suggested_" + name), left_on="suggested", right_on="suggested_label", how="left"
-        )
-        .with_columns(correct_landmark_id=pl.lit(""))
-        .select(pl.col(name).cast(kind) for name, kind in SUSPECTS.items())
-        .sort("suspicion", "id", descending=[True, False])
-    )
+    rows = pl.DataFrame(
+        {
+            "id": photos["id"],
+            "label": labels,
+            "suggested": suggested,
+            "probability": probabilities.max(axis=1),
+            "suspicion": suspicion,
+            "why": "its features speak for the other landmark",
+        }
+    ).filter(pl.Series(suspect))
+    table = _named(pl.concat([_twins(photos), rows]).unique(subset=["id"], keep="first", maintain_order=True), dataset)
+    table = table.join(dataset.corrections, on="id", how="anti").sort("suspicion", "id", descending=[True, False])
     with written_whole(out) as aside:
         table.write_csv(aside)
+    if len(table):
+        write_sheet(dataset, table, sheet)
     return table
+
+
+def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """Return `rows` in the columns of `SUSPECTS`."""
+    names = dataset.labels.select("label", "landmark_id", "name").cast({"label": pl.Int64})
+    suggested = names.rename(lambda name: "suggested_" + name)
+    joined = rows.join(names, on="label", how="left", maintain_order="left").join(
+        suggested, left_on="suggested", right_on="suggested_label", how="left", maintain_order="left"
+    )
+    joined = joined.with_columns(correct_landmark_id=pl.lit(""))
+    return joined.select(pl.col(name).cast(kind) for name, kind in SUSPECTS.items())
 
 
 def cross_validated(
@@ -134,6 +153,7 @@ def _votes(photos: NDArray[np.float32], labels: Integers, places: Integers, clas
 
 def _twins(photos: pl.DataFrame) -> pl.DataFrame:
     """Return both photographs of every pair of twins with two labels, each suggesting the other's."""
+    photos = photos.filter(pl.col("phash").fill_null(NO_HASH) != NO_HASH)
     pairs = near_pairs(photos["phash"].to_numpy(), TWIN_BITS)
     first, second = np.concatenate([pairs, pairs[:, ::-1]]).T if len(pairs) else (np.array([], int), np.array([], int))
     both = pl.DataFrame(
@@ -141,6 +161,7 @@ def _twins(photos: pl.DataFrame) -> pl.DataFrame:
             "id": photos["id"].gather(first),
             "label": photos["label"].gather(first).cast(pl.Int64),
             "suggested": photos["label"].gather(second).cast(pl.Int64),
+            "probability": pl.Series([None] * len(first), dtype=pl.Float64),
             "suspicion": pl.Series([1.0] * len(first), dtype=pl.Float64),
             "why": "the same picture as " + photos["id"].gather(second),
         }

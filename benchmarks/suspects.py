@@ -1,0 +1,66 @@
+"""Are falsified labels found? 3 % of a training part's labels are replaced at random, and the list is held against them.
+
+Usage: python benchmarks/suspects.py RUN DATA   (a run that stopped after the warm-up: its trunk has seen no label)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+import results
+
+from landmarks.dataset.manifest import open_dataset
+from landmarks.evaluation.rejection import directions
+from landmarks.evaluation.suspects import cross_validated, disagreements, suspects
+from landmarks.evaluation.trunk import features_of
+from landmarks.training.run import open_run
+
+SHARE = 0.03
+SEEDS = (0, 1, 2)
+
+
+def main(run: str, data: str) -> None:
+    dataset = open_dataset(data)
+    photos, features = features_of(open_run(run), dataset, "train")
+    points, classes = directions(features), len(dataset.labels)
+    true = photos["label"].cast(pl.Int64).to_numpy()
+    groups = photos["group"].cast(pl.Int64).to_numpy()
+    rows = []
+    for seed in SEEDS:
+        random = np.random.default_rng(seed)
+        wrong = random.choice(len(true), round(SHARE * len(true)), replace=False)
+        labels = true.copy()
+        labels[wrong] = (true[wrong] + random.integers(1, classes, len(wrong))) % classes
+        started = time.monotonic()
+        suspect, suggested, suspicion = disagreements(cross_validated(points, labels, groups, classes), labels)
+        seconds = time.monotonic() - started
+        falsified = np.isin(np.arange(len(true)), wrong)
+        first = np.argsort(-np.where(suspect, suspicion, -1), kind="stable")[: len(wrong)]
+        rows.append(
+            {
+                "seed": seed,
+                "photographs": len(true),
+                "falsified": len(wrong),
+                "listed": int(suspect.sum()),
+                "found": int((suspect & falsified).sum()),
+                "precision": float(falsified[suspect].mean()),
+                "recall": float(suspect[wrong].mean()),
+                "precision_of_first": float(falsified[first].mean()),  # as many as were falsified
+                "true_label_suggested": float((suggested == true)[suspect & falsified].mean()),
+                "seconds": seconds,
+            }
+        )
+    with TemporaryDirectory() as folder:
+        listed = suspects(run, Path(folder) / "suspects.csv", data=data)
+    columns = ["id", "name", "suggested_name", "probability", "suspicion", "why"]
+    most = listed.select(columns).head(10).to_dicts()
+    results.keep("suspects", rows, classes=classes, suspects_of_the_true_labels=len(listed), most_suspicious=most)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
