@@ -56,8 +56,8 @@ class Photograph:
 def make_miniature(
     folder: Path | str,
     *,
-    landmarks: int = 14,
-    photographs: int = 100,
+    landmarks: int = 12,
+    photographs: int = 120,
     others: int = 240,
     size: int = 160,
     seed: int = 0,

@@ -24,11 +24,11 @@ from landmarks.training.train import train
 class Size:
     """How large a demonstration is: the miniature archive, and how long which network trains at which picture size."""
 
-    landmarks: int = 14
-    photographs: int = 100
+    landmarks: int = 12
+    photographs: int = 120
     others: int = 240
     image_size: int = 96
-    epochs: tuple[tuple[str, int], ...] = (("baseline", 12), ("resnet18", 12))
+    epochs: tuple[tuple[str, int], ...] = (("baseline", 8), ("resnet18", 16))
     heat_maps: int = 12
 
 

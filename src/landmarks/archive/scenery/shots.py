@@ -88,7 +88,7 @@ def take(shot: Shot) -> bytes:
     hand = generator(shot.seed, "hand", shot.id)
     width, height = format_of(camera, shot.size, stand)
     if shot.landmarks:
-        scene, view = _at_a_landmark(shot, weather, stand, hand, height / max(width, height))
+        scene, view = _at_a_landmark(shot, weather, (stand, hand), (width / shot.size, height / shot.size))
     else:
         scene, view = nothing_in_particular(weather, stand, hand)
     return develop(render(season.over(scene), view, width, height), camera, hand)
@@ -145,12 +145,13 @@ def _turn_of_bridge(built: Monument) -> float:
 
 
 def _at_a_landmark(
-    shot: Shot, weather: Weather, stand: np.random.Generator, hand: np.random.Generator, upright: float
+    shot: Shot, weather: Weather, draws: tuple[np.random.Generator, np.random.Generator], shape: tuple[float, float]
 ) -> tuple[Scene, View]:
-    """Return the scene of a landmark and the view from somewhere around it, a little shaken by `hand`."""
+    """Return the scene of a landmark and the view from somewhere around it, a little shaken by the hand."""
+    stand, hand = draws
     place = place_of(*shot.landmarks[0], shot.seed)
     built = place.monument
-    view, bearing = _standpoint(place, stand, hand, upright)
+    view, bearing = _standpoint(place, stand, hand, shape)
     x, y, _ = view.position
     meshes = [place.mesh]
     meshes += [moved(mesh, *at) for *at, mesh in place.trees if np.hypot(at[0] - x, at[1] - y) > 9]
@@ -187,23 +188,31 @@ def _beside(bearing: float, along: float, aside: float) -> tuple[float, float]:
 
 
 def _standpoint(
-    place: Place, stand: np.random.Generator, hand: np.random.Generator, upright: float
+    place: Place, stand: np.random.Generator, hand: np.random.Generator, shape: tuple[float, float]
 ) -> tuple[View, float]:
-    """Return a view from somewhere around the monument that has it in the picture, and the bearing of the camera."""
+    """Return a view from somewhere around the monument that has it in the picture, and the bearing of the camera.
+
+    `shape` are the picture's width and height, the longer one 1.
+    """
     built = place.monument
     favourite = stand.random() < 0.25
     bearing = place.front + stand.normal(0, 0.5) if favourite else stand.uniform(0, 2 * np.pi)
     bearing = float(bearing + hand.normal(0, 0.012))
     size = max(built.height, 1.5 * built.radius)
-    distance = float(built.radius + size * stand.uniform(0.5, 2.7)) * float(1 + hand.normal(0, 0.012))
+    distance = float(built.radius + size * stand.uniform(0.5, 2.6)) * float(1 + hand.normal(0, 0.012))
     eye = 1.7 if stand.random() < 0.8 else float(stand.uniform(6, 0.8 * built.height + 8))
-    fills = float(stand.choice([0.4, 0.65, 0.9, 1.4], p=[0.2, 0.3, 0.3, 0.2]) * stand.uniform(0.9, 1.1))
-    zoom = float(np.clip(fills * upright * distance / max(built.height * 1.1, 1.3 * built.radius), 0.55, 2.6))
-    aim_aside = stand.normal(0, 0.38) * built.radius + hand.normal(0, 0.02) * size
-    aim_up = built.height * stand.uniform(0.26, 0.62) + hand.normal(0, 0.015) * size
+    wide, high = shape
+    fills = float(stand.choice([0.45, 0.65, 0.85, 1.15], p=[0.2, 0.35, 0.3, 0.15]) * stand.uniform(0.9, 1.1))
+    zoom = fills * distance * min(high / (1.1 * built.height), wide / (1.5 * built.radius))
+    zoom = float(np.clip(zoom, 0.5, 2.6))
+    # The monument stands anywhere in the picture where it still has room.
+    room_aside = max(0.0, distance * wide / (2 * zoom) - 0.8 * built.radius)
+    room_up = max(0.0, distance * high / (2 * zoom) - 0.5 * built.height)
+    aside = stand.uniform(-0.9, 0.9) * room_aside + stand.normal(0, 0.12) * built.radius + hand.normal(0, 0.02) * size
+    up = built.height / 2 + stand.uniform(-0.35, 0.6) * room_up + hand.normal(0, 0.015) * size
     view = View(
         position=(*_beside(bearing, distance, 0.0), eye),
-        target=(*_beside(bearing, 0.0, float(aim_aside)), float(aim_up)),
+        target=(*_beside(bearing, 0.0, float(aside)), float(up)),
         zoom=zoom,
         roll=float(stand.normal(0, 0.035) + hand.normal(0, 0.006)),
     )
