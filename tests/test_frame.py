@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -50,7 +51,9 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert f"landmarks {verb}" in capsys.readouterr().out
 
 
-def test_every_verb_is_a_function_of_the_package() -> None:
+def test_every_verb_is_a_function_of_the_package_also_after_its_rooms_were_loaded() -> None:
+    importlib.import_module("landmarks.cli.main")
+    importlib.import_module("landmarks.report.page")
     for verbs in VERBS.values():
         for verb in verbs:
             assert callable(getattr(landmarks, "import_" if verb == "import" else verb))

@@ -8,6 +8,8 @@ that `import landmarks` is quick.
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -34,11 +36,16 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+class _Package(types.ModuleType):
+    """The package: a verb is its function, also where a room has the same name (`networks`, `report`)."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _PLACES:
+            return getattr(importlib.import_module(_PLACES[name]), name)
+        return super().__getattribute__(name)
+
+    def __dir__(self) -> list[str]:
+        return ["__version__", *_PLACES]
 
 
-def __dir__() -> list[str]:
-    return ["__version__", *_PLACES]
+sys.modules[__name__].__class__ = _Package
