@@ -14,6 +14,7 @@ import pytest
 from run_factory import NAMES, NETWORKS, make_dataset, make_run
 
 from landmarks.cli.main import run as run_verb
+from landmarks.report import drawings, tables
 from landmarks.report.page import report
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
@@ -217,8 +218,8 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(runs: list[Path], tmp_
 def test_many_landmarks_get_a_short_table_and_a_whole_csv(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("landmarks.report.tables.MAX_ROWS", 6)
-    monkeypatch.setattr("landmarks.report.drawings.MOST_CELLS", 19)
+    monkeypatch.setattr(tables, "MAX_ROWS", 6)
+    monkeypatch.setattr(drawings, "MOST_CELLS", 19)
     text = report(runs[1], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The 3 best and the 3 worst of 20 landmarks" in text
     assert "confusion matrix is drawn up to 19" in text and "Confusion matrix of" not in text
