@@ -1,6 +1,7 @@
-"""Are falsified labels found? 3 % of a training part's labels are replaced at random, and the list is held against them.
+"""Are falsified labels found? 3 % of a dataset's labels are replaced at random, and the list is judged by them.
 
-Usage: python benchmarks/suspects.py RUN DATA   (a run that stopped after the warm-up: its trunk has seen no label)
+Usage: python benchmarks/suspects.py RUN DATA [PART]
+(a run that stopped after the warm-up, since its trunk has seen no label)
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ SHARE = 0.03
 SEEDS = (0, 1, 2)
 
 
-def main(run: str, data: str) -> None:
+def main(run: str, data: str, part: str = "all") -> None:
     dataset = open_dataset(data)
-    photos, features = features_of(open_run(run), dataset, "train")
+    photos, features = features_of(open_run(run), dataset, part)
     points, classes = directions(features), len(dataset.labels)
     true = photos["label"].cast(pl.Int64).to_numpy()
     groups = photos["group"].cast(pl.Int64).to_numpy()
@@ -56,10 +57,11 @@ def main(run: str, data: str) -> None:
             }
         )
     with TemporaryDirectory() as folder:
-        listed = suspects(run, Path(folder) / "suspects.csv", data=data)
+        listed = suspects(run, Path(folder) / "suspects.csv", data=data, part=part)
     columns = ["id", "name", "suggested_name", "probability", "suspicion", "why"]
     most = listed.select(columns).head(10).to_dicts()
-    results.keep("suspects", rows, classes=classes, suspects_of_the_true_labels=len(listed), most_suspicious=most)
+    told = {"part": part, "landmarks": classes, "suspects_of_the_true_labels": len(listed), "most_suspicious": most}
+    results.keep(f"suspects-{part}", rows, **told)
 
 
 if __name__ == "__main__":

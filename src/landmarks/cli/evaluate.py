@@ -32,6 +32,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Instead: write the part's likely label errors to this CSV and show them on a sheet."),
     ] = None,
+    lottery: Annotated[
+        int | None,
+        typer.Option(help="Instead: draw so many landmarks 200 times, and say how accuracy varies with the draw."),
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="The solution CSV that a submission is judged by.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="For a submission: a folder to write, which report reads.")
@@ -50,6 +54,9 @@ def evaluate(
 
     if suspects is not None:
         _show_suspects(run, suspects, data, part)
+        return
+    if lottery is not None:
+        _show_lottery(run, lottery, data, json)
         return
     if truth is not None:
         _show(judge(run, truth, out=out), json)
@@ -110,6 +117,29 @@ def _show_suspects(run: Path, out: Path, data: Path | None, part: str) -> None:
     if rows:
         print(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
         print(f"landmarks split DATA --corrections {out}")
+
+
+def _show_lottery(run: Path, landmarks: int, data: Path | None, json: bool) -> None:
+    import json as json_module
+
+    from landmarks.evaluation.lottery import SUFFIX
+    from landmarks.evaluation.luck import luck
+    from landmarks.support.console import print_table
+
+    numbers = luck(run, landmarks, data=data)
+    if json:
+        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        return
+    names = {"mean": "mean", "deviation": "standard deviation", "smallest": "smallest", "q05": "5th percentile"}
+    names |= {"q25": "25th percentile", "q50": "median", "q75": "75th percentile", "q95": "95th percentile"}
+    rows = [(word, _share(numbers[name])) for name, word in (names | {"largest": "largest"}).items()]
+    print_table(["accuracy", "value"], rows, f"{numbers['draws']} draws of {landmarks} of {numbers['of']} landmarks")
+    if own := numbers["own"]:
+        print(
+            f"the run's own accuracy, {_share(own['accuracy'])} on {own['landmarks']} landmarks, "
+            f"is above that of {_share(own['place'])} of the draws"
+        )
+    print(f"written to {run / 'metrics' / numbers['name']}{SUFFIX}")
 
 
 def _percent(number: dict[str, Any]) -> str:

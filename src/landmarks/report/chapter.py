@@ -49,6 +49,7 @@ class Chapter:
     panels: list[Panel] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
     strangers: list[Mistake] = field(default_factory=list)
+    lottery: list[Figure] = field(default_factory=list)
     calibration: list[Figure] = field(default_factory=list)
     calibration_line: str = ""
     rejections: list[tuple[str, tables.Table]] = field(default_factory=list)
@@ -78,6 +79,7 @@ def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
         panels=mistakes.panels(run, panels),
         mistakes=mistakes.confident_mistakes(run, judged, dataset) if judged else [],
         strangers=mistakes.confident_strangers(run, judged, dataset) if judged else [],
+        lottery=drawings.lottery(run, figures),
         calibration=drawings.calibration(run, judged, figures) if judged else [],
         calibration_line=_calibration_line(judged),
         rejections=_rejections(run),

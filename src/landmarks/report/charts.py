@@ -220,6 +220,28 @@ def accuracy_histogram(frame: pl.DataFrame) -> Any:
     return _fitted(bars)
 
 
+def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
+    """How many draws reach which accuracy, and a line at the run's own. `frame`: low, high, draws, description."""
+    bars = (
+        alt.Chart(_data(frame))
+        .mark_bar(color=RIGHT, binSpacing=1)
+        .encode(
+            x=alt.X("low:Q", bin="binned", title="accuracy of a draw", axis=alt.Axis(format=".0%", grid=False)),
+            x2="high:Q",
+            y=alt.Y("draws:Q", title="draws", axis=alt.Axis(format="~s", tickMinStep=1)),
+            description="description:N",
+        )
+    )
+    if own is None:
+        return _fitted(bars)
+    line = (
+        alt.Chart(_data(pl.DataFrame({"own": [own]})))
+        .mark_rule(color=INK, strokeDash=[4, 4], strokeWidth=2)
+        .encode(x="own:Q", description=alt.value("the run's own accuracy"))
+    )
+    return _fitted(alt.layer(bars, line))
+
+
 def reliability(frame: pl.DataFrame) -> Any:
     """Accuracy over stated confidence: points on the diagonal mean a probability can be believed.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
 from landmarks.report import charts
 from landmarks.report.figures import Figure, FigureFolder
-from landmarks.report.pieces import Evaluation, Pieces
+from landmarks.report.pieces import Evaluation, Pieces, slug
 from landmarks.report.tables import results_numbers
 from landmarks.report.wording import duration, interval, millions, percent, plural
 
@@ -19,6 +20,7 @@ BEST = 10
 """Landmarks in each of the two lists."""
 
 CURVE_POINTS = 200
+LOTTERY_BINS = 20
 
 _PHASES = {"warmup": "warm-up", "finetune": "fine-tuning"}
 
@@ -232,6 +234,35 @@ def _spread(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> Figure:
         title="How the landmarks spread",
         alt=f"Histogram of the accuracy of {plural(len(frame), 'landmark')}: {_told(spread)}",
     )
+
+
+def lottery(run: Pieces, figures: FigureFolder) -> list[Figure]:
+    """Return how accuracy varies with the landmarks that are drawn, a figure for each lottery that was held."""
+    drawn = []
+    for held in run.lotteries:
+        counts, edges = np.histogram(held["accuracies"], bins=LOTTERY_BINS)
+        rows = [(low, high, int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True) if n]
+        frame = pl.DataFrame(rows, schema=["low", "high", "draws"], orient="row")
+        told = [f"{plural(n, 'draw')} between {percent(low)} and {percent(high)}" for low, high, n in rows]
+        frame = frame.with_columns(pl.Series("description", told, dtype=pl.String))
+        own, on = held["own"], f"{held['landmarks']:,} of {held['of']:,} landmarks"
+        caption = f"Mean {percent(held['mean'])}, nine of ten draws between {percent(held['q05'])} and "
+        caption += f"{percent(held['q95'])}, by a classifier in closed form on this network's features."
+        if own is not None:
+            caption += f" The line is this run: {percent(own['accuracy'])} on {plural(own['landmarks'], 'landmark')}"
+            caption += f", above {percent(own['place'], 0)} of the draws"
+            caption += "." if own["landmarks"] == held["landmarks"] else "; other numbers of landmarks do not compare."
+        drawn.append(
+            figures.draw(
+                charts.draws_histogram(frame, None if own is None else own["accuracy"]),
+                frame,
+                file=f"{run.slug}-lottery-{slug(held['name'])}",
+                title=f"{plural(held['draws'], 'draw')} of {on}",
+                alt=f"Histogram of accuracy over draws of {on}: {_told(frame)}",
+                caption=caption,
+            )
+        )
+    return drawn
 
 
 def calibration(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> list[Figure]:

@@ -161,6 +161,7 @@ def sections(one: Chapter) -> list[tuple[str, str]]:
         ("mistakes", "Most confident mistakes", one.mistakes or one.strangers),
         ("calibration", "How sure it is", one.calibration or one.calibration_line),
         ("rejection", "Not a landmark", one.rejections),
+        ("lottery", "How lucky a draw of landmarks is", one.lottery),
         ("making", "How it was made", one.making or one.choices),
     )
     return [(key, title) for key, title, there in present if there]

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from landmarks.evaluation.lottery import SUFFIX
 from landmarks.report.wording import display_names, number, readable
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
@@ -51,6 +52,7 @@ class Pieces:
     model: dict[str, Any]
     evaluations: tuple[Evaluation, ...]
     maps: dict[str, Any] | None
+    lotteries: tuple[dict[str, Any], ...] = ()
 
     @cached_property
     def names(self) -> list[str]:
@@ -117,6 +119,8 @@ def _read_run(folder: Path) -> Pieces:
     run = open_run(folder)
     maps = folder / "maps" / "index.json"
     model = folder / "model.json"
+    judged = sorted((folder / "metrics").glob("*.json"))
+    lotteries = [path for path in judged if path.name.endswith(SUFFIX)]
     return Pieces(
         name=readable(run.name, 60),
         folder=folder,
@@ -124,8 +128,9 @@ def _read_run(folder: Path) -> Pieces:
         labels=run.labels,
         history=_table(folder / "history.parquet"),
         model=read_record(model) if model.is_file() else {},
-        evaluations=tuple(_read_evaluation(folder, path.stem) for path in sorted((folder / "metrics").glob("*.json"))),
+        evaluations=tuple(_read_evaluation(folder, path.stem) for path in judged if path not in lotteries),
         maps=read_record(maps) if maps.is_file() else None,
+        lotteries=tuple(read_record(path) for path in lotteries),
     )
 
 
