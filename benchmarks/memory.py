@@ -1,0 +1,89 @@
+"""Peak memory of fetch and evaluate above their imports, for two numbers of photographs: it must not grow with them.
+
+    python benchmarks/memory.py SELECTION.parquet RUN DATA
+
+Each figure comes from a process of its own, which notes its resident memory after the imports and its peak at the end;
+`evaluate` answers the first 1,000 and then all photographs of DATA, weights and one batch included.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from results import keep
+
+from landmarks.dataset.manifest import open_dataset
+from landmarks.support.tables import read_metadata, read_table, write_table
+
+FEW = 1_000
+
+MEASURED = """
+import json, resource, sys
+import psutil, landmarks.archive.fetch, landmarks.evaluation.evaluate
+before = psutil.Process().memory_info().rss
+verb, *words = json.loads(sys.argv[1])
+if verb == "fetch":
+    landmarks.archive.fetch.fetch(words[0], words[1], workers=4)
+else:
+    landmarks.evaluation.evaluate.evaluate(words[0], data=words[1], part="all")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) // 10**6, file=sys.stderr)
+"""
+
+
+def main() -> None:
+    selection, run, data = map(Path, sys.argv[1:])
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for few in (True, False):
+            chosen = first_of_selection(selection, place / f"selection-{few}.parquet", few)
+            photographs = len(read_table(chosen))
+            rows.append(row("fetch", photographs, peak("fetch", chosen, place / f"data-{few}")))
+        for few in (True, False):
+            part = first_of_dataset(data, place / f"part-{few}", few)
+            own = place / f"run-{few}"
+            shutil.copytree(run, own, ignore=shutil.ignore_patterns("predictions", "metrics"))
+            rows.append(row("evaluate", len(open_dataset(part).photos), peak("evaluate", own, part)))
+    keep("memory", rows)
+
+
+def row(verb: str, photographs: int, mb: int) -> dict[str, Any]:
+    """Return one line of the results."""
+    return {"verb": verb, "photographs": photographs, "mb_above_imports": mb}
+
+
+def peak(*words: object) -> int:
+    """Return the peak of one verb in MB above what its imports take."""
+    command = [sys.executable, "-c", MEASURED, json.dumps([str(word) for word in words])]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(ended.stderr.split()[-1])
+
+
+def first_of_selection(selection: Path, copy: Path, few: bool) -> Path:
+    """Write the first photographs of a selection, or all of them, to `copy`."""
+    table, about = read_table(selection), read_metadata(selection)
+    write_table(copy, table.head(FEW) if few else table, **{name: about[name] for name in ("mirror", "set", "rule")})
+    return copy
+
+
+def first_of_dataset(data: Path, copy: Path, few: bool) -> Path:
+    """Make a dataset of the first photographs of another, or all of them, whose shards stay where they are."""
+    dataset = open_dataset(data)
+    copy.mkdir()
+    shutil.copy(data / "labels.parquet", copy)
+    shutil.copy(data / "dataset.json", copy)
+    photos = dataset.photos.head(FEW) if few else dataset.photos
+    there = str((data / "shards").resolve())
+    write_table(copy / "photos.parquet", photos.with_columns(shard=pl.lit(f"{there}/") + pl.col("shard")))
+    return copy
+
+
+if __name__ == "__main__":
+    main()
