@@ -29,15 +29,11 @@ def build_head(name: str, features: int, classes: int, settings: Mapping[str, An
 
 
 class Head(nn.Module):
-    """From pooled features (N, C) to logits (N, K), and the loss it is trained with."""
+    """From pooled features (N, C) to logits (N, K), by the `forward` of each kind, and the loss it is trained with."""
 
     classes: int
     settings: dict[str, Any]
     """What `build_head` needs beside the sizes to make it again."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits (N, K) of features (N, C)."""
-        raise NotImplementedError
 
     def loss(
         self,
