@@ -138,7 +138,8 @@ def test_without_improvement_it_stops_early(
 def test_the_time_limit_ends_a_training_that_can_be_used(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=10_000, time_limit=0.02))
+    recipe = replace(small_recipe, epochs=10_000, patience=10_000, time_limit=0.02)
+    run = train(stripes.folder, tmp_path / "run", recipe=recipe)
     assert "time limit" in run.record["ended"]
     assert run.history["learning_rate"][-1] < small_recipe.learning_rate / 5  # the cosine ended with the time
 
