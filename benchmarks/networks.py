@@ -1,0 +1,58 @@
+"""Two training steps of each of the study's networks, with 100 landmarks at its own input size: seconds and memory.
+
+    python benchmarks/networks.py [MICRO_BATCH]
+
+Every network has a process of its own; weights are random, since their values change neither time nor memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from results import keep
+
+from landmarks.networks.backbones import STUDY
+
+CLASSES = 100
+
+TWO_STEPS = """
+import json, resource, sys, time
+import torch
+from landmarks.networks.network import build_network
+from landmarks.training.optimizer import make_optimizer
+from landmarks.training.precision import choose_precision
+from landmarks.training.recipe import recipe_named
+backbone, classes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+network = build_network(backbone, classes=classes, weights="none").to(memory_format=torch.channels_last)
+network.train()
+optimizer = make_optimizer(network, recipe_named("default", backbone=backbone, weights="none"))
+precision = choose_precision("auto", "cpu").value
+size = network.preprocessing.image_size
+images, labels = torch.randn(batch, 3, size, size), torch.arange(batch)
+started = time.perf_counter()
+for _ in range(2):
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        features = network.features(images.contiguous(memory_format=torch.channels_last))
+    network.head.loss(features.float(), labels).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+told = {"network": backbone, "pixels": size, "micro_batch": batch, "precision": precision}
+told["seconds_of_two_steps"] = round(time.perf_counter() - started, 1)
+told["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6
+print(json.dumps(told))
+"""
+
+
+def main() -> None:
+    micro_batch = sys.argv[1] if len(sys.argv) > 1 else "8"
+    rows = []
+    for backbone in STUDY:
+        command = [sys.executable, "-c", TWO_STEPS, backbone, str(CLASSES), micro_batch]
+        rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    keep("networks", rows, classes=CLASSES)
+
+
+if __name__ == "__main__":
+    main()
