@@ -51,10 +51,7 @@ def _add_verbs() -> None:
     for panel, verbs in VERBS.items():
         for verb in verbs:
             word = f"{verb}_" if verb == "import" else verb  # `import` is a keyword of Python
-            try:
-                module = importlib.import_module(f"landmarks.cli.{word}")
-            except ModuleNotFoundError:
-                continue
+            module = importlib.import_module(f"landmarks.cli.{word}")
             app.command(verb, rich_help_panel=panel)(getattr(module, word))
 
 
