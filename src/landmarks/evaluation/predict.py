@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from landmarks.networks.preprocessing import Preprocessing
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, written_whole
-from landmarks.training.photos import default_workers, evaluation_picture
+from landmarks.training.photos import BATCHES_AHEAD, default_workers, evaluation_picture
 from landmarks.training.run import Run, open_run
 
 NOT_KNOWN = "not a landmark I know"
@@ -94,11 +95,9 @@ def predict(
     predictor = _open_predictor(opened, top)
     preprocessing = predictor.recogniser.network.preprocessing
     rows: list[tuple[Any, ...]] = []
-    with progress("answering", total=len(paths)) as advance, ThreadPoolExecutor(default_workers()) as pool:
-        for start in range(0, len(paths), BATCH_SIZE):
-            some = paths[start : start + BATCH_SIZE]
-            pictures = pool.map(lambda path: _picture(path, preprocessing), some)
-            rows += predictor.rows(some, list(pictures))
+    with progress("answering", total=len(paths)) as advance:
+        for some, pictures in _read(paths, preprocessing):
+            rows += predictor.rows(some, pictures)
             advance(len(some))
     table = pl.DataFrame(rows, schema=PREDICTED, orient="row")
     if csv is not None:
@@ -122,6 +121,22 @@ def find_photographs(places: Sequence[Path | str]) -> Iterator[Path]:
             yield place
         else:
             raise LandmarksError(f"there is no photograph {place}")
+
+
+def _read(
+    paths: Sequence[Path], preprocessing: Preprocessing
+) -> Iterator[tuple[Sequence[Path], list[NDArray[np.uint8] | str]]]:
+    """Yield files batch by batch with their pictures, or why there is none; the next ones are read in the meantime."""
+    pending: deque[tuple[Sequence[Path], list[Future[NDArray[np.uint8] | str]]]] = deque()
+    with ThreadPoolExecutor(default_workers(), thread_name_prefix="photographs") as pool:
+        for start in range(0, len(paths), BATCH_SIZE):
+            some = paths[start : start + BATCH_SIZE]
+            pending.append((some, [pool.submit(_picture, path, preprocessing) for path in some]))
+            if len(pending) > BATCHES_AHEAD:
+                ready, futures = pending.popleft()
+                yield ready, [future.result() for future in futures]
+        for ready, futures in pending:
+            yield ready, [future.result() for future in futures]
 
 
 def _picture(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from landmarks.evaluation.metrics import NO_ANSWER
 from landmarks.evaluation.rejection import Reference, rejection_scores
+from landmarks.networks.folding import folded
 from landmarks.networks.network import Network
 from landmarks.support.files import digest_of, read_record, write_record
 from landmarks.training.photos import normalised
+from landmarks.training.precision import choose_layout
 from landmarks.training.run import Run
 
 ANSWERS = 5
@@ -68,7 +70,9 @@ def open_recogniser(run: Run, reference: Reference | None = None) -> Recogniser:
     """Load a run's network on the best device there is, with the temperature its `model.json` holds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record: dict[str, Any] = read_record(run.folder / "model.json")
-    network = run.network().to(device)
+    network = folded(run.network().to(device))
+    if choose_layout(network).value == "channels last":
+        network.to(memory_format=torch.channels_last)
     return Recogniser(network, float(record.get("temperature") or 1.0), reference, device)
 
 

@@ -1,0 +1,89 @@
+"""`predict` on a folder against a plain eager loop with Pillow's full decode: photographs per second, and the ratio.
+
+    python benchmarks/prediction.py RUN FOLDER [--rounds 3]
+
+Both are processes of their own, in turns; the clock runs from the first photograph to the last answer, start of Python
+and loading of weights left out. The plain loop is what a script does: Pillow, torchvision's resize, crop and
+normalisation, batches of 32, `network(images)` without gradients, the same weights, the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from results import keep
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    rates: dict[str, list[float]] = {"predict": [], "plain": []}
+    for _ in range(chosen.rounds):
+        for name, found in rates.items():
+            command = [sys.executable, __file__, name, str(chosen.run), str(chosen.folder)]
+            ended = subprocess.run(command, capture_output=True, text=True, check=True)
+            told = json.loads(ended.stdout.splitlines()[-1])
+            found.append(told["photographs"] / told["seconds"])
+    row = {name: statistics.median(found) for name, found in rates.items()}
+    keep("prediction", [{**row, "ratio": row["predict"] / row["plain"]}], photographs=told["photographs"], rates=rates)
+
+
+def predict(run: str, folder: str) -> tuple[int, float]:
+    """Return photographs and seconds of our verb, a first small call left out."""
+    from landmarks.evaluation.predict import find_photographs, predict
+
+    paths = list(find_photographs([folder]))
+    predict(run, paths[:32])
+    started = time.perf_counter()
+    predict(run, folder)
+    return len(paths), time.perf_counter() - started
+
+
+def plain(run: str, folder: str) -> tuple[int, float]:
+    """Return photographs and seconds of a script's loop."""
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    from landmarks.evaluation.predict import find_photographs
+    from landmarks.training.run import open_run
+
+    network = open_run(run).network().eval()
+    size = network.preprocessing.image_size
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(round(size / network.preprocessing.crop), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(network.preprocessing.mean, network.preprocessing.std),
+        ]
+    )
+    paths = list(find_photographs([folder]))
+
+    def answered(some: list[Path]) -> None:
+        images = torch.stack([prepare(Image.open(path).convert("RGB")) for path in some])
+        with torch.no_grad():
+            torch.softmax(network(images), dim=1).topk(5)
+
+    answered(paths[:32])
+    started = time.perf_counter()
+    for start in range(0, len(paths), 32):
+        answered(paths[start : start + 32])
+    return len(paths), time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    if sys.argv[1] in ("predict", "plain"):
+        photographs, seconds = {"predict": predict, "plain": plain}[sys.argv[1]](*sys.argv[2:4])
+        print(json.dumps({"photographs": photographs, "seconds": seconds}))
+    else:
+        main()
