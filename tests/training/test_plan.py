@@ -58,8 +58,16 @@ def test_where_memory_is_short_a_smaller_micro_batch_is_planned(
     assert short.memory_mb < scarce / 1e6
 
 
+def test_gradient_checkpointing_is_planned_with_less_memory(stripes: Dataset) -> None:
+    settings = {"backbone": "mobilenetv2_100", "image_size": 64, "device": "cpu", "batch_size": 8}
+    whole = plan(stripes.folder, **settings)
+    short = plan(stripes.folder, gradient_checkpointing=True, **settings)
+    assert short.activations_mb < whole.activations_mb / 2
+    assert short.weights_mb == whole.weights_mb
+
+
 def test_a_network_that_cannot_fit_is_one_line(stripes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scarce(*_: object) -> None:
+    def scarce(*_: object, **named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(planning, "activations", scarce)

@@ -59,6 +59,12 @@ def test_what_cannot_be_used_is_told_in_one_line(changes: dict, words: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_head_s_own_settings_are_read_from_the_command_line() -> None:
+    settings = assigned(["head.centres=3", "head.margin=0.1", "epochs=2"])
+    assert settings == {"head_settings": {"centres": 3, "margin": 0.1}, "epochs": 2}
+    assert recipe_named("default", **settings).head_settings == {"centres": 3, "margin": 0.1}
+
+
 def test_settings_are_read_from_the_command_line() -> None:
     settings = assigned(["epochs=3", "frozen_statistics=true", "head=linear", "smallest_crop=0.5", "clip = 2"])
     recipe = recipe_named("default", **settings)

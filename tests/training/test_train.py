@@ -261,6 +261,31 @@ def test_a_full_disk_is_one_line(
     assert open_dataset(stripes.folder)
 
 
+def test_gradient_checkpointing_trains_the_same_and_says_so(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(small_recipe, precision="float32")
+    plain = train(stripes.folder, tmp_path / "plain", recipe=recipe)
+    short = train(stripes.folder, tmp_path / "short", recipe=replace(recipe, gradient_checkpointing=True))
+    losses = [run.history["train_loss"].to_list() for run in (plain, short)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    assert "gradient checkpointing" in {choice["what"] for choice in short.record["choices"]}
+
+
+def test_a_cosine_head_is_told_its_centres_and_the_photographs_of_each_landmark(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(small_recipe, head="cosine", head_settings={"centres": 2, "margin": 0.1}, epochs=1)
+    head = train(stripes.folder, tmp_path / "run", recipe=recipe).network().head
+    assert head.settings["centres"] == 2
+    assert head.margins.tolist() == pytest.approx([0.1] * 3)  # all landmarks have equally many photographs
+
+
+def test_a_setting_that_the_head_does_not_have(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="centres"):
+        train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, head_settings={"centres": 2}))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_trunk_learns_the_same(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:

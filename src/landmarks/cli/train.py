@@ -17,7 +17,7 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Where it starts from: imagenet, a file, another run's folder, or none.")
     ] = None,
-    head: Annotated[str | None, typer.Option(help="What stands on the network: study or linear.")] = None,
+    head: Annotated[str | None, typer.Option(help="What stands on the network: study, linear or cosine.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square picture, in pixels.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning; 0 stops after the warm-up.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photographs per step, all processes together.")] = None,

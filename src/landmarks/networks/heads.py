@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from landmarks.networks.margin_loss import Margin, cosines, margin_cross_entropy
@@ -34,6 +36,9 @@ class Head(nn.Module):
     classes: int
     settings: dict[str, Any]
     """What `build_head` needs beside the sizes to make it again."""
+
+    def adapt(self, photographs: NDArray[np.int64]) -> None:
+        """Take note of how many `photographs` (K,) of each landmark there are to train on; most heads do not care."""
 
     def loss(
         self,
@@ -80,8 +85,8 @@ class CosineHead(Head):
     """Cosines between a photograph's embedding and each landmark's centres: for many landmarks.
 
     Trained with ArcFace's margin (Deng et al. 2019) on the largest of `centres` sub-centres (Deng et al. 2020). An
-    `embedding` of that many dimensions stands before it; 0 compares the features themselves. `set_margins` gives
-    each landmark a margin of its own.
+    `embedding` of that many dimensions stands before it; 0 compares the features themselves. `margin` is in radians;
+    `adapt` gives each landmark one of its own, from half of it to one and a half.
     """
 
     margins: Tensor
@@ -107,15 +112,15 @@ class CosineHead(Head):
         self.centres = nn.Parameter(torch.randn(classes, centres, width) / width**0.5)
         self.register_buffer("margins", torch.full((classes,), float(margin)))
 
-    def set_margins(self, photographs: Tensor, smallest: float = 0.1, largest: float = 0.3) -> None:
-        """Give landmarks with few of `photographs` (K,) a large margin, in radians, and those with many a small one.
+    def adapt(self, photographs: NDArray[np.int64]) -> None:
+        """Give landmarks with few of `photographs` (K,) a large margin, and those with many a small one.
 
-        The margin falls with the fourth root of the count, from `largest` to `smallest` (Ha et al. 2020).
+        The margin falls with the fourth root of the count (Ha et al. 2020); where all have equally many it is equal.
         """
-        rarity = photographs.clamp(min=1).double() ** -0.25
+        rarity = np.maximum(photographs, 1) ** -0.25
         low, high = rarity.min(), rarity.max()
-        share = (rarity - low) / (high - low) if high > low else torch.full_like(rarity, 0.5)
-        self.margins.copy_(smallest + (largest - smallest) * share)
+        share = (rarity - low) / (high - low) if high > low else np.full_like(rarity, 0.5)
+        self.margins.copy_(torch.from_numpy(self.settings["margin"] * (0.5 + share)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (N, K): scale × cosine to the nearest centre, without any margin."""

@@ -20,7 +20,16 @@ from landmarks.training.run import RECORD, Run, open_run
 STARTED = "started.json"
 """In `checkpoint/`, from the first moment on: what is being trained."""
 
-NOT_THE_RESULT = ("device", "precision", "compile", "workers", "time_limit", "micro_batch", "tracking")
+NOT_THE_RESULT = (
+    "device",
+    "precision",
+    "compile",
+    "workers",
+    "time_limit",
+    "micro_batch",
+    "tracking",
+    "gradient_checkpointing",
+)
 """Settings of a recipe that may change between the two halves of a training that was interrupted."""
 
 

@@ -29,6 +29,7 @@ from landmarks.support.files import digest_of, held, read_record, require_free_d
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augment import Augmentation
 from landmarks.training.machine import Machine
+from landmarks.training.memory import in_parts
 from landmarks.training.photos import batches, normalised, shares
 
 RECORD = "features.json"
@@ -180,14 +181,17 @@ def _compute(folder: Path | None, work: _Work) -> None:
         seed=view.seed,
         epoch=-view.number,
     )
-    rows_per_process = max(len(step) for steps in every for step in steps)
+    rows_per_process = at_once = max(len(step) for steps in every for step in steps)
+
+    def features_of(images: torch.Tensor) -> torch.Tensor:
+        with machine.computing():
+            return network.features(normalised(images, network.preprocessing, machine.device))
+
     with _writer(folder, (len(photos), network.width), view) as write:
         for step, batch in enumerate(loaded):
             features = torch.zeros(rows_per_process, network.width, device=machine.device)
             if batch.ids:
-                images = normalised(batch.images, network.preprocessing, machine.device)
-                with machine.computing():
-                    features[: len(batch.ids)] = network.features(images)
+                features[: len(batch.ids)], at_once = in_parts(features_of, batch.images, at_once)
             together = machine.accelerator.gather(features) if machine.processes > 1 else features
             if write:
                 for rank, rows in enumerate(together.cpu().split(rows_per_process)):

@@ -27,6 +27,7 @@ from landmarks.support.seeds import generator
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from landmarks.training.features import labels_of
 from landmarks.training.machine import Machine
+from landmarks.training.memory import in_parts
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.photos import batches, normalised, order_of, shares
 from landmarks.training.recipe import Recipe
@@ -211,7 +212,13 @@ def measure(
     """Return accuracy and mean cross-entropy on `photos`, each measured by one process."""
     network.eval()
     mine = shares(np.arange(len(photos)), recipe.batch_size, machine.rank, machine.processes)
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums, at_once = torch.zeros(2, dtype=torch.float64), recipe.batch_size
+
+    def logits_of(images: torch.Tensor) -> torch.Tensor:
+        with machine.computing():
+            features = network.features(normalised(images, network.preprocessing, machine.device))
+        return network.classify(features.float()).cpu()
+
     loaded = batches(
         dataset,
         photos[np.concatenate(mine)],
@@ -222,9 +229,7 @@ def measure(
     for batch in loaded:
         if not batch.ids:
             continue
-        with machine.computing():
-            features = network.features(normalised(batch.images, network.preprocessing, machine.device))
-        logits = network.classify(features.float()).cpu()
+        logits, at_once = in_parts(logits_of, batch.images, at_once)
         sums[0] += (logits.argmax(1) == batch.labels).sum()
         sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
     accuracy, loss = (machine.summed(sums.to(machine.device)) / len(photos)).tolist()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import sys
+from collections.abc import Callable
 
 import torch
+
+from landmarks.support.console import note
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -15,6 +19,24 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+def in_parts(
+    compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, at_once: int
+) -> tuple[torch.Tensor, int]:
+    """Return `compute(images)` (N, …), made of at most `at_once` images at a time, and how many at a time fitted.
+
+    When memory runs out, half as many are tried, down to one; what the failed pass held is let go first.
+    """
+    while True:
+        try:
+            return torch.cat([compute(part) for part in torch.split(images, at_once)]), at_once
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or min(at_once, len(images)) <= 1:
+                raise
+        release()
+        at_once = math.ceil(min(at_once, len(images)) / 2)
+        note(f"out of memory: going on with {at_once} photographs at a time")
 
 
 def release() -> None:

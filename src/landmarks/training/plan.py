@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -26,6 +27,7 @@ from landmarks.training.optimizer import make_optimizer
 from landmarks.training.photos import Batch, batches, normalised
 from landmarks.training.precision import choose_layout
 from landmarks.training.recipe import Recipe, recipe_named
+from landmarks.training.recompute import blocks, checkpoint_gradients
 from landmarks.training.step import Training, add_gradients
 
 STEPS = 3
@@ -36,6 +38,9 @@ PHOTOGRAPHS_FIRST = 2
 
 MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
 """Numbers that each optimizer keeps per weight."""
+
+OUTSIDE = 0
+"""The key, among blocks that recompute, of everything that is in none of them."""
 
 MB = 1e6
 
@@ -79,6 +84,7 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
         weights="none",
         image_size=chosen.image_size,
         seed=chosen.seed,
+        head_settings=chosen.head_settings,
     ).to(machine.device)
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
@@ -86,7 +92,10 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
     trained = sum(parameter.numel() for parameter in network.parameters())
     optimizer_mb = 4 * trained * (1 + MOMENTS[chosen.optimizer]) / MB
     try:
-        each_mb = activations(network, _some(dataset, parts.train, network, chosen, PHOTOGRAPHS_FIRST), machine) / MB
+        first = _some(dataset, parts.train, network, chosen, PHOTOGRAPHS_FIRST)
+        each_mb = activations(network, first, machine, checkpointing=chosen.gradient_checkpointing) / MB
+        if chosen.gradient_checkpointing:
+            checkpoint_gradients(network.trunk)
         micro_batch = _fitting(chosen, each_mb / PHOTOGRAPHS_FIRST, free_mb - weights_mb - optimizer_mb)
         batch = _some(dataset, parts.train, network, chosen, micro_batch)
         training_rate = _training_rate(network, batch, chosen, machine)
@@ -117,26 +126,42 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
     )
 
 
-def activations(network: Network, batch: Batch, machine: Machine) -> int:
+def activations(network: Network, batch: Batch, machine: Machine, *, checkpointing: bool = False) -> int:
     """Return the bytes that a pass of `batch` keeps for the way back, weights left out: counted, not guessed.
 
-    Every tensor that autograd saves is seen by a hook; tensors that share memory count once.
+    Every tensor that autograd saves is seen by a hook; tensors that share memory count once. With gradient
+    `checkpointing` (of a network that does not do it yet) a block keeps its inputs, and one block at a time the rest.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
-    kept: dict[int, int] = {}
+    kept: dict[int, dict[int, int]] = {OUTSIDE: {}}  # block → tensor → bytes
+    inside = [OUTSIDE]
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[inside[-1]][storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    def enter(block: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        for tensor in inputs:
+            pack(tensor)
+        kept[id(block)] = {}
+        inside.append(id(block))
+
     set_training(network, frozen_statistics=False)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with contextlib.ExitStack() as stack:
+        for block in blocks(network.trunk) if checkpointing else ():
+            for hook in (
+                block.register_forward_pre_hook(enter),
+                block.register_forward_hook(lambda *_: inside.pop() and None),
+            ):
+                stack.callback(hook.remove)
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         with machine.computing():
             features = network.features(normalised(batch.images, network.preprocessing, machine.device))
         network.head.loss(features.float(), batch.labels.to(machine.device))
-    return sum(kept.values())
+    always = kept.pop(OUTSIDE)
+    return sum(always.values()) + max((sum(block.values()) for block in kept.values()), default=0)
 
 
 def _some(dataset: Dataset, photos: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:

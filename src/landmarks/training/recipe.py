@@ -28,6 +28,7 @@ class Recipe:
     backbone: str = "resnet50"  # any name that `landmarks networks` knows
     weights: str = "imagenet"  # imagenet (from the Hub), a file, another run's folder, or none: from scratch
     head: str = "study"  # what stands on the trunk
+    head_settings: dict[str, Any] = field(default_factory=dict)  # what the head can be told: the cosine head's centres
     image_size: int | None = None  # side of the square picture in pixels; None: what the weights were made for
     seed: int = 0  # of every draw: the head's start, the order, the crops
 
@@ -61,6 +62,7 @@ class Recipe:
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False  # compile the trunk first: some minutes once, faster steps after
+    gradient_checkpointing: bool = False  # keep less on the way forth and compute it again: less memory, slower steps
     workers: int | None = None  # threads that read photographs; None: one per core
     time_limit: float | None = None  # minutes of fine-tuning, in which the cosine then ends
     tracking: str = "auto"  # auto: tensorboard where it is installed; none; or a tracker that accelerate knows
@@ -127,23 +129,34 @@ def recipe_named(name: str | Recipe, /, **changes: Any) -> Recipe:
 
 
 def assigned(texts: Sequence[str]) -> dict[str, Any]:
-    """Return settings written as `name=value`: numbers, true, false, and anything else as text."""
+    """Return settings written as `name=value`: numbers, true, false, and anything else as text.
+
+    `head.name=value` is one of the head's own settings, and goes into `head_settings`.
+    """
     settings: dict[str, Any] = {}
     for text in texts:
-        setting, equals, value = text.partition("=")
+        name, equals, written = text.partition("=")
         if not equals:
             raise UsageError("a setting cannot be read", received=f'"{text}"', expected="name=value")
-        try:
-            settings[setting.strip()] = json.loads(value)
-        except ValueError:
-            settings[setting.strip()] = value
-        _require_setting(setting.strip(), settings[setting.strip()])
+        setting, value = name.strip(), _value(written)
+        if setting.startswith("head."):
+            settings.setdefault("head_settings", {})[setting.removeprefix("head.")] = value
+        else:
+            _require_setting(setting, value)
+            settings[setting] = value
     return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _kinds(record: type[Any]) -> dict[str, tuple[type, ...]]:
     """Return the types that each field of `record` takes, read off its annotation."""
-    kinds = {"str": (str, Path), "int": (int,), "float": (int, float), "bool": (bool,)}
+    kinds = {"str": (str, Path), "int": (int,), "float": (int, float), "bool": (bool,), "dict[str, Any]": (dict,)}
     return {
         known.name: kinds[word]
         for known in fields(record)

@@ -24,9 +24,10 @@ from landmarks.training.checks import Parts, begin, check_data, check_folder, fi
 from landmarks.training.features import Rows, cached_features, labels_of, positions, trunk_digest
 from landmarks.training.finetune import State, finetune
 from landmarks.training.machine import Machine, open_machine
-from landmarks.training.precision import choose_layout
+from landmarks.training.precision import Choice, choose_layout
 from landmarks.training.probe import ridge_probe
 from landmarks.training.recipe import Recipe, recipe_named
+from landmarks.training.recompute import checkpoint_gradients
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
 from landmarks.training.run import RECORD, Run, open_run, write_run
 from landmarks.training.warmup import warm_up
@@ -103,12 +104,17 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             weights=recipe.weights,
             image_size=recipe.image_size,
             seed=recipe.seed,
+            head_settings=recipe.head_settings,
         ).to(machine.device)
+        network.head.adapt(np.bincount(labels_of(parts.train), minlength=network.classes))
         begin(checkpoint, wanted, trunk_digest(network), machine)
         layout = choose_layout(network)
         if layout.value == "channels last":
             network.to(memory_format=torch.channels_last)
         choices = [*choices, layout, *choices_of(recipe)]
+        if recipe.gradient_checkpointing:
+            count = checkpoint_gradients(network.trunk)
+            choices.append(Choice("gradient checkpointing", f"{count} blocks", "asked for: less memory, slower steps"))
         for choice in choices:
             machine.say(str(choice))
 

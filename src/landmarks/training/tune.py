@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -76,7 +77,9 @@ def tune(
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chosen.seed)
-            network.head = build_head(picked.head, network.width, network.classes).to(machine.device)
+            settings = chosen.head_settings if picked.head == chosen.head else {}
+            network.head = build_head(picked.head, network.width, network.classes, settings).to(machine.device)
+            network.head.adapt(np.bincount(labels, minlength=network.classes))
         warmed = warm_up(network, [train], labels, val, val_labels, recipe=picked)
         numbers = {"trial": trial.number, "val_accuracy": warmed.val_accuracy, "val_loss": warmed.val_loss}
         rows.append(numbers | {name: getattr(picked, name) for name in TRIALS if name not in numbers})
