@@ -1,0 +1,121 @@
+"""Training steps from real JPEG shards, side by side with Keras and timm: photographs per second, and ratios.
+
+    python benchmarks/speed.py DATA FOLDERS --keras KERAS/bin/python --timm TIMM/bin/python [--rounds 2]
+
+DATA is a dataset that was split, FOLDERS the same photographs after `landmarks unpack` (the peers read FOLDERS/train);
+the interpreters belong to environments with Keras and tensorflow-cpu, and with timm. Every measurement is a process of
+its own, all of them in turns; a figure is the best of its rounds. All networks see 224 pixels in batches of 16, random
+weights, and take one step before the clock starts. Ours runs the training's own step: recipe `default`, augmentation
+and precision included, from shards and on one batch that is made in advance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import keep
+
+NETWORKS = {  # ours → timm's and Keras's names
+    "resnet50": ("resnet50", "ResNet50"),
+    "xception": ("legacy_xception", "Xception"),
+    "inception_v3": ("inception_v3", "InceptionV3"),
+}
+PIXELS, BATCH = 224, 16
+PEERS = Path(__file__).parent / "peers"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folders", type=Path)
+    parser.add_argument("--keras", required=True)
+    parser.add_argument("--timm", required=True)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=6)
+    chosen = parser.parse_args()
+    numbers = [str(PIXELS), str(BATCH), str(chosen.steps)]
+    photographs, rows = str(chosen.folders / "train"), []
+    for network, (timm_name, keras_name) in NETWORKS.items():
+        best: dict[str, float] = {}
+        for _ in range(chosen.rounds):
+            ours = told(sys.executable, __file__, "ours", str(chosen.data), network, *numbers)
+            timm = told(chosen.timm, str(PEERS / "timm_steps.py"), photographs, timm_name, *numbers)
+            keras = told(chosen.keras, str(PEERS / "keras_steps.py"), photographs, keras_name, *numbers)
+            found = {"shards": ours["shards"], "tensors": ours["tensors"], "keras": keras["photographs_per_second"]}
+            found |= {"timm": timm["jpeg"], "timm_tensors": timm["tensors"]}
+            best = {name: max(rate, best.get(name, 0.0)) for name, rate in found.items()}
+        rows.append(
+            {"network": network, **best, "to_keras": best["shards"] / best["keras"]}
+            | {"to_timm": best["shards"] / best["timm"], "shards_to_tensors": best["shards"] / best["tensors"]}
+        )
+        print(rows[-1], flush=True)
+    precision = {"precision": ours["precision"], "timm": timm["timm"], "torch": timm["torch"], "keras": keras["keras"]}
+    keep("speed", rows, pixels=PIXELS, batch=BATCH, rounds=chosen.rounds, steps=chosen.steps, **precision)
+
+
+def told(*command: str) -> dict[str, Any]:
+    """Run one measurement and return the line of JSON it ends with."""
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{ended.stderr[-2000:]}")
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> dict[str, Any]:
+    """Return photographs per second of our own training step, from shards and on tensors."""
+    import torch
+
+    from landmarks.dataset.manifest import open_dataset
+    from landmarks.networks.network import build_network
+    from landmarks.training.finetune import set_training
+    from landmarks.training.machine import open_machine
+    from landmarks.training.optimizer import make_optimizer
+    from landmarks.training.photos import Batch, batches
+    from landmarks.training.precision import choose_layout
+    from landmarks.training.recipe import recipe_named
+    from landmarks.training.step import Training, add_gradients
+
+    recipe = recipe_named("default", backbone=backbone, tracking="none", weights="none", image_size=pixels)
+    dataset = open_dataset(data)
+    machine, _ = open_machine(recipe, dataset.folder)
+    network = build_network(backbone, classes=len(dataset.labels), weights="none", image_size=pixels)
+    if choose_layout(network).value == "channels last":
+        network.to(memory_format=torch.channels_last)
+    set_training(network, frozen_statistics=False)
+    training = Training(network, recipe, machine, torch.ones(network.classes), network.features)
+    optimizer = make_optimizer(network, recipe)
+
+    def rate(loaded: Iterator[Batch]) -> float:
+        for step, batch in zip(range(steps + 1), loaded, strict=False):
+            add_gradients(training, batch, batch_size, batch_size)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip or float("inf"))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step == 0:
+                started = time.perf_counter()
+        return steps * batch_size / (time.perf_counter() - started)
+
+    train = dataset.part("train")
+    chosen = train[np.random.default_rng(0).permutation(len(train))[: (steps + 1) * batch_size]]
+
+    def shards() -> Iterator[Batch]:
+        return batches(dataset, chosen, network.preprocessing, batch_size=batch_size, augment=recipe.augmentation)
+
+    ready = next(iter(shards()))
+    found = {"tensors": rate(iter([ready] * (steps + 1))), "shards": rate(shards())}
+    return {**found, "precision": machine.precision}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["ours"]:
+        print(json.dumps(ours(*sys.argv[2:4], *map(int, sys.argv[4:7]))))
+    else:
+        main()

@@ -1,0 +1,105 @@
+"""Ten epochs of warm-up from the cache against one pass over the photographs, and against ten frozen epochs.
+
+    python benchmarks/warmup.py DATA WEIGHTS [--backbone mobilenetv2_100] [--image-size 160] [--photographs 800]
+
+DATA is a dataset that was split; so many of its training photographs are used. One pass is the evaluation picture of
+every photograph through the frozen trunk, nothing kept; the warm-up is what `train` does (features into the cache, then
+ten epochs of the head on it); the frozen epochs read, augment and pass every photograph again in each of ten, as loops
+without a cache do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from results import keep
+
+from landmarks.dataset.manifest import open_dataset
+from landmarks.networks.network import build_network
+from landmarks.training.features import Rows, cached_features, labels_of
+from landmarks.training.machine import open_machine
+from landmarks.training.photos import Batch, batches, normalised
+from landmarks.training.precision import choose_layout
+from landmarks.training.recipe import recipe_named
+from landmarks.training.warmup import warm_up
+
+EPOCHS, BATCH_SIZE = 10, 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--image-size", type=int, default=160)
+    parser.add_argument("--photographs", type=int, default=800)
+    chosen = parser.parse_args()
+    recipe = recipe_named(
+        "default", backbone=chosen.backbone, weights=chosen.weights, tracking="none", warmup_epochs=EPOCHS
+    )
+    recipe = replace(recipe, image_size=chosen.image_size, warmup_patience=EPOCHS)
+    dataset = open_dataset(chosen.data)
+    machine, _ = open_machine(recipe, dataset.folder)
+    network = build_network(
+        chosen.backbone, classes=len(dataset.labels), weights=chosen.weights, image_size=chosen.image_size
+    ).eval()
+    if choose_layout(network).value == "channels last":
+        network.to(memory_format=torch.channels_last)
+    train, val = (dataset.part(part).sort("id") for part in ("train", "val"))
+    train = train.head(chosen.photographs)
+    labels = labels_of(train)
+
+    def read(epoch: int | None = None) -> Iterator[Batch]:
+        augment = None if epoch is None else recipe.augmentation
+        return batches(dataset, train, network.preprocessing, batch_size=BATCH_SIZE, augment=augment, epoch=epoch or 0)
+
+    @torch.no_grad()
+    def features(batch: Batch) -> torch.Tensor:
+        with machine.computing():
+            return network.features(normalised(batch.images, network.preprocessing)).float()
+
+    # ── One pass, nothing kept ──
+    features(next(iter(read())))  # the first is always slow
+    started = time.perf_counter()
+    for batch in read():
+        features(batch)
+    one_pass = time.perf_counter() - started
+
+    # ── The cache, and ten epochs on it ──
+    with tempfile.TemporaryDirectory(dir=dataset.folder.parent) as place:
+        copy = Path(place) / "data"
+        shutil.copytree(dataset.folder, copy, ignore=shutil.ignore_patterns("features", "shards"))
+        (copy / "shards").symlink_to((dataset.folder / "shards").resolve())
+        again = open_dataset(copy)
+        few = Rows(cached_features(network, again, val, machine=machine).values, np.arange(len(val)))
+        started = time.perf_counter()
+        cached = cached_features(network, again, train, machine=machine)
+        rows = Rows(cached.values, np.arange(len(train)))
+        warm_up(network, [rows], labels, few, labels_of(val), recipe=recipe)
+        warmed = time.perf_counter() - started
+
+    # ── Ten frozen epochs ──
+    optimizer = torch.optim.AdamW(network.head.parameters(), lr=recipe.warmup_learning_rate)
+    started = time.perf_counter()
+    for epoch in range(EPOCHS):
+        for batch in read(epoch):
+            loss = network.head.loss(features(batch), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    frozen = time.perf_counter() - started
+    row = {"photographs": len(train), "one_pass_seconds": one_pass, "warm_up_seconds": warmed}
+    row |= {"ten_frozen_epochs_seconds": frozen, "to_one_pass": warmed / one_pass, "to_frozen": frozen / warmed}
+    keep("warmup", [row], backbone=chosen.backbone, image_size=chosen.image_size, precision=machine.precision)
+
+
+if __name__ == "__main__":
+    main()
