@@ -1,12 +1,13 @@
 """Two training steps of each of the study's networks, with 100 landmarks at its own input size: seconds and memory.
 
-    python benchmarks/networks.py [MICRO_BATCH]
+    python benchmarks/networks.py [--micro-batch 8] [--networks resnet50 …] [--gradient-checkpointing]
 
 Every network has a process of its own; weights are random, since their values change neither time nor memory.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -24,8 +25,11 @@ from landmarks.networks.network import build_network
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.precision import choose_precision
 from landmarks.training.recipe import recipe_named
+from landmarks.training.recompute import checkpoint_gradients
 backbone, classes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 network = build_network(backbone, classes=classes, weights="none").to(memory_format=torch.channels_last)
+if sys.argv[4] == "True":
+    checkpoint_gradients(network.trunk)
 network.train()
 optimizer = make_optimizer(network, recipe_named("default", backbone=backbone, weights="none"))
 precision = choose_precision("auto", "cpu").value
@@ -46,12 +50,17 @@ print(json.dumps(told))
 
 
 def main() -> None:
-    micro_batch = sys.argv[1] if len(sys.argv) > 1 else "8"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--networks", nargs="+", default=list(STUDY))
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    chosen = parser.parse_args()
     rows = []
-    for backbone in STUDY:
-        command = [sys.executable, "-c", TWO_STEPS, backbone, str(CLASSES), micro_batch]
+    for backbone in chosen.networks:
+        command = [sys.executable, "-c", TWO_STEPS, backbone, str(CLASSES), str(chosen.micro_batch)]
+        command.append(str(chosen.gradient_checkpointing))
         rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    keep("networks", rows, classes=CLASSES)
+    keep("networks-checkpointing" if chosen.gradient_checkpointing else "networks", rows, classes=CLASSES)
 
 
 if __name__ == "__main__":

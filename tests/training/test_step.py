@@ -7,6 +7,7 @@ import torch
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.networks.network import Network, build_network
+from landmarks.support.errors import LandmarksError
 from landmarks.training import step
 from landmarks.training.machine import Machine
 from landmarks.training.photos import Batch, batches
@@ -73,7 +74,7 @@ def test_a_single_photograph_that_does_not_fit_ends_the_training(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(step, "normalised", scarce)
-    with pytest.raises(RuntimeError, match="allocate"):
+    with pytest.raises(LandmarksError, match="gradient_checkpointing=true"):
         add_gradients(training(machine), batch, 12, 12)
 
 

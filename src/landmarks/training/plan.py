@@ -18,7 +18,6 @@ import torch
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.networks.network import Network, build_network
 from landmarks.support.console import print_table
-from landmarks.support.errors import LandmarksError
 from landmarks.training.checks import check_data
 from landmarks.training.finetune import set_training
 from landmarks.training.machine import Machine, open_machine
@@ -28,7 +27,7 @@ from landmarks.training.photos import Batch, batches, normalised
 from landmarks.training.precision import choose_layout
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.recompute import blocks, checkpoint_gradients
-from landmarks.training.step import Training, add_gradients
+from landmarks.training.step import Training, add_gradients, does_not_fit
 
 STEPS = 3
 """Steps that are timed, after one that is not."""
@@ -103,11 +102,7 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise LandmarksError(
-            f"{chosen.backbone} at {network.preprocessing.image_size} pixels does not fit into memory",
-            received=f"{free_mb:.0f} MB free",
-            way_out="smaller pictures (--image-size), or a smaller network",
-        ) from error
+        raise does_not_fit(network) from error
     counts = {"train": len(parts.train), "val": len(parts.val)}
     hours = _hours(chosen, counts, trunk_rate, training_rate)
     views = 0 if chosen.from_scratch else chosen.warmup_views - 1

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from landmarks.networks.network import Network
+from landmarks.support.errors import LandmarksError
 from landmarks.training.machine import Machine
 from landmarks.training.memory import is_out_of_memory, release
 from landmarks.training.photos import Batch, normalised
@@ -33,7 +34,7 @@ def add_gradients(training: Training, batch: Batch, size: int, micro_batch: int)
     Returns the sum of losses, the number of right answers, and the micro-batch that fitted. The photographs pass in
     parts of at most `micro_batch`. When memory runs out, everything the failed pass held is let go, the micro-batch is
     halved, and the step begins anew with the same photographs: the same gradient, but that batch normalisation sees
-    smaller parts.
+    smaller parts. Raises `LandmarksError` when a single photograph does not fit.
     """
     network = training.network
     statistics = [buffer.clone() for buffer in network.buffers()]
@@ -41,8 +42,10 @@ def add_gradients(training: Training, batch: Batch, size: int, micro_batch: int)
         try:
             return *_pass_through(training, batch, size, micro_batch), micro_batch
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or micro_batch <= 1:
+            if not is_out_of_memory(error):
                 raise
+            if min(micro_batch, len(batch.ids)) <= 1:
+                raise does_not_fit(network) from error
         # Outside of the handler the error, and with it every tensor of the failed pass, is gone.
         network.zero_grad(set_to_none=True)
         for buffer, before in zip(network.buffers(), statistics, strict=True):
@@ -52,6 +55,15 @@ def add_gradients(training: Training, batch: Batch, size: int, micro_batch: int)
         training.machine.say(
             f"out of memory: going on with {micro_batch} photographs at a time, added up to the same {size} a step"
         )
+
+
+def does_not_fit(network: Network) -> LandmarksError:
+    """Return the error for a network that cannot train on a single photograph in the memory there is."""
+    return LandmarksError(
+        f"{network.backbone} at {network.preprocessing.image_size} pixels does not fit into memory",
+        received="no room for a single photograph",
+        way_out="--set gradient_checkpointing=true, smaller pictures (--image-size), or a smaller network",
+    )
 
 
 def _pass_through(training: Training, batch: Batch, size: int, micro_batch: int) -> tuple[float, float]:
