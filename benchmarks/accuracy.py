@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
+    parser.add_argument("--finished", action="store_true", help="train nothing more, sum up what there is")
     chosen = parser.parse_args()
     seconds = prepared(chosen.mirror, chosen.work)
     common = ["--image-size", str(chosen.image_size), "--epochs", str(chosen.epochs)]
@@ -47,6 +48,8 @@ def main() -> None:
     for seed in chosen.seeds:
         for method in chosen.methods:
             result = chosen.work / f"{method}-{seed}.json"
+            if chosen.finished and not result.exists():
+                continue
             if not result.exists():
                 options = [*common, "--seed", str(seed)]
                 found = (
@@ -55,11 +58,12 @@ def main() -> None:
                     else compared(chosen.work, method, options, chosen.python)
                 )
                 result.write_text(json.dumps(found))
-            told.append({"method": method, **json.loads(result.read_text())})
+            told.append({"method": method, "seed": seed, **json.loads(result.read_text())})
             print(method, seed, {name: told[-1][name] for name in ("val_accuracy", "test_accuracy", "minutes")})
-    rows = [summary(method, [each for each in told if each["method"] == method]) for method in chosen.methods]
+    by_method = {method: [each for each in told if each["method"] == method] for method in chosen.methods}
+    rows = [summary(method, trainings) for method, trainings in by_method.items() if trainings]
     for row in rows:
-        row["minutes_to_fastai"] = minutes_to(told, row["method"], chosen.seeds)
+        row["minutes_to_fastai"] = minutes_to(told, row["method"])
     keep("accuracy", rows, backbone=BACKBONE, image_size=chosen.image_size, epochs=chosen.epochs, trainings=told)
 
 
@@ -128,15 +132,15 @@ def summary(method: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
     return row | {"minutes": statistics.mean(each["minutes"] for each in trainings)}
 
 
-def minutes_to(told: list[dict[str, Any]], method: str, seeds: list[int]) -> float | None:
+def minutes_to(told: list[dict[str, Any]], method: str) -> float | None:
     """Return the mean minutes until validation reached what fastai ended with under the same seed; None: not always."""
-    reached = []
-    for at in range(len(seeds)):
-        own = [each for each in told if each["method"] == method][at]
-        peer = [each for each in told if each["method"] == "fastai"]
-        goal = peer[at]["val_accuracy"] if peer else float("inf")
-        reached.append(next((row["minutes"] for row in own["curve"] if row["val_accuracy"] >= goal), None))
-    return None if None in reached else statistics.mean(reached)  # type: ignore[type-var]
+    goals = {each["seed"]: each["val_accuracy"] for each in told if each["method"] == "fastai"}
+    reached = [
+        next((row["minutes"] for row in each["curve"] if row["val_accuracy"] >= goals.get(each["seed"], 2.0)), None)
+        for each in told
+        if each["method"] == method
+    ]
+    return None if None in reached else statistics.mean(minutes for minutes in reached if minutes is not None)
 
 
 if __name__ == "__main__":
