@@ -136,11 +136,11 @@ def minutes_to(told: list[dict[str, Any]], method: str) -> float | None:
     """Return the fewest minutes until validation reached what fastai ended with, of all seeds; None: not always."""
     goals = {each["seed"]: each["val_accuracy"] for each in told if each["method"] == "fastai"}
     reached = [
-        next((row["minutes"] for row in each["curve"] if row["val_accuracy"] >= goals.get(each["seed"], 2.0)), None)
+        next((row["minutes"] for row in each["curve"] if row["val_accuracy"] >= goals[each["seed"]]), None)
         for each in told
-        if each["method"] == method
+        if each["method"] == method and each["seed"] in goals
     ]
-    return None if None in reached else min(minutes for minutes in reached if minutes is not None)
+    return None if None in reached or not reached else min(minutes for minutes in reached if minutes is not None)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def finetune(
 
     # ── The end ──
     network.load_state_dict(best_weights)
-    state.ended = state.ended or f"all {recipe.epochs} epochs"
+    state.ended = state.ended or (f"all {recipe.epochs} epochs" if recipe.epochs else "no fine-tuning was asked for")
     return state
 
 
