@@ -8,8 +8,8 @@ known, and set here to what Keras's own guide to fine-tuning uses: Adam, at 1e-3
 
     landmarks train DATA -o RUN --recipe study --backbone xception
 
-With `mobilenetv2_100` at 160 pixels and `--epochs 5` it reached 89.6 to 89.9 % of 536 validation photographs and 87.4 to
-88.6 % of a separate test set of 677 (seeds 0, 1 and 2, 2026-11-24, `python benchmarks/accuracy.py`).
+With `mobilenetv2_100` at 160 pixels and `--epochs 5` it reached 89.6 to 89.9 % of 536 validation photographs and 87.4
+to 88.6 % of a separate test set of 677 (seeds 0, 1 and 2, 2026-11-24, `python benchmarks/accuracy.py`).
 """
 
 from __future__ import annotations
