@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from results import keep, landmarks
+from results import keep, landmarks, told
 
 from landmarks.support.files import read_record
 
@@ -44,7 +44,7 @@ def main() -> None:
     seconds = prepared(chosen.mirror, chosen.work)
     common = ["--image-size", str(chosen.image_size), "--epochs", str(chosen.epochs)]
     common += ["--backbone", BACKBONE, "--weights", str(chosen.weights)]
-    told: list[dict[str, Any]] = []
+    trainings: list[dict[str, Any]] = []
     for seed in chosen.seeds:
         for method in chosen.methods:
             result = chosen.work / f"{method}-{seed}.json"
@@ -58,21 +58,20 @@ def main() -> None:
                     else compared(chosen.work, method, options, chosen.python)
                 )
                 result.write_text(json.dumps(found))
-            told.append({"method": method, "seed": seed, **json.loads(result.read_text())})
-            print(method, seed, {name: told[-1][name] for name in ("val_accuracy", "test_accuracy", "minutes")})
-    by_method = {method: [each for each in told if each["method"] == method] for method in chosen.methods}
-    rows = [summary(method, trainings) for method, trainings in by_method.items() if trainings]
+            trainings.append({"method": method, "seed": seed, **json.loads(result.read_text())})
+            print(method, seed, {name: trainings[-1][name] for name in ("val_accuracy", "test_accuracy", "minutes")})
+    by_method = {method: [each for each in trainings if each["method"] == method] for method in chosen.methods}
+    rows = [summary(method, own) for method, own in by_method.items() if own]
     for row in rows:
-        row["minutes_to_fastai"] = minutes_to(told, row["method"])
-    keep("accuracy", rows, backbone=BACKBONE, image_size=chosen.image_size, epochs=chosen.epochs, trainings=told)
+        row["minutes_to_fastai"] = minutes_to(trainings, row["method"])
+    keep("accuracy", rows, backbone=BACKBONE, image_size=chosen.image_size, epochs=chosen.epochs, trainings=trainings)
 
 
 def prepared(mirror: Path, work: Path) -> float:
     """Make dataset, test set and folders in `work` once; return the seconds that the dataset took from the mirror."""
     record = work / "prepared.json"
     if not record.exists():
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         run("select", mirror, "-o", work / "train.parquet")
         run("fetch", work / "train.parquet", "-o", work / "data")
@@ -113,9 +112,7 @@ def trained(work: Path, recipe: str, options: list[str], out: Path, seconds: flo
 def compared(work: Path, peer: str, options: list[str], python: str) -> dict[str, Any]:
     """Train a peer in its own environment."""
     script = Path(__file__).parent / "peers" / f"{peer}_finetune.py"
-    command = [python, str(script), str(work / "data-folders"), str(work / "testdata-folders"), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(ended.stdout.splitlines()[-1]))
+    return told(python, script, work / "data-folders", work / "testdata-folders", *options)
 
 
 def run(*words: object) -> None:
@@ -132,12 +129,12 @@ def summary(method: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
     return row | {"minutes": min(each["minutes"] for each in trainings)}
 
 
-def minutes_to(told: list[dict[str, Any]], method: str) -> float | None:
+def minutes_to(trainings: list[dict[str, Any]], method: str) -> float | None:
     """Return the fewest minutes until validation reached what fastai ended with, of all seeds; None: not always."""
-    goals = {each["seed"]: each["val_accuracy"] for each in told if each["method"] == "fastai"}
+    goals = {each["seed"]: each["val_accuracy"] for each in trainings if each["method"] == "fastai"}
     reached = [
         next((row["minutes"] for row in each["curve"] if row["val_accuracy"] >= goals[each["seed"]]), None)
-        for each in told
+        for each in trainings
         if each["method"] == method and each["seed"] in goals
     ]
     return None if None in reached or not reached else min(minutes for minutes in reached if minutes is not None)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from results import keep
+from results import keep, told
 from torch import Tensor, nn
 
 from landmarks.networks.backbones import pretrained_record
@@ -151,8 +150,8 @@ def by_training(data: Data) -> dict[str, object]:
     warmed = warm_up(network, [train], labels[kept].numpy(), val, labels[held_out].numpy(), recipe=recipe)
     with torch.no_grad():
         reached = shares(torch.cat([head(part) for part in others.split(2048)]), truth)
-    told = {"head": "cosine head, three centres, by the warm-up of `train`", **reached, "epoch": warmed.epoch}
-    return told | {"val": 100 * warmed.val_accuracy, "seconds": time.perf_counter() - started}
+    row = {"head": "cosine head, three centres, by the warm-up of `train`", **reached, "epoch": warmed.epoch}
+    return row | {"val": 100 * warmed.val_accuracy, "seconds": time.perf_counter() - started}
 
 
 METHODS: dict[str, Callable[[Data], Tensor]] = {
@@ -196,8 +195,7 @@ def steps(centres: int) -> dict[str, float]:
 def memory() -> list[dict[str, float]]:
     rows = []
     for centres in (1, 3):
-        command = [sys.executable, __file__, "steps", str(centres)]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        rows.append(told(sys.executable, __file__, "steps", centres))
         print(rows[-1], flush=True)
     return rows
 

@@ -8,11 +8,9 @@ Every network has a process of its own; weights are random, since their values c
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 
-from results import keep
+from results import keep, told
 
 from landmarks.networks.backbones import STUDY
 
@@ -57,9 +55,8 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = []
     for backbone in chosen.networks:
-        command = [sys.executable, "-c", TWO_STEPS, backbone, str(CLASSES), str(chosen.micro_batch)]
-        command.append(str(chosen.gradient_checkpointing))
-        rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        settings = (backbone, CLASSES, chosen.micro_batch, chosen.gradient_checkpointing)
+        rows.append(told(sys.executable, "-c", TWO_STEPS, *settings))
     keep("networks-checkpointing" if chosen.gradient_checkpointing else "networks", rows, classes=CLASSES)
 
 

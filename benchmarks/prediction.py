@@ -2,9 +2,10 @@
 
     python benchmarks/prediction.py RUN FOLDER [--rounds 3]
 
-Both are processes of their own, in turns; the clock runs from the first photograph to the last answer, start of Python
-and loading of weights left out. The plain loop is what a script does: Pillow, torchvision's resize, crop and
-normalisation, batches of 32, `network(images)` without gradients, the same weights, the same threads.
+Both are processes of their own, in turns; the clock runs from the first photograph to the last answer after a warm
+start, and for `predict` it holds the opening of the run, which each call does anew. The plain loop is what a script
+does: Pillow, torchvision's resize, crop and normalisation, batches of 32, `network(images)` without gradients, the same
+weights, the same threads.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from results import keep
+from results import keep, told
 
 
 def main() -> None:
@@ -29,12 +29,15 @@ def main() -> None:
     rates: dict[str, list[float]] = {"predict": [], "plain": []}
     for _ in range(chosen.rounds):
         for name, found in rates.items():
-            command = [sys.executable, __file__, name, str(chosen.run), str(chosen.folder)]
-            ended = subprocess.run(command, capture_output=True, text=True, check=True)
-            told = json.loads(ended.stdout.splitlines()[-1])
-            found.append(told["photographs"] / told["seconds"])
+            measured = told(sys.executable, __file__, name, chosen.run, chosen.folder)
+            found.append(measured["photographs"] / measured["seconds"])
     row = {name: statistics.median(found) for name, found in rates.items()}
-    keep("prediction", [{**row, "ratio": row["predict"] / row["plain"]}], photographs=told["photographs"], rates=rates)
+    keep(
+        "prediction",
+        [{**row, "ratio": row["predict"] / row["plain"]}],
+        photographs=measured["photographs"],
+        rates=rates,
+    )
 
 
 def predict(run: str, folder: str) -> tuple[int, float]:

@@ -44,6 +44,14 @@ def measured(command: Sequence[str]) -> tuple[float, float, float]:
     return seconds, processor, kilobytes / 1e3
 
 
+def told(*command: object) -> dict[str, Any]:
+    """Run a measurement in a process of its own and return the line of JSON that it ends with."""
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))[:200]} failed:\n{ended.stderr[-2000:]}")
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
 _MEASURE = """
 import os, sys, time
 quiet = os.open(os.devnull, os.O_WRONLY)

@@ -3,17 +3,16 @@
     python benchmarks/speed.py DATA FOLDERS --keras KERAS/bin/python --timm TIMM/bin/python [--rounds 2]
 
 DATA is a dataset that was split, FOLDERS the same photographs after `landmarks unpack` (the peers read FOLDERS/train);
-the interpreters belong to environments with Keras and tensorflow-cpu, and with timm. Every measurement is a process of
-its own, all of them in turns; a figure is the best of its rounds. All networks see 224 pixels in batches of 16, random
-weights, and take one step before the clock starts. Ours runs the training's own step: recipe `default`, augmentation
-and precision included, from shards and on one batch that is made in advance.
+the interpreters belong to environments with keras, tensorflow-cpu and pillow, and with timm and torchvision. Every
+measurement is a process of its own, all of them in turns; a figure is the best of its rounds. All networks see 224
+pixels in batches of 16, random weights, and take one step before the clock starts. Ours runs the training's own step:
+recipe `default`, augmentation and precision included, from shards and on one batch that is made in advance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import keep
+from results import keep, told
 
 NETWORKS = {  # ours → timm's and Keras's names
     "resnet50": ("resnet50", "ResNet50"),
@@ -41,14 +40,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
     chosen = parser.parse_args()
-    numbers = [str(PIXELS), str(BATCH), str(chosen.steps)]
-    photographs, rows = str(chosen.folders / "train"), []
+    numbers = (PIXELS, BATCH, chosen.steps)
+    photographs, rows = chosen.folders / "train", []
     for network, (timm_name, keras_name) in NETWORKS.items():
         best: dict[str, float] = {}
         for _ in range(chosen.rounds):
-            ours = told(sys.executable, __file__, "ours", str(chosen.data), network, *numbers)
-            timm = told(chosen.timm, str(PEERS / "timm_steps.py"), photographs, timm_name, *numbers)
-            keras = told(chosen.keras, str(PEERS / "keras_steps.py"), photographs, keras_name, *numbers)
+            ours = told(sys.executable, __file__, "ours", chosen.data, network, *numbers)
+            timm = told(chosen.timm, PEERS / "timm_steps.py", photographs, timm_name, *numbers)
+            keras = told(chosen.keras, PEERS / "keras_steps.py", photographs, keras_name, *numbers)
             found = {"shards": ours["shards"], "tensors": ours["tensors"], "keras": keras["photographs_per_second"]}
             found |= {"timm": timm["jpeg"], "timm_tensors": timm["tensors"]}
             best = {name: max(rate, best.get(name, 0.0)) for name, rate in found.items()}
@@ -59,14 +58,6 @@ def main() -> None:
         print(rows[-1], flush=True)
     precision = {"precision": ours["precision"], "timm": timm["timm"], "torch": timm["torch"], "keras": keras["keras"]}
     keep("speed", rows, pixels=PIXELS, batch=BATCH, rounds=chosen.rounds, steps=chosen.steps, **precision)
-
-
-def told(*command: str) -> dict[str, Any]:
-    """Run one measurement and return the line of JSON it ends with."""
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{ended.stderr[-2000:]}")
-    return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
 def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> dict[str, Any]:

@@ -9,10 +9,8 @@ and prints one line of JSON. `fine_tune(epochs)` trains the head for one epoch, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import timm
 import torch
@@ -28,19 +26,12 @@ from fastai.vision.all import (
     set_seed,
     vision_learner,
 )
+from options import options
 from safetensors.torch import load_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("test", type=Path)
-    parser.add_argument("--backbone", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--image-size", type=int, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    chosen = options()
     started = time.monotonic()
     set_seed(chosen.seed, reproducible=True)
     loaders = ImageDataLoaders.from_folder(

@@ -11,7 +11,6 @@ of warm-up, no averaged weights. Prints one line of JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import timm
 import torch
+from options import options
 from safetensors.torch import load_file
 from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
@@ -30,15 +30,7 @@ BATCH_SIZE = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("test", type=Path)
-    parser.add_argument("--backbone", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--image-size", type=int, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    chosen = options()
     started = time.monotonic()
     random_seed(chosen.seed, 0)
     torch.set_num_threads(os.cpu_count() or 1)
