@@ -143,14 +143,14 @@ def activations(network: Network, batch: Batch, machine: Machine, *, checkpointi
         kept[id(block)] = {}
         inside.append(id(block))
 
+    def leave(*_: object) -> None:
+        inside.pop()
+
     set_training(network, frozen_statistics=False)
     with contextlib.ExitStack() as stack:
         for block in blocks(network.trunk) if checkpointing else ():
-            for hook in (
-                block.register_forward_pre_hook(enter),
-                block.register_forward_hook(lambda *_: inside.pop() and None),
-            ):
-                stack.callback(hook.remove)
+            stack.callback(block.register_forward_pre_hook(enter).remove)
+            stack.callback(block.register_forward_hook(leave).remove)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         with machine.computing():
             features = network.features(normalised(batch.images, network.preprocessing, machine.device))

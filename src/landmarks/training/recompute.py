@@ -1,6 +1,6 @@
 """Gradient checkpointing: a trunk's blocks keep their input alone, and compute the rest again on the way back.
 
-Chen et al. 2016. Memory falls to about the blocks' inputs and one block's insides, for a third more time. Written
+Chen et al. 2016. Memory falls to about the blocks' inputs and one block's insides, for one more way forth. Written
 over any trunk of convolutions or tokens, since timm has it for some networks only (not for Xception or Inception), and
 so that batch normalisation counts a photograph once: its running statistics do not move while a block repeats itself.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -38,8 +39,11 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **named)
-    contexts = lambda: (contextlib.nullcontext(), statistics_kept(block))  # noqa: E731
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
+
+    def first_and_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return contextlib.nullcontext(), statistics_kept(block)
+
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=first_and_again, **named)
 
 
 @contextlib.contextmanager
