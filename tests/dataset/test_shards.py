@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,3 +95,28 @@ def test_many_threads_read_more_files_than_are_kept_open(tmp_path: Path, monkeyp
         read = list(pool.map(lambda number: reader.read(f"{number}", 0, 4), numbers))
     assert read == [f"{number:04d}".encode() for number in numbers]
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
+
+
+SMALL_DISK = (  # no file may grow beyond 400 bytes, as on a disk that is full; buffers reach it sooner or later
+    "import resource, signal, sys\n"
+    "from pathlib import Path\n"
+    "from landmarks.dataset.shards import ShardWriter\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))\n"
+    "for length in range(0, 20_000, 500):\n"
+    "    try:\n"
+    "        with ShardWriter(Path(sys.argv[1]) / 'shard.tar') as shard:\n"
+    "            shard.add('one', bytes(length))\n"
+    "    except Exception as error:\n"
+    "        print(f'{type(error).__name__}: {error}')\n"
+)
+
+
+def test_a_disk_that_is_full_is_told_whenever_the_buffer_reaches_it(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    told = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(told) == 40
+    assert set(told) == {
+        f"LandmarksError: {tmp_path / 'shard.tar'} could not be written (File too large); nothing was replaced"
+    }
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -45,6 +46,105 @@ def test_a_full_disk_is_told_in_one_line_and_replaces_nothing(tmp_path: Path) ->
     with pytest.raises(LandmarksError, match="No space left on device"), written_whole(path):
         Path("/dev/full").write_text("x")
     assert path.read_text() == "old"
+
+
+def test_an_error_that_is_not_the_disks_passes_through_a_block_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_text("old")
+    others = [
+        ConnectionResetError(104, "Connection reset by peer"),
+        TimeoutError("timed out"),
+        PermissionError(13, "Permission denied", "somewhere/else.jpg"),
+        OSError(28, "No space left on device", "somewhere/else"),
+        FileNotFoundError(2, "No such file or directory", "picture.jpg"),
+    ]
+    for error in others:
+        with pytest.raises(type(error)) as caught, written_whole(path) as aside:
+            aside.write_text("half")
+            raise error
+        assert caught.value is error
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["table"]
+
+
+SMALL_DISK = (  # no file may grow beyond 10 kB, as on a disk that is full
+    "import resource, signal, sys\n"
+    "import numpy as np, polars as pl\n"
+    "from pathlib import Path\n"
+    "from safetensors.numpy import save_file\n"
+    "from PIL import Image\n"
+    "from landmarks.support.files import written_whole\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+    "noise = np.random.default_rng(0).random(100_000)\n"
+    "table = pl.DataFrame({'noise': noise})\n"
+    "writers = {\n"
+    "    'text': lambda aside: aside.write_text('x' * 100_000),\n"
+    "    'parquet': lambda aside: table.write_parquet(aside),\n"
+    "    'csv': lambda aside: table.write_csv(aside),\n"
+    "    'weights': lambda aside: save_file({'noise': noise}, aside),\n"
+    "    'picture': lambda aside: Image.fromarray((256 * noise).astype('uint8').reshape(250, 400)).save(aside, 'PNG'),\n"
+    "}\n"
+    "try:\n"
+    "    with written_whole(Path(sys.argv[1]) / 'file') as aside:\n"
+    "        writers[sys.argv[2]](aside)\n"
+    "except Exception as error:\n"
+    "    print(f'{type(error).__name__}: {error}')\n"
+)
+
+
+@pytest.mark.parametrize("writer", ["text", "parquet", "csv", "weights", "picture"])
+def test_a_disk_that_fills_up_is_told_whatever_writes(tmp_path: Path, writer: str) -> None:
+    line = [sys.executable, "-c", SMALL_DISK, str(tmp_path), writer]
+    told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert told.startswith(f"LandmarksError: {tmp_path / 'file'} could not be written (File too large)")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(LandmarksError, match=r"table could not be written \((Not a directory|File exists)"):
+        with written_whole(tmp_path / "file" / "table"):
+            pass
+
+
+def test_bytes_are_on_disk_before_the_rename_and_the_rename_before_the_block_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def spied_fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        happened.append(("folder" if stat.S_ISDIR(status.st_mode) else "file", status.st_ino))
+        fsync(descriptor)
+
+    def spied_replace(source: Path, target: Path) -> None:
+        happened.append(("rename", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(os, "replace", spied_replace)
+    with written_whole(tmp_path / "table") as aside:
+        aside.write_text("new")
+    written = (tmp_path / "table").stat().st_ino
+    assert happened == [("file", written), ("rename", written), ("folder", tmp_path.stat().st_ino)]
+
+
+def test_a_platform_that_cannot_open_folders_writes_files_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def no_folders(path: Path | str, *options: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))  # as Windows has it
+        return opened(path, *options)
+
+    monkeypatch.setattr(os, "open", no_folders)
+    with written_whole(tmp_path / "table") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "table").read_text() == "new"
 
 
 def test_a_killed_writer_leaves_nothing_behind_once_the_folder_is_held_again(tmp_path: Path) -> None:

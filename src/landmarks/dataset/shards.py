@@ -45,9 +45,11 @@ class ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is None:
+        if error[0] is not None:
+            self._ending.__exit__(*error)  # type: ignore[arg-type]
+            return
+        with self._ending:  # a disk may say only now that it is full
             self._file.write(b"\0" * (2 * _BLOCK))  # the end of a TAR
-        self._ending.__exit__(*error)  # type: ignore[arg-type]
 
     def add(self, id: str, data: bytes) -> tuple[int, int]:
         """Append a photograph as `<id>.jpg`; return the offset of its first byte in the shard, and its length."""

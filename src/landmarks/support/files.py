@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,25 +24,43 @@ FORMAT = 1
 
 _ASIDE = ".part"
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *((39, 112) if os.name == "nt" else ())}
+"""Numbers that only writing ends with: the disk, the user's share of it, or the largest file it can hold is full."""
+
+_TOLD_BY_RUST = re.compile(r"(?P<why>[^: ][^:]*) \(os error (?P<number>\d+)\)")
+
 
 @contextlib.contextmanager
 def written_whole(path: Path | str) -> Iterator[Path]:
     """Yield a path beside `path` to write to; when the block ends well it is flushed to disk and renamed to `path`.
 
-    A block that fails, or a process that is killed, leaves no file at `path` (or the earlier one untouched).
+    A block that fails, or a process that is killed, leaves no file at `path` (or the earlier one untouched). Only what
+    the disk itself refuses becomes a `LandmarksError`; any other error of the block passes through unchanged.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{_ASIDE}"
     try:
-        yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _about_the_disk(error, path) from error
+        raise _about_the_disk(error.strerror, path) from error
+    try:
+        try:
+            yield aside
+        except Exception as error:
+            why = _refusal_of_the_disk(error, aside)
+            if why is None:
+                raise
+            raise _about_the_disk(why, path) from error
+        try:
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError as error:
+            raise _about_the_disk(error.strerror, path) from error
+        _flush_names(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -129,5 +149,37 @@ def require_free_disk(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _about_the_disk(error: OSError, path: Path) -> Exception:
-    return LandmarksError(f"{path} could not be written ({error.strerror or error})", way_out="nothing was replaced")
+def _about_the_disk(why: str | None, path: Path) -> Exception:
+    return LandmarksError(f"{path} could not be written ({why})", way_out="nothing was replaced")
+
+
+def _refusal_of_the_disk(error: Exception, aside: Path) -> str | None:
+    """Return why the disk did not take `aside`; None when `error` is about anything else, another file included."""
+    if isinstance(error, LandmarksError):
+        return None
+    told = _TOLD_BY_RUST.search(str(error))  # polars and safetensors have the system's number in their texts only
+    number = getattr(error, "errno", None)
+    if number is None and told is not None:
+        number = int(told["number"])
+    why = getattr(error, "strerror", None) or (told["why"] if told is not None else str(error))
+    named = getattr(error, "filename", None)
+    if named is not None:
+        return why if str(named) == str(aside) else None
+    if isinstance(error, OSError) and str(aside) in str(error):
+        return why
+    return why if number in _FULL and (told is not None or isinstance(error, OSError)) else None
+
+
+def _flush_names(folder: Path) -> None:
+    """Flush which names `folder` holds, without which a power failure can undo a rename; not where no system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno == errno.EIO:  # anything else: a file system that flushes no folders
+            raise LandmarksError(f"{folder} may forget its newest files ({error.strerror})") from error
+    finally:
+        os.close(descriptor)
