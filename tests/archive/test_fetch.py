@@ -259,9 +259,9 @@ def test_a_second_run_does_nothing_and_a_second_selection_is_refused(tmp_path: P
         assert contents(fetched(selection, tmp_path / "data", mirror)) == before
         assert len(server.requests) == asked
     other = make_selection(tmp_path / "other.parquet", tmp_path / "mirror", ids[:5])
-    with pytest.raises(LandmarksError, match="another selection, size or version"):
+    with pytest.raises(LandmarksError, match="another selection or size"):
         fetch(other, tmp_path / "data")
-    with pytest.raises(LandmarksError, match="another selection, size or version"):
+    with pytest.raises(LandmarksError, match="another selection or size"):
         fetch(selection, tmp_path / "data", max_side=256)
 
 

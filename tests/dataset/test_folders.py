@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 from landmarks.cli.main import run
-from landmarks.dataset import intake
+from landmarks.dataset import folders, intake
 from landmarks.dataset.folders import import_, unpack
+from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.manifest import Dataset
-from landmarks.dataset.pictures import decode, encode, resize
+from landmarks.dataset.pictures import DECODER, decode, encode, resize
 from landmarks.dataset.shards import PhotoReader
 from landmarks.dataset.split import split
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
@@ -339,6 +340,29 @@ def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
     assert [path.name for path in (tmp_path / "killed/shards").iterdir() if path.name.startswith(".")] == []
     for shard in (tmp_path / "whole/shards").iterdir():
         assert shard.read_bytes() == (tmp_path / "killed/shards" / shard.name).read_bytes()
+
+
+def test_what_was_half_imported_by_a_version_with_other_hashes_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = album(tmp_path / "in", {"Tower": 6})
+    whole = import_(source, tmp_path / "whole")
+    assert whole.record["decoders"] == [DECODER]
+    monkeypatch.setattr(intake, "PHOTOGRAPHS_PER_SHARD", 3)
+    for form, hash in ((1, lambda image: 7), (2, perceptual_hash)):
+        monkeypatch.setattr(intake, "HASH_FORM", form)
+        monkeypatch.setattr(intake, "perceptual_hash", hash)
+        with monkeypatch.context() as killed:
+            killed.setattr(folders, "write_dataset", _fail)
+            with pytest.raises(RuntimeError):
+                import_(source, tmp_path / "out")
+    assert import_(source, tmp_path / "out").photos["phash"].equals(whole.photos["phash"])
+    monkeypatch.setattr(intake, "HASH_FORM", 3)
+    assert import_(source, tmp_path / "out").record["photographs"] == 6  # what is finished is left alone
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise RuntimeError("killed")
 
 
 def test_what_an_import_of_other_photographs_left_behind_is_cleared_away(

@@ -208,3 +208,17 @@ def test_what_is_turned_large_or_no_jpeg_is_encoded_anew() -> None:
 def test_the_decoder_names_its_version() -> None:
     assert "simplejpeg 1." in pictures.DECODER
     assert "pillow" in pictures.DECODER
+
+
+def test_what_is_stored_has_the_form_that_its_number_says() -> None:
+    """A fetch that goes on after an upgrade adds to what lies there: give anything else a new `STORED_FORM`."""
+    small = saved(scene(), "JPEG", quality=70, subsampling="4:4:4")
+    assert prepare(small, 512)[0] == small  # byte for byte
+    shrunk, image = prepare(saved(scene(1200, 800), "PNG"), 512)
+    stored = Image.open(io.BytesIO(shrunk))
+    ours = Image.open(io.BytesIO(saved(Image.fromarray(image), "JPEG", quality=92, subsampling="4:2:0")))
+    assert (pictures.STORED_FORM, stored.format, stored.size) == (1, "JPEG", (512, 341))
+    assert stored.quantization == ours.quantization
+    assert [one[1:3] for one in stored.layer] == [(2, 2), (1, 1), (1, 1)]
+    wanted = scene(1200, 800).resize((512, 341), Image.Resampling.LANCZOS)
+    assert difference(image, np.asarray(wanted)) <= 1

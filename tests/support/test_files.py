@@ -83,7 +83,8 @@ SMALL_DISK = (  # no file may grow beyond 10 kB, as on a disk that is full
     "    'parquet': lambda aside: table.write_parquet(aside),\n"
     "    'csv': lambda aside: table.write_csv(aside),\n"
     "    'weights': lambda aside: save_file({'noise': noise}, aside),\n"
-    "    'picture': lambda aside: Image.fromarray((256 * noise).astype('uint8').reshape(250, 400)).save(aside, 'PNG'),\n"
+    "    'picture': lambda aside: "
+    "Image.fromarray((256 * noise.reshape(250, 400)).astype('uint8')).save(aside, 'PNG'),\n"
     "}\n"
     "try:\n"
     "    with written_whole(Path(sys.argv[1]) / 'file') as aside:\n"
@@ -103,9 +104,9 @@ def test_a_disk_that_fills_up_is_told_whatever_writes(tmp_path: Path, writer: st
 
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(LandmarksError, match=r"table could not be written \((Not a directory|File exists)"):
-        with written_whole(tmp_path / "file" / "table"):
-            pass
+    path, told = tmp_path / "file" / "table", r"table could not be written \((Not a directory|File exists)"
+    with pytest.raises(LandmarksError, match=told), written_whole(path):
+        pass
 
 
 def test_bytes_are_on_disk_before_the_rename_and_the_rename_before_the_block_is_over(
@@ -120,7 +121,7 @@ def test_bytes_are_on_disk_before_the_rename_and_the_rename_before_the_block_is_
         fsync(descriptor)
 
     def spied_replace(source: Path, target: Path) -> None:
-        happened.append(("rename", os.stat(source).st_ino))
+        happened.append(("rename", source.stat().st_ino))
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", spied_fsync)

@@ -40,7 +40,7 @@ def assemble(
     blank: TarTask, selection: pl.DataFrame, metadata: dict[str, str], plan: Plan, outcomes: Sequence[Outcome]
 ) -> Dataset:
     """Write the dataset of all TARs that are done, and say what is missing."""
-    parts = _parts(plan.tasks)
+    parts, decoders = _parts(plan.tasks)
     twice = parts.filter(pl.col("why").is_null() & pl.col("id").is_duplicated())
     parts = parts.sort("shard").unique("id", keep="first", maintain_order=True)
     kept = parts.filter(pl.col("why").is_null()).drop("why")
@@ -63,10 +63,14 @@ def assemble(
             "max_side": blank.max_side,
             "order": blank.digest,
             "digests": json.loads(metadata.get("digests", "{}")),
+            "decoders": decoders,
             "failed": [{"tar": tar_path(blank.set, tar), "why": why} for tar, why in sorted(failures.items())],
         },
     )
     remarks = [remark for outcome in outcomes for remark in outcome.remarks]
+    if len(decoders) > 1:
+        remarks.append(f"decoded by {' and '.join(decoders)}, which differ by some grey levels")
+        note(remarks[-1])
     if len(twice):
         remarks.append(f"{twice['id'].n_unique()} photographs lie in several TARs; the first is kept")
     host = blank.mirror.host
@@ -78,15 +82,18 @@ def assemble(
     return dataset
 
 
-def _parts(tasks: Sequence[TarTask]) -> pl.DataFrame:
-    tables = []
+def _parts(tasks: Sequence[TarTask]) -> tuple[pl.DataFrame, list[str]]:
+    """Return the tables of all TARs that are done, as one, and what decoded their photographs."""
+    tables, decoders = [], set()
     for task in tasks:
         part = finished_part(task)
         if part is not None:
             tables.append(part.with_columns(shard=pl.lit(task.name)))
+            if part["why"].null_count():
+                decoders.add(read_metadata(task.part).get("decoder", "unknown"))
     if not tables:
         raise LandmarksError("no TAR could be had", way_out="see the lines above, and run the same command again")
-    return pl.concat(tables)
+    return pl.concat(tables), sorted(decoders)
 
 
 def _photos(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:

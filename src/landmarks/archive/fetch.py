@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, as_completed
@@ -12,20 +14,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks import __version__
 from landmarks.archive.assemble import assemble, finished_dataset
 from landmarks.archive.executors import Lease, stoppable, workforce
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.plan import METHODS, Method, amount, make_plan
 from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, parts_folder, tar_to_shard, wanted_file
 from landmarks.archive.tarindex import read_index
+from landmarks.dataset.groups import HASH_FORM
 from landmarks.dataset.manifest import Dataset
-from landmarks.dataset.pictures import DECODER
+from landmarks.dataset.pictures import STORED_FORM
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import (
     digest_of,
-    file_digest,
     held,
     read_record,
     remove_leftovers,
@@ -37,6 +38,9 @@ from landmarks.support.tables import read_metadata, read_table
 
 SPARE_BYTES = 100_000_000
 """Disk that is wanted free beyond the photographs themselves."""
+
+TOLD = ("id", "landmark_id", "usage", "landmarks", "name", "category", "author", "license", "title")
+"""Columns of a selection that reach the dataset."""
 
 
 @dataclass(frozen=True)
@@ -114,29 +118,48 @@ def _read_order(path: Path, mirror: str | Path | Mirror | None, max_side: int) -
     if source is None:
         raise UsageError(f"{path} does not say which mirror it was made from", way_out="name it with --mirror")
     set = metadata.get("set", "train")
-    digest = digest_of(file_digest(path), set, max_side, DECODER, __version__)  # the version: of the perceptual hash
+    digest = digest_of(_digest_of_rows(photographs), set, max_side)
     return Order(photographs, metadata, set, open_mirror(source), max_side, digest)
+
+
+def _digest_of_rows(photographs: pl.DataFrame) -> str:
+    """Return the digest of what a selection tells, whichever version wrote the file; a slice of its rows at a time."""
+    digest = hashlib.blake2b(digest_size=16)
+    columns = [pl.col(name) if name in photographs.columns else pl.lit(None).alias(name) for name in TOLD]
+    table = photographs.select(columns).with_columns(
+        pl.col("landmarks").cast(pl.List(pl.Int64)).list.eval(pl.element().cast(pl.String)).list.join(" ")
+    )
+    for rows in table.sort("id").iter_slices(100_000):
+        digest.update(rows.write_csv(include_header=False).encode())
+    return digest.hexdigest()
 
 
 def _take_possession(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
     """Mark the folder as this order's, clear what a killed run left half-written, and leave word for the workers."""
-    parts = parts_folder(out)
+    parts, forms = parts_folder(out), {"stored": STORED_FORM, "hash": HASH_FORM}
     parts.mkdir(exist_ok=True)
     for folder in (parts, out / "shards"):
         remove_leftovers(folder)
     mark = parts / "order.json"
     if mark.exists():
-        if read_record(mark).get("order") != digest:
+        begun = read_record(mark)
+        if begun.get("order") != digest:
             raise LandmarksError(
-                f"{out} holds photographs of another selection, size or version",
-                way_out="choose another folder, or delete it",
+                f"{out} holds photographs of another selection or size", way_out="choose another folder, or delete it"
+            )
+        if begun.get("forms") != forms:
+            raise LandmarksError(
+                f"{out} was begun by version {begun.get('version')}, which stores photographs otherwise",
+                way_out="go on with that version, or choose another folder",
             )
         return
     if (out / "dataset.json").exists():
         raise LandmarksError(f"{out} holds another dataset", way_out="choose another folder, or delete it")
-    with written_whole(wanted_file(out)) as aside, open(aside, "wb") as file:
-        np.save(file, ids)
-    write_record(mark, {"order": digest}, verb="fetch")
+    wanted = io.BytesIO()
+    np.save(wanted, ids)
+    with written_whole(wanted_file(out)) as aside:
+        aside.write_bytes(wanted.getbuffer())  # numpy's own writing hides that a disk is full
+    write_record(mark, {"order": digest, "forms": forms}, verb="fetch")
 
 
 def _work(tasks: Sequence[TarTask], out: Path, workers: int | None, cluster: str | None) -> list[Outcome]:

@@ -32,7 +32,7 @@ from landmarks.archive.transfer import (
     streamed,
 )
 from landmarks.dataset.groups import perceptual_hash
-from landmarks.dataset.pictures import PictureError, prepare, size_of
+from landmarks.dataset.pictures import DECODER, PictureError, prepare, size_of
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_metadata, read_table, write_table
@@ -211,7 +211,8 @@ def _write(
         _write_members(task, contents)
     shard_bytes = shard.stat().st_size if writer is not None else 0
     table = pl.DataFrame(rows, schema=PART, orient="row")
-    write_table(task.part, table, digest=task.digest, shard_bytes=shard_bytes, remarks=json.dumps(remarks))
+    about = {"digest": task.digest, "shard_bytes": shard_bytes, "decoder": DECODER, "remarks": json.dumps(remarks)}
+    write_table(task.part, table, **about)
     return _outcome(task, table, tuple(remarks))
 
 

@@ -131,15 +131,15 @@ def _make(
     max_side: int | None,
 ) -> Dataset:
     """Take the photographs in, then write the tables; `max_side` None leaves the photographs where they are."""
-    photos, rejected = take_in(listed.found, out, inputs=inputs, max_side=max_side)
+    taken = take_in(listed.found, out, inputs=inputs, max_side=max_side)
     unfit = [("", where, why) for where, why in listed.rejected]
-    rejected = pl.concat([rejected, pl.DataFrame(unfit, schema=REJECTED, orient="row")])
+    rejected = pl.concat([taken.rejected, pl.DataFrame(unfit, schema=REJECTED, orient="row")])
     ids = pl.DataFrame(
         [(one.id, landmarks[one.name].landmark_id if one.name is not None else None) for one in listed.found],
         schema={"id": pl.String, "landmark_id": pl.Int64},
         orient="row",
     )
-    table = photos.join(ids, on="id", how="left", maintain_order="left")
+    table = taken.photos.join(ids, on="id", how="left", maintain_order="left")
     table = table.with_columns(
         pl.lit(None).cast(PHOTOS[name]).alias(name) for name in PHOTOS if name not in table.columns
     )
@@ -152,7 +152,13 @@ def _make(
         photos=table,
         labels=_labels(table, known, keep_all=earlier is not None),
         rejected=rejected,
-        record={"set": "import", "origin": str(source.absolute()), "rule": listed.rule, "max_side": max_side},
+        record={
+            "set": "import",
+            "origin": str(source.absolute()),
+            "rule": listed.rule,
+            "max_side": max_side,
+            "decoders": taken.decoders,
+        },
         inputs=inputs,
     )
     shutil.rmtree(out / UNFINISHED)

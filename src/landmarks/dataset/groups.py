@@ -42,6 +42,9 @@ NOBODY = ("", "unknown", "unknown author", "author unknown", "anonymous", "n/a",
 SIDE = 32
 """Pixels along each side of the small luminance picture that is hashed."""
 
+HASH_FORM = 1
+"""Raised whenever `perceptual_hash` would give the same picture another hash."""
+
 FLATTEST = 3.0
 """Standard deviation in grey levels below which a picture shows nothing that could be recognised again."""
 

@@ -7,20 +7,21 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
 
 from landmarks.dataset import pictures
-from landmarks.dataset.groups import perceptual_hash
+from landmarks.dataset.groups import HASH_FORM, perceptual_hash
 from landmarks.dataset.manifest import PHOTOS, REJECTED
 from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import Found
 from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import remove_leftovers
-from landmarks.support.tables import read_table, write_table
+from landmarks.support.files import digest_of, remove_leftovers
+from landmarks.support.tables import read_metadata, read_table, write_table
 
 PHOTOGRAPHS_PER_SHARD = 2_000
 """Also how much work is repeated when an import is killed."""
@@ -35,13 +36,23 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Store `found` in shards under `out`, or with `max_side` None only look at them; return photographs and rejected.
+@dataclass(frozen=True)
+class Intake:
+    """What came of some files."""
 
-    Photographs have the columns of `PHOTOS` that a file tells. `inputs` is the digest of everything the result depends
-    on: shards that were finished under the same one are taken over.
+    photos: pl.DataFrame  # the columns of `PHOTOS` that a file tells
+    rejected: pl.DataFrame
+    decoders: list[str]
+
+
+def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None) -> Intake:
+    """Store `found` in shards under `out`, or with `max_side` None only look at them.
+
+    `inputs` is the digest of what is taken in and how: shards that were finished under the same one are taken over, but
+    not from a version that stores or hashes photographs otherwise.
     """
     tables = []
+    inputs = digest_of(inputs, pictures.STORED_FORM, HASH_FORM)
     _clear_away(out, inputs)
     with progress("importing", total=len(found)) as advance:
         for number, start in enumerate(range(0, len(found), PHOTOGRAPHS_PER_SHARD)):
@@ -49,7 +60,8 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
             tables.append(_store(some, out, number, advance, inputs=inputs, max_side=max_side))
     rows = pl.concat(tables)
     sound = pl.col("why").is_null()
-    return rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED)
+    decoders = {read_metadata(done)["decoder"] for done in (out / UNFINISHED / inputs).glob("*.parquet")}
+    return Intake(rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED), sorted(decoders))
 
 
 def _clear_away(out: Path, inputs: str) -> None:
@@ -88,7 +100,7 @@ def _store(
     columns = ("id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
     schema = {**{name: PHOTOS[name] for name in columns}, "where": pl.String, "why": pl.String}
     table = pl.DataFrame(rows, schema=schema)
-    write_table(done, table)
+    write_table(done, table, decoder=pictures.DECODER)
     return table
 
 

@@ -27,6 +27,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 DECODER = f"simplejpeg {importlib.metadata.version('simplejpeg')}, pillow {importlib.metadata.version('pillow')}"
 """Name and version of what turns bytes into pixels."""
 
+STORED_FORM = 1
+"""Raised whenever `prepare` would store something else of the same picture; another decoder's grey levels are not."""
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,

@@ -54,7 +54,7 @@ def written_whole(path: Path | str) -> Iterator[Path]:
         try:
             with open(aside, "rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(aside, path)
+            aside.replace(path)
         except OSError as error:
             raise _about_the_disk(error.strerror, path) from error
         _flush_names(path.parent)
