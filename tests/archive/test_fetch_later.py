@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
-from tar_mirror import make_mirror, make_selection, photo_id
+from tar_mirror import make_mirror, make_selection, member_name, photo_id, photograph, put_tar, tar_of
 
 from landmarks.archive import fetch as fetching
 from landmarks.archive.fetch import fetch
-from landmarks.dataset.manifest import Dataset
+from landmarks.dataset import manifest
+from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
 from landmarks.dataset.pictures import DECODER
+from landmarks.dataset.split import split
 from landmarks.support.errors import LandmarksError
+from landmarks.support.tables import read_metadata, write_table
 
 UPGRADED = (  # the command line, but of a later version of ours, and of what decodes and encodes
     "import importlib.metadata, sys\n"
@@ -101,3 +107,119 @@ def test_what_would_be_stored_otherwise_is_refused_with_the_version_that_can_go_
     whole = fetched(selection, data)
     monkeypatch.setattr(fetching, "STORED_FORM", fetching.STORED_FORM + 1)
     assert fetched(selection, data).record == whole.record  # what is complete is left alone
+
+
+def with_copies(folder: Path) -> tuple[Path, Path, dict[str, str]]:
+    """A dataset of 90 photographs, divided, whose fourth TAR could not be had; it holds 30 near-copies and 30 others.
+
+    Returns the selection, the dataset, and copy → original.
+    """
+    ids = make_mirror(folder / "mirror", tars=3, each=30)
+    copies = {photo_id(1000 + seed): ids[seed] for seed in range(30)}
+    others = {photo_id(2000 + seed): photograph(2000 + seed) for seed in range(30)}
+    shrunk = {id: photograph(seed, 160, 120) for seed, id in enumerate(copies)}
+    last = tar_of([(member_name(id), data) for id, data in {**shrunk, **others}.items()])
+    put_tar(folder / "mirror", 3, last)
+    tar = folder / "mirror/train/images_003.tar"
+    tar.rename(tar.with_suffix(".away"))
+    selection = make_selection(folder / "s.parquet", folder / "mirror", [*ids, *copies, *others])
+    fetched(selection, folder / "data")
+    split(folder / "data", val=0.2, test=0.1, seed=5)
+    tar.with_suffix(".away").rename(tar)
+    return selection, folder / "data", copies
+
+
+def test_what_a_later_fetch_adds_is_added_to_the_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    selection, data, copies = with_copies(tmp_path)
+    before = dict(open_dataset(data).split.rows())  # type: ignore[union-attr]
+    assert {part: list(before.values()).count(part) for part in PARTS} == {"train": 63, "val": 18, "test": 9}
+    capsys.readouterr()
+    whole = fetched(selection, data)
+    told = capsys.readouterr().err
+    after = dict(whole.split.rows())  # type: ignore[union-attr]
+    assert sorted(after) == whole.photos["id"].to_list() and len(after) == 150
+    assert {id: after[id] for id in before} == before
+    assert {copy: after[copy] for copy in copies} == {copy: before[one] for copy, one in copies.items()}
+    assert {before[one] for one in copies.values()} == set(PARTS)  # or the line above says little
+    others = [part for id, part in after.items() if id not in before and id not in copies]
+    assert set(others) == set(PARTS)
+    shares = [list(after.values()).count(part) / 150 for part in PARTS]
+    assert shares == pytest.approx([0.7, 0.2, 0.1], abs=0.04)
+    assert (
+        "60 photographs are new: 30 joined the part of those they are grouped with, 30 were divided as all before "
+        "(by group, val 0.2, test 0.1, seed 5); the 90 others stay in their parts"
+    ) in told
+    metadata = read_metadata(data / "split.parquet")
+    assert {name: metadata[name] for name in ("by", "val", "test", "seed", "added")} == {
+        "by": "group", "val": "0.2", "test": "0.1", "seed": "5", "added": "60",
+    }  # fmt: skip
+    leakage = json.loads(metadata["leakage"])
+    assert leakage["near_duplicate_pairs"] == 30
+    assert leakage["straddling_pairs"] == leakage["held_out_with_kin_in_train"] == 0
+    assert (
+        f"of 30 near-duplicate pairs 0 straddle this split, {leakage['straddling_pairs_random']} a random one" in told
+    )
+    of = dict(whole.photos.select("id", "group").rows())
+    assert all(of[copy] == of[one] for copy, one in copies.items())
+
+
+def test_a_lost_shard_that_is_fetched_again_leaves_the_split_as_it_was(tmp_path: Path) -> None:
+    selection, data, _ = with_copies(tmp_path)
+    fetched(selection, data)
+    before = {name: (data / name).read_bytes() for name in ("split.parquet", "photos.parquet")}
+    (data / "shards/images_001.tar").unlink()
+    fetched(selection, data)
+    assert {name: (data / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_fetch_killed_while_it_adds_to_the_split_ends_with_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    selection, data, _ = with_copies(tmp_path)
+    shutil.copytree(tmp_path / "data", tmp_path / "killed")
+    whole = fetched(selection, data)
+    count = 0
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        nonlocal count
+        if count == written:
+            raise KeyboardInterrupt
+        count += 1
+        write_table(*arguments, **options)
+
+    monkeypatch.setattr(manifest, "write_table" if written < 4 else "write_record", killed if written < 4 else _kill)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(selection, tmp_path / "killed")
+    monkeypatch.undo()
+    resumed = fetched(selection, tmp_path / "killed")
+    assert resumed.digest == whole.digest
+    for name in ("split.parquet", "photos.parquet", "labels.parquet", "rejected.parquet"):
+        assert (tmp_path / "killed" / name).read_bytes() == (data / name).read_bytes()
+
+
+def _kill(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_corrections_hold_for_the_groups_of_what_a_later_fetch_adds(tmp_path: Path) -> None:
+    selection, data, _ = with_copies(tmp_path)
+    before = open_dataset(data)
+    one = before.part("test")["id"][0]
+    landmark = before.photos.filter(pl.col("id") == one)["landmark_id"][0]
+    (tmp_path / "decided.csv").write_text(f"id,correct_landmark_id\n{one},{100 + (landmark + 1) % 3}\n")
+    split(data, corrections=tmp_path / "decided.csv")
+    whole = fetched(selection, data)
+    assert whole.split.join(before.split, on=["id", "part"], how="semi").height == 90  # type: ignore[union-attr, arg-type]
+    assert len(whole.corrected) == 1
+    assert read_metadata(data / "split.parquet")["corrected"] == "1"
+
+
+def test_groups_are_known_before_anything_is_divided(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=1, each=6)
+    put_tar(tmp_path / "mirror", 1, tar_of([(member_name(photo_id(99)), photograph(0, 160, 120))]))
+    data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [*ids, photo_id(99)]), tmp_path / "data")
+    assert data.split is None
+    group = dict(data.photos.select("id", "group").rows())
+    assert group[ids[0]] == group[photo_id(99)]
+    assert len(set(group.values())) == 6

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from landmarks.cli.main import run
+from landmarks.dataset.divide import ENOUGH, NOT_YET, divide
+from landmarks.dataset.folders import import_
 from landmarks.dataset.manifest import PARTS, PHOTOS, Dataset, open_dataset, write_dataset
-from landmarks.dataset.split import ENOUGH, divide, split
+from landmarks.dataset.split import split
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held
-from landmarks.support.tables import read_metadata
+from landmarks.support.tables import read_metadata, write_table
+from landmarks.training.checks import check_data
 
 TRAIN, VAL, TEST = range(3)
 SHARES = st.sampled_from([(0.15, 0.15), (0.15, 0.0), (0.0, 0.2), (0.0, 0.0), (0.45, 0.45)])
@@ -187,3 +193,167 @@ def test_a_million_photographs_are_split_in_seconds() -> None:
     random = np.random.default_rng(0)
     part = divide(pl.Series(random.integers(0, 50_000, 1_000_000)), np.arange(1_000_000), 0.15, 0.15, 0)
     assert abs((part == TEST).mean() - 0.15) < 0.01
+
+
+@given(grouped(), SHARES, st.integers(0, 3), st.data())
+@settings(max_examples=200, deadline=None)
+def test_what_is_divided_already_stays_and_its_groups_are_joined(
+    photos: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int, data: st.DataObject
+) -> None:
+    landmarks, group = pl.Series(photos[0], dtype=pl.Int64), np.array(photos[1])
+    told = st.sampled_from([NOT_YET, NOT_YET, TRAIN, VAL, TEST])
+    known = np.array(data.draw(st.lists(told, min_size=len(group), max_size=len(group))))
+    part = divide(landmarks, group, *shares, seed, known=known)
+    divided = known != NOT_YET
+    assert (part[divided] == known[divided]).all()
+    for one in set(photos[1]):
+        own = part[(group == one) & ~divided]
+        there = Counter(known[(group == one) & divided].tolist())
+        assert len(set(own)) <= 1
+        if there and len(own):
+            assert there[own[0]] == max(there.values())
+    for which, share in zip((VAL, TEST), shares, strict=True):
+        apart = ~divided & ~np.isin(group, group[divided])
+        assert share or which not in part[apart]
+    if not divided.any():
+        assert (part == divide(landmarks, group, *shares, seed)).all()
+
+
+def test_shares_are_met_however_often_photographs_are_added() -> None:
+    landmarks = pl.Series(np.tile(np.arange(20), 60))  # one more of every landmark each time
+    known = np.full(20, NOT_YET)
+    for count in range(1, 61):
+        known = np.append(known, np.full(20 * count - len(known), NOT_YET))
+        known = divide(landmarks[: 20 * count], np.arange(20 * count), 0.15, 0.2, 0, known=known).astype(int)
+    in_parts = np.stack([np.bincount(known[landmarks.to_numpy() == landmark], minlength=3) for landmark in range(20)])
+    assert (in_parts == [39, 9, 12]).all()
+
+
+def with_given_parts(folder: Path, parts: str = "train test", each: int = 10) -> Dataset:
+    """An imported dataset whose parts came as folders; ids begin with the part's first letter."""
+    random = np.random.default_rng(0)
+    for part in parts.split():
+        for name in ("Arch", "Tower"):
+            for number in range(each):
+                path = folder / "in" / part / name / f"{part[:2]}{name[0]}{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                small = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+                small.resize((60, 40), Image.Resampling.BICUBIC).save(path)
+    return import_(folder / "in", folder / "data")
+
+
+def parts_of(data: Dataset) -> dict[str, str]:
+    assert data.split is not None
+    return dict(data.split.rows())
+
+
+def test_validation_comes_out_of_train_and_a_given_test_part_stays(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = with_given_parts(tmp_path)
+    with pytest.raises(LandmarksError, match=r"test stays as it is, with: landmarks split .*$") as caught:
+        check_data(data)
+    command = str(caught.value).partition("with: landmarks ")[2].split()
+    assert command == ["split", str(data.folder), "--val", "0.15", "--keep-test"]
+    for line in (command, ["split", str(data.folder)], ["split", str(data.folder), "--by", "random", "--seed", "1"]):
+        assert run(line) == 0
+        after = open_dataset(data.folder)
+        assert {id for id, part in parts_of(after).items() if part == "test"} == {
+            id for id, part in parts_of(data).items() if part == "test"
+        }
+        assert [len(after.part(part)) for part in PARTS] == [16, 4, 20]  # 2 of 10 of each landmark
+        check_data(after)
+        assert "the test part of 20 photographs stays as it is" in capfd.readouterr().err
+        metadata = read_metadata(data.folder / "split.parquet")
+        assert metadata["rule"].startswith("test kept from the source, val 0.15 of the others by ")
+        assert (metadata["test_kept"], metadata["val"], metadata["test"]) == ("source", "0.15", "0.0")
+    assert run(["split", str(data.folder), "--anew", "--val", "0.25", "--test", "0.25"]) == 0
+    assert "the test part that came with the photographs is divided anew" in capfd.readouterr().err
+    divided = open_dataset(data.folder)
+    assert [len(divided.part(part)) for part in PARTS] == [20, 10, 10]
+    assert len({id[:2] for id, part in parts_of(divided).items() if part == "test"}) == 2
+    run(["split", str(data.folder), "--test", "0.25"])  # now it is no longer given
+    assert "stays as it is" not in capfd.readouterr().err
+
+
+def test_a_given_test_part_of_an_older_version_stays_too(tmp_path: Path) -> None:
+    data = with_given_parts(tmp_path)
+    assert data.split is not None
+    write_table(data.folder / "split.parquet", data.split, rule="kept from the source; near-duplicates", seed="")
+    assert len(split(data.folder).part("test")) == 20
+
+
+def test_what_is_near_the_kept_test_part_is_not_drawn_into_it(tmp_path: Path) -> None:
+    hashes = far_apart(40)
+    twins: list[Any] = [(1, hash, None) for hash in hashes for _ in range(2)]
+    data = dataset(tmp_path, twins)
+    parts = pl.Series(["test" if row % 4 == 0 else "train" for row in range(80)])  # its twin is in train
+    write_table(tmp_path / "split.parquet", data.photos.select("id", part=parts), rule="kept from the source", seed="")
+    after = split(tmp_path, val=0.3)
+    assert [len(after.part(part)) for part in PARTS] == [42, 18, 20]
+    leakage = json.loads(read_metadata(tmp_path / "split.parquet")["leakage"])
+    assert leakage["straddling_pairs"] == 20  # those that were given; none between train and val
+    with_test = set(after.part("test")["group"])
+    assert not set(after.part("val")["group"]) & set(after.part("train")["group"]) - with_test
+
+
+def test_keeping_and_drawing_a_test_part_contradict_each_other(tmp_path: Path) -> None:
+    data = with_given_parts(tmp_path)
+    before = (data.folder / "split.parquet").read_bytes()
+    with pytest.raises(UsageError, match=r"since it came with the photographs; received --test 0\.2; .*--anew"):
+        split(data.folder, test=0.2)
+    assert (data.folder / "split.parquet").read_bytes() == before
+    plain = dataset(tmp_path / "plain", [(1, hash, None) for hash in far_apart(30)])
+    with pytest.raises(UsageError, match="has no test part to keep"):
+        split(plain.folder, keep_test=True)
+    split(plain.folder, test=0.5)
+    kept = parts_of(split(plain.folder, val=0.3, keep_test=True))
+    assert list(kept.values()).count("test") == 15
+    assert read_metadata(plain.folder / "split.parquet")["test_kept"] == "split"
+    assert list(parts_of(split(plain.folder)).values()).count("test") == 5  # it is kept only when that is asked for
+
+
+def test_corrections_alone_leave_every_photograph_in_its_part(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = dataset(tmp_path, [(1 + row % 2, hash, None) for row, hash in enumerate(far_apart(60))])
+    before = parts_of(split(data.folder, by="random", val=0.3, test=0.0, seed=4))
+    (tmp_path / "decided.csv").write_text("id,correct_landmark_id\n0001,1\n0003,1\n0004,none\n")
+    capfd.readouterr()
+    after = split(data.folder, corrections=tmp_path / "decided.csv")
+    assert parts_of(after) == before
+    assert len(after.corrected) == 3
+    assert "every photograph stays in its part" in capfd.readouterr().err
+    metadata = read_metadata(data.folder / "split.parquet")
+    assert [metadata[name] for name in ("by", "val", "test", "seed", "corrected", "added")] == [
+        "random", "0.3", "0.0", "4", "3", "0",
+    ]  # fmt: skip
+    assert parts_of(split(data.folder, keep_corrections=False)) == before
+    assert parts_of(split(data.folder, corrections=tmp_path / "decided.csv", val=0.3, test=0.2)) != before
+
+
+def test_photographs_that_change_their_part_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    dataset(tmp_path, [(1, hash, None) for hash in far_apart(60)])
+    first = parts_of(split(tmp_path))
+    assert "changed their part" not in capfd.readouterr().err
+    second = parts_of(split(tmp_path, seed=1))
+    moved = [id for id in first if first[id] != second[id]]
+    into = sum(second[id] == "test" for id in moved)
+    assert moved and into
+    assert f"{len(moved)} photographs changed their part, {into} of them into test" in capfd.readouterr().err
+    split(tmp_path, seed=1)
+    assert "changed their part" not in capfd.readouterr().err
+
+
+def test_training_on_nothing_but_a_test_part_is_told_the_way_out(tmp_path: Path) -> None:
+    data = dataset(tmp_path, [(1 + row % 2, hash, None) for row, hash in enumerate(far_apart(20))])
+    all_test = data.photos.select("id", part=pl.lit("test"))
+    write_table(tmp_path / "split.parquet", all_test, rule="kept from the source", seed="")
+    with pytest.raises(LandmarksError, match=r"the train part .* landmarks split .* --anew$"):
+        check_data(open_dataset(tmp_path))
+    with pytest.raises(UsageError, match=r"all 20 photographs .* --anew"):
+        split(tmp_path, val=0.2)
+    assert len(split(tmp_path, keep_test=False).part("train")) == 12
+    split(tmp_path, val=0.0, test=0.0)
+    with pytest.raises(LandmarksError, match=r"the val part .* landmarks split .* --val 0\.15$"):
+        check_data(open_dataset(tmp_path))

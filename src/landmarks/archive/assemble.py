@@ -12,7 +12,19 @@ from landmarks.archive.mirror import tar_path
 from landmarks.archive.plan import Plan
 from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, members_file
 from landmarks.archive.tarindex import MEMBERS, IndexedTar, write_index
-from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, Dataset, open_dataset, write_dataset
+from landmarks.dataset.groups import groups
+from landmarks.dataset.manifest import (
+    LABELS,
+    PHOTOS,
+    REJECTED,
+    Dataset,
+    changing,
+    open_dataset,
+    stored_corrections,
+    with_corrections,
+    write_dataset,
+)
+from landmarks.dataset.split import extended, stored, tell
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import write_record
@@ -46,15 +58,17 @@ def assemble(
     kept = parts.filter(pl.col("why").is_null()).drop("why")
     failures = {outcome.tar: outcome.failure for outcome in outcomes if outcome.failure}
     rejected = _rejected(blank, selection, parts, plan, outcomes)
-    stale = blank.out / "split.parquet"
-    if stale.exists():
-        stale.unlink()
-        note(f"the parts of {blank.out} were of fewer photographs; divide it again with: landmarks split {blank.out}")
+    photos, labels = _photos(kept, selection).sort("id"), _labels(kept, selection)
+    corrections = stored_corrections(blank.out)
+    corrected, earlier = with_corrections(photos, corrections), stored(blank.out)
+    division = None if earlier is None else extended(corrected, earlier)
+    grouping = groups(corrected) if division is None else division.grouping
     dataset = write_dataset(
         blank.out,
         verb="fetch",
-        photos=_photos(kept, selection),
-        labels=_labels(kept, selection),
+        photos=photos.with_columns(group=grouping.column),
+        labels=labels,
+        split=None if division is None else (division.table, division.metadata(len(changing(corrections)))),
         rejected=rejected,
         record={
             "set": blank.set,
@@ -79,6 +93,8 @@ def assemble(
     write_record(blank.out / "transfer.json", how, verb="fetch")
     _write_byte_index(blank, plan)
     _tell(dataset, host.retries, failures)
+    if division is not None:
+        tell(division, labels)
     return dataset
 
 

@@ -21,7 +21,7 @@ from landmarks.dataset.manifest import LABELS, PARTS, PHOTOS, REJECTED, Dataset,
 from landmarks.dataset.naming import Landmark
 from landmarks.dataset.shards import PhotoReader
 from landmarks.dataset.sources import Found, Source, list_source
-from landmarks.dataset.split import divide, store_split
+from landmarks.dataset.split import given, store
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import (
@@ -145,6 +145,8 @@ def _make(
     )
     if table.is_empty():
         raise LandmarksError(f"none of the {len(listed.found)} files in {source} is a picture")
+    table = table.sort("id")
+    table = table.with_columns(group=groups(table).column)
     known = naming.landmarks_of(earlier) if earlier is not None else list(landmarks.values())
     dataset = write_dataset(
         out,
@@ -181,9 +183,7 @@ def _labels(photos: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) 
 def _keep_parts(dataset: Dataset, listed: Source) -> Dataset:
     parts = {one.id: PARTS.index(one.part) for one in listed.found if one.part is not None}
     part = np.asarray([parts[id] for id in dataset.photos["id"]], np.uint8)
-    val, test = ((part == which).mean() for which in (1, 2))
-    at_random = divide(dataset.photos["landmark_id"], np.arange(len(part)), float(val), float(test), seed=0)
-    return store_split(dataset, part, groups(dataset.photos), at_random, rule="kept from the source", seed=None)
+    return store(dataset, given(dataset.photos, part))
 
 
 def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:

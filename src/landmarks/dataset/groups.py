@@ -64,6 +64,11 @@ class Grouping:
     pairs: np.ndarray[Any, Any]  # (P, 2) near-duplicates i < j among those first photographs
 
     @property
+    def column(self) -> pl.Series:
+        """The column `group` of a dataset's photographs."""
+        return pl.Series(self.group, dtype=pl.UInt32)
+
+    @property
     def count(self) -> int:
         """How many groups there are, groups of one photograph included."""
         return int(self.group.max()) + 1 if len(self.group) else 0

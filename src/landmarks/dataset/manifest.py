@@ -25,7 +25,7 @@ PHOTOS: dict[str, Any] = {
     "width": pl.UInt32,  # upright, in pixels, as stored
     "height": pl.UInt32,
     "phash": pl.UInt64,  # perceptual hash, see groups.py
-    "group": pl.UInt32,  # photographs that must land in the same part; null before `split`
+    "group": pl.UInt32,  # photographs that must land in the same part, see groups.py
     "author": pl.String,
     "license": pl.String,
     "title": pl.String,
@@ -45,6 +45,8 @@ LABELS: dict[str, Any] = {
 
 SPLIT: dict[str, Any] = {"id": pl.String, "part": pl.String}
 """Columns of `split.parquet`, sorted by id."""
+
+SPLIT_FILE = "split.parquet"
 
 CORRECTIONS: dict[str, Any] = {
     "id": pl.String,
@@ -86,8 +88,7 @@ class Dataset:
     @property
     def corrected(self) -> pl.DataFrame:
         """`id` and `landmark_id` of the photographs whose label is not the one they were fetched with."""
-        differs = pl.col("landmark_id").ne_missing(pl.col("fetched_landmark_id"))
-        return self.corrections.filter(differs).select("id", "landmark_id")
+        return changing(self.corrections)
 
     def as_fetched(self) -> pl.DataFrame:
         """Return `photos` as the file holds it, with the labels that the photographs came with."""
@@ -123,19 +124,24 @@ def open_dataset(folder: Path | str) -> Dataset:
     if not folder.is_dir():
         raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
     record = read_record(folder / "dataset.json")
-    split, corrected = folder / "split.parquet", folder / CORRECTIONS_FILE
-    corrections = read_table(corrected, CORRECTIONS) if corrected.exists() else pl.DataFrame(schema=CORRECTIONS)
+    split, corrections = folder / SPLIT_FILE, stored_corrections(folder)
     return Dataset(
         folder=folder,
         record=record,
-        photos=_with_corrections(read_table(folder / "photos.parquet", PHOTOS), corrections),
+        photos=with_corrections(read_table(folder / "photos.parquet", PHOTOS), corrections),
         labels=read_table(folder / "labels.parquet", LABELS),
         split=read_table(split, SPLIT) if split.exists() else None,
         corrections=corrections,
     )
 
 
-def _with_corrections(photos: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:
+def stored_corrections(folder: Path) -> pl.DataFrame:
+    """Return the corrections in a dataset's folder, an empty table where nobody made any."""
+    path = folder / CORRECTIONS_FILE
+    return read_table(path, CORRECTIONS) if path.exists() else pl.DataFrame(schema=CORRECTIONS)
+
+
+def with_corrections(photos: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:
     """Return `photos` with the labels people decided on, which are then all that a photograph shows."""
     if corrections.is_empty():
         return photos
@@ -146,6 +152,12 @@ def _with_corrections(photos: pl.DataFrame, corrections: pl.DataFrame) -> pl.Dat
         landmark_id=pl.when(changed).then("corrected").otherwise("landmark_id"),
         landmarks=pl.when(changed).then(None).otherwise("landmarks"),
     ).select(photos.columns)
+
+
+def changing(corrections: pl.DataFrame) -> pl.DataFrame:
+    """Return `id` and `landmark_id` of the corrections that say something else than what was fetched."""
+    differs = pl.col("landmark_id").ne_missing(pl.col("fetched_landmark_id"))
+    return corrections.filter(differs).select("id", "landmark_id")
 
 
 def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
@@ -169,11 +181,13 @@ def write_dataset(
     rejected: pl.DataFrame,
     record: dict[str, Any],
     inputs: str = "",
+    split: tuple[pl.DataFrame, dict[str, object]] | None = None,
 ) -> Dataset:
     """Write a dataset's tables and, last, the `dataset.json` that makes the folder a dataset.
 
     `record` says what the photographs come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of the
-    photographs and labels are added here; `inputs` is the digest of what the dataset was made from.
+    photographs and labels are added here; `inputs` is the digest of what the dataset was made from; `split` is the
+    table of its parts (columns of `SPLIT`) with the metadata to keep beside it.
     """
     photos = _in_shape(photos, PHOTOS).sort("id")
     labels = _in_shape(labels, LABELS).sort("label")
@@ -184,6 +198,8 @@ def write_dataset(
     write_table(folder / "photos.parquet", photos)
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "rejected.parquet", rejected)
+    if split is not None:
+        write_table(folder / SPLIT_FILE, _in_shape(split[0], SPLIT).sort("id"), **split[1])
     digest = digest_of(_digest_of_rows(photos), labels["landmark_id"].to_list())
     counts = {"photographs": len(photos), "landmarks": len(labels), "rejected": len(rejected)}
     write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +11,215 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.corrections import add_corrections, read_corrections, remove_corrections
+from landmarks.dataset.divide import ENOUGH, FROM_SOURCE, NOT_YET, TEST, TRAIN, VAL, Rule, divide, rule_of
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
-from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
+from landmarks.dataset.manifest import PARTS, SPLIT, SPLIT_FILE, Dataset, open_dataset
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError, did_you_mean
 from landmarks.support.files import held
-from landmarks.support.seeds import generator
-from landmarks.support.tables import write_table
-
-ENOUGH = 4
-"""A landmark of so many photographs or more gets at least one in every part, where its groups allow it."""
+from landmarks.support.tables import read_metadata, read_table, write_table
 
 SWALLOWED = 0.5
 """A group that holds more than this share of a landmark's photographs is reported."""
 
-_TRAIN, _VAL, _TEST = range(3)
+
+@dataclass(frozen=True)
+class Division:
+    """Photographs and the part that each of them is in, with what that gives away."""
+
+    photos: pl.DataFrame  # `id` and the corrected `landmark_id`, sorted by id
+    part: np.ndarray[Any, Any]  # (N,) positions in `PARTS`
+    grouping: Grouping
+    rule: Rule
+    added: int  # photographs that joined after the division was made
+    leakage: dict[str, int]
+    swallowed: list[dict[str, Any]]
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """The table of `split.parquet`."""
+        return self.photos.select("id", part=pl.Series(np.asarray(PARTS)[self.part], dtype=pl.String))
+
+    def metadata(self, corrected: int) -> dict[str, object]:
+        """Return what stands beside the table, of which so many photographs have a `corrected` label."""
+        radii = f"near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks"
+        return {
+            "rule": f"{self.rule}; {radii}",
+            **self.rule.record(),
+            "added": self.added,
+            "leakage": json.dumps(self.leakage),
+            "corrected": corrected,
+            "swallowed": json.dumps(self.swallowed),
+        }
 
 
 def split(
     data: Path | str,
     *,
-    by: str = "group",
-    val: float = 0.15,
-    test: float = 0.15,
-    seed: int = 0,
+    by: str | None = None,
+    val: float | None = None,
+    test: float | None = None,
+    seed: int | None = None,
+    keep_test: bool | None = None,
     corrections: Path | str | None = None,
     keep_corrections: bool = True,
 ) -> Dataset:
     """Divide the photographs of a dataset folder; write `split.parquet` and the column `group`.
 
-    `by="group"` puts whole groups (see `groups`) into one part, `by="random"` each photograph by itself. Either way it
-    is done landmark by landmark, photographs that show nothing known included; `val` and `test` are shares, 0 for none.
-    Every landmark keeps a training photograph. The leakage of this split and of a random one is printed and stored.
+    `by` "group" (as when it is not given) puts whole groups (see `groups`) into one part, "random" each photograph by
+    itself. Either way it is done landmark by landmark, photographs that show nothing known included; `val` and `test`
+    are shares (0.15 when not given), 0 for none; `seed` is 0 when not given. Every landmark keeps a training
+    photograph. The leakage of this split and of a random one is printed and stored.
+
+    `keep_test` leaves the test part as it is and divides the others into train and val; that is done without being
+    asked where the test part came with the photographs, unless it is False.
+
     `corrections` is a CSV of what photographs truly show (see `read_corrections`): it is kept beside the labels, added
-    to earlier ones, and holds from here on; `keep_corrections=False` takes the earlier ones back.
+    to earlier ones, and holds from here on; `keep_corrections=False` takes the earlier ones back. Where nothing but
+    corrections is asked for, photographs that have a part keep it.
+
+    Raises:
+        UsageError: an unknown `by`, impossible shares, no test part to keep, or one that is kept and to be drawn.
+        LandmarksError: there is no dataset, or the CSV cannot be meant.
     """
-    if by not in ("group", "random"):
+    shares = (0.15 if val is None else val, 0.15 if test is None else test)
+    if by not in (None, "group", "random"):
         raise UsageError(
             f'cannot split by "{by}"', expected="group or random", way_out=did_you_mean(by, ["group", "random"])
         )
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+    if not (min(shares) >= 0 and sum(shares) < 1):  # not what is no number either
         raise UsageError(
-            "impossible shares", received=f"val {val}, test {test}", expected="0 or more, below 1 together"
+            "impossible shares", received=f"val {shares[0]}, test {shares[1]}", expected="0 or more, below 1 together"
         )
+    rule = Rule(by or "group", *shares, seed or 0)
+    asked = not all(wish is None for wish in (by, val, test, seed, keep_test))
     with held(open_dataset(data).folder):
-        dataset = _corrected(open_dataset(data), corrections, keep_corrections)
-        grouping = groups(dataset.photos)
-        at_random = divide(dataset.photos["landmark_id"], np.arange(len(dataset.photos)), val, test, seed)
-        part = at_random
-        if by == "group":
-            part = divide(dataset.photos["landmark_id"], grouping.group, val, test, seed)
-        rule = f"by {by}, val {val:g}, test {test:g}"
-        return store_split(dataset, part, grouping, at_random, rule=rule, seed=seed)
+        dataset = open_dataset(data)
+        earlier = stored(dataset.folder)
+        stay = not asked and earlier is not None and (corrections is not None or not keep_corrections)
+        if not stay:
+            rule = _with_kept_test(dataset, rule, earlier, test, keep_test)
+        dataset = _corrected(dataset, corrections, keep_corrections)
+        if stay and earlier is not None:
+            note("every photograph stays in its part; --by, --val, --test, --seed or --anew divide again")
+            result = extended(dataset.photos, earlier)
+        else:
+            result = _divided(dataset.photos, rule, earlier)
+        return store(dataset, result)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A division that is there already."""
+
+    table: pl.DataFrame  # columns of `SPLIT`
+    rule: Rule
+    added: int = 0
+
+    def parts_of(self, photos: pl.DataFrame) -> np.ndarray[Any, Any]:
+        """Return the part `(N,)` of each of `photos`, `NOT_YET` for those it does not know."""
+        part = photos.select("id").join(self.table, on="id", how="left", maintain_order="left")["part"]
+        return part.replace_strict(list(PARTS), range(len(PARTS)), default=NOT_YET, return_dtype=pl.Int64).to_numpy()
+
+
+def stored(folder: Path) -> Earlier | None:
+    """Return the division in a dataset's folder; None where there is none."""
+    path = folder / SPLIT_FILE
+    if not path.exists():
+        return None
+    table, metadata = read_table(path, SPLIT), read_metadata(path)
+    return Earlier(table, rule_of(metadata, table["part"]), int(metadata.get("added", "0")))
+
+
+def _with_kept_test(
+    dataset: Dataset, rule: Rule, earlier: Earlier | None, test: float | None, keep: bool | None
+) -> Rule:
+    """Return the rule with the test part that is to be kept; raise `UsageError` where that cannot be meant."""
+    given = earlier is not None and earlier.rule.test_is_given
+    if not (given if keep is None else keep):
+        if given:
+            note("the test part that came with the photographs is divided anew with all others")
+        return rule
+    if earlier is None or "test" not in earlier.table["part"]:
+        raise UsageError(f"{dataset.folder} has no test part to keep", way_out="leave --keep-test out")
+    if test:
+        raise UsageError(
+            f"the test part of {dataset.folder} is kept{', since it came with the photographs' if given else ''}",
+            received=f"--test {test:g}",
+            way_out="leave --test out, or divide everything with --anew",
+        )
+    held_out = int((earlier.table["part"] == "test").sum())
+    if held_out == len(earlier.table):
+        raise UsageError(
+            f"all {held_out:,} photographs of {dataset.folder} are in its test part",
+            way_out="divide everything with --anew",
+        )
+    note(f"the test part of {held_out:,} photographs stays as it is; the others are divided into train and val")
+    return replace(rule, test=0.0, test_kept=FROM_SOURCE if given else "split")
+
+
+def _divided(photos: pl.DataFrame, rule: Rule, earlier: Earlier | None) -> Division:
+    """Divide `photos` by a rule, and say how many were in another part before."""
+    before = np.full(len(photos), NOT_YET) if earlier is None else earlier.parts_of(photos)
+    grouping = groups(photos)
+    part = _by_rule(photos, rule, grouping.group, before)
+    moved = (before != NOT_YET) & (before != part)
+    if moved.any():
+        into = int((moved & (part == TEST)).sum())
+        note(
+            f"{int(moved.sum()):,} photographs changed their part, {into:,} of them into test:"
+            " runs trained before may have learned those"
+        )
+    return _division(photos, part, grouping, rule)
+
+
+def extended(photos: pl.DataFrame, earlier: Earlier) -> Division:
+    """Return the division of `photos`, sorted by id, in which those that are divided already keep their part.
+
+    Another one joins the part in which most of its group is, where the rule keeps groups together; the rest is divided
+    by the same rule, seed and shares. What was done is told in one line.
+    """
+    known, grouping, rule = earlier.parts_of(photos), groups(photos), earlier.rule
+    group = np.arange(len(photos)) if rule.by == "random" else grouping.group
+    part = divide(photos["landmark_id"], group, rule.val, rule.test, rule.seed or 0, known=known)
+    new = known == NOT_YET
+    if new.any():
+        joined = int((new & np.isin(group, group[~new])).sum())
+        how = f"by the split's own rule (by group, as in it are val {rule.val:.2g}, test {rule.test:.2g})"
+        how = how if rule.by == FROM_SOURCE else f"as all before ({rule}, seed {rule.seed or 0})"
+        note(
+            f"{int(new.sum()):,} photographs are new: {joined:,} joined the part of those they are grouped with,"
+            f" {int(new.sum()) - joined:,} were divided {how}; the {int((~new).sum()):,} others stay in their parts"
+        )
+    if gone := len(earlier.table) - int((~new).sum()):
+        note(f"{gone:,} photographs of the parts are no longer there")
+    return _division(photos, part, grouping, rule, earlier.added + int(new.sum()))
+
+
+def given(photos: pl.DataFrame, part: np.ndarray[Any, Any]) -> Division:
+    """Return the division of `photos`, sorted by id, into parts that came with them."""
+    val, test = (float((part == which).mean()) for which in (VAL, TEST))
+    return _division(photos, part, groups(photos), Rule(FROM_SOURCE, val, test, None))
+
+
+def _by_rule(
+    photos: pl.DataFrame, rule: Rule, group: np.ndarray[Any, Any], before: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Return the part of each photograph by `rule`; where it keeps test, those that are in it `before` stay there."""
+    group = np.arange(len(photos)) if rule.by == "random" else group
+    others = (before != TEST) | (not rule.test_kept)
+    part = np.full(len(photos), TEST, np.uint8)
+    landmarks = photos["landmark_id"].filter(pl.Series(others))
+    part[others] = divide(landmarks, group[others], rule.val, rule.test, rule.seed or 0)
+    return part
+
+
+def _division(
+    photos: pl.DataFrame, part: np.ndarray[Any, Any], grouping: Grouping, rule: Rule, added: int = 0
+) -> Division:
+    at_random = _by_rule(photos, replace(rule, by="random"), grouping.group, part)
+    leakage, swallowed = _leakage(grouping, part, at_random), _swallowed(photos, grouping)
+    return Division(photos.select("id", "landmark_id"), part, grouping, rule, added, leakage, swallowed)
 
 
 def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
@@ -82,100 +240,13 @@ def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
     return dataset
 
 
-def divide(
-    landmark_id: pl.Series, group: np.ndarray[Any, Any], val: float, test: float, seed: int
-) -> np.ndarray[Any, Any]:
-    """Return the part `(N,)` of each photograph (a position in `PARTS`); whole groups, landmark by landmark.
-
-    A group belongs to the landmark that it shows most. Each landmark's groups are visited in an order drawn from
-    (seed, landmark); each goes to test, else to val, where it still fits into that part's share, else to train.
-    """
-    photos = pl.DataFrame({"landmark": landmark_id, "group": group})
-    shown = photos.group_by("group", "landmark").len().sort("len", "landmark", descending=[True, False])
-    owners = shown.group_by("group", maintain_order=True).agg(pl.first("landmark"), size=pl.sum("len")).sort("group")
-    part_of_group = np.zeros(len(owners), np.uint8)
-    strata = owners.with_row_index("row").group_by("landmark").agg("row", "size").sort("landmark", nulls_last=True)
-    for landmark, rows, sizes in strata.iter_rows():
-        order = generator(seed, "split", "nothing known" if landmark is None else landmark).permutation(len(rows))
-        part_of_group[np.asarray(rows)[order]] = _parts_of(np.asarray(sizes)[order], val, test)
-    return _with_training(landmark_id, group, part_of_group)
-
-
-def store_split(
-    dataset: Dataset,
-    part: np.ndarray[Any, Any],
-    grouping: Grouping,
-    at_random: np.ndarray[Any, Any],
-    *,
-    rule: str,
-    seed: int | None,
-) -> Dataset:
-    """Write a split and its leakage beside a random one's, say what a reader should know, and open the dataset anew.
-
-    `part` and `at_random` are positions in `PARTS`, in the order of `dataset.photos`. The caller holds the folder.
-    """
-    leakage = _leakage(grouping, part, at_random)
-    swallowed = _swallowed(dataset.photos, grouping)
-    photos = dataset.as_fetched().with_columns(group=pl.Series(grouping.group, dtype=pl.UInt32))
+def store(dataset: Dataset, division: Division) -> Dataset:
+    """Write a division, say what a reader should know of it, and open the dataset anew. The caller holds the folder."""
+    photos = dataset.as_fetched().with_columns(group=division.grouping.column)
     write_table(dataset.folder / "photos.parquet", photos)
-    table = photos.select("id", part=pl.Series(np.asarray(PARTS)[part], dtype=pl.String))
-    write_table(
-        dataset.folder / "split.parquet",
-        table,
-        rule=f"{rule}; near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks",
-        seed="" if seed is None else seed,
-        leakage=json.dumps(leakage),
-        corrected=len(dataset.corrected),
-        swallowed=json.dumps(swallowed),
-    )
-    _tell(dataset, part, grouping, leakage, swallowed)
+    write_table(dataset.folder / SPLIT_FILE, division.table, **division.metadata(len(dataset.corrected)))
+    tell(division, dataset.labels)
     return open_dataset(dataset.folder)
-
-
-def _parts_of(sizes: np.ndarray[Any, Any], val: float, test: float) -> np.ndarray[Any, Any]:
-    """Return the part of each of one landmark's groups, visited in the order given."""
-    photographs = int(sizes.sum())
-    part = np.zeros(len(sizes), np.uint8)
-    wanted = [(which, share) for which, share in ((_TEST, test), (_VAL, val)) if share]
-    left = {which: int(photographs * share + 0.5) for which, share in wanted}
-    if photographs >= ENOUGH:
-        left = {which: max(1, room) for which, room in left.items()}
-    for position, size in enumerate(sizes[:-1]):  # the last one visited stays in train
-        for which, room in left.items():
-            if size <= room:
-                part[position] = which
-                left[which] -= int(size)
-                break
-    for which, _ in wanted:
-        if photographs >= ENOUGH and which not in part:
-            _give_smallest(part, sizes, which)
-    return part
-
-
-def _give_smallest(part: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], which: int) -> None:
-    """Give the smallest training group to an empty part, unless train would keep less than half of the landmark."""
-    training = np.flatnonzero(part == _TRAIN)
-    smallest = training[np.argmin(sizes[training])]
-    if 2 * (sizes[training].sum() - sizes[smallest]) >= sizes.sum():
-        part[smallest] = which
-
-
-def _with_training(
-    landmark_id: pl.Series, group: np.ndarray[Any, Any], part_of_group: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
-    """Return the part of each photograph; a landmark left without training photographs gets its smallest group back.
-
-    That happens only where a group shows several landmarks.
-    """
-    photos = pl.DataFrame({"landmark": landmark_id, "group": group}).drop_nulls()
-    size = np.bincount(group)
-    trained = photos.filter(pl.Series(part_of_group[photos["group"].to_numpy()] == _TRAIN))
-    lacking = photos.join(trained, on="landmark", how="anti").unique().sort("landmark", "group")
-    for (_,), rows in lacking.group_by("landmark", maintain_order=True):
-        candidates = rows["group"].to_numpy()
-        if not (part_of_group[candidates] == _TRAIN).any():
-            part_of_group[candidates[np.argmin(size[candidates])]] = _TRAIN
-    return np.asarray(part_of_group[group])
 
 
 def _leakage(grouping: Grouping, part: np.ndarray[Any, Any], at_random: np.ndarray[Any, Any]) -> dict[str, int]:
@@ -191,7 +262,7 @@ def _leakage(grouping: Grouping, part: np.ndarray[Any, Any], at_random: np.ndarr
 
 def _with_kin(group: np.ndarray[Any, Any], part: np.ndarray[Any, Any]) -> int:
     """Return how many photographs of val and test share a group with a training photograph."""
-    return int(np.isin(group[part != _TRAIN], group[part == _TRAIN]).sum())
+    return int(np.isin(group[part != TRAIN], group[part == TRAIN]).sum())
 
 
 def _swallowed(photos: pl.DataFrame, grouping: Grouping) -> list[dict[str, Any]]:
@@ -205,31 +276,28 @@ def _swallowed(photos: pl.DataFrame, grouping: Grouping) -> list[dict[str, Any]]
     return large.select("landmark_id", "photographs", in_one_group="len").to_dicts()
 
 
-def _tell(
-    dataset: Dataset,
-    part: np.ndarray[Any, Any],
-    grouping: Grouping,
-    leakage: dict[str, int],
-    swallowed: list[dict[str, Any]],
-) -> None:
+def tell(division: Division, labels: pl.DataFrame) -> None:
+    """Say how large the parts are, what they give away, and which landmarks are badly off."""
+    part, leakage, swallowed = division.part, division.leakage, division.swallowed
     counts = np.bincount(part, minlength=len(PARTS))
     note(", ".join(f"{name} {count:,}" for name, count in zip(PARTS, counts, strict=True)) + " photographs")
     note(
-        f"{grouping.count:,} groups; of {leakage['near_duplicate_pairs']:,} near-duplicate pairs"
+        f"{division.grouping.count:,} groups; of {leakage['near_duplicate_pairs']:,} near-duplicate pairs"
         f" {leakage['straddling_pairs']:,} straddle this split, {leakage['straddling_pairs_random']:,} a random one;"
         f" {leakage['held_out_with_kin_in_train']:,} photographs of val and test have kin in train,"
         f" {leakage['held_out_with_kin_in_train_random']:,} at random"
     )
-    landmark_of, size = dataset.photos["landmark_id"], dataset.photos["landmark_id"].drop_nulls().value_counts()
+    landmark_of = division.photos["landmark_id"]
+    size = landmark_of.drop_nulls().value_counts()
     alone = int((size["count"] == 1).sum())
     if alone:
         note(f"{alone:,} landmarks have a single photograph, which is in train")
-    for which, name in ((_VAL, "val"), (_TEST, "test")):
+    for which, name in ((VAL, "val"), (TEST, "test")):
         absent = len(size) - landmark_of.filter(pl.Series(part == which)).drop_nulls().n_unique()
         if counts[which] and absent:
             note(f"{absent:,} landmarks have no photograph in {name}")
     for one in swallowed[:5]:
-        label = dataset.labels.filter(pl.col("landmark_id") == one["landmark_id"])["name"]
+        label = labels.filter(pl.col("landmark_id") == one["landmark_id"])["name"]
         name = label[0] if len(label) else one["landmark_id"]
         note(f"one group holds {one['in_one_group']:,} of the {one['photographs']:,} photographs of {name}")
     if len(swallowed) > 5:

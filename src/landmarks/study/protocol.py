@@ -85,9 +85,7 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
     Where `source` has moved since an earlier call, the dataset is written and divided again.
     """
     places = {shard: str(source.path_of(shard).resolve()) for shard in source.photos["shard"].unique()}
-    photos = source.photos.with_columns(
-        pl.col("shard").replace_strict(places, return_dtype=pl.String), group=pl.lit(None, pl.UInt32)
-    )
+    photos = source.photos.with_columns(pl.col("shard").replace_strict(places, return_dtype=pl.String))
     offsets = hashlib.blake2b(photos["offset"].to_numpy().tobytes()).hexdigest()  # as text, millions are gigabytes
     inputs = digest_of(source.content_digest, sorted(places.items()), offsets)
     if (folder / "dataset.json").exists() and read_record(folder / "dataset.json")["inputs"] == inputs:

@@ -50,12 +50,19 @@ def check_data(dataset: Dataset) -> Parts:
             f"{dataset.folder} cannot be trained on", received=f"{landmarks} landmarks", expected="2 or more"
         )
     known = {part: dataset.part(part).filter(pl.col("label").is_not_null()) for part in ("train", "val")}
-    for part, photos in known.items():
-        if not len(photos):
-            raise LandmarksError(
-                f"the {part} part of {dataset.folder} shows no known landmark",
-                way_out=f"divide it anew with: landmarks split {dataset.folder} --val 0.15",
+    if not len(known["train"]):
+        raise LandmarksError(
+            f"the train part of {dataset.folder} shows no known landmark",
+            way_out=f"divide everything anew with: landmarks split {dataset.folder} --anew",
+        )
+    if not len(known["val"]):
+        way_out = f"divide it with: landmarks split {dataset.folder} --val 0.15"
+        if len(dataset.part("test")):
+            way_out = (
+                "take some out of train, while test stays as it is, with: "
+                f"landmarks split {dataset.folder} --val 0.15 --keep-test"
             )
+        raise LandmarksError(f"the val part of {dataset.folder} shows no known landmark", way_out=way_out)
     counts = known["train"]["label"].value_counts()
     seen = set(counts["label"].to_list())
     absent = dataset.labels.filter(~pl.col("label").is_in(list(seen)))
