@@ -1,6 +1,6 @@
 """How lucky is a draw of 20 landmarks? 200 draws from features of 872 landmarks, and the learning curves.
 
-Usage: python benchmarks/lottery.py FEATURES.npz   (arrays `x` (N, C) and `y` (N,))
+Usage: python benchmarks/lottery.py FEATURES.npz   (arrays `x` (N, C), `y` (N,) and, where there are, `groups` (N,))
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from landmarks.evaluation.lottery import describe, learning_curves, lottery
 
 def main(path: str) -> None:
     arrays = np.load(path, allow_pickle=False)
-    features, labels = arrays["x"], arrays["y"]
+    features, labels, groups = arrays["x"], arrays["y"], arrays.get("groups")
     print(f"{len(labels)} photographs of {len(np.unique(labels))} landmarks, features of {features.shape[1]} numbers")
     started = time.monotonic()
-    accuracies = lottery(features, labels, landmarks=20, draws=200)
+    accuracies = lottery(features, labels, groups, landmarks=20, draws=200)
     seconds = time.monotonic() - started
     print(f"200 draws of 20 landmarks in {seconds:.1f} s")
     for name, value in describe(accuracies).items():
@@ -27,7 +27,7 @@ def main(path: str) -> None:
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         print(f"  {100 * low:5.1f} to {100 * high:5.1f} %  {'#' * int(count)}")
     started = time.monotonic()
-    curves = learning_curves(features, labels)
+    curves = learning_curves(features, labels, groups)
     print(f"learning curves in {time.monotonic() - started:.1f} s")
     for row in curves.iter_rows(named=True):
         shares = " ".join(f"{100 * row[key]:5.1f}" for key in ("mean", "low", "high"))

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from landmarks.evaluation.closed_form import PENALTY, ridge_scores
-from landmarks.evaluation.lottery import describe, learning_curves, lottery, place_of
+from landmarks.evaluation.lottery import describe, held_out, learning_curves, lottery, place_of
 from landmarks.support.errors import UsageError
 
 
@@ -47,6 +49,47 @@ def test_clear_landmarks_are_always_told_apart_and_noise_never() -> None:
     assert lottery(features, labels, landmarks=10, draws=5).min() == 1.0
     noise = np.random.default_rng(0).normal(size=features.shape)
     assert lottery(noise, labels, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.03)
+
+
+def copied(landmarks: int, originals: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise that tells nothing of its landmark, every picture of it four times over, and the pictures as groups."""
+    labels = np.repeat(np.arange(landmarks), 4 * originals)
+    groups = np.arange(len(labels)) // 4
+    random = np.random.default_rng(0)
+    noise = random.normal(size=(landmarks * originals, 64))[groups] + random.normal(0, 0.02, (len(labels), 64))
+    return noise, labels, groups
+
+
+def test_near_copies_do_not_make_noise_look_like_knowledge() -> None:
+    features, labels, groups = copied(landmarks=30, originals=8)
+    assert lottery(features, labels, landmarks=10, draws=20).mean() > 0.6  # what it looks like without groups
+    assert lottery(features, labels, groups, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.04)
+    curves = learning_curves(features, labels, groups, photographs=(20,), landmarks=(10,), at=10, draws=20)
+    assert curves["mean"].to_list() == pytest.approx([0.1, 0.1], abs=0.04)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 9)), min_size=1, max_size=40), st.integers(0, 3))
+def test_no_group_is_on_both_sides_and_a_third_of_each_landmark_is_held_out(
+    rows: list[tuple[int, int]], seed: int
+) -> None:
+    labels, groups = (np.array(column) for column in zip(*rows, strict=True))
+    out = held_out(labels, groups, seed)
+    for group in set(groups.tolist()) - {-1}:
+        assert len(set(out[groups == group].tolist())) == 1
+    for label in set(labels.tolist()):
+        own, sizes = labels == label, np.unique(groups[labels == label], return_counts=True)[1]
+        if (groups[own] == -1).all():
+            assert out[own].sum() == max(1, round(own.sum() / 3)) if own.sum() > 1 else not out[own].any()
+        if len(rows) == own.sum() and len(sizes) > 1 and -1 not in groups:
+            assert 0 < out.sum() < len(rows)
+
+
+def test_a_landmark_of_one_group_cannot_be_drawn() -> None:
+    features, labels, groups = copied(landmarks=4, originals=3)
+    groups = np.where(labels == 3, 999, groups)
+    assert len(lottery(features, labels, groups, landmarks=3, draws=2)) == 2
+    with pytest.raises(UsageError, match="received 4; expected 2 to 3"):
+        lottery(features, labels, groups, landmarks=4, draws=2)
 
 
 def test_more_photographs_help_and_more_landmarks_hurt() -> None:

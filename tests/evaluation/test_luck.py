@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from landmarks.cli.main import run as landmarks
@@ -21,7 +22,8 @@ from landmarks.training.run import Run
 def test_the_record_holds_every_draw_and_where_the_run_lies(run: Run, own_data: Dataset) -> None:
     numbers = luck(run.folder, 2, draws=12, seed=3)
     photos, features = features_of(run, own_data, "train")
-    drawn = lottery(directions(features), photos["label"].to_numpy(), landmarks=2, draws=12, seed=3)
+    labels, groups = (photos[name].cast(pl.Int64).to_numpy() for name in ("label", "group"))
+    drawn = lottery(directions(features), labels, groups, landmarks=2, draws=12, seed=3)
     assert numbers["accuracies"] == drawn.tolist()
     assert (numbers["landmarks"], numbers["of"], numbers["draws"], numbers["own"]) == (2, 3, 12, None)
     judged = evaluate(run.folder)["top1"]["value"]

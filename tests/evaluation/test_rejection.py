@@ -7,8 +7,9 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from landmarks.evaluation import rejection
-from landmarks.evaluation.choice import choose_threshold, compare_rules, halves_of, rules_of
+from landmarks.evaluation import choice, rejection
+from landmarks.evaluation.choice import Halves, choose_threshold, compare_rules, halves_of, rules_of
+from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.reference import sample
 from landmarks.evaluation.rejection import Rule, combined_rule, directions, make_reference, rejection_scores
 from landmarks.support.errors import LandmarksError
@@ -116,12 +117,40 @@ def test_rule_and_threshold_are_chosen_without_the_private_part() -> None:
 def test_rules_are_compared_with_thresholds_from_the_chosen_part() -> None:
     scores, known, usage = some_scores()
     halves = halves_of(usage, np.full(400, -1))
-    rules = rules_of(scores, known, halves.chosen)
+    rules = rules_of(scores, known, halves)
     rows = compare_rules(rules, scores, known, halves)
     assert {row["score"] for row in rows} == {"probability", "energy", "nearest", "combined"}
     assert rows[-1]["score"] == "probability"
     assert rows[0]["auroc"] > 0.85
     assert all(row["lost"] < 0.12 for row in rows)
+
+
+def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = RANDOM.integers(1, 6, 60)
+    groups = np.repeat(np.arange(60), sizes)
+    known = groups % 2 == 0
+    scores = {"energy": groups.astype(np.float32), "nearest": RANDOM.normal(size=len(groups)).astype(np.float32)}
+    fitted = []
+
+    def spied(parts: dict[str, np.ndarray], flags: np.ndarray) -> Rule:
+        fitted.append(np.bincount(parts["energy"].astype(int), minlength=60))
+        return combined_rule(parts, flags)
+
+    monkeypatch.setattr(choice, "combined_rule", spied)
+    whole = np.ones(len(groups), dtype=bool)
+    rules_of(scores, known, Halves(whole, ~whole, group_places(groups, len(groups)), "all", "none"))
+    assert (fitted[0] == sizes).all() and len(fitted) == 1 + 5
+    left_out = np.stack([counts == 0 for counts in fitted[1:]])
+    assert all(((counts == 0) | (counts == sizes)).all() for counts in fitted[1:])
+    assert (left_out.sum(axis=0) == 1).all()  # every group is judged once
+    assert (left_out[:, ::2].sum(axis=1) == 6).all() and (left_out[:, 1::2].sum(axis=1) == 6).all()
+
+
+def test_a_handful_of_pictures_many_times_over_is_too_little_to_judge_a_combined_rule() -> None:
+    scores, known, usage = some_scores()
+    groups = np.where(known, 0, 1) + 2 * (np.arange(400) % 9)
+    assert "combined" in {rule.name for rule, _ in rules_of(scores, known, halves_of(usage, np.full(400, -1)))}
+    assert "combined" not in {rule.name for rule, _ in rules_of(scores, known, halves_of(usage, groups))}
 
 
 def test_without_public_and_private_whole_groups_are_set_aside() -> None:

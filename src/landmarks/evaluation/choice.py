@@ -39,6 +39,7 @@ class Halves:
 
     chosen: Flags  # (N,)
     reported: Flags  # (N,)
+    groups: Integers  # (N,) positions of whole groups, see `group_places`
     chosen_on: str
     reported_on: str
 
@@ -46,27 +47,28 @@ class Halves:
 def halves_of(usage: NDArray[np.object_], groups: Integers, seed: int = 0) -> Halves:
     """Return Public and Private where `usage` `(N,)` has both, else two halves made of whole `groups` `(N,)`."""
     public, private = usage == "Public", usage == "Private"
-    if public.any() and private.any():
-        return Halves(public, private, "Public", "Private")
     places = group_places(groups, len(groups))
+    if public.any() and private.any():
+        return Halves(public, private, places, "Public", "Private")
     first = generator(seed, "halves").permutation(int(places.max(initial=-1)) + 1) % 2 == 0
     chosen = first[places]
-    return Halves(chosen, ~chosen, "one half of the groups", "the other half of the groups")
+    return Halves(chosen, ~chosen, places, "one half of the groups", "the other half of the groups")
 
 
-def rules_of(scores: Scores, known: Flags, chosen: Flags) -> list[tuple[Rule, float]]:
+def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[Rule, float]]:
     """Return every rule that `scores` (name → `(N,)`) allow, each with its AUROC on the chosen photographs.
 
-    The combined rule is fitted on them, and judged there by cross-validation. Best rule first, ties by name.
+    The combined rule is fitted on them, and judged there by cross-validation over whole groups. Best rule first, ties
+    by name.
     """
-    rules = []
+    rules, chosen = [], halves.chosen
     for name, values in scores.items():
         rules.append((Rule(name, {name: 1.0}), auroc(values[chosen & known], values[chosen & ~known])))
     parts = {name: values[chosen] for name, values in scores.items() if name not in ("probability", "score")}
-    few = min(int((chosen & known).sum()), int((chosen & ~known).sum()))
-    if len(parts) > 1 and few >= 2 * FOLDS:
+    fold = _folds(halves.groups[chosen], known[chosen])
+    if len(parts) > 1 and fold is not None:
         rule = combined_rule(parts, known[chosen])
-        rules.append((rule, _cross_validated(parts, known[chosen])))
+        rules.append((rule, _cross_validated(parts, known[chosen], fold)))
     return sorted(rules, key=lambda pair: (-pair[1] if math.isfinite(pair[1]) else math.inf, pair[0].name))
 
 
@@ -106,7 +108,7 @@ def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_accepta
             received=others,
             expected=f"at least {math.ceil(1 / false_acceptance)} for a rate of {false_acceptance:g}",
         )
-    rule, auroc_chosen = rules_of(scores, known, halves.chosen)[0]
+    rule, auroc_chosen = rules_of(scores, known, halves)[0]
     values = rule.apply(scores)
     threshold = threshold_for_false_acceptance(values[halves.chosen & ~known], false_acceptance)
     passed = values >= threshold
@@ -122,12 +124,25 @@ def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_accepta
     }
 
 
-def _cross_validated(scores: Scores, known: Flags) -> float:
-    """Return the mean AUROC over folds of the combined rule, each fold judged by a rule fitted on the others."""
-    fold = np.empty(len(known), dtype=np.int64)
+def _folds(groups: Integers, known: Flags) -> Integers | None:
+    """Return the fold `(N,)` of each photograph, whole `groups` `(N,)` in one; None where too few groups show either.
+
+    Groups of known and of unknown photographs are dealt out in turn; one that shows both counts as known.
+    """
+    places = np.unique(groups, return_inverse=True)[1]
+    group_known = np.zeros(int(places.max(initial=-1)) + 1, dtype=bool)
+    group_known[places[known]] = True
+    if min(group_known.sum(), (~group_known).sum()) < 2 * FOLDS:
+        return None
+    fold = np.empty(len(group_known), dtype=np.int64)
     random = generator(0, "folds")
-    for side in (known, ~known):
+    for side in (group_known, ~group_known):
         fold[side] = random.permutation(np.arange(side.sum()) % FOLDS)
+    return np.asarray(fold[places])
+
+
+def _cross_validated(scores: Scores, known: Flags, fold: Integers) -> float:
+    """Return the mean AUROC over the folds of the combined rule, each judged by a rule fitted on the others."""
     values = []
     for number in range(FOLDS):
         inside = fold == number

@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.evaluation.closed_form import ridge_scores
+from landmarks.evaluation.intervals import group_places
 from landmarks.support.errors import UsageError
 from landmarks.support.seeds import generator
 
@@ -25,7 +26,8 @@ SUFFIX = ".lottery.json"
 
 DEFINITIONS = {
     "lottery": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
-    "every landmark's photographs and judged on the others; the accuracies of all draws make the distribution.",
+    "every landmark's photographs and judged on the others, whole groups of near-duplicates on one side; the "
+    "accuracies of all draws make the distribution.",
     "place": "Share of draws whose accuracy is below the given one; ties count half.",
 }
 
@@ -33,6 +35,7 @@ DEFINITIONS = {
 def lottery(
     features: NDArray[np.floating],
     labels: NDArray[np.integer],
+    groups: NDArray[np.integer] | None = None,
     *,
     landmarks: int = 20,
     draws: int = 200,
@@ -41,29 +44,61 @@ def lottery(
 ) -> NDArray[np.float64]:
     """Return the accuracy `(draws,)` on as many random sets of `landmarks`, from `features` `(N, C)`, `labels` `(N,)`.
 
-    `photographs` caps the training photographs of a landmark. Which photographs are for training is the same in every
-    draw. Raises `UsageError` when there are fewer landmarks than are to be drawn.
+    Whole `groups` `(N,)` (negative: none; without the array each photograph by itself) are for training or for judging,
+    the same in every draw; `photographs` caps the training photographs of a landmark. Only landmarks that have both are
+    drawn. Raises `UsageError` when there are fewer than are to be drawn.
     """
-    names, places = np.unique(labels, return_inverse=True)
+    out = held_out(labels, groups, seed)
+    names = drawable(labels, out)
     if not 2 <= landmarks <= len(names):
         raise UsageError("that many landmarks cannot be drawn", received=landmarks, expected=f"2 to {len(names)}")
-    order, starts = _shuffled_by_landmark(places, seed)
+    order = _shuffled_by_landmark(labels, seed)
+    rows_of = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    sides = {int(labels[rows[0]]): (rows[~out[rows]][:photographs], rows[out[rows]]) for rows in rows_of}
     accuracies = np.empty(draws)
     for draw in range(draws):
         chosen = generator(seed, "draw", draw).choice(len(names), size=landmarks, replace=False)
-        train, test = [], []
-        for landmark in chosen:
-            rows = order[starts[landmark] : starts[landmark + 1]]
-            held_out = max(1, round(len(rows) * TEST_SHARE))
-            test.append(rows[:held_out])
-            train.append(rows[held_out:][:photographs])
-        accuracies[draw] = _accuracy(features, train, test)
+        drawn = [sides[int(label)] for label in names[chosen]]
+        accuracies[draw] = _accuracy(features, [train for train, _ in drawn], [test for _, test in drawn])
     return accuracies
+
+
+def held_out(
+    labels: NDArray[np.integer], groups: NDArray[np.integer] | None = None, seed: int = 0
+) -> NDArray[np.bool_]:
+    """Return `(N,)` which photographs answers are judged on: `TEST_SHARE` of each landmark's, in whole groups.
+
+    Of a landmark whose groups are all larger than that, it is the smallest one that no other landmark needs.
+    """
+    order = _shuffled_by_landmark(labels, seed)
+    group = group_places(groups, len(labels))
+    out = np.zeros(int(group.max(initial=-1)) + 1, dtype=bool)
+    decided = np.zeros_like(out)  # by a landmark before, where a group shows several
+    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []:
+        mine, first, sizes = np.unique(group[rows], return_index=True, return_counts=True)
+        mine, sizes = mine[np.argsort(first)], sizes[np.argsort(first)]
+        free = ~decided[mine]
+        room = max(1, round(len(rows) * TEST_SHARE)) - int(sizes[out[mine] & ~free].sum())
+        for one, size in zip(mine[free], sizes[free], strict=True):
+            if size <= room:
+                out[one], room = True, room - size
+        if not out[mine].any() and free.any():
+            out[mine[free][np.argmin(sizes[free])]] = True
+        if out[mine].all() and free.any():  # nothing to learn from: as good as nothing to be judged on
+            out[mine[free][np.argmax(sizes[free])]] = False
+        decided[mine] = True
+    return out[group]
+
+
+def drawable(labels: NDArray[np.integer], out: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """Return the labels, sorted, that have photographs on both sides of `held_out`."""
+    return np.intersect1d(labels[out], labels[~out])
 
 
 def learning_curves(
     features: NDArray[np.floating],
     labels: NDArray[np.integer],
+    groups: NDArray[np.integer] | None = None,
     *,
     photographs: Sequence[int] = (1, 2, 5, 10, 20, 50),
     landmarks: Sequence[int] = (5, 10, 20, 50, 100, 200),
@@ -76,14 +111,14 @@ def learning_curves(
     Columns `varied` (`photographs`, at `at` landmarks, or `landmarks`, with all photographs), `value`, and over `draws`
     sets `mean`, `low`, `high` (the central 90 %). Numbers beyond what there is are left out.
     """
-    known, counts = np.unique(labels, return_counts=True)
-    most = int(counts.max() * (1 - TEST_SHARE))
+    out = held_out(labels, groups, seed)
+    known, most = drawable(labels, out), int(np.unique(labels[~out], return_counts=True)[1].max(initial=0))
     rows = []
     for value in (value for value in photographs if value <= most and at <= len(known)):
-        found = lottery(features, labels, landmarks=at, draws=draws, photographs=value, seed=seed)
+        found = lottery(features, labels, groups, landmarks=at, draws=draws, photographs=value, seed=seed)
         rows.append({"varied": "photographs", "value": value, **_summary(found)})
     for value in (value for value in landmarks if value <= len(known)):
-        found = lottery(features, labels, landmarks=value, draws=draws, seed=seed)
+        found = lottery(features, labels, groups, landmarks=value, draws=draws, seed=seed)
         rows.append({"varied": "landmarks", "value": value, **_summary(found)})
     return pl.DataFrame(rows)
 
@@ -111,11 +146,10 @@ def _summary(accuracies: NDArray[np.float64]) -> dict[str, float]:
     return {"mean": float(accuracies.mean()), "low": float(low), "high": float(high)}
 
 
-def _shuffled_by_landmark(places: NDArray[np.integer], seed: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Return rows sorted by landmark, shuffled within each, and where each landmark's rows start and the last ends."""
-    shuffled = generator(seed, "lottery").permutation(len(places))
-    order = shuffled[np.argsort(places[shuffled], kind="stable")]
-    return order, np.concatenate([[0], np.cumsum(np.bincount(places))])
+def _shuffled_by_landmark(labels: NDArray[np.integer], seed: int) -> NDArray[np.integer]:
+    """Return rows sorted by landmark, shuffled within each."""
+    shuffled = generator(seed, "lottery").permutation(len(labels))
+    return np.asarray(shuffled[np.argsort(labels[shuffled], kind="stable")])
 
 
 def _accuracy(

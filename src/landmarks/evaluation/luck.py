@@ -9,7 +9,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.evaluation.evaluate import name_of, own_dataset
-from landmarks.evaluation.lottery import DEFINITIONS, SUFFIX, describe, lottery, place_of
+from landmarks.evaluation.lottery import DEFINITIONS, SUFFIX, describe, drawable, held_out, lottery, place_of
 from landmarks.evaluation.rejection import directions
 from landmarks.evaluation.trunk import features_of
 from landmarks.support.console import note
@@ -24,10 +24,11 @@ def luck(
 ) -> dict[str, Any]:
     """Return, and write to `metrics/<name>.lottery.json`, how accuracy varies over draws of so many `landmarks`.
 
-    They are drawn from the landmarks with two training photographs or more of the run's dataset, or of `data` (whole
-    when it has no parts). A trunk that was fine-tuned knows its own training photographs, and draws from them are too
-    good. Where the run has been judged already, the record says where its own accuracy lies among the draws; that
-    compares only if it tells as many landmarks apart. Raises `UsageError` when there are fewer than are to be drawn.
+    They are drawn from the landmarks with two groups of training photographs or more of the run's dataset, or of `data`
+    (whole when it has no parts). A trunk that was fine-tuned knows its own training photographs, and draws from them
+    are too good. Where the run has been judged already, the record says where its own accuracy lies among the draws;
+    that compares only if it tells as many landmarks apart. Raises `UsageError` when there are fewer than are to be
+    drawn.
     """
     opened = open_run(run)
     dataset = open_dataset(own_dataset(opened) if data is None else data)
@@ -35,16 +36,16 @@ def luck(
     if data is None and opened.record.get("best", {}).get("phase") == "finetune":
         note(f"{opened.name} was fine-tuned on the very photographs that are drawn from: its draws are too good")
     photos, features = features_of(opened, dataset, part)
-    enough = photos.select(pl.len().over("label") > 1).to_series().to_numpy()
-    labels = photos["label"].to_numpy()[enough]
-    accuracies = lottery(directions(features[enough]), labels, landmarks=landmarks, draws=draws, seed=seed)
+    labels = photos["label"].cast(pl.Int64).to_numpy()
+    groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+    accuracies = lottery(directions(features), labels, groups, landmarks=landmarks, draws=draws, seed=seed)
     name = "test" if data is None else name_of(dataset, opened)
     numbers: dict[str, Any] = {
         "name": name,
         "data": str(dataset.folder),
         "part": part,
         "landmarks": landmarks,
-        "of": int(photos.filter(pl.Series(enough))["label"].n_unique()),
+        "of": len(drawable(labels, held_out(labels, groups, seed))),
         **describe(accuracies),
         "own": _own(opened.folder / "metrics" / f"{name}.json", len(opened.labels)),
         "seed": seed,

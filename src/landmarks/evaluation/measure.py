@@ -124,7 +124,7 @@ def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
         return {"rejection": [], "rejection_parts": None}
     halves = choice.halves_of(arrays.usage, arrays.groups, seed)
     scores = arrays.all_scores
-    rules = choice.rules_of(scores, known, halves.chosen)
+    rules = choice.rules_of(scores, known, halves)
     rows = choice.compare_rules(rules, scores, known, halves)
     reported = halves.reported
     for row, (rule, _) in zip(rows, rules, strict=True):
