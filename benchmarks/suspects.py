@@ -38,7 +38,8 @@ def main(run: str, data: str, part: str = "all") -> None:
         labels = true.copy()
         labels[wrong] = (true[wrong] + random.integers(1, classes, len(wrong))) % classes
         started = time.monotonic()
-        suspect, suggested, suspicion = disagreements(cross_validated(points, labels, groups, classes), labels)
+        estimates = cross_validated(points, labels, groups, classes)
+        suspect, suspicion = disagreements(estimates, labels)
         seconds = time.monotonic() - started
         falsified = np.isin(np.arange(len(true)), wrong)
         first = np.argsort(-np.where(suspect, suspicion, -1), kind="stable")[: len(wrong)]
@@ -52,7 +53,7 @@ def main(run: str, data: str, part: str = "all") -> None:
                 "precision": float(falsified[suspect].mean()),
                 "recall": float(suspect[wrong].mean()),
                 "precision_of_first": float(falsified[first].mean()),  # as many as were falsified
-                "true_label_suggested": float((suggested == true)[suspect & falsified].mean()),
+                "true_label_suggested": float((estimates.likeliest == true)[suspect & falsified].mean()),
                 "seconds": seconds,
             }
         )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import mahalanobis
@@ -77,6 +79,17 @@ def test_wide_features_are_folded_and_keep_their_cosines(monkeypatch: pytest.Mon
     folded = directions(wide)
     assert folded.shape == (6, 2048)
     assert folded @ folded.T == pytest.approx(exact @ exact.T, abs=0.08)
+
+
+def test_long_features_become_directions_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = RANDOM.normal(size=(1500, 20_000)).astype(np.float16)
+    tracemalloc.start()
+    blocked = directions(features)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150e6  # as 32-bit numbers all features are 120 MB, several times over
+    monkeypatch.setattr(rejection, "BLOCK_BYTES", 1 << 40)
+    assert (blocked == directions(features)).all()
 
 
 def test_one_photograph_per_landmark_is_enough_for_a_reference() -> None:

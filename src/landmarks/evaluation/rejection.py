@@ -29,6 +29,9 @@ WARMTH = 0.05
 MAX_WIDTH = 2048
 """Length of the longest features that are compared as they are; covariances have its square."""
 
+BLOCK_BYTES = 1 << 25
+"""About what the features take that are turned into directions at a time."""
+
 SHRINKAGE = 0.1
 """Share of the round covariance mixed into the measured one, which has fewer photographs than it has entries."""
 
@@ -80,6 +83,15 @@ def directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
     Perronnin et al., ECCV 2010). Wider features are added up with random signs into `MAX_WIDTH` sums, which keeps
     their cosines in expectation (Charikar et al., ICALP 2002, count sketch).
     """
+    width = features.shape[1]
+    values = np.empty((len(features), compared_width(width)), dtype=np.float32)
+    step = max(1, BLOCK_BYTES // (4 * width))
+    for start in range(0, len(features), step):
+        values[start : start + step] = _directions(features[start : start + step])
+    return values
+
+
+def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
     roots = np.sign(features) * np.sqrt(np.abs(features.astype(np.float32)))
     width = features.shape[1]
     if width > MAX_WIDTH:

@@ -6,6 +6,7 @@ decision, which `split` takes back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from landmarks.dataset.groups import NO_HASH
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.neighbours import near_pairs
-from landmarks.evaluation.closed_form import ridge_scores
+from landmarks.evaluation.closed_form import fitted_ridge
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.evaluation.rejection import NEIGHBOURS, WARMTH, directions
@@ -24,9 +25,14 @@ from landmarks.evaluation.trunk import features_of
 from landmarks.support.errors import UsageError
 from landmarks.support.files import written_whole
 from landmarks.support.seeds import generator
+from landmarks.training.features import Rows
+from landmarks.training.ridge import Ridge, rows_at_once
 from landmarks.training.run import open_run
 
 FOLDS = 5
+
+COMPARED = 8192
+"""Photographs that others are compared with at a time."""
 
 SHARPNESS = 8.0
 """Factor on the ridge regression's values before the softmax: makes its probabilities about as sure as it is right."""
@@ -77,14 +83,14 @@ def suspects(run: Path | str, out: Path | str, *, data: Path | str | None = None
     photos, features = features_of(opened, dataset, part)
     labels = photos["label"].cast(pl.Int64).to_numpy()
     groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()
-    probabilities = cross_validated(directions(features), labels, groups, len(dataset.labels))
-    suspect, suggested, suspicion = disagreements(probabilities, labels)
+    estimates = cross_validated(directions(features), labels, groups, len(dataset.labels))
+    suspect, suspicion = disagreements(estimates, labels)
     rows = pl.DataFrame(
         {
             "id": photos["id"],
             "label": labels,
-            "suggested": suggested,
-            "probability": probabilities.max(axis=1),
+            "suggested": estimates.likeliest,
+            "probability": estimates.highest,
             "suspicion": suspicion,
             "why": "its features speak for the other landmark",
         }
@@ -109,47 +115,131 @@ def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     return joined.select(pl.col(name).cast(kind) for name, kind in SUSPECTS.items())
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """What each of N photographs shows, estimated without its group."""
+
+    own: Floats  # (N,) probability of the label it has
+    highest: Floats  # (N,) of the likeliest label
+    likeliest: Integers  # (N,)
+
+
+@dataclass(frozen=True)
+class _Votes:
+    """The labels of each photograph's nearest ones, its own last, and their shares of all votes; the rest have `rest`.
+
+    A label that stands there twice has the same share both times.
+    """
+
+    labels: Integers  # (N, M)
+    shares: Floats  # (N, M)
+    rest: Floats  # (N,)
+
+
 def cross_validated(
     photos: NDArray[np.float32], labels: Integers, groups: Integers, classes: int, seed: int = 0
-) -> Floats:
-    """Return probabilities `(N, classes)` of `photos` `(N, C)`, each estimated without the photographs of its group.
+) -> Estimates:
+    """Return what `photos` `(N, C)` show, each estimated without the photographs of its group.
 
-    The mean of a ridge regression's softmax, fitted on the other folds, and of the votes of the nearest photographs of
-    other groups. Memory grows with N · classes.
+    A label's probability is the mean of a ridge regression's softmax, fitted on the other folds, and of its share of
+    the votes of the nearest photographs of other groups. Of all `classes` only the likeliest is kept, and a label that
+    nobody votes for can only be that if it is the regression's: nothing is held for photographs × landmarks.
     """
     places = group_places(groups, len(labels))
     fold = generator(seed, "suspects").permutation(int(places.max(initial=-1)) + 1)[places] % FOLDS
-    probabilities = _votes(photos, labels, places, classes)
+    votes = _votes(photos, labels, places, classes)
+    estimates = Estimates(np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), np.int64))
     for number in range(FOLDS):
-        inside = fold == number
-        values = SHARPNESS * ridge_scores(photos[~inside], labels[~inside], photos[inside], classes)
-        values = np.exp(values - values.max(axis=1, keepdims=True))
-        probabilities[inside] += values / values.sum(axis=1, keepdims=True)
-    return probabilities / 2
+        inside, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        ridge = fitted_ridge(Rows(photos, others), labels[others], classes)
+        softmax = _softmax(ridge, photos, inside, votes.labels)
+        shown = np.hstack([votes.labels[inside], softmax.top[:, None]])
+        voted = np.hstack([votes.shares[inside], votes.rest[inside, None]])
+        same = shown[:, :-1] == shown[:, -1:]  # the regression's label may have votes, too
+        voted[:, -1] = np.where(same.any(axis=1), (same * votes.shares[inside]).max(axis=1), voted[:, -1])
+        probabilities = (np.hstack([softmax.shares, softmax.top_share[:, None]]) + voted) / 2
+        highest = probabilities.max(axis=1)
+        likeliest = np.where(probabilities == highest[:, None], shown, classes).min(axis=1)
+        estimates.own[inside], estimates.highest[inside] = probabilities[:, -2], highest
+        estimates.likeliest[inside] = likeliest
+    return estimates
 
 
-def disagreements(probabilities: Floats, labels: Integers) -> tuple[Flags, Integers, Floats]:
-    """Return `(suspect, suggested, suspicion)`, each `(N,)`, of cross-validated `probabilities` `(N, K)`."""
-    own = probabilities[np.arange(len(labels)), labels]
-    suggested = probabilities.argmax(axis=1)
-    highest = probabilities.max(axis=1)
-    counts = np.bincount(labels, minlength=probabilities.shape[1])
-    usual = np.bincount(labels, weights=own, minlength=len(counts)) / np.maximum(counts, 1)
-    suspicion = highest - own
-    return (suggested != labels) & (suspicion >= MARGIN * usual[suggested]), suggested, suspicion
+def disagreements(estimates: Estimates, labels: Integers) -> tuple[Flags, Floats]:
+    """Return which labels are suspect, and how much, each `(N,)`."""
+    classes = 1 + int(max(labels.max(initial=-1), estimates.likeliest.max(initial=-1)))
+    counts = np.bincount(labels, minlength=classes)
+    usual = np.bincount(labels, weights=estimates.own, minlength=classes) / np.maximum(counts, 1)
+    suspicion = estimates.highest - estimates.own
+    suspect = (estimates.likeliest != labels) & (suspicion >= MARGIN * usual[estimates.likeliest])
+    return suspect, suspicion
 
 
-def _votes(photos: NDArray[np.float32], labels: Integers, places: Integers, classes: int) -> Floats:
-    votes = np.full((len(labels), classes), 1e-6)
-    for start in range(0, len(labels), 512):
-        rows = np.arange(start, min(start + 512, len(labels)))
-        cosines = photos[rows] @ photos.T
-        cosines[places[rows][:, None] == places[None, :]] = -np.inf
-        nearest = np.argpartition(-cosines, min(NEIGHBOURS, len(labels) - 1), axis=1)[:, :NEIGHBOURS]
-        weights = np.exp((np.take_along_axis(cosines, nearest, axis=1) - 1) / WARMTH)
-        np.add.at(votes, (rows[:, None], labels[nearest]), weights)
-    shares: Floats = votes / votes.sum(axis=1, keepdims=True)
-    return shares
+@dataclass(frozen=True)
+class _Softmax:
+    """A regression's probabilities of some labels of each of R photographs, and of the label that has the largest."""
+
+    shares: Floats  # (R, M)
+    top: Integers  # (R,)
+    top_share: Floats  # (R,)
+
+
+def _softmax(ridge: Ridge, photos: NDArray[np.float32], rows: Integers, asked: Integers) -> _Softmax:
+    """Return the softmax over all labels for `rows` of `photos`, at the labels `asked` `(N, M)`; a block at a time."""
+    largest, total = np.full(len(rows), -np.inf), np.zeros(len(rows))
+    top, found = np.zeros(len(rows), np.int64), np.zeros((len(rows), asked.shape[1]))
+    step = rows_at_once(photos.shape[1])
+    for first, last in ridge.blocks():
+        weights = ridge.weights(first, last)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            values = SHARPNESS * ridge.values(photos[rows[part]], weights, first)
+            highest = values.max(axis=1)
+            top[part] = np.where(highest > largest[part], first + values.argmax(axis=1), top[part])
+            raised = np.maximum(highest, largest[part])
+            total[part] = total[part] * np.exp(largest[part] - raised)
+            total[part] += np.exp(values - raised[:, None]).sum(axis=1)
+            largest[part] = raised
+            labels = asked[rows[part]]
+            row, column = np.nonzero((labels >= first) & (labels < last))
+            found[start + row, column] = values[row, labels[row, column] - first]
+    return _Softmax(np.exp(found - largest[:, None]) / total[:, None], top, 1 / total)
+
+
+def _votes(photos: NDArray[np.float32], labels: Integers, places: Integers, classes: int) -> _Votes:
+    """Return the votes of the `NEIGHBOURS` photographs that are nearest to each and not of its group."""
+    cosines, nearest = _nearest_others(photos, places)
+    weights = np.exp((cosines - 1) / WARMTH).astype(np.float64)
+    shown = np.hstack([labels[nearest], labels[:, None]])
+    votes = np.full(shown.shape, 1e-6)
+    for column in range(nearest.shape[1]):
+        votes += (shown == shown[:, column, None]) * weights[:, column, None]
+    total = classes * 1e-6 + weights.sum(axis=1)
+    return _Votes(shown, votes / total[:, None], 1e-6 / total)
+
+
+def _nearest_others(photos: NDArray[np.float32], places: Integers) -> tuple[Floats, Integers]:
+    """Return the cosines `(N, k)` and positions of the nearest photographs of other groups; -inf where there are less.
+
+    Blocks of photographs are compared with blocks of photographs, and the best are kept.
+    """
+    k = min(NEIGHBOURS, len(photos))
+    cosines, nearest = np.empty((len(photos), k), np.float32), np.empty((len(photos), k), np.int64)
+    for start in range(0, len(photos), 512):
+        rows = slice(start, min(start + 512, len(photos)))
+        best = np.empty((rows.stop - start, 0), np.float32)
+        where = np.empty((rows.stop - start, 0), np.int64)
+        for first in range(0, len(photos), COMPARED):
+            others = slice(first, min(first + COMPARED, len(photos)))
+            block = photos[rows] @ photos[others].T
+            block[places[rows, None] == places[None, others]] = -np.inf
+            best = np.hstack([best, block])
+            where = np.hstack([where, np.broadcast_to(np.arange(first, others.stop), block.shape)])
+            if best.shape[1] > k:
+                kept = np.argpartition(-best, k - 1, axis=1)[:, :k]
+                best, where = np.take_along_axis(best, kept, axis=1), np.take_along_axis(where, kept, axis=1)
+        cosines[rows], nearest[rows] = best, where
+    return cosines, nearest
 
 
 def _twins(photos: pl.DataFrame) -> pl.DataFrame:

@@ -75,7 +75,7 @@ class Features:
 class Rows:
     """Some rows of cached features, read from disk when they are asked for: `rows[a:b]` or `rows[array]` is (n, C)."""
 
-    values: NDArray[np.float16]
+    values: NDArray[np.floating]
     positions: NDArray[np.int64]
 
     @property
@@ -86,7 +86,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, which: slice | NDArray[np.int64]) -> NDArray[np.float16]:
+    def __getitem__(self, which: slice | NDArray[np.int64]) -> NDArray[np.floating]:
         return self.values[self.positions[which]]
 
 

@@ -1,8 +1,6 @@
 """A linear probe in closed form: the first honest number about a trunk, in seconds and without any setting.
 
-Ridge regression from features to one column per landmark (as in big_vision's few-shot evaluation): with features X,
-centred, and targets Y of -1 and +1, centred, the weights are W = (XᵀX + λI)⁻¹ XᵀY. XᵀX is gathered in blocks, so that
-memory depends on the features' length and not on the number of photographs.
+Ridge regression from features to one column per landmark, as in big_vision's few-shot evaluation; see `ridge.py`.
 """
 
 from __future__ import annotations
@@ -10,16 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from landmarks.training.features import Rows
+from landmarks.training.ridge import Ridge, moments_of, rows_at_once
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """λ, as a share of the features' mean squared length; the best on validation is taken."""
-
-BLOCK = 8192
-"""Photographs at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,33 +31,33 @@ def ridge_probe(
     x_val: Rows,
     y_val: NDArray[np.int64],
     classes: int,
-) -> Probe:
+) -> Probe | None:
     """Fit features x (P, C) to labels y (P,) in closed form and measure it on x_val (Q, C), y_val (Q,).
 
-    Time grows with C³ + P·C², memory with C² + C·K for K `classes`.
+    Returns None where photographs and features are both too many for it. Time grows with P·C·min(P, C) and with C·K
+    for K `classes`, memory with the square of the smaller of P and C.
     """
-    width = x.shape[1]
-    mean = np.zeros(width)
-    sums = np.zeros((width, classes))
-    gram = np.zeros((width, width))
-    for start in range(0, len(x), BLOCK):
-        block = np.asarray(x[start : start + BLOCK], dtype=np.float64)
-        mean += block.sum(axis=0)
-        gram += block.T @ block
-        np.add.at(sums.T, y[start : start + BLOCK], block)
-    mean /= len(x)
-    gram -= len(x) * np.outer(mean, mean)
-    counts = np.bincount(y, minlength=classes)
-    moments = 2 * (sums - mean[:, None] * counts)  # XᵀY: the -1 of every target falls out with the mean of X
-    centred_val = np.asarray(x_val[:], dtype=np.float64) - mean
-    intercept = 2 * counts / len(x) - 1
-    scale = np.trace(gram) / width
+    moments = moments_of(x, y, classes)
+    if moments is None:
+        return None
     best = Probe(val_accuracy=-1.0, penalty=0.0)
     for penalty in PENALTIES:
-        regular = gram + (penalty * scale + np.finfo(np.float64).tiny) * np.eye(width)
-        weights = scipy.linalg.solve(regular, moments, assume_a="pos")
-        answers = (centred_val @ weights + intercept).argmax(axis=1)
-        accuracy = float((answers == y_val).mean())
+        accuracy = float((_answers(moments.fitted(penalty), x_val) == y_val).mean())
         if accuracy > best.val_accuracy:
             best = Probe(accuracy, penalty)
     return best
+
+
+def _answers(ridge: Ridge, asked: Rows) -> NDArray[np.int64]:
+    """Return the label (Q,) with the largest value for each of `asked`, the first of equal ones."""
+    largest, labels = np.full(len(asked), -np.inf), np.zeros(len(asked), np.int64)
+    step = rows_at_once(asked.shape[1])
+    for first, last in ridge.blocks():
+        weights = ridge.weights(first, last)
+        for start in range(0, len(asked), step):
+            values = ridge.values(asked[start : start + step], weights, first)
+            top = values.argmax(axis=1)
+            value = values[np.arange(len(top)), top]
+            rows = start + np.flatnonzero(value > largest[start : start + step])
+            largest[rows], labels[rows] = value[rows - start], first + top[rows - start]
+    return labels

@@ -33,7 +33,7 @@ from landmarks.training.run import RECORD, Run, open_run, write_run
 from landmarks.training.warmup import warm_up
 
 PROBE_CLASSES = 20_000
-"""With more landmarks than this the closed-form probe would need more memory than the training."""
+"""With more landmarks than this the closed-form probe would take longer than it is worth."""
 
 
 def train(
@@ -164,8 +164,11 @@ def warm_up_from_cache(network: Network, dataset: Dataset, parts: Parts, recipe:
         state.earlier = {"features_seconds": sum(view.seconds for view in features)}
         if network.classes <= PROBE_CLASSES:
             probe = ridge_probe(train, labels, val, val_labels, network.classes)
-            state.earlier["probe"] = {"val_accuracy": probe.val_accuracy, "penalty": probe.penalty}
-            machine.say(f"a linear probe in closed form: {percent(probe.val_accuracy)} of validation")
+            if probe is None:
+                machine.say(f"no linear probe: {train.shape[1]:,} features of {len(train):,} photographs are too many")
+            else:
+                state.earlier["probe"] = {"val_accuracy": probe.val_accuracy, "penalty": probe.penalty}
+                machine.say(f"a linear probe in closed form: {percent(probe.val_accuracy)} of validation")
         if recipe.warmup_epochs:
             views = [train, *(Rows(view.values, np.arange(len(labels))) for view in features[1:])]
             warmed = warm_up(network, views, labels, val, val_labels, recipe=recipe)
