@@ -13,6 +13,7 @@ from landmarks.archive.plan import Plan
 from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, members_file
 from landmarks.archive.tarindex import MEMBERS, IndexedTar, write_index
 from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, Dataset, open_dataset, write_dataset
+from landmarks.dataset.naming import ARCHIVE_IDS
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import write_record
@@ -62,6 +63,7 @@ def assemble(
             "rule": metadata.get("rule", ""),
             "max_side": blank.max_side,
             "order": blank.digest,
+            "identified_by": ARCHIVE_IDS,
             "digests": json.loads(metadata.get("digests", "{}")),
             "failed": [{"tar": tar_path(blank.set, tar), "why": why} for tar, why in sorted(failures.items())],
         },
