@@ -105,6 +105,10 @@ def with_others(
     if len(twice):
         note(f"{len(twice)} of the {len(asked.photos)} photographs of {others} are among those judged, and left out")
         asked = replace(asked, photos=asked.photos.join(twice, on="id", how="anti", maintain_order="left"))
+    if not len(asked.photos):
+        raise LandmarksError(
+            f"every photograph of {others} is judged already", way_out="name photographs of other things"
+        )
     known = asked.photos.join(asked.labels, on="landmark_id", how="semi")
     called = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
     note(f"{len(asked.photos)} photographs of {others} count as unknown{called}")

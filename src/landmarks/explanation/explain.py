@@ -169,7 +169,9 @@ def _gallery(
                     made.append(explainer.draw(folder, photo.id, photo.truth, pictures[row], explained.only(row)))
                     advance(1)
     if not made:
-        raise LandmarksError(f"{explainer.run.name} recognises none of the {tried} photographs of {asked.dataset.folder}")
+        raise LandmarksError(
+            f"{explainer.run.name} recognises none of the {tried} photographs of {asked.dataset.folder}"
+        )
     if len(made) < count:
         note(f"only {len(made)} of {tried} photographs are recognised; {count} were asked for")
     return made

@@ -53,9 +53,7 @@ class Asked:
         }
 
 
-def ask(
-    run: Run, data: Path | str | None, part: str, *, any_landmarks: bool = False, keep_seen: str = ""
-) -> Asked:
+def ask(run: Run, data: Path | str | None, part: str, *, any_landmarks: bool = False, keep_seen: str = "") -> Asked:
     """Return the photographs of a part of the run's own dataset, or of `data`, that the run may be asked about.
 
     A dataset named with `data` that has no parts is taken whole. What the run was trained on or validated with, or
