@@ -10,12 +10,15 @@ import pytest
 from hypothesis import settings
 
 from landmarks.dataset.manifest import Dataset, write_dataset
+from landmarks.dataset.naming import identified_by
 from landmarks.dataset.pictures import encode
 from landmarks.dataset.shards import ShardWriter
 from landmarks.networks.network import build_network, save_network
-from landmarks.support.files import write_record
+from landmarks.support.files import file_digest, write_record
 from landmarks.support.tables import write_table
-from landmarks.training.run import Run, open_run
+from landmarks.training.own_data import whereabouts
+from landmarks.training.run import SEEN_FILE, Run, open_run
+from landmarks.training.seen import as_seen
 
 LANDMARKS = (11, 22, 33)
 
@@ -34,12 +37,20 @@ def picture(landmark: int, number: int) -> bytes:
 
 
 def make_dataset(
-    folder: Path, shown: list[list[int]], *, parts: list[str] | None = None, usage: list[str] | None = None
+    folder: Path,
+    shown: list[list[int]],
+    *,
+    parts: list[str] | None = None,
+    usage: list[str] | None = None,
+    first: int = 0,
 ) -> Dataset:
-    """Write a dataset whose photograph `i` shows the landmarks `shown[i]`, the first of them mainly."""
+    """Write a dataset whose photograph `i` shows the landmarks `shown[i]`, the first of them mainly.
+
+    Ids count from `first`: photographs of one number in two datasets are one.
+    """
     rows = []
     with ShardWriter(folder / "shards" / "0.tar") as shard:
-        for number, landmarks in enumerate(shown):
+        for number, landmarks in enumerate(shown, first):
             id = f"{number:016x}"
             offset, length = shard.add(id, picture(landmarks[0] if landmarks else 1 + number % 3, number))
             landmark = landmarks[0] if landmarks else None
@@ -59,7 +70,7 @@ def make_dataset(
         shard=pl.lit("0.tar"),
         width=pl.lit(64),
         height=pl.lit(48),
-        phash=pl.Series(np.random.default_rng(0).integers(2**63, size=len(shown)), dtype=pl.UInt64),
+        phash=pl.Series(np.random.default_rng(first).integers(2**63, size=len(shown)), dtype=pl.UInt64),
         author=pl.lit(None, pl.String),
         license=pl.lit(None, pl.String),
         title=pl.lit(None, pl.String),
@@ -97,7 +108,17 @@ def make_run(folder: Path, dataset: Dataset, *, seed: int = 0) -> Run:
     folder.mkdir(parents=True)
     save_network(network, folder)
     write_table(folder / "labels.parquet", dataset.labels)
-    write_record(folder / "run.json", {"data": {"folder": str(dataset.folder)}}, verb="train")
+    known = [dataset.part(part).filter(pl.col("label").is_not_null()) for part in ("train", "val")]
+    write_table(folder / SEEN_FILE, pl.concat([as_seen(known[0], "train"), as_seen(known[1], "val")]))
+    data = {
+        **whereabouts(dataset.folder, beside=folder),
+        "digest": dataset.digest,
+        "content_digest": dataset.content_digest,
+        "identified_by": identified_by(dataset.record, dataset.labels),
+        "photographs": {part: len(dataset.part(part)) for part in ("train", "val", "test")},
+        "images": file_digest(folder / SEEN_FILE),
+    }
+    write_record(folder / "run.json", {"data": data}, verb="train")
     return open_run(folder)
 
 
@@ -125,4 +146,4 @@ def test_data(tmp_path: Path) -> Dataset:
     """Sixty photographs: known, known twice over, of a landmark the run has never heard of, and of nothing at all."""
     shown = [[[11], [22, 33], [44], []][number % 4] for number in range(60)]
     usage = ["Public" if number % 8 < 4 else "Private" for number in range(60)]
-    return make_dataset(tmp_path / "elsewhere", shown, usage=usage)
+    return make_dataset(tmp_path / "elsewhere", shown, usage=usage, first=1000)

@@ -24,6 +24,7 @@ from landmarks.dataset.manifest import (
     with_corrections,
     write_dataset,
 )
+from landmarks.dataset.naming import ARCHIVE_IDS
 from landmarks.dataset.split import extended, stored, tell
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
@@ -76,6 +77,7 @@ def assemble(
             "rule": metadata.get("rule", ""),
             "max_side": blank.max_side,
             "order": blank.digest,
+            "identified_by": ARCHIVE_IDS,
             "digests": json.loads(metadata.get("digests", "{}")),
             "decoders": decoders,
             "failed": [{"tar": tar_path(blank.set, tar), "why": why} for tar, why in sorted(failures.items())],

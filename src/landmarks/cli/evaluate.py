@@ -12,7 +12,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The run's folder, or a CSV file in the challenge's submission form.")],
     *,
     data: Annotated[
-        Path | None, typer.Option(help="Another dataset than the run's own; landmarks match by id.")
+        Path | None, typer.Option(help="Another dataset than the run's own; what the run has seen is left out.")
     ] = None,
     part: Annotated[
         str, typer.Option(help="train, val, test or all; a dataset without parts is taken whole.")

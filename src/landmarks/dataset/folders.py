@@ -35,7 +35,7 @@ from landmarks.support.files import (
 )
 from landmarks.support.tables import read_table
 
-_MARK = "unpack.json"
+_MARK = naming.UNPACKED
 
 
 def import_(
@@ -63,7 +63,9 @@ def import_(
     earlier = naming.read_labels(Path(labels)) if labels is not None else None
     if earlier is None:
         landmarks = naming.identify(names, listed.listed)
+        identified = naming.identified_from(source, landmarks.values(), listed.listed)
     else:
+        identified = naming.identified_in(Path(labels))  # type: ignore[arg-type]
         landmarks = naming.identify_among(names, earlier, listed.listed)
     if not listed.found or not (landmarks or earlier is not None):
         raise UsageError(
@@ -78,6 +80,7 @@ def import_(
                 listed,
                 landmarks,
                 earlier,
+                identified_by=identified,
                 source=source,
                 out=out,
                 inputs=inputs,
@@ -99,7 +102,8 @@ def unpack(data: Path | str, out: Path | str) -> Path:
     with held(out):
         if (out / _MARK).exists() and read_record(out / _MARK)["inputs"] != dataset.digest:
             raise StaleError(f"{out} was unpacked from another dataset or split", way_out="choose another folder")
-        write_record(out / _MARK, {"data": str(dataset.folder)}, verb="unpack", inputs=dataset.digest)
+        told = {"identified_by": naming.identified_by(dataset.record, dataset.labels)}
+        write_record(out / _MARK, {"data": str(dataset.folder), **told}, verb="unpack", inputs=dataset.digest)
         places = _places(dataset, out)
         missing = [(place, row) for place, row in places if not place.exists() or place.stat().st_size != row["length"]]
         require_free_disk(out, sum(row["length"] for _, row in missing))
@@ -125,6 +129,7 @@ def _make(
     landmarks: dict[str, Landmark],
     earlier: pl.DataFrame | None,
     *,
+    identified_by: str,
     source: Path,
     out: Path,
     inputs: str,
@@ -160,6 +165,7 @@ def _make(
             "rule": listed.rule,
             "max_side": max_side,
             "decoders": taken.decoders,
+            "identified_by": identified_by,
         },
         inputs=inputs,
     )

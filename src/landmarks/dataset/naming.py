@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from landmarks.dataset.manifest import LABELS
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.files import read_record
 from landmarks.support.tables import read_table
 
 UNKNOWN = "_unknown"
@@ -18,6 +20,13 @@ UNKNOWN = "_unknown"
 
 LABELS_CSV = "labels.csv"
 """Beside the folders that `unpack` writes: `folder,landmark_id,name,category`, exact where folders' names cannot be."""
+
+ARCHIVE_IDS, NUMBERS, LISTED, SORTED_NAMES = "archive ids", "numbers in folder names", LABELS_CSV, "sorted names"
+KINDS = (ARCHIVE_IDS, NUMBERS, LISTED, SORTED_NAMES)
+"""How a dataset came by its landmark ids, which says what identifies a landmark: `identified_by` in `dataset.json`."""
+
+UNPACKED = "unpack.json"
+"""The record that `unpack` leaves beside them."""
 
 _UNSAFE = '/\\:*?"<>|.'
 _LONGEST = 80
@@ -77,6 +86,44 @@ def identify(names: Iterable[str], listed: dict[str, Landmark] | None = None) ->
     if len(set(numbers.values())) == len(names):
         return {name: Landmark(number, str(number)) for name, number in numbers.items()}
     return {name: Landmark(position, name) for position, name in enumerate(names)}
+
+
+def identified_by(record: Mapping[str, Any], labels: pl.DataFrame) -> str:
+    """Return which of `KINDS` identifies the landmarks of a dataset, or of the data that a run's record tells of.
+
+    Records written before they said so are judged by their labels: whole numbers from 0 on are positions, unless the
+    names are the same numbers.
+    """
+    told = record.get("identified_by")
+    if told in KINDS:
+        return str(told)
+    if record.get("set") not in (None, "import"):
+        return ARCHIVE_IDS
+    known = landmarks_of(labels)
+    if all(landmark.name == str(landmark.landmark_id) for landmark in known):
+        return NUMBERS
+    if [landmark.landmark_id for landmark in known] == list(range(len(known))):
+        return SORTED_NAMES
+    return LISTED if record.get("set") == "import" else ARCHIVE_IDS
+
+
+def identified_from(source: Path, landmarks: Iterable[Landmark], listed: dict[str, Landmark] | None) -> str:
+    """Return which of `KINDS` `identify` went by; what `unpack` unpacked is what it was in the dataset before."""
+    if listed is not None:
+        unpacked = source / UNPACKED
+        told = read_record(unpacked).get("identified_by") if unpacked.is_file() else None
+        return str(told) if told in KINDS else LISTED
+    return NUMBERS if all(one.name == str(one.landmark_id) for one in landmarks) else SORTED_NAMES
+
+
+def identified_in(place: Path) -> str:
+    """Return which of `KINDS` identifies the landmarks of the dataset or run `place`, or of one beside its labels."""
+    folder = place if place.is_dir() else place.parent
+    labels = read_labels(place)
+    if (folder / "dataset.json").is_file():
+        return identified_by(read_record(folder / "dataset.json"), labels)
+    record = read_record(folder / "run.json") if (folder / "run.json").is_file() else {}
+    return identified_by(record.get("data") or {}, labels)
 
 
 def identify_among(

@@ -13,7 +13,9 @@ from landmarks.evaluation.metrics import Flags, Integers
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.tables import read_metadata
 from landmarks.training.run import Run, open_run
+from landmarks.training.seen import ARCHIVE_ID
 
 LEVEL = 0.05
 """A difference is called real when chance alone would show one so large in fewer than 5 of 100 cases."""
@@ -31,16 +33,23 @@ DEFINITIONS = {
 def compare(first: Path | str, second: Path | str, *, name: str | None = None) -> dict[str, Any]:
     """Return whether `second` is really better or worse than `first` on the predictions called `name` of both.
 
-    Without `name`: `test` where both have it, else the only one they share. Landmarks are matched by their ids, so the
-    runs may know different ones; only photographs of landmarks known to both count. Raises `LandmarksError` when the
-    runs share no predictions, or no photographs.
+    Without `name`: `test` where both have it, else the only one they share. The runs may know different
+    landmarks; only photographs count that show one which both know. Raises `LandmarksError` when the runs share no
+    predictions, or no photographs, or when ids that are names of files come from two datasets.
     """
     runs = open_run(first), open_run(second)
     name = _shared_name(runs, name)
+    same = _of_one_dataset(runs, name)
     tables = [
         _answered(run, name).rename({"correct": side}) for run, side in zip(runs, ("first", "second"), strict=True)
     ]
     both = tables[0].join(tables[1].drop("group"), on="id", how="inner").sort("id")
+    if not same and not both["id"].str.contains(ARCHIVE_ID).all():
+        raise LandmarksError(
+            f"{runs[0].name} and {runs[1].name} were not judged on one dataset as {name}: two files that are called "
+            f"{both['id'][0]} may be two photographs",
+            way_out="evaluate both on the same data first",
+        )
     if not len(both):
         raise LandmarksError(f"{runs[0].name} and {runs[1].name} share no photograph of a landmark that both know")
     alone = len(tables[0]) + len(tables[1]) - 2 * len(both)
@@ -94,6 +103,15 @@ def _shared_name(runs: tuple[Run, Run], name: str | None) -> str:
         f"{runs[0].name} and {runs[1].name} do not share predictions{f' called {name}' if name else ''}",
         received=" and ".join(", ".join(sorted(of)) or "none" for of in names),
         way_out=did_you_mean(name or "", shared) or "evaluate both on the same data first",
+    )
+
+
+def _of_one_dataset(runs: tuple[Run, Run], name: str) -> bool:
+    """Return whether both runs' predictions are of the same photographs under the same ids, however divided."""
+    told = [read_metadata(run.folder / "predictions" / f"{name}.parquet") for run in runs]
+    return any(
+        told[0].get(key) not in (None, "None") and told[0].get(key) == told[1].get(key)
+        for key in ("content_digest", "data_digest")
     )
 
 

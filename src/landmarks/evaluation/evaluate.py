@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
+from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.arrays import Arrays, arrays_of
 from landmarks.evaluation.choice import choose_threshold, halves_of
 from landmarks.evaluation.judge import write_metrics
+from landmarks.evaluation.names import name_of
 from landmarks.evaluation.predictions import read_predictions, with_truth, write_predictions
 from landmarks.evaluation.recogniser import Recogniser, open_recogniser, update_model
 from landmarks.evaluation.reference import ensure_reference, open_reference
@@ -21,7 +23,10 @@ from landmarks.evaluation.tempering import ensure_temperature
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record
+from landmarks.training.asked import Asked, ask
+from landmarks.training.own_data import find_own, is_own, whereabouts
 from landmarks.training.run import Run, open_run
+from landmarks.training.seen import as_seen, sightings
 
 
 def evaluate(
@@ -37,89 +42,93 @@ def evaluate(
     """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
 
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the part,
-    or the folder name of `data` (`data-test` where the run has a part `test` of its own). A dataset without parts is
-    evaluated whole.
+    or comes from the folder name of `data` (see `name_of`). A dataset without parts is evaluated whole. Which
+    photographs are judged, and how landmarks are matched, is decided by `ask`.
     `others` is a dataset whose photographs all count as unknown, whatever they show, beside those of the part.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
-    `submission` is a file to write the answers to in the challenge's form. Raises `LandmarksError` when the run knows
-    none of the dataset's landmarks.
+    `submission` is a file to write the part's answers to in the challenge's form. Raises `LandmarksError` when the run
+    knows none of the dataset's landmarks or has seen all of its photographs, and when its own was divided anew.
     """
     opened = open_run(run)
-    dataset, photos, part = photographs_of(opened, data, part)
-    name = part if data is None else name_of(dataset, opened)
+    asked = ask(opened, data, part)
+    if asked.own and asked.part in ("train", "val"):
+        what = "trained on" if asked.part == "train" else "validated with, which chose its best epoch"
+        note(f"{opened.name} was {what} these photographs: the numbers say little about others")
     with held(opened.folder):
         started = time.monotonic()
-        unknown = bool(with_truth(photos, opened.labels)["truth"].list.len().eq(0).any())
-        recogniser = prepare(opened, batch_size, remember=unknown or others is not None)
-        path = write_predictions(opened, dataset, photos, name, recogniser, part=part, batch_size=batch_size)
+        name = name_of(opened, asked)
+        unknown = bool(with_truth(asked.photos, asked.labels)["truth"].list.len().eq(0).any())
+        own = asked.dataset if asked.own else None
+        recogniser = prepare(opened, batch_size, remember=unknown or others is not None, own=own)
+        path = write_predictions(opened, asked, name, recogniser, batch_size=batch_size)
         predictions = read_predictions(path)
+        judged = arrays_of(predictions)
+        about: dict[str, Any] = {"name": name, "run": opened.name, **_about(opened, asked)}
+        arrays = judged
         if others is not None:
-            predictions = with_others(predictions, opened, others, recogniser, batch_size)
-        arrays = arrays_of(predictions)
-        about: dict[str, Any] = {"name": name, "run": opened.name, "data": str(dataset.folder), "part": part}
+            together, about["others"] = with_others(
+                predictions, opened, asked, others, recogniser=recogniser, batch_size=batch_size
+            )
+            arrays = arrays_of(together)
         about |= {"temperature": recogniser.temperature, "seconds": time.monotonic() - started}
         numbers = write_metrics(opened.folder, opened.labels, arrays, about, inputs=opened.digest)
         if false_acceptance is not None:
             numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
         if submission is not None:
-            export_submission(opened, arrays_of(read_predictions(path)), submission)
+            export_submission(opened, judged, submission)
     return numbers
 
 
-def photographs_of(run: Run, data: Path | str | None, part: str) -> tuple[Dataset, pl.DataFrame, str]:
-    """Return the dataset, the photographs to answer, and the part they are (`all` where there are no parts)."""
-    dataset = open_dataset(own_dataset(run) if data is None else data)
-    if data is not None and dataset.split is None:
-        part = "all"
-    photos = dataset.part(part)
-    if not len(photos):
-        raise LandmarksError(f'the part "{part}" of {dataset.folder} holds no photographs')
-    known = set(run.labels["landmark_id"]) & set(dataset.labels["landmark_id"])
-    if len(dataset.labels) and not known:
-        raise LandmarksError(
-            f"the run {run.folder} does not fit the data {dataset.folder}",
-            received=f"{len(dataset.labels)} landmarks, none of which the run knows",
-            expected=f"some of its {len(run.labels)}",
-        )
-    return dataset, photos, part
-
-
-def name_of(dataset: Dataset, run: Run) -> str:
-    """Return what the numbers of another dataset are called: its folder's name, unless a part of the run has it."""
-    name = dataset.folder.resolve().name
-    own = run.record["data"].get("photographs") or dict.fromkeys(PARTS, 1)
-    return f"data-{name}" if own.get(name) else name
-
-
-def own_dataset(run: Run) -> str:
-    """Return the folder of the dataset that `run` was trained on."""
-    return str(run.record["data"]["folder"])
+def _about(run: Run, asked: Asked) -> dict[str, Any]:
+    """Return what a record of numbers says about the photographs: where they lie, and what was decided on the way."""
+    place = whereabouts(asked.dataset.folder, beside=run.folder)
+    told = {"data": place["folder"], "part": asked.part, **asked.record()}
+    return told | ({"data_relative": place["relative"]} if "relative" in place else {})
 
 
 def with_others(
-    predictions: pl.DataFrame, run: Run, others: Path | str, recogniser: Recogniser, batch_size: int
-) -> pl.DataFrame:
-    """Return `predictions` and those of all photographs of the dataset `others`, which show nothing known.
+    predictions: pl.DataFrame,
+    run: Run,
+    judged: Asked,
+    others: Path | str,
+    *,
+    recogniser: Recogniser,
+    batch_size: int,
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return `predictions` with those of all photographs of the dataset `others`, which show nothing known.
 
+    With it comes the record of these. What the run has seen is left out, and what is among the `judged` photographs.
     Public and Private are forgotten, since the others are neither: halves of the groups take their place.
     """
-    dataset = open_dataset(others)
-    photos = dataset.part("all").filter(~pl.col("id").is_in(predictions["id"].to_list()))
-    note(f"{len(photos)} photographs of {others} count as unknown")
-    path = write_predictions(run, dataset, photos, name_of(dataset, run), recogniser, part="all", batch_size=batch_size)
-    nothing = pl.lit([], dtype=pl.List(pl.UInt32))
-    unknown = read_predictions(path).with_columns(truth=nothing, truth_score=None, group=None)
+    asked = ask(run, others, "all", any_landmarks=True)
+    twice = sightings(asked.photos, as_seen(judged.photos, "judged"))
+    if len(twice):
+        note(f"{len(twice)} of the {len(asked.photos)} photographs of {others} are among those judged, and left out")
+        asked = replace(asked, photos=asked.photos.join(twice, on="id", how="anti", maintain_order="left"))
+    if not len(asked.photos):
+        raise LandmarksError(
+            f"every photograph of {others} is judged already", way_out="name photographs of other things"
+        )
+    known = asked.photos.join(asked.labels, on="landmark_id", how="semi")
+    called = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
+    note(f"{len(asked.photos)} photographs of {others} count as unknown{called}")
+    name = name_of(run, asked)
+    path = write_predictions(run, asked, name, recogniser, batch_size=batch_size)
+    taken, nothing = predictions["id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
+    apart = pl.when(pl.col("id").is_in(taken)).then(pl.format(f"{{}} ({name})", "id")).otherwise("id")
+    unknown = read_predictions(path).with_columns(id=apart, truth=nothing, truth_score=None, group=None)
     together = pl.concat([predictions, unknown], how="vertical_relaxed").sort("id")
-    return together.with_columns(usage=pl.lit(None, pl.String))
+    return together.with_columns(usage=pl.lit(None, pl.String)), _about(run, asked)
 
 
-def prepare(run: Run, batch_size: int, *, remember: bool) -> Recogniser:
-    """Return the run's network, tempered on its validation part; with `remember`, knowing its training photographs too.
+def prepare(run: Run, batch_size: int, *, remember: bool, own: Dataset | None = None) -> Recogniser:
+    """Return the run's network, tempered on its validation photographs; with `remember`, knowing its training ones too.
 
-    Both come from the run's own dataset, when that is still there.
+    Both come from the run's dataset (`own`, where it is open already), while that is there. They are the photographs
+    that the run was validated with and trained on, whatever parts these are in now.
     """
     recogniser = open_recogniser(run)
-    own = _open_own_dataset(run)
+    own = own or _own_to_fit_on(run)
     if own is not None:
         recogniser = ensure_temperature(run, own, recogniser, batch_size)
     reference = open_reference(run)
@@ -128,13 +137,16 @@ def prepare(run: Run, batch_size: int, *, remember: bool) -> Recogniser:
     return Recogniser(recogniser.network, recogniser.temperature, reference, recogniser.device)
 
 
-def _open_own_dataset(run: Run) -> Dataset | None:
+def _own_to_fit_on(run: Run) -> Dataset | None:
     try:
-        own = open_dataset(own_dataset(run))
-    except LandmarksError:
-        note(f"the dataset of {run.name} is not at {own_dataset(run)} any more: nothing new is fitted to it")
+        own = find_own(run)
+    except LandmarksError as error:
+        note(f"nothing new is fitted: {error}")
         return None
-    return own if own.split is not None else None
+    if run.seen() is None and not is_own(run, own):
+        note(f"nothing new is fitted: {own.folder} is not as it was, and what {run.name} was trained on is not known")
+        return None
+    return own
 
 
 def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[str, Any]:

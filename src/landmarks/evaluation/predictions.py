@@ -20,6 +20,7 @@ from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, digest_of, written_whole
 from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.training.asked import Asked
 from landmarks.training.photos import batches
 from landmarks.training.run import Run
 
@@ -39,26 +40,26 @@ CHUNK = 4096
 """Photographs written aside at a time: about 0.5 MB, and at most some minutes of work lost to a kill."""
 
 
-def write_predictions(
-    run: Run, dataset: Dataset, photos: pl.DataFrame, name: str, recogniser: Recogniser, *, part: str, batch_size: int
-) -> Path:
-    """Answer `photos` (rows of `dataset.part(part)`) and write `predictions/<name>.parquet`; return its path.
+def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser, *, batch_size: int) -> Path:
+    """Answer the photographs of `asked` and write `predictions/<name>.parquet`; return its path.
 
     A file that the same model made of the same photographs is left as it is. Call it while holding the run's folder.
     """
+    dataset = asked.dataset
     path = run.folder / "predictions" / f"{name}.parquet"
-    metadata = {
-        "run": run.name,
-        "data": str(dataset.folder),
-        "part": part,
+    photos = with_truth(asked.photos, asked.labels).sort("id")
+    made_of = {
+        "part": asked.part,
         "data_digest": dataset.digest,
         "model_digest": digest_of(run.digest, recogniser.digest),
+        "photographs": digest_of(photos.select("id", "truth").rows()),
     }
-    if path.exists() and all(read_metadata(path).get(key) == value for key, value in metadata.items()):
+    if path.exists() and all(read_metadata(path).get(key) == value for key, value in made_of.items()):
         return path
+    place = str(dataset.folder.resolve())
+    about = {"run": run.name, "data": place, "content_digest": str(dataset.content_digest), "own_data": str(asked.own)}
     aside = path.with_name(f".{name}.chunks")
-    key = digest_of(metadata["data_digest"], metadata["model_digest"], part, photos["id"].to_list(), CHUNK)
-    photos = with_truth(photos, run.labels).sort("id")
+    key = digest_of(made_of, CHUNK)
     with progress(f"answering {name}", total=len(photos)) as advance:
         chunks = []
         for start in range(0, len(photos), CHUNK):
@@ -70,7 +71,7 @@ def write_predictions(
             else:
                 advance(len(some))
             chunks.append(chunk)
-    _join(chunks, path, metadata)
+    _join(chunks, path, {**about, **made_of})
     shutil.rmtree(aside)
     return path
 

@@ -16,6 +16,8 @@ from landmarks.networks.network import Network
 from landmarks.support.console import note, progress
 from landmarks.support.files import digest_of, written_whole
 from landmarks.support.seeds import generator
+from landmarks.training.features import Rows, kept_features
+from landmarks.training.own_data import photographs_seen
 from landmarks.training.photos import batches, normalised
 from landmarks.training.run import Run
 
@@ -39,25 +41,29 @@ def open_reference(run: Run) -> Reference | None:
 
 
 def ensure_reference(run: Run, network: Network, dataset: Dataset, batch_size: int) -> Reference | None:
-    """Return the run's reference, made now from the training part of `dataset` (its own) when it holds none yet.
+    """Return the run's reference, made now from what it was trained on in `dataset` (its own) when it holds none yet.
 
-    None, with a note, when there are more landmarks than photographs fit. Call it while holding the run's folder.
+    The features are those that warm-up kept, where the trunk is still the same. None, with a note, when there are more
+    landmarks than photographs fit. Call it while holding the run's folder.
     """
     known = open_reference(run)
     if known is not None:
         return known
     limit = MAX_BYTES // (2 * compared_width(network.width))
-    photos = dataset.part("train").filter(pl.col("label").is_not_null())
-    if photos["label"].n_unique() > limit:
+    photos = photographs_seen(run, dataset, "train")
+    if not len(photos):
+        note(f"none of the photographs that {run.name} was trained on is in {dataset.folder}: not compared")
+        return None
+    if photos["run_label"].n_unique() > limit:
         note(f"{photos['label'].n_unique()} landmarks do not fit into {MAX_BYTES >> 20} MB of features: not compared")
         return None
-    chosen = photos.filter(pl.Series(sample(photos["label"].to_numpy(), limit)))
+    chosen = photos.filter(pl.Series(sample(photos["run_label"].to_numpy(), limit)))
     if len(chosen) < len(photos):
         note(f"remembering {len(chosen)} of {len(photos)} training photographs, the same number of each landmark")
-    directions_of_photos = _directions(network, dataset, chosen, batch_size)
+    kept = kept_features(run, dataset, chosen)
+    values = _directions(network, dataset, chosen, batch_size) if kept is None else _directions_of(kept)
     digest = digest_of(run.digest, chosen["id"].to_list())
-    labels = _labels_of_run(chosen, run)
-    reference = make_reference(directions_of_photos, labels, digest)
+    reference = make_reference(values, chosen["run_label"].cast(pl.Int64).to_numpy(), digest)
     _save(run.folder / FILE, reference, run.digest)
     return reference
 
@@ -89,9 +95,12 @@ def _directions(network: Network, dataset: Dataset, photos: pl.DataFrame, batch_
     return values
 
 
-def _labels_of_run(photos: pl.DataFrame, run: Run) -> NDArray[np.int64]:
-    places = dict(zip(run.labels["landmark_id"], run.labels["label"], strict=True))
-    return np.array([places[landmark] for landmark in photos["landmark_id"]], dtype=np.int64)
+def _directions_of(features: Rows) -> NDArray[np.float16]:
+    """Return the directions of kept features, some at a time: they may be wider than what is compared."""
+    values = np.empty((len(features), compared_width(features.shape[1])), dtype=np.float16)
+    for start in range(0, len(features), 4096):
+        values[start : start + 4096] = directions(features[start : start + 4096])
+    return values
 
 
 def _save(path: Path, reference: Reference, model: str) -> None:

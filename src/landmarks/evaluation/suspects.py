@@ -22,12 +22,15 @@ from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.evaluation.rejection import NEIGHBOURS, WARMTH, directions
 from landmarks.evaluation.sheet import write_sheet
 from landmarks.evaluation.trunk import features_of
+from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import written_whole
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows
+from landmarks.training.own_data import find_own
 from landmarks.training.ridge import Ridge, rows_at_once
-from landmarks.training.run import open_run
+from landmarks.training.run import Run, open_run
+from landmarks.training.seen import sightings
 
 FOLDS = 5
 
@@ -71,16 +74,18 @@ def suspects(run: Path | str, out: Path | str, *, data: Path | str | None = None
     """Return the likely label errors of a part of the run's dataset (or of `data`), and write them to the CSV `out`.
 
     Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. Photographs a person has decided on
-    are not listed again. The features are those of the run's trunk, from the cache where they are there. A trunk that
-    was fine-tuned on wrong labels has learned some of them: a run that stopped after the warm-up sees more.
+    are not listed again. What the run was trained on is checked like anything else, with a note. The features are those
+    of the run's trunk, from the cache where they are there. A trunk that was fine-tuned on wrong labels has learned
+    some of them: a run that stopped after the warm-up sees more.
     """
     out = Path(out)
     sheet = out.with_suffix(".jpg")
     if sheet == out:
         raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")
     opened = open_run(run)
-    dataset = open_dataset(opened.record["data"]["folder"] if data is None else data)
+    dataset = find_own(opened) if data is None else open_dataset(data)
     photos, features = features_of(opened, dataset, part)
+    _tell_seen(opened, photos)
     labels = photos["label"].cast(pl.Int64).to_numpy()
     groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     estimates = cross_validated(directions(features), labels, groups, len(dataset.labels))
@@ -102,6 +107,17 @@ def suspects(run: Path | str, out: Path | str, *, data: Path | str | None = None
     if len(table):
         write_sheet(dataset, table, sheet)
     return table
+
+
+def _tell_seen(run: Run, photos: pl.DataFrame) -> None:
+    """Say how many of `photos` a fine-tuned run has seen: to check labels that is no harm, but it hides some."""
+    seen = run.seen()
+    found = 0 if seen is None else len(sightings(photos, seen))
+    if found and (run.record.get("best") or {}).get("phase") == "finetune":
+        note(
+            f"{found} of the {len(photos)} photographs checked are ones that {run.name} was fine-tuned on or validated "
+            "with: their labels can be checked all the same, but it has learned some of the wrong ones"
+        )
 
 
 def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from landmarks.evaluation.recogniser import Recogniser, update_model
 from landmarks.evaluation.reference import sample
 from landmarks.support.console import note, progress
 from landmarks.support.files import read_record
+from landmarks.training.features import kept_features
+from landmarks.training.own_data import photographs_seen
 from landmarks.training.photos import batches, normalised
 from landmarks.training.run import Run
 
@@ -24,31 +27,43 @@ MAX_BYTES = 128 * 1024**2
 def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch_size: int) -> Recogniser:
     """Return `recogniser` with its run's temperature, fitted now and stored in `model.json` when there is none yet.
 
-    Without validation photographs it stays 1, with a note. Call it while holding the run's folder.
+    It is fitted on what the run was validated with in `dataset`, its own; on features that warm-up kept, where the
+    trunk is still the same. Without validation photographs it stays 1, with a note. Call it while holding the run's
+    folder.
     """
     record = read_record(run.folder / "model.json")
     if record.get("temperature") is not None:
         return recogniser
-    photos = dataset.part("val").filter(pl.col("label").is_not_null())
+    photos = photographs_seen(run, dataset, "val")
     if not len(photos):
         note("no validation photographs: the temperature stays 1")
         return recogniser
-    photos = photos.filter(pl.Series(sample(photos["label"].to_numpy(), MAX_BYTES // (2 * len(run.labels)))))
+    photos = photos.filter(pl.Series(sample(photos["run_label"].to_numpy(), MAX_BYTES // (2 * len(run.labels)))))
     logits = np.empty((len(photos), len(run.labels)), dtype=np.float16)
     done = 0
-    network, device = recogniser.network, recogniser.device
     with torch.no_grad(), progress("fitting the temperature", total=len(photos)) as advance:
-        for batch in batches(dataset, photos, network.preprocessing, batch_size=batch_size):
-            outputs = network(normalised(batch.images, network.preprocessing, device))
-            logits[done : done + len(batch.ids)] = in_half_precision(outputs).cpu()
-            done += len(batch.ids)
-            advance(len(batch.ids))
-    labels = run.labels.select("landmark_id", run_label="label")
-    truth = photos.select("landmark_id").join(labels, on="landmark_id", how="left", maintain_order="left")["run_label"]
-    temperature = fit_temperature(logits, truth.to_numpy())
+        for outputs in _outputs(run, dataset, photos, recogniser, batch_size):
+            logits[done : done + len(outputs)] = in_half_precision(outputs).cpu()
+            done += len(outputs)
+            advance(len(outputs))
+    temperature = fit_temperature(logits, photos["run_label"].to_numpy())
     update_model(run, temperature=temperature)
     note(f"temperature {temperature:.3f}, fitted on {len(photos)} validation photographs")
     return replace(recogniser, temperature=temperature)
+
+
+def _outputs(
+    run: Run, dataset: Dataset, photos: pl.DataFrame, recogniser: Recogniser, batch_size: int
+) -> Iterator[torch.Tensor]:
+    network, device = recogniser.network, recogniser.device
+    kept = kept_features(run, dataset, photos)
+    if kept is not None:
+        for start in range(0, len(kept), batch_size):
+            features = torch.from_numpy(np.asarray(kept[start : start + batch_size], dtype=np.float32))
+            yield network.classify(features.to(device))
+        return
+    for batch in batches(dataset, photos, network.preprocessing, batch_size=batch_size):
+        yield network(normalised(batch.images, network.preprocessing, device))
 
 
 def in_half_precision(logits: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
-from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
+from landmarks.training.asked import Asked
 from landmarks.training.run import Run
 
 
@@ -24,30 +23,17 @@ class Photo:
     """Shard, offset, length."""
 
 
-def dataset_of(run: Run, data: Path | str | None = None) -> Dataset:
-    """Return the dataset in `data`, or the one that `run` was trained on, where the run says it lies."""
-    place = data if data is not None else run.record["data"]["folder"]
-    try:
-        return open_dataset(place)
-    except LandmarksError as error:
-        if data is not None:
-            raise
-        raise LandmarksError(
-            f"the dataset that {run.name} was trained on is not at {place} any more",
-            way_out="say where its photographs are (--data DATA), or name photographs",
-        ) from error
+def photos_in_turn(run: Run, asked: Asked) -> list[Photo]:
+    """Return those of the photographs `asked` that show a landmark the run knows: one of each, then a second, …
 
-
-def photos_in_turn(run: Run, dataset: Dataset, part: str) -> list[Photo]:
-    """Return the photographs of `part` that show a landmark the run knows: one of each landmark, then a second, …
-
-    The order within a landmark and of the landmarks is drawn from their ids, so it is the same everywhere. A dataset
-    without parts is taken whole.
+    The order within a landmark and of the landmarks is drawn from their ids, so it is the same everywhere.
     """
-    known = dict(zip(run.labels["landmark_id"], run.labels["label"], strict=True))
-    table = dataset.part(part if dataset.split is not None else "all").filter(pl.col("landmark_id").is_in(list(known)))
+    known = dict(zip(asked.labels["landmark_id"], asked.labels["label"], strict=True))
+    table = asked.photos.filter(pl.col("landmark_id").is_in(list(known)))
     if table.is_empty():
-        raise LandmarksError(f"{dataset.folder} holds no photograph of a landmark that {run.name} knows", received=part)
+        raise LandmarksError(
+            f"{asked.dataset.folder} holds no photograph of a landmark that {run.name} knows", received=asked.part
+        )
     queues: dict[int, list[Photo]] = {}
     for row in table.select("id", "landmark_id", "shard", "offset", "length").iter_rows(named=True):
         photo = Photo(row["id"], known[row["landmark_id"]], (row["shard"], row["offset"], row["length"]))

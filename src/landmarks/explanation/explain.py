@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from landmarks.dataset.pictures import PictureError, encode
 from landmarks.dataset.shards import PhotoReader
-from landmarks.explanation.choice import dataset_of, photos_in_turn
+from landmarks.explanation.choice import photos_in_turn
 from landmarks.explanation.drawing import Answer, panel
 from landmarks.explanation.heat import Explained, explain_images, scaled
 from landmarks.networks.network import Network
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
+from landmarks.training.asked import ask
 from landmarks.training.photos import evaluation_picture, normalised
 from landmarks.training.run import Run, open_run
 
@@ -45,9 +46,10 @@ def explain(
     """Draw the heat maps of the 4 best answers for `photos`, or for `count` recognised photographs of a dataset.
 
     `photos` are files and folders. Without them the photographs come from `part` of `data` (or of the dataset the run
-    was trained on): correctly recognised ones, taken from the landmarks in turn. Writes `maps/<id>.jpg` into the run
-    and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for files that are no pictures, and `made`,
-    the panels of this call. Raises `LandmarksError` when there is nothing to draw.
+    was trained on): correctly recognised ones, from the landmarks in turn, none that the run has seen (see `ask`).
+    Writes `maps/<id>.jpg` into the run and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for
+    files that are no pictures, and `made`, the panels of this call. Raises `LandmarksError` when there is nothing to
+    draw.
     """
     run = run if isinstance(run, Run) else open_run(run)
     if count < 1:
@@ -151,9 +153,9 @@ def _files(places: Sequence[Path | str]) -> Iterator[Path]:
 def _gallery(
     explainer: Explainer, data: Path | str | None, part: str, count: int, folder: Path
 ) -> list[dict[str, Any]]:
-    dataset = dataset_of(explainer.run, data)
-    photos = photos_in_turn(explainer.run, dataset, part)
-    reader = PhotoReader(dataset)
+    asked = ask(explainer.run, data, part)
+    photos = photos_in_turn(explainer.run, asked)
+    reader = PhotoReader(asked.dataset)
     made: list[dict[str, Any]] = []
     tried = 0
     with progress("explaining", total=count) as advance:
@@ -167,7 +169,9 @@ def _gallery(
                     made.append(explainer.draw(folder, photo.id, photo.truth, pictures[row], explained.only(row)))
                     advance(1)
     if not made:
-        raise LandmarksError(f"{explainer.run.name} recognises none of the {tried} photographs of {dataset.folder}")
+        raise LandmarksError(
+            f"{explainer.run.name} recognises none of the {tried} photographs of {asked.dataset.folder}"
+        )
     if len(made) < count:
         note(f"only {len(made)} of {tried} photographs are recognised; {count} were asked for")
     return made

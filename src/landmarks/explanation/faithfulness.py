@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from landmarks.dataset.shards import PhotoReader
-from landmarks.explanation.choice import Photo, dataset_of, photos_in_turn
+from landmarks.explanation.choice import Photo, photos_in_turn
 from landmarks.explanation.explain import BATCH, Explainer
 from landmarks.networks.network import Network
 from landmarks.support.console import progress
@@ -27,6 +27,7 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, write_record
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_table
+from landmarks.training.asked import ask
 from landmarks.training.run import Run, open_run
 
 STEPS = 10
@@ -46,9 +47,9 @@ def faithfulness(
     95 % intervals (1.96 standard errors over photographs).
     """
     run = run if isinstance(run, Run) else open_run(run)
-    dataset = dataset_of(run, data)
-    photos = photos_in_turn(run, dataset, part)[:count]
-    explainer, reader = Explainer(run), PhotoReader(dataset)
+    asked = ask(run, data, part)
+    photos = photos_in_turn(run, asked)[:count]
+    explainer, reader = Explainer(run), PhotoReader(asked.dataset)
     rows: list[dict[str, Any]] = []
     with held(run.folder / "maps") as folder, progress("deleting and inserting", total=len(photos)) as advance:
         for start in range(0, len(photos), BATCH):
@@ -61,6 +62,7 @@ def faithfulness(
         landmarks = table.group_by("label").agg(pl.len().alias("photographs"), *(pl.mean(each) for each in MEASURES))
         landmarks = names.join(landmarks.cast({"label": pl.UInt32}), on="label").sort("label")
         record = {"photographs": len(table), "steps": STEPS, "maps": summary(table), "method": explainer.method}
+        record |= {"data": str(asked.dataset.folder.resolve()), "part": asked.part, "seen": asked.record()["seen"]}
         write_table(folder / "faithfulness.parquet", landmarks, run=run.folder, digest=run.digest)
         write_record(folder / "faithfulness.json", record, verb="explain", inputs=run.digest)
     return record

@@ -51,7 +51,7 @@ def _told(metrics: dict[str, object]) -> dict[str, str]:
 
 def caveats(runs: Sequence[Pieces]) -> list[str]:
     """Return what a careful reader must know before believing the page, the gravest first."""
-    found = [*_about_test(runs), *_about_comparison(runs)]
+    found = [*_about_test(runs), *_about_seen(runs), *_about_comparison(runs)]
     for text in (*_about_split(runs), *_about_pretraining(runs), *_about_scope(runs)):
         if text not in found:
             found.append(text)
@@ -74,6 +74,21 @@ def _about_test(runs: Sequence[Pieces]) -> list[str]:
             found.append(
                 f"{which} is small: {plural(photographs, 'photograph')} of known "
                 f"landmarks. Differences within the interval{width} may be luck; single landmarks are rough."
+            )
+    return found
+
+
+def _about_seen(runs: Sequence[Pieces]) -> list[str]:
+    """Return what was left out of the photographs judged because the run had seen it."""
+    found = []
+    for run in runs:
+        one = run.main
+        seen = one.metrics.get("seen") if one else None
+        count = number(seen.get("photographs")) if isinstance(seen, dict) else None
+        if one and count:
+            found.append(
+                f"{plural(round(count), 'photograph')} of {readable(one.name, 40)} were left out of the numbers of "
+                f"{run.name}, because its training had seen them."
             )
     return found
 

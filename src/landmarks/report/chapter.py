@@ -22,6 +22,8 @@ from landmarks.report.wording import (
     percent,
     readable,
 )
+from landmarks.support.errors import LandmarksError
+from landmarks.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Chapter:
 def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
     """Return a run's chapter; its figures are written on the way, and at most `panels` heat maps are taken up."""
     judged = run.main
-    dataset = _dataset(run, judged)
+    dataset, why_not = _dataset(run, judged)
     landmarks = tables.landmarks_numbers(run, judged) if judged else None
     file = f"{run.slug}-landmarks"
     if landmarks is not None:
@@ -69,7 +71,7 @@ def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
         run=run,
         judged=judged,
         tiles=_tiles(run, judged),
-        missing=_missing(run, judged, dataset),
+        missing=_missing(run, judged, why_not),
         evaluations=tables.evaluations(run) if run.evaluations else None,
         learning=drawings.learning(run, figures),
         confusion=drawings.confusion(run, judged, figures) if judged else None,
@@ -88,9 +90,12 @@ def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
     )
 
 
-def _dataset(run: Pieces, judged: Evaluation | None) -> Dataset | None:
-    places = [judged.place if judged else "", str(run.part("data", "folder") or "")]
-    return next((found for place in places if (found := find_dataset(place, run.folder)) is not None), None)
+def _dataset(run: Pieces, judged: Evaluation | None) -> tuple[Dataset | None, str]:
+    """Return the dataset whose photographs were judged, or why there is none."""
+    try:
+        return find_dataset(Run(run.folder, run.record, run.labels), judged.metrics if judged else None), ""
+    except LandmarksError as error:
+        return None, str(error)
 
 
 def _tiles(run: Pieces, judged: Evaluation | None) -> list[tuple[str, str, str]]:
@@ -113,7 +118,7 @@ def _memory(run: Pieces) -> str:
     return f"{peak:,.0f} MB of memory" if peak else ""
 
 
-def _missing(run: Pieces, judged: Evaluation | None, dataset: Dataset | None) -> list[Missing]:
+def _missing(run: Pieces, judged: Evaluation | None, why_not: str) -> list[Missing]:
     folder = shlex.quote(str(run.folder))
     missing = []
     if run.history is None:
@@ -129,9 +134,8 @@ def _missing(run: Pieces, judged: Evaluation | None, dataset: Dataset | None) ->
         missing.append(Missing(told))
     if run.maps is None:
         missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}"))
-    if judged is not None and dataset is None:
-        place = readable(judged.place or run.part("data", "folder") or "unknown", 200)
-        missing.append(Missing(f"Photographs are left out: their dataset is not at {place}."))
+    if judged is not None and why_not:
+        missing.append(Missing(f"Photographs are left out: {readable(why_not, 400)}."))
     return missing
 
 

@@ -172,4 +172,9 @@ def _datasets(runs: Sequence[Pieces]) -> list[tuple[str, list[tuple[str, str]]]]
     by_digest: dict[str, list[Pieces]] = {}
     for run in runs:
         by_digest.setdefault(str(run.part("data", "digest")), []).append(run)
-    return [(", ".join(run.name for run in group), facts(group[0].part("data") or {})) for group in by_digest.values()]
+    of_files = ("relative", "content_digest", "images")
+    told = [(group, group[0].part("data") or {}) for group in by_digest.values()]
+    return [
+        (", ".join(run.name for run in group), facts({key: data[key] for key in data if key not in of_files}))
+        for group, data in told
+    ]

@@ -10,11 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
 from landmarks.dataset.pictures import decode, encode, shrink
 from landmarks.dataset.shards import PhotoReader
 from landmarks.report.wording import readable
 from landmarks.support.errors import LandmarksError
+from landmarks.training.own_data import find_own, places_of
+from landmarks.training.run import Run
 
 THUMBNAIL = 220
 """Longest side of a photograph in the page, in pixels."""
@@ -34,14 +36,23 @@ class Photograph:
     credit: str
 
 
-def find_dataset(place: str, run: Path) -> Dataset | None:
-    """Return the dataset at `place`, seen from here, from beside the run or from inside it; None when it is gone."""
-    if not place:
-        return None
-    for candidate in (Path(place), run.parent / place, run / place):
-        if (candidate / "dataset.json").is_file():
-            return open_dataset(candidate)
-    return None
+def find_dataset(run: Run, judged: Mapping[str, Any] | None) -> Dataset:
+    """Return the dataset whose photographs were judged, as the record of numbers `judged` tells, else the run's own.
+
+    Raises `LandmarksError` when it is not there, or is not what was judged: its pictures would be others of that name.
+    """
+    if judged is None or judged.get("own_data", judged.get("name") in PARTS):
+        return find_own(run)
+    told = {"folder": judged.get("data"), "relative": judged.get("data_relative")}
+    there = [place for place in places_of(told, beside=run.folder) if (place / "dataset.json").is_file()]
+    if not there:
+        raise LandmarksError(f"the photographs that {run.name} was judged on are not at {told['folder']} any more")
+    digest = judged.get("data_digest")
+    for place in there:
+        dataset = open_dataset(place)
+        if digest in (None, dataset.digest):
+            return dataset
+    raise LandmarksError(f"the dataset at {there[0]} is not as it was when {run.name} was judged on it")
 
 
 def photographs(dataset: Dataset | None, ids: Iterable[str]) -> dict[str, Photograph]:

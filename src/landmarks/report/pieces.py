@@ -14,7 +14,7 @@ from landmarks.evaluation.lottery import SUFFIX
 from landmarks.report.wording import display_names, number, readable
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
-from landmarks.support.tables import read_metadata, read_table
+from landmarks.support.tables import read_table
 from landmarks.training.run import open_run
 
 
@@ -32,12 +32,6 @@ class Evaluation:
     def known(self) -> int:
         """Photographs that show a landmark of the run."""
         return int(number(self.metrics.get("known", self.metrics.get("photographs"))) or 0)
-
-    @property
-    def place(self) -> str:
-        """Where the photographs lie, as the predictions remember it, else as the metrics do."""
-        kept = read_metadata(self.predictions).get("data") if self.predictions else None
-        return str(kept or self.metrics.get("data") or "")
 
 
 @dataclass(frozen=True)

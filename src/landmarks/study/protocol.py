@@ -92,7 +92,7 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
         return open_dataset(folder)
     say(f"{folder}: the photographs of {source.folder}, which stay where they are")
     (folder / "split.parquet").unlink(missing_ok=True)
-    kept = ("set", "origin", "rule", "max_side")
+    kept = ("set", "origin", "rule", "max_side", "identified_by")
     about = {name: value for name, value in source.record.items() if name in kept}
     return write_dataset(
         folder,

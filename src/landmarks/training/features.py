@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -31,6 +31,9 @@ from landmarks.training.augment import Augmentation
 from landmarks.training.machine import Machine
 from landmarks.training.memory import in_parts
 from landmarks.training.photos import batches, normalised, shares
+
+if TYPE_CHECKING:
+    from landmarks.training.run import Run
 
 RECORD = "features.json"
 """Written last: a folder that holds it holds a whole cache."""
@@ -117,6 +120,29 @@ def cached_features(
         _compute(None, work)
     machine.wait()
     return Features(_open(folder, key, photos), time.monotonic() - started if missing else 0.0)
+
+
+def kept_features(run: Run, dataset: Dataset, photos: pl.DataFrame) -> Rows | None:
+    """Return the features that warm-up kept of `photos`, some of what `run` saw, sorted by id; None if there are none.
+
+    They lie under a key that changes with the trunk: a run that was fine-tuned has another trunk than they are of.
+    Nothing is computed, and nothing is written.
+    """
+    seen = run.seen()
+    if seen is None or not (dataset.folder / "features").is_dir():
+        return None
+    together = seen.filter(pl.col("through").is_null()).sort("id")
+    network = run.network()
+    asked_for = {one.get("value") for one in run.record.get("choices") or [] if one.get("what") == "precision"}
+    for precision in ("float32", *sorted(asked_for - {"float32"})):
+        key = cache_key(network, together, precision, View())
+        folder = dataset.folder / "features" / digest_of(key)
+        if (folder / RECORD).exists():
+            try:
+                return Rows(_open(folder, key, together), positions(together, photos))
+            except LandmarksError as error:
+                note(f"{error}; the features are computed again")
+    return None
 
 
 def cache_key(network: Network, photos: pl.DataFrame, precision: str, view: View) -> dict[str, Any]:

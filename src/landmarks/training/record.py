@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
 
 from landmarks.dataset.manifest import PARTS, Dataset
+from landmarks.dataset.naming import identified_by
 from landmarks.networks.catalogue import gflops
 from landmarks.networks.network import Network
 from landmarks.networks.parameters import count_parameters
@@ -14,15 +16,23 @@ from landmarks.support.tables import read_metadata
 from landmarks.training.finetune import State
 from landmarks.training.machine import Machine, describe_machine, versions
 from landmarks.training.memory import peak_memory_mb
+from landmarks.training.own_data import whereabouts
 from landmarks.training.precision import Choice
 from landmarks.training.recipe import Recipe
 from landmarks.training.run import Run
 
 
 def record_of(
-    network: Network, dataset: Dataset, *, recipe: Recipe, machine: Machine, choices: list[Choice], state: State
+    network: Network,
+    dataset: Dataset,
+    *,
+    recipe: Recipe,
+    machine: Machine,
+    choices: list[Choice],
+    state: State,
+    out: Path,
 ) -> dict[str, Any]:
-    """Return what `run.json` says about a training that ended in `state`."""
+    """Return what `run.json` in the folder `out` says about a training that ended in `state`."""
     counts, split = count_parameters(network), dataset.folder / "split.parquet"
     seconds = {name: state.earlier.get(f"{name}_seconds", 0.0) for name in ("features", "warmup")}
     seconds["finetune"] = state.seconds
@@ -30,8 +40,10 @@ def record_of(
     return {
         "recipe": recipe.record(),
         "data": {
-            "folder": str(dataset.folder.resolve()),
+            **whereabouts(dataset.folder, beside=out),
             "digest": dataset.digest,
+            "content_digest": dataset.content_digest,
+            "identified_by": identified_by(dataset.record, dataset.labels),
             "origin": dataset.record.get("origin"),
             "landmarks": len(dataset.labels),
             "photographs": {part: len(dataset.part(part)) for part in PARTS},

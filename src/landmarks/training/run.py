@@ -34,6 +34,21 @@ HISTORY = {
 """Columns of `history.parquet`, one row per epoch; null where nothing was measured."""
 
 
+SEEN = {
+    "id": pl.String,
+    "part": pl.String,  # train or val
+    "landmark_id": pl.Int64,  # that it was said to show
+    "length": pl.UInt32,  # this and what follows is what the photograph is, whatever it is called
+    "width": pl.UInt32,
+    "height": pl.UInt32,
+    "phash": pl.UInt64,
+    "through": pl.String,  # null: seen in this training; else the run that had, whose weights this one began from
+}
+"""Columns of `images.parquet`, sorted by id: the photographs that a run was trained on and validated with."""
+
+SEEN_FILE = "images.parquet"
+
+
 @dataclass(frozen=True)
 class Run:
     """One run folder: its record, the labels its network answers, and the network itself when asked for."""
@@ -56,6 +71,23 @@ class Run:
     def history(self) -> pl.DataFrame:
         """Loss and accuracy per epoch, both phases, see `HISTORY`."""
         return read_table(self.folder / "history.parquet", HISTORY)
+
+    def seen(self) -> pl.DataFrame | None:
+        """Return which photographs it has seen, see `SEEN`, or None when it was trained before runs kept that.
+
+        Raises `LandmarksError` when the record tells of a table that is gone, or is not the one that was written.
+        """
+        digest = (self.record.get("data") or {}).get("images")
+        if digest is None:
+            return None
+        path = self.folder / SEEN_FILE
+        if not path.is_file() or file_digest(path) != digest:
+            raise LandmarksError(
+                f"{path} is not the table that was written when {self.name} was trained",
+                received="another one" if path.is_file() else "none",
+                way_out="take the run's folder anew from where it was trained, or train again",
+            )
+        return read_table(path, SEEN)
 
     def network(self) -> Network:
         """Load the network as it was saved, in evaluation mode, on the processor."""
@@ -85,12 +117,23 @@ def open_run(folder: Path | str) -> Run:
 
 
 def write_run(
-    folder: Path, network: Network, labels: pl.DataFrame, rows: list[dict[str, Any]], record: dict[str, Any]
+    folder: Path,
+    network: Network,
+    labels: pl.DataFrame,
+    rows: list[dict[str, Any]],
+    record: dict[str, Any],
+    *,
+    seen: pl.DataFrame,
 ) -> None:
-    """Write a run's files; its record comes last, so that a folder which holds one is whole."""
+    """Write a run's files; its record comes last, so that a folder which holds one is whole.
+
+    `rows` are those of `HISTORY`, `seen` is the table `SEEN`, whose digest is added to the record.
+    """
     from landmarks.networks.network import save_network
 
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "history.parquet", pl.DataFrame(rows, schema=HISTORY))
+    write_table(folder / SEEN_FILE, seen)
     save_network(network, folder)
-    write_record(folder / RECORD, record, verb="train", inputs=record["data"]["digest"])
+    data = {**record["data"], "images": file_digest(folder / SEEN_FILE)}
+    write_record(folder / RECORD, {**record, "data": data}, verb="train", inputs=data["digest"])

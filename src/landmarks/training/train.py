@@ -30,6 +30,7 @@ from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.recompute import checkpoint_gradients
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
 from landmarks.training.run import RECORD, Run, open_run, write_run
+from landmarks.training.seen import seen_in_training
 from landmarks.training.warmup import warm_up
 
 PROBE_CLASSES = 20_000
@@ -97,6 +98,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         checkpoint = out / "checkpoint"
         for text in parts.notes:
             machine.say(text)
+        seen = seen_in_training(parts.train, parts.val, recipe.weights, machine)
         network = build_network(
             recipe.backbone,
             classes=len(dataset.labels),
@@ -134,9 +136,9 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
                 watch=watch,
             )
         if machine.is_main:
-            record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state)
+            record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
             record |= {"validated_on": len(parts.val), "identity": wanted}
-            write_run(out, network, dataset.labels, state.rows, record)
+            write_run(out, network, dataset.labels, state.rows, record, seen=seen)
             shutil.rmtree(checkpoint)  # killed just before this, the next call does it
         machine.wait()
         run = open_run(out)
