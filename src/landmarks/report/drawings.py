@@ -30,7 +30,7 @@ def overview(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[F
     numbers = results_numbers(runs)
     figures.keep(numbers, file=f"{page}-results")
     drawn = []
-    for x, title, unit in (("gflops", "cost of one photograph", "GFLOPs"), ("seconds", "time of training", "minutes")):
+    for x, title, unit in (("gmacs", "cost of one photograph", "GMACs"), ("seconds", "time of training", "minutes")):
         frame = _bubbles(numbers, x)
         if len(frame) < 2:
             continue
@@ -54,7 +54,7 @@ def _bubbles(numbers: pl.DataFrame, x: str) -> pl.DataFrame:
         frame = frame.with_columns(pl.col("seconds") / 60)
     told = [
         f"{row['run']}: {percent(row['accuracy'])} ({interval(row)}), {millions(row['parameters'])} parameters, "
-        + (f"{row['gflops']:.2f} GFLOPs" if x == "gflops" else duration(row["seconds"] * 60))
+        + (f"{row['gmacs']:.2f} GMACs" if x == "gmacs" else duration(row["seconds"] * 60))
         for row in frame.iter_rows(named=True)
     ]
     return frame.with_columns(pl.Series("description", told, dtype=pl.String))

@@ -124,7 +124,7 @@ def _read_run(folder: Path) -> Pieces:
     return Pieces(
         name=readable(run.name, 60),
         folder=folder,
-        record=run.record,
+        record=_in_gmacs(run.record),
         labels=run.labels,
         history=_table(folder / "history.parquet"),
         model=read_record(model) if model.is_file() else {},
@@ -132,6 +132,15 @@ def _read_run(folder: Path) -> Pieces:
         maps=read_record(maps) if maps.is_file() else None,
         lotteries=tuple(read_record(path) for path in lotteries),
     )
+
+
+def _in_gmacs(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's record with its network's cost in multiply-adds: earlier ones counted each as two operations."""
+    network = record.get("network")
+    if not isinstance(network, dict) or (operations := number(network.get("gflops"))) is None:
+        return record
+    rest = {name: value for name, value in network.items() if name != "gflops"}
+    return {**record, "network": {"gmacs": operations / 2, **rest}}
 
 
 def _read_evaluation(folder: Path, name: str) -> Evaluation:

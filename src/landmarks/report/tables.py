@@ -147,7 +147,7 @@ def results_numbers(runs: Sequence[Pieces]) -> pl.DataFrame:
                 "run": run.name,
                 "backbone": run.part("network", "backbone"),
                 "parameters": number(run.part("network", "parameters")),
-                "gflops": number(run.part("network", "gflops")),
+                "gmacs": number(run.part("network", "gmacs")),
                 "image_size": number(run.part("network", "image_size")),
                 "epochs": sum(epochs) if epochs else None,
                 "val_accuracy": run.val_accuracy,
