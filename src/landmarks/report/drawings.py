@@ -79,8 +79,8 @@ def _compared(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[
             frame,
             file=f"{page}-learning",
             title="Validation accuracy as training went on",
-            alt=f"Lines of validation accuracy over the epochs of both phases for {plural(len(frames), 'run')}.",
-            caption="Fine-tuning goes on where warm-up ended.",
+            alt=f"Lines of validation accuracy over the epochs of {_phases(frame)} for {plural(len(frames), 'run')}.",
+            caption="Fine-tuning goes on where warm-up ended." if _both_phases(frame) else "",
         )
     ]
 
@@ -103,10 +103,19 @@ def learning(run: Pieces, figures: FigureFolder) -> list[Figure]:
                 frame,
                 file=f"{run.slug}-learning-{measure}",
                 title=f"{measure.capitalize()} as training went on",
-                alt=f"Lines of {measure} over the epochs of both phases{ending}.",
+                alt=f"Lines of {measure} over the epochs of {_phases(frame)}{ending}.",
             )
         )
     return drawn
+
+
+def _phases(frame: pl.DataFrame) -> str:
+    return " and ".join(word for phase, word in _PHASES.items() if phase in frame["phase"])
+
+
+def _both_phases(frame: pl.DataFrame) -> bool:
+    """Return whether any one series went through both phases."""
+    return bool((frame.group_by("series").agg(pl.col("phase").n_unique())["phase"] > 1).any())
 
 
 _PARTS = (("val", "validation"), ("train", "training"))

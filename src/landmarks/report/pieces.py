@@ -13,7 +13,7 @@ import polars as pl
 from landmarks.evaluation.lottery import SUFFIX
 from landmarks.report.wording import display_names, number, readable
 from landmarks.support.errors import UsageError
-from landmarks.support.files import read_record
+from landmarks.support.files import digest_of, read_record
 from landmarks.support.tables import read_metadata, read_table
 from landmarks.training.run import open_run
 
@@ -32,6 +32,14 @@ class Evaluation:
     def known(self) -> int:
         """Photographs that show a landmark of the run."""
         return int(number(self.metrics.get("known", self.metrics.get("photographs"))) or 0)
+
+    @cached_property
+    def photographs(self) -> str:
+        """Which photographs these are, as a digest of their ids; empty where the predictions are gone."""
+        if self.predictions is None:
+            return ""
+        shown = read_table(self.predictions).filter(pl.col("truth").list.len() > 0)
+        return digest_of(shown["id"].sort().to_list())
 
     @property
     def place(self) -> str:
@@ -66,10 +74,25 @@ class Pieces:
 
     @property
     def main(self) -> Evaluation | None:
-        """The evaluation the page is about: the test part, else a test set of its own, else validation."""
+        """The evaluation the page is about: the test part, else a test set of its own, else validation.
+
+        None of photographs that the run was trained on.
+        """
         order = {"test": 0, "val": 2}
-        able = [one for one in self.evaluations if one.known]
+        able = [one for one in self.evaluations if one.known and not self.trained_on(one)]
         return min(able, key=lambda one: (order.get(one.name, 1), one.name), default=None)
+
+    def trained_on(self, one: Evaluation) -> bool:
+        """Whether an evaluation is of the run's own training photographs, or of these among others."""
+        if one.name != one.metrics.get("part"):
+            return False
+        own, place = self.part("data", "folder"), one.metrics.get("data")
+        return one.name == "train" or (one.name == "all" and Path(str(place)).resolve() == Path(str(own)).resolve())
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the run's dataset has test photographs, as far as the record tells."""
+        return self.part("data", "photographs", "test") != 0
 
     def evaluation(self, name: str) -> Evaluation | None:
         """Return one evaluation by its name."""
