@@ -49,7 +49,7 @@ def test_numbers_and_tables_agree_with_the_predictions_file(run: Run) -> None:
     assert numbers["known"] == 6
     stored = read_record(run.folder / "metrics" / "test.json")
     assert stored["top1"] == numbers["top1"]
-    assert set(numbers["definitions"]) >= {"top1", "gap", "ece", "macro", "risk_coverage", "auroc"}
+    assert set(numbers["definitions"]) >= {"top1", "gap", "ece", "macro", "risk_coverage"}
     landmarks = pl.read_parquet(run.folder / "metrics" / "test.landmarks.parquet")
     assert landmarks["name"].to_list() == ["Tower 11", "Tower 22", "Tower 33"]
     assert landmarks["correct"].sum() == sum(right)

@@ -6,9 +6,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
-from landmarks.networks.catalogue import COLUMNS, gflops, networks
-from landmarks.networks.network import build_network
+from landmarks.networks.catalogue import COLUMNS, gmacs, networks
+from landmarks.networks.heads import LinearHead
+from landmarks.networks.network import Network, build_network, empty_network
+from landmarks.networks.preprocessing import Preprocessing
 from landmarks.support.errors import UsageError
 
 
@@ -19,27 +22,58 @@ def test_one_network_is_one_row_with_its_size_its_cost_and_its_licence():
     assert row["parameters"] == 24_620_500 + 80 * 513
     assert row["image_size"] == 224
     assert row["license"] == "apache-2.0"
-    assert row["gflops"] == pytest.approx(2 * 4.09, rel=0.01)  # the paper prints 3.8e9 multiply-adds, timm 4.09
+    assert row["gmacs"] == pytest.approx(4.09, rel=0.01)  # what timm's tables of results print
 
 
 def test_a_smaller_photograph_costs_less_and_changes_no_parameter():
     own, small = networks("resnet18"), networks("resnet18", image_size=112)
     assert small["parameters"].to_list() == own["parameters"].to_list()
-    assert small["gflops"][0] < own["gflops"][0] / 3.5
+    assert small["gmacs"][0] < own["gmacs"][0] / 3.5
 
 
-def test_operations_of_the_baseline_agree_with_a_count_by_hand():
+def test_multiply_adds_of_one_convolution_and_one_dense_layer_agree_with_a_count_by_hand():
+    network = Network("two layers", OneConvolution(), "linear", LinearHead(5, 7), Preprocessing(16, (0,) * 3, (1,) * 3))
+    convolution = 8 * 8 * 5 * (3 * 3 * 3)  # at each of 8 × 8 positions 5 sums of 27 products
+    dense = 5 * 7
+    assert gmacs(network) == pytest.approx((convolution + dense) / 1e9)
+
+
+class OneConvolution(nn.Module):
+    num_features = 5
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+
+    def forward_features(self, images):
+        return self.layer(images)
+
+    def forward_head(self, maps, pre_logits):
+        return maps.mean((2, 3))
+
+
+def test_multiply_adds_of_the_baseline_agree_with_a_count_by_hand():
     first = 112 * 112 * 32 * 3 * 3 * 3
     second = 56 * 56 * 64 * 32 * 3 * 3
     dense = 28 * 28 * 64 * 20
-    assert gflops(build_network("baseline", classes=20, weights="none")) == pytest.approx(
-        2 * (first + second + dense) / 1e9
-    )
+    assert gmacs(build_network("baseline", classes=20, weights="none")) == pytest.approx((first + second + dense) / 1e9)
 
 
-def test_counting_operations_leaves_the_mode_as_it_was():
+def test_a_transformers_attention_is_counted_and_counts_the_same_with_and_without_memory():
+    tokens, width, blocks = 16 + 1, 192, 12
+    products = 3 * width * width + width * width + 2 * 4 * width * width  # a token's: query, key, value; output; MLP
+    attention = 2 * tokens * tokens * width  # queries with keys, weights with values
+    expected = (16 * 768 * width + blocks * (tokens * products + attention) + width * 20) / 1e9
+    settings = {"classes": 20, "head": "linear", "image_size": 64}
+    with torch.device("meta"):
+        without_memory = empty_network("vit_tiny_patch16_224", **settings)
+    assert gmacs(without_memory) == pytest.approx(expected)
+    assert gmacs(empty_network("vit_tiny_patch16_224", **settings)) == pytest.approx(expected)
+
+
+def test_counting_leaves_the_mode_as_it_was():
     network = build_network("baseline", classes=2, weights="none", image_size=32).train()
-    gflops(network)
+    gmacs(network)
     assert network.training
 
 
@@ -81,4 +115,6 @@ def test_the_verb_prints_a_table(capsys: pytest.CaptureFixture[str]):
     from landmarks.cli.networks import networks as verb
 
     verb("baseline", json=False)
-    assert "1,022,932" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1,022,932" in told
+    assert "GMACs" in told and "multiply-adds" in told and "FLOP" not in told

@@ -37,7 +37,7 @@ NAMES = (
     "Faisal Mosque",
 )
 
-NETWORKS = {  # backbone → (skill, parameters, GFLOPs, seconds)
+NETWORKS = {  # backbone → (skill, parameters, GMACs, seconds)
     "baseline": (0.9, 1_068_468, 0.21, 412.0),
     "resnet18": (2.6, 11_449_428, 1.81, 1_260.0),
     "legacy_xception": (4.2, 21_866_540, 4.6, 5_204.0),
@@ -118,7 +118,7 @@ def make_run(
     seed: int = 0,
 ) -> Path:
     """A complete run folder judged on `dataset` (as `test`) and on half of it (as `val`)."""
-    skill, parameters, gflops, seconds = NETWORKS.get(backbone, NETWORKS["resnet18"])
+    skill, parameters, gmacs, seconds = NETWORKS.get(backbone, NETWORKS["resnet18"])
     labels = dataset.labels if labels is None else labels
     write_table(folder / "labels.parquet", labels)
     top1 = {
@@ -149,7 +149,7 @@ def make_run(
                 "weights": "none" if backbone == "baseline" else "imagenet",
                 "parameters": parameters,
                 "trainable": parameters - 20_000,
-                "gflops": gflops,
+                "gmacs": gmacs,
                 "image_size": 160,
             },
             "machine": {"processor": "two AVX2 cores", "memory_gb": 8, "device": "cpu"},

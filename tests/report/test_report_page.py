@@ -233,3 +233,141 @@ def test_the_verb_prints_where_the_page_lies(
     assert run_verb(["report", str(runs[2]), "-o", str(tmp_path / "mine.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "mine.html")
     assert run_verb(["report", str(tmp_path / "nothing"), "-o", str(tmp_path / "mine.html")]) == 1
+
+
+def copied(run: Path, where: Path, **changes: object) -> Path:
+    """A copy of a run whose record is changed: `data__photographs={...}` is the entry `photographs` of `data`."""
+    shutil.copytree(run, where)
+    record = read_record(where / "run.json")
+    for path, value in changes.items():
+        *outer, last = path.split("__")
+        part = record
+        for key in outer:
+            part = part[key]
+        part[last] = value
+    write_record(where / "run.json", record, verb="train")
+    return where
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def test_a_run_from_scratch_is_not_said_to_go_on_where_a_warm_up_ended(runs: list[Path], tmp_path: Path) -> None:
+    scratch = [copied(runs[0], tmp_path / name) for name in ("a", "b")]
+    text = text_of(report(scratch, tmp_path / "scratch.html"))
+    assert "Validation accuracy as training went on" in text
+    assert "where warm-up ended" not in text and "epochs of warm-up and" not in text and "both phases" not in text
+    text = text_of(report(runs, tmp_path / "all.html"))
+    assert "where warm-up ended" in text and "over the epochs of warm-up and fine-tuning" in text
+
+
+def test_a_run_without_test_photographs_is_not_told_to_be_judged_on_them(runs: list[Path], tmp_path: Path) -> None:
+    photographs = {"train": 4_200, "val": 900, "test": 0}
+    bare = copied(runs[1], tmp_path / "bare", data__photographs=photographs)
+    (bare / "metrics" / "test.json").unlink()
+    text = text_of(report(bare, tmp_path / "validated.html"))
+    assert "Judged on validation photographs only: no others were kept apart." in text and "--part test" not in text
+    shutil.rmtree(bare / "metrics")
+    assert f"landmarks evaluate {bare} --part val" in text_of(report(bare, tmp_path / "bare.html"))
+
+
+def test_accuracy_on_training_photographs_is_never_called_test_accuracy(runs: list[Path], tmp_path: Path) -> None:
+    run = copied(runs[1], tmp_path / "run")
+    for path in (run / "metrics").glob("val*"):
+        path.unlink()
+    for path in (run / "metrics").glob("test*"):
+        path.rename(path.with_name(path.name.replace("test", "train")))
+    record = read_record(run / "metrics" / "train.json")
+    write_record(run / "metrics" / "train.json", {**record, "name": "train", "part": "train"}, verb="evaluate")
+    text = text_of(report(run, tmp_path / "report.html"))
+    assert "test accuracy" not in text and "test photographs (95" not in text
+    assert "Not evaluated yet, but on photographs it was trained on." in text
+
+
+def test_how_many_landmarks_were_judged_is_counted(runs: list[Path], tmp_path: Path) -> None:
+    run = copied(runs[1], tmp_path / "run")
+    for name in ("val", "test"):
+        path = run / "metrics" / f"{name}.json"
+        write_record(path, read_record(path) | {"landmarks": 17}, verb="evaluate")
+    assert "of 17 of 20 landmarks" in text_of(report(run, tmp_path / "some.html"))
+    assert "of 20 landmarks" in text_of(report(runs[1], tmp_path / "all.html"))
+
+
+def test_as_many_answers_are_promised_as_the_heat_maps_have(runs: list[Path], tmp_path: Path) -> None:
+    run = copied(runs[1], tmp_path / "run")
+    index = read_record(run / "maps" / "index.json")
+    for entry in index["panels"]:
+        entry["answers"] = entry["answers"][:2]
+    write_record(run / "maps" / "index.json", index, verb="explain")
+    assert "The 2 best answers of each photograph" in text_of(report(run, tmp_path / "two.html"))
+    assert "The 4 best answers of each photograph" in text_of(report(runs[1], tmp_path / "four.html"))
+
+
+def test_a_page_without_photographs_says_nothing_of_their_authors(runs: list[Path], tmp_path: Path) -> None:
+    assert "belong to their authors" in text_of(report(runs[1], tmp_path / "with.html"))
+    bare = copied(runs[1], tmp_path / "bare")
+    for name in ("metrics", "predictions", "maps"):
+        shutil.rmtree(bare / name)
+    assert "authors" not in text_of(report(bare, tmp_path / "without.html"))
+
+
+def test_what_nobody_validated_is_not_said_to_be_best_on_validation(runs: list[Path], tmp_path: Path) -> None:
+    unvalidated = []
+    for name, run in zip("ab", runs[1:], strict=False):
+        unvalidated.append(copied(run, tmp_path / name, best={}))
+        for path in (tmp_path / name / "metrics").glob("val*"):
+            path.unlink()
+    assert "best on validation" not in finding_of(report(unvalidated, tmp_path / "none.html"))
+    assert "of 3 runs it did best on validation" in finding_of(report(runs, tmp_path / "all.html"))
+    twice = [copied(runs[1], tmp_path / name) for name in "cd"]
+    assert "of 2 runs none did better on validation" in finding_of(report(twice, tmp_path / "twice.html"))
+    shutil.rmtree(tmp_path / "a" / "metrics")
+    assert finding_of(report(tmp_path / "a", tmp_path / "bare.html")) == "resnet18 has not been evaluated yet."
+
+
+def finding_of(page: Path) -> str:
+    found = re.search(r'class="finding">([^<]+)<', text_of(page))
+    assert found
+    return found[1]
+
+
+def test_answers_that_no_network_gave_are_not_to_be_explained_or_given_again(runs: list[Path], tmp_path: Path) -> None:
+    judged = copied(runs[1], tmp_path / "judged")
+    write_record(judged / "run.json", {"data": {"folder": "solution.csv"}}, verb="evaluate")
+    shutil.rmtree(judged / "maps")
+    shutil.rmtree(judged / "predictions")
+    text = text_of(report(judged, tmp_path / "report.html"))
+    assert "landmarks explain" not in text and "landmarks evaluate" not in text
+    assert "The predictions are gone" in text
+
+
+def test_a_network_without_maps_is_not_to_be_explained(runs: list[Path], tmp_path: Path) -> None:
+    run = copied(runs[1], tmp_path / "run", network__maps=False)
+    shutil.rmtree(run / "maps")
+    text = text_of(report(run, tmp_path / "report.html"))
+    assert "this kind of network has no maps to draw" in text and "landmarks explain" not in text
+
+
+def test_predictions_that_are_gone_are_made_again_of_the_same_photographs(runs: list[Path], tmp_path: Path) -> None:
+    run = copied(runs[1], tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    assert f"landmarks evaluate {run} --part test" in text_of(report(run, tmp_path / "own.html"))
+    for path in (run / "metrics").glob("test*"):
+        path.rename(path.with_name(path.name.replace("test", "holiday")))
+    record = read_record(run / "metrics" / "holiday.json")
+    write_record(run / "metrics" / "holiday.json", {**record, "data": "/data/holiday", "part": "all"}, verb="evaluate")
+    assert f"landmarks evaluate {run} --data /data/holiday" in text_of(report(run, tmp_path / "another.html"))
+
+
+def test_a_cost_that_an_earlier_version_counted_in_operations_is_shown_in_multiply_adds(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    earlier = copied(runs[1], tmp_path / "earlier")
+    record = read_record(earlier / "run.json")
+    record["network"]["gflops"] = 2 * record["network"].pop("gmacs")
+    write_record(earlier / "run.json", record, verb="train")
+    report([earlier, runs[1]], tmp_path / "report.html")
+    costs = pl.read_csv(tmp_path / "figures" / "report-results.csv")["gmacs"].to_list()
+    assert costs == [NETWORKS["resnet18"][2]] * 2
+    assert "flops" not in text_of(tmp_path / "report.html").lower()

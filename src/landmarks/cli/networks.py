@@ -25,18 +25,18 @@ def networks(
     if json:
         print(table.write_json())
         return
-    columns = ["network", "parameters", "trainable", "not trained", "pixels", "GFLOPs", "licence"]
+    columns = ["network", "parameters", "trainable", "not trained", "pixels", "GMACs", "licence"]
     rows = [
         [
             row["network"],
             *(f"{row[column]:,}" for column in ("parameters", "trainable", "non_trainable")),
             row["image_size"],
-            row["gflops"],
+            row["gmacs"],
             row["license"] or "-",
         ]
         for row in table.iter_rows(named=True)
     ]
     print_table(columns, rows)
-    print("Parameters as Keras counts them; GFLOPs for one photograph, a multiplication and an addition being two.")
+    print("Parameters as Keras counts them; GMACs: billions of multiply-adds for one photograph.")
     if name is None:
         print("Any other network of timm works too: landmarks networks NAME")

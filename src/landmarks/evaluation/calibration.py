@@ -18,6 +18,7 @@ DEFINITIONS = {
     "ece": "Expected calibration error: known photographs fall into 15 bins of equal width by the probability of "
     "their best answer; mean over photographs of the distance between a bin's mean probability and its share of right "
     "answers.",
+    "ece_before_temperature": "The same error of the probabilities as the network gives them, before the temperature.",
     "reliability": "Per bin that holds photographs: mean probability of the best answer, share of right answers, "
     "photographs.",
     "temperature": "Number by which the outputs are divided before the softmax, fitted on the validation part by "

@@ -27,9 +27,12 @@ FOLDS = 5
 """Folds of the cross-validation that judges the combined score where its weights are fitted."""
 
 DEFINITIONS = {
-    "rejection": "For each score: AUROC on the part reported on; the threshold below which 5 % of the known "
-    "photographs of the part chosen on fall; the shares of known (`lost`) and unknown (`rejected`) photographs below "
-    "it on the part reported on.",
+    "rejection": "What each score is worth that may tell known from unknown photographs: rules and thresholds are "
+    "chosen on one part of the photographs, and all but `auroc_chosen` is reported on another.",
+    "auroc_chosen": "The same on the part chosen on; of the combined rule by cross-validation there.",
+    "threshold": "The score below which 5 % of the known photographs of the part chosen on fall.",
+    "lost": "Share of known photographs below that threshold.",
+    "rejected": "Share of unknown photographs below that threshold.",
 }
 
 

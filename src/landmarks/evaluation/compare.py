@@ -21,6 +21,12 @@ LEVEL = 0.05
 """A difference is called real when chance alone would show one so large in fewer than 5 of 100 cases."""
 
 DEFINITIONS = {
+    "photographs": "Photographs that both runs answered, of landmarks that both know.",
+    "left_out": "Photographs that only one of the runs answered, or knows the landmark of.",
+    "top1_first": "Share of the photographs that the first run's best answer is right on.",
+    "top1_second": "The same of the second run.",
+    "only_first": "Photographs that the first run answers right and the second wrong.",
+    "only_second": "Photographs that the second run answers right and the first wrong.",
     "difference": "Top-1 of the second run minus top-1 of the first, on the photographs of landmarks that both know, "
     "with the percentile bootstrap 95 % interval over groups.",
     "p_value": "McNemar's exact test: of the photographs that exactly one run answers right, the share that is the "

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from landmarks.evaluation.metrics import NO_ANSWER, Flags, Floats, Integers, Truth, correct_answers, require_numbers
 from landmarks.support.errors import LandmarksError
 
-DEFINITION = (
-    "Global average precision: one answer and one score per photograph, sorted by score descending, ties by id and "
-    "then by landmark, ascending; at each rank whose landmark is among those the photograph shows, the share of right "
-    "answers so far is added; the sum is divided by the number of photographs that show a known landmark."
-)
+DEFINITIONS = {
+    "gap": "Global average precision: one answer and one score per photograph, sorted by score descending, ties by id "
+    "and then by landmark, ascending; at each rank whose landmark is among those the photograph shows, the share of "
+    "right answers so far is added; the sum is divided by the number of photographs that show a known landmark.",
+    "gap_of_known": "The same over known photographs alone.",
+    "gap_of_usage": "The same over the photographs of each usage alone (Public, Private).",
+}
 
 
 def gap(ids: Sequence[str] | NDArray[np.object_], answers: Integers, scores: Floats, truth: Truth) -> float:

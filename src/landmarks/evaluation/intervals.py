@@ -19,7 +19,6 @@ DRAWS = 1000
 DEFINITIONS = {
     "interval": "Percentile bootstrap: the central 95 % of the number over 1000 resamples, with replacement, of whole "
     "groups (near-duplicates and series count as one draw); photographs without a group are groups of one.",
-    "wilson": "Wilson's score interval of a share at 95 %.",
 }
 
 

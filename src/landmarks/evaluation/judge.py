@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.evaluation.arrays import Arrays
-from landmarks.evaluation.measure import measure
+from landmarks.evaluation.measure import Measured, definitions_of, measure
 from landmarks.evaluation.predictions import PREDICTIONS
 from landmarks.evaluation.submission import read_solution, read_submission, submission_arrays
 from landmarks.support.console import note
@@ -32,7 +32,7 @@ def judge(submission: Path | str, truth: Path | str, *, out: Path | str | None =
     about: dict[str, Any] = {"name": name, "run": name, "data": str(truth), "part": "test", "temperature": None}
     about["answered"] = answered
     if out is None:
-        return {**about, "seconds": time.monotonic() - started, **measure(arrays).record}
+        return _record({**about, "seconds": time.monotonic() - started}, measure(arrays))
     with held(out) as folder:
         labels = _labels(landmark_ids)
         write_table(folder / "labels.parquet", labels)
@@ -56,9 +56,14 @@ def write_metrics(
     names = labels["name"]
     for pair in measured.record["confused"]:
         pair |= {"truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
-    numbers = {**about, **measured.record}
+    numbers = _record(about, measured)
     write_record(metrics / f"{name}.json", numbers, verb="evaluate", inputs=inputs)
     return numbers
+
+
+def _record(about: dict[str, Any], measured: Measured) -> dict[str, Any]:
+    numbers = {**about, **measured.record}
+    return numbers | {"definitions": definitions_of(numbers)}
 
 
 def _labels(landmark_ids: pl.Series) -> pl.DataFrame:

@@ -28,7 +28,17 @@ DEFINITIONS = {
     "lottery": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
     "every landmark's photographs and judged on the others, whole groups of near-duplicates on one side; the "
     "accuracies of all draws make the distribution.",
-    "place": "Share of draws whose accuracy is below the given one; ties count half.",
+    "accuracies": "The accuracy of each draw.",
+    "draws": "Sets of landmarks drawn.",
+    "landmarks": "Landmarks in each of them.",
+    "of": "Landmarks they are drawn from: those with two groups of photographs or more.",
+    "mean": "Mean of the accuracies.",
+    "deviation": "Standard deviation of the accuracies.",
+    "smallest": "The smallest of the accuracies.",
+    "largest": "The largest of the accuracies.",
+    **{f"q{share:02d}": f"The {share}th percentile of the accuracies." for share in (5, 25, 50, 75, 95)},
+    "own": "Accuracy of the run itself as it was judged, and how many landmarks it tells apart.",
+    "place": "Share of draws whose accuracy is below the run's own; ties count half.",
 }
 
 

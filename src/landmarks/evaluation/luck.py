@@ -56,10 +56,13 @@ def luck(
         "own": _own(opened.folder / "metrics" / f"{name}.json", len(opened.labels)),
         "seed": seed,
         "accuracies": accuracies.tolist(),
-        "definitions": DEFINITIONS,
+        "definitions": {},
     }
     if numbers["own"] is not None:
         numbers["own"]["place"] = place_of(numbers["own"]["accuracy"], accuracies)
+    told = {"lottery", "place"} if numbers["own"] is not None else {"lottery"}
+    there = told | {name for name, value in numbers.items() if value is not None}
+    numbers["definitions"] = {name: text for name, text in DEFINITIONS.items() if name in there}
     with held(opened.folder):
         write_record(opened.folder / "metrics" / f"{name}{SUFFIX}", numbers, verb="evaluate", inputs=dataset.digest)
     return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,11 @@ DEFINITIONS = {
     **selective.DEFINITIONS,
     **choice.DEFINITIONS,
     **rejection.DEFINITIONS,
-    "gap": gap.DEFINITION,
+    **gap.DEFINITIONS,
+    "answered": "Photographs that the submission gives an answer to.",
+    "seconds": "From the start of the evaluation to its last answer; answers that were kept from earlier cost nothing.",
 }
+"""Of every number that the record of an evaluation may hold; a record carries those of the numbers it holds."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,33 @@ def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
         "confused": _pairs(metrics.most_confused(shown, answer, count, MOST_CONFUSED)),
         "risk_coverage": _risk_coverage(confidence, correct),
         **_rejection(arrays, known, seed),
-        "definitions": DEFINITIONS,
     }
     confusion = pl.DataFrame({"truth": shown, "answer": answer, "count": count})
-    return Measured(_without_nan(record), _landmarks(first, correct), confusion)
+    record = _without_nan(record)
+    return Measured({**record, "definitions": definitions_of(record)}, _landmarks(first, correct), confusion)
+
+
+def definitions_of(numbers: Mapping[str, Any]) -> dict[str, str]:
+    """Return the definition of every number that is there in the record of an evaluation, and of no other."""
+    there = names_of(numbers)
+    return {name: text for name, text in DEFINITIONS.items() if name in there}
+
+
+def names_of(numbers: Mapping[str, Any]) -> set[str]:
+    """Return what the record of an evaluation holds: its own entries, and what it says of scores that were compared."""
+    there = {name for name, value in numbers.items() if not _is_nothing(value)}
+    for row in numbers.get("rejection") or []:
+        there |= (row.keys() - {"score"}) | {row["score"]}
+    if "top1" in there:
+        there |= {"interval", "landmark_accuracy"}  # the latter in the table beside the record
+    return there
+
+
+def _is_nothing(value: Any) -> bool:
+    """Return whether `value` is no number, or a record of none: what would be measured of no photographs."""
+    if isinstance(value, dict):
+        return value["value"] is None if "value" in value else all(_is_nothing(one) for one in value.values())
+    return value is None or value == []
 
 
 def _with_interval(flags: Flags, groups: Integers, seed: int) -> dict[str, Any]:

@@ -21,13 +21,17 @@ NO_ANSWER = -1
 """Fills the columns of `labels` after a photograph's last answer."""
 
 DEFINITIONS = {
+    "photographs": "Photographs judged, known and unknown ones.",
     "known": "Photographs that show at least one of the run's landmarks; all others are unknown.",
+    "unknown": "Photographs that show none of the run's landmarks.",
+    "landmarks": "Landmarks that at least one known photograph shows first.",
     "top1": "Share of known photographs whose best answer is one of the landmarks they show; of answers with equal "
     "scores the one with the smallest label is the better.",
     "top5": "Share of known photographs with one of the landmarks they show among the five best answers.",
     "macro": "Mean over landmarks of the share of a landmark's photographs whose best answer is right; a photograph "
     "counts for the first landmark it shows; landmarks without photographs in this part are left out.",
-    "landmark_accuracy": "Share of a landmark's photographs whose best answer is right, with its Wilson 95 % interval.",
+    "landmark_accuracy": "Share of a landmark's photographs whose best answer is right, with Wilson's score interval "
+    "at 95 %.",
     "log_loss": "Mean over known photographs of minus the natural logarithm of the probability given to the first "
     "landmark they show.",
     "confused": "Ordered pairs (landmark shown first, wrong best answer), counted over known photographs, most "

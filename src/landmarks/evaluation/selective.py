@@ -13,7 +13,6 @@ DEFINITIONS = {
     "first; coverage is the share answered, risk the share of wrong answers among them; photographs of equal "
     "probability share their mistakes evenly. `area` is the mean of the risk over all coverages (smaller is better).",
     "auroc": "Probability that a random known photograph scores higher than a random unknown one; ties count half.",
-    "rejected_at_5": "Share of unknown photographs that fall below the score which 5 % of the known ones fall below.",
 }
 
 

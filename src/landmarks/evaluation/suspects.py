@@ -1,5 +1,11 @@
 """Which labels are likely wrong? Photographs whose features speak for another landmark, and twins with two labels.
 
+Five-fold cross-validation over whole groups gives each photograph the mean of two estimates, a ridge regression and
+the votes of its ten nearest photographs, none of its own group; it is suspect when another landmark is likelier than
+the given one by at least `MARGIN` of how likely that other landmark is, on average, for its own photographs (after
+confident learning, Northcutt et al., JAIR 2021, with a margin in place of a probability). Twins are two photographs of
+different landmarks whose perceptual hashes differ in at most `TWIN_BITS` of 64 bits.
+
 A check never changes or deletes anything: it writes a sheet to look at, and a CSV with an empty column for a person's
 decision, which `split` takes back.
 """
@@ -60,14 +66,6 @@ SUSPECTS = {
     "correct_landmark_id": pl.String,  # empty: for a person to fill in (an id, "none", or the given one)
 }
 """Columns of the CSV, the most suspicious first."""
-
-DEFINITIONS = {
-    "suspect": "Five-fold cross-validation over whole groups gives each photograph the mean of two estimates, a ridge "
-    "regression and the votes of its ten nearest photographs, none of its own group; it is suspect when another "
-    "landmark is likelier than the given one by at least 0.8 of how likely that other landmark is, on average, for its "
-    "own photographs (after confident learning, Northcutt et al., JAIR 2021, with a margin in place of a probability).",
-    "twin": "Two photographs of different landmarks whose perceptual hashes differ in at most 2 of 64 bits.",
-}
 
 
 def suspects(run: Path | str, out: Path | str, *, data: Path | str | None = None, part: str = "train") -> pl.DataFrame:

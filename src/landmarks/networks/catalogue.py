@@ -1,4 +1,4 @@
-"""What a network costs before it is built: parameters, input size, operations, and the licence of its weights."""
+"""What a network costs before it is built: parameters, input size, multiply-adds, and the licence of its weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from landmarks.networks.backbones import STUDY, pretrained_record, timm_name
@@ -20,7 +21,7 @@ COLUMNS = {
     "trainable": pl.Int64,
     "non_trainable": pl.Int64,  # running means and variances of batch normalisation
     "image_size": pl.Int64,  # in pixels
-    "gflops": pl.Float64,  # for one photograph forward; a multiplication and an addition are two operations
+    "gmacs": pl.Float64,  # billions of multiply-adds for one photograph forward
     "license": pl.String,  # of the ImageNet weights; null where nothing is stated
 }
 """Columns of the table that `networks` returns."""
@@ -48,21 +49,23 @@ def _describe(backbone: str, classes: int, head: str, image_size: int | None) ->
         "trainable": counts.trainable,
         "non_trainable": counts.non_trainable,
         "image_size": network.preprocessing.image_size,
-        "gflops": round(gflops(network), 3),
+        "gmacs": round(gmacs(network), 3),
         "license": pretrained_record(backbone)["license"],
     }
 
 
 @torch.no_grad()
-def gflops(network: Network) -> float:
-    """Return the billions of operations of one photograph's way forward, counted while it goes through.
+def gmacs(network: Network) -> float:
+    """Return the billions of multiply-adds of one photograph's way forward, counted while it goes through.
 
-    Convolutions and matrix products are counted, a multiplication and an addition as two operations: twice the
-    "multiply-adds" that papers print. A network on the meta device is counted without being computed.
+    Convolutions and matrix products are counted, those of attention too. A multiplication and the addition that goes
+    with it are one multiply-add, as in timm's tables of results; papers often call the same number FLOPs. A network on
+    the meta device is counted without being computed.
     """
     size, device = network.preprocessing.image_size, next(network.parameters()).device
     training = network.training
-    with FlopCounterMode(display=False) as counter:
+    # Fused attention is one operation that the counter knows on some devices only.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, 3, size, size, device=device))
     network.train(training)
-    return float(counter.get_total_flops()) / 1e9
+    return float(counter.get_total_flops()) / 2 / 1e9  # it counts a multiply-add as two operations

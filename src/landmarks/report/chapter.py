@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
-from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.manifest import PARTS, Dataset
 from landmarks.report import drawings, mistakes, tables
 from landmarks.report.figures import Figure, FigureFolder
 from landmarks.report.mistakes import ConfusedPair, Mistake, Panel
@@ -58,6 +58,13 @@ class Chapter:
     making: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     choices: list[tuple[str, str, str]] = field(default_factory=list)
 
+    @property
+    def has_photographs(self) -> bool:
+        """Whether any photograph is shown."""
+        of_pairs = [photograph for pair in self.pairs for photograph in (*pair.shown, pair.typical)]
+        alone = [one.photograph for one in (*self.mistakes, *self.strangers)]
+        return bool(self.panels) or any(photograph is not None for photograph in (*of_pairs, *alone))
+
 
 def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
     """Return a run's chapter; its figures are written on the way, and at most `panels` heat maps are taken up."""
@@ -106,11 +113,19 @@ def _tiles(run: Pieces, judged: Evaluation | None) -> list[tuple[str, str, str]]
         top1, top5 = judged.metrics.get("top1"), judged.metrics.get("top5")
         tiles.append((f"{part} accuracy", percent(top1), interval(top1)))
         tiles.append(("among the best five", percent(top5), interval(top5)))
-        tiles.append(("photographs judged", count(judged.known), f"of {count(len(run.labels))} landmarks"))
+        tiles.append(("photographs judged", count(judged.known), _of_landmarks(run, judged)))
     size = number(run.part("network", "image_size"))
     tiles.append(("parameters", millions(run.part("network", "parameters")), f"at {size:.0f} pixels" if size else ""))
     tiles.append(("training", duration(run.part("seconds", "total")), _memory(run)))
     return tiles
+
+
+def _of_landmarks(run: Pieces, judged: Evaluation) -> str:
+    """Return how many of its landmarks a run was judged on: not always all."""
+    judged_on, known = number(judged.metrics.get("landmarks")), len(run.labels)
+    return f"of {count(known if judged_on is None else judged_on)}" + (
+        f" of {count(known)} landmarks" if judged_on not in (None, known) else " landmarks"
+    )
 
 
 def _memory(run: Pieces) -> str:
@@ -124,19 +139,42 @@ def _missing(run: Pieces, judged: Evaluation | None, why_not: str) -> list[Missi
     if run.history is None:
         missing.append(Missing("No learning curves: the run has no history."))
     if judged is None:
-        missing.append(Missing("Not evaluated yet.", f"landmarks evaluate {folder}"))
-    elif judged.name == "val":
+        part = "" if run.has_test else " --part val"
+        missing.append(
+            Missing("Not evaluated yet, but on photographs it was trained on.", f"landmarks evaluate {folder}{part}")
+            if run.evaluations
+            else Missing("Not evaluated yet.", f"landmarks evaluate {folder}{part}")
+        )
+    elif judged.name == "val" and run.has_test:
         missing.append(Missing("Judged on validation photographs only.", f"landmarks evaluate {folder} --part test"))
+    elif judged.name == "val":
+        missing.append(Missing("Judged on validation photographs only: no others were kept apart."))
     if judged is not None and judged.predictions is None:
-        missing.append(Missing("The predictions are gone, so no mistakes are shown.", f"landmarks evaluate {folder}"))
-    if judged is not None and judged.confusion is not None and len(run.names) > drawings.MOST_CELLS:
+        again = _command_again(run, judged)
+        missing.append(Missing("The predictions are gone, so no mistakes are shown.", again))
+    if judged is not None and _has_pairs(judged) and len(run.names) > drawings.MOST_CELLS:
         told = f"A confusion matrix is drawn up to {drawings.MOST_CELLS} landmarks; all pairs are in its CSV."
         missing.append(Missing(told))
-    if run.maps is None:
+    if run.part("network", "maps") is False:
+        missing.append(Missing("No heat maps: this kind of network has no maps to draw."))
+    elif run.maps is None and run.part("network") is not None:
         missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}"))
     if judged is not None and why_not:
         missing.append(Missing(f"Photographs are left out: {readable(why_not, 400)}."))
     return missing
+
+
+def _command_again(run: Pieces, judged: Evaluation) -> str:
+    """Return the command that judges the same photographs again; empty for answers that are not a network's."""
+    if run.part("network") is None:
+        return ""
+    own = judged.name in PARTS and judged.name == judged.metrics.get("part", judged.name)
+    where = f"--part {judged.name}" if own else f"--data {shlex.quote(judged.place)}"
+    return f"landmarks evaluate {shlex.quote(str(run.folder))} {where}"
+
+
+def _has_pairs(judged: Evaluation) -> bool:
+    return judged.confusion is not None and not judged.confusion.is_empty()
 
 
 def _calibration_line(judged: Evaluation | None) -> str:

@@ -30,7 +30,7 @@ def overview(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[F
     numbers = results_numbers(runs)
     figures.keep(numbers, file=f"{page}-results")
     drawn = []
-    for x, title, unit in (("gflops", "cost of one photograph", "GFLOPs"), ("seconds", "time of training", "minutes")):
+    for x, title, unit in (("gmacs", "cost of one photograph", "GMACs"), ("seconds", "time of training", "minutes")):
         frame = _bubbles(numbers, x)
         if len(frame) < 2:
             continue
@@ -54,7 +54,7 @@ def _bubbles(numbers: pl.DataFrame, x: str) -> pl.DataFrame:
         frame = frame.with_columns(pl.col("seconds") / 60)
     told = [
         f"{row['run']}: {percent(row['accuracy'])} ({interval(row)}), {millions(row['parameters'])} parameters, "
-        + (f"{row['gflops']:.2f} GFLOPs" if x == "gflops" else duration(row["seconds"] * 60))
+        + (f"{row['gmacs']:.2f} GMACs" if x == "gmacs" else duration(row["seconds"] * 60))
         for row in frame.iter_rows(named=True)
     ]
     return frame.with_columns(pl.Series("description", told, dtype=pl.String))
@@ -79,8 +79,8 @@ def _compared(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[
             frame,
             file=f"{page}-learning",
             title="Validation accuracy as training went on",
-            alt=f"Lines of validation accuracy over the epochs of both phases for {plural(len(frames), 'run')}.",
-            caption="Fine-tuning goes on where warm-up ended.",
+            alt=f"Lines of validation accuracy over the epochs of {_phases(frame)} for {plural(len(frames), 'run')}.",
+            caption="Fine-tuning goes on where warm-up ended." if _both_phases(frame) else "",
         )
     ]
 
@@ -103,10 +103,19 @@ def learning(run: Pieces, figures: FigureFolder) -> list[Figure]:
                 frame,
                 file=f"{run.slug}-learning-{measure}",
                 title=f"{measure.capitalize()} as training went on",
-                alt=f"Lines of {measure} over the epochs of both phases{ending}.",
+                alt=f"Lines of {measure} over the epochs of {_phases(frame)}{ending}.",
             )
         )
     return drawn
+
+
+def _phases(frame: pl.DataFrame) -> str:
+    return " and ".join(word for phase, word in _PHASES.items() if phase in frame["phase"])
+
+
+def _both_phases(frame: pl.DataFrame) -> bool:
+    """Return whether any one series went through both phases."""
+    return bool((frame.group_by("series").agg(pl.col("phase").n_unique())["phase"] > 1).any())
 
 
 _PARTS = (("val", "validation"), ("train", "training"))

@@ -50,6 +50,8 @@ class Panel:
     uri: str
     truth: str
     answers: str
+    shown: int
+    """How many answers have a map."""
     correct: bool | None
 
 
@@ -148,5 +150,6 @@ def _panel(entry: dict[str, Any], uri: str) -> Panel:
         uri=uri,
         truth=readable(entry.get("truth_name") or "", 80),
         answers=told,
+        shown=len(answers),
         correct=entry.get("correct"),
     )

@@ -87,6 +87,7 @@ def _render(runs: list[Pieces], figures: FigureFolder, page: str, study: dict[st
         compared=compared,
         study=None if study is None else study_part(study, figures, page),
         chapters=chapters,
+        with_photographs=any(one.has_photographs for one in chapters),
         contents=_contents(chapters, with_study=study is not None),
         datasets=_datasets(runs),
         caveats=caveats.caveats(runs),
@@ -115,6 +116,8 @@ def finding(runs: Sequence[Pieces]) -> str:
     best = runs[0]
     backbone = readable(best.part("network", "backbone") or best.name, 60)
     judged = best.main
+    if judged is None and best.val_accuracy is None:
+        return f"{backbone} has not been evaluated yet."
     if judged is None:
         accuracy = percent(best.val_accuracy)
         return f"{backbone} reached {accuracy} on its validation photographs; it has not been evaluated yet."
@@ -122,8 +125,10 @@ def finding(runs: Sequence[Pieces]) -> str:
     top1 = judged.metrics.get("top1")
     sure = f" (95 % interval {interval(top1)})" if interval(top1) else ""
     sentence = f"{backbone} names the right landmark in {percent(top1)} of {judged.known:,} {part} photographs{sure}"
-    if len(runs) > 1:
-        sentence += f"; of {len(runs)} runs it did best on validation"
+    validated = [run.val_accuracy for run in runs if run.val_accuracy is not None]
+    if best.val_accuracy is not None and len(validated) > 1:
+        alone = validated.count(best.val_accuracy) == 1
+        sentence += f"; of {len(validated)} runs {'it did best' if alone else 'none did better'} on validation"
     return sentence + "."
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from landmarks.evaluation.lottery import SUFFIX
 from landmarks.report.wording import display_names, number, readable
 from landmarks.support.errors import UsageError
-from landmarks.support.files import read_record
+from landmarks.support.files import digest_of, read_record
 from landmarks.support.tables import read_table
 from landmarks.training.run import open_run
 
@@ -32,6 +32,14 @@ class Evaluation:
     def known(self) -> int:
         """Photographs that show a landmark of the run."""
         return int(number(self.metrics.get("known", self.metrics.get("photographs"))) or 0)
+
+    @cached_property
+    def photographs(self) -> str:
+        """Which photographs these are, as a digest of their ids; empty where the predictions are gone."""
+        if self.predictions is None:
+            return ""
+        shown = read_table(self.predictions).filter(pl.col("truth").list.len() > 0)
+        return digest_of(shown["id"].sort().to_list())
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,25 @@ class Pieces:
 
     @property
     def main(self) -> Evaluation | None:
-        """The evaluation the page is about: the test part, else a test set of its own, else validation."""
+        """The evaluation the page is about: the test part, else a test set of its own, else validation.
+
+        None of photographs that the run was trained on.
+        """
         order = {"test": 0, "val": 2}
-        able = [one for one in self.evaluations if one.known]
+        able = [one for one in self.evaluations if one.known and not self.trained_on(one)]
         return min(able, key=lambda one: (order.get(one.name, 1), one.name), default=None)
+
+    def trained_on(self, one: Evaluation) -> bool:
+        """Whether an evaluation is of the run's own training photographs, or of these among others."""
+        if one.name != one.metrics.get("part"):
+            return False
+        own, place = self.part("data", "folder"), one.metrics.get("data")
+        return one.name == "train" or (one.name == "all" and Path(str(place)).resolve() == Path(str(own)).resolve())
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the run's dataset has test photographs, as far as the record tells."""
+        return self.part("data", "photographs", "test") != 0
 
     def evaluation(self, name: str) -> Evaluation | None:
         """Return one evaluation by its name."""
@@ -118,7 +141,7 @@ def _read_run(folder: Path) -> Pieces:
     return Pieces(
         name=readable(run.name, 60),
         folder=folder,
-        record=run.record,
+        record=_in_gmacs(run.record),
         labels=run.labels,
         history=_table(folder / "history.parquet"),
         model=read_record(model) if model.is_file() else {},
@@ -126,6 +149,15 @@ def _read_run(folder: Path) -> Pieces:
         maps=read_record(maps) if maps.is_file() else None,
         lotteries=tuple(read_record(path) for path in lotteries),
     )
+
+
+def _in_gmacs(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's record with its network's cost in multiply-adds: earlier ones counted each as two operations."""
+    network = record.get("network")
+    if not isinstance(network, dict) or (operations := number(network.get("gflops"))) is None:
+        return record
+    rest = {name: value for name, value in network.items() if name != "gflops"}
+    return {**record, "network": {"gmacs": operations / 2, **rest}}
 
 
 def _read_evaluation(folder: Path, name: str) -> Evaluation:

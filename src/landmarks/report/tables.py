@@ -24,6 +24,7 @@ from landmarks.report.wording import (
     percent,
     plural,
     readable,
+    titled,
 )
 
 MAX_ROWS = 300
@@ -147,7 +148,7 @@ def results_numbers(runs: Sequence[Pieces]) -> pl.DataFrame:
                 "run": run.name,
                 "backbone": run.part("network", "backbone"),
                 "parameters": number(run.part("network", "parameters")),
-                "gflops": number(run.part("network", "gflops")),
+                "gmacs": number(run.part("network", "gmacs")),
                 "image_size": number(run.part("network", "image_size")),
                 "epochs": sum(epochs) if epochs else None,
                 "val_accuracy": run.val_accuracy,
@@ -217,14 +218,6 @@ def per_landmark(frame: pl.DataFrame, file: str) -> Table:
     return Table(f"Accuracy of {plural(len(frame), 'landmark')}.", columns, rows, note, file)
 
 
-_REJECTION_TITLES = {
-    "auroc": "AUROC",
-    "auroc_chosen": "AUROC where chosen",
-    "lost": "Landmarks lost",
-    "rejected": "Others rejected",
-    "gap": "GAP",
-}
-
 _REJECTION_SHARES = ("lost", "rejected")
 
 
@@ -239,7 +232,7 @@ def rejection(metrics: Mapping[str, Any]) -> Table | None:
         tuple(Cell(_rejection_text(name, record.get(name)), number(record.get(name))) for name in names)
         for record in records
     )
-    titles = [_REJECTION_TITLES.get(name, readable(name.replace("_", " ").capitalize(), 40)) for name in names]
+    titles = [titled(name) for name in names]
     parts = metrics.get("rejection_parts") or {}
     caption = "Scores that tell a known landmark from anything else."
     if parts:

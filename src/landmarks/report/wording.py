@@ -24,6 +24,28 @@ def readable(text: object, longest: int = MAX_NAME) -> str:
     return clean if len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
 
 
+TITLES = {
+    "auroc": "AUROC",
+    "auroc_chosen": "AUROC where chosen",
+    "ece": "ECE",
+    "ece_before_temperature": "ECE before temperature",
+    "gap": "GAP",
+    "gap_of_usage": "GAP of usage",
+    "gmacs": "GMACs",
+    "lost": "Landmarks lost",
+    "rejected": "Others rejected",
+    "top1": "Top-1",
+    "top5": "Top-5",
+}
+"""What stands over a number on the page, where its name alone does not read well."""
+
+
+def titled(name: str) -> str:
+    """Return the heading of a number, the same over its column and over its definition."""
+    plain = readable(name.replace("_", " "), 40)
+    return TITLES.get(name, plain[:1].upper() + plain[1:])
+
+
 def number(value: Any) -> float | None:
     """Return the number in `value`, which is one, or a record with a "value", or nothing."""
     if isinstance(value, Mapping):

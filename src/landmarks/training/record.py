@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from landmarks.dataset.manifest import PARTS, Dataset
 from landmarks.dataset.naming import identified_by
-from landmarks.networks.catalogue import gflops
+from landmarks.networks.catalogue import gmacs
 from landmarks.networks.network import Network
 from landmarks.networks.parameters import count_parameters
 from landmarks.support.tables import read_metadata
@@ -55,7 +55,7 @@ def record_of(
             "weights": recipe.weights,
             "parameters": counts.total,
             "trainable": counts.trainable,
-            "gflops": round(gflops(network), 3),
+            "gmacs": round(gmacs(network), 3),
             "image_size": network.preprocessing.image_size,
         },
         "machine": describe_machine(machine),

@@ -1,0 +1,21 @@
+"""What a run's record says."""
+
+from __future__ import annotations
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.networks.catalogue import networks
+from landmarks.networks.network import build_network
+from landmarks.training.finetune import State
+from landmarks.training.machine import Machine
+from landmarks.training.recipe import Recipe
+from landmarks.training.record import record_of
+
+
+def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_networks(
+    stripes: Dataset, small_recipe: Recipe, machine: Machine
+) -> None:
+    network = build_network("vit_tiny_patch16_224", classes=3, weights="none", image_size=32)
+    record = record_of(network, stripes, recipe=small_recipe, machine=machine, choices=[], state=State(micro_batch=1))
+    table = networks("vit_tiny_patch16_224", classes=3, image_size=32)
+    assert record["network"]["gmacs"] == table["gmacs"][0] > 0
+    assert "gflops" not in record["network"]
