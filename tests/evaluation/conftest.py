@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import settings
 
 from landmarks.dataset.manifest import Dataset, write_dataset
 from landmarks.dataset.pictures import encode
@@ -18,9 +17,6 @@ from landmarks.support.tables import write_table
 from landmarks.training.run import Run, open_run
 
 LANDMARKS = (11, 22, 33)
-
-settings.register_profile("evaluation", deadline=None)  # a busy machine is no failure
-settings.load_profile("evaluation")
 
 
 def picture(landmark: int, number: int) -> bytes:
