@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ for name in list(os.environ):
         del os.environ[name]
 os.environ["NETRC"] = os.devnull
 os.environ["OMP_NUM_THREADS"] = "1"  # sums are the same with any number of cores, and workers leave each other room
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What is drawn from torch's own generator does not depend on the tests before."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

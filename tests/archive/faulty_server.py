@@ -38,7 +38,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: Callable[[bytes], bytes] | None = None  # other bytes, told and sent as if they were right
     cut_after: int | None = None  # bytes of the body, then the connection is closed
-    stall_after: int | None = None  # bytes of the body, then nothing more while the server runs
+    stall_after: int | None = None  # bytes of the body, then nothing more until `Server.stalls_end`
     ignore_range: bool = False
     shift_range: int = 0
     etag: str | None = None
@@ -73,7 +73,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.sent = 0
         self.lock = threading.Lock()
-        self.ended = threading.Event()
+        self.stalls_end = threading.Event()  # set when the server ends, or before by a test
 
     @property
     def address(self) -> str:
@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.sent += len(body[:end])
         if fault.stall_after is not None:
             self.wfile.flush()
-            self.server.ended.wait()
+            self.server.stalls_end.wait()
         if end < len(body):
             self.close_connection = True
 
@@ -148,7 +148,7 @@ def serving(folder: Path, plan: Plan | None = None, *, etags: bool = True) -> It
     try:
         yield server
     finally:
-        server.ended.set()
+        server.stalls_end.set()
         server.shutdown()
         server.server_close()
         thread.join()
