@@ -1,12 +1,45 @@
-"""Fixtures that many rooms use: the miniature archive, and the real photographs where they lie."""
+"""Surroundings that are the same for everyone, and fixtures that many rooms use: the miniature, the real photographs."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# The same examples every time, however slow the machine; `pytest --hypothesis-profile search` looks for new ones.
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("settled", settings.get_profile("search"), derandomize=True)
+settings.load_profile("settled")
+
+OF_A_PERSON = ("COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE")
+OF_A_LAUNCHER = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+
+# What somebody has set for other work must not reach the tests: widths, colours, proxies, credentials, processes. Here
+# and not in a fixture, since torch, rich and typer look into the environment once, when they are imported.
+for name in list(os.environ):
+    foreign = name.lower().endswith("_proxy") or name.startswith(("ACCELERATE_", "AWS_", "HF_"))
+    if foreign or name in OF_A_PERSON + OF_A_LAUNCHER:
+        del os.environ[name]
+os.environ["NETRC"] = os.devnull
+os.environ["OMP_NUM_THREADS"] = "1"  # sums are the same with any number of cores, and workers leave each other room
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What is drawn from torch's own generator does not depend on the tests before."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Copies of mirrors' files go into a folder of this session's, not into the person's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,12 +36,16 @@ def test_help_loads_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_help_answers_in_under_half_a_second() -> None:
-    # Alone among the tests this one has a limit, since the promise itself is a time; the best of five is compared.
+    # Alone among the tests this one has a limit, since the promise itself is a time: the processor's, best of five, as a
+    # busy machine is no failure.
+    def used() -> float:
+        return os.times().children_user + os.times().children_system
+
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = used()
         subprocess.run([sys.executable, "-m", "landmarks", "-h"], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(used() - before)
     assert min(seconds) < 0.5
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,15 +14,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: `number` counts all requests of the server, `nth` those of this path, both from 0."""
+    """What was asked for.
+
+    All counts begin at 0: `number` is of all requests of the server, `nth` of those for this path, `again` of those for
+    this path from this byte on by this method. Where several readers are at work, only `again` does not depend on
+    which of them was faster.
+    """
 
     number: int
     nth: int
+    again: int
     method: str
     path: str
     start: int | None
     headers: dict[str, str]
-    time: float
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,27 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: Callable[[bytes], bytes] | None = None  # other bytes, told and sent as if they were right
     cut_after: int | None = None  # bytes of the body, then the connection is closed
-    stall_after: int | None = None  # bytes of the body, then nothing more
+    stall_after: int | None = None  # bytes of the body, then nothing more until `Server.stalls_end`
     ignore_range: bool = False
     shift_range: int = 0
     etag: str | None = None
 
 
 Plan = Callable[[Request], Fault | None]
+
+
+def weather(*faults: Fault | None) -> Plan:
+    """Return a plan that breaks the first answer to each request, and lets it succeed when it is made again.
+
+    Which fault it is, or with None among them whether there is one, depends on what is asked for and not on what was
+    asked before: threads may come in any order.
+    """
+
+    def plan(request: Request) -> Fault | None:
+        place = zlib.crc32(f"{request.method} {request.path} {request.start}".encode())
+        return None if request.again else faults[place % len(faults)]
+
+    return plan
 
 
 class Server(ThreadingHTTPServer):
@@ -54,6 +73,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.sent = 0
         self.lock = threading.Lock()
+        self.stalls_end = threading.Event()  # set when the server ends, or before by a test
 
     @property
     def address(self) -> str:
@@ -75,9 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
         ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         with self.server.lock:
             past = self.server.requests
-            nth = sum(request.path == path for request in past)
             start = int(ranged.group(1)) if ranged else None
-            request = Request(len(past), nth, self.command, path, start, dict(self.headers), time.monotonic())
+            nth = sum(one.path == path for one in past)
+            again = sum((one.method, one.path, one.start) == (self.command, path, start) for one in past)
+            request = Request(len(past), nth, again, self.command, path, start, dict(self.headers))
             past.append(request)
         fault = self.server.plan(request) or Fault()
         file = self.server.folder / path
@@ -113,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.sent += len(body[:end])
         if fault.stall_after is not None:
             self.wfile.flush()
-            time.sleep(3)
+            self.server.stalls_end.wait()
         if end < len(body):
             self.close_connection = True
 
@@ -127,6 +148,7 @@ def serving(folder: Path, plan: Plan | None = None, *, etags: bool = True) -> It
     try:
         yield server
     finally:
+        server.stalls_end.set()
         server.shutdown()
         server.server_close()
         thread.join()

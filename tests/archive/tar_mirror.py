@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ import simplejpeg
 from landmarks.archive.patience import Patience
 from landmarks.support.tables import write_table
 
-HASTY = Patience(tries=6, first_wait=0.01, longest_wait=0.05, connect_seconds=2, stall_seconds=0.4, connections=16)
-"""Patience for servers on this machine."""
+HASTY = Patience(tries=6, first_wait=0.01, longest_wait=0.05, connect_seconds=600, stall_seconds=600, connections=16)
+"""Patience for servers on this machine: short waits, but answers may take long where the processors are busy."""
+
+STALLING = replace(HASTY, stall_seconds=0.3, tries=1000)
+"""Patience for servers that fall silent: each silence is given up soon, whether it is the server's or the machine's."""
 
 
 def photograph(seed: int, width: int = 200, height: int = 150) -> bytes:

@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from landmarks.archive import executors
 from landmarks.archive.executors import EndedError, Lease, stoppable, workforce
 from landmarks.support.errors import UsageError
 
 
 def test_threads_do_the_work_by_default() -> None:
+    enough, before = threading.Event(), set(threading.enumerate())
     with workforce(3, None) as pool:
-        names = set(pool.map(lambda _: (time.sleep(0.05), threading.current_thread().name)[1], range(6)))
-    assert len(names) == 3
+        work = [pool.submit(enough.wait) for _ in range(6)]  # none ends, so that no thread can take two
+        workers = set(threading.enumerate()) - before
+        enough.set()
+        assert all(one.result() for one in work)
+    assert len(workers) == 3
 
 
 def test_a_cluster_that_is_not_there_is_one_line() -> None:
@@ -26,7 +31,8 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
         pass
 
 
-def test_a_lease_ends_with_the_process_that_keeps_it(tmp_path: Path) -> None:
+def test_a_lease_ends_with_the_process_that_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_SECONDS_BETWEEN_BEATS", 3600.0)  # it is not renewed while it is looked at
     lease = Lease(tmp_path)
     with lease.kept():
         elsewhere = pickle.loads(pickle.dumps(lease))
@@ -45,6 +51,27 @@ def test_a_lease_ends_when_another_process_takes_over(tmp_path: Path) -> None:
         second(0, 0)
         with pytest.raises(EndedError):
             first(0, 0)
+
+
+def test_a_lease_whose_file_was_taken_away_ends_without_a_complaint_of_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, missed, renew = Lease(tmp_path), threading.Event(), os.utime
+
+    def touch(path: Path) -> None:
+        try:
+            renew(path)
+        except FileNotFoundError:
+            missed.set()
+            raise
+
+    monkeypatch.setattr(executors, "_SECONDS_BETWEEN_BEATS", 0.001)
+    monkeypatch.setattr("os.utime", touch)
+    with lease.kept():
+        lease.file.unlink()
+        missed.wait()  # an error in a thread fails the test
+        with pytest.raises(EndedError):
+            lease(0, 0)
 
 
 def test_work_that_was_called_off_stops_at_its_next_report() -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from faulty_server import Fault, Request, serving
+from faulty_server import Fault, Request, serving, weather
 from PIL import Image
 from tar_mirror import (
     HASTY,
+    STALLING,
     make_mirror,
     make_selection,
     member_name,
@@ -125,15 +126,17 @@ def test_bad_weather_costs_nothing_but_the_tar_with_the_false_md5(
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
     plain = fetched(selection, tmp_path / "plain")
     (tmp_path / "mirror/md5sum/train/md5.images_003.txt").write_text("0" * 32 + "  images_003.tar\n")
-    breaks = [Fault(status=500), Fault(cut_after=9000), Fault(status=503), Fault(stall_after=100)]
+    bad = weather(None, Fault(status=500), Fault(cut_after=9000), Fault(status=503), Fault(stall_after=100))
 
     def plan(request: Request) -> Fault | None:
-        if request.path == "train/images_001.tar" and request.method == "GET" and request.nth < 3:
+        if request.path == "train/images_001.tar" and request.method == "GET" and request.again < 2:
             return Fault(body=lambda data: data[: len(data) // 2])  # half a TAR, told as if it were whole
-        return breaks[request.number // 3 % len(breaks)] if request.number % 3 == 2 else None
+        return bad(request)
 
     with serving(tmp_path / "mirror", plan) as server:
-        data = fetched(selection, tmp_path / "data", open_mirror(server.address, patience=HASTY), workers=2)
+        mirror = open_mirror(server.address, patience=STALLING)
+        data = fetched(selection, tmp_path / "data", mirror, workers=2)
+        assert mirror.host.retries > 0
         streams = sum(
             request.path == "train/images_003.tar" and request.method == "GET" and request.start is None
             for request in server.requests
@@ -224,15 +227,22 @@ def test_bytes_damaged_on_the_way_are_read_again(tmp_path: Path) -> None:
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::3])
     plain = contents(fetched(selection, tmp_path / "plain"))
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
+    photographs = set(pl.read_parquet(index).filter(pl.col("tar") == 1)["offset"])
+    read_again: list[int | None] = []
 
     def plan(request: Request) -> Fault | None:
-        first = request.path == "train/images_001.tar" and request.nth < 2
-        return Fault(body=lambda data: data.replace(b"\xff\xda", b"\xff\xd9")) if first else None
+        if request.path != "train/images_001.tar" or request.method == "HEAD":
+            return None
+        if request.start in photographs:  # what is read for the first time begins at a header
+            read_again.append(request.start)
+            return None
+        return Fault(body=lambda data: data.replace(b"\xff\xda", b"\xff\xd9"))
 
     with serving(tmp_path / "mirror", plan) as server:
         mirror = open_mirror(server.address, patience=HASTY)
         data = fetched(selection, tmp_path / "data", mirror, index=index, method="ranges")
     assert contents(data) == plain
+    assert len(read_again) == 2
 
 
 def test_a_damaged_header_loses_its_own_photograph_alone(tmp_path: Path) -> None:
@@ -286,9 +296,8 @@ def test_a_killed_fetch_goes_on_and_repeats_no_finished_tar(tmp_path: Path) -> N
         line = [sys.executable, "-m", "landmarks", "fetch", selection, "-o", tmp_path / "data", "--mirror"]
         process = subprocess.Popen([*line, server.address, "--workers", "2"], stderr=subprocess.DEVNULL)
         parts = tmp_path / "data/.parts"
-        for _ in range(400):
-            if len(list(parts.glob("images_00?.parquet"))) >= 3:
-                break
+        while len(list(parts.glob("images_00?.parquet"))) < 3:  # and never more, as the others stall
+            assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import os
 import pickle
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from faulty_server import Fault, Request, serving
-from tar_mirror import HASTY, make_mirror
+from faulty_server import Fault, Request, serving, weather
+from tar_mirror import HASTY, STALLING, make_mirror
 
+from landmarks.archive import patience
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.patience import AbsentError, MirrorError, RangesRefusedError, RefusedError, seconds_of
 from landmarks.support.errors import LandmarksError, UsageError
@@ -65,23 +68,20 @@ def test_a_place_that_is_none_is_one_line(tmp_path: Path) -> None:
         open_mirror("ftp://example.org/archive")
 
 
-def test_a_server_that_breaks_every_third_answer_costs_nothing(folder: Path) -> None:
-    faults = [Fault(status=500), Fault(cut_after=100), Fault(status=429), Fault(stall_after=50)]
-
-    def plan(request: Request) -> Fault | None:
-        return faults[request.number // 3 % len(faults)] if request.number % 3 == 2 else None
-
-    with serving(folder, plan) as server:
-        mirror = open_mirror(server.address, patience=HASTY)
-        for tar in range(mirror.tar_count("train")):
-            path = f"train/images_{tar:03d}.tar"
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 429}, {"cut_after": 20}, {"stall_after": 20}])
+def test_a_server_that_breaks_each_first_answer_costs_nothing(folder: Path, fault: dict[str, int]) -> None:
+    with serving(folder, weather(Fault(**fault))) as server:  # type: ignore[arg-type]
+        mirror = open_mirror(server.address, patience=STALLING)
+        assert mirror.tar_count("train") == 3
+        paths = [f"train/images_{tar:03d}.tar" for tar in range(3)]
+        for path in paths:
             assert whole(mirror, path) == (folder / path).read_bytes()
-        assert mirror.host.retries > 0
+        assert {*paths} < {request.path for request in server.requests if request.again}
 
 
 @pytest.mark.parametrize("etags", [True, False])
 def test_a_cut_connection_is_taken_up_where_it_broke(folder: Path, etags: bool) -> None:
-    data = os.urandom(1_000_000)
+    data = np.random.default_rng(0).bytes(1_000_000)
     (folder / "large").write_bytes(data)
     with serving(folder, lambda request: Fault(cut_after=200_000) if request.nth < 3 else None, etags=etags) as server:
         assert whole(open_mirror(server.address, patience=HASTY), "large") == data
@@ -99,30 +99,78 @@ def test_a_file_that_changes_under_a_broken_stream_is_noticed(folder: Path) -> N
         whole(open_mirror(server.address, patience=HASTY), "large")
 
 
+class Clock:
+    """Time that passes for those who sleep; sleepers wait for each other until there are `sleepers` of them."""
+
+    def __init__(self, sleepers: int = 1) -> None:
+        self.now = 0.0
+        self.asleep = threading.Event()
+        self.together = threading.Barrier(sleepers)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        wakes = self.now + seconds
+        self.asleep.set()
+        self.together.wait()
+        self.now = max(self.now, wakes)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time by which a mirror waits."""
+    clock = Clock()
+    monkeypatch.setattr(patience, "time", clock)
+    return clock
+
+
+class Busy:
+    """A server's plan: up to some time every request is answered with the pause that it still wants."""
+
+    def __init__(self, clock: Clock, until: float, status: int = 503) -> None:
+        self.clock, self.until, self.status = clock, until, status
+        self.gets: list[float] = []
+        self.heads: list[float] = []
+
+    def __call__(self, request: Request) -> Fault | None:
+        now = self.clock.now
+        (self.heads if request.method == "HEAD" else self.gets).append(now)
+        left = self.until - now
+        return Fault(status=self.status, headers={"Retry-After": f"{left:.0f}"}) if left > 0 else None
+
+
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_respected(folder: Path, status: int) -> None:
-    busy = Fault(status=status, headers={"Retry-After": "1"})
-    with serving(folder, lambda request: busy if request.number < 2 else None) as server:
-        mirror = open_mirror(server.address, patience=HASTY)
-        assert len(mirror.range(TAR, 0, 512).data) == 512
-        times = [request.time for request in server.requests if request.method == "GET"]
-    assert times[1] - times[0] >= 1
+def test_retry_after_is_respected(folder: Path, clock: Clock, status: int) -> None:
+    busy = Busy(clock, until=30, status=status)
+    with serving(folder, busy) as server:
+        assert len(open_mirror(server.address, patience=HASTY).range(TAR, 0, 512).data) == 512
+    assert (busy.gets, busy.heads) == ([0, 30], [0])
 
 
-def test_a_pause_holds_for_all_workers(folder: Path) -> None:
-    closed: dict[str, float] = {}
-
-    def plan(request: Request) -> Fault | None:
-        closed.setdefault("since", request.time)
-        shut = request.time - closed["since"] < 0.9
-        return Fault(status=503, headers={"Retry-After": "1"}) if shut else None
-
-    with serving(folder, plan) as server:
+def test_a_pause_is_asked_for_once_and_holds_for_all_workers(folder: Path, clock: Clock) -> None:
+    busy = Busy(clock, until=30)
+    with serving(folder, busy) as server:
         mirror = open_mirror(server.address, patience=HASTY)
         mirror.ranges(TAR, list(range(0, 5000, 100)), list(range(100, 5100, 100)))
-        during = [request.time - closed["since"] for request in server.requests if request.method == "GET"]
-    assert sum(0.3 < seconds < 0.95 for seconds in during) == 0
-    assert sum(seconds <= 0.3 for seconds in during) <= HASTY.connections
+    assert busy.heads == [0]
+    assert set(busy.gets) == {0, 30}
+    assert 1 <= busy.gets.count(0) <= HASTY.connections
+
+
+def test_a_request_that_begins_during_a_pause_waits_for_its_end(folder: Path, clock: Clock) -> None:
+    clock.together = threading.Barrier(2)
+    busy = Busy(clock, until=30)
+    with serving(folder, busy) as server, ThreadPoolExecutor(2) as pool:
+        mirror = open_mirror(server.address, patience=HASTY)
+        try:
+            first = pool.submit(mirror.range, TAR, 0, 512)
+            clock.asleep.wait()  # the first is in the pause
+            second = pool.submit(mirror.range, TAR, 512, 1024)
+            assert len(first.result().data) == len(second.result().data) == 512
+        finally:
+            clock.together.abort()
+    assert (busy.gets, busy.heads) == ([0, 30, 30], [0])
 
 
 def test_a_pause_of_hours_is_an_error(folder: Path) -> None:
@@ -133,11 +181,11 @@ def test_a_pause_of_hours_is_an_error(folder: Path) -> None:
         open_mirror(server.address, patience=HASTY).range(TAR, 0, 10)
 
 
-def test_retry_after_may_be_seconds_or_a_date() -> None:
+def test_retry_after_may_be_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_445_412_420.0)  # Wed, 21 Oct 2015 07:27:00 GMT
     assert seconds_of("3") == 3
-    assert seconds_of(None) == seconds_of("soon") == seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 60))
-    assert 57 < seconds_of(later) <= 60
+    assert seconds_of(None) == seconds_of("soon") == seconds_of("Wed, 21 Oct 2015 07:26:00 GMT") == 0
+    assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 60
 
 
 @pytest.mark.parametrize(
@@ -152,8 +200,9 @@ def test_retry_after_may_be_seconds_or_a_date() -> None:
     ],
 )
 def test_what_stays_wrong_is_told_in_one_line(folder: Path, fault: Fault, words: str) -> None:
+    patience = replace(STALLING, tries=6) if fault.stall_after else HASTY
     with serving(folder, lambda _: fault) as server, pytest.raises(MirrorError, match=words) as caught:
-        open_mirror(server.address, patience=HASTY).range(TAR, 10, 400)
+        open_mirror(server.address, patience=patience).range(TAR, 10, 400)
     assert "\n" not in str(caught.value) and TAR in str(caught.value)
 
 

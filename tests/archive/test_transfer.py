@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty_server import Fault, serving
+from faulty_server import Fault, serving, weather
 from hypothesis import given
 from hypothesis import strategies as st
-from tar_mirror import HASTY, make_mirror, photo_id, photograph, put_tar, tar_of
+from tar_mirror import HASTY, STALLING, make_mirror, photo_id, photograph, put_tar, tar_of
 
 from landmarks.archive.locate import hop
 from landmarks.archive.mirror import Mirror, open_mirror
@@ -132,14 +132,14 @@ def test_answers_from_another_tar_are_noticed(tmp_path: Path) -> None:
 
 def test_ranges_survive_bad_weather_and_notice_a_server_without_them(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path, tars=1, each=30)
-    weather = [Fault(status=503), Fault(cut_after=700), Fault(shift_range=512), Fault(stall_after=9)]
+    faults = (None, Fault(status=503), Fault(cut_after=700), Fault(shift_range=512), Fault(stall_after=9))
     with serving(tmp_path) as calm:
         places = places_in(open_mirror(calm.address, patience=HASTY))
     every_other = Places(places.ids[::2], places.offsets[::2], places.lengths[::2])
-    with serving(
-        tmp_path, lambda request: weather[request.number // 3 % 4] if request.number % 3 == 2 else None
-    ) as bad:
-        found = list(ranged_from(open_mirror(bad.address, patience=HASTY), every_other))
+    with serving(tmp_path, weather(*faults)) as bad:
+        mirror = open_mirror(bad.address, patience=STALLING)
+        found = list(ranged_from(mirror, every_other))
+        assert mirror.host.retries > 0
     assert found == [Photograph(ids[seed], photograph(seed)) for seed in range(0, 30, 2)]
     with (
         serving(tmp_path, lambda request: Fault(ignore_range=True) if request.number > 4 else None) as forgetful,

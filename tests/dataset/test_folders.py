@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from landmarks.dataset.folders import import_, unpack
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.pictures import DECODER, decode, encode, resize
-from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.shards import PhotoReader, ShardWriter
 from landmarks.dataset.split import split
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.tables import read_metadata
@@ -311,30 +309,38 @@ def test_importing_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
     assert shard.stat().st_mtime_ns == before
 
 
-def _import(source: Path, out: Path) -> None:
+DIED = 9
+
+
+def _import_and_die(source: Path, out: Path) -> None:
+    """Import until the fifth photograph of the fourth shard, and end there without clearing up, as a kill does."""
     intake.PHOTOGRAPHS_PER_SHARD = 10
+    original, photographs = ShardWriter.add, iter(range(1, 1000))
+
+    def mortal(self: ShardWriter, id: str, data: bytes) -> tuple[int, int]:
+        if next(photographs) == 35:
+            os._exit(DIED)
+        return original(self, id, data)
+
+    ShardWriter.add = mortal  # type: ignore[method-assign]
     import_(source, out)
 
 
 def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "PHOTOGRAPHS_PER_SHARD", 10)
     source = tmp_path / "in"
-    for seed in range(100):
-        path = put(source / f"Tower {seed % 4}" / f"{seed}.jpg", seed)
-        path.write_bytes(encode(picture(seed, 400, 300)))
+    for seed in range(60):
+        put(source / f"Tower {seed % 4}" / f"{seed}.jpg", seed)
     whole = import_(source, tmp_path / "whole")
-    process = multiprocessing.get_context("spawn").Process(target=_import, args=(source, tmp_path / "killed"))
+    process = multiprocessing.get_context("spawn").Process(target=_import_and_die, args=(source, tmp_path / "killed"))
     process.start()
-    finished = tmp_path / "killed/.import"
-    while process.is_alive() and len(list(finished.glob("*/*.parquet"))) < 3:
-        time.sleep(0.002)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
     process.join()
+    assert process.exitcode == DIED
     assert not (tmp_path / "killed/dataset.json").exists()
-    early = {shard: shard.stat().st_mtime_ns for shard in (tmp_path / "killed/shards").glob("import-0000[01].tar")}
+    early = {shard: shard.stat().st_mtime_ns for shard in (tmp_path / "killed/shards").glob("import-*.tar")}
+    assert [path for path in (tmp_path / "killed/shards").iterdir() if path.name.startswith(".")]
     resumed = import_(source, tmp_path / "killed")
-    assert len(early) == 2
+    assert len(early) == 3
     assert all(shard.stat().st_mtime_ns == when for shard, when in early.items())
     assert resumed.photos.equals(whole.photos)
     assert [path.name for path in (tmp_path / "killed/shards").iterdir() if path.name.startswith(".")] == []

@@ -60,7 +60,7 @@ def grouped_slowly(rows: list[tuple[Any, ...]]) -> list[int]:
 
 
 @given(PHOTOS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_groups_are_what_is_joined_directly_or_through_others(rows: list[tuple[Any, ...]]) -> None:
     slow = grouped_slowly(rows)
     numbers = {first: number for number, first in enumerate(dict.fromkeys(slow))}
@@ -70,7 +70,7 @@ def test_groups_are_what_is_joined_directly_or_through_others(rows: list[tuple[A
 
 
 @given(PHOTOS, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_straddling_pairs_are_counted_as_if_all_pairs_were_listed(rows: list[tuple[Any, ...]], data: Any) -> None:
     part = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
     pairs = [(i, j) for j in range(len(rows)) for i in range(j) if near(rows[i], rows[j])]

@@ -23,7 +23,7 @@ def compared_with_all(hashes: list[int], radius: int) -> list[list[int]]:
 
 
 @given(HASHES, FLIPS, st.integers(0, 12), st.sampled_from([0, 8192]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_pair_is_found_and_no_other(
     hashes: list[int], flips: list[tuple[int, set[int]]], radius: int, few: int
 ) -> None:

@@ -64,7 +64,7 @@ def grouped(draw: Any) -> tuple[list[int | None], list[int]]:
 
 
 @given(grouped(), SHARES, st.integers(0, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_groups_stay_whole_and_every_landmark_keeps_a_training_photograph(
     photos: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int
 ) -> None:
@@ -80,7 +80,7 @@ def test_groups_stay_whole_and_every_landmark_keeps_a_training_photograph(
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_shares_are_met_landmark_by_landmark_where_groups_are_single(counts: list[int], seed: int) -> None:
     landmarks = pl.Series([landmark for landmark, count in enumerate(counts) for _ in range(count)])
     part = divide(landmarks, np.arange(len(landmarks)), 0.15, 0.15, seed)

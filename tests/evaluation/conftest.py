@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import settings
 
 from landmarks.dataset.manifest import Dataset, write_dataset
 from landmarks.dataset.naming import identified_by
@@ -21,9 +20,6 @@ from landmarks.training.run import SEEN_FILE, Run, open_run
 from landmarks.training.seen import as_seen
 
 LANDMARKS = (11, 22, 33)
-
-settings.register_profile("evaluation", deadline=None)  # a busy machine is no failure
-settings.load_profile("evaluation")
 
 
 def picture(landmark: int, number: int) -> bytes:

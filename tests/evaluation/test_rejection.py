@@ -16,12 +16,18 @@ from landmarks.evaluation.reference import sample
 from landmarks.evaluation.rejection import Rule, combined_rule, directions, make_reference, rejection_scores
 from landmarks.support.errors import LandmarksError
 
-RANDOM = np.random.default_rng(0)
-CENTRES = RANDOM.gamma(1.0, size=(4, 12))
+_MADE_UP = np.random.default_rng(0)
+CENTRES = _MADE_UP.gamma(1.0, size=(4, 12))
 TRAIN_LABELS = np.repeat(np.arange(4), 30)
-TRAIN = np.abs(CENTRES[TRAIN_LABELS] + RANDOM.normal(0, 0.2, (120, 12)))
-KNOWN = np.abs(CENTRES[np.arange(40) % 4] + RANDOM.normal(0, 0.2, (40, 12)))
-UNKNOWN = RANDOM.gamma(1.0, size=(40, 12))
+TRAIN = np.abs(CENTRES[TRAIN_LABELS] + _MADE_UP.normal(0, 0.2, (120, 12)))
+KNOWN = np.abs(CENTRES[np.arange(40) % 4] + _MADE_UP.normal(0, 0.2, (40, 12)))
+UNKNOWN = _MADE_UP.gamma(1.0, size=(40, 12))
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """A generator of this test's own: what it draws does not depend on the tests before."""
+    return np.random.default_rng(1)
 
 
 def scores_of(features: np.ndarray) -> dict[str, np.ndarray]:
@@ -29,8 +35,8 @@ def scores_of(features: np.ndarray) -> dict[str, np.ndarray]:
     return rejection_scores(features.astype(np.float32), features[:, :4].astype(np.float32), reference)
 
 
-def test_energy_is_the_log_sum_of_exponentials() -> None:
-    logits = RANDOM.normal(size=(5, 7)).astype(np.float32)
+def test_energy_is_the_log_sum_of_exponentials(random: np.random.Generator) -> None:
+    logits = random.normal(size=(5, 7)).astype(np.float32)
     assert rejection_scores(logits, logits, None)["energy"] == pytest.approx(logsumexp(logits, axis=1), rel=1e-5)
 
 
@@ -70,9 +76,10 @@ def test_landmarks_score_higher_than_anything_else() -> None:
         assert np.median(known[name]) > np.quantile(unknown[name], 0.9)
 
 
-def test_wide_features_are_folded_and_keep_their_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = RANDOM.gamma(1.0, size=(6, 20_000))
-    exact = directions(wide)
+def test_wide_features_are_folded_and_keep_their_cosines(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = random.gamma(1.0, size=(6, 20_000))
     monkeypatch.setattr(rejection, "MAX_WIDTH", 20_000)
     exact = directions(wide)
     monkeypatch.setattr(rejection, "MAX_WIDTH", 2048)
@@ -97,9 +104,9 @@ def test_one_photograph_per_landmark_is_enough_for_a_reference() -> None:
     assert np.isfinite(rejection_scores(KNOWN, KNOWN, reference)["centre"]).all()
 
 
-def test_the_combined_rule_is_scikit_learns_logistic_regression() -> None:
-    scores = {"a": RANDOM.normal(size=60).astype(np.float32), "b": RANDOM.normal(5, 3, size=60).astype(np.float32)}
-    known = scores["a"] + RANDOM.normal(size=60) > 0
+def test_the_combined_rule_is_scikit_learns_logistic_regression(random: np.random.Generator) -> None:
+    scores = {"a": random.normal(size=60).astype(np.float32), "b": random.normal(5, 3, size=60).astype(np.float32)}
+    known = scores["a"] + random.normal(size=60) > 0
     matrix = np.stack([scores["a"], scores["b"]], axis=1).astype(np.float64)
     scaled = StandardScaler().fit_transform(matrix)
     expected = LogisticRegression(class_weight="balanced").fit(scaled, known).decision_function(scaled)
@@ -107,9 +114,10 @@ def test_the_combined_rule_is_scikit_learns_logistic_regression() -> None:
 
 
 def some_scores() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    random = np.random.default_rng(2)
     known = np.arange(400) % 2 == 0
-    good = known * 2.0 + RANDOM.normal(size=400)
-    scores = {"probability": RANDOM.random(400), "energy": good, "nearest": good + RANDOM.normal(size=400)}
+    good = known * 2.0 + random.normal(size=400)
+    scores = {"probability": random.random(400), "energy": good, "nearest": good + random.normal(size=400)}
     usage = np.array(["Public", "Private"], dtype=object)[np.arange(400) // 2 % 2]
     return {name: values.astype(np.float32) for name, values in scores.items()}, known, usage
 

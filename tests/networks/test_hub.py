@@ -88,7 +88,7 @@ def build(home: Path, endpoint: str, *backbones: str) -> list[str]:
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"TORCH_HOME": str(home), "no_proxy": "127.0.0.1"}
     command = [sys.executable, "-c", SCRIPT, *backbones]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return ended.stdout.splitlines()
 
 

@@ -44,11 +44,11 @@ def program(tmp_path: Path) -> Path:
 
 def launch(program: Path, data: Dataset, out: Path, weights: Path, **settings: int) -> subprocess.CompletedProcess[str]:
     settings = {"processes": 1, "kill": 0, "epochs": 3, "micro_batch": 14, **settings}
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(settings["processes"]), "--master_port", "29617"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(settings["processes"])]
     numbers = [str(settings[name]) for name in ("kill", "epochs", "micro_batch")]
     command = [sys.executable, *launcher, str(program), str(data.folder), str(out), str(weights), *numbers]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def seen(out: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -51,7 +52,7 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights(
 ) -> None:
     recipe = replace(small_recipe, epochs=3, micro_batch=7)
     whole = train(stripes.folder, tmp_path / "whole", recipe=recipe)
-    monkeypatch.setattr(finetune, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(finetune, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)  # however coarse the clock is
     kills = np.random.default_rng(0).integers(1, 6, 5).tolist()
     broken = train_with_kills(stripes.folder, tmp_path / "broken", recipe, kills, monkeypatch)
     assert broken.digest == whole.digest
@@ -61,6 +62,7 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights(
 def test_killed_without_checkpoints_between_epochs_it_repeats_the_epoch(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(finetune, "SECONDS_BETWEEN_CHECKPOINTS", math.inf)
     whole = train(stripes.folder, tmp_path / "whole", recipe=small_recipe)
     broken = train_with_kills(stripes.folder, tmp_path / "broken", small_recipe, [3, 6], monkeypatch)
     assert broken.digest == whole.digest
@@ -84,7 +86,7 @@ import os, signal, sys
 from landmarks.training import finetune
 from landmarks.training.train import train
 kill, data, out, weights = int(sys.argv[1]), *sys.argv[2:]
-finetune.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+finetune.SECONDS_BETWEEN_CHECKPOINTS = -1.0
 original, steps = finetune.add_gradients, iter(range(1, 10**6))
 def mortal(*arguments):
     if next(steps) == kill:

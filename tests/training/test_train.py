@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -20,6 +21,7 @@ from landmarks.training import finetune as finetuning
 from landmarks.training.photos import batches, normalised
 from landmarks.training.recipe import Recipe
 from landmarks.training.run import HISTORY, Run, open_run
+from landmarks.training.schedule import share_of_learning_rate
 from landmarks.training.train import train
 
 
@@ -136,12 +138,23 @@ def test_without_improvement_it_stops_early(
 
 
 def test_the_time_limit_ends_a_training_that_can_be_used(
-    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(small_recipe, epochs=10_000, patience=10_000, time_limit=0.02)
+    now, original = [0.0], finetuning.add_gradients
+
+    def one_second(*arguments: object) -> object:
+        now[0] += 1.0
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finetuning, "add_gradients", one_second)
+    monkeypatch.setattr(finetuning, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    recipe = replace(small_recipe, epochs=10_000, patience=10_000, time_limit=0.3)
     run = train(stripes.folder, tmp_path / "run", recipe=recipe)
-    assert "time limit" in run.record["ended"]
-    assert run.history["learning_rate"][-1] < small_recipe.learning_rate / 5  # the cosine ended with the time
+    assert "the time limit of 0.3 minutes was reached in epoch 5" in run.record["ended"]
+    fine = run.history.filter(pl.col("phase") == "finetune")
+    assert fine["step"].to_list() == [4, 8, 12, 16, 18]  # of four steps each, and a second each
+    share = share_of_learning_rate(17 / 18, recipe.warmup_share, recipe.final_share)  # the cosine ends with the time
+    assert fine["learning_rate"][-1] == pytest.approx(recipe.learning_rate * share)
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(

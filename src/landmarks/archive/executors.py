@@ -67,7 +67,8 @@ class Lease:
 
         def beat() -> None:
             while not ended.wait(_SECONDS_BETWEEN_BEATS):
-                os.utime(self.file)
+                with contextlib.suppress(FileNotFoundError):  # taken away: the lease is over, and its workers see it
+                    os.utime(self.file)
 
         keeper = threading.Thread(target=beat, daemon=True)
         keeper.start()

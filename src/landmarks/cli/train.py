@@ -37,7 +37,8 @@ def train(
 ) -> None:
     """Train a network: warm-up on features computed once, then fine-tuning of everything.
 
-    Killed and run again, it goes on to the same weights. Several processes: torchrun -m landmarks train …
+    Killed and run again, it goes on to the same weights. Several processes:
+    torchrun --standalone --nproc_per_node 2 -m landmarks train …
 
     Example: landmarks train data -o run --backbone mobilenetv2_100 --image-size 160
     """
