@@ -88,8 +88,10 @@ def test_wide_features_are_folded_and_keep_their_cosines(
     assert folded @ folded.T == pytest.approx(exact @ exact.T, abs=0.08)
 
 
-def test_long_features_become_directions_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = RANDOM.normal(size=(1500, 20_000)).astype(np.float16)
+def test_long_features_become_directions_a_block_at_a_time(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = random.normal(size=(1500, 20_000)).astype(np.float16)
     tracemalloc.start()
     blocked = directions(features)
     _, peak = tracemalloc.get_traced_memory()
@@ -146,11 +148,13 @@ def test_rules_are_compared_with_thresholds_from_the_chosen_part() -> None:
     assert all(row["lost"] < 0.12 for row in rows)
 
 
-def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = RANDOM.integers(1, 6, 60)
+def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = random.integers(1, 6, 60)
     groups = np.repeat(np.arange(60), sizes)
     known = groups % 2 == 0
-    scores = {"energy": groups.astype(np.float32), "nearest": RANDOM.normal(size=len(groups)).astype(np.float32)}
+    scores = {"energy": groups.astype(np.float32), "nearest": random.normal(size=len(groups)).astype(np.float32)}
     fitted = []
 
     def spied(parts: dict[str, np.ndarray], flags: np.ndarray) -> Rule:

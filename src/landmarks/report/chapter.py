@@ -169,7 +169,8 @@ def _command_again(run: Pieces, judged: Evaluation) -> str:
     if run.part("network") is None:
         return ""
     own = judged.name in PARTS and judged.name == judged.metrics.get("part", judged.name)
-    where = f"--part {judged.name}" if own else f"--data {shlex.quote(str(judged.metrics.get("data") or ""))}"
+    place = shlex.quote(str(judged.metrics.get("data") or ""))
+    where = f"--part {judged.name}" if own else f"--data {place}"
     return f"landmarks evaluate {shlex.quote(str(run.folder))} {where}"
 
 
