@@ -33,6 +33,7 @@ def evaluate(
     false_acceptance: float | None = None,
     submission: Path | str | None = None,
     batch_size: int = 32,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
 
@@ -41,8 +42,8 @@ def evaluate(
     evaluated whole.
     `others` is a dataset whose photographs all count as unknown, whatever they show, beside those of the part.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
-    `submission` is a file to write the answers to in the challenge's form. Raises `LandmarksError` when the run knows
-    none of the dataset's landmarks.
+    `submission` is a file to write the answers to in the challenge's form. `device` is auto, cpu, cuda or mps. Raises
+    `LandmarksError` when the run knows none of the dataset's landmarks.
     """
     opened = open_run(run)
     dataset, photos, part = photographs_of(opened, data, part)
@@ -50,7 +51,7 @@ def evaluate(
     with held(opened.folder):
         started = time.monotonic()
         unknown = bool(with_truth(photos, opened.labels)["truth"].list.len().eq(0).any())
-        recogniser = prepare(opened, batch_size, remember=unknown or others is not None)
+        recogniser = prepare(opened, batch_size, remember=unknown or others is not None, device=device)
         path = write_predictions(opened, dataset, photos, name, recogniser, part=part, batch_size=batch_size)
         predictions = read_predictions(path)
         if others is not None:
@@ -113,12 +114,12 @@ def with_others(
     return together.with_columns(usage=pl.lit(None, pl.String))
 
 
-def prepare(run: Run, batch_size: int, *, remember: bool) -> Recogniser:
+def prepare(run: Run, batch_size: int, *, remember: bool, device: str = "auto") -> Recogniser:
     """Return the run's network, tempered on its validation part; with `remember`, knowing its training photographs too.
 
     Both come from the run's own dataset, when that is still there.
     """
-    recogniser = open_recogniser(run)
+    recogniser = open_recogniser(run, device=device)
     own = _open_own_dataset(run)
     if own is not None:
         recogniser = ensure_temperature(run, own, recogniser, batch_size)

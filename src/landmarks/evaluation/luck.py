@@ -20,7 +20,13 @@ DRAWS = 200
 
 
 def luck(
-    run: Path | str, landmarks: int, *, data: Path | str | None = None, draws: int = DRAWS, seed: int = 0
+    run: Path | str,
+    landmarks: int,
+    *,
+    data: Path | str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Return, and write to `metrics/<name>.lottery.json`, how accuracy varies over draws of so many `landmarks`.
 
@@ -34,7 +40,7 @@ def luck(
     part = "train" if dataset.split is not None else "all"
     if data is None and opened.record.get("best", {}).get("phase") == "finetune":
         note(f"{opened.name} was fine-tuned on the very photographs that are drawn from: its draws are too good")
-    photos, features = features_of(opened, dataset, part)
+    photos, features = features_of(opened, dataset, part, device)
     enough = photos.select(pl.len().over("label") > 1).to_series().to_numpy()
     labels = photos["label"].to_numpy()[enough]
     accuracies = lottery(directions(features[enough]), labels, landmarks=landmarks, draws=draws, seed=seed)

@@ -20,6 +20,7 @@ from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, digest_of, written_whole
 from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.text import readable
 from landmarks.training.photos import batches
 from landmarks.training.run import Run
 
@@ -48,8 +49,8 @@ def write_predictions(
     """
     path = run.folder / "predictions" / f"{name}.parquet"
     metadata = {
-        "run": run.name,
-        "data": str(dataset.folder),
+        "run": readable(run.name),
+        "data": readable(dataset.folder),
         "part": part,
         "data_digest": dataset.digest,
         "model_digest": digest_of(run.digest, recogniser.digest),
