@@ -9,6 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what only Linux can try on other systems."""
+    if sys.platform != "linux":
+        for item in items:
+            if item.get_closest_marker("linux"):
+                item.add_marker(pytest.mark.skip(reason="needs what Linux alone has"))
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # The same examples every time, however slow the machine; `pytest --hypothesis-profile search` looks for new ones.

@@ -15,6 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from landmarks.support.errors import UsageError, import_extra
+from landmarks.support.processors import usable_processors
 
 _SECONDS_BETWEEN_BEATS = 5.0
 _SECONDS_UNTIL_ABANDONED = 60.0
@@ -46,7 +47,7 @@ def workforce(workers: int | None, cluster: str | None) -> Iterator[Executor]:
 
 def default_workers() -> int:
     """Return how many TARs are worked on at once: twice the processors, because half the time is spent waiting."""
-    return min(16, max(4, 2 * (os.cpu_count() or 1)))
+    return min(16, max(4, 2 * usable_processors()))
 
 
 class Lease:

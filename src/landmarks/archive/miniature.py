@@ -7,7 +7,6 @@ import hashlib
 import io
 import math
 import multiprocessing
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from landmarks.archive.scenery.shots import Shot, take
 from landmarks.support.console import Advance, note, progress
 from landmarks.support.errors import UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
+from landmarks.support.processors import usable_processors
 from landmarks.support.seeds import generator
 
 PHOTOGRAPHS_PER_TAR = 340
@@ -165,7 +165,7 @@ def _album(
 @contextlib.contextmanager
 def _photographers(photographs: int) -> Iterator[Callable[[Sequence[Shot]], Iterator[bytes]]]:
     """Yield what takes photographs in order: several processes, or this one where starting others takes longer."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = usable_processors()
     if photographs < WORTH_PROCESSES or processors == 1:
         yield lambda shots: map(take, shots)
         return

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
 import re
 import time
 import zlib
@@ -40,7 +39,7 @@ from landmarks.archive.patience import (
 )
 from landmarks.archive.stores import open_store, pause_asked
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import read_record, write_record, written_whole
+from landmarks.support.files import cache_folder, read_record, write_record, written_whole
 
 MOST_TARS = 1000
 """`images_NNN.tar` has three digits."""
@@ -295,11 +294,6 @@ class Mirror:
 def _opened_once(address: str, patience: Patience) -> Mirror:
     """Return the one mirror that all tasks sent to this process share, and with it the limit of connections."""
     return Mirror(address, patience)
-
-
-def cache_folder() -> Path:
-    """Return where copies of a remote mirror's CSV files are kept: `$XDG_CACHE_HOME/landmarks`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "landmarks"
 
 
 def _md5_path(set: str, tar: int) -> str:

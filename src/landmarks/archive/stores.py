@@ -18,6 +18,7 @@ import obstore.store
 
 from landmarks.archive.patience import Patience, seconds_of
 from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.text import require_text
 
 
 def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectStore, Path | None]:
@@ -36,7 +37,10 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
     }
     retries: Any = {"max_retries": 0}
     if scheme in ("", "file"):
-        root = Path(urllib.request.url2pathname(address.removeprefix("file://")) if scheme else address).expanduser()
+        root = Path(urllib.request.url2pathname(address.removeprefix("file://")) if scheme else address)
+        with contextlib.suppress(RuntimeError):  # "~somebody" who has no home here: a folder of that name, then
+            root = root.expanduser()
+        require_text(root)
         if not root.is_dir():
             raise LandmarksError(
                 f"there is no mirror at {root}", expected="a folder, or an http(s):// or s3:// address"

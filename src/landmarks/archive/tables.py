@@ -12,6 +12,7 @@ from typing import TextIO
 import polars as pl
 
 from landmarks.support.errors import LandmarksError
+from landmarks.support.text import require_text
 
 ID = "[0-9a-f]{16}"
 NUMBER = "[0-9]{1,18}"
@@ -59,6 +60,7 @@ SOLUTION = CsvTable(
 
 def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
     """Return the table's columns, blank lines left out; raise when the file lacks one of them or holds no row."""
+    require_text(file)
     header = _header(file)
     missing = [name for name in table.columns if name not in header]
     if missing:

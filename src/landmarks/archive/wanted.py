@@ -11,6 +11,7 @@ import polars as pl
 from landmarks.archive.categories import not_landmarks
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.tables import read_table
+from landmarks.support.text import require_text
 
 NOT_LANDMARKS = "not-landmarks"
 """The word for the shipped list of categories that are no landmark."""
@@ -73,6 +74,7 @@ def _of_file(file: Path) -> list[int]:
 
 
 def _of_csv(file: Path) -> list[int]:
+    require_text(file)
     cells = pl.read_csv(file, columns=["landmark_id"], infer_schema=False)["landmark_id"].drop_nulls()
     strange = cells.filter(~cells.str.contains("^[0-9]{1,18}$"))
     if len(strange):

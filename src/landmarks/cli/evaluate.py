@@ -40,6 +40,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="For a submission: a folder to write, which report reads.")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
 ) -> None:
     """Answer a part's photographs, write the answers down, and compute every number from them.
@@ -53,10 +54,10 @@ def evaluate(
     from landmarks.support.errors import UsageError
 
     if suspects is not None:
-        _show_suspects(run, suspects, data, part)
+        _show_suspects(run, suspects, data, part, device)
         return
     if lottery is not None:
-        _show_lottery(run, lottery, data, json)
+        _show_lottery(run, lottery, data, device, json)
         return
     if truth is not None:
         _show(judge(run, truth, out=out), json)
@@ -64,7 +65,13 @@ def evaluate(
     if run.is_file() or out is not None:
         raise UsageError(f"{run} is to be judged by what?", expected="--truth with the solution's CSV")
     numbers = evaluate_run(
-        run, data=data, part=part, others=others, false_acceptance=false_acceptance, submission=submission
+        run,
+        data=data,
+        part=part,
+        others=others,
+        false_acceptance=false_acceptance,
+        submission=submission,
+        device=device,
     )
     _show(numbers, json)
     if not json:
@@ -104,11 +111,11 @@ def _show(numbers: dict[str, Any], json: bool) -> None:
         )
 
 
-def _show_suspects(run: Path, out: Path, data: Path | None, part: str) -> None:
+def _show_suspects(run: Path, out: Path, data: Path | None, part: str, device: str) -> None:
     from landmarks.evaluation.suspects import suspects as find_suspects
     from landmarks.support.console import print_table
 
-    table = find_suspects(run, out, data=data, part=part)
+    table = find_suspects(run, out, data=data, part=part, device=device)
     columns = ["id", "name", "suggested_name", "suspicion"]
     rows = [(*row[:3], f"{row[3]:.2f}") for row in table.select(columns).head(10).iter_rows()]
     if rows:
@@ -119,14 +126,14 @@ def _show_suspects(run: Path, out: Path, data: Path | None, part: str) -> None:
         print(f"landmarks split DATA --corrections {out}")
 
 
-def _show_lottery(run: Path, landmarks: int, data: Path | None, json: bool) -> None:
+def _show_lottery(run: Path, landmarks: int, data: Path | None, device: str, json: bool) -> None:
     import json as json_module
 
     from landmarks.evaluation.lottery import SUFFIX
     from landmarks.evaluation.luck import luck
     from landmarks.support.console import print_table
 
-    numbers = luck(run, landmarks, data=data)
+    numbers = luck(run, landmarks, data=data, device=device)
     if json:
         print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
         return

@@ -20,6 +20,7 @@ def explain(
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Measure instead how far the maps can be believed.")
     ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> int:
     """Draw heat maps of the four best answers for photographs, or for a gallery of recognised ones.
@@ -34,8 +35,8 @@ def explain(
     if faithfulness:
         if photos:
             raise UsageError("--faithfulness measures a dataset's photographs", way_out="name it with --data")
-        return _measure(run, data, part, count or 200, json)
-    result = draw(run, photos, data=data, part=part, count=12 if count is None else count)
+        return _measure(run, data=data, part=part, count=count or 200, device=device, json=json)
+    result = draw(run, photos, data=data, part=part, count=12 if count is None else count, device=device)
     if json:
         print(dumps(result, ensure_ascii=False))
     else:
@@ -47,13 +48,13 @@ def explain(
     return 1 if result["rejected"] else 0
 
 
-def _measure(run: Path, data: Path | None, part: str, count: int, json: bool) -> int:
+def _measure(run: Path, *, data: Path | None, part: str, count: int, device: str, json: bool) -> int:
     from json import dumps
 
     from landmarks.explanation.faithfulness import faithfulness
     from landmarks.support.console import print_table
 
-    record = faithfulness(run, data=data, part=part, count=count)
+    record = faithfulness(run, data=data, part=part, count=count, device=device)
     if json:
         print(dumps(record))
         return 0

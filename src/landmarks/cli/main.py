@@ -13,6 +13,7 @@ import typer
 
 from landmarks import __version__
 from landmarks.support.errors import LandmarksError, did_you_mean
+from landmarks.support.text import accept_any_text
 
 app = typer.Typer(
     name="landmarks",
@@ -60,6 +61,7 @@ _add_verbs()
 
 def main() -> None:
     """Run the command line; every error ends as one line on standard error and an exit code."""
+    accept_any_text()
     sys.exit(run(sys.argv[1:]))
 
 

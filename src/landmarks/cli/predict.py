@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 def predict(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     photos: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.")],
+    *,
     top: Annotated[int, typer.Option(help="Answers per photograph, 1 to 5.")] = 3,
     csv: Annotated[Path | None, typer.Option(help="Write the answers to this CSV file too.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> int:
     """Say which landmark each photograph shows, and how sure that is.
@@ -30,7 +32,7 @@ def predict(
     from landmarks.evaluation.predict import predict as predict_photographs
     from landmarks.support.console import note, print_table
 
-    table = predict_photographs(run, photos, csv=csv, top=top)
+    table = predict_photographs(run, photos, csv=csv, top=top, device=device)
     failed = table.filter(table["problem"].is_not_null())
     if json:
         print(json_module.dumps(_nested(table), indent=2, ensure_ascii=False))

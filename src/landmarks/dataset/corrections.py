@@ -14,6 +14,7 @@ from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, Dataset
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest
 from landmarks.support.tables import write_table
+from landmarks.support.text import require_text
 
 NOTHING = "none"
 """What stands in the CSV for: shows nothing known."""
@@ -67,6 +68,7 @@ def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
 
 def _text_of(csv: Path) -> pl.DataFrame:
     """Return the two columns of a CSV as text without spaces around it, empty where there is none."""
+    require_text(csv)
     try:
         table = pl.read_csv(csv, infer_schema=False)
     except pl.exceptions.NoDataError as error:

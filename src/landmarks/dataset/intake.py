@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,9 @@ from landmarks.dataset.sources import Found
 from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, remove_leftovers
+from landmarks.support.processors import usable_processors
 from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.text import require_text
 
 PHOTOGRAPHS_PER_SHARD = 2_000
 """Also how much work is repeated when an import is killed."""
@@ -115,6 +116,7 @@ def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
             raise LandmarksError("a file too large to be a photograph", received=f"{size:,} bytes")
         data = one.path.read_bytes()
         if max_side is None:
+            require_text(one.path.absolute())  # it stands in the table as it is
             image = pictures.decode(data)
             row |= {"shard": str(one.path.absolute()), "offset": 0, "length": len(data)}
         else:
@@ -127,7 +129,7 @@ def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
 
 def in_parallel(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
     """Yield the results in the order of `items`, from threads; no more are in flight than twice the workers."""
-    workers = len(os.sched_getaffinity(0))
+    workers = usable_processors()
     waiting: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for item in items:

@@ -165,7 +165,7 @@ def read_labels(place: Path) -> pl.DataFrame:
 def read_labels_csv(path: Path) -> dict[str, Landmark]:
     """Read the `labels.csv` that `unpack` wrote: folder → landmark."""
     try:
-        table = pl.read_csv(path, infer_schema=False)
+        table = pl.read_csv(path.read_bytes(), infer_schema=False)  # a path may be no text
         columns = table.select("folder", pl.col("landmark_id").cast(pl.Int64), "name", "category")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise LandmarksError(

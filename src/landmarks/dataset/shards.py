@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tarfile
 import threading
 from collections import OrderedDict
@@ -77,7 +78,7 @@ class PhotoReader:
     def read(self, shard: str, offset: int, length: int) -> bytes:
         """Return the `length` bytes at `offset` of a shard, or of a file imported by reference."""
         file = self._file(shard)  # by name: it must outlive the read, even when another thread drops it meanwhile
-        data = os.pread(file.descriptor, length, offset)
+        data = file.read(length, offset)
         if len(data) != length:
             raise LandmarksError(
                 f"{self._dataset.path_of(shard)} is shorter than the manifest says",
@@ -99,15 +100,23 @@ class PhotoReader:
 
 
 class _OpenFile:
-    """A descriptor that is closed when its last reader is gone: a thread may still read what another has dropped."""
+    """A file that is closed when its last reader is gone: a thread may still read what another has dropped."""
 
     def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed in __del__)
         except OSError as error:
-            self.descriptor = -1
             raise LandmarksError(f"{path} cannot be read ({error.strerror})") from error
 
+    def read(self, length: int, offset: int) -> bytes:
+        """Return up to `length` bytes at `offset`; any number of threads may read at once."""
+        if sys.platform != "win32" and hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), length, offset)
+        with self._lock:  # Windows cannot read by position: one thread at a time moves to it and reads
+            self._file.seek(offset)
+            return self._file.read(length)
+
     def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        if hasattr(self, "_file"):  # absent where it could not be opened
+            self._file.close()

@@ -14,6 +14,7 @@ from landmarks.dataset.manifest import PARTS
 from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, Landmark, plain, read_labels_csv, safe_name
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of
+from landmarks.support.text import is_text, readable, require_text
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
@@ -78,15 +79,14 @@ def list_source(source: Path) -> Source:
 
 def _list_folder(source: Path) -> Source:
     parts = _part_folders(source)
-    source_inside = source.resolve()
     found, rejected, others = [], [], 0
     for path in _walk(source):
         relative = path.relative_to(source)
-        where = relative.as_posix().encode(errors="surrogateescape").decode(errors="replace")
+        where = readable(relative.as_posix())
         steps = relative.parts[:-1]
         if path.suffix.lower() not in SUFFIXES and not path.is_dir():
             others += where not in (LABELS_CSV, "unpack.json")
-        elif why := _unfit(path, where, source_inside):
+        elif why := _unfit(path, source):
             rejected.append((where, why))
         elif parts and not steps:
             rejected.append((where, "it lies beside the folders of parts, in none of them"))
@@ -120,19 +120,20 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(here) / name
 
 
-def _unfit(path: Path, where: str, source_inside: Path) -> str:
+def _unfit(path: Path, source: Path) -> str:
     """Return why a file is not even opened, or an empty string."""
-    if "\N{REPLACEMENT CHARACTER}" in where:
+    if not is_text(path.relative_to(source)):
         return "its name is not valid UTF-8"
     if path.is_symlink():
         if path.is_dir():
             return "a link to a folder"
-        if not path.resolve().is_relative_to(source_inside):
+        if not path.resolve().is_relative_to(source.resolve()):
             return "a link that leads outside the folder"
     return "" if path.is_file() else "not a file"
 
 
 def _list_csv(source: Path) -> Source:
+    require_text(source)
     try:
         table = pl.read_csv(source, infer_schema=False).fill_null("")
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -38,6 +38,7 @@ def evaluate(
     false_acceptance: float | None = None,
     submission: Path | str | None = None,
     batch_size: int = 32,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
 
@@ -46,8 +47,9 @@ def evaluate(
     photographs are judged, and how landmarks are matched, is decided by `ask`.
     `others` is a dataset whose photographs all count as unknown, whatever they show, beside those of the part.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
-    `submission` is a file to write the part's answers to in the challenge's form. Raises `LandmarksError` when the run
-    knows none of the dataset's landmarks or has seen all of its photographs, and when its own was divided anew.
+    `submission` is a file to write the part's answers to in the challenge's form. `device` is auto, cpu, cuda or mps.
+    Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its photographs, and
+    when its own was divided anew.
     """
     opened = open_run(run)
     asked = ask(opened, data, part)
@@ -59,7 +61,7 @@ def evaluate(
         name = name_of(opened, asked)
         unknown = bool(with_truth(asked.photos, asked.labels)["truth"].list.len().eq(0).any())
         own = asked.dataset if asked.own else None
-        recogniser = prepare(opened, batch_size, remember=unknown or others is not None, own=own)
+        recogniser = prepare(opened, batch_size, remember=unknown or others is not None, own=own, device=device)
         path = write_predictions(opened, asked, name, recogniser, batch_size=batch_size)
         predictions = read_predictions(path)
         judged = arrays_of(predictions)
@@ -121,13 +123,15 @@ def with_others(
     return together.with_columns(usage=pl.lit(None, pl.String)), _about(run, asked)
 
 
-def prepare(run: Run, batch_size: int, *, remember: bool, own: Dataset | None = None) -> Recogniser:
+def prepare(
+    run: Run, batch_size: int, *, remember: bool, own: Dataset | None = None, device: str = "auto"
+) -> Recogniser:
     """Return the run's network, tempered on its validation photographs; with `remember`, knowing its training ones too.
 
     Both come from the run's dataset (`own`, where it is open already), while that is there. They are the photographs
     that the run was validated with and trained on, whatever parts these are in now.
     """
-    recogniser = open_recogniser(run)
+    recogniser = open_recogniser(run, device=device)
     own = own or _own_to_fit_on(run)
     if own is not None:
         recogniser = ensure_temperature(run, own, recogniser, batch_size)

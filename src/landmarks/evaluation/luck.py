@@ -20,7 +20,13 @@ DRAWS = 200
 
 
 def luck(
-    run: Path | str, landmarks: int, *, data: Path | str | None = None, draws: int = DRAWS, seed: int = 0
+    run: Path | str,
+    landmarks: int,
+    *,
+    data: Path | str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Return, and write to `metrics/<name>.lottery.json`, how accuracy varies over draws of so many `landmarks`.
 
@@ -37,7 +43,7 @@ def luck(
     dataset, part = asked.dataset, asked.part
     if asked.own and phase == "finetune":
         note(f"{opened.name} was fine-tuned on the very photographs that are drawn from: its draws are too good")
-    photos, features = features_of(opened, dataset, part)
+    photos, features = features_of(opened, dataset, part, device)
     unseen = photos["id"].is_in(asked.photos["id"].implode()).to_numpy()
     photos, features = photos.filter(pl.Series(unseen)), features[unseen]
     labels = photos["label"].cast(pl.Int64).to_numpy()

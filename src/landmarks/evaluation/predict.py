@@ -24,6 +24,7 @@ from landmarks.networks.preprocessing import Preprocessing
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, written_whole
+from landmarks.support.text import readable
 from landmarks.training.photos import BATCHES_AHEAD, default_workers, evaluation_picture
 from landmarks.training.run import Run, open_run
 
@@ -31,7 +32,7 @@ NOT_KNOWN = "not a landmark I know"
 """The answer to a photograph whose score lies below the threshold stored with the model."""
 
 PREDICTED = {
-    "path": pl.String,
+    "path": pl.String,  # with \x.. where a byte of it is no UTF-8
     "rank": pl.UInt32,  # from 1; null where the photograph could not be answered
     "landmark_id": pl.Int64,
     "name": pl.String,
@@ -66,12 +67,12 @@ class _Predictor:
         places = iter(range(len(pictures)))
         for path, picture in zip(paths, read, strict=True):
             if isinstance(picture, str):
-                yield (str(path), None, None, None, None, None, picture)
+                yield (readable(path), None, None, None, None, None, picture)
                 continue
             place = next(places)
             best = zip(answers.labels[place], answers.scores[place], strict=True)
             for rank, (label, score) in enumerate(islice(best, self.top), 1):
-                yield (str(path), rank, self.landmark_ids[label], self.names[label], score, known[place], None)
+                yield (readable(path), rank, self.landmark_ids[label], self.names[label], score, known[place], None)
 
     def _known(self, answers: Answers) -> list[bool | None]:
         if self.rule is None:
@@ -81,18 +82,24 @@ class _Predictor:
 
 
 def predict(
-    run: Path | str, photos: Path | str | Sequence[Path | str], *, csv: Path | str | None = None, top: int = 5
+    run: Path | str,
+    photos: Path | str | Sequence[Path | str],
+    *,
+    csv: Path | str | None = None,
+    top: int = 5,
+    device: str = "auto",
 ) -> pl.DataFrame:
     """Return the `top` best answers of `run` to each photograph, see `PREDICTED`; `csv` writes the table there too.
 
     `photos` are files and folders; a folder means every picture in it and below, by name. A photograph that cannot be
-    decoded has one row that says why. Raises `LandmarksError` when a path does not exist or holds no pictures.
+    decoded has one row that says why. `device` is auto, cpu, cuda or mps. Raises `LandmarksError` when a path does not
+    exist or holds no pictures.
     """
     if not 1 <= top <= ANSWERS:
         raise UsageError("that many answers cannot be had", received=top, expected=f"1 to {ANSWERS}")
     opened = open_run(run)
     paths = list(find_photographs([photos] if isinstance(photos, str | Path) else photos))
-    predictor = _open_predictor(opened, top)
+    predictor = _open_predictor(opened, top, device)
     preprocessing = predictor.recogniser.network.preprocessing
     rows: list[tuple[Any, ...]] = []
     with progress("answering", total=len(paths)) as advance:
@@ -151,7 +158,7 @@ def _picture(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8] | st
         return f"it cannot be read ({error.strerror})"
 
 
-def _open_predictor(run: Run, top: int) -> _Predictor:
+def _open_predictor(run: Run, top: int, device: str) -> _Predictor:
     stored = read_record(run.folder / "model.json").get("rejection")
     rule = None if stored is None else Rule(**stored["rule"])
     reference = open_reference(run)
@@ -161,7 +168,7 @@ def _open_predictor(run: Run, top: int) -> _Predictor:
             way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
         )
     return _Predictor(
-        recogniser=open_recogniser(run, reference),
+        recogniser=open_recogniser(run, reference, device),
         names=run.labels["name"].to_list(),
         landmark_ids=run.labels["landmark_id"].to_list(),
         rule=rule,

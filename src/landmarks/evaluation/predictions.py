@@ -20,6 +20,7 @@ from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, digest_of, written_whole
 from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.text import readable
 from landmarks.training.asked import Asked
 from landmarks.training.photos import batches
 from landmarks.training.run import Run
@@ -56,8 +57,13 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
     }
     if path.exists() and all(read_metadata(path).get(key) == value for key, value in made_of.items()):
         return path
-    place = str(dataset.folder.resolve())
-    about = {"run": run.name, "data": place, "content_digest": str(dataset.content_digest), "own_data": str(asked.own)}
+    place = readable(dataset.folder.resolve())
+    about = {
+        "run": readable(run.name),
+        "data": place,
+        "content_digest": str(dataset.content_digest),
+        "own_data": str(asked.own),
+    }
     aside = path.with_name(f".{name}.chunks")
     key = digest_of(made_of, CHUNK)
     with progress(f"answering {name}", total=len(photos)) as advance:

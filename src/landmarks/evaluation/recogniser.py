@@ -15,7 +15,7 @@ from landmarks.networks.folding import folded
 from landmarks.networks.network import Network
 from landmarks.support.files import digest_of, read_record, write_record
 from landmarks.training.photos import normalised
-from landmarks.training.precision import choose_layout
+from landmarks.training.precision import choose_device, choose_layout
 from landmarks.training.run import Run
 
 ANSWERS = 5
@@ -51,7 +51,11 @@ class Recogniser:
         labels, scores = best_answers(probabilities.cpu().numpy(), ANSWERS)
         first = np.full(len(images), NO_ANSWER) if first is None else first
         truth = torch.from_numpy(np.maximum(first, 0)).to(self.device)
-        logs = torch.log_softmax(logits / self.temperature, dim=1)[torch.arange(len(truth)), truth].cpu().numpy()
+        logs = (
+            torch.log_softmax(logits / self.temperature, dim=1)[torch.arange(len(truth), device=self.device), truth]
+            .cpu()
+            .numpy()
+        )
         return Answers(
             labels=labels,
             scores=scores,
@@ -66,14 +70,14 @@ class Recogniser:
         return digest_of(self.temperature, None if self.reference is None else self.reference.digest)
 
 
-def open_recogniser(run: Run, reference: Reference | None = None) -> Recogniser:
-    """Load a run's network on the best device there is, with the temperature its `model.json` holds."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def open_recogniser(run: Run, reference: Reference | None = None, device: str = "auto") -> Recogniser:
+    """Load a run's network on `device` (see `choose_device`), with the temperature its `model.json` holds."""
+    place = torch.device(choose_device(device).value)
     record: dict[str, Any] = read_record(run.folder / "model.json")
-    network = folded(run.network().to(device))
+    network = folded(run.network().to(place))
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
-    return Recogniser(network, float(record.get("temperature") or 1.0), reference, device)
+    return Recogniser(network, float(record.get("temperature") or 1.0), reference, place)
 
 
 def update_model(run: Run, **changes: object) -> None:

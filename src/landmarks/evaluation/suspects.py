@@ -68,7 +68,14 @@ SUSPECTS = {
 """Columns of the CSV, the most suspicious first."""
 
 
-def suspects(run: Path | str, out: Path | str, *, data: Path | str | None = None, part: str = "train") -> pl.DataFrame:
+def suspects(
+    run: Path | str,
+    out: Path | str,
+    *,
+    data: Path | str | None = None,
+    part: str = "train",
+    device: str = "auto",
+) -> pl.DataFrame:
     """Return the likely label errors of a part of the run's dataset (or of `data`), and write them to the CSV `out`.
 
     Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. Photographs a person has decided on
@@ -82,7 +89,7 @@ def suspects(run: Path | str, out: Path | str, *, data: Path | str | None = None
         raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")
     opened = open_run(run)
     dataset = find_own(opened) if data is None else open_dataset(data)
-    photos, features = features_of(opened, dataset, part)
+    photos, features = features_of(opened, dataset, part, device)
     _tell_seen(opened, photos)
     labels = photos["label"].cast(pl.Int64).to_numpy()
     groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from landmarks.dataset.manifest import Dataset
 from landmarks.training.features import cached_features, positions
 from landmarks.training.machine import Machine
+from landmarks.training.precision import choose_device
 from landmarks.training.run import Run
 
 
-def features_of(run: Run, dataset: Dataset, part: str) -> tuple[pl.DataFrame, NDArray[np.float16]]:
+def features_of(
+    run: Run, dataset: Dataset, part: str, device: str = "auto"
+) -> tuple[pl.DataFrame, NDArray[np.float16]]:
     """Return the photographs of `part` that show known landmarks, with their `label`, and their features `(P, C)`.
 
     Training keeps the features of train and val together, so both are asked for where one of them is wanted.
@@ -22,7 +25,8 @@ def features_of(run: Run, dataset: Dataset, part: str) -> tuple[pl.DataFrame, ND
     together = photos
     if part in ("train", "val"):
         together = pl.concat([_known(dataset, name) for name in ("train", "val")]).sort("id")
-    values = cached_features(run.network(), dataset, together, machine=Machine(Accelerator())).values
+    machine = Machine(Accelerator(cpu=choose_device(device).value == "cpu"))
+    values = cached_features(run.network().to(machine.device), dataset, together, machine=machine).values
     return photos, np.asarray(values[positions(together, photos)])
 
 

@@ -21,8 +21,10 @@ from landmarks.networks.network import Network
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
+from landmarks.support.text import readable
 from landmarks.training.asked import ask
 from landmarks.training.photos import evaluation_picture, normalised
+from landmarks.training.precision import choose_device
 from landmarks.training.run import Run, open_run
 
 ANSWERS = 4
@@ -42,19 +44,20 @@ def explain(
     data: Path | str | None = None,
     part: str = "test",
     count: int = 12,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Draw the heat maps of the 4 best answers for `photos`, or for `count` recognised photographs of a dataset.
 
     `photos` are files and folders. Without them the photographs come from `part` of `data` (or of the dataset the run
     was trained on): correctly recognised ones, from the landmarks in turn, none that the run has seen (see `ask`).
     Writes `maps/<id>.jpg` into the run and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for
-    files that are no pictures, and `made`, the panels of this call. Raises `LandmarksError` when there is nothing to
-    draw.
+    files that are no pictures, and `made`, the panels of this call. `device` is auto, cpu, cuda or mps. Raises
+    `LandmarksError` when there is nothing to draw.
     """
     run = run if isinstance(run, Run) else open_run(run)
     if count < 1:
         raise UsageError("the number of photographs must be positive", received=count)
-    explainer = Explainer(run)
+    explainer = Explainer(run, device)
     with held(run.folder / "maps") as folder:
         if photos:
             made, rejected = _of_files(explainer, photos, folder)
@@ -68,11 +71,11 @@ def explain(
 
 
 class Explainer:
-    """One run's network on the machine's best device: from photographs to answers, maps and panels."""
+    """One run's network on a device, the machine's best by itself: from photographs to answers, maps and panels."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, device: str = "auto") -> None:
         self.run = run
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(choose_device(device).value)
         self.network: Network = run.network().to(self.device)
         self.temperature = float(read_record(run.folder / "model.json").get("temperature") or 1.0)
         self.method = ""
@@ -128,10 +131,10 @@ def _of_files(
             try:
                 picture = explainer.pictures([file.read_bytes()])
             except (PictureError, OSError) as error:
-                note(f"{file} is left out: {error}")
-                rejected.append({"photo": str(file), "why": str(error)})
+                note(f"{readable(file)} is left out: {error}")
+                rejected.append({"photo": readable(file), "why": str(error)})
             else:
-                identity = file.stem if named[file.stem] == 1 else str(file)
+                identity = readable(file.stem if named[file.stem] == 1 else file)
                 made.append(explainer.draw(folder, identity, None, picture[0], explainer.look(picture)))
             advance(1)
     return made, rejected

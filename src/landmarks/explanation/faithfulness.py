@@ -38,7 +38,12 @@ MEASURES = tuple(f"{curve}_{kind}" for kind in KINDS for curve in ("deletion", "
 
 
 def faithfulness(
-    run: Run | Path | str, *, data: Path | str | None = None, part: str = "test", count: int = 200
+    run: Run | Path | str,
+    *,
+    data: Path | str | None = None,
+    part: str = "test",
+    count: int = 200,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Measure the heat maps of a run's first answers on up to `count` photographs, the landmarks in turn.
 
@@ -49,7 +54,7 @@ def faithfulness(
     run = run if isinstance(run, Run) else open_run(run)
     asked = ask(run, data, part)
     photos = photos_in_turn(run, asked)[:count]
-    explainer, reader = Explainer(run), PhotoReader(asked.dataset)
+    explainer, reader = Explainer(run, device), PhotoReader(asked.dataset)
     rows: list[dict[str, Any]] = []
     with held(run.folder / "maps") as folder, progress("deleting and inserting", total=len(photos)) as advance:
         for start in range(0, len(photos), BATCH):
@@ -105,7 +110,7 @@ def _measure(explainer: Explainer, batch: list[Photo], pictures: np.ndarray[Any,
     chance = np.stack([generator("random map", photo.id).random((height, width)) for photo in batch])
     maps = {
         "heat": heat,
-        "random": torch.from_numpy(chance).to(heat),
+        "random": torch.from_numpy(chance.astype(np.float32)).to(heat),
         "centre": centre(height, width).to(heat).expand_as(heat),
     }
     areas = {}

@@ -120,7 +120,7 @@ class CosineHead(Head):
         rarity = np.maximum(photographs, 1) ** -0.25
         low, high = rarity.min(), rarity.max()
         share = (rarity - low) / (high - low) if high > low else np.full_like(rarity, 0.5)
-        self.margins.copy_(torch.from_numpy(self.settings["margin"] * (0.5 + share)))
+        self.margins.copy_(torch.from_numpy(self.settings["margin"] * (0.5 + share)).float())
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (N, K): scale × cosine to the nearest centre, without any margin."""

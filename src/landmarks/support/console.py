@@ -61,7 +61,7 @@ def progress(what: str, total: float) -> Iterator[Advance]:
 
 def _bar() -> Progress:
     return Progress(
-        SpinnerColumn(),
+        SpinnerColumn("dots" if err.encoding.startswith("utf") else "line"),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),

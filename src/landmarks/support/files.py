@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from landmarks import __version__
 from landmarks.support.errors import BusyError, LandmarksError
+from landmarks.support.text import require_text
 
 FORMAT = 1
 """The newest layout of records and tables that this version writes and reads."""
@@ -38,6 +39,7 @@ def written_whole(path: Path | str) -> Iterator[Path]:
     the disk itself refuses becomes a `LandmarksError`; any other error of the block passes through unchanged.
     """
     path = Path(path)
+    require_text(path)
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{_ASIDE}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,7 @@ def written_whole(path: Path | str) -> Iterator[Path]:
             raise _about_the_disk(error.strerror, path) from error
         _flush_names(path.parent)
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a disk that may only be read refuses even that
             aside.unlink(missing_ok=True)
 
 
@@ -72,13 +74,15 @@ def remove_leftovers(folder: Path) -> None:
 def write_record(path: Path | str, record: dict[str, Any], *, verb: str, inputs: str = "") -> None:
     """Write `record` as JSON with `format`, the `verb` and version that wrote it and the digest of its `inputs`."""
     whole = {"format": FORMAT, "verb": verb, "version": __version__, "inputs": inputs, **record}
-    with written_whole(path) as aside:
-        aside.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    with written_whole(path) as aside:  # bytes of a path that are no UTF-8 are escaped as JSON escapes them
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
     """Read a record that `write_record` wrote; a missing, damaged or newer one is an error of one line."""
     path = Path(path)
+    require_text(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -106,6 +110,7 @@ def refuse_newer(path: Path, format_number: int) -> None:
 def held(folder: Path | str) -> Iterator[Path]:
     """Create `folder` if needed and hold it for this process; a second process gets `BusyError` and touches nothing."""
     folder = Path(folder)
+    require_text(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,11 +122,45 @@ def held(folder: Path | str) -> Iterator[Path]:
         raise BusyError(
             f"{folder} is being written by another process", way_out="wait for it to end, or choose another folder"
         ) from error
+    except (OSError, NotImplementedError) as error:  # the latter where a disk knows no locks
+        raise LandmarksError(
+            f"{folder} cannot be written ({getattr(error, 'strerror', None) or error})",
+            way_out="choose a folder in which files can be made, or copy this one there",
+        ) from error
     try:
         remove_leftovers(folder)
         yield folder
     finally:
         lock.release()
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again and has no better place: `$XDG_CACHE_HOME/landmarks`.
+
+    It is made if needed. Raises `LandmarksError` when nothing can be written there.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "landmarks"
+    except RuntimeError as error:  # a user without a home
+        raise LandmarksError("there is no home folder to keep copies in", way_out=_OTHER_CACHE) from error
+    if not can_write(folder):
+        raise LandmarksError(f"{folder} cannot be written, where copies are kept", way_out=_OTHER_CACHE)
+    return folder
+
+
+_OTHER_CACHE = "name another folder in the environment: XDG_CACHE_HOME=FOLDER"
+
+
+def can_write(folder: Path) -> bool:
+    """Return whether files can be made in `folder`, which is created if needed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        attempt = folder / f".{uuid.uuid4().hex[:8]}{_ASIDE}"
+        attempt.touch(exist_ok=False)
+        attempt.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def digest_of(*parts: object) -> str:

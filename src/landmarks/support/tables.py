@@ -10,11 +10,12 @@ import polars as pl
 from landmarks import __version__
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_newer, written_whole
+from landmarks.support.text import readable, require_text
 
 
 def write_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> None:
     """Write `table` as parquet, whole or not at all, with `metadata` kept as strings beside the columns."""
-    texts = {name: str(value) for name, value in metadata.items()}
+    texts = {name: readable(str(value)) for name, value in metadata.items()}
     texts |= {"landmarks.format": str(FORMAT), "landmarks.version": __version__}
     with written_whole(path) as aside:
         table.write_parquet(aside, metadata=texts)
@@ -39,6 +40,7 @@ def read_table(path: Path | str, schema: dict[str, Any] | None = None) -> pl.Dat
 def read_metadata(path: Path | str) -> dict[str, str]:
     """Read the metadata that `write_table` kept; a missing, damaged or newer table is an error of one line."""
     path = Path(path)
+    require_text(path)
     if not path.is_file():
         raise LandmarksError(f"there is no table {path}")
     try:

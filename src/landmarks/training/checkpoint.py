@@ -51,7 +51,8 @@ def load_checkpoint(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             refuse_newer(path, int(metadata["format"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            # Copies: what the file gives is a view into it, and Windows would not let the next checkpoint replace it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         network.load_state_dict(_under("network.", tensors))
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
         raise LandmarksError(

@@ -1,7 +1,8 @@
 """The cache: pooled features of photographs, computed once per trunk, preprocessing and photographs, kept on disk.
 
 Half precision, read by memory map, in `DATA/features/<digest>/`: the digest covers everything the numbers depend on,
-so that another trunk or another decoder finds no cache rather than a wrong one.
+so that another trunk or another decoder finds no cache rather than a wrong one. Where DATA may only be read they are in
+`$XDG_CACHE_HOME/landmarks/features/<digest>/`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from landmarks.dataset.pictures import DECODER
 from landmarks.networks.network import Network
 from landmarks.support.console import note, progress
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
-from landmarks.support.files import digest_of, held, read_record, require_free_disk, write_record, written_whole
+from landmarks.support.files import (
+    cache_folder,
+    can_write,
+    digest_of,
+    held,
+    read_record,
+    require_free_disk,
+    write_record,
+    written_whole,
+)
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augment import Augmentation
 from landmarks.training.machine import Machine
@@ -111,7 +121,7 @@ def cached_features(
     drawn = View(view, augment, seed) if view and augment else View()
     work = _Work(network, dataset, photos, machine, drawn)
     key = cache_key(network, photos, machine.precision, drawn)
-    folder = dataset.folder / "features" / digest_of(key)
+    folder = machine.from_main(_folder_for(dataset, digest_of(key)) if machine.is_main else None)
     started, missing = time.monotonic(), not (folder / RECORD).exists()
     machine.wait()  # all have looked before one writes
     if missing and machine.is_main:
@@ -129,20 +139,36 @@ def kept_features(run: Run, dataset: Dataset, photos: pl.DataFrame) -> Rows | No
     Nothing is computed, and nothing is written.
     """
     seen = run.seen()
-    if seen is None or not (dataset.folder / "features").is_dir():
+    if seen is None or not any(place.is_dir() for place in _places_of(dataset)):
         return None
     together = seen.filter(pl.col("through").is_null()).sort("id")
     network = run.network()
     asked_for = {one.get("value") for one in run.record.get("choices") or [] if one.get("what") == "precision"}
     for precision in ("float32", *sorted(asked_for - {"float32"})):
         key = cache_key(network, together, precision, View())
-        folder = dataset.folder / "features" / digest_of(key)
-        if (folder / RECORD).exists():
-            try:
-                return Rows(_open(folder, key, together), positions(together, photos))
-            except LandmarksError as error:
-                note(f"{error}; the features are computed again")
+        for place in _places_of(dataset):
+            folder = place / digest_of(key)
+            if (folder / RECORD).exists():
+                try:
+                    return Rows(_open(folder, key, together), positions(together, photos))
+                except LandmarksError as error:
+                    note(f"{error}; the features are computed again")
     return None
+
+
+def _places_of(dataset: Dataset) -> tuple[Path, Path]:
+    """Return where caches of a dataset's features may lie: beside the photographs, or in the person's own cache."""
+    return dataset.folder / "features", cache_folder() / "features"
+
+
+def _folder_for(dataset: Dataset, digest: str) -> Path:
+    """Return where the cache of this digest lies or will lie: beside the photographs, unless that cannot be written."""
+    own, others = _places_of(dataset)
+    if (own / digest / RECORD).exists() or can_write(own):
+        return own / digest
+    elsewhere = others / digest
+    note(f"{dataset.folder} cannot be written: its features are kept in {elsewhere}")
+    return elsewhere
 
 
 def cache_key(network: Network, photos: pl.DataFrame, precision: str, view: View) -> dict[str, Any]:
@@ -232,7 +258,7 @@ def _writer(folder: Path | None, shape: tuple[int, int], view: View) -> Iterator
         return
     what = "features" if not view.number else f"features, augmented view {view.number}"
     with written_whole(folder / "features.npy") as aside, progress(what, shape[0]) as advance:
-        values = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=shape)
+        np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=shape)
         started, done = time.monotonic(), 0
 
         def write(rows: NDArray[np.int64], features: torch.Tensor) -> None:
@@ -242,12 +268,12 @@ def _writer(folder: Path | None, shape: tuple[int, int], view: View) -> Iterator
                 raise LandmarksError(
                     "the trunk gives features that half precision cannot hold", way_out="try --precision float32"
                 )
-            values[rows] = half.numpy()
+            # Mapped for each batch anew: Windows would not rename a file that is still mapped at the end.
+            np.lib.format.open_memmap(aside, mode="r+")[rows] = half.numpy()
             done += len(rows)
             advance(len(rows), f"{done / (time.monotonic() - started):.0f} photographs/s")
 
         yield write
-        values.flush()
 
 
 def _open(folder: Path, key: dict[str, Any], photos: pl.DataFrame) -> NDArray[np.float16]:

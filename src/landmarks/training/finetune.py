@@ -232,7 +232,7 @@ def measure(
         logits, at_once = in_parts(logits_of, batch.images, at_once)
         sums[0] += (logits.argmax(1) == batch.labels).sum()
         sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
-    accuracy, loss = (machine.summed(sums.to(machine.device)) / len(photos)).tolist()
+    accuracy, loss = (machine.summed(sums) / len(photos)).tolist()
     return accuracy, loss
 
 

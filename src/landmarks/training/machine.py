@@ -65,11 +65,14 @@ class Machine:
         self.accelerator.wait_for_everyone()
 
     def summed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum of every process's `tensor`; each process must call it."""
+        """Return the sum of every process's `tensor`; each process must call it.
+
+        One process gets back what it gave, where it lay: Apple's graphics processor, say, holds no float64.
+        """
         if self.processes == 1:
             return tensor
         try:
-            total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+            total: torch.Tensor = self.accelerator.reduce(tensor.to(self.device), "sum")
         except RuntimeError as error:  # gloo: "Connection closed by peer"; NCCL: DistBackendError
             raise LandmarksError(
                 f"another process of this training is gone ({str(error).splitlines()[0]})",

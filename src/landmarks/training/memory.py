@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-import resource
 import sys
 from collections.abc import Callable
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from landmarks.support.console import note
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # the processor's, on Linux and macOS
+    "not enough memory",  # on Windows
+    "MPS backend out of memory",  # Apple's graphics processor
+    "Invalid buffer size",  # the same, asked for more at once than it ever gives
+)
+"""What PyTorch says, in errors that have no kind of their own, when memory ran out."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device's or the processor's memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def in_parts(
@@ -44,11 +52,19 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def peak_memory_mb() -> float:
     """Return the most memory this process has held so far, in MB: on the graphics processor if there is one."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    if sys.platform != "win32":
+        with contextlib.suppress(ImportError):
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    held = psutil.Process().memory_info()
+    return float(getattr(held, "peak_wset", held.rss)) / 1e6  # under this name Windows keeps the peak

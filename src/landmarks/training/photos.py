@@ -8,7 +8,6 @@ which thread was faster.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from landmarks.dataset.pictures import PictureError, decode, resize
 from landmarks.dataset.shards import PhotoReader
 from landmarks.networks.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError
+from landmarks.support.processors import usable_processors
 from landmarks.support.seeds import generator
 from landmarks.training.augment import Augmentation, Draw, draw, recolour
 
@@ -128,7 +128,7 @@ def _finished(
 
 def default_workers() -> int:
     """One thread per core that this process may use, at most 16: decoding is quick beside training."""
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(16, usable_processors())
 
 
 def evaluation_picture(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from landmarks.support.errors import UsageError
+from landmarks.support.errors import UsageError, did_you_mean
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 """Processors without one of these compute bfloat16 9 to 18 times slower than float32 (measured on AVX2)."""
@@ -32,9 +32,17 @@ class Choice:
 
 
 def choose_device(wanted: str) -> Choice:
-    """Choose where to compute; raise `UsageError` when the device that was asked for is not there."""
+    """Choose where to compute: `auto` (the best there is), `cpu`, `cuda` or `mps`.
+
+    Raises `UsageError` for any other word, and when the device that was asked for is not there.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto":
+        if wanted not in there:
+            choices = ("auto", *there)
+            raise UsageError(
+                f'no device "{wanted}"', expected=", ".join(choices), way_out=did_you_mean(wanted, choices)
+            )
         if not there[wanted]:
             raise UsageError(
                 f"this machine has no device {wanted}",

@@ -102,7 +102,7 @@ def add_processes(network: Network, numbers: torch.Tensor, machine: Machine) -> 
         if parameter.grad is None:  # a process without photographs in this step
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), numbers.to(machine.device).float()])
+    flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), numbers.float().to(machine.device)])
     flat = machine.summed(flat)
     position = 0
     for gradient in gradients:
