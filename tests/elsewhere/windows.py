@@ -17,11 +17,15 @@ from typing import Any
 
 WITHOUT = {
     "os": set(
-        ["chown", "chroot", "ctermid", "eventfd", "fchdir", "fchmod", "fchown", "fork", "forkpty", "fpathconf", "getegid", "geteuid", "getgid", "getgroups", "getloadavg", "getpgid", "getpgrp", "getpriority", "getresgid", "getresuid", "getsid", "getuid", "killpg", "lchown", "lockf", "major", "makedev", "memfd_create", "minor", "mkfifo", "mknod", "nice", "openpty", "pathconf", "pidfd_open", "posix_fadvise", "posix_fallocate", "posix_spawn", "pread", "preadv", "pwrite", "pwritev", "readv", "register_at_fork", "sched_get_priority_max", "sched_getaffinity", "sched_setaffinity", "sched_yield", "sendfile", "setpgid", "setpriority", "setsid", "setuid", "splice", "statvfs", "sync", "sysconf", "tcgetpgrp", "uname", "wait", "wait3", "wait4", "waitid", "writev", "O_CLOEXEC", "O_DIRECTORY", "O_DSYNC", "O_NOATIME", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK", "O_PATH", "O_SYNC", "O_TMPFILE"]
+        "chown chroot ctermid eventfd fchdir fchmod fchown fork forkpty fpathconf getegid geteuid getgid getgroups "
+        "getloadavg getpgid getpgrp getpriority getresgid getresuid getsid getuid killpg lchown lockf major makedev "
+        "memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open posix_fadvise posix_fallocate posix_spawn "
+        "pread preadv pwrite pwritev readv register_at_fork sched_get_priority_max sched_getaffinity sched_setaffinity "
+        "sched_yield sendfile setpgid setpriority setsid setuid splice statvfs sync sysconf tcgetpgrp uname wait wait3 "
+        "wait4 waitid writev O_CLOEXEC O_DIRECTORY O_DSYNC O_NOATIME O_NOCTTY O_NOFOLLOW O_NONBLOCK O_PATH O_SYNC "
+        "O_TMPFILE".split()
     ),
-    "signal": set(
-        ["SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGSTOP", "SIGTSTP", "SIGUSR1", "SIGUSR2", "alarm", "pause", "setitimer"]
-    ),
+    "signal": set("SIGALRM SIGCHLD SIGHUP SIGKILL SIGPIPE SIGSTOP SIGTSTP SIGUSR1 SIGUSR2 alarm pause setitimer".split()),
 }
 MODULES = ("crypt", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
 
