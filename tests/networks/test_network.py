@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from landmarks.networks.network import build_network, load_network, save_network
+from landmarks.networks.network import build_network, has_maps, load_network, save_network
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record
 
@@ -76,6 +76,15 @@ def test_a_network_is_read_back_as_it_was_written(tmp_path: Path, backbone, head
     assert not again.training
 
 
+def test_a_network_that_uses_one_layer_in_several_places_is_read_back_as_it_was_written(tmp_path: Path):
+    network = build_network("coat_lite_tiny", classes=4, weights="none", image_size=32).eval()
+    save_network(network, tmp_path)
+    again = load_network(tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(images), again(images))
+
+
 def test_the_baseline_keeps_its_dense_softmax():
     assert build_network("baseline", classes=4, weights="none").head_name == "linear"
 
@@ -96,7 +105,11 @@ def test_weights_that_do_not_belong_to_the_record_are_refused(tmp_path: Path):
         ("resnet18", {"head": "studi"}, r'no head "studi"; .*did you mean "study"\?'),
         ("resnet18", {"classes": 0}, "at least one landmark; received 0 landmarks"),
         ("resnet18", {"image_size": 0}, "the image size must be positive; received 0"),
-        ("inception_v3", {"image_size": 32}, "inception_v3 cannot take photographs of 32 pixels; it was made for 299"),
+        (
+            "inception_v3",
+            {"image_size": 32},
+            "inception_v3 cannot take photographs of 32 pixels .*; it was made for 299",
+        ),
         ("vit_tiny_patch16_224", {"image_size": 8}, "cannot take photographs of 8 pixels"),
         ("resnet18", {"head": "study", "head_settings": {"centres": 3}}, 'the head "study" cannot be made with'),
     ],
@@ -105,6 +118,40 @@ def test_impossible_networks_are_refused_in_one_line(backbone, settings, message
     with pytest.raises(UsageError, match=message) as caught:
         build_network(backbone, **{"classes": 3, "weights": "none", **settings})
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_fails_at_its_own_size_does_not_blame_the_size(monkeypatch):
+    monkeypatch.setattr("timm.models.ResNet.forward_head", lambda *_, **__: torch.zeros(1, 7))
+    with pytest.raises(LandmarksError, match=r"resnet18 gives no features .* \(1, 7\), not \(1, 512\)") as caught:
+        build_network("resnet18", classes=3, weights="none")
+    assert not isinstance(caught.value, UsageError) and "pixels" not in str(caught.value)
+
+
+def test_a_network_that_timm_cannot_build_is_refused_in_one_line(monkeypatch):
+    def create(*_, **__):
+        raise TypeError("no such thing\nat all")
+
+    monkeypatch.setattr("timm.create_model", create)
+    with pytest.raises(LandmarksError, match=r"resnet18 gives no features .*\(no such thing\); name another network"):
+        build_network("resnet18", classes=3, weights="none")
+
+
+def test_features_are_pooled_without_making_maps(monkeypatch):
+    network = build_network("resnet18", classes=3, weights="none", image_size=32).eval()
+    monkeypatch.setattr(type(network), "as_maps", None)
+    with torch.no_grad():
+        assert network.features(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+        assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("backbone, side, maps", [("resnet18", 32, True), ("coat_lite_tiny", 32, False)])
+def test_whether_a_network_has_maps_is_seen_and_its_mode_kept(backbone, side, maps):
+    network = build_network(backbone, classes=3, weights="none", image_size=side)
+    assert network.training and has_maps(network) == maps and network.training
+    if not maps:
+        with pytest.raises(LandmarksError, match=r"no maps to draw .*tokens are no square of positions") as caught:
+            network.maps(torch.zeros(1, 3, side, side))
+        assert "\n" not in str(caught.value)
 
 
 def test_preprocessing_is_what_timm_says_of_the_weights():

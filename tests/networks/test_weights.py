@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from landmarks.networks.epsilon import epsilon_of, unfold_epsilon
 from landmarks.networks.network import build_network, load_network, save_network
@@ -76,6 +76,13 @@ def test_another_runs_trunk_is_taken_and_its_head_is_not(tmp_path: Path):
     second = build_network("resnet18", classes=3, weights=tmp_path / "run", seed=6)
     assert same(second.trunk, first.trunk)
     assert second.classes == 3
+
+
+def test_a_file_may_hold_weights_that_are_used_in_several_places_once(tmp_path: Path):
+    model = timm.create_model("coat_lite_tiny", pretrained=False)
+    save_model(model, str(tmp_path / "w.safetensors"))
+    assert len(load_file(tmp_path / "w.safetensors")) < len(model.state_dict())
+    assert same(trunk_of(tmp_path / "w.safetensors", "coat_lite_tiny", image_size=32), model)
 
 
 def test_a_vision_transformers_positions_are_stretched_to_another_image_size(tmp_path: Path):

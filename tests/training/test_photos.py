@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import make_dataset
+from conftest import make_dataset, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.pictures import encode
-from landmarks.networks.preprocessing import Preprocessing
+from landmarks.networks.backbones import pretrained_record
+from landmarks.networks.preprocessing import Preprocessing, from_pretrained
 from landmarks.support.errors import LandmarksError
 from landmarks.training.augment import Augmentation
 from landmarks.training.photos import Batch, batches, evaluation_picture, normalised, order_of, shares
@@ -102,3 +104,11 @@ def test_each_photograph_is_seen_once_by_one_process(count: int, batch_size: int
     sizes = [sum(len(steps[step]) for steps in every) for step in range(len(every[0]))]
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_network_made_for_pictures_with_a_border_sees_all_of_them_without_one() -> None:
+    record = pretrained_record("volo_d4_448")
+    assert record["crop_pct"] > 1
+    seen = evaluation_picture(encode(picture(0, 0)), from_pretrained(record, 48))
+    whole = evaluation_picture(encode(picture(0, 0)), replace(from_pretrained(record, 48), crop=1.0))
+    assert seen.shape == (48, 48, 3) and np.array_equal(seen, whole)

@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from landmarks.networks.baseline import BASELINE, PRETRAINED, BaselineTrunk
-from landmarks.support.errors import UsageError, did_you_mean
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 FRIENDLY = {
     "xception": "legacy_xception",
@@ -58,14 +58,21 @@ def build_trunk(backbone: str, image_size: int) -> nn.Module:
     sizes = {"img_size": image_size} if record.get("fixed_input_size") else {}
     try:
         trunk: nn.Module = timm.create_model(timm_name(backbone), pretrained=False, num_classes=0, **sizes)
-    except (AssertionError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise wrong_size(backbone, image_size) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a thousand networks raise a dozen kinds
+        raise unfit(backbone, image_size, str(error).strip().partition("\n")[0] or type(error).__name__) from error
     return trunk
 
 
-def wrong_size(backbone: str, image_size: int) -> UsageError:
-    """Return the error for photographs of a size that a network cannot work on."""
-    own = pretrained_record(backbone)["input_size"][-1]
-    return UsageError(
-        f"{backbone} cannot take photographs of {image_size} pixels", way_out=f"it was made for {own} (--image-size)"
+def unfit(backbone: str, image_size: int, reason: str) -> LandmarksError:
+    """Return the error for a network that cannot work on photographs of this size, or on photographs at all."""
+    own = int(pretrained_record(backbone)["input_size"][-1])
+    if image_size != own:
+        return UsageError(
+            f"{backbone} cannot take photographs of {image_size} pixels ({reason})",
+            way_out=f"it was made for {own} (--image-size)",
+        )
+    return LandmarksError(
+        f"{backbone} gives no features to recognise landmarks by ({reason})", way_out="name another network"
     )

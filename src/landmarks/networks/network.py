@@ -11,13 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from landmarks.networks.backbones import build_trunk, pretrained_record, wrong_size
+from landmarks.networks.backbones import build_trunk, pretrained_record, unfit
 from landmarks.networks.baseline import BASELINE
 from landmarks.networks.epsilon import epsilon_of, set_epsilon
 from landmarks.networks.heads import Head, build_head
 from landmarks.networks.parameters import count_parameters
 from landmarks.networks.preprocessing import Preprocessing, from_pretrained, from_record
-from landmarks.networks.weights import load_weights
+from landmarks.networks.weights import load_weights, storable
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record, written_whole
 
@@ -39,15 +39,15 @@ def build_network(
 
     `weights` is `imagenet` (timm's, from the Hub), `none`, a .safetensors or .pth file, or the folder of another run.
     `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for
-    unknown names and `LandmarksError` for weights that cannot be had or do not fit.
+    unknown names and sizes that a network cannot work on, and `LandmarksError` for networks that give no features to
+    train a head on, and for weights that cannot be had or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = empty_network(
             backbone, classes=classes, head=head, image_size=image_size, head_settings=head_settings
         )
-    if image_size is not None and not _takes(network, image_size):
-        raise wrong_size(backbone, image_size)
+    require_features(network)
     load_weights(network.trunk, backbone, weights)
     return network
 
@@ -93,17 +93,23 @@ class Network(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, C, h, w) of normalised images (N, 3, S, S); a transformer's tokens as a grid."""
-        return self.maps_and_features(images)[0]
+        return self.as_maps(self.trunk.forward_features(images))  # type: ignore[operator]
 
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (N, C) of normalised images (N, 3, S, S), pooled as the pretrained network pools."""
-        return self.maps_and_features(images)[1]
+        return self._pooled_as_trained(self.trunk.forward_features(images))  # type: ignore[operator]
 
     def maps_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps (N, C, h, w) and pooled features (N, C) of normalised images from one pass through the trunk."""
+        """Return maps (N, C, h, w) and pooled features (N, C) of normalised images from one pass through the trunk.
+
+        Raises `LandmarksError` when the network has no maps; its features can be had all the same.
+        """
         last = self.trunk.forward_features(images)  # type: ignore[operator]
+        return self.as_maps(last), self._pooled_as_trained(last)
+
+    def _pooled_as_trained(self, last: Any) -> Tensor:
         features: Tensor = self.trunk.forward_head(last, pre_logits=True)  # type: ignore[operator]
-        return self.as_maps(last), features
+        return features
 
     def pooled(self, maps: Tensor) -> Tensor:
         """Return the mean (N, C) of maps (N, C, h, w) over their positions."""
@@ -118,24 +124,36 @@ class Network(nn.Module):
         """Return logits (N, K) of normalised images (N, 3, S, S)."""
         return self.classify(self.features(images))
 
-    def as_maps(self, last: Tensor) -> Tensor:
-        """Return what the trunk returns before pooling as maps (N, C, h, w): tokens without prefixes, as a grid."""
+    def as_maps(self, last: Any) -> Tensor:
+        """Return what the trunk returns before pooling as maps (N, C, h, w): tokens without prefixes, as a grid.
+
+        Raises `LandmarksError` for trunks that return something else: several sets of tokens, or no square of them.
+        """
+        if not isinstance(last, Tensor):
+            raise self._no_maps("it ends in several branches")
         if last.ndim == 4:
             channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
             return last.permute(0, 3, 1, 2) if channels_last else last
+        if last.ndim != 3:
+            raise self._no_maps("it keeps no positions until the end")
         tokens = last[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
         side = round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
-            raise LandmarksError(f"the {tokens.shape[1]} tokens of {self.backbone} are no square of positions")
+            raise self._no_maps(f"its {tokens.shape[1]} tokens are no square of positions")
         return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
+
+    def _no_maps(self, why: str) -> LandmarksError:
+        return LandmarksError(
+            f"{self.backbone} has no maps to draw ({why})",
+            way_out="explain a run with another network; everything else works with this one",
+        )
 
 
 def save_network(network: Network, folder: Path | str, **extra: Any) -> None:
     """Write `model.safetensors` and then `model.json`, which also holds `extra` (thresholds, temperature)."""
     folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with written_whole(folder / WEIGHTS_FILE) as aside:
-        save_file(tensors, aside)
+        save_file(storable(network.state_dict()), aside)
     counts = count_parameters(network)
     record = {
         "backbone": network.backbone,
@@ -170,15 +188,55 @@ def load_network(folder: Path | str) -> Network:
 
 
 @torch.no_grad()
-def _takes(network: Network, image_size: int) -> bool:
-    """Return whether a photograph of `image_size` pixels goes through: too small a one ends in maps of no size."""
-    network.eval()
+def require_features(network: Network) -> None:
+    """Raise unless a made-up photograph goes through and gives features that the head can take.
+
+    Of a size other than the network's own, that size is to blame: too small a photograph ends in maps of no size.
+    A network on the meta device is tried without being computed.
+    """
+    size, training = network.preprocessing.image_size, network.training
+    made_up = _made_up_photograph(network)
     try:
-        return network(torch.zeros(1, 3, image_size, image_size)).isfinite().all().item() is True
-    except (RuntimeError, AssertionError, ValueError, LandmarksError):
+        features = network.eval().features(made_up)
+        reason = _wrong_features(features, (1, network.width))
+    except MemoryError:
+        raise
+    except Exception as error:  # a thousand networks raise a dozen kinds
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    network.train(training)
+    if reason:
+        raise unfit(network.backbone, size, reason)
+
+
+def _wrong_features(features: Any, shape: tuple[int, int]) -> str:
+    """Return what is wrong with features that should be of `shape`, or an empty text."""
+    if not isinstance(features, Tensor):
+        return f"it gives a {type(features).__name__} where features should be"
+    if features.shape != shape:
+        return f"its features have the shape {tuple(features.shape)}, not {shape}"
+    finite = features.is_meta or bool(features.isfinite().all())
+    return "" if finite else "its features are no finite numbers"
+
+
+@torch.no_grad()
+def has_maps(network: Network) -> bool:
+    """Return whether `network` has maps, so that heat maps can be drawn of its answers; seen in one pass."""
+    training = network.training
+    try:
+        network.eval().maps(_made_up_photograph(network))
+    except LandmarksError:
         return False
     finally:
-        network.train()
+        network.train(training)
+    return True
+
+
+def _made_up_photograph(network: Network) -> Tensor:
+    """Return noise (1, 3, S, S) as photographs come: where the network is, its three colours last in memory."""
+    size, device = network.preprocessing.image_size, next(network.parameters()).device
+    with torch.device("cpu"):
+        made_up = torch.randn(1, size, size, 3, generator=torch.Generator().manual_seed(0))
+    return made_up.permute(0, 3, 1, 2).to(device)
 
 
 def _width(trunk: nn.Module) -> int:

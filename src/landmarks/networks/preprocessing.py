@@ -22,7 +22,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     crop: float = 1.0
-    """Share of the resized picture's shorter side that the square keeps."""
+    """Share of the resized picture's shorter side that the square keeps, 1 at most."""
 
     def record(self) -> dict[str, Any]:
         """Return this as a JSON object, which `from_record` reads back."""
@@ -53,7 +53,7 @@ def from_pretrained(pretrained: Mapping[str, Any], image_size: int | None = None
         mean=_triple(pretrained["mean"]),
         std=_triple(pretrained["std"]),
         interpolation=str(pretrained["interpolation"]),
-        crop=float(pretrained["crop_pct"]),
+        crop=min(1.0, float(pretrained["crop_pct"])),  # timm fills a border around pictures for a few networks
     )
 
 

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read_file(path)
 
 
+def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` as a file can hold them: on the processor, each whole and with memory of its own.
+
+    Some networks (CoaT) use one layer in several places, and know its weights under several names.
+    """
+    stored: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        stored[name] = whole.clone() if place in places else whole
+        places.add(place)
+    return stored
+
+
 def _fill(trunk: nn.Module, tensors: dict[str, Tensor], backbone: str, source: str) -> None:
     wanted = trunk.state_dict()
     needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
     if _matched(tensors, wanted, needed) != needed:
-        tensors = _renamed(tensors, trunk)
+        tensors = _with_namesakes(_renamed(tensors, trunk), wanted)
     matched = _matched(tensors, wanted, needed)
     if matched != needed:
         first = sorted(needed - matched)[0]
@@ -79,6 +95,16 @@ def _fill(trunk: nn.Module, tensors: dict[str, Tensor], backbone: str, source: s
 
 def _matched(tensors: dict[str, Tensor], wanted: dict[str, Tensor], needed: set[str]) -> set[str]:
     return {name for name in needed if name in tensors and tensors[name].shape == wanted[name].shape}
+
+
+def _with_namesakes(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` under every name that the trunk has for the same memory; a file may hold one of them only."""
+    by_place: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in wanted:
+            by_place.setdefault(wanted[name].data_ptr(), tensor)
+    others = {name: by_place[tensor.data_ptr()] for name, tensor in wanted.items() if tensor.data_ptr() in by_place}
+    return others | tensors
 
 
 def _renamed(tensors: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:

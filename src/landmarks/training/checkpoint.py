@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from landmarks.networks.weights import storable
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_newer, written_whole
 
@@ -32,9 +33,8 @@ def save_checkpoint(
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(folder / FILE) as aside:
-        save_file(tensors, aside, metadata={"format": str(FORMAT), "state": json.dumps(state)})
+        save_file(storable(tensors), aside, metadata={"format": str(FORMAT), "state": json.dumps(state)})
 
 
 def load_checkpoint(

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from landmarks.dataset.manifest import PARTS, Dataset
 from landmarks.dataset.naming import identified_by
 from landmarks.networks.catalogue import gmacs
-from landmarks.networks.network import Network
+from landmarks.networks.network import Network, has_maps
 from landmarks.networks.parameters import count_parameters
 from landmarks.support.tables import read_metadata
 from landmarks.training.finetune import State
@@ -56,6 +56,7 @@ def record_of(
             "parameters": counts.total,
             "trainable": counts.trainable,
             "gmacs": round(gmacs(network), 3),
+            "maps": has_maps(network),
             "image_size": network.preprocessing.image_size,
         },
         "machine": describe_machine(machine),

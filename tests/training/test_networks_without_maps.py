@@ -1,0 +1,44 @@
+"""Networks that end in branches, or in tokens that are no square of positions: all but heat maps works with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_dataset, picture
+
+from landmarks.dataset.pictures import encode
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.evaluation.predict import predict
+from landmarks.explanation.explain import explain
+from landmarks.support.errors import LandmarksError
+from landmarks.support.tables import read_table
+from landmarks.training.plan import plan
+from landmarks.training.train import train
+
+LARGE = [pytest.param(*each, marks=pytest.mark.slow) for each in (("volo_d1_224", 32), ("crossvit_9_240", 240))]
+
+
+@pytest.mark.parametrize("backbone, image_size", [("coat_lite_tiny", 32), *LARGE])
+def test_a_network_without_maps_does_everything_but_draw_them(backbone: str, image_size: int, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", landmarks=2, train=4, val=2, test=2).folder
+    settings: dict[str, Any] = {"backbone": backbone, "image_size": image_size, "batch_size": 4, "epochs": 1}
+    settings |= {"device": "cpu", "workers": 1, "tracking": "none", "warmup_epochs": 2}
+    assert plan(data, weights="none", **settings).memory_mb > 0
+    first = train(data, tmp_path / "first", weights="none", **settings)
+    assert first.record["network"]["maps"] is False
+
+    again = train(data, tmp_path / "again", weights=first.folder, **settings)
+    assert read_table(again.folder / "history.parquet")["phase"].unique().sort().to_list() == ["finetune", "warmup"]
+    assert list((data / "features").glob("*/features.npy"))
+    assert evaluate(again.folder)["known"] == 4
+    photograph = tmp_path / "photograph.jpg"
+    photograph.write_bytes(encode(picture(1, 99)))
+    assert set(predict(again.folder, [photograph])["landmark_id"]) == {100, 101}
+
+    message = f"{backbone} has no maps to draw .*; explain a run with another network"
+    with pytest.raises(LandmarksError, match=message) as no:
+        explain(again.folder, [photograph])
+    assert "\n" not in str(no.value)
+    assert not (again.folder / "maps" / "index.json").exists()
