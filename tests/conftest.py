@@ -1,4 +1,4 @@
-"""Surroundings that are the same for everyone, and fixtures of many rooms: the miniature, the real photographs."""
+"""The same surroundings for everyone, and fixtures that many rooms use: the miniature, the real photographs."""
 
 from __future__ import annotations
 

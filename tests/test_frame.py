@@ -36,8 +36,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_help_answers_in_under_half_a_second() -> None:
-    # Alone among the tests this one has a limit, since the promise itself is a time: the processor's, best of five, as
-    # a busy machine is no failure.
+    # Alone among the tests this one has a limit, since the promise itself is a time. The best of five is compared, and
+    # of the processor's time alone: a busy machine is no failure.
     def used() -> float:
         return os.times().children_user + os.times().children_system
 
