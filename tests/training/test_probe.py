@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.closed_form import PENALTY, ridge_scores
 from landmarks.support.errors import LandmarksError
 from landmarks.training import probe, ridge
 from landmarks.training.features import Rows
+from landmarks.training.recipe import Recipe
+from landmarks.training.train import train
 
 
 def rows(values: np.ndarray) -> Rows:
@@ -73,3 +78,19 @@ def test_too_many_long_features_are_not_probed(monkeypatch: pytest.MonkeyPatch) 
     assert probe.ridge_probe(rows(x[:50]), y[:50], rows(x), y, classes=5) is not None
     with pytest.raises(LandmarksError, match="received 70 numbers, 60 photographs"):
         ridge_scores(x, y, x, 5)
+
+
+def test_a_training_without_a_probe_says_so_and_goes_on(
+    stripes: Dataset,
+    small_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ridge, "MAX_SIDE", 10)
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0, warmup_epochs=1))
+    assert run.record["warmup"]["probe"] is None
+    assert "no linear probe" in capfd.readouterr().err
+    monkeypatch.undo()
+    run = train(stripes.folder, tmp_path / "probed", recipe=replace(small_recipe, epochs=0, warmup_epochs=1))
+    assert run.record["warmup"]["probe"]["val_accuracy"] > 1 / 3

@@ -1,7 +1,8 @@
 """Pictures between bytes and pixels: decode, size, shrink, encode; sizes are checked before they are allocated.
 
 One decoder serves every room (fetching, caching features, training, prediction), because decoders differ by a few grey
-levels; its name stands in `DECODER` and belongs into the digest of whatever is computed from decoded pixels.
+levels. Its name stands in `DECODER`: a dataset records which were at work, and the digest of what can be computed again
+from decoded pixels, such as features, holds it.
 """
 
 from __future__ import annotations
