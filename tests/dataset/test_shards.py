@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -94,3 +95,17 @@ def test_many_threads_read_more_files_than_are_kept_open(tmp_path: Path, monkeyp
         read = list(pool.map(lambda number: reader.read(f"{number}", 0, 4), numbers))
     assert read == [f"{number:04d}".encode() for number in numbers]
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
+
+
+def test_many_threads_read_one_file_where_no_system_call_reads_by_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pread", raising=False)
+    data = os.urandom(1 << 20)
+    (tmp_path / "shard").write_bytes(data)
+    reader = reader_of(tmp_path)
+    places = [(start * 7919 % len(data), start % 5000) for start in range(5000)]
+    places = [(start, min(length, len(data) - start)) for start, length in places]
+    with ThreadPoolExecutor(16) as pool:
+        read = list(pool.map(lambda place: reader.read("shard", *place), places))
+    assert read == [data[start : start + length] for start, length in places]
