@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,19 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("miniature") / "mirror"
     return make_miniature(folder, landmarks=6, photographs=7, others=6, size=96)
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[[Path], None]]:
+    """Mount folders over themselves so that they may only be read, for the system's owner too, until the test ends."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path) -> None:
+        if subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False).returncode:
+            pytest.skip("no folder can be mounted here")
+        mounted.append(folder)
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], capture_output=True, check=True)
+
+    yield mount
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "--lazy", folder], check=True)

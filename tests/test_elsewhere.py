@@ -1,11 +1,13 @@
-"""Machines that are not here: the command line without POSIX, on Apple's graphics processor, in another encoding."""
+"""Machines that are not here: the verbs without POSIX, on Apple's graphics processor, and with nowhere to write."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,72 +16,62 @@ import pytest
 import torch
 
 from landmarks.archive.miniature import make_miniature
+from landmarks.cli.main import run
 from landmarks.dataset.pictures import encode, resize
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from landmarks.training.finetune import copy_of_weights
 
-HERE = Path(__file__).parent / "elsewhere"
+SCRIPTS = Path(__file__).parent / "elsewhere"
 TRAINED = ["--backbone", "test_resnet", "--weights", "none", "--image-size", "32", "--epochs", "2", "--batch-size", "8",
            "--tracking", "none"]  # fmt: skip
 
 
-def landmarks(
-    *words: str | Path | bytes, script: str = "", code: int = 0, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the program, or one of the scripts in `elsewhere` that stand for another machine, and return what it said."""
-    program = [str(HERE / script)] if script else ["-m", "landmarks"]
+def on(machine: str, *commands: list[str | Path], code: int = 0, **environment: str) -> str:
+    """Run commands one after the other in a process that plays another machine; return what stood on its errors."""
     ended = subprocess.run(
-        [sys.executable, *program, *words],
+        [sys.executable, SCRIPTS / f"{machine}.py", json.dumps([[str(word) for word in words] for words in commands])],
         capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         check=False,
     )
     assert "unforeseen" not in ended.stderr
-    assert "Traceback" not in ended.stderr
     assert ended.returncode == code, ended.stderr
-    return ended
+    return ended.stderr
 
 
-def album(folder: Path, *names: str, each: int = 6, seed: int = 0) -> Path:
-    """Write pictures of noise, `each` in a folder per name."""
-    for number, name in enumerate(names):
-        for one in range(each):
-            noise = np.random.default_rng([seed, number, one]).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            (folder / name / f"{number}{one}.jpg").write_bytes(encode(resize(noise, 60, 40)))
+def album(folder: Path) -> Path:
+    """Write pictures of noise, six in a folder per landmark."""
+    for number, name in enumerate(("Arch", "Tower")):
+        (folder / name).mkdir(parents=True)
+        for one in range(6):
+            noise = np.random.default_rng([number, one]).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+            (folder / name / f"{name}{one}.jpg").write_bytes(encode(resize(noise, 60, 40)))
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `photographs`, a `dataset` of them, and a `run` over them; nothing in it is changed."""
-    place = tmp_path_factory.mktemp("trained")
-    landmarks("import", album(place / "photographs", "Arch", "Łódź", "Tower"), "-o", place / "dataset")
-    landmarks("split", place / "dataset", "--by", "random", "--val", "0.3", "--test", "0.3")
-    landmarks("train", place / "dataset", "-o", place / "run", *TRAINED)
-    return place
+def program(*commands: list[str | Path], code: int = 0, **environment: str) -> str:
+    """Run commands one after the other in a process with another environment; the last one ends with `code`."""
+    return on("nowhere", *commands, code=code, **environment)
 
 
 @pytest.mark.linux
 def test_the_verbs_need_no_posix_and_no_file_is_replaced_while_it_is_open(tmp_path: Path) -> None:
-    place = tmp_path
-    album(place / "photographs", "Arch", "Tower")
-
-    def elsewhere(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        return landmarks(*words, script="windows.py")
-
-    elsewhere("import", place / "photographs", "-o", place / "data")
-    elsewhere("split", place / "data", "--by", "random", "--val", "0.3", "--test", "0.3")
-    elsewhere("train", place / "data", "-o", place / "run", *TRAINED)
-    elsewhere("train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "linear")
-    elsewhere("predict", place / "run", place / "photographs", "--csv", place / "answers.csv")
-    elsewhere("evaluate", place / "run", "--false-acceptance", "0.25", "--others", place / "data")
-    elsewhere("explain", place / "run", place / "photographs" / "Arch")
-    elsewhere("evaluate", place / "warm", "--suspects", place / "suspects.csv")
-    elsewhere("unpack", place / "data", "-o", place / "unpacked")
-    elsewhere("import", place / "unpacked", "-o", place / "again", "--labels", place / "run")
+    place, photographs = tmp_path, album(tmp_path / "photographs")
+    on(
+        "windows",
+        ["import", photographs, "-o", place / "data"],
+        ["split", place / "data", "--by", "random", "--val", "0.3", "--test", "0.3"],
+        ["train", place / "data", "-o", place / "run", *TRAINED],
+        ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "linear"],
+        ["predict", place / "run", photographs, "--csv", place / "answers.csv"],
+        ["evaluate", place / "run", "--false-acceptance", "0.25", "--others", place / "data"],
+        ["explain", place / "run", photographs / "Arch"],
+        ["evaluate", place / "warm", "--suspects", place / "suspects.csv"],
+        ["unpack", place / "data", "-o", place / "unpacked"],
+        ["import", place / "unpacked", "-o", place / "again", "--labels", place / "run"],
+        ["report", place / "run", "-o", place / "report.html"],
+    )
     assert pl.read_csv(place / "answers.csv")["path"].n_unique() == 12
     assert len(list((place / "unpacked").rglob("*.jpg"))) == 12
     assert pl.read_parquet(place / "again" / "labels.parquet")["name"].to_list() == ["Arch", "Tower"]
@@ -87,17 +79,20 @@ def test_the_verbs_need_no_posix_and_no_file_is_replaced_while_it_is_open(tmp_pa
 
 
 @pytest.mark.linux
-def test_the_archive_is_chosen_and_fetched_without_posix(tmp_path: Path) -> None:
-    make_miniature(tmp_path / "mirror", landmarks=2, photographs=4, others=2, size=64)
-    landmarks("select", tmp_path / "mirror", "-o", tmp_path / "both.parquet", "--take", "2", script="windows.py")
-    landmarks("locate", tmp_path / "mirror", "-o", tmp_path / "index.parquet", script="windows.py")
-    fetched = tmp_path / "fetched"
-    landmarks("fetch", tmp_path / "both.parquet", "-o", fetched, script="windows.py")
-    index = ("--index", tmp_path / "index.parquet")
-    landmarks("fetch", tmp_path / "both.parquet", "-o", tmp_path / "by-ranges", *index, script="windows.py")
-    photos = [pl.read_parquet(folder / "photos.parquet") for folder in (fetched, tmp_path / "by-ranges")]
-    assert len(photos[0]) > 0
-    assert photos[0].equals(photos[1])
+def test_the_archive_is_located_chosen_and_fetched_without_posix(tmp_path: Path) -> None:
+    mirror, chosen, index = tmp_path / "mirror", tmp_path / "two.parquet", tmp_path / "index.parquet"
+    make_miniature(mirror, landmarks=2, photographs=4, others=2, size=64)
+    on(
+        "windows",
+        ["select", mirror, "-o", chosen, "--take", "2"],
+        ["locate", mirror, "-o", index],
+        ["fetch", chosen, "-o", tmp_path / "streamed"],
+        ["fetch", chosen, "-o", tmp_path / "ranges", "--index", index],
+        ["fetch", chosen, "-o", tmp_path / "ranges", "--index", index],
+    )
+    streamed, ranges = (pl.read_parquet(tmp_path / name / "photos.parquet") for name in ("streamed", "ranges"))
+    assert len(streamed) > 0
+    assert streamed.equals(ranges)
 
 
 @pytest.mark.linux
@@ -111,3 +106,68 @@ def test_a_checkpoint_that_was_read_is_not_mapped_any_more(tmp_path: Path) -> No
     assert state == {"step": 1}
     assert torch.equal(best["weight"], network.weight)
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_path: Path) -> None:
+    """The stand-in refuses 64-bit floating point numbers there as the device does, and counts what is sent to it."""
+    place, photographs = tmp_path, album(tmp_path / "photographs")
+    run(["import", str(photographs), "-o", str(place / "data")])
+    run(["split", str(place / "data"), "--by", "random", "--val", "0.3", "--test", "0.3"])
+    told = on(
+        "mps",
+        ["train", place / "data", "-o", place / "run", *TRAINED, "--device", "mps"],
+        ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "cosine"],
+        ["evaluate", place / "run", "--device", "mps"],
+        ["evaluate", place / "warm", "--suspects", place / "suspects.csv", "--device", "mps"],
+        ["evaluate", place / "warm", "--lottery", "2"],
+        ["explain", place / "run", photographs / "Arch", "--device", "mps"],
+        ["explain", place / "run", "--part", "all", "--count", "4", "--faithfulness"],
+        ["predict", place / "run", photographs, "--csv", place / "there.csv"],
+        ["predict", place / "run", photographs, "--csv", place / "here.csv", "--device", "cpu"],
+    )
+    sent = [int(count) for count in re.findall(r"tensors sent to mps by \w+: (\d+)", told)]
+    assert len(sent) == 9
+    assert min(sent[:8]) > 10
+    assert sent[8] == 0
+    there, here = (pl.read_csv(place / f"{name}.csv") for name in ("there", "here"))
+    assert there.drop("probability").equals(here.drop("probability"))
+    np.testing.assert_allclose(there["probability"], here["probability"], rtol=1e-5)
+    told = on(
+        "mps",
+        ["train", place / "data", "-o", place / "short", *TRAINED, "--device", "mps"],
+        ["predict", place / "run", photographs],
+        code=1,
+        OUT_OF_MEMORY="3",
+    )
+    assert "out of memory: going on with 2 photographs at a time" in told
+    assert "error: memory ran out (MPS backend out of memory" in told
+
+
+@pytest.mark.linux
+def test_the_verbs_need_no_home_and_no_dataset_that_can_be_written(
+    tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
+    place, photographs = tmp_path, album(tmp_path / "photographs")
+    (place / "home").write_text("a file, in which nobody can make a folder")
+    home = {"HOME": str(place / "home"), "XDG_CACHE_HOME": "", "HF_HOME": "", "TORCH_HOME": ""}
+    run(["import", str(photographs), "-o", str(place / "data")])
+    run(["split", str(place / "data"), "--by", "random", "--val", "0.3", "--test", "0.3"])
+    read_only(place / "data")
+    warm = ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run"]
+    told = program(
+        ["train", place / "data", "-o", place / "run", *TRAINED],
+        ["predict", place / "run", photographs],
+        ["evaluate", place / "run"],
+        ["explain", place / "run", "--part", "all", "--count", "1"],
+        ["report", place / "run", "-o", place / "report.html"],
+        ["unpack", place / "data", "-o", place / "unpacked"],
+        warm,
+        code=1,
+        **home,
+    )
+    assert "cannot be written, where copies are kept; name another folder in the environment: XDG_CACHE_HOME" in told
+    assert "warm-up" in program(warm, **home | {"XDG_CACHE_HOME": str(place / "cache")})
+    read_only(place / "run")
+    told = program(["evaluate", place / "run"], code=1, **home)
+    assert re.search(r"error: .*run cannot be written \(Read-only file system\); choose a folder", told)
+    assert not list(place.glob("home/*"))

@@ -189,7 +189,36 @@ def test_two_files_of_one_name_stay_two_photographs(tmp_path: Path) -> None:
 def test_a_file_name_that_is_not_utf8_is_named_and_left_out(tmp_path: Path) -> None:
     source = album(tmp_path / "in", {"Tower": 1})
     put(Path(os.fsdecode(os.fsencode(source / "Tower") + b"/\xff.jpg")), 3)
-    assert list(rejected(import_(source, tmp_path / "out")).values()) == ["its name is not valid UTF-8"]
+    put(Path(os.fsdecode(os.fsencode(source) + b"/T\xfcrme")) / "a.jpg", 4)
+    assert rejected(import_(source, tmp_path / "out")) == {
+        r"Tower/\xff.jpg": "its name is not valid UTF-8",
+        r"T\xfcrme/a.jpg": "its name is not valid UTF-8",
+    }
+
+
+def test_a_name_that_holds_the_replacement_character_is_a_name(tmp_path: Path) -> None:
+    source = album(tmp_path / "in", {"Tower": 1, "ch\ufffdteau": 2})
+    put(source / "Tower" / "caf\ufffd.jpg", 9)
+    dataset = import_(source, tmp_path / "out")
+    assert dataset.labels["name"].to_list() == ["Tower", "ch\ufffdteau"]
+    assert len(dataset.photos) == 4
+    assert rejected(dataset) == {}
+
+
+def test_a_source_whose_own_name_is_not_utf8_is_imported_and_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    source = album(Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr mich")), {"Tower": 1})
+    dataset = import_(source, tmp_path / "out")
+    assert len(dataset.photos) == 1
+    assert dataset.record["origin"] == str(source)
+    unpack(dataset.folder, tmp_path / "unpacked")
+    with pytest.raises(LandmarksError, match="none of the 1 files"):
+        import_(source, tmp_path / "by-reference", copy=False)
+    for place in (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfc")),):
+        with pytest.raises(LandmarksError, match=r"the name .*\\xfc is not valid UTF-8; rename"):
+            import_(album(tmp_path / "in", {"Tower": 1}), place)
+        place.mkdir()
+        with pytest.raises(LandmarksError, match=r"not valid UTF-8"):
+            unpack(place, tmp_path / "nowhere")
 
 
 def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:

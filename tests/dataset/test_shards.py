@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -121,3 +122,17 @@ def test_a_disk_that_is_full_is_told_whenever_the_buffer_reaches_it(tmp_path: Pa
         f"LandmarksError: {tmp_path / 'shard.tar'} could not be written (File too large); nothing was replaced"
     }
     assert not list(tmp_path.iterdir())
+
+
+def test_many_threads_read_one_file_where_no_system_call_reads_by_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pread", raising=False)
+    data = os.urandom(1 << 20)
+    (tmp_path / "shard").write_bytes(data)
+    reader = reader_of(tmp_path)
+    places = [(start * 7919 % len(data), start % 5000) for start in range(5000)]
+    places = [(start, min(length, len(data) - start)) for start, length in places]
+    with ThreadPoolExecutor(16) as pool:
+        read = list(pool.map(lambda place: reader.read("shard", *place), places))
+    assert read == [data[start : start + length] for start, length in places]

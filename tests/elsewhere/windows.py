@@ -1,4 +1,4 @@
-"""The command line on a system without POSIX, as far as Linux can play one: `python windows.py VERB …`.
+"""Commands on a system without POSIX, as far as Linux can play one: `python windows.py '[["import", …], …]'`.
 
 Our modules do not get what Windows lacks (what others import is their own affair), and files are as stubborn as there:
 one that this process holds open, or has mapped into memory, is neither replaced nor deleted, and a folder cannot be
@@ -8,32 +8,39 @@ opened.
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import shutil
 import signal
+import sys
 import types
 from pathlib import Path
 from typing import Any
 
 WITHOUT = {
-    "os": set(
-        "chown chroot ctermid eventfd fchdir fchmod fchown fork forkpty fpathconf getegid geteuid getgid getgroups "
-        "getloadavg getpgid getpgrp getpriority getresgid getresuid getsid getuid killpg lchown lockf major makedev "
-        "memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open posix_fadvise posix_fallocate posix_spawn "
-        "pread preadv pwrite pwritev readv register_at_fork sched_get_priority_max sched_getaffinity sched_setaffinity "
-        "sched_yield sendfile setpgid setpriority setsid setuid splice statvfs sync sysconf tcgetpgrp uname wait wait3 "
-        "wait4 waitid writev O_CLOEXEC O_DIRECTORY O_DSYNC O_NOATIME O_NOCTTY O_NOFOLLOW O_NONBLOCK O_PATH O_SYNC "
-        "O_TMPFILE".split()
+    "os": (
+        "chown", "chroot", "ctermid", "eventfd", "fchdir", "fchmod", "fchown", "fork", "forkpty", "fpathconf",
+        "getegid", "geteuid", "getgid", "getgroups", "getloadavg", "getpgid", "getpgrp", "getpriority", "getresgid",
+        "getresuid", "getsid", "getuid", "killpg", "lchown", "lockf", "major", "makedev", "memfd_create", "minor",
+        "mkfifo", "mknod", "nice", "openpty", "pathconf", "pidfd_open", "posix_fadvise", "posix_fallocate",
+        "posix_spawn", "pread", "preadv", "pwrite", "pwritev", "readv", "register_at_fork", "sched_get_priority_max",
+        "sched_getaffinity", "sched_setaffinity", "sched_yield", "sendfile", "setpgid", "setpriority", "setsid",
+        "setuid", "splice", "statvfs", "sync", "sysconf", "tcgetpgrp", "uname", "wait", "wait3", "wait4", "waitid",
+        "writev", "O_CLOEXEC", "O_DIRECTORY", "O_DSYNC", "O_NOATIME", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK",
+        "O_PATH", "O_SYNC", "O_TMPFILE",
     ),
-    "signal": set("SIGALRM SIGCHLD SIGHUP SIGKILL SIGPIPE SIGSTOP SIGTSTP SIGUSR1 SIGUSR2 alarm pause setitimer".split()),
-}
+    "signal": (
+        "SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGSTOP", "SIGTSTP", "SIGUSR1", "SIGUSR2", "alarm",
+        "pause", "setitimer",
+    ),
+}  # fmt: skip
 MODULES = ("crypt", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
 
 
 class Without(types.ModuleType):
     """A module that lacks some names."""
 
-    def __init__(self, module: types.ModuleType, absent: set[str]) -> None:
+    def __init__(self, module: types.ModuleType, absent: tuple[str, ...]) -> None:
         super().__init__(module.__name__)
         self.__dict__.update({name: value for name, value in vars(module).items() if name not in absent})
 
@@ -85,7 +92,7 @@ def _held() -> set[str]:
     held = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            held.add(os.readlink(descriptor))
+            held.add(str(descriptor.readlink()))
         except OSError:  # the one that lists this folder
             continue
     mapped = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
@@ -95,6 +102,6 @@ def _held() -> set[str]:
 if __name__ == "__main__":
     make_files_stubborn()
     take_away()
-    from landmarks.cli.main import main
+    from landmarks.cli.main import run
 
-    main()
+    sys.exit(next((code for code in map(run, json.loads(sys.argv[1])) if code), 0))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ from landmarks.evaluation.predict import NOT_KNOWN, PREDICTED, predict
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run
+
+
+def make_file(folder: Path, name: bytes, data: bytes) -> None:
+    """Write a file whose name may be any bytes, or skip where a system has no such names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / os.fsdecode(name)).write_bytes(data)
+    except OSError:
+        pytest.skip("names of files are Unicode here")
 
 
 @pytest.fixture
@@ -102,3 +112,28 @@ def test_clumsy_calls_are_one_line(run: Run, tmp_path: Path) -> None:
         predict(run.folder, tmp_path / "empty")
     with pytest.raises(UsageError, match="1 to 5"):
         predict(run.folder, tmp_path, top=0)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_a_device_that_nobody_has_is_wrong_usage(
+    verb: str, run: Run, holiday: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [verb, str(run.folder)] + ([str(holiday)] if verb == "predict" else [])
+    assert landmarks([*words, "--device", "gpu"]) == 2
+    assert 'no device "gpu"; expected auto, cuda, mps, cpu' in capsys.readouterr().err
+    assert landmarks([*words, "--device", "cpu"]) == (1 if verb == "predict" else 0)
+
+
+def test_a_name_that_is_not_utf8_is_answered_like_any_other(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (b"caf\xe9.jpg", b"caf\xe8.jpg", b"plain.jpg"):
+        make_file(tmp_path / "holiday", name, picture(11, 1))
+    target = tmp_path / "answers.csv"
+    words = ["predict", str(run.folder), str(tmp_path / "holiday"), "--top", "1"]
+    assert landmarks([*words, "--csv", str(target)]) == 0
+    names = [Path(row["path"]).name for row in csv.DictReader(target.open())]
+    assert sorted(names) == ["caf\\xe8.jpg", "caf\\xe9.jpg", "plain.jpg"]
+    capsys.readouterr()
+    assert landmarks([*words, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3

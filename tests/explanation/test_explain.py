@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.pictures import decode
 from landmarks.explanation.choice import photos_in_turn
@@ -121,3 +123,30 @@ def test_the_verb_prints_and_ends_with_1_when_something_was_left_out(colour_run:
     assert json.loads(capsys.readouterr().out)["made"] == []
     with pytest.raises(UsageError, match="--faithfulness measures"):
         verb(colour_run.folder, [tmp_path], faithfulness=True)
+
+
+def test_files_whose_names_are_not_utf8_are_explained_or_named_like_any_other(
+    colour_run: Run, striped: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = striped.part("all").row(0, named=True)
+    good = striped.path_of(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["length"]]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    try:
+        (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(good)
+        (folder / os.fsdecode(b"b\xe4d.jpg")).write_bytes(b"not a picture")
+    except OSError:
+        pytest.skip("names of files are Unicode here")
+    assert landmarks(["explain", str(colour_run.folder), str(folder), "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    stored = read_record(colour_run.folder / "maps" / "index.json")
+    assert [entry["id"] for entry in printed["made"]] == [entry["id"] for entry in stored["panels"]] == ["caf\\xe9"]
+    assert [Path(entry["photo"]).name for entry in stored["rejected"]] == ["b\\xe4d.jpg"]
+    assert (colour_run.folder / "maps" / printed["made"][0]["picture"]).is_file()
+
+
+def test_a_device_that_nobody_has_is_wrong_usage(colour_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--count", "1"], ["--faithfulness", "--part", "all"]):
+        assert landmarks(["explain", str(colour_run.folder), *words, "--device", "gpu"]) == 2
+        assert 'no device "gpu"; expected auto, cuda, mps, cpu' in capsys.readouterr().err
+    assert landmarks(["explain", str(colour_run.folder), "--count", "1", "--device", "cpu"]) == 0

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import (
     FORMAT,
+    cache_folder,
+    can_write,
     digest_of,
     file_digest,
     held,
@@ -215,3 +218,41 @@ def test_a_file_digest_is_blake2b_as_the_system_computes_it(tmp_path: Path) -> N
     (tmp_path / "file").write_bytes(os.urandom(100_000))
     printed = subprocess.run(["b2sum", "--length=128", tmp_path / "file"], capture_output=True, text=True, check=True)
     assert file_digest(tmp_path / "file") == printed.stdout.split()[0]
+
+
+def test_a_record_of_a_path_of_any_bytes_is_read_back_as_it_was(tmp_path: Path) -> None:
+    path = os.fsdecode(b"/data/caf\xe9")
+    write_record(tmp_path / "run.json", {"folder": path}, verb="train")
+    assert read_record(tmp_path / "run.json")["folder"] == path
+
+
+@pytest.mark.linux
+def test_a_disk_that_may_only_be_read_is_told_in_one_line(tmp_path: Path, read_only: Callable[[Path], None]) -> None:
+    (tmp_path / "table").write_text("old")
+    read_only(tmp_path)
+    for folder in (tmp_path, tmp_path / "new"):
+        told = pytest.raises(LandmarksError, match=r"cannot be (written|made a folder) \(Read-only file system\)")
+        with told, held(folder):
+            pass
+        with pytest.raises(LandmarksError, match=r"could not be written \(Read-only file system\)"):
+            write_record(folder / "table", {}, verb="train")
+    assert not can_write(tmp_path)
+    assert (tmp_path / "table").read_text() == "old"
+
+
+def test_a_home_that_cannot_be_written_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("a file is no folder, not even for the system's owner")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "file")
+    with pytest.raises(LandmarksError, match=r"cannot be written, where copies are kept; .*XDG_CACHE_HOME=FOLDER"):
+        cache_folder()
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(LandmarksError, match="no home folder to keep copies in"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache" / "landmarks"
+    assert list(cache_folder().iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,43 @@ def test_a_second_training_computes_nothing(
     assert first.seconds > 0
     assert second.seconds == 0
     assert np.array_equal(first.values, second.values)
+
+
+@pytest.mark.linux
+def test_features_of_a_dataset_that_may_only_be_read_are_kept_in_the_users_cache(
+    *,
+    network: Network,
+    dataset: Dataset,
+    machine: Machine,
+    tmp_path: Path,
+    read_only: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read_only(dataset.folder)
+    first = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    assert f"its features are kept in {tmp_path / 'cache' / 'landmarks' / 'features'}" in capsys.readouterr().err
+    monkeypatch.setattr(features, "batches", None)  # nothing is read any more
+    second = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    assert np.array_equal(first.values, second.values)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(dataset.folder))
+    with pytest.raises(LandmarksError, match="XDG_CACHE_HOME=FOLDER"):
+        cached_features(network, dataset, dataset.part("val"), machine=machine)
+
+
+@pytest.mark.linux
+def test_features_that_are_there_are_taken_from_a_dataset_that_may_only_be_read(
+    network: Network,
+    dataset: Dataset,
+    machine: Machine,
+    read_only: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    read_only(dataset.folder)
+    monkeypatch.setattr(features, "batches", None)  # nothing is read any more
+    assert cached_features(network, dataset, dataset.part("val"), machine=machine).seconds == 0
 
 
 def test_running_statistics_are_not_moved(network: Network, dataset: Dataset, machine: Machine) -> None:

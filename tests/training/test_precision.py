@@ -39,6 +39,17 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(monkeypatch: py
         choose_device("cuda")
 
 
+def test_a_device_that_nobody_has_is_named_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match='no device "cuda:0"; expected auto, cuda, mps, cpu; did you mean "cuda"'):
+        choose_device("cuda:0")
+
+
+def test_apples_processor_is_the_best_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert choose_device("auto").value == "mps"
+
+
 @pytest.mark.parametrize(("name", "layout"), [("test_resnet", "channels last"), ("test_vit", "channels first")])
 def test_convolutions_get_channels_last(name: str, layout: str) -> None:
     assert choose_layout(timm.create_model(name)).value == layout

@@ -84,11 +84,24 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, LandmarksError):
             _say(f"error: {error}")
             return error.exit_code
+        if _out_of_memory(error):
+            _say(f"error: memory ran out ({error}); close other programs, or choose another --device if there is one")
+            return 1
         _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
         return 1
     if result == 130:  # typer, too, turns an interruption into this code
         _say("interrupted; run the same command again to go on")
     return result if isinstance(result, int) else 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from landmarks.training.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _say(line: str) -> None:
