@@ -30,7 +30,7 @@ from landmarks.support.tables import read_table, write_table
 from landmarks.training.augment import Augmentation
 from landmarks.training.machine import Machine
 from landmarks.training.memory import in_parts
-from landmarks.training.photos import batches, normalised, shares
+from landmarks.training.photos import batches, joined, normalised, shares
 
 RECORD = "features.json"
 """Written last: a folder that holds it holds a whole cache."""
@@ -173,7 +173,7 @@ def _compute(folder: Path | None, work: _Work) -> None:
     mine = every[machine.rank]
     loaded = batches(
         work.dataset,
-        photos[np.concatenate(mine)],
+        photos[joined(mine)],
         network.preprocessing,
         batch_size=[len(step) for step in mine],
         workers=machine.workers,
