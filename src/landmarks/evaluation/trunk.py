@@ -29,7 +29,9 @@ def features_of(
     """
     photos = _known(dataset, part)
     if not len(photos):
-        raise LandmarksError(f"the {part} part of {dataset.folder} shows no known landmark: there is nothing to compare")
+        raise LandmarksError(
+            f"the {part} part of {dataset.folder} shows no known landmark: there is nothing to compare"
+        )
     together = photos
     if part in ("train", "val"):
         together = pl.concat([_known(dataset, name) for name in ("train", "val")]).sort("id")
