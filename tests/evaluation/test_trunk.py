@@ -48,6 +48,7 @@ def trained(own_data: Dataset, weights: Path, tmp_path: Path) -> Callable[..., R
 def test_after_a_training_nothing_is_computed_again(
     precision: str,
     flags: tuple[str, ...],
+    *,
     trained: Callable[..., Run],
     own_data: Dataset,
     tmp_path: Path,
@@ -107,5 +108,5 @@ def test_where_the_training_s_device_is_missing_another_is_taken(
 def test_a_part_without_known_landmarks_is_told(run: Run, own_data: Dataset) -> None:
     assert own_data.split is not None
     without = replace(own_data, split=own_data.split.filter(own_data.split["part"] != "test"))
-    with pytest.raises(LandmarksError, match="the test part of .* shows no known landmark"):
+    with pytest.raises(LandmarksError, match=r"the test part of .* shows no known landmark"):
         trunk.features_of(run, without, "test")

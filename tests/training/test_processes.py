@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import make_dataset
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.training.recipe import recipe_named
@@ -90,3 +91,56 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_with_one(
     assert "going on from a checkpoint: 1 epochs" in again.stderr
     assert open_run(out).record["best"]["val_accuracy"] >= 0
     assert recipe_named("default").name == open_run(out).record["recipe"]["name"]
+
+
+WATCHED = """
+import itertools, os, sys, torch
+from types import SimpleNamespace
+from landmarks.support.files import digest_of
+from landmarks.training import finetune
+from landmarks.training.train import train
+data, out, weights, limit = sys.argv[1:]
+measure = finetune.measure
+def watched(network, *arguments, machine, **named):
+    numbers = [tensor.detach().sum(dtype=torch.float64).item().hex() for tensor in network.parameters()]
+    with open(out + f".weights.{machine.rank}", "a") as file:
+        file.write(digest_of(numbers) + "\\n")
+    return measure(network, *arguments, machine=machine, **named)
+finetune.measure = watched
+if limit:  # a second for each look at the clock, two in the second process
+    ticks = itertools.count(0.0, 1.0 + float(os.environ["RANK"]))
+    finetune.time = SimpleNamespace(monotonic=lambda: next(ticks))
+train(data, out, backbone="test_resnet", weights=weights, image_size=64, epochs=4, patience=4, batch_size=14,
+      warmup_epochs=2, precision="float32", device="cpu", tracking="none",
+      time_limit=float(limit) if limit else None)
+"""
+
+
+def watched(processes: int, data: Dataset, out: Path, weights: Path, limit: str) -> list[list[str]]:
+    """Train in so many processes; return a digest of each one's weights after each epoch."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    program = out.with_suffix(".py")
+    program.write_text(WATCHED)
+    command = [sys.executable, *launcher, str(program), str(data.folder), str(out), str(weights), limit]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return [out.with_name(f"{out.name}.weights.{rank}").read_text().split() for rank in range(processes)]
+
+
+def test_processes_without_a_photograph_of_their_own_take_part(small_weights: Path, tmp_path: Path) -> None:
+    few = make_dataset(tmp_path / "few", landmarks=2, train=1, val=1, test=0)
+    first, *others = watched(3, few, tmp_path / "run", small_weights, "")
+    assert len(first) == 4
+    assert others == [first, first]
+    rows = open_run(tmp_path / "run").history
+    assert set(rows["val_accuracy"]) <= {0.0, 0.5, 1.0}  # of two photographs, each measured once
+    assert rows.filter(rows["phase"] == "finetune")["step"].to_list() == [1, 2, 3, 4]
+
+
+def test_under_a_time_limit_all_processes_keep_the_same_weights(
+    stripes: Dataset, small_weights: Path, tmp_path: Path
+) -> None:
+    first, second = watched(2, stripes, tmp_path / "run", small_weights, "0.2")
+    assert len(first) == 3  # four steps and a validation, the same again, and two steps: twelve seconds
+    assert first == second

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict, fields, replace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from landmarks.networks.heads import build_head
 from landmarks.support.errors import UsageError
-from landmarks.training.recipe import SHIPPED, assigned, recipe_named
+from landmarks.support.seeds import generator
+from landmarks.training.augment import Augmentation, draw
+from landmarks.training.recipe import FROM_RECIPE, SHIPPED, Recipe, assigned, recipe_named
+from landmarks.training.recipe import given as given_on_a_command_line
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -19,8 +30,31 @@ def test_a_shipped_recipe_is_called_by_its_name_and_fits_into_json(name: str) ->
         json.dumps(recipe.record())
 
 
-def test_changes_that_are_none_change_nothing() -> None:
-    assert recipe_named("default", epochs=None, seed=None) == recipe_named("default")
+def test_changes_that_are_not_given_change_nothing() -> None:
+    assert recipe_named("default", epochs=FROM_RECIPE, clip=FROM_RECIPE) == recipe_named("default")
+
+
+def test_a_command_line_gives_the_options_that_are_not_none_and_its_settings() -> None:
+    options = {"epochs": None, "seed": 3, "image_size": 64}
+    assert given_on_a_command_line(options) == {"seed": 3, "image_size": 64}
+    assert given_on_a_command_line(options, ["image_size=null", "clip=null"]) == {
+        "seed": 3,
+        "image_size": None,
+        "clip": None,
+    }
+
+
+@pytest.mark.parametrize("setting", ["clip", "image_size", "micro_batch", "workers", "time_limit"])
+def test_what_can_be_none_can_be_set_to_none(setting: str) -> None:
+    started = replace(recipe_named("default"), **{setting: 1})
+    assert getattr(recipe_named(started, **{setting: None}), setting) is None
+    assert getattr(recipe_named(started, **assigned([f"{setting}=null"])), setting) is None
+
+
+@pytest.mark.parametrize("setting", ["epochs", "weights", "flip", "aspect", "head_settings"])
+def test_what_cannot_be_none_is_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match=f"{setting} cannot be used; received None"):
+        recipe_named("default", **{setting: None})
 
 
 def test_flip_reaches_the_augmentation() -> None:
@@ -37,6 +71,13 @@ def test_another_learning_rate_moves_the_trunk_s_along() -> None:
     assert doubled.trunk_learning_rate == pytest.approx(2 * recipe.trunk_learning_rate)
 
 
+def test_a_learning_rate_moves_the_trunk_s_along_unless_that_is_given_too() -> None:
+    recipe = recipe_named("default", learning_rate=2e-3)
+    assert (recipe.learning_rate, recipe.trunk_learning_rate) == (2e-3, pytest.approx(6e-4))
+    recipe = recipe_named("default", learning_rate=2e-3, trunk_learning_rate=1e-4)
+    assert (recipe.learning_rate, recipe.trunk_learning_rate) == (2e-3, 1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -50,6 +91,27 @@ def test_another_learning_rate_moves_the_trunk_s_along() -> None:
         ({"learning_rate": float("nan")}, "more than 0"),
         ({"time_limit": 0.0}, "minutes"),
         ({"label_smoothing": 1.0}, "below 1"),
+        ({"aspect": 0}, r"aspect cannot be used; received 0; expected float \(1 or more, at most 10\)"),
+        ({"smallest_crop": 2}, "at most 1"),
+        ({"brightness": -3}, "0 or more"),
+        ({"contrast": -1}, "0 or more"),
+        ({"saturation": math.nan}, "received nan"),
+        ({"weight_decay": math.inf}, "received inf"),
+        ({"clip": 1e308}, r"at most 1,000,000\) or null"),
+        ({"balance": 1e308}, "at most 2"),
+        ({"seed": -1}, "0 or more"),
+        ({"seed": 2**64}, "at most"),
+        ({"seed": 10**5000}, "too long to be shown"),
+        ({"weights": ""}, "a line, not empty"),
+        ({"backbone": "res\0net"}, "a line, not empty"),
+        ({"head_settings": {"centres": 2.5}}, "head.centres cannot be used; received 2.5; expected int"),
+        ({"head_settings": {"scale": math.nan}}, "head.scale cannot be used; received nan"),
+        ({"head_settings": {"margin": 4}}, "radians"),
+        ({"head_settings": {"own": math.inf}}, "head.own"),
+        ({"head_settings": {"own": [1]}}, "head.own"),
+        ({"head_settings": {"a b": 1}}, "no such name"),
+        ({"weights": "none", "epochs": 0}, "trains nothing; received epochs 0 from scratch"),
+        ({"epochs": 0, "warmup_epochs": 0}, "trains nothing; received epochs 0 and warmup_epochs 0"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_line(changes: dict, words: str) -> None:
@@ -86,3 +148,67 @@ def test_settings_are_read_from_the_command_line() -> None:
 def test_settings_that_cannot_be_used_are_told(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         recipe_named("default", **assigned([text]))
+
+
+@pytest.mark.parametrize("record", [Recipe(name="own"), Augmentation()], ids=lambda record: type(record).__name__)
+def test_a_record_made_by_hand_is_checked_too(record: Any) -> None:
+    for field in fields(record):
+        for value in (object(), math.nan, [], -(10**400)):
+            with pytest.raises(UsageError, match=field.name):
+                replace(record, **{field.name: value})
+
+
+FIELDS = sorted({field.name for kind in (Recipe, Augmentation) for field in fields(kind)} | {"head.margin", "nothing"})
+
+EDGES = [-1, 0, 1, 2**31, 2**63, 2**64, -(10**400), 1e-320, 0.5, 1.0, 1e308, -1e308, math.inf, -math.inf, math.nan]
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.sampled_from(EDGES) | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["embedding", "centres", "scale", "margin"]) | st.text(), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3), st.sampled_from(SHIPPED))
+@example({"aspect": 0}, "default")
+@example({"aspect": 10, "smallest_crop": 0.01}, "default")
+@example({"learning_rate": 1000, "weights": "none"}, "study")
+@example({"learning_rate": 5e-324}, "study")
+@example({"head_settings": {"embedding": 65536, "centres": 255}}, "default")
+def test_any_json_is_a_recipe_or_a_usage_error(changes: dict[str, Any], name: str) -> None:
+    try:
+        recipe = recipe_named(name, **changes)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 500
+    else:
+        require_usable(recipe)
+    try:
+        texts = [f"{field}={json.dumps(value)}" for field, value in changes.items()]
+        recipe = recipe_named(name, **assigned(texts))
+    except UsageError as error:
+        assert "\n" not in str(error)
+    else:
+        require_usable(recipe)
+
+
+def require_usable(recipe: Recipe) -> None:
+    """Assert what the rest of a training takes for granted about a recipe."""
+    again = json.loads(json.dumps(recipe.record(), allow_nan=False))
+    assert Recipe(**{**again, "augmentation": Augmentation(**again["augmentation"])}) == recipe
+    torch.manual_seed(recipe.seed)
+    drawn = draw(recipe.augmentation, 64, 48, generator(recipe.seed, 1, "photograph"))
+    left, top, right, bottom = drawn.box
+    assert 0 <= left < right <= 1 + 1e-9
+    assert 0 <= top < bottom <= 1 + 1e-9
+    assert np.isfinite(drawn.colour).all()
+    assert all(math.isfinite(value) for value in asdict(recipe).values() if isinstance(value, float))
+    settings_of_the_head = {**recipe.head_settings}
+    if not set(settings_of_the_head) - {"embedding", "centres", "scale", "margin"}:
+        head = build_head("cosine", 8, 3, settings_of_the_head)
+        head.adapt(np.array([1, 2, 3]))
+        assert head(torch.ones(1, 8)).isfinite().all()

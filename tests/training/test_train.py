@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import SMALL, make_dataset
 
+from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held
@@ -317,3 +319,123 @@ def test_what_a_kill_after_the_last_file_leaves_is_cleared(
     (run.folder / "checkpoint").mkdir()
     train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     assert not (run.folder / "checkpoint").exists()
+
+
+# ── The last moments ──
+
+
+@pytest.mark.parametrize("step", ["record_of", "last_sentence", "write_run"])
+def test_a_run_whose_last_steps_fail_does_not_look_finished_and_goes_on_from_there(
+    step: str, stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(f"landmarks.training.train.{step}", fails)
+        train(stripes.folder, tmp_path / "run", recipe=small_recipe)
+    assert not (tmp_path / "run" / "run.json").exists()
+    with pytest.raises(LandmarksError, match="not trained to its end"):
+        open_run(tmp_path / "run")
+    monkeypatch.setattr(finetuning, "add_gradients", None)  # no step is taken again
+    assert train(stripes.folder, tmp_path / "run", recipe=small_recipe).history["step"][-1] == 8
+
+
+def test_a_checkpoint_that_cannot_be_deleted_does_not_spoil_a_finished_run(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def stuck(path: str, **named: int) -> None:
+        if Path(path).name == "state.safetensors":
+            raise PermissionError("in use by another program")
+        unlink(path, **named)
+
+    recipe = replace(small_recipe, epochs=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", stuck)
+        run = train(stripes.folder, tmp_path / "run", recipe=recipe)
+    assert (run.folder / "checkpoint").exists()
+    assert open_run(run.folder).record == run.record
+    train(stripes.folder, tmp_path / "run", recipe=recipe)
+    assert not (run.folder / "checkpoint").exists()
+
+
+# ── Trainings of nothing, and very short ones ──
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--backbone", SMALL, "--weights", "none", "--epochs", "0"],
+        ["--backbone", "baseline", "--epochs", "0"],
+        ["--backbone", SMALL, "--weights", "WEIGHTS", "--epochs", "0", "--set", "warmup_epochs=0"],
+    ],
+)
+def test_a_training_of_nothing_is_refused_before_anything_is_written(
+    words: list[str], stripes: Dataset, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(small_weights) if word == "WEIGHTS" else word for word in words]
+    assert landmarks(["train", str(stripes.folder), "-o", str(tmp_path / "run"), *words]) == 2
+    told = capsys.readouterr().err.strip()
+    assert "trains nothing" in told
+    assert "\n" not in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("weights", ["none", "pretrained"])
+def test_the_shortest_time_limit_leaves_a_run_of_one_step(
+    weights: str, stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(small_recipe, time_limit=5e-324, warmup_epochs=0)
+    recipe = replace(recipe, weights="none") if weights == "none" else recipe
+    run = train(stripes.folder, tmp_path / "run", recipe=recipe)
+    assert run.history["step"].to_list() == [1]
+    assert run.record["ended"] == "the time limit of 4.94066e-324 minutes was reached in epoch 1"
+    assert run.network().classes == 3
+
+
+# ── Settings, all the way ──
+
+
+def test_an_explicit_learning_rate_of_the_trunk_stays(stripes: Dataset, small_weights: Path, tmp_path: Path) -> None:
+    small = ["--backbone", SMALL, "--weights", str(small_weights), "--image-size", "32", "--epochs", "0"]
+    small += ["--set", "warmup_epochs=1", "--set", "tracking=none"]
+    rates = ["--learning-rate", "0.002", "--set", "trunk_learning_rate=0.0001"]
+    assert landmarks(["train", str(stripes.folder), "-o", str(tmp_path / "run"), *small, *rates]) == 0
+    recipe = open_run(tmp_path / "run").record["recipe"]
+    assert (recipe["learning_rate"], recipe["trunk_learning_rate"]) == (0.002, 0.0001)
+    alone = train(
+        stripes.folder,
+        tmp_path / "alone",
+        backbone=SMALL,
+        weights=small_weights,
+        image_size=32,
+        epochs=0,
+        warmup_epochs=1,
+        tracking="none",
+        learning_rate=0.002,
+    )
+    assert alone.record["recipe"]["trunk_learning_rate"] == pytest.approx(0.0006)  # keeps its ratio
+
+
+@pytest.mark.parametrize("way", ["command line", "python"])
+def test_the_gradient_can_be_left_unclipped(
+    way: str, stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spied(parameters: object, max_norm: float) -> torch.Tensor:
+        seen.append(max_norm)
+        return clip(parameters, max_norm)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spied)
+    if way == "python":
+        train(stripes.folder, tmp_path / "run", recipe=small_recipe, clip=None, epochs=1, warmup_epochs=1)
+    else:
+        words = ["--backbone", "baseline", "--image-size", "32", "--epochs", "1", "--set", "clip=null"]
+        words += ["--set", "tracking=none"]
+        assert landmarks(["train", str(stripes.folder), "-o", str(tmp_path / "run"), *words]) == 0
+    assert set(seen) == {math.inf}
+    assert open_run(tmp_path / "run").record["recipe"]["clip"] is None

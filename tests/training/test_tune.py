@@ -33,3 +33,17 @@ def test_the_best_trial_is_at_least_the_recipe_and_a_seed_gives_the_same_search(
 def test_from_scratch_there_is_nothing_to_tune(stripes: Dataset) -> None:
     with pytest.raises(UsageError, match="nothing to tune"):
         tune(stripes.folder, backbone="baseline")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"warmup_epochs": 0}, "warmup_epochs 0"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"trials": 0}, "1 or more"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(wrong: dict, words: str, stripes: Dataset, small_weights: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        tune(stripes.folder, backbone=SMALL, weights=small_weights, image_size=32, **{"trials": 1, **wrong})

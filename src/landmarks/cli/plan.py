@@ -30,7 +30,7 @@ def plan(
     """
     from landmarks.training.plan import plan as plan_training
     from landmarks.training.plan import print_plan
-    from landmarks.training.recipe import assigned
+    from landmarks.training.recipe import given
 
     options = {
         "backbone": backbone,
@@ -41,4 +41,4 @@ def plan(
         "precision": precision,
         "device": device,
     }
-    print_plan(plan_training(data, recipe=recipe, **options | assigned(settings or [])), as_json=json)
+    print_plan(plan_training(data, recipe=recipe, **given(options, settings)), as_json=json)

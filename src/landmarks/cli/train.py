@@ -42,7 +42,7 @@ def train(
 
     Example: landmarks train data -o run --backbone mobilenetv2_100 --image-size 160
     """
-    from landmarks.training.recipe import assigned
+    from landmarks.training.recipe import given
     from landmarks.training.train import train
 
     options = {
@@ -61,4 +61,4 @@ def train(
         "device": device,
         "tracking": tracking,
     }
-    train(data, out, recipe=recipe, **options | assigned(settings or []))
+    train(data, out, recipe=recipe, **given(options, settings))

@@ -23,16 +23,10 @@ def tune(
 
     Example: landmarks tune data --backbone mobilenetv2_100 --image-size 160 --trials 50
     """
+    from landmarks.training.recipe import given
     from landmarks.training.tune import print_trials
     from landmarks.training.tune import tune as search
 
-    table = search(
-        data,
-        recipe=recipe,
-        trials=trials,
-        seed=seed,
-        backbone=backbone,
-        weights=weights,
-        image_size=image_size,
-    )
+    options = {"backbone": backbone, "weights": weights, "image_size": image_size}
+    table = search(data, recipe=recipe, trials=trials, seed=seed, **given(options))
     print_trials(table, data, as_json=json)

@@ -55,12 +55,19 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         network.load_state_dict(_under("network.", tensors))
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
-        raise LandmarksError(
-            f"{path} is damaged or of another network ({str(error).splitlines()[0]})",
-            way_out=f"delete {folder} to start this training anew",
-        ) from error
-    _load_optimizer(optimizer, _under("optimizer.", tensors))
+        raise _does_not_fit(path, str(error).splitlines()[0]) from error
+    try:
+        _load_optimizer(optimizer, _under("optimizer.", tensors))
+    except (ValueError, IndexError) as error:
+        raise _does_not_fit(path, str(error)) from error
     return _under("best.", tensors), json.loads(metadata["state"])
+
+
+def _does_not_fit(path: Path, why: str) -> LandmarksError:
+    return LandmarksError(
+        f"{path} is damaged or of another network ({why})",
+        way_out=f"delete {path.parent.parent} to start this training anew",
+    )
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -73,7 +80,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
     for name, value in tensors.items():
         index, _, moment = name.partition(".")
         parameter = parameters[int(index)]
-        # Moments lie in memory as their weights do (channels last), or a fused optimizer would mix them up.
-        laid_out = torch.empty_like(parameter, device="cpu").copy_(value) if value.shape == parameter.shape else value
-        state.setdefault(int(index), {})[moment] = laid_out
+        if value.ndim:  # all but the count of steps
+            if value.shape != parameter.shape:
+                raise ValueError(f"{moment} {index} is {tuple(value.shape)}, its weights are {tuple(parameter.shape)}")
+            # Moments lie in memory as their weights do (channels last), or a fused optimizer would mix them up.
+            value = torch.empty_like(parameter, device="cpu").copy_(value)  # noqa: PLW2901
+        state.setdefault(int(index), {})[moment] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

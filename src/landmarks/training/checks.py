@@ -12,7 +12,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import read_record, write_record
+from landmarks.support.files import read_record, remove_leftovers, write_record
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
 from landmarks.training.run import RECORD, Run, open_run
@@ -106,6 +106,7 @@ def identity(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
 def begin(checkpoint: Path, wanted: dict[str, Any], trunk: str, machine: Machine) -> None:
     """Note in `checkpoint` what is being trained, or raise when it holds the beginnings of something else."""
     if machine.is_main:
+        remove_leftovers(checkpoint)
         if (checkpoint / STARTED).exists():
             require_same(checkpoint.parent, read_record(checkpoint / STARTED), {**wanted, "trunk": trunk})
         else:

@@ -40,7 +40,7 @@ from landmarks.support.tables import read_table, write_table
 from landmarks.training.augment import Augmentation
 from landmarks.training.machine import Machine
 from landmarks.training.memory import in_parts
-from landmarks.training.photos import batches, normalised, shares
+from landmarks.training.photos import batches, joined, normalised, shares
 
 if TYPE_CHECKING:
     from landmarks.training.run import Run
@@ -225,7 +225,7 @@ def _compute(folder: Path | None, work: _Work) -> None:
     mine = every[machine.rank]
     loaded = batches(
         work.dataset,
-        photos[np.concatenate(mine)],
+        photos[joined(mine)],
         network.preprocessing,
         batch_size=[len(step) for step in mine],
         workers=machine.workers,

@@ -29,7 +29,7 @@ from landmarks.training.features import labels_of
 from landmarks.training.machine import Machine
 from landmarks.training.memory import in_parts
 from landmarks.training.optimizer import make_optimizer
-from landmarks.training.photos import batches, normalised, order_of, shares
+from landmarks.training.photos import batches, joined, normalised, order_of, shares
 from landmarks.training.recipe import Recipe
 from landmarks.training.schedule import share_done, share_of_learning_rate
 from landmarks.training.step import Training, add_gradients, add_processes, average_statistics
@@ -51,6 +51,7 @@ class State:
     epoch: int = 0  # epochs that are finished
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # of fine-tuning so far, over all its processes' lives
+    learning_rate: float = 0.0  # of the head, in the last step
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # this epoch's loss, right answers, photographs
     best: dict[str, Any] = field(default_factory=lambda: dict(NOTHING_YET))
     epochs_since_best: int = 0
@@ -81,6 +82,7 @@ def finetune(
     features = torch.compile(network.features, dynamic=True) if recipe.compile else network.features
     training = Training(network, recipe, machine, weights.to(machine.device), features)
     optimizer = make_optimizer(network, recipe)
+    optimizer.zero_grad(set_to_none=True)  # the last step of the warm-up has left its gradient in the head
     best_weights = copy_of_weights(network)
     if found := load_checkpoint(folder, network, optimizer):
         best_weights, state = found[0], State(**found[1])
@@ -98,11 +100,15 @@ def finetune(
     # ── Epochs ──
     while state.epoch < recipe.epochs and not state.ended:
         train_epoch(training, optimizer, dataset, train, state=state, keep=keep)
+        if is_time_up(state, recipe):
+            limit = f"the time limit of {recipe.time_limit:g} minutes"
+            state.ended = f"{limit} was reached in epoch {state.epoch + 1}"
         average_statistics(network, machine)
         started = time.monotonic()
         val_accuracy, val_loss = measure(network, dataset, val, recipe=recipe, machine=machine)
-        state.seconds += time.monotonic() - started
-        row = finish_epoch(state, optimizer, val_accuracy, val_loss)
+        # One clock for all processes: under a time limit the learning rate depends on it.
+        state.seconds = machine.from_main(state.seconds + time.monotonic() - started)
+        row = finish_epoch(state, val_accuracy, val_loss)
         if is_better(row, state.best):
             state.best, state.epochs_since_best = {name: row[name] for name in state.best}, 0
             best_weights = copy_of_weights(network)
@@ -129,7 +135,10 @@ def train_epoch(
     state: State,
     keep: Callable[[], None],
 ) -> None:
-    """Take the steps of epoch `state.epoch + 1` that `state` has not taken yet; `keep` a checkpoint now and then."""
+    """Take the steps of epoch `state.epoch + 1` that `state` has not taken yet; `keep` a checkpoint now and then.
+
+    None may be left, when a checkpoint was kept after the last one. Ends early when the time is up.
+    """
     network, recipe, machine = training.network, training.recipe, training.machine
     epoch = state.epoch + 1
 
@@ -140,7 +149,7 @@ def train_epoch(
     mine = shares(order, recipe.batch_size, machine.rank, machine.processes)[taken:]
     loaded = batches(
         dataset,
-        train[np.concatenate(mine)],
+        train[joined(mine)],
         network.preprocessing,
         batch_size=[len(step) for step in mine],
         workers=machine.workers,
@@ -154,11 +163,15 @@ def train_epoch(
 
     with progress(f"epoch {epoch}/{recipe.epochs}", len(mine)) as advance:
         for size, batch in zip(sizes[taken:], loaded, strict=True):
+            if is_time_up(state, recipe) and state.sums[2]:  # every epoch takes a step, or there is nothing to show
+                break
+
             # ── One step ──
             done = share_done(state.step, len(sizes) * recipe.epochs, state.seconds, recipe.time_limit)
             share = share_of_learning_rate(done, recipe.warmup_share, recipe.final_share)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
+            state.learning_rate = optimizer.param_groups[-1]["lr"]
             torch.manual_seed(int(generator(recipe.seed, "step", state.step, machine.rank).integers(2**63)))  # dropout
             loss, correct, state.micro_batch = add_gradients(training, batch, size, state.micro_batch)
             now = time.monotonic()
@@ -172,21 +185,21 @@ def train_epoch(
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
 
-            # ── What is shown, what is kept, and the end of the time ──
+            # ── What is shown, and what is kept ──
             state.sums = [state.sums[0] + loss, state.sums[1] + correct, state.sums[2] + seen]
             rate = (state.sums[2] - seen_before) / max(state.seconds - seconds_before, 1e-9)
             advance(1, live_line(state, rate, recipe, len(train)))
             if since_checkpoint > SECONDS_BETWEEN_CHECKPOINTS:
                 last_checkpoint = now
                 keep()
-            if recipe.time_limit is not None and state.seconds >= 60 * recipe.time_limit:
-                state.ended = f"the time limit of {recipe.time_limit:g} minutes was reached in epoch {epoch}"
-                break
 
 
-def finish_epoch(
-    state: State, optimizer: torch.optim.Optimizer, val_accuracy: float, val_loss: float
-) -> dict[str, Any]:
+def is_time_up(state: State, recipe: Recipe) -> bool:
+    """Whether fine-tuning has taken as long as the recipe allows."""
+    return recipe.time_limit is not None and state.seconds >= 60 * recipe.time_limit
+
+
+def finish_epoch(state: State, val_accuracy: float, val_loss: float) -> dict[str, Any]:
     """Move `state` to the next epoch and return the history's row of the one that ended."""
     loss, correct, seen = state.sums
     state.epoch, state.sums = state.epoch + 1, [0.0, 0.0, 0.0]
@@ -195,7 +208,7 @@ def finish_epoch(
         "epoch": state.epoch,
         "step": state.step,
         "seconds": state.seconds,
-        "learning_rate": optimizer.param_groups[-1]["lr"],
+        "learning_rate": state.learning_rate,
         "train_loss": loss / seen,
         "train_accuracy": correct / seen,
         "val_loss": val_loss,
@@ -221,7 +234,7 @@ def measure(
 
     loaded = batches(
         dataset,
-        photos[np.concatenate(mine)],
+        photos[joined(mine)],
         network.preprocessing,
         batch_size=[len(step) for step in mine],
         workers=machine.workers,

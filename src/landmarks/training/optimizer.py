@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from timm.models import group_parameters
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from landmarks.networks.network import Network
@@ -29,16 +31,35 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     """Return groups of parameters with `peak` and `weight_decay`, from the trunk's first layer to the head.
 
     The peak falls from the trunk's last layer to its first by the same factor per layer; from scratch all layers have
-    one. Vectors and scalars (biases, scales of normalisation) do not decay.
+    one. Vectors and scalars (biases, scales of normalisation) do not decay, nor does what timm spares in this network
+    (class tokens, positions, tables of relative positions).
     """
+    spared = {id(parameter) for parameter in spared_from_decay(network)}
+
+    def groups_of(parameters: list[nn.Parameter], peak: float) -> list[dict[str, Any]]:
+        decaying = [parameter for parameter in parameters if id(parameter) not in spared]
+        constant = [parameter for parameter in parameters if id(parameter) in spared]
+        return [
+            {"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay}
+            for chosen, decay in ((decaying, recipe.weight_decay), (constant, 0.0))
+            if chosen
+        ]
+
     if recipe.from_scratch:
-        return _decaying(list(network.parameters()), recipe.learning_rate, recipe.weight_decay)
+        return groups_of(list(network.parameters()), recipe.learning_rate)
     layers = trunk_layers(network)
     groups = []
     for depth, layer in enumerate(layers):
         below = (len(layers) - 1 - depth) / max(len(layers) - 1, 1)
-        groups += _decaying(layer, recipe.trunk_learning_rate * recipe.first_layer_share**below, recipe.weight_decay)
-    return groups + _decaying(list(network.head.parameters()), recipe.learning_rate, recipe.weight_decay)
+        groups += groups_of(layer, recipe.trunk_learning_rate * recipe.first_layer_share**below)
+    return groups + groups_of(list(network.head.parameters()), recipe.learning_rate)
+
+
+def spared_from_decay(network: Network) -> list[nn.Parameter]:
+    """Return the parameters that do not decay, as timm chooses them: by their shape, and by the trunk's own list."""
+    names: Iterable[str] = getattr(network.trunk, "no_weight_decay", tuple)()
+    groups = param_groups_weight_decay(network, 1.0, no_weight_decay_list=[f"trunk.{name}" for name in names])
+    return [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
 
 
 def trunk_layers(network: Network) -> list[list[nn.Parameter]]:
@@ -49,13 +70,3 @@ def trunk_layers(network: Network) -> list[list[nn.Parameter]]:
     named = dict(network.trunk.named_parameters())
     layers = group_parameters(network.trunk, matcher(coarse=False))
     return [[named[name] for name in layers[depth]] for depth in sorted(layers)]
-
-
-def _decaying(parameters: list[nn.Parameter], peak: float, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return [
-        {"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay}
-        for chosen, decay in ((matrices, weight_decay), (vectors, 0.0))
-        if chosen
-    ]

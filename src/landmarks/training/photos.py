@@ -187,3 +187,8 @@ def shares(order: NDArray[np.int64], batch_size: int, rank: int = 0, processes: 
     """
     steps = max(1, math.ceil(len(order) / batch_size))
     return [np.array_split(step, processes)[rank] for step in np.array_split(order, steps)]
+
+
+def joined(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the photographs of all `steps` in one array: an empty one when no step is left."""
+    return np.concatenate([np.empty(0, dtype=np.int64), *steps])

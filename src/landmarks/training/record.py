@@ -19,7 +19,6 @@ from landmarks.training.memory import peak_memory_mb
 from landmarks.training.own_data import whereabouts
 from landmarks.training.precision import Choice
 from landmarks.training.recipe import Recipe
-from landmarks.training.run import Run
 
 
 def record_of(
@@ -78,15 +77,15 @@ def choices_of(recipe: Recipe) -> list[Choice]:
     return [size, Choice("phases", "warm-up, then fine-tuning", f"it starts from {recipe.weights}")]
 
 
-def last_sentence(run: Run) -> str:
-    """Return what the run reached, with its interval, and what to do next."""
-    best, count = run.record["best"], run.record["validated_on"]
+def last_sentence(folder: Path, record: dict[str, Any]) -> str:
+    """Return what the run of this `record` reached, with its interval, and what to do next."""
+    best, count = record["best"], record["validated_on"]
     interval = binomtest(round(best["val_accuracy"] * count), count).proportion_ci(method="wilson")
     phase = "the warm-up" if best["phase"] == "warmup" else f"epoch {best['epoch']}"
     return (
-        f"{run.folder} answers {percent(best['val_accuracy'])} of {count:,} validation photographs "
-        f"(95 % interval {100 * interval.low:.1f} to {percent(interval.high)}, after {phase}; {run.record['ended']}); "
-        f"next: landmarks evaluate {run.folder}"
+        f"{folder} answers {percent(best['val_accuracy'])} of {count:,} validation photographs "
+        f"(95 % interval {100 * interval.low:.1f} to {percent(interval.high)}, after {phase}; {record['ended']}); "
+        f"next: landmarks evaluate {folder}"
     )
 
 

@@ -26,7 +26,7 @@ from landmarks.training.finetune import State, finetune
 from landmarks.training.machine import Machine, open_machine
 from landmarks.training.precision import Choice, choose_layout
 from landmarks.training.probe import ridge_probe
-from landmarks.training.recipe import Recipe, recipe_named
+from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
 from landmarks.training.recompute import checkpoint_gradients
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
 from landmarks.training.run import RECORD, Run, open_run, write_run
@@ -42,27 +42,28 @@ def train(
     out: Path | str,
     *,
     recipe: str | Recipe = "default",
-    backbone: str | None = None,
-    weights: str | Path | None = None,
-    head: str | None = None,
-    image_size: int | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int | None = None,
-    flip: bool | None = None,
-    workers: int | None = None,
-    time_limit: float | None = None,
-    precision: str | None = None,
-    device: str | None = None,
+    backbone: str | FromRecipe = FROM_RECIPE,
+    weights: str | Path | FromRecipe = FROM_RECIPE,
+    head: str | FromRecipe = FROM_RECIPE,
+    image_size: int | FromRecipe | None = FROM_RECIPE,
+    epochs: int | FromRecipe = FROM_RECIPE,
+    batch_size: int | FromRecipe = FROM_RECIPE,
+    learning_rate: float | FromRecipe = FROM_RECIPE,
+    seed: int | FromRecipe = FROM_RECIPE,
+    flip: bool | FromRecipe = FROM_RECIPE,
+    workers: int | FromRecipe | None = FROM_RECIPE,
+    time_limit: float | FromRecipe | None = FROM_RECIPE,
+    precision: str | FromRecipe = FROM_RECIPE,
+    device: str | FromRecipe = FROM_RECIPE,
     **settings: Any,
 ) -> Run:
     """Train a network on the dataset folder `data` and return the run written to the folder `out`.
 
-    What is not given comes from the `recipe`; `settings` are any other fields of `Recipe`. `learning_rate` is the
-    head's and moves the trunk's along; `time_limit` is in minutes of fine-tuning. Called again after a kill it goes on
-    to the same weights; called on a finished run it returns that. Raises `UsageError` for unknown names and
-    `LandmarksError` for data that cannot be trained on, or a folder that holds something else.
+    What is not given comes from the `recipe`; `settings` are any other fields of `Recipe`, and None is one of the
+    things that some of them can be (`clip`). `learning_rate` is the head's and moves the trunk's along, unless
+    `trunk_learning_rate` is given too; `time_limit` is in minutes of fine-tuning. Called again after a kill it goes on
+    to the same weights; called on a finished run it returns that. Raises `UsageError` for unknown names and impossible
+    values, and `LandmarksError` for data that cannot be trained on, or a folder that holds something else.
     """
     chosen = recipe_named(
         recipe,
@@ -72,6 +73,7 @@ def train(
         image_size=image_size,
         epochs=epochs,
         batch_size=batch_size,
+        learning_rate=learning_rate,
         seed=seed,
         flip=flip,
         workers=workers,
@@ -80,8 +82,6 @@ def train(
         device=device,
         **settings,
     )
-    if learning_rate is not None:
-        chosen = chosen.with_learning_rate(learning_rate)
     size = from_pretrained(pretrained_record(chosen.backbone), chosen.image_size).image_size
     return _train(open_dataset(data), Path(out), replace(chosen, image_size=size))
 
@@ -135,14 +135,16 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
                 state=state,
                 watch=watch,
             )
+        sentence = ""
         if machine.is_main:
             record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
             record |= {"validated_on": len(parts.val), "identity": wanted}
+            sentence = last_sentence(out, record)  # whatever may fail comes first: what is written is finished
             write_run(out, network, dataset.labels, state.rows, record, seen=seen)
-            shutil.rmtree(checkpoint)  # killed just before this, the next call does it
+            shutil.rmtree(checkpoint, ignore_errors=True)  # killed just before this, the next call does it
         machine.wait()
         run = open_run(out)
-        machine.say(last_sentence(run))
+        machine.say(sentence)
         machine.part()
         return run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,7 @@ from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, import_extra
 from landmarks.training.checks import check_data
 from landmarks.training.features import Rows, cached_features, labels_of, positions
+from landmarks.training.limits import Within, require
 from landmarks.training.machine import open_machine
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.warmup import warm_up
@@ -48,8 +49,10 @@ def tune(
     chosen = recipe_named(recipe, **settings)
     if chosen.from_scratch:
         raise UsageError("there is nothing to tune from scratch", way_out="name pretrained weights with --weights")
-    if trials < 1:
-        raise UsageError("a search needs trials", received=trials, expected="1 or more")
+    if not chosen.warmup_epochs:
+        raise UsageError("there is nothing to tune without a warm-up", received="warmup_epochs 0", expected="1 or more")
+    require("the number of trials", trials, Annotated[int, Within(1, 1_000_000)])
+    require("the search's seed", seed, Annotated[int, Within(0, 2**32 - 1)])  # as numpy's generators take it
     dataset = open_dataset(data)
     parts = check_data(dataset)
     machine, _ = open_machine(replace(chosen, tracking="none"), dataset.folder)
