@@ -197,7 +197,7 @@ def test_killed_around_what_is_kept_of_an_epoch_it_ends_in_the_same_weights(
     assert comparable(broken) == comparable(whole)
 
 
-RUN_FILES = ("labels.parquet", "history.parquet", "model.safetensors", "model.json", "run.json")
+RUN_FILES = ("labels.parquet", "images.parquet", "history.parquet", "model.safetensors", "model.json", "run.json")
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -86,7 +86,7 @@ class Pieces:
     @property
     def has_test(self) -> bool:
         """Whether the run's dataset has test photographs, as far as the record tells."""
-        return self.part("data", "photographs", "test") != 0
+        return bool(self.part("data", "photographs", "test") != 0)
 
     def evaluation(self, name: str) -> Evaluation | None:
         """Return one evaluation by its name."""
