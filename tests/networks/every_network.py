@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import timm
 import torch
 
-from landmarks.networks.network import Network, build_network, has_maps
+from landmarks.networks.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 from landmarks.training.optimizer import parameter_groups
 from landmarks.training.photos import normalised
@@ -48,12 +48,17 @@ def try_network(name: str, image_size: int | None = None) -> Outcome:
     side = network.preprocessing.image_size
     pictures = torch.zeros(PHOTOGRAPHS, side, side, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
     labels = torch.zeros(PHOTOGRAPHS, dtype=torch.long, device="meta")
-    features = network.train().features(normalised(pictures, network.preprocessing, "meta"))
+    images, maps = normalised(pictures, network.train().preprocessing, "meta"), True
+    try:
+        _, features = network.maps_and_features(images)
+    except LandmarksError as error:
+        assert "has no maps to draw" in str(error)
+        features, maps = network.features(images), False
     assert features.shape == (PHOTOGRAPHS, network.width)
     assert network.classify(features).shape == (PHOTOGRAPHS, CLASSES)
     network.head.loss(features.float(), labels).backward()
     idle = tuple(name for name, parameter in network.named_parameters() if parameter.grad is None)
-    return Outcome(name, maps=has_maps(network), idle=idle)
+    return Outcome(name, maps=maps, idle=idle)
 
 
 def require_groups(network: Network) -> None:

@@ -29,6 +29,8 @@ def test_a_network_without_maps_does_everything_but_draw_them(backbone: str, ima
     first = train(data, tmp_path / "first", weights="none", **settings)
     assert first.record["network"]["maps"] is False
 
+    settings["gradient_checkpointing"] = True  # blocks whose inputs come in lists and tuples
+    assert plan(data, weights="none", **settings).memory_mb > 0
     again = train(data, tmp_path / "again", weights=first.folder, **settings)
     assert read_table(again.folder / "history.parquet")["phase"].unique().sort().to_list() == ["finetune", "warmup"]
     assert list((data / "features").glob("*/features.npy"))

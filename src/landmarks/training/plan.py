@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ def activations(network: Network, batch: Batch, machine: Machine, *, checkpointi
             kept[inside[-1]][storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def enter(block: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        for tensor in inputs:
+    def enter(block: torch.nn.Module, inputs: tuple[object, ...]) -> None:
+        for tensor in _tensors(inputs):
             pack(tensor)
         kept[id(block)] = {}
         inside.append(id(block))
@@ -157,6 +158,15 @@ def activations(network: Network, batch: Batch, machine: Machine, *, checkpointi
         network.head.loss(features.float(), batch.labels.to(machine.device))
     always = kept.pop(OUTSIDE)
     return sum(always.values()) + max((sum(block.values()) for block in kept.values()), default=0)
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors among a block's inputs, which may come in lists: one for each branch."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
 
 
 def _some(dataset: Dataset, photos: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:
