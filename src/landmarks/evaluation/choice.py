@@ -128,14 +128,15 @@ def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_accepta
 
 
 def _folds(groups: Integers, known: Flags) -> Integers | None:
-    """Return the fold `(N,)` of each photograph, whole `groups` `(N,)` in one; None where too few groups show either.
+    """Return the fold `(N,)` of each photograph, whole `groups` `(N,)` in one; None where too few show either.
 
     Groups of known and of unknown photographs are dealt out in turn; one that shows both counts as known.
     """
     places = np.unique(groups, return_inverse=True)[1]
     group_known = np.zeros(int(places.max(initial=-1)) + 1, dtype=bool)
     group_known[places[known]] = True
-    if min(group_known.sum(), (~group_known).sum()) < 2 * FOLDS:
+    few_groups = min(group_known.sum(), (~group_known).sum()) < FOLDS
+    if few_groups or min(known.sum(), (~known).sum()) < 2 * FOLDS:
         return None
     fold = np.empty(len(group_known), dtype=np.int64)
     random = generator(0, "folds")
