@@ -20,6 +20,7 @@ from landmarks.evaluation.suspects import suspects
 from landmarks.support.errors import LandmarksError
 from landmarks.training import features
 from landmarks.training.machine import Machine
+from landmarks.training.recipe import Recipe
 from landmarks.training.run import Run
 from landmarks.training.train import train
 
@@ -103,6 +104,25 @@ def test_where_the_training_s_device_is_missing_another_is_taken(
     run.record["recipe"]["device"] = "cuda"
     photos, values = trunk.features_of(run, own_data, "train")
     assert len(photos) == len(values) == 18
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained_on", "opened"), [("auto", "cpu", "cpu"), ("mps", "cpu", "mps"), ("auto", "auto", "auto")]
+)
+def test_the_device_is_the_one_asked_for_or_else_the_training_s(
+    asked: str, trained_on: str, opened: str, *, run: Run, own_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes: list[Recipe] = []
+
+    def looked_at(recipe: Recipe, _: Path) -> tuple[Machine, list[object]]:
+        recipes.append(recipe)
+        return Elsewhere(None), []  # type: ignore[arg-type]
+
+    run.record["recipe"] = {"device": trained_on, "precision": "bfloat16", "tracking": "wandb"}
+    monkeypatch.setattr(trunk, "open_machine", looked_at)
+    monkeypatch.setattr(trunk, "cached_features", lambda *_, **__: features.Features(np.ones((24, 4)), 0.0))
+    trunk.features_of(run, own_data, "train", asked)
+    assert [(recipe.device, recipe.precision, recipe.tracking) for recipe in recipes] == [(opened, "bfloat16", "none")]
 
 
 def test_a_part_without_known_landmarks_is_told(run: Run, own_data: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -319,6 +320,14 @@ def test_what_a_kill_after_the_last_file_leaves_is_cleared(
     (run.folder / "checkpoint").mkdir()
     train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     assert not (run.folder / "checkpoint").exists()
+
+
+def test_a_run_that_does_not_say_how_it_was_trained_is_another(scratch: Run, stripes: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(scratch.folder, tmp_path / "run")
+    record = {name: value for name, value in scratch.record.items() if name != "identity"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(LandmarksError, match="holds another training"):
+        train(stripes.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=4, batch_size=12)
 
 
 # ── The last moments ──

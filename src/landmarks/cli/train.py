@@ -21,7 +21,9 @@ def train(
     image_size: Annotated[int | None, typer.Option(help="Side of the square picture, in pixels.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning; 0 stops after the warm-up.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photographs per step, all processes together.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the head; the trunk's keeps its ratio to it.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the head; the trunk's keeps its ratio unless it is set.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every draw.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror every second photograph.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that read photographs.")] = None,

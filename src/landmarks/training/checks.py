@@ -117,7 +117,7 @@ def begin(checkpoint: Path, wanted: dict[str, Any], trunk: str, machine: Machine
 def finished(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
     """Return the finished run in `out` when it is the one that is wanted; raise when it is another."""
     run = open_run(out)
-    require_same(out, run.record["identity"], wanted)
+    require_same(out, run.record.get("identity", {}), wanted)
     if machine.is_main:
         shutil.rmtree(out / "checkpoint", ignore_errors=True)  # of a training killed when all but this was done
     machine.say(f"{out} is trained already; nothing is done again")

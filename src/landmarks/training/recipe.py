@@ -28,7 +28,7 @@ Rate = Annotated[float, Within(0, 1000, above=True)]
 Decay = Annotated[float, Within(0, 1000)]
 
 HEAD_SETTINGS = {
-    "embedding": Annotated[int, Within(0, 65_536)],
+    "embedding": Annotated[int, Within(0, 8192)],
     "centres": Annotated[int, Within(1, 255)],
     "scale": Annotated[float, Within(0, 1000, above=True)],
     "margin": Annotated[float, Within(0, 1.5, unit="radians")],
