@@ -377,6 +377,15 @@ def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
         assert shard.read_bytes() == (tmp_path / "killed/shards" / shard.name).read_bytes()
 
 
+def test_an_import_that_ends_in_its_first_shard_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = album(tmp_path / "in", {"Tower": 6})
+    with monkeypatch.context() as killed:
+        killed.setattr(intake, "perceptual_hash", _fail)
+        with pytest.raises(RuntimeError):
+            import_(source, tmp_path / "out")
+    assert import_(source, tmp_path / "out").record["photographs"] == 6
+
+
 def test_what_was_half_imported_by_a_version_with_other_hashes_is_not_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

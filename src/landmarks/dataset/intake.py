@@ -70,6 +70,7 @@ def _clear_away(out: Path, inputs: str) -> None:
     if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
         shutil.rmtree(out / UNFINISHED)
         shutil.rmtree(out / "shards", ignore_errors=True)
+    (out / UNFINISHED / inputs).mkdir(parents=True, exist_ok=True)  # first, so that the folder is known for an import's
     for folder in (out / "shards", out / UNFINISHED / inputs):
         remove_leftovers(folder)
 
