@@ -132,7 +132,7 @@ def test_a_name_that_is_not_utf8_is_answered_like_any_other(
     target = tmp_path / "answers.csv"
     words = ["predict", str(run.folder), str(tmp_path / "holiday"), "--top", "1"]
     assert landmarks([*words, "--csv", str(target)]) == 0
-    names = [Path(row["path"]).name for row in csv.DictReader(target.open())]
+    names = [Path(row["path"]).name for row in csv.DictReader(target.read_text(encoding="utf-8").splitlines())]
     assert sorted(names) == ["caf\\xe8.jpg", "caf\\xe9.jpg", "plain.jpg"]
     capsys.readouterr()
     assert landmarks([*words, "--json"]) == 0
