@@ -147,7 +147,7 @@ def test_a_threshold_is_chosen_on_public_and_stored_with_the_model(run: Run, tes
 
 
 def test_a_folder_of_other_photographs_serves_as_unknown(run: Run, tmp_path: Path) -> None:
-    others = make_dataset(tmp_path / "street", [[]] * 40)
+    others = make_dataset(tmp_path / "street", [[]] * 40, first=500)
     photos = others.photos.with_columns(id="other" + pl.col("id")).sort("id")
     photos.write_parquet(others.folder / "photos.parquet")
     numbers = evaluate(run.folder, others=others.folder, false_acceptance=0.2)
@@ -158,7 +158,7 @@ def test_a_folder_of_other_photographs_serves_as_unknown(run: Run, tmp_path: Pat
 
 
 def test_another_dataset_called_test_does_not_replace_the_runs_own_test_part(run: Run, tmp_path: Path) -> None:
-    other = make_dataset(tmp_path / "test", [[11], [22]])
+    other = make_dataset(tmp_path / "test", [[11], [22]], first=500)
     assert evaluate(run.folder)["name"] == "test"
     numbers = evaluate(run.folder, data=other.folder)
     assert (numbers["name"], numbers["known"]) == ("data-test", 2)

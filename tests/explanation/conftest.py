@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 import torch
 
-from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, Dataset, write_dataset
+from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, SPLIT, Dataset, write_dataset
 from landmarks.dataset.pictures import encode
 from landmarks.dataset.shards import ShardWriter
 from landmarks.networks.network import build_network, save_network
-from landmarks.support.files import write_record
+from landmarks.support.files import file_digest, write_record
 from landmarks.support.tables import write_table
-from landmarks.training.run import Run, open_run
+from landmarks.training.run import SEEN, SEEN_FILE, Run, open_run
 
 NAMES = ["Charles Bridge", "Český Krumlov, zámek", "Łódź"]
 
@@ -47,12 +47,14 @@ def striped(tmp_path: Path) -> Dataset:
         schema=LABELS,
     )
     rejected = pl.DataFrame(schema=REJECTED)
+    tested = pl.DataFrame({"id": photos["id"], "part": "test"}, schema=SPLIT).sort("id")
+    write_table(folder / "split.parquet", tested, rule="by hand", seed=0)
     return write_dataset(folder, verb="import", photos=photos, labels=labels, rejected=rejected, record={"set": "-"})
 
 
 @pytest.fixture
 def colour_run(tmp_path: Path, striped: Dataset) -> Run:
-    """A run whose baseline answers with the colour it sees: red, green or blue."""
+    """A run whose baseline answers with the colour it sees: red, green or blue; nothing was shown to it."""
     network = build_network("baseline", classes=3, weights="none", image_size=32)
     first, second = network.trunk.layers[0], network.trunk.layers[3]
     with torch.no_grad():
@@ -69,5 +71,7 @@ def colour_run(tmp_path: Path, striped: Dataset) -> Run:
     folder = tmp_path / "run"
     save_network(network, folder, temperature=2.0)
     write_table(folder / "labels.parquet", striped.labels)
-    write_record(folder / "run.json", {"data": {"folder": str(striped.folder)}}, verb="train")
+    write_table(folder / SEEN_FILE, pl.DataFrame(schema=SEEN))
+    data = {"folder": str(striped.folder), "digest": striped.digest, "images": file_digest(folder / SEEN_FILE)}
+    write_record(folder / "run.json", {"data": data}, verb="train")
     return open_run(folder)

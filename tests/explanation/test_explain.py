@@ -15,6 +15,7 @@ from landmarks.explanation.choice import photos_in_turn
 from landmarks.explanation.explain import explain
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held, read_record
+from landmarks.training.asked import ask
 from landmarks.training.run import Run
 
 NAMES = ["Charles Bridge", "Český Krumlov, zámek", "Łódź"]
@@ -77,10 +78,10 @@ def test_later_panels_join_earlier_ones_of_the_same_weights(colour_run: Run):
 
 
 def test_the_order_of_photographs_does_not_depend_on_the_table(colour_run: Run, striped: Dataset):
-    photos = photos_in_turn(colour_run, striped, "test")
+    photos = photos_in_turn(colour_run, ask(colour_run, None, "test"))
     assert len(photos) == 12 and len({photo.id for photo in photos}) == 12
     assert sorted(photo.truth for photo in photos[:3]) == [0, 1, 2]
-    assert photos == photos_in_turn(colour_run, striped, "test")
+    assert photos == photos_in_turn(colour_run, ask(colour_run, striped.folder, "test"))
 
 
 def test_fewer_recognised_photographs_than_asked_for_are_counted_aloud(colour_run: Run, capsys):
@@ -103,7 +104,7 @@ def test_what_cannot_be_explained_is_one_line(colour_run: Run, settings, message
 
 def test_a_dataset_that_moved_away_is_told_with_the_way_out(colour_run: Run, striped: Dataset):
     striped.folder.rename(striped.folder.with_name("moved"))
-    with pytest.raises(LandmarksError, match=r"is not at .*data any more; say where its photographs are"):
+    with pytest.raises(LandmarksError, match=r"is not at .*data any more; say where its photographs are with --data"):
         explain(colour_run)
     assert explain(colour_run, data=striped.folder.with_name("moved"), count=1)["panels"]
 

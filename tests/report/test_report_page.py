@@ -128,14 +128,11 @@ def test_a_run_that_was_only_trained_says_what_is_missing_and_how_to_make_it(run
 def test_photographs_that_are_gone_are_told_and_nothing_else_is_lost(runs: list[Path], tmp_path: Path) -> None:
     lonely = tmp_path / "lonely"
     shutil.copytree(runs[2], lonely)
-    for name in ("val", "test"):
-        path = lonely / "predictions" / f"{name}.parquet"
-        write_table(path, read_table(path), data=tmp_path / "nowhere")
     record = read_record(lonely / "run.json")
     record["data"]["folder"] = str(tmp_path / "nowhere")
     write_record(lonely / "run.json", record, verb="train")
     text = report(lonely, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"their dataset is not at {tmp_path}/nowhere" in text
+    assert f"the dataset that lonely was trained on is not at {tmp_path}/nowhere any more" in text
     assert "Most confused pairs" in text and "Most confident mistakes" in text
 
 

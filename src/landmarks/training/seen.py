@@ -67,10 +67,9 @@ def _has_hash(column: str) -> pl.Expr:
 def _seen_before(weights: str, machine: Machine) -> pl.DataFrame:
     """Return what the run that `weights` come from had seen, with its name in `through`; nothing for other weights."""
     nothing = pl.DataFrame(schema=SEEN)
-    folder = run_of_weights(weights)
-    if folder is None:
+    if weights in ("imagenet", "none") or not (Path(weights) / RECORD).is_file():
         return nothing
-    earlier = open_run(folder)
+    earlier = open_run(weights)
     table = earlier.seen()
     if table is None:
         machine.say(f"{earlier.name}, whose weights it begins from, does not say which photographs it was trained on")
@@ -78,14 +77,3 @@ def _seen_before(weights: str, machine: Machine) -> pl.DataFrame:
     if (earlier.record.get("best") or {}).get("phase") == "warmup":  # which leaves the trunk as it was
         table = table.filter(pl.col("through").is_not_null())
     return table.with_columns(through=pl.col("through").fill_null(earlier.name))
-
-
-def run_of_weights(weights: str) -> Path | None:
-    """Return the folder of the run that `weights` are of, or None."""
-    if weights in ("imagenet", "none"):
-        return None
-    place = Path(weights)
-    for folder in (place, place.parent):
-        if (folder / RECORD).is_file() and place.exists():
-            return folder
-    return None
