@@ -20,7 +20,7 @@ _PLACES = {
     "fetch": "landmarks.archive.fetch",
     "import_": "landmarks.dataset.folders",
     "split": "landmarks.dataset.split",
-    "unpack": "landmarks.dataset.folders",
+    "unpack": "landmarks.dataset.unpack",
     "credits": "landmarks.dataset.credits",
     "networks": "landmarks.networks.catalogue",
     "plan": "landmarks.training.plan",

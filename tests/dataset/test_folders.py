@@ -11,12 +11,13 @@ import pytest
 
 from landmarks.cli.main import run
 from landmarks.dataset import folders, intake
-from landmarks.dataset.folders import import_, unpack
+from landmarks.dataset.folders import import_
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.pictures import DECODER, decode, encode, resize
 from landmarks.dataset.shards import PhotoReader, ShardWriter
 from landmarks.dataset.split import split
+from landmarks.dataset.unpack import unpack
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.tables import read_metadata
 

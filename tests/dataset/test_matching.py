@@ -9,11 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from landmarks.dataset.folders import import_, unpack
+from landmarks.dataset.folders import import_
 from landmarks.dataset.manifest import LABELS, Dataset
 from landmarks.dataset.matching import match_landmarks
 from landmarks.dataset.naming import ARCHIVE_IDS, LISTED, NUMBERS, SORTED_NAMES, identified_by
 from landmarks.dataset.pictures import encode
+from landmarks.dataset.unpack import unpack
 from landmarks.support.files import read_record
 
 

@@ -112,7 +112,7 @@ def make_run(folder: Path, dataset: Dataset, *, seed: int = 0) -> Run:
         "content_digest": dataset.content_digest,
         "identified_by": identified_by(dataset.record, dataset.labels),
         "photographs": {part: len(dataset.part(part)) for part in ("train", "val", "test")},
-        "images": file_digest(folder / SEEN_FILE),
+        "seen": file_digest(folder / SEEN_FILE),
     }
     write_record(folder / "run.json", {"data": data}, verb="train")
     return open_run(folder)

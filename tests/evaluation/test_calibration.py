@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from sklearn.calibration import calibration_curve
 
-from landmarks.evaluation.calibration import calibration_error, fit_temperature, reliability
+from landmarks.evaluation.calibration import calibration_error, reliability
+from landmarks.evaluation.tempering import fit_temperature
 from landmarks.support.errors import LandmarksError
 
 

@@ -6,15 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.gap import gap
-from landmarks.evaluation.metrics import NO_ANSWER, truth_of
+from landmarks.evaluation.metrics import truth_of
 from landmarks.support.errors import LandmarksError
 
 
 def gap_of(truth: dict[str, set[int]], predictions: dict[str, tuple[int, float]]) -> float:
     ids = sorted(truth)
-    answers = np.array([predictions.get(id, (NO_ANSWER, 0.0))[0] for id in ids], dtype=int)
-    scores = np.array([predictions.get(id, (NO_ANSWER, 0.0))[1] for id in ids])
+    answers = np.array([predictions.get(id, (NO_LABEL, 0.0))[0] for id in ids], dtype=int)
+    scores = np.array([predictions.get(id, (NO_LABEL, 0.0))[1] for id in ids])
     return gap(ids, answers, scores, truth_of([truth[id] for id in ids]))
 
 
@@ -67,7 +68,7 @@ def test_gap_agrees_with_the_definition_walked_rank_by_rank(
     photographs: dict[str, tuple[set[int], int, float]],
 ) -> None:
     truth = {id: shown for id, (shown, _, _) in photographs.items()}
-    predictions = {id: (answer, score) for id, (_, answer, score) in photographs.items() if answer != NO_ANSWER}
+    predictions = {id: (answer, score) for id, (_, answer, score) in photographs.items() if answer != NO_LABEL}
     shown_count = sum(bool(shown) for shown in truth.values())
     ranked = sorted(predictions, key=lambda photo: (-predictions[photo][1], photo, predictions[photo][0]))
     total, right = 0.0, 0

@@ -23,7 +23,7 @@ def test_answers_and_truths_worked_by_hand() -> None:
     assert metrics.top_k(labels, truth, 1).tolist() == [True, True, False, False]
     assert metrics.top_k(labels, truth, 2).tolist() == [True, True, False, True]
     assert truth.known.tolist() == [True, True, False, True]
-    assert truth.first.tolist() == [3, 5, metrics.NO_ANSWER, 2]
+    assert truth.first.tolist() == [3, 5, metrics.NO_LABEL, 2]
 
 
 def test_truth_of_chosen_photographs_is_renumbered() -> None:
@@ -35,7 +35,7 @@ def test_truth_of_chosen_photographs_is_renumbered() -> None:
 
 def test_no_answer_is_never_right() -> None:
     truth = metrics.truth_of([[1], []])
-    assert not metrics.correct_answers(np.full((2, 5), metrics.NO_ANSWER), truth).any()
+    assert not metrics.correct_answers(np.full((2, 5), metrics.NO_LABEL), truth).any()
 
 
 @given(st.integers(0, 10_000))

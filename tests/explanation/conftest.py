@@ -72,6 +72,6 @@ def colour_run(tmp_path: Path, striped: Dataset) -> Run:
     save_network(network, folder, temperature=2.0)
     write_table(folder / "labels.parquet", striped.labels)
     write_table(folder / SEEN_FILE, pl.DataFrame(schema=SEEN))
-    data = {"folder": str(striped.folder), "digest": striped.digest, "images": file_digest(folder / SEEN_FILE)}
+    data = {"folder": str(striped.folder), "digest": striped.digest, "seen": file_digest(folder / SEEN_FILE)}
     write_record(folder / "run.json", {"data": data}, verb="train")
     return open_run(folder)

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 from run_factory import make_dataset, make_run
 
-from landmarks.evaluation.lottery import SUFFIX, describe, place_of
+from landmarks.evaluation.lottery import describe, place_of
+from landmarks.evaluation.names import SUFFIX
 from landmarks.report.page import report
 from landmarks.support.files import write_record
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.support.seeds import generator
-from landmarks.training.augment import Augmentation, colour_matrix, draw, recolour
+from landmarks.training.augment import colour_matrix, draw, recolour
+from landmarks.training.recipe import Augmentation
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32))

@@ -18,10 +18,10 @@ from landmarks.networks.network import Network, build_network
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.tables import write_table
 from landmarks.training import features
-from landmarks.training.augment import Augmentation
 from landmarks.training.features import cached_features
 from landmarks.training.machine import Machine
 from landmarks.training.photos import batches, normalised
+from landmarks.training.recipe import Augmentation
 
 
 @pytest.fixture

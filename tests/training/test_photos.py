@@ -20,8 +20,8 @@ from landmarks.dataset.pictures import encode
 from landmarks.networks.backbones import pretrained_record
 from landmarks.networks.preprocessing import Preprocessing, from_pretrained
 from landmarks.support.errors import LandmarksError
-from landmarks.training.augment import Augmentation
 from landmarks.training.photos import Batch, batches, evaluation_picture, normalised, order_of, shares
+from landmarks.training.recipe import Augmentation
 
 SMALL = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.875)
 

@@ -129,8 +129,8 @@ def _show_suspects(run: Path, out: Path, data: Path | None, part: str, device: s
 def _show_lottery(run: Path, landmarks: int, data: Path | None, device: str, json: bool) -> None:
     import json as json_module
 
-    from landmarks.evaluation.lottery import SUFFIX
     from landmarks.evaluation.luck import luck
+    from landmarks.evaluation.names import SUFFIX
     from landmarks.support.console import print_table
 
     numbers = luck(run, landmarks, data=data, device=device)

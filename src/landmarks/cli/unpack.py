@@ -17,7 +17,7 @@ def unpack(
 
     Example: landmarks unpack data/twenty -o folders/twenty
     """
-    from landmarks.dataset.folders import unpack as unpack_photographs
+    from landmarks.dataset.unpack import unpack as unpack_photographs
     from landmarks.support.console import out as screen
 
     screen.print(f"unpacked into {unpack_photographs(data, out)}", markup=False)

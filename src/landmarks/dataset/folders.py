@@ -1,9 +1,4 @@
-"""Folders of photographs that people have anyway: in with `import`, out with `unpack`.
-
-What `unpack` writes is read well by people, fastai, timm and Keras, and `import` makes the same labels of it: folders
-are named by landmark id, zeros in front, and name, so that they sort as our labels do; `labels.csv` beside them holds
-the exact names.
-"""
+"""Folders of photographs that people have anyway become a dataset: the verb `import`."""
 
 from __future__ import annotations
 
@@ -14,28 +9,28 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.dataset import naming
 from landmarks.dataset.groups import groups
-from landmarks.dataset.intake import UNFINISHED, in_parallel, take_in
+from landmarks.dataset.intake import UNFINISHED, take_in
 from landmarks.dataset.manifest import LABELS, PARTS, PHOTOS, REJECTED, Dataset, open_dataset, write_dataset
-from landmarks.dataset.naming import Landmark
-from landmarks.dataset.shards import PhotoReader
-from landmarks.dataset.sources import Found, Source, list_source
+from landmarks.dataset.naming import (
+    Landmark,
+    identified_from,
+    identified_in,
+    identify,
+    identify_among,
+    landmarks_of,
+    read_labels,
+)
+from landmarks.dataset.sources import Found, Source, list_source, refuse_foreign
 from landmarks.dataset.split import given, store
-from landmarks.support.console import note, progress
+from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import (
     digest_of,
     held,
     read_record,
-    remove_leftovers,
-    require_free_disk,
-    write_record,
-    written_whole,
 )
 from landmarks.support.tables import read_table
-
-_MARK = naming.UNPACKED
 
 
 def import_(
@@ -55,18 +50,18 @@ def import_(
     `author`, `license`, `title`. An import that was killed goes on where it stopped.
     """
     source, out = Path(source), Path(out)
-    _refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
+    refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
     listed = list_source(source)
     names = [one.name for one in listed.found if one.name is not None]
-    earlier = naming.read_labels(Path(labels)) if labels is not None else None
+    earlier = read_labels(Path(labels)) if labels is not None else None
     if earlier is None:
-        landmarks = naming.identify(names, listed.listed)
-        identified = naming.identified_from(source, landmarks.values(), listed.listed)
+        landmarks = identify(names, listed.listed)
+        identified = identified_from(source, landmarks.values(), listed.listed)
     else:
-        identified = naming.identified_in(Path(labels))  # type: ignore[arg-type]
-        landmarks = naming.identify_among(names, earlier, listed.listed)
+        identified = identified_in(Path(labels))  # type: ignore[arg-type]
+        landmarks = identify_among(names, earlier, listed.listed)
     if not listed.found or not (landmarks or earlier is not None):
         raise UsageError(
             f"{source} holds no photograph of a named landmark",
@@ -89,39 +84,6 @@ def import_(
         if listed.has_parts and dataset.split is None:
             dataset = _keep_parts(dataset, listed)
         return dataset
-
-
-def unpack(data: Path | str, out: Path | str) -> Path:
-    """Write every photograph of a dataset as a file, in folders per part and landmark: `out/train/<landmark>/<id>.jpg`.
-
-    Without a split there are no folders per part; photographs that show nothing known are in `_unknown`. Files appear
-    whole, an unpacking that was killed goes on, and a folder that holds something else is refused.
-    """
-    dataset, out = open_dataset(data), Path(out)
-    _refuse_foreign(out, (_MARK,), "unpacked dataset")
-    with held(out):
-        if (out / _MARK).exists() and read_record(out / _MARK)["inputs"] != dataset.digest:
-            raise StaleError(f"{out} was unpacked from another dataset or split", way_out="choose another folder")
-        told = {"identified_by": naming.identified_by(dataset.record, dataset.labels)}
-        write_record(out / _MARK, {"data": str(dataset.folder), **told}, verb="unpack", inputs=dataset.digest)
-        places = _places(dataset, out)
-        missing = [(place, row) for place, row in places if not place.exists() or place.stat().st_size != row["length"]]
-        require_free_disk(out, sum(row["length"] for _, row in missing))
-        for folder in {place.parent for place, _ in missing}:
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-        reader = PhotoReader(dataset)
-
-        def write(item: tuple[Path, dict[str, Any]]) -> None:
-            place, row = item
-            with written_whole(place) as aside:
-                aside.write_bytes(reader.read(row["shard"], row["offset"], row["length"]))
-
-        with progress("unpacking", total=len(places)) as advance:
-            advance(len(places) - len(missing))
-            for _ in in_parallel(write, missing):
-                advance()
-    return out
 
 
 def _make(
@@ -152,7 +114,7 @@ def _make(
         raise LandmarksError(f"none of the {len(listed.found)} files in {source} is a picture")
     table = table.sort("id")
     table = table.with_columns(group=groups(table).column)
-    known = naming.landmarks_of(earlier) if earlier is not None else list(landmarks.values())
+    known = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
     dataset = write_dataset(
         out,
         verb="import",
@@ -192,26 +154,6 @@ def _keep_parts(dataset: Dataset, listed: Source) -> Dataset:
     return store(dataset, given(dataset.photos, part))
 
 
-def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return where each photograph goes, and its row; write `labels.csv`."""
-    landmarks = naming.landmarks_of(dataset.labels)
-    digits = max((len(str(landmark.landmark_id)) for landmark in landmarks), default=1)
-    folders = {landmark.landmark_id: naming.folder_name(landmark, digits) for landmark in landmarks}
-    with written_whole(out / naming.LABELS_CSV) as aside:
-        naming.write_labels_csv(aside, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
-    photos = dataset.photos.select("id", "landmark_id", "shard", "offset", "length")
-    if dataset.split is not None:
-        photos = photos.join(dataset.split, on="id", how="left")
-    places: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for row in photos.iter_rows(named=True):
-        inside = Path(row.get("part") or "", folders.get(row["landmark_id"], naming.UNKNOWN))
-        suffix = Path(row["shard"]).suffix.lower() if Path(row["shard"]).is_absolute() else ".jpg"
-        place = out / inside / f"{naming.safe_name(row['id'])}{suffix}"
-        if places.setdefault(str(place).casefold(), (place, row))[1] is not row:
-            raise LandmarksError(f'two photographs would be written to "{place}"', received=f'the id "{row["id"]}"')
-    return list(places.values())
-
-
 def _fingerprint(one: Found) -> tuple[Any, ...]:
     status = one.path.stat()
     return one.where, one.name, one.part, one.id, one.author, one.license, one.title, status.st_size, status.st_mtime_ns
@@ -224,19 +166,6 @@ def _finished(out: Path, inputs: str) -> Dataset | None:
         raise StaleError(f"{out} holds a dataset of other photographs or settings", way_out="choose another folder")
     note(f"{out} already holds exactly this")
     return open_dataset(out)
-
-
-def _refuse_foreign(out: Path, marks: tuple[str, ...], what: str) -> None:
-    """Raise when `out` is a file, or a folder with contents that are none of ours."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file", way_out="choose another folder")
-    if not out.exists() or any((out / mark).exists() for mark in marks):
-        return
-    contents = sorted(entry.name for entry in out.iterdir() if entry.name != ".lock")
-    if contents:
-        raise UsageError(
-            f"{out} is not empty and holds no {what}", received=contents[0], way_out="choose another folder"
-        )
 
 
 def _tell(dataset: Dataset, listed: Source) -> None:

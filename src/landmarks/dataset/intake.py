@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from landmarks.dataset import pictures
 from landmarks.dataset.groups import HASH_FORM, perceptual_hash
 from landmarks.dataset.manifest import PHOTOS, REJECTED
+from landmarks.dataset.pictures import DECODER, STORED_FORM, decode, prepare
 from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import Found
 from landmarks.support.console import Advance, progress
@@ -53,7 +53,7 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
     not from a version that stores or hashes photographs otherwise.
     """
     tables = []
-    inputs = digest_of(inputs, pictures.STORED_FORM, HASH_FORM)
+    inputs = digest_of(inputs, STORED_FORM, HASH_FORM)
     _clear_away(out, inputs)
     with progress("importing", total=len(found)) as advance:
         for number, start in enumerate(range(0, len(found), PHOTOGRAPHS_PER_SHARD)):
@@ -102,7 +102,7 @@ def _store(
     columns = ("id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
     schema = {**{name: PHOTOS[name] for name in columns}, "where": pl.String, "why": pl.String}
     table = pl.DataFrame(rows, schema=schema)
-    write_table(done, table, decoder=pictures.DECODER)
+    write_table(done, table, decoder=DECODER)
     return table
 
 
@@ -118,10 +118,10 @@ def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
         data = one.path.read_bytes()
         if max_side is None:
             require_text(one.path.absolute())  # it stands in the table as it is
-            image = pictures.decode(data)
+            image = decode(data)
             row |= {"shard": str(one.path.absolute()), "offset": 0, "length": len(data)}
         else:
-            data, image = pictures.prepare(data, max_side)
+            data, image = prepare(data, max_side)
     except (OSError, LandmarksError) as error:
         return row | {"why": str(error)}, b""
     height, width = image.shape[:2]

@@ -62,6 +62,10 @@ REJECTED: dict[str, Any] = {"id": pl.String, "where": pl.String, "why": pl.Strin
 """Columns of `rejected.parquet`, sorted by id."""
 
 
+NO_LABEL = -1
+"""Stands in arrays of labels for: nothing known, or no answer."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One dataset folder, its tables in memory and its photographs on disk."""

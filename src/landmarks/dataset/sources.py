@@ -193,3 +193,16 @@ def _with_ids(found: list[Found]) -> list[Found]:
             mine = f"{safe_name(mine or stem)}-{digest_of(one.where)[:12]}"
         whole.append(replace(one, id=mine))
     return whole
+
+
+def refuse_foreign(out: Path, marks: tuple[str, ...], what: str) -> None:
+    """Raise when `out` is a file, or a folder with contents that are none of ours."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file", way_out="choose another folder")
+    if not out.exists() or any((out / mark).exists() for mark in marks):
+        return
+    contents = sorted(entry.name for entry in out.iterdir() if entry.name != ".lock")
+    if contents:
+        raise UsageError(
+            f"{out} is not empty and holds no {what}", received=contents[0], way_out="choose another folder"
+        )

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from landmarks.evaluation.metrics import NO_ANSWER, Floats, Integers, Truth
+from landmarks.dataset.manifest import NO_LABEL
+from landmarks.evaluation.metrics import Floats, Integers, Truth
 from landmarks.evaluation.predictions import rejection_columns
 
 
@@ -18,7 +19,7 @@ class Arrays:
 
     ids: NDArray[np.object_]
     truth: Truth
-    labels: Integers  # (N, k), NO_ANSWER after the last answer
+    labels: Integers  # (N, k), NO_LABEL after the last answer
     scores: Floats  # (N, k), larger is surer; probabilities when the file is ours
     groups: Integers  # (N,), -1: none
     usage: NDArray[np.object_]  # (N,), None: not told
@@ -44,7 +45,7 @@ def arrays_of(predictions: pl.DataFrame) -> Arrays:
         truth=Truth(rows, shown, len(predictions)),
         labels=predictions["label"].list.to_array(k).to_numpy().astype(np.int64),
         scores=predictions["score"].list.to_array(k).to_numpy(),
-        groups=predictions["group"].cast(pl.Int64).fill_null(NO_ANSWER).to_numpy(),
+        groups=predictions["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy(),
         usage=predictions["usage"].to_numpy(),
         rejection={name: predictions[name].to_numpy() for name in rejection_columns(predictions)},
         truth_log_scores=predictions["truth_score"].to_numpy(),

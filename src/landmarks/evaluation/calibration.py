@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.support.errors import LandmarksError
@@ -48,26 +46,3 @@ def calibration_error(confidence: Floats, correct: Flags, bins: int = BINS) -> f
         return math.nan
     means, accuracy, counts = reliability(confidence, correct, bins)
     return float(np.sum(counts * np.abs(means - accuracy)) / counts.sum())
-
-
-def fit_temperature(logits: Floats, labels: Integers, rows_at_once: int = 4096) -> float:
-    """Return the temperature that minimises the log loss of `logits / temperature` `(N, K)` for `labels` `(N,)`.
-
-    Bounded to 0.05..20: with every validation photograph right the best temperature would be 0. The loss is convex in
-    1/temperature, so the minimum found is the only one (Guo et al., ICML 2017).
-    """
-    if not len(labels):
-        raise LandmarksError("no validation photographs to fit the temperature on")
-
-    def loss(log_inverse: float) -> float:
-        inverse, total = math.exp(log_inverse), 0.0
-        for start in range(0, len(labels), rows_at_once):
-            scaled = logits[start : start + rows_at_once].astype(np.float64) * inverse
-            true = scaled[np.arange(len(scaled)), labels[start : start + rows_at_once]]
-            total += float(np.sum(logsumexp(scaled, axis=1) - true))
-        return total / len(labels)
-
-    found = minimize_scalar(
-        loss, bounds=(math.log(1 / 20), math.log(1 / 0.05)), method="bounded", options={"xatol": 1e-5}
-    )
-    return math.exp(-found.x)

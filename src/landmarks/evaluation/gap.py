@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.evaluation.metrics import NO_ANSWER, Flags, Floats, Integers, Truth, correct_answers, require_numbers
+from landmarks.dataset.manifest import NO_LABEL
+from landmarks.evaluation.metrics import Flags, Floats, Integers, Truth, correct_answers, require_numbers
 from landmarks.support.errors import LandmarksError
 
 DEFINITIONS = {
@@ -22,12 +23,12 @@ DEFINITIONS = {
 def gap(ids: Sequence[str] | NDArray[np.object_], answers: Integers, scores: Floats, truth: Truth) -> float:
     """Return the global average precision of one answer per photograph; NaN when no photograph shows a landmark.
 
-    `ids` `(N,)` unique, `answers` `(N,)` landmarks with `NO_ANSWER` where there is none, `scores` `(N,)` finite where
+    `ids` `(N,)` unique, `answers` `(N,)` landmarks with `NO_LABEL` where there is none, `scores` `(N,)` finite where
     there is an answer. As published with Google Landmarks v2 (Weyand et al., CVPR 2020, §4.2; Perronnin et al. 2009).
     Raises on an id that occurs twice and on scores that are no numbers.
     """
     refuse_twice(ids)
-    answered = answers != NO_ANSWER
+    answered = answers != NO_LABEL
     require_numbers(scores[answered], "scores")
     landmarks = int(truth.known.sum())
     if not landmarks:

@@ -21,9 +21,6 @@ from landmarks.support.seeds import generator
 TEST_SHARE = 1 / 3
 """Share of each landmark's photographs that answers are judged on."""
 
-SUFFIX = ".lottery.json"
-"""What follows the name of an evaluation in `metrics/`, where its lottery stands beside it."""
-
 DEFINITIONS = {
     "lottery": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
     "every landmark's photographs and judged on the others, whole groups of near-duplicates on one side; the "

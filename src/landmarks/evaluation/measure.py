@@ -10,9 +10,31 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.evaluation import calibration, choice, gap, intervals, metrics, rejection, selective
+from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.arrays import Arrays
-from landmarks.evaluation.metrics import NO_ANSWER, Flags, Floats, Integers
+from landmarks.evaluation.calibration import DEFINITIONS as CALIBRATION_DEFINITIONS
+from landmarks.evaluation.calibration import calibration_error, reliability
+from landmarks.evaluation.choice import DEFINITIONS as UNKNOWN_DEFINITIONS
+from landmarks.evaluation.choice import compare_rules, halves_of, rules_of
+from landmarks.evaluation.gap import DEFINITIONS as GAP_DEFINITIONS
+from landmarks.evaluation.gap import gap as global_average_precision
+from landmarks.evaluation.intervals import DEFINITIONS as INTERVAL_DEFINITIONS
+from landmarks.evaluation.intervals import macro_interval, mean_interval, wilson
+from landmarks.evaluation.metrics import DEFINITIONS as ACCURACY_DEFINITIONS
+from landmarks.evaluation.metrics import (
+    Flags,
+    Floats,
+    Integers,
+    log_loss,
+    macro_accuracy,
+    most_confused,
+    per_landmark,
+    top_k,
+)
+from landmarks.evaluation.metrics import confusion as confusion_pairs
+from landmarks.evaluation.rejection import DEFINITIONS as SCORE_DEFINITIONS
+from landmarks.evaluation.selective import DEFINITIONS as SELECTIVE_DEFINITIONS
+from landmarks.evaluation.selective import risk_area, risk_coverage
 
 MOST_CONFUSED = 20
 """Pairs of landmarks listed; all pairs stand in the table beside."""
@@ -21,13 +43,13 @@ CURVE_POINTS = 101
 """Points of the risk–coverage curve that are kept; its area is computed from all."""
 
 DEFINITIONS = {
-    **metrics.DEFINITIONS,
-    **intervals.DEFINITIONS,
-    **calibration.DEFINITIONS,
-    **selective.DEFINITIONS,
-    **choice.DEFINITIONS,
-    **rejection.DEFINITIONS,
-    **gap.DEFINITIONS,
+    **ACCURACY_DEFINITIONS,
+    **INTERVAL_DEFINITIONS,
+    **CALIBRATION_DEFINITIONS,
+    **SELECTIVE_DEFINITIONS,
+    **UNKNOWN_DEFINITIONS,
+    **SCORE_DEFINITIONS,
+    **GAP_DEFINITIONS,
     "answered": "Photographs that the submission gives an answer to.",
     "seconds": "From the start of the evaluation to its last answer; answers that were kept from earlier cost nothing.",
 }
@@ -48,20 +70,20 @@ def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
     known = arrays.truth.known
     truth = arrays.truth.of(known)
     labels, confidence, groups = arrays.labels[known], arrays.scores[known, 0], arrays.groups[known]
-    first, correct = truth.first, metrics.top_k(labels, truth, 1)
-    answered = labels[:, 0] != NO_ANSWER
-    shown, answer, count = metrics.confusion(first[answered], labels[answered, 0], correct[answered])
+    first, correct = truth.first, top_k(labels, truth, 1)
+    answered = labels[:, 0] != NO_LABEL
+    shown, answer, count = confusion_pairs(first[answered], labels[answered, 0], correct[answered])
     record = {
         "photographs": len(known),
         "known": int(known.sum()),
         "unknown": int((~known).sum()),
         "landmarks": len(np.unique(first)),
         "top1": _with_interval(correct, groups, seed),
-        "top5": _with_interval(metrics.top_k(labels, truth, 5), groups, seed),
+        "top5": _with_interval(top_k(labels, truth, 5), groups, seed),
         "macro": _macro(first, correct, groups, seed),
         **_gaps(arrays, known),
         **_probabilities(arrays, known, correct),
-        "confused": _pairs(metrics.most_confused(shown, answer, count, MOST_CONFUSED)),
+        "confused": _pairs(most_confused(shown, answer, count, MOST_CONFUSED)),
         "risk_coverage": _risk_coverage(confidence, correct),
         **_rejection(arrays, known, seed),
     }
@@ -94,13 +116,13 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _with_interval(flags: Flags, groups: Integers, seed: int) -> dict[str, Any]:
-    low, high = intervals.mean_interval(flags, groups, seed)
+    low, high = mean_interval(flags, groups, seed)
     return _interval(float(flags.mean()) if len(flags) else math.nan, low, high, groups)
 
 
 def _macro(first: Integers, correct: Flags, groups: Integers, seed: int) -> dict[str, Any]:
-    low, high = intervals.macro_interval(first, correct, groups, seed)
-    return _interval(metrics.macro_accuracy(first, correct), low, high, groups)
+    low, high = macro_interval(first, correct, groups, seed)
+    return _interval(macro_accuracy(first, correct), low, high, groups)
 
 
 def _interval(value: float, low: float, high: float, groups: Integers) -> dict[str, Any]:
@@ -110,7 +132,9 @@ def _interval(value: float, low: float, high: float, groups: Integers) -> dict[s
 
 def _gaps(arrays: Arrays, known: Flags) -> dict[str, Any]:
     def of(part: Flags) -> float:
-        return gap.gap(arrays.ids[part], arrays.labels[part, 0], arrays.scores[part, 0], arrays.truth.of(part))
+        return global_average_precision(
+            arrays.ids[part], arrays.labels[part, 0], arrays.scores[part, 0], arrays.truth.of(part)
+        )
 
     usages = sorted({usage for usage in arrays.usage.tolist() if usage})
     return {
@@ -124,11 +148,11 @@ def _probabilities(arrays: Arrays, known: Flags, correct: Flags) -> dict[str, An
     if arrays.untempered is None or arrays.truth_log_scores is None:
         return {"log_loss": None, "ece": None, "ece_before_temperature": None, "reliability": []}
     confidence = arrays.scores[known, 0]
-    curve = zip(*calibration.reliability(confidence, correct), strict=True)
+    curve = zip(*reliability(confidence, correct), strict=True)
     return {
-        "log_loss": metrics.log_loss(arrays.truth_log_scores[known]),
-        "ece": calibration.calibration_error(confidence, correct),
-        "ece_before_temperature": calibration.calibration_error(arrays.untempered[known], correct),
+        "log_loss": log_loss(arrays.truth_log_scores[known]),
+        "ece": calibration_error(confidence, correct),
+        "ece_before_temperature": calibration_error(arrays.untempered[known], correct),
         "reliability": [
             {"confidence": float(mean), "accuracy": float(accuracy), "photographs": int(count)}
             for mean, accuracy, count in curve
@@ -137,26 +161,28 @@ def _probabilities(arrays: Arrays, known: Flags, correct: Flags) -> dict[str, An
 
 
 def _risk_coverage(confidence: Floats, correct: Flags) -> dict[str, Any]:
-    coverage, risk = selective.risk_coverage(confidence, correct)
+    coverage, risk = risk_coverage(confidence, correct)
     kept = np.unique(np.linspace(0, max(len(risk) - 1, 0), CURVE_POINTS).round().astype(int))[: len(risk)]
     return {
         "coverage": coverage[kept].tolist(),
         "risk": risk[kept].tolist(),
-        "area": selective.risk_area(risk),
+        "area": risk_area(risk),
     }
 
 
 def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
     if known.all() or not known.any():
         return {"rejection": [], "rejection_parts": None}
-    halves = choice.halves_of(arrays.usage, arrays.groups, seed)
+    halves = halves_of(arrays.usage, arrays.groups, seed)
     scores = arrays.all_scores
-    rules = choice.rules_of(scores, known, halves)
-    rows = choice.compare_rules(rules, scores, known, halves)
+    rules = rules_of(scores, known, halves)
+    rows = compare_rules(rules, scores, known, halves)
     reported = halves.reported
     for row, (rule, _) in zip(rows, rules, strict=True):
         values = rule.apply(scores)[reported]
-        row["gap"] = gap.gap(arrays.ids[reported], arrays.labels[reported, 0], values, arrays.truth.of(reported))
+        row["gap"] = global_average_precision(
+            arrays.ids[reported], arrays.labels[reported, 0], values, arrays.truth.of(reported)
+        )
     return {"rejection": rows, "rejection_parts": {"chosen_on": halves.chosen_on, "reported_on": halves.reported_on}}
 
 
@@ -165,8 +191,8 @@ def _pairs(pairs: list[tuple[int, int, int]]) -> list[dict[str, int]]:
 
 
 def _landmarks(first: Integers, correct: Flags) -> pl.DataFrame:
-    labels, photographs, hits = metrics.per_landmark(first, correct)
-    low, high = intervals.wilson(hits, photographs)
+    labels, photographs, hits = per_landmark(first, correct)
+    low, high = wilson(hits, photographs)
     accuracy = hits / photographs
     columns = {"label": labels, "photographs": photographs, "correct": hits, "accuracy": accuracy, "low": low}
     return pl.DataFrame({**columns, "high": high})

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from landmarks.dataset.manifest import NO_LABEL
 from landmarks.support.errors import LandmarksError
 
 Integers = NDArray[np.integer]
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
-
-NO_ANSWER = -1
-"""Fills the columns of `labels` after a photograph's last answer."""
 
 DEFINITIONS = {
     "photographs": "Photographs judged, known and unknown ones.",
@@ -60,8 +58,8 @@ class Truth:
 
     @property
     def first(self) -> Integers:
-        """`(N,)`: the landmark that a photograph counts for, `NO_ANSWER` where it shows none."""
-        first = np.full(self.photographs, NO_ANSWER, dtype=np.int64)
+        """`(N,)`: the landmark that a photograph counts for, `NO_LABEL` where it shows none."""
+        first = np.full(self.photographs, NO_LABEL, dtype=np.int64)
         first[self.rows[::-1]] = self.labels[::-1]
         return first
 
@@ -88,7 +86,7 @@ def correct_answers(labels: Integers, truth: Truth) -> Flags:
     rows = np.repeat(np.arange(labels.shape[0]), labels.shape[1])
     asked = rows * len(names) + places[: labels.size]
     true = truth.rows * len(names) + places[labels.size :]
-    right: Flags = np.isin(asked, true).reshape(labels.shape) & (labels != NO_ANSWER)
+    right: Flags = np.isin(asked, true).reshape(labels.shape) & (labels != NO_LABEL)
     return right
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from landmarks.dataset.manifest import PARTS, Dataset
-from landmarks.evaluation.lottery import SUFFIX
 from landmarks.support.files import read_record
 from landmarks.support.tables import read_metadata
 from landmarks.training.asked import Asked
 from landmarks.training.run import Run
+
+SUFFIX = ".lottery.json"
+"""What follows the name of an evaluation in `metrics/`, where its lottery stands beside it."""
 
 
 def name_of(run: Run, asked: Asked, part: str | None = None) -> str:

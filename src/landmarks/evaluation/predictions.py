@@ -13,8 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from landmarks import __version__
-from landmarks.dataset.manifest import Dataset
-from landmarks.evaluation.metrics import NO_ANSWER
+from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.evaluation.recogniser import Answers, Recogniser
 from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
@@ -114,7 +113,7 @@ def rejection_columns(predictions: pl.DataFrame) -> list[str]:
 
 
 def _answers(recogniser: Recogniser, dataset: Dataset, photos: pl.DataFrame, batch_size: int) -> Iterator[Answers]:
-    first = photos["truth"].list.first().cast(pl.Int64).fill_null(NO_ANSWER).to_numpy()
+    first = photos["truth"].list.first().cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
     start = 0
     for batch in batches(dataset, photos, recogniser.network.preprocessing, batch_size=batch_size):
         yield recogniser.answer(batch.images, first[start : start + len(batch.ids)])

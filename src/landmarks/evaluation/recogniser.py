@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from landmarks.evaluation.metrics import NO_ANSWER
+from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.rejection import Reference, rejection_scores
 from landmarks.networks.folding import folded
 from landmarks.networks.network import Network
@@ -44,12 +44,12 @@ class Recogniser:
 
     @torch.no_grad()
     def answer(self, images: torch.Tensor, first: NDArray[np.int64] | None = None) -> Answers:
-        """Answer uint8 `images` (N, 3, S, S); `first` (N,) is what each shows, `NO_ANSWER` where nothing known."""
+        """Answer uint8 `images` (N, 3, S, S); `first` (N,) is what each shows, `NO_LABEL` where nothing known."""
         features = self.network.features(normalised(images, self.network.preprocessing, self.device)).float()
         logits = self.network.classify(features).float()
         probabilities = torch.softmax(logits / self.temperature, dim=1)
         labels, scores = best_answers(probabilities.cpu().numpy(), ANSWERS)
-        first = np.full(len(images), NO_ANSWER) if first is None else first
+        first = np.full(len(images), NO_LABEL) if first is None else first
         truth = torch.from_numpy(np.maximum(first, 0)).to(self.device)
         logs = (
             torch.log_softmax(logits / self.temperature, dim=1)[torch.arange(len(truth), device=self.device), truth]
@@ -59,7 +59,7 @@ class Recogniser:
         return Answers(
             labels=labels,
             scores=scores,
-            truth_log_scores=np.where(first == NO_ANSWER, np.nan, logs).astype(np.float32),
+            truth_log_scores=np.where(first == NO_LABEL, np.nan, logs).astype(np.float32),
             untempered=torch.softmax(logits, dim=1).amax(dim=1).cpu().numpy(),
             rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), self.reference),
         )

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 
 from landmarks.archive.tables import PHOTOGRAPH, SOLUTION, Column, CsvTable, collect, scan, strange_row
+from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.arrays import Arrays
 from landmarks.evaluation.gap import refuse_twice
-from landmarks.evaluation.metrics import NO_ANSWER, Truth
+from landmarks.evaluation.metrics import Truth
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import written_whole
 
@@ -92,7 +93,7 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
     arrays = Arrays(
         ids=table["id"].to_numpy(),
         truth=Truth(np.repeat(np.arange(len(table)), counts), landmark_ids.search_sorted(shown).to_numpy(), len(table)),
-        labels=np.where(np.isnan(scores), NO_ANSWER, answers.astype(np.int64))[:, None],
+        labels=np.where(np.isnan(scores), NO_LABEL, answers.astype(np.int64))[:, None],
         scores=np.where(np.isnan(scores), np.nextafter(lowest, -np.inf), scores)[:, None],
         groups=np.full(len(table), -1),
         usage=table["usage"].to_numpy(),

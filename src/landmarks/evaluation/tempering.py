@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import Dataset
-from landmarks.evaluation.calibration import fit_temperature
 from landmarks.evaluation.recogniser import Recogniser, update_model
 from landmarks.evaluation.reference import sample
 from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record
 from landmarks.training.features import kept_features
 from landmarks.training.own_data import photographs_seen
@@ -74,3 +78,26 @@ def in_half_precision(logits: torch.Tensor) -> torch.Tensor:
     """
     below = logits.float() - logits.float().amax(dim=1, keepdim=True)
     return below.clamp(min=torch.finfo(torch.float16).min).half()
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer], rows_at_once: int = 4096) -> float:
+    """Return the temperature that minimises the log loss of `logits / temperature` `(N, K)` for `labels` `(N,)`.
+
+    Bounded to 0.05..20: with every validation photograph right the best temperature would be 0. The loss is convex in
+    1/temperature, so the minimum found is the only one (Guo et al., ICML 2017).
+    """
+    if not len(labels):
+        raise LandmarksError("no validation photographs to fit the temperature on")
+
+    def loss(log_inverse: float) -> float:
+        inverse, total = math.exp(log_inverse), 0.0
+        for start in range(0, len(labels), rows_at_once):
+            scaled = logits[start : start + rows_at_once].astype(np.float64) * inverse
+            true = scaled[np.arange(len(scaled)), labels[start : start + rows_at_once]]
+            total += float(np.sum(logsumexp(scaled, axis=1) - true))
+        return total / len(labels)
+
+    found = minimize_scalar(
+        loss, bounds=(math.log(1 / 20), math.log(1 / 0.05)), method="bounded", options={"xatol": 1e-5}
+    )
+    return math.exp(-found.x)

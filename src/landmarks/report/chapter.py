@@ -6,11 +6,19 @@ import shlex
 from dataclasses import dataclass, field
 
 from landmarks.dataset.manifest import PARTS, Dataset
-from landmarks.report import drawings, mistakes, tables
+from landmarks.report.drawings import MOST_CELLS
+from landmarks.report.drawings import calibration as calibration_figures
+from landmarks.report.drawings import confusion as confusion_figure
+from landmarks.report.drawings import landmarks as landmark_figures
+from landmarks.report.drawings import learning as learning_figures
+from landmarks.report.drawings import lottery as subset_figures
 from landmarks.report.figures import Figure, FigureFolder
-from landmarks.report.mistakes import ConfusedPair, Mistake, Panel
+from landmarks.report.mistakes import ConfusedPair, Mistake, Panel, confident_mistakes, confident_strangers, confused
+from landmarks.report.mistakes import panels as heat_map_panels
 from landmarks.report.pictures import find_dataset
 from landmarks.report.pieces import Evaluation, Pieces
+from landmarks.report.tables import Table, landmarks_numbers, per_landmark, rejection
+from landmarks.report.tables import evaluations as evaluations_table
 from landmarks.report.wording import (
     count,
     duration,
@@ -42,11 +50,11 @@ class Chapter:
     judged: Evaluation | None
     tiles: list[tuple[str, str, str]]
     missing: list[Missing]
-    evaluations: tables.Table | None
+    evaluations: Table | None
     learning: list[Figure] = field(default_factory=list)
     confusion: Figure | None = None
     landmarks: list[Figure] = field(default_factory=list)
-    landmark_table: tables.Table | None = None
+    landmark_table: Table | None = None
     pairs: list[ConfusedPair] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
@@ -54,7 +62,7 @@ class Chapter:
     lottery: list[Figure] = field(default_factory=list)
     calibration: list[Figure] = field(default_factory=list)
     calibration_line: str = ""
-    rejections: list[tuple[str, tables.Table]] = field(default_factory=list)
+    rejections: list[tuple[str, Table]] = field(default_factory=list)
     making: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     choices: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -70,7 +78,7 @@ def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
     """Return a run's chapter; its figures are written on the way, and at most `panels` heat maps are taken up."""
     judged = run.main
     dataset, why_not = _dataset(run, judged)
-    landmarks = tables.landmarks_numbers(run, judged) if judged else None
+    landmarks = landmarks_numbers(run, judged) if judged else None
     file = f"{run.slug}-landmarks"
     if landmarks is not None:
         file = figures.keep(landmarks, file=file)
@@ -79,17 +87,17 @@ def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
         judged=judged,
         tiles=_tiles(run, judged),
         missing=_missing(run, judged, why_not),
-        evaluations=tables.evaluations(run) if run.evaluations else None,
-        learning=drawings.learning(run, figures),
-        confusion=drawings.confusion(run, judged, figures) if judged else None,
-        landmarks=drawings.landmarks(run, landmarks, figures) if landmarks is not None else [],
-        landmark_table=tables.per_landmark(landmarks, file) if landmarks is not None else None,
-        pairs=mistakes.confused(run, judged, dataset) if judged else [],
-        panels=mistakes.panels(run, panels),
-        mistakes=mistakes.confident_mistakes(run, judged, dataset) if judged else [],
-        strangers=mistakes.confident_strangers(run, judged, dataset) if judged else [],
-        lottery=drawings.lottery(run, figures),
-        calibration=drawings.calibration(run, judged, figures) if judged else [],
+        evaluations=evaluations_table(run) if run.evaluations else None,
+        learning=learning_figures(run, figures),
+        confusion=confusion_figure(run, judged, figures) if judged else None,
+        landmarks=landmark_figures(run, landmarks, figures) if landmarks is not None else [],
+        landmark_table=per_landmark(landmarks, file) if landmarks is not None else None,
+        pairs=confused(run, judged, dataset) if judged else [],
+        panels=heat_map_panels(run, panels),
+        mistakes=confident_mistakes(run, judged, dataset) if judged else [],
+        strangers=confident_strangers(run, judged, dataset) if judged else [],
+        lottery=subset_figures(run, figures),
+        calibration=calibration_figures(run, judged, figures) if judged else [],
         calibration_line=_calibration_line(judged),
         rejections=_rejections(run),
         making=_making(run),
@@ -152,8 +160,8 @@ def _missing(run: Pieces, judged: Evaluation | None, why_not: str) -> list[Missi
     if judged is not None and judged.predictions is None:
         again = _command_again(run, judged)
         missing.append(Missing("The predictions are gone, so no mistakes are shown.", again))
-    if judged is not None and _has_pairs(judged) and len(run.names) > drawings.MOST_CELLS:
-        told = f"A confusion matrix is drawn up to {drawings.MOST_CELLS} landmarks; all pairs are in its CSV."
+    if judged is not None and _has_pairs(judged) and len(run.names) > MOST_CELLS:
+        told = f"A confusion matrix is drawn up to {MOST_CELLS} landmarks; all pairs are in its CSV."
         missing.append(Missing(told))
     if run.part("network", "maps") is False:
         missing.append(Missing("No heat maps: this kind of network has no maps to draw."))
@@ -191,8 +199,8 @@ def _calibration_line(judged: Evaluation | None) -> str:
     return told + "."
 
 
-def _rejections(run: Pieces) -> list[tuple[str, tables.Table]]:
-    made = [(one.name, tables.rejection(one.metrics)) for one in run.evaluations]
+def _rejections(run: Pieces) -> list[tuple[str, Table]]:
+    made = [(one.name, rejection(one.metrics)) for one in run.evaluations]
     return [(name, table) for name, table in made if table is not None]
 
 

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from landmarks.report import charts
+from landmarks.report.charts import (
+    RIGHT,
+    WRONG,
+    accuracy_against,
+    accuracy_histogram,
+    confusion_matrix,
+    draws_histogram,
+    landmark_bars,
+    learning_curves,
+    reliability,
+    risk_coverage,
+)
 from landmarks.report.figures import Figure, FigureFolder
 from landmarks.report.pieces import Evaluation, Pieces, slug
 from landmarks.report.tables import results_numbers
@@ -36,7 +47,7 @@ def overview(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[F
             continue
         drawn.append(
             figures.draw(
-                charts.accuracy_against(frame, x, f"{title}, {unit}"),
+                accuracy_against(frame, x, f"{title}, {unit}"),
                 frame,
                 file=f"{page}-accuracy-{x}",
                 title=f"Accuracy against the {title}",
@@ -75,7 +86,7 @@ def _compared(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[
     frame = pl.concat(frames)
     return [
         figures.draw(
-            charts.learning_curves(_described(frame, percentages=True), "validation accuracy", percent=True),
+            learning_curves(_described(frame, percentages=True), "validation accuracy", percent=True),
             frame,
             file=f"{page}-learning",
             title="Validation accuracy as training went on",
@@ -99,7 +110,7 @@ def learning(run: Pieces, figures: FigureFolder) -> list[Figure]:
         ending = f", at the end {_amount(last['value'][0], percentages)} on validation" if len(last) else ""
         drawn.append(
             figures.draw(
-                charts.learning_curves(_described(frame, percentages), measure, percent=percentages),
+                learning_curves(_described(frame, percentages), measure, percent=percentages),
                 frame,
                 file=f"{run.slug}-learning-{measure}",
                 title=f"{measure.capitalize()} as training went on",
@@ -171,7 +182,7 @@ def confusion(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> Fig
     )
     right = pairs.filter(pl.col("truth") == pl.col("answer"))["count"].sum()
     return figures.draw(
-        charts.confusion_matrix(cells, [run.names[label] for label in order]),
+        confusion_matrix(cells, [run.names[label] for label in order]),
         pairs,
         file=file,
         title="Confusion matrix",
@@ -203,8 +214,8 @@ def landmarks(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> list[F
     some = min(BEST, len(frame))
     drawn = []
     for word, these, colour in (
-        ("best", frame.head(some), charts.RIGHT),
-        ("worst", worst_first.head(some), charts.WRONG),
+        ("best", frame.head(some), RIGHT),
+        ("worst", worst_first.head(some), WRONG),
     ):
         if these.is_empty() or (word == "worst" and len(frame) <= BEST):
             continue
@@ -215,7 +226,7 @@ def landmarks(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> list[F
         chosen = these.with_columns(pl.Series("description", told, dtype=pl.String))
         drawn.append(
             figures.draw(
-                charts.landmark_bars(chosen, colour),
+                landmark_bars(chosen, colour),
                 chosen,
                 file=f"{run.slug}-{word}",
                 title=f"The {some} {word} recognised landmarks" if len(frame) > BEST else "Every landmark, best first",
@@ -237,7 +248,7 @@ def _spread(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> Figure:
     ]
     spread = spread.with_columns(pl.Series("description", told, dtype=pl.String))
     return figures.draw(
-        charts.accuracy_histogram(spread),
+        accuracy_histogram(spread),
         spread,
         file=f"{run.slug}-spread",
         title="How the landmarks spread",
@@ -263,7 +274,7 @@ def lottery(run: Pieces, figures: FigureFolder) -> list[Figure]:
             caption += "." if own["landmarks"] == held["landmarks"] else "; other numbers of landmarks do not compare."
         drawn.append(
             figures.draw(
-                charts.draws_histogram(frame, None if own is None else own["accuracy"]),
+                draws_histogram(frame, None if own is None else own["accuracy"]),
                 frame,
                 file=f"{run.slug}-lottery-{slug(held['name'])}",
                 title=f"{plural(held['draws'], 'draw')} of {on}",
@@ -287,7 +298,7 @@ def calibration(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> l
         points = points.with_columns(pl.Series("description", told, dtype=pl.String))
         drawn.append(
             figures.draw(
-                charts.reliability(points),
+                reliability(points),
                 points,
                 file=f"{run.slug}-reliability",
                 title="Can a probability be believed?",
@@ -310,7 +321,7 @@ def _risk_coverage(run: Pieces, curve: dict[str, list[float]], figures: FigureFo
     half = whole.filter(pl.col("coverage") >= 0.5).head(1)
     end = percent(whole["risk"][-1])
     return figures.draw(
-        charts.risk_coverage(thinned),
+        risk_coverage(thinned),
         whole,
         file=f"{run.slug}-risk-coverage",
         title="What silence would buy",

@@ -16,11 +16,14 @@ import jinja2
 from markupsafe import Markup
 
 from landmarks import __version__
-from landmarks.report import caveats, drawings, tables
+from landmarks.report.caveats import caveats as found_caveats
+from landmarks.report.caveats import definitions as page_definitions
 from landmarks.report.chapter import Chapter, chapter
+from landmarks.report.drawings import overview
 from landmarks.report.figures import FigureFolder
 from landmarks.report.pieces import Pieces, read_pieces, slug
 from landmarks.report.study import read_study, study_part
+from landmarks.report.tables import results as results_table
 from landmarks.report.wording import facts, interval, percent, plural, readable
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
@@ -66,7 +69,7 @@ def _best_first(runs: list[Pieces]) -> list[Pieces]:
 
 
 def _render(runs: list[Pieces], figures: FigureFolder, page: str, study: dict[str, Any] | None) -> str:
-    compared = drawings.overview(runs, figures, page)
+    compared = overview(runs, figures, page)
     chapters = [
         chapter(run, figures, panels=PANELS_OF_OTHERS if position else PANELS_OF_THE_FIRST)
         for position, run in enumerate(runs)
@@ -82,7 +85,7 @@ def _render(runs: list[Pieces], figures: FigureFolder, page: str, study: dict[st
     return environment.get_template("report.html.j2").render(
         title=_title(runs),
         finding=finding(runs),
-        results=tables.results(runs),
+        results=results_table(runs),
         results_file=f"{figures.folder.name}/{page}-results.csv",
         compared=compared,
         study=None if study is None else study_part(study, figures, page),
@@ -90,8 +93,8 @@ def _render(runs: list[Pieces], figures: FigureFolder, page: str, study: dict[st
         with_photographs=any(one.has_photographs for one in chapters),
         contents=_contents(chapters, with_study=study is not None),
         datasets=_datasets(runs),
-        caveats=caveats.caveats(runs),
-        definitions=caveats.definitions(runs),
+        caveats=found_caveats(runs),
+        definitions=page_definitions(runs),
         figures=figures.folder.name,
         style=Markup(_packaged("style.css")),
         script=Markup(script),
@@ -177,7 +180,7 @@ def _datasets(runs: Sequence[Pieces]) -> list[tuple[str, list[tuple[str, str]]]]
     by_digest: dict[str, list[Pieces]] = {}
     for run in runs:
         by_digest.setdefault(str(run.part("data", "digest")), []).append(run)
-    of_files = ("relative", "content_digest", "images")
+    of_files = ("relative", "content_digest", "seen")
     told = [(group, group[0].part("data") or {}) for group in by_digest.values()]
     return [
         (", ".join(run.name for run in group), facts({key: data[key] for key in data if key not in of_files}))

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.evaluation.lottery import SUFFIX
+from landmarks.evaluation.names import SUFFIX
 from landmarks.report.wording import display_names, number, readable
 from landmarks.support.errors import UsageError
 from landmarks.support.files import digest_of, read_record

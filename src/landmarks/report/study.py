@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.report import charts
+from landmarks.report.charts import protocols
 from landmarks.report.figures import Figure, FigureFolder
 from landmarks.report.tables import Cell, Column, Table
 from landmarks.report.wording import bounds, duration, interval, millions, number, percent, readable
@@ -153,7 +153,7 @@ def study_figure(record: Mapping[str, Any], figures: FigureFolder, page: str) ->
     ]
     frame = frame.with_columns(pl.Series("description", told, dtype=pl.String))
     return figures.draw(
-        charts.protocols(frame),
+        protocols(frame),
         frame,
         file=f"{page}-protocols",
         title="Test accuracy under each protocol",

@@ -8,30 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.training.limits import Within, require_fields
+from landmarks.training.recipe import Augmentation
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far a training picture may stray from its photograph."""
-
-    smallest_crop: Annotated[float, Within(0.01, 1)] = 0.35  # of the photograph's area
-    aspect: Annotated[float, Within(1, 10)] = 4 / 3  # a crop is at most this much wider or taller than a square
-    brightness: Annotated[float, Within(0, 1)] = 0.2  # factors are drawn from 1 - x … 1 + x
-    contrast: Annotated[float, Within(0, 1)] = 0.2
-    saturation: Annotated[float, Within(0, 1)] = 0.2
-    flip: bool = True  # left and right, every second time
-
-    def __post_init__(self) -> None:
-        require_fields(self, "the recipe's")
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ from landmarks.support.files import (
     written_whole,
 )
 from landmarks.support.tables import read_table, write_table
-from landmarks.training.augment import Augmentation
 from landmarks.training.machine import Machine
 from landmarks.training.memory import in_parts
 from landmarks.training.photos import batches, joined, normalised, shares
+from landmarks.training.recipe import Augmentation
 
 if TYPE_CHECKING:
     from landmarks.training.run import Run

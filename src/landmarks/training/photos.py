@@ -19,20 +19,18 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.dataset.pictures import PictureError, decode, resize
 from landmarks.dataset.shards import PhotoReader
 from landmarks.networks.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError
 from landmarks.support.processors import usable_processors
 from landmarks.support.seeds import generator
-from landmarks.training.augment import Augmentation, Draw, draw, recolour
+from landmarks.training.augment import Draw, draw, recolour
+from landmarks.training.recipe import Augmentation
 
 BATCHES_AHEAD = 3
 """Batches that are being read while one is used: enough to hide a slow photograph, few enough to stay small."""
-
-UNKNOWN = -1
-"""The label, in a batch, of a photograph that shows nothing the dataset knows."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def batches(
     reader = PhotoReader(dataset)
     columns = [photos[name].to_list() for name in ("id", "shard", "offset", "length", "width", "height")]
     rows = list(zip(*columns, strict=True))
-    labels = photos["label"].cast(pl.Int64).fill_null(UNKNOWN).to_numpy()
+    labels = photos["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
     size = preprocessing.image_size
 
     def load(row: tuple[str, str, int, int, int, int], place: NDArray[np.uint8]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from landmarks.support.errors import UsageError, did_you_mean
-from landmarks.training.augment import Augmentation
 from landmarks.training.limits import OneOf, Within, annotations_of, require, require_fields, shown
 
 SHIPPED = ("default", "study")
@@ -44,6 +43,21 @@ class FromRecipe(enum.Enum):
 
 FROM_RECIPE = FromRecipe.FROM_RECIPE
 """Stands for a setting that is not given, as None is something that some settings can be."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training picture may stray from its photograph."""
+
+    smallest_crop: Annotated[float, Within(0.01, 1)] = 0.35  # of the photograph's area
+    aspect: Annotated[float, Within(1, 10)] = 4 / 3  # a crop is at most this much wider or taller than a square
+    brightness: Annotated[float, Within(0, 1)] = 0.2  # factors are drawn from 1 - x … 1 + x
+    contrast: Annotated[float, Within(0, 1)] = 0.2
+    saturation: Annotated[float, Within(0, 1)] = 0.2
+    flip: bool = True  # left and right, every second time
+
+    def __post_init__(self) -> None:
+        require_fields(self, "the recipe's")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ class Run:
 
         Raises `LandmarksError` when the record tells of a table that is gone, or is not the one that was written.
         """
-        digest = (self.record.get("data") or {}).get("images")
+        digest = (self.record.get("data") or {}).get("seen")
         if digest is None:
             return None
         path = self.folder / SEEN_FILE
@@ -135,5 +135,5 @@ def write_run(
     write_table(folder / "history.parquet", pl.DataFrame(rows, schema=HISTORY))
     write_table(folder / SEEN_FILE, seen)
     save_network(network, folder)
-    data = {**record["data"], "images": file_digest(folder / SEEN_FILE)}
+    data = {**record["data"], "seen": file_digest(folder / SEEN_FILE)}
     write_record(folder / RECORD, {**record, "data": data}, verb="train", inputs=data["digest"])

@@ -8,27 +8,38 @@ from functools import lru_cache
 
 import numpy as np
 
-from landmarks.archive.scenery import tall, wide
 from landmarks.archive.scenery.materials import QUARRIES, ROOFERS, ROOFS, STONES, Character
 from landmarks.archive.scenery.solids import Mesh, turned
+from landmarks.archive.scenery.tall import campanile, iron_tower, lighthouse, obelisk, pagoda, windmill
+from landmarks.archive.scenery.wide import (
+    arch_bridge,
+    arena,
+    castle,
+    cathedral,
+    domed_hall,
+    step_pyramid,
+    stone_circle,
+    temple,
+    triumphal_arch,
+)
 from landmarks.support.seeds import generator
 
 KINDS: dict[str, Callable[[Character], Mesh]] = {
-    "temple": wide.temple,
-    "domed hall": wide.domed_hall,
-    "step pyramid": wide.step_pyramid,
-    "triumphal arch": wide.triumphal_arch,
-    "arch bridge": wide.arch_bridge,
-    "pagoda": tall.pagoda,
-    "obelisk": tall.obelisk,
-    "arena": wide.arena,
-    "lighthouse": tall.lighthouse,
-    "windmill": tall.windmill,
-    "castle": wide.castle,
-    "cathedral": wide.cathedral,
-    "iron tower": tall.iron_tower,
-    "campanile": tall.campanile,
-    "stone circle": wide.stone_circle,
+    "temple": temple,
+    "domed hall": domed_hall,
+    "step pyramid": step_pyramid,
+    "triumphal arch": triumphal_arch,
+    "arch bridge": arch_bridge,
+    "pagoda": pagoda,
+    "obelisk": obelisk,
+    "arena": arena,
+    "lighthouse": lighthouse,
+    "windmill": windmill,
+    "castle": castle,
+    "cathedral": cathedral,
+    "iron tower": iron_tower,
+    "campanile": campanile,
+    "stone circle": stone_circle,
 }
 
 AT_THE_WATER = ("arch bridge", "lighthouse", "castle")

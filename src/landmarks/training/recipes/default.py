@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from landmarks.training.augment import Augmentation
-from landmarks.training.recipe import Recipe
+from landmarks.training.recipe import Augmentation, Recipe
 
 PRETRAINED = Recipe(name="default")
 

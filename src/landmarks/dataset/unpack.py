@@ -1,0 +1,91 @@
+"""A dataset becomes folders of photographs again: the verb `unpack`.
+
+What it writes is read well by people, fastai, timm and Keras, and `import` makes the same labels of it: folders are
+named by landmark id, zeros in front, and name, so that they sort as our labels do; `labels.csv` beside them holds the
+exact names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from landmarks.dataset.intake import in_parallel
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.naming import (
+    LABELS_CSV,
+    UNKNOWN,
+    UNPACKED,
+    folder_name,
+    landmarks_of,
+    safe_name,
+    write_labels_csv,
+)
+from landmarks.dataset.naming import identified_by as naming_identified_by
+from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.sources import refuse_foreign
+from landmarks.support.console import progress
+from landmarks.support.errors import LandmarksError, StaleError
+from landmarks.support.files import (
+    held,
+    read_record,
+    remove_leftovers,
+    require_free_disk,
+    write_record,
+    written_whole,
+)
+
+_MARK = UNPACKED
+
+
+def unpack(data: Path | str, out: Path | str) -> Path:
+    """Write every photograph of a dataset as a file, in folders per part and landmark: `out/train/<landmark>/<id>.jpg`.
+
+    Without a split there are no folders per part; photographs that show nothing known are in `_unknown`. Files appear
+    whole, an unpacking that was killed goes on, and a folder that holds something else is refused.
+    """
+    dataset, out = open_dataset(data), Path(out)
+    refuse_foreign(out, (_MARK,), "unpacked dataset")
+    with held(out):
+        if (out / _MARK).exists() and read_record(out / _MARK)["inputs"] != dataset.digest:
+            raise StaleError(f"{out} was unpacked from another dataset or split", way_out="choose another folder")
+        told = {"identified_by": naming_identified_by(dataset.record, dataset.labels)}
+        write_record(out / _MARK, {"data": str(dataset.folder), **told}, verb="unpack", inputs=dataset.digest)
+        places = _places(dataset, out)
+        missing = [(place, row) for place, row in places if not place.exists() or place.stat().st_size != row["length"]]
+        require_free_disk(out, sum(row["length"] for _, row in missing))
+        for folder in {place.parent for place, _ in missing}:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+        reader = PhotoReader(dataset)
+
+        def write(item: tuple[Path, dict[str, Any]]) -> None:
+            place, row = item
+            with written_whole(place) as aside:
+                aside.write_bytes(reader.read(row["shard"], row["offset"], row["length"]))
+
+        with progress("unpacking", total=len(places)) as advance:
+            advance(len(places) - len(missing))
+            for _ in in_parallel(write, missing):
+                advance()
+    return out
+
+
+def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return where each photograph goes, and its row; write `labels.csv`."""
+    landmarks = landmarks_of(dataset.labels)
+    digits = max((len(str(landmark.landmark_id)) for landmark in landmarks), default=1)
+    folders = {landmark.landmark_id: folder_name(landmark, digits) for landmark in landmarks}
+    with written_whole(out / LABELS_CSV) as aside:
+        write_labels_csv(aside, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
+    photos = dataset.photos.select("id", "landmark_id", "shard", "offset", "length")
+    if dataset.split is not None:
+        photos = photos.join(dataset.split, on="id", how="left")
+    places: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for row in photos.iter_rows(named=True):
+        inside = Path(row.get("part") or "", folders.get(row["landmark_id"], UNKNOWN))
+        suffix = Path(row["shard"]).suffix.lower() if Path(row["shard"]).is_absolute() else ".jpg"
+        place = out / inside / f"{safe_name(row['id'])}{suffix}"
+        if places.setdefault(str(place).casefold(), (place, row))[1] is not row:
+            raise LandmarksError(f'two photographs would be written to "{place}"', received=f'the id "{row["id"]}"')
+    return list(places.values())
