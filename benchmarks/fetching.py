@@ -29,14 +29,14 @@ from simulated_archive import BLOCK, Archive, Simulated
 from simulated_tables import write_tables
 
 from landmarks.archive.executors import default_workers, workforce
+from landmarks.archive.fetch_plan import Plan, make_plan
+from landmarks.archive.index import MEMBERS, IndexedTar, TarIndex, write_index
 from landmarks.archive.locate import hop
 from landmarks.archive.mirror import open_mirror, tar_path
-from landmarks.archive.plan import Plan, make_plan
 from landmarks.archive.tar_to_shard import TarTask
-from landmarks.archive.tarindex import MEMBERS, IndexedTar, TarIndex, write_index
 from landmarks.archive.transfer import Contents, ranged, streamed
 from landmarks.dataset.groups import perceptual_hash
-from landmarks.dataset.pictures import prepare
+from landmarks.dataset.images import prepare
 
 STUDY = ("--skip", "49", "--take", "100", "--choose", "20")
 CONNECTIONS = 64

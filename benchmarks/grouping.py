@@ -22,9 +22,8 @@ from PIL import Image
 from results import keep
 from scipy.stats import norm
 
-from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, groups, perceptual_hash
-from landmarks.dataset.neighbours import near_pairs
-from landmarks.dataset.pictures import PictureError, decode, encode, resize, shrink
+from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, groups, near_pairs, perceptual_hash
+from landmarks.dataset.images import PictureError, decode, encode, resize, shrink
 
 COPIES = 600
 RADII = (0, 2, 4, 6, 8, 10, 12)
@@ -74,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         mirror = options.parse_args().mirror
         if told := mirror is None:
-            from landmarks.archive.miniature import make_miniature
+            from landmarks.miniature.make import make_miniature
 
             mirror = make_miniature(Path(temporary) / "mirror")
         images = photographs(mirror)

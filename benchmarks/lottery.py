@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from landmarks.evaluation.lottery import describe, learning_curves, lottery
+from landmarks.evaluation.subsets import describe, learning_curves, lottery
 
 
 def main(path: str) -> None:

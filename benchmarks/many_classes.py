@@ -28,14 +28,13 @@ import torch.nn.functional as F
 from results import keep, told
 from torch import Tensor, nn
 
-from landmarks.networks.backbones import pretrained_record
-from landmarks.networks.heads import CosineHead, LinearHead, build_head
-from landmarks.networks.network import Network
-from landmarks.networks.preprocessing import from_pretrained
+from landmarks.models.backbones import pretrained_record
+from landmarks.models.heads import CosineHead, LinearHead, build_head
+from landmarks.models.network import Network, from_pretrained
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows
+from landmarks.training.head_training import warm_up
 from landmarks.training.recipe import recipe_named
-from landmarks.training.warmup import warm_up
 
 LANDMARKS, DIMENSIONS, BATCH, STEPS = 203_094, 512, 256, 4
 TRAIN, SEED = 70, 0

@@ -12,18 +12,18 @@ import sys
 
 from results import keep, told
 
-from landmarks.networks.backbones import STUDY
+from landmarks.models.backbones import STUDY
 
 CLASSES = 100
 
 TWO_STEPS = """
 import json, resource, sys, time
 import torch
-from landmarks.networks.network import build_network
+from landmarks.models.network import build_network
 from landmarks.training.optimizer import make_optimizer
-from landmarks.training.precision import choose_precision
+from landmarks.training.machine import choose_precision
 from landmarks.training.recipe import recipe_named
-from landmarks.training.recompute import checkpoint_gradients
+from landmarks.models.rewriting import checkpoint_gradients
 backbone, classes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 network = build_network(backbone, classes=classes, weights="none").to(memory_format=torch.channels_last)
 if sys.argv[4] == "True":

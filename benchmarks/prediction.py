@@ -42,7 +42,7 @@ def main() -> None:
 
 def predict(run: str, folder: str) -> tuple[int, float]:
     """Return photographs and seconds of our verb, a first small call left out."""
-    from landmarks.evaluation.predict import find_photographs, predict
+    from landmarks.recognition.predict import find_photographs, predict
 
     paths = list(find_photographs([folder]))
     predict(run, paths[:32])
@@ -57,7 +57,7 @@ def plain(run: str, folder: str) -> tuple[int, float]:
     from PIL import Image
     from torchvision import transforms
 
-    from landmarks.evaluation.predict import find_photographs
+    from landmarks.recognition.predict import find_photographs
     from landmarks.training.run import open_run
 
     network = open_run(run).network().eval()

@@ -65,14 +65,12 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
     import torch
 
     from landmarks.dataset.manifest import open_dataset
-    from landmarks.networks.network import build_network
-    from landmarks.training.finetune import set_training
-    from landmarks.training.machine import open_machine
+    from landmarks.models.network import build_network
+    from landmarks.training.finetune import Training, add_gradients, set_training
+    from landmarks.training.loader import Batch, batches
+    from landmarks.training.machine import choose_layout, open_machine
     from landmarks.training.optimizer import make_optimizer
-    from landmarks.training.photos import Batch, batches
-    from landmarks.training.precision import choose_layout
     from landmarks.training.recipe import recipe_named
-    from landmarks.training.step import Training, add_gradients
 
     recipe = recipe_named("default", backbone=backbone, tracking="none", weights="none", image_size=pixels)
     dataset = open_dataset(data)

@@ -16,9 +16,8 @@ import polars as pl
 import results
 
 from landmarks.dataset.manifest import open_dataset
-from landmarks.evaluation.rejection import directions
-from landmarks.evaluation.suspects import cross_validated, disagreements, suspects
-from landmarks.evaluation.trunk import features_of
+from landmarks.evaluation.audit import cross_validated, disagreements, features_of, suspects
+from landmarks.recognition.gallery import directions
 from landmarks.training.run import open_run
 
 SHARE = 0.03

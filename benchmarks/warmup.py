@@ -23,13 +23,12 @@ import torch
 from results import keep
 
 from landmarks.dataset.manifest import open_dataset
-from landmarks.networks.network import build_network
+from landmarks.models.network import build_network
 from landmarks.training.features import Rows, cached_features, labels_of
-from landmarks.training.machine import open_machine
-from landmarks.training.photos import Batch, batches, normalised
-from landmarks.training.precision import choose_layout
+from landmarks.training.head_training import warm_up
+from landmarks.training.loader import Batch, batches, normalised
+from landmarks.training.machine import choose_layout, open_machine
 from landmarks.training.recipe import recipe_named
-from landmarks.training.warmup import warm_up
 
 EPOCHS, BATCH_SIZE = 10, 32
 

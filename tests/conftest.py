@@ -64,7 +64,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small made-up mirror: 6 landmarks of about 7 photographs, a test set with 6 photographs of anything else."""
-    from landmarks.archive.miniature import make_miniature
+    from landmarks.miniature.make import make_miniature
 
     folder = tmp_path_factory.mktemp("miniature") / "mirror"
     return make_miniature(folder, landmarks=6, photographs=7, others=6, size=96)

@@ -15,9 +15,9 @@ import polars as pl
 import pytest
 import torch
 
-from landmarks.archive.miniature import make_miniature
 from landmarks.cli.main import run
-from landmarks.dataset.pictures import encode, resize
+from landmarks.dataset.images import encode, resize
+from landmarks.miniature.make import make_miniature
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from landmarks.training.finetune import copy_of_weights
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def test_help_answers_in_under_half_a_second() -> None:
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("verb", [verb for verbs in VERBS.values() for verb in verbs])
+@pytest.mark.parametrize("verb", [verb for _, verbs in VERBS.values() for verb in verbs])
 def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb, "-h"]) == 0
     assert f"landmarks {verb}" in capsys.readouterr().out
@@ -57,15 +59,16 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
 
 def test_every_verb_is_a_function_of_the_package_also_after_its_rooms_were_loaded() -> None:
     importlib.import_module("landmarks.cli.main")
-    importlib.import_module("landmarks.report.page")
-    for verbs in VERBS.values():
+    importlib.import_module("landmarks.reporting.page")
+    for _, verbs in VERBS.values():
         for verb in verbs:
             assert callable(getattr(landmarks, "import_" if verb == "import" else verb))
 
 
-def test_the_public_surface_is_just_the_verbs() -> None:
-    verbs = {"import_" if verb == "import" else verb for verbs in VERBS.values() for verb in verbs}
-    assert set(dir(landmarks)) == verbs | {"__version__"}
+def test_the_public_surface_is_the_verbs_and_what_they_return() -> None:
+    verbs = {"import_" if verb == "import" else verb for _, verbs in VERBS.values() for verb in verbs}
+    others = {"__version__", "LandmarksError", "Recipe", "open_dataset", "open_run"}
+    assert set(dir(landmarks)) == verbs | others
 
 
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
@@ -91,15 +94,18 @@ def test_a_wrong_command_is_told_in_one_line(
     assert "\n" not in told
 
 
-def test_the_drawing_of_the_house_names_every_file() -> None:
+def test_the_drawing_of_the_house_names_every_room_from_top_to_bottom() -> None:
     root = Path(landmarks.__file__).parent
-    drawing = (root.parents[1] / "docs" / "architecture.md").read_text()
-    files = [path for path in root.rglob("*.py") if path.parent != root and path.name != "__init__.py"]
-    missing = [
-        path for path in files if f"| `{path.relative_to(root / path.relative_to(root).parts[0])}` |" not in drawing
-    ]
-    assert files
-    assert not missing
+    drawing = (root.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^\| `(\w+)` \|", drawing[drawing.index("## Rooms") :], re.MULTILINE)
+    layers = tomllib.loads((root.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    assert drawn == layers["contracts"][0]["layers"]
+    assert set(drawn) == {path.parent.name for path in root.glob("*/__init__.py")}
+
+
+def test_no_file_of_the_house_has_the_name_of_another() -> None:
+    names = [path.name for path in Path(landmarks.__file__).parent.rglob("*.py") if path.name != "__init__.py"]
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_an_interruption_ends_with_130_and_one_line(tmp_path: Path) -> None:

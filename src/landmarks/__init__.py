@@ -1,51 +1,73 @@
 """Recognise landmarks in photographs: from the published archive to a trained recogniser and a report.
 
 Everything the command line does is one function here, with the same name and the same words for its parameters
-(`import` and `select` read `landmarks.import_` and `landmarks.select`). Functions are loaded when first used, so
-that `import landmarks` is quick.
+(`import` reads `landmarks.import_`). Functions are loaded when first used, so that `import landmarks` is quick.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landmarks.archive.fetch import fetch as fetch
+    from landmarks.archive.locate import locate as locate
+    from landmarks.archive.select import select as select
+    from landmarks.dataset.credits import credits as credits
+    from landmarks.dataset.importing import import_ as import_
+    from landmarks.dataset.manifest import open_dataset as open_dataset
+    from landmarks.dataset.split import split as split
+    from landmarks.dataset.unpack import unpack as unpack
+    from landmarks.evaluation.compare import compare as compare
+    from landmarks.evaluation.evaluate import evaluate as evaluate
+    from landmarks.explanation.explain import explain as explain
+    from landmarks.models.catalogue import networks as networks
+    from landmarks.recognition.predict import predict as predict
+    from landmarks.reporting.page import report as report
+    from landmarks.study.demo import demo as demo
+    from landmarks.study.reproduce import reproduce as reproduce
+    from landmarks.support.errors import LandmarksError as LandmarksError
+    from landmarks.training.plan import plan as plan
+    from landmarks.training.recipe import Recipe as Recipe
+    from landmarks.training.run import open_run as open_run
+    from landmarks.training.train import train as train
+    from landmarks.training.tune import tune as tune
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "select": "landmarks.archive.choose",
+    "select": "landmarks.archive.select",
     "locate": "landmarks.archive.locate",
     "fetch": "landmarks.archive.fetch",
-    "import_": "landmarks.dataset.folders",
+    "import_": "landmarks.dataset.importing",
     "split": "landmarks.dataset.split",
     "unpack": "landmarks.dataset.unpack",
     "credits": "landmarks.dataset.credits",
-    "networks": "landmarks.networks.catalogue",
+    "networks": "landmarks.models.catalogue",
     "plan": "landmarks.training.plan",
     "train": "landmarks.training.train",
     "tune": "landmarks.training.tune",
     "evaluate": "landmarks.evaluation.evaluate",
-    "predict": "landmarks.evaluation.predict",
-    "compare": "landmarks.evaluation.compare",
     "explain": "landmarks.explanation.explain",
-    "report": "landmarks.report.page",
+    "predict": "landmarks.recognition.predict",
+    "compare": "landmarks.evaluation.compare",
+    "report": "landmarks.reporting.page",
     "reproduce": "landmarks.study.reproduce",
     "demo": "landmarks.study.demo",
+    "open_dataset": "landmarks.dataset.manifest",
+    "open_run": "landmarks.training.run",
+    "Recipe": "landmarks.training.recipe",
+    "LandmarksError": "landmarks.support.errors",
 }
+"""Name → the module that defines it: the same names as above, where type checkers and editors see them."""
 
 
-class _Package(types.ModuleType):
-    """The package: a verb is its function, also where a room has the same name (`networks`, `report`)."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in _PLACES:
-            return getattr(importlib.import_module(_PLACES[name]), name)
-        return super().__getattribute__(name)
-
-    def __dir__(self) -> list[str]:
-        return ["__version__", *_PLACES]
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return ["__version__", *_PLACES]

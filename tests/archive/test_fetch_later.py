@@ -16,8 +16,8 @@ from tar_mirror import make_mirror, make_selection, member_name, photo_id, photo
 from landmarks.archive import fetch as fetching
 from landmarks.archive.fetch import fetch
 from landmarks.dataset import manifest
+from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
-from landmarks.dataset.pictures import DECODER
 from landmarks.dataset.split import split
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_metadata, write_table

@@ -12,9 +12,9 @@ from faulty_server import Fault, Request, serving
 from tar_mirror import HASTY, make_mirror, member_name, photo_id, photograph, put_tar, tar_of
 
 from landmarks.archive import locate as locating
+from landmarks.archive.index import INDEX, read_index
 from landmarks.archive.locate import locate
 from landmarks.archive.mirror import open_mirror
-from landmarks.archive.tarindex import INDEX, read_index
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.tables import write_table
 

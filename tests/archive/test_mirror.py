@@ -16,9 +16,9 @@ import pytest
 from faulty_server import Fault, Request, serving, weather
 from tar_mirror import HASTY, STALLING, make_mirror
 
-from landmarks.archive import patience
+from landmarks.archive import requests as patience
 from landmarks.archive.mirror import Mirror, open_mirror
-from landmarks.archive.patience import AbsentError, MirrorError, RangesRefusedError, RefusedError, seconds_of
+from landmarks.archive.requests import AbsentError, MirrorError, RangesRefusedError, RefusedError, seconds_of
 from landmarks.support.errors import LandmarksError, UsageError
 
 TAR = "train/images_000.tar"

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tar_mirror import HASTY, STALLING, make_mirror, photo_id, photograph, put_tar, tar_of
 
+from landmarks.archive.index import Places, spans
 from landmarks.archive.locate import hop
 from landmarks.archive.mirror import Mirror, open_mirror
-from landmarks.archive.patience import MirrorError, RangesRefusedError
-from landmarks.archive.ranges import Places, spans
+from landmarks.archive.requests import MirrorError, RangesRefusedError
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import make_dataset, make_run
+from made_up_runs import make_dataset, make_run
 from scipy.stats import binomtest
 
 from landmarks.cli.main import run as landmarks

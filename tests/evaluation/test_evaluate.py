@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import make_dataset
+from made_up_runs import make_dataset
 
 import landmarks.evaluation.predictions as predictions_file
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import PREDICTIONS, read_predictions, with_truth
-from landmarks.evaluation.recogniser import Recogniser, best_answers
+from landmarks.recognition.recogniser import Recogniser, best_answers
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held, read_record
 from landmarks.support.tables import read_metadata
@@ -22,7 +22,7 @@ from landmarks.training.run import Run
 
 def test_the_predictions_are_what_the_network_says_one_photograph_at_a_time(run: Run, own_data: Dataset) -> None:
     from landmarks.dataset.shards import PhotoReader
-    from landmarks.training.photos import evaluation_picture, normalised
+    from landmarks.training.loader import evaluation_picture, normalised
 
     numbers = evaluate(run.folder)
     table = read_predictions(run.folder / "predictions" / "test.parquet")

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.judge import judge
 from landmarks.evaluation.predictions import read_predictions
-from landmarks.evaluation.submission import read_solution, read_submission, write_submission
+from landmarks.evaluation.submission import judge, read_solution, read_submission, write_submission
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import Run
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landmarks.explanation.drawing import CAPTION, MARGIN, TILE, Answer, colours, overlay, panel
-from landmarks.explanation.lettering import fitted, lettering, printable
+from landmarks.explanation.drawing import (
+    CAPTION,
+    MARGIN,
+    TILE,
+    Answer,
+    colours,
+    fitted,
+    lettering,
+    overlay,
+    panel,
+    printable,
+)
 
 
 def test_the_colour_map_grows_lighter_with_heat():
@@ -51,8 +61,8 @@ def test_any_name_is_drawn_with_letters_the_font_has(text):
 
 
 def test_accents_are_taken_off_where_no_font_has_them(monkeypatch):
-    monkeypatch.setattr("landmarks.explanation.lettering.FONTS", ())
-    from landmarks.explanation import lettering as module
+    monkeypatch.setattr("landmarks.explanation.drawing.FONTS", ())
+    from landmarks.explanation import drawing as module
 
     module._fonts.cache_clear()
     try:

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from landmarks.cli.main import run as landmarks
+from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
-from landmarks.dataset.pictures import decode
-from landmarks.explanation.choice import photos_in_turn
-from landmarks.explanation.explain import explain
+from landmarks.explanation.explain import explain, photos_in_turn
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held, read_record
 from landmarks.training.asked import ask
@@ -115,7 +114,7 @@ def test_a_second_process_is_told_and_touches_nothing(colour_run: Run):
 
 
 def test_the_verb_prints_and_ends_with_1_when_something_was_left_out(colour_run: Run, tmp_path: Path, capsys):
-    from landmarks.cli.explain import explain as verb
+    from landmarks.cli.result_verbs import explain as verb
 
     assert verb(colour_run.folder, count=1) == 0
     assert "Grad-CAM" in capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_a_run_is_measured_landmark_by_landmark(colour_run: Run, capsys):
     assert table["label"].to_list() == [0, 1, 2] and table["photographs"].to_list() == [2, 2, 2]
     assert read_record(colour_run.folder / "maps" / "faithfulness.json")["maps"] == record["maps"]
 
-    from landmarks.cli.explain import explain as verb
+    from landmarks.cli.result_verbs import explain as verb
 
     assert verb(colour_run.folder, count=3, faithfulness=True) == 0
     assert "insertion, more is better" in capsys.readouterr().out

@@ -15,14 +15,12 @@ import polars as pl
 import pytest
 
 import landmarks
-from landmarks.archive.miniature import make_miniature
 from landmarks.cli.main import run as run_verb
-from landmarks.cli.reproduce import reproduce as verb
+from landmarks.cli.result_verbs import reproduce as verb
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import PhotoReader
-from landmarks.study.attempts import attempts, starts
-from landmarks.study.protocol import PROTOCOLS, by_reference, divided
-from landmarks.study.published import IN_THE_TABLE
+from landmarks.miniature.make import make_miniature
+from landmarks.study.protocol import IN_THE_TABLE, PROTOCOLS, attempts, by_reference, divided, starts
 from landmarks.study.reproduce import reproduce
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
@@ -204,7 +202,7 @@ def test_weights_are_named_for_all_or_for_each() -> None:
 
 
 def test_what_differs_from_the_study_is_said_of_each_network() -> None:
-    from landmarks.study.attempts import changed
+    from landmarks.study.protocol import changed
 
     every = attempts("xception,mobilenetv2_100,nasnet_large", "xception=w.pth", image_size=160, epochs=None, seed=0)
     assert [changed(attempt) for attempt in every] == [

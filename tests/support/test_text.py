@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.support.errors import LandmarksError
-from landmarks.support.text import is_text, readable, require_text
+from landmarks.support.systems import is_text, readable, require_text
 
 PROGRAM = """
 import json, sys
 from landmarks.support.console import note, print_table, progress
-from landmarks.support.text import accept_any_text
+from landmarks.support.systems import accept_any_text
 accept_any_text()
 names = json.loads(sys.argv[1])
 print(json.dumps(names, ensure_ascii=False))

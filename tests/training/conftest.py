@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, SPLIT, Dataset, open_dataset, write_dataset
-from landmarks.dataset.pictures import encode
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.tables import write_table
 from landmarks.training.machine import Machine

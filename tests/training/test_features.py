@@ -14,13 +14,13 @@ import torch
 from conftest import SMALL
 
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.networks.network import Network, build_network
+from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.tables import write_table
 from landmarks.training import features
 from landmarks.training.features import cached_features
+from landmarks.training.loader import batches, normalised
 from landmarks.training.machine import Machine
-from landmarks.training.photos import batches, normalised
 from landmarks.training.recipe import Augmentation
 
 

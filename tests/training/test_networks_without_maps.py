@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from conftest import make_dataset, picture
 
-from landmarks.dataset.pictures import encode
+from landmarks.dataset.images import encode
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.predict import predict
 from landmarks.explanation.explain import explain
+from landmarks.recognition.predict import predict
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_table
 from landmarks.training.plan import plan

@@ -10,7 +10,7 @@ import pytest
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-from landmarks.networks.network import Network, build_network
+from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from landmarks.training.optimizer import make_optimizer, parameter_groups, trunk_layers
@@ -57,7 +57,7 @@ SIZES = TRANSFORMERS | CONVOLUTIONS
 
 def on_paper(backbone: str) -> Network:
     """Return a network without memory for its weights: groups depend on names and shapes alone."""
-    from landmarks.networks.network import empty_network
+    from landmarks.models.network import empty_network
 
     with torch.device("meta"):
         return empty_network(backbone, classes=3, image_size=SIZES[backbone])

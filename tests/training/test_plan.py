@@ -9,11 +9,11 @@ import torch
 from conftest import SMALL
 
 from landmarks.dataset.manifest import Dataset
-from landmarks.networks.network import build_network
+from landmarks.models.network import build_network
 from landmarks.support.errors import LandmarksError
 from landmarks.training import plan as planning
+from landmarks.training.loader import batches
 from landmarks.training.machine import Machine
-from landmarks.training.photos import batches
 from landmarks.training.plan import activations, plan, print_plan
 
 

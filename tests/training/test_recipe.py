@@ -13,10 +13,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from landmarks.networks.heads import build_head
+from landmarks.models.heads import build_head
 from landmarks.support.errors import UsageError
 from landmarks.support.seeds import generator
-from landmarks.training.augment import draw
+from landmarks.training.loader import draw
 from landmarks.training.recipe import FROM_RECIPE, SHIPPED, Augmentation, Recipe, assigned, recipe_named
 from landmarks.training.recipe import given as given_on_a_command_line
 

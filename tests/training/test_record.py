@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from landmarks.dataset.manifest import Dataset
-from landmarks.networks.catalogue import networks
-from landmarks.networks.network import build_network
+from landmarks.models.catalogue import networks
+from landmarks.models.network import build_network
 from landmarks.training.finetune import State
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe

@@ -21,10 +21,10 @@ from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held
 from landmarks.support.tables import write_table
 from landmarks.training import finetune as finetuning
-from landmarks.training.photos import batches, normalised
+from landmarks.training.finetune import share_of_learning_rate
+from landmarks.training.loader import batches, normalised
 from landmarks.training.recipe import Recipe
 from landmarks.training.run import HISTORY, Run, open_run
-from landmarks.training.schedule import share_of_learning_rate
 from landmarks.training.train import train
 
 

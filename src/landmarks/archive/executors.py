@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from landmarks.support.errors import UsageError, import_extra
-from landmarks.support.processors import usable_processors
+from landmarks.support.systems import usable_processors
 
 _SECONDS_BETWEEN_BEATS = 5.0
 _SECONDS_UNTIL_ABANDONED = 60.0

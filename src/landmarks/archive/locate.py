@@ -14,10 +14,10 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.executors import EndedError
+from landmarks.archive.index import MEMBERS, IndexedTar, TarIndex, read_index, write_index
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
-from landmarks.archive.patience import MirrorError, Patience
-from landmarks.archive.tarheader import MOST_BYTES_OF_A_PHOTOGRAPH, Member, TruncatedError, members
-from landmarks.archive.tarindex import MEMBERS, IndexedTar, TarIndex, read_index, write_index
+from landmarks.archive.requests import MirrorError, Patience
+from landmarks.archive.tar import MOST_BYTES_OF_A_PHOTOGRAPH, Member, TruncatedError, members
 from landmarks.archive.transfer import ChangedError
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError

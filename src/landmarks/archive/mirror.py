@@ -26,7 +26,7 @@ from typing import Any
 import obstore
 import obstore.store
 
-from landmarks.archive.patience import (
+from landmarks.archive.requests import (
     AbsentError,
     BrokenAnswerError,
     Host,
@@ -34,10 +34,11 @@ from landmarks.archive.patience import (
     Patience,
     RangesRefusedError,
     RefusedError,
+    open_store,
+    pause_asked,
     reason_of,
     without_secrets,
 )
-from landmarks.archive.stores import open_store, pause_asked
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
 

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from landmarks.archive.index import MEMBERS, Places, Span
 from landmarks.archive.mirror import Answer, Mirror, tar_path
-from landmarks.archive.patience import AbsentError, MirrorError, RangesRefusedError
-from landmarks.archive.ranges import Places, Span
-from landmarks.archive.tarheader import HeaderError, TruncatedError
-from landmarks.archive.tarindex import MEMBERS
+from landmarks.archive.requests import AbsentError, MirrorError, RangesRefusedError
+from landmarks.archive.tar import HeaderError, TruncatedError
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,
@@ -32,7 +31,7 @@ from landmarks.archive.transfer import (
     streamed,
 )
 from landmarks.dataset.groups import perceptual_hash
-from landmarks.dataset.pictures import DECODER, PictureError, prepare, size_of
+from landmarks.dataset.images import DECODER, PictureError, prepare, size_of
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_metadata, read_table, write_table

@@ -11,17 +11,10 @@ from itertools import islice
 
 import numpy as np
 
+from landmarks.archive.index import Places, Span
 from landmarks.archive.mirror import Answer, Mirror
-from landmarks.archive.patience import MirrorError
-from landmarks.archive.ranges import Places, Span
-from landmarks.archive.tarheader import (
-    BLOCK,
-    MOST_BYTES_OF_A_PHOTOGRAPH,
-    HeaderError,
-    members,
-    parse_header,
-    photograph_id,
-)
+from landmarks.archive.requests import MirrorError
+from landmarks.archive.tar import BLOCK, MOST_BYTES_OF_A_PHOTOGRAPH, HeaderError, members, parse_header, photograph_id
 
 Report = Callable[[int, int], None]
 """`report(bytes, photographs)` is told what has just been done; it may raise to end the work."""

@@ -13,7 +13,7 @@ import typer
 
 from landmarks import __version__
 from landmarks.support.errors import LandmarksError, did_you_mean
-from landmarks.support.text import accept_any_text
+from landmarks.support.systems import accept_any_text
 
 app = typer.Typer(
     name="landmarks",
@@ -26,12 +26,12 @@ app = typer.Typer(
 
 
 VERBS = {
-    "Data": ("select", "locate", "fetch", "import", "split", "unpack", "credits"),
-    "Training": ("networks", "plan", "train", "tune"),
-    "Results": ("evaluate", "explain", "predict", "compare", "report"),
-    "The whole way": ("reproduce", "demo"),
+    "Data": ("data_verbs", ("select", "locate", "fetch", "import", "split", "unpack", "credits")),
+    "Training": ("training_verbs", ("networks", "plan", "train", "tune")),
+    "Results": ("result_verbs", ("evaluate", "explain", "compare", "report", "reproduce", "demo")),
+    "Use": ("use_verbs", ("predict",)),
 }
-"""Panel of the help page → its verbs, in the order in which a person needs them."""
+"""Panel of the help page → the module of its verbs, and the verbs in the order in which a person needs them."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -49,11 +49,11 @@ def options(
 
 
 def _add_verbs() -> None:
-    for panel, verbs in VERBS.items():
+    for panel, (module, verbs) in VERBS.items():
+        functions = importlib.import_module(f"landmarks.cli.{module}")
         for verb in verbs:
             word = f"{verb}_" if verb == "import" else verb  # `import` is a keyword of Python
-            module = importlib.import_module(f"landmarks.cli.{word}")
-            app.command(verb, rich_help_panel=panel)(getattr(module, word))
+            app.command(verb, rich_help_panel=panel)(getattr(functions, word))
 
 
 _add_verbs()
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         result = 130
     except typer.TyperException as error:
-        verbs = [verb for panel in VERBS.values() for verb in panel]
+        verbs = [verb for _, panel in VERBS.values() for verb in panel]
         wrong_verb = next((word for word in arguments if not word.startswith("-")), "")
         hint = "" if wrong_verb in verbs else did_you_mean(wrong_verb, verbs)
         _say(f"error: {error.format_message()} {hint or 'landmarks -h shows what there is'}")
@@ -99,7 +99,7 @@ def _out_of_memory(error: Exception) -> bool:
         return True
     if "torch" not in sys.modules:
         return False
-    from landmarks.training.memory import is_out_of_memory
+    from landmarks.training.machine import is_out_of_memory
 
     return is_out_of_memory(error)
 

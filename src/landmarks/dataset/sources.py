@@ -14,7 +14,7 @@ from landmarks.dataset.manifest import PARTS
 from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, Landmark, plain, read_labels_csv, safe_name
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of
-from landmarks.support.text import is_text, readable, require_text
+from landmarks.support.systems import is_text, readable, require_text
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",

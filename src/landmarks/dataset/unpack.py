@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from landmarks.dataset.intake import in_parallel
+from landmarks.dataset.importing import in_parallel
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import (
     LABELS_CSV,
@@ -26,14 +26,7 @@ from landmarks.dataset.shards import PhotoReader
 from landmarks.dataset.sources import refuse_foreign
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError, StaleError
-from landmarks.support.files import (
-    held,
-    read_record,
-    remove_leftovers,
-    require_free_disk,
-    write_record,
-    written_whole,
-)
+from landmarks.support.files import held, read_record, remove_leftovers, require_free_disk, write_record, written_whole
 
 _MARK = UNPACKED
 

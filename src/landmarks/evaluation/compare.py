@@ -14,8 +14,8 @@ from landmarks.evaluation.predictions import read_predictions
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.tables import read_metadata
+from landmarks.training.own_data import ARCHIVE_ID
 from landmarks.training.run import Run, open_run
-from landmarks.training.seen import ARCHIVE_ID
 
 LEVEL = 0.05
 """A difference is called real when chance alone would show one so large in fewer than 5 of 100 cases."""

@@ -10,23 +10,17 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.manifest import Dataset
-from landmarks.evaluation.arrays import Arrays, arrays_of
-from landmarks.evaluation.choice import choose_threshold, halves_of
-from landmarks.evaluation.judge import write_metrics
-from landmarks.evaluation.names import name_of
-from landmarks.evaluation.predictions import read_predictions, with_truth, write_predictions
-from landmarks.evaluation.recogniser import Recogniser, open_recogniser, update_model
-from landmarks.evaluation.reference import ensure_reference, open_reference
-from landmarks.evaluation.rejection import Rule
-from landmarks.evaluation.submission import write_submission
-from landmarks.evaluation.tempering import ensure_temperature
+from landmarks.evaluation.predictions import Arrays, arrays_of, name_of, read_predictions, with_truth, write_predictions
+from landmarks.evaluation.submission import write_metrics, write_submission
+from landmarks.evaluation.unknown import choose_threshold, halves_of
+from landmarks.recognition.gallery import Rule, ensure_reference, open_reference
+from landmarks.recognition.recogniser import Recogniser, ensure_temperature, open_recogniser, update_model
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record
 from landmarks.training.asked import Asked, ask
-from landmarks.training.own_data import find_own, is_own, whereabouts
+from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
 from landmarks.training.run import Run, open_run
-from landmarks.training.seen import as_seen, sightings
 
 
 def evaluate(

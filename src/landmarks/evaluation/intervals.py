@@ -16,7 +16,7 @@ Z_95 = 1.959963984540054
 DRAWS = 1000
 """Resamples of a bootstrap interval: its ends then move by a few hundredths of their distance between seeds."""
 
-DEFINITIONS = {
+INTERVAL_DEFINITIONS = {
     "interval": "Percentile bootstrap: the central 95 % of the number over 1000 resamples, with replacement, of whole "
     "groups (near-duplicates and series count as one draw); photographs without a group are groups of one.",
 }

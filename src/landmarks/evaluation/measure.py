@@ -11,30 +11,30 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL
-from landmarks.evaluation.arrays import Arrays
-from landmarks.evaluation.calibration import DEFINITIONS as CALIBRATION_DEFINITIONS
-from landmarks.evaluation.calibration import calibration_error, reliability
-from landmarks.evaluation.choice import DEFINITIONS as UNKNOWN_DEFINITIONS
-from landmarks.evaluation.choice import compare_rules, halves_of, rules_of
-from landmarks.evaluation.gap import DEFINITIONS as GAP_DEFINITIONS
-from landmarks.evaluation.gap import gap as global_average_precision
-from landmarks.evaluation.intervals import DEFINITIONS as INTERVAL_DEFINITIONS
-from landmarks.evaluation.intervals import macro_interval, mean_interval, wilson
-from landmarks.evaluation.metrics import DEFINITIONS as ACCURACY_DEFINITIONS
+from landmarks.evaluation.intervals import INTERVAL_DEFINITIONS, macro_interval, mean_interval, wilson
 from landmarks.evaluation.metrics import (
+    ACCURACY_DEFINITIONS,
+    CALIBRATION_DEFINITIONS,
+    GAP_DEFINITIONS,
+    SELECTIVE_DEFINITIONS,
     Flags,
     Floats,
     Integers,
+    calibration_error,
+    confusion_pairs,
+    global_average_precision,
     log_loss,
     macro_accuracy,
     most_confused,
     per_landmark,
+    reliability,
+    risk_area,
+    risk_coverage,
     top_k,
 )
-from landmarks.evaluation.metrics import confusion as confusion_pairs
-from landmarks.evaluation.rejection import DEFINITIONS as SCORE_DEFINITIONS
-from landmarks.evaluation.selective import DEFINITIONS as SELECTIVE_DEFINITIONS
-from landmarks.evaluation.selective import risk_area, risk_coverage
+from landmarks.evaluation.predictions import Arrays
+from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, compare_rules, halves_of, rules_of
+from landmarks.recognition.gallery import SCORE_DEFINITIONS
 
 MOST_CONFUSED = 20
 """Pairs of landmarks listed; all pairs stand in the table beside."""

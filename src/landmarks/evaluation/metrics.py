@@ -6,6 +6,8 @@ Labels are integers that need not be dense: nothing here allocates by the number
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,7 @@ Integers = NDArray[np.integer]
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
-DEFINITIONS = {
+ACCURACY_DEFINITIONS = {
     "photographs": "Photographs judged, known and unknown ones.",
     "known": "Photographs that show at least one of the run's landmarks; all others are unknown.",
     "unknown": "Photographs that show none of the run's landmarks.",
@@ -117,7 +119,7 @@ def macro_accuracy(first: Integers, correct: Flags) -> float:
     return float(np.mean(hits / photographs)) if len(photographs) else float("nan")
 
 
-def confusion(first: Integers, answers: Integers, correct: Flags) -> tuple[Integers, Integers, Integers]:
+def confusion_pairs(first: Integers, answers: Integers, correct: Flags) -> tuple[Integers, Integers, Integers]:
     """Return `(truth, answer, count)` of every pair that occurs, sorted by truth, then answer: the sparse matrix.
 
     Where an answer is right although it is not the first landmark shown, the photograph counts as that landmark's.
@@ -148,3 +150,158 @@ def require_photographs(values: NDArray[np.generic], photographs: int) -> None:
     """Raise when `values` are not one row per photograph."""
     if len(values) != photographs:
         raise LandmarksError("answers and truth differ in length", received=len(values), expected=photographs)
+
+
+# ── Global average precision (GAP, also µAP), the number the landmark recognition challenge ranked by ───────────────
+
+
+GAP_DEFINITIONS = {
+    "gap": "Global average precision: one answer and one score per photograph, sorted by score descending, ties by id "
+    "and then by landmark, ascending; at each rank whose landmark is among those the photograph shows, the share of "
+    "right answers so far is added; the sum is divided by the number of photographs that show a known landmark.",
+    "gap_of_known": "The same over known photographs alone.",
+    "gap_of_usage": "The same over the photographs of each usage alone (Public, Private).",
+}
+
+
+def global_average_precision(
+    ids: Sequence[str] | NDArray[np.object_], answers: Integers, scores: Floats, truth: Truth
+) -> float:
+    """Return the global average precision of one answer per photograph; NaN when no photograph shows a landmark.
+
+    `ids` `(N,)` unique, `answers` `(N,)` landmarks with `NO_LABEL` where there is none, `scores` `(N,)` finite where
+    there is an answer. As published with Google Landmarks v2 (Weyand et al., CVPR 2020, §4.2; Perronnin et al. 2009).
+    Raises on an id that occurs twice and on scores that are no numbers.
+    """
+    refuse_twice(ids)
+    answered = answers != NO_LABEL
+    require_numbers(scores[answered], "scores")
+    landmarks = int(truth.known.sum())
+    if not landmarks:
+        return float("nan")
+    correct = correct_answers(answers[:, None], truth)[:, 0]
+    kept = np.flatnonzero(answered)
+    order = np.lexsort((answers[kept], np.asarray(ids, dtype=str)[kept], -scores[kept]))
+    return _precision_sum(correct[kept][order]) / landmarks
+
+
+def _precision_sum(correct: Flags) -> float:
+    ranks = np.flatnonzero(correct) + 1
+    return float(np.sum(np.arange(1, len(ranks) + 1) / ranks))
+
+
+def refuse_twice(ids: Sequence[str] | NDArray[np.object_]) -> None:
+    """Raise when an id occurs more than once: a photograph has one prediction."""
+    array = np.sort(np.asarray(ids, dtype=str))
+    again = np.flatnonzero(array[1:] == array[:-1])
+    if len(again):
+        raise LandmarksError(
+            f"{len(again)} photograph{'s are' if len(again) > 1 else ' is'} predicted more than once",
+            received=f'"{array[again[0]]}" twice',
+            expected="one prediction per photograph",
+        )
+
+
+# Answering only when sure: the risk–coverage curve, and how well a score tells known photographs from others.
+
+
+SELECTIVE_DEFINITIONS = {
+    "risk_coverage": "Known photographs are answered in the order of the probability of their best answer, surest "
+    "first; coverage is the share answered, risk the share of wrong answers among them; photographs of equal "
+    "probability share their mistakes evenly. `area` is the mean of the risk over all coverages (smaller is better).",
+    "auroc": "Probability that a random known photograph scores higher than a random unknown one; ties count half.",
+}
+
+
+def risk_coverage(confidence: Floats, correct: Flags) -> tuple[Floats, Floats]:
+    """Return `(coverage, risk)`, each `(N,)`, of answering the 1, 2, .. N surest photographs.
+
+    Within equal confidences the expected number of mistakes over all orders counts, so the order of the rows does not
+    matter (Geifman & El-Yaniv, NeurIPS 2017).
+    """
+    require_numbers(confidence, "confidences")
+    _, block, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    mistakes = np.bincount(block, weights=~correct, minlength=len(sizes))
+    expected = np.cumsum(np.repeat(mistakes / sizes, sizes))
+    answered = np.arange(1, len(confidence) + 1)
+    return answered / max(len(confidence), 1), expected / answered
+
+
+def risk_area(risk: Floats) -> float:
+    """Return the area under a risk–coverage curve: the mean risk over the N coverages (AURC)."""
+    return float(np.mean(risk)) if len(risk) else math.nan
+
+
+def auroc(known: Floats, unknown: Floats) -> float:
+    """Return the area under the receiver operating characteristic of scores that should be larger for `known`.
+
+    The Mann–Whitney statistic by ranks: O(n log n); NaN when either side is empty.
+    """
+    require_numbers(known, "scores")
+    require_numbers(unknown, "scores")
+    if not len(known) or not len(unknown):
+        return math.nan
+    ordered = np.sort(unknown)
+    below = np.searchsorted(ordered, known, side="left")
+    equal = np.searchsorted(ordered, known, side="right") - below
+    return float(np.mean((below + equal / 2) / len(ordered)))
+
+
+def threshold_for_false_acceptance(unknown: Floats, rate: float) -> float:
+    """Return the smallest threshold that lets at most the share `rate` of `unknown` `(N,)` score at or above it."""
+    require_numbers(unknown, "scores")
+    allowed = math.floor(rate * len(unknown))
+    descending = np.sort(unknown)[::-1]
+    if allowed >= len(descending):
+        return -math.inf
+    return float(np.nextafter(descending[allowed], np.inf, dtype=descending.dtype))
+
+
+def threshold_for_loss(known: Floats, share: float) -> float:
+    """Return the largest threshold below which at most the share `share` of `known` `(N,)` scores."""
+    require_numbers(known, "scores")
+    if not len(known):
+        return -math.inf
+    return float(np.sort(known)[min(math.floor(share * len(known)), len(known) - 1)])
+
+
+# Are 80 % sure answers right in 80 of 100 cases? Expected calibration error, the reliability curve, temperature.
+
+
+BINS = 15
+"""Bins of equal width, the number most papers use, so that values can be compared."""
+
+CALIBRATION_DEFINITIONS = {
+    "ece": "Expected calibration error: known photographs fall into 15 bins of equal width by the probability of "
+    "their best answer; mean over photographs of the distance between a bin's mean probability and its share of right "
+    "answers.",
+    "ece_before_temperature": "The same error of the probabilities as the network gives them, before the temperature.",
+    "reliability": "Per bin that holds photographs: mean probability of the best answer, share of right answers, "
+    "photographs.",
+    "temperature": "Number by which the outputs are divided before the softmax, fitted on the validation part by "
+    "least log loss; above 1 it makes answers less sure and never changes their order.",
+}
+
+
+def reliability(confidence: Floats, correct: Flags, bins: int = BINS) -> tuple[Floats, Floats, Integers]:
+    """Return `(mean confidence, accuracy, photographs)` of each bin ((b-1)/B, b/B] that holds photographs."""
+    if len(confidence) and (np.isnan(confidence).any() or confidence.min() < 0 or confidence.max() > 1):
+        raise LandmarksError("a confidence is no probability", expected="values between 0 and 1")
+    edges = np.linspace(0, 1, bins + 1)
+    places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    held = counts > 0
+    means = np.bincount(places, weights=confidence, minlength=bins)[held] / counts[held]
+    accuracy = np.bincount(places, weights=correct, minlength=bins)[held] / counts[held]
+    return means, accuracy, counts[held]
+
+
+def calibration_error(confidence: Floats, correct: Flags, bins: int = BINS) -> float:
+    """Return the expected calibration error of `confidence` `(N,)` in 0..1.
+
+    Naeini et al. (AAAI 2015); Guo et al. (ICML 2017), equation 3.
+    """
+    if not len(confidence):
+        return math.nan
+    means, accuracy, counts = reliability(confidence, correct, bins)
+    return float(np.sum(counts * np.abs(means - accuracy)) / counts.sum())

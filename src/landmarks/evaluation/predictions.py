@@ -7,21 +7,26 @@ memory does not grow with their number and a killed evaluation goes on where it 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from landmarks import __version__
-from landmarks.dataset.manifest import NO_LABEL, Dataset
-from landmarks.evaluation.recogniser import Answers, Recogniser
+from landmarks.dataset.manifest import NO_LABEL, PARTS, Dataset
+from landmarks.evaluation.metrics import Floats, Integers, Truth
+from landmarks.recognition.recogniser import Answers, Recogniser
 from landmarks.support.console import Advance, progress
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import FORMAT, digest_of, written_whole
+from landmarks.support.files import FORMAT, digest_of, read_record, written_whole
+from landmarks.support.systems import readable
 from landmarks.support.tables import read_metadata, read_table, write_table
-from landmarks.support.text import readable
 from landmarks.training.asked import Asked
-from landmarks.training.photos import batches
+from landmarks.training.loader import batches
 from landmarks.training.run import Run
 
 PREDICTIONS = {
@@ -143,3 +148,95 @@ def _join(chunks: list[Path], path: Path, metadata: dict[str, str]) -> None:
     texts = {**metadata, "landmarks.format": str(FORMAT), "landmarks.version": __version__}
     with written_whole(path) as whole:
         table.sink_parquet(whole, metadata=texts, maintain_order=True, row_group_size=CHUNK * 16)
+
+
+# Predictions as arrays: what the metrics take, whether a run's file or somebody's submission brought them.
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The predictions of N photographs, whatever file they came from."""
+
+    ids: NDArray[np.object_]
+    truth: Truth
+    labels: Integers  # (N, k), NO_LABEL after the last answer
+    scores: Floats  # (N, k), larger is surer; probabilities when the file is ours
+    groups: Integers  # (N,), -1: none
+    usage: NDArray[np.object_]  # (N,), None: not told
+    rejection: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # score name → (N,)
+    truth_log_scores: Floats | None = None  # (N,), None: not told
+    untempered: Floats | None = None  # (N,), largest probability before temperature, None: no probabilities
+
+    @property
+    def all_scores(self) -> dict[str, NDArray[np.float32]]:
+        """The scores that may tell known from unknown: the best answer's own, then `rejection`."""
+        name = "score" if self.untempered is None else "probability"
+        return {name: self.scores[:, 0].astype(np.float32), **self.rejection}
+
+
+def arrays_of(predictions: pl.DataFrame) -> Arrays:
+    """Return a predictions table as arrays."""
+    counts = predictions["truth"].list.len().to_numpy()
+    shown = predictions["truth"].explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int64)
+    rows = np.repeat(np.arange(len(predictions)), counts)
+    k = int(predictions["label"].list.len().max() or 1)  # type: ignore[arg-type]
+    return Arrays(
+        ids=predictions["id"].to_numpy(),
+        truth=Truth(rows, shown, len(predictions)),
+        labels=predictions["label"].list.to_array(k).to_numpy().astype(np.int64),
+        scores=predictions["score"].list.to_array(k).to_numpy(),
+        groups=predictions["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy(),
+        usage=predictions["usage"].to_numpy(),
+        rejection={name: predictions[name].to_numpy() for name in rejection_columns(predictions)},
+        truth_log_scores=predictions["truth_score"].to_numpy(),
+        untempered=predictions["untempered"].to_numpy(),
+    )
+
+
+# What the predictions and numbers of a set of photographs are called in a run's folder: no two sets share a name.
+
+
+SUFFIX = ".lottery.json"
+"""What follows the name of an evaluation in `metrics/`, where its lottery stands beside it."""
+
+
+def name_of(run: Run, asked: Asked, part: str | None = None) -> str:
+    """Return what the numbers of `asked` (or of another `part` of its dataset) are called.
+
+    In the run's own dataset that is the part; elsewhere the folder's name, with the part behind it unless it is the
+    test or all there is, and `data-` before it where a part of the run's own dataset is called so. When numbers of
+    another dataset have that name already, the name of the folder above stands before it, or the dataset's digest
+    behind it.
+    """
+    dataset, part = asked.dataset, part or asked.part
+    folder, digest = dataset.folder.resolve(), dataset.digest[:8]
+    if asked.own:
+        names = [part, f"own-{part}"]
+    else:
+        whole = dataset.split is None or part == "test"
+        name = folder.name if whole else f"{folder.name}-{part}"
+        own = (run.record.get("data") or {}).get("photographs") or dict.fromkeys(PARTS, 1)
+        first = f"data-{name}" if own.get(name) or name == "all" else name
+        names = [first, f"{folder.parent.name}-{name}"]
+    last = f"{names[0]}-{digest}"
+    return next((name for name in names if _is_free(run.folder, name, asked, part)), last)
+
+
+def _is_free(run: Path, name: str, asked: Asked, part: str) -> bool:
+    """Return whether nothing is called `name` yet, or only numbers of the same part of the same dataset."""
+    metrics, lottery = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
+    predictions = run / "predictions" / f"{name}.parquet"
+    told: list[Mapping[str, Any]] = [read_record(metrics)] if metrics.exists() else []
+    told += [read_metadata(predictions)] if predictions.exists() else []
+    draws = [read_record(lottery)] if lottery.exists() else []
+    of_part = all(one.get("part") == part for one in told)
+    return of_part and all(_is_of(one, asked.dataset, own=asked.own) for one in (*told, *draws))
+
+
+def _is_of(told: Mapping[str, Any], dataset: Dataset, *, own: bool) -> bool:
+    """Return whether numbers are of `dataset`, as it is, or as it was in the same place."""
+    if told.get("own_data") in (True, "True"):
+        return own
+    digests = (told.get("data_digest"), told.get("inputs"))
+    place = told.get("data")
+    return dataset.digest in digests or (bool(place) and Path(str(place)).resolve() == dataset.folder.resolve())

@@ -5,26 +5,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from landmarks.dataset.pictures import PictureError, encode
+from landmarks.dataset.images import PictureError, encode
 from landmarks.dataset.shards import PhotoReader
-from landmarks.explanation.choice import photos_in_turn
 from landmarks.explanation.drawing import Answer, panel
-from landmarks.explanation.heat import Explained, explain_images, scaled
-from landmarks.networks.network import Network
+from landmarks.models.gradcam import Explained, explain_images, scaled
+from landmarks.models.network import Network
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
-from landmarks.support.text import readable
-from landmarks.training.asked import ask
-from landmarks.training.photos import evaluation_picture, normalised
-from landmarks.training.precision import choose_device
+from landmarks.support.seeds import generator
+from landmarks.support.systems import readable
+from landmarks.training.asked import Asked, ask
+from landmarks.training.loader import evaluation_picture, normalised
+from landmarks.training.machine import choose_device
 from landmarks.training.run import Run, open_run
 
 ANSWERS = 4
@@ -193,3 +195,39 @@ def _file_name(identity: str) -> str:
     """Return a name for a file that a stranger's `identity` cannot lead astray; two identities never share one."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", identity).lstrip(".")[:80]
     return plain if plain == identity else f"{plain}-{digest_of(identity)[:8]}"
+
+
+# Which photographs are explained when a person names none: the landmarks in turn, always in the same order.
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph of a dataset that shows a landmark the run knows, and where its bytes lie."""
+
+    id: str
+    truth: int
+    """The run's label of it."""
+    place: tuple[str, int, int]
+    """Shard, offset, length."""
+
+
+def photos_in_turn(run: Run, asked: Asked) -> list[Photo]:
+    """Return those of the photographs `asked` that show a landmark the run knows: one of each, then a second, …
+
+    The order within a landmark and of the landmarks is drawn from their ids, so it is the same everywhere.
+    """
+    known = dict(zip(asked.labels["landmark_id"], asked.labels["label"], strict=True))
+    table = asked.photos.filter(pl.col("landmark_id").is_in(list(known)))
+    if table.is_empty():
+        raise LandmarksError(
+            f"{asked.dataset.folder} holds no photograph of a landmark that {run.name} knows", received=asked.part
+        )
+    queues: dict[int, list[Photo]] = {}
+    for row in table.select("id", "landmark_id", "shard", "offset", "length").iter_rows(named=True):
+        photo = Photo(row["id"], known[row["landmark_id"]], (row["shard"], row["offset"], row["length"]))
+        queues.setdefault(known[row["landmark_id"]], []).append(photo)
+    labels = sorted(queues, key=lambda label: generator("explain", label).random())
+    for queue in queues.values():
+        queue.sort(key=lambda photo: generator("explain", photo.id).random())
+    longest = max(len(queue) for queue in queues.values())
+    return [queues[label][turn] for turn in range(longest) for label in labels if turn < len(queues[label])]

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from landmarks.dataset.shards import PhotoReader
-from landmarks.explanation.choice import Photo, photos_in_turn
-from landmarks.explanation.explain import BATCH, Explainer
-from landmarks.networks.network import Network
+from landmarks.explanation.explain import BATCH, Explainer, Photo, photos_in_turn
+from landmarks.models.network import Network
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, write_record

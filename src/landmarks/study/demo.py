@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from landmarks.archive.choose import select
 from landmarks.archive.fetch import fetch
-from landmarks.archive.miniature import make_miniature
+from landmarks.archive.select import select
 from landmarks.dataset.split import split
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.explanation.explain import explain
-from landmarks.report.page import report
-from landmarks.study.steps import options, say, step
-from landmarks.support.console import print_table
+from landmarks.miniature.make import make_miniature
+from landmarks.reporting.page import report
+from landmarks.support.console import options, print_table, say, step
 from landmarks.training.run import open_run
 from landmarks.training.train import train
 

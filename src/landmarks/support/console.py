@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -99,3 +100,22 @@ def _advance_log(what: str, total: float) -> Advance:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+# ── Steps of a walk, each printed as the command that does the same ─────────────────────────────────────────────────
+
+
+def step(words: Sequence[object], function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Print the command of a step, do it, and return what it returns."""
+    say("$ " + shlex.join(["landmarks", *map(str, words)]))
+    return function(*arguments, **named)
+
+
+def options(settings: Mapping[str, object]) -> list[str]:
+    """Return settings as the options of a command: `{"image_size": 96}` as `--image-size 96`."""
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def say(line: str) -> None:
+    """Print one line with an empty one before it."""
+    note(f"\n{line}")

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from landmarks import __version__
 from landmarks.support.errors import BusyError, LandmarksError
-from landmarks.support.text import require_text
+from landmarks.support.systems import require_text
 
 FORMAT = 1
 """The newest layout of records and tables that this version writes and reads."""

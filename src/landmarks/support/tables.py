@@ -10,7 +10,7 @@ import polars as pl
 from landmarks import __version__
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_newer, written_whole
-from landmarks.support.text import readable, require_text
+from landmarks.support.systems import readable, require_text
 
 
 def write_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.matching import Matching
+from landmarks.dataset.naming import Matching
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.training.own_data import find_own, is_own, match_to, open_own
+from landmarks.training.own_data import as_seen, find_own, is_own, match_to, open_own, sightings
 from landmarks.training.run import SEEN, Run
-from landmarks.training.seen import as_seen, sightings
 
 NAMED = 5
 """Photographs and landmarks named in a line; the records of numbers name more."""

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from landmarks.networks.weights import storable
+from landmarks.models.weights import storable
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_newer, written_whole
 

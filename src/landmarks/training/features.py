@@ -21,9 +21,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
-from landmarks.dataset.pictures import DECODER
-from landmarks.networks.network import Network
+from landmarks.models.network import Network
 from landmarks.support.console import note, progress
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import (
@@ -37,13 +37,13 @@ from landmarks.support.files import (
     written_whole,
 )
 from landmarks.support.tables import read_table, write_table
-from landmarks.training.machine import Machine
-from landmarks.training.memory import in_parts
-from landmarks.training.photos import batches, joined, normalised, shares
+from landmarks.training.loader import batches, joined, normalised, shares
+from landmarks.training.machine import Machine, in_parts
 from landmarks.training.recipe import Augmentation
 
 if TYPE_CHECKING:
     from landmarks.training.run import Run
+
 
 RECORD = "features.json"
 """Written last: a folder that holds it holds a whole cache."""

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.training.precision import Choice, choose_device, choose_precision, processor_name
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.training.recipe import Recipe
 
 PACKAGES = ("landmarks", "torch", "timm", "accelerate", "numpy", "pillow", "simplejpeg", "polars", "safetensors")
@@ -136,3 +140,154 @@ def describe_machine(machine: Machine) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every package that numbers pass through."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+# What a machine is asked to compute in: device, number format and memory layout, each choice with its reason.
+
+
+BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
+"""Processors without one of these compute bfloat16 9 to 18 times slower than float32 (measured on AVX2)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One automatic decision: `what` was chosen to be `value`, and `why`."""
+
+    what: str
+    value: str
+    why: str
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.value} ({self.why})"
+
+
+def choose_device(wanted: str) -> Choice:
+    """Choose where to compute: `auto` (the best there is), `cpu`, `cuda` or `mps`.
+
+    Raises `UsageError` for any other word, and when the device that was asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted != "auto":
+        if wanted not in there:
+            choices = ("auto", *there)
+            raise UsageError(
+                f'no device "{wanted}"', expected=", ".join(choices), way_out=did_you_mean(wanted, choices)
+            )
+        if not there[wanted]:
+            raise UsageError(
+                f"this machine has no device {wanted}",
+                expected=", ".join(name for name in there if there[name]),
+            )
+        return Choice("device", wanted, "asked for")
+    if there["cuda"]:
+        return Choice("device", "cuda", torch.cuda.get_device_name())
+    if there["mps"]:
+        return Choice("device", "mps", "Apple's graphics processor")
+    return Choice("device", "cpu", f"no graphics processor; {torch.get_num_threads()} threads")
+
+
+def choose_precision(wanted: str, device: str) -> Choice:
+    """Choose between float32 and bfloat16 by what the hardware computes fast; weights stay float32 in either case."""
+    if wanted != "auto":
+        return Choice("precision", wanted, "asked for")
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("precision", "bfloat16", f"{torch.cuda.get_device_name()} computes it natively")
+        return Choice("precision", "float32", f"{torch.cuda.get_device_name()} does not compute bfloat16")
+    if device == "mps":
+        return Choice("precision", "float32", "the safe format on Apple's graphics processor")
+    flag = next((flag for flag in BFLOAT16_FLAGS if flag in processor_flags()), None)
+    if flag:
+        return Choice("precision", "bfloat16", f"the processor has {flag}")
+    return Choice("precision", "float32", f"the processor has neither {' nor '.join(BFLOAT16_FLAGS)}")
+
+
+def choose_layout(network: torch.nn.Module) -> Choice:
+    """Choose the memory layout of pictures and kernels: channels last for convolutions."""
+    if any(isinstance(module, torch.nn.Conv2d) and module.kernel_size != module.stride for module in network.modules()):
+        return Choice("memory layout", "channels last", "its convolutions are faster so")
+    return Choice("memory layout", "channels first", "no convolutions beyond patches")
+
+
+def processor_flags() -> frozenset[str]:
+    """Return what the processor says it can do; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def processor_name() -> str:
+    """Return the processor's name, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return name or platform.machine()
+
+
+# ── Memory: how much was used, and going on after it ran out ────────────────────────────────────────────────────────
+
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # the processor's, on Linux and macOS
+    "not enough memory",  # on Windows
+    "MPS backend out of memory",  # Apple's graphics processor
+    "Invalid buffer size",  # the same, asked for more at once than it ever gives
+)
+"""What PyTorch says, in errors that have no kind of their own, when memory ran out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that a device's or the processor's memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def in_parts(
+    compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, at_once: int
+) -> tuple[torch.Tensor, int]:
+    """Return `compute(images)` (N, …), made of at most `at_once` images at a time, and how many at a time fitted.
+
+    When memory runs out, half as many are tried, down to one; what the failed pass held is let go first.
+    """
+    while True:
+        try:
+            return torch.cat([compute(part) for part in torch.split(images, at_once)]), at_once
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or min(at_once, len(images)) <= 1:
+                raise
+        release()
+        at_once = math.ceil(min(at_once, len(images)) / 2)
+        note(f"out of memory: going on with {at_once} photographs at a time")
+
+
+def release() -> None:
+    """Give back what nothing refers to any more; call it after the error itself has been let go."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory this process has held so far, in MB: on the graphics processor if there is one."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform != "win32":
+        with contextlib.suppress(ImportError):
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    held = psutil.Process().memory_info()
+    return float(getattr(held, "peak_wset", held.rss)) / 1e6  # under this name Windows keeps the peak

@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from landmarks.networks.network import Network
+from landmarks.models.network import Network
 from landmarks.training.recipe import Recipe
 
 

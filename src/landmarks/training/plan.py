@@ -13,22 +13,19 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.networks.network import Network, build_network
+from landmarks.models.network import Network, build_network
+from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
-from landmarks.training.checks import check_data
-from landmarks.training.finetune import set_training
-from landmarks.training.machine import Machine, open_machine
-from landmarks.training.memory import is_out_of_memory, release
+from landmarks.training.finetune import Training, add_gradients, does_not_fit, set_training
+from landmarks.training.loader import Batch, batches, normalised
+from landmarks.training.machine import Machine, choose_layout, is_out_of_memory, open_machine, release
 from landmarks.training.optimizer import make_optimizer
-from landmarks.training.photos import Batch, batches, normalised
-from landmarks.training.precision import choose_layout
 from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.recompute import blocks, checkpoint_gradients
-from landmarks.training.step import Training, add_gradients, does_not_fit
+from landmarks.training.train import check_data
 
 STEPS = 3
 """Steps that are timed, after one that is not."""

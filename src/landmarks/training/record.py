@@ -9,15 +9,12 @@ from scipy.stats import binomtest
 
 from landmarks.dataset.manifest import PARTS, Dataset
 from landmarks.dataset.naming import identified_by
-from landmarks.networks.catalogue import gmacs
-from landmarks.networks.network import Network, has_maps
-from landmarks.networks.parameters import count_parameters
+from landmarks.models.catalogue import gmacs
+from landmarks.models.network import Network, count_parameters, has_maps
 from landmarks.support.tables import read_metadata
 from landmarks.training.finetune import State
-from landmarks.training.machine import Machine, describe_machine, versions
-from landmarks.training.memory import peak_memory_mb
+from landmarks.training.machine import Choice, Machine, describe_machine, peak_memory_mb, versions
 from landmarks.training.own_data import whereabouts
-from landmarks.training.precision import Choice
 from landmarks.training.recipe import Recipe
 
 

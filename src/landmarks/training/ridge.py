@@ -17,8 +17,12 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # it brings torch along, which whoever reads a lottery does without
+from landmarks.support.errors import LandmarksError
+from landmarks.training.features import Rows
+
+if TYPE_CHECKING:
     from landmarks.training.features import Rows
+
 
 MAX_SIDE = 8192
 """Of the square that is solved, in numbers of 8 bytes: half a gigabyte."""
@@ -158,3 +162,91 @@ def centred_blocks(
     step = rows_at_once(x.shape[1])
     for first in range(start, len(x), step):
         yield first, np.asarray(x[first : first + step], dtype=np.float64) - mean
+
+
+# A linear probe in closed form: the first honest number about a trunk, in seconds and without any setting.
+#
+# Ridge regression from features to one column per landmark, as in big_vision's few-shot evaluation; see `ridge.py`.
+
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""λ, as a share of the features' mean squared length; the best on validation is taken."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the probe reached: the share of validation photographs answered rightly, and the penalty that did."""
+
+    val_accuracy: float
+    penalty: float
+
+
+def ridge_probe(
+    x: Rows,
+    y: NDArray[np.int64],
+    x_val: Rows,
+    y_val: NDArray[np.int64],
+    classes: int,
+) -> Probe | None:
+    """Fit features x (P, C) to labels y (P,) in closed form and measure it on x_val (Q, C), y_val (Q,).
+
+    Returns None where photographs and features are both too many for it. Time grows with P·C·min(P, C) and with C·K
+    for K `classes`, memory with the square of the smaller of P and C.
+    """
+    moments = moments_of(x, y, classes)
+    if moments is None:
+        return None
+    best = Probe(val_accuracy=-1.0, penalty=0.0)
+    for penalty in PENALTIES:
+        accuracy = float((_answers(moments.fitted(penalty), x_val) == y_val).mean())
+        if accuracy > best.val_accuracy:
+            best = Probe(accuracy, penalty)
+    return best
+
+
+def _answers(ridge: Ridge, asked: Rows) -> NDArray[np.int64]:
+    """Return the label (Q,) with the largest value for each of `asked`, the first of equal ones."""
+    largest, labels = np.full(len(asked), -np.inf), np.zeros(len(asked), np.int64)
+    step = rows_at_once(asked.shape[1])
+    for first, last in ridge.blocks():
+        weights = ridge.weights(first, last)
+        for start in range(0, len(asked), step):
+            values = ridge.values(asked[start : start + step], weights, first)
+            top = values.argmax(axis=1)
+            value = values[np.arange(len(top)), top]
+            rows = start + np.flatnonzero(value > largest[start : start + step])
+            largest[rows], labels[rows] = value[rows - start], first + top[rows - start]
+    return labels
+
+
+# A classifier in closed form on features: ridge regression to one column per landmark, one solve for any number.
+
+
+PENALTY = 0.2
+"""λ as a share of the features' mean squared length per dimension; between 0.05 and 0.5 little changes."""
+
+
+def fitted_ridge(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int) -> Ridge:
+    """Return the regression of features `x` `(P, C)` to labels `y` `(P,)`; see `training/ridge.py`.
+
+    Raises `LandmarksError` where photographs and features are both too many to be solved for.
+    """
+    moments = moments_of(x, y, classes)
+    if moments is None:
+        raise LandmarksError(
+            "the features are too long for a regression on so many photographs",
+            received=f"{x.shape[1]:,} numbers, {x.shape[0]:,} photographs",
+            expected=f"at most {MAX_SIDE:,} of either",
+        )
+    return moments.fitted(PENALTY)
+
+
+def ridge_scores(
+    x: NDArray[np.floating], y: NDArray[np.integer], asked: NDArray[np.floating], classes: int
+) -> NDArray[np.float64]:
+    """Return the regression's values `(Q, classes)` for `asked` `(Q, C)`, fitted to `x` `(P, C)` with labels `y`.
+
+    Values near +1 mean yes, near -1 no. Time grows with P·C·min(P, C).
+    """
+    ridge = fitted_ridge(x, y, classes)
+    return np.hstack([ridge.values(asked, ridge.weights(first, last), first) for first, last in ridge.blocks()])

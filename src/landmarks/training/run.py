@@ -15,7 +15,8 @@ from landmarks.support.files import file_digest, read_record, write_record
 from landmarks.support.tables import read_table, write_table
 
 if TYPE_CHECKING:
-    from landmarks.networks.network import Network
+    from landmarks.models.network import Network
+
 
 RECORD = "run.json"
 """Written last: a folder that holds it is a finished run."""
@@ -91,7 +92,7 @@ class Run:
 
     def network(self) -> Network:
         """Load the network as it was saved, in evaluation mode, on the processor."""
-        from landmarks.networks.network import load_network
+        from landmarks.models.network import load_network
 
         return load_network(self.folder).eval()
 
@@ -129,7 +130,7 @@ def write_run(
 
     `rows` are those of `HISTORY`, `seen` is the table `SEEN`, whose digest is added to the record.
     """
-    from landmarks.networks.network import save_network
+    from landmarks.models.network import save_network
 
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "history.parquet", pl.DataFrame(rows, schema=HISTORY))

@@ -11,16 +11,15 @@ import polars as pl
 import torch
 
 from landmarks.dataset.manifest import open_dataset
-from landmarks.networks.heads import HEADS, build_head
-from landmarks.networks.network import build_network
+from landmarks.models.heads import HEADS, build_head
+from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, import_extra
-from landmarks.training.checks import check_data
 from landmarks.training.features import Rows, cached_features, labels_of, positions
-from landmarks.training.limits import Within, require
+from landmarks.training.head_training import warm_up
 from landmarks.training.machine import open_machine
-from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.warmup import warm_up
+from landmarks.training.recipe import Recipe, Within, recipe_named, require
+from landmarks.training.train import check_data
 
 TRIALS = {
     "trial": pl.UInt32,  # 0 is the recipe as it is

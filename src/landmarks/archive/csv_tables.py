@@ -1,0 +1,216 @@
+"""The archive's CSV files: four million rows read in a second, and a strange row named by its file and line."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import unquote
+
+import polars as pl
+
+from landmarks.support.errors import LandmarksError
+from landmarks.support.systems import require_text
+
+ID = "[0-9a-f]{16}"
+NUMBER = "[0-9]{1,18}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the cells of one column look like: a regular expression for the whole cell, and its words for a person."""
+
+    pattern: str
+    meaning: str
+    kind: type[pl.DataType] = pl.String
+
+
+PHOTOGRAPH = Column(ID, "16 hexadecimal digits in lower case")
+PHOTOGRAPHS = Column(f"{ID}( +{ID})*", "photograph ids separated by spaces")
+LANDMARK = Column(NUMBER, "a landmark id, an integer from 0 on", pl.Int64)
+LANDMARKS = Column(f"( *{NUMBER})* *", "landmark ids separated by spaces, or nothing")
+USAGE = Column("Public|Private", "Public or Private")
+TEXT = Column("(?s:.*)", "any text")
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """One CSV of the archive: where it lies in a mirror, and the columns that are read."""
+
+    path: str
+    columns: Mapping[str, Column]
+
+
+TRAIN = CsvTable("metadata/train.csv", {"id": PHOTOGRAPH, "url": TEXT, "landmark_id": LANDMARK})
+CLEAN = CsvTable("metadata/train_clean.csv", {"landmark_id": LANDMARK, "images": PHOTOGRAPHS})
+ATTRIBUTION = CsvTable(
+    "metadata/train_attribution.csv", {"id": PHOTOGRAPH, "author": TEXT, "license": TEXT, "title": TEXT}
+)
+CATEGORY = CsvTable("metadata/train_label_to_category.csv", {"landmark_id": LANDMARK, "category": TEXT})
+HIERARCHY = CsvTable(
+    "metadata/train_label_to_hierarchical.csv",
+    {"landmark_id": LANDMARK, "supercategory": TEXT, "hierarchical_label": TEXT, "natural_or_human_made": TEXT},
+)
+SOLUTION = CsvTable(
+    "ground_truth/recognition_solution_v2.1.csv", {"id": PHOTOGRAPH, "landmarks": LANDMARKS, "Usage": USAGE}
+)
+
+
+def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
+    """Return the table's columns, blank lines left out; raise when the file lacks one of them or holds no row."""
+    require_text(file)
+    header = _header(file)
+    missing = [name for name in table.columns if name not in header]
+    if missing:
+        raise LandmarksError(
+            f"{file} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            received=f'the header "{",".join(header)[:200]}"',
+            expected=",".join(table.columns),
+        )
+    kinds = {name: column.kind for name, column in table.columns.items()}
+    rows = pl.scan_csv(file, schema_overrides=kinds, infer_schema=False, glob=False, low_memory=True)
+    # A condition on all columns: polars counts the cells of a row only where it reads the last of them.
+    return rows.filter(~pl.all_horizontal(pl.all().is_null())).select(list(table.columns))
+
+
+def collect(rows: pl.LazyFrame, table: CsvTable, file: Path) -> pl.DataFrame:
+    """Compute `rows`, which were made from `scan(table, file)`; a row that cannot be read is named by its line."""
+    try:
+        return rows.collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise strange_row(table, file, reason=str(error).splitlines()[0]) from error
+
+
+def strange_row(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksError:
+    """Return the error that names the first row which does not fit the table's columns, found by a slow reading.
+
+    `reason` is told when every row fits, and the file is refused all the same.
+    """
+    patterns = {name: re.compile(column.pattern) for name, column in table.columns.items()}
+    header = _header(file)
+    for line, cells, why in _rows(file):
+        if why:
+            return LandmarksError(f"{file} line {line} is strange", received=why)
+        if len(cells) != len(header):
+            return LandmarksError(
+                f"{file} line {line} is strange", received=f"{len(cells)} cells", expected=len(header)
+            )
+        row = dict(zip(header, cells, strict=True))
+        for name, pattern in patterns.items():
+            if not pattern.fullmatch(row[name]):
+                meaning = table.columns[name].meaning
+                return LandmarksError(
+                    f"{file} line {line} is strange", received=f'{name} "{row[name][:80]}"', expected=meaning
+                )
+    return LandmarksError(f"{file} cannot be read as CSV", received=reason)
+
+
+def lines_of(file: Path, photograph: str) -> list[int]:
+    """Return the lines on which a photograph's id stands."""
+    position = _header(file).index("id")
+    return [line for line, cells, _ in _rows(file) if cells[position : position + 1] == [photograph]]
+
+
+def _rows(file: Path) -> Iterator[tuple[int, list[str], str]]:
+    """Yield (line, cells, why it is unreadable or "") of every row below the header that is not blank."""
+    with _opened(file) as stream:
+        reader = csv.reader(stream, strict=True)
+        next(reader, None)
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                yield line, [], str(error)
+                return
+            if cells is None:
+                return
+            if cells:
+                yield line, cells, "" if _is_utf8(cells) else "bytes that are not UTF-8"
+
+
+def _is_utf8(cells: list[str]) -> bool:
+    try:
+        "".join(cells).encode("utf-8")
+    except UnicodeEncodeError:  # a surrogate: the reader's stand-in for a byte that it could not decode
+        return False
+    return True
+
+
+def _header(file: Path) -> list[str]:
+    try:
+        with _opened(file) as stream:
+            header = next(csv.reader(stream), [])
+    except FileNotFoundError as error:
+        raise LandmarksError(f"there is no {file}") from error
+    except csv.Error as error:
+        raise LandmarksError(f"{file} is not a CSV file", received="a first line that cannot be read") from error
+    if not _is_utf8(header):
+        raise LandmarksError(f"{file} is not a CSV file", received="a first line that is not UTF-8")
+    return header
+
+
+def _opened(file: Path) -> TextIO:
+    return open(file, encoding="utf-8-sig", newline="", errors="surrogateescape")
+
+
+# What the archive tells about its landmarks: readable names from their categories, kinds, and what is no landmark.
+
+
+TOLD = ("category", "supercategory", "hierarchical_label", "natural_or_human_made")
+"""What the archive's files tell about a landmark; null where they say nothing."""
+
+
+def readable_name(category: str) -> str:
+    """Return the words of a category's URL: `…/Category:Saint_Peter%27s_Basilica` reads "Saint Peter's Basilica"."""
+    words = unquote(category.rsplit("Category:", 1)[-1], errors="replace").replace("_", " ")
+    return " ".join("".join(letter for letter in words if letter.isprintable()).split())
+
+
+def with_told(landmarks: pl.DataFrame, category_file: Path | None, hierarchy_file: Path | None) -> pl.DataFrame:
+    """Add the columns `TOLD` to a table with a `landmark_id`, from whichever of the two files is there."""
+    for table, file in ((CATEGORY, category_file), (HIERARCHY, hierarchy_file)):
+        if file is not None:
+            landmarks = landmarks.join(_one_row_each(table, file), on="landmark_id", how="left")
+    missing = [pl.lit(None, dtype=pl.String).alias(name) for name in TOLD if name not in landmarks.columns]
+    return landmarks.with_columns(missing)
+
+
+def with_names(landmarks: pl.DataFrame) -> pl.DataFrame:
+    """Add the readable `name` to a table with a `category`."""
+    names = [None if category is None else readable_name(category) for category in landmarks["category"]]
+    return landmarks.with_columns(name=pl.Series(names, dtype=pl.String))
+
+
+def holds(text: pl.Expr, pattern: str) -> pl.Expr:
+    """Return the condition that `text` holds `pattern` as it stands or as a regular expression, in either case."""
+    plain = text.str.to_lowercase().str.contains(pattern.lower(), literal=True)
+    return plain | text.str.contains(f"(?i){pattern}") if _is_expression(pattern) else plain
+
+
+def named(pattern: str) -> pl.Expr:
+    """Return the condition that a landmark's readable name or its category holds `pattern` (see `holds`)."""
+    return holds(pl.concat_str(pl.col("name"), pl.col("category"), separator="\n", ignore_nulls=True), pattern)
+
+
+def not_landmarks() -> pl.DataFrame:
+    """Return the shipped list of categories that are no landmark: `landmark_id`, `category`, `why`."""
+    with resources.files("landmarks.archive").joinpath("not_landmarks.csv").open("rb") as file:
+        return pl.read_csv(file)
+
+
+def _is_expression(pattern: str) -> bool:
+    try:
+        pl.select(pl.lit("").str.contains(f"(?i){pattern}"))
+    except pl.exceptions.PolarsError:  # "Colosseum (Rome" is no expression, but may well stand in a name
+        return False
+    return True
+
+
+def _one_row_each(table: CsvTable, file: Path) -> pl.DataFrame:
+    rows = collect(scan(table, file), table, file).filter(pl.col("landmark_id").is_not_null())
+    return rows.unique("landmark_id", keep="first", maintain_order=True)

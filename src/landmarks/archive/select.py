@@ -1,0 +1,317 @@
+"""Choose photographs of a mirror by a rule, and write which they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from landmarks.archive.csv_tables import (
+    ATTRIBUTION,
+    CATEGORY,
+    CLEAN,
+    HIERARCHY,
+    ID,
+    SOLUTION,
+    TRAIN,
+    CsvTable,
+    collect,
+    holds,
+    lines_of,
+    scan,
+    strange_row,
+    with_names,
+    with_told,
+)
+from landmarks.archive.mirror import Mirror, open_mirror, tar_path
+from landmarks.archive.requests import AbsentError
+from landmarks.archive.rules import Rule, drawn, eligible, landmark_ids, refuse_unknown_supercategory
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import file_digest
+from landmarks.support.seeds import generator
+from landmarks.support.tables import write_table
+
+SELECTION: dict[str, Any] = {
+    "id": pl.String,
+    "landmark_id": pl.Int64,  # null: shows nothing known
+    "usage": pl.String,  # Public or Private in the recognition test set, else null
+    "landmarks": pl.List(pl.Int64),  # all known landmarks shown, in the test set only
+    "name": pl.String,  # of the landmark
+    "category": pl.String,
+    "author": pl.String,
+    "license": pl.String,
+    "title": pl.String,
+}
+"""Columns of a selection, sorted by id; what the archive's files do not tell is null."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `select` chose: the photographs (columns `SELECTION`), their landmarks by rank, and what they weigh."""
+
+    path: Path
+    photographs: pl.DataFrame
+    landmarks: pl.DataFrame  # landmark_id, name, images
+    rule: str
+    expected_bytes: int
+
+
+def select(
+    mirror: Mirror | Path | str,
+    out: Path | str,
+    *,
+    set: str = "train",
+    skip: int = 0,
+    take: int | None = None,
+    choose: int | None = None,
+    seed: int = 0,
+    min_images: int | None = None,
+    max_images: int | None = None,
+    landmarks: str | Path | Sequence[int] | None = None,
+    exclude: str | Path | Sequence[int] | None = None,
+    name: str | None = None,
+    supercategory: str | None = None,
+    kind: str | None = None,
+    license: str | None = None,
+    clean: bool = False,
+    others: int | None = None,
+) -> Selection:
+    """Choose photographs by a rule, write them to the table `out`, and return them; without a rule, all.
+
+    Training set: photographs are kept if they belong to the clean set (`clean`) and carry the `license`; landmarks
+    are kept by id (`landmarks`, less `exclude`), `name`, `supercategory`, `kind` and number of photographs kept; they
+    are ranked by that number, falling, ties by landmark id; `skip`, `take`, and `choose` at random by `seed`.
+    Test set: all photographs, but only the landmarks kept count as known; of the photographs that show none of them
+    `others` are drawn.
+
+    Raises:
+        UsageError: options that contradict each other or name something unknown.
+        LandmarksError: a file is missing or strange, or nothing is left.
+    """
+    rule = Rule(
+        set=set,
+        clean=clean,
+        license=license,
+        landmarks=None if landmarks is None else landmark_ids(landmarks),
+        exclude=None if exclude is None else landmark_ids(exclude),
+        name=name,
+        supercategory=supercategory,
+        kind=kind,
+        min_images=min_images,
+        max_images=max_images,
+        skip=skip,
+        take=take,
+        choose=choose,
+        others=others,
+        seed=seed,
+    )
+    with ThreadPoolExecutor(2) as aside:
+        files = Csvs(open_mirror(mirror), aside)
+        photographs, chosen = _select_train(rule, files) if set == "train" else _select_test(rule, files)
+        selection = Selection(
+            path=Path(out),
+            photographs=photographs.select(pl.col(column).cast(of) for column, of in SELECTION.items()).sort("id"),
+            landmarks=chosen.select("landmark_id", "name", "images"),
+            rule=str(rule),
+            expected_bytes=round(len(photographs) * bytes_of_one(files, set)),
+        )
+        write_table(
+            selection.path,
+            selection.photographs,
+            mirror=files.place,
+            set=set,
+            rule=selection.rule,
+            digests=json.dumps(files.digests()),
+            landmarks=len(chosen),
+        )
+    return selection
+
+
+def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
+    for told in (ATTRIBUTION, CATEGORY, HIERARCHY):
+        files.given(told)  # so that their digests are computed while the rest is read
+    table = CLEAN if rule.clean else TRAIN
+    file = files.needed(table, "--clean needs" if rule.clean else "says what the photographs show")
+    rows = _clean_rows(file) if rule.clean else scan(TRAIN, file)
+    if rule.license is not None:
+        rows = rows.join(_licensed(rule.license, files), on="id", how="semi")
+    photographs = collect(rows.select("id", "landmark_id"), table, file)
+    strange = pl.col("id").str.len_bytes().ne_missing(16) | pl.col("landmark_id").lt(0).fill_null(True)
+    if photographs.select(strange.any()).item():
+        raise strange_row(table, file)
+    landmarks = _landmarks_told(rule, files, photographs.group_by("landmark_id").agg(images=pl.len()))
+    chosen = drawn(rule, eligible(rule, landmarks))
+    _tell_missing(rule, landmarks, chosen)
+    chosen = with_names(chosen)
+    named = chosen.select("landmark_id", "name", "category")
+    photographs = photographs.join(named, on="landmark_id", how="inner")
+    _refuse_strange_ids(photographs, table, file)
+    nothing = [pl.lit(None).alias("usage"), pl.lit(None).alias("landmarks")]
+    return _with_credits(photographs, files).with_columns(nothing), chosen
+
+
+def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
+    file = files.needed(SOLUTION, "says what the test photographs show")
+    rows = collect(scan(SOLUTION, file), SOLUTION, file)
+    fits = [
+        pl.col(name).fill_null("").str.contains(f"^(?:{column.pattern})$") for name, column in SOLUTION.columns.items()
+    ]
+    if not rows.select(pl.all_horizontal(fits).all()).item():
+        raise strange_row(SOLUTION, file)
+    _refuse_strange_ids(rows, SOLUTION, file)
+    shown = rows.select(
+        "id",
+        usage="Usage",
+        landmark_id=pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64)),
+    )
+    pairs = shown.explode("landmark_id", keep_nulls=True, empty_as_null=True).drop_nulls("landmark_id")
+    told = _landmarks_told(rule, files, pairs.group_by("landmark_id").agg(images=pl.len()))
+    known = eligible(rule, told)
+    if rule.clean:
+        clean = files.needed(CLEAN, "--clean needs")
+        known = known.join(
+            collect(scan(CLEAN, clean).select("landmark_id"), CLEAN, clean), on="landmark_id", how="semi"
+        )
+    _tell_missing(rule, told, known)
+    known = with_names(known.sort(["images", "landmark_id"], descending=[True, False]))
+    pairs = pairs.join(known, on="landmark_id", how="semi", maintain_order="left")
+    labelled = pairs.group_by("id", maintain_order=True).agg(landmarks="landmark_id")
+    photographs = shown.drop("landmark_id").join(labelled, on="id", how="left")
+    photographs = photographs.with_columns(landmark_id=pl.col("landmarks").list.first())
+    photographs = _drop_others(rule, photographs)
+    photographs = photographs.join(known.select("landmark_id", "name", "category"), on="landmark_id", how="left")
+    if len(known) == 0:
+        note(f"no test photograph shows a landmark that counts as known ({rule}); all are others")
+    nothing = [pl.lit(None, dtype=pl.String).alias(name) for name in ("author", "license", "title")]
+    return photographs.with_columns(nothing), known
+
+
+def _clean_rows(file: Path) -> pl.LazyFrame:
+    rows = scan(CLEAN, file).select("landmark_id", id=pl.col("images").str.split(" "))
+    return rows.explode("id", empty_as_null=True, keep_nulls=True).filter(pl.col("id").ne_missing(""))
+
+
+def _landmarks_told(rule: Rule, files: Csvs, counts: pl.DataFrame) -> pl.DataFrame:
+    """Join what the archive tells about landmarks to the number of their photographs."""
+    if rule.name is not None:
+        files.needed(CATEGORY, "--name needs")
+    if rule.supercategory is not None or rule.kind is not None:
+        files.needed(HIERARCHY, "--supercategory and --kind need")
+    told = with_told(counts, files.given(CATEGORY), files.given(HIERARCHY))
+    refuse_unknown_supercategory(rule, told)
+    return told if rule.name is None else with_names(told)
+
+
+def _licensed(license: str, files: Csvs) -> pl.LazyFrame:
+    """Return the ids of the photographs whose licence holds the words."""
+    file = files.needed(ATTRIBUTION, "--license needs")
+    rows = scan(ATTRIBUTION, file).filter(holds(pl.col("license"), license)).select("id")
+    return collect(rows, ATTRIBUTION, file).lazy()
+
+
+def _with_credits(photographs: pl.DataFrame, files: Csvs) -> pl.DataFrame:
+    columns = ("author", "license", "title")
+    file = files.given(ATTRIBUTION)
+    if file is None:
+        return photographs.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in columns)
+    rows = scan(ATTRIBUTION, file).join(photographs.lazy().select("id"), on="id", how="semi")
+    # Joined to nothing, a text is copied: otherwise a few rows keep alive all the bytes that were read around them.
+    credits = rows.select(pl.concat_str(pl.col(name), pl.lit("")) for name in ("id", *columns))
+    known = collect(credits, ATTRIBUTION, file).unique("id", keep="first", maintain_order=True)
+    return photographs.join(known, on="id", how="left")
+
+
+def _drop_others(rule: Rule, photographs: pl.DataFrame) -> pl.DataFrame:
+    """Keep `rule.others` of the photographs that show nothing known, drawn by the seed in the order of their ids."""
+    others = photographs.filter(pl.col("landmark_id").is_null()).sort("id")
+    if rule.others is None or rule.others >= len(others):
+        return photographs
+    lots = generator(rule.seed, "others").random(len(others))
+    left_out = others.with_columns(lot=pl.Series(lots)).sort("lot", "id")[rule.others :]
+    return photographs.join(left_out, on="id", how="anti")
+
+
+def _refuse_strange_ids(photographs: pl.DataFrame, table: CsvTable, file: Path) -> None:
+    if not photographs["id"].str.contains(f"^{ID}$").all():
+        raise strange_row(table, file)
+    twice = photographs.filter(pl.col("id").is_duplicated())["id"].sort()
+    if len(twice):
+        lines = lines_of(file, twice[0]) if "landmark_id" not in table.columns or table is TRAIN else []
+        where = f" (lines {', '.join(map(str, lines))})" if lines else ""
+        raise LandmarksError(f"{file} holds the photograph {twice[0]} more than once{where}")
+
+
+def _tell_missing(rule: Rule, told: pl.DataFrame, chosen: pl.DataFrame) -> None:
+    missing = [] if rule.landmarks is None else sorted({*rule.landmarks} - {*told["landmark_id"]})
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+        note(f"{len(missing)} of the {len(rule.landmarks or ())} landmarks have no photograph here: {shown}")
+    if rule.choose is None and rule.take is not None and len(chosen) < rule.take:
+        note(f"--take {rule.take}: only {len(chosen)} landmarks were there to take")
+
+
+# The CSV files of a mirror as local files, with their digests, and what a photograph of the mirror weighs.
+
+
+PUBLISHED_BYTES = {"train": 121_000, "test": 85_000}
+"""Mean size of a photograph in the published archive, for mirrors whose TARs cannot be asked."""
+
+_TARS_ASKED = 16
+
+
+class Csvs:
+    """The mirror's CSVs as local files; the digest of each one used is computed meanwhile in other threads."""
+
+    def __init__(self, mirror: Mirror, aside: ThreadPoolExecutor) -> None:
+        self.mirror = mirror
+        self.place = str(mirror.root or mirror.place)
+        self._aside = aside
+        self._digests: dict[str, Future[str]] = {}
+
+    def given(self, table: CsvTable) -> Path | None:
+        """Return the table's file, or None when the mirror does not have it."""
+        try:
+            file = self.mirror.local(table.path)
+        except AbsentError:
+            return None
+        if table.path not in self._digests:
+            self._digests[table.path] = self._aside.submit(file_digest, file)
+        return file
+
+    def needed(self, table: CsvTable, why: str) -> Path:
+        """Return the table's file, or raise an error that says what it is needed for."""
+        file = self.given(table)
+        if file is not None:
+            return file
+        way_out = "add it to the mirror, from where the archive is published"
+        root = self.mirror.root
+        if root is not None and (root.parent / table.path).is_file():
+            way_out = f"did you mean {root.parent}?"
+        elif table in (TRAIN, SOLUTION):
+            way_out = "is it a mirror of the archive?"
+        raise LandmarksError(f"{self.place} has no {table.path}, which {why}", way_out=way_out)
+
+    def digests(self) -> dict[str, str]:
+        """Return path → digest of every CSV used so far."""
+        return {path: digest.result() for path, digest in sorted(self._digests.items())}
+
+
+def bytes_of_one(files: Csvs, set: str) -> float:
+    """Return the mean size of a photograph of a set, from the sizes of some of its TARs where they can be asked."""
+    mirror = files.mirror
+    table = TRAIN if set == "train" else SOLUTION
+    rows = files.given(table)
+    try:
+        tars = mirror.tar_count(set)
+        asked = range(0, tars, -(-tars // _TARS_ASKED))
+        total = sum(mirror.head(tar_path(set, tar))[0] for tar in asked) * tars / len(asked)
+    except LandmarksError:
+        return PUBLISHED_BYTES[set]
+    count = 0 if rows is None else pl.scan_csv(rows, infer_schema=False, glob=False).select(pl.len()).collect().item()
+    return total / count if count else PUBLISHED_BYTES[set]

@@ -1,0 +1,313 @@
+"""The verbs that choose, fetch, import and divide images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SHOWN = 20
+
+
+def select(
+    mirror: Annotated[
+        str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the selection is written (parquet).")],
+    set: Annotated[str, typer.Option(help="train, or test (the recognition test set).")] = "train",
+    skip: Annotated[int, typer.Option(help="Leave out the landmarks with most photographs.")] = 0,
+    take: Annotated[int | None, typer.Option(help="Of the others, take those with most photographs.")] = None,
+    choose: Annotated[int | None, typer.Option(help="Of those, draw so many at random.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides what is drawn at random.")] = 0,
+    min_images: Annotated[int | None, typer.Option(help="Only landmarks with at least so many photographs.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Only landmarks with at most so many photographs.")] = None,
+    landmarks: Annotated[
+        str | None, typer.Option(help="Only these: ids with commas, a file, a selection, a dataset or a run.")
+    ] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(help="Not these: the same forms, or not-landmarks (a shipped list of categories that are none)."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only names with these words, or this regular expression.")] = None,
+    supercategory: Annotated[str | None, typer.Option(help="Only landmarks of this supercategory.")] = None,
+    kind: Annotated[str | None, typer.Option(help="natural or human-made.")] = None,
+    license: Annotated[str | None, typer.Option(help="Only photographs whose licence has these words.")] = None,
+    clean: Annotated[bool, typer.Option("--clean", help="Only the photographs of the cleaned training set.")] = False,
+    others: Annotated[
+        int | None, typer.Option(help="Test set: keep so many photographs of nothing known (default: all).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was chosen as JSON.")] = False,
+) -> None:
+    """Choose landmarks and their photographs by a rule.
+
+    Example, 20 landmarks drawn from those at ranks 50 to 149: landmarks select MIRROR -o twenty.parquet --skip 49
+    --take 100 --choose 20 --seed 0
+    """
+    from landmarks.archive.select import select as select_photographs
+    from landmarks.support.console import note, print_table
+    from landmarks.support.console import out as screen
+
+    chosen = select_photographs(
+        mirror,
+        out,
+        set=set,
+        skip=skip,
+        take=take,
+        choose=choose,
+        seed=seed,
+        min_images=min_images,
+        max_images=max_images,
+        landmarks=landmarks,
+        exclude=exclude,
+        name=name,
+        supercategory=supercategory,
+        kind=kind,
+        license=license,
+        clean=clean,
+        others=others,
+    )
+    known = chosen.photographs["landmark_id"].count()
+    total = {"photographs": len(chosen.photographs), "others": len(chosen.photographs) - known}
+    if as_json:
+        whole = {"rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
+        print(json.dumps({**whole, "landmarks": chosen.landmarks.to_dicts()}, indent=2, ensure_ascii=False))
+        return
+    shown = chosen.landmarks.head(SHOWN).with_columns(name=chosen.landmarks["name"].head(SHOWN).fill_null("–"))
+    print_table(["landmark", "name", "photographs"], shown.rows())
+    if len(chosen.landmarks) > SHOWN:
+        screen.print(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
+    also = f" and {total['others']:,} photographs of nothing known" if total["others"] else ""
+    screen.print(
+        f"{known:,} photographs of {len(chosen.landmarks):,} landmarks{also}, "
+        f"about {_size(chosen.expected_bytes)} in the mirror"
+    )
+    note(f"written to {out}")
+
+
+def _size(bytes_: int) -> str:
+    return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.1f} MB"
+
+
+# ── `landmarks locate` ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def locate(
+    mirror: Annotated[
+        str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The byte index (parquet).")],
+    set: Annotated[str, typer.Option(help="train, test or index.")] = "train",
+    workers: Annotated[int, typer.Option(help="TARs walked at once; one request each is under way.")] = 64,
+) -> int | None:
+    """Make the byte index of a mirror: where each photograph lies, so that fetch moves photographs and not TARs.
+
+    Moves half a kilobyte per photograph. Can be stopped at any time and run again.
+
+    Example: landmarks locate https://s3.amazonaws.com/google-landmark -o index.parquet
+    """
+    from landmarks.archive.locate import locate as locate_photographs
+    from landmarks.support.console import note
+
+    index = locate_photographs(mirror, out, set=set, workers=workers)
+    note(f"{len(index.tars)} of {index.tar_count} TARs indexed, written to {out}")
+    return 1 if index.unindexed else None
+
+
+# ── `landmarks fetch` ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fetch(
+    selection: Annotated[Path, typer.Argument(help="What landmarks select wrote.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The dataset's folder.")],
+    mirror: Annotated[
+        str | None, typer.Option(help="Where the TARs are, if not where the selection was made: a path or an address.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="A byte index (path or address): only the photographs travel, not whole TARs.")
+    ] = None,
+    max_side: Annotated[int, typer.Option(help="The longest side that is stored, in pixels.")] = 512,
+    workers: Annotated[int | None, typer.Option(help="TARs worked on at once (default: by the processors).")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Let a Dask cluster do the work: its scheduler's address, tcp://host:8786.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="auto (by cost), ranges, or stream.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and stop.")] = False,
+) -> int | None:
+    """Fetch the selected photographs: upright, no larger than --max-side, one shard per TAR, MD5 checked.
+
+    Can be stopped at any time and run again. Ends with exit code 1 when a TAR could not be had.
+
+    Example: landmarks fetch twenty.parquet -o twenty --index https://example.org/index.parquet
+    """
+    from landmarks.archive.fetch import fetch as fetch_photographs
+
+    dataset = fetch_photographs(
+        selection,
+        out,
+        mirror=mirror,
+        index=index,
+        max_side=max_side,
+        workers=workers,
+        cluster=cluster,
+        method=method,  # type: ignore[arg-type]
+        dry_run=dry_run,
+    )
+    return 1 if dataset is not None and dataset.record["failed"] else None
+
+
+# ── `landmarks import` ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="A folder per landmark, train/val/test folders of these, or a CSV (path, label).")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the new dataset.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Number the landmarks as this dataset or run does; other names are refused.")
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy/--reference", help="Copy the photographs into shards, or leave them where they are.")
+    ] = True,
+    max_side: Annotated[int, typer.Option(min=1, help="Copies have no side longer than so many pixels.")] = 512,
+) -> None:
+    """Make a dataset of photographs in folders or of a CSV.
+
+    Photographs in the folder _unknown, or in none, show nothing known.
+
+    Example: landmarks import ~/photographs -o data/mine
+    """
+    from landmarks.dataset.importing import import_ as import_photographs
+    from landmarks.support.console import out as screen
+
+    dataset = import_photographs(source, out, labels=labels, copy=copy, max_side=max_side)
+    screen.print(f"{len(dataset.photos):,} photographs of {len(dataset.labels):,} landmarks in {out}", markup=False)
+
+
+# ── `landmarks split` ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def split(
+    data: Annotated[Path, typer.Argument(help="The folder of a dataset.")],
+    *,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="group: near-duplicates stay together, and an author's photographs of one landmark; or random.",
+            show_default="group",
+        ),
+    ] = None,
+    val: Annotated[
+        float | None, typer.Option(help="Share of the photographs for validation; 0 for none.", show_default="0.15")
+    ] = None,
+    test: Annotated[
+        float | None,
+        typer.Option(help="Share for the test; 0 where a test set exists elsewhere.", show_default="0.15"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides which photographs go where.", show_default="0")] = None,
+    keep_test: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-test/--anew",
+            help="Leave the test part as it is and take val out of the others, or divide everything.",
+            show_default="keep a test part that came with the photographs",
+        ),
+    ] = None,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(help="The CSV of evaluate --suspects, its last column filled in; it holds from here on."),
+    ] = None,
+    keep_corrections: Annotated[
+        bool, typer.Option("--keep-corrections/--no-corrections", help="Keep earlier corrections, or take them back.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts and the leakage as JSON.")] = False,
+) -> None:
+    """Divide a dataset into train, val and test, landmark by landmark, and say what that gives away.
+
+    A test part that came with the photographs (import of train and test folders, or of a CSV with parts) stays as it
+    is, and validation comes out of the others; --anew divides everything. With --corrections alone every photograph
+    stays in its part.
+
+    What evaluate --suspects found is taken back with --corrections once a person filled in its last column: the id of
+    the landmark, or none. Rows left empty are passed over, labels as they were fetched are kept.
+
+    Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
+    """
+    from landmarks.dataset.manifest import PARTS
+    from landmarks.dataset.split import split as split_dataset
+    from landmarks.support.console import print_table
+    from landmarks.support.tables import read_metadata
+
+    dataset = split_dataset(
+        data,
+        by=by,
+        val=val,
+        test=test,
+        seed=seed,
+        keep_test=keep_test,
+        corrections=corrections,
+        keep_corrections=keep_corrections,
+    )
+    rows = []
+    for part in PARTS:
+        photos = dataset.part(part)
+        known = photos["landmark_id"].drop_nulls()
+        rows.append((part, len(photos), known.n_unique(), len(photos) - len(known), photos["group"].n_unique()))
+    columns = ("part", "photographs", "landmarks", "of nothing known", "groups")
+    if as_json:
+        leakage = json.loads(read_metadata(dataset.folder / "split.parquet")["leakage"])
+        parts = [dict(zip(columns, row, strict=True)) for row in rows]
+        print(json.dumps({"parts": parts, "leakage": leakage, "corrected": len(dataset.corrected)}, indent=2))
+    else:
+        print_table(columns, rows)
+
+
+# ── `landmarks unpack` ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def unpack(
+    data: Annotated[Path, typer.Argument(help="The folder of a dataset.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the folders are written.")],
+) -> None:
+    """Write a dataset's photographs into folders per part and landmark, for people and other tools.
+
+    Example: landmarks unpack data/twenty -o folders/twenty
+    """
+    from landmarks.dataset.unpack import unpack as unpack_photographs
+    from landmarks.support.console import out as screen
+
+    screen.print(f"unpacked into {unpack_photographs(data, out)}", markup=False)
+
+
+# ── `landmarks credits` ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def credits(
+    data: Annotated[Path, typer.Argument(help="The folder of a dataset.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the list here: CSV if the name ends with .csv, else text.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List who made the photographs and under which licence, as the licences ask of whoever passes them on.
+
+    Example: landmarks credits data/twenty -o CREDITS.txt
+    """
+    from landmarks.dataset.credits import as_text
+    from landmarks.dataset.credits import credits as list_credits
+    from landmarks.support.console import note
+
+    listed = list_credits(data, out)
+    if as_json:
+        print(listed.write_json())
+    elif out is None:
+        print(as_text(listed), end="")
+    if out is not None:
+        note(f"credits of {len(listed):,} photographs written to {out}")

@@ -1,0 +1,351 @@
+"""The verbs that judge runs and show what they reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from landmarks.support.errors import UsageError
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or a CSV file in the challenge's submission form.")],
+    *,
+    data: Annotated[
+        Path | None, typer.Option(help="Another dataset than the run's own; what the run has seen is left out.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option(help="train, val, test or all; a dataset without parts is taken whole.")
+    ] = "test",
+    others: Annotated[
+        Path | None,
+        typer.Option(help="A dataset of other photographs (landmarks import), all of which count as unknown."),
+    ] = None,
+    false_acceptance: Annotated[
+        float | None,
+        typer.Option(help="Choose the threshold that lets this share of other photographs pass; keep it for predict."),
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write the answers to this CSV too, in the challenge's submission form.")
+    ] = None,
+    suspects: Annotated[
+        Path | None,
+        typer.Option(help="Instead: write the part's likely label errors to this CSV and show them on a sheet."),
+    ] = None,
+    lottery: Annotated[
+        int | None,
+        typer.Option(help="Instead: draw so many landmarks 200 times, and say how accuracy varies with the draw."),
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="The solution CSV that a submission is judged by.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="For a submission: a folder to write, which report reads.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
+) -> None:
+    """Answer a part's photographs, write the answers down, and compute every number from them.
+
+    A submission of the challenge is judged by the same code: landmarks evaluate SUBMISSION.csv --truth SOLUTION.csv
+
+    Example: landmarks evaluate runs/mobilenet --data data/test --false-acceptance 0.05
+    """
+    from landmarks.evaluation.evaluate import evaluate as evaluate_run
+    from landmarks.evaluation.submission import judge
+    from landmarks.support.errors import UsageError
+
+    if suspects is not None:
+        _show_suspects(run, suspects, data, part, device)
+        return
+    if lottery is not None:
+        _show_lottery(run, lottery, data, device, json)
+        return
+    if truth is not None:
+        _show(judge(run, truth, out=out), json)
+        return
+    if run.is_file() or out is not None:
+        raise UsageError(f"{run} is to be judged by what?", expected="--truth with the solution's CSV")
+    numbers = evaluate_run(
+        run,
+        data=data,
+        part=part,
+        others=others,
+        false_acceptance=false_acceptance,
+        submission=submission,
+        device=device,
+    )
+    _show(numbers, json)
+    if not json:
+        print(f"written to {run / 'metrics' / numbers['name']}.json")
+
+
+def _show(numbers: dict[str, Any], json: bool) -> None:
+    import json as json_module
+
+    from landmarks.support.console import print_table
+
+    if json:
+        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        return
+    title = f"{numbers['name']}: {numbers['known']} photographs of {numbers['landmarks']} landmarks"
+    title += f", {numbers['unknown']} of anything else" if numbers["unknown"] else ""
+    rows = [(name, _percent(numbers[name])) for name in ("top1", "top5", "macro")]
+    rows += [(name, _plain(numbers[name])) for name in ("log_loss", "ece", "gap") if numbers[name] is not None]
+    print_table(["number", "value"], rows, title)
+    confused = [(pair["truth_name"], pair["answer_name"], pair["count"]) for pair in numbers["confused"][:5]]
+    if confused:
+        print_table(["shows", "taken for", "photographs"], confused, "most confused")
+    rejection = [
+        (row["score"], _plain(row["auroc"]), _share(row["rejected"]), _share(row["lost"]))
+        for row in numbers["rejection"]
+    ]
+    if rejection:
+        on = numbers["rejection_parts"]
+        title = f"known or not: threshold from {on['chosen_on']}, numbers from {on['reported_on']}"
+        print_table(["score", "AUROC", "others rejected", "landmarks lost"], rejection, title)
+    if "threshold" in numbers:
+        stored = numbers["threshold"]
+        print(
+            f"predict now answers by {stored['rule']['name']}: on {stored['reported_on']}, "
+            f"{_share(stored['accepted_unknown'])} of other photographs pass, "
+            f"{_share(stored['lost_known'])} of landmarks are lost"
+        )
+
+
+def _show_suspects(run: Path, out: Path, data: Path | None, part: str, device: str) -> None:
+    from landmarks.evaluation.audit import suspects as find_suspects
+    from landmarks.support.console import print_table
+
+    table = find_suspects(run, out, data=data, part=part, device=device)
+    columns = ["id", "name", "suggested_name", "suspicion"]
+    rows = [(*row[:3], f"{row[3]:.2f}") for row in table.select(columns).head(10).iter_rows()]
+    if rows:
+        print_table(["photograph", "labelled", "looks like", "suspicion"], rows, "most suspicious")
+    print(f"{len(table)} suspects written to {out}; nothing was changed")
+    if rows:
+        print(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
+        print(f"landmarks split DATA --corrections {out}")
+
+
+def _show_lottery(run: Path, landmarks: int, data: Path | None, device: str, json: bool) -> None:
+    import json as json_module
+
+    from landmarks.evaluation.predictions import SUFFIX
+    from landmarks.evaluation.subsets import luck
+    from landmarks.support.console import print_table
+
+    numbers = luck(run, landmarks, data=data, device=device)
+    if json:
+        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        return
+    names = {"mean": "mean", "deviation": "standard deviation", "smallest": "smallest", "q05": "5th percentile"}
+    names |= {"q25": "25th percentile", "q50": "median", "q75": "75th percentile", "q95": "95th percentile"}
+    rows = [(word, _share(numbers[name])) for name, word in (names | {"largest": "largest"}).items()]
+    print_table(["accuracy", "value"], rows, f"{numbers['draws']} draws of {landmarks} of {numbers['of']} landmarks")
+    if own := numbers["own"]:
+        print(
+            f"the run's own accuracy, {_share(own['accuracy'])} on {own['landmarks']} landmarks, "
+            f"is above that of {_share(own['place'])} of the draws"
+        )
+    print(f"written to {run / 'metrics' / numbers['name']}{SUFFIX}")
+
+
+def _percent(number: dict[str, Any]) -> str:
+    if number["value"] is None:
+        return "-"
+    return f"{100 * number['value']:.1f} %  ({100 * number['low']:.1f} to {100 * number['high']:.1f})"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+# ── `landmarks explain`: where a network looked ─────────────────────────────────────────────────────────────────────
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photographs and folders of them.")] = None,
+    *,
+    data: Annotated[Path | None, typer.Option(help="Take the gallery from this dataset, not the run's own.")] = None,
+    part: Annotated[str, typer.Option(help="Take the gallery from this part: train, val, test or all.")] = "test",
+    count: Annotated[int | None, typer.Option(help="Photographs: 12 in a gallery, 200 measured.")] = None,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Measure instead how far the maps can be believed.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> int:
+    """Draw heat maps of the four best answers for photographs, or for a gallery of recognised ones.
+
+    Example: landmarks explain runs/resnet50 holiday/*.jpg
+    """
+    from json import dumps
+
+    from landmarks.explanation.explain import explain as draw
+    from landmarks.support.console import print_table
+
+    if faithfulness:
+        if photos:
+            raise UsageError("--faithfulness measures a dataset's photographs", way_out="name it with --data")
+        return _measure(run, data=data, part=part, count=count or 200, device=device, json=json)
+    result = draw(run, photos, data=data, part=part, count=12 if count is None else count, device=device)
+    if json:
+        print(dumps(result, ensure_ascii=False))
+    else:
+        rows = [
+            [entry["picture"], entry["answers"][0]["name"], f"{100 * entry['answers'][0]['probability']:.1f} %"]
+            for entry in result["made"]
+        ]
+        print_table(["picture", "answer", "probability"], rows, title=f"{run / 'maps'}: {result['method']}")
+    return 1 if result["rejected"] else 0
+
+
+def _measure(run: Path, *, data: Path | None, part: str, count: int, device: str, json: bool) -> int:
+    from json import dumps
+
+    from landmarks.explanation.faithfulness import faithfulness
+    from landmarks.support.console import print_table
+
+    record = faithfulness(run, data=data, part=part, count=count, device=device)
+    if json:
+        print(dumps(record))
+        return 0
+    rows = [[each["map"], *(_told(each[curve]) for curve in ("deletion", "insertion"))] for each in record["maps"]]
+    title = f"{record['photographs']} photographs: area under the curve (what the heat map gains, 95 % interval)"
+    print_table(["map", "deletion, less is better", "insertion, more is better"], rows, title=title)
+    return 0
+
+
+def _told(curve: dict[str, float | None]) -> str:
+    if "gain" not in curve:
+        return f"{curve['area']:.3f}"
+    interval = "" if curve["low"] is None else f"; {curve['low']:+.3f} to {curve['high']:+.3f}"
+    return f"{curve['area']:.3f} ({curve['gain']:+.3f}{interval})"
+
+
+# ── `landmarks compare`: is one run really better than another? ─────────────────────────────────────────────────────
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run's folder.")],
+    second: Annotated[Path, typer.Argument(help="Another run's folder.")],
+    name: Annotated[str | None, typer.Option(help="Which predictions: val, test, or a dataset's folder name.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Say whether the difference between two runs is real, by paired tests over the same photographs.
+
+    Example: landmarks compare runs/baseline runs/mobilenet
+    """
+    import json as json_module
+
+    from landmarks.evaluation.compare import compare as compare_runs
+    from landmarks.support.console import print_table
+
+    numbers = compare_runs(first, second, name=name)
+    if json:
+        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        (numbers["first"], f"{100 * numbers['top1_first']:.1f} %", numbers["only_first"]),
+        (numbers["second"], f"{100 * numbers['top1_second']:.1f} %", numbers["only_second"]),
+    ]
+    title = f"{numbers['name']}: {numbers['photographs']} photographs"
+    print_table(["run", "top-1", "right where the other is wrong"], rows, title)
+    print(numbers["verdict"])
+
+
+# ── `landmarks report`: runs become one page ────────────────────────────────────────────────────────────────────────
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that `landmarks train` made.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    study: Annotated[
+        Path | None, typer.Option(help="The study.json of a reproduction: its table is shown beside the results.")
+    ] = None,
+) -> None:
+    """Write one HTML page about one or several runs: tables, charts, photographs, and what the numbers mean.
+
+    The page needs no network. Every figure also lies beside it, under figures/, as SVG and as CSV.
+
+    Example: landmarks report runs/resnet50 runs/xception -o report.html
+    """
+    from landmarks.reporting.page import report as write_report
+
+    print(write_report(runs, out, study=study))
+
+
+# ── `landmarks reproduce`: the study's table, under its own protocol and under a corrected one ──────────────────────
+
+
+def reproduce(
+    data: Annotated[Path, typer.Argument(help="A dataset folder; its own parts are not used.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write everything to.")] = Path("reproduction"),
+    *,
+    test: Annotated[
+        Path | None, typer.Option(help="Another dataset folder, all of which every run is judged on too.")
+    ] = None,
+    networks: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between; inception_resnet_v2 and nasnet_large, which the study "
+            "gave up, can be among them."
+        ),
+    ] = "baseline,resnet18,resnet50,xception,inception_v3",
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the square picture, in pixels, for all networks.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning, for all networks.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="imagenet, none, or NETWORK=FILE for each network with weights of its own.")
+    ] = "imagenet",
+    seed: Annotated[int, typer.Option(help="Of the parts and of every draw.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for programs.")] = False,
+) -> int:
+    """Train the study's networks as it did, and as it should be done, and show both beside what it published.
+
+    Photographs are not copied. Killed and run again, it goes on and trains nothing twice. Ends with exit code 1 when a
+    network could not be trained.
+
+    Example: landmarks reproduce twenty -o reproduction --networks baseline,xception --image-size 160
+    """
+    import json as json_module
+
+    from landmarks.reporting.study_table import study_lines
+    from landmarks.study.reproduce import reproduce as run_study
+    from landmarks.support.console import print_table
+
+    record = run_study(
+        data, out, test=test, networks=networks, image_size=image_size, epochs=epochs, weights=weights, seed=seed
+    )
+    if json:
+        print(json_module.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        print_table(*study_lines(record))
+        print("\n".join(record["notes"]))
+        print(record["report"] or "no report: no network was trained")
+    return 1 if any(row["why"] for row in record["rows"]) else 0
+
+
+# ── `landmarks demo`: the whole way on a made-up archive ────────────────────────────────────────────────────────────
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write everything to.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of the made-up archive.")] = 0,
+) -> None:
+    """Walk the whole way in a few minutes: a made-up archive, two networks from scratch, a report.
+
+    Every step is printed as the command that does the same. Run again after an interruption, it goes on.
+
+    landmarks demo -o demo
+    """
+    from landmarks.study.demo import demo as walk
+
+    print(walk(out, seed=seed))

@@ -1,0 +1,302 @@
+"""Folders of photographs that people have anyway become a dataset: the verb `import`."""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+
+from landmarks.dataset.groups import HASH_FORM, groups, perceptual_hash
+from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
+from landmarks.dataset.manifest import LABELS, PARTS, PHOTOS, REJECTED, Dataset, open_dataset, write_dataset
+from landmarks.dataset.naming import (
+    Landmark,
+    identified_from,
+    identified_in,
+    identify,
+    identify_among,
+    landmarks_of,
+    read_labels,
+)
+from landmarks.dataset.shards import ShardWriter
+from landmarks.dataset.sources import Found, Source, list_source, refuse_foreign
+from landmarks.dataset.split import given, store
+from landmarks.support.console import Advance, note, progress
+from landmarks.support.errors import LandmarksError, StaleError, UsageError
+from landmarks.support.files import digest_of, held, read_record, remove_leftovers
+from landmarks.support.systems import require_text, usable_processors
+from landmarks.support.tables import read_metadata, read_table, write_table
+
+
+def import_(
+    source: Path | str,
+    out: Path | str,
+    *,
+    labels: Path | str | None = None,
+    copy: bool = True,
+    max_side: int = 512,
+) -> Dataset:
+    """Make a dataset of a folder per landmark, of train/val/test folders of these (which stay parts), or of a CSV.
+
+    Photographs are copied into shards, no side longer than `max_side` pixels, or with `copy=False` left where they are.
+    Landmark ids come from the sorted names, or with `labels` from an earlier dataset or run, so that a missing folder
+    shifts nothing. Photographs in no folder, or in `_unknown`, show nothing known. What is no whole picture is named in
+    `rejected.parquet`. A CSV has the columns `path` (relative to it) and `label`, and where known `id`, `part`,
+    `author`, `license`, `title`. An import that was killed goes on where it stopped.
+    """
+    source, out = Path(source), Path(out)
+    refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
+    listed = list_source(source)
+    names = [one.name for one in listed.found if one.name is not None]
+    earlier = read_labels(Path(labels)) if labels is not None else None
+    if earlier is None:
+        landmarks = identify(names, listed.listed)
+        identified = identified_from(source, landmarks.values(), listed.listed)
+    else:
+        identified = identified_in(Path(labels))  # type: ignore[arg-type]
+        landmarks = identify_among(names, earlier, listed.listed)
+    if not listed.found or not (landmarks or earlier is not None):
+        raise UsageError(
+            f"{source} holds no photograph of a named landmark",
+            expected="a folder per landmark with pictures inside, or a CSV of paths and labels",
+        )
+    inputs = digest_of([_fingerprint(one) for one in listed.found], earlier is None or earlier.rows(), copy, max_side)
+    with held(out):
+        dataset = _finished(out, inputs)
+        if dataset is None:
+            dataset = _make(
+                listed,
+                landmarks,
+                earlier,
+                identified_by=identified,
+                source=source,
+                out=out,
+                inputs=inputs,
+                max_side=max_side if copy else None,
+            )
+        if listed.has_parts and dataset.split is None:
+            dataset = _keep_parts(dataset, listed)
+        return dataset
+
+
+def _make(
+    listed: Source,
+    landmarks: dict[str, Landmark],
+    earlier: pl.DataFrame | None,
+    *,
+    identified_by: str,
+    source: Path,
+    out: Path,
+    inputs: str,
+    max_side: int | None,
+) -> Dataset:
+    """Take the photographs in, then write the tables; `max_side` None leaves the photographs where they are."""
+    taken = take_in(listed.found, out, inputs=inputs, max_side=max_side)
+    unfit = [("", where, why) for where, why in listed.rejected]
+    rejected = pl.concat([taken.rejected, pl.DataFrame(unfit, schema=REJECTED, orient="row")])
+    ids = pl.DataFrame(
+        [(one.id, landmarks[one.name].landmark_id if one.name is not None else None) for one in listed.found],
+        schema={"id": pl.String, "landmark_id": pl.Int64},
+        orient="row",
+    )
+    table = taken.photos.join(ids, on="id", how="left", maintain_order="left")
+    table = table.with_columns(
+        pl.lit(None).cast(PHOTOS[name]).alias(name) for name in PHOTOS if name not in table.columns
+    )
+    if table.is_empty():
+        raise LandmarksError(f"none of the {len(listed.found)} files in {source} is a picture")
+    table = table.sort("id")
+    table = table.with_columns(group=groups(table).column)
+    known = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
+    dataset = write_dataset(
+        out,
+        verb="import",
+        photos=table,
+        labels=_labels(table, known, keep_all=earlier is not None),
+        rejected=rejected,
+        record={
+            "set": "import",
+            "origin": str(source.absolute()),
+            "rule": listed.rule,
+            "max_side": max_side,
+            "decoders": taken.decoders,
+            "identified_by": identified_by,
+        },
+        inputs=inputs,
+    )
+    shutil.rmtree(out / UNFINISHED)
+    _tell(dataset, listed)
+    return dataset
+
+
+def _labels(photos: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) -> pl.DataFrame:
+    """Return the table of labels; a landmark without a photograph keeps its label only when labels were given."""
+    images = dict(photos["landmark_id"].drop_nulls().value_counts().iter_rows())
+    rows = [
+        (one.landmark_id, one.name, one.category, images.get(one.landmark_id, 0))
+        for one in sorted(landmarks, key=lambda one: one.landmark_id)
+        if keep_all or one.landmark_id in images
+    ]
+    columns = [name for name in LABELS if name != "label"]
+    return pl.DataFrame(rows, schema={name: LABELS[name] for name in columns}, orient="row").with_row_index("label")
+
+
+def _keep_parts(dataset: Dataset, listed: Source) -> Dataset:
+    parts = {one.id: PARTS.index(one.part) for one in listed.found if one.part is not None}
+    part = np.asarray([parts[id] for id in dataset.photos["id"]], np.uint8)
+    return store(dataset, given(dataset.photos, part))
+
+
+def _fingerprint(one: Found) -> tuple[Any, ...]:
+    status = one.path.stat()
+    return one.where, one.name, one.part, one.id, one.author, one.license, one.title, status.st_size, status.st_mtime_ns
+
+
+def _finished(out: Path, inputs: str) -> Dataset | None:
+    if not (out / "dataset.json").exists():
+        return None
+    if read_record(out / "dataset.json")["inputs"] != inputs:
+        raise StaleError(f"{out} holds a dataset of other photographs or settings", way_out="choose another folder")
+    note(f"{out} already holds exactly this")
+    return open_dataset(out)
+
+
+def _tell(dataset: Dataset, listed: Source) -> None:
+    known = dataset.photos["landmark_id"].drop_nulls().len()
+    note(f"{len(dataset.photos):,} photographs, {known:,} of {len(dataset.labels):,} landmarks ({listed.rule})")
+    rejected = read_table(dataset.folder / "rejected.parquet", REJECTED)
+    for _, where, why in rejected.head(5).iter_rows():
+        note(f"rejected: {where}: {why}")
+    if len(rejected) > 5:
+        note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
+    if listed.others:
+        note(f"{listed.others:,} files do not call themselves pictures and were left out")
+
+
+# Files into a dataset: read, decoded, shrunk, hashed and put into shards, on all processors and a shard at a time.
+
+
+PHOTOGRAPHS_PER_SHARD = 2_000
+"""Also how much work is repeated when an import is killed."""
+
+MAX_BYTES = 1 << 28
+"""A file that is larger is not read."""
+
+UNFINISHED = ".import"
+"""The folder that holds what is known of the finished shards until the whole dataset is."""
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What came of some files."""
+
+    photos: pl.DataFrame  # the columns of `PHOTOS` that a file tells
+    rejected: pl.DataFrame
+    decoders: list[str]
+
+
+def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None) -> Intake:
+    """Store `found` in shards under `out`, or with `max_side` None only look at them.
+
+    `inputs` is the digest of what is taken in and how: shards that were finished under the same one are taken over, but
+    not from a version that stores or hashes photographs otherwise.
+    """
+    tables = []
+    inputs = digest_of(inputs, STORED_FORM, HASH_FORM)
+    _clear_away(out, inputs)
+    with progress("importing", total=len(found)) as advance:
+        for number, start in enumerate(range(0, len(found), PHOTOGRAPHS_PER_SHARD)):
+            some = found[start : start + PHOTOGRAPHS_PER_SHARD]
+            tables.append(_store(some, out, number, advance, inputs=inputs, max_side=max_side))
+    rows = pl.concat(tables)
+    sound = pl.col("why").is_null()
+    decoders = {read_metadata(done)["decoder"] for done in (out / UNFINISHED / inputs).glob("*.parquet")}
+    return Intake(rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED), sorted(decoders))
+
+
+def _clear_away(out: Path, inputs: str) -> None:
+    """Remove what a killed import left half-written, and all of it if that was of other photographs or settings."""
+    if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
+        shutil.rmtree(out / UNFINISHED)
+        shutil.rmtree(out / "shards", ignore_errors=True)
+    (out / UNFINISHED / inputs).mkdir(parents=True, exist_ok=True)  # first, so that the folder is known for an import's
+    for folder in (out / "shards", out / UNFINISHED / inputs):
+        remove_leftovers(folder)
+
+
+def _store(
+    some: list[Found], out: Path, number: int, advance: Advance, *, inputs: str, max_side: int | None
+) -> pl.DataFrame:
+    """Store up to a shard of photographs and return a row for each; what was done before a kill is taken over."""
+    done, shard = out / UNFINISHED / inputs / f"{number:05d}.parquet", f"import-{number:05d}.tar"
+    if done.exists():
+        advance(len(some))
+        return read_table(done)
+
+    def take(one: Found) -> tuple[dict[str, Any], bytes]:
+        return _take(one, max_side)
+
+    rows = []
+    if max_side is None:
+        for row, _ in in_parallel(take, some):
+            rows.append(row)
+            advance()
+    else:
+        with ShardWriter(out / "shards" / shard) as writer:
+            for row, jpeg in in_parallel(take, some):
+                if row["why"] is None:
+                    row["shard"], (row["offset"], row["length"]) = shard, writer.add(row["id"], jpeg)
+                rows.append(row)
+                advance()
+    columns = ("id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
+    schema = {**{name: PHOTOS[name] for name in columns}, "where": pl.String, "why": pl.String}
+    table = pl.DataFrame(rows, schema=schema)
+    write_table(done, table, decoder=DECODER)
+    return table
+
+
+def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
+    """Read and decode one file; return its row, with the reason in `why` when it is no whole picture, and its JPEG."""
+    row: dict[str, Any] = {
+        "id": one.id, "where": one.where, "why": None, "author": one.author, "license": one.license, "title": one.title,
+    }  # fmt: skip
+    try:
+        size = one.path.stat().st_size
+        if size > MAX_BYTES:
+            raise LandmarksError("a file too large to be a photograph", received=f"{size:,} bytes")
+        data = one.path.read_bytes()
+        if max_side is None:
+            require_text(one.path.absolute())  # it stands in the table as it is
+            image = decode(data)
+            row |= {"shard": str(one.path.absolute()), "offset": 0, "length": len(data)}
+        else:
+            data, image = prepare(data, max_side)
+    except (OSError, LandmarksError) as error:
+        return row | {"why": str(error)}, b""
+    height, width = image.shape[:2]
+    return row | {"width": width, "height": height, "phash": perceptual_hash(image)}, data
+
+
+def in_parallel(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """Yield the results in the order of `items`, from threads; no more are in flight than twice the workers."""
+    workers = usable_processors()
+    waiting: deque[Future[Out]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

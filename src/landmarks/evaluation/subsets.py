@@ -1,0 +1,247 @@
+"""How lucky is a draw of 20 landmarks? Accuracy over many draws, from features, in seconds.
+
+A study that draws its landmarks once reports one number of this distribution. The classifier is a ridge regression in
+closed form on the same features for every draw, so that what varies is the draw alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from landmarks.evaluation.audit import features_of
+from landmarks.evaluation.intervals import group_places
+from landmarks.evaluation.predictions import SUFFIX, name_of
+from landmarks.recognition.gallery import directions
+from landmarks.support.console import note
+from landmarks.support.errors import UsageError
+from landmarks.support.files import held, read_record, write_record
+from landmarks.support.seeds import generator
+from landmarks.training.asked import ask
+from landmarks.training.ridge import ridge_scores
+from landmarks.training.run import open_run
+
+TEST_SHARE = 1 / 3
+"""Share of each landmark's photographs that answers are judged on."""
+
+DEFINITIONS = {
+    "lottery": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
+    "every landmark's photographs and judged on the others, whole groups of near-duplicates on one side; the "
+    "accuracies of all draws make the distribution.",
+    "accuracies": "The accuracy of each draw.",
+    "draws": "Sets of landmarks drawn.",
+    "landmarks": "Landmarks in each of them.",
+    "of": "Landmarks they are drawn from: those with two groups of photographs or more.",
+    "mean": "Mean of the accuracies.",
+    "deviation": "Standard deviation of the accuracies.",
+    "smallest": "The smallest of the accuracies.",
+    "largest": "The largest of the accuracies.",
+    **{f"q{share:02d}": f"The {share}th percentile of the accuracies." for share in (5, 25, 50, 75, 95)},
+    "own": "Accuracy of the run itself as it was judged, and how many landmarks it tells apart.",
+    "place": "Share of draws whose accuracy is below the run's own; ties count half.",
+}
+
+
+def lottery(
+    features: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    groups: NDArray[np.integer] | None = None,
+    *,
+    landmarks: int = 20,
+    draws: int = 200,
+    photographs: int | None = None,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return the accuracy `(draws,)` on as many random sets of `landmarks`, from `features` `(N, C)`, `labels` `(N,)`.
+
+    Whole `groups` `(N,)` (negative: none; without the array each photograph by itself) are for training or for judging,
+    the same in every draw; `photographs` caps the training photographs of a landmark. Only landmarks that have both are
+    drawn. Raises `UsageError` when there are fewer than are to be drawn.
+    """
+    out = held_out(labels, groups, seed)
+    names = drawable(labels, out)
+    if not 2 <= landmarks <= len(names):
+        raise UsageError("that many landmarks cannot be drawn", received=landmarks, expected=f"2 to {len(names)}")
+    order = _shuffled_by_landmark(labels, seed)
+    rows_of = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    sides = {int(labels[rows[0]]): (rows[~out[rows]][:photographs], rows[out[rows]]) for rows in rows_of}
+    accuracies = np.empty(draws)
+    for draw in range(draws):
+        chosen = generator(seed, "draw", draw).choice(len(names), size=landmarks, replace=False)
+        drawn = [sides[int(label)] for label in names[chosen]]
+        accuracies[draw] = _accuracy(features, [train for train, _ in drawn], [test for _, test in drawn])
+    return accuracies
+
+
+def held_out(
+    labels: NDArray[np.integer], groups: NDArray[np.integer] | None = None, seed: int = 0
+) -> NDArray[np.bool_]:
+    """Return `(N,)` which photographs answers are judged on: `TEST_SHARE` of each landmark's, in whole groups.
+
+    Of a landmark whose groups are all larger than that, it is the smallest one that no other landmark needs.
+    """
+    order = _shuffled_by_landmark(labels, seed)
+    group = group_places(groups, len(labels))
+    out = np.zeros(int(group.max(initial=-1)) + 1, dtype=bool)
+    decided = np.zeros_like(out)  # by a landmark before, where a group shows several
+    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []:
+        mine, first, sizes = np.unique(group[rows], return_index=True, return_counts=True)
+        mine, sizes = mine[np.argsort(first)], sizes[np.argsort(first)]
+        free = ~decided[mine]
+        room = max(1, round(len(rows) * TEST_SHARE)) - int(sizes[out[mine] & ~free].sum())
+        for one, size in zip(mine[free], sizes[free], strict=True):
+            if size <= room:
+                out[one], room = True, room - size
+        if not out[mine].any() and free.any():
+            out[mine[free][np.argmin(sizes[free])]] = True
+        if out[mine].all() and free.any():  # nothing to learn from: as good as nothing to be judged on
+            out[mine[free][np.argmax(sizes[free])]] = False
+        decided[mine] = True
+    return out[group]
+
+
+def drawable(labels: NDArray[np.integer], out: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """Return the labels, sorted, that have photographs on both sides of `held_out`."""
+    return np.intersect1d(labels[out], labels[~out])
+
+
+def learning_curves(
+    features: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    groups: NDArray[np.integer] | None = None,
+    *,
+    photographs: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    landmarks: Sequence[int] = (5, 10, 20, 50, 100, 200),
+    at: int = 20,
+    draws: int = 20,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Return how accuracy grows with photographs per landmark and falls with the number of landmarks.
+
+    Columns `varied` (`photographs`, at `at` landmarks, or `landmarks`, with all photographs), `value`, and over `draws`
+    sets `mean`, `low`, `high` (the central 90 %). Numbers beyond what there is are left out.
+    """
+    out = held_out(labels, groups, seed)
+    known, most = drawable(labels, out), int(np.unique(labels[~out], return_counts=True)[1].max(initial=0))
+    rows = []
+    for value in (value for value in photographs if value <= most and at <= len(known)):
+        found = lottery(features, labels, groups, landmarks=at, draws=draws, photographs=value, seed=seed)
+        rows.append({"varied": "photographs", "value": value, **_summary(found)})
+    for value in (value for value in landmarks if value <= len(known)):
+        found = lottery(features, labels, groups, landmarks=value, draws=draws, seed=seed)
+        rows.append({"varied": "landmarks", "value": value, **_summary(found)})
+    return pl.DataFrame(rows)
+
+
+def place_of(accuracy: float, accuracies: NDArray[np.float64]) -> float:
+    """Return where one accuracy lies among those of all draws, 0 (the unluckiest) to 1."""
+    return float(np.mean((accuracies < accuracy) + (accuracies == accuracy) / 2))
+
+
+def describe(accuracies: NDArray[np.float64]) -> dict[str, Any]:
+    """Return a distribution of accuracies as numbers: mean, standard deviation, extremes and quantiles."""
+    quantiles = np.quantile(accuracies, [0.05, 0.25, 0.5, 0.75, 0.95])
+    return {
+        "draws": len(accuracies),
+        "mean": float(accuracies.mean()),
+        "deviation": float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0,
+        "smallest": float(accuracies.min()),
+        "largest": float(accuracies.max()),
+        **{f"q{share:02d}": float(value) for share, value in zip((5, 25, 50, 75, 95), quantiles, strict=True)},
+    }
+
+
+def _summary(accuracies: NDArray[np.float64]) -> dict[str, float]:
+    low, high = np.quantile(accuracies, [0.05, 0.95])
+    return {"mean": float(accuracies.mean()), "low": float(low), "high": float(high)}
+
+
+def _shuffled_by_landmark(labels: NDArray[np.integer], seed: int) -> NDArray[np.integer]:
+    """Return rows sorted by landmark, shuffled within each."""
+    shuffled = generator(seed, "lottery").permutation(len(labels))
+    return np.asarray(shuffled[np.argsort(labels[shuffled], kind="stable")])
+
+
+def _accuracy(
+    features: NDArray[np.floating], train: list[NDArray[np.integer]], test: list[NDArray[np.integer]]
+) -> float:
+    def labels_of(parts: list[NDArray[np.integer]]) -> NDArray[np.integer]:
+        return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+
+    x, asked = features[np.concatenate(train)], features[np.concatenate(test)]
+    values = ridge_scores(x.astype(np.float32), labels_of(train), asked.astype(np.float32), len(train))
+    return float(np.mean(values.argmax(axis=1) == labels_of(test)))
+
+
+# How lucky was a run with its landmarks? Many draws from a dataset, told apart on the features of the run's trunk.
+
+
+DRAWS = 200
+
+
+def luck(
+    run: Path | str,
+    landmarks: int,
+    *,
+    data: Path | str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Return, and write to `metrics/<name>.lottery.json`, how accuracy varies over draws of so many `landmarks`.
+
+    They are drawn from the landmarks with two groups of training photographs or more of the run's dataset, or of `data`
+    (whole when it has no parts). A trunk that was fine-tuned knows its own training photographs: draws from them are
+    too good, and among those of `data` they are left out. Where the run has been judged already, the record says where
+    its own accuracy lies among the draws; that compares only if it tells as many landmarks apart. Raises `UsageError`
+    when there are fewer than are to be drawn.
+    """
+    opened = open_run(run)
+    phase = opened.record.get("best", {}).get("phase")
+    untouched = "its trunk was not trained on them" if phase == "warmup" else ""
+    asked = ask(opened, data, "train", any_landmarks=True, keep_seen=untouched)
+    dataset, part = asked.dataset, asked.part
+    if asked.own and phase == "finetune":
+        note(f"{opened.name} was fine-tuned on the very photographs that are drawn from: its draws are too good")
+    photos, features = features_of(opened, dataset, part, device)
+    unseen = photos["id"].is_in(asked.photos["id"].implode()).to_numpy()
+    photos, features = photos.filter(pl.Series(unseen)), features[unseen]
+    labels = photos["label"].cast(pl.Int64).to_numpy()
+    groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+    accuracies = lottery(directions(features), labels, groups, landmarks=landmarks, draws=draws, seed=seed)
+    name = name_of(opened, asked, "all" if part == "all" else "test")
+    numbers: dict[str, Any] = {
+        "name": name,
+        "data": str(dataset.folder.resolve()),
+        "part": part,
+        "own_data": asked.own,
+        "seen": asked.record()["seen"],
+        "landmarks": landmarks,
+        "of": len(drawable(labels, held_out(labels, groups, seed))),
+        **describe(accuracies),
+        "own": _own(opened.folder / "metrics" / f"{name}.json", len(opened.labels)),
+        "seed": seed,
+        "accuracies": accuracies.tolist(),
+        "definitions": {},
+    }
+    if numbers["own"] is not None:
+        numbers["own"]["place"] = place_of(numbers["own"]["accuracy"], accuracies)
+    told = {"lottery", "place"} if numbers["own"] is not None else {"lottery"}
+    there = told | {name for name, value in numbers.items() if value is not None}
+    numbers["definitions"] = {name: text for name, text in DEFINITIONS.items() if name in there}
+    with held(opened.folder):
+        write_record(opened.folder / "metrics" / f"{name}{SUFFIX}", numbers, verb="evaluate", inputs=dataset.digest)
+    return numbers
+
+
+def _own(metrics: Path, landmarks: int) -> dict[str, Any] | None:
+    """Return the accuracy the run was judged to have, and how many landmarks it tells apart; None before that."""
+    if not metrics.exists():
+        return None
+    accuracy = read_record(metrics)["top1"]["value"]
+    return None if accuracy is None else {"accuracy": accuracy, "landmarks": landmarks}

@@ -1,0 +1,168 @@
+"""What the miniature's CSV files tell: names, authors, licences and categories."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from landmarks.support.files import written_whole
+from landmarks.support.seeds import generator
+
+if TYPE_CHECKING:
+    from landmarks.miniature.make import Landmark, Photograph
+
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "temple": ("Temple of the Quiet Tide", "Ναός των Αλκυόνων", "Temple of Small Hours, Evora Nova"),
+    "domed hall": ("Basilica di Santa Lumaca", "Yedi Kırlangıç Camii", "Hall of the Ninth Hour, Orsova-on-the-Hill"),
+    "step pyramid": ("Pirámide del Colibrí", "Pyramid of Two Rains, Ixtalán", "The Baker's Pyramid"),
+    "triumphal arch": ("Arc des Trois Cigognes", "Porta Meridiana (Vallechiara)", "Gate of the Late Queen"),
+    "arch bridge": ("Puente de las Golondrinas, Valdeluz", "Pont du Vieux Héron", "Karlsbrücke zu Nebelthal"),
+    "pagoda": ("Pagoda of the Ninth Crane", "鶴の塔", "Pagoda of Falling Plums, Lower Terrace"),
+    "obelisk": ("Obelisk of Queen Ysolde", "Aguja de San Telmo", "The Needle, Saltmarket"),
+    "arena": ("Arena di Monteluce", "Amphitheatre of Aquae Serenae", "Les Arènes de Brumevent"),
+    "lighthouse": ("Świetlik Lighthouse, Port Amaranth", "Phare de l'Île aux Loirs", "Old Lantern of Skarvøy"),
+    "windmill": ("De Slapende Reus", "Mlýn u Modré lišky", "Mill of the Four Aunts, Oosterzand"),
+    "castle": ("Château de Brumelune", "Schloss Siebenraben", "Hrad Kamenná Růže, Horní Lhota"),
+    "cathedral": (
+        "Saint Swithin's in the Fields",
+        "Kathedrale Unserer Frau vom Regen",
+        "Catedral de São Cardo, Vilanova",
+    ),
+    "iron tower": ("The Iron Giraffe", "Tour Ferrailleuse", "Vasbetű Tower, Kékhegy"),
+    "campanile": ("Campanile dei Sette Sospiri", "Torre del Reloj Perdido", "Bell Tower of Saint Ottilie, Middlewater"),
+    "stone circle": ("The Nine Gossips", "Cerrig y Wennol", "Steinkreis von Alt-Mönkebüll, Nord"),
+}
+"""Each kind's names, in the order in which landmarks of that kind are made."""
+
+SUPERCATEGORIES = {
+    "temple": "Temple",
+    "domed hall": "Religious buildings",
+    "step pyramid": "Archaeological site",
+    "triumphal arch": "Gate",
+    "arch bridge": "Bridge",
+    "pagoda": "Temple",
+    "obelisk": "Monument",
+    "arena": "Amphitheatre",
+    "lighthouse": "Lighthouse",
+    "windmill": "Mill",
+    "castle": "Castle / fort",
+    "cathedral": "Church",
+    "iron tower": "Tower",
+    "campanile": "Tower",
+    "stone circle": "",
+}
+
+AUTHORS = (
+    "Ada Brightwater", "Émile Lenoir", "Jürgen Weißkopf", "Zofia Żabińska", "M. Okonkwo", "Íñigo de la Vega, Jr.",
+    "wanderlust_77", "Tomáš Říha", "Chiara \"Kiki\" Benedetti", "Søren Ålund", "Leila Haddad", "P. van der Meer",
+    "Ngozi Eze", "山田 さくら", "Old Tom's Slides", "Beatriz Gonçalves", "Rajiv & Meena", "Fiona O'Hara",
+    "Studio Lumen, Ghent", "Ólafur Jónsson", "kestrel", "Marguerite Dupré", "D. Papadopoulou", "Anselm Vogt",
+    "Teresa Quispe", "Bartholomew Finch", "نور", "Ilse Winterberg", "Gábor Kővári", "User:Snailmail",
+)  # fmt: skip
+
+LICENSES = (
+    "https://creativecommons.org/licenses/by/2.0/",
+    "https://creativecommons.org/licenses/by/3.0/",
+    "https://creativecommons.org/licenses/by/4.0/",
+    "https://creativecommons.org/licenses/by-sa/3.0/",
+    "https://creativecommons.org/publicdomain/zero/1.0/",
+)
+
+_NUMERALS = ("", " II", " III", " IV", " V", " VI", " VII", " VIII", " IX", " X")
+
+
+def name_of(kind: str, number: int) -> str:
+    """Return the name of the landmark of this kind, `number` counting from 0; names repeat with a numeral."""
+    names = NAMES[kind]
+    again = number // len(names)
+    return names[number % len(names)] + (_NUMERALS[again] if again < len(_NUMERALS) else f" {again + 1}")
+
+
+def category_url(name: str) -> str:
+    """Return the address of the category of this name, percent-encoded as the archive has it: commas stay."""
+    return "http://commons.wikimedia.org/wiki/Category:" + quote(name.replace(" ", "_"), safe="_,()'-")
+
+
+# ── The CSV files that go with the miniature's photographs, written as the archive writes them ──────────────────────
+
+
+def write_metadata(
+    folder: Path, known: Sequence[Landmark], train: Sequence[Photograph], test: Sequence[Photograph], seed: int
+) -> None:
+    """Write every CSV of the published layout: landmarks, photographs, their authors and the recognition solution."""
+    names = {landmark.id: landmark.name for landmark in known}
+    rng = generator(seed, "metadata")
+    shuffled = [train[i] for i in rng.permutation(len(train))]
+    titles = {photograph.shot.id: _title(names[photograph.landmarks[0]], photograph.shot.id) for photograph in train}
+    metadata = folder / "metadata"
+    _write(metadata / "train.csv", ["id", "url", "landmark_id"], (
+        (p.shot.id, _url(titles[p.shot.id], "http" if rng.random() < 0.3 else "https"), p.landmarks[0])
+        for p in shuffled
+    ))  # fmt: skip
+    _write(metadata / "train_attribution.csv", ["id", "url", "author", "license", "title"], (
+        (
+            photograph.shot.id,
+            f"https://commons.wikimedia.org/wiki/File:{quote(titles[photograph.shot.id].replace(' ', '_'), safe='_')}",
+            photograph.shot.author,
+            LICENSES[rng.integers(len(LICENSES))],
+            f"File:{titles[photograph.shot.id]}",
+        )
+        for photograph in shuffled
+    ))  # fmt: skip
+    clean = {photograph.shot.id for photograph in train if not photograph.fault and rng.random() > 0.1}
+    _write(metadata / "train_clean.csv", ["landmark_id", "images"], _clean_rows(known, shuffled, clean))
+    _write(metadata / "train_label_to_category.csv", ["landmark_id", "category"], (
+        (landmark.id, category_url(landmark.name)) for landmark in known
+    ))  # fmt: skip
+    _write(
+        metadata / "train_label_to_hierarchical.csv",
+        ["landmark_id", "category", "supercategory", "hierarchical_label", "natural_or_human_made"],
+        (_hierarchy(landmark) for landmark in known),
+    )
+    _write(metadata / "test.csv", ["id"], ((photograph.shot.id,) for photograph in test))
+    _write(folder / "ground_truth" / "recognition_solution_v2.1.csv", ["id", "landmarks", "Usage"], (
+        (photograph.shot.id, " ".join(map(str, photograph.landmarks)), photograph.usage)
+        for photograph in sorted(test, key=lambda photograph: photograph.shot.id)
+    ))  # fmt: skip
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    with written_whole(path) as aside:
+        aside.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _title(name: str, photo_id: str) -> str:
+    return f"{name} ({int(photo_id[:4], 16)}).jpg"
+
+
+def _url(title: str, scheme: str) -> str:
+    return f"{scheme}://upload.wikimedia.org/wikipedia/commons/{quote(title.replace(' ', '_'), safe='_')}"
+
+
+def _clean_rows(
+    known: Sequence[Landmark], photographs: Sequence[Photograph], clean: set[str]
+) -> Iterable[tuple[int, str]]:
+    for landmark in known:
+        ids = [p.shot.id for p in photographs if p.landmarks[0] == landmark.id and p.shot.id in clean]
+        if ids:
+            yield landmark.id, " ".join(ids)
+
+
+def _hierarchy(landmark: Landmark) -> tuple[int, str, str, str, str]:
+    supercategory = SUPERCATEGORIES[landmark.kind]
+    return (
+        landmark.id,
+        category_url(landmark.name),
+        supercategory,
+        supercategory.lower(),
+        "human-made" if supercategory else "",
+    )

@@ -1,0 +1,141 @@
+"""The study's baseline: two convolutions and a dense softmax, about a million parameters for 20 landmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+
+BASELINE = "baseline"
+"""Its name."""
+
+PRETRAINED: dict[str, Any] = {
+    "input_size": (3, 112, 112),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "fixed_input_size": False,
+    "license": None,
+}
+"""What timm's record would say of it, had it any pretrained weights."""
+
+CHANNELS = (32, 64)
+SIDE = 28
+"""Height and width of its maps, whatever the size of the photograph: the dense layer's size depends on it."""
+
+
+class BaselineTrunk(nn.Module):
+    """Convolution, ReLU, pooling, twice; 64 maps of 28 × 28 whose every position the dense layer sees.
+
+    It speaks as much of timm's interface as `Network` uses. With 20 landmarks it has 1,022,932 parameters: 19,392 in
+    the convolutions and 50,176 × 20 + 20 in the dense softmax.
+    """
+
+    num_features = CHANNELS[-1]
+    head_hidden_size = CHANNELS[-1] * SIDE * SIDE
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = CHANNELS
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, first, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(first, second, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.AdaptiveAvgPool2d(SIDE),  # does nothing at 112 pixels
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return maps (N, 64, 28, 28) of normalised images (N, 3, H, W)."""
+        maps: Tensor = self.layers(images)
+        return maps
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = True) -> Tensor:
+        """Return the maps laid out in one row per photograph, (N, 50176)."""
+        return maps.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (N, 50176) of normalised images (N, 3, H, W)."""
+        return self.forward_head(self.forward_features(images))
+
+
+# ── Names of networks: the study's seven by the names people use, and every other one by timm's ─────────────────────
+
+
+FRIENDLY = {
+    "xception": "legacy_xception",
+    "nasnet_large": "nasnetalarge",
+}
+"""The names that timm calls differently: ours → timm's."""
+
+STUDY = (BASELINE, "resnet18", "resnet50", "xception", "inception_v3", "inception_resnet_v2", "nasnet_large")
+"""The networks listed first; the study's five, the small ResNet, and the study's best-known large one."""
+
+
+def timm_name(backbone: str) -> str:
+    """Return timm's name of `backbone`, with its tag if it has one; unknown names are a `UsageError`."""
+    name = FRIENDLY.get(backbone, backbone)
+    if not timm.is_model(name):
+        close = did_you_mean(backbone, (*STUDY, *timm.list_models()))
+        raise UsageError(f'no network "{backbone}"', way_out=f"{close} (landmarks networks lists all)".strip())
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture, _, tag = name.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(architecture)]
+        raise UsageError(
+            f'no weights "{tag}" of the network {architecture}',
+            expected=", ".join(tags) or "no tag: it has none",
+            way_out=did_you_mean(tag, tags),
+        ) from error
+    return name
+
+
+def pretrained_record(backbone: str) -> Mapping[str, Any]:
+    """Return timm's record of the pretrained weights: `input_size`, `mean`, `std`, `license` and so on."""
+    if backbone == BASELINE:
+        return PRETRAINED
+    record = timm.get_pretrained_cfg(timm_name(backbone))
+    if record is None:
+        raise UsageError(f'timm does not say how photographs are prepared for "{backbone}"', way_out="name another one")
+    return {**record.to_dict(), "license": record.license}
+
+
+def build_trunk(backbone: str, image_size: int) -> nn.Module:
+    """Return the network without its classifier, randomly initialised, for squares of `image_size` pixels."""
+    if backbone == BASELINE:
+        return BaselineTrunk()
+    record = pretrained_record(backbone)
+    sizes = {"img_size": image_size} if record.get("fixed_input_size") else {}
+    try:
+        trunk: nn.Module = timm.create_model(timm_name(backbone), pretrained=False, num_classes=0, **sizes)
+    except MemoryError:
+        raise
+    except Exception as error:  # a thousand networks raise a dozen kinds
+        raise unfit(backbone, image_size, str(error).strip().partition("\n")[0] or type(error).__name__) from error
+    return trunk
+
+
+def unfit(backbone: str, image_size: int, reason: str) -> LandmarksError:
+    """Return the error for a network that cannot work on photographs of this size, or on photographs at all."""
+    own = int(pretrained_record(backbone)["input_size"][-1])
+    if image_size != own:
+        return UsageError(
+            f"{backbone} cannot take photographs of {image_size} pixels ({reason})",
+            way_out=f"it was made for {own} (--image-size)",
+        )
+    return LandmarksError(
+        f"{backbone} gives no features to recognise landmarks by ({reason})", way_out="name another network"
+    )

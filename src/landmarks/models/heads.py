@@ -1,0 +1,296 @@
+"""What stands on a trunk's pooled features and answers: the study's two dense layers, one dense layer, or cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from landmarks.support.errors import UsageError, did_you_mean
+
+HIDDEN = 512
+"""Width of the study's hidden layer."""
+
+
+def build_head(name: str, features: int, classes: int, settings: Mapping[str, Any] | None = None) -> Head:
+    """Return a new head from `features` to `classes`; unknown names and settings are a `UsageError`."""
+    if name not in HEADS:
+        raise UsageError(f'no head "{name}"', expected=" or ".join(HEADS), way_out=did_you_mean(name, HEADS))
+    if classes < 1:
+        raise UsageError("a head needs at least one landmark", received=f"{classes} landmarks")
+    try:
+        return HEADS[name](features, classes, **(settings or {}))
+    except TypeError as error:
+        raise UsageError(f'the head "{name}" cannot be made with {dict(settings or {})} ({error})') from error
+
+
+class Head(nn.Module):
+    """From pooled features (N, C) to logits (N, K), by the `forward` of each kind, and the loss it is trained with."""
+
+    classes: int
+    settings: dict[str, Any]
+    """What `build_head` needs beside the sizes to make it again."""
+
+    def adapt(self, photographs: NDArray[np.int64]) -> None:
+        """Take note of how many `photographs` (K,) of each landmark there are to train on; most heads do not care."""
+
+    def loss(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy, a scalar, of features (N, C) against labels (N,) int64 without any -1."""
+        return F.cross_entropy(self(features), labels, weight=class_weights, label_smoothing=label_smoothing)
+
+
+class StudyHead(Head):
+    """Dense 512, ReLU, dense K: the head of every pretrained network in the study."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.classes, self.settings = classes, {}
+        self.hidden = _dense(features, HIDDEN)
+        self.output = _dense(HIDDEN, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, K) of features (N, C)."""
+        logits: Tensor = self.output(torch.relu(self.hidden(features)))
+        return logits
+
+
+class LinearHead(Head):
+    """One dense layer."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.classes, self.settings = classes, {}
+        self.output = _dense(features, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, K) of features (N, C)."""
+        logits: Tensor = self.output(features)
+        return logits
+
+
+class CosineHead(Head):
+    """Cosines between a photograph's embedding and each landmark's centres: for many landmarks.
+
+    Trained with ArcFace's margin (Deng et al. 2019) on the largest of `centres` sub-centres (Deng et al. 2020). An
+    `embedding` of that many dimensions stands before it; 0 compares the features themselves. `margin` is in radians;
+    `adapt` gives each landmark one of its own, from half of it to one and a half.
+    """
+
+    margins: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        *,
+        embedding: int = HIDDEN,
+        centres: int = 1,
+        scale: float = 24.0,
+        margin: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if not 1 <= centres <= 255:
+            raise UsageError("a landmark has 1 to 255 sub-centres", received=centres)
+        self.classes = classes
+        self.settings = {"embedding": embedding, "centres": centres, "scale": scale, "margin": margin}
+        self.scale = scale
+        self.embedding = _dense(features, embedding) if embedding else nn.Identity()
+        width = embedding or features
+        self.centres = nn.Parameter(torch.randn(classes, centres, width) / width**0.5)
+        self.register_buffer("margins", torch.full((classes,), float(margin)))
+
+    def adapt(self, photographs: NDArray[np.int64]) -> None:
+        """Give landmarks with few of `photographs` (K,) a large margin, and those with many a small one.
+
+        The margin falls with the fourth root of the count (Ha et al. 2020); where all have equally many it is equal.
+        """
+        rarity = np.maximum(photographs, 1) ** -0.25
+        low, high = rarity.min(), rarity.max()
+        share = (rarity - low) / (high - low) if high > low else np.full_like(rarity, 0.5)
+        self.margins.copy_(torch.from_numpy(self.settings["margin"] * (0.5 + share)).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, K): scale × cosine to the nearest centre, without any margin."""
+        embedded = self.embedding(features)
+        unit = F.normalize(embedded if embedded.dtype == torch.float64 else embedded.float(), dim=1)
+        return self.scale * cosines(unit, self.centres)[0]
+
+    def loss(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy with margins, computed in chunks of landmarks."""
+        margin = Margin(self.scale, self.margins, label_smoothing, class_weights)
+        return margin_cross_entropy(self.embedding(features), self.centres, labels, margin)
+
+
+def _dense(inputs: int, outputs: int) -> nn.Linear:
+    """Return a dense layer that starts as Keras's does: Glorot's uniform weights (Glorot & Bengio 2010), no bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+HEADS: dict[str, Callable[..., Head]] = {"study": StudyHead, "linear": LinearHead, "cosine": CosineHead}
+"""Name → head; a new head stands here and in CONTRIBUTING's recipe."""
+
+
+# Cross-entropy over cosines with an angular margin, computed in chunks of classes so that memory stays bounded.
+#
+# The dense formula makes a matrix photographs × classes × sub-centres, and its softmax, and their gradients. For 203,094
+# landmarks and a batch of 256 each of them has 208 MB for every sub-centre. Here the logits of a few classes at a time
+# are made, folded into a running log-sum-exp, and thrown away; the backward pass makes them again. Beyond the weights,
+# their gradient and one chunk nothing grows with the number of classes.
+#
+# For unit features f and unit sub-centres w_kj: cos θ_k = max_j ⟨w_kj, f⟩ (Deng et al. 2020), logits z_k = s · cos θ_k,
+# and for the true class y, z_y = s · cos(θ_y + m_y) (ArcFace, Deng et al. 2019). Where θ_y + m_y would pass π the
+# logit goes on as a straight line, s · (cos θ_y − m_y sin m_y), so that it keeps falling.
+
+
+CHUNK_NUMBERS = 4_000_000
+"""Numbers in one chunk's matrix of cosines: 16 MB, of which a handful exist at a time."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """What the loss depends on beside features and centres."""
+
+    scale: float
+    angles: Tensor
+    """Radians that each class's angle is made larger by while it is the true one, (K,)."""
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+    chunk: int | None = None
+    """Classes at a time; None: as many as `CHUNK_NUMBERS` allow."""
+
+
+def margin_cross_entropy(features: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
+    """Return the mean cross-entropy of features (N, D) against centres (K, J, D) and labels (N,), a scalar.
+
+    Neither needs to have unit length. Label smoothing and class weights mean what they mean in PyTorch's
+    `cross_entropy`: the mean is over the weights of the true classes.
+    """
+    with torch.autocast(features.device.type, enabled=False):  # a margin of cosines is lost in half precision
+        unit = F.normalize(features.float() if features.dtype != torch.float64 else features, dim=1)
+        loss: Tensor = _MarginCrossEntropy.apply(unit, centres, labels, margin)
+    return loss
+
+
+def cosines(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest cosine (N, k) of unit features (N, D) to each class's centres (k, J, D), and which (uint8)."""
+    directions = F.normalize(centres, dim=2)
+    best = unit @ directions[:, 0].T
+    nearest = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for place in range(1, centres.shape[1]):
+        other = unit @ directions[:, place].T
+        nearest.masked_fill_(other > best, place)
+        best = torch.maximum(best, other)
+    return best, nearest
+
+
+class _MarginCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
+        target = _Target(unit, centres, labels, margin)
+        classes, smoothing, weights = len(centres), margin.label_smoothing, margin.class_weights
+        high = torch.full_like(target.logit, -torch.inf)
+        total, smooth = torch.zeros_like(high), torch.zeros_like(high)
+        for start, logits, _ in _chunks(unit, centres, labels, margin, target):
+            top = torch.maximum(high, logits.amax(1))
+            total = total * torch.exp(high - top) + torch.exp(logits - top[:, None]).sum(1)
+            high = top
+            if smoothing:
+                smooth += logits.sum(1) if weights is None else logits @ weights[start : start + logits.shape[1]]
+        log_sum = high + total.log()
+        weight = torch.ones_like(log_sum) if weights is None else weights[labels]
+        all_weights = float(classes) if weights is None else float(weights.sum())
+        losses = (1 - smoothing) * weight * (log_sum - target.logit)
+        losses = losses + smoothing / classes * (all_weights * log_sum - smooth)
+        ctx.save_for_backward(unit, centres, labels, log_sum, weight)
+        ctx.margin, ctx.target, ctx.all_weights = margin, target, all_weights
+        return losses.sum() / weight.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        unit, centres, labels, log_sum, weight = ctx.saved_tensors
+        margin, target = ctx.margin, ctx.target
+        classes, smoothing, weights = len(centres), margin.label_smoothing, margin.class_weights
+        outer = outputs[0] * margin.scale / weight.sum()
+        on_sum = (1 - smoothing) * weight + smoothing / classes * ctx.all_weights
+        unit_gradient, centre_gradient = torch.zeros_like(unit), torch.empty_like(centres)
+        for start, logits, nearest in _chunks(unit, centres, labels, margin, target):
+            size = logits.shape[1]
+            slope = logits.sub_(log_sum[:, None]).exp_().mul_(on_sum[:, None])  # ∂ loss / ∂ logit
+            if smoothing:
+                slope -= smoothing / classes * (1.0 if weights is None else weights[start : start + size])
+            rows, columns = target.inside(labels, start, size)
+            slope[rows, columns] -= (1 - smoothing) * weight[rows]
+            slope[rows, columns] *= target.slope[rows]
+            slope *= outer
+            on_features, on_centres = _gradients(unit, centres[start : start + size], slope, nearest)
+            unit_gradient += on_features
+            centre_gradient[start : start + size] = on_centres
+        return unit_gradient, centre_gradient, None, None
+
+
+class _Target:
+    """The true class's logit (N,) with its margin, and how much it follows its cosine: ∂ logit / ∂ (s · cosine)."""
+
+    def __init__(self, unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> None:
+        own = F.normalize(centres[labels], dim=2)
+        cosine = torch.einsum("nd,njd->nj", unit, own).amax(1).clamp(-1, 1)
+        angle = margin.angles[labels]
+        sine = (1 - cosine**2).clamp(min=1e-12).sqrt()
+        straight = cosine <= torch.cos(torch.pi - angle)
+        turned = cosine * torch.cos(angle) - sine * torch.sin(angle)
+        self.logit = margin.scale * torch.where(straight, cosine - angle * torch.sin(angle), turned)
+        self.slope = torch.where(straight, torch.ones_like(cosine), torch.cos(angle) + torch.sin(angle) * cosine / sine)
+
+    @staticmethod
+    def inside(labels: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+        """Return the rows whose true class is in a chunk of classes, and its columns there."""
+        rows = ((labels >= start) & (labels < start + size)).nonzero()[:, 0]
+        return rows, labels[rows] - start
+
+
+def _chunks(unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin, target: _Target) -> Any:
+    """Yield, chunk by chunk: the first class, the logits (N, k) with the margins in, the nearest sub-centres (N, k)."""
+    classes, several, _ = centres.shape
+    size = margin.chunk or max(1, CHUNK_NUMBERS // (len(unit) * several))
+    for start in range(0, classes, size):
+        cosine, nearest = cosines(unit, centres[start : start + size])
+        logits = cosine.mul_(margin.scale)
+        rows, columns = target.inside(labels, start, logits.shape[1])
+        logits[rows, columns] = target.logit[rows]
+        yield start, logits, nearest
+
+
+def _gradients(unit: Tensor, centres: Tensor, slope: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `slope` (N, k), on the cosines to the nearest sub-centres, means for features and for one chunk."""
+    length = centres.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    directions = centres / length
+    pull, on_features = torch.empty_like(centres), torch.zeros_like(unit)
+    for place in range(centres.shape[1]):
+        own = slope if centres.shape[1] == 1 else slope * (nearest == place)
+        on_features += own @ directions[:, place]
+        pull[:, place] = own.T @ unit
+    pull -= (pull * directions).sum(2, keepdim=True) * directions
+    return on_features, pull.div_(length)

@@ -1,0 +1,325 @@
+"""A network: a trunk that turns photographs into maps and features, and a head that turns features into answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from landmarks.models.backbones import BASELINE, build_trunk, pretrained_record, unfit
+from landmarks.models.heads import Head, build_head
+from landmarks.models.weights import epsilon_of, load_weights, set_epsilon, storable
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import read_record, write_record, written_whole
+
+WEIGHTS_FILE = "model.safetensors"
+RECORD_FILE = "model.json"
+
+
+def build_network(
+    backbone: str,
+    *,
+    classes: int,
+    head: str = "study",
+    weights: str | Path = "imagenet",
+    image_size: int | None = None,
+    seed: int = 0,
+    head_settings: Mapping[str, Any] | None = None,
+) -> Network:
+    """Return a network for `classes` landmarks whose trunk starts from `weights` and whose head is drawn from `seed`.
+
+    `weights` is `imagenet` (timm's, from the Hub), `none`, a .safetensors or .pth file, or the folder of another run.
+    `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for
+    unknown names and sizes that a network cannot work on, and `LandmarksError` for networks that give no features to
+    train a head on, and for weights that cannot be had or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = empty_network(
+            backbone, classes=classes, head=head, image_size=image_size, head_settings=head_settings
+        )
+    require_features(network)
+    load_weights(network.trunk, backbone, weights)
+    return network
+
+
+def empty_network(
+    backbone: str,
+    *,
+    classes: int,
+    head: str = "study",
+    image_size: int | None = None,
+    head_settings: Mapping[str, Any] | None = None,
+) -> Network:
+    """Return a network as `build_network` does, all its weights random, on torch's default device (meta too)."""
+    preprocessing = from_pretrained(pretrained_record(backbone), image_size)
+    if backbone == BASELINE and head == "study":
+        head = "linear"  # two convolutions and a dense softmax is all that the study's baseline is
+    trunk = build_trunk(backbone, preprocessing.image_size)
+    return Network(backbone, trunk, head, build_head(head, _width(trunk), classes, head_settings), preprocessing)
+
+
+class Network(nn.Module):
+    """A trunk from timm (or the baseline's) and a head; input and output are documented at each method."""
+
+    def __init__(
+        self, backbone: str, trunk: nn.Module, head_name: str, head: Head, preprocessing: Preprocessing
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head_name = head_name
+        self.preprocessing = preprocessing
+        self.trunk = trunk
+        self.head = head
+
+    @property
+    def classes(self) -> int:
+        """Return the number of landmarks it knows."""
+        return self.head.classes
+
+    @property
+    def width(self) -> int:
+        """Return the length C of a photograph's pooled features."""
+        return _width(self.trunk)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the last maps (N, C, h, w) of normalised images (N, 3, S, S); a transformer's tokens as a grid."""
+        return self.as_maps(self.trunk.forward_features(images))  # type: ignore[operator]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return pooled features (N, C) of normalised images (N, 3, S, S), pooled as the pretrained network pools."""
+        return self._pooled_as_trained(self.trunk.forward_features(images))  # type: ignore[operator]
+
+    def maps_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maps (N, C, h, w) and pooled features (N, C) of normalised images from one pass through the trunk.
+
+        Raises `LandmarksError` when the network has no maps; its features can be had all the same.
+        """
+        last = self.trunk.forward_features(images)  # type: ignore[operator]
+        return self.as_maps(last), self._pooled_as_trained(last)
+
+    def _pooled_as_trained(self, last: Any) -> Tensor:
+        features: Tensor = self.trunk.forward_head(last, pre_logits=True)  # type: ignore[operator]
+        return features
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Return the mean (N, C) of maps (N, C, h, w) over their positions."""
+        return maps.mean((2, 3))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (N, K) of pooled features (N, C)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, K) of normalised images (N, 3, S, S)."""
+        return self.classify(self.features(images))
+
+    def as_maps(self, last: Any) -> Tensor:
+        """Return what the trunk returns before pooling as maps (N, C, h, w): tokens without prefixes, as a grid.
+
+        Raises `LandmarksError` for trunks that return something else: several sets of tokens, or no square of them.
+        """
+        if not isinstance(last, Tensor):
+            raise self._no_maps("it ends in several branches")
+        if last.ndim == 4:
+            channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            return last.permute(0, 3, 1, 2) if channels_last else last
+        if last.ndim != 3:
+            raise self._no_maps("it keeps no positions until the end")
+        tokens = last[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
+        side = round(tokens.shape[1] ** 0.5)
+        if side * side != tokens.shape[1]:
+            raise self._no_maps(f"its {tokens.shape[1]} tokens are no square of positions")
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
+
+    def _no_maps(self, why: str) -> LandmarksError:
+        return LandmarksError(
+            f"{self.backbone} has no maps to draw ({why})",
+            way_out="explain a run with another network; everything else works with this one",
+        )
+
+
+def save_network(network: Network, folder: Path | str, **extra: Any) -> None:
+    """Write `model.safetensors` and then `model.json`, which also holds `extra` (thresholds, temperature)."""
+    folder = Path(folder)
+    with written_whole(folder / WEIGHTS_FILE) as aside:
+        save_file(storable(network.state_dict()), aside)
+    counts = count_parameters(network)
+    record = {
+        "backbone": network.backbone,
+        "head": network.head_name,
+        "head_settings": network.head.settings,
+        "classes": network.classes,
+        "preprocessing": network.preprocessing.record(),
+        "batch_norm_epsilon": epsilon_of(network.trunk),
+        "parameters": counts.total,
+        "trainable": counts.trainable,
+        "non_trainable": counts.non_trainable,
+        **extra,
+    }
+    write_record(folder / RECORD_FILE, record, verb="train")
+
+
+def load_network(folder: Path | str) -> Network:
+    """Return the network that `save_network` wrote to `folder`, in evaluation mode."""
+    folder = Path(folder)
+    record = read_record(folder / RECORD_FILE)
+    preprocessing = from_record(record["preprocessing"])
+    trunk = build_trunk(record["backbone"], preprocessing.image_size)
+    head = build_head(record["head"], _width(trunk), record["classes"], record["head_settings"])
+    network = Network(record["backbone"], trunk, record["head"], head, preprocessing)
+    if record["batch_norm_epsilon"] is not None:
+        set_epsilon(trunk, record["batch_norm_epsilon"])
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise LandmarksError(f"{folder / WEIGHTS_FILE} is not the network of {RECORD_FILE} ({error})") from error
+    return network.eval()
+
+
+@torch.no_grad()
+def require_features(network: Network) -> None:
+    """Raise unless a made-up photograph goes through and gives features that the head can take.
+
+    Of a size other than the network's own, that size is to blame: too small a photograph ends in maps of no size.
+    A network on the meta device is tried without being computed.
+    """
+    size, training = network.preprocessing.image_size, network.training
+    made_up = _made_up_photograph(network)
+    try:
+        features = network.eval().features(made_up)
+        reason = _wrong_features(features, (1, network.width))
+    except MemoryError:
+        raise
+    except Exception as error:  # a thousand networks raise a dozen kinds
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    network.train(training)
+    if reason:
+        raise unfit(network.backbone, size, reason)
+
+
+def _wrong_features(features: Any, shape: tuple[int, int]) -> str:
+    """Return what is wrong with features that should be of `shape`, or an empty text."""
+    if not isinstance(features, Tensor):
+        return f"it gives a {type(features).__name__} where features should be"
+    if features.shape != shape:
+        return f"its features have the shape {tuple(features.shape)}, not {shape}"
+    finite = features.is_meta or bool(features.isfinite().all())
+    return "" if finite else "its features are no finite numbers"
+
+
+@torch.no_grad()
+def has_maps(network: Network) -> bool:
+    """Return whether `network` has maps, so that heat maps can be drawn of its answers; seen in one pass."""
+    training = network.training
+    try:
+        network.eval().maps(_made_up_photograph(network))
+    except LandmarksError:
+        return False
+    finally:
+        network.train(training)
+    return True
+
+
+def _made_up_photograph(network: Network) -> Tensor:
+    """Return noise (1, 3, S, S) as photographs come: where the network is, its three colours last in memory."""
+    size, device = network.preprocessing.image_size, next(network.parameters()).device
+    with torch.device("cpu"):
+        made_up = torch.randn(1, size, size, 3, generator=torch.Generator().manual_seed(0))
+    return made_up.permute(0, 3, 1, 2).to(device)
+
+
+def _width(trunk: nn.Module) -> int:
+    """Return the length of pooled features; timm calls it `head_hidden_size` where a layer stands after the pooling."""
+    return int(getattr(trunk, "head_hidden_size", None) or trunk.num_features)  # type: ignore[arg-type]
+
+
+# How a photograph becomes a network's input: one record, taken from timm's description of the pretrained weights.
+#
+# `training.photos` applies it, for training, evaluation and prediction alike.
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the evaluation picture is: resized, cut from the middle, scaled to 0..1, minus `mean`, over `std`."""
+
+    image_size: int
+    """Side in pixels of the square that the network sees."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    crop: float = 1.0
+    """Share of the resized picture's shorter side that the square keeps, 1 at most."""
+
+    def record(self) -> dict[str, Any]:
+        """Return this as a JSON object, which `from_record` reads back."""
+        return asdict(self)
+
+
+def from_record(record: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing that `Preprocessing.record` wrote."""
+    return Preprocessing(
+        image_size=int(record["image_size"]),
+        mean=_triple(record["mean"]),
+        std=_triple(record["std"]),
+        interpolation=str(record["interpolation"]),
+        crop=float(record["crop"]),
+    )
+
+
+def from_pretrained(pretrained: Mapping[str, Any], image_size: int | None = None) -> Preprocessing:
+    """Return the preprocessing that timm's record `pretrained` states, at `image_size` pixels instead of its own.
+
+    `pretrained` is a `pretrained_cfg` as a mapping: `input_size` (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`.
+    """
+    size = int(pretrained["input_size"][-1]) if image_size is None else image_size
+    if size < 1:
+        raise UsageError("the image size must be positive", received=size)
+    return Preprocessing(
+        image_size=size,
+        mean=_triple(pretrained["mean"]),
+        std=_triple(pretrained["std"]),
+        interpolation=str(pretrained["interpolation"]),
+        crop=min(1.0, float(pretrained["crop_pct"])),  # timm fills a border around pictures for a few networks
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+# Parameters counted as Keras counts them: running means and variances are parameters that are not trained.
+
+
+RUNNING = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many numbers a network holds: those that training changes, and batch normalisation's running statistics."""
+
+    trainable: int
+    non_trainable: int
+
+    @property
+    def total(self) -> int:
+        """Return both together, which Keras prints as "Total params"."""
+        return self.trainable + self.non_trainable
+
+
+def count_parameters(network: nn.Module) -> Counts:
+    """Return the counts of `network`, which may live on the meta device; frozen layers count as trainable ones."""
+    return Counts(
+        trainable=sum(parameter.numel() for parameter in network.parameters()),
+        non_trainable=sum(
+            buffer.numel() for name, buffer in network.named_buffers() if name.rpartition(".")[2] in RUNNING
+        ),
+    )

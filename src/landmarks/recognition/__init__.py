@@ -1,0 +1,1 @@
+"""Answers: a trained network, what it remembers, and what it says of images."""

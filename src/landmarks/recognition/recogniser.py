@@ -1,0 +1,195 @@
+"""A run's network at work: pictures in, its five best answers and the scores that tell known from unknown out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from landmarks.dataset.manifest import NO_LABEL, Dataset
+from landmarks.models.network import Network
+from landmarks.models.rewriting import folded
+from landmarks.recognition.gallery import Reference, rejection_scores, sample
+from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import digest_of, read_record, write_record
+from landmarks.training.features import kept_features
+from landmarks.training.loader import batches, normalised
+from landmarks.training.machine import choose_device, choose_layout
+from landmarks.training.own_data import photographs_seen
+from landmarks.training.run import Run
+
+ANSWERS = 5
+"""Answers kept per photograph; with fewer landmarks than that, all."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network says about N photographs, best answer first, k = 5 or the number of landmarks."""
+
+    labels: NDArray[np.int64]  # (N, k), by score descending, equal scores by label ascending
+    scores: NDArray[np.float32]  # (N, k), probabilities after temperature
+    truth_log_scores: NDArray[np.float32]  # (N,), natural logarithm of the probability of `first`; NaN where none
+    untempered: NDArray[np.float32]  # (N,), the largest probability before temperature
+    rejection: dict[str, NDArray[np.float32]]  # score name → (N,), larger: more surely a known landmark
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """A network, its temperature, and what it remembers of its training photographs (None: nothing)."""
+
+    network: Network
+    temperature: float = 1.0
+    reference: Reference | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @torch.no_grad()
+    def answer(self, images: torch.Tensor, first: NDArray[np.int64] | None = None) -> Answers:
+        """Answer uint8 `images` (N, 3, S, S); `first` (N,) is what each shows, `NO_LABEL` where nothing known."""
+        features = self.network.features(normalised(images, self.network.preprocessing, self.device)).float()
+        logits = self.network.classify(features).float()
+        probabilities = torch.softmax(logits / self.temperature, dim=1)
+        labels, scores = best_answers(probabilities.cpu().numpy(), ANSWERS)
+        first = np.full(len(images), NO_LABEL) if first is None else first
+        truth = torch.from_numpy(np.maximum(first, 0)).to(self.device)
+        logs = (
+            torch.log_softmax(logits / self.temperature, dim=1)[torch.arange(len(truth), device=self.device), truth]
+            .cpu()
+            .numpy()
+        )
+        return Answers(
+            labels=labels,
+            scores=scores,
+            truth_log_scores=np.where(first == NO_LABEL, np.nan, logs).astype(np.float32),
+            untempered=torch.softmax(logits, dim=1).amax(dim=1).cpu().numpy(),
+            rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), self.reference),
+        )
+
+    @property
+    def digest(self) -> str:
+        """Changes with whatever, beside the weights, changes the answers."""
+        return digest_of(self.temperature, None if self.reference is None else self.reference.digest)
+
+
+def open_recogniser(run: Run, reference: Reference | None = None, device: str = "auto") -> Recogniser:
+    """Load a run's network on `device` (see `choose_device`), with the temperature its `model.json` holds."""
+    place = torch.device(choose_device(device).value)
+    record: dict[str, Any] = read_record(run.folder / "model.json")
+    network = folded(run.network().to(place))
+    if choose_layout(network).value == "channels last":
+        network.to(memory_format=torch.channels_last)
+    return Recogniser(network, float(record.get("temperature") or 1.0), reference, place)
+
+
+def update_model(run: Run, **changes: object) -> None:
+    """Rewrite the run's `model.json` with `changes`, keeping all else, what wrote it included."""
+    path = run.folder / "model.json"
+    record = {**read_record(path), **changes}
+    verb, inputs = record.pop("verb", "train"), record.pop("inputs", "")
+    write_record(path, record, verb=verb, inputs=inputs)
+
+
+def best_answers(probabilities: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return `(labels, scores)` `(N, k)` of the `k` largest of `probabilities` `(N, K)`; equal ones by label ascending.
+
+    Linear in K: only rows whose k-th value occurs more often than there is room for it are sorted whole.
+    """
+    k = min(k, probabilities.shape[1])
+    chosen = np.argpartition(-probabilities, k - 1, axis=1)[:, :k].astype(np.int64)
+    worst = np.take_along_axis(probabilities, chosen, axis=1).min(axis=1)
+    for row in np.flatnonzero((probabilities >= worst[:, None]).sum(axis=1) > k):
+        chosen[row] = np.argsort(-probabilities[row], kind="stable")[:k]
+    chosen.sort(axis=1)
+    scores = np.take_along_axis(probabilities, chosen, axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+# ── The temperature of a run's network: fitted once, on the validation part, and stored with the model ──────────────
+
+
+MAX_BYTES = 128 * 1024**2
+"""Size of the outputs that the temperature is fitted on, in half precision: 300 photographs of 203,094 landmarks."""
+
+
+def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch_size: int) -> Recogniser:
+    """Return `recogniser` with its run's temperature, fitted now and stored in `model.json` when there is none yet.
+
+    It is fitted on what the run was validated with in `dataset`, its own; on features that warm-up kept, where the
+    trunk is still the same. Without validation photographs it stays 1, with a note. Call it while holding the run's
+    folder.
+    """
+    record = read_record(run.folder / "model.json")
+    if record.get("temperature") is not None:
+        return recogniser
+    photos = photographs_seen(run, dataset, "val")
+    if not len(photos):
+        note("no validation photographs: the temperature stays 1")
+        return recogniser
+    photos = photos.filter(pl.Series(sample(photos["run_label"].to_numpy(), MAX_BYTES // (2 * len(run.labels)))))
+    logits = np.empty((len(photos), len(run.labels)), dtype=np.float16)
+    done = 0
+    with torch.no_grad(), progress("fitting the temperature", total=len(photos)) as advance:
+        for outputs in _outputs(run, dataset, photos, recogniser, batch_size):
+            logits[done : done + len(outputs)] = in_half_precision(outputs).cpu()
+            done += len(outputs)
+            advance(len(outputs))
+    temperature = fit_temperature(logits, photos["run_label"].to_numpy())
+    update_model(run, temperature=temperature)
+    note(f"temperature {temperature:.3f}, fitted on {len(photos)} validation photographs")
+    return replace(recogniser, temperature=temperature)
+
+
+def _outputs(
+    run: Run, dataset: Dataset, photos: pl.DataFrame, recogniser: Recogniser, batch_size: int
+) -> Iterator[torch.Tensor]:
+    network, device = recogniser.network, recogniser.device
+    kept = kept_features(run, dataset, photos)
+    if kept is not None:
+        for start in range(0, len(kept), batch_size):
+            features = torch.from_numpy(np.asarray(kept[start : start + batch_size], dtype=np.float32))
+            yield network.classify(features.to(device))
+        return
+    for batch in batches(dataset, photos, network.preprocessing, batch_size=batch_size):
+        yield network(normalised(batch.images, network.preprocessing, device))
+
+
+def in_half_precision(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits (N, K) less each row's largest, which changes no probability, as float16.
+
+    A network that has learnt little yet may answer with outputs beyond what half precision holds; what lies further
+    than that below the largest has no probability anyway.
+    """
+    below = logits.float() - logits.float().amax(dim=1, keepdim=True)
+    return below.clamp(min=torch.finfo(torch.float16).min).half()
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer], rows_at_once: int = 4096) -> float:
+    """Return the temperature that minimises the log loss of `logits / temperature` `(N, K)` for `labels` `(N,)`.
+
+    Bounded to 0.05..20: with every validation photograph right the best temperature would be 0. The loss is convex in
+    1/temperature, so the minimum found is the only one (Guo et al., ICML 2017).
+    """
+    if not len(labels):
+        raise LandmarksError("no validation photographs to fit the temperature on")
+
+    def loss(log_inverse: float) -> float:
+        inverse, total = math.exp(log_inverse), 0.0
+        for start in range(0, len(labels), rows_at_once):
+            scaled = logits[start : start + rows_at_once].astype(np.float64) * inverse
+            true = scaled[np.arange(len(scaled)), labels[start : start + rows_at_once]]
+            total += float(np.sum(logsumexp(scaled, axis=1) - true))
+        return total / len(labels)
+
+    found = minimize_scalar(
+        loss, bounds=(math.log(1 / 20), math.log(1 / 0.05)), method="bounded", options={"xatol": 1e-5}
+    )
+    return math.exp(-found.x)

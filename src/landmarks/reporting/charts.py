@@ -1,0 +1,396 @@
+"""The page's charts: each a pure function from a polars frame to an altair chart.
+
+Every mark carries a `description`, which the page shows when it is pointed at or tapped. The colours are fixed ones
+that `figures.py` exchanges for the page's own, so that a chart also reads on a dark screen.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import polars as pl
+import vl_convert
+from markupsafe import Markup
+
+from landmarks.support.files import written_whole
+
+INK, MUTED, GRID = "#1f2428", "#68707a", "#e4e2dc"
+SERIES = ("#0f6b75", "#c8553d", "#7a5ba6", "#c28a1c", "#3b74c9", "#5f8a3a", "#a14a6d", "#5c6670")
+RIGHT, WRONG = SERIES[0], SERIES[1]
+
+WIDTH, HEIGHT = 460, 280
+"""One figure, in pixels: two stand side by side on a desk, one fills a telephone and can still be read."""
+
+NAMED_CELLS = 40
+"""Landmarks up to which a confusion matrix names its rows and columns."""
+
+_PERCENT = alt.Axis(format=".0%")
+
+
+def _data(frame: pl.DataFrame) -> Any:
+    """Return the rows as values in the chart itself, whatever their number."""
+    return alt.InlineData(values=frame.to_dicts())
+
+
+def _styled(chart: Any) -> Any:
+    """Give a chart the page's quiet look."""
+    return (
+        chart.configure(font="sans-serif", background="transparent", padding=4)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=MUTED,
+            titleColor=MUTED,
+            titleFontWeight="normal",
+            titlePadding=8,
+            labelFontSize=12,
+            titleFontSize=12,
+            gridColor=GRID,
+            domain=False,
+            tickColor=GRID,
+            labelLimit=210,
+        )
+        .configure_legend(
+            orient="top", title=None, labelColor=INK, labelFontSize=12, symbolStrokeWidth=2, labelLimit=200, columns=3
+        )
+        .configure_title(color=MUTED, fontSize=12, fontWeight="normal", anchor="start")
+        .configure_text(color=INK, fontSize=12)
+    )
+
+
+def _fitted(chart: Any, width: int = WIDTH, height: int = HEIGHT) -> Any:
+    fit = alt.AutoSizeParams(type="fit", contains="padding")
+    return _styled(chart.properties(width=width, height=height, autosize=fit))
+
+
+def accuracy_against(frame: pl.DataFrame, x: str, title: str) -> Any:
+    """Bubbles: accuracy over a cost, one per run; the area shows the parameters, the bar the interval.
+
+    `frame`: run, the column named by `x`, accuracy, low, high, parameters, description.
+    """
+    names = frame["run"].to_list()
+    longest = max(len(name) for name in names)
+    base = alt.Chart(_data(frame)).encode(
+        x=alt.X(
+            f"{x}:Q",
+            title=title,
+            scale=alt.Scale(type="log", nice=False, padding=max(40, min(110, 4 * longest))),
+            axis=alt.Axis(tickCount=4, grid=False, format="~g"),
+        ),
+        color=alt.Color("run:N", scale=alt.Scale(domain=names, range=list(SERIES)), legend=None),
+        description="description:N",
+    )
+    y = alt.Y("accuracy:Q", title="accuracy on test", axis=_PERCENT, scale=alt.Scale(zero=False, padding=30))
+    bubbles = base.mark_circle(opacity=0.75).encode(
+        y=y, size=alt.Size("parameters:Q", scale=alt.Scale(domainMin=0, range=[30, 1200]), legend=None)
+    )
+    whiskers = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q")
+    words = base.mark_text(dy=-24, fontWeight="bold", limit=220).encode(y=y, text="run:N")
+    return _fitted(alt.layer(whiskers, bubbles, words))
+
+
+def learning_curves(frame: pl.DataFrame, measure: str, percent: bool) -> Any:
+    """Lines over epochs, one panel per phase, one colour per series.
+
+    `frame`: phase, epoch, series, value, description.
+    """
+    phases = [name for name in ("warmup", "finetune") if name in frame["phase"].to_list()]
+    titles = {"warmup": "epoch of warm-up (head alone)", "finetune": "epoch of fine-tuning"}
+    series = frame["series"].unique(maintain_order=True).to_list()
+    panels = []
+    for position, phase in enumerate(phases):
+        own = frame.filter(pl.col("phase") == phase)
+        axis = alt.Axis(format=".0%" if percent else "~g", labels=position == 0, ticks=False)
+        y = alt.Y("value:Q", axis=axis, title=measure if position == 0 else None, scale=alt.Scale(zero=False))
+        few = own["epoch"].n_unique() <= 30
+        panels.append(
+            alt.Chart(_data(own), width=(WIDTH - 70) // len(phases) - 8, height=HEIGHT - 80)
+            .mark_line(point=alt.OverlayMarkDef(size=36) if few else False, strokeWidth=2, clip=False)
+            .encode(
+                x=alt.X(
+                    "epoch:Q",
+                    title=titles[phase],
+                    axis=alt.Axis(format="d", values=_some_epochs(own), grid=False),
+                    scale=alt.Scale(nice=False),
+                ),
+                y=y,
+                color=alt.Color("series:N", scale=alt.Scale(domain=series, range=list(SERIES))),
+                description="description:N",
+            )
+        )
+    return _styled(alt.hconcat(*panels, spacing=14, bounds="flush").resolve_scale(y="shared"))
+
+
+def _some_epochs(frame: pl.DataFrame) -> list[int]:
+    """Return at most six whole epochs, evenly apart, to be named below a panel."""
+    last = max(frame["epoch"].to_list())
+    step = -(-last // 5) or 1
+    return list(range(step, last + 1, step)) or [0]
+
+
+def confusion_matrix(frame: pl.DataFrame, names: list[str]) -> Any:
+    """Cells of a confusion matrix, only those that occur: right ones on the diagonal, wrong ones in the second colour.
+
+    `frame`: row, column (positions in `names`), share (of the row), right, description.
+    """
+    many = len(names)
+    side = 900 if many > NAMED_CELLS else max(22 * many, min(34 * many, 260))
+    cell = max(side / many, 3.5)
+    labelled = many <= NAMED_CELLS
+    frame = frame.with_columns(
+        pl.col(axis).replace_strict(dict(enumerate(names)), return_dtype=pl.String).alias(f"{axis}_name")
+        for axis in ("row", "column")
+    )
+    scale = alt.Scale(domain=names, paddingInner=0.06 if labelled else 0, paddingOuter=0)
+    axis: dict[str, Any] = {
+        "grid": labelled,
+        "tickBand": "extent",
+        "ticks": False,
+        "labels": labelled,
+        "labelLimit": 190,
+        "labelFontSize": 11,
+    }
+    return _styled(
+        alt.Chart(_data(frame), width=side, height=side)
+        .mark_square(size=(cell * (0.94 if labelled else 1)) ** 2, opacity=1)
+        .encode(
+            x=alt.X(
+                "column_name:N", scale=scale, title="answered", axis=alt.Axis(orient="top", labelAngle=-90, **axis)
+            ),
+            y=alt.Y("row_name:N", scale=scale, title="shown", axis=alt.Axis(**axis)),
+            fill=alt.condition("datum.right", alt.value(RIGHT), alt.value(WRONG)),
+            fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.25, 1]), legend=None),
+            strokeOpacity=alt.value(0),
+            description="description:N",
+        )
+    )
+
+
+def landmark_bars(frame: pl.DataFrame, color: str = RIGHT) -> Any:
+    """Accuracy per landmark as a dot on its interval, in the order of the frame.
+
+    `frame`: name, accuracy, low, high, description.
+    """
+    names = frame["name"].to_list()
+    base = alt.Chart(_data(frame)).encode(
+        y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelColor=INK, ticks=False, labelPadding=8)),
+        description="description:N",
+    )
+    scale = alt.Scale(domain=[0, 1])
+    rules = base.mark_rule(strokeWidth=6, opacity=0.28, color=color, strokeCap="round").encode(
+        x=alt.X("low:Q", scale=scale, title="accuracy and its 95 % interval", axis=_PERCENT), x2="high:Q"
+    )
+    dots = base.mark_circle(size=90, opacity=1, color=color).encode(x=alt.X("accuracy:Q", scale=scale))
+    return _fitted(alt.layer(rules, dots), height=70 + 24 * len(names))
+
+
+def protocols(frame: pl.DataFrame) -> Any:
+    """Accuracy per network as dots on their intervals, one colour and one height per series.
+
+    `frame`: network, series, accuracy, low, high, description.
+    """
+    networks = frame["network"].unique(maintain_order=True).to_list()
+    series = frame["series"].unique(maintain_order=True).to_list()
+    base = alt.Chart(_data(frame)).encode(
+        y=alt.Y("network:N", sort=networks, title=None, axis=alt.Axis(labelColor=INK, ticks=False, labelPadding=8)),
+        yOffset=alt.YOffset("series:N", sort=series),
+        color=alt.Color(
+            "series:N",
+            scale=alt.Scale(domain=series, range=list(SERIES)),
+            legend=alt.Legend(symbolOpacity=1),
+        ),
+        description="description:N",
+    )
+    scale = alt.Scale(domain=[0, 1])
+    rules = base.mark_rule(strokeWidth=6, opacity=0.28, strokeCap="round").encode(
+        x=alt.X("low:Q", scale=scale, title="test accuracy and its 95 % interval", axis=_PERCENT), x2="high:Q"
+    )
+    dots = base.mark_circle(size=90, opacity=1).encode(x=alt.X("accuracy:Q", scale=scale))
+    return _fitted(alt.layer(rules, dots), height=100 + 20 * len(networks) * len(series))
+
+
+def accuracy_histogram(frame: pl.DataFrame) -> Any:
+    """How many landmarks reach which accuracy. `frame`: low, high (of the bin), landmarks, description."""
+    bars = (
+        alt.Chart(_data(frame))
+        .mark_bar(color=RIGHT, binSpacing=1)
+        .encode(
+            x=alt.X("low:Q", bin="binned", title="accuracy of a landmark", axis=alt.Axis(format=".0%", grid=False)),
+            x2="high:Q",
+            y=alt.Y("landmarks:Q", title="landmarks", axis=alt.Axis(format="~s")),
+            description="description:N",
+        )
+    )
+    return _fitted(bars)
+
+
+def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
+    """How many draws reach which accuracy, and a line at the run's own. `frame`: low, high, draws, description."""
+    bars = (
+        alt.Chart(_data(frame))
+        .mark_bar(color=RIGHT, binSpacing=1)
+        .encode(
+            x=alt.X("low:Q", bin="binned", title="accuracy of a draw", axis=alt.Axis(format=".0%", grid=False)),
+            x2="high:Q",
+            y=alt.Y("draws:Q", title="draws", axis=alt.Axis(format="~s", tickMinStep=1)),
+            description="description:N",
+        )
+    )
+    if own is None:
+        return _fitted(bars)
+    line = (
+        alt.Chart(_data(pl.DataFrame({"own": [own]})))
+        .mark_rule(color=INK, strokeDash=[4, 4], strokeWidth=2)
+        .encode(x="own:Q", description=alt.value("the run's own accuracy"))
+    )
+    return _fitted(alt.layer(bars, line))
+
+
+def reliability(frame: pl.DataFrame) -> Any:
+    """Accuracy over stated confidence: points on the diagonal mean a probability can be believed.
+
+    `frame`: confidence, accuracy, photographs, description.
+    """
+    unit = alt.Scale(domain=[0, 1])
+    diagonal = (
+        alt.Chart(_data(pl.DataFrame({"at": [0, 1]})))
+        .mark_line(color=MUTED, strokeDash=[4, 4], strokeWidth=1)
+        .encode(x="at:Q", y="at:Q", description=alt.value("accuracy as stated"))
+    )
+    base = alt.Chart(_data(frame)).encode(
+        x=alt.X("confidence:Q", title="stated probability", axis=_PERCENT, scale=unit),
+        y=alt.Y("accuracy:Q", title="share that is right", axis=_PERCENT, scale=unit),
+    )
+    line = base.mark_line(color=RIGHT, strokeWidth=2)
+    points = base.mark_circle(color=RIGHT, opacity=0.9).encode(
+        size=alt.Size("photographs:Q", scale=alt.Scale(domainMin=0, range=[20, 420]), legend=None),
+        description="description:N",
+    )
+    return _fitted(alt.layer(diagonal, line, points))
+
+
+def risk_coverage(frame: pl.DataFrame) -> Any:
+    """Share of wrong answers among those given, over the share of photographs answered (surest first).
+
+    `frame`: coverage, risk.
+    """
+    area = (
+        alt.Chart(_data(frame))
+        .mark_area(color=WRONG, opacity=0.18, line={"color": WRONG, "strokeWidth": 2})
+        .encode(
+            x=alt.X("coverage:Q", title="photographs answered", axis=_PERCENT, scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("risk:Q", title="wrong among the answered", axis=alt.Axis(format="~%")),
+        )
+    )
+    return _fitted(area)
+
+
+# ── A chart as three things: a picture in the page, and an SVG and a CSV beside it ──────────────────────────────────
+
+
+_SVG = "http://www.w3.org/2000/svg"
+_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"} | {
+    colour: f"var(--s{position})" for position, colour in enumerate(SERIES)
+}
+_NOT_IN_THE_PAGE = ("role", "aria-roledescription", "aria-hidden", "pointer-events", "font-family", "stroke-miterlimit")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart in the page: `svg` is safe markup, `alt` says what it shows, `file` is its name beside the page."""
+
+    title: str
+    alt: str
+    caption: str
+    svg: Markup
+    file: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class FigureFolder:
+    """Where every figure is also written as SVG and CSV."""
+
+    folder: Path
+
+    def draw(
+        self,
+        chart: Any,
+        numbers: pl.DataFrame,
+        *,
+        file: str,
+        title: str,
+        alt: str,
+        caption: str = "",
+        wide: bool = False,
+    ) -> Figure:
+        """Render `chart`, write `<file>.svg` and its `numbers` as `<file>.csv`, and return the picture for the page."""
+        svg = render(chart)
+        with written_whole(self.folder / f"{file}.svg") as aside:
+            aside.write_text(svg, encoding="utf-8")
+        self.keep(numbers, file=file)
+        return Figure(title, alt, caption, inlined(svg, alt, prefix=file), f"{self.folder.name}/{file}", wide)
+
+    def keep(self, numbers: pl.DataFrame, *, file: str) -> str:
+        """Write a table's `numbers` as `<file>.csv` and return where it lies, seen from the page."""
+        flat = numbers.drop("description", strict=False)
+        with written_whole(self.folder / f"{file}.csv") as aside:
+            flat.write_csv(aside)
+        return f"{self.folder.name}/{file}.csv"
+
+
+def render(chart: Any) -> str:
+    """Return an altair chart as a standalone SVG; nothing is fetched for it."""
+    svg: str = vl_convert.vegalite_to_svg(chart.to_json(), allowed_base_urls=[])
+    return svg
+
+
+def inlined(svg: str, alt: str, prefix: str) -> Markup:
+    """Return `svg` for a page: it fills its column, takes the page's colours and font, and shows marks' descriptions.
+
+    Descriptions of marks become `data-tip`, which the page's script shows. Identifiers get `prefix`, as several
+    pictures share one page.
+    """
+    ET.register_namespace("", _SVG)
+    root = ET.fromstring(svg)
+    root.attrib |= {"role": "img", "aria-label": alt}
+    width = float(root.attrib.pop("width"))
+    root.attrib.pop("height", None)
+    root.attrib.pop("version", None)
+    for element in root.iter():
+        if element is not root:
+            _quieten(element)
+        for name, value in list(element.attrib.items()):
+            if name == "id":
+                element.set(name, f"{prefix}-{value}")
+            elif "url(#" in value:
+                element.set(name, value.replace("url(#", f"url(#{prefix}-"))
+            elif value in _COLOURS:
+                element.set(name, _COLOURS[value])
+    _drop_empty_paths(root)
+    root.set("style", f"--width:{width:.0f}px;max-width:var(--width)")
+    text = ET.tostring(root, encoding="unicode")
+    return Markup(re.sub(r"(\d\.\d\d)\d+", r"\1", text) if len(text) > 200_000 else text)
+
+
+def _quieten(element: ET.Element) -> None:
+    label = element.attrib.pop("aria-label", None)
+    if label and element.attrib.get("role") == "graphics-symbol" and "axis" not in _kind(element):
+        element.set("data-tip", label)
+    for name in _NOT_IN_THE_PAGE:
+        element.attrib.pop(name, None)
+
+
+def _kind(element: ET.Element) -> str:
+    return element.attrib.get("aria-roledescription", "")
+
+
+def _drop_empty_paths(root: ET.Element) -> None:
+    for parent in root.iter():
+        for child in list(parent):
+            if child.attrib.get("class") in ("background", "foreground") and "stroke" not in child.attrib:
+                parent.remove(child)

@@ -1,0 +1,331 @@
+"""From a run's files to its figures: the frame each chart needs, its words, and the chart drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from landmarks.reporting.charts import (
+    RIGHT,
+    WRONG,
+    Figure,
+    FigureFolder,
+    accuracy_against,
+    accuracy_histogram,
+    confusion_matrix,
+    draws_histogram,
+    landmark_bars,
+    learning_curves,
+    reliability,
+    risk_coverage,
+)
+from landmarks.reporting.report_tables import results_numbers
+from landmarks.reporting.run_files import Evaluation, Pieces, slug
+from landmarks.reporting.wording import duration, interval, millions, percent, plural
+
+MOST_CELLS = 300
+"""Landmarks up to which a confusion matrix is drawn; above, the most confused pairs stand for it."""
+
+BEST = 10
+"""Landmarks in each of the two lists."""
+
+CURVE_POINTS = 200
+LOTTERY_BINS = 20
+
+_PHASES = {"warmup": "warm-up", "finetune": "fine-tuning"}
+
+
+def overview(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[Figure]:
+    """Return the figures that compare runs: accuracy against cost, against time, and validation over epochs."""
+    numbers = results_numbers(runs)
+    figures.keep(numbers, file=f"{page}-results")
+    drawn = []
+    for x, title, unit in (("gmacs", "cost of one photograph", "GMACs"), ("seconds", "time of training", "minutes")):
+        frame = _bubbles(numbers, x)
+        if len(frame) < 2:
+            continue
+        drawn.append(
+            figures.draw(
+                accuracy_against(frame, x, f"{title}, {unit}"),
+                frame,
+                file=f"{page}-accuracy-{x}",
+                title=f"Accuracy against the {title}",
+                alt=f"Bubble diagram: {_told(frame)}",
+                caption="The area of a bubble shows the network's parameters, its line the interval of the accuracy.",
+            )
+        )
+    return [*drawn, *_compared(runs, figures, page)]
+
+
+def _bubbles(numbers: pl.DataFrame, x: str) -> pl.DataFrame:
+    frame = numbers.filter(pl.col(x) > 0, pl.col("accuracy").is_not_null())
+    frame = frame.with_columns(pl.col("parameters").fill_null(0), pl.col("low", "high").fill_null(pl.col("accuracy")))
+    if x == "seconds":
+        frame = frame.with_columns(pl.col("seconds") / 60)
+    told = [
+        f"{row['run']}: {percent(row['accuracy'])} ({interval(row)}), {millions(row['parameters'])} parameters, "
+        + (f"{row['gmacs']:.2f} GMACs" if x == "gmacs" else duration(row["seconds"] * 60))
+        for row in frame.iter_rows(named=True)
+    ]
+    return frame.with_columns(pl.Series("description", told, dtype=pl.String))
+
+
+def _told(frame: pl.DataFrame) -> str:
+    return "; ".join(frame["description"].to_list())
+
+
+def _compared(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[Figure]:
+    frames = [
+        _measured(run.history, "val_accuracy", run.name)
+        for run in runs
+        if run.history is not None and run.history["val_accuracy"].count()
+    ]
+    if len(frames) < 2:
+        return []
+    frame = pl.concat(frames)
+    return [
+        figures.draw(
+            learning_curves(_described(frame, percentages=True), "validation accuracy", percent=True),
+            frame,
+            file=f"{page}-learning",
+            title="Validation accuracy as training went on",
+            alt=f"Lines of validation accuracy over the epochs of {_phases(frame)} for {plural(len(frames), 'run')}.",
+            caption="Fine-tuning goes on where warm-up ended." if _both_phases(frame) else "",
+        )
+    ]
+
+
+def learning_figures(run: Pieces, figures: FigureFolder) -> list[Figure]:
+    """Return the learning curves of a run: accuracy and loss, training and validation, both phases."""
+    drawn = []
+    for measure in ("accuracy", "loss"):
+        if run.history is None:
+            break
+        frame = pl.concat([_measured(run.history, f"{part}_{measure}", word) for part, word in _PARTS])
+        if frame.is_empty():
+            continue
+        percentages = measure == "accuracy"
+        last = frame.filter(pl.col("series") == "validation").tail(1)
+        ending = f", at the end {_amount(last['value'][0], percentages)} on validation" if len(last) else ""
+        drawn.append(
+            figures.draw(
+                learning_curves(_described(frame, percentages), measure, percent=percentages),
+                frame,
+                file=f"{run.slug}-learning-{measure}",
+                title=f"{measure.capitalize()} as training went on",
+                alt=f"Lines of {measure} over the epochs of {_phases(frame)}{ending}.",
+            )
+        )
+    return drawn
+
+
+def _phases(frame: pl.DataFrame) -> str:
+    return " and ".join(word for phase, word in _PHASES.items() if phase in frame["phase"])
+
+
+def _both_phases(frame: pl.DataFrame) -> bool:
+    """Return whether any one series went through both phases."""
+    return bool((frame.group_by("series").agg(pl.col("phase").n_unique())["phase"] > 1).any())
+
+
+_PARTS = (("val", "validation"), ("train", "training"))
+
+
+def _measured(history: pl.DataFrame, column: str, series: str) -> pl.DataFrame:
+    """Return phase, epoch, series, value of one column, one row per epoch, warm-up first."""
+    per_epoch = (
+        history.filter(pl.col(column).is_not_null() & pl.col(column).is_finite())
+        .group_by("phase", "epoch", maintain_order=True)
+        .agg(pl.col(column).last().alias("value"))
+        .with_columns(pl.lit(series).alias("series"))
+    )
+    return per_epoch.select("phase", "epoch", "series", "value").sort("phase", "epoch", descending=[True, False])
+
+
+def _amount(value: float, percentages: bool) -> str:
+    return percent(value) if percentages else f"{value:.3f}"
+
+
+def _described(frame: pl.DataFrame, percentages: bool) -> pl.DataFrame:
+    told = [
+        f"{row['series']}, {_PHASES.get(row['phase'], row['phase'])} epoch {row['epoch']}: "
+        f"{_amount(row['value'], percentages)}"
+        for row in frame.iter_rows(named=True)
+    ]
+    return frame.with_columns(pl.Series("description", told, dtype=pl.String))
+
+
+def confusion_figure(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> Figure | None:
+    """Return the confusion matrix of at most `MOST_CELLS` landmarks; all pairs go to the CSV whatever their number."""
+    if evaluation.confusion is None or evaluation.confusion.is_empty():
+        return None
+    names = pl.Series(run.names, dtype=pl.String)
+    pairs = evaluation.confusion.with_columns(
+        names.gather(evaluation.confusion["truth"]).alias("truth_name"),
+        names.gather(evaluation.confusion["answer"]).alias("answer_name"),
+        (pl.col("count") / pl.col("count").sum().over("truth")).alias("share"),
+    )
+    file = f"{run.slug}-confusion"
+    if len(run.names) > MOST_CELLS:
+        figures.keep(pairs, file=file)
+        return None
+    order = _by_accuracy(pairs, len(run.names))
+    place = {label: position for position, label in enumerate(order)}
+    told = [_pair(row) for row in pairs.iter_rows(named=True)]
+    cells = pairs.select(
+        pl.col("truth").replace_strict(place, return_dtype=pl.UInt32).alias("row"),
+        pl.col("answer").replace_strict(place, return_dtype=pl.UInt32).alias("column"),
+        "share",
+        (pl.col("truth") == pl.col("answer")).alias("right"),
+        pl.Series("description", told, dtype=pl.String),
+    )
+    right = pairs.filter(pl.col("truth") == pl.col("answer"))["count"].sum()
+    return figures.draw(
+        confusion_matrix(cells, [run.names[label] for label in order]),
+        pairs,
+        file=file,
+        title="Confusion matrix",
+        alt=f"Confusion matrix of {plural(len(order), 'landmark')}: {right:,} of {pairs['count'].sum():,} are right.",
+        caption="Rows show, columns answer; landmarks from the best recognised to the worst. Right answers stand on "
+        "the diagonal, wrong ones beside it in the other colour, the stronger the larger their share of the row. "
+        "Point at a cell, or tap it, for its names.",
+        wide=True,
+    )
+
+
+def _by_accuracy(pairs: pl.DataFrame, landmarks: int) -> list[int]:
+    right = pairs.filter(pl.col("truth") == pl.col("answer"))
+    share = dict(zip(right["truth"], right["share"], strict=True))
+    shown = set(pairs["truth"])
+    return sorted(range(landmarks), key=lambda label: (label not in shown, -share.get(label, 0.0), label))
+
+
+def _pair(row: dict[str, object]) -> str:
+    share = f"{plural(int(str(row['count'])), 'photograph')} ({percent(row['share'], 0)})"
+    if row["truth"] == row["answer"]:
+        return f"{row['truth_name']}: {share} right"
+    return f"{row['truth_name']} taken for {row['answer_name']}: {share}"
+
+
+def landmark_figures(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> list[Figure]:
+    """Return the best and the worst landmarks with intervals, and for many landmarks how the others spread."""
+    worst_first = frame.sort(["accuracy", "photographs", "label"], descending=[False, True, False])
+    some = min(BEST, len(frame))
+    drawn = []
+    for word, these, colour in (
+        ("best", frame.head(some), RIGHT),
+        ("worst", worst_first.head(some), WRONG),
+    ):
+        if these.is_empty() or (word == "worst" and len(frame) <= BEST):
+            continue
+        told = [
+            f"{row['name']}: {row['correct']} of {row['photographs']}, {percent(row['accuracy'])} ({interval(row)})"
+            for row in these.iter_rows(named=True)
+        ]
+        chosen = these.with_columns(pl.Series("description", told, dtype=pl.String))
+        drawn.append(
+            figures.draw(
+                landmark_bars(chosen, colour),
+                chosen,
+                file=f"{run.slug}-{word}",
+                title=f"The {some} {word} recognised landmarks" if len(frame) > BEST else "Every landmark, best first",
+                alt=f"Accuracy with intervals of the {some} {word} landmarks: {_told(chosen)}",
+            )
+        )
+    if len(frame) > 2 * BEST:
+        drawn.append(_spread(run, frame, figures))
+    return drawn
+
+
+def _spread(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> Figure:
+    bins = frame.select((pl.col("accuracy") * 20).floor().clip(0, 19).cast(pl.Int32).alias("bin"))
+    counted = bins.group_by("bin").agg(pl.len().alias("landmarks")).sort("bin")
+    spread = counted.select((pl.col("bin") / 20).alias("low"), ((pl.col("bin") + 1) / 20).alias("high"), "landmarks")
+    told = [
+        f"{plural(row['landmarks'], 'landmark')} between {percent(row['low'], 0)} and {percent(row['high'], 0)}"
+        for row in spread.iter_rows(named=True)
+    ]
+    spread = spread.with_columns(pl.Series("description", told, dtype=pl.String))
+    return figures.draw(
+        accuracy_histogram(spread),
+        spread,
+        file=f"{run.slug}-spread",
+        title="How the landmarks spread",
+        alt=f"Histogram of the accuracy of {plural(len(frame), 'landmark')}: {_told(spread)}",
+    )
+
+
+def subset_figures(run: Pieces, figures: FigureFolder) -> list[Figure]:
+    """Return how accuracy varies with the landmarks that are drawn, a figure for each lottery that was held."""
+    drawn = []
+    for held in run.lotteries:
+        counts, edges = np.histogram(held["accuracies"], bins=LOTTERY_BINS)
+        rows = [(low, high, int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True) if n]
+        frame = pl.DataFrame(rows, schema=["low", "high", "draws"], orient="row")
+        told = [f"{plural(n, 'draw')} between {percent(low)} and {percent(high)}" for low, high, n in rows]
+        frame = frame.with_columns(pl.Series("description", told, dtype=pl.String))
+        own, on = held["own"], f"{held['landmarks']:,} of {held['of']:,} landmarks"
+        caption = f"Mean {percent(held['mean'])}, nine of ten draws between {percent(held['q05'])} and "
+        caption += f"{percent(held['q95'])}, by a classifier in closed form on this network's features."
+        if own is not None:
+            caption += f" The line is this run: {percent(own['accuracy'])} on {plural(own['landmarks'], 'landmark')}"
+            caption += f", above {percent(own['place'], 0)} of the draws"
+            caption += "." if own["landmarks"] == held["landmarks"] else "; other numbers of landmarks do not compare."
+        drawn.append(
+            figures.draw(
+                draws_histogram(frame, None if own is None else own["accuracy"]),
+                frame,
+                file=f"{run.slug}-lottery-{slug(held['name'])}",
+                title=f"{plural(held['draws'], 'draw')} of {on}",
+                alt=f"Histogram of accuracy over draws of {on}: {_told(frame)}",
+                caption=caption,
+            )
+        )
+    return drawn
+
+
+def calibration_figures(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> list[Figure]:
+    """Return the reliability diagram and the risk–coverage curve, as far as the evaluation holds them."""
+    drawn = []
+    kinds = {"confidence": pl.Float64, "accuracy": pl.Float64, "photographs": pl.Int64}
+    points = pl.DataFrame(evaluation.metrics.get("reliability") or [], schema=kinds, orient="row", strict=False)
+    if len(points):
+        told = [
+            f"stated {percent(row['confidence'])}, right {percent(row['accuracy'])} of {row['photographs']:,}"
+            for row in points.iter_rows(named=True)
+        ]
+        points = points.with_columns(pl.Series("description", told, dtype=pl.String))
+        drawn.append(
+            figures.draw(
+                reliability(points),
+                points,
+                file=f"{run.slug}-reliability",
+                title="Can a probability be believed?",
+                alt=f"Reliability diagram: {_told(points)}",
+                caption="On the dashed line, answers stated with 80 % are right in 80 of 100 cases; below it the "
+                "network is too sure of itself. Large points hold many photographs.",
+            )
+        )
+    curve = evaluation.metrics.get("risk_coverage")
+    if isinstance(curve, dict) and isinstance(curve.get("coverage"), list) and len(curve["coverage"]) > 1:
+        drawn.append(_risk_coverage(run, curve, figures))
+    return drawn
+
+
+def _risk_coverage(run: Pieces, curve: dict[str, list[float]], figures: FigureFolder) -> Figure:
+    kinds = {"coverage": pl.Float64, "risk": pl.Float64}
+    whole = pl.DataFrame({name: curve[name] for name in kinds}, schema=kinds, strict=False)
+    step = max(1, len(whole) // CURVE_POINTS)
+    thinned = pl.concat([whole.gather_every(step), whole.tail(1)]).unique(maintain_order=True)
+    half = whole.filter(pl.col("coverage") >= 0.5).head(1)
+    end = percent(whole["risk"][-1])
+    return figures.draw(
+        risk_coverage(thinned),
+        whole,
+        file=f"{run.slug}-risk-coverage",
+        title="What silence would buy",
+        alt=f"Risk–coverage curve: {percent(half['risk'][0])} wrong when half is answered, {end} when all is.",
+        caption="If only the surest answers were given: the share of wrong ones among them.",
+    )

@@ -1,0 +1,256 @@
+"""The page's tables: what stands in their cells, how they sort, and what was left out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from landmarks.evaluation.intervals import wilson
+from landmarks.reporting.run_files import Evaluation, Pieces
+from landmarks.reporting.wording import (
+    bounds,
+    count,
+    decimal,
+    duration,
+    in_words,
+    interval,
+    millions,
+    number,
+    percent,
+    plural,
+    readable,
+    titled,
+)
+
+MAX_ROWS = 300
+"""Rows of one table in the page; the CSV beside the page always holds all of them."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, what it sorts by, and a smaller second line."""
+
+    text: str
+    value: float | str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; numbers stand to the right."""
+
+    title: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that sorts by its headings; `note` says what it leaves out, `file` where all of it lies."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    file: str = ""
+
+
+def results_table(runs: Sequence[Pieces]) -> Table:
+    """Return the study's table: one row per run, best validation accuracy first."""
+    titles = (
+        "Network",
+        "Test accuracy",
+        "Validation accuracy",
+        "Warm-up alone",
+        "Top-5",
+        "Parameters",
+        "Image",
+        "Epochs",
+        "Time",
+    )
+    ordered = sorted(runs, key=lambda run: (-(run.val_accuracy or 0.0), run.name))
+    return Table(
+        caption="One row per run, best validation accuracy first; headings sort.",
+        columns=tuple(Column(title, numeric=position > 0) for position, title in enumerate(titles)),
+        rows=tuple(_result(run) for run in ordered),
+    )
+
+
+def _result(run: Pieces) -> tuple[Cell, ...]:
+    tested, warmed = tested_on(run), number(run.part("warmup", "val_accuracy"))
+    size, epochs = number(run.part("network", "image_size")), trained_epochs(run)
+    seconds, parameters = number(run.part("seconds", "total")), number(run.part("network", "parameters"))
+    return (
+        Cell(run.name, run.name, described(run)),
+        _share(tested.metrics.get("top1") if tested else None),
+        Cell(percent(run.val_accuracy), run.val_accuracy, interval(_validated(run))),
+        Cell(percent(warmed), warmed, "on validation" if warmed is not None else ""),
+        _share(tested.metrics.get("top5") if tested else None),
+        Cell(millions(parameters), parameters),
+        Cell(f"{size:.0f} px" if size else "–", size),
+        Cell("–" if epochs is None else "+".join(map(str, epochs)), None if epochs is None else sum(epochs)),
+        Cell(duration(seconds), seconds),
+    )
+
+
+def _validated(run: Pieces) -> dict[str, Any]:
+    """Return the interval of a run's validation accuracy: the evaluation's, else Wilson's for the kept epoch."""
+    if judged := run.evaluation("val"):
+        told = judged.metrics.get("top1")
+        return told if isinstance(told, dict) else {}
+    photographs = int(number(run.part("validated_on")) or number(run.part("data", "photographs", "val")) or 0)
+    if run.val_accuracy is None or not photographs:
+        return {}
+    low, high = wilson(np.array([round(run.val_accuracy * photographs)]), np.array([photographs]))
+    return {"low": float(low[0]), "high": float(high[0])}
+
+
+def described(run: Pieces) -> str:
+    """Return what a run's network is made of: `resnet50, study head, imagenet weights`; a name already told is not."""
+    backbone, head, weights = (run.part("network", name) for name in ("backbone", "head", "weights"))
+    told = [backbone if backbone != run.name else "", head and f"{head} head"]
+    told.append("from scratch" if weights == "none" else weights and f"{Path(str(weights)).stem} weights")
+    return ", ".join(readable(text, 40) for text in told if text)
+
+
+def tested_on(run: Pieces) -> Evaluation | None:
+    """Return the run's evaluation on photographs kept out of training, if there is one."""
+    return run.main if run.main and run.main.name != "val" else None
+
+
+def trained_epochs(run: Pieces) -> tuple[int, ...] | None:
+    """Return the epochs of warm-up and of fine-tuning; a phase that did not take place is left out."""
+    if run.history is None or run.history.is_empty():
+        return None
+    last = run.history.group_by("phase").agg(pl.col("epoch").max())
+    epochs = {row["phase"]: row["epoch"] for row in last.iter_rows(named=True)}
+    return tuple(epochs[phase] for phase in ("warmup", "finetune") if epochs.get(phase))
+
+
+def _share(value: Any) -> Cell:
+    return Cell(percent(value), number(value), interval(value))
+
+
+def results_numbers(runs: Sequence[Pieces]) -> pl.DataFrame:
+    """Return the study's table as plain numbers, for the CSV and the charts."""
+    rows = []
+    for run in runs:
+        tested = tested_on(run)
+        top1 = tested.metrics.get("top1") if tested else None
+        low, high = bounds(top1) or (None, None)
+        epochs = trained_epochs(run)
+        rows.append(
+            {
+                "run": run.name,
+                "backbone": run.part("network", "backbone"),
+                "parameters": number(run.part("network", "parameters")),
+                "gmacs": number(run.part("network", "gmacs")),
+                "image_size": number(run.part("network", "image_size")),
+                "epochs": sum(epochs) if epochs else None,
+                "val_accuracy": run.val_accuracy,
+                "tested_on": tested.name if tested else None,
+                "accuracy": number(top1),
+                "low": low,
+                "high": high,
+                "seconds": number(run.part("seconds", "total")),
+            }
+        )
+    kinds = {"run": pl.String, "backbone": pl.String, "tested_on": pl.String}
+    return pl.DataFrame(rows, schema={name: kinds.get(name, pl.Float64) for name in rows[0]})
+
+
+def evaluations_table(run: Pieces) -> Table:
+    """Return one row per judged set of photographs of a run."""
+    titles = ("Photographs of", "Known", "Unknown", "Top-1", "Top-5", "Macro", "Log loss", "ECE", "GAP")
+    rows = []
+    for one in run.evaluations:
+        numbers = one.metrics
+        rows.append(
+            (
+                Cell(readable(one.name, 40), one.name),
+                *(Cell(count(numbers.get(name)), number(numbers.get(name))) for name in ("known", "unknown")),
+                *(_share(numbers.get(name)) for name in ("top1", "top5", "macro")),
+                Cell(decimal(numbers.get("log_loss")), number(numbers.get("log_loss"))),
+                Cell(percent(numbers.get("ece")), number(numbers.get("ece"))),
+                Cell(decimal(numbers.get("gap")), number(numbers.get("gap")), _usages(numbers.get("gap_of_usage"))),
+            )
+        )
+    columns = tuple(Column(title, numeric=position > 0) for position, title in enumerate(titles))
+    return Table("Every set of photographs this run was judged on.", columns, tuple(rows))
+
+
+def _usages(gaps: Any) -> str:
+    return ", ".join(f"{in_words(name)} {decimal(gap)}" for name, gap in gaps.items()) if isinstance(gaps, dict) else ""
+
+
+def landmarks_numbers(run: Pieces, evaluation: Evaluation) -> pl.DataFrame | None:
+    """Return accuracy per landmark with readable names, best first; ties by number of photographs, then by label."""
+    if evaluation.landmarks is None:
+        return None
+    photographed = evaluation.landmarks.filter(pl.col("photographs") > 0)
+    names = pl.Series("name", run.names, dtype=pl.String).gather(photographed["label"])
+    return (
+        photographed.with_columns(names)
+        .select("label", "landmark_id", "name", "photographs", "correct", "accuracy", "low", "high")
+        .sort(["accuracy", "photographs", "label"], descending=[True, True, False])
+    )
+
+
+def per_landmark(frame: pl.DataFrame, file: str) -> Table:
+    """Return accuracy per landmark, best first, capped at `MAX_ROWS`; beyond, the best and the worst stay."""
+    half = MAX_ROWS // 2
+    shown = frame if len(frame) <= MAX_ROWS else pl.concat([frame.head(half), frame.tail(half)])
+    rows = tuple(
+        (
+            Cell(row["name"], row["name"]),
+            Cell(count(row["photographs"]), row["photographs"]),
+            Cell(count(row["correct"]), row["correct"]),
+            Cell(percent(row["accuracy"]), row["accuracy"], interval(row)),
+        )
+        for row in shown.iter_rows(named=True)
+    )
+    columns = (Column("Landmark"), Column("Photographs", True), Column("Right", True), Column("Accuracy", True))
+    note = "" if len(shown) == len(frame) else f"The {half} best and the {half} worst of {len(frame):,} landmarks."
+    return Table(f"Accuracy of {plural(len(frame), 'landmark')}.", columns, rows, note, file)
+
+
+_REJECTION_SHARES = ("lost", "rejected")
+
+
+def rejection(metrics: Mapping[str, Any]) -> Table | None:
+    """Return how well each score tells landmarks from anything else; columns are whatever the evaluation measured."""
+    records = [entry for entry in metrics.get("rejection") or [] if isinstance(entry, dict)]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    if not names:
+        return None
+    numeric = {name: all(number(record.get(name)) is not None for record in records) for name in names}
+    rows = tuple(
+        tuple(Cell(_rejection_text(name, record.get(name)), number(record.get(name))) for name in names)
+        for record in records
+    )
+    titles = [titled(name) for name in names]
+    parts = metrics.get("rejection_parts") or {}
+    caption = "Scores that tell a known landmark from anything else."
+    if parts:
+        chosen, reported = in_words(parts.get("chosen_on")), in_words(parts.get("reported_on"))
+        caption += f" Chosen on {chosen}, reported on {reported}."
+    return Table(caption, tuple(Column(title, numeric[name]) for title, name in zip(titles, names, strict=True)), rows)
+
+
+def _rejection_text(name: str, value: Any) -> str:
+    if name in _REJECTION_SHARES:
+        return percent(value)
+    return decimal(value) if isinstance(value, float | dict) else in_words(value)
+
+
+def confused_pairs(run: Pieces, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the most confused pairs with readable names, in the evaluation's order."""
+    pairs = []
+    for pair in evaluation.metrics.get("confused") or []:
+        truth, answer = pair["truth"], pair["answer"]
+        pairs.append({**pair, "truth_name": run.names[truth], "answer_name": run.names[answer]})
+    return pairs

@@ -1,0 +1,175 @@
+"""What one run folder holds, read for the page: whatever is missing stays `None` and is said, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from landmarks.evaluation.predictions import SUFFIX
+from landmarks.reporting.wording import display_names, number, readable
+from landmarks.support.errors import UsageError
+from landmarks.support.files import digest_of, read_record
+from landmarks.support.tables import read_table
+from landmarks.training.run import open_run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One judged set of photographs: `metrics/<name>.json` and the tables beside it."""
+
+    name: str
+    metrics: dict[str, Any]
+    landmarks: pl.DataFrame | None
+    confusion: pl.DataFrame | None
+    predictions: Path | None
+
+    @property
+    def known(self) -> int:
+        """Photographs that show a landmark of the run."""
+        return int(number(self.metrics.get("known", self.metrics.get("photographs"))) or 0)
+
+    @cached_property
+    def photographs(self) -> str:
+        """Which photographs these are, as a digest of their ids; empty where the predictions are gone."""
+        if self.predictions is None:
+            return ""
+        shown = read_table(self.predictions).filter(pl.col("truth").list.len() > 0)
+        return digest_of(shown["id"].sort().to_list())
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One run: its record, labels, history, evaluations and heat maps."""
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+    labels: pl.DataFrame
+    history: pl.DataFrame | None
+    model: dict[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    maps: dict[str, Any] | None
+    lotteries: tuple[dict[str, Any], ...] = ()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Readable names by label."""
+        return display_names(self.labels)
+
+    @property
+    def slug(self) -> str:
+        """The run's name as it stands in file names and anchors."""
+        return slug(self.name)
+
+    @property
+    def main(self) -> Evaluation | None:
+        """The evaluation the page is about: the test part, else a test set of its own, else validation.
+
+        None of photographs that the run was trained on.
+        """
+        order = {"test": 0, "val": 2}
+        able = [one for one in self.evaluations if one.known and not self.trained_on(one)]
+        return min(able, key=lambda one: (order.get(one.name, 1), one.name), default=None)
+
+    def trained_on(self, one: Evaluation) -> bool:
+        """Whether an evaluation is of the run's own training photographs, or of these among others."""
+        if one.name != one.metrics.get("part"):
+            return False
+        own, place = self.part("data", "folder"), one.metrics.get("data")
+        return one.name == "train" or (one.name == "all" and Path(str(place)).resolve() == Path(str(own)).resolve())
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the run's dataset has test photographs, as far as the record tells."""
+        return bool(self.part("data", "photographs", "test") != 0)
+
+    def evaluation(self, name: str) -> Evaluation | None:
+        """Return one evaluation by its name."""
+        return next((one for one in self.evaluations if one.name == name), None)
+
+    def part(self, *keys: str) -> Any:
+        """Return a value out of nested records of `run.json`, or None."""
+        value: Any = self.record
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """Validation accuracy of the kept epoch, from the evaluation of `val` or from the training itself."""
+        judged = self.evaluation("val")
+        told = number(judged.metrics.get("top1")) if judged else None
+        return told if told is not None else number(self.part("best", "val_accuracy"))
+
+
+def read_pieces(folders: Sequence[Path]) -> list[Pieces]:
+    """Read several run folders; equal folder names are told apart by their parents' names."""
+    if not folders:
+        raise UsageError("a report needs at least one run", way_out="landmarks report RUN -o report.html")
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError("a run is named twice", received=", ".join(map(str, folders)))
+    runs = [_read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    used: set[str] = set()
+    for position, run in enumerate(runs):
+        name = run.name if names.count(run.name) == 1 else f"{resolved[position].parent.name}/{run.name}"
+        while slug(name) in used:
+            name += f"-{position + 1}"
+        used.add(slug(name))
+        runs[position] = replace(run, name=name)
+    return runs
+
+
+def slug(text: str) -> str:
+    """Return `text` as a plain file name and anchor: letters, digits, dots, dashes."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text).strip("-.")
+    return plain or "run"
+
+
+def _read_run(folder: Path) -> Pieces:
+    run = open_run(folder)
+    maps = folder / "maps" / "index.json"
+    model = folder / "model.json"
+    judged = sorted((folder / "metrics").glob("*.json"))
+    lotteries = [path for path in judged if path.name.endswith(SUFFIX)]
+    return Pieces(
+        name=readable(run.name, 60),
+        folder=folder,
+        record=_in_gmacs(run.record),
+        labels=run.labels,
+        history=_table(folder / "history.parquet"),
+        model=read_record(model) if model.is_file() else {},
+        evaluations=tuple(_read_evaluation(folder, path.stem) for path in judged if path not in lotteries),
+        maps=read_record(maps) if maps.is_file() else None,
+        lotteries=tuple(read_record(path) for path in lotteries),
+    )
+
+
+def _in_gmacs(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's record with its network's cost in multiply-adds: earlier ones counted each as two operations."""
+    network = record.get("network")
+    if not isinstance(network, dict) or (operations := number(network.get("gflops"))) is None:
+        return record
+    rest = {name: value for name, value in network.items() if name != "gflops"}
+    return {**record, "network": {"gmacs": operations / 2, **rest}}
+
+
+def _read_evaluation(folder: Path, name: str) -> Evaluation:
+    predictions = folder / "predictions" / f"{name}.parquet"
+    return Evaluation(
+        name=name,
+        metrics=read_record(folder / "metrics" / f"{name}.json"),
+        landmarks=_table(folder / "metrics" / f"{name}.landmarks.parquet"),
+        confusion=_table(folder / "metrics" / f"{name}.confusion.parquet"),
+        predictions=predictions if predictions.is_file() else None,
+    )
+
+
+def _table(path: Path) -> pl.DataFrame | None:
+    return read_table(path) if path.is_file() else None

@@ -1,0 +1,161 @@
+"""A reproduction beside the study: the table of `study.json`, which `landmarks reproduce` writes.
+
+Of the record this reads `protocols` (name → meaning), `notes`, `test_set` (the name of photographs that all runs are
+judged on beside their own parts, or None) and `rows`. A row holds:
+
+    network, protocol   whose line it is
+    published           `validation` and `test`, None where the study's figure is not known; None: the study has none
+    changed             texts: in what the training differs from the study's
+    why                 why there is no run; empty when there is one
+    run                 its folder; this and what follows is None when there is none
+    parameters, image_size, seconds
+    epochs              of each phase
+    validation, test, test_set   top-1: `value`, `low`, `high`
+    warmup              validation accuracy of warm-up alone; None when there was no such phase
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from landmarks.reporting.charts import Figure, FigureFolder, protocols
+from landmarks.reporting.report_tables import Cell, Column, Table
+from landmarks.reporting.wording import bounds, duration, interval, millions, number, percent, readable
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import read_record
+
+NOT_GIVEN = "not given here"
+"""In place of a figure that the study has and we do not know."""
+
+
+def read_study(path: Path | str) -> dict[str, Any]:
+    """Read the record of a reproduction; raise `LandmarksError` when it is something else."""
+    record = read_record(path)
+    if not isinstance(record.get("rows"), list) or not record["rows"]:
+        raise LandmarksError(f"{path} is no reproduction's record", expected="study.json, from landmarks reproduce")
+    return record
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """What the page shows of a reproduction."""
+
+    table: Table
+    figure: Figure | None
+    notes: tuple[str, ...]
+
+
+def study_part(record: Mapping[str, Any], figures: FigureFolder, page: str) -> StudyPart:
+    """Return a reproduction's part of the page; its numbers and its figure are also written beside it."""
+    file = figures.keep(study_numbers(record), file=f"{page}-study")
+    notes = tuple(readable(text, 400) for text in record["notes"])
+    return StudyPart(replace(study_table(record), file=file), study_figure(record, figures, page), notes)
+
+
+def study_table(record: Mapping[str, Any]) -> Table:
+    """Return one line per network and protocol, in the record's order, with what the study published."""
+    test_set = record.get("test_set")
+    titles = ["Network", "Protocol", "Parameters", "Epochs", "Validation", "Test"]
+    titles += [f"Test on {readable(test_set, 40)}"] if test_set else []
+    titles += ["Warm-up alone", "Published", "Changed from the study"]
+    words = ("Network", "Protocol", "Changed from the study")
+    return Table(
+        caption="; ".join(f"{readable(name)}: {readable(told)}" for name, told in record["protocols"].items()) + ".",
+        columns=tuple(Column(title, numeric=title not in words) for title in titles),
+        rows=tuple(_line(row, with_test_set=bool(test_set)) for row in record["rows"]),
+    )
+
+
+def _line(row: Mapping[str, Any], *, with_test_set: bool) -> tuple[Cell, ...]:
+    network, protocol = readable(row["network"], 60), readable(row["protocol"], 40)
+    size, epochs, seconds = row["image_size"], row["epochs"], "" if row["why"] else duration(row["seconds"])
+    shown = ("validation", "test", *(("test_set",) if with_test_set else ()))
+    changes = "; ".join(_changes(row))
+    return (
+        Cell(network, network),
+        Cell(protocol, protocol),
+        Cell(millions(row["parameters"]), number(row["parameters"]), f"{size:.0f} px" if size else ""),
+        Cell("+".join(map(str, epochs)) if epochs else "–", sum(epochs) if epochs else None, seconds),
+        *(Cell(percent(row[name]), number(row[name]), interval(row[name])) for name in shown),
+        Cell(percent(row["warmup"]), number(row["warmup"])),
+        _published(row["published"]),
+        Cell(changes, changes),
+    )
+
+
+def _changes(row: Mapping[str, Any]) -> list[str]:
+    """Return in what a line differs from the study's training; why there is no run is said in the notes."""
+    return [readable(text) for text in (["not done"] if row["why"] else row["changed"])] or ["nothing"]
+
+
+def _published(figures: Mapping[str, float | None] | None) -> Cell:
+    if figures is None:
+        return Cell("–")
+    if figures["test"] is None:
+        return Cell(NOT_GIVEN)
+    return Cell(percent(figures["test"], 2), figures["test"], f"{percent(figures['validation'], 2)} on validation")
+
+
+def study_lines(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of the table as plain text for a screen, two things one above the other."""
+    table = study_table(record)
+    lines = []
+    for (network, protocol, *cells, _), row in zip(table.rows, record["rows"], strict=True):
+        pairs = [(network.text, protocol.text), *((cell.text, cell.note) for cell in cells)]
+        lines.append([*("\n".join(filter(None, pair)) for pair in pairs), "\n".join(_changes(row))])
+    return [column.title for column in table.columns if column.title != "Protocol"], lines
+
+
+def study_numbers(record: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the table as plain numbers, for a CSV: accuracies as shares with `_low` and `_high`."""
+    texts = ("network", "protocol", "run", "epochs", "changed", "why")
+    lines = []
+    for row in record["rows"]:
+        line: dict[str, Any] = {name: row[name] for name in ("network", "protocol", "run", "parameters", "image_size")}
+        line["epochs"] = "+".join(map(str, row["epochs"] or [])) or None
+        for name in ("validation", "test", "test_set"):
+            low, high = bounds(row[name]) or (None, None)
+            line |= {name: number(row[name]), f"{name}_low": low, f"{name}_high": high}
+        figures = row["published"] or {}
+        line |= {"warmup": row["warmup"], "seconds": row["seconds"]}
+        line |= {f"published_{name}": figures.get(name) for name in ("validation", "test")}
+        lines.append(line | {"changed": "; ".join(row["changed"]), "why": row["why"] or None})
+    return pl.DataFrame(lines, schema={name: pl.String if name in texts else pl.Float64 for name in lines[0]})
+
+
+def study_figure(record: Mapping[str, Any], figures: FigureFolder, page: str) -> Figure | None:
+    """Return each network's test accuracy under each protocol beside the study's; None when nothing was measured."""
+    points: list[tuple[str, str, float, float, float]] = []
+    for row in record["rows"]:
+        if (accuracy := number(row["test"])) is not None:
+            low, high = bounds(row["test"]) or (accuracy, accuracy)
+            points.append((row["network"], row["protocol"], accuracy, low, high))
+        if row["published"] and row["published"]["test"] is not None:
+            share = row["published"]["test"]
+            points.append((row["network"], "published", share, share, share))
+    if all(series == "published" for _, series, *_ in points):
+        return None
+    kinds = {"network": pl.String, "series": pl.String, "accuracy": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    points.sort(key=lambda point: point[1] == "published")  # last, and its colour too
+    frame = pl.DataFrame(points, schema=kinds, orient="row").with_columns(
+        pl.col("network", "series").map_elements(lambda text: readable(text, 60), return_dtype=pl.String)
+    )
+    told = [
+        f"{row['network']}, {row['series']}: {percent(row['accuracy'])}"
+        + (f" ({interval(row)})" if row["low"] < row["high"] else "")
+        for row in frame.iter_rows(named=True)
+    ]
+    frame = frame.with_columns(pl.Series("description", told, dtype=pl.String))
+    return figures.draw(
+        protocols(frame),
+        frame,
+        file=f"{page}-protocols",
+        title="Test accuracy under each protocol",
+        alt=f"Dots with intervals per network and protocol: {'; '.join(told)}",
+        caption="What the study published stands where it is known; it was measured on its own landmarks.",
+    )

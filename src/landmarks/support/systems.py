@@ -1,0 +1,64 @@
+"""What differs between systems: processors, and names that are no text."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from landmarks.support.errors import LandmarksError
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use: those it is bound to, or all where a system cannot bind one."""
+    if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):  # Linux; macOS has no such call either
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Text on its way out: letters that a stream's encoding lacks, and file names whose bytes are no text at all.
+#
+# Nothing heavy is imported here, because every command begins with it.
+
+
+_ESCAPED = "landmarks.escaped"
+
+
+def accept_any_text() -> None:
+    """Let standard output and error take any text: a letter that their encoding lacks is written as JSON escapes it.
+
+    So what is printed as JSON stays JSON wherever it is printed, and a file name of strange bytes ends no work.
+    """
+    codecs.register_error(_ESCAPED, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPED)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def is_text(path: Path | str) -> bool:
+    """Return whether a path can be written as UTF-8: on Linux a file's name may be any bytes, and many once were."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def readable(path: Path | str) -> str:
+    r"""Return a path as text that can be stored anywhere: `caf\xe9.jpg` where a byte of it is no UTF-8."""
+    return str(path) if is_text(path) else os.fsencode(path).decode(errors="backslashreplace")
+
+
+def require_text(path: Path | str) -> None:
+    """Raise `LandmarksError` unless `path` can be written as UTF-8: no table can be read or written elsewhere."""
+    if not is_text(path):
+        raise LandmarksError(f"the name {readable(path)} is not valid UTF-8", way_out="rename the file or the folder")

@@ -1,0 +1,143 @@
+"""Phase one: the head alone, trained on cached features until validation no longer improves. Seconds, not hours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from landmarks.models.heads import Head
+from landmarks.models.network import Network
+from landmarks.support.console import progress
+from landmarks.support.errors import LandmarksError
+from landmarks.support.seeds import generator
+from landmarks.training.features import Rows
+from landmarks.training.loader import order_of
+from landmarks.training.recipe import Recipe
+
+BLOCK = 4096
+"""Cached features that are classified at a time."""
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What the warm-up reached: its best epoch, and one history row per epoch."""
+
+    epoch: int
+    val_accuracy: float
+    val_loss: float
+    rows: list[dict[str, Any]]
+
+
+def warm_up(
+    network: Network,
+    views: Sequence[Rows],
+    labels: NDArray[np.int64],
+    val_features: Rows,
+    val_labels: NDArray[np.int64],
+    *,
+    recipe: Recipe,
+) -> Warmed:
+    """Train `network.head` on cached features and leave it at its best epoch.
+
+    `views` are features (P, C) of the same photographs with `labels` (P,), seen in turns, one per epoch; the best epoch
+    has the highest validation accuracy, of equal ones the lower loss. Ends after `warmup_patience` epochs in
+    which neither accuracy nor loss on validation was better than before.
+    """
+    head = network.head
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=recipe.warmup_learning_rate, weight_decay=recipe.warmup_weight_decay
+    )
+    started, rows = time.monotonic(), []
+    best, best_epoch, best_weights, lowest, since_better = (-1.0, 0.0), 0, head.state_dict(), float("inf"), 0
+    with progress("warm-up", recipe.warmup_epochs) as advance:
+        for epoch in range(1, recipe.warmup_epochs + 1):
+            view = views[(epoch - 1) % len(views)]
+            train_loss, train_accuracy = _epoch(head, optimizer, view, labels, recipe=recipe, epoch=epoch)
+            val_accuracy, val_loss = measure_head(network, val_features, val_labels)
+            steps = epoch * -(-len(labels) // recipe.warmup_batch_size)
+            if not np.isfinite(train_loss + val_loss):
+                raise LandmarksError(
+                    f"the warm-up's loss became {train_loss + val_loss} in epoch {epoch}, steps up to {steps}",
+                    way_out="lower warmup_learning_rate",
+                )
+            rows.append(
+                {
+                    "phase": "warmup",
+                    "epoch": epoch,
+                    "step": steps,
+                    "seconds": time.monotonic() - started,
+                    "learning_rate": recipe.warmup_learning_rate,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_loss": val_loss,
+                    "val_accuracy": val_accuracy,
+                }
+            )
+            since_better += 1
+            if (val_accuracy, -val_loss) > best:
+                best, best_epoch, since_better = (val_accuracy, -val_loss), epoch, 0
+                best_weights = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+            if val_loss < lowest:
+                lowest, since_better = val_loss, 0
+            advance(1, f"loss {train_loss:.3f}, validation {100 * val_accuracy:.1f} %")
+            if since_better >= recipe.warmup_patience:
+                break
+    head.load_state_dict(best_weights)
+    return Warmed(best_epoch, best[0], -best[1], rows)
+
+
+def _epoch(
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    features: Rows,
+    labels: NDArray[np.int64],
+    *,
+    recipe: Recipe,
+    epoch: int,
+) -> tuple[float, float]:
+    """Take one step per batch of cached features; return the mean loss and the accuracy along the way."""
+    head.train()
+    device = next(head.parameters()).device
+    weights = class_weights(labels, head.classes, recipe.balance).to(device)
+    torch.manual_seed(int(generator(recipe.seed, "warm-up", epoch).integers(2**63)))
+    order = order_of(len(labels), recipe.seed, -epoch)
+    loss_sum = correct = 0.0
+    for start in range(0, len(order), recipe.warmup_batch_size):
+        rows = order[start : start + recipe.warmup_batch_size]
+        inputs = torch.from_numpy(features[rows]).to(device).float()
+        wanted = torch.from_numpy(labels[rows]).to(device)
+        loss = head.loss(inputs, wanted, label_smoothing=recipe.label_smoothing, class_weights=weights)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        loss_sum += loss.item() * len(rows)
+        with torch.no_grad():
+            correct += float((head(inputs).argmax(1) == wanted).sum())
+    return loss_sum / len(labels), correct / len(labels)
+
+
+@torch.no_grad()
+def measure_head(network: Network, features: Rows, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy of the head on cached features (P, C) with labels (P,)."""
+    network.head.eval()
+    device = next(network.head.parameters()).device
+    correct = loss = 0.0
+    for start in range(0, len(labels), BLOCK):
+        logits = network.classify(torch.from_numpy(features[start : start + BLOCK]).to(device).float())
+        wanted = torch.from_numpy(labels[start : start + BLOCK]).to(device)
+        correct += float((logits.argmax(1) == wanted).sum())
+        loss += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+    return correct / len(labels), loss / len(labels)
+
+
+def class_weights(labels: NDArray[np.int64], classes: int, balance: float) -> torch.Tensor:
+    """Return the weight (K,) of each class in the loss: n ** -balance, scaled to a mean of 1 over the photographs."""
+    counts = np.bincount(labels, minlength=classes)
+    weights = np.where(counts, np.maximum(counts, 1) ** -float(balance), 0.0)
+    return torch.from_numpy(weights * len(labels) / (weights * counts).sum()).float()

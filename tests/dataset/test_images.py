@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from landmarks.dataset import images as pictures
+from landmarks.dataset.images import PictureError, decode, encode, prepare, resize, shrink, size_of
+from landmarks.support.errors import UsageError
+
+
+def scene(width: int = 120, height: int = 80) -> Image.Image:
+    """A smooth picture without any symmetry, so that every turn shows."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    colours = np.stack([255 * x, 255 * y, 255 * x * (1 - y)], axis=2)
+    return Image.fromarray(colours.astype(np.uint8))
+
+
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_orientation_is_turned_upright_as_pillow_does(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(scene(), kind, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert difference(decode(data), np.asarray(upright)) <= 2
+    assert size_of(data) == upright.size
+
+
+def test_a_jpeg_decodes_as_pillow_decodes_it() -> None:
+    data = saved(scene(), "JPEG", quality=90)
+    assert difference(decode(data), np.asarray(Image.open(io.BytesIO(data)))) <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_printers_jpegs_become_rgb(mode: str) -> None:
+    data = saved(scene().convert(mode), "JPEG", quality=95)
+    image = decode(data)
+    assert image.shape == (80, 120, 3)
+    assert difference(image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) <= 2
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_progressive_and_subsampled_jpegs_decode(subsampling: str, progressive: bool) -> None:
+    data = saved(scene(), "JPEG", subsampling=subsampling, progressive=progressive, quality=95)
+    assert difference(decode(data), np.asarray(scene())) <= 16
+
+
+def test_a_rarely_subsampled_jpeg_decodes_with_pillow() -> None:
+    data = bytearray(saved(scene(), "JPEG", subsampling="4:2:0"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 11] = 0x31  # three luminance samples beside each other: no name for it in TurboJPEG
+    assert size_of(bytes(data)) == (120, 80)
+
+
+def test_transparent_pixels_are_shown_on_white() -> None:
+    picture = scene().convert("RGBA")
+    picture.putalpha(Image.new("L", picture.size, 0))
+    assert (decode(saved(picture, "PNG")) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_other_formats_decode(kind: str) -> None:
+    image = decode(saved(scene(), kind))
+    assert image.shape == (80, 120, 3)
+    assert np.abs(image.astype(int) - np.asarray(scene())).mean() < 12
+
+
+def test_sixteen_bit_greys_are_scaled_and_not_clipped() -> None:
+    greys = (np.arange(100 * 100).reshape(100, 100) * 6).astype(np.uint16)
+    image = decode(saved(Image.fromarray(greys), "PNG"))
+    assert (image[..., 0] == greys >> 8).all()
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_truncated_jpeg_is_refused_even_with_a_proper_end(keep: float, end: bytes) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(noise), "JPEG")
+    with pytest.raises(PictureError):
+        decode(data[: int(keep * len(data))] + end)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_other_truncated_pictures_are_refused(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8))
+    data = saved(noise, kind)
+    with pytest.raises(PictureError):
+        decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_claim_of_sixty_thousand_pixels_a_side_is_refused_before_allocation(kind: str) -> None:
+    data = bytearray(saved(scene(), kind))
+    if kind == "JPEG":
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = (60_000).to_bytes(2, "big") * 2
+    else:
+        import zlib
+
+        data[16:24] = (60_000).to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    for function in (decode, size_of, lambda data: prepare(data, 512)):
+        with pytest.raises(PictureError, match="too large"):
+            function(bytes(data))
+
+
+def test_between_our_limit_and_pillows_error_a_picture_is_refused_without_a_warning_only() -> None:
+    data = bytearray(saved(scene(), "JPEG"))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = (10_000).to_bytes(2, "big") * 2
+    with pytest.raises(PictureError, match="10000 × 10000"):
+        decode(bytes(data))
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_a_picture_or_one_clear_error(data: bytes) -> None:
+    for function in (decode, size_of):
+        with pytest.raises(PictureError):
+            function(data)
+
+
+@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
+def test_a_jpeg_with_some_bytes_falsified_gives_a_picture_or_one_clear_error(at: int, patch: bytes) -> None:
+    data = bytearray(JPEG)
+    at %= len(data)
+    data[at : at + len(patch)] = patch
+    try:
+        assert decode(bytes(data)).shape[2] == 3
+        size_of(bytes(data))
+    except PictureError:
+        pass
+
+
+JPEG = saved(scene(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
+
+
+def test_bytes_between_markers_and_behind_the_end_do_no_harm() -> None:
+    data = saved(scene(), "JPEG")
+    for odd in (data + b"appended by some program", data[:-2] + b"abc" + data[-2:]):
+        assert difference(decode(odd), decode(data)) == 0
+
+
+@given(st.integers(1, 400))
+def test_the_reduced_scale_keeps_the_shorter_side_at_least_as_long_as_asked(min_side: int) -> None:
+    data = saved(scene(320, 200), "JPEG")
+    height, width, _ = decode(data, min_side=min_side).shape
+    scales = [eighths for eighths in range(1, 9) if -(-200 * eighths // 8) >= min_side]
+    smallest = min(scales, default=8)
+    assert (height, width) == (-(-200 * smallest // 8), -(-320 * smallest // 8))
+
+
+def test_shrinking_keeps_proportions_and_leaves_small_pictures_alone() -> None:
+    image = np.asarray(scene(300, 100))
+    assert shrink(image, 60).shape == (20, 60, 3)
+    assert shrink(image, 300) is image
+    assert shrink(np.zeros((1, 1000, 3), np.uint8), 100).shape == (1, 100, 3)
+
+
+def test_resize_crops_and_scales_in_one_step_as_pillow_does() -> None:
+    image, box = np.asarray(scene()), (10.5, 5, 100, 70.25)
+    expected = scene().resize((33, 44), Image.Resampling.BICUBIC, box=box)
+    assert (resize(image, 33, 44, box) == np.asarray(expected)).all()
+    with pytest.raises(UsageError, match='did you mean "bilinear"'):
+        resize(image, 3, 4, interpolation="bilinaer")
+
+
+def test_encoding_is_deterministic_and_close() -> None:
+    image = np.asarray(scene())
+    assert encode(image) == encode(image.copy())
+    assert np.abs(decode(encode(image)).astype(int) - image).mean() < 2
+
+
+def test_a_small_upright_jpeg_is_kept_byte_for_byte() -> None:
+    data = saved(scene(), "JPEG")
+    kept, image = prepare(data, 120)
+    assert kept is data
+    assert image.shape == (80, 120, 3)
+
+
+def test_what_is_turned_large_or_no_jpeg_is_encoded_anew() -> None:
+    for data, sides in (
+        (JPEG, (120, 80)),
+        (saved(scene(), "PNG"), (80, 120)),
+        (saved(scene(1200, 800), "JPEG"), (80, 120)),
+    ):
+        kept, image = prepare(data, 120)
+        assert image.shape[:2] == sides
+        assert size_of(kept) == (sides[1], sides[0])
+        assert kept != data
+
+
+def test_the_decoder_names_its_version() -> None:
+    assert "simplejpeg 1." in pictures.DECODER
+    assert "pillow" in pictures.DECODER
+
+
+def test_what_is_stored_has_the_form_that_its_number_says() -> None:
+    """A fetch that goes on after an upgrade adds to what lies there: give anything else a new `STORED_FORM`."""
+    small = saved(scene(), "JPEG", quality=70, subsampling="4:4:4")
+    assert prepare(small, 512)[0] == small  # byte for byte
+    shrunk, image = prepare(saved(scene(1200, 800), "PNG"), 512)
+    stored = Image.open(io.BytesIO(shrunk))
+    ours = Image.open(io.BytesIO(saved(Image.fromarray(image), "JPEG", quality=92, subsampling="4:2:0")))
+    assert (pictures.STORED_FORM, stored.format, stored.size) == (1, "JPEG", (512, 341))
+    assert stored.quantization == ours.quantization
+    assert [one[1:3] for one in stored.layer] == [(2, 2), (1, 1), (1, 1)]
+    wanted = scene(1200, 800).resize((512, 341), Image.Resampling.LANCZOS)
+    assert difference(image, np.asarray(wanted)) <= 1

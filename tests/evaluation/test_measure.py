@@ -1,0 +1,109 @@
+"""Every number that an evaluation writes down is defined beside it, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from made_up_runs import make_dataset
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.evaluation.compare import compare
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.evaluation.submission import judge
+from landmarks.evaluation.subsets import luck
+from landmarks.support.files import read_record
+from landmarks.training.run import Run
+
+WORDS = {"name", "run", "data", "part", "first", "second", "verdict", "definitions"}
+WORDS |= {"format", "verb", "version", "inputs"}
+"""What a record says beside numbers: what was judged, and where."""
+
+ABOUT_OTHERS = {"rejection_parts", "seed"}
+"""How the numbers beside them were made; their definitions tell."""
+
+
+def numbers_of(record: dict[str, Any]) -> set[str]:
+    """The names of all numbers in a record that were measured: its entries, the columns of its comparison of scores,
+    the scores compared, and what stands in every interval."""
+    measured = {name for name, value in record.items() if not _nothing(value)} - WORDS - ABOUT_OTHERS
+    rows = record.get("rejection") or []
+    measured |= {column for row in rows for column in row if column != "score"} | {row["score"] for row in rows}
+    if any(isinstance(value, dict) and value.get("low") is not None for value in record.values()):
+        measured.add("interval")
+    return measured
+
+
+def _nothing(value: Any) -> bool:
+    if isinstance(value, dict) and "value" in value:
+        return value["value"] is None
+    if isinstance(value, dict):
+        return all(_nothing(one) for one in value.values())
+    return value is None or value == []
+
+
+def assert_defined(record: dict[str, Any], *, beside: Set[str] = frozenset()) -> None:
+    assert set(record["definitions"]) == numbers_of(record) | beside
+    assert all(text.endswith(".") for text in record["definitions"].values())
+
+
+def test_every_number_about_known_and_unknown_photographs_is_defined_and_nothing_else(
+    run: Run, test_data: Dataset
+) -> None:
+    numbers = evaluate(run.folder, data=test_data.folder)
+    assert {"rejected", "lost", "auroc_chosen", "nearest", "combined"} <= numbers_of(numbers)
+    assert_defined(numbers, beside={"landmark_accuracy"})
+    assert_defined(read_record(run.folder / "metrics" / "elsewhere.json"), beside={"landmark_accuracy"})
+
+
+def test_without_unknown_photographs_nothing_is_defined_about_telling_them(run: Run) -> None:
+    numbers = evaluate(run.folder)
+    assert not {"auroc", "rejection", "nearest", "rejected"} & set(numbers["definitions"])
+    assert_defined(numbers, beside={"landmark_accuracy"})
+
+
+def test_without_any_known_photograph_no_accuracy_is_defined(run: Run, tmp_path: Path) -> None:
+    numbers = evaluate(run.folder, data=make_dataset(tmp_path / "nothing", [[]] * 4).folder)
+    assert numbers["top1"]["value"] is None
+    assert not {"top1", "interval", "landmark_accuracy", "gap"} & set(numbers["definitions"])
+    assert_defined(numbers)
+
+
+def test_a_submission_has_no_temperature_to_define(tmp_path: Path) -> None:
+    ids = [f"{number:016x}" for number in range(8)]
+    truth, submission = tmp_path / "truth.csv", tmp_path / "answers.csv"
+    shown = ["5", "5", "7", "7", "7", None, None, None]
+    pl.DataFrame({"id": ids, "landmarks": shown, "Usage": ["Public"] * 8}).write_csv(truth)
+    answers = [f"{5 + 2 * (number % 2)} {1 - number / 10:.2f}" for number in range(8)]
+    pl.DataFrame({"id": ids, "landmarks": answers}).write_csv(submission)
+    for numbers in (judge(submission, truth), judge(submission, truth, out=tmp_path / "judged")):
+        assert not {"temperature", "ece", "log_loss", "probability"} & set(numbers["definitions"])
+        assert {"answered", "gap", "score", "rejected"} <= set(numbers["definitions"])
+        assert_defined(numbers, beside={"landmark_accuracy"})
+
+
+def test_every_number_of_a_comparison_and_of_a_lottery_is_defined(run: Run, own_data: Dataset) -> None:
+    evaluate(run.folder)
+    compared = compare(run.folder, run.folder)
+    assert set(compared["definitions"]) == set(compared) - WORDS
+    drawn = luck(run.folder, 2, draws=3)
+    assert set(drawn["definitions"]) == (set(drawn) - WORDS - ABOUT_OTHERS) | {"lottery", "place"}
+    evaluated = run.folder / "metrics" / "test.json"
+    evaluated.unlink()
+    assert not {"own", "place"} & set(luck(run.folder, 2, draws=3)["definitions"])
+
+
+def test_what_is_rejected_is_what_falls_below_the_threshold_that_loses_a_twentieth(
+    run: Run, test_data: Dataset
+) -> None:
+    rows = evaluate(run.folder, data=test_data.folder)["rejection"]
+    table = pl.read_parquet(run.folder / "predictions" / "elsewhere.parquet").filter(pl.col("usage") == "Private")
+    known = table["truth"].list.len().to_numpy() > 0
+    for row in rows:
+        if row["score"] in table.columns:
+            values = table[row["score"]].to_numpy()
+            assert row["rejected"] == np.mean(values[~known] < row["threshold"])
+            assert row["lost"] == np.mean(values[known] < row["threshold"])

@@ -1,0 +1,148 @@
+"""The miniature archive: the published layout, the same bytes for a seed, and photographs that decode."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import hashlib
+import io
+import multiprocessing
+import tarfile
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from landmarks.miniature.make import choose_landmarks, make_miniature, train_photographs
+from landmarks.miniature.shots import take
+from landmarks.support.errors import UsageError
+
+
+def rows(mirror: Path, name: str) -> list[dict[str, str]]:
+    with open(mirror / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def members(mirror: Path, name: str) -> dict[str, bytes]:
+    found = {}
+    for path in sorted((mirror / name).glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                found[member.name] = file.read()
+    return found
+
+
+def whole(mirror: Path) -> dict[str, bytes]:
+    files = (path for path in mirror.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(mirror)): path.read_bytes() for path in files}
+
+
+def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    size = {"landmarks": 2, "photographs": 4, "others": 2, "size": 48}
+    first = whole(make_miniature(tmp_path / "first", **size, seed=3))
+    assert whole(make_miniature(tmp_path / "again", **size, seed=3)) == first
+    other = whole(make_miniature(tmp_path / "other", **size, seed=4))
+    assert other["train/images_000.tar"] != first["train/images_000.tar"]
+
+
+def test_a_photograph_is_the_same_whichever_process_takes_it() -> None:
+    shots = [photograph.shot for photograph in train_photographs(choose_landmarks(3, 1), 2, 64, 1)[:2]]
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(take, reversed(shots))) == [take(shot) for shot in reversed(shots)]
+
+
+def test_a_finished_miniature_is_left_as_it_is(miniature: Path) -> None:
+    tar = miniature / "train" / "images_000.tar"
+    before = tar.stat().st_mtime_ns
+    make_miniature(miniature, landmarks=6, photographs=7, others=6, size=96)
+    assert tar.stat().st_mtime_ns == before
+
+
+def test_md5_files_are_what_md5sum_prints(miniature: Path) -> None:
+    for name in ("train", "test"):
+        tars = sorted((miniature / name).glob("*.tar"))
+        assert [tar.name for tar in tars] == [f"images_{number:03d}.tar" for number in range(len(tars))]
+        for tar in tars:
+            line = (miniature / "md5sum" / name / f"md5.{tar.stem}.txt").read_text()
+            assert line == f"{hashlib.md5(tar.read_bytes()).hexdigest()}  {tar.name}\n"
+
+
+def test_every_photograph_of_the_csv_files_lies_in_a_tar_under_its_first_three_digits(miniature: Path) -> None:
+    for name, ids in (
+        ("train", {row["id"] for row in rows(miniature, "metadata/train.csv")}),
+        ("train", {row["id"] for row in rows(miniature, "metadata/train_attribution.csv")}),
+        ("test", {row["id"] for row in rows(miniature, "metadata/test.csv")}),
+        ("test", {row["id"] for row in rows(miniature, "ground_truth/recognition_solution_v2.1.csv")}),
+    ):
+        assert set(members(miniature, name)) == {f"{id[0]}/{id[1]}/{id[2]}/{id}.jpg" for id in ids}
+        assert all(len(id) == 16 and int(id, 16) >= 0 for id in ids)
+
+
+def test_two_train_files_are_broken_and_all_others_decode(miniature: Path) -> None:
+    broken = []
+    for name, data in {**members(miniature, "train"), **members(miniature, "test")}.items():
+        try:
+            picture = Image.open(io.BytesIO(data))
+            picture.load()
+            assert max(picture.size) == 96
+        except (OSError, UnidentifiedImageError) as error:
+            broken.append((name, str(error)))
+    assert len(broken) == 2
+    assert any("truncated" in why for _, why in broken)
+    assert any("cannot identify" in why for _, why in broken)
+
+
+def test_the_test_set_has_both_usages_and_photographs_of_nothing_known(miniature: Path) -> None:
+    solution = rows(miniature, "ground_truth/recognition_solution_v2.1.csv")
+    known = {row["landmark_id"] for row in rows(miniature, "metadata/train.csv")}
+    assert {row["Usage"] for row in solution} == {"Public", "Private"}
+    assert sum(row["landmarks"] == "" for row in solution) == 6
+    assert {id for row in solution for id in row["landmarks"].split()} == known
+
+
+def test_train_urls_hold_no_comma_and_the_clean_set_no_broken_photograph(miniature: Path) -> None:
+    lines = (miniature / "metadata" / "train.csv").read_text(encoding="utf-8").splitlines()
+    assert all(line.count(",") == 2 for line in lines)
+    clean = {id for row in rows(miniature, "metadata/train_clean.csv") for id in row["images"].split()}
+    pictures = members(miniature, "train")
+    assert 0 < len(clean) < len(lines) - 1
+    for id in clean:
+        Image.open(io.BytesIO(pictures[f"{id[0]}/{id[1]}/{id[2]}/{id}.jpg"])).load()
+
+
+def test_the_whole_miniature_has_names_with_commas_and_of_many_tongues() -> None:
+    names = [landmark.name for landmark in choose_landmarks(12, 0)]
+    assert len(set(names)) == 12
+    assert any("," in name for name in names)
+    assert any(not name.isascii() for name in names)
+
+
+def test_category_addresses_read_back_to_the_names(miniature: Path) -> None:
+    told = rows(miniature, "metadata/train_label_to_category.csv")
+    names = {unquote(row["category"]).partition("Category:")[2].replace("_", " ") for row in told}
+    assert names == {landmark.name for landmark in choose_landmarks(6, 0)}
+    assert all(row["category"].isascii() for row in told)
+
+
+def test_bursts_are_nearly_the_same_picture() -> None:
+    photographs = train_photographs(choose_landmarks(2, 0), 12, 48, 0)
+    bursts: dict[str, list[np.ndarray]] = {}
+    for photograph in photographs:
+        bursts.setdefault(photograph.shot.stand, []).append(
+            np.asarray(Image.open(io.BytesIO(take(photograph.shot))).convert("L").resize((16, 16)), float)
+        )
+    within = [np.abs(a - b).mean() for first in bursts.values() for a, b in pairwise(first)]
+    firsts = [first[0] for first in bursts.values()]
+    between = [np.abs(a - b).mean() for a, b in pairwise(firsts)]
+    assert len(within) >= 4
+    assert np.median(within) < 0.5 * np.median(between)
+
+
+def test_an_archive_of_no_landmarks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="landmarks is too small"):
+        make_miniature(tmp_path / "none", landmarks=0)

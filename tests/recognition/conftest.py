@@ -1,0 +1,7 @@
+"""The dataset and the run that tests of answers and numbers use."""
+
+from __future__ import annotations
+
+from made_up_runs import _short_features, own_data, run, test_data
+
+__all__ = ["_short_features", "own_data", "run", "test_data"]

@@ -1,0 +1,30 @@
+"""The lottery on the page: a histogram of the draws where one was held, and nothing where none was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from run_factory import make_dataset, make_run
+
+from landmarks.evaluation.predictions import SUFFIX
+from landmarks.evaluation.subsets import describe, place_of
+from landmarks.reporting.page import report
+from landmarks.support.files import write_record
+
+
+def test_a_lottery_is_drawn_where_one_was_held(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", make_dataset(tmp_path / "data", photographs=60, others=0), maps=0)
+    assert "How lucky" not in report(run, tmp_path / "before.html").read_text(encoding="utf-8")
+    accuracies = np.random.default_rng(0).normal(0.9, 0.02, 200)
+    own = {"accuracy": 0.93, "landmarks": 20, "place": place_of(0.93, accuracies)}
+    held = {"name": "test", "landmarks": 10, "of": 20, **describe(accuracies), "own": own}
+    write_record(run / "metrics" / f"test{SUFFIX}", {**held, "accuracies": accuracies.tolist()}, verb="evaluate")
+    page = report(run, tmp_path / "after.html").read_text(encoding="utf-8")
+    assert 'id="one-lottery"' in page
+    assert "200 draws of 10 of 20 landmarks" in page
+    assert "other numbers of landmarks do not compare" in page
+    counted = pl.read_csv(tmp_path / "figures" / "one-lottery-test.csv")
+    assert counted["draws"].sum() == 200
+    assert (tmp_path / "figures" / "one-lottery-test.svg").exists()

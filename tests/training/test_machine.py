@@ -1,0 +1,113 @@
+"""Memory that runs out while photographs are only looked at: half as many at a time, the same numbers."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import timm
+import torch
+
+from landmarks.support.errors import UsageError
+from landmarks.training import machine as precision
+from landmarks.training.machine import (
+    choose_device,
+    choose_layout,
+    choose_precision,
+    in_parts,
+    is_out_of_memory,
+    peak_memory_mb,
+)
+
+
+def test_images_pass_in_halves_until_they_fit_and_the_number_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    images, sizes = torch.arange(13.0)[:, None], []
+
+    def compute(some: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(some))
+        if len(some) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2 * some
+
+    doubled, at_once = in_parts(compute, images, 32)
+    assert torch.equal(doubled, 2 * images)
+    assert at_once == 4
+    assert sizes == [13, 7, 4, 4, 4, 1]
+    assert capsys.readouterr().err.count("out of memory") == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("shapes do not match")])
+def test_one_image_that_does_not_fit_and_other_errors_are_raised(error: Exception) -> None:
+    def compute(some: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(type(error)):
+        in_parts(compute, torch.zeros(3, 1), 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 17.99 GB, other allocations: 100 KB, max allowed: 18.13 GB).",
+        "Invalid buffer size: 24.00 GB",
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to …",
+        "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried to …",
+    ],
+)
+def test_every_devices_words_for_no_memory_are_known(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+    assert not is_out_of_memory(ValueError(message))
+
+
+def test_the_peak_of_memory_is_told_where_the_system_counts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = peak_memory_mb()
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert 0 < peak_memory_mb() <= 1.2 * counted  # what is held now is at most the peak, but for what is held since
+
+
+# ── Choices of device, precision and layout, and their reasons ──────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("flags", "value", "why"),
+    [
+        ({"avx2", "amx_bf16"}, "bfloat16", "amx_bf16"),
+        ({"avx512_bf16"}, "bfloat16", "avx512_bf16"),
+        ({"avx2", "avx512f"}, "float32", "neither"),
+        (set(), "float32", "neither"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_computes_it(
+    flags: set[str], value: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset(flags))
+    choice = choose_precision("auto", "cpu")
+    assert choice.value == value
+    assert why in choice.why
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    assert choose_precision("float32", "cpu").value == "float32"
+    assert choose_device("cpu").value == "cpu"
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"no device cuda; expected .*cpu"):
+        choose_device("cuda")
+
+
+def test_a_device_that_nobody_has_is_named_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match='no device "cuda:0"; expected auto, cuda, mps, cpu; did you mean "cuda"'):
+        choose_device("cuda:0")
+
+
+def test_apples_processor_is_the_best_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert choose_device("auto").value == "mps"
+
+
+@pytest.mark.parametrize(("name", "layout"), [("test_resnet", "channels last"), ("test_vit", "channels first")])
+def test_convolutions_get_channels_last(name: str, layout: str) -> None:
+    assert choose_layout(timm.create_model(name)).value == layout

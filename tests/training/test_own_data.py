@@ -1,0 +1,177 @@
+"""A run carries which photographs it was trained on and validated with, whole, and before it is called finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import make_dataset
+
+import landmarks.training.run as run_files
+from landmarks.dataset.manifest import Dataset
+from landmarks.support.files import file_digest, read_record
+from landmarks.support.tables import read_table
+from landmarks.training.own_data import as_seen, sightings
+from landmarks.training.recipe import Recipe
+from landmarks.training.run import SEEN, open_run
+from landmarks.training.train import train
+
+
+def test_a_run_holds_what_it_was_trained_on_and_validated_with(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    table = pl.read_parquet(run.folder / "images.parquet")
+    assert dict(table.schema) == SEEN
+    parts = dict(pl.read_parquet(stripes.folder / "split.parquet").filter(pl.col("part") != "test").rows())
+    assert dict(table.select("id", "part").rows()) == parts
+    photos = pl.read_parquet(stripes.folder / "photos.parquet")
+    same = ["id", "landmark_id", "length", "width", "height", "phash"]
+    assert table.select(same).equals(photos.join(table, on="id", how="semi").select(same).sort("id"))
+    assert table["through"].null_count() == len(table)
+    assert run.record["data"]["images"] == file_digest(run.folder / "images.parquet")
+
+
+def test_what_shows_nothing_known_was_not_trained_on(small_recipe: Recipe, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", landmarks=2, train=3, val=2, test=1)
+    photos = pl.read_parquet(data.folder / "photos.parquet")
+    nameless = photos["id"][0]
+    unknown = pl.when(pl.col("id") == nameless).then(None).otherwise("landmark_id").alias("landmark_id")
+    photos.with_columns(unknown).write_parquet(data.folder / "photos.parquet")
+    run = train(data.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    seen = run.seen()
+    assert seen is not None and nameless not in seen["id"].to_list() and len(seen) == 9
+
+
+def test_a_run_begun_from_another_carries_what_that_one_had_seen(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    first = train(stripes.folder, tmp_path / "first", recipe=replace(small_recipe, epochs=1, warmup_epochs=0))
+    assert first.record["best"]["phase"] == "finetune"
+    other = make_dataset(tmp_path / "data", landmarks=2, train=3, val=2, test=1)
+    later = train(other.folder, tmp_path / "later", recipe=replace(small_recipe, epochs=0, weights=str(first.folder)))
+    seen = later.seen()
+    assert seen is not None
+    before = seen.filter(pl.col("through") == "first").drop("through")
+    assert before.equals(pl.read_parquet(first.folder / "images.parquet").drop("through"))
+    assert len(seen) - len(before) == 10
+    third = train(other.folder, tmp_path / "third", recipe=replace(small_recipe, epochs=0, weights=str(later.folder)))
+    assert read_table(third.folder / "images.parquet").equals(seen)
+
+
+def test_a_trunk_that_was_left_as_it_was_has_seen_nothing(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    first = train(stripes.folder, tmp_path / "first", recipe=replace(small_recipe, epochs=0))
+    later = train(stripes.folder, tmp_path / "later", recipe=replace(small_recipe, epochs=0, weights=str(first.folder)))
+    seen = later.seen()
+    assert seen is not None and seen["through"].null_count() == len(seen)
+
+
+def test_the_table_is_whole_before_the_run_is_finished(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[str] = []
+    original = run_files.write_record
+
+    def looking(path: Path, *arguments: object, **named: object) -> None:
+        if path.name == "run.json":
+            there.extend(sorted(entry.name for entry in path.parent.iterdir()))
+        original(path, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_files, "write_record", looking)
+    train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    assert "images.parquet" in there and "model.safetensors" in there and "run.json" not in there
+
+
+PROGRAM = """
+import os, signal, sys
+import landmarks.training.run as files
+from landmarks.cli.main import run
+
+original, left = files.write_table, int(sys.argv[1])
+
+def mortal(path, *arguments, **named):
+    global left
+    if path.name == "images.parquet":
+        if left == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(path, *arguments, **named)
+        if left == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        original(path, *arguments, **named)
+
+files.write_table = mortal
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def test_killed_around_the_table_a_training_ends_in_the_same_run(small_weights: Path, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", landmarks=2, train=4, val=2, test=1)
+    words = ["train", str(data.folder), "--backbone", "test_resnet", "--weights", str(small_weights)]
+    words += ["--image-size", "32", "--epochs", "1", "--batch-size", "4", "--tracking", "none"]
+
+    def life(out: Path, kill: int) -> int:
+        command = [sys.executable, "-c", PROGRAM, str(kill), *words, "-o", str(out)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
+
+    assert life(tmp_path / "whole", 0) == 0
+    broken = tmp_path / "broken"
+    for kill in (1, 2):
+        assert life(broken, kill) == -signal.SIGKILL
+        assert not (broken / "run.json").exists()
+    assert life(broken, 0) == 0
+    assert (broken / "images.parquet").read_bytes() == (tmp_path / "whole" / "images.parquet").read_bytes()
+    assert open_run(broken).digest == open_run(tmp_path / "whole").digest
+    images = [read_record(run / "run.json")["data"]["images"] for run in (broken, tmp_path / "whole")]
+    assert images[0] == images[1]
+
+
+def rows(*photos: tuple[str, int | None, int]) -> pl.DataFrame:
+    """Return photographs of (id, perceptual hash, length), all of one size."""
+    table = pl.DataFrame(photos, schema={"id": pl.String, "phash": pl.UInt64, "length": pl.UInt32}, orient="row")
+    return table.with_columns(
+        width=pl.lit(60, pl.UInt32), height=pl.lit(40, pl.UInt32), landmark_id=pl.lit(1, pl.Int64)
+    )
+
+
+SAME = [
+    ("the same file", ("a", 0b1111 << 40, 9), ("a", 0b1111 << 40, 9), True),
+    ("another name", ("b", 0b1111 << 40, 9), ("a", 0b1111 << 40, 9), True),
+    ("made smaller", ("a", 0b1110 << 40, 5), ("a", 0b1111 << 40, 9), True),
+    ("another of that name", ("a", 0x0F0F0F0F, 9), ("a", 0xF0F0F0F0, 9), False),
+    (
+        "the archive's id, made much smaller",
+        ("00ff00ff00ff00ff", 0x0F0F0F0F, 5),
+        ("00ff00ff00ff00ff", 0xF0F0F0F0, 9),
+        True,
+    ),
+    ("nearly alike, another name", ("b", 0b1110 << 40, 9), ("a", 0b1111 << 40, 9), False),
+    ("without structure, another name", ("b", 0, 9), ("a", 0, 9), False),
+    ("without structure, the same file", ("a", 0, 9), ("a", 0, 9), True),
+    ("not hashed, another size in bytes", ("a", None, 8), ("a", None, 9), False),
+]
+
+
+@pytest.mark.parametrize("asked, seen, same", [case[1:] for case in SAME], ids=[case[0] for case in SAME])
+def test_a_photograph_is_the_same_when(
+    asked: tuple[str, int | None, int], seen: tuple[str, int | None, int], same: bool
+) -> None:
+    found = sightings(rows(asked), as_seen(rows(seen), "train"))
+    assert found.rows() == ([(asked[0], seen[0], "train", None)] if same else [])
+
+
+def test_each_photograph_is_sighted_once_in_its_own_training_first() -> None:
+    mine, before = as_seen(rows(("a", 7, 9), ("b", 7, 9)), "train"), as_seen(rows(("a", 7, 9)), "val")
+    seen = pl.concat([before.with_columns(through=pl.lit("first")), mine])
+    found = sightings(rows(("a", 7, 9), ("c", 7, 9)), seen)
+    assert found.rows()[0] == ("a", "a", "train", None)
+    assert found["id"].to_list() == ["a", "c"] and found["through"].null_count() == 2
