@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
-from landmarks.training import finetune as step
+from landmarks.training import finetune
 from landmarks.training.finetune import Training, add_gradients, share_done, share_of_learning_rate
 from landmarks.training.loader import Batch, batches
 from landmarks.training.machine import Machine
@@ -61,7 +61,7 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_gradient(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(images, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(step, "normalised", scarce)
+    monkeypatch.setattr(finetune, "normalised", scarce)
     _, _, micro_batch = add_gradients(short, batch, 12, 100)
     assert micro_batch == 3
     torch.testing.assert_close(gradients(short.network), gradients(whole.network), rtol=1e-4, atol=1e-6)
@@ -75,7 +75,7 @@ def test_a_single_photograph_that_does_not_fit_ends_the_training(
     def scarce(*_: object) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(step, "normalised", scarce)
+    monkeypatch.setattr(finetune, "normalised", scarce)
     with pytest.raises(LandmarksError, match="gradient_checkpointing=true"):
         add_gradients(training(machine), batch, 12, 12)
 
@@ -86,7 +86,7 @@ def test_another_error_is_not_mistaken_for_memory(
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(step, "normalised", broken)
+    monkeypatch.setattr(finetune, "normalised", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         add_gradients(training(machine), batch, 12, 12)
 

@@ -141,7 +141,7 @@ def _own_to_fit_on(run: Run) -> Dataset | None:
     except LandmarksError as error:
         note(f"nothing new is fitted: {error}")
         return None
-    if run.seen() is None and not is_own(run, own):
+    if run.seen is None and not is_own(run, own):
         note(f"nothing new is fitted: {own.folder} is not as it was, and what {run.name} was trained on is not known")
         return None
     return own

@@ -57,7 +57,7 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
         "part": asked.part,
         "data_digest": dataset.digest,
         "model_digest": digest_of(run.digest, recogniser.digest),
-        "photographs": digest_of(photos.select("id", "truth").rows()),
+        "photographs": _digest_of(photos),
     }
     if path.exists() and all(read_metadata(path).get(key) == value for key, value in made_of.items()):
         return path
@@ -115,6 +115,12 @@ def read_predictions(path: Path) -> pl.DataFrame:
 def rejection_columns(predictions: pl.DataFrame) -> list[str]:
     """Return the names of a predictions table's rejection scores."""
     return [name for name in predictions.columns if name not in PREDICTIONS]
+
+
+def _digest_of(photos: pl.DataFrame) -> str:
+    """Return the digest of which photographs are answered and what they show, a slice at a time."""
+    digests = [digest_of(rows.rows()) for rows in photos.select("id", "truth").iter_slices(100_000)]
+    return digest_of(digests)
 
 
 def _answers(recogniser: Recogniser, dataset: Dataset, photos: pl.DataFrame, batch_size: int) -> Iterator[Answers]:
@@ -226,11 +232,11 @@ def _is_free(run: Path, name: str, asked: Asked, part: str) -> bool:
     """Return whether nothing is called `name` yet, or only numbers of the same part of the same dataset."""
     metrics, lottery = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
     predictions = run / "predictions" / f"{name}.parquet"
-    told: list[Mapping[str, Any]] = [read_record(metrics)] if metrics.exists() else []
-    told += [read_metadata(predictions)] if predictions.exists() else []
-    draws = [read_record(lottery)] if lottery.exists() else []
-    of_part = all(one.get("part") == part for one in told)
-    return of_part and all(_is_of(one, asked.dataset, own=asked.own) for one in (*told, *draws))
+    numbers: dict[str, Any] = dict(read_metadata(predictions)) if predictions.exists() else {}
+    numbers |= read_record(metrics) if metrics.exists() else {}
+    draws = read_record(lottery) if lottery.exists() else {}
+    of_part = not numbers or numbers.get("part") == part
+    return of_part and all(_is_of(told, asked.dataset, own=asked.own) for told in (numbers, draws) if told)
 
 
 def _is_of(told: Mapping[str, Any], dataset: Dataset, *, own: bool) -> bool:

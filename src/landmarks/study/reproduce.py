@@ -7,6 +7,8 @@ Everything lies in one folder, and can be looked at, used or repeated with the o
     corrected/NETWORK            runs of the corrected one
     study.json, study.csv        the table, from the first minute on
     report.html, figures/        the report over all runs
+import polars as pl
+
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from landmarks.dataset.manifest import PARTS, Dataset, open_dataset
+import polars as pl
+
+from landmarks.dataset.manifest import PARTS, SPLIT_FILE, Dataset, open_dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.explanation.explain import explain
 from landmarks.reporting.page import report
@@ -42,8 +46,8 @@ from landmarks.study.protocol import (
 )
 from landmarks.support.console import note, options, step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
-from landmarks.support.files import held, read_record, write_record, written_whole
-from landmarks.support.tables import read_metadata
+from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
+from landmarks.support.tables import read_metadata, read_table
 from landmarks.training.machine import is_out_of_memory, release
 from landmarks.training.run import RECORD as RUN_RECORD
 from landmarks.training.run import open_run
@@ -258,9 +262,12 @@ class Reproduction:
             f"{len(self.source.labels):,} with {len(self.source.photos):,}. {known}.",
             f"Of each landmark {100 * VAL:.0f} % of the photographs are validation and {100 * TEST:.0f} % test; the "
             "study's shares are not known here, nor is all of its recipe (landmarks.training.recipes.study tells).",
-            "The two protocols test on different photographs"
-            + (f"; those of {test_set} are the same for both." if test_set else "."),
         ]
+        tested = self._tested_on()
+        if len(tested) > 1:
+            told = "the same photographs" if len(set(tested)) == 1 else "different photographs"
+            common = f"; those of {test_set} are the same for both" if test_set and len(set(tested)) > 1 else ""
+            notes.append(f"The two protocols test on {told}{common}.")
         if dropped := [attempt.network for attempt in self.attempts if attempt.network in DROPPED]:
             listed = " and ".join(dict.fromkeys(dropped))
             notes.append(f"The study gave up {listed} for want of memory: there is nothing to compare with.")
@@ -272,6 +279,12 @@ class Reproduction:
                 reasons.setdefault(why, []).append(f"{attempt.protocol.name}/{attempt.network}")
         notes += [f"Not done: {', '.join(names)}, as {why}." for why, names in reasons.items()]
         return notes
+
+    def _tested_on(self) -> list[str]:
+        """Return which photographs each protocol tests on, as a digest, of those whose data is divided already."""
+        splits = [self.folder / "data" / protocol.by / SPLIT_FILE for protocol in PROTOCOLS]
+        tables = [read_table(split) for split in splits if split.exists()]
+        return [digest_of(table.filter(pl.col("part") == "test")["id"].sort().to_list()) for table in tables]
 
 
 def _top1(run: Pieces, name: str | None) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ def record_of(
             "digest": dataset.digest,
             "content_digest": dataset.content_digest,
             "identified_by": identified_by(dataset.record, dataset.labels),
+            "set": dataset.record.get("set"),
             "origin": dataset.record.get("origin"),
             "landmarks": len(dataset.labels),
             "photographs": {part: len(dataset.part(part)) for part in PARTS},
