@@ -70,7 +70,7 @@ def test_top_k_macro_log_loss_and_confusion_agree_with_scikit_learn(seed: int) -
     log_scores = np.log(scores[np.arange(photographs), first])
     assert metrics.log_loss(log_scores) == pytest.approx(sklearn_log_loss(first, scores))
     dense = np.zeros((landmarks, landmarks), dtype=int)
-    shown, answer, count = metrics.confusion(first, labels[:, 0], correct)
+    shown, answer, count = metrics.confusion_pairs(first, labels[:, 0], correct)
     dense[shown, answer] = count
     assert (dense == confusion_matrix(first, labels[:, 0])).all()
 
@@ -92,14 +92,14 @@ def test_a_right_answer_that_is_not_the_first_landmark_shown_is_no_confusion() -
     truth = metrics.truth_of([[5, 9], [5, 9]])
     answers = np.array([9, 4])
     correct = metrics.top_k(answers[:, None], truth, 1)
-    shown, answer, count = metrics.confusion(truth.first, answers, correct)
+    shown, answer, count = metrics.confusion_pairs(truth.first, answers, correct)
     assert list(zip(shown, answer, count, strict=True)) == [(5, 4, 1), (9, 9, 1)]
 
 
 def test_most_confused_pairs_come_most_frequent_first_and_ties_by_label() -> None:
     first = np.array([1, 1, 2, 2, 3, 3, 3])
     answers = np.array([2, 2, 1, 1, 3, 1, 2])
-    shown, answer, count = metrics.confusion(first, answers, first == answers)
+    shown, answer, count = metrics.confusion_pairs(first, answers, first == answers)
     assert metrics.most_confused(shown, answer, count, 3) == [(1, 2, 2), (2, 1, 2), (3, 1, 1)]
 
 

@@ -286,7 +286,7 @@ def test_what_was_kept_and_what_passes_through_again_say_the_same(
         second = evaluate(anew.folder, others=others.folder)
     finally:
         (data.folder / "features.away").rename(data.folder / "features")
-    assert (counts["reference"], counts["tempering"]) == (24, 6)
+    assert (counts["gallery"], counts["recogniser"]) == (24, 6)
     assert first["temperature"] == pytest.approx(second["temperature"], rel=0.02)
     remembered = [load_file(run.folder / "reference.safetensors") for run in (kept, anew)]
     assert torch.equal(remembered[0]["labels"], remembered[1]["labels"])
@@ -301,7 +301,7 @@ def test_a_fine_tuned_trunk_does_not_take_them(
     assert run.record["best"]["phase"] == "finetune"
     counts = passed_through(monkeypatch)
     evaluate(run.folder, others=others.folder)
-    assert (counts["reference"], counts["tempering"]) == (24, 6)
+    assert (counts["gallery"], counts["recogniser"]) == (24, 6)
 
 
 def test_features_kept_in_another_precision_are_those_of_the_training(
@@ -326,4 +326,4 @@ def test_damaged_features_are_passed_by(
         features.write_bytes(features.read_bytes()[:64])
     counts = passed_through(monkeypatch)
     evaluate(run.folder, others=others.folder)
-    assert (counts["reference"], counts["tempering"]) == (24, 6)
+    assert (counts["gallery"], counts["recogniser"]) == (24, 6)

@@ -14,7 +14,6 @@ import pytest
 from run_factory import NAMES, NETWORKS, make_dataset, make_run
 
 from landmarks.cli.main import run as run_verb
-from landmarks.reporting import drawings
 from landmarks.reporting import report_tables as tables
 from landmarks.reporting.page import report
 from landmarks.support.errors import LandmarksError, UsageError
@@ -217,7 +216,7 @@ def test_many_landmarks_get_a_short_table_and_a_whole_csv(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "MAX_ROWS", 6)
-    monkeypatch.setattr(drawings, "MOST_CELLS", 19)
+    monkeypatch.setattr("landmarks.reporting.page.MOST_CELLS", 19)
     text = report(runs[1], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The 3 best and the 3 worst of 20 landmarks" in text
     assert "confusion matrix is drawn up to 19" in text and "Confusion matrix of" not in text

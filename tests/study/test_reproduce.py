@@ -13,7 +13,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from landmarks.study.record import Reproduction
 
 import landmarks
 from landmarks.cli.main import run as run_verb
@@ -22,7 +21,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import PhotoReader
 from landmarks.miniature.make import make_miniature
 from landmarks.study.protocol import IN_THE_TABLE, PROTOCOLS, attempts, by_reference, divided, starts
-from landmarks.study.reproduce import reproduce
+from landmarks.study.reproduce import Reproduction, reproduce
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.support.tables import read_table, write_table

@@ -99,7 +99,7 @@ def forget(run: Path) -> None:
     """Make of a run what an earlier version wrote: it does not say what it was trained on."""
     (run / "images.parquet").unlink(missing_ok=True)
     record = read_record(run / "run.json")
-    for name in ("images", "content_digest", "relative", "identified_by"):
+    for name in ("seen", "content_digest", "relative", "identified_by"):
         record["data"].pop(name, None)
     write_record(run / "run.json", record, verb="train", inputs=record["inputs"])
 

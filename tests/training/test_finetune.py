@@ -54,7 +54,7 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_gradient(
     short.network.train()
     statistics = [buffer.clone() for buffer in short.network.buffers()]
     short.network.eval()
-    original = step.normalised
+    original = finetune.normalised
 
     def scarce(images: torch.Tensor, *rest: object) -> torch.Tensor:
         if len(images) > 3:

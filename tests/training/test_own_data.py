@@ -35,7 +35,7 @@ def test_a_run_holds_what_it_was_trained_on_and_validated_with(
     same = ["id", "landmark_id", "length", "width", "height", "phash"]
     assert table.select(same).equals(photos.join(table, on="id", how="semi").select(same).sort("id"))
     assert table["through"].null_count() == len(table)
-    assert run.record["data"]["images"] == file_digest(run.folder / "images.parquet")
+    assert run.record["data"]["seen"] == file_digest(run.folder / "images.parquet")
 
 
 def test_what_shows_nothing_known_was_not_trained_on(small_recipe: Recipe, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_killed_around_the_table_a_training_ends_in_the_same_run(small_weights: 
     assert life(broken, 0) == 0
     assert (broken / "images.parquet").read_bytes() == (tmp_path / "whole" / "images.parquet").read_bytes()
     assert open_run(broken).digest == open_run(tmp_path / "whole").digest
-    images = [read_record(run / "run.json")["data"]["images"] for run in (broken, tmp_path / "whole")]
+    images = [read_record(run / "run.json")["data"]["seen"] for run in (broken, tmp_path / "whole")]
     assert images[0] == images[1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.catalogue import networks
 from landmarks.models.network import build_network
@@ -12,10 +14,11 @@ from landmarks.training.record import record_of
 
 
 def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_networks(
-    stripes: Dataset, small_recipe: Recipe, machine: Machine
+    stripes: Dataset, small_recipe: Recipe, machine: Machine, tmp_path: Path
 ) -> None:
     network = build_network("vit_tiny_patch16_224", classes=3, weights="none", image_size=32)
-    record = record_of(network, stripes, recipe=small_recipe, machine=machine, choices=[], state=State(micro_batch=1))
+    about = {"recipe": small_recipe, "machine": machine, "state": State(micro_batch=1)}
+    record = record_of(network, stripes, choices=[], out=tmp_path / "run", **about)
     table = networks("vit_tiny_patch16_224", classes=3, image_size=32)
     assert record["network"]["gmacs"] == table["gmacs"][0] > 0
     assert "gflops" not in record["network"]
