@@ -1,4 +1,4 @@
-"""Accuracy and minutes of our recipes, fastai's `fine_tune` and timm's parts: same start, pictures and epochs.
+"""Accuracy and minutes of our recipes, fastai's `fine_tune` and timm's parts: same start, images and epochs.
 
     python benchmarks/accuracy.py MIRROR WEIGHTS WORK --python PEER/bin/python [--epochs 5] [--seeds 0 1 2]
 

@@ -1,10 +1,10 @@
-"""Peak memory of training and evaluation with 20 and with 100 landmarks on the same photographs: it must not grow.
+"""Peak memory of training and evaluation with 20 and with 100 landmarks on the same images: it must not grow.
 
-    python benchmarks/classes.py DATA WEIGHTS [--backbone mobilenetv2_100] [--image-size 160] [--photographs 1200]
+    python benchmarks/classes.py DATA WEIGHTS [--backbone mobilenetv2_100] [--image-size 160] [--images 1200]
 
-The same photographs of DATA are given to 20 and to 100 made-up landmarks in turns, so that nothing but their number
-differs; `train` (features, warm-up, one epoch of fine-tuning, batches of 32) and `evaluate` run as a user runs them,
-each in a process of its own whose largest resident memory is told, and the ratio of 100 to 20.
+The same images of DATA are given to 20 and to 100 made-up landmarks in turns, so that nothing but their number
+differs; `train` (features, head training, one epoch of fine-tuning, batches of 32) and `evaluate` run as a user runs
+them, each in a process of its own whose largest resident memory is told, and the ratio of 100 to 20.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--image-size", type=int, default=160)
-    parser.add_argument("--photographs", type=int, default=1200)
+    parser.add_argument("--images", type=int, default=1200)
     chosen = parser.parse_args()
     options = ["--backbone", chosen.backbone, "--weights", chosen.weights, "--image-size", chosen.image_size]
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for classes in (20, 100):
             data, run = Path(place) / f"data-{classes}", Path(place) / f"run-{classes}"
-            relabelled(chosen.data, data, classes, chosen.photographs)
+            relabelled(chosen.data, data, classes, chosen.images)
             train = measured(landmarks("train", data, "-o", run, "--epochs", 1, *options))[2]
             evaluate = measured(landmarks("evaluate", run))[2]
             rows.append({"landmarks": classes, "train_mb": train, "evaluate_mb": evaluate})
     ratios = {name: rows[1][name] / rows[0][name] for name in ("train_mb", "evaluate_mb")}
-    keep("classes", [*rows, {"landmarks": "100 to 20", **ratios}], photographs=chosen.photographs)
+    keep("classes", [*rows, {"landmarks": "100 to 20", **ratios}], images=chosen.images)
 
 
-def relabelled(data: Path, copy: Path, classes: int, photographs: int) -> None:
-    """Make a dataset of the first photographs of another, dealt out to `classes` landmarks and a part each."""
+def relabelled(data: Path, copy: Path, classes: int, count: int) -> None:
+    """Make a dataset of the first images of another, dealt out to `classes` landmarks and a part each."""
     copy.mkdir()
     shutil.copy(data / "dataset.json", copy)
     there = str((data / "shards").resolve())
-    photos = open_dataset(data).photos.sort("id").head(photographs)
-    rows = np.arange(len(photos))
-    photos = photos.with_columns(
+    images = open_dataset(data).images.sort("id").head(count)
+    rows = np.arange(len(images))
+    images = images.with_columns(
         landmark_id=pl.Series(rows % classes, dtype=pl.Int64), shard=pl.lit(f"{there}/") + pl.col("shard")
     )
-    write_table(copy / "photos.parquet", photos)
+    write_table(copy / "images.parquet", images)
     labels = read_table(data / "labels.parquet")
     names = [f"landmark {label}" for label in range(classes)]
-    images = np.bincount(rows % classes)
-    columns = {"label": range(classes), "landmark_id": range(classes), "name": names, "images": images}
+    pixels = np.bincount(rows % classes)
+    columns = {"label": range(classes), "landmark_id": range(classes), "name": names, "images": pixels}
     made = pl.DataFrame(columns).with_columns(pl.lit(None, dtype=pl.String).alias("category"))
     made = made.select(pl.col(name).cast(labels.schema[name]) for name in labels.columns if name in made.columns)
     write_table(copy / "labels.parquet", made)
     parts = np.array(["train", "val", "test", "train", "train"])[rows // classes % 5]
-    write_table(copy / "split.parquet", pl.DataFrame({"id": photos["id"], "part": parts}))
+    write_table(copy / "splits.parquet", pl.DataFrame({"id": images["id"], "part": parts}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What it costs to take photographs out of the archive at its true size: by ranges, by hopping headers, by streaming.
+"""What it costs to take images out of the archive at its true size: by ranges, by hopping headers, by streaming.
 
     python benchmarks/fetching.py [ranges] [hopping] [streaming] [--metadata FOLDER]
 
@@ -65,7 +65,7 @@ def ranges(metadata: Path, folder: Path) -> None:
         index = write_known_index(archive, server.address, folder / "index.parquet")
         plan = planned(server.address, selection, index)
         wanted = sum(int(task.places.lengths.sum()) for task in plan.tasks if task.places is not None)
-        photographs = sum(len(task.places) for task in plan.tasks if task.places is not None)
+        images = sum(len(task.places) for task in plan.tasks if task.places is not None)
         imports = measured([sys.executable, "-c", "import landmarks.archive.fetch"])[2]
         given = ("--mirror", server.address, "--index", index.path, "--method", "ranges")
         command = landmarks("fetch", selection, "-o", folder / "data", *given)
@@ -76,11 +76,11 @@ def ranges(metadata: Path, folder: Path) -> None:
             rows.append(
                 {
                     "way": way,
-                    "photographs_per_second": round(photographs / seconds),
+                    "images_per_second": round(images / seconds),
                     "seconds": round(seconds, 1),
                     "processor_seconds": round(processor, 1),
                     "server_processor_seconds": round(server.seconds_of_processor() - before, 1),
-                    "requests_per_photograph": round(counts["requests"] / photographs, 3),
+                    "requests_per_image": round(counts["requests"] / images, 3),
                     "bytes_ratio": round(counts["bytes"] / wanted, 4),
                     "mb_above_imports": None if megabytes is None else round(megabytes - imports),
                 }
@@ -95,11 +95,11 @@ def ranges(metadata: Path, folder: Path) -> None:
             before, own, started = server.seconds_of_processor(), time.process_time(), time.perf_counter()
             walk(server.address, plan)
             add(way, time.perf_counter() - started, time.process_time() - own, None)
-    middle = middle_of(rows, "photographs_per_second")
+    middle = middle_of(rows, "images_per_second")
     keep(
         "fetching_ranges",
         rows,
-        photographs=photographs,
+        images=images,
         wanted_bytes=wanted,
         workers=default_workers(),
         prepared_per_second_and_processor=prepared_per_second(archive),
@@ -134,7 +134,7 @@ def ranges_alone(address: str, plan: Plan) -> None:
     def one(task: TarTask) -> int:
         assert task.places is not None
         path = tar_path("train", task.tar)
-        photographs = ranged(
+        images = ranged(
             mirror,
             path,
             places=task.places,
@@ -142,7 +142,7 @@ def ranges_alone(address: str, plan: Plan) -> None:
             same=lambda answer: (answer.size, answer.etag) == (task.size, task.etag),
             report=lambda *_: None,
         )
-        return sum(1 for _ in photographs)
+        return sum(1 for _ in images)
 
     with workforce(None, None) as pool:
         list(pool.map(one, plan.tasks))
@@ -158,9 +158,9 @@ def bare_loop(address: str, plan: Plan) -> None:
 
 
 def prepared_per_second(archive: Archive) -> dict[str, int]:
-    """Return how many photographs one processor decodes, shrinks and encodes again, and how many it hashes."""
+    """Return how many images one processor decodes, shrinks and encodes again, and how many it hashes."""
     layout = archive.layout(0)
-    jpegs = [archive.photograph(int(layout.ids[row]), int(layout.sizes[row])) for row in range(200)]
+    jpegs = [archive.image(int(layout.ids[row]), int(layout.sizes[row])) for row in range(200)]
     started = time.process_time()
     images = [prepare(jpeg, 512)[1] for jpeg in jpegs]
     prepared = time.process_time()
@@ -198,7 +198,7 @@ def hopping(metadata: Path, folder: Path) -> None:
                 list(pool.map(lambda head: list(itertools.islice(hop(mirror, *head), each)), heads))  # noqa: B023
             seconds = time.perf_counter() - started
             rate = CONNECTIONS * each / seconds
-            every = archive.photographs + archive.tars
+            every = archive.images + archive.tars
             rows.append(
                 {
                     "latency_ms": milliseconds,
@@ -213,12 +213,12 @@ def hopping(metadata: Path, folder: Path) -> None:
 
 def streaming(metadata: Path, folder: Path) -> None:
     """Stream one TAR of 1 GB from a folder, against `md5sum` and `tar -t` in one pipe over the same bytes."""
-    archive = Archive(photographs=Archive().first(1), tars=1)
+    archive = Archive(images=Archive().first(1), tars=1)
     mirror = folder / "mirror"
     (mirror / "train").mkdir(parents=True)
     tar = mirror / tar_path("train", 0)
     with open(tar, "wb") as file:
-        for piece in archive.pieces(0, 0, archive.layout(0).bytes):
+        for piece in archive.files(0, 0, archive.layout(0).bytes):
             file.write(piece)
     size, md5 = tar.stat().st_size, hashlib.md5(tar.read_bytes(), usedforsecurity=False).hexdigest()
     rows = []
@@ -249,8 +249,8 @@ def pipe(tar: Path, md5: str) -> None:
 
 
 def stream(tar: Path, md5: str) -> None:
-    """Read the TAR once as `fetch` does, wanting one photograph in 256."""
-    photographs = streamed(
+    """Read the TAR once as `fetch` does, wanting one image in 256."""
+    images = streamed(
         open_mirror(tar.parent.parent),
         f"train/{tar.name}",
         md5=md5,
@@ -258,7 +258,7 @@ def stream(tar: Path, md5: str) -> None:
         contents=Contents(),
         report=lambda *_: None,
     )
-    for _ in photographs:
+    for _ in images:
         pass
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/grouping.py [MIRROR]
 
-MIRROR is any mirror on disk; without one the miniature archive's photographs are used.
+MIRROR is any mirror on disk; without one the miniature archive's images are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from results import keep
 from scipy.stats import norm
 
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, groups, near_pairs, perceptual_hash
-from landmarks.dataset.images import PictureError, decode, encode, resize, shrink
+from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
 
 COPIES = 600
 RADII = (0, 2, 4, 6, 8, 10, 12)
@@ -76,14 +76,14 @@ def main() -> None:
             from landmarks.miniature.make import make_miniature
 
             mirror = make_miniature(Path(temporary) / "mirror")
-        images = photographs(mirror)
-    origin = "the miniature archive" if told else "photographs of a mirror"
+        images = count(mirror)
+    origin = "the miniature archive" if told else "images of a mirror"
     hashes = np.array([perceptual_hash(image) for image in images], np.uint64)
-    keep("grouping-robustness", robustness(images, hashes), photographs=len(images), origin=origin, radius=RADIUS)
+    keep("grouping-robustness", robustness(images, hashes), images=len(images), origin=origin, radius=RADIUS)
     keep("grouping-speed", speed(hashes), radius=RADIUS, radius_across=RADIUS_ACROSS, origin=origin)
 
 
-def photographs(mirror: Path) -> list[np.ndarray]:
+def count(mirror: Path) -> list[np.ndarray]:
     images = []
     for path in sorted(mirror.glob("t*/*.tar")):
         with tarfile.open(path) as tar:
@@ -92,20 +92,20 @@ def photographs(mirror: Path) -> list[np.ndarray]:
                     continue
                 try:
                     images.append(decode(file.read()))
-                except PictureError as error:
+                except ImageError as error:
                     print(f"{member.name}: {error}")
     return images
 
 
 def robustness(images: list[np.ndarray], hashes: np.ndarray) -> list[dict[str, Any]]:
-    """Return the share of changed copies within each radius; and, last, of pairs of different photographs."""
+    """Return the share of changed copies within each radius; and, last, of pairs of different images."""
     chosen = np.random.default_rng(0).permutation(len(images))[:COPIES]
     rows = []
     for words, change in CHANGES.items():
         copies = np.array([perceptual_hash(change(images[position])) for position in chosen], np.uint64)
         rows.append({"change": words, **shares(np.bitwise_count(copies ^ hashes[chosen]))})
     apart = [np.bitwise_count(hashes[position] ^ hashes[position + 1 :]) for position in range(len(hashes))]
-    return [*rows, {"change": "none: two photographs", **shares(np.concatenate(apart))}]
+    return [*rows, {"change": "none: two images", **shares(np.concatenate(apart))}]
 
 
 def shares(apart: np.ndarray) -> dict[str, float]:
@@ -123,7 +123,7 @@ def speed(hashes: np.ndarray) -> list[dict[str, Any]]:
         rows.append(row | measured(start))
     count = 1_000_000
     random = np.random.default_rng(1)
-    photos = pl.DataFrame(
+    images = pl.DataFrame(
         {
             "landmark_id": (50_000 * random.random(count) ** 3).astype(np.int64),
             "phash": like(hashes, count),
@@ -131,7 +131,7 @@ def speed(hashes: np.ndarray) -> list[dict[str, Any]]:
         }
     )
     start = now()
-    grouping = groups(photos)
+    grouping = groups(images)
     row = {"what": "groups", "hashes": count, "radius": RADIUS, "pairs": grouping.near_duplicates, "recall": "–"}
     return [*rows, row | measured(start)]
 

@@ -16,7 +16,7 @@ from landmarks.evaluation.subsets import describe, learning_curves, lottery
 def main(path: str) -> None:
     arrays = np.load(path, allow_pickle=False)
     features, labels, groups = arrays["x"], arrays["y"], arrays.get("groups")
-    print(f"{len(labels)} photographs of {len(np.unique(labels))} landmarks, features of {features.shape[1]} numbers")
+    print(f"{len(labels)} images of {len(np.unique(labels))} landmarks, features of {features.shape[1]} numbers")
     started = time.monotonic()
     accuracies = lottery(features, labels, groups, landmarks=20, draws=200)
     seconds = time.monotonic() - started

@@ -4,9 +4,9 @@
     python benchmarks/many_classes.py training ../shared/features/gldv1_872x90_pca128.npz
     python benchmarks/many_classes.py memory
 
-`accuracy` trains on 70 photographs of each of 872 landmarks and tests on its other 20, divided by seed 0: the cosine
+`accuracy` trains on 70 images of each of 872 landmarks and tests on its other 20, divided by seed 0: the cosine
 head, and on the same division multinomial logistic regression, ridge regression and the nearest neighbour.
-`training` trains the cosine head as `landmarks train` does its warm-up, 7 of the 70 photographs kept for validation.
+`training` trains the cosine head as `landmarks train` does its head training, 7 of the 70 images kept for validation.
 `memory` makes four optimizer steps (Adam, batch 256, 512 dimensions) with 203,094 landmarks, once with one centre for
 each and once with three, each in a process of its own, and reports the largest resident memory and seconds per step.
 Results stand in `benchmarks/results/many-classes-*.json`, with the machine they were measured on.
@@ -29,11 +29,11 @@ from results import keep, told
 from torch import Tensor, nn
 
 from landmarks.models.backbones import pretrained_record
-from landmarks.models.heads import CosineHead, LinearHead, build_head
+from landmarks.models.heads import ArcFaceHead, LinearHead, build_head
 from landmarks.models.network import Network, from_pretrained
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows
-from landmarks.training.head_training import warm_up
+from landmarks.training.head_training import train_head
 from landmarks.training.recipe import recipe_named
 
 LANDMARKS, DIMENSIONS, BATCH, STEPS = 203_094, 512, 256, 4
@@ -64,7 +64,7 @@ def shares(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def trained(head: nn.Module, data: Data, *, epochs: int, learning_rate: float, batch: int = 512) -> Tensor:
-    """Train `head` with Adam and a cosine schedule; return its logits of the test photographs."""
+    """Train `head` with Adam and a cosine schedule; return its logits of the test images."""
     features, labels, others, _ = data
     optimizer = torch.optim.Adam(head.parameters(), learning_rate)
     total = epochs * -(-len(features) // batch)
@@ -82,13 +82,13 @@ def trained(head: nn.Module, data: Data, *, epochs: int, learning_rate: float, b
 
 def cosine(data: Data) -> Tensor:
     torch.manual_seed(SEED)
-    head = CosineHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1)
+    head = ArcFaceHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1)
     return trained(head, data, epochs=20, learning_rate=1e-2)
 
 
 def three_centres(data: Data) -> Tensor:
     torch.manual_seed(SEED)
-    head = CosineHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1, centres=3)
+    head = ArcFaceHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1, centres=3)
     return trained(head, data, epochs=20, learning_rate=1e-2)
 
 
@@ -113,7 +113,7 @@ def ridge(data: Data, penalty: float = 100.0) -> Tensor:
 
 
 def nearest(data: Data) -> Tensor:
-    """Cosine to the nearest training photograph of each landmark."""
+    """Cosine to the nearest training image of each landmark."""
     features, labels, others, _ = data
     order = labels.argsort(stable=True)
     units = F.normalize(features[order], dim=1)
@@ -123,7 +123,7 @@ def nearest(data: Data) -> Tensor:
 
 
 def by_training(data: Data) -> dict[str, object]:
-    """Train the head with the training's own warm-up, its epochs chosen on photographs held out of the 70."""
+    """Train the head with the training's own head training, its epochs chosen on images held out of the 70."""
     features, labels, others, truth = data
     held_out = np.concatenate(
         [generator(SEED, label, "val").permutation(np.flatnonzero(labels == label))[:7] for label in range(872)]
@@ -132,29 +132,29 @@ def by_training(data: Data) -> dict[str, object]:
     settings = {"embedding": 0, "centres": 3, "scale": 16.0, "margin": 0.1}
     recipe = recipe_named(
         "default",
-        warmup_epochs=25,
-        warmup_patience=5,
-        warmup_learning_rate=5e-3,
-        warmup_batch_size=512,
+        head_epochs=25,
+        head_patience=5,
+        head_learning_rate=5e-3,
+        head_batch_size=512,
         label_smoothing=0.0,
     )
     torch.manual_seed(SEED)
-    head = build_head("cosine", features.shape[1], 872, settings)
+    head = build_head("arcface", features.shape[1], 872, settings)
     head.adapt(np.bincount(labels[kept]))
-    trunk = nn.Identity()
-    trunk.num_features = features.shape[1]
-    network = Network("none", trunk, "cosine", head, from_pretrained(pretrained_record("baseline")))
+    backbone = nn.Identity()
+    backbone.num_features = features.shape[1]
+    network = Network("none", backbone, "arcface", head, from_pretrained(pretrained_record("baseline")))
     train, val = (Rows(features.numpy().astype(np.float16), rows) for rows in (kept, held_out))
     started = time.perf_counter()
-    warmed = warm_up(network, [train], labels[kept].numpy(), val, labels[held_out].numpy(), recipe=recipe)
+    trained = train_head(network, [train], labels[kept].numpy(), val, labels[held_out].numpy(), recipe=recipe)
     with torch.no_grad():
         reached = shares(torch.cat([head(part) for part in others.split(2048)]), truth)
-    row = {"head": "cosine head, three centres, by the warm-up of `train`", **reached, "epoch": warmed.epoch}
-    return row | {"val": 100 * warmed.val_accuracy, "seconds": time.perf_counter() - started}
+    row = {"head": "cosine head, three centres, by the head training of `train`", **reached, "epoch": trained.epoch}
+    return row | {"val": 100 * trained.val_accuracy, "seconds": time.perf_counter() - started}
 
 
 METHODS: dict[str, Callable[[Data], Tensor]] = {
-    "nearest photograph (cosine)": nearest,
+    "nearest image (cosine)": nearest,
     "ridge regression": ridge,
     "multinomial logistic regression": logistic,
     "cosine head, margin 0.1": cosine,
@@ -174,7 +174,7 @@ def accuracy(path: Path) -> list[dict[str, object]]:
 def steps(centres: int) -> dict[str, float]:
     """Make a few optimizer steps here and return peak memory in GB and seconds per step."""
     torch.manual_seed(SEED)
-    head = CosineHead(DIMENSIONS, LANDMARKS, embedding=0, centres=centres)
+    head = ArcFaceHead(DIMENSIONS, LANDMARKS, embedding=0, centres=centres)
     optimizer = torch.optim.Adam(head.parameters(), 1e-3, fused=True)  # no temporary copies
     features = torch.randn(BATCH, DIMENSIONS)
     labels = torch.randint(0, LANDMARKS, (BATCH,))

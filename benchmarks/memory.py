@@ -1,9 +1,9 @@
-"""Peak memory of fetch and evaluate above their imports, for two numbers of photographs: it must not grow with them.
+"""Peak memory of fetch and evaluate above their imports, for two numbers of images: it must not grow with them.
 
     python benchmarks/memory.py SELECTION.parquet RUN DATA
 
 Each figure comes from a process of its own, which notes its resident memory after the imports and its peak at the end;
-`evaluate` answers the first 1,000 and then all photographs of DATA, weights and one batch included.
+`evaluate` answers the first 1,000 and then all images of DATA, weights and one batch included.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def main() -> None:
         place = Path(folder)
         for few in (True, False):
             chosen = first_of_selection(selection, place / f"selection-{few}.parquet", few)
-            photographs = len(read_table(chosen))
-            rows.append(row("fetch", photographs, peak("fetch", chosen, place / f"data-{few}")))
+            images = len(read_table(chosen))
+            rows.append(row("fetch", images, peak("fetch", chosen, place / f"data-{few}")))
         for few in (True, False):
             part = first_of_dataset(data, place / f"part-{few}", few)
             own = place / f"run-{few}"
             shutil.copytree(run, own, ignore=shutil.ignore_patterns("predictions", "metrics"))
-            rows.append(row("evaluate", len(open_dataset(part).photos), peak("evaluate", own, part)))
+            rows.append(row("evaluate", len(open_dataset(part).images), peak("evaluate", own, part)))
     keep("memory", rows)
 
 
-def row(verb: str, photographs: int, mb: int) -> dict[str, Any]:
+def row(verb: str, images: int, mb: int) -> dict[str, Any]:
     """Return one line of the results."""
-    return {"verb": verb, "photographs": photographs, "mb_above_imports": mb}
+    return {"verb": verb, "images": images, "mb_above_imports": mb}
 
 
 def peak(*words: object) -> int:
@@ -67,21 +67,21 @@ def peak(*words: object) -> int:
 
 
 def first_of_selection(selection: Path, copy: Path, few: bool) -> Path:
-    """Write the first photographs of a selection, or all of them, to `copy`."""
+    """Write the first images of a selection, or all of them, to `copy`."""
     table, about = read_table(selection), read_metadata(selection)
     write_table(copy, table.head(FEW) if few else table, **{name: about[name] for name in ("mirror", "set", "rule")})
     return copy
 
 
 def first_of_dataset(data: Path, copy: Path, few: bool) -> Path:
-    """Make a dataset of the first photographs of another, or all of them, whose shards stay where they are."""
+    """Make a dataset of the first images of another, or all of them, whose shards stay where they are."""
     dataset = open_dataset(data)
     copy.mkdir()
     shutil.copy(data / "labels.parquet", copy)
     shutil.copy(data / "dataset.json", copy)
-    photos = dataset.photos.head(FEW) if few else dataset.photos
+    images = dataset.images.head(FEW) if few else dataset.images
     there = str((data / "shards").resolve())
-    write_table(copy / "photos.parquet", photos.with_columns(shard=pl.lit(f"{there}/") + pl.col("shard")))
+    write_table(copy / "images.parquet", images.with_columns(shard=pl.lit(f"{there}/") + pl.col("shard")))
     return copy
 
 

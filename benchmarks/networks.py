@@ -27,7 +27,7 @@ from landmarks.models.rewriting import checkpoint_gradients
 backbone, classes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 network = build_network(backbone, classes=classes, weights="none").to(memory_format=torch.channels_last)
 if sys.argv[4] == "True":
-    checkpoint_gradients(network.trunk)
+    checkpoint_gradients(network.backbone)
 network.train()
 optimizer = make_optimizer(network, recipe_named("default", backbone=backbone, weights="none"))
 precision = choose_precision("auto", "cpu").value

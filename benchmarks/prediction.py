@@ -1,8 +1,8 @@
-"""`predict` on a folder against a plain eager loop with Pillow's full decode: photographs per second, and the ratio.
+"""`predict` on a folder against a plain eager loop with Pillow's full decode: images per second, and the ratio.
 
     python benchmarks/prediction.py RUN FOLDER [--rounds 3]
 
-Both are processes of their own, in turns; the clock runs from the first photograph to the last answer after a warm
+Both are processes of their own, in turns; the clock runs from the first image to the last answer after a warm
 start, and for `predict` it holds the opening of the run, which each call does anew. The plain loop is what a script
 does: Pillow, torchvision's resize, crop and normalisation, batches of 32, `network(images)` without gradients, the same
 weights, the same threads.
@@ -30,21 +30,21 @@ def main() -> None:
     for _ in range(chosen.rounds):
         for name, found in rates.items():
             measured = told(sys.executable, __file__, name, chosen.run, chosen.folder)
-            found.append(measured["photographs"] / measured["seconds"])
+            found.append(measured["images"] / measured["seconds"])
     row = {name: statistics.median(found) for name, found in rates.items()}
     keep(
         "prediction",
         [{**row, "ratio": row["predict"] / row["plain"]}],
-        photographs=measured["photographs"],
+        images=measured["images"],
         rates=rates,
     )
 
 
 def predict(run: str, folder: str) -> tuple[int, float]:
-    """Return photographs and seconds of our verb, a first small call left out."""
-    from landmarks.recognition.predict import find_photographs, predict
+    """Return images and seconds of our verb, a first small call left out."""
+    from landmarks.recognition.predict import find_images, predict
 
-    paths = list(find_photographs([folder]))
+    paths = list(find_images([folder]))
     predict(run, paths[:32])
     started = time.perf_counter()
     predict(run, folder)
@@ -52,12 +52,12 @@ def predict(run: str, folder: str) -> tuple[int, float]:
 
 
 def plain(run: str, folder: str) -> tuple[int, float]:
-    """Return photographs and seconds of a script's loop."""
+    """Return images and seconds of a script's loop."""
     import torch
     from PIL import Image
     from torchvision import transforms
 
-    from landmarks.recognition.predict import find_photographs
+    from landmarks.recognition.predict import find_images
     from landmarks.training.run import open_run
 
     network = open_run(run).network().eval()
@@ -70,7 +70,7 @@ def plain(run: str, folder: str) -> tuple[int, float]:
             transforms.Normalize(network.preprocessing.mean, network.preprocessing.std),
         ]
     )
-    paths = list(find_photographs([folder]))
+    paths = list(find_images([folder]))
 
     def answered(some: list[Path]) -> None:
         images = torch.stack([prepare(Image.open(path).convert("RGB")) for path in some])
@@ -86,7 +86,7 @@ def plain(run: str, folder: str) -> tuple[int, float]:
 
 if __name__ == "__main__":
     if sys.argv[1] in ("predict", "plain"):
-        photographs, seconds = {"predict": predict, "plain": plain}[sys.argv[1]](*sys.argv[2:4])
-        print(json.dumps({"photographs": photographs, "seconds": seconds}))
+        images, seconds = {"predict": predict, "plain": plain}[sys.argv[1]](*sys.argv[2:4])
+        print(json.dumps({"images": images, "seconds": seconds}))
     else:
         main()

@@ -19,7 +19,7 @@ STUDY = ("--skip", "49", "--take", "100", "--choose", "20")
 RULES = (
     ("the study's rule", STUDY),
     ("the study's rule, clean", ("--clean", *STUDY)),
-    ("100 to 200 photographs", ("--min-images", "100", "--max-images", "200")),
+    ("100 to 200 images", ("--min-images", "100", "--max-images", "200")),
     ("a pattern of names", ("--name", "^old town hall")),
     ("everything", ()),
 )

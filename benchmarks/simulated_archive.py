@@ -2,8 +2,8 @@
 
     python benchmarks/simulated_archive.py --port 8000 --latency-ms 20 --metadata FOLDER
 
-serves `train/images_000.tar` to `_499.tar` (4,132,914 photographs), their MD5 files and, with `--metadata`, the CSV
-files that `simulated_tables.py` wrote. Everything follows from a seed. Each photograph is a real JPEG of 800 pixels,
+serves `train/images_000.tar` to `_499.tar` (4,132,914 images), their MD5 files and, with `--metadata`, the CSV
+files that `simulated_tables.py` wrote. Everything follows from a seed. Each image is a real JPEG of 800 pixels,
 filled up to its size with comment segments. `/-/counts` tells what was asked since `/-/reset`; `/-/latency?ms=80` sets
 how long every answer waits.
 """
@@ -30,11 +30,11 @@ import numpy as np
 from PIL import Image
 from scipy.special import ndtri
 
-PHOTOGRAPHS = 4_132_914
+IMAGES = 4_132_914
 TARS = 500
 MEAN_BYTES = 121_000
 SPREAD = 0.5
-"""Standard deviation of the logarithm of a photograph's size."""
+"""Standard deviation of the logarithm of an image's size."""
 
 LEAST_BYTES, MOST_BYTES = 30_000, 900_000
 BLOCK = 512
@@ -66,7 +66,7 @@ def unscrambled(bits: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """What one TAR holds: photograph ids, their sizes, the positions of their headers, and its size."""
+    """What one TAR holds: image ids, their sizes, the positions of their headers, and its size."""
 
     ids: np.ndarray  # (n,) uint64
     sizes: np.ndarray  # (n,) int64, bytes of each JPEG
@@ -76,28 +76,28 @@ class Layout:
 
 @dataclass(frozen=True)
 class Archive:
-    """Photographs dealt out to TARs; a photograph's number decides its id, its TAR, its size and its picture."""
+    """Images dealt out to TARs; an image's number decides its id, its TAR, its size and its image."""
 
     seed: int = 0
-    photographs: int = PHOTOGRAPHS
+    images: int = IMAGES
     tars: int = TARS
 
     def ids(self, first: int = 0, end: int | None = None) -> np.ndarray:
-        """Return the ids of photographs `first` up to `end` (left out), as integers of 64 bits."""
-        numbers = np.arange(first, self.photographs if end is None else end, dtype=np.uint64)
+        """Return the ids of images `first` up to `end` (left out), as integers of 64 bits."""
+        numbers = np.arange(first, self.images if end is None else end, dtype=np.uint64)
         return scrambled(numbers + np.uint64((self.seed + 1) * _GAMMA & _MASK))
 
     def number(self, id: int) -> int:
-        """Return the number of the photograph with that id."""
+        """Return the number of the image with that id."""
         return (unscrambled(id) - (self.seed + 1) * _GAMMA) & _MASK
 
     def first(self, tar: int) -> int:
-        """Return the number of a TAR's first photograph."""
-        return self.photographs * tar // self.tars
+        """Return the number of a TAR's first image."""
+        return self.images * tar // self.tars
 
     @functools.lru_cache(maxsize=TARS)  # noqa: B019  an archive lives as long as its process
     def layout(self, tar: int) -> Layout:
-        """Return where a TAR's photographs lie."""
+        """Return where a TAR's images lie."""
         ids = self.ids(self.first(tar), self.first(tar + 1))
         chance = (scrambled(ids ^ np.uint64(0x5EED)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         sizes = np.exp(np.log(MEAN_BYTES) - SPREAD**2 / 2 + SPREAD * ndtri(chance + 2.0**-54))
@@ -106,18 +106,18 @@ class Archive:
         ends = np.cumsum(whole)
         return Layout(ids, sizes, ends - whole, int(ends[-1]) + TRAILER)
 
-    def photograph(self, id: int, size: int) -> bytes:
-        """Return a photograph's JPEG of exactly `size` bytes."""
-        sizes, pictures = _pictures()
-        picture = pictures[bisect.bisect_right(sizes, size - 4) - 1 - id % 4]
-        return b"".join((picture[:2], _comments(size - len(picture)), picture[2:]))
+    def image(self, id: int, size: int) -> bytes:
+        """Return an image's JPEG of exactly `size` bytes."""
+        sizes, images = _images()
+        jpeg = images[bisect.bisect_right(sizes, size - 4) - 1 - id % 4]
+        return b"".join((jpeg[:2], _comments(size - len(jpeg)), jpeg[2:]))
 
     def read(self, tar: int, start: int, end: int) -> bytes:
         """Return the bytes of a TAR from `start` up to `end` (left out)."""
-        return b"".join(self.pieces(tar, start, end))
+        return b"".join(self.files(tar, start, end))
 
-    def pieces(self, tar: int, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes of a TAR from `start` up to `end` (left out), a photograph at a time."""
+    def files(self, tar: int, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes of a TAR from `start` up to `end` (left out), an image at a time."""
         layout = self.layout(tar)
         end = min(end, layout.bytes)
         member = int(np.searchsorted(layout.headers, start, side="right")) - 1
@@ -131,7 +131,7 @@ class Archive:
                 yield head
                 position += len(head)
             if data <= position < min(end, following):
-                body = self.photograph(int(layout.ids[member]), size) + bytes(following - data - size)
+                body = self.image(int(layout.ids[member]), size) + bytes(following - data - size)
                 yield (body := body[position - data : end - data])
                 position += len(body)
             member += 1
@@ -141,13 +141,13 @@ class Archive:
     def md5(self, tar: int) -> str:
         """Return the true MD5 of a TAR (about two seconds a gigabyte)."""
         digest = hashlib.md5(usedforsecurity=False)
-        for piece in self.pieces(tar, 0, self.layout(tar).bytes):
+        for piece in self.files(tar, 0, self.layout(tar).bytes):
             digest.update(piece)
         return digest.hexdigest()
 
 
 def header(id: int, size: int) -> bytes:
-    """Return the USTAR header of a photograph (POSIX.1-2001, pax, "ustar interchange format")."""
+    """Return the USTAR header of an image (POSIX.1-2001, pax, "ustar interchange format")."""
     name = f"{id:016x}"
     path = f"{name[0]}/{name[1]}/{name[2]}/{name}.jpg".encode()
     block = bytearray(_HEADER)
@@ -170,10 +170,10 @@ _HEADER = _empty_header()
 
 
 @functools.cache
-def _pictures() -> tuple[list[int], list[bytes]]:
+def _images() -> tuple[list[int], list[bytes]]:
     """Return JPEGs of 800 x 600 pixels with more and more detail, by size: 13 kB to about 250 kB."""
     noise = np.random.default_rng(7)
-    pictures = []
+    images = []
     for detail in np.geomspace(0.6, 60.0, 12):
         for kind in range(4):
             wide = kind % 2 == 0
@@ -183,9 +183,9 @@ def _pictures() -> tuple[list[int], list[bytes]]:
             image += noise.normal(0.0, detail, (height // 2, width // 2, 3)).repeat(2, 0).repeat(2, 1)
             file = io.BytesIO()
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, "jpeg", quality=80)
-            pictures.append(file.getvalue())
-    pictures.sort(key=len)
-    return [len(picture) for picture in pictures], pictures
+            images.append(file.getvalue())
+    images.sort(key=len)
+    return [len(jpeg) for jpeg in images], images
 
 
 def _comments(length: int) -> bytes:
@@ -233,10 +233,10 @@ class Served:
         file = self._file(path)
         return file.stat().st_size if file is not None else None
 
-    def pieces(self, path: str, start: int, end: int) -> Iterator[bytes]:
+    def files(self, path: str, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes of a file that is there."""
         if match := _TAR.fullmatch(path):
-            yield from self.archive.pieces(int(match[1]), start, end)
+            yield from self.archive.files(int(match[1]), start, end)
         elif match := _MD5.fullmatch(path):
             yield self._md5_line(int(match[1]))[start:end]
         elif file := self._file(path):
@@ -340,7 +340,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._head(status, end - start, where)
         if method == "GET":
-            for piece in self._served.pieces(target, start, end):
+            for piece in self._served.files(target, start, end):
                 self._served.counts.bytes += len(piece)
                 self._served.counts.bytes_with_headers += len(piece)
                 self._transport.write(piece)
@@ -439,7 +439,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--port", type=int, default=0)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--photographs", type=int, default=PHOTOGRAPHS)
+    options.add_argument("--images", type=int, default=IMAGES)
     options.add_argument("--tars", type=int, default=TARS)
     options.add_argument("--latency-ms", type=float, default=0.0)
     options.add_argument("--metadata", type=Path, help="a folder with metadata/*.csv")
@@ -447,7 +447,7 @@ def main() -> None:
         "--true-md5", type=int, nargs="*", default=[], help="TARs whose MD5 is computed when asked for"
     )
     given = options.parse_args()
-    archive = Archive(given.seed, given.photographs, given.tars)
+    archive = Archive(given.seed, given.images, given.tars)
     served = Served(archive, given.metadata, given.latency_ms, frozenset(given.true_md5))
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(served, given.port, None))

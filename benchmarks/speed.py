@@ -1,8 +1,8 @@
-"""Training steps from real JPEG shards, side by side with Keras and timm: photographs per second, and ratios.
+"""Training steps from real JPEG shards, side by side with Keras and timm: images per second, and ratios.
 
     python benchmarks/speed.py DATA FOLDERS --keras KERAS/bin/python --timm TIMM/bin/python [--rounds 2]
 
-DATA is a dataset that was split, FOLDERS the same photographs after `landmarks unpack` (the peers read FOLDERS/train);
+DATA is a dataset that was split, FOLDERS the same images after `landmarks unpack` (the peers read FOLDERS/train);
 the interpreters belong to environments with keras, tensorflow-cpu and pillow, and with timm and torchvision. Every
 measurement is a process of its own, all of them in turns; a figure is the best of its rounds. All networks see 224
 pixels in batches of 16, random weights, and take one step before the clock starts. Ours runs the training's own step:
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     chosen = parser.parse_args()
     numbers = (PIXELS, BATCH, chosen.steps)
-    photographs, rows = chosen.folders / "train", []
+    images, rows = chosen.folders / "train", []
     for network, (timm_name, keras_name) in NETWORKS.items():
         best: dict[str, float] = {}
         for _ in range(chosen.rounds):
             ours = told(sys.executable, __file__, "ours", chosen.data, network, *numbers)
-            timm = told(chosen.timm, PEERS / "timm_steps.py", photographs, timm_name, *numbers)
-            keras = told(chosen.keras, PEERS / "keras_steps.py", photographs, keras_name, *numbers)
-            found = {"shards": ours["shards"], "tensors": ours["tensors"], "keras": keras["photographs_per_second"]}
+            timm = told(chosen.timm, PEERS / "timm_steps.py", images, timm_name, *numbers)
+            keras = told(chosen.keras, PEERS / "keras_steps.py", images, keras_name, *numbers)
+            found = {"shards": ours["shards"], "tensors": ours["tensors"], "keras": keras["images_per_second"]}
             found |= {"timm": timm["jpeg"], "timm_tensors": timm["tensors"]}
             best = {name: max(rate, best.get(name, 0.0)) for name, rate in found.items()}
         rows.append(
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> dict[str, Any]:
-    """Return photographs per second of our own training step, from shards and on tensors."""
+    """Return images per second of our own training step, from shards and on tensors."""
     import torch
 
     from landmarks.dataset.manifest import open_dataset
@@ -78,21 +78,21 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
     network = build_network(backbone, classes=len(dataset.labels), weights="none", image_size=pixels)
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
-    set_training(network, frozen_statistics=False)
+    set_training(network, freeze_bn=False)
     training = Training(network, recipe, machine, torch.ones(network.classes), network.features)
     optimizer = make_optimizer(network, recipe)
 
     def rate(loaded: Iterator[Batch]) -> float:
         for step, batch in zip(range(steps + 1), loaded, strict=False):
             add_gradients(training, batch, batch_size, batch_size)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip or float("inf"))
+            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or float("inf"))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if step == 0:
                 started = time.perf_counter()
         return steps * batch_size / (time.perf_counter() - started)
 
-    train = dataset.part("train")
+    train = dataset.split("train")
     chosen = train[np.random.default_rng(0).permutation(len(train))[: (steps + 1) * batch_size]]
 
     def shards() -> Iterator[Batch]:

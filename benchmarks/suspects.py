@@ -1,7 +1,7 @@
 """Are falsified labels found? 3 % of a dataset's labels are replaced at random, and the list is judged by them.
 
 Usage: python benchmarks/suspects.py RUN DATA [PART]
-(a run that stopped after the warm-up, since its trunk has seen no label)
+(a run that stopped after the head training, since its backbone has seen no label)
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SEEDS = (0, 1, 2)
 
 def main(run: str, data: str, part: str = "all") -> None:
     dataset = open_dataset(data)
-    photos, features = features_of(open_run(run), dataset, part)
+    images, features = features_of(open_run(run), dataset, part)
     points, classes = directions(features), len(dataset.labels)
-    true = photos["label"].cast(pl.Int64).to_numpy()
-    groups = photos["group"].cast(pl.Int64).to_numpy()
+    true = images["label"].cast(pl.Int64).to_numpy()
+    groups = images["group"].cast(pl.Int64).to_numpy()
     rows = []
     for seed in SEEDS:
         random = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def main(run: str, data: str, part: str = "all") -> None:
         rows.append(
             {
                 "seed": seed,
-                "photographs": len(true),
+                "images": len(true),
                 "falsified": len(wrong),
                 "listed": int(suspect.sum()),
                 "found": int((suspect & falsified).sum()),

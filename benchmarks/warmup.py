@@ -1,10 +1,11 @@
-"""Ten epochs of warm-up from the cache against one pass over the photographs, and against ten frozen epochs.
+"""Ten epochs of head training from the cache against one pass over the images, and against ten frozen epochs.
 
-    python benchmarks/warmup.py DATA WEIGHTS [--backbone mobilenetv2_100] [--image-size 160] [--photographs 800]
+    python benchmarks/warmup.py DATA WEIGHTS [--backbone mobilenetv2_100] [--image-size 160] [--images 800]
 
-DATA is a dataset that was split; so many of its training photographs are used. One pass is the evaluation picture of
-every photograph through the frozen trunk, nothing kept; the warm-up is what `train` does (features into the cache, then
-ten epochs of the head on it); the frozen epochs read, augment and pass every photograph again in each of ten, as loops
+DATA is a dataset that was split; so many of its training images are used. One pass is the evaluation image of
+every image through the frozen backbone, nothing kept; the head training is what `train` does (features into the
+cache, then
+ten epochs of the head on it); the frozen epochs read, augment and pass every image again in each of ten, as loops
 without a cache do.
 """
 
@@ -25,7 +26,7 @@ from results import keep
 from landmarks.dataset.manifest import open_dataset
 from landmarks.models.network import build_network
 from landmarks.training.features import Rows, cached_features, labels_of
-from landmarks.training.head_training import warm_up
+from landmarks.training.head_training import train_head
 from landmarks.training.loader import Batch, batches, normalised
 from landmarks.training.machine import choose_layout, open_machine
 from landmarks.training.recipe import recipe_named
@@ -39,12 +40,12 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--image-size", type=int, default=160)
-    parser.add_argument("--photographs", type=int, default=800)
+    parser.add_argument("--images", type=int, default=800)
     chosen = parser.parse_args()
     recipe = recipe_named(
-        "default", backbone=chosen.backbone, weights=chosen.weights, tracking="none", warmup_epochs=EPOCHS
+        "default", backbone=chosen.backbone, weights=chosen.weights, tracking="none", head_epochs=EPOCHS
     )
-    recipe = replace(recipe, image_size=chosen.image_size, warmup_patience=EPOCHS)
+    recipe = replace(recipe, image_size=chosen.image_size, head_patience=EPOCHS)
     dataset = open_dataset(chosen.data)
     machine, _ = open_machine(recipe, dataset.folder)
     network = build_network(
@@ -52,8 +53,8 @@ def main() -> None:
     ).eval()
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
-    train, val = (dataset.part(part).sort("id") for part in ("train", "val"))
-    train = train.head(chosen.photographs)
+    train, val = (dataset.split(part).sort("id") for part in ("train", "val"))
+    train = train.head(chosen.images)
     labels = labels_of(train)
 
     def read(epoch: int | None = None) -> Iterator[Batch]:
@@ -63,7 +64,7 @@ def main() -> None:
     @torch.no_grad()
     def features(batch: Batch) -> torch.Tensor:
         with machine.computing():
-            return network.features(normalised(batch.images, network.preprocessing)).float()
+            return network.features(normalised(batch.pixels, network.preprocessing)).float()
 
     # ── One pass, nothing kept ──
     features(next(iter(read())))  # the first is always slow
@@ -82,11 +83,11 @@ def main() -> None:
         started = time.perf_counter()
         cached = cached_features(network, again, train, machine=machine)
         rows = Rows(cached.values, np.arange(len(train)))
-        warm_up(network, [rows], labels, few, labels_of(val), recipe=recipe)
-        warmed = time.perf_counter() - started
+        train_head(network, [rows], labels, few, labels_of(val), recipe=recipe)
+        trained = time.perf_counter() - started
 
     # ── Ten frozen epochs ──
-    optimizer = torch.optim.AdamW(network.head.parameters(), lr=recipe.warmup_learning_rate)
+    optimizer = torch.optim.AdamW(network.head.parameters(), lr=recipe.head_learning_rate)
     started = time.perf_counter()
     for epoch in range(EPOCHS):
         for batch in read(epoch):
@@ -95,9 +96,9 @@ def main() -> None:
             loss.backward()
             optimizer.step()
     frozen = time.perf_counter() - started
-    row = {"photographs": len(train), "one_pass_seconds": one_pass, "warm_up_seconds": warmed}
-    row |= {"ten_frozen_epochs_seconds": frozen, "to_one_pass": warmed / one_pass, "to_frozen": frozen / warmed}
-    keep("warmup", [row], backbone=chosen.backbone, image_size=chosen.image_size, precision=machine.precision)
+    row = {"images": len(train), "one_pass_seconds": one_pass, "warm_up_seconds": trained}
+    row |= {"ten_frozen_epochs_seconds": frozen, "to_one_pass": trained / one_pass, "to_frozen": frozen / trained}
+    keep("head", [row], backbone=chosen.backbone, image_size=chosen.image_size, precision=machine.precision)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same surroundings for everyone, and fixtures that many rooms use: the miniature, the real photographs."""
+"""The same surroundings for everyone, and fixtures that many rooms use: the miniature, the real images."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photographs and weights; tests that use it carry the marker `shared`."""
+    """The folder of real images and weights; tests that use it carry the marker `shared`."""
     if not (SHARED / "mirror").is_dir():
-        pytest.skip(f"the real photographs are not at {SHARED}")
+        pytest.skip(f"the real images are not at {SHARED}")
     return SHARED
 
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small made-up mirror: 6 landmarks of about 7 photographs, a test set with 6 photographs of anything else."""
+    """A small made-up mirror: 6 landmarks of about 7 images, a test set with 6 images of anything else."""
     from landmarks.miniature.make import make_miniature
 
     folder = tmp_path_factory.mktemp("miniature") / "mirror"
-    return make_miniature(folder, landmarks=6, photographs=7, others=6, size=96)
+    return make_miniature(folder, landmarks=6, images=7, others=6, size=96)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A dataset of a few dozen striped pictures and a run of the baseline network, both made in a second."""
+"""A dataset of a few dozen striped images and a run of the baseline network, both made in a second."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from landmarks.training.run import SEEN_FILE, Run, open_run
 LANDMARKS = (11, 22, 33)
 
 
-def picture(landmark: int, number: int) -> bytes:
-    """One picture: stripes whose direction and colour tell the landmark, noise that tells the photograph."""
+def image(landmark: int, number: int) -> bytes:
+    """One image: stripes whose direction and colour tell the landmark, noise that tells the image."""
     random = np.random.default_rng(landmark * 1000 + number)
     rows, columns = np.mgrid[:48, :64]
     wave = np.sin((rows * (landmark % 5) + columns * (landmark % 7)) / 6)
@@ -35,22 +35,22 @@ def make_dataset(
     folder: Path,
     shown: list[list[int]],
     *,
-    parts: list[str] | None = None,
+    splits: list[str] | None = None,
     usage: list[str] | None = None,
     first: int = 0,
 ) -> Dataset:
-    """Write a dataset whose photograph `i` shows the landmarks `shown[i]`, the first of them mainly.
+    """Write a dataset whose image `i` shows the landmarks `shown[i]`, the first of them mainly.
 
-    Ids count from `first`: photographs of one number in two datasets are one.
+    Ids count from `first`: images of one number in two datasets are one.
     """
     rows = []
     with ShardWriter(folder / "shards" / "0.tar") as shard:
         for number, landmarks in enumerate(shown, first):
             id = f"{number:016x}"
-            offset, length = shard.add(id, picture(landmarks[0] if landmarks else 1 + number % 3, number))
+            offset, length = shard.add(id, image(landmarks[0] if landmarks else 1 + number % 3, number))
             landmark = landmarks[0] if landmarks else None
             rows.append((id, landmark, offset, length, landmarks if len(landmarks) > 1 else None, number // 2))
-    photos = pl.DataFrame(
+    images = pl.DataFrame(
         rows,
         schema={
             "id": pl.String,
@@ -89,11 +89,11 @@ def make_dataset(
         },
     )
     rejected = pl.DataFrame(schema={"id": pl.String, "where": pl.String, "why": pl.String})
-    if parts is not None:
-        split = pl.DataFrame({"id": photos["id"], "part": parts})
-        write_table(folder / "split.parquet", split, rule="by hand", seed=0)
+    if splits is not None:
+        split = pl.DataFrame({"id": images["id"], "split": splits})
+        write_table(folder / "splits.parquet", split, rule="by hand", seed=0)
     return write_dataset(
-        folder, verb="import", photos=photos, labels=labels, rejected=rejected, record={"set": "train"}
+        folder, verb="import", images=images, labels=labels, rejected=rejected, record={"set": "train"}
     )
 
 
@@ -103,14 +103,14 @@ def make_run(folder: Path, dataset: Dataset, *, seed: int = 0) -> Run:
     folder.mkdir(parents=True)
     save_network(network, folder)
     write_table(folder / "labels.parquet", dataset.labels)
-    known = [dataset.part(part).filter(pl.col("label").is_not_null()) for part in ("train", "val")]
+    known = [dataset.split(split).filter(pl.col("label").is_not_null()) for split in ("train", "val")]
     write_table(folder / SEEN_FILE, pl.concat([as_seen(known[0], "train"), as_seen(known[1], "val")]))
     data = {
         **whereabouts(dataset.folder, beside=folder),
         "digest": dataset.digest,
         "content_digest": dataset.content_digest,
         "identified_by": identified_by(dataset.record, dataset.labels),
-        "photographs": {part: len(dataset.part(part)) for part in ("train", "val", "test")},
+        "images": {split: len(dataset.split(split)) for split in ("train", "val", "test")},
         "seen": file_digest(folder / SEEN_FILE),
     }
     write_record(folder / "run.json", {"data": data}, verb="train")
@@ -125,9 +125,9 @@ def _short_features(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own_data(tmp_path: Path) -> Dataset:
-    """Thirty photographs of three landmarks: 18 to train, 6 to validate, 6 to test."""
+    """Thirty images of three landmarks: 18 to train, 6 to validate, 6 to test."""
     shown = [[LANDMARKS[number % 3]] for number in range(30)]
-    return make_dataset(tmp_path / "data", shown, parts=["train"] * 18 + ["val"] * 6 + ["test"] * 6)
+    return make_dataset(tmp_path / "data", shown, splits=["train"] * 18 + ["val"] * 6 + ["test"] * 6)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def run(tmp_path: Path, own_data: Dataset) -> Run:
 
 @pytest.fixture
 def test_data(tmp_path: Path) -> Dataset:
-    """Sixty photographs: known, known twice over, of a landmark the run has never heard of, and of nothing at all."""
+    """Sixty images: known, known twice over, of a landmark the run has never heard of, and of nothing at all."""
     shown = [[[11], [22, 33], [44], []][number % 4] for number in range(60)]
     usage = ["Public" if number % 8 < 4 else "Private" for number in range(60)]
     return make_dataset(tmp_path / "elsewhere", shown, usage=usage, first=1000)

@@ -41,7 +41,7 @@ def on(machine: str, *commands: list[str | Path], code: int = 0, **environment: 
 
 
 def album(folder: Path, seed: int = 0) -> Path:
-    """Write pictures of noise drawn from `seed`, six in a folder per landmark."""
+    """Write images of noise drawn from `seed`, six in a folder per landmark."""
     for number, name in enumerate(("Arch", "Tower")):
         (folder / name).mkdir(parents=True)
         for one in range(6):
@@ -57,17 +57,17 @@ def program(*commands: list[str | Path], code: int = 0, **environment: str) -> s
 
 @pytest.mark.linux
 def test_the_verbs_need_no_posix_and_no_file_is_replaced_while_it_is_open(tmp_path: Path) -> None:
-    place, photographs = tmp_path, album(tmp_path / "photographs")
+    place, images = tmp_path, album(tmp_path / "images")
     on(
         "windows",
-        ["import", photographs, "-o", place / "data"],
+        ["import", images, "-o", place / "data"],
         ["import", album(tmp_path / "street", seed=7), "-o", place / "strangers"],
         ["split", place / "data", "--by", "random", "--val", "0.3", "--test", "0.3"],
         ["train", place / "data", "-o", place / "run", *TRAINED],
         ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "linear"],
-        ["predict", place / "run", photographs, "--csv", place / "answers.csv"],
+        ["predict", place / "run", images, "--csv", place / "answers.csv"],
         ["evaluate", place / "run", "--false-acceptance", "0.25", "--others", place / "strangers"],
-        ["explain", place / "run", photographs / "Arch"],
+        ["explain", place / "run", images / "Arch"],
         ["evaluate", place / "warm", "--suspects", place / "suspects.csv"],
         ["unpack", place / "data", "-o", place / "unpacked"],
         ["import", place / "unpacked", "-o", place / "again", "--labels", place / "run"],
@@ -82,7 +82,7 @@ def test_the_verbs_need_no_posix_and_no_file_is_replaced_while_it_is_open(tmp_pa
 @pytest.mark.linux
 def test_the_archive_is_located_chosen_and_fetched_without_posix(tmp_path: Path) -> None:
     mirror, chosen, index = tmp_path / "mirror", tmp_path / "two.parquet", tmp_path / "index.parquet"
-    make_miniature(mirror, landmarks=2, photographs=4, others=2, size=64)
+    make_miniature(mirror, landmarks=2, images=4, others=2, size=64)
     on(
         "windows",
         ["select", mirror, "-o", chosen, "--take", "2"],
@@ -91,7 +91,7 @@ def test_the_archive_is_located_chosen_and_fetched_without_posix(tmp_path: Path)
         ["fetch", chosen, "-o", tmp_path / "ranges", "--index", index],
         ["fetch", chosen, "-o", tmp_path / "ranges", "--index", index],
     )
-    streamed, ranges = (pl.read_parquet(tmp_path / name / "photos.parquet") for name in ("streamed", "ranges"))
+    streamed, ranges = (pl.read_parquet(tmp_path / name / "images.parquet") for name in ("streamed", "ranges"))
     assert len(streamed) > 0
     assert streamed.equals(ranges)
 
@@ -111,20 +111,20 @@ def test_a_checkpoint_that_was_read_is_not_mapped_any_more(tmp_path: Path) -> No
 
 def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_path: Path) -> None:
     """The stand-in refuses 64-bit floating point numbers there as the device does, and counts what is sent to it."""
-    place, photographs = tmp_path, album(tmp_path / "photographs")
-    run(["import", str(photographs), "-o", str(place / "data")])
+    place, images = tmp_path, album(tmp_path / "images")
+    run(["import", str(images), "-o", str(place / "data")])
     run(["split", str(place / "data"), "--by", "random", "--val", "0.3", "--test", "0.3"])
     told = on(
         "mps",
         ["train", place / "data", "-o", place / "run", *TRAINED, "--device", "mps"],
-        ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "cosine"],
+        ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "arcface"],
         ["evaluate", place / "run", "--device", "mps"],
         ["evaluate", place / "warm", "--suspects", place / "suspects.csv", "--device", "mps"],
         ["evaluate", place / "warm", "--lottery", "2"],
-        ["explain", place / "run", photographs / "Arch", "--device", "mps"],
-        ["explain", place / "run", "--part", "all", "--count", "4", "--faithfulness"],
-        ["predict", place / "run", photographs, "--csv", place / "there.csv"],
-        ["predict", place / "run", photographs, "--csv", place / "here.csv", "--device", "cpu"],
+        ["explain", place / "run", images / "Arch", "--device", "mps"],
+        ["explain", place / "run", "--split", "all", "--count", "4", "--faithfulness"],
+        ["predict", place / "run", images, "--csv", place / "there.csv"],
+        ["predict", place / "run", images, "--csv", place / "here.csv", "--device", "cpu"],
     )
     sent = [int(count) for count in re.findall(r"tensors sent to mps by \w+: (\d+)", told)]
     assert len(sent) == 9
@@ -136,11 +136,11 @@ def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_pat
     told = on(
         "mps",
         ["train", place / "data", "-o", place / "short", *TRAINED, "--device", "mps"],
-        ["predict", place / "run", photographs],
+        ["predict", place / "run", images],
         code=1,
         OUT_OF_MEMORY="3",
     )
-    assert "out of memory: going on with 2 photographs at a time" in told
+    assert "out of memory: going on with 2 images at a time" in told
     assert "error: memory ran out (MPS backend out of memory" in told
 
 
@@ -148,18 +148,18 @@ def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_pat
 def test_the_verbs_need_no_home_and_no_dataset_that_can_be_written(
     tmp_path: Path, read_only: Callable[[Path], None]
 ) -> None:
-    place, photographs = tmp_path, album(tmp_path / "photographs")
+    place, images = tmp_path, album(tmp_path / "images")
     (place / "home").write_text("a file, in which nobody can make a folder")
     home = {"HOME": str(place / "home"), "XDG_CACHE_HOME": "", "HF_HOME": "", "TORCH_HOME": ""}
-    run(["import", str(photographs), "-o", str(place / "data")])
+    run(["import", str(images), "-o", str(place / "data")])
     run(["split", str(place / "data"), "--by", "random", "--val", "0.3", "--test", "0.3"])
     read_only(place / "data")
     warm = ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run"]
     told = program(
         ["train", place / "data", "-o", place / "run", *TRAINED],
-        ["predict", place / "run", photographs],
+        ["predict", place / "run", images],
         ["evaluate", place / "run"],
-        ["explain", place / "run", "--part", "all", "--count", "1"],
+        ["explain", place / "run", "--split", "all", "--count", "1"],
         ["report", place / "run", "-o", place / "report.html"],
         ["unpack", place / "data", "-o", place / "unpacked"],
         warm,
@@ -167,7 +167,7 @@ def test_the_verbs_need_no_home_and_no_dataset_that_can_be_written(
         **home,
     )
     assert "cannot be written, where copies are kept; name another folder in the environment: XDG_CACHE_HOME" in told
-    assert "warm-up" in program(warm, **home | {"XDG_CACHE_HOME": str(place / "cache")})
+    assert "head training" in program(warm, **home | {"XDG_CACHE_HOME": str(place / "cache")})
     read_only(place / "run")
     told = program(["evaluate", place / "run"], code=1, **home)
     assert re.search(r"error: .*run cannot be written \(Read-only file system\); choose a folder", told)

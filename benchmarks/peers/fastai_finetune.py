@@ -42,9 +42,11 @@ def main() -> None:
         batch_tfms=[*aug_transforms(size=chosen.image_size, min_scale=0.75), Normalize.from_stats(*imagenet_stats)],
     )
     learner = vision_learner(loaders, chosen.backbone, pretrained=False, metrics=accuracy)
-    trunk = learner.model[0].model
+    backbone = learner.model[0].model
     state = load_file(chosen.weights)
-    missing, unexpected = trunk.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    missing, unexpected = backbone.load_state_dict(
+        {name: tensor.float() for name, tensor in state.items()}, strict=False
+    )
     fresh = timm.create_model(chosen.backbone, num_classes=0).state_dict()
     assert not [name for name in missing if not name.endswith("num_batches_tracked")], missing
     assert all(name not in fresh for name in unexpected), unexpected

@@ -1,4 +1,4 @@
-"""Training steps of a Keras application on JPEG files, as Keras's guide to transfer learning has them: photographs/s.
+"""Training steps of a Keras application on JPEG files, as Keras's guide to transfer learning has them: images/s.
 
     PEER/bin/python keras_steps.py FOLDER ResNet50 224 16 25 6
 
@@ -37,19 +37,19 @@ def main() -> None:
     classes = len(loaded.class_names)
     module = {"ResNet50": "resnet", "Xception": "xception", "InceptionV3": "inception_v3"}[name]
     preprocess = getattr(keras.applications, module).preprocess_input
-    trunk = getattr(keras.applications, name)(
+    backbone = getattr(keras.applications, name)(
         include_top=False, weights=None, input_shape=(size, size, 3), pooling="avg"
     )
     inputs = keras.Input((size, size, 3))
-    pictures = preprocess(keras.layers.RandomFlip("horizontal")(inputs))
-    hidden = keras.layers.Dense(512, activation="relu")(trunk(pictures))
+    images = preprocess(keras.layers.RandomFlip("horizontal")(inputs))
+    hidden = keras.layers.Dense(512, activation="relu")(backbone(images))
     network = keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(hidden))
     network.compile(keras.optimizers.Adam(1e-5), "sparse_categorical_crossentropy", metrics=["accuracy"])
     clock = Clock()
     endless = loaded.repeat().prefetch(tf.data.AUTOTUNE)
     network.fit(endless, steps_per_epoch=steps + 1, epochs=1, verbose=0, callbacks=[clock])
     seconds = clock.ends[-1] - clock.ends[0]
-    print(json.dumps({"photographs_per_second": steps * batch / seconds, "keras": keras.__version__}))
+    print(json.dumps({"images_per_second": steps * batch / seconds, "keras": keras.__version__}))
 
 
 if __name__ == "__main__":

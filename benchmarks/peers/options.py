@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def options() -> argparse.Namespace:
-    """Return the folders, the start, the size of pictures, and how long and from which seed to train."""
+    """Return the folders, the start, the size of images, and how long and from which seed to train."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("test", type=Path)

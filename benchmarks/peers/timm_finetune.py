@@ -6,7 +6,7 @@
 DATA and TEST are folders that `landmarks unpack` wrote. Everything is `train.py`'s default (loader, random crops from
 8 % of the area, colour, horizontal flip, label smoothing 0.1, cosine by epoch, Pillow, one process per core), but for
 what its defaults set for training ImageNet from scratch: AdamW at 5e-4 with weight decay 0.05, batches of 64, one epoch
-of warm-up, no averaged weights. Prints one line of JSON.
+of head training, no averaged weights. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
         )
     )
     optimizer = create_optimizer_v2(network, opt="adamw", lr=5e-4, weight_decay=0.05)
-    schedule, _ = create_scheduler_v2(optimizer, num_epochs=chosen.epochs, warmup_epochs=1, warmup_lr=1e-5)
+    schedule, _ = create_scheduler_v2(optimizer, num_epochs=chosen.epochs, head_epochs=1, warmup_lr=1e-5)
     measure_loss = LabelSmoothingCrossEntropy(0.1)
     curve: list[dict[str, float]] = []
     schedule.step(0)

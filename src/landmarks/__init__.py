@@ -1,4 +1,4 @@
-"""Recognise landmarks in photographs: from the published archive to a trained recogniser and a report.
+"""Recognise landmarks in images: from the published archive to a trained recogniser and a report.
 
 Everything the command line does is one function here, with the same name and the same words for its parameters
 (`import` reads `landmarks.import_`). Functions are loaded when first used, so that `import landmarks` is quick.

@@ -8,7 +8,7 @@ from pathlib import Path
 COMMONS = "http://commons.wikimedia.org/wiki/Category:"
 
 IMAGES = {7: 6, 3: 4, 9: 4, 1: 3, 20: 1}
-"""Landmark → photographs in train.csv; 3 and 9 tie."""
+"""Landmark → images in train.csv; 3 and 9 tie."""
 
 NAMES = {
     7: "Saint_Peter%27s_Basilica",
@@ -19,7 +19,7 @@ NAMES = {
 }
 
 
-def photograph(landmark: int, number: int) -> str:
+def image(landmark: int, number: int) -> str:
     return f"{landmark:08x}{number:08x}"
 
 
@@ -30,7 +30,7 @@ def write_mirror(folder: Path, *, optional: bool = True) -> Path:
     _write(
         folder / "metadata/train.csv",
         ["id", "url", "landmark_id"],
-        [(photograph(*row), f"https://upload.example/{row[1]}%2C.jpg", row[0]) for row in rows],
+        [(image(*row), f"https://upload.example/{row[1]}%2C.jpg", row[0]) for row in rows],
     )
     if optional:
         _write_optional(folder, rows)
@@ -41,7 +41,7 @@ def _write_optional(folder: Path, rows: list[tuple[int, int]]) -> None:
     _write(
         folder / "metadata/train_clean.csv",
         ["landmark_id", "images"],
-        [(7, " ".join(photograph(7, n) for n in range(2))), (9, " ".join(photograph(9, n) for n in range(3)))],
+        [(7, " ".join(image(7, n) for n in range(2))), (9, " ".join(image(9, n) for n in range(3)))],
     )
     _write(
         folder / "metadata/train_label_to_category.csv",
@@ -64,7 +64,7 @@ def _write_optional(folder: Path, rows: list[tuple[int, int]]) -> None:
         folder / "metadata/train_attribution.csv",
         ["id", "url", "author", "license", "title"],
         [
-            (photograph(*row), "https://x", f'Ann "the lens", {row[0]}', licences[row[1] % 2], f"File:{row[1]}\n.jpg")
+            (image(*row), "https://x", f'Ann "the lens", {row[0]}', licences[row[1] % 2], f"File:{row[1]}\n.jpg")
             for row in rows
             if row != (7, 5)  # the published file does not name everyone
         ],

@@ -1,4 +1,4 @@
-"""A small mirror of made-up photographs, with TARs and MD5 files, and selections of them."""
+"""A small mirror of made-up images, with TARs and MD5 files, and selections of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STALLING = replace(HASTY, stall_seconds=0.3, tries=1000)
 """Patience for servers that fall silent: each silence is given up soon, whether it is the server's or the machine's."""
 
 
-def photograph(seed: int, width: int = 200, height: int = 150) -> bytes:
+def image(seed: int, width: int = 200, height: int = 150) -> bytes:
     """Return a JPEG of coloured patches that no other seed gives."""
     random = np.random.default_rng(seed)
     small = random.integers(0, 255, (6, 8, 3), dtype=np.uint8)
@@ -31,13 +31,13 @@ def photograph(seed: int, width: int = 200, height: int = 150) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=85, colorspace="RGB"))
 
 
-def photo_id(seed: int) -> str:
+def made_up_id(seed: int) -> str:
     """Return 16 hex digits that look as if they were drawn at random."""
     return hashlib.blake2b(str(seed).encode(), digest_size=8).hexdigest()
 
 
 def member_name(id: str) -> str:
-    """Return the published name of a photograph in its TAR."""
+    """Return the published name of an image in its TAR."""
     return f"{id[0]}/{id[1]}/{id[2]}/{id}.jpg"
 
 
@@ -63,11 +63,11 @@ def put_tar(folder: Path, tar: int, data: bytes, set: str = "train") -> None:
 
 
 def make_mirror(folder: Path, tars: int = 4, each: int = 10) -> list[str]:
-    """Write a mirror of `tars` × `each` photographs; return their ids, in the order of the TARs."""
-    ids = [photo_id(seed) for seed in range(tars * each)]
+    """Write a mirror of `tars` × `each` images; return their ids, in the order of the TARs."""
+    ids = [made_up_id(seed) for seed in range(tars * each)]
     for tar in range(tars):
         seeds = range(tar * each, (tar + 1) * each)
-        put_tar(folder, tar, tar_of([(member_name(ids[seed]), photograph(seed)) for seed in seeds]))
+        put_tar(folder, tar, tar_of([(member_name(ids[seed]), image(seed)) for seed in seeds]))
     return ids
 
 

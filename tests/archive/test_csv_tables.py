@@ -98,7 +98,7 @@ def test_a_cell_too_many_is_noticed_although_the_columns_before_it_are_whole(tmp
         collect(scan(TRAIN, file).select("id"), TRAIN, file)
 
 
-def test_the_lines_of_a_photograph_are_found_below_cells_of_several_lines(tmp_path: Path) -> None:
+def test_the_lines_of_a_image_are_found_below_cells_of_several_lines(tmp_path: Path) -> None:
     file = written(tmp_path, HEADER + GOOD + 'x,"two\nlines",5\n' + GOOD)
     assert lines_of(file, "0123456789abcdef") == [2, 5]
 

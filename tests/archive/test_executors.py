@@ -76,7 +76,7 @@ def test_a_lease_whose_file_was_taken_away_ends_without_a_complaint_of_its_threa
 
 def test_work_that_was_called_off_stops_at_its_next_report() -> None:
     stopped, told = threading.Event(), []
-    report = stoppable(lambda moved, photographs: told.append((moved, photographs)), stopped)
+    report = stoppable(lambda moved, images: told.append((moved, images)), stopped)
     report(5, 1)
     stopped.set()
     with pytest.raises(EndedError):

@@ -18,11 +18,11 @@ from PIL import Image
 from tar_mirror import (
     HASTY,
     STALLING,
+    image,
+    made_up_id,
     make_mirror,
     make_selection,
     member_name,
-    photo_id,
-    photograph,
     put_tar,
     tar_of,
 )
@@ -33,12 +33,12 @@ from landmarks.archive.locate import locate
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.cli.main import run
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.shards import ImageReader
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held
 from landmarks.support.tables import read_table
 
-MANIFEST = ("photos.parquet", "labels.parquet", "rejected.parquet")
+MANIFEST = ("images.parquet", "labels.parquet", "rejected.parquet")
 
 
 def fetched(selection: Path, out: Path, mirror: Mirror | Path | None = None, **options: object) -> Dataset:
@@ -58,15 +58,15 @@ def rejected(dataset: Dataset) -> dict[str, tuple[str, str]]:
     return {id: (where, why) for id, where, why in table.iter_rows()}
 
 
-def test_only_the_selected_photographs_are_kept_in_shards_named_like_the_tars(tmp_path: Path) -> None:
+def test_only_the_selected_images_are_kept_in_shards_named_like_the_tars(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=3, each=6)
     wanted = [*ids[1:4], *ids[13:15]]  # none in the second TAR
     data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", wanted), tmp_path / "data")
-    assert data.photos["id"].to_list() == sorted(wanted)
+    assert data.images["id"].to_list() == sorted(wanted)
     assert sorted(path.name for path in (data.folder / "shards").iterdir()) == ["images_000.tar", "images_002.tar"]
-    reader = PhotoReader(data)
-    for id, shard, offset, length in data.photos.select("id", "shard", "offset", "length").iter_rows():
-        assert reader.read(shard, offset, length) == photograph(ids.index(id))
+    reader = ImageReader(data)
+    for id, shard, offset, length in data.images.select("id", "shard", "offset", "length").iter_rows():
+        assert reader.read(shard, offset, length) == image(ids.index(id))
     with tarfile.open(data.folder / "shards/images_000.tar") as tar:
         assert tar.getnames() == [f"{id}.jpg" for id in ids[1:4]]
     assert data.labels["landmark_id"].to_list() == [100, 101, 102]
@@ -89,7 +89,7 @@ def test_path_server_streaming_and_ranges_give_the_same_bytes(tmp_path: Path) ->
     assert not (ranged.folder / "index.parquet").exists()
 
 
-def test_ranges_move_little_and_ask_at_most_once_per_photograph(tmp_path: Path) -> None:
+def test_ranges_move_little_and_ask_at_most_once_per_image(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=4, each=40)
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
     wanted = ids[::5]
@@ -99,22 +99,22 @@ def test_ranges_move_little_and_ask_at_most_once_per_photograph(tmp_path: Path) 
         asked = sum(request.method == "GET" for request in server.requests)
         moved = server.sent
     assert asked <= len(wanted)
-    assert moved <= 1.15 * sum(len(photograph(ids.index(id))) for id in wanted)
+    assert moved <= 1.15 * sum(len(image(ids.index(id))) for id in wanted)
 
 
-def test_photographs_are_upright_and_no_larger_than_asked(tmp_path: Path) -> None:
-    ids = [photo_id(seed) for seed in range(3)]
+def test_images_are_upright_and_no_larger_than_asked(tmp_path: Path) -> None:
+    ids = [made_up_id(seed) for seed in range(3)]
     turned = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.open(io.BytesIO(photograph(0, 120, 80))).save(turned, "JPEG", exif=exif)
-    pictures = [turned.getvalue(), photograph(1, 900, 600), photograph(2, 512, 100)]
-    put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, pictures, strict=True)]))
+    Image.open(io.BytesIO(image(0, 120, 80))).save(turned, "JPEG", exif=exif)
+    images = [turned.getvalue(), image(1, 900, 600), image(2, 512, 100)]
+    put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, images, strict=True)]))
     data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids), tmp_path / "data")
-    sizes = {id: (width, height) for id, width, height in data.photos.select("id", "width", "height").iter_rows()}
+    sizes = {id: (width, height) for id, width, height in data.images.select("id", "width", "height").iter_rows()}
     assert sizes == {ids[0]: (80, 120), ids[1]: (512, 341), ids[2]: (512, 100)}
-    reader = PhotoReader(data)
-    for id, shard, offset, length in data.photos.select("id", "shard", "offset", "length").iter_rows():
+    reader = ImageReader(data)
+    for id, shard, offset, length in data.images.select("id", "shard", "offset", "length").iter_rows():
         stored = Image.open(io.BytesIO(reader.read(shard, offset, length)))
         assert stored.size == sizes[id] and stored.getexif().get(0x0112, 1) == 1
 
@@ -147,7 +147,7 @@ def test_bad_weather_costs_nothing_but_the_tar_with_the_false_md5(
     told = rejected(data)
     assert sorted(told) == sorted(lost)
     assert all(where == "train/images_003.tar" and "wrong MD5" in why for where, why in told.values())
-    assert data.photos["id"].to_list() == sorted(set(ids) - set(lost))
+    assert data.images["id"].to_list() == sorted(set(ids) - set(lost))
     whole, partly = contents(plain), contents(data)
     assert all(partly[name] == whole[name] for name in partly if name.endswith(".tar"))
     assert "images_003.tar" not in partly
@@ -161,39 +161,39 @@ def test_the_command_line_ends_with_1_when_a_tar_failed(tmp_path: Path) -> None:
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
     (tmp_path / "mirror/train/images_001.tar").unlink()
     assert run(["fetch", str(selection), "-o", str(tmp_path / "data")]) == 1
-    assert len(open_dataset(tmp_path / "data").photos) == 10
+    assert len(open_dataset(tmp_path / "data").images) == 10
     make_mirror(tmp_path / "mirror", tars=2)
     assert run(["fetch", str(selection), "-o", str(tmp_path / "data")]) == 0
-    assert len(open_dataset(tmp_path / "data").photos) == 20
+    assert len(open_dataset(tmp_path / "data").images) == 20
 
 
-def test_photographs_that_do_not_decode_or_are_nowhere_are_rejected_by_name(tmp_path: Path) -> None:
-    ids = [photo_id(seed) for seed in range(6)]
-    huge = photograph(0).replace(b"\x00\x96\x00\xc8", b"\xea\x60\xea\x60", 1)  # 150 × 200 becomes 60,000 × 60,000
-    assert huge != photograph(0)
-    pictures = [huge, photograph(1)[:-300], b"a text file", b"", photograph(4)]
-    put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, pictures, strict=False)]))
+def test_images_that_do_not_decode_or_are_nowhere_are_rejected_by_name(tmp_path: Path) -> None:
+    ids = [made_up_id(seed) for seed in range(6)]
+    huge = image(0).replace(b"\x00\x96\x00\xc8", b"\xea\x60\xea\x60", 1)  # 150 × 200 becomes 60,000 × 60,000
+    assert huge != image(0)
+    images = [huge, image(1)[:-300], b"a text file", b"", image(4)]
+    put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, images, strict=False)]))
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
     data = fetched(selection, tmp_path / "data")
     told = rejected(data)
-    assert data.photos["id"].to_list() == [ids[4]]
+    assert data.images["id"].to_list() == [ids[4]]
     assert "too large" in told[ids[0]][1] and "truncated" in told[ids[1]][1]
-    assert "not a picture" in told[ids[2]][1] and "not a picture" in told[ids[3]][1]
+    assert "not an image" in told[ids[2]][1] and "not an image" in told[ids[3]][1]
     assert told[ids[5]] == ("train/", "in no TAR")
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
     by_ranges = fetched(selection, tmp_path / "ranged", index=index, method="ranges")
     assert contents(by_ranges) == contents(data)
 
 
-def test_a_photograph_that_lies_twice_is_kept_once(tmp_path: Path) -> None:
-    id, other = photo_id(0), photo_id(1)
-    first, second = (member_name(id), photograph(0)), (member_name(id), photograph(5))
+def test_a_image_that_lies_twice_is_kept_once(tmp_path: Path) -> None:
+    id, other = made_up_id(0), made_up_id(1)
+    first, second = (member_name(id), image(0)), (member_name(id), image(5))
     put_tar(tmp_path / "mirror", 0, tar_of([first, second]))
-    put_tar(tmp_path / "mirror", 1, tar_of([second, (member_name(other), photograph(1))]))
+    put_tar(tmp_path / "mirror", 1, tar_of([second, (member_name(other), image(1))]))
     data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [id, other]), tmp_path / "data")
-    row = data.photos.filter(pl.col("id") == id).row(0, named=True)
-    assert len(data.photos) == 2 and row["shard"] == "images_000.tar"
-    assert PhotoReader(data).read(row["shard"], row["offset"], row["length"]) == photograph(0)
+    row = data.images.filter(pl.col("id") == id).row(0, named=True)
+    assert len(data.images) == 2 and row["shard"] == "images_000.tar"
+    assert ImageReader(data).read(row["shard"], row["offset"], row["length"]) == image(0)
 
 
 def test_a_mirror_that_changed_since_it_was_indexed_is_noticed(
@@ -204,7 +204,7 @@ def test_a_mirror_that_changed_since_it_was_indexed_is_noticed(
     plain = contents(fetched(selection, tmp_path / "plain"))
     with serving(tmp_path / "mirror") as server:
         index = locate(open_mirror(server.address, patience=HASTY), tmp_path / "index.parquet").path
-    parts = [(member_name(ids[seed]), photograph(seed)) for seed in range(8, 16)]
+    parts = [(member_name(ids[seed]), image(seed)) for seed in range(8, 16)]
     put_tar(tmp_path / "mirror", 1, tar_of([("a/new/member", b"x" * 20_000), *parts]))
     data = fetched(selection, tmp_path / "data", tmp_path / "mirror", index=index, method="ranges")
     assert contents(data) == plain
@@ -227,13 +227,13 @@ def test_bytes_damaged_on_the_way_are_read_again(tmp_path: Path) -> None:
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::3])
     plain = contents(fetched(selection, tmp_path / "plain"))
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
-    photographs = set(pl.read_parquet(index).filter(pl.col("tar") == 1)["offset"])
+    images = set(pl.read_parquet(index).filter(pl.col("tar") == 1)["offset"])
     read_again: list[int | None] = []
 
     def plan(request: Request) -> Fault | None:
         if request.path != "train/images_001.tar" or request.method == "HEAD":
             return None
-        if request.start in photographs:  # what is read for the first time begins at a header
+        if request.start in images:  # what is read for the first time begins at a header
             read_again.append(request.start)
             return None
         return Fault(body=lambda data: data.replace(b"\xff\xda", b"\xff\xd9"))
@@ -245,7 +245,7 @@ def test_bytes_damaged_on_the_way_are_read_again(tmp_path: Path) -> None:
     assert len(read_again) == 2
 
 
-def test_a_damaged_header_loses_its_own_photograph_alone(tmp_path: Path) -> None:
+def test_a_damaged_header_loses_its_own_image_alone(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=1, each=6)
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet")
     path = tmp_path / "mirror/train/images_000.tar"
@@ -342,8 +342,8 @@ def test_a_disk_that_is_too_small_is_told_before_anything_moves(
 
 def test_a_disk_that_fills_up_half_way_loses_nothing(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=2, each=10)
-    ids += (more := [photo_id(seed) for seed in range(100, 130)])
-    put_tar(tmp_path / "mirror", 2, tar_of([(member_name(id), photograph(seed)) for seed, id in enumerate(more)]))
+    ids += (more := [made_up_id(seed) for seed in range(100, 130)])
+    put_tar(tmp_path / "mirror", 2, tar_of([(member_name(id), image(seed)) for seed, id in enumerate(more)]))
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
     small = (  # no file may grow beyond 150 kB: the third shard cannot be written
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000));"
@@ -361,12 +361,12 @@ def test_a_disk_that_fills_up_half_way_loses_nothing(tmp_path: Path) -> None:
 def test_members_whose_names_climb_are_told_and_never_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    id = photo_id(1)
-    evil = [("../../x", b"x"), ("/etc/x", b"x"), (f"../../{id}.jpg", photograph(2)), (member_name(id), photograph(1))]
+    id = made_up_id(1)
+    evil = [("../../x", b"x"), ("/etc/x", b"x"), (f"../../{id}.jpg", image(2)), (member_name(id), image(1))]
     put_tar(tmp_path / "mirror", 0, tar_of(evil))
     data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [id]), tmp_path / "data")
-    row = data.photos.row(0, named=True)
-    assert PhotoReader(data).read(row["shard"], row["offset"], row["length"]) == photograph(1)
+    row = data.images.row(0, named=True)
+    assert ImageReader(data).read(row["shard"], row["offset"], row["length"]) == image(1)
     assert "climb out of it, such as '../../x'" in capsys.readouterr().err
     assert not list(tmp_path.parent.glob("x")) and not list(tmp_path.rglob(f"{id}.jpg"))
 

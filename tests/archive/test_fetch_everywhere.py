@@ -26,13 +26,13 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.tables import read_table
 
 MOST_MEMORY = 600_000_000
-"""Bytes above the imports, whatever the number of photographs."""
+"""Bytes above the imports, whatever the number of images."""
 
 
 def digests(dataset: Dataset | None) -> dict[str, str]:
     assert dataset is not None
     shards = sorted((dataset.folder / "shards").iterdir())
-    tables = [dataset.folder / name for name in ("photos.parquet", "labels.parquet", "rejected.parquet")]
+    tables = [dataset.folder / name for name in ("images.parquet", "labels.parquet", "rejected.parquet")]
     return {path.name: hashlib.blake2b(path.read_bytes()).hexdigest() for path in [*shards, *tables]}
 
 
@@ -227,8 +227,8 @@ def test_a_lost_worker_and_a_lost_master_cost_nothing_but_time(
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize("photographs", [1000, 3584])
-def test_memory_does_not_grow_with_the_photographs(tmp_path: Path, shared: Path, photographs: int) -> None:
+@pytest.mark.parametrize("images", [1000, 3584])
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, shared: Path, images: int) -> None:
     script = (
         "import resource, sys, polars as pl, landmarks, landmarks.archive.fetch\n"
         "from landmarks.support.tables import write_table\n"
@@ -238,28 +238,28 @@ def test_memory_does_not_grow_with_the_photographs(tmp_path: Path, shared: Path,
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"
         "data = landmarks.fetch(f'{folder}/s.parquet', f'{folder}/data')\n"
-        "print(peak() - before, len(data.photos), len(pl.read_parquet(f'{folder}/data/rejected.parquet')))\n"
+        "print(peak() - before, len(data.images), len(pl.read_parquet(f'{folder}/data/rejected.parquet')))\n"
     )
-    line = [sys.executable, "-c", script, tmp_path, shared / "mirror", str(photographs)]
+    line = [sys.executable, "-c", script, tmp_path, shared / "mirror", str(images)]
     told = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()
     above, kept, lost = map(int, told)
     assert above < MOST_MEMORY
-    assert kept + lost == photographs and lost <= 2
+    assert kept + lost == images and lost <= 2
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_of_the_real_photographs_only_the_two_broken_ones_are_lost(tmp_path: Path, shared: Path) -> None:
+def test_of_the_real_images_only_the_two_broken_ones_are_lost(tmp_path: Path, shared: Path) -> None:
     import landmarks
 
     landmarks.select(shared / "mirror", tmp_path / "real.parquet")
     data = fetch(tmp_path / "real.parquet", tmp_path / "data")
     assert data is not None
     rejected = read_table(data.folder / "rejected.parquet")
-    assert (len(data.photos), len(data.labels)) == (3582, 25)
+    assert (len(data.images), len(data.labels)) == (3582, 25)
     assert rejected["where"].to_list() == ["train/images_001.tar", "train/images_003.tar"]
-    assert ["truncated" in why or "not a picture" in why for why in rejected["why"]] == [True, True]
+    assert ["truncated" in why or "not an image" in why for why in rejected["why"]] == [True, True]
     landmarks.select(shared / "mirror", tmp_path / "test.parquet", set="test")
     test = fetch(tmp_path / "test.parquet", tmp_path / "test")
     assert test is not None
-    assert test.photos["landmark_id"].count() == 677 and test.photos["landmark_id"].null_count() == 520
+    assert test.images["landmark_id"].count() == 677 and test.images["landmark_id"].null_count() == 520

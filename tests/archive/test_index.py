@@ -1,4 +1,4 @@
-"""Requests for ranges: they hold every photograph, and never move more than they may."""
+"""Requests for ranges: they hold every image, and never move more than they may."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ rows = st.lists(st.tuples(st.integers(1, 300_000), st.integers(0, 2_000).map(lam
 
 
 @given(rows, st.integers(0, 1_000_000))
-def test_every_photograph_lies_in_one_request_with_its_header(found: list[tuple[int, int]], gap: int) -> None:
+def test_every_image_lies_in_one_request_with_its_header(found: list[tuple[int, int]], gap: int) -> None:
     places = places_of([size for size, _ in found], [gap for _, gap in found])
     requests = spans(places, gap)
     assert [row for one in requests for row in range(one.first, one.last)] == list(range(len(places)))

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from faulty_server import Fault, Request, serving
-from tar_mirror import HASTY, make_mirror, member_name, photo_id, photograph, put_tar, tar_of
+from tar_mirror import HASTY, image, made_up_id, make_mirror, member_name, put_tar, tar_of
 
 from landmarks.archive import locate as locating
 from landmarks.archive.index import INDEX, read_index
@@ -23,15 +23,15 @@ def rows_by_tarfile(folder: Path) -> list[tuple[int, int, int, int]]:
     rows = []
     for path in sorted((folder / "train").glob("*.tar")):
         with tarfile.open(path) as tar:
-            photographs = [one for one in tar if one.isreg() and one.name.endswith(".jpg")]
-        rows += [(int(one.name[-20:-4], 16), int(path.stem[-3:]), one.offset_data, one.size) for one in photographs]
+            images = [one for one in tar if one.isreg() and one.name.endswith(".jpg")]
+        rows += [(int(one.name[-20:-4], 16), int(path.stem[-3:]), one.offset_data, one.size) for one in images]
     return sorted(rows)
 
 
 def test_the_index_says_what_tarfile_says(tmp_path: Path) -> None:
     make_mirror(tmp_path, tars=2)
     for tar, format in ((2, tarfile.PAX_FORMAT), (3, tarfile.USTAR_FORMAT)):
-        folders = [(f"./{member_name(photo_id(100 * tar + n))}", photograph(n)) for n in range(5)]
+        folders = [(f"./{member_name(made_up_id(100 * tar + n))}", image(n)) for n in range(5)]
         put_tar(tmp_path, tar, tar_of([("readme.txt", b"hello"), *folders], format))
     with serving(tmp_path) as server:
         index = locate(open_mirror(server.address, patience=HASTY), tmp_path / "index.parquet")
@@ -49,20 +49,20 @@ def test_only_headers_travel(tmp_path: Path) -> None:
         headers = [request for request in server.requests if request.start is not None]
         md5_files = 3 * len((tmp_path / "md5sum/train/md5.images_000.txt").read_bytes())
         assert server.sent <= 512 * len(headers) + md5_files
-    assert len(headers) == 3 * (20 + 1)  # one for each photograph, and one for the end
+    assert len(headers) == 3 * (20 + 1)  # one for each image, and one for the end
 
 
 def test_places_are_looked_up_by_id(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path, tars=3, each=5)
-    put_tar(tmp_path, 3, tar_of([(member_name(ids[7]), photograph(7)), (member_name(photo_id(99)), photograph(9))]))
+    put_tar(tmp_path, 3, tar_of([(member_name(ids[7]), image(7)), (member_name(made_up_id(99)), image(9))]))
     index = locate(tmp_path, tmp_path / "index.parquet")
-    wanted = np.array(sorted(int(id, 16) for id in [ids[0], ids[7], ids[9], photo_id(12345)]), np.uint64)
+    wanted = np.array(sorted(int(id, 16) for id in [ids[0], ids[7], ids[9], made_up_id(12345)]), np.uint64)
     places = index.places(wanted)
     assert {tar: [found.id_of(row) for row in range(len(found))] for tar, found in places.items()} == {
         0: [ids[0]],
         1: [ids[7], ids[9]],  # and not again from TAR 3
     }
-    assert (tmp_path / "train/images_001.tar").read_bytes()[int(places[1].offsets[0]) :].startswith(photograph(7))
+    assert (tmp_path / "train/images_001.tar").read_bytes()[int(places[1].offsets[0]) :].startswith(image(7))
 
 
 def test_a_stopped_walk_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_only_changed_tars_are_walked_again(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         mirror = open_mirror(server.address, patience=HASTY)
         locate(mirror, tmp_path / "index.parquet")
-        put_tar(tmp_path, 1, tar_of([(member_name(photo_id(77)), photograph(7))]))
+        put_tar(tmp_path, 1, tar_of([(member_name(made_up_id(77)), image(7))]))
         before = len(server.requests)
         locate(open_mirror(server.address, patience=HASTY), tmp_path / "index.parquet")
         walked = {request.path for request in server.requests[before:] if request.start is not None}

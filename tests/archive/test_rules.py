@@ -45,7 +45,7 @@ def test_a_rule_reads_as_its_command() -> None:
     st.integers(0, 5),
     st.integers(1, 40),
 )
-def test_ranking_is_by_photographs_and_then_by_landmark(images: dict[int, int], skip: int, take: int) -> None:
+def test_ranking_is_by_images_and_then_by_landmark(images: dict[int, int], skip: int, take: int) -> None:
     landmarks = pl.DataFrame({"landmark_id": list(images), "images": list(images.values())})
     expected = sorted(images, key=lambda landmark: (-images[landmark], landmark))[skip : skip + take]
     if expected:

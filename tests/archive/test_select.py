@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from csv_mirror import COMMONS, IMAGES, photograph, write_mirror
+from csv_mirror import COMMONS, IMAGES, image, write_mirror
 
 from landmarks.archive.select import PUBLISHED_BYTES, SELECTION, select
 from landmarks.cli.main import run
@@ -25,16 +25,16 @@ def chosen(mirror: Path, out: Path, **rule: object) -> list[int]:
     return select(mirror, out / "s.parquet", **rule).landmarks["landmark_id"].to_list()  # type: ignore[arg-type]
 
 
-def test_no_rule_selects_everything_ranked_by_photographs_and_then_by_id(mirror: Path, tmp_path: Path) -> None:
+def test_no_rule_selects_everything_ranked_by_images_and_then_by_id(mirror: Path, tmp_path: Path) -> None:
     selection = select(mirror, tmp_path / "all.parquet")
     assert selection.landmarks.select("landmark_id", "images").rows() == [(7, 6), (3, 4), (9, 4), (1, 3), (20, 1)]
-    expected = sorted(photograph(landmark, n) for landmark, images in IMAGES.items() for n in range(images))
-    assert selection.photographs["id"].to_list() == expected
+    expected = sorted(image(landmark, n) for landmark, images in IMAGES.items() for n in range(images))
+    assert selection.images["id"].to_list() == expected
 
 
 def test_the_file_holds_the_selection_and_says_how_it_was_made(mirror: Path, tmp_path: Path) -> None:
     selection = select(mirror, tmp_path / "s.parquet", skip=1, take=3, choose=2, seed=5)
-    assert read_table(selection.path, SELECTION).equals(selection.photographs)
+    assert read_table(selection.path, SELECTION).equals(selection.images)
     told = read_metadata(selection.path)
     assert told["mirror"] == str(mirror)
     assert (told["set"], told["landmarks"]) == ("train", "2")
@@ -53,10 +53,10 @@ def test_the_same_rule_writes_the_same_bytes(mirror: Path, tmp_path: Path) -> No
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_names_and_credits_stand_beside_each_photograph(mirror: Path, tmp_path: Path) -> None:
-    rows = select(mirror, tmp_path / "s.parquet", landmarks=[7]).photographs.rows(named=True)
+def test_names_and_credits_stand_beside_each_image(mirror: Path, tmp_path: Path) -> None:
+    rows = select(mirror, tmp_path / "s.parquet", landmarks=[7]).images.rows(named=True)
     assert rows[1] == {
-        "id": photograph(7, 1),
+        "id": image(7, 1),
         "landmark_id": 7,
         "usage": None,
         "landmarks": None,
@@ -72,8 +72,8 @@ def test_names_and_credits_stand_beside_each_photograph(mirror: Path, tmp_path: 
 def test_train_csv_alone_is_enough(tmp_path: Path) -> None:
     bare = write_mirror(tmp_path / "bare", optional=False)
     selection = select(bare, tmp_path / "s.parquet", take=1)
-    assert selection.photographs.schema == pl.Schema(SELECTION)
-    assert selection.photographs["name"].null_count() == 6
+    assert selection.images.schema == pl.Schema(SELECTION)
+    assert selection.images["name"].null_count() == 6
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,10 @@ def test_each_condition_keeps_what_it_says(
     assert chosen(mirror, tmp_path, **rule) == landmarks
 
 
-def test_a_landmark_has_as_many_photographs_as_the_conditions_on_photographs_leave(
-    mirror: Path, tmp_path: Path
-) -> None:
+def test_a_landmark_has_as_many_images_as_the_conditions_on_images_leave(mirror: Path, tmp_path: Path) -> None:
     clean = select(mirror, tmp_path / "s.parquet", clean=True)
     assert clean.landmarks["images"].to_list() == [3, 2]
-    assert clean.photographs["id"].to_list() == [photograph(7, n) for n in range(2)] + [
-        photograph(9, n) for n in range(3)
-    ]
+    assert clean.images["id"].to_list() == [image(7, n) for n in range(2)] + [image(9, n) for n in range(3)]
     free = select(mirror, tmp_path / "s.parquet", license="/by-sa/", min_images=2)
     assert free.landmarks.rows() == [
         (3, "Colosseum (Rome)", 2),
@@ -134,12 +130,12 @@ def test_a_seed_means_the_same_landmarks_whatever_the_order_of_the_rows(mirror: 
     order = np.random.default_rng(3).permutation(len(rows))
     (turned / "metadata/train.csv").write_text(header + "".join(rows[row] for row in order))
     same = select(mirror, tmp_path / "a.parquet", choose=3, seed=8)
-    assert select(turned, tmp_path / "b.parquet", choose=3, seed=8).photographs.equals(same.photographs)
+    assert select(turned, tmp_path / "b.parquet", choose=3, seed=8).images.equals(same.images)
 
 
-def test_the_test_set_keeps_every_photograph_and_its_usage(mirror: Path, tmp_path: Path) -> None:
+def test_the_test_set_keeps_every_image_and_its_usage(mirror: Path, tmp_path: Path) -> None:
     selection = select(mirror, tmp_path / "s.parquet", set="test")
-    assert selection.photographs.select("id", "landmark_id", "usage", "landmarks").rows() == [
+    assert selection.images.select("id", "landmark_id", "usage", "landmarks").rows() == [
         ("a" * 16, 7, "Public", [7]),
         ("b" * 16, 3, "Private", [3, 9]),
         ("c" * 16, None, "Private", None),
@@ -147,7 +143,7 @@ def test_the_test_set_keeps_every_photograph_and_its_usage(mirror: Path, tmp_pat
         ("e" * 16, 555, "Public", [555]),
         ("f" * 16, 9, "Private", [9]),
     ]
-    assert selection.photographs["name"].to_list()[:2] == ["Saint Peter's Basilica", "Colosseum (Rome)"]
+    assert selection.images["name"].to_list()[:2] == ["Saint Peter's Basilica", "Colosseum (Rome)"]
     assert selection.landmarks.select("landmark_id", "images").rows() == [(9, 2), (3, 1), (7, 1), (555, 1)]
 
 
@@ -157,9 +153,9 @@ def test_the_test_set_keeps_every_photograph_and_its_usage(mirror: Path, tmp_pat
 def test_in_the_test_set_other_landmarks_count_as_nothing_known(
     mirror: Path, tmp_path: Path, rule: dict[str, object]
 ) -> None:
-    photographs = select(mirror, tmp_path / "s.parquet", set="test", **rule).photographs  # type: ignore[arg-type]
-    assert photographs["landmark_id"].to_list() == [7, 9, None, None, None, 9]
-    assert photographs["landmarks"].to_list() == [[7], [9], None, None, None, [9]]
+    images = select(mirror, tmp_path / "s.parquet", set="test", **rule).images  # type: ignore[arg-type]
+    assert images["landmark_id"].to_list() == [7, 9, None, None, None, 9]
+    assert images["landmarks"].to_list() == [[7], [9], None, None, None, [9]]
 
 
 def test_the_landmarks_of_a_selection_count_as_known(mirror: Path, tmp_path: Path) -> None:
@@ -170,9 +166,9 @@ def test_the_landmarks_of_a_selection_count_as_known(mirror: Path, tmp_path: Pat
 
 def test_others_are_drawn_by_the_seed(mirror: Path, tmp_path: Path) -> None:
     def others(seed: int) -> list[str]:
-        photographs = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[7], others=2, seed=seed).photographs
-        assert photographs["landmark_id"].count() == 1
-        return photographs.filter(pl.col("landmark_id").is_null())["id"].to_list()
+        images = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[7], others=2, seed=seed).images
+        assert images["landmark_id"].count() == 1
+        return images.filter(pl.col("landmark_id").is_null())["id"].to_list()
 
     assert all(len(others(seed)) == 2 for seed in range(3))
     assert others(1) == others(1)
@@ -182,11 +178,11 @@ def test_others_are_drawn_by_the_seed(mirror: Path, tmp_path: Path) -> None:
 def test_a_test_set_without_anything_known_is_told(
     mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photographs = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[20]).photographs
-    assert photographs["landmark_id"].null_count() == 6
+    images = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[20]).images
+    assert images["landmark_id"].null_count() == 6
     told = capsys.readouterr().err
-    assert "1 of the 1 landmarks have no photograph here: 20" in told
-    assert "no test photograph shows a landmark that counts as known" in told
+    assert "1 of the 1 landmarks have no image here: 20" in told
+    assert "no test image shows a landmark that counts as known" in told
 
 
 def test_bytes_are_told_from_the_tars_where_they_are_there(mirror: Path, tmp_path: Path) -> None:
@@ -233,7 +229,7 @@ def test_a_supercategory_that_is_none_gets_the_closest(mirror: Path, tmp_path: P
         ({"name": "x"}, "train_label_to_category.csv, which --name needs"),
         ({"kind": "natural"}, "train_label_to_hierarchical.csv, which --supercategory and --kind need"),
         ({"license": "by"}, "train_attribution.csv, which --license needs"),
-        ({"set": "test"}, "recognition_solution_v2.1.csv, which says what the test photographs show"),
+        ({"set": "test"}, "recognition_solution_v2.1.csv, which says what the test images show"),
     ],
 )
 def test_a_missing_file_is_named_with_what_needs_it(tmp_path: Path, rule: dict[str, object], needed: str) -> None:
@@ -257,8 +253,8 @@ def test_the_folder_inside_a_mirror_is_answered_with_the_mirror(mirror: Path, tm
         ("0123456789abcdef,http://x,", 'line 20 is strange; received landmark_id ""'),
         ("0123456789abcdef,http://x,x", 'line 20 is strange; received landmark_id "x"'),
         ("0123456789abcdef,http://a,b,7", "line 20 is strange; received 4 cells; expected 3"),
-        (f"{photograph(7, 0)},http://x,7", f"holds the photograph {photograph(7, 0)} more than once (lines 2, 20)"),
-        (f"{photograph(7, 0)},http://x,9", f"holds the photograph {photograph(7, 0)} more than once (lines 2, 20)"),
+        (f"{image(7, 0)},http://x,7", f"holds the image {image(7, 0)} more than once (lines 2, 20)"),
+        (f"{image(7, 0)},http://x,9", f"holds the image {image(7, 0)} more than once (lines 2, 20)"),
     ],
 )
 def test_a_strange_row_of_train_csv_is_named(tmp_path: Path, row: str, told: str) -> None:
@@ -294,8 +290,8 @@ def test_the_published_ground_truth_has_the_published_numbers(shared: Path, tmp_
     truth = shared / "gldv2/recognition_solution_v2.1.csv"
     (tmp_path / "ground_truth/recognition_solution_v2.1.csv").symlink_to(truth)
     selection = select(tmp_path, tmp_path / "s.parquet", set="test")
-    known = selection.photographs.drop_nulls("landmark_id")
-    assert len(selection.photographs) == 117_577
+    known = selection.images.drop_nulls("landmark_id")
+    assert len(selection.images) == 117_577
     assert len(selection.landmarks) == 852
     assert known["usage"].value_counts().sort("usage").rows() == [("Private", 1300), ("Public", 672)]
     assert known.filter(pl.col("landmarks").list.len() > 1).height == 317
@@ -314,18 +310,18 @@ def test_select_prints_what_it_chose(
     printed = capsys.readouterr()
     assert "Colosseum (Rome)" in printed.out
     assert "Sparkassen-Arena, Göttingen" in printed.out
-    assert "8 photographs of 2 landmarks, about 1.0 MB in the mirror" in printed.out
+    assert "8 images of 2 landmarks, about 1.0 MB in the mirror" in printed.out
     assert f"written to {out}" in printed.err.replace("\n", "")
     assert read_metadata(out)["rule"] == "--set train --skip 1 --take 2"
 
 
-def test_select_tells_how_many_photographs_show_nothing_known(
+def test_select_tells_how_many_images_show_nothing_known(
     mirror_of_select_command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
         run(["select", mirror_of_select_command, "-o", str(tmp_path / "t"), "--set", "test", "--landmarks", "7"]) == 0
     )
-    assert "1 photographs of 1 landmarks and 5 photographs of nothing known" in capsys.readouterr().out
+    assert "1 images of 1 landmarks and 5 images of nothing known" in capsys.readouterr().out
 
 
 def test_select_prints_json_for_programs(
@@ -334,7 +330,7 @@ def test_select_prints_json_for_programs(
     assert run(["select", mirror_of_select_command, "-o", str(tmp_path / "t"), "--name", "rome", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "rule": "--set train --name rome",
-        "photographs": 4,
+        "images": 4,
         "others": 0,
         "expected_bytes": 4 * 121_000,
         "landmarks": [{"landmark_id": 3, "name": "Colosseum (Rome)", "images": 4}],

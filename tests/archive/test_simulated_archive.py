@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from simulated_archive import Archive, Simulated
 from simulated_tables import FROM_RANK_34, class_sizes
 
-SMALL = Archive(seed=3, photographs=60, tars=3)
+SMALL = Archive(seed=3, images=60, tars=3)
 
 
 def test_a_tar_is_read_by_the_standard_library_and_its_jpegs_decode() -> None:
@@ -45,7 +45,7 @@ def test_any_range_is_the_same_bytes() -> None:
         assert SMALL.read(2, start, end) == whole[start:end]
 
 
-def test_an_id_leads_back_to_its_photograph() -> None:
+def test_an_id_leads_back_to_its_image() -> None:
     archive = Archive()
     ids = archive.ids(1_000_000, 1_000_100)
     assert [archive.number(int(id)) for id in ids] == list(range(1_000_000, 1_000_100))

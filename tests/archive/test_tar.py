@@ -8,17 +8,17 @@ import tarfile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tar_mirror import member_name, photo_id, tar_of
+from tar_mirror import made_up_id, member_name, tar_of
 
 from landmarks.archive.tar import (
     BLOCK,
     HeaderError,
     Member,
     TruncatedError,
+    image_id,
     members,
     parse_header,
     parse_pax,
-    photograph_id,
 )
 
 FORMATS = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)
@@ -46,7 +46,7 @@ def test_members_lie_where_tarfile_says(contents: list[tuple[list[str], bytes]],
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_long_names_and_folders_and_links_are_understood(format: int) -> None:
-    id = photo_id(1)
+    id = made_up_id(1)
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w", format=format) as tar:
         folder = tarfile.TarInfo("./a")
@@ -55,9 +55,9 @@ def test_long_names_and_folders_and_links_are_understood(format: int) -> None:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "x" * 90
         tar.addfile(link)
-        photo = tarfile.TarInfo("./" + "d" * 80 + "/" + "e" * 40 + f"/{id}.jpg")
-        photo.size = 700
-        tar.addfile(photo, io.BytesIO(b"p" * 700))
+        image = tarfile.TarInfo("./" + "d" * 80 + "/" + "e" * 40 + f"/{id}.jpg")
+        image.size = 700
+        tar.addfile(image, io.BytesIO(b"p" * 700))
     found = [one for one in walk(whole.getvalue()) if one.id]
     assert [one.id for one in found] == [id]
     assert whole.getvalue()[found[0].offset :][: found[0].size] == b"p" * 700
@@ -70,7 +70,7 @@ def test_a_large_size_in_base_256_is_read() -> None:
 
 
 def test_a_walk_can_begin_at_any_header() -> None:
-    data = tar_of([(member_name(photo_id(seed)), bytes(seed * 100)) for seed in range(5)])
+    data = tar_of([(member_name(made_up_id(seed)), bytes(seed * 100)) for seed in range(5)])
     all_of_them = walk(data)
     assert walk(data, start=all_of_them[1].next) == all_of_them[2:]
 
@@ -102,19 +102,19 @@ def test_odd_extra_headers_end_quietly(text: bytes) -> None:
 
 
 def test_a_damaged_header_ends_the_walk_or_is_stepped_over() -> None:
-    data = bytearray(tar_of([(member_name(photo_id(seed)), bytes(600)) for seed in range(4)]))
+    data = bytearray(tar_of([(member_name(made_up_id(seed)), bytes(600)) for seed in range(4)]))
     broken = walk(bytes(data))[1].offset - BLOCK
     data[broken + 3] ^= 0xFF
     with pytest.raises(HeaderError, match="checksum"):
         walk(bytes(data))
     damaged: list[int] = []
-    assert [one.id for one in walk(bytes(data), damaged)] == [photo_id(seed) for seed in (0, 2, 3)]
+    assert [one.id for one in walk(bytes(data), damaged)] == [made_up_id(seed) for seed in (0, 2, 3)]
     assert damaged == [broken]
 
 
 @pytest.mark.parametrize("cut", [100, 512, 900, 2048])
 def test_a_truncated_tar_is_noticed(cut: int) -> None:
-    data = tar_of([(member_name(photo_id(seed)), bytes(1000)) for seed in range(2)])
+    data = tar_of([(member_name(made_up_id(seed)), bytes(1000)) for seed in range(2)])
     with pytest.raises(TruncatedError):
         walk(data[:cut])
 
@@ -151,5 +151,5 @@ def test_an_extra_header_that_claims_gigabytes_is_refused_unread() -> None:
         ("", None),
     ],
 )
-def test_only_a_photographs_name_has_an_id(name: str, id: str | None) -> None:
-    assert photograph_id(name) == id
+def test_only_a_images_name_has_an_id(name: str, id: str | None) -> None:
+    assert image_id(name) == id

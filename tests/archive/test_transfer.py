@@ -1,4 +1,4 @@
-"""Photographs out of a TAR: streamed under its MD5, or by ranges under their headers."""
+"""Images out of a TAR: streamed under its MD5, or by ranges under their headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from faulty_server import Fault, serving, weather
 from hypothesis import given
 from hypothesis import strategies as st
-from tar_mirror import HASTY, STALLING, make_mirror, photo_id, photograph, put_tar, tar_of
+from tar_mirror import HASTY, STALLING, image, made_up_id, make_mirror, put_tar, tar_of
 
 from landmarks.archive.index import Places, spans
 from landmarks.archive.locate import hop
@@ -21,7 +21,7 @@ from landmarks.archive.transfer import (
     ChangedError,
     Contents,
     ForwardReader,
-    Photograph,
+    Image,
     WrongMd5Error,
     is_among,
     ranged,
@@ -31,11 +31,11 @@ from landmarks.archive.transfer import (
 TAR = "train/images_000.tar"
 
 
-def quiet(bytes: int, photographs: int) -> None:
+def quiet(bytes: int, images: int) -> None:
     pass
 
 
-def streamed_from(mirror: Mirror, md5: str, wanted: set[str]) -> list[Photograph]:
+def streamed_from(mirror: Mirror, md5: str, wanted: set[str]) -> list[Image]:
     contents = Contents()
     return list(streamed(mirror, TAR, md5=md5, wanted=wanted.__contains__, contents=contents, report=quiet))
 
@@ -47,7 +47,7 @@ def places_in(mirror: Mirror) -> Places:
     return Places(np.array(ids, np.uint64), np.array(offsets, np.uint64), np.array(lengths, np.uint32))
 
 
-def ranged_from(mirror: Mirror, places: Places, same: bool = True) -> Iterator[Photograph]:
+def ranged_from(mirror: Mirror, places: Places, same: bool = True) -> Iterator[Image]:
     requests = spans(places, 0)
     return ranged(mirror, TAR, places=places, spans=requests, same=lambda _: same, report=quiet)
 
@@ -82,13 +82,13 @@ def test_membership_is_that_of_a_set(ids: list[int], other: int) -> None:
     assert wanted(f"{other:016x}") == (other in ids)
 
 
-def test_streaming_and_ranges_give_the_same_photographs(tmp_path: Path) -> None:
+def test_streaming_and_ranges_give_the_same_images(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path, tars=1, each=8)
     with serving(tmp_path) as server:
         mirror = open_mirror(server.address, patience=HASTY)
         by_streaming = streamed_from(mirror, mirror.md5("train", 0), set(ids))
         assert list(ranged_from(mirror, places_in(mirror))) == by_streaming
-    assert by_streaming == [Photograph(id, photograph(seed)) for seed, id in enumerate(ids)]
+    assert by_streaming == [Image(id, image(seed)) for seed, id in enumerate(ids)]
 
 
 def test_only_what_is_wanted_comes_out(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_ranges_survive_bad_weather_and_notice_a_server_without_them(tmp_path: P
         mirror = open_mirror(bad.address, patience=STALLING)
         found = list(ranged_from(mirror, every_other))
         assert mirror.host.retries > 0
-    assert found == [Photograph(ids[seed], photograph(seed)) for seed in range(0, 30, 2)]
+    assert found == [Image(ids[seed], image(seed)) for seed in range(0, 30, 2)]
     with (
         serving(tmp_path, lambda request: Fault(ignore_range=True) if request.number > 4 else None) as forgetful,
         pytest.raises(RangesRefusedError),
@@ -149,11 +149,11 @@ def test_ranges_survive_bad_weather_and_notice_a_server_without_them(tmp_path: P
 
 
 def test_strange_members_are_noted_and_nothing_else(tmp_path: Path) -> None:
-    id = photo_id(1)
-    put_tar(tmp_path, 0, tar_of([("../../evil", b"x"), (f"../{id}.jpg", b"y"), (f"./{id}.jpg", photograph(1))]))
+    id = made_up_id(1)
+    put_tar(tmp_path, 0, tar_of([("../../evil", b"x"), (f"../{id}.jpg", b"y"), (f"./{id}.jpg", image(1))]))
     mirror, contents = open_mirror(tmp_path), Contents()
     found = list(
         streamed(mirror, TAR, md5=mirror.md5("train", 0), wanted=lambda _: True, contents=contents, report=quiet)
     )
-    assert found == [Photograph(id, photograph(1))]
+    assert found == [Image(id, image(1))]
     assert contents.strange == ["../../evil", f"../{id}.jpg"]

@@ -8,7 +8,7 @@ import pytest
 
 from landmarks.dataset.credits import CREDITS
 from landmarks.dataset.credits import credits as list_credits
-from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, write_dataset
+from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, write_dataset
 
 COMMONS = "http://commons.wikimedia.org/wiki/Category:Colosseum_(Rome)"
 
@@ -25,15 +25,15 @@ ROWS = [
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     columns = ("id", "landmark_id", "author", "license", "title")
-    photos = pl.DataFrame(ROWS, schema={name: PHOTOS[name] for name in columns}, orient="row")
-    photos = photos.with_columns(
-        pl.lit(None, dtype=kind).alias(name) for name, kind in PHOTOS.items() if name not in columns
+    images = pl.DataFrame(ROWS, schema={name: IMAGES[name] for name in columns}, orient="row")
+    images = images.with_columns(
+        pl.lit(None, dtype=kind).alias(name) for name, kind in IMAGES.items() if name not in columns
     )
     labels = pl.DataFrame([(0, 5, "Colosseum (Rome)", COMMONS, 5)], schema=LABELS, orient="row")
     write_dataset(
         tmp_path / "data",
         verb="test",
-        photos=photos,
+        images=images,
         labels=labels,
         rejected=pl.DataFrame(schema=REJECTED),
         record={},
@@ -41,13 +41,13 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_every_photograph_is_credited_and_those_without_author_come_last(
+def test_every_image_is_credited_and_those_without_author_come_last(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = list_credits(data)
     assert listed.columns == list(CREDITS)
     assert listed["id"].to_list() == ["e", "f", "b", "a", "c", "d"]
-    assert "2 of 6 photographs have no known author" in capsys.readouterr().err
+    assert "2 of 6 images have no known author" in capsys.readouterr().err
 
 
 def test_a_csv_is_read_back_by_the_standard_library(data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from landmarks.dataset import groups as neighbours
 from landmarks.dataset.groups import HASH_FORM, NO_HASH, RADIUS, RADIUS_ACROSS, groups, near_pairs, perceptual_hash
-from landmarks.dataset.images import PictureError, decode, encode, resize, shrink
+from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
 from landmarks.support.errors import UsageError
 
 AUTHORS = st.sampled_from([None, "", "unknown", "Ann", "ann ", "Bob"])
@@ -28,7 +28,7 @@ HASHES = st.one_of(
         st.sets(st.integers(0, 63), max_size=8),
     ),
 )
-PHOTOS = st.lists(st.tuples(st.sampled_from([None, 3, 7]), HASHES, AUTHORS), max_size=14)
+IMAGES = st.lists(st.tuples(st.sampled_from([None, 3, 7]), HASHES, AUTHORS), max_size=14)
 
 
 def table(rows: list[tuple[int | None, int | None, str | None]]) -> pl.DataFrame:
@@ -49,7 +49,7 @@ def by_one_author(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 
 def grouped_slowly(rows: list[tuple[Any, ...]]) -> list[int]:
-    """Give each photograph the smallest position that can be reached from it."""
+    """Give each image the smallest position that can be reached from it."""
     group = list(range(len(rows)))
     changed = True
     while changed:
@@ -61,7 +61,7 @@ def grouped_slowly(rows: list[tuple[Any, ...]]) -> list[int]:
     return group
 
 
-@given(PHOTOS)
+@given(IMAGES)
 @settings(max_examples=100)
 def test_groups_are_what_is_joined_directly_or_through_others(rows: list[tuple[Any, ...]]) -> None:
     slow = grouped_slowly(rows)
@@ -71,24 +71,24 @@ def test_groups_are_what_is_joined_directly_or_through_others(rows: list[tuple[A
     assert grouping.count == len(numbers)
 
 
-@given(PHOTOS, st.data())
+@given(IMAGES, st.data())
 @settings(max_examples=100)
 def test_straddling_pairs_are_counted_as_if_all_pairs_were_listed(rows: list[tuple[Any, ...]], data: Any) -> None:
-    part = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
+    split = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
     pairs = [(i, j) for j in range(len(rows)) for i in range(j) if near(rows[i], rows[j])]
     grouping = groups(table(rows))
     assert grouping.near_duplicates == len(pairs)
-    assert grouping.straddling(np.array(part, np.uint8)) == sum(part[i] != part[j] for i, j in pairs)
+    assert grouping.straddling(np.array(split, np.uint8)) == sum(split[i] != split[j] for i, j in pairs)
 
 
-def test_a_hundred_thousand_copies_of_one_picture_are_one_group_quickly() -> None:
+def test_a_hundred_thousand_copies_of_one_image_are_one_group_quickly() -> None:
     grouping = groups(table([(1, 0xABCD, None)] * 100_000))
     assert grouping.count == 1
     assert grouping.near_duplicates == 100_000 * 99_999 // 2
     assert grouping.straddling(np.arange(100_000) % 2) == 50_000**2
 
 
-def test_pictures_without_structure_are_not_joined() -> None:
+def test_images_without_structure_are_not_joined() -> None:
     for grey in (0, 128, 255):
         assert perceptual_hash(np.full((50, 70, 3), grey, np.uint8)) == NO_HASH
     noise = np.random.default_rng(0).integers(126, 130, (300, 400, 3), dtype=np.uint8)
@@ -97,7 +97,7 @@ def test_pictures_without_structure_are_not_joined() -> None:
 
 
 def scene(seed: int, width: int = 300, height: int = 200) -> np.ndarray[Any, Any]:
-    """Blots of many sizes: spectra as photographs have them."""
+    """Blots of many sizes: spectra as images have them."""
     random = np.random.default_rng(seed)
     whole = np.zeros((height, width, 3))
     for cells in (3, 5, 9, 17, 33):
@@ -131,14 +131,14 @@ def test_a_changed_copy_has_nearly_the_same_hash(change: str) -> None:
     assert np.mean(np.array(apart) <= RADIUS) >= 0.95, apart
 
 
-def test_different_pictures_have_hashes_far_apart() -> None:
+def test_different_images_have_hashes_far_apart() -> None:
     hashes = [perceptual_hash(scene(seed)) for seed in range(60)]
     apart = [(one ^ other).bit_count() for i, one in enumerate(hashes) for other in hashes[:i]]
     assert min(apart) > RADIUS
     assert 28 < np.mean(apart) < 36
 
 
-def test_the_tiniest_and_the_narrowest_pictures_have_a_hash_or_none() -> None:
+def test_the_tiniest_and_the_narrowest_images_have_a_hash_or_none() -> None:
     random = np.random.default_rng(0)
     for shape in ((1, 1, 3), (1, 500, 3), (500, 1, 3), (2, 3, 3)):
         assert 0 <= perceptual_hash(random.integers(0, 255, shape, dtype=np.uint8)) < 2**64
@@ -152,7 +152,7 @@ def test_real_copies_are_found_and_different_landmarks_are_not_joined(shared: Pa
     for path in sorted((shared / "mirror/train").glob("*.tar"))[:2]:
         with tarfile.open(path) as tar:
             for member in tar:
-                with contextlib.suppress(PictureError):
+                with contextlib.suppress(ImageError):
                     image = decode(tar.extractfile(member).read())  # type: ignore[union-attr]
                     rows.append((landmark_of[member.name[-20:-4]], perceptual_hash(image), None))
     grouping = groups(table(rows))
@@ -165,11 +165,11 @@ def test_real_copies_are_found_and_different_landmarks_are_not_joined(shared: Pa
 def test_hashes_of_this_form_never_change() -> None:
     """A fetch that goes on after an upgrade compares old hashes with new ones: give other ones a new `HASH_FORM`."""
     y, x = np.mgrid[:200, :300]
-    pictures = [
+    images = [
         np.stack([(x * y) % 251, (x * x // 7 + y) % 241, (x + y * y // 5) % 239], axis=2),
         np.stack([x * 255 // 299, y * 255 // 199, (x // 40 + y // 30) % 2 * 255], axis=2),
     ]
-    hashes = [perceptual_hash(picture.astype(np.uint8)) for picture in pictures]
+    hashes = [perceptual_hash(image.astype(np.uint8)) for image in images]
     kept = {1: [0x90972EE4C1D57A2D, 0x26D2CCE7B83502FA]}[HASH_FORM]
     assert [(one ^ other).bit_count() <= 1 for one, other in zip(hashes, kept, strict=True)] == [True, True]
 

@@ -8,21 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from landmarks.dataset import images as pictures
-from landmarks.dataset.images import PictureError, decode, encode, prepare, resize, shrink, size_of
+from landmarks.dataset import images
+from landmarks.dataset.images import ImageError, decode, encode, prepare, resize, shrink, size_of
 from landmarks.support.errors import UsageError
 
 
 def scene(width: int = 120, height: int = 80) -> Image.Image:
-    """A smooth picture without any symmetry, so that every turn shows."""
+    """A smooth image without any symmetry, so that every turn shows."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     colours = np.stack([255 * x, 255 * y, 255 * x * (1 - y)], axis=2)
     return Image.fromarray(colours.astype(np.uint8))
 
 
-def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -69,9 +69,9 @@ def test_a_rarely_subsampled_jpeg_decodes_with_pillow() -> None:
 
 
 def test_transparent_pixels_are_shown_on_white() -> None:
-    picture = scene().convert("RGBA")
-    picture.putalpha(Image.new("L", picture.size, 0))
-    assert (decode(saved(picture, "PNG")) == 255).all()
+    image = scene().convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    assert (decode(saved(image, "PNG")) == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP", "TIFF", "AVIF"])
@@ -92,15 +92,15 @@ def test_sixteen_bit_greys_are_scaled_and_not_clipped() -> None:
 def test_a_truncated_jpeg_is_refused_even_with_a_proper_end(keep: float, end: bytes) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
     data = saved(Image.fromarray(noise), "JPEG")
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         decode(data[: int(keep * len(data))] + end)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
-def test_other_truncated_pictures_are_refused(kind: str) -> None:
+def test_other_truncated_images_are_refused(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8))
     data = saved(noise, kind)
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         decode(data[: len(data) // 2])
 
 
@@ -116,34 +116,34 @@ def test_a_claim_of_sixty_thousand_pixels_a_side_is_refused_before_allocation(ki
         data[16:24] = (60_000).to_bytes(4, "big") * 2
         data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     for function in (decode, size_of, lambda data: prepare(data, 512)):
-        with pytest.raises(PictureError, match="too large"):
+        with pytest.raises(ImageError, match="too large"):
             function(bytes(data))
 
 
-def test_between_our_limit_and_pillows_error_a_picture_is_refused_without_a_warning_only() -> None:
+def test_between_our_limit_and_pillows_error_a_image_is_refused_without_a_warning_only() -> None:
     data = bytearray(saved(scene(), "JPEG"))
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = (10_000).to_bytes(2, "big") * 2
-    with pytest.raises(PictureError, match="10000 × 10000"):
+    with pytest.raises(ImageError, match="10000 × 10000"):
         decode(bytes(data))
 
 
 @given(st.binary(max_size=300))
-def test_arbitrary_bytes_are_a_picture_or_one_clear_error(data: bytes) -> None:
+def test_arbitrary_bytes_are_a_image_or_one_clear_error(data: bytes) -> None:
     for function in (decode, size_of):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             function(data)
 
 
 @given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
-def test_a_jpeg_with_some_bytes_falsified_gives_a_picture_or_one_clear_error(at: int, patch: bytes) -> None:
+def test_a_jpeg_with_some_bytes_falsified_gives_a_image_or_one_clear_error(at: int, patch: bytes) -> None:
     data = bytearray(JPEG)
     at %= len(data)
     data[at : at + len(patch)] = patch
     try:
         assert decode(bytes(data)).shape[2] == 3
         size_of(bytes(data))
-    except PictureError:
+    except ImageError:
         pass
 
 
@@ -165,7 +165,7 @@ def test_the_reduced_scale_keeps_the_shorter_side_at_least_as_long_as_asked(min_
     assert (height, width) == (-(-200 * smallest // 8), -(-320 * smallest // 8))
 
 
-def test_shrinking_keeps_proportions_and_leaves_small_pictures_alone() -> None:
+def test_shrinking_keeps_proportions_and_leaves_small_images_alone() -> None:
     image = np.asarray(scene(300, 100))
     assert shrink(image, 60).shape == (20, 60, 3)
     assert shrink(image, 300) is image
@@ -206,8 +206,8 @@ def test_what_is_turned_large_or_no_jpeg_is_encoded_anew() -> None:
 
 
 def test_the_decoder_names_its_version() -> None:
-    assert "simplejpeg 1." in pictures.DECODER
-    assert "pillow" in pictures.DECODER
+    assert "simplejpeg 1." in images.DECODER
+    assert "pillow" in images.DECODER
 
 
 def test_what_is_stored_has_the_form_that_its_number_says() -> None:
@@ -217,7 +217,7 @@ def test_what_is_stored_has_the_form_that_its_number_says() -> None:
     shrunk, image = prepare(saved(scene(1200, 800), "PNG"), 512)
     stored = Image.open(io.BytesIO(shrunk))
     ours = Image.open(io.BytesIO(saved(Image.fromarray(image), "JPEG", quality=92, subsampling="4:2:0")))
-    assert (pictures.STORED_FORM, stored.format, stored.size) == (1, "JPEG", (512, 341))
+    assert (images.STORED_FORM, stored.format, stored.size) == (1, "JPEG", (512, 341))
     assert stored.quantization == ours.quantization
     assert [one[1:3] for one in stored.layer] == [(2, 2), (1, 1), (1, 1)]
     wanted = scene(1200, 800).resize((512, 341), Image.Resampling.LANCZOS)

@@ -16,20 +16,20 @@ from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, decode, encode, resize
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import Dataset
-from landmarks.dataset.shards import PhotoReader, ShardWriter
+from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.dataset.split import split
 from landmarks.dataset.unpack import unpack
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.tables import read_metadata
 
 
-def picture(seed: int, width: int = 60, height: int = 40) -> np.ndarray:
+def image(seed: int, width: int = 60, height: int = 40) -> np.ndarray:
     return resize(np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8), width, height)
 
 
 def put(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(picture(seed)))
+    path.write_bytes(encode(image(seed)))
     return path
 
 
@@ -46,8 +46,8 @@ def rejected(dataset: Dataset) -> dict[str, str]:
 
 
 def all_bytes(dataset: Dataset) -> dict[str, bytes]:
-    reader = PhotoReader(dataset)
-    rows = dataset.photos.select("id", "shard", "offset", "length").iter_rows()
+    reader = ImageReader(dataset)
+    rows = dataset.images.select("id", "shard", "offset", "length").iter_rows()
     return {id: reader.read(shard, offset, length) for id, shard, offset, length in rows}
 
 
@@ -57,22 +57,22 @@ def test_a_folder_per_landmark_becomes_a_dataset(tmp_path: Path) -> None:
         (0, 0, "Arch", 2),
         (1, 1, "Tower", 3),
     ]
-    assert dataset.photos["id"].to_list() == ["A0", "A1", "T0", "T1", "T2"]
-    assert dataset.photos["landmark_id"].to_list() == [0, 0, 1, 1, 1]
+    assert dataset.images["id"].to_list() == ["A0", "A1", "T0", "T1", "T2"]
+    assert dataset.images["landmark_id"].to_list() == [0, 0, 1, 1, 1]
     assert all_bytes(dataset)["T1"] == (tmp_path / "in/Tower/T1.jpg").read_bytes()
-    assert dataset.photos.select("width", "height").unique().rows() == [(60, 40)]
-    assert dataset.photos["phash"].n_unique() == 5
-    assert dataset.split is None
+    assert dataset.images.select("width", "height").unique().rows() == [(60, 40)]
+    assert dataset.images["phash"].n_unique() == 5
+    assert dataset.splits is None
     assert dataset.record["max_side"] == 512
     assert not (dataset.folder / ".import").exists()
 
 
-def test_by_reference_photographs_stay_where_they_are(tmp_path: Path) -> None:
+def test_by_reference_images_stay_where_they_are(tmp_path: Path) -> None:
     source = album(tmp_path / "in", {"Tower": 2})
     dataset = import_(source, tmp_path / "out", copy=False, max_side=10)
-    assert dataset.photos["shard"].to_list() == [str(source / "Tower" / f"T{one}.jpg") for one in range(2)]
+    assert dataset.images["shard"].to_list() == [str(source / "Tower" / f"T{one}.jpg") for one in range(2)]
     assert all_bytes(dataset)["T1"] == (source / "Tower/T1.jpg").read_bytes()
-    assert dataset.photos["width"].to_list() == [60, 60]
+    assert dataset.images["width"].to_list() == [60, 60]
     assert not (tmp_path / "out/shards").exists()
 
 
@@ -80,21 +80,21 @@ def test_copies_are_shrunk_and_turned_to_jpeg(tmp_path: Path) -> None:
     from PIL import Image
 
     (tmp_path / "in/Tower").mkdir(parents=True)
-    Image.fromarray(picture(0, 600, 300)).save(tmp_path / "in/Tower/a.png")
+    Image.fromarray(image(0, 600, 300)).save(tmp_path / "in/Tower/a.png")
     dataset = import_(tmp_path / "in", tmp_path / "out", max_side=100)
-    assert dataset.photos.select("width", "height").rows() == [(100, 50)]
+    assert dataset.images.select("width", "height").rows() == [(100, 50)]
     assert decode(all_bytes(dataset)["a"]).shape == (50, 100, 3)
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_folders_of_parts_stay_parts(tmp_path: Path, val: str) -> None:
-    for seed, part in enumerate(("train", val, "test")):
-        put(tmp_path / "in" / part / "Tower" / f"{part}.jpg", seed)
+    for seed, name in enumerate(("train", val, "test")):
+        put(tmp_path / "in" / name / "Tower" / f"{name}.jpg", seed)
     dataset = import_(tmp_path / "in", tmp_path / "out")
     assert dataset.labels["name"].to_list() == ["Tower"]
-    assert dataset.split is not None
-    assert dict(dataset.split.rows()) == {"train": "train", val: "val", "test": "test"}
-    metadata = read_metadata(dataset.folder / "split.parquet")
+    assert dataset.splits is not None
+    assert dict(dataset.splits.rows()) == {"train": "train", val: "val", "test": "test"}
+    metadata = read_metadata(dataset.folder / "splits.parquet")
     assert metadata["rule"].startswith("kept from the source")
     assert json.loads(metadata["leakage"])["near_duplicate_pairs"] == 0
 
@@ -102,7 +102,7 @@ def test_folders_of_parts_stay_parts(tmp_path: Path, val: str) -> None:
 def test_a_landmark_called_train_is_a_landmark(tmp_path: Path) -> None:
     dataset = import_(album(tmp_path / "in", {"train": 2, "test": 1}), tmp_path / "out")
     assert dataset.labels["name"].to_list() == ["test", "train"]
-    assert dataset.split is None
+    assert dataset.splits is None
 
 
 def test_a_csv_of_paths_and_labels_keeps_what_it_tells(tmp_path: Path) -> None:
@@ -118,12 +118,12 @@ def test_a_csv_of_paths_and_labels_keeps_what_it_tells(tmp_path: Path) -> None:
     )
     dataset = import_(tmp_path / "in/list.csv", tmp_path / "out")
     assert dataset.labels["name"].to_list() == ['Saint Mary, "old"', "Ärmel"]
-    assert dataset.photos.select("landmark_id", "author", "license", "title").rows() == [
+    assert dataset.images.select("landmark_id", "author", "license", "title").rows() == [
         (0, "Ann", "CC BY", "Dawn"),
         (1, None, None, None),
         (None, None, None, None),
     ]
-    assert dict(dataset.split.rows()) == {"0": "train", "1": "val", "2": "train"}  # type: ignore[union-attr]
+    assert dict(dataset.splits.rows()) == {"0": "train", "1": "val", "2": "train"}  # type: ignore[union-attr]
     assert rejected(dataset) == {"deep/3.jpg": "there is no such file", "deep/0.jpg": "listed more than once"}
 
 
@@ -132,11 +132,11 @@ def test_a_csv_of_paths_and_labels_keeps_what_it_tells(tmp_path: Path) -> None:
     [
         ("file,label\na.jpg,Tower\n", 'no column "path"'),
         ("path,labels\na.jpg,Tower\n", 'did you mean "labels"'),
-        ("path,label,part\na.jpg,Tower,training\nb.jpg,Tower,\n", "a part to some photographs only"),
-        ("path,label,part\na.jpg,Tower,trial\n", 'the part "trial"; expected train, val, test'),
+        ("path,label,part\na.jpg,Tower,training\nb.jpg,Tower,\n", "a split to some images only"),
+        ("path,label,part\na.jpg,Tower,trial\n", 'the split "trial"; expected train, val, test'),
         ("path,label\na.jpg,Tower,more\n", "cannot be read as a CSV"),
         ("", "cannot be read as a CSV"),
-        ("path,label\n", "no photograph of a named landmark"),
+        ("path,label\n", "no image of a named landmark"),
     ],
 )
 def test_a_wrong_csv_is_one_clear_error(tmp_path: Path, text: str, told: str) -> None:
@@ -148,19 +148,19 @@ def test_a_wrong_csv_is_one_clear_error(tmp_path: Path, text: str, told: str) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_whole_picture_is_named_and_nothing_else_is_lost(tmp_path: Path) -> None:
+def test_what_is_no_whole_image_is_named_and_nothing_else_is_lost(tmp_path: Path) -> None:
     source = album(tmp_path / "in", {"Tower": 3})
-    (source / "Tower/text.jpg").write_text("not a picture at all")
+    (source / "Tower/text.jpg").write_text("not an image at all")
     (source / "Tower/empty.png").write_bytes(b"")
     whole = put(source / "Tower/cut.jpg", 9).read_bytes()
     (source / "Tower/cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (source / "Tower/notes.txt").write_text("not even called a picture")
+    (source / "Tower/notes.txt").write_text("not even called an image")
     (source / "Tower/.hidden.jpg").write_text("left out")
     dataset = import_(source, tmp_path / "out")
-    assert len(dataset.photos) == 3
+    assert len(dataset.images) == 3
     assert {where: why.split(";")[0].split(" (")[0] for where, why in rejected(dataset).items()} == {
-        "Tower/text.jpg": "not a picture",
-        "Tower/empty.png": "not a picture",
+        "Tower/text.jpg": "not an image",
+        "Tower/empty.png": "not an image",
         "Tower/cut.jpg": "a damaged or truncated JPEG",
     }
     assert dataset.record["rejected"] == 3
@@ -169,20 +169,20 @@ def test_what_is_no_whole_picture_is_named_and_nothing_else_is_lost(tmp_path: Pa
 def test_strange_names_survive(tmp_path: Path) -> None:
     names = ['Bob\'s "Place"', "Łódź – 東京", " spaces  inside ", "a,b;c", "e\u0301", "=1+1"]
     for seed, name in enumerate(names):
-        put(tmp_path / "in" / name / f"{name.strip()} photo.1.jpg", seed)
+        put(tmp_path / "in" / name / f"{name.strip()} image.1.jpg", seed)
     dataset = import_(tmp_path / "in", tmp_path / "out")
     assert set(dataset.labels["name"]) == {name.strip().replace("e\u0301", "é") for name in names}
-    assert dataset.photos["id"].n_unique() == len(names)
-    assert not any(set(id) & set('/\\."') for id in dataset.photos["id"])
+    assert dataset.images["id"].n_unique() == len(names)
+    assert not any(set(id) & set('/\\."') for id in dataset.images["id"])
     again = import_(unpack(dataset.folder, tmp_path / "unpacked"), tmp_path / "again")
     assert again.labels.equals(dataset.labels)
-    assert again.photos["id"].to_list() == dataset.photos["id"].to_list()
+    assert again.images["id"].to_list() == dataset.images["id"].to_list()
 
 
-def test_two_files_of_one_name_stay_two_photographs(tmp_path: Path) -> None:
+def test_two_files_of_one_name_stay_two_images(tmp_path: Path) -> None:
     for seed, place in enumerate(("Arch/a.jpg", "Tower/a.jpg", "Tower/A.jpeg", "Tower/b.jpg")):
         put(tmp_path / "in" / place, seed)
-    ids = import_(tmp_path / "in", tmp_path / "out").photos["id"].to_list()
+    ids = import_(tmp_path / "in", tmp_path / "out").images["id"].to_list()
     assert len({id.casefold() for id in ids}) == 4
     assert "b" in ids
     assert sum(id.casefold().startswith("a-") for id in ids) == 3
@@ -203,14 +203,14 @@ def test_a_name_that_holds_the_replacement_character_is_a_name(tmp_path: Path) -
     put(source / "Tower" / "caf\ufffd.jpg", 9)
     dataset = import_(source, tmp_path / "out")
     assert dataset.labels["name"].to_list() == ["Tower", "ch\ufffdteau"]
-    assert len(dataset.photos) == 4
+    assert len(dataset.images) == 4
     assert rejected(dataset) == {}
 
 
 def test_a_source_whose_own_name_is_not_utf8_is_imported_and_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
     source = album(Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr mich")), {"Tower": 1})
     dataset = import_(source, tmp_path / "out")
-    assert len(dataset.photos) == 1
+    assert len(dataset.images) == 1
     assert dataset.record["origin"] == str(source)
     unpack(dataset.folder, tmp_path / "unpacked")
     with pytest.raises(LandmarksError, match="none of the 1 files"):
@@ -232,7 +232,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
     (source / "Tower/loop").symlink_to(source)
     (source / "Arch").symlink_to(tmp_path / "elsewhere")
     dataset = import_(source, tmp_path / "out")
-    assert dataset.photos["id"].to_list() == ["T0", "T1", "inside"]
+    assert dataset.images["id"].to_list() == ["T0", "T1", "inside"]
     assert rejected(dataset) == {
         "Tower/outside.jpg": "a link that leads outside the folder",
         "Tower/nowhere.jpg": "not a file",
@@ -246,20 +246,20 @@ def test_earlier_labels_are_kept_although_a_folder_is_missing(tmp_path: Path) ->
     few = import_(album(tmp_path / "few", {"Tower": 2}), tmp_path / "second", labels=first.folder)
     assert few.labels["landmark_id"].to_list() == [0, 1, 2]
     assert few.labels["images"].to_list() == [0, 0, 2]
-    assert few.part("all")["label"].to_list() == [2, 2]
+    assert few.split("all")["label"].to_list() == [2, 2]
     with pytest.raises(UsageError, match='"Towr" is none of the 3 landmarks of the labels; did you mean "Tower"'):
         import_(album(tmp_path / "slip", {"Towr": 1}), tmp_path / "third", labels=first.folder)
 
 
-def test_photographs_of_nothing_known_lie_in_a_folder_or_in_none(tmp_path: Path) -> None:
+def test_images_of_nothing_known_lie_in_a_folder_or_in_none(tmp_path: Path) -> None:
     source = album(tmp_path / "in", {"Tower": 1, "_unknown": 2})
     put(source / "loose.jpg", 7)
     dataset = import_(source, tmp_path / "out")
-    assert dataset.photos["landmark_id"].null_count() == 3
+    assert dataset.images["landmark_id"].null_count() == 3
     others = tmp_path / "others"
     put(others / "one.jpg", 1)
-    assert import_(others, tmp_path / "negatives", labels=dataset.folder).photos["landmark_id"].null_count() == 1
-    with pytest.raises(UsageError, match="no photograph of a named landmark"):
+    assert import_(others, tmp_path / "negatives", labels=dataset.folder).images["landmark_id"].null_count() == 1
+    with pytest.raises(UsageError, match="no image of a named landmark"):
         import_(others, tmp_path / "nothing")
 
 
@@ -280,10 +280,10 @@ def test_unpacked_folders_import_back_to_the_same_dataset(tmp_path: Path, divide
     out = unpack(dataset.folder, tmp_path / "unpacked")
     again = import_(out, tmp_path / "again")
     assert again.labels.equals(dataset.labels)
-    assert again.photos.drop("shard", "offset").equals(dataset.photos.drop("shard", "offset"))
+    assert again.images.drop("shard", "offset").equals(dataset.images.drop("shard", "offset"))
     assert all_bytes(again) == all_bytes(dataset)
     if divided:
-        assert again.split.equals(dataset.split)  # type: ignore[union-attr]
+        assert again.splits.equals(dataset.splits)  # type: ignore[union-attr]
         assert {folder.name for folder in out.iterdir() if folder.is_dir()} == {"train", "val", "test"}
         without_names = tmp_path / "unpacked/train"
         assert import_(without_names, tmp_path / "third", labels=dataset.folder).labels["name"].to_list() == (
@@ -327,7 +327,7 @@ def test_a_folder_that_belongs_to_something_else_is_refused_untouched(tmp_path: 
     other = import_(album(tmp_path / "more", {"Tower": 3}), tmp_path / "other")
     with pytest.raises(StaleError, match="another dataset or split"):
         unpack(other.folder, tmp_path / "unpacked")
-    with pytest.raises(StaleError, match="other photographs or settings"):
+    with pytest.raises(StaleError, match="other images or settings"):
         import_(tmp_path / "more", dataset.folder)
 
 
@@ -336,7 +336,7 @@ def test_importing_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
     first = import_(source, tmp_path / "out")
     shard = next((tmp_path / "out/shards").iterdir())
     before = shard.stat().st_mtime_ns
-    assert import_(source, tmp_path / "out").photos.equals(first.photos)
+    assert import_(source, tmp_path / "out").images.equals(first.images)
     assert shard.stat().st_mtime_ns == before
 
 
@@ -344,12 +344,12 @@ DIED = 9
 
 
 def _import_and_die(source: Path, out: Path) -> None:
-    """Import until the fifth photograph of the fourth shard, and end there without clearing up, as a kill does."""
-    intake.PHOTOGRAPHS_PER_SHARD = 10
-    original, photographs = ShardWriter.add, iter(range(1, 1000))
+    """Import until the fifth image of the fourth shard, and end there without clearing up, as a kill does."""
+    intake.IMAGES_PER_SHARD = 10
+    original, images = ShardWriter.add, iter(range(1, 1000))
 
     def mortal(self: ShardWriter, id: str, data: bytes) -> tuple[int, int]:
-        if next(photographs) == 35:
+        if next(images) == 35:
             os._exit(DIED)
         return original(self, id, data)
 
@@ -358,7 +358,7 @@ def _import_and_die(source: Path, out: Path) -> None:
 
 
 def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "PHOTOGRAPHS_PER_SHARD", 10)
+    monkeypatch.setattr(intake, "IMAGES_PER_SHARD", 10)
     source = tmp_path / "in"
     for seed in range(60):
         put(source / f"Tower {seed % 4}" / f"{seed}.jpg", seed)
@@ -373,7 +373,7 @@ def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
     resumed = import_(source, tmp_path / "killed")
     assert len(early) == 3
     assert all(shard.stat().st_mtime_ns == when for shard, when in early.items())
-    assert resumed.photos.equals(whole.photos)
+    assert resumed.images.equals(whole.images)
     assert [path.name for path in (tmp_path / "killed/shards").iterdir() if path.name.startswith(".")] == []
     for shard in (tmp_path / "whole/shards").iterdir():
         assert shard.read_bytes() == (tmp_path / "killed/shards" / shard.name).read_bytes()
@@ -385,7 +385,7 @@ def test_an_import_that_ends_in_its_first_shard_is_begun_again(tmp_path: Path, m
         killed.setattr(intake, "perceptual_hash", _fail)
         with pytest.raises(RuntimeError):
             import_(source, tmp_path / "out")
-    assert import_(source, tmp_path / "out").record["photographs"] == 6
+    assert import_(source, tmp_path / "out").record["images"] == 6
 
 
 def test_what_was_half_imported_by_a_version_with_other_hashes_is_not_taken_over(
@@ -394,7 +394,7 @@ def test_what_was_half_imported_by_a_version_with_other_hashes_is_not_taken_over
     source = album(tmp_path / "in", {"Tower": 6})
     whole = import_(source, tmp_path / "whole")
     assert whole.record["decoders"] == [DECODER]
-    monkeypatch.setattr(intake, "PHOTOGRAPHS_PER_SHARD", 3)
+    monkeypatch.setattr(intake, "IMAGES_PER_SHARD", 3)
     for form, hash in ((1, lambda image: 7), (2, perceptual_hash)):
         monkeypatch.setattr(intake, "HASH_FORM", form)
         monkeypatch.setattr(intake, "perceptual_hash", hash)
@@ -402,19 +402,19 @@ def test_what_was_half_imported_by_a_version_with_other_hashes_is_not_taken_over
             killed.setattr(folders, "write_dataset", _fail)
             with pytest.raises(RuntimeError):
                 import_(source, tmp_path / "out")
-    assert import_(source, tmp_path / "out").photos["phash"].equals(whole.photos["phash"])
+    assert import_(source, tmp_path / "out").images["phash"].equals(whole.images["phash"])
     monkeypatch.setattr(intake, "HASH_FORM", 3)
-    assert import_(source, tmp_path / "out").record["photographs"] == 6  # what is finished is left alone
+    assert import_(source, tmp_path / "out").record["images"] == 6  # what is finished is left alone
 
 
 def _fail(*_: object, **__: object) -> None:
     raise RuntimeError("killed")
 
 
-def test_what_an_import_of_other_photographs_left_behind_is_cleared_away(
+def test_what_an_import_of_other_images_left_behind_is_cleared_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "PHOTOGRAPHS_PER_SHARD", 1)
+    monkeypatch.setattr(intake, "IMAGES_PER_SHARD", 1)
     source = album(tmp_path / "in", {"Tower": 3})
     with monkeypatch.context() as patch:
         patch.setattr("landmarks.dataset.importing.write_dataset", lambda *_, **__: 1 / 0)
@@ -430,10 +430,10 @@ def test_a_wrong_place_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(LandmarksError, match="there is no folder or CSV"):
         import_(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "in/Tower").mkdir(parents=True)
-    with pytest.raises(UsageError, match="no photograph of a named landmark"):
+    with pytest.raises(UsageError, match="no image of a named landmark"):
         import_(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in/Tower/text.jpg").write_text("text")
-    with pytest.raises(LandmarksError, match=r"none of the 1 files in .* is a picture"):
+    with pytest.raises(LandmarksError, match=r"none of the 1 files in .* is an image"):
         import_(tmp_path / "in", tmp_path / "out")
 
 
@@ -442,7 +442,7 @@ def test_the_command_line_imports_splits_and_unpacks(tmp_path: Path, capsys: pyt
     assert run(["import", str(source), "-o", str(data), "--max-side", "50"]) == 0
     assert run(["split", str(data), "--val", "0.25", "--test", "0.25", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.split("\n", 1)[1])
-    assert [(part["part"], part["photographs"]) for part in told["parts"]] == [("train", 8), ("val", 4), ("test", 4)]
+    assert [(split["split"], split["images"]) for split in told["splits"]] == [("train", 8), ("val", 4), ("test", 4)]
     assert run(["unpack", str(data), "-o", str(tmp_path / "unpacked")]) == 0
     assert len(list((tmp_path / "unpacked/test").rglob("*.jpg"))) == 4
     assert run(["unpack", str(data), "-o", str(source)]) == 2

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from landmarks.dataset import shards
-from landmarks.dataset.shards import PhotoReader, ShardWriter
+from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.support.errors import LandmarksError
 
 IDS = st.text(st.characters(exclude_categories=["C"], exclude_characters="/\\"), min_size=1, max_size=120)
-PHOTOGRAPHS = st.dictionaries(IDS, st.binary(max_size=2000), max_size=8)
+IMAGES = st.dictionaries(IDS, st.binary(max_size=2000), max_size=8)
 
 
 class Folder:
@@ -32,21 +32,21 @@ class Folder:
 
 
 def reader_of(folder: Path) -> Any:
-    return PhotoReader(Folder(folder))  # type: ignore[arg-type]
+    return ImageReader(Folder(folder))  # type: ignore[arg-type]
 
 
-@given(PHOTOGRAPHS)
+@given(IMAGES)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-def test_what_is_added_is_read_back_by_position_and_by_tarfile(tmp_path: Path, photographs: dict[str, bytes]) -> None:
+def test_what_is_added_is_read_back_by_position_and_by_tarfile(tmp_path: Path, images: dict[str, bytes]) -> None:
     path = tmp_path / "a.tar"
     with ShardWriter(path) as shard:
-        places = {id: shard.add(id, data) for id, data in photographs.items()}
+        places = {id: shard.add(id, data) for id, data in images.items()}
     reader = reader_of(tmp_path)
-    assert all(reader.read("a.tar", *places[id]) == data for id, data in photographs.items())
+    assert all(reader.read("a.tar", *places[id]) == data for id, data in images.items())
     with tarfile.open(path) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         assert [member.offset_data for member in tar] == [offset for offset, _ in places.values()]
-    assert members == {f"{id}.jpg": data for id, data in photographs.items()}
+    assert members == {f"{id}.jpg": data for id, data in images.items()}
 
 
 def test_the_program_tar_lists_a_shard_without_complaint(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_program_tar_lists_a_shard_without_complaint(tmp_path: Path) -> None
     assert len(listed.stdout.splitlines()) == 2
 
 
-def test_the_same_photographs_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.tar", "b.tar"):
         with ShardWriter(tmp_path / name) as shard:
             shard.add("one", b"1" * 513)

@@ -16,7 +16,7 @@ from landmarks.cli.main import run
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.divide import ENOUGH, NOT_YET, divide
 from landmarks.dataset.importing import import_
-from landmarks.dataset.manifest import PARTS, PHOTOS, Dataset, open_dataset, write_dataset
+from landmarks.dataset.manifest import IMAGES, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import file_digest, held
@@ -28,14 +28,14 @@ SHARES = st.sampled_from([(0.15, 0.15), (0.15, 0.0), (0.0, 0.2), (0.0, 0.0), (0.
 
 
 def dataset(folder: Path, rows: list[tuple[int | None, int, str | None]]) -> Dataset:
-    """A dataset of (landmark_id, phash, author), without any photographs in it."""
+    """A dataset of (landmark_id, phash, author), without any images in it."""
     table = pl.DataFrame(
         [(f"{position:04d}", *row) for position, row in enumerate(rows)],
         schema={"id": pl.String, "landmark_id": pl.Int64, "phash": pl.UInt64, "author": pl.String},
         orient="row",
     )
-    others = [name for name in PHOTOS if name not in table.columns]
-    photos = table.with_columns(pl.lit(None).cast(PHOTOS[name]).alias(name) for name in others)
+    others = [name for name in IMAGES if name not in table.columns]
+    images = table.with_columns(pl.lit(None).cast(IMAGES[name]).alias(name) for name in others)
     ids = sorted({row[0] for row in rows if row[0] is not None})
     labels = pl.DataFrame(
         {
@@ -48,7 +48,7 @@ def dataset(folder: Path, rows: list[tuple[int | None, int, str | None]]) -> Dat
     )
     folder.mkdir(parents=True, exist_ok=True)
     rejected = pl.DataFrame(schema={"id": pl.String, "where": pl.String, "why": pl.String})
-    return write_dataset(folder, verb="test", photos=photos, labels=labels, rejected=rejected, record={"set": "test"})
+    return write_dataset(folder, verb="test", images=images, labels=labels, rejected=rejected, record={"set": "test"})
 
 
 def far_apart(count: int) -> list[int]:
@@ -57,7 +57,7 @@ def far_apart(count: int) -> list[int]:
 
 @st.composite
 def grouped(draw: Any) -> tuple[list[int | None], list[int]]:
-    """Landmarks and groups of up to sixty photographs, some groups across landmarks."""
+    """Landmarks and groups of up to sixty images, some groups across landmarks."""
     landmarks = draw(st.lists(st.sampled_from([None, 1, 2, 3, 4]), min_size=1, max_size=60))
     raw = draw(st.lists(st.integers(0, 40), min_size=len(landmarks), max_size=len(landmarks)))
     numbers = {group: number for number, group in enumerate(dict.fromkeys(raw))}
@@ -66,27 +66,27 @@ def grouped(draw: Any) -> tuple[list[int | None], list[int]]:
 
 @given(grouped(), SHARES, st.integers(0, 5))
 @settings(max_examples=200)
-def test_groups_stay_whole_and_every_landmark_keeps_a_training_photograph(
-    photos: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int
+def test_groups_stay_whole_and_every_landmark_keeps_a_training_image(
+    images: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int
 ) -> None:
-    landmarks, group = pl.Series(photos[0], dtype=pl.Int64), np.array(photos[1])
-    part = divide(landmarks, group, *shares, seed)
-    assert part.shape == (len(landmarks),)
-    assert all(len(set(part[group == one])) == 1 for one in set(photos[1]))
-    for landmark in set(photos[0]) - {None}:
-        assert TRAIN in part[np.array([one == landmark for one in photos[0]])]
+    landmarks, group = pl.Series(images[0], dtype=pl.Int64), np.array(images[1])
+    split = divide(landmarks, group, *shares, seed)
+    assert split.shape == (len(landmarks),)
+    assert all(len(set(split[group == one])) == 1 for one in set(images[1]))
+    for landmark in set(images[0]) - {None}:
+        assert TRAIN in split[np.array([one == landmark for one in images[0]])]
     for which, share in zip((VAL, TEST), shares, strict=True):
-        assert share or which not in part
-    assert (divide(landmarks, group, *shares, seed) == part).all()
+        assert share or which not in split
+    assert (divide(landmarks, group, *shares, seed) == split).all()
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(0, 3))
 @settings(max_examples=100)
 def test_shares_are_met_landmark_by_landmark_where_groups_are_single(counts: list[int], seed: int) -> None:
     landmarks = pl.Series([landmark for landmark, count in enumerate(counts) for _ in range(count)])
-    part = divide(landmarks, np.arange(len(landmarks)), 0.15, 0.15, seed)
+    split = divide(landmarks, np.arange(len(landmarks)), 0.15, 0.15, seed)
     for landmark, count in enumerate(counts):
-        in_parts = np.bincount(part[landmarks.to_numpy() == landmark], minlength=3)
+        in_parts = np.bincount(split[landmarks.to_numpy() == landmark], minlength=3)
         expected = int(0.15 * count + 0.5)
         if count >= ENOUGH:
             expected = max(1, expected)
@@ -101,48 +101,48 @@ def test_another_landmark_changes_nothing_for_the_others() -> None:
 
 def test_seeds_differ() -> None:
     landmarks = pl.Series([1] * 100)
-    parts = [divide(landmarks, np.arange(100), 0.2, 0.2, seed) for seed in (0, 1)]
-    assert (parts[0] != parts[1]).any()
+    splits = [divide(landmarks, np.arange(100), 0.2, 0.2, seed) for seed in (0, 1)]
+    assert (splits[0] != splits[1]).any()
 
 
 def test_a_landmark_of_large_groups_is_still_in_every_part() -> None:
-    part = divide(pl.Series([1] * 12), np.arange(12) // 3, 0.1, 0.1, 0)
-    assert np.bincount(part).tolist() == [6, 3, 3]
+    split = divide(pl.Series([1] * 12), np.arange(12) // 3, 0.1, 0.1, 0)
+    assert np.bincount(split).tolist() == [6, 3, 3]
 
 
 def test_the_split_and_its_leakage_are_stored(tmp_path: Path) -> None:
     hashes = far_apart(50)
-    rows: list[Any] = [(1, hash, None) for hash in hashes for _ in range(2)]  # every picture twice
+    rows: list[Any] = [(1, hash, None) for hash in hashes for _ in range(2)]  # every image twice
     rows += [(None, hash, None) for hash in far_apart(70)[50:]]
     before = dataset(tmp_path, rows)
     after = split(tmp_path)
     assert after.digest != before.digest
     assert after.record == before.record
-    assert after.split is not None
-    assert after.split["id"].to_list() == after.photos["id"].to_list()
-    assert after.photos["group"][:100].to_list() == [position // 2 for position in range(100)]
-    metadata = read_metadata(tmp_path / "split.parquet")
+    assert after.splits is not None
+    assert after.splits["id"].to_list() == after.images["id"].to_list()
+    assert after.images["group"][:100].to_list() == [position // 2 for position in range(100)]
+    metadata = read_metadata(tmp_path / "splits.parquet")
     leakage = json.loads(metadata["leakage"])
     assert metadata["seed"] == "0"
     assert metadata["rule"].startswith("by group, val 0.15, test 0.15; near-duplicates within 8 of 64 bits")
     assert leakage["near_duplicate_pairs"] == 50
     assert leakage["straddling_pairs"] == leakage["held_out_with_kin_in_train"] == 0
     assert leakage["straddling_pairs_random"] > 5
-    assert sum(len(after.part(part)) for part in PARTS) == 120
-    assert after.part("test")["landmark_id"].null_count() == 3
+    assert sum(len(after.split(split)) for split in SPLITS) == 120
+    assert after.split("test")["landmark_id"].null_count() == 3
 
 
 def test_a_random_split_leaks_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dataset(tmp_path, [(1, hash, None) for hash in far_apart(30) for _ in range(2)])
     split(tmp_path, by="random")
-    leakage = json.loads(read_metadata(tmp_path / "split.parquet")["leakage"])
+    leakage = json.loads(read_metadata(tmp_path / "splits.parquet")["leakage"])
     assert leakage["straddling_pairs"] == leakage["straddling_pairs_random"] > 0
     assert f"{leakage['straddling_pairs']} straddle this split" in capfd.readouterr().err
 
 
 def test_without_a_test_part_nothing_is_in_it(tmp_path: Path) -> None:
     dataset(tmp_path, [(1, hash, None) for hash in far_apart(30)])
-    assert set(split(tmp_path, test=0).split["part"]) == {"train", "val"}  # type: ignore[index]
+    assert set(split(tmp_path, test=0).splits["split"]) == {"train", "val"}  # type: ignore[index]
 
 
 def test_what_a_reader_should_know_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -152,27 +152,27 @@ def test_what_a_reader_should_know_is_told(tmp_path: Path, capfd: pytest.Capture
     dataset(tmp_path, rows)
     split(tmp_path)
     told = capfd.readouterr().err
-    assert "1 landmarks have a single photograph, which is in train" in told
-    assert "2 landmarks have no photograph in test" in told
-    assert "one group holds 10 of the 10 photographs of landmark 3" in told
-    swallowed = json.loads(read_metadata(tmp_path / "split.parquet")["swallowed"])
-    assert swallowed == [{"landmark_id": 3, "photographs": 10, "in_one_group": 10}]
+    assert "1 landmarks have a single image, which is in train" in told
+    assert "2 landmarks have no image in test" in told
+    assert "one group holds 10 of the 10 images of landmark 3" in told
+    swallowed = json.loads(read_metadata(tmp_path / "splits.parquet")["swallowed"])
+    assert swallowed == [{"landmark_id": 3, "images": 10, "in_one_group": 10}]
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         dataset(tmp_path / name, [(1, hash, None) for hash in far_apart(30)])
         split(tmp_path / name, seed=3)
-    for table in ("split.parquet", "photos.parquet"):
+    for table in ("splits.parquet", "images.parquet"):
         assert (tmp_path / "a" / table).read_bytes() == (tmp_path / "b" / table).read_bytes()
 
 
 def test_splitting_again_replaces_the_split(tmp_path: Path) -> None:
     dataset(tmp_path, [(1, hash, None) for hash in far_apart(30)])
-    first = split(tmp_path).split
+    first = split(tmp_path).splits
     split(tmp_path, seed=1)
-    assert split(tmp_path).split.equals(first)  # type: ignore[union-attr]
-    assert open_dataset(tmp_path).split.equals(first)  # type: ignore[union-attr]
+    assert split(tmp_path).splits.equals(first)  # type: ignore[union-attr]
+    assert open_dataset(tmp_path).splits.equals(first)  # type: ignore[union-attr]
 
 
 def test_wrong_wishes_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -190,37 +190,37 @@ def test_wrong_wishes_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_photographs_are_split_in_seconds() -> None:
+def test_a_million_images_are_split_in_seconds() -> None:
     random = np.random.default_rng(0)
-    part = divide(pl.Series(random.integers(0, 50_000, 1_000_000)), np.arange(1_000_000), 0.15, 0.15, 0)
-    assert abs((part == TEST).mean() - 0.15) < 0.01
+    split = divide(pl.Series(random.integers(0, 50_000, 1_000_000)), np.arange(1_000_000), 0.15, 0.15, 0)
+    assert abs((split == TEST).mean() - 0.15) < 0.01
 
 
 @given(grouped(), SHARES, st.integers(0, 3), st.data())
 @settings(max_examples=200, deadline=None)
 def test_what_is_divided_already_stays_and_its_groups_are_joined(
-    photos: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int, data: st.DataObject
+    images: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int, data: st.DataObject
 ) -> None:
-    landmarks, group = pl.Series(photos[0], dtype=pl.Int64), np.array(photos[1])
+    landmarks, group = pl.Series(images[0], dtype=pl.Int64), np.array(images[1])
     told = st.sampled_from([NOT_YET, NOT_YET, TRAIN, VAL, TEST])
     known = np.array(data.draw(st.lists(told, min_size=len(group), max_size=len(group))))
-    part = divide(landmarks, group, *shares, seed, known=known)
+    split = divide(landmarks, group, *shares, seed, known=known)
     divided = known != NOT_YET
-    assert (part[divided] == known[divided]).all()
-    for one in set(photos[1]):
-        own = part[(group == one) & ~divided]
+    assert (split[divided] == known[divided]).all()
+    for one in set(images[1]):
+        own = split[(group == one) & ~divided]
         there = Counter(known[(group == one) & divided].tolist())
         assert len(set(own)) <= 1
         if there and len(own):
             assert there[own[0]] == max(there.values())
     for which, share in zip((VAL, TEST), shares, strict=True):
         apart = ~divided & ~np.isin(group, group[divided])
-        assert share or which not in part[apart]
+        assert share or which not in split[apart]
     if not divided.any():
-        assert (part == divide(landmarks, group, *shares, seed)).all()
+        assert (split == divide(landmarks, group, *shares, seed)).all()
 
 
-def test_shares_are_met_however_often_photographs_are_added() -> None:
+def test_shares_are_met_however_often_images_are_added() -> None:
     landmarks = pl.Series(np.tile(np.arange(20), 60))  # one more of every landmark each time
     known = np.full(20, NOT_YET)
     for count in range(1, 61):
@@ -230,13 +230,13 @@ def test_shares_are_met_however_often_photographs_are_added() -> None:
     assert (in_parts == [39, 9, 12]).all()
 
 
-def with_given_parts(folder: Path, parts: str = "train test", each: int = 10) -> Dataset:
-    """An imported dataset whose parts came as folders; ids begin with the part's first letter."""
+def with_given_parts(folder: Path, splits: str = "train test", each: int = 10) -> Dataset:
+    """An imported dataset whose splits came as folders; ids begin with the split's first letter."""
     random = np.random.default_rng(0)
-    for part in parts.split():
+    for folder_name in splits.split():
         for name in ("Arch", "Tower"):
             for number in range(each):
-                path = folder / "in" / part / name / f"{part[:2]}{name[0]}{number}.png"
+                path = folder / "in" / folder_name / name / f"{folder_name[:2]}{name[0]}{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 small = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
                 small.resize((60, 40), Image.Resampling.BICUBIC).save(path)
@@ -244,8 +244,8 @@ def with_given_parts(folder: Path, parts: str = "train test", each: int = 10) ->
 
 
 def parts_of(data: Dataset) -> dict[str, str]:
-    assert data.split is not None
-    return dict(data.split.rows())
+    assert data.splits is not None
+    return dict(data.splits.rows())
 
 
 def test_validation_comes_out_of_train_and_a_given_test_part_stays(
@@ -259,64 +259,64 @@ def test_validation_comes_out_of_train_and_a_given_test_part_stays(
     for line in (command, ["split", str(data.folder)], ["split", str(data.folder), "--by", "random", "--seed", "1"]):
         assert run(line) == 0
         after = open_dataset(data.folder)
-        assert {id for id, part in parts_of(after).items() if part == "test"} == {
-            id for id, part in parts_of(data).items() if part == "test"
+        assert {id for id, split in parts_of(after).items() if split == "test"} == {
+            id for id, split in parts_of(data).items() if split == "test"
         }
-        assert [len(after.part(part)) for part in PARTS] == [16, 4, 20]  # 2 of 10 of each landmark
+        assert [len(after.split(split)) for split in SPLITS] == [16, 4, 20]  # 2 of 10 of each landmark
         check_data(after)
-        assert "the test part of 20 photographs stays as it is" in capfd.readouterr().err
-        metadata = read_metadata(data.folder / "split.parquet")
+        assert "the test split of 20 images stays as it is" in capfd.readouterr().err
+        metadata = read_metadata(data.folder / "splits.parquet")
         assert metadata["rule"].startswith("test kept from the source, val 0.15 of the others by ")
         assert (metadata["test_kept"], metadata["val"], metadata["test"]) == ("source", "0.15", "0.0")
     assert run(["split", str(data.folder), "--anew", "--val", "0.25", "--test", "0.25"]) == 0
-    assert "the test part that came with the photographs is divided anew" in capfd.readouterr().err
+    assert "the test split that came with the images is divided anew" in capfd.readouterr().err
     divided = open_dataset(data.folder)
-    assert [len(divided.part(part)) for part in PARTS] == [20, 10, 10]
-    assert len({id[:2] for id, part in parts_of(divided).items() if part == "test"}) == 2
+    assert [len(divided.split(split)) for split in SPLITS] == [20, 10, 10]
+    assert len({id[:2] for id, split in parts_of(divided).items() if split == "test"}) == 2
     run(["split", str(data.folder), "--test", "0.25"])  # now it is no longer given
     assert "stays as it is" not in capfd.readouterr().err
 
 
 def test_a_given_test_part_of_an_older_version_stays_too(tmp_path: Path) -> None:
     data = with_given_parts(tmp_path)
-    assert data.split is not None
-    write_table(data.folder / "split.parquet", data.split, rule="kept from the source; near-duplicates", seed="")
-    assert len(split(data.folder).part("test")) == 20
+    assert data.splits is not None
+    write_table(data.folder / "splits.parquet", data.splits, rule="kept from the source; near-duplicates", seed="")
+    assert len(split(data.folder).split("test")) == 20
 
 
 def test_what_is_near_the_kept_test_part_is_not_drawn_into_it(tmp_path: Path) -> None:
     hashes = far_apart(40)
     twins: list[Any] = [(1, hash, None) for hash in hashes for _ in range(2)]
     data = dataset(tmp_path, twins)
-    parts = pl.Series(["test" if row % 4 == 0 else "train" for row in range(80)])  # its twin is in train
-    write_table(tmp_path / "split.parquet", data.photos.select("id", part=parts), rule="kept from the source", seed="")
+    splits = pl.Series(["test" if row % 4 == 0 else "train" for row in range(80)])  # its twin is in train
+    write_table(
+        tmp_path / "splits.parquet", data.images.select("id", split=splits), rule="kept from the source", seed=""
+    )
     after = split(tmp_path, val=0.3)
-    assert [len(after.part(part)) for part in PARTS] == [42, 18, 20]
-    leakage = json.loads(read_metadata(tmp_path / "split.parquet")["leakage"])
+    assert [len(after.split(split)) for split in SPLITS] == [42, 18, 20]
+    leakage = json.loads(read_metadata(tmp_path / "splits.parquet")["leakage"])
     assert leakage["straddling_pairs"] == 20  # those that were given; none between train and val
-    with_test = set(after.part("test")["group"])
-    assert not set(after.part("val")["group"]) & set(after.part("train")["group"]) - with_test
+    with_test = set(after.split("test")["group"])
+    assert not set(after.split("val")["group"]) & set(after.split("train")["group"]) - with_test
 
 
 def test_keeping_and_drawing_a_test_part_contradict_each_other(tmp_path: Path) -> None:
     data = with_given_parts(tmp_path)
-    before = (data.folder / "split.parquet").read_bytes()
-    with pytest.raises(UsageError, match=r"since it came with the photographs; received --test 0\.2; .*--anew"):
+    before = (data.folder / "splits.parquet").read_bytes()
+    with pytest.raises(UsageError, match=r"since it came with the images; received --test 0\.2; .*--anew"):
         split(data.folder, test=0.2)
-    assert (data.folder / "split.parquet").read_bytes() == before
+    assert (data.folder / "splits.parquet").read_bytes() == before
     plain = dataset(tmp_path / "plain", [(1, hash, None) for hash in far_apart(30)])
-    with pytest.raises(UsageError, match="has no test part to keep"):
+    with pytest.raises(UsageError, match="has no test split to keep"):
         split(plain.folder, keep_test=True)
     split(plain.folder, test=0.5)
     kept = parts_of(split(plain.folder, val=0.3, keep_test=True))
     assert list(kept.values()).count("test") == 15
-    assert read_metadata(plain.folder / "split.parquet")["test_kept"] == "split"
+    assert read_metadata(plain.folder / "splits.parquet")["test_kept"] == "split"
     assert list(parts_of(split(plain.folder)).values()).count("test") == 5  # it is kept only when that is asked for
 
 
-def test_corrections_alone_leave_every_photograph_in_its_part(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_corrections_alone_leave_every_image_in_its_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = dataset(tmp_path, [(1 + row % 2, hash, None) for row, hash in enumerate(far_apart(60))])
     before = parts_of(split(data.folder, by="random", val=0.3, test=0.0, seed=4))
     (tmp_path / "decided.csv").write_text("id,correct_landmark_id\n0001,1\n0003,1\n0004,none\n")
@@ -324,8 +324,8 @@ def test_corrections_alone_leave_every_photograph_in_its_part(
     after = split(data.folder, corrections=tmp_path / "decided.csv")
     assert parts_of(after) == before
     assert len(after.corrected) == 3
-    assert "every photograph stays in its part" in capfd.readouterr().err
-    metadata = read_metadata(data.folder / "split.parquet")
+    assert "every image stays in its split" in capfd.readouterr().err
+    metadata = read_metadata(data.folder / "splits.parquet")
     assert [metadata[name] for name in ("by", "val", "test", "seed", "corrected", "added")] == [
         "random", "0.3", "0.0", "4", "3", "0",
     ]  # fmt: skip
@@ -333,7 +333,7 @@ def test_corrections_alone_leave_every_photograph_in_its_part(
     assert parts_of(split(data.folder, corrections=tmp_path / "decided.csv", val=0.3, test=0.2)) != before
 
 
-def test_photographs_that_change_their_part_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_images_that_change_their_part_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dataset(tmp_path, [(1, hash, None) for hash in far_apart(60)])
     first = parts_of(split(tmp_path))
     assert "changed their part" not in capfd.readouterr().err
@@ -341,28 +341,28 @@ def test_photographs_that_change_their_part_are_counted(tmp_path: Path, capfd: p
     moved = [id for id in first if first[id] != second[id]]
     into = sum(second[id] == "test" for id in moved)
     assert moved and into
-    assert f"{len(moved)} photographs changed their part, {into} of them into test" in capfd.readouterr().err
+    assert f"{len(moved)} images changed their part, {into} of them into test" in capfd.readouterr().err
     split(tmp_path, seed=1)
     assert "changed their part" not in capfd.readouterr().err
 
 
 def test_training_on_nothing_but_a_test_part_is_told_the_way_out(tmp_path: Path) -> None:
     data = dataset(tmp_path, [(1 + row % 2, hash, None) for row, hash in enumerate(far_apart(20))])
-    all_test = data.photos.select("id", part=pl.lit("test"))
-    write_table(tmp_path / "split.parquet", all_test, rule="kept from the source", seed="")
-    with pytest.raises(LandmarksError, match=r"the train part .* landmarks split .* --anew$"):
+    all_test = data.images.select("id", split=pl.lit("test"))
+    write_table(tmp_path / "splits.parquet", all_test, rule="kept from the source", seed="")
+    with pytest.raises(LandmarksError, match=r"the train split .* landmarks split .* --anew$"):
         check_data(open_dataset(tmp_path))
-    with pytest.raises(UsageError, match=r"all 20 photographs .* --anew"):
+    with pytest.raises(UsageError, match=r"all 20 images .* --anew"):
         split(tmp_path, val=0.2)
-    assert len(split(tmp_path, keep_test=False).part("train")) == 12
+    assert len(split(tmp_path, keep_test=False).split("train")) == 12
     split(tmp_path, val=0.0, test=0.0)
-    with pytest.raises(LandmarksError, match=r"the val part .* landmarks split .* --val 0\.15$"):
+    with pytest.raises(LandmarksError, match=r"the val split .* landmarks split .* --val 0\.15$"):
         check_data(open_dataset(tmp_path))
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Dataset:
-    """Thirty photographs of the landmarks 7, 8 and 9, the first of them showing 7 and 8."""
+    """Thirty images of the landmarks 7, 8 and 9, the first of them showing 7 and 8."""
     hashes = np.random.default_rng(0).integers(1, 2**63, 30)
     known: dict[str, object] = {
         "id": [f"{number:016x}" for number in range(30)],
@@ -370,8 +370,8 @@ def data(tmp_path: Path) -> Dataset:
         "phash": pl.Series(hashes, dtype=pl.UInt64),
         "landmarks": pl.Series([[7, 8]] + [None] * 29, dtype=pl.List(pl.Int64)),
     }
-    photos = pl.DataFrame(known).with_columns(
-        pl.lit(None).cast(kind).alias(name) for name, kind in PHOTOS.items() if name not in known
+    images = pl.DataFrame(known).with_columns(
+        pl.lit(None).cast(kind).alias(name) for name, kind in IMAGES.items() if name not in known
     )
     labels = pl.DataFrame(
         {"label": [0, 1, 2], "landmark_id": [7, 8, 9], "name": list("abc"), "category": [None] * 3, "images": [10] * 3}
@@ -379,7 +379,7 @@ def data(tmp_path: Path) -> Dataset:
     rejected = pl.DataFrame(schema={"id": pl.String, "where": pl.String, "why": pl.String})
     folder = tmp_path / "data"
     folder.mkdir()
-    return write_dataset(folder, verb="test", photos=photos, labels=labels, rejected=rejected, record={"set": "test"})
+    return write_dataset(folder, verb="test", images=images, labels=labels, rejected=rejected, record={"set": "test"})
 
 
 def csv(folder: Path, answers: dict[int | str, str], name: str = "suspects.csv") -> Path:
@@ -393,7 +393,7 @@ def csv(folder: Path, answers: dict[int | str, str], name: str = "suspects.csv")
 
 
 def shown(folder: Path, number: int) -> tuple[int | None, list[int] | None]:
-    return open_dataset(folder).photos.row(number)[1], open_dataset(folder).photos.row(number)[-1]
+    return open_dataset(folder).images.row(number)[1], open_dataset(folder).images.row(number)[-1]
 
 
 def test_corrections_hold_from_there_on_and_the_files_keep_what_was_fetched(data: Dataset, tmp_path: Path) -> None:
@@ -404,9 +404,9 @@ def test_corrections_hold_from_there_on_and_the_files_keep_what_was_fetched(data
     assert shown(data.folder, 0) == (9, None)
     assert shown(data.folder, 1) == (None, None)
     assert shown(data.folder, 2) == (9, None)
-    labels = after.part("all").sort("id")["label"].to_list()
+    labels = after.split("all").sort("id")["label"].to_list()
     assert labels[:4] == [2, None, 2, 0]
-    assert after.as_fetched()["landmark_id"].to_list() == before.photos["landmark_id"].to_list()
+    assert after.as_fetched()["landmark_id"].to_list() == before.images["landmark_id"].to_list()
     assert after.as_fetched()["landmarks"][0].to_list() == [7, 8]
     assert {name: (data.folder / name).read_bytes() for name in kept} == kept
     assert after.corrections.rows() == [
@@ -432,33 +432,33 @@ def test_corrections_are_added_to_earlier_ones_until_they_are_taken_back(
 ) -> None:
     split(data.folder, corrections=csv(tmp_path, {0: "9", 1: "9"}))
     split(data.folder, corrections=csv(tmp_path, {1: "none", 2: "8"}, "more.csv"))
-    assert open_dataset(data.folder).photos["landmark_id"].to_list()[:3] == [9, None, 8]
+    assert open_dataset(data.folder).images["landmark_id"].to_list()[:3] == [9, None, 8]
     split(data.folder, seed=1)
-    assert open_dataset(data.folder).photos["landmark_id"].to_list()[:3] == [9, None, 8]
-    assert read_metadata(data.folder / "split.parquet")["corrected"] == "3"
+    assert open_dataset(data.folder).images["landmark_id"].to_list()[:3] == [9, None, 8]
+    assert read_metadata(data.folder / "splits.parquet")["corrected"] == "3"
     assert "3 labels corrected, 0 confirmed" in capfd.readouterr().err
     again = split(data.folder, corrections=csv(tmp_path, {5: "7"}, "new.csv"), keep_corrections=False)
     assert "3 earlier corrections taken back" in capfd.readouterr().err
     assert again.corrected.rows() == [("0000000000000005", 7)]
     split(data.folder, keep_corrections=False)
     assert not (data.folder / "corrections.parquet").exists()
-    assert open_dataset(data.folder).photos["landmark_id"].to_list() == data.photos["landmark_id"].to_list()
+    assert open_dataset(data.folder).images["landmark_id"].to_list() == data.images["landmark_id"].to_list()
 
 
 def test_a_split_is_made_of_the_corrected_labels(data: Dataset, tmp_path: Path) -> None:
     all_but_one: dict[int | str, str] = {number: "7" for number in range(30) if number % 3 == 2 and number != 2}
     after = split(data.folder, corrections=csv(tmp_path, all_but_one))
-    assert after.part("train").filter(pl.col("landmark_id") == 9)["id"].to_list() == ["0000000000000002"]
+    assert after.split("train").filter(pl.col("landmark_id") == 9)["id"].to_list() == ["0000000000000002"]
 
 
 @pytest.mark.parametrize(
     ("answers", "told"),
     [
-        ({1: "8", "ffff": "8"}, 'row 3: .* holds no photograph "ffff"'),
+        ({1: "8", "ffff": "8"}, 'row 3: .* holds no image "ffff"'),
         ({"1.1E+15": "8"}, "a spreadsheet turned the id into a number"),
         ({1: "", 2: "12"}, 'row 3: .* knows no landmark "12"; expected the landmark_id of one of its 3 landmarks'),
         ({2: "b"}, 'row 2: .* knows no landmark "b"'),
-        ({2: "8", "0000000000000002 ": "9"}, 'row 3: the photograph "0000000000000002" is decided on twice'),
+        ({2: "8", "0000000000000002 ": "9"}, 'row 3: the image "0000000000000002" is decided on twice'),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_that_names_the_row(

@@ -2,7 +2,7 @@
 
 What is sent to the device "mps" stays in this machine's memory, where its storage is marked; whatever is computed from
 it is marked too, and a marked tensor of 64-bit floating point numbers is the error that Apple's device makes of it.
-With OUT_OF_MEMORY=N a pass of more than N photographs through a convolution there ends as it would on a full device.
+With OUT_OF_MEMORY=N a pass of more than N images through a convolution there ends as it would on a full device.
 After each command a line on standard error tells how many tensors were sent. The exit code is that of the last.
 """
 
@@ -43,8 +43,8 @@ class Marks:
                 "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. "
                 "Please use float32 instead."
             )
-        reference = StorageWeakRef(tensor.untyped_storage())
-        self.storages[reference.cdata] = reference
+        gallery = StorageWeakRef(tensor.untyped_storage())
+        self.storages[gallery.cdata] = gallery
 
     def remove(self, tensor: torch.Tensor) -> None:
         """Note that a tensor does not lie there."""

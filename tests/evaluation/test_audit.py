@@ -19,10 +19,10 @@ from sklearn.linear_model import Ridge
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.split import split
+from landmarks.evaluation import audit as backbone
 from landmarks.evaluation import audit as module
-from landmarks.evaluation import audit as trunk
 from landmarks.evaluation.audit import (
     CAPTION,
     COLUMNS,
@@ -67,32 +67,32 @@ def test_falsified_labels_are_found() -> None:
     assert np.mean(estimates.likeliest[wrong] == true[wrong]) > 0.85
 
 
-def test_a_photograph_is_not_judged_by_its_own_group() -> None:
+def test_a_image_is_not_judged_by_its_own_group() -> None:
     random = np.random.default_rng(1)
-    photos = directions(random.gamma(1.0, size=(60, 20)))
-    photos[1::2] = photos[::2]
+    images = directions(random.gamma(1.0, size=(60, 20)))
+    images[1::2] = images[::2]
     labels = np.arange(60) // 2 % 3
-    alone = cross_validated(photos, labels, np.full(60, -1), 3)
-    grouped = cross_validated(photos, labels, np.arange(60) // 2, 3)
+    alone = cross_validated(images, labels, np.full(60, -1), 3)
+    grouped = cross_validated(images, labels, np.arange(60) // 2, 3)
     assert np.mean(alone.own) > 0.6
     assert np.mean(grouped.own) < 0.45
 
 
-def dense(photos: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
-    """The definition, written down for small numbers: every probability (N, K) of every photograph at once."""
+def dense(images: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
+    """The definition, written down for small numbers: every probability (N, K) of every image at once."""
     places = group_places(groups, len(labels))
     fold = generator(0, "suspects").permutation(int(places.max()) + 1)[places] % FOLDS
-    cosines = np.where(places[:, None] == places[None], -np.inf, photos @ photos.T)
+    cosines = np.where(places[:, None] == places[None], -np.inf, images @ images.T)
     votes = np.full((len(labels), classes), 1e-6)
     for row, nearest in enumerate(np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]):
         np.add.at(votes[row], labels[nearest], np.exp((cosines[row, nearest] - 1) / WARMTH))
     probabilities = votes / votes.sum(axis=1, keepdims=True)
     for number in range(FOLDS):
         inside, others = fold == number, fold != number
-        x = photos[others].astype(np.float64)
+        x = images[others].astype(np.float64)
         penalty = PENALTY * np.square(x - x.mean(axis=0)).sum() / x.shape[1]
         fitted = Ridge(alpha=penalty).fit(x, 2 * np.eye(classes)[labels[others]] - 1)
-        probabilities[inside] += softmax(SHARPNESS * fitted.predict(photos[inside]), axis=1)
+        probabilities[inside] += softmax(SHARPNESS * fitted.predict(images[inside]), axis=1)
     return probabilities / 2
 
 
@@ -104,12 +104,12 @@ def test_blocks_give_what_the_definition_gives_all_at_once(
 ) -> None:
     random = np.random.default_rng(2)
     labels = random.integers(0, 9, 150)  # with 40 classes most are shown by nothing
-    photos = directions(random.gamma(1.0, size=(9, 16))[labels] + random.gamma(1.0, 0.6, (150, 16)))
+    images = directions(random.gamma(1.0, size=(9, 16))[labels] + random.gamma(1.0, 0.6, (150, 16)))
     groups = random.integers(-1, 40, 150)
     monkeypatch.setattr(module, "COMPARED", compared)
     monkeypatch.setattr(ridge, "BLOCK_BYTES", block_bytes)
-    found = cross_validated(photos, labels, groups, classes)
-    expected = dense(photos, labels, groups, classes)
+    found = cross_validated(images, labels, groups, classes)
+    expected = dense(images, labels, groups, classes)
     assert found.own == pytest.approx(expected[np.arange(150), labels], abs=1e-6)
     assert found.highest == pytest.approx(expected.max(axis=1), abs=1e-6)
     assert (found.likeliest == expected.argmax(axis=1)).all()
@@ -118,14 +118,14 @@ def test_blocks_give_what_the_definition_gives_all_at_once(
 def test_all_labels_of_the_archive_take_no_more_memory_than_a_block() -> None:
     random = np.random.default_rng(3)
     labels = np.arange(400) % 40 * 5000
-    photos = directions(random.gamma(1.0, size=(40, 24))[np.arange(400) % 40] + random.gamma(1.0, 0.3, (400, 24)))
+    images = directions(random.gamma(1.0, size=(40, 24))[np.arange(400) % 40] + random.gamma(1.0, 0.3, (400, 24)))
     tracemalloc.start()
-    found = cross_validated(photos, labels, np.full(400, -1), 203_094)
+    found = cross_validated(images, labels, np.full(400, -1), 203_094)
     suspect, _ = disagreements(found, labels)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert np.mean(found.likeliest == labels) > 0.8 and not suspect.all()
-    assert peak < 150e6  # photographs × landmarks are 650 MB, several times over
+    assert peak < 150e6  # images × landmarks are 650 MB, several times over
 
 
 def test_confident_learning_worked_by_hand() -> None:
@@ -133,7 +133,7 @@ def test_confident_learning_worked_by_hand() -> None:
     labels = np.array([0, 0, 1, 1, 0, 0])
     estimates = Estimates(probabilities[np.arange(6), labels], probabilities.max(axis=1), probabilities.argmax(axis=1))
     suspect, suspicion = disagreements(estimates, labels)
-    # label 1 is 0.85 likely for its own photographs on average: a lead of 0.9 is more than 0.68, one of 0.1 is not
+    # label 1 is 0.85 likely for its own images on average: a lead of 0.9 is more than 0.68, one of 0.1 is not
     assert suspect.tolist() == [False, False, False, False, True, False]
     assert suspicion[4] == pytest.approx(0.9)
 
@@ -142,38 +142,38 @@ def test_the_verb_writes_a_csv_to_correct_and_changes_nothing(
     run: Run, own_data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_twins(own_data)
-    before = own_data.folder.joinpath("photos.parquet").read_bytes()
+    before = own_data.folder.joinpath("images.parquet").read_bytes()
     out = tmp_path / "wrong.csv"
-    assert landmarks(["evaluate", str(run.folder), "--part", "train", "--suspects", str(out)]) == 0
+    assert landmarks(["evaluate", str(run.folder), "--split", "train", "--suspects", str(out)]) == 0
     table = pl.read_csv(out, schema_overrides={"id": pl.String})
     assert table.columns == list(SUSPECTS)
-    twins = table.filter(pl.col("why").str.starts_with("the same picture as"))
+    twins = table.filter(pl.col("why").str.starts_with("the same image as"))
     assert sorted(twins["id"]) == ["0000000000000001", "0000000000000011"]
     assert "nothing was changed" in capsys.readouterr().out
-    assert open_dataset(own_data.folder).folder.joinpath("photos.parquet").read_bytes() == before
+    assert open_dataset(own_data.folder).folder.joinpath("images.parquet").read_bytes() == before
 
 
 def with_twins(data: Dataset) -> None:
     same = pl.when(pl.col("id").str.ends_with("1")).then(pl.lit(7, pl.UInt64)).otherwise("phash")
-    data.photos.with_columns(phash=same).write_parquet(data.folder / "photos.parquet")
+    data.images.with_columns(phash=same).write_parquet(data.folder / "images.parquet")
 
 
-def test_the_sheet_shows_the_listed_photographs(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+def test_the_sheet_shows_the_listed_images(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     with_twins(own_data)
     table = suspects(run.folder, tmp_path / "wrong.csv")
     with Image.open(tmp_path / "wrong.jpg") as sheet:
         columns = min(COLUMNS, len(table))
         assert sheet.width == SHEET_MARGIN + columns * (TILE + SHEET_MARGIN)
         pixels = np.asarray(sheet)
-    photo = own_data.photos.filter(pl.col("id") == table["id"][0]).row(0, named=True)
-    expected = decode(PhotoReader(own_data).read(photo["shard"], photo["offset"], photo["length"]))
+    image = own_data.images.filter(pl.col("id") == table["id"][0]).row(0, named=True)
+    expected = decode(ImageReader(own_data).read(image["shard"], image["offset"], image["length"]))
     top, left = HEAD + (TILE - expected.shape[0]) // 2, SHEET_MARGIN + (TILE - expected.shape[1]) // 2
     found = pixels[top : top + expected.shape[0], left : left + expected.shape[1]]
     assert np.abs(found.astype(int) - expected).mean() < 15
 
 
-def test_a_sheet_ends_after_forty_photographs(own_data: Dataset, tmp_path: Path) -> None:
-    ids = [own_data.photos["id"][number % 30] for number in range(50)]
+def test_a_sheet_ends_after_forty_images(own_data: Dataset, tmp_path: Path) -> None:
+    ids = [own_data.images["id"][number % 30] for number in range(50)]
     table = pl.DataFrame(
         {"id": ids, "name": "Łódź", "suggested_name": "京都", "probability": 0.5, "why": "", "landmark_id": 1}
     )
@@ -188,15 +188,15 @@ def test_what_a_person_decided_is_not_listed_again(run: Run, own_data: Dataset, 
     first = suspects(run.folder, out)
     first.with_columns(correct_landmark_id=pl.col("landmark_id").cast(pl.String)).write_csv(out)
     split(own_data.folder, corrections=out)
-    assert not set(suspects(run.folder, tmp_path / "again.csv", part="all")["id"]) & set(first["id"])
+    assert not set(suspects(run.folder, tmp_path / "again.csv", split="all")["id"]) & set(first["id"])
 
 
-def test_pictures_without_structure_are_no_twins(run: Run, own_data: Dataset, tmp_path: Path) -> None:
-    own_data.photos.with_columns(phash=pl.lit(0, pl.UInt64)).write_parquet(own_data.folder / "photos.parquet")
+def test_images_without_structure_are_no_twins(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    own_data.images.with_columns(phash=pl.lit(0, pl.UInt64)).write_parquet(own_data.folder / "images.parquet")
     assert not suspects(run.folder, tmp_path / "wrong.csv")["why"].str.starts_with("the same").any()
 
 
-def test_a_table_cannot_be_called_a_picture(run: Run, tmp_path: Path) -> None:
+def test_a_table_cannot_be_called_a_image(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ends in \.csv"):
         suspects(run.folder, tmp_path / "wrong.jpg")
 
@@ -218,7 +218,7 @@ def weights(tmp_path: Path) -> Path:
 @pytest.fixture
 def trained(own_data: Dataset, weights: Path, tmp_path: Path) -> Callable[..., Run]:
     def training(**settings: Any) -> Run:
-        settings = {"epochs": 0, "warmup_epochs": 1, "tracking": "none", **settings}
+        settings = {"epochs": 0, "head_epochs": 1, "tracking": "none", **settings}
         return train(own_data.folder, tmp_path / "small", backbone=SMALL, weights=weights, image_size=32, **settings)
 
     return training
@@ -237,13 +237,13 @@ def test_after_a_training_nothing_is_computed_again(
 ) -> None:
     monkeypatch.setattr("landmarks.training.machine.processor_flags", lambda: frozenset(flags))
     run = trained(precision=precision, device="cpu")
-    monkeypatch.setattr(features, "batches", None)  # no photograph is read for its features any more
+    monkeypatch.setattr(features, "batches", None)  # no image is read for its features any more
     suspects(run.folder, tmp_path / "wrong.csv")
     luck(run.folder, 2, draws=3)
     assert len(list((own_data.folder / "features").iterdir())) == 1
 
 
-def test_a_trunk_that_was_fine_tuned_looks_once(
+def test_a_backbone_that_was_fine_tuned_looks_once(
     trained: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(epochs=1, batch_size=6)
@@ -260,18 +260,18 @@ class Elsewhere(Machine):
 
 
 @pytest.mark.parametrize("use", ["suspects", "luck"])
-def test_the_network_goes_where_the_photographs_go(
+def test_the_network_goes_where_the_images_go(
     use: str, run: Run, own_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[set[torch.device]] = []
 
-    def looked(network: torch.nn.Module, _: Dataset, photos: Any, *, machine: Machine) -> features.Features:
+    def looked(network: torch.nn.Module, _: Dataset, images: Any, *, machine: Machine) -> features.Features:
         tensors = [*network.parameters(), *network.buffers()]
         seen.append({machine.device, *(tensor.device for tensor in tensors)})
-        return features.Features(np.ones((len(photos), 4), dtype=np.float16), 0.0)
+        return features.Features(np.ones((len(images), 4), dtype=np.float16), 0.0)
 
-    monkeypatch.setattr(trunk, "open_machine", lambda recipe, out: (Elsewhere(None), []))  # type: ignore[arg-type]
-    monkeypatch.setattr(trunk, "cached_features", looked)
+    monkeypatch.setattr(backbone, "open_machine", lambda recipe, out: (Elsewhere(None), []))  # type: ignore[arg-type]
+    monkeypatch.setattr(backbone, "cached_features", looked)
     suspects(run.folder, tmp_path / "wrong.csv") if use == "suspects" else luck(run.folder, 2, draws=3)
     assert seen == [{Elsewhere.device}]
 
@@ -282,8 +282,8 @@ def test_where_the_training_s_device_is_missing_another_is_taken(
     run = trained(device="cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run.record["recipe"]["device"] = "cuda"
-    photos, values = trunk.features_of(run, own_data, "train")
-    assert len(photos) == len(values) == 18
+    images, values = backbone.features_of(run, own_data, "train")
+    assert len(images) == len(values) == 18
 
 
 @pytest.mark.parametrize(
@@ -299,14 +299,14 @@ def test_the_device_is_the_one_asked_for_or_else_the_training_s(
         return Elsewhere(None), []  # type: ignore[arg-type]
 
     run.record["recipe"] = {"device": trained_on, "precision": "bfloat16", "tracking": "wandb"}
-    monkeypatch.setattr(trunk, "open_machine", looked_at)
-    monkeypatch.setattr(trunk, "cached_features", lambda *_, **__: features.Features(np.ones((24, 4)), 0.0))
-    trunk.features_of(run, own_data, "train", asked)
+    monkeypatch.setattr(backbone, "open_machine", looked_at)
+    monkeypatch.setattr(backbone, "cached_features", lambda *_, **__: features.Features(np.ones((24, 4)), 0.0))
+    backbone.features_of(run, own_data, "train", asked)
     assert [(recipe.device, recipe.precision, recipe.tracking) for recipe in recipes] == [(opened, "bfloat16", "none")]
 
 
 def test_a_part_without_known_landmarks_is_told(run: Run, own_data: Dataset) -> None:
-    assert own_data.split is not None
-    without = replace(own_data, split=own_data.split.filter(own_data.split["part"] != "test"))
-    with pytest.raises(LandmarksError, match=r"the test part of .* shows no known landmark"):
-        trunk.features_of(run, without, "test")
+    assert own_data.splits is not None
+    without = replace(own_data, split=own_data.splits.filter(own_data.splits["split"] != "test"))
+    with pytest.raises(LandmarksError, match=r"the test split of .* shows no known landmark"):
+        backbone.features_of(run, without, "test")

@@ -41,7 +41,7 @@ def test_by_luck_alone_a_difference_is_called_real_in_at_most_about_5_of_100_cas
     assert np.mean(called) < 0.09
 
 
-def test_one_series_of_photographs_is_no_evidence() -> None:
+def test_one_series_of_images_is_no_evidence() -> None:
     first, second = np.zeros(40, dtype=bool), np.zeros(40, dtype=bool)
     second[:10] = True
     assert paired_test(first, second)["real"]
@@ -49,30 +49,30 @@ def test_one_series_of_photographs_is_no_evidence() -> None:
     assert not paired_test(first, second, groups)["real"]
 
 
-def test_two_runs_over_the_same_photographs(
+def test_two_runs_over_the_same_images(
     run: Run, own_data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make_run(tmp_path / "other", own_data, seed=1)
     evaluate(run.folder)
     evaluate(other.folder)
     result = compare(run.folder, other.folder)
-    assert (result["first"], result["second"], result["name"], result["photographs"]) == ("run", "other", "test", 6)
+    assert (result["first"], result["second"], result["name"], result["images"]) == ("run", "other", "test", 6)
     table = pl.read_parquet(other.folder / "predictions" / "test.parquet")
     right = [row["label"][0] in row["truth"] for row in table.rows(named=True)]
     assert result["top1_second"] == pytest.approx(np.mean(right))
     assert landmarks(["compare", str(run.folder), str(other.folder)]) == 0
-    assert "6 photographs" in capsys.readouterr().out
+    assert "6 images" in capsys.readouterr().out
 
 
-def test_runs_that_know_different_landmarks_share_the_photographs_both_can_answer(
+def test_runs_that_know_different_landmarks_share_the_images_both_can_answer(
     run: Run, test_data: Dataset, tmp_path: Path
 ) -> None:
-    fewer = make_dataset(tmp_path / "fewer", [[22], [44]], parts=["train", "train"])
+    fewer = make_dataset(tmp_path / "fewer", [[22], [44]], splits=["train", "train"])
     other = make_run(tmp_path / "other", fewer)
     evaluate(run.folder, data=test_data.folder)
     evaluate(other.folder, data=test_data.folder)
     result = compare(run.folder, other.folder)
-    assert result["photographs"] == 15
+    assert result["images"] == 15
     assert result["left_out"] == 15 + 15
 
 

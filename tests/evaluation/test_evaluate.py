@@ -20,24 +20,24 @@ from landmarks.support.tables import read_metadata
 from landmarks.training.run import Run
 
 
-def test_the_predictions_are_what_the_network_says_one_photograph_at_a_time(run: Run, own_data: Dataset) -> None:
-    from landmarks.dataset.shards import PhotoReader
-    from landmarks.training.loader import evaluation_picture, normalised
+def test_the_predictions_are_what_the_network_says_one_image_at_a_time(run: Run, own_data: Dataset) -> None:
+    from landmarks.dataset.shards import ImageReader
+    from landmarks.training.loader import evaluation_image, normalised
 
     numbers = evaluate(run.folder)
     table = read_predictions(run.folder / "predictions" / "test.parquet")
-    network, reader = run.network(), PhotoReader(own_data)
-    assert table["id"].to_list() == sorted(own_data.part("test")["id"].to_list())
-    for row, photo in zip(table.rows(named=True), own_data.part("test").rows(named=True), strict=True):
-        data = reader.read(photo["shard"], photo["offset"], photo["length"])
-        image = torch.from_numpy(evaluation_picture(data, network.preprocessing).copy()).permute(2, 0, 1)[None]
+    network, reader = run.network(), ImageReader(own_data)
+    assert table["id"].to_list() == sorted(own_data.split("test")["id"].to_list())
+    for row, shown in zip(table.rows(named=True), own_data.split("test").rows(named=True), strict=True):
+        data = reader.read(shown["shard"], shown["offset"], shown["length"])
+        image = torch.from_numpy(evaluation_image(data, network.preprocessing).copy()).permute(2, 0, 1)[None]
         with torch.no_grad():
             logits = network(normalised(image, network.preprocessing))[0]
         expected = torch.softmax(logits / numbers["temperature"], dim=0)
         assert row["label"] == torch.argsort(-expected, stable=True).tolist()
         assert row["score"] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
-        assert row["truth"] == [photo["label"]]
-        assert row["truth_score"] == pytest.approx(float(expected[photo["label"]].log()), abs=1e-4)
+        assert row["truth"] == [shown["label"]]
+        assert row["truth_score"] == pytest.approx(float(expected[shown["label"]].log()), abs=1e-4)
         assert row["untempered"] == pytest.approx(float(torch.softmax(logits, dim=0).max()), abs=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_numbers_and_tables_agree_with_the_predictions_file(run: Run) -> None:
 
 def test_the_temperature_is_fitted_once_and_stored_with_the_model(run: Run) -> None:
     before = read_record(run.folder / "model.json")
-    numbers = evaluate(run.folder, part="val")
+    numbers = evaluate(run.folder, split="val")
     after = read_record(run.folder / "model.json")
     assert after["temperature"] == numbers["temperature"] != 1.0
     assert {key: after[key] for key in before} == before
@@ -70,7 +70,7 @@ def test_landmarks_of_another_dataset_are_found_by_their_ids(run: Run, test_data
     numbers = evaluate(run.folder, data=test_data.folder)
     table = read_predictions(run.folder / "predictions" / "elsewhere.parquet")
     assert table["truth"].to_list()[:4] == [[0], [1, 2], [], []]
-    assert (numbers["photographs"], numbers["known"], numbers["unknown"]) == (60, 30, 30)
+    assert (numbers["images"], numbers["known"], numbers["unknown"]) == (60, 30, 30)
     assert {"energy", "nearest", "centre"} <= set(table.columns)
     assert {row["score"] for row in numbers["rejection"]} >= {"probability", "energy", "nearest", "centre", "combined"}
     assert numbers["rejection_parts"] == {"chosen_on": "Public", "reported_on": "Private"}
@@ -83,11 +83,11 @@ def test_a_run_that_does_not_fit_the_data_is_one_line(run: Run, tmp_path: Path) 
 
 
 def test_the_main_landmark_comes_first_in_the_truth(run: Run) -> None:
-    photos = pl.DataFrame(
+    images = pl.DataFrame(
         {"id": ["a", "b", "c"], "landmark_id": [33, None, 99], "landmarks": [[11, 33, 99], None, [99, 22]]},
         schema_overrides={"landmarks": pl.List(pl.Int64)},
     )
-    assert with_truth(photos, run.labels)["truth"].to_list() == [[2, 0], [], [1]]
+    assert with_truth(images, run.labels)["truth"].to_list() == [[2, 0], [], [1]]
 
 
 def test_a_second_evaluation_answers_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_the_predictions_say_what_they_were_made_of(run: Run, own_data: Dataset)
     evaluate(run.folder)
     path = run.folder / "predictions" / "test.parquet"
     metadata = read_metadata(path)
-    assert (metadata["run"], metadata["part"], metadata["data_digest"]) == ("run", "test", own_data.digest)
+    assert (metadata["run"], metadata["split"], metadata["data_digest"]) == ("run", "test", own_data.digest)
     assert list(pl.read_parquet(path).columns)[: len(PREDICTIONS)] == list(PREDICTIONS)
 
 
@@ -146,10 +146,10 @@ def test_a_threshold_is_chosen_on_public_and_stored_with_the_model(run: Run, tes
     assert (stored["chosen_on"], stored["reported_on"], stored["false_acceptance"]) == ("Public", "Private", 0.25)
 
 
-def test_a_folder_of_other_photographs_serves_as_unknown(run: Run, tmp_path: Path) -> None:
+def test_a_folder_of_other_images_serves_as_unknown(run: Run, tmp_path: Path) -> None:
     others = make_dataset(tmp_path / "street", [[]] * 40, first=500)
-    photos = others.photos.with_columns(id="other" + pl.col("id")).sort("id")
-    photos.write_parquet(others.folder / "photos.parquet")
+    images = others.images.with_columns(id="other" + pl.col("id")).sort("id")
+    images.write_parquet(others.folder / "images.parquet")
     numbers = evaluate(run.folder, others=others.folder, false_acceptance=0.2)
     assert (numbers["known"], numbers["unknown"]) == (6, 40)
     assert numbers["threshold"]["chosen_on"] == "one half of the groups"

@@ -11,18 +11,18 @@ from landmarks.evaluation.intervals import group_places, macro_interval, mean_in
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_agrees_with_scipy(counts: tuple[int, int]) -> None:
-    correct, photographs = counts
-    expected = binomtest(correct, photographs).proportion_ci(method="wilson")
-    low, high = wilson(np.array([correct]), np.array([photographs]))
+    correct, images = counts
+    expected = binomtest(correct, images).proportion_ci(method="wilson")
+    low, high = wilson(np.array([correct]), np.array([images]))
     assert (low[0], high[0]) == pytest.approx((expected.low, expected.high))
 
 
-def test_no_photographs_could_be_any_share() -> None:
+def test_no_images_could_be_any_share() -> None:
     low, high = wilson(np.array([0]), np.array([0]))
     assert (low[0], high[0]) == (0, 1)
 
 
-def test_independent_photographs_give_about_the_binomial_interval() -> None:
+def test_independent_images_give_about_the_binomial_interval() -> None:
     correct = np.arange(400) % 4 != 0
     low, high = mean_interval(correct, None)
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
@@ -30,7 +30,7 @@ def test_independent_photographs_give_about_the_binomial_interval() -> None:
     assert high == pytest.approx(0.75 + half, abs=0.006)
 
 
-def test_series_of_the_same_picture_widen_the_interval() -> None:
+def test_series_of_the_same_image_widen_the_interval() -> None:
     correct = np.repeat(np.arange(40) % 4 != 0, 10)
     groups = np.repeat(np.arange(40), 10)
     low, high = mean_interval(correct, groups)
@@ -38,7 +38,7 @@ def test_series_of_the_same_picture_widen_the_interval() -> None:
     assert (high - low) / (alone_high - alone_low) == pytest.approx(np.sqrt(10), rel=0.15)
 
 
-def test_photographs_without_a_group_stand_alone() -> None:
+def test_images_without_a_group_stand_alone() -> None:
     places = group_places(np.array([5, -1, 5, -1]), 4)
     assert places[0] == places[2]
     assert len(set(places.tolist())) == 3

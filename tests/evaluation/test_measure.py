@@ -18,7 +18,7 @@ from landmarks.evaluation.subsets import luck
 from landmarks.support.files import read_record
 from landmarks.training.run import Run
 
-WORDS = {"name", "run", "data", "part", "first", "second", "verdict", "definitions"}
+WORDS = {"name", "run", "data", "split", "first", "second", "verdict", "definitions"}
 WORDS |= {
     "format",
     "verb",
@@ -61,22 +61,20 @@ def assert_defined(record: dict[str, Any], *, beside: Set[str] = frozenset()) ->
     assert all(text.endswith(".") for text in record["definitions"].values())
 
 
-def test_every_number_about_known_and_unknown_photographs_is_defined_and_nothing_else(
-    run: Run, test_data: Dataset
-) -> None:
+def test_every_number_about_known_and_unknown_images_is_defined_and_nothing_else(run: Run, test_data: Dataset) -> None:
     numbers = evaluate(run.folder, data=test_data.folder)
     assert {"rejected", "lost", "auroc_chosen", "nearest", "combined"} <= numbers_of(numbers)
     assert_defined(numbers, beside={"landmark_accuracy"})
     assert_defined(read_record(run.folder / "metrics" / "elsewhere.json"), beside={"landmark_accuracy"})
 
 
-def test_without_unknown_photographs_nothing_is_defined_about_telling_them(run: Run) -> None:
+def test_without_unknown_images_nothing_is_defined_about_telling_them(run: Run) -> None:
     numbers = evaluate(run.folder)
     assert not {"auroc", "rejection", "nearest", "rejected"} & set(numbers["definitions"])
     assert_defined(numbers, beside={"landmark_accuracy"})
 
 
-def test_without_any_known_photograph_no_accuracy_is_defined(run: Run, tmp_path: Path) -> None:
+def test_without_any_known_image_no_accuracy_is_defined(run: Run, tmp_path: Path) -> None:
     numbers = evaluate(run.folder, data=make_dataset(tmp_path / "nothing", [[]] * 4, first=500).folder)
     assert numbers["top1"]["value"] is None
     assert not {"top1", "interval", "landmark_accuracy", "gap"} & set(numbers["definitions"])

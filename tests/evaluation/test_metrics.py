@@ -41,9 +41,9 @@ def test_answers_and_truths_worked_by_hand() -> None:
     assert truth.first.tolist() == [3, 5, metrics.NO_LABEL, 2]
 
 
-def test_truth_of_chosen_photographs_is_renumbered() -> None:
+def test_truth_of_chosen_images_is_renumbered() -> None:
     truth = metrics.truth_of([[3], [5, 9], [], [2]]).of(np.array([False, True, True, True]))
-    assert truth.photographs == 3
+    assert truth.images == 3
     assert truth.rows.tolist() == [0, 0, 2]
     assert truth.labels.tolist() == [5, 9, 2]
 
@@ -56,9 +56,9 @@ def test_no_answer_is_never_right() -> None:
 @given(st.integers(0, 10_000))
 def test_top_k_macro_log_loss_and_confusion_agree_with_scikit_learn(seed: int) -> None:
     random = np.random.default_rng(seed)
-    photographs, landmarks = 60, 7
-    first = np.concatenate([np.arange(landmarks), random.integers(landmarks, size=photographs - landmarks)])
-    scores = random.random((photographs, landmarks))
+    images, landmarks = 60, 7
+    first = np.concatenate([np.arange(landmarks), random.integers(landmarks, size=images - landmarks)])
+    scores = random.random((images, landmarks))
     scores /= scores.sum(axis=1, keepdims=True)
     labels = np.argsort(-scores, axis=1)
     truth = metrics.truth_of([[int(label)] for label in first])
@@ -67,7 +67,7 @@ def test_top_k_macro_log_loss_and_confusion_agree_with_scikit_learn(seed: int) -
         assert metrics.top_k(labels, truth, k).mean() == pytest.approx(expected)
     correct = metrics.top_k(labels, truth, 1)
     assert metrics.macro_accuracy(first, correct) == pytest.approx(recall_score(first, labels[:, 0], average="macro"))
-    log_scores = np.log(scores[np.arange(photographs), first])
+    log_scores = np.log(scores[np.arange(images), first])
     assert metrics.log_loss(log_scores) == pytest.approx(sklearn_log_loss(first, scores))
     dense = np.zeros((landmarks, landmarks), dtype=int)
     shown, answer, count = metrics.confusion_pairs(first, labels[:, 0], correct)
@@ -81,10 +81,10 @@ def test_top_k_macro_log_loss_and_confusion_agree_with_scikit_learn(seed: int) -
         max_size=30,
     )
 )
-def test_correct_answers_agree_with_a_slow_plain_version(photographs: list[tuple[set[int], list[int]]]) -> None:
-    truth = metrics.truth_of([shown for shown, _ in photographs])
-    labels = np.array([answers for _, answers in photographs], dtype=int).reshape(-1, 3)
-    slow = [[answer in shown for answer in answers] for shown, answers in photographs]
+def test_correct_answers_agree_with_a_slow_plain_version(images: list[tuple[set[int], list[int]]]) -> None:
+    truth = metrics.truth_of([shown for shown, _ in images])
+    labels = np.array([answers for _, answers in images], dtype=int).reshape(-1, 3)
+    slow = [[answer in shown for answer in answers] for shown, answers in images]
     assert metrics.correct_answers(labels, truth).tolist() == slow
 
 
@@ -154,7 +154,7 @@ def test_equal_scores_are_taken_by_id() -> None:
     assert gap_of({"a": {1}, "b": set()}, {"a": (1, 0.5), "b": (1, 0.5)}) == 1.0
 
 
-def test_a_photograph_predicted_twice_is_refused() -> None:
+def test_a_image_predicted_twice_is_refused() -> None:
     with pytest.raises(LandmarksError, match='"a" twice'):
         global_average_precision(["a", "a"], np.array([1, 2]), np.array([0.5, 0.4]), truth_of([[1], [1]]))
 
@@ -172,12 +172,12 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     )
 )
 def test_gap_agrees_with_the_definition_walked_rank_by_rank(
-    photographs: dict[str, tuple[set[int], int, float]],
+    images: dict[str, tuple[set[int], int, float]],
 ) -> None:
-    truth = {id: shown for id, (shown, _, _) in photographs.items()}
-    predictions = {id: (answer, score) for id, (_, answer, score) in photographs.items() if answer != NO_LABEL}
+    truth = {id: shown for id, (shown, _, _) in images.items()}
+    predictions = {id: (answer, score) for id, (_, answer, score) in images.items() if answer != NO_LABEL}
     shown_count = sum(bool(shown) for shown in truth.values())
-    ranked = sorted(predictions, key=lambda photo: (-predictions[photo][1], photo, predictions[photo][0]))
+    ranked = sorted(predictions, key=lambda image: (-predictions[image][1], image, predictions[image][0]))
     total, right = 0.0, 0
     for rank, id in enumerate(ranked, 1):
         if predictions[id][0] in truth[id]:
@@ -300,7 +300,7 @@ def test_no_other_temperature_on_a_fine_grid_has_a_smaller_log_loss() -> None:
     assert loss(fit_temperature(logits, labels, rows_at_once=7)) <= best + 1e-7
 
 
-def test_with_every_photograph_right_the_temperature_stays_in_its_bounds() -> None:
+def test_with_every_image_right_the_temperature_stays_in_its_bounds() -> None:
     assert 0.05 <= fit_temperature(np.eye(4) * 10, np.arange(4)) < 1
 
 

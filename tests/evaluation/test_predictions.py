@@ -1,4 +1,4 @@
-"""Landmarks are judged by what they are, and the numbers of two sets of photographs never share a name."""
+"""Landmarks are judged by what they are, and the numbers of two sets of images never share a name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from made_up_runs import make_run, picture
+from made_up_runs import image, make_run
 
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import open_dataset
 from landmarks.dataset.split import split
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.subsets import luck
-from landmarks.explanation.explain import photos_in_turn
+from landmarks.explanation.explain import images_in_turn
 from landmarks.reporting.page import report
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
@@ -24,11 +24,11 @@ from landmarks.training.run import Run
 
 
 def album(folder: Path, *names: str, each: int = 6, first: int = 0) -> Path:
-    """Write striped pictures, a folder per name; the stripes are the name's."""
+    """Write striped images, a folder per name; the stripes are the name's."""
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(first, first + each):
-            (folder / name / f"{name}{number}.jpg").write_bytes(picture(sum(name.encode()) % 97, number))
+            (folder / name / f"{name}{number}.jpg").write_bytes(image(sum(name.encode()) % 97, number))
     return folder
 
 
@@ -64,8 +64,8 @@ def test_a_test_folder_that_lacks_a_landmark_shifts_no_label(
 
 def test_what_is_explained_is_matched_by_name_too(fruit: Run, tmp_path: Path) -> None:
     fewer = import_(album(tmp_path / "some", "pear", "quince", each=2, first=50), tmp_path / "fewer")
-    photos = photos_in_turn(fruit, ask(fruit, fewer.folder, "test"))
-    assert {photo.id: fruit.name_of([photo.truth]) for photo in photos} == {"pear50": ["pear"], "pear51": ["pear"]}
+    images = images_in_turn(fruit, ask(fruit, fewer.folder, "test"))
+    assert {image.id: fruit.name_of([image.truth]) for image in images} == {"pear50": ["pear"], "pear51": ["pear"]}
 
 
 def test_the_submission_holds_the_judged_part_and_nothing_of_the_others(fruit: Run, tmp_path: Path) -> None:
@@ -94,10 +94,11 @@ def test_two_parts_of_another_dataset_keep_their_own_numbers(fruit: Run, tmp_pat
     import_(album(tmp_path / "from", "pear", "plum", each=10, first=50), tmp_path / "holiday")
     split(tmp_path / "holiday", by="random", val=0.2, test=0.2)
     names = {
-        part: evaluate(fruit.folder, data=tmp_path / "holiday", part=part)["name"] for part in ("test", "val", "all")
+        split: evaluate(fruit.folder, data=tmp_path / "holiday", split=split)["name"]
+        for split in ("test", "val", "all")
     }
     assert names == {"test": "holiday", "val": "holiday-val", "all": "holiday-all"}
-    numbers = {name: read_record(fruit.folder / "metrics" / f"{name}.json")["photographs"] for name in names.values()}
+    numbers = {name: read_record(fruit.folder / "metrics" / f"{name}.json")["images"] for name in names.values()}
     assert numbers == {"holiday": 4, "holiday-val": 4, "holiday-all": 20}
 
 
@@ -126,7 +127,7 @@ def test_numbers_of_an_earlier_version_keep_their_name_when_everything_moved(fru
     write_record(metrics, kept, verb="evaluate")
     path = fruit.folder / "predictions" / "test.parquet"
     metadata = {
-        name: value for name, value in read_metadata(path).items() if name in ("run", "data", "part", "data_digest")
+        name: value for name, value in read_metadata(path).items() if name in ("run", "data", "split", "data_digest")
     }
     pl.read_parquet(path).write_parquet(path, metadata=metadata)
     (tmp_path / "moved").mkdir()
@@ -135,7 +136,7 @@ def test_numbers_of_an_earlier_version_keep_their_name_when_everything_moved(fru
     assert evaluate(tmp_path / "moved" / "run")["name"] == "test"
 
 
-def test_the_page_shows_no_pictures_of_another_dataset_in_the_same_place(fruit: Run, tmp_path: Path) -> None:
+def test_the_page_shows_no_images_of_another_dataset_in_the_same_place(fruit: Run, tmp_path: Path) -> None:
     judged = import_(album(tmp_path / "from", "pear", "plum", each=4, first=50), tmp_path / "holiday")
     evaluate(fruit.folder, data=judged.folder)
     shutil.rmtree(judged.folder)
@@ -151,7 +152,7 @@ def test_numbers_that_were_matched_by_position_are_made_again(fruit: Run, tmp_pa
     evaluate(fruit.folder, data=fewer.folder)
     path = fruit.folder / "predictions" / "fewer.parquet"
     metadata = dict(pl.read_parquet_metadata(path))
-    metadata.pop("photographs")
+    metadata.pop("images")
     wrong = pl.read_parquet(path).with_columns(truth=pl.lit([0], dtype=pl.List(pl.UInt32)))
     wrong.write_parquet(path, metadata={key: value for key, value in metadata.items() if key != "ARROW:schema"})
     evaluate(fruit.folder, data=fewer.folder)

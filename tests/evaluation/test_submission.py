@@ -49,7 +49,7 @@ def test_the_published_example_by_files(tmp_path: Path, solution: Path) -> None:
     assert numbers["gap_of_known"] == pytest.approx(0.333333, abs=1e-6)
     assert numbers["top1"]["value"] == pytest.approx(0.333333, abs=1e-6)
     assert numbers["gap_of_usage"] == {"Public": pytest.approx(0.5), "Private": 0.0}
-    assert (numbers["photographs"], numbers["known"], numbers["answered"]) == (5, 3, 3)
+    assert (numbers["images"], numbers["known"], numbers["answered"]) == (5, 3, 3)
     assert numbers["log_loss"] is None
     assert numbers["ece"] is None
 
@@ -89,7 +89,7 @@ def test_what_is_no_prediction_is_refused_by_name(tmp_path: Path, solution: Path
         judge(submission(tmp_path, row), solution)
 
 
-def test_a_photograph_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> None:
+def test_a_image_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> None:
     with pytest.raises(LandmarksError, match='"000000000000000b" twice'):
         judge(submission(tmp_path, "000000000000000b,0 0.5", "000000000000000b,0 0.4"), solution)
 
@@ -104,7 +104,7 @@ def test_a_runs_answers_go_out_and_come_back_with_the_same_numbers(
 ) -> None:
     exported = tmp_path / "out.csv"
     numbers = evaluate(run.folder, data=test_data.folder, submission=exported)
-    shown = test_data.photos.select(
+    shown = test_data.images.select(
         "id",
         landmarks=pl.when(pl.col("landmarks").is_not_null())
         .then(pl.col("landmarks").cast(pl.List(pl.String)).list.join(" "))
@@ -150,9 +150,7 @@ def test_a_submission_without_a_truth_is_wrong_usage(tmp_path: Path, capsys: pyt
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_all_test_photographs_of_the_archive_are_judged_in_a_minute_and_1500_megabytes(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_all_test_images_of_the_archive_are_judged_in_a_minute_and_1500_megabytes(shared: Path, tmp_path: Path) -> None:
     solution = shared / "gldv2" / "recognition_solution_v2.1.csv"
     random = np.random.default_rng(0)
     truth = read_solution(solution)

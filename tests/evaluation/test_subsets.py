@@ -16,7 +16,7 @@ from landmarks.evaluation.audit import features_of
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.subsets import describe, held_out, learning_curves, lottery, luck, place_of
 from landmarks.recognition.gallery import directions
-from landmarks.reporting.run_files import read_pieces
+from landmarks.reporting.run_files import read_run_files
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
 from landmarks.training.ridge import PENALTY, ridge_scores
@@ -49,7 +49,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     assert (first != lottery(features, labels, landmarks=5, draws=10, seed=2)).any()
 
 
-def test_the_order_of_the_photographs_of_a_draw_does_not_reach_beyond_it() -> None:
+def test_the_order_of_the_images_of_a_draw_does_not_reach_beyond_it() -> None:
     features, labels = made_up()
     assert (
         lottery(features, labels, landmarks=5, draws=3) == lottery(features, labels, landmarks=5, draws=9)[:3]
@@ -64,7 +64,7 @@ def test_clear_landmarks_are_always_told_apart_and_noise_never() -> None:
 
 
 def copied(landmarks: int, originals: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noise that tells nothing of its landmark, every picture of it four times over, and the pictures as groups."""
+    """Noise that tells nothing of its landmark, every image of it four times over, and the images as groups."""
     labels = np.repeat(np.arange(landmarks), 4 * originals)
     groups = np.arange(len(labels)) // 4
     random = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_near_copies_do_not_make_noise_look_like_knowledge() -> None:
     features, labels, groups = copied(landmarks=30, originals=8)
     assert lottery(features, labels, landmarks=10, draws=20).mean() > 0.6  # what it looks like without groups
     assert lottery(features, labels, groups, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.04)
-    curves = learning_curves(features, labels, groups, photographs=(20,), landmarks=(10,), at=10, draws=20)
+    curves = learning_curves(features, labels, groups, images=(20,), landmarks=(10,), at=10, draws=20)
     assert curves["mean"].to_list() == pytest.approx([0.1, 0.1], abs=0.04)
 
 
@@ -104,10 +104,10 @@ def test_a_landmark_of_one_group_cannot_be_drawn() -> None:
         lottery(features, labels, groups, landmarks=4, draws=2)
 
 
-def test_more_photographs_help_and_more_landmarks_hurt() -> None:
+def test_more_images_help_and_more_landmarks_hurt() -> None:
     features, labels = made_up()
-    curves = learning_curves(features, labels, photographs=(1, 5, 20, 500), landmarks=(5, 10, 30, 99), at=10, draws=5)
-    grown = curves.filter(varied="photographs")
+    curves = learning_curves(features, labels, images=(1, 5, 20, 500), landmarks=(5, 10, 30, 99), at=10, draws=5)
+    grown = curves.filter(varied="images")
     fallen = curves.filter(varied="landmarks")
     assert grown["value"].to_list() == [1, 5, 20]
     assert grown["mean"].is_sorted()
@@ -130,8 +130,8 @@ def test_more_landmarks_than_there_are_cannot_be_drawn() -> None:
 
 def test_the_record_holds_every_draw_and_where_the_run_lies(run: Run, own_data: Dataset) -> None:
     numbers = luck(run.folder, 2, draws=12, seed=3)
-    photos, features = features_of(run, own_data, "train")
-    labels, groups = (photos[name].cast(pl.Int64).to_numpy() for name in ("label", "group"))
+    images, features = features_of(run, own_data, "train")
+    labels, groups = (images[name].cast(pl.Int64).to_numpy() for name in ("label", "group"))
     drawn = lottery(directions(features), labels, groups, landmarks=2, draws=12, seed=3)
     assert numbers["accuracies"] == drawn.tolist()
     assert (numbers["landmarks"], numbers["of"], numbers["draws"], numbers["own"]) == (2, 3, 12, None)
@@ -144,14 +144,14 @@ def test_the_record_holds_every_draw_and_where_the_run_lies(run: Run, own_data: 
 def test_a_lottery_is_no_evaluation_to_the_report(run: Run) -> None:
     evaluate(run.folder)
     luck(run.folder, 2, draws=3)
-    (pieces,) = read_pieces([run.folder])
-    assert [one.name for one in pieces.evaluations] == ["test"]
-    assert [one["draws"] for one in pieces.lotteries] == [3]
+    (files,) = read_run_files([run.folder])
+    assert [one.name for one in files.evaluations] == ["test"]
+    assert [one["draws"] for one in files.lotteries] == [3]
 
 
 def test_draws_from_another_dataset_are_named_by_its_folder(run: Run, test_data: Dataset) -> None:
     numbers = luck(run.folder, 2, data=test_data.folder, draws=3)
-    assert (numbers["name"], numbers["part"], numbers["of"]) == ("elsewhere", "all", 3)
+    assert (numbers["name"], numbers["split"], numbers["of"]) == ("elsewhere", "all", 3)
     assert (run.folder / "metrics" / "elsewhere.lottery.json").exists()
 
 

@@ -25,7 +25,7 @@ def test_the_colour_map_grows_lighter_with_heat():
     assert (np.diff(lightness) > 0).all()
 
 
-def test_a_cold_map_leaves_a_dim_photograph_and_heat_is_warm_where_it_is():
+def test_a_cold_map_leaves_a_dim_image_and_heat_is_warm_where_it_is():
     image = np.full((40, 60, 3), 128, dtype=np.uint8)
     heat = np.zeros((4, 6), dtype=np.float32)
     cold = overlay(image, heat)
@@ -37,7 +37,7 @@ def test_a_cold_map_leaves_a_dim_photograph_and_heat_is_warm_where_it_is():
     assert (warm[35, 5] == cold[35, 5]).all()
 
 
-def test_a_panel_holds_the_photograph_and_a_tile_for_each_answer():
+def test_a_panel_holds_the_image_and_a_tile_for_each_answer():
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     answers = [Answer("Łódź", 0.9, True), Answer("x" * 200, 0.0, False)]
     sheet = panel(image, np.zeros((2, 3, 3), dtype=np.float32), answers, "Łódź")
@@ -46,7 +46,7 @@ def test_a_panel_holds_the_photograph_and_a_tile_for_each_answer():
     captions = sheet[MARGIN + TILE : -MARGIN]
     for column in range(3):
         left = MARGIN + column * (TILE + MARGIN)
-        assert captions[:, left : left + TILE].min() < 128, "something is written under each picture"
+        assert captions[:, left : left + TILE].min() < 128, "something is written under each image"
         assert (captions[:, left - MARGIN + 1 : left - 1] == 255).all(), "and it stays under it"
 
 

@@ -1,4 +1,4 @@
-"""The verb: photographs a person names, galleries of a dataset, and what is written."""
+"""The verb: images a person names, galleries of a dataset, and what is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
-from landmarks.explanation.explain import explain, photos_in_turn
+from landmarks.explanation.explain import explain, images_in_turn
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held, read_record
 from landmarks.training.asked import ask
@@ -20,15 +20,15 @@ from landmarks.training.run import Run
 NAMES = ["Charles Bridge", "Český Krumlov, zámek", "Łódź"]
 
 
-def test_a_gallery_takes_recognised_photographs_from_the_landmarks_in_turn(colour_run: Run, striped: Dataset):
+def test_a_gallery_takes_recognised_images_from_the_landmarks_in_turn(colour_run: Run, striped: Dataset):
     result = explain(colour_run, count=6)
     assert [entry["truth"] for entry in result["panels"][:3]] == [entry["truth"] for entry in result["panels"][3:]]
     assert {entry["truth_name"] for entry in result["panels"]} == set(NAMES)
     for entry in result["panels"]:
         assert entry["correct"] and entry["answers"][0]["label"] == entry["truth"]
         assert sum(answer["probability"] for answer in entry["answers"]) == pytest.approx(1.0, abs=1e-6)
-        picture = decode((colour_run.folder / "maps" / entry["picture"]).read_bytes())
-        assert picture.shape[1] > 4 * 224
+        image = decode((colour_run.folder / "maps" / entry["image"]).read_bytes())
+        assert image.shape[1] > 4 * 224
     index = read_record(colour_run.folder / "maps" / "index.json")
     assert index["panels"] == result["panels"] and index["inputs"] == colour_run.digest
 
@@ -40,32 +40,32 @@ def test_the_same_command_draws_the_same_bytes(colour_run: Run):
     assert first == {path.name: path.read_bytes() for path in (colour_run.folder / "maps").glob("*.j*")}
 
 
-def test_files_and_folders_are_explained_and_what_is_no_picture_is_named(colour_run: Run, tmp_path: Path, striped):
+def test_files_and_folders_are_explained_and_what_is_no_image_is_named(colour_run: Run, tmp_path: Path, striped):
     folder = tmp_path / "mine"
     folder.mkdir()
-    data = striped.part("all").row(0, named=True)
+    data = striped.split("all").row(0, named=True)
     shard = striped.path_of(data["shard"]).read_bytes()
     good = shard[data["offset"] : data["offset"] + data["length"]]
     (folder / "summer, 1.jpg").write_bytes(good)
-    (folder / "text.jpg").write_bytes(b"not a picture")
+    (folder / "text.jpg").write_bytes(b"not an image")
     (folder / "notes.txt").write_bytes(b"not taken")
     result = explain(colour_run, [folder])
     (entry,) = result["panels"]
     assert (entry["id"], entry["truth"], entry["correct"]) == ("summer, 1", None, None)
     assert entry["answers"][0]["name"] == NAMES[0]
-    assert (colour_run.folder / "maps" / entry["picture"]).exists()
-    assert [Path(each["photo"]).name for each in result["rejected"]] == ["text.jpg"]
+    assert (colour_run.folder / "maps" / entry["image"]).exists()
+    assert [Path(each["image"]).name for each in result["rejected"]] == ["text.jpg"]
 
 
-def test_photographs_with_one_name_in_two_folders_keep_two_pictures(colour_run: Run, tmp_path: Path, striped):
-    row = striped.part("all").row(0, named=True)
+def test_images_with_one_name_in_two_folders_keep_two_images(colour_run: Run, tmp_path: Path, striped):
+    row = striped.split("all").row(0, named=True)
     shard = striped.path_of(row["shard"]).read_bytes()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(shard[row["offset"] : row["offset"] + row["length"]])
     result = explain(colour_run, [tmp_path / "a", tmp_path / "b"])
-    assert len({entry["picture"] for entry in result["panels"]}) == 2
-    assert all("/" not in entry["picture"] for entry in result["panels"])
+    assert len({entry["image"] for entry in result["panels"]}) == 2
+    assert all("/" not in entry["image"] for entry in result["panels"])
 
 
 def test_later_panels_join_earlier_ones_of_the_same_weights(colour_run: Run):
@@ -76,21 +76,21 @@ def test_later_panels_join_earlier_ones_of_the_same_weights(colour_run: Run):
     assert len(explain(colour_run, count=1)["panels"]) == 1
 
 
-def test_the_order_of_photographs_does_not_depend_on_the_table(colour_run: Run, striped: Dataset):
-    photos = photos_in_turn(colour_run, ask(colour_run, None, "test"))
-    assert len(photos) == 12 and len({photo.id for photo in photos}) == 12
-    assert sorted(photo.truth for photo in photos[:3]) == [0, 1, 2]
-    assert photos == photos_in_turn(colour_run, ask(colour_run, striped.folder, "test"))
+def test_the_order_of_images_does_not_depend_on_the_table(colour_run: Run, striped: Dataset):
+    images = images_in_turn(colour_run, ask(colour_run, None, "test"))
+    assert len(images) == 12 and len({image.id for image in images}) == 12
+    assert sorted(image.truth for image in images[:3]) == [0, 1, 2]
+    assert images == images_in_turn(colour_run, ask(colour_run, striped.folder, "test"))
 
 
-def test_fewer_recognised_photographs_than_asked_for_are_counted_aloud(colour_run: Run, capsys):
+def test_fewer_recognised_images_than_asked_for_are_counted_aloud(colour_run: Run, capsys):
     assert len(explain(colour_run, count=100)["panels"]) == 12
-    assert "only 12 of 12 photographs are recognised; 100 were asked for" in capsys.readouterr().err
+    assert "only 12 of 12 images are recognised; 100 were asked for" in capsys.readouterr().err
 
 
 IMPOSSIBLE = [
     ({"count": 0}, "must be positive"),
-    ({"photos": ["nowhere.jpg"]}, "no photograph nowhere.jpg"),
+    ({"images": ["nowhere.jpg"]}, "no image nowhere.jpg"),
     ({"data": "nowhere"}, "no folder nowhere"),
 ]
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_explained_is_one_line(colour_run: Run, settings, message
 
 def test_a_dataset_that_moved_away_is_told_with_the_way_out(colour_run: Run, striped: Dataset):
     striped.folder.rename(striped.folder.with_name("moved"))
-    with pytest.raises(LandmarksError, match=r"is not at .*data any more; say where its photographs are with --data"):
+    with pytest.raises(LandmarksError, match=r"is not at .*data any more; say where its images are with --data"):
         explain(colour_run)
     assert explain(colour_run, data=striped.folder.with_name("moved"), count=1)["panels"]
 
@@ -118,7 +118,7 @@ def test_the_verb_prints_and_ends_with_1_when_something_was_left_out(colour_run:
 
     assert verb(colour_run.folder, count=1) == 0
     assert "Grad-CAM" in capsys.readouterr().out
-    (tmp_path / "text.jpg").write_bytes(b"not a picture")
+    (tmp_path / "text.jpg").write_bytes(b"not an image")
     assert verb(colour_run.folder, [tmp_path / "text.jpg"], json=True) == 1
     assert json.loads(capsys.readouterr().out)["made"] == []
     with pytest.raises(UsageError, match="--faithfulness measures"):
@@ -128,25 +128,25 @@ def test_the_verb_prints_and_ends_with_1_when_something_was_left_out(colour_run:
 def test_files_whose_names_are_not_utf8_are_explained_or_named_like_any_other(
     colour_run: Run, striped: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = striped.part("all").row(0, named=True)
+    row = striped.split("all").row(0, named=True)
     good = striped.path_of(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["length"]]
     folder = tmp_path / "mine"
     folder.mkdir()
     try:
         (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(good)
-        (folder / os.fsdecode(b"b\xe4d.jpg")).write_bytes(b"not a picture")
+        (folder / os.fsdecode(b"b\xe4d.jpg")).write_bytes(b"not an image")
     except OSError:
         pytest.skip("names of files are Unicode here")
     assert landmarks(["explain", str(colour_run.folder), str(folder), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
     stored = read_record(colour_run.folder / "maps" / "index.json")
     assert [entry["id"] for entry in printed["made"]] == [entry["id"] for entry in stored["panels"]] == ["caf\\xe9"]
-    assert [Path(entry["photo"]).name for entry in stored["rejected"]] == ["b\\xe4d.jpg"]
-    assert (colour_run.folder / "maps" / printed["made"][0]["picture"]).is_file()
+    assert [Path(entry["image"]).name for entry in stored["rejected"]] == ["b\\xe4d.jpg"]
+    assert (colour_run.folder / "maps" / printed["made"][0]["image"]).is_file()
 
 
 def test_a_device_that_nobody_has_is_wrong_usage(colour_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--count", "1"], ["--faithfulness", "--part", "all"]):
+    for words in (["--count", "1"], ["--faithfulness", "--split", "all"]):
         assert landmarks(["explain", str(colour_run.folder), *words, "--device", "gpu"]) == 2
         assert 'no device "gpu"; expected auto, cuda, mps, cpu' in capsys.readouterr().err
     assert landmarks(["explain", str(colour_run.folder), "--count", "1", "--device", "cpu"]) == 0

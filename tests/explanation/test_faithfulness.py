@@ -13,7 +13,7 @@ from landmarks.training.run import Run
 
 
 class Corner(torch.nn.Module):
-    """Answers 0 as surely as one corner of the photograph is bright, else 1."""
+    """Answers 0 as surely as one corner of the image is bright, else 1."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         bright = images[:, 0, 4:10, 20:26].mean((1, 2))
@@ -45,7 +45,7 @@ def test_the_centre_is_the_warmest_place_of_the_centre_map():
     assert warm.shape == (5, 7) and warm.argmax() == 2 * 7 + 3
 
 
-def test_a_blur_keeps_an_even_picture_and_spreads_a_point():
+def test_a_blur_keeps_an_even_image_and_spreads_a_point():
     even = torch.full((1, 3, 40, 40), 0.3)
     torch.testing.assert_close(blur(even), even)
     point = torch.zeros(1, 3, 41, 41)
@@ -77,9 +77,9 @@ def test_gains_are_means_of_paired_differences_with_their_intervals():
 
 def test_a_run_is_measured_landmark_by_landmark(colour_run: Run, capsys):
     record = faithfulness(colour_run, count=6)
-    assert record["photographs"] == 6
+    assert record["images"] == 6
     table = pl.read_parquet(colour_run.folder / "maps" / "faithfulness.parquet")
-    assert table["label"].to_list() == [0, 1, 2] and table["photographs"].to_list() == [2, 2, 2]
+    assert table["label"].to_list() == [0, 1, 2] and table["images"].to_list() == [2, 2, 2]
     assert read_record(colour_run.folder / "maps" / "faithfulness.json")["maps"] == record["maps"]
 
     from landmarks.cli.result_verbs import explain as verb

@@ -1,4 +1,4 @@
-"""The miniature archive: the published layout, the same bytes for a seed, and photographs that decode."""
+"""The miniature archive: the published layout, the same bytes for a seed, and images that decode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from landmarks.miniature.make import choose_landmarks, make_miniature, train_photographs
+from landmarks.miniature.make import choose_landmarks, make_miniature, train_images
 from landmarks.miniature.shots import take
 from landmarks.support.errors import UsageError
 
@@ -43,15 +43,15 @@ def whole(mirror: Path) -> dict[str, bytes]:
 
 
 def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
-    size = {"landmarks": 2, "photographs": 4, "others": 2, "size": 48}
+    size = {"landmarks": 2, "images": 4, "others": 2, "size": 48}
     first = whole(make_miniature(tmp_path / "first", **size, seed=3))
     assert whole(make_miniature(tmp_path / "again", **size, seed=3)) == first
     other = whole(make_miniature(tmp_path / "other", **size, seed=4))
     assert other["train/images_000.tar"] != first["train/images_000.tar"]
 
 
-def test_a_photograph_is_the_same_whichever_process_takes_it() -> None:
-    shots = [photograph.shot for photograph in train_photographs(choose_landmarks(3, 1), 2, 64, 1)[:2]]
+def test_a_image_is_the_same_whichever_process_takes_it() -> None:
+    shots = [image.shot for image in train_images(choose_landmarks(3, 1), 2, 64, 1)[:2]]
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(take, reversed(shots))) == [take(shot) for shot in reversed(shots)]
 
@@ -59,7 +59,7 @@ def test_a_photograph_is_the_same_whichever_process_takes_it() -> None:
 def test_a_finished_miniature_is_left_as_it_is(miniature: Path) -> None:
     tar = miniature / "train" / "images_000.tar"
     before = tar.stat().st_mtime_ns
-    make_miniature(miniature, landmarks=6, photographs=7, others=6, size=96)
+    make_miniature(miniature, landmarks=6, images=7, others=6, size=96)
     assert tar.stat().st_mtime_ns == before
 
 
@@ -72,7 +72,7 @@ def test_md5_files_are_what_md5sum_prints(miniature: Path) -> None:
             assert line == f"{hashlib.md5(tar.read_bytes()).hexdigest()}  {tar.name}\n"
 
 
-def test_every_photograph_of_the_csv_files_lies_in_a_tar_under_its_first_three_digits(miniature: Path) -> None:
+def test_every_image_of_the_csv_files_lies_in_a_tar_under_its_first_three_digits(miniature: Path) -> None:
     for name, ids in (
         ("train", {row["id"] for row in rows(miniature, "metadata/train.csv")}),
         ("train", {row["id"] for row in rows(miniature, "metadata/train_attribution.csv")}),
@@ -87,9 +87,9 @@ def test_two_train_files_are_broken_and_all_others_decode(miniature: Path) -> No
     broken = []
     for name, data in {**members(miniature, "train"), **members(miniature, "test")}.items():
         try:
-            picture = Image.open(io.BytesIO(data))
-            picture.load()
-            assert max(picture.size) == 96
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            assert max(image.size) == 96
         except (OSError, UnidentifiedImageError) as error:
             broken.append((name, str(error)))
     assert len(broken) == 2
@@ -97,7 +97,7 @@ def test_two_train_files_are_broken_and_all_others_decode(miniature: Path) -> No
     assert any("cannot identify" in why for _, why in broken)
 
 
-def test_the_test_set_has_both_usages_and_photographs_of_nothing_known(miniature: Path) -> None:
+def test_the_test_set_has_both_usages_and_images_of_nothing_known(miniature: Path) -> None:
     solution = rows(miniature, "ground_truth/recognition_solution_v2.1.csv")
     known = {row["landmark_id"] for row in rows(miniature, "metadata/train.csv")}
     assert {row["Usage"] for row in solution} == {"Public", "Private"}
@@ -105,14 +105,14 @@ def test_the_test_set_has_both_usages_and_photographs_of_nothing_known(miniature
     assert {id for row in solution for id in row["landmarks"].split()} == known
 
 
-def test_train_urls_hold_no_comma_and_the_clean_set_no_broken_photograph(miniature: Path) -> None:
+def test_train_urls_hold_no_comma_and_the_clean_set_no_broken_image(miniature: Path) -> None:
     lines = (miniature / "metadata" / "train.csv").read_text(encoding="utf-8").splitlines()
     assert all(line.count(",") == 2 for line in lines)
     clean = {id for row in rows(miniature, "metadata/train_clean.csv") for id in row["images"].split()}
-    pictures = members(miniature, "train")
+    images = members(miniature, "train")
     assert 0 < len(clean) < len(lines) - 1
     for id in clean:
-        Image.open(io.BytesIO(pictures[f"{id[0]}/{id[1]}/{id[2]}/{id}.jpg"])).load()
+        Image.open(io.BytesIO(images[f"{id[0]}/{id[1]}/{id[2]}/{id}.jpg"])).load()
 
 
 def test_the_whole_miniature_has_names_with_commas_and_of_many_tongues() -> None:
@@ -129,12 +129,12 @@ def test_category_addresses_read_back_to_the_names(miniature: Path) -> None:
     assert all(row["category"].isascii() for row in told)
 
 
-def test_bursts_are_nearly_the_same_picture() -> None:
-    photographs = train_photographs(choose_landmarks(2, 0), 12, 48, 0)
+def test_bursts_are_nearly_the_same_image() -> None:
+    images = train_images(choose_landmarks(2, 0), 12, 48, 0)
     bursts: dict[str, list[np.ndarray]] = {}
-    for photograph in photographs:
-        bursts.setdefault(photograph.shot.stand, []).append(
-            np.asarray(Image.open(io.BytesIO(take(photograph.shot))).convert("L").resize((16, 16)), float)
+    for image in images:
+        bursts.setdefault(image.shot.stand, []).append(
+            np.asarray(Image.open(io.BytesIO(take(image.shot))).convert("L").resize((16, 16)), float)
         )
     within = [np.abs(a - b).mean() for first in bursts.values() for a, b in pairwise(first)]
     firsts = [first[0] for first in bursts.values()]

@@ -87,8 +87,8 @@ def test_every_kind_of_monument_stands_on_the_ground_and_fills_what_it_says(kind
 def test_a_box_throws_its_shadow_away_from_the_sun() -> None:
     scene = Scene(box(4, 4, 6, WHITE), Ground("sand"), NOON, None)
     above = View((0.0, -0.1, 40.0), (0.0, 0.0, 0.0), 1.0)
-    picture = render(scene, above, 80, 80).mean(axis=2)
-    sunny, shady = picture[40, 40 + 16], picture[40, 40 - 8]  # the sun stands in the east, on the right
+    image = render(scene, above, 80, 80).mean(axis=2)
+    sunny, shady = image[40, 40 + 16], image[40, 40 - 8]  # the sun stands in the east, on the right
     assert shady < 0.6 * sunny
 
 
@@ -112,14 +112,14 @@ def test_night_is_darker_than_day_but_windows_are_lit() -> None:
     assert dark.max() > 0.5
 
 
-def test_pictures_that_lie_on_their_side_say_so_in_exif() -> None:
+def test_images_that_lie_on_their_side_say_so_in_exif() -> None:
     light = np.tile(np.linspace(0.02, 0.8, 60, dtype=np.float32)[:, None, None], (1, 40, 3))
     cameras = {author: camera_of(author, 0) for author in map(str, range(40))}
     orientations = set()
     for author, camera in cameras.items():
-        picture = Image.open(io.BytesIO(develop(light, camera, np.random.default_rng(int(author)))))
-        orientations.add(picture.getexif().get(0x0112, 1))
-        upright = np.asarray(ImageOps.exif_transpose(picture).convert("L"), float)
+        image = Image.open(io.BytesIO(develop(light, camera, np.random.default_rng(int(author)))))
+        orientations.add(image.getexif().get(0x0112, 1))
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("L"), float)
         assert upright.shape == (60, 40)
         assert upright[:6].mean() < upright[-6:].mean()
     assert {1, 6} <= orientations

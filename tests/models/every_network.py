@@ -20,7 +20,7 @@ from landmarks.training.optimizer import parameter_groups
 from landmarks.training.recipe import recipe_named
 
 CLASSES = 5
-PHOTOGRAPHS = 2
+IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def try_network(name: str, image_size: int | None = None) -> Outcome:
-    """Build a network, take two photographs through it and the gradient back; raise when anything but a refusal is
+    """Build a network, take two images through it and the gradient back; raise when anything but a refusal is
     the end of it."""
     with torch.device("meta"):
         try:
@@ -46,16 +46,16 @@ def try_network(name: str, image_size: int | None = None) -> Outcome:
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
     side = network.preprocessing.image_size
-    pictures = torch.zeros(PHOTOGRAPHS, side, side, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
-    labels = torch.zeros(PHOTOGRAPHS, dtype=torch.long, device="meta")
-    images, maps = normalised(pictures, network.train().preprocessing, "meta"), True
+    pixels = torch.zeros(IMAGES, side, side, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
+    labels = torch.zeros(IMAGES, dtype=torch.long, device="meta")
+    images, maps = normalised(pixels, network.train().preprocessing, "meta"), True
     try:
         _, features = network.maps_and_features(images)
     except LandmarksError as error:
         assert "has no maps to draw" in str(error)
         features, maps = network.features(images), False
-    assert features.shape == (PHOTOGRAPHS, network.width)
-    assert network.classify(features).shape == (PHOTOGRAPHS, CLASSES)
+    assert features.shape == (IMAGES, network.width)
+    assert network.classify(features).shape == (IMAGES, CLASSES)
     network.head.loss(features.float(), labels).backward()
     idle = tuple(name for name, parameter in network.named_parameters() if parameter.grad is None)
     return Outcome(name, maps=maps, idle=idle)

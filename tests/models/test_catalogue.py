@@ -24,7 +24,7 @@ def test_one_network_is_one_row_with_its_size_its_cost_and_its_licence():
     assert row["gmacs"] == pytest.approx(4.09, rel=0.01)  # what timm's tables of results print
 
 
-def test_a_smaller_photograph_costs_less_and_changes_no_parameter():
+def test_a_smaller_image_costs_less_and_changes_no_parameter():
     own, small = networks("resnet18"), networks("resnet18", image_size=112)
     assert small["parameters"].to_list() == own["parameters"].to_list()
     assert small["gmacs"][0] < own["gmacs"][0] / 3.5

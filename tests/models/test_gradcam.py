@@ -25,12 +25,12 @@ from landmarks.models.heads import Head, build_head
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 
-HEADS = ["study", "linear", "cosine", "three centres", "no embedding"]
+HEADS = ["mlp", "linear", "arcface", "three centres", "no embedding"]
 SETTINGS = {"three centres": {"centres": 3, "embedding": 5}, "no embedding": {"embedding": 0}}
 
 
 def head_of(name: str, features: int, classes: int) -> Head:
-    known = "cosine" if name in SETTINGS else name
+    known = "arcface" if name in SETTINGS else name
     with torch.random.fork_rng():
         torch.manual_seed(4)
         return build_head(known, features, classes, SETTINGS.get(name)).double()
@@ -134,7 +134,7 @@ def test_maps_equal_those_of_the_grad_cam_library_before_it_rescales_them(backbo
 
 
 class _MapsThenAnswer(torch.nn.Module):
-    """The network with a place between trunk and pooling for the library to hook."""
+    """The network with a place between backbone and pooling for the library to hook."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -143,8 +143,8 @@ class _MapsThenAnswer(torch.nn.Module):
             network.seam = torch.nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.network.seam(self.network.trunk.forward_features(images))
-        return self.network.classify(self.network.trunk.forward_head(maps, pre_logits=True))
+        maps = self.network.seam(self.network.backbone.forward_features(images))
+        return self.network.classify(self.network.backbone.forward_head(maps, pre_logits=True))
 
     @staticmethod
     def layer(network: Network) -> torch.nn.Module:
@@ -178,7 +178,7 @@ def test_a_transformers_maps_equal_those_of_the_grad_cam_library(monkeypatch):
     ours = heat_by_gradient(network, images, labels)[:, 0].numpy()
 
     monkeypatch.setattr("pytorch_grad_cam.base_cam.scale_cam_image", lambda cam, size=None: cam)
-    layer = network.trunk.blocks[-1].norm1
+    layer = network.backbone.blocks[-1].norm1
     with GradCAM(network, [layer], reshape_transform=network.as_maps) as library:
         theirs = library(images, targets=[ClassifierOutputTarget(label) for label in labels[:, 0].tolist()])
     assert ours.shape == (2, 4, 4)
@@ -210,10 +210,10 @@ def test_every_kind_of_network_is_explained_for_its_four_best_answers(backbone, 
     assert torch.equal(explained.labels, logits.topk(4).indices)
 
 
-def test_the_trunk_is_computed_once_for_all_four_answers():
+def test_the_backbone_is_computed_once_for_all_four_answers():
     network = build_network("resnet18", classes=6, weights="none", image_size=64).eval()
     calls = []
-    network.trunk.conv1.register_forward_hook(lambda *_: calls.append(1))
+    network.backbone.conv1.register_forward_hook(lambda *_: calls.append(1))
     explain_images(network, images_of(64))
     assert len(calls) == 1
 
@@ -241,7 +241,7 @@ def test_maps_are_scaled_to_one():
 
 def test_a_class_token_without_a_known_last_attention_is_told():
     network = build_network("vit_tiny_patch16_224", classes=3, weights="none", image_size=32).eval()
-    network.trunk.blocks[-1].norm1 = None
-    network.trunk.forward_features = lambda images: torch.zeros(len(images), 5, 192)
+    network.backbone.blocks[-1].norm1 = None
+    network.backbone.forward_features = lambda images: torch.zeros(len(images), 5, 192)
     with pytest.raises(LandmarksError, match="no heat maps for vit_tiny_patch16_224"):
         heat_by_gradient(network, images_of(32), torch.zeros(2, 1, dtype=torch.long))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landmarks.models.heads import CosineHead, Margin, build_head, margin_cross_entropy
+from landmarks.models.heads import ArcFaceHead, Margin, build_head, margin_cross_entropy
 
 
 def dense(features: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
@@ -25,11 +25,11 @@ def dense(features: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> 
     return F.cross_entropy(logits, labels, weight=margin.class_weights, label_smoothing=margin.label_smoothing)
 
 
-def example(classes: int, several: int, photographs: int, width: int, kind: torch.dtype = torch.float64):
+def example(classes: int, several: int, images: int, width: int, kind: torch.dtype = torch.float64):
     draw = torch.Generator().manual_seed(classes + several)
-    features = torch.randn(photographs, width, generator=draw, dtype=kind)
+    features = torch.randn(images, width, generator=draw, dtype=kind)
     centres = torch.randn(classes, several, width, generator=draw, dtype=kind)
-    labels = torch.randint(0, classes, (photographs,), generator=draw)
+    labels = torch.randint(0, classes, (images,), generator=draw)
     return features, centres, labels, torch.rand(classes, generator=draw, dtype=kind)
 
 
@@ -85,13 +85,13 @@ def test_an_angle_beyond_half_a_turn_still_gives_a_falling_logit():
 
 
 def test_without_margins_it_is_plain_cross_entropy_of_the_heads_logits():
-    head = build_head("cosine", features=16, classes=30, settings={"margin": 0.0, "embedding": 12})
+    head = build_head("arcface", features=16, classes=30, settings={"margin": 0.0, "embedding": 12})
     features, labels = torch.randn(8, 16), torch.arange(8)
     torch.testing.assert_close(head.loss(features, labels), F.cross_entropy(head(features), labels))
 
 
 def test_a_margin_makes_the_loss_larger_and_leaves_the_answers():
-    head = build_head("cosine", features=16, classes=30, settings={"margin": 0.0})
+    head = build_head("arcface", features=16, classes=30, settings={"margin": 0.0})
     features, labels = torch.randn(8, 16), torch.arange(8)
     plain, answers = head.loss(features, labels), head(features)
     head.margins.fill_(0.5)
@@ -100,7 +100,7 @@ def test_a_margin_makes_the_loss_larger_and_leaves_the_answers():
 
 
 def test_rare_landmarks_get_the_larger_margins():
-    head = CosineHead(8, 3)
+    head = ArcFaceHead(8, 3)
     head.adapt(np.array([1000, 10, 1]))
     assert head.margins[0] == pytest.approx(0.1) and head.margins[2] == pytest.approx(0.3)
     assert 0.1 < head.margins[1] < 0.3
@@ -112,7 +112,7 @@ def test_a_cosine_head_is_read_back_with_its_centres_and_margins(tmp_path):
     from landmarks.models.network import build_network, load_network, save_network
 
     network = build_network(
-        "resnet18", classes=4, head="cosine", weights="none", image_size=64, head_settings={"centres": 3}
+        "resnet18", classes=4, head="arcface", weights="none", image_size=64, head_settings={"centres": 3}
     ).eval()
     network.head.adapt(np.array([1, 2, 3, 4]))
     save_network(network, tmp_path)

@@ -75,7 +75,7 @@ def test_a_network_is_read_back_as_it_was_written(tmp_path: Path, backbone, head
     with torch.no_grad():
         assert torch.equal(network(images), again(images))
     assert (again.backbone, again.head_name, again.preprocessing) == (
-        network.backbone,
+        network.backbone_name,
         network.head_name,
         network.preprocessing,
     )
@@ -117,9 +117,9 @@ def test_weights_that_do_not_belong_to_the_record_are_refused(tmp_path: Path):
         (
             "inception_v3",
             {"image_size": 32},
-            "inception_v3 cannot take photographs of 32 pixels .*; it was made for 299",
+            "inception_v3 cannot take images of 32 pixels .*; it was made for 299",
         ),
-        ("vit_tiny_patch16_224", {"image_size": 8}, "cannot take photographs of 8 pixels"),
+        ("vit_tiny_patch16_224", {"image_size": 8}, "cannot take images of 8 pixels"),
         ("resnet18", {"head": "study", "head_settings": {"centres": 3}}, 'the head "study" cannot be made with'),
     ],
 )

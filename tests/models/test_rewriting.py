@@ -59,7 +59,7 @@ def test_a_convolution_that_feeds_two_layers_is_left_alone() -> None:
             return maps.mean((2, 3))
 
     network = build_network("resnet18", classes=2, weights="none", image_size=32)
-    network.trunk = Forked()
+    network.backbone = Forked()
     lively(network)
     assert folded(network) is network
 
@@ -87,7 +87,7 @@ def one_step(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, list
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    for block in blocks(network.trunk):  # what a block that recomputes is given is kept, unseen by autograd's hooks
+    for block in blocks(network.backbone):  # what a block that recomputes is given is kept, unseen by autograd's hooks
         block.register_forward_pre_hook(lambda _, given: [pack(tensor) for tensor in given] and None)
     torch.manual_seed(0)  # dropout
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -102,7 +102,7 @@ def test_loss_gradients_and_running_statistics_are_the_same(backbone: str) -> No
     torch.manual_seed(0)
     plain = build_network(backbone, classes=4, weights="none", image_size=PIXELS_of_recompute[backbone]).train()
     short = copy.deepcopy(plain)
-    assert checkpoint_gradients(short.trunk) == len(list(blocks(plain.trunk))) > 2
+    assert checkpoint_gradients(short.backbone) == len(list(blocks(plain.backbone))) > 2
     images = torch.randn(4, 3, PIXELS_of_recompute[backbone], PIXELS_of_recompute[backbone])
     loss, tensors, kept = one_step(plain, images)
     short_loss, short_tensors, short_kept = one_step(short, images)
@@ -115,10 +115,10 @@ def test_loss_gradients_and_running_statistics_are_the_same(backbone: str) -> No
 
 def test_without_gradients_nothing_is_recomputed() -> None:
     network = build_network("test_resnet", classes=3, weights="none", image_size=32).eval()
-    checkpoint_gradients(network.trunk)
+    checkpoint_gradients(network.backbone)
     calls = []
-    for block in blocks(network.trunk):
+    for block in blocks(network.backbone):
         block.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
-    assert len(calls) == len(list(blocks(network.trunk)))
+    assert len(calls) == len(list(blocks(network.backbone)))

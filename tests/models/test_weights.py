@@ -30,21 +30,21 @@ def resnet():
         return timm.create_model("resnet18", pretrained=False).eval()  # with its 1,000-way classifier
 
 
-def trunk_of(weights: Path, backbone: str = "resnet18", **settings):
-    return build_network(backbone, classes=2, weights=weights, **settings).trunk.eval()
+def backbone_of(weights: Path, backbone: str = "resnet18", **settings):
+    return build_network(backbone, classes=2, weights=weights, **settings).backbone.eval()
 
 
-def same(trunk, model, tolerance: float = 0.0) -> bool:
+def same(backbone, model, tolerance: float = 0.0) -> bool:
     theirs = model.state_dict()
     return all(
         torch.allclose(tensor.float(), theirs[name].float(), atol=tolerance, rtol=tolerance)
-        for name, tensor in trunk.state_dict().items()
+        for name, tensor in backbone.state_dict().items()
     )
 
 
-def test_a_safetensors_file_with_its_classifier_fills_the_trunk(tmp_path: Path, resnet):
+def test_a_safetensors_file_with_its_classifier_fills_the_backbone(tmp_path: Path, resnet):
     save_file(resnet.state_dict(), tmp_path / "w.safetensors")
-    assert same(trunk_of(tmp_path / "w.safetensors"), resnet)
+    assert same(backbone_of(tmp_path / "w.safetensors"), resnet)
 
 
 def test_half_precision_becomes_float32(tmp_path: Path, resnet):
@@ -52,9 +52,9 @@ def test_half_precision_becomes_float32(tmp_path: Path, resnet):
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in resnet.state_dict().items()
     }
     save_file(half, tmp_path / "w.safetensors")
-    trunk = trunk_of(tmp_path / "w.safetensors")
-    assert {parameter.dtype for parameter in trunk.parameters()} == {torch.float32}
-    assert same(trunk, resnet, tolerance=1e-3)
+    backbone = backbone_of(tmp_path / "w.safetensors")
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
+    assert same(backbone, resnet, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
@@ -62,7 +62,7 @@ def test_half_precision_becomes_float32(tmp_path: Path, resnet):
 def test_a_pth_file_is_read_as_training_scripts_write_it(tmp_path: Path, resnet, wrapper, prefix):
     tensors = {prefix + name: tensor for name, tensor in resnet.state_dict().items() if not name.startswith("fc.")}
     torch.save(tensors if wrapper is None else {wrapper: tensors, "epoch": 3}, tmp_path / "w.pth")
-    assert same(trunk_of(tmp_path / "w.pth"), resnet)
+    assert same(backbone_of(tmp_path / "w.pth"), resnet)
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path):
@@ -73,15 +73,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
     with open(tmp_path / "w.pth", "wb") as file:
         pickle.dump({"fc.weight": Evil()}, file, protocol=2)
     with pytest.raises(LandmarksError, match="cannot be read as weights"):
-        trunk_of(tmp_path / "w.pth")
+        backbone_of(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_runs_trunk_is_taken_and_its_head_is_not(tmp_path: Path):
+def test_another_runs_backbone_is_taken_and_its_head_is_not(tmp_path: Path):
     first = build_network("resnet18", classes=7, weights="none", seed=5)
     save_network(first, tmp_path / "run")
     second = build_network("resnet18", classes=3, weights=tmp_path / "run", seed=6)
-    assert same(second.trunk, first.trunk)
+    assert same(second.backbone, first.backbone)
     assert second.classes == 3
 
 
@@ -89,22 +89,22 @@ def test_a_file_may_hold_weights_that_are_used_in_several_places_once(tmp_path: 
     model = timm.create_model("coat_lite_tiny", pretrained=False)
     save_model(model, str(tmp_path / "w.safetensors"))
     assert len(load_file(tmp_path / "w.safetensors")) < len(model.state_dict())
-    assert same(trunk_of(tmp_path / "w.safetensors", "coat_lite_tiny", image_size=32), model)
+    assert same(backbone_of(tmp_path / "w.safetensors", "coat_lite_tiny", image_size=32), model)
 
 
 def test_a_vision_transformers_positions_are_stretched_to_another_image_size(tmp_path: Path):
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    trunk = trunk_of(tmp_path / "w.safetensors", "vit_tiny_patch16_224", image_size=96)
-    assert trunk.pos_embed.shape == (1, 37, 192)
-    torch.testing.assert_close(trunk.blocks[3].attn.qkv.weight, model.blocks[3].attn.qkv.weight)
+    backbone = backbone_of(tmp_path / "w.safetensors", "vit_tiny_patch16_224", image_size=96)
+    assert backbone.pos_embed.shape == (1, 37, 192)
+    torch.testing.assert_close(backbone.blocks[3].attn.qkv.weight, model.blocks[3].attn.qkv.weight)
 
 
 def test_weights_of_another_network_are_refused_with_how_many_of_them_fit(tmp_path: Path, resnet):
     save_file(resnet.state_dict(), tmp_path / "w.safetensors")
     message = r"w.safetensors does not fit the network resnet34; received \d+ of its 180 tensors by name and shape"
     with pytest.raises(LandmarksError, match=message):
-        trunk_of(tmp_path / "w.safetensors", "resnet34")
+        backbone_of(tmp_path / "w.safetensors", "resnet34")
 
 
 @pytest.mark.parametrize(
@@ -113,19 +113,19 @@ def test_weights_of_another_network_are_refused_with_how_many_of_them_fit(tmp_pa
 def test_a_file_that_holds_no_weights_is_told_in_one_line(tmp_path: Path, content, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LandmarksError, match="cannot be read as weights") as caught:
-        trunk_of(tmp_path / name)
+        backbone_of(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_a_pth_of_something_else_is_told(tmp_path: Path):
     torch.save([1, 2, 3], tmp_path / "w.pth")
     with pytest.raises(LandmarksError, match="holds no weights"):
-        trunk_of(tmp_path / "w.pth")
+        backbone_of(tmp_path / "w.pth")
 
 
 def test_a_path_that_is_not_there_names_the_choices():
     with pytest.raises(UsageError, match=r'no weights "nowhere.pth"; name "imagenet", or give a file .*"none"'):
-        trunk_of(Path("nowhere.pth"))
+        backbone_of(Path("nowhere.pth"))
 
 
 def test_the_baseline_has_no_imagenet_weights():
@@ -145,9 +145,9 @@ def test_an_epsilon_that_was_not_folded_in_is_not_taken_out(resnet):
 @pytest.mark.parametrize("name, side", [("mobilenetv2_100", 160), ("tf_efficientnet_lite0", 192)])
 def test_the_real_weights_fill_their_networks(shared: Path, name, side):
     path = shared / "weights" / f"{name}.safetensors"
-    trunk = trunk_of(path, name, image_size=side)
+    backbone = backbone_of(path, name, image_size=side)
     file = load_file(path)
-    assert all(torch.equal(tensor, file[key].to(tensor.dtype)) for key, tensor in trunk.state_dict().items())
+    assert all(torch.equal(tensor, file[key].to(tensor.dtype)) for key, tensor in backbone.state_dict().items())
 
 
 @pytest.mark.shared
@@ -159,13 +159,13 @@ def test_xceptions_epsilon_is_restored_and_its_answers_stay(shared: Path, tmp_pa
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(network.features(images), as_stored(images), rtol=1e-4, atol=1e-4)
-    assert epsilon_of(network.trunk) == 1e-3
+    assert epsilon_of(network.backbone) == 1e-3
     assert all(value.min() >= 0 for key, value in network.state_dict().items() if key.endswith("running_var"))
 
     save_network(network, tmp_path)
     again = load_network(tmp_path)
     from_run = build_network("xception", classes=3, weights=tmp_path, image_size=96).eval()
-    assert epsilon_of(again.trunk) == epsilon_of(from_run.trunk) == 1e-3
+    assert epsilon_of(again.backbone) == epsilon_of(from_run.backbone) == 1e-3
     with torch.no_grad():
         assert torch.equal(again(images), network(images))
         assert torch.equal(from_run.features(images), network.features(images))
@@ -182,7 +182,7 @@ from landmarks.support.errors import LandmarksError
 for backbone in sys.argv[1:]:
     try:
         network = build_network(backbone, classes=2)
-        print("sum", round(float(network.trunk.conv1[0].weight.sum()), 4))
+        print("sum", round(float(network.backbone.conv1[0].weight.sum()), 4))
     except LandmarksError as error:
         print("error:", error)
 """

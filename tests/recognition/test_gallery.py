@@ -26,7 +26,7 @@ from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.unknown import Halves, choose_threshold, compare_rules, halves_of, rules_of
 from landmarks.recognition import gallery as rejection
 from landmarks.recognition import recogniser as tempering
-from landmarks.recognition.gallery import Rule, combined_rule, directions, make_reference, rejection_scores, sample
+from landmarks.recognition.gallery import Rule, combined_rule, directions, make_gallery, rejection_scores, sample
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.recipe import Recipe, recipe_named
@@ -48,8 +48,8 @@ def random() -> np.random.Generator:
 
 
 def scores_of(features: np.ndarray) -> dict[str, np.ndarray]:
-    reference = make_reference(directions(TRAIN), TRAIN_LABELS, "digest")
-    return rejection_scores(features.astype(np.float32), features[:, :4].astype(np.float32), reference)
+    gallery = make_gallery(directions(TRAIN), TRAIN_LABELS, "digest")
+    return rejection_scores(features.astype(np.float32), features[:, :4].astype(np.float32), gallery)
 
 
 def test_energy_is_the_log_sum_of_exponentials(random: np.random.Generator) -> None:
@@ -57,31 +57,31 @@ def test_energy_is_the_log_sum_of_exponentials(random: np.random.Generator) -> N
     assert rejection_scores(logits, logits, None)["energy"] == pytest.approx(logsumexp(logits, axis=1), rel=1e-5)
 
 
-def test_the_nearest_photographs_vote_as_a_plain_loop_says() -> None:
+def test_the_nearest_images_vote_as_a_plain_loop_says() -> None:
     roots = np.sign(TRAIN) * np.sqrt(np.abs(TRAIN))
     roots /= np.linalg.norm(roots, axis=1, keepdims=True)
     expected = []
     for row in KNOWN[:10]:
-        photo = np.sqrt(row) / np.linalg.norm(np.sqrt(row))
-        cosines = roots @ photo
+        image = np.sqrt(row) / np.linalg.norm(np.sqrt(row))
+        cosines = roots @ image
         votes = dict.fromkeys(range(4), 0.0)
         for place in np.argsort(-cosines)[:10]:
             votes[int(TRAIN_LABELS[place])] += float(np.exp((cosines[place] - 1) / 0.05))
         expected.append(np.log(max(votes.values())))
-    assert scores_of(KNOWN[:10])["nearest"] == pytest.approx(expected, abs=0.02)  # photographs in half precision
+    assert scores_of(KNOWN[:10])["nearest"] == pytest.approx(expected, abs=0.02)  # images in half precision
 
 
 def test_the_distance_to_centres_is_scipys_mahalanobis() -> None:
-    photos, asked = directions(TRAIN).astype(np.float64), directions(KNOWN[:8]).astype(np.float64)
-    means = np.stack([photos[label == TRAIN_LABELS].mean(axis=0) for label in range(4)])
+    images, asked = directions(TRAIN).astype(np.float64), directions(KNOWN[:8]).astype(np.float64)
+    means = np.stack([images[label == TRAIN_LABELS].mean(axis=0) for label in range(4)])
 
     def inverse(deviations: np.ndarray) -> np.ndarray:
         covariance = deviations.T @ deviations / len(deviations)
         return np.linalg.inv(0.9 * covariance + 0.1 * np.trace(covariance) / 12 * np.eye(12))
 
-    within, overall = inverse(photos - means[TRAIN_LABELS]), inverse(photos - photos.mean(axis=0))
+    within, overall = inverse(images - means[TRAIN_LABELS]), inverse(images - images.mean(axis=0))
     expected = [
-        mahalanobis(row, photos.mean(axis=0), overall) ** 2 - min(mahalanobis(row, mean, within) ** 2 for mean in means)
+        mahalanobis(row, images.mean(axis=0), overall) ** 2 - min(mahalanobis(row, mean, within) ** 2 for mean in means)
         for row in asked
     ]
     assert scores_of(KNOWN[:8])["centre"] == pytest.approx(expected, rel=1e-3)
@@ -118,9 +118,9 @@ def test_long_features_become_directions_a_block_at_a_time(
     assert (blocked == directions(features)).all()
 
 
-def test_one_photograph_per_landmark_is_enough_for_a_reference() -> None:
-    reference = make_reference(directions(TRAIN[::30]), np.arange(4), "digest")
-    assert np.isfinite(rejection_scores(KNOWN, KNOWN, reference)["centre"]).all()
+def test_one_image_per_landmark_is_enough_for_a_reference() -> None:
+    gallery = make_gallery(directions(TRAIN[::30]), np.arange(4), "digest")
+    assert np.isfinite(rejection_scores(KNOWN, KNOWN, gallery)["centre"]).all()
 
 
 def test_the_combined_rule_is_scikit_learns_logistic_regression(random: np.random.Generator) -> None:
@@ -174,9 +174,9 @@ def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(
     scores = {"energy": groups.astype(np.float32), "nearest": random.normal(size=len(groups)).astype(np.float32)}
     fitted = []
 
-    def spied(parts: dict[str, np.ndarray], flags: np.ndarray) -> Rule:
-        fitted.append(np.bincount(parts["energy"].astype(int), minlength=60))
-        return combined_rule(parts, flags)
+    def spied(splits: dict[str, np.ndarray], flags: np.ndarray) -> Rule:
+        fitted.append(np.bincount(splits["energy"].astype(int), minlength=60))
+        return combined_rule(splits, flags)
 
     monkeypatch.setattr(choice, "combined_rule", spied)
     whole = np.ones(len(groups), dtype=bool)
@@ -188,7 +188,7 @@ def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(
     assert (left_out[:, ::2].sum(axis=1) == 6).all() and (left_out[:, 1::2].sum(axis=1) == 6).all()
 
 
-def test_a_handful_of_pictures_many_times_over_is_too_little_to_judge_a_combined_rule() -> None:
+def test_a_handful_of_images_many_times_over_is_too_little_to_judge_a_combined_rule() -> None:
     scores, known, usage = some_scores()
     groups = np.where(known, 0, 1) + 2 * (np.arange(400) // 2 % 4)
     assert "combined" in {rule.name for rule, _ in rules_of(scores, known, halves_of(usage, np.full(400, -1)))}
@@ -204,11 +204,11 @@ def test_without_public_and_private_whole_groups_are_set_aside() -> None:
 
 def test_too_few_others_for_a_rate_is_said() -> None:
     scores, known, usage = some_scores()
-    with pytest.raises(LandmarksError, match="too few photographs of anything else"):
+    with pytest.raises(LandmarksError, match="too few images of anything else"):
         choose_threshold(scores, known, halves_of(usage, np.full(400, -1)), 0.001)
 
 
-def test_remembered_photographs_are_as_even_over_landmarks_as_can_be() -> None:
+def test_remembered_images_are_as_even_over_landmarks_as_can_be() -> None:
     labels = np.array([0] * 50 + [1] * 3 + [2] * 10)
     kept = sample(labels, 20)
     counts = np.bincount(labels[kept])
@@ -216,24 +216,25 @@ def test_remembered_photographs_are_as_even_over_landmarks_as_can_be() -> None:
     assert sample(labels, 63).all()
 
 
-# ── After a warm-up alone the trunk is what it was: nothing passes through it again that training kept ──────────────
+# ── After a head training alone the backbone is what it was: nothing passes through it again that training kept
+# ──────────────
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     shown = [[(11, 22, 33)[number % 3]] for number in range(36)]
-    parts = ["train"] * 24 + ["val"] * 6 + ["test"] * 6
-    return make_dataset(tmp_path_factory.mktemp("kept") / "data", shown, parts=parts)
+    splits = ["train"] * 24 + ["val"] * 6 + ["test"] * 6
+    return make_dataset(tmp_path_factory.mktemp("kept") / "data", shown, splits=splits)
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    trunk = timm.create_model("test_resnet", pretrained=False, num_classes=0)
-    save_file({name: tensor.contiguous() for name, tensor in trunk.state_dict().items()}, weights)
+    backbone = timm.create_model("test_resnet", pretrained=False, num_classes=0)
+    save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, weights)
     settings: dict[str, Any] = {"backbone": "test_resnet", "weights": weights, "image_size": 32, "batch_size": 8}
-    return recipe_named("default", **settings, epochs=0, warmup_epochs=3, tracking="none", device="cpu")
+    return recipe_named("default", **settings, epochs=0, head_epochs=3, tracking="none", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +253,7 @@ def copy_of(run: Run, folder: Path) -> Run:
 
 
 def passed_through(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Count the photographs that pass through the network, by what for."""
+    """Count the images that pass through the network, by what for."""
     counts: dict[str, int] = {}
     for module in (answering, remembering, tempering):
         original = module.batches
@@ -288,16 +289,16 @@ def test_what_was_kept_and_what_passes_through_again_say_the_same(
         (data.folder / "features.away").rename(data.folder / "features")
     assert (counts["gallery"], counts["recogniser"]) == (24, 6)
     assert first["temperature"] == pytest.approx(second["temperature"], rel=0.02)
-    remembered = [load_file(run.folder / "reference.safetensors") for run in (kept, anew)]
+    remembered = [load_file(run.folder / "gallery.safetensors") for run in (kept, anew)]
     assert torch.equal(remembered[0]["labels"], remembered[1]["labels"])
-    cosines = (remembered[0]["photos"].float() * remembered[1]["photos"].float()).sum(dim=1)
+    cosines = (remembered[0]["images"].float() * remembered[1]["images"].float()).sum(dim=1)
     assert cosines.numpy() == pytest.approx(np.ones(24), abs=2e-3)
 
 
-def test_a_fine_tuned_trunk_does_not_take_them(
+def test_a_fine_tuned_backbone_does_not_take_them(
     data: Dataset, recipe: Recipe, others: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train(data.folder, tmp_path / "tuned", recipe=replace(recipe, epochs=1, warmup_epochs=0))
+    run = train(data.folder, tmp_path / "tuned", recipe=replace(recipe, epochs=1, head_epochs=0))
     assert run.record["best"]["phase"] == "finetune"
     counts = passed_through(monkeypatch)
     evaluate(run.folder, others=others.folder)

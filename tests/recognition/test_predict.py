@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from made_up_runs import picture
+from made_up_runs import image
 
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
@@ -28,24 +28,24 @@ def make_file(folder: Path, name: bytes, data: bytes) -> None:
 
 @pytest.fixture
 def holiday(tmp_path: Path) -> Path:
-    """A folder with two pictures, a text that calls itself a picture, and one that does not."""
+    """A folder with two images, a text that calls itself an image, and one that does not."""
     folder = tmp_path / "holiday"
     (folder / "day 2").mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(picture(11, 1))
-    (folder / "day 2" / "b.JPG").write_bytes(picture(22, 2))
-    (folder / "c.jpg").write_text("not a picture at all")
-    (folder / "notes.txt").write_text("by name no picture either")
+    (folder / "a.jpg").write_bytes(image(11, 1))
+    (folder / "day 2" / "b.JPG").write_bytes(image(22, 2))
+    (folder / "c.jpg").write_text("not an image at all")
+    (folder / "notes.txt").write_text("by name no image either")
     return folder
 
 
-def test_a_photograph_gets_the_answers_that_evaluation_gave_it(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+def test_a_image_gets_the_answers_that_evaluation_gave_it(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     evaluate(run.folder)
-    from landmarks.dataset.shards import PhotoReader
+    from landmarks.dataset.shards import ImageReader
     from landmarks.evaluation.predictions import read_predictions
 
-    photo = own_data.part("test").rows(named=True)[2]
+    image = own_data.split("test").rows(named=True)[2]
     path = tmp_path / "one.jpg"
-    path.write_bytes(PhotoReader(own_data).read(photo["shard"], photo["offset"], photo["length"]))
+    path.write_bytes(ImageReader(own_data).read(image["shard"], image["offset"], image["length"]))
     table = predict(run.folder, path)
     stored = read_predictions(run.folder / "predictions" / "test.parquet").row(2, named=True)
     assert table["landmark_id"].to_list() == run.labels["landmark_id"].gather(stored["label"]).to_list()
@@ -70,13 +70,13 @@ def test_the_program_prints_a_table_writes_a_csv_and_ends_with_1_when_some_faile
     printed = capsys.readouterr()
     assert "Tower" in printed.out
     assert "c.jpg" in printed.err
-    assert "1 of 3 photographs could not be answered" in printed.err
+    assert "1 of 3 images could not be answered" in printed.err
     rows = list(csv.DictReader(target.read_text().splitlines()))
     assert len(rows) == 2 * 2 + 1
     assert list(rows[0]) == list(PREDICTED)
 
 
-def test_json_has_one_entry_per_photograph(run: Run, holiday: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_one_entry_per_image(run: Run, holiday: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert landmarks(["predict", str(run.folder), str(holiday / "a.jpg"), "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert len(entries) == 1
@@ -98,17 +98,17 @@ def test_a_threshold_chosen_by_evaluate_is_used(run: Run, test_data: Dataset, ho
     evaluate(run.folder, data=test_data.folder, false_acceptance=0.25)
     assert set(predict(run.folder, holiday / "a.jpg")["known"].to_list()) <= {True, False}
     rule = read_record(run.folder / "model.json")["rejection"]["rule"]
-    (run.folder / "reference.safetensors").unlink()
+    (run.folder / "gallery.safetensors").unlink()
     if {"nearest", "centre"} & set(rule["weights"]):
         with pytest.raises(LandmarksError, match="choose it again"):
             predict(run.folder, holiday / "a.jpg")
 
 
 def test_clumsy_calls_are_one_line(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(LandmarksError, match="there is no photograph"):
+    with pytest.raises(LandmarksError, match="there is no image"):
         predict(run.folder, tmp_path / "nowhere.jpg")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LandmarksError, match="holds no pictures"):
+    with pytest.raises(LandmarksError, match="holds no images"):
         predict(run.folder, tmp_path / "empty")
     with pytest.raises(UsageError, match="1 to 5"):
         predict(run.folder, tmp_path, top=0)
@@ -128,7 +128,7 @@ def test_a_name_that_is_not_utf8_is_answered_like_any_other(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in (b"caf\xe9.jpg", b"caf\xe8.jpg", b"plain.jpg"):
-        make_file(tmp_path / "holiday", name, picture(11, 1))
+        make_file(tmp_path / "holiday", name, image(11, 1))
     target = tmp_path / "answers.csv"
     words = ["predict", str(run.folder), str(tmp_path / "holiday"), "--top", "1"]
     assert landmarks([*words, "--csv", str(target)]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.images import encode
-from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, Dataset, write_dataset
+from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, Dataset, write_dataset
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.files import write_record
 from landmarks.support.tables import write_table
@@ -44,14 +44,14 @@ NETWORKS = {  # backbone → (skill, parameters, GMACs, seconds)
 }
 
 
-def make_dataset(folder: Path, landmarks: int = 20, photographs: int = 400, others: int = 60, seed: int = 0) -> Dataset:
-    """A dataset whose photographs are little painted towers in the colours of their landmark."""
+def make_dataset(folder: Path, landmarks: int = 20, count: int = 400, others: int = 60, seed: int = 0) -> Dataset:
+    """A dataset whose images are little painted towers in the colours of their landmark."""
     random = np.random.default_rng(seed)
     labels = labels_table(landmarks)
     rows = []
     with ShardWriter(folder / "shards" / "test-000.tar") as shard:
-        for number in range(photographs + others):
-            known = number < photographs
+        for number in range(count + others):
+            known = number < count
             label = int(random.integers(landmarks)) if known else -1
             data = encode(_painting(label, random), 85)
             offset, length = shard.add(f"{number:016x}", data)
@@ -69,11 +69,11 @@ def make_dataset(folder: Path, landmarks: int = 20, photographs: int = 400, othe
                     "usage": "Public" if number % 3 else "Private",
                 }
             )
-    photos = pl.DataFrame(rows, schema=PHOTOS)
+    images = pl.DataFrame(rows, schema=IMAGES)
     return write_dataset(
         folder,
         verb="fetch",
-        photos=photos,
+        images=images,
         labels=labels,
         rejected=pl.DataFrame(schema=REJECTED),
         record={"set": "test", "origin": "a made-up mirror", "rule": "all", "max_side": 240},
@@ -140,7 +140,7 @@ def make_run(
                 "digest": dataset.digest,
                 "origin": "a made-up mirror",
                 "landmarks": len(labels),
-                "photographs": {"train": 4_200, "val": 900, "test": 400},
+                "images": {"train": 4_200, "val": 900, "test": 400},
                 "split": {"rule": split, "seed": 0, "leakage": 37 if split == "random" else 0},
             },
             "network": {
@@ -158,9 +158,9 @@ def make_run(
                 {"what": "precision", "value": "float32", "why": "this processor has no bfloat16 instructions"},
                 {"what": "memory layout", "value": "channels last", "why": "convolutions are 1.4 times faster with it"},
             ],
-            "seconds": {"features": seconds / 9, "warmup": seconds / 30, "finetune": seconds * 0.85, "total": seconds},
+            "seconds": {"features": seconds / 9, "head": seconds / 30, "finetune": seconds * 0.85, "total": seconds},
             "peak_memory_mb": 1_840,
-            "warmup": {"val_accuracy": top1["val"] - 0.03, "val_loss": 0.4, "epochs": 24},
+            "head": {"val_accuracy": top1["val"] - 0.03, "val_loss": 0.4, "epochs": 24},
             "best": {"phase": "finetune", "epoch": 7, "val_accuracy": top1["val"], "val_loss": 0.31},
         },
         verb="train",
@@ -175,8 +175,8 @@ def _judge(
     folder: Path, dataset: Dataset, labels: pl.DataFrame, name: str, *, step: int, skill: float, seed: int
 ) -> float:
     random = np.random.default_rng(seed + step)
-    photos = dataset.part("all").gather_every(step)
-    truth = photos["label"].fill_null(-1).to_numpy().astype(int)
+    images = dataset.split("all").gather_every(step)
+    truth = images["label"].fill_null(-1).to_numpy().astype(int)
     landmarks = len(dataset.labels)
     logits = random.normal(0, 1, (len(truth), landmarks)) * 1.2
     known = truth >= 0
@@ -189,7 +189,7 @@ def _judge(
     scores = np.take_along_axis(probabilities, order, axis=1)
     predictions = pl.DataFrame(
         {
-            "id": photos["id"],
+            "id": images["id"],
             "truth": [[label] if label >= 0 else [] for label in truth.tolist()],
             "label": order.tolist(),
             "score": scores.tolist(),
@@ -197,7 +197,7 @@ def _judge(
         },
         schema_overrides={"truth": pl.List(pl.UInt32), "label": pl.List(pl.UInt32), "score": pl.List(pl.Float32)},
     )
-    write_table(folder / "predictions" / f"{name}.parquet", predictions, run=folder, data=dataset.folder, part=name)
+    write_table(folder / "predictions" / f"{name}.parquet", predictions, run=folder, data=dataset.folder, split=name)
     right, confidence = order[known, 0] == truth[known], scores[known, 0]
     five = (order[known] == truth[known][:, None]).any(1)
     per = [(label, right[truth[known] == label]) for label in range(landmarks)]
@@ -219,7 +219,7 @@ def _judge(
                     "label": label,
                     "landmark_id": ids[label],
                     "name": names[label],
-                    "photographs": len(hits),
+                    "images": len(hits),
                     "correct": int(hits.sum()),
                     "accuracy": float(hits.mean()) if len(hits) else None,
                     "low": _wilson(hits)[0],
@@ -238,9 +238,9 @@ def _judge(
         folder / "metrics" / f"{name}.json",
         {
             "name": name,
-            "part": name,
+            "split": name,
             "data": str(dataset.folder),
-            "photographs": len(truth),
+            "images": len(truth),
             "known": int(known.sum()),
             "unknown": int((~known).sum()),
             "landmarks": landmarks,
@@ -259,7 +259,7 @@ def _judge(
                 {
                     "confidence": float(confidence[bins == b].mean()),
                     "accuracy": float(right[bins == b].mean()),
-                    "photographs": int((bins == b).sum()),
+                    "images": int((bins == b).sum()),
                 }
                 for b in range(10)
                 if (bins == b).any()
@@ -277,8 +277,8 @@ def _judge(
             else [],
             "seconds": 3.2,
             "definitions": {
-                "top1": "Share of known photographs whose most probable answer is one of the landmarks they show.",
-                "macro": "Mean over landmarks of the share of a landmark's photographs whose best answer is right.",
+                "top1": "Share of known images whose most probable answer is one of the landmarks they show.",
+                "macro": "Mean over landmarks of the share of a landmark's images whose best answer is right.",
                 "ece": "Mean distance between stated probability and share of right answers over 15 bins.",
             },
         },
@@ -302,8 +302,8 @@ def _value(hits: np.ndarray) -> dict[str, object]:
 def _history(final: float, warm: bool) -> pl.DataFrame:
     random = np.random.default_rng(3)
     rows = []
-    for phase, epochs, start, end in (("warmup", 24, 0.2, final - 0.03), ("finetune", 8, final - 0.03, final)):
-        if phase == "warmup" and not warm:
+    for phase, epochs, start, end in (("head", 24, 0.2, final - 0.03), ("finetune", 8, final - 0.03, final)):
+        if phase == "head" and not warm:
             continue
         for epoch in range(1, epochs + 1):
             accuracy = end - (end - start) * np.exp(-3.5 * epoch / epochs) + random.normal(0, 0.003)
@@ -328,10 +328,10 @@ def _maps(folder: Path, names: list[str], count: int, seed: int) -> None:
     panels = []
     for number in range(count):
         label = number % len(names)
-        picture = np.concatenate([_painting(label, random) for _ in range(5)], axis=1)
+        image = np.concatenate([_painting(label, random) for _ in range(5)], axis=1)
         path = folder / "maps" / f"{number:016x}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode(picture))
+        path.write_bytes(encode(image))
         answers = [
             {"label": (label + place) % len(names), "name": names[(label + place) % len(names)], "probability": p}
             for place, p in enumerate((0.81, 0.09, 0.04, 0.01))
@@ -339,7 +339,7 @@ def _maps(folder: Path, names: list[str], count: int, seed: int) -> None:
         panels.append(
             {
                 "id": f"{number:016x}",
-                "picture": path.name,
+                "image": path.name,
                 "truth": label,
                 "truth_name": names[label],
                 "answers": answers,

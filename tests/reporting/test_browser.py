@@ -22,7 +22,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    data = make_dataset(folder / "data", photographs=200, others=20)
+    data = make_dataset(folder / "data", images=200, others=20)
     runs = [make_run(folder / name, data, name, maps=2) for name in NETWORKS]
     return report(runs, folder / "report.html")
 
@@ -104,14 +104,14 @@ def test_a_link_to_a_folded_run_opens_it(browser: Any, page: Path) -> None:
     assert tab.locator("#run-baseline details.chapter").get_attribute("open") is not None
 
 
-def test_all_pictures_are_drawn_and_a_dark_screen_gets_a_dark_page(browser: Any, page: Path) -> None:
+def test_all_images_are_drawn_and_a_dark_screen_gets_a_dark_page(browser: Any, page: Path) -> None:
     tab, _, _ = opened(browser, page, 1280, color_scheme="dark")
     tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     tab.evaluate("document.querySelectorAll('img').forEach(one => { one.loading = 'eager'; })")
     tab.wait_for_function("[...document.images].every(one => one.complete)")
     assert tab.evaluate("[...document.images].filter(one => !one.naturalWidth).length") == 0
     shade = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert max(int(part) for part in shade.removeprefix("rgb(").removesuffix(")").split(",")) < 60
+    assert max(int(split) for split in shade.removeprefix("rgb(").removesuffix(")").split(",")) < 60
 
 
 def test_without_a_script_everything_can_still_be_read(browser: Any, page: Path) -> None:

@@ -14,7 +14,7 @@ from landmarks.evaluation.predictions import arrays_of
 from landmarks.evaluation.submission import write_metrics
 from landmarks.reporting.caveats import found_caveats, page_definitions
 from landmarks.reporting.report_tables import evaluations_table, rejection, results_table
-from landmarks.reporting.run_files import Evaluation, Pieces, read_pieces
+from landmarks.reporting.run_files import Evaluation, RunFiles, read_run_files
 from landmarks.support.tables import read_table, write_table
 
 
@@ -29,7 +29,7 @@ def run(
     recipe: dict[str, Any] | None = None,
     val_accuracy: float | None = 0.9,
     epochs: int = 3,
-) -> Pieces:
+) -> RunFiles:
     record = {
         "recipe": recipe,
         "data": {"digest": "d", "set": "train", "split": split or {"rule": "by group", "leakage": {}}, **(data or {})},
@@ -39,15 +39,15 @@ def run(
     kinds = {"phase": pl.String, "epoch": pl.UInt32, "val_accuracy": pl.Float64}
     rows = [("finetune", epoch, val_accuracy) for epoch in range(1, epochs + 1)]
     history = pl.DataFrame(rows, schema=kinds, orient="row")
-    return Pieces(name, Path(name), record, labels_table(20), history, {}, tests, None)
+    return RunFiles(name, Path(name), record, labels_table(20), history, {}, tests, None)
 
 
 def judged(name: str, known: int, unknown: int = 0) -> Evaluation:
     top1 = {"value": 0.9, "low": 0.88, "high": 0.92}
-    return Evaluation(name, {"part": name, "known": known, "unknown": unknown, "top1": top1}, None, None, None)
+    return Evaluation(name, {"split": name, "known": known, "unknown": unknown, "top1": top1}, None, None, None)
 
 
-def told(*runs: Pieces) -> str:
+def told(*runs: RunFiles) -> str:
     return " ".join(found_caveats(runs))
 
 
@@ -82,7 +82,7 @@ def test_dinov2_has_seen_the_archive_and_a_network_from_scratch_nothing() -> Non
     assert "retrained" not in told(run(weights="none"))
 
 
-def test_of_somebodys_own_photographs_nothing_is_said_that_holds_for_the_archive_alone() -> None:
+def test_of_somebodys_own_images_nothing_is_said_that_holds_for_the_archive_alone() -> None:
     for origin in ({"set": "import"}, {"set": None}):
         said = told(run(backbone="vit_small_patch14_dinov2", data=origin))
         assert "archive" not in said and "203,094" not in said
@@ -98,23 +98,23 @@ def test_of_weights_from_a_file_nobody_knows_what_they_have_seen() -> None:
 
 
 def test_a_small_test_set_is_said_with_the_width_of_its_interval() -> None:
-    assert "677 photographs of known landmarks" in told(run(tests=(judged("test", 677),)))
+    assert "677 images of known landmarks" in told(run(tests=(judged("test", 677),)))
     assert "4.0 points wide" in told(run(tests=(judged("test", 677),)))
     assert "small" not in told(run(tests=(judged("test", 5_000),)))
 
 
 def test_a_run_without_a_test_and_one_without_strangers_are_said() -> None:
-    untested = run(tests=(judged("val", 900),), data={"photographs": {"train": 90, "val": 900, "test": 0}})
+    untested = run(tests=(judged("val", 900),), data={"images": {"train": 90, "val": 900, "test": 0}})
     assert "Nothing was kept apart to test run: validation accuracy chose the epoch to keep" in told(untested)
     assert "anything else" in told(run(tests=(judged("test", 900),)))
     assert "anything else" not in told(run(tests=(judged("test", 900, unknown=100),)))
     asked, unasked = (run(name, tests=(judged("test", 900, unknown),)) for name, unknown in (("a", 100), ("b", 0)))
-    assert "Every photograph judged of b shows one of the known landmarks" in told(asked, unasked)
+    assert "Every image judged of b shows one of the known landmarks" in told(asked, unasked)
 
 
-def test_test_photographs_that_wait_to_be_judged_are_not_denied() -> None:
-    waiting = run(tests=(judged("val", 900),), data={"photographs": {"train": 90, "val": 900, "test": 500}})
-    assert "run was not judged on test photographs" in told(waiting)
+def test_test_images_that_wait_to_be_judged_are_not_denied() -> None:
+    waiting = run(tests=(judged("val", 900),), data={"images": {"train": 90, "val": 900, "test": 500}})
+    assert "run was not judged on test images" in told(waiting)
     assert "Nothing was kept apart" not in told(waiting)
 
 
@@ -146,12 +146,12 @@ def test_what_decides_a_training_is_compared_and_not_where_it_ran() -> None:
     assert "a and b differ in nothing but the seed" in told(*pair)
 
 
-def test_runs_tested_on_different_photographs_do_not_compare() -> None:
+def test_runs_tested_on_different_images_do_not_compare() -> None:
     assert "do not compare" in told(run(tests=(judged("test", 900),)), run(tests=(judged("other", 500),)))
     assert "do not compare" not in told(run(tests=(judged("test", 900),)), run(tests=(judged("test", 900),)))
 
 
-def test_photographs_are_compared_by_what_they_are_where_the_predictions_tell(tmp_path: Path) -> None:
+def test_images_are_compared_by_what_they_are_where_the_predictions_tell(tmp_path: Path) -> None:
     def answered(name: str, ids: list[str]) -> Evaluation:
         path = tmp_path / f"{name}.parquet"
         kinds = {"id": pl.String, "truth": pl.List(pl.UInt32)}
@@ -166,18 +166,18 @@ def test_photographs_are_compared_by_what_they_are_where_the_predictions_tell(tm
 def test_what_is_not_known_of_a_run_is_no_difference_between_runs() -> None:
     told_nothing = run(data={"digest": None})
     told_nothing.record["network"] = {}
-    assert "same photographs" not in told(run(), told_nothing)
+    assert "same images" not in told(run(), told_nothing)
     assert "different sizes" not in told(run(), told_nothing)
-    assert "not trained on the same photographs" in told(run(), run(data={"digest": "other"}))
+    assert "not trained on the same images" in told(run(), run(data={"digest": "other"}))
 
 
-def test_numbers_of_the_training_photographs_are_no_test() -> None:
+def test_numbers_of_the_training_images_are_no_test() -> None:
     learned = run(tests=(judged("train", 900),), data={"folder": "data"})
-    assert learned.main is None and "run was not judged on test photographs" in told(learned)
-    whole = Evaluation("all", {"known": 90, "part": "all", "data": "data"}, None, None, None)
+    assert learned.main is None and "run was not judged on test images" in told(learned)
+    whole = Evaluation("all", {"known": 90, "split": "all", "data": "data"}, None, None, None)
     assert run(tests=(whole,), data={"folder": "data"}).main is None
     assert run(tests=(whole,), data={"folder": "elsewhere"}).main is whole
-    folder = Evaluation("train", {"known": 90, "part": "all", "data": "train"}, None, None, None)
+    folder = Evaluation("train", {"known": 90, "split": "all", "data": "train"}, None, None, None)
     assert run(tests=(folder,), data={"folder": "elsewhere"}).main is folder
 
 
@@ -191,7 +191,7 @@ def test_the_evaluation_says_itself_what_its_numbers_mean() -> None:
 
 
 def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_else_is(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", photographs=120, others=30)
+    data = make_dataset(tmp_path / "data", images=120, others=30)
     folder = make_run(tmp_path / "run", data, maps=0)
     predictions = read_table(folder / "predictions" / "test.parquet")
     random = np.random.default_rng(0)
@@ -203,15 +203,15 @@ def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_e
         usage=pl.lit("Public"),
         **scores,
     )
-    about = {"name": "test", "part": "test", "data": str(data.folder), "temperature": 1.3, "seconds": 2.0}
+    about = {"name": "test", "split": "test", "data": str(data.folder), "temperature": 1.3, "seconds": 2.0}
     write_metrics(folder, data.labels, arrays_of(predictions), about, inputs="")
-    (pieces,) = read_pieces([folder])
-    tables = [results_table([pieces]), evaluations_table(pieces), rejection(pieces.main.metrics)]
+    (files,) = read_run_files([folder])
+    tables = [results_table([files]), evaluations_table(files), rejection(files.main.metrics)]
     shown = {column.title for table in tables for column in table.columns if column.numeric}
-    meant = dict(page_definitions([pieces]))
-    assert {"Test accuracy", "Warm-up alone", "Others rejected", "AUROC where chosen", "Image", "GAP"} <= shown
+    meant = dict(page_definitions([files]))
+    assert {"Test accuracy", "Head training alone", "Others rejected", "AUROC where chosen", "Image", "GAP"} <= shown
     assert shown <= set(meant)
     elsewhere = {"Interval", "GMACs", "Rejection", "Landmarks", "Landmark accuracy", "Confused", "GAP of usage"}
     elsewhere |= {"Reliability", "Risk coverage", "Temperature", "ECE before temperature"}  # in figures and lines
-    scores_compared = {row["score"].capitalize() for row in pieces.main.metrics["rejection"]}
+    scores_compared = {row["score"].capitalize() for row in files.main.metrics["rejection"]}
     assert set(meant) == shown | elsewhere | scores_compared

@@ -12,7 +12,7 @@ from landmarks.reporting import charts
 from landmarks.reporting.charts import FigureFolder, inlined, render
 from landmarks.reporting.drawings import MOST_CELLS
 
-UNIT = pl.DataFrame({"confidence": [0.2, 0.9], "accuracy": [0.3, 0.8], "photographs": [5, 40]}).with_columns(
+UNIT = pl.DataFrame({"confidence": [0.2, 0.9], "accuracy": [0.3, 0.8], "images": [5, 40]}).with_columns(
     pl.Series("description", ["low", "high"])
 )
 
@@ -21,7 +21,7 @@ def tips(svg: str) -> list[str]:
     return [tip for element in ET.fromstring(svg).iter() if (tip := element.get("data-tip"))]
 
 
-def test_marks_say_what_they_are_and_the_picture_as_a_whole_has_one_alternative_text() -> None:
+def test_marks_say_what_they_are_and_the_image_as_a_whole_has_one_alternative_text() -> None:
     svg = inlined(render(charts.reliability(UNIT)), "Reliability", prefix="a")
     assert {"low", "high"} <= set(tips(svg))
     root = ET.fromstring(svg)
@@ -29,7 +29,7 @@ def test_marks_say_what_they_are_and_the_picture_as_a_whole_has_one_alternative_
     assert [element for element in root.iter() if element is not root and element.get("aria-label")] == []
 
 
-def test_two_pictures_in_one_page_share_no_identifier() -> None:
+def test_two_images_in_one_page_share_no_identifier() -> None:
     svg = render(charts.risk_coverage(pl.DataFrame({"coverage": [0.0, 1.0], "risk": [0.0, 0.1]})))
     svg = svg.replace("<g ", '<g id="clip0" ', 1)
     roots = [ET.fromstring(inlined(svg, "", prefix=prefix)) for prefix in ("a", "b")]
@@ -46,7 +46,7 @@ def test_the_page_gets_its_own_colours_and_the_file_real_ones(tmp_path: Path) ->
     assert pl.read_csv(tmp_path / "figures" / "run-reliability.csv").columns == [
         "confidence",
         "accuracy",
-        "photographs",
+        "images",
     ]
 
 
@@ -70,4 +70,4 @@ def test_a_run_from_scratch_has_learning_curves_of_one_phase() -> None:
         {"phase": ["finetune"] * 2, "epoch": [1, 2], "series": ["validation"] * 2, "value": [0.1, 0.2]}
     )
     svg = render(charts.learning_curves(frame.with_columns(pl.Series("description", ["x", "y"])), "accuracy", True))
-    assert "fine-tuning" in svg and "warm-up" not in svg
+    assert "fine-tuning" in svg and "head training" not in svg

@@ -24,7 +24,7 @@ from landmarks.support.tables import read_table, write_table
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
-    data = make_dataset(folder / "data", photographs=200, others=20)
+    data = make_dataset(folder / "data", images=200, others=20)
     return [make_run(folder / name, data, name, maps=2) for name in NETWORKS]
 
 
@@ -70,7 +70,7 @@ def test_every_anchor_of_the_contents_exists_once_and_no_identifier_twice(page: 
     assert len(targets) > 10 and set(targets) <= set(ids)
 
 
-def test_headings_go_down_one_level_at_a_time_and_every_picture_has_words(page: Path) -> None:
+def test_headings_go_down_one_level_at_a_time_and_every_image_has_words(page: Path) -> None:
     parsed = Parsed(page.read_text(encoding="utf-8"))
     levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1 and levels[0] == 1
@@ -125,7 +125,7 @@ def test_a_run_that_was_only_trained_says_what_is_missing_and_how_to_make_it(run
     assert "has not been evaluated yet" in text
 
 
-def test_photographs_that_are_gone_are_told_and_nothing_else_is_lost(runs: list[Path], tmp_path: Path) -> None:
+def test_images_that_are_gone_are_told_and_nothing_else_is_lost(runs: list[Path], tmp_path: Path) -> None:
     lonely = tmp_path / "lonely"
     shutil.copytree(runs[2], lonely)
     record = read_record(lonely / "run.json")
@@ -136,8 +136,8 @@ def test_photographs_that_are_gone_are_told_and_nothing_else_is_lost(runs: list[
     assert "Most confused pairs" in text and "Most confident mistakes" in text
 
 
-def test_a_truncated_photograph_or_heat_map_is_left_out(runs: list[Path], tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", photographs=60, others=0)
+def test_a_truncated_image_or_heat_map_is_left_out(runs: list[Path], tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", images=60, others=0)
     run = make_run(tmp_path / "run", data, "resnet18", maps=2)
     with open(data.folder / "shards" / "test-000.tar", "rb+") as shard:
         shard.truncate(40_000)
@@ -163,11 +163,11 @@ HOSTILE = (
 
 
 def test_hostile_names_stay_texts_everywhere(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", landmarks=11, photographs=150, others=10)
+    data = make_dataset(tmp_path / "data", landmarks=11, images=150, others=10)
     labels = data.labels.with_columns(name=pl.Series(HOSTILE))
-    photos = read_table(data.folder / "photos.parquet")
-    photos = photos.with_columns(author=pl.lit(HOSTILE[1]), license=pl.lit(HOSTILE[0]))
-    write_table(data.folder / "photos.parquet", photos)
+    images = read_table(data.folder / "images.parquet")
+    images = images.with_columns(author=pl.lit(HOSTILE[1]), license=pl.lit(HOSTILE[0]))
+    write_table(data.folder / "images.parquet", images)
     run = make_run(tmp_path / "<b>run", data, "resnet18", labels=labels, maps=8)
     text = report(run, tmp_path / "report.html").read_text(encoding="utf-8")
     parsed = Parsed(text)
@@ -182,11 +182,11 @@ def test_hostile_names_stay_texts_everywhere(tmp_path: Path) -> None:
 
 
 def test_a_heat_map_index_cannot_read_files_outside_its_folder(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", photographs=40, others=0)
+    data = make_dataset(tmp_path / "data", images=40, others=0)
     run = make_run(tmp_path / "run", data, "resnet18", maps=1)
     shutil.copy(run / "maps" / f"{0:016x}.jpg", tmp_path / "secret.jpg")
     index = json.loads((run / "maps" / "index.json").read_text())
-    index["panels"][0]["picture"] = "../../secret.jpg"
+    index["panels"][0]["image"] = "../../secret.jpg"
     write_record(run / "maps" / "index.json", index, verb="explain")
     assert "Where it looked" not in report(run, tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -233,15 +233,15 @@ def test_the_verb_prints_where_the_page_lies(
 
 
 def copied(run: Path, where: Path, **changes: object) -> Path:
-    """A copy of a run whose record is changed: `data__photographs={...}` is the entry `photographs` of `data`."""
+    """A copy of a run whose record is changed: `data__photographs={...}` is the entry `images` of `data`."""
     shutil.copytree(run, where)
     record = read_record(where / "run.json")
     for path, value in changes.items():
         *outer, last = path.split("__")
-        part = record
+        split = record
         for key in outer:
-            part = part[key]
-        part[last] = value
+            split = split[key]
+        split[last] = value
     write_record(where / "run.json", record, verb="train")
     return where
 
@@ -254,32 +254,36 @@ def test_a_run_from_scratch_is_not_said_to_go_on_where_a_warm_up_ended(runs: lis
     scratch = [copied(runs[0], tmp_path / name) for name in ("a", "b")]
     text = text_of(report(scratch, tmp_path / "scratch.html"))
     assert "Validation accuracy as training went on" in text
-    assert "where warm-up ended" not in text and "epochs of warm-up and" not in text and "both phases" not in text
+    assert (
+        "where head training ended" not in text
+        and "epochs of head training and" not in text
+        and "both phases" not in text
+    )
     text = text_of(report(runs, tmp_path / "all.html"))
-    assert "where warm-up ended" in text and "over the epochs of warm-up and fine-tuning" in text
+    assert "where head training ended" in text and "over the epochs of head training and fine-tuning" in text
 
 
-def test_a_run_without_test_photographs_is_not_told_to_be_judged_on_them(runs: list[Path], tmp_path: Path) -> None:
-    photographs = {"train": 4_200, "val": 900, "test": 0}
-    bare = copied(runs[1], tmp_path / "bare", data__photographs=photographs)
+def test_a_run_without_test_images_is_not_told_to_be_judged_on_them(runs: list[Path], tmp_path: Path) -> None:
+    images = {"train": 4_200, "val": 900, "test": 0}
+    bare = copied(runs[1], tmp_path / "bare", data__images=images)
     (bare / "metrics" / "test.json").unlink()
     text = text_of(report(bare, tmp_path / "validated.html"))
-    assert "Judged on validation photographs only: no others were kept apart." in text and "--part test" not in text
+    assert "Judged on validation images only: no others were kept apart." in text and "--split test" not in text
     shutil.rmtree(bare / "metrics")
-    assert f"landmarks evaluate {bare} --part val" in text_of(report(bare, tmp_path / "bare.html"))
+    assert f"landmarks evaluate {bare} --split val" in text_of(report(bare, tmp_path / "bare.html"))
 
 
-def test_accuracy_on_training_photographs_is_never_called_test_accuracy(runs: list[Path], tmp_path: Path) -> None:
+def test_accuracy_on_training_images_is_never_called_test_accuracy(runs: list[Path], tmp_path: Path) -> None:
     run = copied(runs[1], tmp_path / "run")
     for path in (run / "metrics").glob("val*"):
         path.unlink()
     for path in (run / "metrics").glob("test*"):
         path.rename(path.with_name(path.name.replace("test", "train")))
     record = read_record(run / "metrics" / "train.json")
-    write_record(run / "metrics" / "train.json", {**record, "name": "train", "part": "train"}, verb="evaluate")
+    write_record(run / "metrics" / "train.json", {**record, "name": "train", "split": "train"}, verb="evaluate")
     text = text_of(report(run, tmp_path / "report.html"))
-    assert "test accuracy" not in text and "test photographs (95" not in text
-    assert "Not evaluated yet, but on photographs it was trained on." in text
+    assert "test accuracy" not in text and "test images (95" not in text
+    assert "Not evaluated yet, but on images it was trained on." in text
 
 
 def test_how_many_landmarks_were_judged_is_counted(runs: list[Path], tmp_path: Path) -> None:
@@ -297,11 +301,11 @@ def test_as_many_answers_are_promised_as_the_heat_maps_have(runs: list[Path], tm
     for entry in index["panels"]:
         entry["answers"] = entry["answers"][:2]
     write_record(run / "maps" / "index.json", index, verb="explain")
-    assert "The 2 best answers of each photograph" in text_of(report(run, tmp_path / "two.html"))
-    assert "The 4 best answers of each photograph" in text_of(report(runs[1], tmp_path / "four.html"))
+    assert "The 2 best answers of each image" in text_of(report(run, tmp_path / "two.html"))
+    assert "The 4 best answers of each image" in text_of(report(runs[1], tmp_path / "four.html"))
 
 
-def test_a_page_without_photographs_says_nothing_of_their_authors(runs: list[Path], tmp_path: Path) -> None:
+def test_a_page_without_images_says_nothing_of_their_authors(runs: list[Path], tmp_path: Path) -> None:
     assert "belong to their authors" in text_of(report(runs[1], tmp_path / "with.html"))
     bare = copied(runs[1], tmp_path / "bare")
     for name in ("metrics", "predictions", "maps"):
@@ -346,14 +350,14 @@ def test_a_network_without_maps_is_not_to_be_explained(runs: list[Path], tmp_pat
     assert "this kind of network has no maps to draw" in text and "landmarks explain" not in text
 
 
-def test_predictions_that_are_gone_are_made_again_of_the_same_photographs(runs: list[Path], tmp_path: Path) -> None:
+def test_predictions_that_are_gone_are_made_again_of_the_same_images(runs: list[Path], tmp_path: Path) -> None:
     run = copied(runs[1], tmp_path / "run")
     shutil.rmtree(run / "predictions")
-    assert f"landmarks evaluate {run} --part test" in text_of(report(run, tmp_path / "own.html"))
+    assert f"landmarks evaluate {run} --split test" in text_of(report(run, tmp_path / "own.html"))
     for path in (run / "metrics").glob("test*"):
         path.rename(path.with_name(path.name.replace("test", "holiday")))
     record = read_record(run / "metrics" / "holiday.json")
-    write_record(run / "metrics" / "holiday.json", {**record, "data": "/data/holiday", "part": "all"}, verb="evaluate")
+    write_record(run / "metrics" / "holiday.json", {**record, "data": "/data/holiday", "split": "all"}, verb="evaluate")
     assert f"landmarks evaluate {run} --data /data/holiday" in text_of(report(run, tmp_path / "another.html"))
 
 

@@ -18,7 +18,7 @@ from landmarks.support.files import write_record
 
 SPACE = "\N{NO-BREAK SPACE}"
 NOTHING = dict.fromkeys(
-    ("run", "parameters", "image_size", "epochs", "validation", "test", "test_set", "warmup", "seconds")
+    ("run", "parameters", "image_size", "epochs", "validation", "test", "test_set", "head", "seconds")
 )
 RECORD: dict[str, Any] = {
     "test_set": None,
@@ -38,7 +38,7 @@ RECORD: dict[str, Any] = {
             "validation": {"value": 0.9, "low": 0.88, "high": 0.92},
             "test": {"value": 0.89, "low": 0.86, "high": 0.915},
             "test_set": None,
-            "warmup": 0.84,
+            "head": 0.84,
             "seconds": 725.0,
         },
         {
@@ -65,7 +65,7 @@ def test_each_cell_of_the_table_says_what_the_record_holds() -> None:
     assert [cell.text for cell in missed] == ["resnet50", "study", *["–"] * 5, "not given here", "not done"]
 
 
-def test_photographs_of_everyone_get_a_column_on_the_page_and_on_the_screen() -> None:
+def test_images_of_everyone_get_a_column_on_the_page_and_on_the_screen() -> None:
     record = copy.deepcopy(RECORD) | {"test_set": "holidays"}
     record["rows"][0]["test_set"] = {"value": 0.5, "low": 0.4, "high": 0.6}
     assert [column.title for column in study_table(record).columns][6] == "Test on holidays"
@@ -85,7 +85,7 @@ def test_the_numbers_are_shares_and_nothing_stays_nothing() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    return make_run(folder / "run", make_dataset(folder / "data", photographs=60, others=0), "resnet18", maps=0)
+    return make_run(folder / "run", make_dataset(folder / "data", images=60, others=0), "resnet18", maps=0)
 
 
 def test_the_page_shows_the_table_the_figure_and_the_notes(run: Path, tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_the_page_shows_the_table_the_figure_and_the_notes(run: Path, tmp_path: 
     words = ["report", str(run), "-o", str(tmp_path / "page.html"), "--study", str(tmp_path / "study.json")]
     assert run_verb(words) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    part = text[text.index('<section id="study">') :]
-    part = part[: part.index("</section>")]
-    assert 'href="#study"' in text and "One was left out." in part and f"85.31{SPACE}%" in part
-    assert "xception, published: 85.3" in part
+    split = text[text.index('<section id="study">') :]
+    split = split[: split.index("</section>")]
+    assert 'href="#study"' in text and "One was left out." in split and f"85.31{SPACE}%" in split
+    assert "xception, published: 85.3" in split
     assert pl.read_csv(tmp_path / "figures" / "page-study.csv")["network"].to_list() == ["xception", "resnet50"]
     assert 'id="study"' not in report(run, tmp_path / "plain.html").read_text(encoding="utf-8")
 

@@ -18,7 +18,7 @@ import landmarks
 from landmarks.cli.main import run as run_verb
 from landmarks.cli.result_verbs import reproduce as verb
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.shards import ImageReader
 from landmarks.miniature.make import make_miniature
 from landmarks.study.protocol import IN_THE_TABLE, PROTOCOLS, attempts, by_reference, divided, starts
 from landmarks.study.reproduce import Reproduction, reproduce
@@ -32,8 +32,8 @@ TWO = {"networks": "baseline,resnet18", "weights": "none", "image_size": 32, "ep
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough photographs that groups of them fit into every part."""
-    return make_miniature(tmp_path_factory.mktemp("mirror"), landmarks=3, photographs=20, others=6, size=64)
+    """Enough images that groups of them fit into every split."""
+    return make_miniature(tmp_path_factory.mktemp("mirror"), landmarks=3, images=20, others=6, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ sys.exit(run(sys.argv[3:]))
 """
 
 
-def test_whether_the_protocols_test_on_the_same_photographs_is_looked_up(data: Dataset, tmp_path: Path) -> None:
+def test_whether_the_protocols_test_on_the_same_images_is_looked_up(data: Dataset, tmp_path: Path) -> None:
     every = attempts("baseline", "none", image_size=32, epochs=1, seed=0)
     study = Reproduction(tmp_path, data, {}, every, None)
 
@@ -91,10 +91,10 @@ def test_whether_the_protocols_test_on_the_same_photographs_is_looked_up(data: D
     assert said() == []  # nothing is divided yet
     for protocol in PROTOCOLS:
         landmarks.split(by_reference(data, tmp_path / "data" / protocol.by).folder, by=protocol.by, val=0.2, test=0.2)
-    assert said() == ["The two protocols test on different photographs."]
-    same = read_table(tmp_path / "data" / "random" / "split.parquet")
-    write_table(tmp_path / "data" / "group" / "split.parquet", same)
-    assert said() == ["The two protocols test on the same photographs."]
+    assert said() == ["The two protocols test on different images."]
+    same = read_table(tmp_path / "data" / "random" / "splits.parquet")
+    write_table(tmp_path / "data" / "group" / "splits.parquet", same)
+    assert said() == ["The two protocols test on the same images."]
 
 
 @pytest.mark.slow
@@ -142,11 +142,11 @@ def test_the_table_says_what_was_reached_what_was_published_and_what_was_changed
     for text in ("85.31", "85.95", "not given", "32 px, not 112", "1 epoch, not 30", "split by group", "not done"):
         assert text in printed.out
     record = read_record(tmp_path / "out" / "study.json")
-    assert record["test_set"] == "test-set"  # "test" is the name of a part
+    assert record["test_set"] == "test-set"  # "test" is the name of a split
     reached, missed = record["rows"][0], record["rows"][1]
     judged = read_record(tmp_path / "out" / "study" / "baseline" / "metrics" / "test-set.json")
     assert reached["test_set"] == judged["top1"] and judged["unknown"] == 6
-    assert reached["epochs"] == [1] and reached["image_size"] == 32 and reached["warmup"] is None
+    assert reached["epochs"] == [1] and reached["image_size"] == 32 and reached["head"] is None
     assert missed["published"] == {"validation": 0.8595, "test": 0.8531} and missed["run"] is None
     numbers = pl.read_csv(tmp_path / "out" / "study.csv")
     assert numbers["test"].to_list()[0] == reached["test"]["value"]
@@ -165,16 +165,16 @@ def test_the_large_networks_take_their_steps(data: Dataset, tmp_path: Path, netw
     assert all(row["parameters"] > 20e6 for row in record["rows"])
 
 
-def test_a_dataset_by_reference_holds_the_same_photographs_and_no_copy(data: Dataset, tmp_path: Path) -> None:
+def test_a_dataset_by_reference_holds_the_same_images_and_no_copy(data: Dataset, tmp_path: Path) -> None:
     made = by_reference(data, tmp_path / "view")
     assert made.record["digest"] == data.record["digest"] and not (tmp_path / "view" / "shards").exists()
     place = ["shard", "offset", "length"]
-    ours, theirs = PhotoReader(made), PhotoReader(data)
-    for here, there in zip(made.photos.select(place).rows(), data.photos.select(place).rows(), strict=True):
+    ours, theirs = ImageReader(made), ImageReader(data)
+    for here, there in zip(made.images.select(place).rows(), data.images.select(place).rows(), strict=True):
         assert ours.read(*here) == theirs.read(*there)
 
 
-def test_a_dataset_by_reference_follows_photographs_that_were_moved(data: Dataset, tmp_path: Path) -> None:
+def test_a_dataset_by_reference_follows_images_that_were_moved(data: Dataset, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(data.folder, tmp_path / "here")
@@ -182,13 +182,13 @@ def test_a_dataset_by_reference_follows_photographs_that_were_moved(data: Datase
     divided = open_dataset(tmp_path / "view")
     (tmp_path / "here").rename(tmp_path / "there")
     made = by_reference(open_dataset(tmp_path / "there"), tmp_path / "view")
-    assert made.split is None  # to be divided again, in the same way
+    assert made.splits is None  # to be divided again, in the same way
     assert landmarks.split(made.folder, by="random").digest == divided.digest
-    shard, offset, length = made.photos.select("shard", "offset", "length").row(0)
-    assert len(PhotoReader(made).read(shard, offset, length)) == length
+    shard, offset, length = made.images.select("shard", "offset", "length").row(0)
+    assert len(ImageReader(made).read(shard, offset, length)) == length
 
 
-def test_too_few_photographs_for_one_protocol_leave_the_other(
+def test_too_few_images_for_one_protocol_leave_the_other(
     miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     landmarks.select(miniature, tmp_path / "few.parquet")

@@ -29,7 +29,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=drawn, force_terminal=True, width=120))
     with console.progress("fetching", total=2) as advance:
-        advance(2, "[1] photograph")
+        advance(2, "[1] image")
     assert "fetching" in drawn.getvalue()
     assert "100 %" in drawn.getvalue()
-    assert "[1] photograph" in drawn.getvalue()
+    assert "[1] image" in drawn.getvalue()

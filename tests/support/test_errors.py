@@ -6,8 +6,8 @@ from landmarks.support.errors import LandmarksError, MissingExtraError, UsageErr
 
 
 def test_an_error_is_one_line_with_what_was_received_expected_and_the_way_out() -> None:
-    error = LandmarksError("no part\n 'tset'", received=3, expected="one of\ttrain", way_out="look again")
-    assert str(error) == "no part 'tset'; received 3; expected one of train; look again"
+    error = LandmarksError("no split\n 'tset'", received=3, expected="one of\ttrain", way_out="look again")
+    assert str(error) == "no split 'tset'; received 3; expected one of train; look again"
 
 
 def test_exit_codes_follow_the_promise() -> None:

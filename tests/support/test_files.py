@@ -58,7 +58,7 @@ def test_an_error_that_is_not_the_disks_passes_through_a_block_unchanged(tmp_pat
         TimeoutError("timed out"),
         PermissionError(13, "Permission denied", "somewhere/else.jpg"),
         OSError(28, "No space left on device", "somewhere/else"),
-        FileNotFoundError(2, "No such file or directory", "picture.jpg"),
+        FileNotFoundError(2, "No such file or directory", "image.jpg"),
     ]
     for error in others:
         with pytest.raises(type(error)) as caught, written_whole(path) as aside:
@@ -85,7 +85,7 @@ SMALL_DISK = (  # no file may grow beyond 10 kB, as on a disk that is full
     "    'parquet': lambda aside: table.write_parquet(aside),\n"
     "    'csv': lambda aside: table.write_csv(aside),\n"
     "    'weights': lambda aside: save_file({'noise': noise}, aside),\n"
-    "    'picture': lambda aside: "
+    "    'image': lambda aside: "
     "Image.fromarray((256 * noise.reshape(250, 400)).astype('uint8')).save(aside, 'PNG'),\n"
     "}\n"
     "try:\n"
@@ -96,7 +96,7 @@ SMALL_DISK = (  # no file may grow beyond 10 kB, as on a disk that is full
 )
 
 
-@pytest.mark.parametrize("writer", ["text", "parquet", "csv", "weights", "picture"])
+@pytest.mark.parametrize("writer", ["text", "parquet", "csv", "weights", "image"])
 def test_a_disk_that_fills_up_is_told_whatever_writes(tmp_path: Path, writer: str) -> None:
     line = [sys.executable, "-c", SMALL_DISK, str(tmp_path), writer]
     told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -209,9 +209,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: P
 
 
 @given(st.lists(st.one_of(st.integers(), st.text(), st.booleans(), st.none())), st.integers())
-def test_a_digest_changes_with_any_part(parts: list[object], other: int) -> None:
-    assert digest_of(*parts) == digest_of(*parts)
-    assert digest_of(*parts, other) != digest_of(*parts)
+def test_a_digest_changes_with_any_part(splits: list[object], other: int) -> None:
+    assert digest_of(*splits) == digest_of(*splits)
+    assert digest_of(*splits, other) != digest_of(*splits)
 
 
 def test_a_file_digest_is_blake2b_as_the_system_computes_it(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from landmarks.support.seeds import generator
 
 def test_the_same_keys_give_the_same_numbers_and_others_do_not() -> None:
     assert generator(0, 1, "a").integers(2**40) == generator(0, 1, "a").integers(2**40)
-    numbers = {generator(seed, epoch, photo).integers(2**40) for seed in (0, 1) for epoch in (0, 1) for photo in "ab"}
+    numbers = {generator(seed, epoch, image).integers(2**40) for seed in (0, 1) for epoch in (0, 1) for image in "ab"}
     assert len(numbers) == 8
 
 

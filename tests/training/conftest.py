@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from landmarks.dataset.images import encode
-from landmarks.dataset.manifest import LABELS, PHOTOS, REJECTED, SPLIT, Dataset, open_dataset, write_dataset
+from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLIT, Dataset, open_dataset, write_dataset
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.tables import write_table
 from landmarks.training.machine import Machine
@@ -22,8 +22,8 @@ from landmarks.training.recipe import Recipe, recipe_named
 SMALL = "test_resnet"
 
 
-def picture(landmark: int, number: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
-    """Stripes whose direction and colours are the landmark's, whose phase and noise are the photograph's."""
+def painted(landmark: int, number: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
+    """Stripes whose direction and colours are the landmark's, whose phase and noise are the image's."""
     random = np.random.default_rng((landmark, number))
     colours = np.random.default_rng(1000 + landmark)
     height, width = size
@@ -36,8 +36,8 @@ def picture(landmark: int, number: int, size: tuple[int, int] = (72, 96)) -> np.
 
 
 def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int = 6, test: int = 2) -> Dataset:
-    """Write a divided dataset of `landmarks` × (train + val + test) photographs in two shards."""
-    rows, parts = [], []
+    """Write a divided dataset of `landmarks` × (train + val + test) images in two shards."""
+    rows, splits = [], []
     for shard in ("a.tar", "b.tar"):
         with ShardWriter(folder / "shards" / shard) as writer:
             for landmark in range(landmarks):
@@ -45,7 +45,7 @@ def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int 
                     if (number % 2 == 0) != (shard == "a.tar"):
                         continue
                     identity = f"{landmark:08x}{number:08x}"
-                    image = picture(landmark, number)
+                    image = painted(landmark, number)
                     offset, length = writer.add(identity, encode(image))
                     height, width = image.shape[:2]
                     rows.append(
@@ -60,10 +60,10 @@ def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int 
                             "phash": landmark * 1000 + number,
                         }
                     )
-                    part = "train" if number < train else "val" if number < train + val else "test"
-                    parts.append({"id": identity, "part": part})
-    photos = pl.DataFrame(rows).with_columns(
-        pl.lit(None, dtype=kind).alias(name) for name, kind in PHOTOS.items() if name not in rows[0]
+                    split = "train" if number < train else "val" if number < train + val else "test"
+                    splits.append({"id": identity, "split": split})
+    images = pl.DataFrame(rows).with_columns(
+        pl.lit(None, dtype=kind).alias(name) for name, kind in IMAGES.items() if name not in rows[0]
     )
     labels = pl.DataFrame(
         {
@@ -78,12 +78,12 @@ def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int 
     write_dataset(
         folder,
         verb="fetch",
-        photos=photos,
+        images=images,
         labels=labels,
         rejected=pl.DataFrame(schema=REJECTED),
         record={"origin": "stripes", "set": "train"},
     )
-    write_table(folder / "split.parquet", pl.DataFrame(parts, schema=SPLIT).sort("id"), rule="made up", seed=0)
+    write_table(folder / "splits.parquet", pl.DataFrame(splits, schema=SPLIT).sort("id"), rule="made up", seed=0)
     return open_dataset(folder)
 
 
@@ -96,9 +96,9 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the smallest ResNet that timm has, drawn from a seed: stands for pretrained ones."""
     torch.manual_seed(0)
-    trunk = timm.create_model(SMALL, pretrained=False, num_classes=0)
+    backbone = timm.create_model(SMALL, pretrained=False, num_classes=0)
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in trunk.state_dict().items()}, path)
+    save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, path)
     return path
 
 
@@ -111,7 +111,7 @@ def small_recipe(small_weights: Path) -> Recipe:
         image_size=32,
         epochs=2,
         batch_size=12,
-        warmup_epochs=5,
+        head_epochs=5,
         tracking="none",
         workers=2,
         device="cpu",

@@ -1,4 +1,4 @@
-"""A run is asked about photographs that it has not seen, whatever was done to its dataset since it was trained."""
+"""A run is asked about images that it has not seen, whatever was done to its dataset since it was trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = {"backbone": "test_resnet", "weights": "none", "image_size": 32, "batch_
 
 
 def put(path: Path, seed: int, side: int = 96) -> None:
-    """Write a made-up picture: six by six soft spots drawn from `seed`."""
+    """Write a made-up image: six by six soft spots drawn from `seed`."""
     spots = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(spots).resize((side, side), Image.Resampling.BICUBIC).save(path, quality=92)
@@ -62,9 +62,9 @@ class Place:
         return self.folder / "run"
 
     @property
-    def parts(self) -> dict[str, set[str]]:
-        table = pl.read_parquet(self.data / "split.parquet")
-        return {part: set(table.filter(pl.col("part") == part)["id"]) for part in ("train", "val", "test")}
+    def splits(self) -> dict[str, set[str]]:
+        table = pl.read_parquet(self.data / "splits.parquet")
+        return {split: set(table.filter(pl.col("split") == split)["id"]) for split in ("train", "val", "test")}
 
     def answered(self, name: str) -> set[str]:
         return set(pl.read_parquet(self.run / "predictions" / f"{name}.parquet")["id"])
@@ -115,7 +115,7 @@ ASKING: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("verb", ASKING)
 def test_a_dataset_that_was_divided_anew_is_refused(place: Place, verb: str) -> None:
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
-    with pytest.raises(LandmarksError, match=r"divided anew after run was trained: \d+ photographs") as refused:
+    with pytest.raises(LandmarksError, match=r"divided anew after run was trained: \d+ images") as refused:
         ASKING[verb](place.run)
     assert f"landmarks split {place.data} --by random --val 0.2 --test 0.2 --seed 0" in str(refused.value)
     assert f"--data {place.data}" in str(refused.value)
@@ -129,7 +129,7 @@ def test_the_refusal_counts_what_it_was_trained_on_and_would_be_tested_with(plac
     moved = (before["train"] - after["train"]) | (before["val"] - after["val"])
     tested = (before["train"] | before["val"]) & after["test"]
     assert tested
-    with pytest.raises(LandmarksError, match=f": {len(moved)} photographs .* now, {len(tested)} of them in test"):
+    with pytest.raises(LandmarksError, match=f": {len(moved)} images .* now, {len(tested)} of them in test"):
         evaluate(place.run)
 
 
@@ -154,40 +154,40 @@ def test_with_data_a_dataset_divided_anew_is_judged_without_what_the_run_has_see
     numbers = evaluate(place.run, data=place.data)
     assert numbers["name"] == "data"
     assert place.answered("data") == after["test"] - seen
-    assert numbers["seen"] == {"photographs": len(seen), "first": sorted(seen)}
+    assert numbers["seen"] == {"images": len(seen), "first": sorted(seen)}
     assert read_record(place.run / "metrics" / "data.json")["seen"] == numbers["seen"]
     told = capsys.readouterr().err
-    assert f"{len(seen)} of the {len(after['test'])} photographs of {place.data} are left out" in told
+    assert f"{len(seen)} of the {len(after['test'])} images of {place.data} are left out" in told
     assert all(name in told for name in sorted(seen)[:5])
     page = report(place.run, place.folder / "report.html").read_text(encoding="utf-8")
     assert "were left out of the numbers of run, because its training had seen them" in page
 
 
-@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_every_part_of_an_untouched_dataset_can_be_judged(
-    place: Place, part: str, capsys: pytest.CaptureFixture[str]
+    place: Place, split: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(place.run, part=part)["seen"]["photographs"] == 0
-    assert place.answered(part) == place.parts[part]
-    assert ("the numbers say little about others" in capsys.readouterr().err) == (part != "test")
+    assert evaluate(place.run, split=split)["seen"]["images"] == 0
+    assert place.answered(split) == place.parts[split]
+    assert ("the numbers say little about others" in capsys.readouterr().err) == (split != "test")
 
 
 def test_of_all_parts_together_what_was_seen_is_left_out(place: Place) -> None:
-    evaluate(place.run, part="all")
+    evaluate(place.run, split="all")
     assert place.answered("all") == place.parts["test"]
 
 
-def grow(dataset: Dataset, more: Path, parts: dict[str, str]) -> None:
-    """Add the photographs of `more`, imported with the same labels, to a dataset, in the parts that are named."""
+def grow(dataset: Dataset, more: Path, splits: dict[str, str]) -> None:
+    """Add the images of `more`, imported with the same labels, to a dataset, in the splits that are named."""
     added = import_(more, dataset.folder.parent / "more", labels=dataset.folder)
-    table, told = read_table(dataset.folder / "split.parquet"), dataset.record
+    table, told = read_table(dataset.folder / "splits.parquet"), dataset.record
     shards = pl.lit(str(added.folder / "shards") + "/") + pl.col("shard")
-    photos = pl.concat([dataset.as_fetched(), added.photos.with_columns(shard=shards)])
+    images = pl.concat([dataset.as_fetched(), added.images.with_columns(shard=shards)])
     rejected = read_table(dataset.folder / "rejected.parquet")
     kept = {name: told[name] for name in ("set", "origin", "rule", "max_side")}
-    write_dataset(dataset.folder, verb="import", photos=photos, labels=dataset.labels, rejected=rejected, record=kept)
-    new = pl.DataFrame({"id": list(parts), "part": list(parts.values())})
-    write_table(dataset.folder / "split.parquet", pl.concat([table, new]).sort("id"), rule="grown", seed=0)
+    write_dataset(dataset.folder, verb="import", images=images, labels=dataset.labels, rejected=rejected, record=kept)
+    new = pl.DataFrame({"id": list(splits), "split": list(splits.values())})
+    write_table(dataset.folder / "splits.parquet", pl.concat([table, new]).sort("id"), rule="grown", seed=0)
 
 
 def test_a_dataset_that_only_grew_is_evaluated_and_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +200,7 @@ def test_a_dataset_that_only_grew_is_evaluated_and_told(place: Place, capsys: py
     capsys.readouterr()
     evaluate(place.run)
     assert place.answered("test") == tested | set(new[:4])
-    assert "6 photographs were added, 4 of them to test" in capsys.readouterr().err
+    assert "6 images were added, 4 of them to test" in capsys.readouterr().err
     assert len(explain(place.run, count=1)["made"]) == 1
 
 
@@ -211,49 +211,49 @@ def test_a_grown_datasets_copies_of_what_was_trained_on_are_left_out(place: Plac
     shutil.copy(source, place.folder / "new" / train_id[:-2] / "copy.jpg")
     tested = place.parts["test"]
     grow(open_dataset(place.data), place.folder / "new", {"copy": "test"})
-    assert evaluate(place.run)["seen"] == {"photographs": 1, "first": ["copy"]}
+    assert evaluate(place.run)["seen"] == {"images": 1, "first": ["copy"]}
     assert place.answered("test") == tested
 
 
 def test_what_the_gallery_and_the_temperature_come_from_does_not_change_with_the_split(place: Place) -> None:
     others = import_(album(place.folder / "strange", ("arch", "_unknown"), each=5, first=80), place.folder / "other")
     evaluate(place.run, data=others.folder)
-    model, gallery = read_record(place.run / "model.json"), (place.run / "reference.safetensors").read_bytes()
+    model, gallery = read_record(place.run / "model.json"), (place.run / "gallery.safetensors").read_bytes()
     fresh = place.folder / "fresh"
     shutil.copytree(place.run, fresh, ignore=shutil.ignore_patterns("reference*", "metrics", "predictions"))
     write_record(fresh / "model.json", {k: v for k, v in model.items() if k != "temperature"}, verb="train")
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
     evaluate(fresh, data=others.folder)
     assert read_record(fresh / "model.json")["temperature"] == model["temperature"]
-    assert (fresh / "reference.safetensors").read_bytes() == gallery
+    assert (fresh / "gallery.safetensors").read_bytes() == gallery
 
 
-def test_a_photograph_that_was_seen_is_known_under_another_name(place: Place) -> None:
-    parts = place.parts
-    for name in (min(parts["train"]), min(parts["val"]), min(parts["test"])):
+def test_a_image_that_was_seen_is_known_under_another_name(place: Place) -> None:
+    splits = place.parts
+    for name in (min(splits["train"]), min(splits["val"]), min(splits["test"])):
         folder = place.folder / "renamed" / name[:-2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(place.folder / "album" / name[:-2] / f"{name}.jpg", folder / f"again-{name}.jpg")
     renamed = import_(place.folder / "renamed", place.folder / "elsewhere", labels=place.run)
     numbers = evaluate(place.run, data=renamed.folder)
-    assert numbers["seen"]["first"] == sorted(f"again-{min(parts[part])}" for part in ("train", "val"))
-    assert place.answered("elsewhere") == {f"again-{min(parts['test'])}"}
+    assert numbers["seen"]["first"] == sorted(f"again-{min(splits[split])}" for split in ("train", "val"))
+    assert place.answered("elsewhere") == {f"again-{min(splits['test'])}"}
 
 
-def test_another_photograph_of_the_same_name_is_judged(place: Place) -> None:
+def test_another_image_of_the_same_name_is_judged(place: Place) -> None:
     for number in range(4):
         put(place.folder / "others" / "arch" / f"arch{number:02d}.jpg", 90_000 + number)
     others = import_(place.folder / "others", place.folder / "elsewhere")
-    assert evaluate(place.run, data=others.folder)["seen"]["photographs"] == 0
+    assert evaluate(place.run, data=others.folder)["seen"]["images"] == 0
     assert place.answered("elsewhere") == {f"arch{number:02d}" for number in range(4)}
 
 
-def test_when_it_has_seen_every_photograph_nothing_is_judged(place: Place) -> None:
+def test_when_it_has_seen_every_image_nothing_is_judged(place: Place) -> None:
     name = min(place.parts["train"])
     (place.folder / "one" / name[:-2]).mkdir(parents=True)
     shutil.copy(place.folder / "album" / name[:-2] / f"{name}.jpg", place.folder / "one" / name[:-2])
     one = import_(place.folder / "one", place.folder / "elsewhere")
-    with pytest.raises(LandmarksError, match=f"has seen every photograph of the part .* received {name}"):
+    with pytest.raises(LandmarksError, match=f"has seen every image of the split .* received {name}"):
         evaluate(place.run, data=one.folder)
 
 
@@ -266,10 +266,10 @@ def test_what_it_was_trained_on_never_counts_as_unknown(place: Place, capsys: py
     assert numbers["unknown"] == 8
     assert numbers["others"]["seen"]["first"] == [min(place.parts["train"])]
     assert place.answered("street") == {f"_unknown{number}" for number in range(70, 78)}
-    assert "1 of the 9 photographs" in capsys.readouterr().err
+    assert "1 of the 9 images" in capsys.readouterr().err
 
 
-def test_photographs_of_one_name_in_both_datasets_are_two(place: Place) -> None:
+def test_images_of_one_name_in_both_datasets_are_two(place: Place) -> None:
     name = min(place.parts["test"])
     put(place.folder / "strange" / "_unknown" / f"{name}.jpg", 70_000)
     others = import_(place.folder / "strange", place.folder / "street", labels=place.run)
@@ -283,15 +283,15 @@ def test_labels_of_what_it_was_trained_on_can_be_checked_however_it_is_divided(p
 
 
 def test_a_label_check_says_what_the_run_was_fine_tuned_on(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    suspects(place.run, place.folder / "wrong.csv", part="train")
+    suspects(place.run, place.folder / "wrong.csv", split="train")
     count = len(place.parts["train"])
-    assert f"{count} of the {count} photographs checked are ones that run was fine-tuned on" in capsys.readouterr().err
+    assert f"{count} of the {count} images checked are ones that run was fine-tuned on" in capsys.readouterr().err
 
 
-def test_a_lottery_leaves_out_what_a_fine_tuned_trunk_has_seen(place: Place) -> None:
+def test_a_lottery_leaves_out_what_a_fine_tuned_backbone_has_seen(place: Place) -> None:
     again = import_(album(place.folder / "album", each=4, first=30), place.folder / "larger")
     numbers = luck(place.run, 2, data=again.folder, draws=2)
-    assert numbers["seen"]["photographs"] == len(place.parts["train"] | place.parts["val"])
+    assert numbers["seen"]["images"] == len(place.parts["train"] | place.parts["val"])
 
 
 def test_a_run_that_was_begun_from_another_has_seen_what_that_was_trained_on(
@@ -300,7 +300,7 @@ def test_a_run_that_was_begun_from_another_has_seen_what_that_was_trained_on(
     earlier = place.parts
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
     now = place.parts
-    settings = {**SMALL, "weights": str(place.run), "epochs": 1, "warmup_epochs": 1}
+    settings = {**SMALL, "weights": str(place.run), "epochs": 1, "head_epochs": 1}
     later = Place(place.folder)
     train(place.data, place.folder / "later", **settings)  # type: ignore[arg-type]
     numbers = evaluate(place.folder / "later")
@@ -308,12 +308,12 @@ def test_a_run_that_was_begun_from_another_has_seen_what_that_was_trained_on(
     assert seen and numbers["seen"]["first"] == sorted(seen)
     answered = pl.read_parquet(later.folder / "later" / "predictions" / "test.parquet")["id"]
     assert set(answered) == now["test"] - seen
-    assert evaluate(place.folder / "later", part="train")["photographs"] == len(now["train"])
+    assert evaluate(place.folder / "later", split="train")["images"] == len(now["train"])
 
 
 def test_an_earlier_versions_run_is_judged_on_its_untouched_dataset(place: Place) -> None:
     forget(place.run)
-    assert evaluate(place.run)["photographs"] == len(place.parts["test"])
+    assert evaluate(place.run)["images"] == len(place.parts["test"])
 
 
 def test_an_earlier_versions_run_is_refused_on_a_dataset_that_changed(place: Place) -> None:
@@ -326,9 +326,7 @@ def test_an_earlier_versions_run_is_refused_on_a_dataset_that_changed(place: Pla
 def test_an_earlier_versions_run_is_known_by_its_untouched_dataset(place: Place) -> None:
     forget(place.run)
     again = import_(album(place.folder / "album", each=2, first=30), place.folder / "larger")
-    assert evaluate(place.run, data=again.folder)["seen"]["photographs"] == len(
-        place.parts["train"] | place.parts["val"]
-    )
+    assert evaluate(place.run, data=again.folder)["seen"]["images"] == len(place.parts["train"] | place.parts["val"])
 
 
 def test_what_an_earlier_versions_run_has_seen_is_said_to_be_unknown(
@@ -360,10 +358,10 @@ def test_a_pair_that_was_moved_together_is_found(place: Place, tmp_path: Path) -
         ask(moved.run)
     assert read_record(moved.run / "metrics" / "test.json")["data"] == str(moved.data.resolve())
     page = report(moved.run, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Photographs are left out" not in page
+    assert "Images are left out" not in page
 
 
-def test_of_two_places_the_one_with_its_own_photographs_is_taken(place: Place, tmp_path: Path) -> None:
+def test_of_two_places_the_one_with_its_own_images_is_taken(place: Place, tmp_path: Path) -> None:
     alone = place.run.rename(tmp_path / "run")
     import_(album(tmp_path / "strange", ("x", "y")), tmp_path / "data")
     evaluate(alone)
@@ -382,7 +380,7 @@ def test_a_dataset_that_is_gone_is_the_same_sentence_everywhere(place: Place) ->
     (sentence,) = told
     assert f"run was trained on is not at {place.data} any more" in sentence and "--data" in sentence
     page = report(place.run, place.folder / "report.html").read_text(encoding="utf-8")
-    assert f"Photographs are left out: {sentence}" in page
+    assert f"Images are left out: {sentence}" in page
     assert evaluate(place.run, data=place.folder / "moved")["name"] == "test"
 
 

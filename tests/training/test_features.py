@@ -35,12 +35,14 @@ def dataset(stripes: Dataset, tmp_path: Path) -> Dataset:
     return open_dataset(tmp_path / "data")
 
 
-def test_cached_features_are_the_trunk_s_rounded_to_half(network: Network, dataset: Dataset, machine: Machine) -> None:
-    photos = dataset.part("val")
-    cached = cached_features(network, dataset, photos, machine=machine)
-    batch = next(iter(batches(dataset, photos, network.preprocessing, batch_size=len(photos))))
+def test_cached_features_are_the_backbone_s_rounded_to_half(
+    network: Network, dataset: Dataset, machine: Machine
+) -> None:
+    images = dataset.split("val")
+    cached = cached_features(network, dataset, images, machine=machine)
+    batch = next(iter(batches(dataset, images, network.preprocessing, batch_size=len(images))))
     with torch.no_grad():
-        expected = network.eval().features(normalised(batch.images, network.preprocessing)).numpy()
+        expected = network.eval().features(normalised(batch.pixels, network.preprocessing)).numpy()
     assert cached.values.dtype == np.float16
     np.testing.assert_allclose(cached.values, expected, rtol=2e-3, atol=2e-3)
 
@@ -48,9 +50,9 @@ def test_cached_features_are_the_trunk_s_rounded_to_half(network: Network, datas
 def test_a_second_training_computes_nothing(
     network: Network, dataset: Dataset, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    first = cached_features(network, dataset, dataset.split("val"), machine=machine)
     monkeypatch.setattr(features, "batches", None)  # nothing is read any more
-    second = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    second = cached_features(network, dataset, dataset.split("val"), machine=machine)
     assert first.seconds > 0
     assert second.seconds == 0
     assert np.array_equal(first.values, second.values)
@@ -69,14 +71,14 @@ def test_features_of_a_dataset_that_may_only_be_read_are_kept_in_the_users_cache
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     read_only(dataset.folder)
-    first = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    first = cached_features(network, dataset, dataset.split("val"), machine=machine)
     assert f"its features are kept in {tmp_path / 'cache' / 'landmarks' / 'features'}" in capsys.readouterr().err
     monkeypatch.setattr(features, "batches", None)  # nothing is read any more
-    second = cached_features(network, dataset, dataset.part("val"), machine=machine)
+    second = cached_features(network, dataset, dataset.split("val"), machine=machine)
     assert np.array_equal(first.values, second.values)
     monkeypatch.setenv("XDG_CACHE_HOME", str(dataset.folder))
     with pytest.raises(LandmarksError, match="XDG_CACHE_HOME=FOLDER"):
-        cached_features(network, dataset, dataset.part("val"), machine=machine)
+        cached_features(network, dataset, dataset.split("val"), machine=machine)
 
 
 @pytest.mark.linux
@@ -87,45 +89,45 @@ def test_features_that_are_there_are_taken_from_a_dataset_that_may_only_be_read(
     read_only: Callable[[Path], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    cached_features(network, dataset, dataset.split("val"), machine=machine)
     read_only(dataset.folder)
     monkeypatch.setattr(features, "batches", None)  # nothing is read any more
-    assert cached_features(network, dataset, dataset.part("val"), machine=machine).seconds == 0
+    assert cached_features(network, dataset, dataset.split("val"), machine=machine).seconds == 0
 
 
 def test_running_statistics_are_not_moved(network: Network, dataset: Dataset, machine: Machine) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    cached_features(network.train(), dataset, dataset.part("val"), machine=machine)
+    cached_features(network.train(), dataset, dataset.split("val"), machine=machine)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_other_weights_other_photographs_and_another_size_have_caches_of_their_own(
+def test_other_weights_other_images_and_another_size_have_caches_of_their_own(
     network: Network, dataset: Dataset, machine: Machine, small_weights: Path
 ) -> None:
-    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    cached_features(network, dataset, dataset.split("val"), machine=machine)
     larger = build_network(SMALL, classes=3, weights=small_weights, image_size=48)
-    cached_features(larger, dataset, dataset.part("val"), machine=machine)
-    cached_features(network, dataset, dataset.part("val")[1:], machine=machine)
-    cached_features(network, dataset, dataset.part("val"), machine=machine, view=1, augment=Augmentation())
+    cached_features(larger, dataset, dataset.split("val"), machine=machine)
+    cached_features(network, dataset, dataset.split("val")[1:], machine=machine)
+    cached_features(network, dataset, dataset.split("val"), machine=machine, view=1, augment=Augmentation())
     with torch.no_grad():
-        next(network.trunk.parameters()).mul_(1.01)
-    cached_features(network, dataset, dataset.part("val"), machine=machine)
+        next(network.backbone.parameters()).mul_(1.01)
+    cached_features(network, dataset, dataset.split("val"), machine=machine)
     assert len(list((dataset.folder / "features").iterdir())) == 5
 
 
 def test_a_head_of_its_own_changes_no_cache(
     network: Network, dataset: Dataset, machine: Machine, small_weights: Path
 ) -> None:
-    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    cached_features(network, dataset, dataset.split("val"), machine=machine)
     other = build_network(SMALL, classes=3, head="linear", weights=small_weights, image_size=32, seed=9)
-    assert cached_features(other, dataset, dataset.part("val"), machine=machine).seconds == 0
+    assert cached_features(other, dataset, dataset.split("val"), machine=machine).seconds == 0
 
 
 @pytest.mark.parametrize("damage", ["key", "ids", "cut"])
 def test_a_cache_that_is_not_what_its_name_says_is_refused(
     damage: str, network: Network, dataset: Dataset, machine: Machine
 ) -> None:
-    cached_features(network, dataset, dataset.part("val"), machine=machine)
+    cached_features(network, dataset, dataset.split("val"), machine=machine)
     (folder,) = (dataset.folder / "features").iterdir()
     if damage == "key":
         record = json.loads((folder / "features.json").read_text())
@@ -137,16 +139,16 @@ def test_a_cache_that_is_not_what_its_name_says_is_refused(
         whole = (folder / "features.npy").read_bytes()
         (folder / "features.npy").write_bytes(whole[:-100])
     with pytest.raises(StaleError, match="delete it"):
-        cached_features(network, dataset, dataset.part("val"), machine=machine)
+        cached_features(network, dataset, dataset.split("val"), machine=machine)
 
 
 def test_features_that_half_precision_cannot_hold_are_an_error_and_no_cache(
     network: Network, dataset: Dataset, machine: Machine
 ) -> None:
     with torch.no_grad():
-        for module in network.trunk.modules():
+        for module in network.backbone.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.mul_(1e4)
     with pytest.raises(LandmarksError, match="half precision"):
-        cached_features(network, dataset, dataset.part("val"), machine=machine)
+        cached_features(network, dataset, dataset.split("val"), machine=machine)
     assert not list((dataset.folder / "features").glob("*/features.*"))

@@ -1,4 +1,4 @@
-"""A step's gradients: parts add up to the whole, and memory that runs out changes nothing but the parts."""
+"""A step's gradients: parts add up to the whole, and memory that runs out changes nothing but the splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from landmarks.training.recipe import recipe_named
 @pytest.fixture
 def batch(stripes: Dataset) -> Batch:
     preprocessing = build_network("baseline", classes=3, weights="none", image_size=32).preprocessing
-    return next(iter(batches(stripes, stripes.part("train"), preprocessing, batch_size=12)))
+    return next(iter(batches(stripes, stripes.split("train"), preprocessing, batch_size=12)))
 
 
 def training(machine: Machine, balance: bool = False) -> Training:
@@ -38,10 +38,10 @@ def gradients(network: Network) -> torch.Tensor:
 def test_micro_batches_add_up_to_the_gradient_of_the_mean(
     micro_batch: int, balance: bool, batch: Batch, machine: Machine
 ) -> None:
-    whole, parts = training(machine, balance), training(machine, balance)
+    whole, splits = training(machine, balance), training(machine, balance)
     add_gradients(whole, batch, 12, 12)
-    loss, correct, _ = add_gradients(parts, batch, 12, micro_batch)
-    torch.testing.assert_close(gradients(parts.network), gradients(whole.network), rtol=1e-4, atol=1e-6)
+    loss, correct, _ = add_gradients(splits, batch, 12, micro_batch)
+    torch.testing.assert_close(gradients(splits.network), gradients(whole.network), rtol=1e-4, atol=1e-6)
     assert 0 <= correct <= 12
     assert loss > 0
 
@@ -66,10 +66,10 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_gradient(
     assert micro_batch == 3
     torch.testing.assert_close(gradients(short.network), gradients(whole.network), rtol=1e-4, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(statistics, short.network.buffers(), strict=True))
-    assert "going on with 3 photographs at a time" in capsys.readouterr().err
+    assert "going on with 3 images at a time" in capsys.readouterr().err
 
 
-def test_a_single_photograph_that_does_not_fit_ends_the_training(
+def test_a_single_image_that_does_not_fit_ends_the_training(
     batch: Batch, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def scarce(*_: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The warm-up against logistic regression, and its early stop."""
+"""The head training against logistic regression, and its early stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from landmarks.models.network import build_network
 from landmarks.training.features import Rows
-from landmarks.training.head_training import class_weights, measure_head, warm_up
+from landmarks.training.head_training import class_weights, measure_head, train_head
 from landmarks.training.recipe import recipe_named
 
 
@@ -27,12 +27,12 @@ def test_a_linear_head_ends_where_logistic_regression_does() -> None:
     network = build_network("test_resnet", classes=4, head="linear", weights="none", image_size=32)
     x, y = clusters(600, 0, network.width)
     x_val, y_val = clusters(400, 1, network.width)
-    recipe = replace(recipe_named("default"), label_smoothing=0.0, warmup_learning_rate=3e-3)
-    warmed = warm_up(network, [x], y, x_val, y_val, recipe=recipe)
+    recipe = replace(recipe_named("default"), label_smoothing=0.0, head_learning_rate=3e-3)
+    trained = train_head(network, [x], y, x_val, y_val, recipe=recipe)
     oracle = LogisticRegression(C=0.1, max_iter=500).fit(x[:].astype(float), y)
-    assert warmed.val_accuracy >= oracle.score(x_val[:].astype(float), y_val) - 0.02
-    assert measure_head(network, x_val, y_val) == pytest.approx((warmed.val_accuracy, warmed.val_loss))
-    assert len(warmed.rows) < recipe.warmup_epochs  # it stopped by itself
+    assert trained.val_accuracy >= oracle.score(x_val[:].astype(float), y_val) - 0.02
+    assert measure_head(network, x_val, y_val) == pytest.approx((trained.val_accuracy, trained.val_loss))
+    assert len(trained.rows) < recipe.head_epochs  # it stopped by itself
 
 
 def test_the_same_seed_gives_the_same_head_bit_for_bit() -> None:
@@ -40,12 +40,12 @@ def test_the_same_seed_gives_the_same_head_bit_for_bit() -> None:
     for _ in range(2):
         network = build_network("test_resnet", classes=4, weights="none", image_size=32, seed=5)
         x, y = clusters(100, 0, network.width)
-        warm_up(network, [x], y, x, y, recipe=recipe_named("default", warmup_epochs=3, seed=5))
+        train_head(network, [x], y, x, y, recipe=recipe_named("default", head_epochs=3, seed=5))
         heads.append(network.head.state_dict())
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
-def test_class_weights_have_the_mean_one_over_the_photographs() -> None:
+def test_class_weights_have_the_mean_one_over_the_images() -> None:
     labels = np.array([0] * 8 + [1] * 2, dtype=np.int64)
     weights = class_weights(labels, 3, balance=1.0)
     assert weights.tolist() == pytest.approx([10 / 16, 2.5, 0.0])

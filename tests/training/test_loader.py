@@ -1,4 +1,4 @@
-"""The loader: order, labels, pictures and errors, whatever the threads do."""
+"""The loader: order, labels, images and errors, whatever the threads do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 import torchvision.transforms.functional as oracle
-from conftest import make_dataset, picture
+from conftest import make_dataset, painted
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +27,7 @@ from landmarks.training.loader import (
     batches,
     colour_matrix,
     draw,
-    evaluation_picture,
+    evaluation_image,
     normalised,
     order_of,
     recolour,
@@ -38,67 +38,67 @@ from landmarks.training.recipe import Augmentation
 SMALL = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.875)
 
 
-def load(dataset: Dataset, photos: pl.DataFrame, **settings: object) -> list[Batch]:
-    return list(batches(dataset, photos, SMALL, **{"batch_size": 8, **settings}))  # type: ignore[arg-type]
+def load(dataset: Dataset, images: pl.DataFrame, **settings: object) -> list[Batch]:
+    return list(batches(dataset, images, SMALL, **{"batch_size": 8, **settings}))  # type: ignore[arg-type]
 
 
-def test_photographs_come_in_the_order_they_were_asked_for(stripes: Dataset) -> None:
-    photos = stripes.part("train")[order_of(48, 0, 1)]
-    loaded = load(stripes, photos, batch_size=20)
-    assert [identity for batch in loaded for identity in batch.ids] == photos["id"].to_list()
-    assert torch.cat([batch.labels for batch in loaded]).tolist() == photos["label"].to_list()
+def test_images_come_in_the_order_they_were_asked_for(stripes: Dataset) -> None:
+    images = stripes.split("train")[order_of(48, 0, 1)]
+    loaded = load(stripes, images, batch_size=20)
+    assert [identity for batch in loaded for identity in batch.ids] == images["id"].to_list()
+    assert torch.cat([batch.labels for batch in loaded]).tolist() == images["label"].to_list()
     assert [len(batch.ids) for batch in loaded] == [20, 20, 8]
     assert loaded[0].images.shape == (20, 3, 32, 32)
     assert loaded[0].images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_number_of_threads_changes_no_pixel(stripes: Dataset) -> None:
-    photos = stripes.part("train")
-    one, many = (load(stripes, photos, workers=workers, augment=Augmentation(), seed=3, epoch=2) for workers in (1, 7))
+    images = stripes.split("train")
+    one, many = (load(stripes, images, workers=workers, augment=Augmentation(), seed=3, epoch=2) for workers in (1, 7))
     assert all(torch.equal(a.images, b.images) for a, b in zip(one, many, strict=True))
 
 
-def test_a_photograph_s_augmentation_depends_on_its_id_and_the_epoch_not_on_its_place(stripes: Dataset) -> None:
-    photos = stripes.part("train")
-    forwards = load(stripes, photos, batch_size=48, augment=Augmentation(), epoch=1)[0].images
-    backwards = load(stripes, photos.reverse(), batch_size=48, augment=Augmentation(), epoch=1)[0].images
-    later = load(stripes, photos, batch_size=48, augment=Augmentation(), epoch=2)[0].images
+def test_a_image_s_augmentation_depends_on_its_id_and_the_epoch_not_on_its_place(stripes: Dataset) -> None:
+    images = stripes.split("train")
+    forwards = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=1)[0].images
+    backwards = load(stripes, images.reverse(), batch_size=48, augment=Augmentation(), epoch=1)[0].images
+    later = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=2)[0].images
     assert torch.equal(forwards, backwards.flip(0))
     assert not torch.equal(forwards, later)
 
 
 def test_batches_may_differ_in_size_and_be_empty(stripes: Dataset) -> None:
-    loaded = load(stripes, stripes.part("val")[:7], batch_size=[4, 0, 3])
+    loaded = load(stripes, stripes.split("val")[:7], batch_size=[4, 0, 3])
     assert [len(batch.ids) for batch in loaded] == [4, 0, 3]
 
 
-def test_a_photograph_of_nothing_known_has_the_label_minus_one(stripes: Dataset) -> None:
-    photos = stripes.part("val")[:2].with_columns(pl.lit(None, dtype=pl.UInt32).alias("label"))
-    assert load(stripes, photos)[0].labels.tolist() == [-1, -1]
+def test_a_image_of_nothing_known_has_the_label_minus_one(stripes: Dataset) -> None:
+    images = stripes.split("val")[:2].with_columns(pl.lit(None, dtype=pl.UInt32).alias("label"))
+    assert load(stripes, images)[0].labels.tolist() == [-1, -1]
 
 
-def test_a_photograph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, landmarks=2, train=2, val=1, test=0)
     (tmp_path / "shards" / "b.tar").write_bytes(bytes(100_000))
     with pytest.raises(LandmarksError, match="0000000000000001"):
-        load(open_dataset(dataset.folder), dataset.part("train"))
+        load(open_dataset(dataset.folder), dataset.split("train"))
 
 
 def test_leaving_the_loader_early_ends_its_threads(stripes: Dataset) -> None:
     before = set(threading.enumerate())
-    loader = batches(stripes, stripes.part("train"), SMALL, batch_size=2)
+    loader = batches(stripes, stripes.split("train"), SMALL, batch_size=2)
     next(loader)
     assert set(threading.enumerate()) - before
     loader.close()  # type: ignore[attr-defined]
     assert not set(threading.enumerate()) - before
 
 
-def test_the_evaluation_picture_is_the_centre_of_the_resized_photograph() -> None:
+def test_the_evaluation_image_is_the_centre_of_the_resized_image() -> None:
     down, right = np.mgrid[:72, :96]
     image = np.stack([down * 3, right * 2, (down + right)], axis=-1).astype(np.uint8)  # smooth: shifts would show
-    picture = evaluation_picture(encode(image, quality=100), SMALL).astype(float)
+    cropped = evaluation_image(encode(image, quality=100), SMALL).astype(float)
     resized = np.asarray(Image.fromarray(image).resize((49, 37), Image.Resampling.BICUBIC)).astype(float)
-    assert np.abs(picture - resized[2:34, 8:40]).mean() < 3  # 49 × 37 are 48.8 × 36.6, so half a pixel may be between
+    assert np.abs(cropped - resized[2:34, 8:40]).mean() < 3  # 49 × 37 are 48.8 × 36.6, so half a pixel may be between
 
 
 def test_normalising_is_what_the_preprocessing_says() -> None:
@@ -108,7 +108,7 @@ def test_normalising_is_what_the_preprocessing_says() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
-def test_each_photograph_is_seen_once_by_one_process(count: int, batch_size: int, processes: int) -> None:
+def test_each_image_is_seen_once_by_one_process(count: int, batch_size: int, processes: int) -> None:
     order = order_of(count, 0, 1)
     every = [shares(order, batch_size, rank, processes) for rank in range(processes)]
     seen = np.concatenate([rows for steps in every for rows in steps])
@@ -118,11 +118,11 @@ def test_each_photograph_is_seen_once_by_one_process(count: int, batch_size: int
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_network_made_for_pictures_with_a_border_sees_all_of_them_without_one() -> None:
+def test_a_network_made_for_images_with_a_border_sees_all_of_them_without_one() -> None:
     record = pretrained_record("volo_d4_448")
     assert record["crop_pct"] > 1
-    seen = evaluation_picture(encode(picture(0, 0)), from_pretrained(record, 48))
-    whole = evaluation_picture(encode(picture(0, 0)), replace(from_pretrained(record, 48), crop=1.0))
+    seen = evaluation_image(encode(painted(0, 0)), from_pretrained(record, 48))
+    whole = evaluation_image(encode(painted(0, 0)), replace(from_pretrained(record, 48), crop=1.0))
     assert seen.shape == (48, 48, 3) and np.array_equal(seen, whole)
 
 
@@ -130,8 +130,8 @@ def test_a_network_made_for_pictures_with_a_border_sees_all_of_them_without_one(
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32))
-def test_a_crop_lies_inside_the_photograph_and_is_as_large_as_asked(width: int, height: int, seed: int) -> None:
-    augmentation = Augmentation(smallest_crop=0.35)
+def test_a_crop_lies_inside_the_image_and_is_as_large_as_asked(width: int, height: int, seed: int) -> None:
+    augmentation = Augmentation(crop_scale=0.35)
     left, top, right, bottom = draw(augmentation, width, height, generator(seed)).box
     assert 0 <= left < right <= 1 + 1e-9
     assert 0 <= top < bottom <= 1 + 1e-9

@@ -1,4 +1,4 @@
-"""Memory that runs out while photographs are only looked at: half as many at a time, the same numbers."""
+"""Memory that runs out while images are only looked at: half as many at a time, the same numbers."""
 
 from __future__ import annotations
 

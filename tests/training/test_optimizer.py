@@ -13,7 +13,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
-from landmarks.training.optimizer import make_optimizer, parameter_groups, trunk_layers
+from landmarks.training.optimizer import backbone_layers, make_optimizer, parameter_groups
 from landmarks.training.recipe import recipe_named
 
 
@@ -28,13 +28,13 @@ def test_every_parameter_is_in_one_group(backbone: str) -> None:
 
 def test_learning_rates_fall_with_depth_by_one_factor_and_the_head_has_its_own() -> None:
     network = build_network("mobilenetv2_100", classes=3, weights="none", image_size=64)
-    recipe = recipe_named("default", trunk_learning_rate=1e-4, first_layer_share=0.1, learning_rate=1e-3)
+    recipe = recipe_named("default", backbone_learning_rate=1e-4, first_layer_share=0.1, learning_rate=1e-3)
     peaks = sorted({group["peak"] for group in parameter_groups(network, recipe)})
     assert peaks[0] == pytest.approx(1e-5)
     assert peaks[-2:] == pytest.approx([1e-4, 1e-3])
     factors = [above / below for below, above in pairwise(peaks[:-1])]
     assert factors == pytest.approx([factors[0]] * len(factors))
-    assert len(peaks) == len(trunk_layers(network)) + 1
+    assert len(peaks) == len(backbone_layers(network)) + 1
 
 
 def test_from_scratch_all_layers_have_one_learning_rate() -> None:
@@ -75,22 +75,22 @@ def by_name(network: Network, groups: list[dict[str, Any]]) -> dict[str, tuple[f
 @pytest.mark.parametrize("backbone", SIZES)
 def test_layer_by_layer_the_groups_are_timm_s(backbone: str) -> None:
     network = on_paper(backbone)
-    recipe = recipe_named("default", weight_decay=0.1, first_layer_share=0.05, trunk_learning_rate=1e-4)
+    recipe = recipe_named("default", weight_decay=0.1, first_layer_share=0.05, backbone_learning_rate=1e-4)
     oracle = param_groups_layer_decay(
-        network.trunk,
+        network.backbone,
         weight_decay=0.1,
-        no_weight_decay_list=getattr(network.trunk, "no_weight_decay", set)(),
-        layer_decay=0.05 ** (1 / (len(trunk_layers(network)) - 1)),
+        no_weight_decay_list=getattr(network.backbone, "no_weight_decay", set)(),
+        layer_decay=0.05 ** (1 / (len(backbone_layers(network)) - 1)),
     )
-    expected = by_name_of_trunk(network, oracle, 1e-4)
+    expected = by_name_of_backbone(network, oracle, 1e-4)
     found = by_name(network, parameter_groups(network, recipe))
     assert {name: found[name] for name in expected} == {name: pytest.approx(two) for name, two in expected.items()}
     peaks = sorted({peak for peak, _ in expected.values()})
     assert (peaks[0], peaks[-1]) == pytest.approx((0.05e-4, 1e-4))  # the first layer's share, the last layer's all
 
 
-def by_name_of_trunk(network: Network, groups: list[dict[str, Any]], peak: float) -> dict[str, tuple[float, float]]:
-    names = {id(parameter): f"trunk.{name}" for name, parameter in network.trunk.named_parameters()}
+def by_name_of_backbone(network: Network, groups: list[dict[str, Any]], peak: float) -> dict[str, tuple[float, float]]:
+    names = {id(parameter): f"backbone.{name}" for name, parameter in network.backbone.named_parameters()}
     return {
         names[id(one)]: (peak * group["lr_scale"], group["weight_decay"]) for group in groups for one in group["params"]
     }
@@ -99,8 +99,8 @@ def by_name_of_trunk(network: Network, groups: list[dict[str, Any]], peak: float
 @pytest.mark.parametrize("backbone", SIZES)
 def test_from_scratch_the_same_weights_decay(backbone: str) -> None:
     network = on_paper(backbone)
-    skipped = getattr(network.trunk, "no_weight_decay", set)()
-    oracle = param_groups_weight_decay(network, 0.1, no_weight_decay_list={f"trunk.{name}" for name in skipped})
+    skipped = getattr(network.backbone, "no_weight_decay", set)()
+    oracle = param_groups_weight_decay(network, 0.1, no_weight_decay_list={f"backbone.{name}" for name in skipped})
     decays = {id(parameter): group["weight_decay"] for group in oracle for parameter in group["params"]}
     for group in parameter_groups(network, recipe_named("default", weights="none", weight_decay=0.1)):
         assert {decays[id(parameter)] for parameter in group["params"]} == {group["weight_decay"]}
@@ -110,10 +110,10 @@ def test_from_scratch_the_same_weights_decay(backbone: str) -> None:
 @pytest.mark.parametrize(
     ("backbone", "spared"),
     [
-        ("vit_tiny_patch16_224", ["trunk.cls_token", "trunk.pos_embed"]),
+        ("vit_tiny_patch16_224", ["backbone.cls_token", "backbone.pos_embed"]),
         (
             "swin_tiny_patch4_window7_224",
-            [f"trunk.layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in range(4)],
+            [f"backbone.layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in range(4)],
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_convolutions_keep_the_groups_they_had(backbone: str, weights: str) -> N
     if weights == "none":
         assert [group["peak"] for group in groups] == [recipe.learning_rate] * 2
     else:
-        layers = len(trunk_layers(network))
+        layers = len(backbone_layers(network))
         shares = [0.2 ** ((layers - 1 - depth) / (layers - 1)) for depth in range(layers)]
         peaks = list(dict.fromkeys(group["peak"] for group in groups))
         assert peaks == [3e-4 * share for share in shares] + [1e-3]  # bit for bit, in this order

@@ -1,4 +1,4 @@
-"""A run carries which photographs it was trained on and validated with, whole, and before it is called finished."""
+"""A run carries which images it was trained on and validated with, whole, and before it is called finished."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def test_a_run_holds_what_it_was_trained_on_and_validated_with(
     run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     table = pl.read_parquet(run.folder / "images.parquet")
     assert dict(table.schema) == SEEN
-    parts = dict(pl.read_parquet(stripes.folder / "split.parquet").filter(pl.col("part") != "test").rows())
-    assert dict(table.select("id", "part").rows()) == parts
-    photos = pl.read_parquet(stripes.folder / "photos.parquet")
+    splits = dict(pl.read_parquet(stripes.folder / "splits.parquet").filter(pl.col("split") != "test").rows())
+    assert dict(table.select("id", "split").rows()) == splits
+    images = pl.read_parquet(stripes.folder / "images.parquet")
     same = ["id", "landmark_id", "length", "width", "height", "phash"]
-    assert table.select(same).equals(photos.join(table, on="id", how="semi").select(same).sort("id"))
+    assert table.select(same).equals(images.join(table, on="id", how="semi").select(same).sort("id"))
     assert table["through"].null_count() == len(table)
     assert run.record["data"]["seen"] == file_digest(run.folder / "images.parquet")
 
 
 def test_what_shows_nothing_known_was_not_trained_on(small_recipe: Recipe, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", landmarks=2, train=3, val=2, test=1)
-    photos = pl.read_parquet(data.folder / "photos.parquet")
-    nameless = photos["id"][0]
+    images = pl.read_parquet(data.folder / "images.parquet")
+    nameless = images["id"][0]
     unknown = pl.when(pl.col("id") == nameless).then(None).otherwise("landmark_id").alias("landmark_id")
-    photos.with_columns(unknown).write_parquet(data.folder / "photos.parquet")
+    images.with_columns(unknown).write_parquet(data.folder / "images.parquet")
     run = train(data.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     seen = run.seen
     assert seen is not None and nameless not in seen["id"].to_list() and len(seen) == 9
@@ -52,7 +52,7 @@ def test_what_shows_nothing_known_was_not_trained_on(small_recipe: Recipe, tmp_p
 def test_a_run_begun_from_another_carries_what_that_one_had_seen(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    first = train(stripes.folder, tmp_path / "first", recipe=replace(small_recipe, epochs=1, warmup_epochs=0))
+    first = train(stripes.folder, tmp_path / "first", recipe=replace(small_recipe, epochs=1, head_epochs=0))
     assert first.record["best"]["phase"] == "finetune"
     other = make_dataset(tmp_path / "data", landmarks=2, train=3, val=2, test=1)
     later = train(other.folder, tmp_path / "later", recipe=replace(small_recipe, epochs=0, weights=str(first.folder)))
@@ -65,7 +65,7 @@ def test_a_run_begun_from_another_carries_what_that_one_had_seen(
     assert read_table(third.folder / "images.parquet").equals(seen)
 
 
-def test_a_trunk_that_was_left_as_it_was_has_seen_nothing(
+def test_a_backbone_that_was_left_as_it_was_has_seen_nothing(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     first = train(stripes.folder, tmp_path / "first", recipe=replace(small_recipe, epochs=0))
@@ -135,9 +135,9 @@ def test_killed_around_the_table_a_training_ends_in_the_same_run(small_weights: 
     assert images[0] == images[1]
 
 
-def rows(*photos: tuple[str, int | None, int]) -> pl.DataFrame:
-    """Return photographs of (id, perceptual hash, length), all of one size."""
-    table = pl.DataFrame(photos, schema={"id": pl.String, "phash": pl.UInt64, "length": pl.UInt32}, orient="row")
+def rows(*images: tuple[str, int | None, int]) -> pl.DataFrame:
+    """Return images of (id, perceptual hash, length), all of one size."""
+    table = pl.DataFrame(images, schema={"id": pl.String, "phash": pl.UInt64, "length": pl.UInt32}, orient="row")
     return table.with_columns(
         width=pl.lit(60, pl.UInt32), height=pl.lit(40, pl.UInt32), landmark_id=pl.lit(1, pl.Int64)
     )
@@ -162,14 +162,14 @@ SAME = [
 
 
 @pytest.mark.parametrize("asked, seen, same", [case[1:] for case in SAME], ids=[case[0] for case in SAME])
-def test_a_photograph_is_the_same_when(
+def test_a_image_is_the_same_when(
     asked: tuple[str, int | None, int], seen: tuple[str, int | None, int], same: bool
 ) -> None:
     found = sightings(rows(asked), as_seen(rows(seen), "train"))
     assert found.rows() == ([(asked[0], seen[0], "train", None)] if same else [])
 
 
-def test_each_photograph_is_sighted_once_in_its_own_training_first() -> None:
+def test_each_image_is_sighted_once_in_its_own_training_first() -> None:
     mine, before = as_seen(rows(("a", 7, 9), ("b", 7, 9)), "train"), as_seen(rows(("a", 7, 9)), "val")
     seen = pl.concat([before.with_columns(through=pl.lit("first")), mine])
     found = sightings(rows(("a", 7, 9), ("c", 7, 9)), seen)

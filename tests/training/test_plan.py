@@ -23,17 +23,17 @@ def test_weights_and_moments_are_counted_exactly(stripes: Dataset) -> None:
     trained = sum(parameter.numel() for parameter in network.parameters())
     assert found.optimizer_mb == pytest.approx(3 * 4 * trained / 1e6)
     assert found.cache_mb == pytest.approx(2 * (48 + 18) * network.width / 1e6)
-    assert found.photographs == {"train": 48, "val": 18}
+    assert found.images == {"train": 48, "val": 18}
     assert 0 < found.hours["features"] < found.hours["total"]
 
 
-def test_activations_grow_with_the_photographs_and_hold_at_least_every_convolution_s_input(
+def test_activations_grow_with_the_images_and_hold_at_least_every_convolution_s_input(
     stripes: Dataset, machine: Machine
 ) -> None:
     network = build_network("baseline", classes=3, weights="none", image_size=32)
 
     def kept(count: int) -> int:
-        loaded = batches(stripes, stripes.part("train")[:count], network.preprocessing, batch_size=count)
+        loaded = batches(stripes, stripes.split("train")[:count], network.preprocessing, batch_size=count)
         return activations(network, next(iter(loaded)), machine)
 
     assert kept(8) == pytest.approx(2 * kept(4), rel=0.05)
@@ -78,6 +78,6 @@ def test_a_network_that_cannot_fit_is_one_line(stripes: Dataset, monkeypatch: py
 def test_the_plan_is_printed_for_people_and_for_programs(stripes: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
     print_plan(found)
-    assert "photographs/s" in capsys.readouterr().out
+    assert "images/s" in capsys.readouterr().out
     print_plan(found, as_json=True)
     assert json.loads(capsys.readouterr().out)["micro_batch"] == 32

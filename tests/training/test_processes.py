@@ -31,8 +31,8 @@ def mortal(training, batch, *rest):
     return original(training, batch, *rest)
 finetune.add_gradients = mortal
 train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=int(epochs), batch_size=14,
-      micro_batch=int(micro_batch), warmup_epochs=2, precision="float32", device="cpu", tracking="none",
-      trunk_learning_rate=1e-4)
+      micro_batch=int(micro_batch), head_epochs=2, precision="float32", device="cpu", tracking="none",
+      backbone_learning_rate=1e-4)
 """
 
 
@@ -60,14 +60,14 @@ def losses(run: Run) -> list[float]:
     return run.history.filter(run.history["phase"] == "finetune")["train_loss"].to_list()
 
 
-def test_two_processes_see_each_photograph_once_and_learn_what_one_does(
+def test_two_processes_see_each_image_once_and_learn_what_one_does(
     program: Path, stripes: Dataset, small_weights: Path, tmp_path: Path
 ) -> None:
     one = launch(program, stripes, tmp_path / "one", small_weights, processes=1, micro_batch=7)
     two = launch(program, stripes, tmp_path / "two", small_weights, processes=2)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    ids = stripes.part("train")["id"].to_list()
-    assert sorted(seen(tmp_path / "two")) == sorted(ids * 3)  # 48 photographs do not divide by 14 or by 2 × 7
+    ids = stripes.split("train")["id"].to_list()
+    assert sorted(seen(tmp_path / "two")) == sorted(ids * 3)  # 48 images do not divide by 14 or by 2 × 7
     first, second = open_run(tmp_path / "one"), open_run(tmp_path / "two")
     assert losses(second) == pytest.approx(losses(first), abs=1e-3)
     assert second.record["machine"]["processes"] == 2
@@ -111,7 +111,7 @@ if limit:  # a second for each look at the clock, two in the second process
     ticks = itertools.count(0.0, 1.0 + float(os.environ["RANK"]))
     finetune.time = SimpleNamespace(monotonic=lambda: next(ticks))
 train(data, out, backbone="test_resnet", weights=weights, image_size=64, epochs=4, patience=4, batch_size=14,
-      warmup_epochs=2, precision="float32", device="cpu", tracking="none",
+      head_epochs=2, precision="float32", device="cpu", tracking="none",
       time_limit=float(limit) if limit else None)
 """
 
@@ -128,13 +128,13 @@ def watched(processes: int, data: Dataset, out: Path, weights: Path, limit: str)
     return [out.with_name(f"{out.name}.weights.{rank}").read_text().split() for rank in range(processes)]
 
 
-def test_processes_without_a_photograph_of_their_own_take_part(small_weights: Path, tmp_path: Path) -> None:
+def test_processes_without_a_image_of_their_own_take_part(small_weights: Path, tmp_path: Path) -> None:
     few = make_dataset(tmp_path / "few", landmarks=2, train=1, val=1, test=0)
     first, *others = watched(3, few, tmp_path / "run", small_weights, "")
     assert len(first) == 4
     assert others == [first, first]
     rows = open_run(tmp_path / "run").history
-    assert set(rows["val_accuracy"]) <= {0.0, 0.5, 1.0}  # of two photographs, each measured once
+    assert set(rows["val_accuracy"]) <= {0.0, 0.5, 1.0}  # of two images, each measured once
     assert rows.filter(rows["phase"] == "finetune")["step"].to_list() == [1, 2, 3, 4]
 
 

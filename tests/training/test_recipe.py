@@ -37,14 +37,14 @@ def test_changes_that_are_not_given_change_nothing() -> None:
 def test_a_command_line_gives_the_options_that_are_not_none_and_its_settings() -> None:
     options = {"epochs": None, "seed": 3, "image_size": 64}
     assert given_on_a_command_line(options) == {"seed": 3, "image_size": 64}
-    assert given_on_a_command_line(options, ["image_size=null", "clip=null"]) == {
+    assert given_on_a_command_line(options, ["image_size=null", "max_grad_norm=null"]) == {
         "seed": 3,
         "image_size": None,
-        "clip": None,
+        "max_grad_norm": None,
     }
 
 
-@pytest.mark.parametrize("setting", ["clip", "image_size", "micro_batch", "workers", "time_limit"])
+@pytest.mark.parametrize("setting", ["max_grad_norm", "image_size", "micro_batch", "workers", "time_limit"])
 def test_what_can_be_none_can_be_set_to_none(setting: str) -> None:
     started = replace(recipe_named("default"), **{setting: 1})
     assert getattr(recipe_named(started, **{setting: None}), setting) is None
@@ -65,17 +65,17 @@ def test_the_baseline_is_trained_from_scratch_unless_weights_are_named() -> None
     assert recipe_named("default", backbone="baseline").from_scratch
 
 
-def test_another_learning_rate_moves_the_trunk_s_along() -> None:
+def test_another_learning_rate_moves_the_backbone_s_along() -> None:
     recipe = recipe_named("default")
     doubled = recipe.with_learning_rate(2 * recipe.learning_rate)
-    assert doubled.trunk_learning_rate == pytest.approx(2 * recipe.trunk_learning_rate)
+    assert doubled.backbone_learning_rate == pytest.approx(2 * recipe.backbone_learning_rate)
 
 
-def test_a_learning_rate_moves_the_trunk_s_along_unless_that_is_given_too() -> None:
+def test_a_learning_rate_moves_the_backbone_s_along_unless_that_is_given_too() -> None:
     recipe = recipe_named("default", learning_rate=2e-3)
-    assert (recipe.learning_rate, recipe.trunk_learning_rate) == (2e-3, pytest.approx(6e-4))
-    recipe = recipe_named("default", learning_rate=2e-3, trunk_learning_rate=1e-4)
-    assert (recipe.learning_rate, recipe.trunk_learning_rate) == (2e-3, 1e-4)
+    assert (recipe.learning_rate, recipe.backbone_learning_rate) == (2e-3, pytest.approx(6e-4))
+    recipe = recipe_named("default", learning_rate=2e-3, backbone_learning_rate=1e-4)
+    assert (recipe.learning_rate, recipe.backbone_learning_rate) == (2e-3, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_a_learning_rate_moves_the_trunk_s_along_unless_that_is_given_too() -> N
         ({"time_limit": 0.0}, "minutes"),
         ({"label_smoothing": 1.0}, "below 1"),
         ({"aspect": 0}, r"aspect cannot be used; received 0; expected float \(1 or more, at most 10\)"),
-        ({"smallest_crop": 2}, "at most 1"),
+        ({"crop_scale": 2}, "at most 1"),
         ({"brightness": -3}, "0 or more"),
         ({"contrast": -1}, "0 or more"),
         ({"saturation": math.nan}, "received nan"),
         ({"weight_decay": math.inf}, "received inf"),
-        ({"clip": 1e308}, r"at most 1,000,000\) or null"),
+        ({"max_grad_norm": 1e308}, r"at most 1,000,000\) or null"),
         ({"balance": 1e308}, "at most 2"),
         ({"seed": -1}, "0 or more"),
         ({"seed": 2**64}, "at most"),
@@ -111,7 +111,7 @@ def test_a_learning_rate_moves_the_trunk_s_along_unless_that_is_given_too() -> N
         ({"head_settings": {"own": [1]}}, "head.own"),
         ({"head_settings": {"a b": 1}}, "no such name"),
         ({"weights": "none", "epochs": 0}, "trains nothing; received epochs 0 from scratch"),
-        ({"epochs": 0, "warmup_epochs": 0}, "trains nothing; received epochs 0 and warmup_epochs 0"),
+        ({"epochs": 0, "head_epochs": 0}, "trains nothing; received epochs 0 and head_epochs 0"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_line(changes: dict, words: str) -> None:
@@ -128,10 +128,10 @@ def test_a_head_s_own_settings_are_read_from_the_command_line() -> None:
 
 
 def test_settings_are_read_from_the_command_line() -> None:
-    settings = assigned(["epochs=3", "frozen_statistics=true", "head=linear", "smallest_crop=0.5", "clip = 2"])
+    settings = assigned(["epochs=3", "freeze_bn=true", "head=linear", "crop_scale=0.5", "clip = 2"])
     recipe = recipe_named("default", **settings)
-    assert (recipe.epochs, recipe.frozen_statistics, recipe.head) == (3, True, "linear")
-    assert (recipe.augmentation.smallest_crop, recipe.clip) == (0.5, 2)
+    assert (recipe.epochs, recipe.freeze_bn, recipe.head) == (3, True, "linear")
+    assert (recipe.augmentation.crop_scale, recipe.max_grad_norm) == (0.5, 2)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_settings_are_read_from_the_command_line() -> None:
         ("epochs=true", "expected int"),
         ("epocs=3", 'did you mean "epochs"'),
         ("name=mine", 'no setting "name"'),
-        ("smallest_crop=[1]", "expected float"),
+        ("crop_scale=[1]", "expected float"),
     ],
 )
 def test_settings_that_cannot_be_used_are_told(text: str, words: str) -> None:
@@ -175,7 +175,7 @@ JSON = st.recursive(
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3), st.sampled_from(SHIPPED))
 @example({"aspect": 0}, "default")
-@example({"aspect": 10, "smallest_crop": 0.01}, "default")
+@example({"aspect": 10, "crop_scale": 0.01}, "default")
 @example({"learning_rate": 1000, "weights": "none"}, "study")
 @example({"learning_rate": 5e-324}, "study")
 @example({"head_settings": {"embedding": 8192, "centres": 255}}, "default")
@@ -201,7 +201,7 @@ def require_usable(recipe: Recipe) -> None:
     again = json.loads(json.dumps(recipe.record(), allow_nan=False))
     assert Recipe(**{**again, "augmentation": Augmentation(**again["augmentation"])}) == recipe
     torch.manual_seed(recipe.seed)
-    drawn = draw(recipe.augmentation, 64, 48, generator(recipe.seed, 1, "photograph"))
+    drawn = draw(recipe.augmentation, 64, 48, generator(recipe.seed, 1, "image"))
     left, top, right, bottom = drawn.box
     assert 0 <= left < right <= 1 + 1e-9
     assert 0 <= top < bottom <= 1 + 1e-9
@@ -209,6 +209,6 @@ def require_usable(recipe: Recipe) -> None:
     assert all(math.isfinite(value) for value in asdict(recipe).values() if isinstance(value, float))
     settings_of_the_head = {**recipe.head_settings}
     if not set(settings_of_the_head) - {"embedding", "centres", "scale", "margin"}:
-        head = build_head("cosine", 8, 3, settings_of_the_head)
+        head = build_head("arcface", 8, 3, settings_of_the_head)
         head.adapt(np.array([1, 2, 3]))
         assert head(torch.ones(1, 8)).isfinite().all()

@@ -27,7 +27,7 @@ from landmarks.training.run import Run
 from landmarks.training.train import train
 
 STEPS = 4
-"""Steps of an epoch: the 48 training photographs of `stripes`, twelve at a time."""
+"""Steps of an epoch: the 48 training images of `stripes`, twelve at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def recipe(small_weights: Path) -> Recipe:
         image_size=32,
         epochs=2,
         batch_size=12,
-        warmup_epochs=3,
-        warmup_learning_rate=1e-6,  # so poor that the weights which are kept are fine-tuned ones
+        head_epochs=3,
+        head_learning_rate=1e-6,  # so poor that the weights which are kept are fine-tuned ones
         tracking="none",
         workers=2,
         device="cpu",
@@ -286,8 +286,8 @@ def mortal(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
 finetune.add_gradients = mortal
-train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=3, batch_size=12, warmup_epochs=3,
-      warmup_learning_rate=1e-6, tracking="none")
+train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=3, batch_size=12, head_epochs=3,
+      head_learning_rate=1e-6, tracking="none")
 """
 
 
@@ -340,8 +340,8 @@ elif instant == "while the checkpoint is deleted":
     module.shutil.rmtree = die_after(lambda folder, **_: (pathlib.Path(folder) / "state.safetensors").unlink())
 elif instant != "never":
     pathlib.Path.replace = half_written
-train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=3, batch_size=12, warmup_epochs=3,
-      warmup_learning_rate=1e-6, tracking="none")
+train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=3, batch_size=12, head_epochs=3,
+      head_learning_rate=1e-6, tracking="none")
 """
 
 

@@ -24,10 +24,10 @@ def rows(values: np.ndarray) -> Rows:
     return Rows(values, np.arange(len(values)))
 
 
-def drawn(photographs: int, width: int, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def drawn(images: int, width: int, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    y = random.integers(0, classes, photographs)
-    x = random.normal(size=(classes, width))[y] * 0.8 + random.normal(size=(photographs, width)) + 3
+    y = random.integers(0, classes, images)
+    x = random.normal(size=(classes, width))[y] * 0.8 + random.normal(size=(images, width)) + 3
     return x.astype(np.float16), y
 
 
@@ -54,7 +54,7 @@ def test_the_probe_answers_as_ridge_regression_does(
         assert scores == pytest.approx(oracle.predict(x_val.astype(float)), abs=1e-8)
 
 
-def test_a_landmark_without_photographs_is_never_answered() -> None:
+def test_a_landmark_without_images_is_never_answered() -> None:
     random = np.random.default_rng(1)
     y = random.integers(0, 2, 60)
     x = np.eye(2)[y] + random.normal(size=(60, 2)) * 0.1
@@ -77,7 +77,7 @@ def test_too_many_long_features_are_not_probed(monkeypatch: pytest.MonkeyPatch) 
     x, y = drawn(60, 70)
     assert probe.ridge_probe(rows(x), y, rows(x), y, classes=5) is None
     assert probe.ridge_probe(rows(x[:50]), y[:50], rows(x), y, classes=5) is not None
-    with pytest.raises(LandmarksError, match="received 70 numbers, 60 photographs"):
+    with pytest.raises(LandmarksError, match="received 70 numbers, 60 images"):
         ridge_scores(x, y, x, 5)
 
 
@@ -89,9 +89,9 @@ def test_a_training_without_a_probe_says_so_and_goes_on(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ridge, "MAX_SIDE", 10)
-    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0, warmup_epochs=1))
-    assert run.record["warmup"]["probe"] is None
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0, head_epochs=1))
+    assert run.record["head"]["probe"] is None
     assert "no linear probe" in capfd.readouterr().err
     monkeypatch.undo()
-    run = train(stripes.folder, tmp_path / "probed", recipe=replace(small_recipe, epochs=0, warmup_epochs=1))
-    assert run.record["warmup"]["probe"]["val_accuracy"] > 1 / 3
+    run = train(stripes.folder, tmp_path / "probed", recipe=replace(small_recipe, epochs=0, head_epochs=1))
+    assert run.record["head"]["probe"]["val_accuracy"] > 1 / 3

@@ -44,7 +44,7 @@ def warm(stripes: Dataset, small_weights: Path, tmp_path_factory: pytest.TempPat
         weights=small_weights,
         image_size=32,
         epochs=2,
-        warmup_views=2,
+        head_views=2,
         head="linear",
     )
 
@@ -55,23 +55,23 @@ def test_a_network_from_scratch_learns_the_stripes(scratch: Run) -> None:
 
 
 def test_the_saved_network_answers_as_the_record_says(scratch: Run, stripes: Dataset) -> None:
-    network, val = scratch.network(), stripes.part("val")
+    network, val = scratch.network(), stripes.split("val")
     batch = next(iter(batches(stripes, val, network.preprocessing, batch_size=len(val))))
     with torch.no_grad():
-        answers = network(normalised(batch.images, network.preprocessing)).argmax(1)
+        answers = network(normalised(batch.pixels, network.preprocessing)).argmax(1)
     accuracy = float((answers == batch.labels).float().mean())
     assert accuracy == pytest.approx(scratch.record["best"]["val_accuracy"], abs=0.06)  # bfloat16 may turn one of 18
 
 
 def test_a_run_holds_everything_later_verbs_read(warm: Run) -> None:
     assert warm.history.schema == HISTORY
-    assert warm.history["phase"].unique(maintain_order=True).to_list() == ["warmup", "finetune"]
+    assert warm.history["phase"].unique(maintain_order=True).to_list() == ["head", "finetune"]
     assert warm.name_of([2, 0]) == ["landmark 2", "landmark 0"]
     record = warm.record
-    assert {"recipe", "data", "network", "machine", "versions", "choices", "seconds", "warmup", "best"} <= set(record)
-    assert record["data"]["photographs"] == {"train": 48, "val": 18, "test": 6}
+    assert {"recipe", "data", "network", "machine", "versions", "choices", "seconds", "head", "best"} <= set(record)
+    assert record["data"]["images"] == {"train": 48, "val": 18, "test": 6}
     assert record["network"]["head"] == "linear"
-    assert 0 <= record["warmup"]["probe"]["val_accuracy"] <= 1
+    assert 0 <= record["head"]["probe"]["val_accuracy"] <= 1
     assert all(choice["why"] for choice in record["choices"])
     assert record["peak_memory_mb"] > 0
     assert not (warm.folder / "checkpoint").exists()
@@ -89,8 +89,8 @@ def test_the_start_says_why_and_the_end_says_what_next(
 
 def test_epochs_zero_keeps_the_warm_up(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
     run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
-    assert run.record["best"]["phase"] == "warmup"
-    assert run.record["best"]["val_accuracy"] == run.record["warmup"]["val_accuracy"]
+    assert run.record["best"]["phase"] == "head"
+    assert run.record["best"]["val_accuracy"] == run.record["head"]["val_accuracy"]
 
 
 def test_a_finished_run_is_returned_and_nothing_is_done_again(
@@ -126,7 +126,7 @@ def test_the_best_epoch_is_saved_not_the_last(
 ) -> None:
     numbers = iter([(0.5, 1.0), (0.9, 0.9), (0.9, 0.5), (0.9, 0.7), (0.2, 0.1)])
     monkeypatch.setattr(finetuning, "measure", lambda *_, **__: next(numbers))
-    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, warmup_epochs=0, epochs=5, patience=9))
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, head_epochs=0, epochs=5, patience=9))
     assert run.record["best"] == {"phase": "finetune", "epoch": 3, "val_accuracy": 0.9, "val_loss": 0.5}
 
 
@@ -135,7 +135,7 @@ def test_without_improvement_it_stops_early(
 ) -> None:
     numbers = iter([(0.5, 1.0), (0.4, 0.9), (0.4, 0.9)])
     monkeypatch.setattr(finetuning, "measure", lambda *_, **__: next(numbers))
-    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, warmup_epochs=0, epochs=50, patience=2))
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, head_epochs=0, epochs=50, patience=2))
     assert len(run.history) == 3
     assert "no better epoch in 2" in run.record["ended"]
 
@@ -156,7 +156,7 @@ def test_the_time_limit_ends_a_training_that_can_be_used(
     assert "the time limit of 0.3 minutes was reached in epoch 5" in run.record["ended"]
     fine = run.history.filter(pl.col("phase") == "finetune")
     assert fine["step"].to_list() == [4, 8, 12, 16, 18]  # of four steps each, and a second each
-    share = share_of_learning_rate(17 / 18, recipe.warmup_share, recipe.final_share)  # the cosine ends with the time
+    share = share_of_learning_rate(17 / 18, recipe.lr_warmup, recipe.min_lr_ratio)  # the cosine ends with the time
     assert fine["learning_rate"][-1] == pytest.approx(recipe.learning_rate * share)
 
 
@@ -177,8 +177,8 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(
 def test_frozen_statistics_do_not_move(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, frozen_statistics=True, epochs=1))
-    trained, start = run.network().trunk.state_dict(), load_file(small_recipe.weights)
+    run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, freeze_bn=True, epochs=1))
+    trained, start = run.network().backbone.state_dict(), load_file(small_recipe.weights)
     statistics = [name for name in start if name.endswith(("running_mean", "running_var"))]
     assert statistics
     assert all(torch.equal(trained[name], start[name]) for name in statistics)
@@ -188,7 +188,7 @@ def test_frozen_statistics_do_not_move(stripes: Dataset, small_recipe: Recipe, t
 
 
 def test_a_dataset_that_is_not_divided(stripes: Dataset, tmp_path: Path) -> None:
-    shutil.copytree(stripes.folder, tmp_path / "data", ignore=shutil.ignore_patterns("split.parquet", "features"))
+    shutil.copytree(stripes.folder, tmp_path / "data", ignore=shutil.ignore_patterns("splits.parquet", "features"))
     with pytest.raises(LandmarksError, match="landmarks split"):
         train(tmp_path / "data", tmp_path / "run", backbone="baseline")
     assert not (tmp_path / "run").exists()
@@ -202,19 +202,19 @@ def test_a_single_landmark(tmp_path: Path) -> None:
 
 def test_an_empty_validation_part(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", landmarks=2, train=2, val=0, test=1)
-    with pytest.raises(LandmarksError, match=r"val part .* --val 0\.15"):
+    with pytest.raises(LandmarksError, match=r"val split .* --val 0\.15"):
         train(dataset.folder, tmp_path / "run", backbone="baseline")
 
 
-def test_a_landmark_without_training_photographs_is_named_and_training_goes_on(
+def test_a_landmark_without_training_images_is_named_and_training_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = make_dataset(tmp_path / "data", landmarks=3, train=4, val=2, test=0)
-    assert dataset.split is not None
-    lost = dataset.split.filter(~(pl.col("id").str.starts_with("00000002") & (pl.col("part") == "train")))
-    write_table(dataset.folder / "split.parquet", lost)
+    assert dataset.splits is not None
+    lost = dataset.splits.filter(~(pl.col("id").str.starts_with("00000002") & (pl.col("split") == "train")))
+    write_table(dataset.folder / "splits.parquet", lost)
     train(dataset.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=1, tracking="none")
-    assert "1 of 3 landmarks have no photograph to train on" in capsys.readouterr().err
+    assert "1 of 3 landmarks have no image to train on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -288,13 +288,13 @@ def test_gradient_checkpointing_trains_the_same_and_says_so(
     assert "gradient checkpointing" in {choice["what"] for choice in short.record["choices"]}
 
 
-def test_a_cosine_head_is_told_its_centres_and_the_photographs_of_each_landmark(
+def test_a_cosine_head_is_told_its_centres_and_the_images_of_each_landmark(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(small_recipe, head="cosine", head_settings={"centres": 2, "margin": 0.1}, epochs=1)
+    recipe = replace(small_recipe, head="arcface", head_settings={"centres": 2, "margin": 0.1}, epochs=1)
     head = train(stripes.folder, tmp_path / "run", recipe=recipe).network().head
     assert head.settings["centres"] == 2
-    assert head.margins.tolist() == pytest.approx([0.1] * 3)  # all landmarks have equally many photographs
+    assert head.margins.tolist() == pytest.approx([0.1] * 3)  # all landmarks have equally many images
 
 
 def test_a_setting_that_the_head_does_not_have(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_setting_that_the_head_does_not_have(stripes: Dataset, small_recipe: R
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_trunk_learns_the_same(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_compiled_backbone_learns_the_same(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
     plain = train(stripes.folder, tmp_path / "plain", recipe=replace(small_recipe, precision="float32"))
     compiled = train(
         stripes.folder, tmp_path / "compiled", recipe=replace(small_recipe, precision="float32", compile=True)
@@ -378,7 +378,7 @@ def test_a_checkpoint_that_cannot_be_deleted_does_not_spoil_a_finished_run(
     [
         ["--backbone", SMALL, "--weights", "none", "--epochs", "0"],
         ["--backbone", "baseline", "--epochs", "0"],
-        ["--backbone", SMALL, "--weights", "WEIGHTS", "--epochs", "0", "--set", "warmup_epochs=0"],
+        ["--backbone", SMALL, "--weights", "WEIGHTS", "--epochs", "0", "--set", "head_epochs=0"],
     ],
 )
 def test_a_training_of_nothing_is_refused_before_anything_is_written(
@@ -396,7 +396,7 @@ def test_a_training_of_nothing_is_refused_before_anything_is_written(
 def test_the_shortest_time_limit_leaves_a_run_of_one_step(
     weights: str, stripes: Dataset, small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(small_recipe, time_limit=5e-324, warmup_epochs=0)
+    recipe = replace(small_recipe, time_limit=5e-324, head_epochs=0)
     recipe = replace(recipe, weights="none") if weights == "none" else recipe
     run = train(stripes.folder, tmp_path / "run", recipe=recipe)
     assert run.history["step"].to_list() == [1]
@@ -407,13 +407,13 @@ def test_the_shortest_time_limit_leaves_a_run_of_one_step(
 # ── Settings, all the way ──
 
 
-def test_an_explicit_learning_rate_of_the_trunk_stays(stripes: Dataset, small_weights: Path, tmp_path: Path) -> None:
+def test_an_explicit_learning_rate_of_the_backbone_stays(stripes: Dataset, small_weights: Path, tmp_path: Path) -> None:
     small = ["--backbone", SMALL, "--weights", str(small_weights), "--image-size", "32", "--epochs", "0"]
-    small += ["--set", "warmup_epochs=1", "--set", "tracking=none"]
-    rates = ["--learning-rate", "0.002", "--set", "trunk_learning_rate=0.0001"]
+    small += ["--set", "head_epochs=1", "--set", "tracking=none"]
+    rates = ["--learning-rate", "0.002", "--set", "backbone_learning_rate=0.0001"]
     assert landmarks(["train", str(stripes.folder), "-o", str(tmp_path / "run"), *small, *rates]) == 0
     recipe = open_run(tmp_path / "run").record["recipe"]
-    assert (recipe["learning_rate"], recipe["trunk_learning_rate"]) == (0.002, 0.0001)
+    assert (recipe["learning_rate"], recipe["backbone_learning_rate"]) == (0.002, 0.0001)
     alone = train(
         stripes.folder,
         tmp_path / "alone",
@@ -421,11 +421,11 @@ def test_an_explicit_learning_rate_of_the_trunk_stays(stripes: Dataset, small_we
         weights=small_weights,
         image_size=32,
         epochs=0,
-        warmup_epochs=1,
+        head_epochs=1,
         tracking="none",
         learning_rate=0.002,
     )
-    assert alone.record["recipe"]["trunk_learning_rate"] == pytest.approx(0.0006)  # keeps its ratio
+    assert alone.record["recipe"]["backbone_learning_rate"] == pytest.approx(0.0006)  # keeps its ratio
 
 
 @pytest.mark.parametrize("way", ["command line", "python"])
@@ -441,10 +441,10 @@ def test_the_gradient_can_be_left_unclipped(
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spied)
     if way == "python":
-        train(stripes.folder, tmp_path / "run", recipe=small_recipe, clip=None, epochs=1, warmup_epochs=1)
+        train(stripes.folder, tmp_path / "run", recipe=small_recipe, max_grad_norm=None, epochs=1, head_epochs=1)
     else:
-        words = ["--backbone", "baseline", "--image-size", "32", "--epochs", "1", "--set", "clip=null"]
+        words = ["--backbone", "baseline", "--image-size", "32", "--epochs", "1", "--set", "max_grad_norm=null"]
         words += ["--set", "tracking=none"]
         assert landmarks(["train", str(stripes.folder), "-o", str(tmp_path / "run"), *words]) == 0
     assert set(seen) == {math.inf}
-    assert open_run(tmp_path / "run").record["recipe"]["clip"] is None
+    assert open_run(tmp_path / "run").record["recipe"]["max_grad_norm"] is None

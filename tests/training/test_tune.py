@@ -17,7 +17,7 @@ pytest.importorskip("optuna")
 def test_the_best_trial_is_at_least_the_recipe_and_a_seed_gives_the_same_search(
     stripes: Dataset, small_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"backbone": SMALL, "weights": small_weights, "image_size": 32, "warmup_epochs": 3, "device": "cpu"}
+    settings = {"backbone": SMALL, "weights": small_weights, "image_size": 32, "head_epochs": 3, "device": "cpu"}
     first, second = (tune(stripes.folder, trials=4, **settings) for _ in range(2))
     assert first.equals(second)
     assert first.schema == TRIALS
@@ -26,7 +26,7 @@ def test_the_best_trial_is_at_least_the_recipe_and_a_seed_gives_the_same_search(
     assert first["val_accuracy"][0] >= recipe["val_accuracy"]
     print_trials(first, "data")
     told = capsys.readouterr()
-    assert "warmup_learning_rate" in told.out
+    assert "head_learning_rate" in told.out
     assert "landmarks train data -o RUN --head" in told.err
 
 
@@ -38,7 +38,7 @@ def test_from_scratch_there_is_nothing_to_tune(stripes: Dataset) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"warmup_epochs": 0}, "warmup_epochs 0"),
+        ({"head_epochs": 0}, "head_epochs 0"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"trials": 0}, "1 or more"),

@@ -1,1 +1,1 @@
-"""From a mirror of the archive to a dataset: choose landmarks, locate and fetch their photographs."""
+"""From a mirror of the archive to a dataset: choose landmarks, locate and fetch their images."""

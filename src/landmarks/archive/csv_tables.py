@@ -29,8 +29,8 @@ class Column:
     kind: type[pl.DataType] = pl.String
 
 
-PHOTOGRAPH = Column(ID, "16 hexadecimal digits in lower case")
-PHOTOGRAPHS = Column(f"{ID}( +{ID})*", "photograph ids separated by spaces")
+IMAGE = Column(ID, "16 hexadecimal digits in lower case")
+IMAGES = Column(f"{ID}( +{ID})*", "image ids separated by spaces")
 LANDMARK = Column(NUMBER, "a landmark id, an integer from 0 on", pl.Int64)
 LANDMARKS = Column(f"( *{NUMBER})* *", "landmark ids separated by spaces, or nothing")
 USAGE = Column("Public|Private", "Public or Private")
@@ -45,19 +45,15 @@ class CsvTable:
     columns: Mapping[str, Column]
 
 
-TRAIN = CsvTable("metadata/train.csv", {"id": PHOTOGRAPH, "url": TEXT, "landmark_id": LANDMARK})
-CLEAN = CsvTable("metadata/train_clean.csv", {"landmark_id": LANDMARK, "images": PHOTOGRAPHS})
-ATTRIBUTION = CsvTable(
-    "metadata/train_attribution.csv", {"id": PHOTOGRAPH, "author": TEXT, "license": TEXT, "title": TEXT}
-)
+TRAIN = CsvTable("metadata/train.csv", {"id": IMAGE, "url": TEXT, "landmark_id": LANDMARK})
+CLEAN = CsvTable("metadata/train_clean.csv", {"landmark_id": LANDMARK, "images": IMAGES})
+ATTRIBUTION = CsvTable("metadata/train_attribution.csv", {"id": IMAGE, "author": TEXT, "license": TEXT, "title": TEXT})
 CATEGORY = CsvTable("metadata/train_label_to_category.csv", {"landmark_id": LANDMARK, "category": TEXT})
 HIERARCHY = CsvTable(
     "metadata/train_label_to_hierarchical.csv",
     {"landmark_id": LANDMARK, "supercategory": TEXT, "hierarchical_label": TEXT, "natural_or_human_made": TEXT},
 )
-SOLUTION = CsvTable(
-    "ground_truth/recognition_solution_v2.1.csv", {"id": PHOTOGRAPH, "landmarks": LANDMARKS, "Usage": USAGE}
-)
+SOLUTION = CsvTable("ground_truth/recognition_solution_v2.1.csv", {"id": IMAGE, "landmarks": LANDMARKS, "Usage": USAGE})
 
 
 def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
@@ -109,10 +105,10 @@ def strange_row(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksEr
     return LandmarksError(f"{file} cannot be read as CSV", received=reason)
 
 
-def lines_of(file: Path, photograph: str) -> list[int]:
-    """Return the lines on which a photograph's id stands."""
+def lines_of(file: Path, image: str) -> list[int]:
+    """Return the lines on which an image's id stands."""
     position = _header(file).index("id")
-    return [line for line, cells, _ in _rows(file) if cells[position : position + 1] == [photograph]]
+    return [line for line, cells, _ in _rows(file) if cells[position : position + 1] == [image]]
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str], str]]:

@@ -80,7 +80,7 @@ class Lease:
             keeper.join()
             self.file.unlink(missing_ok=True)
 
-    def __call__(self, bytes: int, photographs: int) -> None:
+    def __call__(self, bytes: int, images: int) -> None:
         """Raise `EndedError` when the lease has run out; the signature of `transfer.Report`."""
         try:
             alive = time.time() - self.file.stat().st_mtime < _SECONDS_UNTIL_ABANDONED
@@ -97,9 +97,9 @@ Counter = Callable[[int, int], None]
 def stoppable(count: Counter, stopped: threading.Event) -> Counter:
     """Return `count` so that it raises `EndedError` once `stopped` is set."""
 
-    def report(bytes: int, photographs: int) -> None:
+    def report(bytes: int, images: int) -> None:
         if stopped.is_set():
             raise EndedError("stopped")
-        count(bytes, photographs)
+        count(bytes, images)
 
     return report

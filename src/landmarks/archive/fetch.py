@@ -1,4 +1,4 @@
-"""From a mirror to a dataset: the selected photographs, upright and small, in one shard per TAR."""
+"""From a mirror to a dataset: the selected images, upright and small, in one shard per TAR."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from landmarks.archive.tar_to_shard import (
 from landmarks.dataset.groups import HASH_FORM, groups
 from landmarks.dataset.images import STORED_FORM
 from landmarks.dataset.manifest import (
+    IMAGES,
     LABELS,
-    PHOTOS,
     REJECTED,
     Dataset,
     changing,
@@ -57,7 +57,7 @@ from landmarks.support.files import (
 from landmarks.support.tables import read_metadata, read_table
 
 SPARE_BYTES = 100_000_000
-"""Disk that is wanted free beyond the photographs themselves."""
+"""Disk that is wanted free beyond the images themselves."""
 
 TOLD = ("id", "landmark_id", "usage", "landmarks", "name", "category", "author", "license", "title")
 """Columns of a selection that reach the dataset."""
@@ -67,7 +67,7 @@ TOLD = ("id", "landmark_id", "usage", "landmarks", "name", "category", "author",
 class Order:
     """A selection with what its file says about itself, and how it is to be stored."""
 
-    photographs: pl.DataFrame
+    images: pl.DataFrame
     metadata: dict[str, str]
     set: str
     mirror: Mirror
@@ -87,10 +87,10 @@ def fetch(
     method: Method = "auto",
     dry_run: bool = False,
 ) -> Dataset | None:
-    """Fetch the photographs of a selection into the dataset folder `out`, and return it (None with `dry_run`).
+    """Fetch the images of a selection into the dataset folder `out`, and return it (None with `dry_run`).
 
     `mirror` is where the TARs are, if not where the selection was made; `index` a byte index (path or address), with
-    which only the photographs travel; `max_side` the longest side stored, in pixels; `workers` the TARs worked on at
+    which only the images travel; `max_side` the longest side stored, in pixels; `workers` the TARs worked on at
     once; `cluster` a Dask scheduler's address; `method` one of auto, ranges and stream; `dry_run` prints the cost only.
 
     TARs that could not be had stand in `record["failed"]` of the dataset; running again tries them again and repeats
@@ -107,7 +107,7 @@ def fetch(
         raise UsageError("--max-side is too small", received=max_side, expected="at least 16 pixels")
     order, out = _read_order(Path(selection), mirror, max_side), Path(out)
     blank = TarTask(out=out, mirror=order.mirror, set=order.set, tar=0, max_side=max_side, digest=order.digest)
-    ids = np.sort(order.photographs["id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
+    ids = np.sort(order.images["id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
     if dry_run:
         note(str(make_plan(blank, ids, None if index is None else read_index(index), method)))
         return None
@@ -124,29 +124,29 @@ def fetch(
             note(f"{len(plan.tasks) - len(to_do)} TARs are done already")
         require_free_disk(out, plan.disk_bytes * len(to_do) // max(1, len(plan.tasks)) + SPARE_BYTES)
         outcomes = _work(to_do, out, workers, cluster)
-        return assemble(blank, order.photographs, order.metadata, plan, outcomes)
+        return assemble(blank, order.images, order.metadata, plan, outcomes)
 
 
 def _read_order(path: Path, mirror: str | Path | Mirror | None, max_side: int) -> Order:
-    photographs = read_table(path, {"id": pl.String, "landmark_id": pl.Int64})
+    images = read_table(path, {"id": pl.String, "landmark_id": pl.Int64})
     metadata = read_metadata(path)
-    if len(photographs) == 0:
-        raise LandmarksError(f"{path} holds no photograph")
-    if not photographs["id"].str.contains("^[0-9a-f]{16}$").all() or photographs["id"].is_duplicated().any():
+    if len(images) == 0:
+        raise LandmarksError(f"{path} holds no image")
+    if not images["id"].str.contains("^[0-9a-f]{16}$").all() or images["id"].is_duplicated().any():
         raise LandmarksError(f"{path} is no selection", expected="unique ids of 16 hex digits")
     source = mirror or metadata.get("mirror")
     if source is None:
         raise UsageError(f"{path} does not say which mirror it was made from", way_out="name it with --mirror")
     set = metadata.get("set", "train")
-    digest = digest_of(_digest_of_rows(photographs), set, max_side)
-    return Order(photographs, metadata, set, open_mirror(source), max_side, digest)
+    digest = digest_of(_digest_of_rows(images), set, max_side)
+    return Order(images, metadata, set, open_mirror(source), max_side, digest)
 
 
-def _digest_of_rows(photographs: pl.DataFrame) -> str:
+def _digest_of_rows(images: pl.DataFrame) -> str:
     """Return the digest of what a selection tells, whichever version wrote the file; a slice of its rows at a time."""
     digest = hashlib.blake2b(digest_size=16)
-    columns = [pl.col(name) if name in photographs.columns else pl.lit(None).alias(name) for name in TOLD]
-    table = photographs.select(columns).with_columns(
+    columns = [pl.col(name) if name in images.columns else pl.lit(None).alias(name) for name in TOLD]
+    table = images.select(columns).with_columns(
         pl.col("landmarks").cast(pl.List(pl.Int64)).list.eval(pl.element().cast(pl.String)).list.join(" ")
     )
     for rows in table.sort("id").iter_slices(100_000):
@@ -165,11 +165,11 @@ def _take_possession(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
         begun = read_record(mark)
         if begun.get("order") != digest:
             raise LandmarksError(
-                f"{out} holds photographs of another selection or size", way_out="choose another folder, or delete it"
+                f"{out} holds images of another selection or size", way_out="choose another folder, or delete it"
             )
         if begun.get("forms") != forms:
             raise LandmarksError(
-                f"{out} was begun by version {begun.get('version')}, which stores photographs otherwise",
+                f"{out} was begun by version {begun.get('version')}, which stores images otherwise",
                 way_out="go on with that version, or choose another folder",
             )
         return
@@ -185,14 +185,14 @@ def _take_possession(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
 def _work(tasks: Sequence[TarTask], out: Path, workers: int | None, cluster: str | None) -> list[Outcome]:
     total = sum(_bytes_of(task) for task in tasks)
     lease, stopped, lock = Lease(parts_folder(out)), threading.Event(), threading.Lock()
-    moved = photographs = 0
+    moved = images = 0
     with progress("fetching", total=max(total, 1)) as advance:
 
         def count(bytes: int, more: int) -> None:
-            nonlocal moved, photographs
+            nonlocal moved, images
             with lock:
-                moved, photographs = moved + bytes, photographs + more
-                advance(bytes, f"{amount(moved)} of {amount(total)}, {photographs:,} photographs")
+                moved, images = moved + bytes, images + more
+                advance(bytes, f"{amount(moved)} of {amount(total)}, {images:,} images")
 
         with lease.kept(), workforce(workers, cluster) as pool:
             report = stoppable(count, stopped) if cluster is None else lease
@@ -214,7 +214,7 @@ def _gather(pool: Executor, tasks: Sequence[TarTask], report: Any, count: Any) -
         if outcome.failure:
             note(f"{outcome.failure}: this TAR contributes nothing")
         if count is not None:  # the workers are elsewhere, and told nothing on the way
-            count(_bytes_of(futures[future]), outcome.photographs)
+            count(_bytes_of(futures[future]), outcome.images)
         outcomes.append(outcome)
     return sorted(outcomes, key=lambda outcome: outcome.tar)
 
@@ -229,7 +229,7 @@ def _bytes_of(task: TarTask) -> int:
 
 
 SHOWN = 10
-"""How many rejected photographs are named on the screen; the table has all."""
+"""How many rejected images are named on the screen; the table has all."""
 
 
 def finished_dataset(out: Path, order: str) -> Dataset | None:
@@ -239,7 +239,7 @@ def finished_dataset(out: Path, order: str) -> Dataset | None:
     except LandmarksError:
         return None
     complete = dataset.record.get("order") == order and not dataset.record.get("failed")
-    lengths = dataset.photos.group_by("shard").agg(end=(pl.col("offset") + pl.col("length")).max())
+    lengths = dataset.images.group_by("shard").agg(end=(pl.col("offset") + pl.col("length")).max())
     for shard, end in lengths.iter_rows():
         path = dataset.path_of(shard)
         complete = complete and path.is_file() and path.stat().st_size >= end
@@ -256,15 +256,15 @@ def assemble(
     kept = parts.filter(pl.col("why").is_null()).drop("why")
     failures = {outcome.tar: outcome.failure for outcome in outcomes if outcome.failure}
     rejected = _rejected(blank, selection, parts, plan, outcomes)
-    photos, labels = _photos(kept, selection).sort("id"), _labels(kept, selection)
+    images, labels = _images(kept, selection).sort("id"), _labels(kept, selection)
     corrections = stored_corrections(blank.out)
-    corrected, earlier = with_corrections(photos, corrections), stored(blank.out)
+    corrected, earlier = with_corrections(images, corrections), stored(blank.out)
     division = None if earlier is None else extended(corrected, earlier)
     grouping = groups(corrected) if division is None else division.grouping
     dataset = write_dataset(
         blank.out,
         verb="fetch",
-        photos=photos.with_columns(group=grouping.column),
+        images=images.with_columns(group=grouping.column),
         labels=labels,
         split=None if division is None else (division.table, division.metadata(len(changing(corrections)))),
         rejected=rejected,
@@ -285,7 +285,7 @@ def assemble(
         remarks.append(f"decoded by {' and '.join(decoders)}, which differ by some grey levels")
         note(remarks[-1])
     if len(twice):
-        remarks.append(f"{twice['id'].n_unique()} photographs lie in several TARs; the first is kept")
+        remarks.append(f"{twice['id'].n_unique()} images lie in several TARs; the first is kept")
     host = blank.mirror.host
     asked = {"requests_of_this_process": host.requests, "repeated": host.retries}
     how = {"plan": str(plan), **asked, "remarks": remarks}
@@ -298,7 +298,7 @@ def assemble(
 
 
 def _parts(tasks: Sequence[TarTask]) -> tuple[pl.DataFrame, list[str]]:
-    """Return the tables of all TARs that are done, as one, and what decoded their photographs."""
+    """Return the tables of all TARs that are done, as one, and what decoded their images."""
     tables, decoders = [], set()
     for task in tasks:
         part = finished_part(task)
@@ -311,15 +311,15 @@ def _parts(tasks: Sequence[TarTask]) -> tuple[pl.DataFrame, list[str]]:
     return pl.concat(tables), sorted(decoders)
 
 
-def _photos(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
-    told = [name for name in PHOTOS if name in selection.columns]
-    photos = kept.join(selection.select(told), on="id", how="left")
-    unknown = [name for name in PHOTOS if name not in photos.columns]
-    return photos.with_columns(pl.lit(None).cast(PHOTOS[name]).alias(name) for name in unknown)
+def _images(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
+    told = [name for name in IMAGES if name in selection.columns]
+    images = kept.join(selection.select(told), on="id", how="left")
+    unknown = [name for name in IMAGES if name not in images.columns]
+    return images.with_columns(pl.lit(None).cast(IMAGES[name]).alias(name) for name in unknown)
 
 
 def _labels(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
-    """Return one label per selected landmark, also for one all of whose photographs were lost."""
+    """Return one label per selected landmark, also for one all of whose images were lost."""
     told = selection.drop_nulls("landmark_id")
     for name in ("name", "category"):
         if name not in told.columns:
@@ -334,7 +334,7 @@ def _labels(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
 def _rejected(
     blank: TarTask, selection: pl.DataFrame, parts: pl.DataFrame, plan: Plan, outcomes: Sequence[Outcome]
 ) -> pl.DataFrame:
-    """Name every selected photograph that is not in the dataset, where it was looked for, and why it is not there."""
+    """Name every selected image that is not in the dataset, where it was looked for, and why it is not there."""
     undecodable = parts.filter(pl.col("why").is_not_null()).select(
         "id", (blank.set + "/" + pl.col("shard")).alias("where"), "why"
     )
@@ -361,7 +361,7 @@ def _damaged_headers(task: TarTask) -> int:
 
 
 def _write_byte_index(blank: TarTask, plan: Plan) -> None:
-    """Write the byte index of the TARs that were streamed: another fetch from them moves only photographs."""
+    """Write the byte index of the TARs that were streamed: another fetch from them moves only images."""
     streamed = {task.tar: task for task in plan.tasks if task.places is None and task.size is not None}
     members = {}
     for tar, task in streamed.items():
@@ -382,7 +382,7 @@ def _tell(dataset: Dataset, retries: int, failures: dict[int, str]) -> None:
         note(f"rejected {id} ({where}): {why}")
     if len(rejected) > SHOWN:
         note(f"… and {len(rejected) - SHOWN:,} more, all in {dataset.folder / 'rejected.parquet'}")
-    counts = f"{len(dataset.photos):,} photographs of {len(dataset.labels):,} landmarks, {len(rejected):,} rejected"
+    counts = f"{len(dataset.images):,} images of {len(dataset.labels):,} landmarks, {len(rejected):,} rejected"
     note(counts + (f", {retries} requests were repeated" if retries else ""))
     if failures:
         note(f"{len(failures)} TARs could not be had; run the same command again to try only those")

@@ -30,7 +30,7 @@ WORTH = 0.9
 """Ranges are taken when they need less than this share of streaming's time, which has the MD5 on its side."""
 
 MEAN_BYTES = 121_000
-"""Mean size of a photograph of the published training set."""
+"""Mean size of an image of the published training set."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Plan:
 
 
 def make_plan(task: TarTask, ids: np.ndarray[Any, np.dtype[np.uint64]], index: TarIndex | None, method: Method) -> Plan:
-    """Decide for every TAR how it is read. `task` holds what is the same for all; `ids` are the selected photographs.
+    """Decide for every TAR how it is read. `task` holds what is the same for all; `ids` are the selected images.
 
     Raises:
         UsageError: byte ranges are asked for without an index.
@@ -134,7 +134,7 @@ def _streamed(task: TarTask, tars: Sequence[int]) -> list[TarTask]:
         return list(pool.map(described, tars))
 
 
-def _summary(tasks: Sequence[TarTask], photographs: int, line: Line, why: str) -> Plan:
+def _summary(tasks: Sequence[TarTask], images: int, line: Line, why: str) -> Plan:
     requests = moved = disk = 0
     for task in tasks:
         if task.places is None:
@@ -144,9 +144,9 @@ def _summary(tasks: Sequence[TarTask], photographs: int, line: Line, why: str) -
             requests += len(task.spans)
             moved += sum(span.end - span.start for span in task.spans)
             disk += int(task.places.lengths.sum())
-            photographs -= len(task.places)
+            images -= len(task.places)
     streamed_bytes = sum(task.size or 0 for task in tasks if task.places is None)
-    disk += min(photographs * MEAN_BYTES, streamed_bytes)
+    disk += min(images * MEAN_BYTES, streamed_bytes)
     return Plan(tuple(tasks), requests, moved, disk, _seconds(requests, moved, line), line.bytes_per_second, why)
 
 

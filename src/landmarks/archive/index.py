@@ -1,9 +1,9 @@
-"""The byte index: in which TAR each photograph lies, and at which bytes.
+"""The byte index: in which TAR each image lies, and at which bytes.
 
     index.parquet: id u64 (the 16 hex digits as one integer, sorted) · tar u16 · offset u64 · length u32
     its metadata:  set, mirror, tar_count, digest, and `tars`: number, size, ETag, published MD5 of every indexed TAR
 
-`offset` is where the photograph's bytes begin; its header ends there.
+`offset` is where the image's bytes begin; its header ends there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INDEX = {"id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UI
 """Columns of a byte index, sorted by id, then TAR and offset."""
 
 MEMBERS = {"id": pl.UInt64, "offset": pl.UInt64, "length": pl.UInt32}
-"""Columns of the photographs' places in one TAR."""
+"""Columns of the images' places in one TAR."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ MOST_BYTES_OF_A_SPAN = 1 << 20
 
 @dataclass(frozen=True)
 class Places:
-    """Where photographs lie in one TAR, in the TAR's order: ids (as integers), offsets and lengths in bytes, `(P,)`."""
+    """Where images lie in one TAR, in the TAR's order: ids (as integers), offsets and lengths in bytes, `(P,)`."""
 
     ids: np.ndarray[Any, np.dtype[np.uint64]]
     offsets: np.ndarray[Any, np.dtype[np.uint64]]
@@ -140,7 +140,7 @@ class Places:
         return len(self.ids)
 
     def id_of(self, row: int) -> str:
-        """Return the photograph's id as 16 hex digits."""
+        """Return the image's id as 16 hex digits."""
         return f"{int(self.ids[row]):016x}"
 
 
@@ -158,7 +158,7 @@ def spans(places: Places, largest_gap: int) -> list[Span]:
     """Return the requests for all places, each with its header in front.
 
     Two neighbours share a request when at most `largest_gap` bytes lie between them; the smallest gaps are closed
-    first, as long as everything that moves stays within 1 + `MOST_OVERHEAD` times the photographs' own bytes.
+    first, as long as everything that moves stays within 1 + `MOST_OVERHEAD` times the images' own bytes.
     """
     starts = places.offsets.astype(np.int64) - BLOCK
     ends = places.offsets.astype(np.int64) + places.lengths

@@ -1,4 +1,4 @@
-"""The byte index of a whole mirror, made by hopping from header to header: half a kilobyte per photograph travels."""
+"""The byte index of a whole mirror, made by hopping from header to header: half a kilobyte per image travels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from landmarks.archive.executors import EndedError
 from landmarks.archive.index import MEMBERS, IndexedTar, TarIndex, read_index, write_index
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
 from landmarks.archive.requests import MirrorError, Patience
-from landmarks.archive.tar import MOST_BYTES_OF_A_PHOTOGRAPH, Member, TruncatedError, members
+from landmarks.archive.tar import MOST_BYTES_OF_A_IMAGE, Member, TruncatedError, members
 from landmarks.archive.transfer import ChangedError
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
@@ -163,7 +163,7 @@ def _walk(hop_: _Hop, count: Count) -> None:
         return
     rows: list[tuple[int, int, int]] = []
     for member in hop(hop_.mirror, hop_.path, hop_.tar.size, hop_.tar.etag, start):
-        if member.id is not None and member.size <= MOST_BYTES_OF_A_PHOTOGRAPH:
+        if member.id is not None and member.size <= MOST_BYTES_OF_A_IMAGE:
             rows.append((int(member.id, 16), member.offset, member.size))
         count(member.next - start, 1)
         start = member.next

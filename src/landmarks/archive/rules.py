@@ -69,8 +69,8 @@ class Rule:
 def eligible(rule: Rule, landmarks: pl.DataFrame) -> pl.DataFrame:
     """Return the landmarks that pass every condition of the rule but the draw, unordered.
 
-    `landmarks` has one row each, with `images` and what `categories` tells; `images` counts the photographs that
-    the rule's own conditions on photographs (clean, licence) left.
+    `landmarks` has one row each, with `images` and what `categories` tells; `images` counts the images that
+    the rule's own conditions on images (clean, licence) left.
     """
     conditions = [pl.col("images") > 0]
     if rule.landmarks is not None:
@@ -91,7 +91,7 @@ def eligible(rule: Rule, landmarks: pl.DataFrame) -> pl.DataFrame:
 
 
 def drawn(rule: Rule, landmarks: pl.DataFrame) -> pl.DataFrame:
-    """Rank by photographs (ties: landmark id ascending), skip, take, draw at random; return them in that rank.
+    """Rank by images (ties: landmark id ascending), skip, take, draw at random; return them in that rank.
 
     Raises:
         LandmarksError: nothing is left, or fewer than the rule asks to draw.
@@ -151,13 +151,13 @@ def _refuse_impossible_numbers(rule: Rule) -> None:
 
 def _refuse_contradictions(rule: Rule) -> None:
     if rule.set == "train" and rule.others is not None:
-        raise UsageError("--others belongs to --set test: every photograph of the training set shows a landmark")
+        raise UsageError("--others belongs to --set test: every image of the training set shows a landmark")
     only_train = ("skip", "take", "choose", "min_images", "max_images", "license")
     given = [f"--{name.replace('_', '-')}" for name in only_train if getattr(rule, name) not in (None, 0)]
     if rule.set == "test" and given:
         raise UsageError(
             f"{', '.join(given)}: only with --set train",
-            way_out="for the test photographs of a selection use: --set test --landmarks SELECTION",
+            way_out="for the test images of a selection use: --set test --landmarks SELECTION",
         )
 
 

@@ -1,4 +1,4 @@
-"""Choose photographs of a mirror by a rule, and write which they are."""
+"""Choose images of a mirror by a rule, and write which they are."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ SELECTION: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Selection:
-    """What `select` chose: the photographs (columns `SELECTION`), their landmarks by rank, and what they weigh."""
+    """What `select` chose: the images (columns `SELECTION`), their landmarks by rank, and what they weigh."""
 
     path: Path
-    photographs: pl.DataFrame
+    images: pl.DataFrame
     landmarks: pl.DataFrame  # landmark_id, name, images
     rule: str
     expected_bytes: int
@@ -82,12 +82,12 @@ def select(
     clean: bool = False,
     others: int | None = None,
 ) -> Selection:
-    """Choose photographs by a rule, write them to the table `out`, and return them; without a rule, all.
+    """Choose images by a rule, write them to the table `out`, and return them; without a rule, all.
 
-    Training set: photographs are kept if they belong to the clean set (`clean`) and carry the `license`; landmarks
-    are kept by id (`landmarks`, less `exclude`), `name`, `supercategory`, `kind` and number of photographs kept; they
+    Training set: images are kept if they belong to the clean set (`clean`) and carry the `license`; landmarks
+    are kept by id (`landmarks`, less `exclude`), `name`, `supercategory`, `kind` and number of images kept; they
     are ranked by that number, falling, ties by landmark id; `skip`, `take`, and `choose` at random by `seed`.
-    Test set: all photographs, but only the landmarks kept count as known; of the photographs that show none of them
+    Test set: all images, but only the landmarks kept count as known; of the images that show none of them
     `others` are drawn.
 
     Raises:
@@ -113,17 +113,17 @@ def select(
     )
     with ThreadPoolExecutor(2) as aside:
         files = Csvs(open_mirror(mirror), aside)
-        photographs, chosen = _select_train(rule, files) if set == "train" else _select_test(rule, files)
+        images, chosen = _select_train(rule, files) if set == "train" else _select_test(rule, files)
         selection = Selection(
             path=Path(out),
-            photographs=photographs.select(pl.col(column).cast(of) for column, of in SELECTION.items()).sort("id"),
+            images=images.select(pl.col(column).cast(of) for column, of in SELECTION.items()).sort("id"),
             landmarks=chosen.select("landmark_id", "name", "images"),
             rule=str(rule),
-            expected_bytes=round(len(photographs) * bytes_of_one(files, set)),
+            expected_bytes=round(len(images) * bytes_of_one(files, set)),
         )
         write_table(
             selection.path,
-            selection.photographs,
+            selection.images,
             mirror=files.place,
             set=set,
             rule=selection.rule,
@@ -137,27 +137,27 @@ def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     for told in (ATTRIBUTION, CATEGORY, HIERARCHY):
         files.given(told)  # so that their digests are computed while the rest is read
     table = CLEAN if rule.clean else TRAIN
-    file = files.needed(table, "--clean needs" if rule.clean else "says what the photographs show")
+    file = files.needed(table, "--clean needs" if rule.clean else "says what the images show")
     rows = _clean_rows(file) if rule.clean else scan(TRAIN, file)
     if rule.license is not None:
         rows = rows.join(_licensed(rule.license, files), on="id", how="semi")
-    photographs = collect(rows.select("id", "landmark_id"), table, file)
+    images = collect(rows.select("id", "landmark_id"), table, file)
     strange = pl.col("id").str.len_bytes().ne_missing(16) | pl.col("landmark_id").lt(0).fill_null(True)
-    if photographs.select(strange.any()).item():
+    if images.select(strange.any()).item():
         raise strange_row(table, file)
-    landmarks = _landmarks_told(rule, files, photographs.group_by("landmark_id").agg(images=pl.len()))
+    landmarks = _landmarks_told(rule, files, images.group_by("landmark_id").agg(images=pl.len()))
     chosen = drawn(rule, eligible(rule, landmarks))
     _tell_missing(rule, landmarks, chosen)
     chosen = with_names(chosen)
     named = chosen.select("landmark_id", "name", "category")
-    photographs = photographs.join(named, on="landmark_id", how="inner")
-    _refuse_strange_ids(photographs, table, file)
+    images = images.join(named, on="landmark_id", how="inner")
+    _refuse_strange_ids(images, table, file)
     nothing = [pl.lit(None).alias("usage"), pl.lit(None).alias("landmarks")]
-    return _with_credits(photographs, files).with_columns(nothing), chosen
+    return _with_credits(images, files).with_columns(nothing), chosen
 
 
 def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
-    file = files.needed(SOLUTION, "says what the test photographs show")
+    file = files.needed(SOLUTION, "says what the test images show")
     rows = collect(scan(SOLUTION, file), SOLUTION, file)
     fits = [
         pl.col(name).fill_null("").str.contains(f"^(?:{column.pattern})$") for name, column in SOLUTION.columns.items()
@@ -182,14 +182,14 @@ def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     known = with_names(known.sort(["images", "landmark_id"], descending=[True, False]))
     pairs = pairs.join(known, on="landmark_id", how="semi", maintain_order="left")
     labelled = pairs.group_by("id", maintain_order=True).agg(landmarks="landmark_id")
-    photographs = shown.drop("landmark_id").join(labelled, on="id", how="left")
-    photographs = photographs.with_columns(landmark_id=pl.col("landmarks").list.first())
-    photographs = _drop_others(rule, photographs)
-    photographs = photographs.join(known.select("landmark_id", "name", "category"), on="landmark_id", how="left")
+    images = shown.drop("landmark_id").join(labelled, on="id", how="left")
+    images = images.with_columns(landmark_id=pl.col("landmarks").list.first())
+    images = _drop_others(rule, images)
+    images = images.join(known.select("landmark_id", "name", "category"), on="landmark_id", how="left")
     if len(known) == 0:
-        note(f"no test photograph shows a landmark that counts as known ({rule}); all are others")
+        note(f"no test image shows a landmark that counts as known ({rule}); all are others")
     nothing = [pl.lit(None, dtype=pl.String).alias(name) for name in ("author", "license", "title")]
-    return photographs.with_columns(nothing), known
+    return images.with_columns(nothing), known
 
 
 def _clean_rows(file: Path) -> pl.LazyFrame:
@@ -198,7 +198,7 @@ def _clean_rows(file: Path) -> pl.LazyFrame:
 
 
 def _landmarks_told(rule: Rule, files: Csvs, counts: pl.DataFrame) -> pl.DataFrame:
-    """Join what the archive tells about landmarks to the number of their photographs."""
+    """Join what the archive tells about landmarks to the number of their images."""
     if rule.name is not None:
         files.needed(CATEGORY, "--name needs")
     if rule.supercategory is not None or rule.kind is not None:
@@ -209,58 +209,58 @@ def _landmarks_told(rule: Rule, files: Csvs, counts: pl.DataFrame) -> pl.DataFra
 
 
 def _licensed(license: str, files: Csvs) -> pl.LazyFrame:
-    """Return the ids of the photographs whose licence holds the words."""
+    """Return the ids of the images whose licence holds the words."""
     file = files.needed(ATTRIBUTION, "--license needs")
     rows = scan(ATTRIBUTION, file).filter(holds(pl.col("license"), license)).select("id")
     return collect(rows, ATTRIBUTION, file).lazy()
 
 
-def _with_credits(photographs: pl.DataFrame, files: Csvs) -> pl.DataFrame:
+def _with_credits(images: pl.DataFrame, files: Csvs) -> pl.DataFrame:
     columns = ("author", "license", "title")
     file = files.given(ATTRIBUTION)
     if file is None:
-        return photographs.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in columns)
-    rows = scan(ATTRIBUTION, file).join(photographs.lazy().select("id"), on="id", how="semi")
+        return images.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in columns)
+    rows = scan(ATTRIBUTION, file).join(images.lazy().select("id"), on="id", how="semi")
     # Joined to nothing, a text is copied: otherwise a few rows keep alive all the bytes that were read around them.
     credits = rows.select(pl.concat_str(pl.col(name), pl.lit("")) for name in ("id", *columns))
     known = collect(credits, ATTRIBUTION, file).unique("id", keep="first", maintain_order=True)
-    return photographs.join(known, on="id", how="left")
+    return images.join(known, on="id", how="left")
 
 
-def _drop_others(rule: Rule, photographs: pl.DataFrame) -> pl.DataFrame:
-    """Keep `rule.others` of the photographs that show nothing known, drawn by the seed in the order of their ids."""
-    others = photographs.filter(pl.col("landmark_id").is_null()).sort("id")
+def _drop_others(rule: Rule, images: pl.DataFrame) -> pl.DataFrame:
+    """Keep `rule.others` of the images that show nothing known, drawn by the seed in the order of their ids."""
+    others = images.filter(pl.col("landmark_id").is_null()).sort("id")
     if rule.others is None or rule.others >= len(others):
-        return photographs
+        return images
     lots = generator(rule.seed, "others").random(len(others))
     left_out = others.with_columns(lot=pl.Series(lots)).sort("lot", "id")[rule.others :]
-    return photographs.join(left_out, on="id", how="anti")
+    return images.join(left_out, on="id", how="anti")
 
 
-def _refuse_strange_ids(photographs: pl.DataFrame, table: CsvTable, file: Path) -> None:
-    if not photographs["id"].str.contains(f"^{ID}$").all():
+def _refuse_strange_ids(images: pl.DataFrame, table: CsvTable, file: Path) -> None:
+    if not images["id"].str.contains(f"^{ID}$").all():
         raise strange_row(table, file)
-    twice = photographs.filter(pl.col("id").is_duplicated())["id"].sort()
+    twice = images.filter(pl.col("id").is_duplicated())["id"].sort()
     if len(twice):
         lines = lines_of(file, twice[0]) if "landmark_id" not in table.columns or table is TRAIN else []
         where = f" (lines {', '.join(map(str, lines))})" if lines else ""
-        raise LandmarksError(f"{file} holds the photograph {twice[0]} more than once{where}")
+        raise LandmarksError(f"{file} holds the image {twice[0]} more than once{where}")
 
 
 def _tell_missing(rule: Rule, told: pl.DataFrame, chosen: pl.DataFrame) -> None:
     missing = [] if rule.landmarks is None else sorted({*rule.landmarks} - {*told["landmark_id"]})
     if missing:
         shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
-        note(f"{len(missing)} of the {len(rule.landmarks or ())} landmarks have no photograph here: {shown}")
+        note(f"{len(missing)} of the {len(rule.landmarks or ())} landmarks have no image here: {shown}")
     if rule.choose is None and rule.take is not None and len(chosen) < rule.take:
         note(f"--take {rule.take}: only {len(chosen)} landmarks were there to take")
 
 
-# The CSV files of a mirror as local files, with their digests, and what a photograph of the mirror weighs.
+# The CSV files of a mirror as local files, with their digests, and what an image of the mirror weighs.
 
 
 PUBLISHED_BYTES = {"train": 121_000, "test": 85_000}
-"""Mean size of a photograph in the published archive, for mirrors whose TARs cannot be asked."""
+"""Mean size of an image in the published archive, for mirrors whose TARs cannot be asked."""
 
 _TARS_ASKED = 16
 
@@ -303,7 +303,7 @@ class Csvs:
 
 
 def bytes_of_one(files: Csvs, set: str) -> float:
-    """Return the mean size of a photograph of a set, from the sizes of some of its TARs where they can be asked."""
+    """Return the mean size of an image of a set, from the sizes of some of its TARs where they can be asked."""
     mirror = files.mirror
     table = TRAIN if set == "train" else SOLUTION
     rows = files.given(table)

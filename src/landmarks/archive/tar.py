@@ -1,7 +1,7 @@
 """The headers of a TAR: walking from one to the next, without ever trusting what they say.
 
 `members(read)` is the one walk that everything shares: `read(position, length)` may skip forward in a stream, or be a
-request for a range. A member's name never becomes a path; all that is taken from it is a photograph's id.
+request for a range. A member's name never becomes a path; all that is taken from it is an image's id.
 
 Layouts: POSIX.1-1988 (USTAR), POSIX.1-2001 (PAX) and GNU's long names and large numbers, as told in the manuals of
 `pax` and GNU tar.
@@ -18,7 +18,7 @@ from landmarks.archive.requests import MirrorError
 
 BLOCK = 512
 
-MOST_BYTES_OF_A_PHOTOGRAPH = 64 << 20
+MOST_BYTES_OF_A_IMAGE = 64 << 20
 """The archive's largest have about 1 MB; a member that claims more than this is not read."""
 
 _MOST_BYTES_OF_A_NAME = 1 << 16
@@ -29,7 +29,7 @@ _PLAIN_FILES = b"\0" + b"07"
 _WITHOUT_DATA = b"123456"  # links, devices, folders, pipes
 _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL, _GNU_SPARSE = b"LKxgS"
 
-_PHOTOGRAPH = re.compile(r"(?:\./)*(?:(?!\.\./)[^/]+/)*([0-9a-f]{16})\.jpg")
+_IMAGE = re.compile(r"(?:\./)*(?:(?!\.\./)[^/]+/)*([0-9a-f]{16})\.jpg")
 
 Read = Callable[[int, int], bytes]
 """`read(position, length)` returns those bytes of a TAR, or fewer where it ends; positions only grow."""
@@ -54,7 +54,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Member:
-    """One member: the photograph's `id` (None: something else), where its bytes lie, and where the next header is."""
+    """One member: the image's `id` (None: something else), where its bytes lie, and where the next header is."""
 
     id: str | None
     name: str
@@ -103,7 +103,7 @@ def members(read: Read, *, start: int = 0, damaged: list[int] | None = None) -> 
                 raise HeaderError(f"a sparse member at byte {position} cannot be read")
             length = 0 if header.kind in _WITHOUT_DATA else header.size if size < 0 else size
             name = name or header.name
-            yield Member(photograph_id(name) if header.kind in _PLAIN_FILES else None, name, data, length)
+            yield Member(image_id(name) if header.kind in _PLAIN_FILES else None, name, data, length)
             position, name, size = data + _padded(length), "", -1
             continue
         position = data + _padded(header.size)
@@ -140,12 +140,12 @@ def parse_pax(text: bytes) -> dict[str, str]:
     return records
 
 
-def photograph_id(name: str) -> str | None:
-    """Return the id in a member's name such as `a/b/c/abc0123456789def.jpg`; None when it names no photograph.
+def image_id(name: str) -> str | None:
+    """Return the id in a member's name such as `a/b/c/abc0123456789def.jpg`; None when it names no image.
 
     `./` in front and any folders are accepted; a name that climbs (`..`) or starts at the root is not.
     """
-    match = _PHOTOGRAPH.fullmatch(name)
+    match = _IMAGE.fullmatch(name)
     return match.group(1) if match else None
 
 

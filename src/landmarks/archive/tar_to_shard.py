@@ -1,4 +1,4 @@
-"""What is done for one TAR: its wanted photographs are read, prepared and written as one shard, with a table of them.
+"""What is done for one TAR: its wanted images are read, prepared and written as one shard, with a table of them.
 
 The table is written last and marks the shard as finished: a killed `fetch` repeats only TARs that have none. The work
 for a TAR needs nothing but its task and the output folder, so that any thread, process or machine can do it.
@@ -23,7 +23,7 @@ from landmarks.archive.tar import HeaderError, TruncatedError
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,
-    Photograph,
+    FetchedImage,
     Report,
     WrongMd5Error,
     is_among,
@@ -31,7 +31,7 @@ from landmarks.archive.transfer import (
     streamed,
 )
 from landmarks.dataset.groups import perceptual_hash
-from landmarks.dataset.images import DECODER, PictureError, prepare, size_of
+from landmarks.dataset.images import DECODER, ImageError, prepare, size_of
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_metadata, read_table, write_table
@@ -46,7 +46,7 @@ PART = {
     "width": pl.UInt32,
     "height": pl.UInt32,
     "phash": pl.UInt64,
-    "why": pl.String,  # not null: the photograph is rejected
+    "why": pl.String,  # not null: the image is rejected
 }
 """Columns of a finished TAR's table, in the shard's order."""
 
@@ -85,7 +85,7 @@ class Outcome:
     """What came of one TAR. With `failure`, it contributes nothing, and `lost` are the wanted ids seen in it."""
 
     tar: int
-    photographs: int = 0
+    images: int = 0
     rejected: int = 0
     failure: str = ""
     lost: tuple[str, ...] = ()
@@ -98,17 +98,17 @@ def parts_folder(out: Path) -> Path:
 
 
 def wanted_file(out: Path) -> Path:
-    """Return the sorted ids of all selected photographs, as integers."""
+    """Return the sorted ids of all selected images, as integers."""
     return parts_folder(out) / "wanted.npy"
 
 
 def members_file(task: TarTask) -> Path:
-    """Return the places of all photographs of a streamed TAR, from which a byte index is made."""
+    """Return the places of all images of a streamed TAR, from which a byte index is made."""
     return task.part.with_suffix(".members.parquet")
 
 
 def tar_to_shard(task: TarTask, report: Report) -> Outcome:
-    """Fetch one TAR's wanted photographs into one shard, unless that is already done.
+    """Fetch one TAR's wanted images into one shard, unless that is already done.
 
     A TAR that a mirror cannot or will not give is an outcome; a disk that is full is an error.
     """
@@ -159,7 +159,7 @@ def _all_ids(places: Places) -> tuple[str, ...]:
     return tuple(places.id_of(row) for row in range(len(places)))
 
 
-def _by_ranges(task: TarTask, report: Report) -> Iterator[Photograph]:
+def _by_ranges(task: TarTask, report: Report) -> Iterator[FetchedImage]:
     assert task.places is not None
 
     def same(answer: Answer) -> bool:
@@ -169,7 +169,7 @@ def _by_ranges(task: TarTask, report: Report) -> Iterator[Photograph]:
     return ranged(task.mirror, path, places=task.places, spans=task.spans, same=same, report=report)
 
 
-def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator[Photograph]:
+def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator[FetchedImage]:
     wanted = is_among(np.load(wanted_file(task.out), mmap_mode="r"))
     path = tar_path(task.set, task.tar)
     try:
@@ -180,7 +180,7 @@ def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator
 
 
 def _write(
-    task: TarTask, photographs: Iterator[Photograph], contents: Contents | None, report: Report, remarks: list[str]
+    task: TarTask, images: Iterator[FetchedImage], contents: Contents | None, report: Report, remarks: list[str]
 ) -> Outcome:
     task.part.unlink(missing_ok=True)
     rows: list[tuple[str, int | None, int | None, int | None, int | None, int | None, str | None]] = []
@@ -188,20 +188,20 @@ def _write(
     shard = task.out / "shards" / task.name
     with ExitStack() as ending:
         writer: ShardWriter | None = None
-        for photograph in photographs:
-            if photograph.id in met:
-                remarks.append(f"{task.name} holds {photograph.id} twice; the first is kept")
+        for image in images:
+            if image.id in met:
+                remarks.append(f"{task.name} holds {image.id} twice; the first is kept")
                 continue
-            met.add(photograph.id)
+            met.add(image.id)
             try:
-                data, width, height, phash = _prepared(task, photograph)
-            except PictureError as error:
-                rows.append((photograph.id, None, None, None, None, None, str(error)))
+                data, width, height, phash = _prepared(task, image)
+            except ImageError as error:
+                rows.append((image.id, None, None, None, None, None, str(error)))
                 continue
             if writer is None:
                 writer = ending.enter_context(ShardWriter(shard))
-            offset, length = writer.add(photograph.id, data)
-            rows.append((photograph.id, offset, length, width, height, phash, None))
+            offset, length = writer.add(image.id, data)
+            rows.append((image.id, offset, length, width, height, phash, None))
             report(0, 1)
     if writer is None:
         shard.unlink(missing_ok=True)
@@ -216,21 +216,21 @@ def _write(
 
 
 def _outcome(task: TarTask, table: pl.DataFrame, remarks: tuple[str, ...] = ()) -> Outcome:
-    photographs = table["why"].null_count()
-    return Outcome(task.tar, photographs, len(table) - photographs, remarks=remarks)
+    images = table["why"].null_count()
+    return Outcome(task.tar, images, len(table) - images, remarks=remarks)
 
 
-def _prepared(task: TarTask, photograph: Photograph) -> tuple[bytes, int, int, int]:
-    """Return what is stored of a photograph: JPEG bytes, width, height, perceptual hash."""
-    if photograph.data is None:
-        raise PictureError(photograph.why)
+def _prepared(task: TarTask, image: FetchedImage) -> tuple[bytes, int, int, int]:
+    """Return what is stored of an image: JPEG bytes, width, height, perceptual hash."""
+    if image.data is None:
+        raise ImageError(image.why)
     try:
-        return _decoded(photograph.data, task.max_side)
-    except PictureError:
-        if task.places is None or not photograph.data:  # the MD5 of what was streamed vouches for these bytes
+        return _decoded(image.data, task.max_side)
+    except ImageError:
+        if task.places is None or not image.data:  # the MD5 of what was streamed vouches for these bytes
             raise
-        again = _read_again(task, photograph.id)
-        if again == photograph.data:
+        again = _read_again(task, image.id)
+        if again == image.data:
             raise
         return _decoded(again, task.max_side)
 

@@ -1,4 +1,4 @@
-"""Photographs on their way out of a TAR: in one pass over all of it, or by byte ranges, always in the TAR's order."""
+"""Images on their way out of a TAR: in one pass over all of it, or by byte ranges, always in the TAR's order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 from landmarks.archive.index import Places, Span
 from landmarks.archive.mirror import Answer, Mirror
 from landmarks.archive.requests import MirrorError
-from landmarks.archive.tar import BLOCK, MOST_BYTES_OF_A_PHOTOGRAPH, HeaderError, members, parse_header, photograph_id
+from landmarks.archive.tar import BLOCK, MOST_BYTES_OF_A_IMAGE, HeaderError, image_id, members, parse_header
 
 Report = Callable[[int, int], None]
-"""`report(bytes, photographs)` is told what has just been done; it may raise to end the work."""
+"""`report(bytes, images)` is told what has just been done; it may raise to end the work."""
 
 
 class WrongMd5Error(MirrorError):
@@ -29,8 +29,8 @@ class ChangedError(MirrorError):
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """A wanted photograph's bytes; `data` is None when they cannot be had, and `why` says so."""
+class FetchedImage:
+    """A wanted image's bytes; `data` is None when they cannot be had, and `why` says so."""
 
     id: str
     data: bytes | None
@@ -39,7 +39,7 @@ class Photograph:
 
 @dataclass
 class Contents:
-    """What one pass over a TAR has met: its photographs' places, damaged headers (bytes), and names that are none."""
+    """What one pass over a TAR has met: its images' places, damaged headers (bytes), and names that are none."""
 
     ids: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -60,17 +60,17 @@ class ForwardReader:
 
     def __call__(self, position: int, length: int) -> bytes:
         """Return `length` bytes at `position`, fewer where the stream ends; earlier bytes are gone."""
-        pieces: list[bytes] = []
+        files: list[bytes] = []
         while length > 0:
             end = self._start + len(self._chunk)
             if position < end:
                 first = position - self._start
                 piece = self._chunk[first : first + length]
-                pieces.append(piece)
+                files.append(piece)
                 position, length = position + len(piece), length - len(piece)
             elif not self._advance():
                 break
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return files[0] if len(files) == 1 else b"".join(files)
 
     def finish(self) -> str:
         """Read to the end and return the MD5 of everything, 32 hex digits."""
@@ -89,8 +89,8 @@ class ForwardReader:
 
 def streamed(
     mirror: Mirror, path: str, *, md5: str, wanted: Callable[[str], bool], contents: Contents, report: Report
-) -> Iterator[Photograph]:
-    """Yield the wanted photographs of a TAR in one pass; the last step checks the TAR's MD5.
+) -> Iterator[FetchedImage]:
+    """Yield the wanted images of a TAR in one pass; the last step checks the TAR's MD5.
 
     Whoever keeps what is yielded must drop it again when this raises. `contents` is filled on the way.
 
@@ -108,10 +108,10 @@ def streamed(
         contents.offsets.append(member.offset)
         contents.sizes.append(member.size)
         if wanted(member.id):
-            if member.size > MOST_BYTES_OF_A_PHOTOGRAPH:
-                yield Photograph(member.id, None, f"claims {member.size} bytes")
+            if member.size > MOST_BYTES_OF_A_IMAGE:
+                yield FetchedImage(member.id, None, f"claims {member.size} bytes")
             else:
-                yield Photograph(member.id, reader(member.offset, member.size))
+                yield FetchedImage(member.id, reader(member.offset, member.size))
     received = reader.finish()
     if received != md5:
         raise WrongMd5Error(f"{mirror.place}/{path} has a wrong MD5", received=received, expected=md5)
@@ -119,14 +119,14 @@ def streamed(
 
 def ranged(
     mirror: Mirror, path: str, *, places: Places, spans: Sequence[Span], same: Callable[[Answer], bool], report: Report
-) -> Iterator[Photograph]:
-    """Yield the photographs at `places` of a TAR, fetched as `spans`; some requests are always under way ahead.
+) -> Iterator[FetchedImage]:
+    """Yield the images at `places` of a TAR, fetched as `spans`; some requests are always under way ahead.
 
-    Every photograph is read with the header before it, which must be sound and carry its id and length. `same` says
+    Every image is read with the header before it, which must be sound and carry its id and length. `same` says
     whether an answer comes from the TAR that was indexed.
 
     Raises:
-        ChangedError: the TAR is another one, or something else stands where a photograph should.
+        ChangedError: the TAR is another one, or something else stands where an image should.
         RangesRefusedError, MirrorError: see `Mirror.range`.
     """
     ahead = max(2, mirror.host.patience.connections // 4)
@@ -144,22 +144,22 @@ def ranged(
                 raise ChangedError(f"{mirror.place}/{path} is not the file that was indexed")
             report(len(answer.data), 0)
             for row in range(span.first, span.last):
-                yield _photograph_at(row, places, span, answer.data, f"{mirror.place}/{path}")
+                yield _image_at(row, places, span, answer.data, f"{mirror.place}/{path}")
     finally:
         for _, request in pending:
             request.cancel()
 
 
-def _photograph_at(row: int, places: Places, span: Span, data: memoryview, where: str) -> Photograph:
+def _image_at(row: int, places: Places, span: Span, data: memoryview, where: str) -> FetchedImage:
     id, start, length = places.id_of(row), int(places.offsets[row]) - span.start, int(places.lengths[row])
     try:
         header = parse_header(bytes(data[start - BLOCK : start]))
     except HeaderError as error:
         raise ChangedError(f"{where}: the header of {id} is damaged") from error
-    short = photograph_id(header.name)  # None when the whole name stands in an extra header further up
+    short = image_id(header.name)  # None when the whole name stands in an extra header further up
     if header.size != length or short not in (id, None):
         raise ChangedError(f"{where}: {id} is not where the index says")
-    return Photograph(id, bytes(data[start : start + length]))
+    return FetchedImage(id, bytes(data[start : start + length]))
 
 
 def is_among(sorted_ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> Callable[[str], bool]:

@@ -18,12 +18,12 @@ def select(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the selection is written (parquet).")],
     set: Annotated[str, typer.Option(help="train, or test (the recognition test set).")] = "train",
-    skip: Annotated[int, typer.Option(help="Leave out the landmarks with most photographs.")] = 0,
-    take: Annotated[int | None, typer.Option(help="Of the others, take those with most photographs.")] = None,
+    skip: Annotated[int, typer.Option(help="Leave out the landmarks with most images.")] = 0,
+    take: Annotated[int | None, typer.Option(help="Of the others, take those with most images.")] = None,
     choose: Annotated[int | None, typer.Option(help="Of those, draw so many at random.")] = None,
     seed: Annotated[int, typer.Option(help="Decides what is drawn at random.")] = 0,
-    min_images: Annotated[int | None, typer.Option(help="Only landmarks with at least so many photographs.")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Only landmarks with at most so many photographs.")] = None,
+    min_images: Annotated[int | None, typer.Option(help="Only landmarks with at least so many images.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Only landmarks with at most so many images.")] = None,
     landmarks: Annotated[
         str | None, typer.Option(help="Only these: ids with commas, a file, a selection, a dataset or a run.")
     ] = None,
@@ -34,23 +34,23 @@ def select(
     name: Annotated[str | None, typer.Option(help="Only names with these words, or this regular expression.")] = None,
     supercategory: Annotated[str | None, typer.Option(help="Only landmarks of this supercategory.")] = None,
     kind: Annotated[str | None, typer.Option(help="natural or human-made.")] = None,
-    license: Annotated[str | None, typer.Option(help="Only photographs whose licence has these words.")] = None,
-    clean: Annotated[bool, typer.Option("--clean", help="Only the photographs of the cleaned training set.")] = False,
+    license: Annotated[str | None, typer.Option(help="Only images whose licence has these words.")] = None,
+    clean: Annotated[bool, typer.Option("--clean", help="Only the images of the cleaned training set.")] = False,
     others: Annotated[
-        int | None, typer.Option(help="Test set: keep so many photographs of nothing known (default: all).")
+        int | None, typer.Option(help="Test set: keep so many images of nothing known (default: all).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was chosen as JSON.")] = False,
 ) -> None:
-    """Choose landmarks and their photographs by a rule.
+    """Choose landmarks and their images by a rule.
 
     Example, 20 landmarks drawn from those at ranks 50 to 149: landmarks select MIRROR -o twenty.parquet --skip 49
     --take 100 --choose 20 --seed 0
     """
-    from landmarks.archive.select import select as select_photographs
+    from landmarks.archive.select import select as select_images
     from landmarks.support.console import note, print_table
     from landmarks.support.console import out as screen
 
-    chosen = select_photographs(
+    chosen = select_images(
         mirror,
         out,
         set=set,
@@ -69,19 +69,19 @@ def select(
         clean=clean,
         others=others,
     )
-    known = chosen.photographs["landmark_id"].count()
-    total = {"photographs": len(chosen.photographs), "others": len(chosen.photographs) - known}
+    known = chosen.images["landmark_id"].count()
+    total = {"images": len(chosen.images), "others": len(chosen.images) - known}
     if as_json:
         whole = {"rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
         print(json.dumps({**whole, "landmarks": chosen.landmarks.to_dicts()}, indent=2, ensure_ascii=False))
         return
     shown = chosen.landmarks.head(SHOWN).with_columns(name=chosen.landmarks["name"].head(SHOWN).fill_null("–"))
-    print_table(["landmark", "name", "photographs"], shown.rows())
+    print_table(["landmark", "name", "images"], shown.rows())
     if len(chosen.landmarks) > SHOWN:
         screen.print(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
-    also = f" and {total['others']:,} photographs of nothing known" if total["others"] else ""
+    also = f" and {total['others']:,} images of nothing known" if total["others"] else ""
     screen.print(
-        f"{known:,} photographs of {len(chosen.landmarks):,} landmarks{also}, "
+        f"{known:,} images of {len(chosen.landmarks):,} landmarks{also}, "
         f"about {_size(chosen.expected_bytes)} in the mirror"
     )
     note(f"written to {out}")
@@ -103,16 +103,16 @@ def locate(
     set: Annotated[str, typer.Option(help="train, test or index.")] = "train",
     workers: Annotated[int, typer.Option(help="TARs walked at once; one request each is under way.")] = 64,
 ) -> int | None:
-    """Make the byte index of a mirror: where each photograph lies, so that fetch moves photographs and not TARs.
+    """Make the byte index of a mirror: where each image lies, so that fetch moves images and not TARs.
 
-    Moves half a kilobyte per photograph. Can be stopped at any time and run again.
+    Moves half a kilobyte per image. Can be stopped at any time and run again.
 
     Example: landmarks locate https://s3.amazonaws.com/google-landmark -o index.parquet
     """
-    from landmarks.archive.locate import locate as locate_photographs
+    from landmarks.archive.locate import locate as locate_images
     from landmarks.support.console import note
 
-    index = locate_photographs(mirror, out, set=set, workers=workers)
+    index = locate_images(mirror, out, set=set, workers=workers)
     note(f"{len(index.tars)} of {index.tar_count} TARs indexed, written to {out}")
     return 1 if index.unindexed else None
 
@@ -128,7 +128,7 @@ def fetch(
         str | None, typer.Option(help="Where the TARs are, if not where the selection was made: a path or an address.")
     ] = None,
     index: Annotated[
-        str | None, typer.Option(help="A byte index (path or address): only the photographs travel, not whole TARs.")
+        str | None, typer.Option(help="A byte index (path or address): only the images travel, not whole TARs.")
     ] = None,
     max_side: Annotated[int, typer.Option(help="The longest side that is stored, in pixels.")] = 512,
     workers: Annotated[int | None, typer.Option(help="TARs worked on at once (default: by the processors).")] = None,
@@ -138,15 +138,15 @@ def fetch(
     method: Annotated[str, typer.Option(help="auto (by cost), ranges, or stream.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and stop.")] = False,
 ) -> int | None:
-    """Fetch the selected photographs: upright, no larger than --max-side, one shard per TAR, MD5 checked.
+    """Fetch the selected images: upright, no larger than --max-side, one shard per TAR, MD5 checked.
 
     Can be stopped at any time and run again. Ends with exit code 1 when a TAR could not be had.
 
     Example: landmarks fetch twenty.parquet -o twenty --index https://example.org/index.parquet
     """
-    from landmarks.archive.fetch import fetch as fetch_photographs
+    from landmarks.archive.fetch import fetch as fetch_images
 
-    dataset = fetch_photographs(
+    dataset = fetch_images(
         selection,
         out,
         mirror=mirror,
@@ -173,21 +173,21 @@ def import_(
         Path | None, typer.Option(help="Number the landmarks as this dataset or run does; other names are refused.")
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy/--reference", help="Copy the photographs into shards, or leave them where they are.")
+        bool, typer.Option("--copy/--reference", help="Copy the images into shards, or leave them where they are.")
     ] = True,
     max_side: Annotated[int, typer.Option(min=1, help="Copies have no side longer than so many pixels.")] = 512,
 ) -> None:
-    """Make a dataset of photographs in folders or of a CSV.
+    """Make a dataset of images in folders or of a CSV.
 
-    Photographs in the folder _unknown, or in none, show nothing known.
+    Images in the folder _unknown, or in none, show nothing known.
 
-    Example: landmarks import ~/photographs -o data/mine
+    Example: landmarks import ~/images -o data/mine
     """
-    from landmarks.dataset.importing import import_ as import_photographs
+    from landmarks.dataset.importing import import_ as import_images
     from landmarks.support.console import out as screen
 
-    dataset = import_photographs(source, out, labels=labels, copy=copy, max_side=max_side)
-    screen.print(f"{len(dataset.photos):,} photographs of {len(dataset.labels):,} landmarks in {out}", markup=False)
+    dataset = import_images(source, out, labels=labels, copy=copy, max_side=max_side)
+    screen.print(f"{len(dataset.images):,} images of {len(dataset.labels):,} landmarks in {out}", markup=False)
 
 
 # ── `landmarks split` ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,24 +199,24 @@ def split(
     by: Annotated[
         str | None,
         typer.Option(
-            help="group: near-duplicates stay together, and an author's photographs of one landmark; or random.",
+            help="group: near-duplicates stay together, and an author's images of one landmark; or random.",
             show_default="group",
         ),
     ] = None,
     val: Annotated[
-        float | None, typer.Option(help="Share of the photographs for validation; 0 for none.", show_default="0.15")
+        float | None, typer.Option(help="Share of the images for validation; 0 for none.", show_default="0.15")
     ] = None,
     test: Annotated[
         float | None,
         typer.Option(help="Share for the test; 0 where a test set exists elsewhere.", show_default="0.15"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides which photographs go where.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides which images go where.", show_default="0")] = None,
     keep_test: Annotated[
         bool | None,
         typer.Option(
             "--keep-test/--anew",
-            help="Leave the test part as it is and take val out of the others, or divide everything.",
-            show_default="keep a test part that came with the photographs",
+            help="Leave the test split as it is and take val out of the others, or divide everything.",
+            show_default="keep a test split that came with the images",
         ),
     ] = None,
     corrections: Annotated[
@@ -230,16 +230,16 @@ def split(
 ) -> None:
     """Divide a dataset into train, val and test, landmark by landmark, and say what that gives away.
 
-    A test part that came with the photographs (import of train and test folders, or of a CSV with parts) stays as it
-    is, and validation comes out of the others; --anew divides everything. With --corrections alone every photograph
-    stays in its part.
+    A test split that came with the images (import of train and test folders, or of a CSV with splits) stays as it
+    is, and validation comes out of the others; --anew divides everything. With --corrections alone every image
+    stays in its split.
 
     What evaluate --suspects found is taken back with --corrections once a person filled in its last column: the id of
     the landmark, or none. Rows left empty are passed over, labels as they were fetched are kept.
 
     Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
     """
-    from landmarks.dataset.manifest import PARTS
+    from landmarks.dataset.manifest import SPLITS
     from landmarks.dataset.split import split as split_dataset
     from landmarks.support.console import print_table
     from landmarks.support.tables import read_metadata
@@ -255,15 +255,17 @@ def split(
         keep_corrections=keep_corrections,
     )
     rows = []
-    for part in PARTS:
-        photos = dataset.part(part)
-        known = photos["landmark_id"].drop_nulls()
-        rows.append((part, len(photos), known.n_unique(), len(photos) - len(known), photos["group"].n_unique()))
-    columns = ("part", "photographs", "landmarks", "of nothing known", "groups")
+    for name_of_split in SPLITS:
+        images = dataset.split(name_of_split)
+        known = images["landmark_id"].drop_nulls()
+        rows.append(
+            (name_of_split, len(images), known.n_unique(), len(images) - len(known), images["group"].n_unique())
+        )
+    columns = ("split", "images", "landmarks", "of nothing known", "groups")
     if as_json:
-        leakage = json.loads(read_metadata(dataset.folder / "split.parquet")["leakage"])
-        parts = [dict(zip(columns, row, strict=True)) for row in rows]
-        print(json.dumps({"parts": parts, "leakage": leakage, "corrected": len(dataset.corrected)}, indent=2))
+        leakage = json.loads(read_metadata(dataset.folder / "splits.parquet")["leakage"])
+        splits = [dict(zip(columns, row, strict=True)) for row in rows]
+        print(json.dumps({"splits": splits, "leakage": leakage, "corrected": len(dataset.corrected)}, indent=2))
     else:
         print_table(columns, rows)
 
@@ -276,14 +278,14 @@ def unpack(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the folders are written.")],
 ) -> None:
-    """Write a dataset's photographs into folders per part and landmark, for people and other tools.
+    """Write a dataset's images into folders per split and landmark, for people and other tools.
 
     Example: landmarks unpack data/twenty -o folders/twenty
     """
-    from landmarks.dataset.unpack import unpack as unpack_photographs
+    from landmarks.dataset.unpack import unpack as unpack_images
     from landmarks.support.console import out as screen
 
-    screen.print(f"unpacked into {unpack_photographs(data, out)}", markup=False)
+    screen.print(f"unpacked into {unpack_images(data, out)}", markup=False)
 
 
 # ── `landmarks credits` ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -296,7 +298,7 @@ def credits(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List who made the photographs and under which licence, as the licences ask of whoever passes them on.
+    """List who made the images and under which licence, as the licences ask of whoever passes them on.
 
     Example: landmarks credits data/twenty -o CREDITS.txt
     """
@@ -310,4 +312,4 @@ def credits(
     elif out is None:
         print(as_text(listed), end="")
     if out is not None:
-        note(f"credits of {len(listed):,} photographs written to {out}")
+        note(f"credits of {len(listed):,} images written to {out}")

@@ -17,7 +17,7 @@ from landmarks.support.systems import accept_any_text
 
 app = typer.Typer(
     name="landmarks",
-    help="Recognise landmarks in photographs: from the published archive to a trained recogniser and a report.",
+    help="Recognise landmarks in images: from the published archive to a trained recogniser and a report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

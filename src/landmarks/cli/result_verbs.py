@@ -16,23 +16,23 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Another dataset than the run's own; what the run has seen is left out.")
     ] = None,
-    part: Annotated[
-        str, typer.Option(help="train, val, test or all; a dataset without parts is taken whole.")
+    split: Annotated[
+        str, typer.Option(help="train, val, test or all; a dataset without splits is taken whole.")
     ] = "test",
     others: Annotated[
         Path | None,
-        typer.Option(help="A dataset of other photographs (landmarks import), all of which count as unknown."),
+        typer.Option(help="A dataset of other images (landmarks import), all of which count as unknown."),
     ] = None,
     false_acceptance: Annotated[
         float | None,
-        typer.Option(help="Choose the threshold that lets this share of other photographs pass; keep it for predict."),
+        typer.Option(help="Choose the threshold that lets this share of other images pass; keep it for predict."),
     ] = None,
     submission: Annotated[
         Path | None, typer.Option(help="Write the answers to this CSV too, in the challenge's submission form.")
     ] = None,
     suspects: Annotated[
         Path | None,
-        typer.Option(help="Instead: write the part's likely label errors to this CSV and show them on a sheet."),
+        typer.Option(help="Instead: write the split's likely label errors to this CSV and show them on a sheet."),
     ] = None,
     lottery: Annotated[
         int | None,
@@ -45,7 +45,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
 ) -> None:
-    """Answer a part's photographs, write the answers down, and compute every number from them.
+    """Answer a split's images, write the answers down, and compute every number from them.
 
     A submission of the challenge is judged by the same code: landmarks evaluate SUBMISSION.csv --truth SOLUTION.csv
 
@@ -56,7 +56,7 @@ def evaluate(
     from landmarks.support.errors import UsageError
 
     if suspects is not None:
-        _show_suspects(run, suspects, data, part, device)
+        _show_suspects(run, suspects, data, split, device)
         return
     if lottery is not None:
         _show_lottery(run, lottery, data, device, json)
@@ -69,7 +69,7 @@ def evaluate(
     numbers = evaluate_run(
         run,
         data=data,
-        part=part,
+        split=split,
         others=others,
         false_acceptance=false_acceptance,
         submission=submission,
@@ -88,14 +88,14 @@ def _show(numbers: dict[str, Any], json: bool) -> None:
     if json:
         print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
         return
-    title = f"{numbers['name']}: {numbers['known']} photographs of {numbers['landmarks']} landmarks"
+    title = f"{numbers['name']}: {numbers['known']} images of {numbers['landmarks']} landmarks"
     title += f", {numbers['unknown']} of anything else" if numbers["unknown"] else ""
     rows = [(name, _percent(numbers[name])) for name in ("top1", "top5", "macro")]
     rows += [(name, _plain(numbers[name])) for name in ("log_loss", "ece", "gap") if numbers[name] is not None]
     print_table(["number", "value"], rows, title)
     confused = [(pair["truth_name"], pair["answer_name"], pair["count"]) for pair in numbers["confused"][:5]]
     if confused:
-        print_table(["shows", "taken for", "photographs"], confused, "most confused")
+        print_table(["shows", "taken for", "images"], confused, "most confused")
     rejection = [
         (row["score"], _plain(row["auroc"]), _share(row["rejected"]), _share(row["lost"]))
         for row in numbers["rejection"]
@@ -108,20 +108,20 @@ def _show(numbers: dict[str, Any], json: bool) -> None:
         stored = numbers["threshold"]
         print(
             f"predict now answers by {stored['rule']['name']}: on {stored['reported_on']}, "
-            f"{_share(stored['accepted_unknown'])} of other photographs pass, "
+            f"{_share(stored['accepted_unknown'])} of other images pass, "
             f"{_share(stored['lost_known'])} of landmarks are lost"
         )
 
 
-def _show_suspects(run: Path, out: Path, data: Path | None, part: str, device: str) -> None:
+def _show_suspects(run: Path, out: Path, data: Path | None, split: str, device: str) -> None:
     from landmarks.evaluation.audit import suspects as find_suspects
     from landmarks.support.console import print_table
 
-    table = find_suspects(run, out, data=data, part=part, device=device)
+    table = find_suspects(run, out, data=data, split=split, device=device)
     columns = ["id", "name", "suggested_name", "suspicion"]
     rows = [(*row[:3], f"{row[3]:.2f}") for row in table.select(columns).head(10).iter_rows()]
     if rows:
-        print_table(["photograph", "labelled", "looks like", "suspicion"], rows, "most suspicious")
+        print_table(["image", "labelled", "looks like", "suspicion"], rows, "most suspicious")
     print(f"{len(table)} suspects written to {out}; nothing was changed")
     if rows:
         print(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
@@ -170,18 +170,18 @@ def _share(value: float | None) -> str:
 
 def explain(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
-    photos: Annotated[list[Path] | None, typer.Argument(help="Photographs and folders of them.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Images and folders of them.")] = None,
     *,
     data: Annotated[Path | None, typer.Option(help="Take the gallery from this dataset, not the run's own.")] = None,
-    part: Annotated[str, typer.Option(help="Take the gallery from this part: train, val, test or all.")] = "test",
-    count: Annotated[int | None, typer.Option(help="Photographs: 12 in a gallery, 200 measured.")] = None,
+    split: Annotated[str, typer.Option(help="Take the gallery from this split: train, val, test or all.")] = "test",
+    count: Annotated[int | None, typer.Option(help="Images: 12 in a gallery, 200 measured.")] = None,
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Measure instead how far the maps can be believed.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> int:
-    """Draw heat maps of the four best answers for photographs, or for a gallery of recognised ones.
+    """Draw heat maps of the four best answers for images, or for a gallery of recognised ones.
 
     Example: landmarks explain runs/resnet50 holiday/*.jpg
     """
@@ -191,33 +191,33 @@ def explain(
     from landmarks.support.console import print_table
 
     if faithfulness:
-        if photos:
-            raise UsageError("--faithfulness measures a dataset's photographs", way_out="name it with --data")
-        return _measure(run, data=data, part=part, count=count or 200, device=device, json=json)
-    result = draw(run, photos, data=data, part=part, count=12 if count is None else count, device=device)
+        if images:
+            raise UsageError("--faithfulness measures a dataset's images", way_out="name it with --data")
+        return _measure(run, data=data, split=split, count=count or 200, device=device, json=json)
+    result = draw(run, images, data=data, split=split, count=12 if count is None else count, device=device)
     if json:
         print(dumps(result, ensure_ascii=False))
     else:
         rows = [
-            [entry["picture"], entry["answers"][0]["name"], f"{100 * entry['answers'][0]['probability']:.1f} %"]
+            [entry["image"], entry["answers"][0]["name"], f"{100 * entry['answers'][0]['probability']:.1f} %"]
             for entry in result["made"]
         ]
-        print_table(["picture", "answer", "probability"], rows, title=f"{run / 'maps'}: {result['method']}")
+        print_table(["image", "answer", "probability"], rows, title=f"{run / 'maps'}: {result['method']}")
     return 1 if result["rejected"] else 0
 
 
-def _measure(run: Path, *, data: Path | None, part: str, count: int, device: str, json: bool) -> int:
+def _measure(run: Path, *, data: Path | None, split: str, count: int, device: str, json: bool) -> int:
     from json import dumps
 
     from landmarks.explanation.faithfulness import faithfulness
     from landmarks.support.console import print_table
 
-    record = faithfulness(run, data=data, part=part, count=count, device=device)
+    record = faithfulness(run, data=data, split=split, count=count, device=device)
     if json:
         print(dumps(record))
         return 0
     rows = [[each["map"], *(_told(each[curve]) for curve in ("deletion", "insertion"))] for each in record["maps"]]
-    title = f"{record['photographs']} photographs: area under the curve (what the heat map gains, 95 % interval)"
+    title = f"{record['images']} images: area under the curve (what the heat map gains, 95 % interval)"
     print_table(["map", "deletion, less is better", "insertion, more is better"], rows, title=title)
     return 0
 
@@ -238,7 +238,7 @@ def compare(
     name: Annotated[str | None, typer.Option(help="Which predictions: val, test, or a dataset's folder name.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Say whether the difference between two runs is real, by paired tests over the same photographs.
+    """Say whether the difference between two runs is real, by paired tests over the same images.
 
     Example: landmarks compare runs/baseline runs/mobilenet
     """
@@ -255,7 +255,7 @@ def compare(
         (numbers["first"], f"{100 * numbers['top1_first']:.1f} %", numbers["only_first"]),
         (numbers["second"], f"{100 * numbers['top1_second']:.1f} %", numbers["only_second"]),
     ]
-    title = f"{numbers['name']}: {numbers['photographs']} photographs"
+    title = f"{numbers['name']}: {numbers['images']} images"
     print_table(["run", "top-1", "right where the other is wrong"], rows, title)
     print(numbers["verdict"])
 
@@ -270,7 +270,7 @@ def report(
         Path | None, typer.Option(help="The study.json of a reproduction: its table is shown beside the results.")
     ] = None,
 ) -> None:
-    """Write one HTML page about one or several runs: tables, charts, photographs, and what the numbers mean.
+    """Write one HTML page about one or several runs: tables, charts, images, and what the numbers mean.
 
     The page needs no network. Every figure also lies beside it, under figures/, as SVG and as CSV.
 
@@ -285,7 +285,7 @@ def report(
 
 
 def reproduce(
-    data: Annotated[Path, typer.Argument(help="A dataset folder; its own parts are not used.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="A dataset folder; its own splits are not used.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write everything to.")] = Path("reproduction"),
     *,
     test: Annotated[
@@ -299,18 +299,18 @@ def reproduce(
         ),
     ] = "baseline,resnet18,resnet50,xception,inception_v3",
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the square picture, in pixels, for all networks.")
+        int | None, typer.Option(help="Side of the square image, in pixels, for all networks.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning, for all networks.")] = None,
     weights: Annotated[
         str, typer.Option(help="imagenet, none, or NETWORK=FILE for each network with weights of its own.")
     ] = "imagenet",
-    seed: Annotated[int, typer.Option(help="Of the parts and of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the splits and of every draw.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for programs.")] = False,
 ) -> int:
     """Train the study's networks as it did, and as it should be done, and show both beside what it published.
 
-    Photographs are not copied. Killed and run again, it goes on and trains nothing twice. Ends with exit code 1 when a
+    Images are not copied. Killed and run again, it goes on and trains nothing twice. Ends with exit code 1 when a
     network could not be trained.
 
     Example: landmarks reproduce twenty -o reproduction --networks baseline,xception --image-size 160

@@ -11,7 +11,7 @@ import typer
 def networks(
     name: Annotated[str | None, typer.Argument(help="One network, also any of timm's names.")] = None,
     classes: Annotated[int, typer.Option(help="Number of landmarks the head answers.")] = 20,
-    head: Annotated[str, typer.Option(help="study, linear or cosine.")] = "study",
+    head: Annotated[str, typer.Option(help="mlp, linear or arcface.")] = "mlp",
     image_size: Annotated[int | None, typer.Option(help="Side in pixels, instead of the network's own.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
@@ -38,7 +38,7 @@ def networks(
         for row in table.iter_rows(named=True)
     ]
     print_table(columns, rows)
-    print("Parameters as Keras counts them; GMACs: billions of multiply-adds for one photograph.")
+    print("Parameters as Keras counts them; GMACs: billions of multiply-adds for one image.")
     if name is None:
         print("Any other network of timm works too: landmarks networks NAME")
 
@@ -52,9 +52,9 @@ def plan(
     recipe: Annotated[str, typer.Option(help="The recipe to begin with: default or study.")] = "default",
     backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
     weights: Annotated[str | None, typer.Option(help="none: plan a training from scratch.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the square picture, in pixels.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Photographs per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     settings: Annotated[
@@ -94,16 +94,16 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Where it starts from: imagenet, a file, another run's folder, or none.")
     ] = None,
-    head: Annotated[str | None, typer.Option(help="What stands on the network: study, linear or cosine.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the square picture, in pixels.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning; 0 stops after the warm-up.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Photographs per step, all processes together.")] = None,
+    head: Annotated[str | None, typer.Option(help="What stands on the network: mlp, linear or arcface.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning; 0 stops after the head training.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step, all processes together.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of the head; the trunk's keeps its ratio unless it is set.")
+        float | None, typer.Option(help="Of the head; the backbone's keeps its ratio unless it is set.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every draw.")] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror every second photograph.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that read photographs.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror every second image.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that read images.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Minutes of fine-tuning at most.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
@@ -114,7 +114,7 @@ def train(
         list[str] | None, typer.Option("--set", help="Any other field of the recipe, NAME=VALUE; may be repeated.")
     ] = None,
 ) -> None:
-    """Train a network: warm-up on features computed once, then fine-tuning of everything.
+    """Train a network: head training on features computed once, then fine-tuning of everything.
 
     Killed and run again, it goes on to the same weights. Several processes:
     torchrun --standalone --nproc_per_node 2 -m landmarks train …
@@ -152,7 +152,7 @@ def tune(
     recipe: Annotated[str, typer.Option(help="The recipe to begin with: default or study.")] = "default",
     backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
     weights: Annotated[str | None, typer.Option(help="Where it starts from: imagenet, a file, another run.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the square picture, in pixels.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,
     trials: Annotated[int, typer.Option(help="Heads to train; each takes seconds.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print all trials as JSON.")] = False,

@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 def predict(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    photos: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     *,
-    top: Annotated[int, typer.Option(help="Answers per photograph, 1 to 5.")] = 3,
+    top: Annotated[int, typer.Option(help="Answers per image, 1 to 5.")] = 3,
     csv: Annotated[Path | None, typer.Option(help="Write the answers to this CSV file too.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> int:
-    """Say which landmark each photograph shows, and how sure that is.
+    """Say which landmark each image shows, and how sure that is.
 
-    Photographs that cannot be decoded are named; then the exit code is 1.
+    Images that cannot be decoded are named; then the exit code is 1.
 
     Example: landmarks predict runs/mobilenet holiday/ --csv answers.csv
     """
     import json as json_module
 
     from landmarks.recognition.predict import NOT_KNOWN
-    from landmarks.recognition.predict import predict as predict_photographs
+    from landmarks.recognition.predict import predict as predict_images
     from landmarks.support.console import note, print_table
 
-    table = predict_photographs(run, photos, csv=csv, top=top, device=device)
+    table = predict_images(run, images, csv=csv, top=top, device=device)
     failed = table.filter(table["problem"].is_not_null())
     if json:
         print(json_module.dumps(_nested(table), indent=2, ensure_ascii=False))
@@ -45,19 +45,19 @@ def predict(
             path = row["path"] if first and row["known"] is not False else ""
             rows.append((path, row["rank"], row["name"], f"{100 * row['probability']:.1f} %"))
         if rows:
-            print_table(["photograph", "rank", "landmark", "probability"], rows)
+            print_table(["image", "rank", "landmark", "probability"], rows)
     for path, problem in failed.select("path", "problem").iter_rows():
         note(f"{path}: {problem}")
     if len(failed):
-        note(f"{len(failed)} of {table['path'].n_unique()} photographs could not be answered")
+        note(f"{len(failed)} of {table['path'].n_unique()} images could not be answered")
     return 1 if len(failed) else 0
 
 
 def _nested(table: pl.DataFrame) -> list[dict[str, Any]]:
-    photographs: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
     for row in table.iter_rows(named=True):
         if row["rank"] in (None, 1):
-            photographs.append({name: row[name] for name in ("path", "known", "problem")} | {"answers": []})
+            images.append({name: row[name] for name in ("path", "known", "problem")} | {"answers": []})
         if row["rank"] is not None:
-            photographs[-1]["answers"].append({name: row[name] for name in ("landmark_id", "name", "probability")})
-    return photographs
+            images[-1]["answers"].append({name: row[name] for name in ("landmark_id", "name", "probability")})
+    return images

@@ -1,1 +1,1 @@
-"""A dataset: photographs in shards, their manifest, labels, groups and parts."""
+"""A dataset: images in shards, their manifest, labels, groups and splits."""

@@ -1,4 +1,4 @@
-"""Who made the photographs of a dataset, and under which licence: the list that CC BY asks to be handed on."""
+"""Who made the images of a dataset, and under which licence: the list that CC BY asks to be handed on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CREDITS = {
     "license": pl.String,
     "title": pl.String,
     "landmark": pl.String,  # its readable name
-    "url": pl.String,  # of the category where the photograph was published
+    "url": pl.String,  # of the category where the image was published
 }
 """Columns of the credit list, sorted by author, title and id; null where nothing is known."""
 
@@ -27,19 +27,19 @@ UNKNOWN_AUTHOR = "unknown author"
 
 
 def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.DataFrame:
-    """Return the credits of every photograph of a dataset, one row each (columns `CREDITS`).
+    """Return the credits of every image of a dataset, one row each (columns `CREDITS`).
 
     With `out` they are also written there: as CSV when its name ends with `.csv`, else as text, one paragraph for each
-    author and licence. Photographs without a known author are counted and listed last.
+    author and licence. Images without a known author are counted and listed last.
     """
     data = data if isinstance(data, Dataset) else open_dataset(data)
     of_landmark = data.labels.select("landmark_id", landmark="name", url="category")
-    listed = data.photos.join(of_landmark, on="landmark_id", how="left").select(list(CREDITS))
+    listed = data.images.join(of_landmark, on="landmark_id", how="left").select(list(CREDITS))
     for column in ("author", "license", "title"):
         listed = listed.with_columns(pl.col(column).str.strip_chars().replace("", None))
     listed = listed.sort("author", "license", "title", "id", nulls_last=True)
     if unknown := listed["author"].null_count():
-        note(f"{unknown:,} of {len(listed):,} photographs have no known author")
+        note(f"{unknown:,} of {len(listed):,} images have no known author")
     if out is not None:
         text = as_csv(listed) if Path(out).suffix.lower() == ".csv" else as_text(listed)
         with written_whole(out) as aside:
@@ -48,14 +48,14 @@ def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.Dat
 
 
 def as_text(credits: pl.DataFrame) -> str:
-    """Return the credit list for people: authors in order, under each licence its photographs, a line each."""
+    """Return the credit list for people: authors in order, under each licence its images, a line each."""
     lines: list[str] = []
-    for (author, license), photographs in itertools.groupby(credits.rows(named=True), _who):
+    for (author, license), images in itertools.groupby(credits.rows(named=True), _who):
         lines.append(f"{_plain(author)}, {_plain(license)}" if license else _plain(author))
-        for photograph in photographs:
-            title = _plain(photograph["title"] or photograph["landmark"] or "untitled")
-            source = f", {_plain(photograph['url'])}" if photograph["url"] else ""
-            lines.append(f'  "{title}" ({photograph["id"]}){source}')
+        for image in images:
+            title = _plain(image["title"] or image["landmark"] or "untitled")
+            source = f", {_plain(image['url'])}" if image["url"] else ""
+            lines.append(f'  "{title}" ({image["id"]}){source}')
         lines.append("")
     return "\n".join(lines)
 
@@ -69,8 +69,8 @@ def as_csv(credits: pl.DataFrame) -> str:
     return text.getvalue()
 
 
-def _who(photograph: dict[str, str | None]) -> tuple[str, str]:
-    return photograph["author"] or UNKNOWN_AUTHOR, photograph["license"] or ""
+def _who(image: dict[str, str | None]) -> tuple[str, str]:
+    return image["author"] or UNKNOWN_AUTHOR, image["license"] or ""
 
 
 def _plain(text: str) -> str:

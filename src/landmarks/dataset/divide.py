@@ -1,4 +1,4 @@
-"""Which part each photograph goes to: whole groups, landmark by landmark, by shares; what has a part keeps it."""
+"""Which split each image goes to: whole groups, landmark by landmark, by shares; what has a split keeps it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import polars as pl
 from landmarks.support.seeds import generator
 
 ENOUGH = 4
-"""A landmark of so many photographs or more gets at least one in every part, where its groups allow it."""
+"""A landmark of so many images or more gets at least one in every split, where its groups allow it."""
 
 NOT_YET = -1
-"""Stands for the part of a photograph that has none."""
+"""Stands for the split of an image that has none."""
 
 TRAIN, VAL, TEST = range(3)
 
@@ -25,17 +25,17 @@ FROM_SOURCE = "source"
 
 @dataclass(frozen=True)
 class Rule:
-    """How the photographs of a dataset are divided, as `split.parquet` keeps it for whatever is added later."""
+    """How the images of a dataset are divided, as `splits.parquet` keeps it for whatever is added later."""
 
-    by: str  # group, random, or source: every part is as it came with the photographs
+    by: str  # group, random, or source: every split is as it came with the images
     val: float  # shares
-    test: float  # 0 where the test part is kept
+    test: float  # 0 where the test split is kept
     seed: int | None
-    test_kept: str = ""  # source or split: the test part came with the photographs, or is that of an earlier split
+    test_kept: str = ""  # source or split: the test split came with the images, or is that of an earlier split
 
     @property
     def test_is_given(self) -> bool:
-        """Whether there is a test part that came with the photographs."""
+        """Whether there is a test split that came with the images."""
         return self.test_kept == FROM_SOURCE or (self.by == FROM_SOURCE and self.test > 0)
 
     def __str__(self) -> str:
@@ -52,8 +52,9 @@ class Rule:
         return {"by": self.by, "val": self.val, "test": self.test, "seed": seed, "test_kept": self.test_kept}
 
 
-def rule_of(metadata: Mapping[str, str], parts: pl.Series) -> Rule:
-    """Return the rule in a split's metadata; where an older one holds words only, with the shares that `parts` have."""
+def rule_of(metadata: Mapping[str, str], splits: pl.Series) -> Rule:
+    """Return the rule in a split's metadata; where an older one holds words only, with the shares that `splits`
+    have."""
     seed, told = metadata.get("seed", ""), metadata.get("rule", "")
     if "by" in metadata:
         val, test = float(metadata["val"]), float(metadata["test"])
@@ -64,7 +65,7 @@ def rule_of(metadata: Mapping[str, str], parts: pl.Series) -> Rule:
     if shares is not None:
         val, test = float(shares[1]), float(shares[2])
     else:
-        val, test = (float((parts == name).mean() or 0) for name in ("val", "test"))  # type: ignore[arg-type]
+        val, test = (float((splits == name).mean() or 0) for name in ("val", "test"))  # type: ignore[arg-type]
     return Rule(by, val, test, int(seed) if seed else None)
 
 
@@ -77,34 +78,34 @@ def divide(
     *,
     known: np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, Any]:
-    """Return the part `(N,)` of each photograph (a position in `PARTS`); whole groups, landmark by landmark.
+    """Return the split `(N,)` of each image (a position in `SPLITS`); whole groups, landmark by landmark.
 
     A group belongs to the landmark that it shows most. Each landmark's groups are visited in an order drawn from
-    (seed, landmark); each goes to test, else to val, where it still fits into that part's share, else to train. Where
-    `known` `(N,)` tells the part of some photographs already (`NOT_YET` for the others), they keep it and take up its
-    share, and what shares a group with them joins the part in which most of the group is.
+    (seed, landmark); each goes to test, else to val, where it still fits into that split's share, else to train. Where
+    `known` `(N,)` tells the split of some images already (`NOT_YET` for the others), they keep it and take up its
+    share, and what shares a group with them joins the split in which most of the group is.
     """
     known = np.full(len(group), NOT_YET) if known is None else known
     group = np.unique(group, return_inverse=True)[1]
-    part_of_group, free = _parts_of_known(group, known)
-    photos = pl.DataFrame({"landmark": landmark_id, "group": group})
-    shown = photos.group_by("group", "landmark").len().sort("len", "landmark", descending=[True, False])
+    split_of_group, free = _parts_of_known(group, known)
+    images = pl.DataFrame({"landmark": landmark_id, "group": group})
+    shown = images.group_by("group", "landmark").len().sort("len", "landmark", descending=[True, False])
     owners = shown.group_by("group", maintain_order=True).agg(pl.first("landmark"), size=pl.sum("len")).sort("group")
-    owners = owners.with_columns(free=pl.Series(free), **_sizes_of_known(group, known, part_of_group, free))
+    owners = owners.with_columns(free=pl.Series(free), **_sizes_of_known(group, known, split_of_group, free))
     of_landmarks = owners.with_row_index("row").group_by("landmark")
     strata = of_landmarks.agg(pl.col("row", "size").filter("free"), pl.col("train", "val", "test").sum())
     for landmark, rows, sizes, *taken in strata.sort("landmark", nulls_last=True).iter_rows():
         order = generator(seed, "split", "nothing known" if landmark is None else landmark).permutation(len(rows))
         visited = np.asarray(sizes, np.int64)[order]
-        part_of_group[np.asarray(rows, np.int64)[order]] = _parts_of(visited, val, test, np.asarray(taken, np.int64))
-    part = _with_training(landmark_id, group, part_of_group, free)
-    return np.asarray(np.where(known == NOT_YET, part, known), np.uint8)
+        split_of_group[np.asarray(rows, np.int64)[order]] = _parts_of(visited, val, test, np.asarray(taken, np.int64))
+    assigned = _with_training(landmark_id, group, split_of_group, free)
+    return np.asarray(np.where(known == NOT_YET, assigned, known), np.uint8)
 
 
 def _parts_of_known(
     group: np.ndarray[Any, Any], known: np.ndarray[Any, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the part `(G,)` in which most of each group is, train if in several alike, and which groups have none."""
+    """Return the split `(G,)` in which most of each group is, train if in several alike, and which groups have none."""
     divided = known != NOT_YET
     counts = np.bincount(group[divided] * 3 + known[divided], minlength=3 * (int(group.max(initial=-1)) + 1))
     counts = counts.reshape(-1, 3)
@@ -114,70 +115,73 @@ def _parts_of_known(
 def _sizes_of_known(
     group: np.ndarray[Any, Any],
     known: np.ndarray[Any, Any],
-    part_of_group: np.ndarray[Any, Any],
+    split_of_group: np.ndarray[Any, Any],
     free: np.ndarray[Any, Any],
 ) -> dict[str, pl.Series]:
-    """Return how many photographs `(G,)` of each group are in train, val and test already, or join them there."""
-    part = np.where(known == NOT_YET, part_of_group[group], known)
+    """Return how many images `(G,)` of each group are in train, val and test already, or join them there."""
+    assigned = np.where(known == NOT_YET, split_of_group[group], known)
     fixed = ~free[group]
-    counts = np.bincount(group[fixed] * 3 + part[fixed], minlength=3 * len(free)).reshape(-1, 3)
+    counts = np.bincount(group[fixed] * 3 + assigned[fixed], minlength=3 * len(free)).reshape(-1, 3)
     return {name: pl.Series(counts[:, which]) for which, name in enumerate(("train", "val", "test"))}
 
 
 def _parts_of(
     sizes: np.ndarray[Any, Any], val: float, test: float, taken: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    """Return the part of each of one landmark's groups, visited in the order given.
+    """Return the split of each of one landmark's groups, visited in the order given.
 
-    `taken` says how many of its photographs are in train, val and test already.
+    `taken` says how many of its images are in train, val and test already.
     """
-    photographs = int(sizes.sum() + taken.sum()) - (0 if test else int(taken[TEST]))  # a kept test part is apart
-    part = np.zeros(len(sizes), np.uint8)
+    images = int(sizes.sum() + taken.sum()) - (0 if test else int(taken[TEST]))  # a kept test split is apart
+    assigned = np.zeros(len(sizes), np.uint8)
     wanted = [(which, share) for which, share in ((TEST, test), (VAL, val)) if share]
-    left = {which: int(photographs * share + 0.5) for which, share in wanted}
-    if photographs >= ENOUGH:
+    left = {which: int(images * share + 0.5) for which, share in wanted}
+    if images >= ENOUGH:
         left = {which: max(1, room) for which, room in left.items()}
     left = {which: room - int(taken[which]) for which, room in left.items()}
     to_visit = sizes if taken[TRAIN] else sizes[:-1]  # else the last one stays in train
     for position, size in enumerate(to_visit):
         for which, room in left.items():
             if size <= room:
-                part[position] = which
+                assigned[position] = which
                 left[which] -= int(size)
                 break
     for which, _ in wanted:
-        if photographs >= ENOUGH and which not in part and not taken[which]:
-            _give_smallest(part, sizes, which, taken)
-    return part
+        if images >= ENOUGH and which not in assigned and not taken[which]:
+            _give_smallest(assigned, sizes, which, taken)
+    return assigned
 
 
 def _give_smallest(
-    part: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], which: int, taken: np.ndarray[Any, Any]
+    assigned: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], which: int, taken: np.ndarray[Any, Any]
 ) -> None:
-    """Give the smallest training group to an empty part, unless train would keep less than half of the landmark."""
-    training = np.flatnonzero(part == TRAIN)
+    """Give the smallest training group to an empty split, unless train would keep less than half of the landmark."""
+    training = np.flatnonzero(assigned == TRAIN)
     if not len(training):
         return
     smallest = training[np.argmin(sizes[training])]
     stay = taken[TRAIN] + sizes[training].sum() - sizes[smallest]
     if 2 * stay >= sizes.sum() + taken.sum():
-        part[smallest] = which
+        assigned[smallest] = which
 
 
 def _with_training(
-    landmark_id: pl.Series, group: np.ndarray[Any, Any], part_of_group: np.ndarray[Any, Any], free: np.ndarray[Any, Any]
+    landmark_id: pl.Series,
+    group: np.ndarray[Any, Any],
+    split_of_group: np.ndarray[Any, Any],
+    free: np.ndarray[Any, Any],
 ) -> np.ndarray[Any, Any]:
-    """Return the part of each photograph; a landmark left without training photographs gets its smallest group back.
+    """Return the split of each image; a landmark left without training images gets its smallest group back.
 
     That happens only where a group shows several landmarks.
     """
-    photos = pl.DataFrame({"landmark": landmark_id, "group": group}).drop_nulls()
+    images = pl.DataFrame({"landmark": landmark_id, "group": group}).drop_nulls()
     size = np.bincount(group)
-    trained = photos.filter(pl.Series(part_of_group[photos["group"].to_numpy()] == TRAIN))
-    lacking = photos.join(trained, on="landmark", how="anti").unique().sort("landmark", "group")
+    trained = images.filter(pl.Series(split_of_group[images["group"].to_numpy()] == TRAIN))
+    lacking = images.join(trained, on="landmark", how="anti").unique().sort("landmark", "group")
     for (_,), rows in lacking.group_by("landmark", maintain_order=True):
         candidates = rows["group"].to_numpy()
         candidates = candidates[free[candidates]]
-        if len(candidates) and not (part_of_group[candidates] == TRAIN).any():
-            part_of_group[candidates[np.argmin(size[candidates])]] = TRAIN
-    return np.asarray(part_of_group[group])
+        if len(candidates) and not (split_of_group[candidates] == TRAIN).any():
+            split_of_group[candidates[np.argmin(size[candidates])]] = TRAIN
+    return np.asarray(split_of_group[group])

@@ -1,15 +1,15 @@
-"""Groups: photographs that must land in the same part, because one gives the other away.
+"""Groups: images that must land in the same split, because one gives the other away.
 
-Two photographs are joined when they are near-duplicates: they show the same landmark and their perceptual hashes differ
+Two images are joined when they are near-duplicates: they show the same landmark and their perceptual hashes differ
 in at most `RADIUS` of 64 bits, or they do not and the hashes differ in at most `RADIUS_ACROSS`. They are also joined
 when one known author took both of one landmark. Whatever is joined directly or through others is a group.
 
-The radii were chosen on 4,779 real photographs of 25 landmarks and of other things (`benchmarks/grouping.py` measures
-again). 8 bits find 99 % or more of a picture's copies that were made smaller, darker or recompressed (quality 10), 93
+The radii were chosen on 4,779 real images of 25 landmarks and of other things (`benchmarks/grouping.py` measures
+again). 8 bits find 99 % or more of an image's copies that were made smaller, darker or recompressed (quality 10), 93
 to 99 % of those that got a border, 99 % where 2.5 % were cropped from each side and 77 % where it was 5 %; larger
 crops are mostly missed. Of the pairs of one landmark that are exactly 8 bits apart about two thirds were seen to be
-one picture, of those 10 bits apart less than half. No pair of different landmarks was within 4 bits; 58 were 6 or 8
-bits apart, and none of them was one picture: five in a million pairs come so near by chance, enough to join the whole
+one image, of those 10 bits apart less than half. No pair of different landmarks was within 4 bits; 58 were 6 or 8
+bits apart, and none of them was one image: five in a million pairs come so near by chance, enough to join the whole
 archive into one group.
 """
 
@@ -37,19 +37,19 @@ RADIUS_ACROSS = 2
 """The same where landmarks differ, or nothing known is shown."""
 
 NO_HASH = 0
-"""The hash of a picture without structure; it is near nothing."""
+"""The hash of an image without structure; it is near nothing."""
 
 NOBODY = ("", "unknown", "unknown author", "author unknown", "anonymous", "n/a", "none", "various")
-"""Authors (lower case) that say nothing about who took a photograph."""
+"""Authors (lower case) that say nothing about who took an image."""
 
 SIDE = 32
-"""Pixels along each side of the small luminance picture that is hashed."""
+"""Pixels along each side of the small luminance image that is hashed."""
 
 HASH_FORM = 1
-"""Raised whenever `perceptual_hash` would give the same picture another hash."""
+"""Raised whenever `perceptual_hash` would give the same image another hash."""
 
 FLATTEST = 3.0
-"""Standard deviation in grey levels below which a picture shows nothing that could be recognised again."""
+"""Standard deviation in grey levels below which an image shows nothing that could be recognised again."""
 
 _PLACES = sorted(
     ((i, j) for i in range(12) for j in range(12) if i + j > 0), key=lambda at: (at[0] ** 2 + at[1] ** 2, at)
@@ -60,47 +60,49 @@ _FADING = np.sqrt(np.hanning(SIDE + 2)[1:-1])
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which group each of N photographs is in, and the near-duplicates behind it."""
+    """Which group each of N images is in, and the near-duplicates behind it."""
 
     group: np.ndarray[Any, Any]  # (N,) uint32, numbered in the order of first appearance
-    like: np.ndarray[Any, Any]  # (N,) the first photograph with the same hash and landmark; itself where it has no hash
-    pairs: np.ndarray[Any, Any]  # (P, 2) near-duplicates i < j among those first photographs
+    like: np.ndarray[Any, Any]  # (N,) the first image with the same hash and landmark; itself where it has no hash
+    pairs: np.ndarray[Any, Any]  # (P, 2) near-duplicates i < j among those first images
 
     @property
     def column(self) -> pl.Series:
-        """The column `group` of a dataset's photographs."""
+        """The column `group` of a dataset's images."""
         return pl.Series(self.group, dtype=pl.UInt32)
 
     @property
     def count(self) -> int:
-        """How many groups there are, groups of one photograph included."""
+        """How many groups there are, groups of one image included."""
         return int(self.group.max()) + 1 if len(self.group) else 0
 
     @property
     def near_duplicates(self) -> int:
-        """How many pairs of photographs are near-duplicates of one another."""
+        """How many pairs of images are near-duplicates of one another."""
         copies = np.bincount(self.like, minlength=len(self.like)).astype(np.int64)
         return int((copies * (copies - 1) // 2).sum() + (copies[self.pairs[:, 0]] * copies[self.pairs[:, 1]]).sum())
 
-    def straddling(self, part: np.ndarray[Any, Any]) -> int:
-        """Return how many near-duplicate pairs lie in two different parts, given the part `(N,)` of each photograph.
+    def straddling(self, split: np.ndarray[Any, Any]) -> int:
+        """Return how many near-duplicate pairs lie in two different splits, given the split `(N,)` of each image.
 
-        Pairs among many copies of one picture are counted, never listed.
+        Pairs among many copies of one image are counted, never listed.
         """
-        parts = int(part.max()) + 1 if len(part) else 1
-        copies = np.bincount(self.like * parts + part, minlength=len(part) * parts).reshape(-1, parts).astype(np.int64)
+        splits = int(split.max()) + 1 if len(split) else 1
+        copies = (
+            np.bincount(self.like * splits + split, minlength=len(split) * splits).reshape(-1, splits).astype(np.int64)
+        )
         of_like = copies[self.pairs[:, 0]], copies[self.pairs[:, 1]]
         among_copies = (copies.sum(axis=1) ** 2 - (copies**2).sum(axis=1)).sum() // 2
         among_near = (of_like[0].sum(axis=1) * of_like[1].sum(axis=1) - (of_like[0] * of_like[1]).sum(axis=1)).sum()
         return int(among_copies + among_near)
 
 
-def groups(photos: pl.DataFrame, *, radius: int = RADIUS, radius_across: int = RADIUS_ACROSS) -> Grouping:
-    """Group photographs (columns `landmark_id`, `phash`, `author`) by near-duplicates and by author at one landmark."""
-    like, pairs = _near_duplicates(photos, radius, radius_across)
-    copies = np.stack([like, np.arange(len(photos))], axis=1)
-    joined = np.concatenate([pairs, copies, _joined_by_author(photos)])
-    edges = coo_array((np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(len(photos), len(photos)))
+def groups(images: pl.DataFrame, *, radius: int = RADIUS, radius_across: int = RADIUS_ACROSS) -> Grouping:
+    """Group images (columns `landmark_id`, `phash`, `author`) by near-duplicates and by author at one landmark."""
+    like, pairs = _near_duplicates(images, radius, radius_across)
+    copies = np.stack([like, np.arange(len(images))], axis=1)
+    joined = np.concatenate([pairs, copies, _joined_by_author(images)])
+    edges = coo_array((np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(len(images), len(images)))
     _, component = connected_components(edges, directed=False)
     _, first, where = np.unique(component, return_index=True, return_inverse=True)
     number = np.empty(len(first), np.uint32)
@@ -113,7 +115,7 @@ def perceptual_hash(image: np.ndarray[Any, Any]) -> int:
 
     Signs of the 64 lowest frequencies of the luminance at 32 × 32 pixels against their median (a DCT; Zauner,
     "Implementation and benchmarking of perceptual image hash functions", 2010), after plain borders are cut off and
-    with the edges faded out, because a crop changes these most. Pictures without structure get `NO_HASH`.
+    with the edges faded out, because a crop changes these most. Images without structure get `NO_HASH`.
     """
     grey = Image.fromarray(np.ascontiguousarray(image)).convert("L")
     small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX, box=_inside(grey)), dtype=np.float64)
@@ -144,10 +146,10 @@ def _border(lines: np.ndarray[Any, Any]) -> int:
 
 
 def _near_duplicates(
-    photos: pl.DataFrame, radius: int, radius_across: int
+    images: pl.DataFrame, radius: int, radius_across: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return `like` and `pairs` of a `Grouping`."""
-    table = photos.select(
+    table = images.select(
         hash=pl.col("phash").fill_null(NO_HASH), landmark=pl.col("landmark_id"), position=pl.int_range(pl.len())
     )
     first = pl.col("position").min().over("hash", "landmark")
@@ -165,9 +167,9 @@ def _near(hashes: pl.Series | list[int], positions: pl.Series | list[int], radiu
     return np.take(np.asarray(positions, np.int64), pairs)
 
 
-def _joined_by_author(photos: pl.DataFrame) -> np.ndarray[Any, Any]:
+def _joined_by_author(images: pl.DataFrame) -> np.ndarray[Any, Any]:
     author = pl.col("author").str.strip_chars().str.to_lowercase()
-    known = photos.select("landmark_id", author).with_row_index("position").drop_nulls()
+    known = images.select("landmark_id", author).with_row_index("position").drop_nulls()
     known = known.filter(~pl.col("author").is_in(NOBODY))
     known = known.with_columns(before=pl.col("position").shift().over("landmark_id", "author")).drop_nulls("before")
     return known.select("before", "position").to_numpy().astype(np.int64)

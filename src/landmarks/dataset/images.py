@@ -1,4 +1,4 @@
-"""Pictures between bytes and pixels: decode, size, shrink, encode; sizes are checked before they are allocated.
+"""Images between bytes and pixels: decode, size, shrink, encode; sizes are checked before they are allocated.
 
 One decoder serves every room (fetching, caching features, training, prediction), because decoders differ by a few grey
 levels. Its name stands in `DECODER`: a dataset records which were at work, and the digest of what can be computed again
@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 MAX_PIXELS = 89_478_485
-"""A picture that claims more is refused before anything is allocated: 256 MB as RGB, Pillow's own limit."""
+"""An image that claims more is refused before anything is allocated: 256 MB as RGB, Pillow's own limit."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is decoded; other plugins of Pillow stay shut, because some of them start programs."""
@@ -29,7 +29,7 @@ DECODER = f"simplejpeg {importlib.metadata.version('simplejpeg')}, pillow {impor
 """Name and version of what turns bytes into pixels."""
 
 STORED_FORM = 1
-"""Raised whenever `prepare` would store something else of the same picture; another decoder's grey levels are not."""
+"""Raised whenever `prepare` would store something else of the same image; another decoder's grey levels are not."""
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -39,7 +39,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-_UPRIGHT = {  # EXIF orientation → what makes the picture upright, TIFF 6.0 tag 274
+_UPRIGHT = {  # EXIF orientation → what makes the image upright, TIFF 6.0 tag 274
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -50,15 +50,15 @@ _UPRIGHT = {  # EXIF orientation → what makes the picture upright, TIFF 6.0 ta
 }
 
 
-class PictureError(LandmarksError):
-    """Bytes that are no picture, a damaged one, or one that claims to be too large."""
+class ImageError(LandmarksError):
+    """Bytes that are no image, a damaged one, or one that claims to be too large."""
 
 
 def decode(data: bytes, *, min_side: int | None = None) -> np.ndarray[Any, Any]:
-    """Decode a picture to uint8 `(H, W, 3)` RGB, upright; with `min_side`, a JPEG at a reduced scale.
+    """Decode an image to uint8 `(H, W, 3)` RGB, upright; with `min_side`, a JPEG at a reduced scale.
 
     The reduced scale is libjpeg's smallest whose shorter side is still at least `min_side` pixels. Transparent pixels
-    are shown on white. Raises `PictureError` for anything that is not a whole picture (a truncated JPEG too), or that
+    are shown on white. Raises `ImageError` for anything that is not a whole image (a truncated JPEG too), or that
     claims more than `MAX_PIXELS`.
     """
     size_of(data)
@@ -67,22 +67,22 @@ def decode(data: bytes, *, min_side: int | None = None) -> np.ndarray[Any, Any]:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Return `(width, height)` of the upright picture in pixels, read from its headers alone."""
+    """Return `(width, height)` of the upright image in pixels, read from its headers alone."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         orientation = _jpeg_orientation(data)
     except (ValueError, KeyError):  # no JPEG, or one that is subsampled in a rare way
-        picture = _open_with_pillow(data)
-        width, height = picture.size
-        orientation = _pillow_orientation(picture)
+        opened = _open_with_pillow(data)
+        width, height = opened.size
+        orientation = _pillow_orientation(opened)
     _refuse_large(width, height)
     return (height, width) if orientation >= 5 else (width, height)
 
 
 def prepare(data: bytes, max_side: int | None) -> tuple[bytes, np.ndarray[Any, Any]]:
-    """Return the JPEG to store for a picture, and its pixels `(H, W, 3)`; no side is longer than `max_side`.
+    """Return the JPEG to store for an image, and its pixels `(H, W, 3)`; no side is longer than `max_side`.
 
-    A JPEG that is already upright and small enough is kept byte for byte; anything else is encoded anew. The picture is
+    A JPEG that is already upright and small enough is kept byte for byte; anything else is encoded anew. The image is
     decoded whole in any case, so that a damaged one is found here.
     """
     width, height = size_of(data)
@@ -101,7 +101,7 @@ def prepare(data: bytes, max_side: int | None) -> tuple[bytes, np.ndarray[Any, A
 
 
 def shrink(image: np.ndarray[Any, Any], max_side: int) -> np.ndarray[Any, Any]:
-    """Shrink `(H, W, 3)` so that its longer side has `max_side` pixels; a smaller picture is returned as it is."""
+    """Shrink `(H, W, 3)` so that its longer side has `max_side` pixels; a smaller image is returned as it is."""
     height, width = image.shape[:2]
     longer = max(height, width)
     if longer <= max_side:
@@ -125,8 +125,8 @@ def resize(
             expected=", ".join(INTERPOLATIONS),
             way_out=did_you_mean(interpolation, INTERPOLATIONS),
         )
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((width, height), INTERPOLATIONS[interpolation], box=box))
+    opened = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(opened.resize((width, height), INTERPOLATIONS[interpolation], box=box))
 
 
 def encode(image: np.ndarray[Any, Any], quality: int = 92) -> bytes:
@@ -142,8 +142,8 @@ def _is_jpeg(data: bytes) -> bool:
 
 def _refuse_large(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise PictureError(
-            "a picture is too large to be decoded safely",
+        raise ImageError(
+            "an image is too large to be decoded safely",
             received=f"{width} × {height} pixels",
             expected=f"at most {MAX_PIXELS:,} pixels",
         )
@@ -161,7 +161,7 @@ def _decode_jpeg(data: bytes, min_side: int | None) -> np.ndarray[Any, Any] | No
         reason = str(error)
         # Bytes between two markers harm nothing; every other warning about the data means lost pixels.
         if ("orrupt" in reason or "remature" in reason) and "extraneous" not in reason:
-            raise PictureError(f"a damaged or truncated JPEG ({reason})") from error
+            raise ImageError(f"a damaged or truncated JPEG ({reason})") from error
         return None
 
 
@@ -170,7 +170,7 @@ def _jpeg_orientation(data: bytes) -> int:
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xDA:  # the picture itself begins
+        if marker == 0xDA:  # the image itself begins
             break
         if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
             return _exif_orientation(data[position + 10 : position + 2 + length])
@@ -194,38 +194,38 @@ def _exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _pillow_orientation(picture: Image.Image) -> int:
-    if picture.format == "TIFF":  # Pillow turns these by itself
+def _pillow_orientation(opened: Image.Image) -> int:
+    if opened.format == "TIFF":  # Pillow turns these by itself
         return 1
-    exif = picture.info.get("exif", b"")
+    exif = opened.info.get("exif", b"")
     return _exif_orientation(exif.removeprefix(b"Exif\0\0")) if isinstance(exif, bytes) else 1
 
 
 def _open_with_pillow(data: bytes) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise PictureError("not a picture", expected=f"one of {', '.join(FORMATS)}") from error
+        raise ImageError("not an image", expected=f"one of {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"a picture is too large to be decoded safely ({error})") from error
+        raise ImageError(f"an image is too large to be decoded safely ({error})") from error
     except Exception as error:  # a strange file can make Pillow's plugins raise anything
-        raise PictureError(f"a picture whose header cannot be read ({error})") from error
-    return picture
+        raise ImageError(f"an image whose header cannot be read ({error})") from error
+    return opened
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray[Any, Any]:
-    picture = _open_with_pillow(data)
-    orientation = _pillow_orientation(picture)
+    opened = _open_with_pillow(data)
+    orientation = _pillow_orientation(opened)
     try:
-        picture.load()
-        if picture.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight instead of scaling them
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        if picture.has_transparency_data:
-            shown = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-        image = np.asarray(picture.convert("RGB"))
+        opened.load()
+        if opened.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight instead of scaling them
+            opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
+        if opened.has_transparency_data:
+            shown = opened.convert("RGBA")
+            opened = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+        image = np.asarray(opened.convert("RGB"))
     except Exception as error:
-        raise PictureError(f"a damaged or truncated picture ({error})") from error
+        raise ImageError(f"a damaged or truncated image ({error})") from error
     return _turned(image, orientation)
 
 

@@ -1,4 +1,4 @@
-"""Folders of photographs that people have anyway become a dataset: the verb `import`."""
+"""Folders of images that people have anyway become a dataset: the verb `import`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import polars as pl
 
 from landmarks.dataset.groups import HASH_FORM, groups, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
-from landmarks.dataset.manifest import LABELS, PARTS, PHOTOS, REJECTED, Dataset, open_dataset, write_dataset
+from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.naming import (
     Landmark,
     identified_from,
@@ -43,12 +43,12 @@ def import_(
     copy: bool = True,
     max_side: int = 512,
 ) -> Dataset:
-    """Make a dataset of a folder per landmark, of train/val/test folders of these (which stay parts), or of a CSV.
+    """Make a dataset of a folder per landmark, of train/val/test folders of these (which stay splits), or of a CSV.
 
-    Photographs are copied into shards, no side longer than `max_side` pixels, or with `copy=False` left where they are.
+    Images are copied into shards, no side longer than `max_side` pixels, or with `copy=False` left where they are.
     Landmark ids come from the sorted names, or with `labels` from an earlier dataset or run, so that a missing folder
-    shifts nothing. Photographs in no folder, or in `_unknown`, show nothing known. What is no whole picture is named in
-    `rejected.parquet`. A CSV has the columns `path` (relative to it) and `label`, and where known `id`, `part`,
+    shifts nothing. Images in no folder, or in `_unknown`, show nothing known. What is no whole image is named in
+    `rejected.parquet`. A CSV has the columns `path` (relative to it) and `label`, and where known `id`, `split`,
     `author`, `license`, `title`. An import that was killed goes on where it stopped.
     """
     source, out = Path(source), Path(out)
@@ -66,8 +66,8 @@ def import_(
         landmarks = identify_among(names, earlier, listed.listed)
     if not listed.found or not (landmarks or earlier is not None):
         raise UsageError(
-            f"{source} holds no photograph of a named landmark",
-            expected="a folder per landmark with pictures inside, or a CSV of paths and labels",
+            f"{source} holds no image of a named landmark",
+            expected="a folder per landmark with images inside, or a CSV of paths and labels",
         )
     inputs = digest_of([_fingerprint(one) for one in listed.found], earlier is None or earlier.rows(), copy, max_side)
     with held(out):
@@ -83,8 +83,8 @@ def import_(
                 inputs=inputs,
                 max_side=max_side if copy else None,
             )
-        if listed.has_parts and dataset.split is None:
-            dataset = _keep_parts(dataset, listed)
+        if listed.has_splits and dataset.splits is None:
+            dataset = _keep_splits(dataset, listed)
         return dataset
 
 
@@ -99,7 +99,7 @@ def _make(
     inputs: str,
     max_side: int | None,
 ) -> Dataset:
-    """Take the photographs in, then write the tables; `max_side` None leaves the photographs where they are."""
+    """Take the images in, then write the tables; `max_side` None leaves the images where they are."""
     taken = take_in(listed.found, out, inputs=inputs, max_side=max_side)
     unfit = [("", where, why) for where, why in listed.rejected]
     rejected = pl.concat([taken.rejected, pl.DataFrame(unfit, schema=REJECTED, orient="row")])
@@ -108,19 +108,19 @@ def _make(
         schema={"id": pl.String, "landmark_id": pl.Int64},
         orient="row",
     )
-    table = taken.photos.join(ids, on="id", how="left", maintain_order="left")
+    table = taken.images.join(ids, on="id", how="left", maintain_order="left")
     table = table.with_columns(
-        pl.lit(None).cast(PHOTOS[name]).alias(name) for name in PHOTOS if name not in table.columns
+        pl.lit(None).cast(IMAGES[name]).alias(name) for name in IMAGES if name not in table.columns
     )
     if table.is_empty():
-        raise LandmarksError(f"none of the {len(listed.found)} files in {source} is a picture")
+        raise LandmarksError(f"none of the {len(listed.found)} files in {source} is an image")
     table = table.sort("id")
     table = table.with_columns(group=groups(table).column)
     known = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
     dataset = write_dataset(
         out,
         verb="import",
-        photos=table,
+        images=table,
         labels=_labels(table, known, keep_all=earlier is not None),
         rejected=rejected,
         record={
@@ -138,9 +138,9 @@ def _make(
     return dataset
 
 
-def _labels(photos: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) -> pl.DataFrame:
-    """Return the table of labels; a landmark without a photograph keeps its label only when labels were given."""
-    images = dict(photos["landmark_id"].drop_nulls().value_counts().iter_rows())
+def _labels(stored: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) -> pl.DataFrame:
+    """Return the table of labels; a landmark without an image keeps its label only when labels were given."""
+    images = dict(stored["landmark_id"].drop_nulls().value_counts().iter_rows())
     rows = [
         (one.landmark_id, one.name, one.category, images.get(one.landmark_id, 0))
         for one in sorted(landmarks, key=lambda one: one.landmark_id)
@@ -150,42 +150,52 @@ def _labels(photos: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) 
     return pl.DataFrame(rows, schema={name: LABELS[name] for name in columns}, orient="row").with_row_index("label")
 
 
-def _keep_parts(dataset: Dataset, listed: Source) -> Dataset:
-    parts = {one.id: PARTS.index(one.part) for one in listed.found if one.part is not None}
-    part = np.asarray([parts[id] for id in dataset.photos["id"]], np.uint8)
-    return store(dataset, given(dataset.photos, part))
+def _keep_splits(dataset: Dataset, listed: Source) -> Dataset:
+    splits = {one.id: SPLITS.index(one.split) for one in listed.found if one.split is not None}
+    split = np.asarray([splits[id] for id in dataset.images["id"]], np.uint8)
+    return store(dataset, given(dataset.images, split))
 
 
 def _fingerprint(one: Found) -> tuple[Any, ...]:
     status = one.path.stat()
-    return one.where, one.name, one.part, one.id, one.author, one.license, one.title, status.st_size, status.st_mtime_ns
+    return (
+        one.where,
+        one.name,
+        one.split,
+        one.id,
+        one.author,
+        one.license,
+        one.title,
+        status.st_size,
+        status.st_mtime_ns,
+    )
 
 
 def _finished(out: Path, inputs: str) -> Dataset | None:
     if not (out / "dataset.json").exists():
         return None
     if read_record(out / "dataset.json")["inputs"] != inputs:
-        raise StaleError(f"{out} holds a dataset of other photographs or settings", way_out="choose another folder")
+        raise StaleError(f"{out} holds a dataset of other images or settings", way_out="choose another folder")
     note(f"{out} already holds exactly this")
     return open_dataset(out)
 
 
 def _tell(dataset: Dataset, listed: Source) -> None:
-    known = dataset.photos["landmark_id"].drop_nulls().len()
-    note(f"{len(dataset.photos):,} photographs, {known:,} of {len(dataset.labels):,} landmarks ({listed.rule})")
+    known = dataset.images["landmark_id"].drop_nulls().len()
+    note(f"{len(dataset.images):,} images, {known:,} of {len(dataset.labels):,} landmarks ({listed.rule})")
     rejected = read_table(dataset.folder / "rejected.parquet", REJECTED)
     for _, where, why in rejected.head(5).iter_rows():
         note(f"rejected: {where}: {why}")
     if len(rejected) > 5:
         note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
     if listed.others:
-        note(f"{listed.others:,} files do not call themselves pictures and were left out")
+        note(f"{listed.others:,} files do not call themselves images and were left out")
 
 
 # Files into a dataset: read, decoded, shrunk, hashed and put into shards, on all processors and a shard at a time.
 
 
-PHOTOGRAPHS_PER_SHARD = 2_000
+IMAGES_PER_SHARD = 2_000
 """Also how much work is repeated when an import is killed."""
 
 MAX_BYTES = 1 << 28
@@ -202,7 +212,7 @@ Out = TypeVar("Out")
 class Intake:
     """What came of some files."""
 
-    photos: pl.DataFrame  # the columns of `PHOTOS` that a file tells
+    images: pl.DataFrame  # the columns of `IMAGES` that a file tells
     rejected: pl.DataFrame
     decoders: list[str]
 
@@ -211,14 +221,14 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
     """Store `found` in shards under `out`, or with `max_side` None only look at them.
 
     `inputs` is the digest of what is taken in and how: shards that were finished under the same one are taken over, but
-    not from a version that stores or hashes photographs otherwise.
+    not from a version that stores or hashes images otherwise.
     """
     tables = []
     inputs = digest_of(inputs, STORED_FORM, HASH_FORM)
     _clear_away(out, inputs)
     with progress("importing", total=len(found)) as advance:
-        for number, start in enumerate(range(0, len(found), PHOTOGRAPHS_PER_SHARD)):
-            some = found[start : start + PHOTOGRAPHS_PER_SHARD]
+        for number, start in enumerate(range(0, len(found), IMAGES_PER_SHARD)):
+            some = found[start : start + IMAGES_PER_SHARD]
             tables.append(_store(some, out, number, advance, inputs=inputs, max_side=max_side))
     rows = pl.concat(tables)
     sound = pl.col("why").is_null()
@@ -227,7 +237,7 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
 
 
 def _clear_away(out: Path, inputs: str) -> None:
-    """Remove what a killed import left half-written, and all of it if that was of other photographs or settings."""
+    """Remove what a killed import left half-written, and all of it if that was of other images or settings."""
     if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
         shutil.rmtree(out / UNFINISHED)
         shutil.rmtree(out / "shards", ignore_errors=True)
@@ -239,7 +249,7 @@ def _clear_away(out: Path, inputs: str) -> None:
 def _store(
     some: list[Found], out: Path, number: int, advance: Advance, *, inputs: str, max_side: int | None
 ) -> pl.DataFrame:
-    """Store up to a shard of photographs and return a row for each; what was done before a kill is taken over."""
+    """Store up to a shard of images and return a row for each; what was done before a kill is taken over."""
     done, shard = out / UNFINISHED / inputs / f"{number:05d}.parquet", f"import-{number:05d}.tar"
     if done.exists():
         advance(len(some))
@@ -261,21 +271,21 @@ def _store(
                 rows.append(row)
                 advance()
     columns = ("id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
-    schema = {**{name: PHOTOS[name] for name in columns}, "where": pl.String, "why": pl.String}
+    schema = {**{name: IMAGES[name] for name in columns}, "where": pl.String, "why": pl.String}
     table = pl.DataFrame(rows, schema=schema)
     write_table(done, table, decoder=DECODER)
     return table
 
 
 def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
-    """Read and decode one file; return its row, with the reason in `why` when it is no whole picture, and its JPEG."""
+    """Read and decode one file; return its row, with the reason in `why` when it is no whole image, and its JPEG."""
     row: dict[str, Any] = {
         "id": one.id, "where": one.where, "why": None, "author": one.author, "license": one.license, "title": one.title,
     }  # fmt: skip
     try:
         size = one.path.stat().st_size
         if size > MAX_BYTES:
-            raise LandmarksError("a file too large to be a photograph", received=f"{size:,} bytes")
+            raise LandmarksError("a file too large to be an image", received=f"{size:,} bytes")
         data = one.path.read_bytes()
         if max_side is None:
             require_text(one.path.absolute())  # it stands in the table as it is

@@ -1,4 +1,4 @@
-"""A dataset folder: which photographs there are, where their bytes lie, what they show and which part they are in."""
+"""A dataset folder: which images there are, where their bytes lie, what they show and which split they are in."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
 from landmarks.support.tables import read_table, write_table
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
-PHOTOS: dict[str, Any] = {
+IMAGES: dict[str, Any] = {
     "id": pl.String,  # unique; 16 hex digits when it comes from the archive
     "landmark_id": pl.Int64,  # null: shows nothing known
     "shard": pl.String,  # file name under shards/, or an absolute path (imported by reference)
-    "offset": pl.UInt64,  # of the photograph's first byte in the shard
+    "offset": pl.UInt64,  # of the image's first byte in the shard
     "length": pl.UInt32,  # in bytes
     "width": pl.UInt32,  # upright, in pixels, as stored
     "height": pl.UInt32,
     "phash": pl.UInt64,  # perceptual hash, see groups.py
-    "group": pl.UInt32,  # photographs that must land in the same part, see groups.py
+    "group": pl.UInt32,  # images that must land in the same split, see groups.py
     "author": pl.String,
     "license": pl.String,
     "title": pl.String,
     "usage": pl.String,  # Public or Private in the recognition test set, else null
     "landmarks": pl.List(pl.Int64),  # all landmarks shown, `landmark_id` among them; null: just `landmark_id`
 }
-"""Columns of `photos.parquet`, sorted by id."""
+"""Columns of `images.parquet`, sorted by id."""
 
 LABELS: dict[str, Any] = {
     "label": pl.UInt32,  # 0..N-1, in the order of landmark_id
     "landmark_id": pl.Int64,
     "name": pl.String,
     "category": pl.String,
-    "images": pl.UInt32,  # photographs of it in this dataset
+    "images": pl.UInt32,  # images of it in this dataset
 }
 """Columns of `labels.parquet`, sorted by label."""
 
-SPLIT: dict[str, Any] = {"id": pl.String, "part": pl.String}
-"""Columns of `split.parquet`, sorted by id."""
+SPLIT: dict[str, Any] = {"id": pl.String, "split": pl.String}
+"""Columns of `splits.parquet`, sorted by id."""
 
-SPLIT_FILE = "split.parquet"
+SPLIT_FILE = "splits.parquet"
 
 CORRECTIONS: dict[str, Any] = {
     "id": pl.String,
     "landmark_id": pl.Int64,  # what a person said it shows; null: nothing known
-    "fetched_landmark_id": pl.Int64,  # as it stands in photos.parquet; where both are the same it was confirmed
+    "fetched_landmark_id": pl.Int64,  # as it stands in images.parquet; where both are the same it was confirmed
     "csv": pl.String,  # digest of the file that the decision came with
 }
 """Columns of `corrections.parquet`, sorted by id; see `corrections.py`."""
@@ -68,51 +68,51 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset folder, its tables in memory and its photographs on disk."""
+    """One dataset folder, its tables in memory and its images on disk."""
 
     folder: Path
     record: dict[str, Any]
-    photos: pl.DataFrame  # with corrected labels
+    images: pl.DataFrame  # with corrected labels
     labels: pl.DataFrame
-    split: pl.DataFrame | None
+    splits: pl.DataFrame | None
     corrections: pl.DataFrame  # empty where nobody made any
 
     @property
     def digest(self) -> str:
-        """Changes with the photographs, their labels and the split, not with where the folder lies."""
-        parts = "" if self.split is None else "\n".join(self.split["id"] + " " + self.split["part"])
-        return digest_of(self.content_digest, parts)
+        """Changes with the images, their labels and the split, not with where the folder lies."""
+        splits = "" if self.splits is None else "\n".join(self.splits["id"] + " " + self.splits["split"])
+        return digest_of(self.content_digest, splits)
 
     @property
     def content_digest(self) -> Any:
-        """Changes with the photographs and their labels, corrected ones included, whatever the split."""
+        """Changes with the images and their labels, corrected ones included, whatever the split."""
         written, corrected = self.record.get("digest"), self.corrected
         return digest_of(written, corrected.rows()) if len(corrected) else written
 
     @property
     def corrected(self) -> pl.DataFrame:
-        """`id` and `landmark_id` of the photographs whose label is not the one they were fetched with."""
+        """`id` and `landmark_id` of the images whose label is not the one they were fetched with."""
         return changing(self.corrections)
 
     def as_fetched(self) -> pl.DataFrame:
-        """Return `photos` as the file holds it, with the labels that the photographs came with."""
-        return read_table(self.folder / "photos.parquet", PHOTOS)
+        """Return `images` as the file holds it, with the labels that the images came with."""
+        return read_table(self.folder / "images.parquet", IMAGES)
 
-    def part(self, name: str) -> pl.DataFrame:
-        """Return the photographs of one part, sorted by id, with their `label` (null: nothing known)."""
-        if name not in (*PARTS, "all"):
-            raise LandmarksError(f'no part "{name}"', expected=f"one of {', '.join((*PARTS, 'all'))}")
-        photos = self.photos.join(self.labels.select("landmark_id", "label"), on="landmark_id", how="left")
+    def split(self, name: str) -> pl.DataFrame:
+        """Return the images of one split, sorted by id, with their `label` (null: nothing known)."""
+        if name not in (*SPLITS, "all"):
+            raise LandmarksError(f'no split "{name}"', expected=f"one of {', '.join((*SPLITS, 'all'))}")
+        images = self.images.join(self.labels.select("landmark_id", "label"), on="landmark_id", how="left")
         if name != "all":
-            if self.split is None:
+            if self.splits is None:
                 raise LandmarksError(
-                    f"{self.folder} has no parts yet", way_out=f"divide it with: landmarks split {self.folder}"
+                    f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {self.folder}"
                 )
-            photos = photos.join(self.split.filter(pl.col("part") == name).select("id"), on="id", how="semi")
-        return photos.sort("id")
+            images = images.join(self.splits.filter(pl.col("split") == name).select("id"), on="id", how="semi")
+        return images.sort("id")
 
     def path_of(self, shard: str) -> Path:
-        """Return where the bytes of a shard (or of a photograph imported by reference) lie."""
+        """Return where the bytes of a shard (or of an image imported by reference) lie."""
         if not Path(shard).is_absolute() and Path(shard).name != shard:
             raise LandmarksError(f"{self.folder} names an impossible shard", received=repr(shard))
         return Path(shard) if Path(shard).is_absolute() else self.folder / "shards" / shard
@@ -132,9 +132,9 @@ def open_dataset(folder: Path | str) -> Dataset:
     return Dataset(
         folder=folder,
         record=record,
-        photos=with_corrections(read_table(folder / "photos.parquet", PHOTOS), corrections),
+        images=with_corrections(read_table(folder / "images.parquet", IMAGES), corrections),
         labels=read_table(folder / "labels.parquet", LABELS),
-        split=read_table(split, SPLIT) if split.exists() else None,
+        splits=read_table(split, SPLIT) if split.exists() else None,
         corrections=corrections,
     )
 
@@ -145,17 +145,17 @@ def stored_corrections(folder: Path) -> pl.DataFrame:
     return read_table(path, CORRECTIONS) if path.exists() else pl.DataFrame(schema=CORRECTIONS)
 
 
-def with_corrections(photos: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:
-    """Return `photos` with the labels people decided on, which are then all that a photograph shows."""
+def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:
+    """Return `images` with the labels people decided on, which are then all that an image shows."""
     if corrections.is_empty():
-        return photos
+        return images
     decided = corrections.select("id", corrected="landmark_id", decided=pl.lit(True))
-    joined = photos.join(decided, on="id", how="left", maintain_order="left")
+    joined = images.join(decided, on="id", how="left", maintain_order="left")
     changed = pl.col("decided").fill_null(False) & pl.col("landmark_id").ne_missing(pl.col("corrected"))
     return joined.with_columns(
         landmark_id=pl.when(changed).then("corrected").otherwise("landmark_id"),
         landmarks=pl.when(changed).then(None).otherwise("landmarks"),
-    ).select(photos.columns)
+    ).select(images.columns)
 
 
 def changing(corrections: pl.DataFrame) -> pl.DataFrame:
@@ -168,10 +168,10 @@ def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
     return table.select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
-def _digest_of_rows(photos: pl.DataFrame) -> str:
-    """Return the digest of what the photographs are, a slice at a time: as text, millions of rows are gigabytes."""
+def _digest_of_rows(images: pl.DataFrame) -> str:
+    """Return the digest of what the images are, a slice at a time: as text, millions of rows are gigabytes."""
     digest = hashlib.blake2b(digest_size=16)
-    for rows in photos.select("id", "landmark_id", "length", "width", "height").iter_slices(100_000):
+    for rows in images.select("id", "landmark_id", "length", "width", "height").iter_slices(100_000):
         digest.update(rows.write_csv(include_header=False).encode())
     return digest.hexdigest()
 
@@ -180,7 +180,7 @@ def write_dataset(
     folder: Path,
     *,
     verb: str,
-    photos: pl.DataFrame,
+    images: pl.DataFrame,
     labels: pl.DataFrame,
     rejected: pl.DataFrame,
     record: dict[str, Any],
@@ -189,22 +189,22 @@ def write_dataset(
 ) -> Dataset:
     """Write a dataset's tables and, last, the `dataset.json` that makes the folder a dataset.
 
-    `record` says what the photographs come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of the
-    photographs and labels are added here; `inputs` is the digest of what the dataset was made from; `split` is the
-    table of its parts (columns of `SPLIT`) with the metadata to keep beside it.
+    `record` says what the images come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of the
+    images and labels are added here; `inputs` is the digest of what the dataset was made from; `split` is the
+    table of its splits (columns of `SPLIT`) with the metadata to keep beside it.
     """
-    photos = _in_shape(photos, PHOTOS).sort("id")
+    images = _in_shape(images, IMAGES).sort("id")
     labels = _in_shape(labels, LABELS).sort("label")
-    twice = photos.filter(pl.col("id").is_duplicated())
+    twice = images.filter(pl.col("id").is_duplicated())
     if len(twice):
-        raise LandmarksError(f"{len(twice)} photographs share an id", received=f'"{twice["id"][0]}" more than once')
+        raise LandmarksError(f"{len(twice)} images share an id", received=f'"{twice["id"][0]}" more than once')
     rejected = _in_shape(rejected, REJECTED).sort("id", "why")
-    write_table(folder / "photos.parquet", photos)
+    write_table(folder / "images.parquet", images)
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "rejected.parquet", rejected)
     if split is not None:
         write_table(folder / SPLIT_FILE, _in_shape(split[0], SPLIT).sort("id"), **split[1])
-    digest = digest_of(_digest_of_rows(photos), labels["landmark_id"].to_list())
-    counts = {"photographs": len(photos), "landmarks": len(labels), "rejected": len(rejected)}
+    digest = digest_of(_digest_of_rows(images), labels["landmark_id"].to_list())
+    counts = {"images": len(images), "landmarks": len(labels), "rejected": len(rejected)}
     write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)
     return open_dataset(folder)

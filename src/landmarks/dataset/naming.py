@@ -17,7 +17,7 @@ from landmarks.support.files import read_record
 from landmarks.support.tables import read_table
 
 UNKNOWN = "_unknown"
-"""The folder of photographs that show nothing known."""
+"""The folder of images that show nothing known."""
 
 LABELS_CSV = "labels.csv"
 """Beside the folders that `unpack` writes: `folder,landmark_id,name,category`, exact where folders' names cannot be."""
@@ -35,7 +35,7 @@ _LONGEST = 80
 
 @dataclass(frozen=True)
 class Landmark:
-    """A landmark as a source of photographs knows it."""
+    """A landmark as a source of images knows it."""
 
     landmark_id: int
     name: str
@@ -133,7 +133,7 @@ def identify_among(
     """Return which of the landmarks of an earlier table of labels each name means; a name that is none is refused.
 
     Refused rather than counted as unknown, because a slip of the pen would silently turn a landmark into nothing known;
-    photographs of nothing known belong into the folder `_unknown`.
+    images of nothing known belong into the folder `_unknown`.
     """
     earlier = landmarks_of(labels)
     digits = max((len(str(landmark.landmark_id)) for landmark in earlier), default=1)
@@ -152,7 +152,7 @@ def identify_among(
         if of_earlier is None:
             raise UsageError(
                 f'"{name}" is none of the {len(earlier)} landmarks of the labels',
-                way_out=did_you_mean(name, known) or f"rename the folder, or move its photographs into {UNKNOWN}",
+                way_out=did_you_mean(name, known) or f"rename the folder, or move its images into {UNKNOWN}",
             )
         found[name] = of_earlier
     return found

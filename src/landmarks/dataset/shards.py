@@ -1,6 +1,6 @@
-"""Shards: plain uncompressed TARs of photographs, written once and read by position.
+"""Shards: plain uncompressed TARs of images, written once and read by position.
 
-A shard is so plain that `tar` and WebDataset read it; we never do, because the manifest knows where each photograph's
+A shard is so plain that `tar` and WebDataset read it; we never do, because the manifest knows where each image's
 bytes lie: reading one is a single positioned read.
 """
 
@@ -53,7 +53,7 @@ class ShardWriter:
             self._file.write(b"\0" * (2 * _BLOCK))  # the end of a TAR
 
     def add(self, id: str, data: bytes) -> tuple[int, int]:
-        """Append a photograph as `<id>.jpg`; return the offset of its first byte in the shard, and its length."""
+        """Append an image as `<id>.jpg`; return the offset of its first byte in the shard, and its length."""
         if not id or any(character in id for character in "/\\\0\n"):
             raise LandmarksError("an id cannot be a member's name", received=repr(id), expected="no slashes")
         member = tarfile.TarInfo(f"{id}.jpg")
@@ -67,8 +67,8 @@ class ShardWriter:
         return offset, len(data)
 
 
-class PhotoReader:
-    """Reads the photographs of one dataset by position, from any number of threads at once."""
+class ImageReader:
+    """Reads the images of one dataset by position, from any number of threads at once."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""What lies in a folder of photographs, or in a CSV of paths and labels: files, names and parts, nothing opened yet."""
+"""What lies in a folder of images, or in a CSV of paths and labels: files, names and splits, nothing opened yet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from landmarks.dataset.manifest import PARTS
+from landmarks.dataset.manifest import SPLITS
 from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, Landmark, plain, read_labels_csv, safe_name
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of
@@ -19,9 +19,9 @@ from landmarks.support.systems import is_text, readable, require_text
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
 )  # fmt: skip
-"""Files that call themselves pictures. Some cannot be decoded; they are rejected by name rather than overlooked."""
+"""Files that call themselves images. Some cannot be decoded; they are rejected by name rather than overlooked."""
 
-PART_FOLDERS = {
+SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -29,20 +29,20 @@ PART_FOLDERS = {
     "validation": "val",
     "test": "test",
 }
-"""Folders that are parts when nothing else lies beside them, `train` is there, and all of them hold folders."""
+"""Folders that are splits when nothing else lies beside them, `train` is there, and all of them hold folders."""
 
-COLUMNS = ("path", "label", "id", "part", "author", "license", "title")
+COLUMNS = ("path", "label", "id", "split", "author", "license", "title")
 """Columns of a CSV; the first two are required, the rest is used where it is there."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One file that should become a photograph."""
+    """One file that should become an image."""
 
     path: Path
     where: str  # relative to the source, with forward slashes
     name: str | None  # of the landmark; None: nothing known
-    part: str | None = None
+    split: str | None = None
     id: str = ""
     author: str | None = None
     license: str | None = None
@@ -56,13 +56,13 @@ class Source:
     rule: str
     found: list[Found] = field(default_factory=list)  # sorted by `where`, each with its own id
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (where, why)
-    others: int = 0  # files that do not call themselves pictures
+    others: int = 0  # files that do not call themselves images
     listed: dict[str, Landmark] | None = None  # from labels.csv
 
     @property
-    def has_parts(self) -> bool:
-        """Whether the source says which part each photograph is in."""
-        return bool(self.found) and self.found[0].part is not None
+    def has_splits(self) -> bool:
+        """Whether the source says which split each image is in."""
+        return bool(self.found) and self.found[0].split is not None
 
 
 def list_source(source: Path) -> Source:
@@ -78,7 +78,7 @@ def list_source(source: Path) -> Source:
 
 
 def _list_folder(source: Path) -> Source:
-    parts = _part_folders(source)
+    splits = _split_folders(source)
     found, rejected, others = [], [], 0
     for path in _walk(source):
         relative = path.relative_to(source)
@@ -88,26 +88,26 @@ def _list_folder(source: Path) -> Source:
             others += where not in (LABELS_CSV, "unpack.json")
         elif why := _unfit(path, source):
             rejected.append((where, why))
-        elif parts and not steps:
-            rejected.append((where, "it lies beside the folders of parts, in none of them"))
+        elif splits and not steps:
+            rejected.append((where, "it lies beside the folders of splits, in none of them"))
         else:
-            part = parts[steps[0]] if parts else None
-            classes = steps[1:] if parts else steps
+            split = splits[steps[0]] if splits else None
+            classes = steps[1:] if splits else steps
             name = plain(classes[0]) if classes and classes[0] != UNKNOWN else None
-            found.append(Found(path, where, name, part))
-    rule = f"a folder per landmark in {', '.join(parts)}" if parts else "a folder per landmark"
+            found.append(Found(path, where, name, split))
+    rule = f"a folder per landmark in {', '.join(splits)}" if splits else "a folder per landmark"
     listed = source / LABELS_CSV
     return Source(rule, found, rejected, others, read_labels_csv(listed) if listed.is_file() else None)
 
 
-def _part_folders(source: Path) -> dict[str, str]:
-    """Return folder → part, or nothing when the folders at the top are landmarks."""
+def _split_folders(source: Path) -> dict[str, str]:
+    """Return folder → split, or nothing when the folders at the top are landmarks."""
     folders = [entry for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     names = [folder.name for folder in folders]
     hold_folders = all(any(inner.is_dir() for inner in folder.iterdir()) for folder in folders)
-    if "train" not in names or any(name not in PART_FOLDERS for name in names) or not hold_folders:
+    if "train" not in names or any(name not in SPLIT_FOLDERS for name in names) or not hold_folders:
         return {}
-    return {name: PART_FOLDERS[name] for name in sorted(names)}
+    return {name: SPLIT_FOLDERS[name] for name in sorted(names)}
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -157,21 +157,21 @@ def _list_csv(source: Path) -> Source:
             rejected.append((one.where, "there is no such file"))
         else:
             found[one.where] = one
-    if len({one.part is None for one in found.values()}) > 1:
-        raise UsageError(f"{source} gives a part to some photographs only", way_out="give one to all, or to none")
+    if len({one.split is None for one in found.values()}) > 1:
+        raise UsageError(f"{source} gives a split to some images only", way_out="give one to all, or to none")
     return Source(f"the CSV {source.name}", list(found.values()), rejected)
 
 
 def _from_row(source: Path, row: dict[str, str]) -> Found:
-    part = row.get("part", "").strip().lower()
-    if part and part not in PART_FOLDERS:
-        raise UsageError(f'{source} names the part "{part}"', expected=", ".join(PARTS))
+    split = row.get("split", "").strip().lower()
+    if split and split not in SPLIT_FOLDERS:
+        raise UsageError(f'{source} names the split "{split}"', expected=", ".join(SPLITS))
     label = plain(row["label"])
     return Found(
         path=source.parent / row["path"],
         where=row["path"],
         name=None if label in ("", UNKNOWN) else label,
-        part=PART_FOLDERS[part] if part else None,
+        split=SPLIT_FOLDERS[split] if split else None,
         id=row.get("id", ""),
         author=row.get("author") or None,
         license=row.get("license") or None,
@@ -182,7 +182,7 @@ def _from_row(source: Path, row: dict[str, str]) -> Found:
 def _with_ids(found: list[Found]) -> list[Found]:
     """Return `found` with an id for each: the file's name where no other file has it, else with a digest of its path.
 
-    So photographs keep their ids through `unpack` and `import`, and two files of one name stay two photographs.
+    So images keep their ids through `unpack` and `import`, and two files of one name stay two images.
     """
     stems = [Path(one.where).stem for one in found]
     often = Counter(plain(stem).casefold() for stem in stems)

@@ -1,4 +1,4 @@
-"""Divide a dataset into train, val and test, so that nothing in one part gives away what is asked in another."""
+"""Divide a dataset into train, val and test, so that nothing in one split gives away what is asked in another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 
 from landmarks.dataset.divide import ENOUGH, FROM_SOURCE, NOT_YET, TEST, TRAIN, VAL, Rule, divide, rule_of
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
-from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, PARTS, SPLIT, SPLIT_FILE, Dataset, open_dataset
+from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, SPLIT, SPLIT_FILE, SPLITS, Dataset, open_dataset
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import file_digest, held
@@ -20,28 +20,28 @@ from landmarks.support.systems import require_text
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 SWALLOWED = 0.5
-"""A group that holds more than this share of a landmark's photographs is reported."""
+"""A group that holds more than this share of a landmark's images is reported."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """Photographs and the part that each of them is in, with what that gives away."""
+    """Images and the split that each of them is in, with what that gives away."""
 
-    photos: pl.DataFrame  # `id` and the corrected `landmark_id`, sorted by id
-    part: np.ndarray[Any, Any]  # (N,) positions in `PARTS`
+    images: pl.DataFrame  # `id` and the corrected `landmark_id`, sorted by id
+    assigned: np.ndarray[Any, Any]  # (N,) positions in `SPLITS`
     grouping: Grouping
     rule: Rule
-    added: int  # photographs that joined after the division was made
+    added: int  # images that joined after the division was made
     leakage: dict[str, int]
     swallowed: list[dict[str, Any]]
 
     @property
     def table(self) -> pl.DataFrame:
-        """The table of `split.parquet`."""
-        return self.photos.select("id", part=pl.Series(np.asarray(PARTS)[self.part], dtype=pl.String))
+        """The table of `splits.parquet`."""
+        return self.images.select("id", assigned=pl.Series(np.asarray(SPLITS)[self.assigned], dtype=pl.String))
 
     def metadata(self, corrected: int) -> dict[str, object]:
-        """Return what stands beside the table, of which so many photographs have a `corrected` label."""
+        """Return what stands beside the table, of which so many images have a `corrected` label."""
         radii = f"near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks"
         return {
             "rule": f"{self.rule}; {radii}",
@@ -64,22 +64,22 @@ def split(
     corrections: Path | str | None = None,
     keep_corrections: bool = True,
 ) -> Dataset:
-    """Divide the photographs of a dataset folder; write `split.parquet` and the column `group`.
+    """Divide the images of a dataset folder; write `splits.parquet` and the column `group`.
 
-    `by` "group" (as when it is not given) puts whole groups (see `groups`) into one part, "random" each photograph by
-    itself. Either way it is done landmark by landmark, photographs that show nothing known included; `val` and `test`
+    `by` "group" (as when it is not given) puts whole groups (see `groups`) into one split, "random" each image by
+    itself. Either way it is done landmark by landmark, images that show nothing known included; `val` and `test`
     are shares (0.15 when not given), 0 for none; `seed` is 0 when not given. Every landmark keeps a training
-    photograph. The leakage of this split and of a random one is printed and stored.
+    image. The leakage of this split and of a random one is printed and stored.
 
-    `keep_test` leaves the test part as it is and divides the others into train and val; that is done without being
-    asked where the test part came with the photographs, unless it is False.
+    `keep_test` leaves the test split as it is and divides the others into train and val; that is done without being
+    asked where the test split came with the images, unless it is False.
 
-    `corrections` is a CSV of what photographs truly show (see `read_corrections`): it is kept beside the labels, added
+    `corrections` is a CSV of what images truly show (see `read_corrections`): it is kept beside the labels, added
     to earlier ones, and holds from here on; `keep_corrections=False` takes the earlier ones back. Where nothing but
-    corrections is asked for, photographs that have a part keep it.
+    corrections is asked for, images that have a split keep it.
 
     Raises:
-        UsageError: an unknown `by`, impossible shares, no test part to keep, or one that is kept and to be drawn.
+        UsageError: an unknown `by`, impossible shares, no test split to keep, or one that is kept and to be drawn.
         LandmarksError: there is no dataset, or the CSV cannot be meant.
     """
     shares = (0.15 if val is None else val, 0.15 if test is None else test)
@@ -101,10 +101,10 @@ def split(
             rule = _with_kept_test(dataset, rule, earlier, test, keep_test)
         dataset = _corrected(dataset, corrections, keep_corrections)
         if stay and earlier is not None:
-            note("every photograph stays in its part; --by, --val, --test, --seed or --anew divide again")
-            result = extended(dataset.photos, earlier)
+            note("every image stays in its split; --by, --val, --test, --seed or --anew divide again")
+            result = extended(dataset.images, earlier)
         else:
-            result = _divided(dataset.photos, rule, earlier)
+            result = _divided(dataset.images, rule, earlier)
         return store(dataset, result)
 
 
@@ -116,10 +116,12 @@ class Earlier:
     rule: Rule
     added: int = 0
 
-    def parts_of(self, photos: pl.DataFrame) -> np.ndarray[Any, Any]:
-        """Return the part `(N,)` of each of `photos`, `NOT_YET` for those it does not know."""
-        part = photos.select("id").join(self.table, on="id", how="left", maintain_order="left")["part"]
-        return part.replace_strict(list(PARTS), range(len(PARTS)), default=NOT_YET, return_dtype=pl.Int64).to_numpy()
+    def parts_of(self, images: pl.DataFrame) -> np.ndarray[Any, Any]:
+        """Return the split `(N,)` of each of `images`, `NOT_YET` for those it does not know."""
+        assigned = images.select("id").join(self.table, on="id", how="left", maintain_order="left")["split"]
+        return assigned.replace_strict(
+            list(SPLITS), range(len(SPLITS)), default=NOT_YET, return_dtype=pl.Int64
+        ).to_numpy()
 
 
 def stored(folder: Path) -> Earlier | None:
@@ -128,98 +130,98 @@ def stored(folder: Path) -> Earlier | None:
     if not path.exists():
         return None
     table, metadata = read_table(path, SPLIT), read_metadata(path)
-    return Earlier(table, rule_of(metadata, table["part"]), int(metadata.get("added", "0")))
+    return Earlier(table, rule_of(metadata, table["split"]), int(metadata.get("added", "0")))
 
 
 def _with_kept_test(
     dataset: Dataset, rule: Rule, earlier: Earlier | None, test: float | None, keep: bool | None
 ) -> Rule:
-    """Return the rule with the test part that is to be kept; raise `UsageError` where that cannot be meant."""
+    """Return the rule with the test split that is to be kept; raise `UsageError` where that cannot be meant."""
     given = earlier is not None and earlier.rule.test_is_given
     if not (given if keep is None else keep):
         if given:
-            note("the test part that came with the photographs is divided anew with all others")
+            note("the test split that came with the images is divided anew with all others")
         return rule
-    if earlier is None or "test" not in earlier.table["part"]:
-        raise UsageError(f"{dataset.folder} has no test part to keep", way_out="leave --keep-test out")
+    if earlier is None or "test" not in earlier.table["split"]:
+        raise UsageError(f"{dataset.folder} has no test split to keep", way_out="leave --keep-test out")
     if test:
         raise UsageError(
-            f"the test part of {dataset.folder} is kept{', since it came with the photographs' if given else ''}",
+            f"the test split of {dataset.folder} is kept{', since it came with the images' if given else ''}",
             received=f"--test {test:g}",
             way_out="leave --test out, or divide everything with --anew",
         )
-    held_out = int((earlier.table["part"] == "test").sum())
+    held_out = int((earlier.table["split"] == "test").sum())
     if held_out == len(earlier.table):
         raise UsageError(
-            f"all {held_out:,} photographs of {dataset.folder} are in its test part",
+            f"all {held_out:,} images of {dataset.folder} are in its test split",
             way_out="divide everything with --anew",
         )
-    note(f"the test part of {held_out:,} photographs stays as it is; the others are divided into train and val")
+    note(f"the test split of {held_out:,} images stays as it is; the others are divided into train and val")
     return replace(rule, test=0.0, test_kept=FROM_SOURCE if given else "split")
 
 
-def _divided(photos: pl.DataFrame, rule: Rule, earlier: Earlier | None) -> Division:
-    """Divide `photos` by a rule, and say how many were in another part before."""
-    before = np.full(len(photos), NOT_YET) if earlier is None else earlier.parts_of(photos)
-    grouping = groups(photos)
-    part = _by_rule(photos, rule, grouping.group, before)
-    moved = (before != NOT_YET) & (before != part)
+def _divided(images: pl.DataFrame, rule: Rule, earlier: Earlier | None) -> Division:
+    """Divide `images` by a rule, and say how many were in another split before."""
+    before = np.full(len(images), NOT_YET) if earlier is None else earlier.parts_of(images)
+    grouping = groups(images)
+    assigned = _by_rule(images, rule, grouping.group, before)
+    moved = (before != NOT_YET) & (before != assigned)
     if moved.any():
-        into = int((moved & (part == TEST)).sum())
+        into = int((moved & (assigned == TEST)).sum())
         note(
-            f"{int(moved.sum()):,} photographs changed their part, {into:,} of them into test:"
+            f"{int(moved.sum()):,} images changed their split, {into:,} of them into test:"
             " runs trained before may have learned those"
         )
-    return _division(photos, part, grouping, rule)
+    return _division(images, assigned, grouping, rule)
 
 
-def extended(photos: pl.DataFrame, earlier: Earlier) -> Division:
-    """Return the division of `photos`, sorted by id, in which those that are divided already keep their part.
+def extended(images: pl.DataFrame, earlier: Earlier) -> Division:
+    """Return the division of `images`, sorted by id, in which those that are divided already keep their split.
 
-    Another one joins the part in which most of its group is, where the rule keeps groups together; the rest is divided
+    Another one joins the split in which most of its group is, where the rule keeps groups together; the rest is divided
     by the same rule, seed and shares. What was done is told in one line.
     """
-    known, grouping, rule = earlier.parts_of(photos), groups(photos), earlier.rule
-    group = np.arange(len(photos)) if rule.by == "random" else grouping.group
-    part = divide(photos["landmark_id"], group, rule.val, rule.test, rule.seed or 0, known=known)
+    known, grouping, rule = earlier.parts_of(images), groups(images), earlier.rule
+    group = np.arange(len(images)) if rule.by == "random" else grouping.group
+    assigned = divide(images["landmark_id"], group, rule.val, rule.test, rule.seed or 0, known=known)
     new = known == NOT_YET
     if new.any():
         joined = int((new & np.isin(group, group[~new])).sum())
         how = f"by the split's own rule (by group, as in it are val {rule.val:.2g}, test {rule.test:.2g})"
         how = how if rule.by == FROM_SOURCE else f"as all before ({rule}, seed {rule.seed or 0})"
         note(
-            f"{int(new.sum()):,} photographs are new: {joined:,} joined the part of those they are grouped with,"
-            f" {int(new.sum()) - joined:,} were divided {how}; the {int((~new).sum()):,} others stay in their parts"
+            f"{int(new.sum()):,} images are new: {joined:,} joined the split of those they are grouped with,"
+            f" {int(new.sum()) - joined:,} were divided {how}; the {int((~new).sum()):,} others stay in their splits"
         )
     if gone := len(earlier.table) - int((~new).sum()):
-        note(f"{gone:,} photographs of the parts are no longer there")
-    return _division(photos, part, grouping, rule, earlier.added + int(new.sum()))
+        note(f"{gone:,} images of the splits are no longer there")
+    return _division(images, assigned, grouping, rule, earlier.added + int(new.sum()))
 
 
-def given(photos: pl.DataFrame, part: np.ndarray[Any, Any]) -> Division:
-    """Return the division of `photos`, sorted by id, into parts that came with them."""
-    val, test = (float((part == which).mean()) for which in (VAL, TEST))
-    return _division(photos, part, groups(photos), Rule(FROM_SOURCE, val, test, None))
+def given(images: pl.DataFrame, assigned: np.ndarray[Any, Any]) -> Division:
+    """Return the division of `images`, sorted by id, into splits that came with them."""
+    val, test = (float((assigned == which).mean()) for which in (VAL, TEST))
+    return _division(images, assigned, groups(images), Rule(FROM_SOURCE, val, test, None))
 
 
 def _by_rule(
-    photos: pl.DataFrame, rule: Rule, group: np.ndarray[Any, Any], before: np.ndarray[Any, Any]
+    images: pl.DataFrame, rule: Rule, group: np.ndarray[Any, Any], before: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    """Return the part of each photograph by `rule`; where it keeps test, those that are in it `before` stay there."""
-    group = np.arange(len(photos)) if rule.by == "random" else group
+    """Return the split of each image by `rule`; where it keeps test, those that are in it `before` stay there."""
+    group = np.arange(len(images)) if rule.by == "random" else group
     others = (before != TEST) | (not rule.test_kept)
-    part = np.full(len(photos), TEST, np.uint8)
-    landmarks = photos["landmark_id"].filter(pl.Series(others))
-    part[others] = divide(landmarks, group[others], rule.val, rule.test, rule.seed or 0)
-    return part
+    assigned = np.full(len(images), TEST, np.uint8)
+    landmarks = images["landmark_id"].filter(pl.Series(others))
+    assigned[others] = divide(landmarks, group[others], rule.val, rule.test, rule.seed or 0)
+    return assigned
 
 
 def _division(
-    photos: pl.DataFrame, part: np.ndarray[Any, Any], grouping: Grouping, rule: Rule, added: int = 0
+    images: pl.DataFrame, assigned: np.ndarray[Any, Any], grouping: Grouping, rule: Rule, added: int = 0
 ) -> Division:
-    at_random = _by_rule(photos, replace(rule, by="random"), grouping.group, part)
-    leakage, swallowed = _leakage(grouping, part, at_random), _swallowed(photos, grouping)
-    return Division(photos.select("id", "landmark_id"), part, grouping, rule, added, leakage, swallowed)
+    at_random = _by_rule(images, replace(rule, by="random"), grouping.group, assigned)
+    leakage, swallowed = _leakage(grouping, assigned, at_random), _swallowed(images, grouping)
+    return Division(images.select("id", "landmark_id"), assigned, grouping, rule, added, leakage, swallowed)
 
 
 def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
@@ -236,77 +238,78 @@ def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
     if len(dataset.corrections):
         corrected = len(dataset.corrected)
         confirmed = len(dataset.corrections) - corrected
-        note(f"{corrected:,} labels corrected, {confirmed:,} confirmed; photos.parquet keeps them as fetched")
+        note(f"{corrected:,} labels corrected, {confirmed:,} confirmed; images.parquet keeps them as fetched")
     return dataset
 
 
 def store(dataset: Dataset, division: Division) -> Dataset:
     """Write a division, say what a reader should know of it, and open the dataset anew. The caller holds the folder."""
-    photos = dataset.as_fetched().with_columns(group=division.grouping.column)
-    write_table(dataset.folder / "photos.parquet", photos)
+    images = dataset.as_fetched().with_columns(group=division.grouping.column)
+    write_table(dataset.folder / "images.parquet", images)
     write_table(dataset.folder / SPLIT_FILE, division.table, **division.metadata(len(dataset.corrected)))
     tell(division, dataset.labels)
     return open_dataset(dataset.folder)
 
 
-def _leakage(grouping: Grouping, part: np.ndarray[Any, Any], at_random: np.ndarray[Any, Any]) -> dict[str, int]:
-    """Return what a split gives away: near-duplicates in two parts, photographs of val and test with kin in train."""
+def _leakage(grouping: Grouping, assigned: np.ndarray[Any, Any], at_random: np.ndarray[Any, Any]) -> dict[str, int]:
+    """Return what a split gives away: near-duplicates in two splits, images of val and test with kin in train."""
     return {
         "near_duplicate_pairs": grouping.near_duplicates,
-        "straddling_pairs": grouping.straddling(part),
+        "straddling_pairs": grouping.straddling(assigned),
         "straddling_pairs_random": grouping.straddling(at_random),
-        "held_out_with_kin_in_train": _with_kin(grouping.group, part),
+        "held_out_with_kin_in_train": _with_kin(grouping.group, assigned),
         "held_out_with_kin_in_train_random": _with_kin(grouping.group, at_random),
     }
 
 
-def _with_kin(group: np.ndarray[Any, Any], part: np.ndarray[Any, Any]) -> int:
-    """Return how many photographs of val and test share a group with a training photograph."""
-    return int(np.isin(group[part != TRAIN], group[part == TRAIN]).sum())
+def _with_kin(group: np.ndarray[Any, Any], assigned: np.ndarray[Any, Any]) -> int:
+    """Return how many images of val and test share a group with a training image."""
+    return int(np.isin(group[assigned != TRAIN], group[assigned == TRAIN]).sum())
 
 
-def _swallowed(photos: pl.DataFrame, grouping: Grouping) -> list[dict[str, Any]]:
+def _swallowed(images: pl.DataFrame, grouping: Grouping) -> list[dict[str, Any]]:
     """Return landmarks of which one group holds more than `SWALLOWED`, the largest share first."""
-    shown = photos.select("landmark_id", group=pl.Series(grouping.group)).drop_nulls("landmark_id")
+    shown = images.select("landmark_id", group=pl.Series(grouping.group)).drop_nulls("landmark_id")
     counts = shown.group_by("landmark_id", "group").len()
-    counts = counts.with_columns(photographs=pl.sum("len").over("landmark_id"))
-    large = counts.filter(pl.col("photographs") >= ENOUGH, pl.col("len") > SWALLOWED * pl.col("photographs"))
-    large = large.with_columns(share=pl.col("len") / pl.col("photographs"))
+    counts = counts.with_columns(images=pl.sum("len").over("landmark_id"))
+    large = counts.filter(pl.col("images") >= ENOUGH, pl.col("len") > SWALLOWED * pl.col("images"))
+    large = large.with_columns(share=pl.col("len") / pl.col("images"))
     large = large.sort("share", "landmark_id", descending=[True, False])
-    return large.select("landmark_id", "photographs", in_one_group="len").to_dicts()
+    return large.select("landmark_id", "images", in_one_group="len").to_dicts()
 
 
 def tell(division: Division, labels: pl.DataFrame) -> None:
-    """Say how large the parts are, what they give away, and which landmarks are badly off."""
-    part, leakage, swallowed = division.part, division.leakage, division.swallowed
-    counts = np.bincount(part, minlength=len(PARTS))
-    note(", ".join(f"{name} {count:,}" for name, count in zip(PARTS, counts, strict=True)) + " photographs")
+    """Say how large the splits are, what they give away, and which landmarks are badly off."""
+    assigned, leakage, swallowed = division.assigned, division.leakage, division.swallowed
+    counts = np.bincount(assigned, minlength=len(SPLITS))
+    note(", ".join(f"{name} {count:,}" for name, count in zip(SPLITS, counts, strict=True)) + " images")
     note(
         f"{division.grouping.count:,} groups; of {leakage['near_duplicate_pairs']:,} near-duplicate pairs"
         f" {leakage['straddling_pairs']:,} straddle this split, {leakage['straddling_pairs_random']:,} a random one;"
-        f" {leakage['held_out_with_kin_in_train']:,} photographs of val and test have kin in train,"
+        f" {leakage['held_out_with_kin_in_train']:,} images of val and test have kin in train,"
         f" {leakage['held_out_with_kin_in_train_random']:,} at random"
     )
-    landmark_of = division.photos["landmark_id"]
+    landmark_of = division.images["landmark_id"]
     size = landmark_of.drop_nulls().value_counts()
     alone = int((size["count"] == 1).sum())
     if alone:
-        note(f"{alone:,} landmarks have a single photograph, which is in train")
+        note(f"{alone:,} landmarks have a single image, which is in train")
     for which, name in ((VAL, "val"), (TEST, "test")):
-        absent = len(size) - landmark_of.filter(pl.Series(part == which)).drop_nulls().n_unique()
+        absent = len(size) - landmark_of.filter(pl.Series(assigned == which)).drop_nulls().n_unique()
         if counts[which] and absent:
-            note(f"{absent:,} landmarks have no photograph in {name}")
+            note(f"{absent:,} landmarks have no image in {name}")
     for one in swallowed[:5]:
         label = labels.filter(pl.col("landmark_id") == one["landmark_id"])["name"]
         name = label[0] if len(label) else one["landmark_id"]
-        note(f"one group holds {one['in_one_group']:,} of the {one['photographs']:,} photographs of {name}")
+        note(f"one group holds {one['in_one_group']:,} of the {one['images']:,} images of {name}")
     if len(swallowed) > 5:
         note(f"and so for {len(swallowed) - 5:,} more landmarks")
 
 
-# ── Corrections: what people decided about single photographs, beside the labels as they were fetched ───────────────
+# ── Corrections: what people decided about single images, beside the labels as they were fetched ───────────────
 #
-# Nothing is overwritten: `photos.parquet` keeps every label it came with, `corrections.parquet` holds the decisions, and
+# Nothing is overwritten: `images.parquet` keeps every label it came with, `corrections.parquet` holds the decisions,
+# and
 # `open_dataset` applies them, so that each verb sees the corrected label. Delete the file, and all is as before.
 
 
@@ -344,14 +347,14 @@ def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
     for row, id, answer in rows.select("row", "id", "correct_landmark_id").iter_rows():
         where = f"{csv}, row {row}"
         if id not in fetched:
-            raise LandmarksError(f'{where}: {dataset.folder} holds no photograph "{id}"', way_out=_about_id(id))
+            raise LandmarksError(f'{where}: {dataset.folder} holds no image "{id}"', way_out=_about_id(id))
         if answer.lower() not in known:
             raise LandmarksError(
                 f'{where}: {dataset.folder} knows no landmark "{answer}"',
                 expected=f'the landmark_id of one of its {len(dataset.labels)} landmarks, or "{NOTHING}"',
             )
         if decided.setdefault(id, known[answer.lower()]) != known[answer.lower()]:
-            raise LandmarksError(f'{where}: the photograph "{id}" is decided on twice, not the same both times')
+            raise LandmarksError(f'{where}: the image "{id}" is decided on twice, not the same both times')
     digest = file_digest(csv)
     return pl.DataFrame(
         [(id, landmark_id, fetched[id], digest) for id, landmark_id in decided.items()],

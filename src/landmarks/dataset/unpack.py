@@ -1,4 +1,4 @@
-"""A dataset becomes folders of photographs again: the verb `unpack`.
+"""A dataset becomes folders of images again: the verb `unpack`.
 
 What it writes is read well by people, fastai, timm and Keras, and `import` makes the same labels of it: folders are
 named by landmark id, zeros in front, and name, so that they sort as our labels do; `labels.csv` beside them holds the
@@ -22,7 +22,7 @@ from landmarks.dataset.naming import (
     write_labels_csv,
 )
 from landmarks.dataset.naming import identified_by as naming_identified_by
-from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import refuse_foreign
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError, StaleError
@@ -32,9 +32,9 @@ _MARK = UNPACKED
 
 
 def unpack(data: Path | str, out: Path | str) -> Path:
-    """Write every photograph of a dataset as a file, in folders per part and landmark: `out/train/<landmark>/<id>.jpg`.
+    """Write every image of a dataset as a file, in folders per split and landmark: `out/train/<landmark>/<id>.jpg`.
 
-    Without a split there are no folders per part; photographs that show nothing known are in `_unknown`. Files appear
+    Without a split there are no folders per split; images that show nothing known are in `_unknown`. Files appear
     whole, an unpacking that was killed goes on, and a folder that holds something else is refused.
     """
     dataset, out = open_dataset(data), Path(out)
@@ -50,7 +50,7 @@ def unpack(data: Path | str, out: Path | str) -> Path:
         for folder in {place.parent for place, _ in missing}:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
-        reader = PhotoReader(dataset)
+        reader = ImageReader(dataset)
 
         def write(item: tuple[Path, dict[str, Any]]) -> None:
             place, row = item
@@ -65,20 +65,20 @@ def unpack(data: Path | str, out: Path | str) -> Path:
 
 
 def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return where each photograph goes, and its row; write `labels.csv`."""
+    """Return where each image goes, and its row; write `labels.csv`."""
     landmarks = landmarks_of(dataset.labels)
     digits = max((len(str(landmark.landmark_id)) for landmark in landmarks), default=1)
     folders = {landmark.landmark_id: folder_name(landmark, digits) for landmark in landmarks}
     with written_whole(out / LABELS_CSV) as aside:
         write_labels_csv(aside, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
-    photos = dataset.photos.select("id", "landmark_id", "shard", "offset", "length")
-    if dataset.split is not None:
-        photos = photos.join(dataset.split, on="id", how="left")
+    images = dataset.images.select("id", "landmark_id", "shard", "offset", "length")
+    if dataset.splits is not None:
+        images = images.join(dataset.splits, on="id", how="left")
     places: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for row in photos.iter_rows(named=True):
-        inside = Path(row.get("part") or "", folders.get(row["landmark_id"], UNKNOWN))
+    for row in images.iter_rows(named=True):
+        inside = Path(row.get("split") or "", folders.get(row["landmark_id"], UNKNOWN))
         suffix = Path(row["shard"]).suffix.lower() if Path(row["shard"]).is_absolute() else ".jpg"
         place = out / inside / f"{safe_name(row['id'])}{suffix}"
         if places.setdefault(str(place).casefold(), (place, row))[1] is not row:
-            raise LandmarksError(f'two photographs would be written to "{place}"', received=f'the id "{row["id"]}"')
+            raise LandmarksError(f'two images would be written to "{place}"', received=f'the id "{row["id"]}"')
     return list(places.values())

@@ -1,9 +1,9 @@
-"""Which labels are likely wrong? Photographs whose features speak for another landmark, and twins with two labels.
+"""Which labels are likely wrong? Images whose features speak for another landmark, and twins with two labels.
 
-Five-fold cross-validation over whole groups gives each photograph the mean of two estimates, a ridge regression and
-the votes of its ten nearest photographs, none of its own group; it is suspect when another landmark is likelier than
-the given one by at least `MARGIN` of how likely that other landmark is, on average, for its own photographs (after
-confident learning, Northcutt et al., JAIR 2021, with a margin in place of a probability). Twins are two photographs of
+Five-fold cross-validation over whole groups gives each image the mean of two estimates, a ridge regression and
+the votes of its ten nearest images, none of its own group; it is suspect when another landmark is likelier than
+the given one by at least `MARGIN` of how likely that other landmark is, on average, for its own images (after
+confident learning, Northcutt et al., JAIR 2021, with a margin in place of a probability). Twins are two images of
 different landmarks whose perceptual hashes differ in at most `TWIN_BITS` of 64 bits.
 
 A check never changes or deletes anything: it writes a sheet to look at, and a CSV with an empty column for a person's
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from landmarks.dataset.groups import NO_HASH, near_pairs
-from landmarks.dataset.images import PictureError, decode, shrink
+from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.shards import PhotoReader
+from landmarks.dataset.shards import ImageReader
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.explanation.drawing import fitted, lettering
@@ -44,18 +44,18 @@ from landmarks.training.run import Run, open_run
 FOLDS = 5
 
 COMPARED = 8192
-"""Photographs that others are compared with at a time."""
+"""Images that others are compared with at a time."""
 
 SHARPNESS = 8.0
 """Factor on the ridge regression's values before the softmax: makes its probabilities about as sure as it is right."""
 
 MARGIN = 0.8
 """Of a landmark's usual probability: how far it must be ahead of the given one. Of 3 % falsified labels among 3,582
-photographs the list held 83 %, and 73 of 100 on it were falsified (`benchmarks/suspects.py`, mean of three draws); with
+images the list held 83 %, and 73 of 100 on it were falsified (`benchmarks/suspects.py`, mean of three draws); with
 less, more are found and more are listed in vain."""
 
 TWIN_BITS = 2
-"""Perceptual hashes (64 bits) that differ in at most so many bits are of one picture, whatever their labels say."""
+"""Perceptual hashes (64 bits) that differ in at most so many bits are of one image, whatever their labels say."""
 
 SUSPECTS = {
     "id": pl.String,
@@ -76,15 +76,15 @@ def suspects(
     out: Path | str,
     *,
     data: Path | str | None = None,
-    part: str = "train",
+    split: str = "train",
     device: str = "auto",
 ) -> pl.DataFrame:
-    """Return the likely label errors of a part of the run's dataset (or of `data`), and write them to the CSV `out`.
+    """Return the likely label errors of a split of the run's dataset (or of `data`), and write them to the CSV `out`.
 
-    Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. Photographs a person has decided on
+    Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. Images a person has decided on
     are not listed again. What the run was trained on is checked like anything else, with a note. The features are those
-    of the run's trunk, from the cache where they are there. A trunk that was fine-tuned on wrong labels has learned
-    some of them: a run that stopped after the warm-up sees more.
+    of the run's backbone, from the cache where they are there. A backbone that was fine-tuned on wrong labels has
+    learned some of them: a run that stopped after the head training sees more.
     """
     out = Path(out)
     sheet = out.with_suffix(".jpg")
@@ -92,15 +92,15 @@ def suspects(
         raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")
     opened = open_run(run)
     dataset = find_own(opened) if data is None else open_dataset(data)
-    photos, features = features_of(opened, dataset, part, device)
-    _tell_seen(opened, photos)
-    labels = photos["label"].cast(pl.Int64).to_numpy()
-    groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+    images, features = features_of(opened, dataset, split, device)
+    _tell_seen(opened, images)
+    labels = images["label"].cast(pl.Int64).to_numpy()
+    groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     estimates = cross_validated(directions(features), labels, groups, len(dataset.labels))
     suspect, suspicion = disagreements(estimates, labels)
     rows = pl.DataFrame(
         {
-            "id": photos["id"],
+            "id": images["id"],
             "label": labels,
             "suggested": estimates.likeliest,
             "probability": estimates.highest,
@@ -108,7 +108,7 @@ def suspects(
             "why": "its features speak for the other landmark",
         }
     ).filter(pl.Series(suspect))
-    table = _named(pl.concat([_twins(photos), rows]).unique(subset=["id"], keep="first", maintain_order=True), dataset)
+    table = _named(pl.concat([_twins(images), rows]).unique(subset=["id"], keep="first", maintain_order=True), dataset)
     table = table.join(dataset.corrections, on="id", how="anti").sort("suspicion", "id", descending=[True, False])
     with written_whole(out) as aside:
         table.write_csv(aside)
@@ -117,13 +117,13 @@ def suspects(
     return table
 
 
-def _tell_seen(run: Run, photos: pl.DataFrame) -> None:
-    """Say how many of `photos` a fine-tuned run has seen: to check labels that is no harm, but it hides some."""
+def _tell_seen(run: Run, images: pl.DataFrame) -> None:
+    """Say how many of `images` a fine-tuned run has seen: to check labels that is no harm, but it hides some."""
     seen = run.seen
-    found = 0 if seen is None else len(sightings(photos, seen))
+    found = 0 if seen is None else len(sightings(images, seen))
     if found and (run.record.get("best") or {}).get("phase") == "finetune":
         note(
-            f"{found} of the {len(photos)} photographs checked are ones that {run.name} was fine-tuned on or validated "
+            f"{found} of the {len(images)} images checked are ones that {run.name} was fine-tuned on or validated "
             "with: their labels can be checked all the same, but it has learned some of the wrong ones"
         )
 
@@ -141,7 +141,7 @@ def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What each of N photographs shows, estimated without its group."""
+    """What each of N images shows, estimated without its group."""
 
     own: Floats  # (N,) probability of the label it has
     highest: Floats  # (N,) of the likeliest label
@@ -150,7 +150,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class _Votes:
-    """The labels of each photograph's nearest ones, its own last, and their shares of all votes; the rest have `rest`.
+    """The labels of each image's nearest ones, its own last, and their shares of all votes; the rest have `rest`.
 
     A label that stands there twice has the same share both times.
     """
@@ -161,22 +161,22 @@ class _Votes:
 
 
 def cross_validated(
-    photos: NDArray[np.float32], labels: Integers, groups: Integers, classes: int, seed: int = 0
+    images: NDArray[np.float32], labels: Integers, groups: Integers, classes: int, seed: int = 0
 ) -> Estimates:
-    """Return what `photos` `(N, C)` show, each estimated without the photographs of its group.
+    """Return what `images` `(N, C)` show, each estimated without the images of its group.
 
     A label's probability is the mean of a ridge regression's softmax, fitted on the other folds, and of its share of
-    the votes of the nearest photographs of other groups. Of all `classes` only the likeliest is kept, and a label that
-    nobody votes for can only be that if it is the regression's: nothing is held for photographs × landmarks.
+    the votes of the nearest images of other groups. Of all `classes` only the likeliest is kept, and a label that
+    nobody votes for can only be that if it is the regression's: nothing is held for images × landmarks.
     """
     places = group_places(groups, len(labels))
     fold = generator(seed, "suspects").permutation(int(places.max(initial=-1)) + 1)[places] % FOLDS
-    votes = _votes(photos, labels, places, classes)
+    votes = _votes(images, labels, places, classes)
     estimates = Estimates(np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), np.int64))
     for number in range(FOLDS):
         inside, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        ridge = fitted_ridge(Rows(photos, others), labels[others], classes)
-        softmax = _softmax(ridge, photos, inside, votes.labels)
+        ridge = fitted_ridge(Rows(images, others), labels[others], classes)
+        softmax = _softmax(ridge, images, inside, votes.labels)
         shown = np.hstack([votes.labels[inside], softmax.top[:, None]])
         voted = np.hstack([votes.shares[inside], votes.rest[inside, None]])
         same = shown[:, :-1] == shown[:, -1:]  # the regression's label may have votes, too
@@ -201,38 +201,38 @@ def disagreements(estimates: Estimates, labels: Integers) -> tuple[Flags, Floats
 
 @dataclass(frozen=True)
 class _Softmax:
-    """A regression's probabilities of some labels of each of R photographs, and of the label that has the largest."""
+    """A regression's probabilities of some labels of each of R images, and of the label that has the largest."""
 
     shares: Floats  # (R, M)
     top: Integers  # (R,)
     top_share: Floats  # (R,)
 
 
-def _softmax(ridge: Ridge, photos: NDArray[np.float32], rows: Integers, asked: Integers) -> _Softmax:
-    """Return the softmax over all labels for `rows` of `photos`, at the labels `asked` `(N, M)`; a block at a time."""
+def _softmax(ridge: Ridge, images: NDArray[np.float32], rows: Integers, asked: Integers) -> _Softmax:
+    """Return the softmax over all labels for `rows` of `images`, at the labels `asked` `(N, M)`; a block at a time."""
     largest, total = np.full(len(rows), -np.inf), np.zeros(len(rows))
     top, found = np.zeros(len(rows), np.int64), np.zeros((len(rows), asked.shape[1]))
-    step = rows_at_once(photos.shape[1])
+    step = rows_at_once(images.shape[1])
     for first, last in ridge.blocks():
         weights = ridge.weights(first, last)
         for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            values = SHARPNESS * ridge.values(photos[rows[part]], weights, first)
+            split = slice(start, start + step)
+            values = SHARPNESS * ridge.values(images[rows[split]], weights, first)
             highest = values.max(axis=1)
-            top[part] = np.where(highest > largest[part], first + values.argmax(axis=1), top[part])
-            raised = np.maximum(highest, largest[part])
-            total[part] = total[part] * np.exp(largest[part] - raised)
-            total[part] += np.exp(values - raised[:, None]).sum(axis=1)
-            largest[part] = raised
-            labels = asked[rows[part]]
+            top[split] = np.where(highest > largest[split], first + values.argmax(axis=1), top[split])
+            raised = np.maximum(highest, largest[split])
+            total[split] = total[split] * np.exp(largest[split] - raised)
+            total[split] += np.exp(values - raised[:, None]).sum(axis=1)
+            largest[split] = raised
+            labels = asked[rows[split]]
             row, column = np.nonzero((labels >= first) & (labels < last))
             found[start + row, column] = values[row, labels[row, column] - first]
     return _Softmax(np.exp(found - largest[:, None]) / total[:, None], top, 1 / total)
 
 
-def _votes(photos: NDArray[np.float32], labels: Integers, places: Integers, classes: int) -> _Votes:
-    """Return the votes of the `NEIGHBOURS` photographs that are nearest to each and not of its group."""
-    cosines, nearest = _nearest_others(photos, places)
+def _votes(images: NDArray[np.float32], labels: Integers, places: Integers, classes: int) -> _Votes:
+    """Return the votes of the `NEIGHBOURS` images that are nearest to each and not of its group."""
+    cosines, nearest = _nearest_others(images, places)
     weights = np.exp((cosines - 1) / WARMTH).astype(np.float64)
     shown = np.hstack([labels[nearest], labels[:, None]])
     votes = np.full(shown.shape, 1e-6)
@@ -242,20 +242,20 @@ def _votes(photos: NDArray[np.float32], labels: Integers, places: Integers, clas
     return _Votes(shown, votes / total[:, None], 1e-6 / total)
 
 
-def _nearest_others(photos: NDArray[np.float32], places: Integers) -> tuple[Floats, Integers]:
-    """Return the cosines `(N, k)` and positions of the nearest photographs of other groups; -inf where there are less.
+def _nearest_others(images: NDArray[np.float32], places: Integers) -> tuple[Floats, Integers]:
+    """Return the cosines `(N, k)` and positions of the nearest images of other groups; -inf where there are less.
 
-    Blocks of photographs are compared with blocks of photographs, and the best are kept.
+    Blocks of images are compared with blocks of images, and the best are kept.
     """
-    k = min(NEIGHBOURS, len(photos))
-    cosines, nearest = np.empty((len(photos), k), np.float32), np.empty((len(photos), k), np.int64)
-    for start in range(0, len(photos), 512):
-        rows = slice(start, min(start + 512, len(photos)))
+    k = min(NEIGHBOURS, len(images))
+    cosines, nearest = np.empty((len(images), k), np.float32), np.empty((len(images), k), np.int64)
+    for start in range(0, len(images), 512):
+        rows = slice(start, min(start + 512, len(images)))
         best = np.empty((rows.stop - start, 0), np.float32)
         where = np.empty((rows.stop - start, 0), np.int64)
-        for first in range(0, len(photos), COMPARED):
-            others = slice(first, min(first + COMPARED, len(photos)))
-            block = photos[rows] @ photos[others].T
+        for first in range(0, len(images), COMPARED):
+            others = slice(first, min(first + COMPARED, len(images)))
+            block = images[rows] @ images[others].T
             block[places[rows, None] == places[None, others]] = -np.inf
             best = np.hstack([best, block])
             where = np.hstack([where, np.broadcast_to(np.arange(first, others.stop), block.shape)])
@@ -266,29 +266,29 @@ def _nearest_others(photos: NDArray[np.float32], places: Integers) -> tuple[Floa
     return cosines, nearest
 
 
-def _twins(photos: pl.DataFrame) -> pl.DataFrame:
-    """Return both photographs of every pair of twins with two labels, each suggesting the other's."""
-    photos = photos.filter(pl.col("phash").fill_null(NO_HASH) != NO_HASH)
-    pairs = near_pairs(photos["phash"].to_numpy(), TWIN_BITS)
+def _twins(images: pl.DataFrame) -> pl.DataFrame:
+    """Return both images of every pair of twins with two labels, each suggesting the other's."""
+    images = images.filter(pl.col("phash").fill_null(NO_HASH) != NO_HASH)
+    pairs = near_pairs(images["phash"].to_numpy(), TWIN_BITS)
     first, second = np.concatenate([pairs, pairs[:, ::-1]]).T if len(pairs) else (np.array([], int), np.array([], int))
     both = pl.DataFrame(
         {
-            "id": photos["id"].gather(first),
-            "label": photos["label"].gather(first).cast(pl.Int64),
-            "suggested": photos["label"].gather(second).cast(pl.Int64),
+            "id": images["id"].gather(first),
+            "label": images["label"].gather(first).cast(pl.Int64),
+            "suggested": images["label"].gather(second).cast(pl.Int64),
             "probability": pl.Series([None] * len(first), dtype=pl.Float64),
             "suspicion": pl.Series([1.0] * len(first), dtype=pl.Float64),
-            "why": "the same picture as " + photos["id"].gather(second),
+            "why": "the same image as " + images["id"].gather(second),
         }
     )
     return both.filter(pl.col("label") != pl.col("suggested")).unique(subset=["id"], keep="first", maintain_order=True)
 
 
-# A sheet to look at: photographs whose label is doubted, with what they are said to show and what it may be.
+# A sheet to look at: images whose label is doubted, with what they are said to show and what it may be.
 
 
 MOST = 40
-"""Photographs on a sheet; the CSV beside it names all."""
+"""Images on a sheet; the CSV beside it names all."""
 
 COLUMNS = 5
 TILE, SHEET_MARGIN, CAPTION, HEAD = 260, 16, 70, 40
@@ -305,14 +305,14 @@ def write_sheet(dataset: Dataset, suspects: pl.DataFrame, path: Path) -> None:
     draw = ImageDraw.Draw(sheet)
     _line(draw, (SHEET_MARGIN, 12), f"{len(shown)} of {len(suspects)} doubted labels", 18, INK)
     places = {row["id"]: row for row in _places(dataset, shown).iter_rows(named=True)}
-    reader = PhotoReader(dataset)
+    reader = ImageReader(dataset)
     for number, row in enumerate(shown.iter_rows(named=True)):
         left = SHEET_MARGIN + number % columns * (TILE + SHEET_MARGIN)
         top = HEAD + number // columns * (TILE + CAPTION + SHEET_MARGIN)
         draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=EMPTY)
-        picture = _picture(reader, places[row["id"]])
-        if picture is not None:
-            tile = Image.fromarray(picture)
+        image = _image(reader, places[row["id"]])
+        if image is not None:
+            tile = Image.fromarray(image)
             sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         _caption(draw, left, top + TILE + 6, row)
     with written_whole(path) as aside:
@@ -320,14 +320,14 @@ def write_sheet(dataset: Dataset, suspects: pl.DataFrame, path: Path) -> None:
 
 
 def _places(dataset: Dataset, shown: pl.DataFrame) -> pl.DataFrame:
-    return dataset.photos.join(shown.select("id"), on="id", how="semi").select("id", "shard", "offset", "length")
+    return dataset.images.join(shown.select("id"), on="id", how="semi").select("id", "shard", "offset", "length")
 
 
-def _picture(reader: PhotoReader, place: dict[str, Any]) -> np.ndarray[Any, Any] | None:
-    """Return a photograph no side of which is longer than a tile; None where it cannot be decoded."""
+def _image(reader: ImageReader, place: dict[str, Any]) -> np.ndarray[Any, Any] | None:
+    """Return an image no side of which is longer than a tile; None where it cannot be decoded."""
     try:
         return shrink(decode(reader.read(place["shard"], place["offset"], place["length"])), TILE)
-    except PictureError:
+    except ImageError:
         return None
 
 
@@ -345,32 +345,32 @@ def _line(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, 
     draw.text(at, fitted(text, font, TILE if size < 18 else 4 * TILE), fill=colour, font=font)
 
 
-# What a run's trunk sees in the photographs of a part: the features that warm-up was trained on, if they are kept.
+# What a run's backbone sees in the images of a split: the features that head training was trained on, if they are kept.
 
 
 def features_of(
-    run: Run, dataset: Dataset, part: str, device: str = "auto"
+    run: Run, dataset: Dataset, split: str, device: str = "auto"
 ) -> tuple[pl.DataFrame, NDArray[np.float16]]:
-    """Return the photographs of `part` that show known landmarks, with their `label`, and their features `(P, C)`.
+    """Return the images of `split` that show known landmarks, with their `label`, and their features `(P, C)`.
 
     Training keeps the features of train and val together, so both are asked for where one of them is wanted. They are
     computed as in training, in the same precision and, with `device` auto and where it is there, on the same device.
-    Raises `LandmarksError` when the part shows no known landmark.
+    Raises `LandmarksError` when the split shows no known landmark.
     """
-    photos = _known(dataset, part)
-    if not len(photos):
+    images = _known(dataset, split)
+    if not len(images):
         raise LandmarksError(
-            f"the {part} part of {dataset.folder} shows no known landmark: there is nothing to compare"
+            f"the {split} split of {dataset.folder} shows no known landmark: there is nothing to compare"
         )
-    together = photos
-    if part in ("train", "val"):
+    together = images
+    if split in ("train", "val"):
         together = pl.concat([_known(dataset, name) for name in ("train", "val")]).sort("id")
     machine = _machine_of(run, dataset, device)
     network = run.network().to(machine.device)
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
     values = cached_features(network, dataset, together, machine=machine).values
-    return photos, np.asarray(values[positions(together, photos)])
+    return images, np.asarray(values[positions(together, images)])
 
 
 def _machine_of(run: Run, dataset: Dataset, device: str) -> Machine:
@@ -388,5 +388,5 @@ def _machine_of(run: Run, dataset: Dataset, device: str) -> Machine:
     return open_machine(recipe, dataset.folder)[0]
 
 
-def _known(dataset: Dataset, part: str) -> pl.DataFrame:
-    return dataset.part(part).filter(pl.col("label").is_not_null())
+def _known(dataset: Dataset, split: str) -> pl.DataFrame:
+    return dataset.split(split).filter(pl.col("label").is_not_null())

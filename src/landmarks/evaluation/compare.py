@@ -1,4 +1,4 @@
-"""The verb `compare`: is one run better than another, or did it have luck? Paired tests over the same photographs."""
+"""The verb `compare`: is one run better than another, or did it have luck? Paired tests over the same images."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ LEVEL = 0.05
 """A difference is called real when chance alone would show one so large in fewer than 5 of 100 cases."""
 
 DEFINITIONS = {
-    "photographs": "Photographs that both runs answered, of landmarks that both know.",
-    "left_out": "Photographs that only one of the runs answered, or knows the landmark of.",
-    "top1_first": "Share of the photographs that the first run's best answer is right on.",
+    "images": "Images that both runs answered, of landmarks that both know.",
+    "left_out": "Images that only one of the runs answered, or knows the landmark of.",
+    "top1_first": "Share of the images that the first run's best answer is right on.",
     "top1_second": "The same of the second run.",
-    "only_first": "Photographs that the first run answers right and the second wrong.",
-    "only_second": "Photographs that the second run answers right and the first wrong.",
-    "difference": "Top-1 of the second run minus top-1 of the first, on the photographs of landmarks that both know, "
+    "only_first": "Images that the first run answers right and the second wrong.",
+    "only_second": "Images that the second run answers right and the first wrong.",
+    "difference": "Top-1 of the second run minus top-1 of the first, on the images of landmarks that both know, "
     "with the percentile bootstrap 95 % interval over groups.",
-    "p_value": "McNemar's exact test: of the photographs that exactly one run answers right, the share that is the "
-    "second's is compared with one half (binomial, two-sided). It takes photographs as independent; the "
+    "p_value": "McNemar's exact test: of the images that exactly one run answers right, the share that is the "
+    "second's is compared with one half (binomial, two-sided). It takes images as independent; the "
     "interval does not.",
     "real": "The interval leaves out 0 and the p-value is below 0.05.",
 }
@@ -40,8 +40,8 @@ def compare(first: Path | str, second: Path | str, *, name: str | None = None) -
     """Return whether `second` is really better or worse than `first` on the predictions called `name` of both.
 
     Without `name`: `test` where both have it, else the only one they share. The runs may know different
-    landmarks; only photographs count that show one which both know. Raises `LandmarksError` when the runs share no
-    predictions, or no photographs, or when ids that are names of files come from two datasets.
+    landmarks; only images count that show one which both know. Raises `LandmarksError` when the runs share no
+    predictions, or no images, or when ids that are names of files come from two datasets.
     """
     runs = open_run(first), open_run(second)
     name = _shared_name(runs, name)
@@ -53,14 +53,14 @@ def compare(first: Path | str, second: Path | str, *, name: str | None = None) -
     if not same and not both["id"].str.contains(ARCHIVE_ID).all():
         raise LandmarksError(
             f"{runs[0].name} and {runs[1].name} were not judged on one dataset as {name}: two files that are called "
-            f"{both['id'][0]} may be two photographs",
+            f"{both['id'][0]} may be two images",
             way_out="evaluate both on the same data first",
         )
     if not len(both):
-        raise LandmarksError(f"{runs[0].name} and {runs[1].name} share no photograph of a landmark that both know")
+        raise LandmarksError(f"{runs[0].name} and {runs[1].name} share no image of a landmark that both know")
     alone = len(tables[0]) + len(tables[1]) - 2 * len(both)
     if alone:
-        note(f"{alone} photographs that only one of the runs answered, or knows the landmark of, are left out")
+        note(f"{alone} images that only one of the runs answered, or knows the landmark of, are left out")
     groups = both["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     numbers = paired_test(both["first"].to_numpy(), both["second"].to_numpy(), groups)
     about = {"first": runs[0].name, "second": runs[1].name, "name": name, "left_out": alone}
@@ -68,13 +68,13 @@ def compare(first: Path | str, second: Path | str, *, name: str | None = None) -
 
 
 def paired_test(first: Flags, second: Flags, groups: Integers | None = None, seed: int = 0) -> dict[str, Any]:
-    """Return the difference of two runs that answered the same photographs `(N,)` right or wrong; how sure is it?"""
+    """Return the difference of two runs that answered the same images `(N,)` right or wrong; how sure is it?"""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     low, high = mean_interval(second.astype(float) - first.astype(float), groups, seed)
     apart = only_first + only_second
     p_value = float(binomtest(only_second, apart).pvalue) if apart else 1.0
     return {
-        "photographs": len(first),
+        "images": len(first),
         "top1_first": float(first.mean()),
         "top1_second": float(second.mean()),
         "only_first": only_first,
@@ -93,7 +93,7 @@ def verdict(about: dict[str, Any], numbers: dict[str, Any]) -> str:
     words = f"{points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
     if numbers["real"]:
         return f"{better} is really better ({words})"
-    return f"these {numbers['photographs']} photographs do not show that one is better ({words})"
+    return f"these {numbers['images']} images do not show that one is better ({words})"
 
 
 def _shared_name(runs: tuple[Run, Run], name: str | None) -> str:
@@ -113,7 +113,7 @@ def _shared_name(runs: tuple[Run, Run], name: str | None) -> str:
 
 
 def _of_one_dataset(runs: tuple[Run, Run], name: str) -> bool:
-    """Return whether both runs' predictions are of the same photographs under the same ids, however divided."""
+    """Return whether both runs' predictions are of the same images under the same ids, however divided."""
     told = [read_metadata(run.folder / "predictions" / f"{name}.parquet") for run in runs]
     return any(
         told[0].get(key) not in (None, "None") and told[0].get(key) == told[1].get(key)
@@ -122,6 +122,6 @@ def _of_one_dataset(runs: tuple[Run, Run], name: str) -> bool:
 
 
 def _answered(run: Run, name: str) -> pl.DataFrame:
-    """Return id, group and whether the best answer was right, of the photographs that show a landmark the run knows."""
+    """Return id, group and whether the best answer was right, of the images that show a landmark the run knows."""
     table = read_predictions(run.folder / "predictions" / f"{name}.parquet").filter(pl.col("truth").list.len() > 0)
     return table.select("id", "group", correct=pl.col("truth").list.contains(pl.col("label").list.first()))

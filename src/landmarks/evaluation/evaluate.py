@@ -1,4 +1,4 @@
-"""The verb `evaluate`: answer the photographs of a part, write the answers down, and compute every number from them."""
+"""The verb `evaluate`: answer the images of a split, write the answers down, and compute every number from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.predictions import Arrays, arrays_of, name_of, read_predictions, with_truth, write_predictions
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, halves_of
-from landmarks.recognition.gallery import Rule, ensure_reference, open_reference
+from landmarks.recognition.gallery import Rule, ensure_gallery, open_gallery
 from landmarks.recognition.recogniser import Recogniser, ensure_temperature, open_recogniser, update_model
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
@@ -27,33 +27,33 @@ def evaluate(
     run: Path | str,
     *,
     data: Path | str | None = None,
-    part: str = "test",
+    split: str = "test",
     others: Path | str | None = None,
     false_acceptance: float | None = None,
     submission: Path | str | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluate `run` on a part of its own dataset, or of `data`, and return the record of numbers.
+    """Evaluate `run` on a split of its own dataset, or of `data`, and return the record of numbers.
 
-    Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the part,
-    or comes from the folder name of `data` (see `name_of`). A dataset without parts is evaluated whole. Which
-    photographs are judged, and how landmarks are matched, is decided by `ask`.
-    `others` is a dataset whose photographs all count as unknown, whatever they show, beside those of the part.
+    Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the
+    split, or comes from the folder name of `data` (see `name_of`). A dataset without splits is evaluated whole. Which
+    images are judged, and how landmarks are matched, is decided by `ask`.
+    `others` is a dataset whose images all count as unknown, whatever they show, beside those of the split.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
-    `submission` is a file to write the part's answers to in the challenge's form. `device` is auto, cpu, cuda or mps.
-    Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its photographs, and
+    `submission` is a file to write the split's answers to in the challenge's form. `device` is auto, cpu, cuda or mps.
+    Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its images, and
     when its own was divided anew.
     """
     opened = open_run(run)
-    asked = ask(opened, data, part)
-    if asked.own and asked.part in ("train", "val"):
-        what = "trained on" if asked.part == "train" else "validated with, which chose its best epoch"
-        note(f"{opened.name} was {what} these photographs: the numbers say little about others")
+    asked = ask(opened, data, split)
+    if asked.own and asked.split in ("train", "val"):
+        what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
+        note(f"{opened.name} was {what} these images: the numbers say little about others")
     with held(opened.folder):
         started = time.monotonic()
         name = name_of(opened, asked)
-        unknown = bool(with_truth(asked.photos, asked.labels)["truth"].list.len().eq(0).any())
+        unknown = bool(with_truth(asked.images, asked.labels)["truth"].list.len().eq(0).any())
         own = asked.dataset if asked.own else None
         recogniser = prepare(opened, batch_size, remember=unknown or others is not None, own=own, device=device)
         path = write_predictions(opened, asked, name, recogniser, batch_size=batch_size)
@@ -76,9 +76,9 @@ def evaluate(
 
 
 def _about(run: Run, asked: Asked) -> dict[str, Any]:
-    """Return what a record of numbers says about the photographs: where they lie, and what was decided on the way."""
+    """Return what a record of numbers says about the images: where they lie, and what was decided on the way."""
     place = whereabouts(asked.dataset.folder, beside=run.folder)
-    told = {"data": place["folder"], "part": asked.part, **asked.record()}
+    told = {"data": place["folder"], "split": asked.split, **asked.record()}
     return told | ({"data_relative": place["relative"]} if "relative" in place else {})
 
 
@@ -91,23 +91,21 @@ def with_others(
     recogniser: Recogniser,
     batch_size: int,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return `predictions` with those of all photographs of the dataset `others`, which show nothing known.
+    """Return `predictions` with those of all images of the dataset `others`, which show nothing known.
 
-    With it comes the record of these. What the run has seen is left out, and what is among the `judged` photographs.
+    With it comes the record of these. What the run has seen is left out, and what is among the `judged` images.
     Public and Private are forgotten, since the others are neither: halves of the groups take their place.
     """
     asked = ask(run, others, "all", any_landmarks=True)
-    twice = sightings(asked.photos, as_seen(judged.photos, "judged"))
+    twice = sightings(asked.images, as_seen(judged.images, "judged"))
     if len(twice):
-        note(f"{len(twice)} of the {len(asked.photos)} photographs of {others} are among those judged, and left out")
-        asked = replace(asked, photos=asked.photos.join(twice, on="id", how="anti", maintain_order="left"))
-    if not len(asked.photos):
-        raise LandmarksError(
-            f"every photograph of {others} is judged already", way_out="name photographs of other things"
-        )
-    known = asked.photos.join(asked.labels, on="landmark_id", how="semi")
+        note(f"{len(twice)} of the {len(asked.images)} images of {others} are among those judged, and left out")
+        asked = replace(asked, images=asked.images.join(twice, on="id", how="anti", maintain_order="left"))
+    if not len(asked.images):
+        raise LandmarksError(f"every image of {others} is judged already", way_out="name images of other things")
+    known = asked.images.join(asked.labels, on="landmark_id", how="semi")
     called = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
-    note(f"{len(asked.photos)} photographs of {others} count as unknown{called}")
+    note(f"{len(asked.images)} images of {others} count as unknown{called}")
     name = name_of(run, asked)
     path = write_predictions(run, asked, name, recogniser, batch_size=batch_size)
     taken, nothing = predictions["id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
@@ -120,19 +118,19 @@ def with_others(
 def prepare(
     run: Run, batch_size: int, *, remember: bool, own: Dataset | None = None, device: str = "auto"
 ) -> Recogniser:
-    """Return the run's network, tempered on its validation photographs; with `remember`, knowing its training ones too.
+    """Return the run's network, tempered on its validation images; with `remember`, knowing its training ones too.
 
-    Both come from the run's dataset (`own`, where it is open already), while that is there. They are the photographs
-    that the run was validated with and trained on, whatever parts these are in now.
+    Both come from the run's dataset (`own`, where it is open already), while that is there. They are the images
+    that the run was validated with and trained on, whatever splits these are in now.
     """
     recogniser = open_recogniser(run, device=device)
     own = own or _own_to_fit_on(run)
     if own is not None:
         recogniser = ensure_temperature(run, own, recogniser, batch_size)
-    reference = open_reference(run)
-    if reference is None and remember and own is not None:
-        reference = ensure_reference(run, recogniser.network, own, batch_size)
-    return Recogniser(recogniser.network, recogniser.temperature, reference, recogniser.device)
+    gallery = open_gallery(run)
+    if gallery is None and remember and own is not None:
+        gallery = ensure_gallery(run, recogniser.network, own, batch_size)
+    return Recogniser(recogniser.network, recogniser.temperature, gallery, recogniser.device)
 
 
 def _own_to_fit_on(run: Run) -> Dataset | None:
@@ -148,7 +146,7 @@ def _own_to_fit_on(run: Run) -> Dataset | None:
 
 
 def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[str, Any]:
-    """Choose how photographs of nothing known are told, and keep it in the run's `model.json`."""
+    """Choose how images of nothing known are told, and keep it in the run's `model.json`."""
     halves = halves_of(arrays.usage, arrays.groups)
     chosen = choose_threshold(arrays.all_scores, arrays.truth.known, halves, false_acceptance)
     update_model(run, rejection=chosen)

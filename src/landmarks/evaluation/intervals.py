@@ -1,4 +1,4 @@
-"""How sure a share is: Wilson's interval for one landmark, the bootstrap over groups for a whole part."""
+"""How sure a share is: Wilson's interval for one landmark, the bootstrap over groups for a whole split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.evaluation.metrics import Flags, Floats, Integers, require_photographs
+from landmarks.evaluation.metrics import Flags, Floats, Integers, require_images
 from landmarks.support.seeds import generator
 
 Z_95 = 1.959963984540054
@@ -18,16 +18,16 @@ DRAWS = 1000
 
 INTERVAL_DEFINITIONS = {
     "interval": "Percentile bootstrap: the central 95 % of the number over 1000 resamples, with replacement, of whole "
-    "groups (near-duplicates and series count as one draw); photographs without a group are groups of one.",
+    "groups (near-duplicates and series count as one draw); images without a group are groups of one.",
 }
 
 
-def wilson(correct: Integers, photographs: Integers) -> tuple[Floats, Floats]:
-    """Return `(low, high)` of Wilson's 95 % score interval, elementwise; (0, 1) where there are no photographs.
+def wilson(correct: Integers, images: Integers) -> tuple[Floats, Floats]:
+    """Return `(low, high)` of Wilson's 95 % score interval, elementwise; (0, 1) where there are no images.
 
     Wilson, E. B. (1927), Probable inference, the law of succession, and statistical inference, JASA 22.
     """
-    n = np.asarray(photographs, dtype=np.float64)
+    n = np.asarray(images, dtype=np.float64)
     safe = np.maximum(n, 1)
     share = np.asarray(correct) / safe
     centre = (share + Z_95**2 / (2 * safe)) / (1 + Z_95**2 / safe)
@@ -37,13 +37,13 @@ def wilson(correct: Integers, photographs: Integers) -> tuple[Floats, Floats]:
     return np.where(n == 0, 0.0, low), np.where(n == 0, 1.0, high)
 
 
-def group_places(groups: Integers | None, photographs: int) -> Integers:
-    """Return `(N,)` positions 0..G-1 of each photograph's group; negative or absent groups are groups of one."""
+def group_places(groups: Integers | None, images: int) -> Integers:
+    """Return `(N,)` positions 0..G-1 of each image's group; negative or absent groups are groups of one."""
     if groups is None:
-        return np.arange(photographs)
-    require_photographs(groups, photographs)
+        return np.arange(images)
+    require_images(groups, images)
     alone = groups < 0
-    apart = np.where(alone, groups.max(initial=0) + 1 + np.arange(photographs), groups)
+    apart = np.where(alone, groups.max(initial=0) + 1 + np.arange(images), groups)
     return np.asarray(np.unique(apart, return_inverse=True)[1])
 
 
@@ -52,7 +52,7 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Return the bootstrap 95 % interval of the mean of `values` `(N,)`, resampling whole `groups` `(N,)`.
 
-    A resample's mean is the sum over its photographs divided by their number, which varies with the groups drawn.
+    A resample's mean is the sum over its images divided by their number, which varies with the groups drawn.
     """
     if not len(values):
         return math.nan, math.nan
@@ -79,9 +79,9 @@ def macro_interval(
     means = np.empty(draws)
     for draw in range(draws):
         times = np.bincount(random.integers(group_count, size=group_count), minlength=group_count)[places]
-        photographs = np.bincount(landmarks, weights=times)
+        images = np.bincount(landmarks, weights=times)
         hits = np.bincount(landmarks, weights=times * correct)
-        means[draw] = np.mean(hits[photographs > 0] / photographs[photographs > 0])
+        means[draw] = np.mean(hits[images > 0] / images[images > 0])
     return _central_95(means)
 
 

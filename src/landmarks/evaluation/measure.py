@@ -50,7 +50,7 @@ DEFINITIONS = {
     **UNKNOWN_DEFINITIONS,
     **SCORE_DEFINITIONS,
     **GAP_DEFINITIONS,
-    "answered": "Photographs that the submission gives an answer to.",
+    "answered": "Images that the submission gives an answer to.",
     "seconds": "From the start of the evaluation to its last answer; answers that were kept from earlier cost nothing.",
 }
 """Of every number that the record of an evaluation may hold; a record carries those of the numbers it holds."""
@@ -61,7 +61,7 @@ class Measured:
     """What `measure` returns: a flat record, and the two tables that stand beside it."""
 
     record: dict[str, Any]
-    landmarks: pl.DataFrame  # label, photographs, correct, accuracy, low, high
+    landmarks: pl.DataFrame  # label, images, correct, accuracy, low, high
     confusion: pl.DataFrame  # truth, answer, count
 
 
@@ -74,7 +74,7 @@ def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
     answered = labels[:, 0] != NO_LABEL
     shown, answer, count = confusion_pairs(first[answered], labels[answered, 0], correct[answered])
     record = {
-        "photographs": len(known),
+        "images": len(known),
         "known": int(known.sum()),
         "unknown": int((~known).sum()),
         "landmarks": len(np.unique(first)),
@@ -109,7 +109,7 @@ def names_of(numbers: Mapping[str, Any]) -> set[str]:
 
 
 def _is_nothing(value: Any) -> bool:
-    """Return whether `value` is no number, or a record of none: what would be measured of no photographs."""
+    """Return whether `value` is no number, or a record of none: what would be measured of no images."""
     if isinstance(value, dict):
         return value["value"] is None if "value" in value else all(_is_nothing(one) for one in value.values())
     return value is None or value == []
@@ -126,14 +126,14 @@ def _macro(first: Integers, correct: Flags, groups: Integers, seed: int) -> dict
 
 
 def _interval(value: float, low: float, high: float, groups: Integers) -> dict[str, Any]:
-    whole = "groups" if (groups >= 0).any() else "photographs"
+    whole = "groups" if (groups >= 0).any() else "images"
     return {"value": value, "low": low, "high": high, "method": f"95 % by bootstrap over {whole}"}
 
 
 def _gaps(arrays: Arrays, known: Flags) -> dict[str, Any]:
-    def of(part: Flags) -> float:
+    def of(split: Flags) -> float:
         return global_average_precision(
-            arrays.ids[part], arrays.labels[part, 0], arrays.scores[part, 0], arrays.truth.of(part)
+            arrays.ids[split], arrays.labels[split, 0], arrays.scores[split, 0], arrays.truth.of(split)
         )
 
     usages = sorted({usage for usage in arrays.usage.tolist() if usage})
@@ -154,7 +154,7 @@ def _probabilities(arrays: Arrays, known: Flags, correct: Flags) -> dict[str, An
         "ece": calibration_error(confidence, correct),
         "ece_before_temperature": calibration_error(arrays.untempered[known], correct),
         "reliability": [
-            {"confidence": float(mean), "accuracy": float(accuracy), "photographs": int(count)}
+            {"confidence": float(mean), "accuracy": float(accuracy), "images": int(count)}
             for mean, accuracy, count in curve
         ],
     }
@@ -191,10 +191,10 @@ def _pairs(pairs: list[tuple[int, int, int]]) -> list[dict[str, int]]:
 
 
 def _landmarks(first: Integers, correct: Flags) -> pl.DataFrame:
-    labels, photographs, hits = per_landmark(first, correct)
-    low, high = wilson(hits, photographs)
-    accuracy = hits / photographs
-    columns = {"label": labels, "photographs": photographs, "correct": hits, "accuracy": accuracy, "low": low}
+    labels, images, hits = per_landmark(first, correct)
+    low, high = wilson(hits, images)
+    accuracy = hits / images
+    columns = {"label": labels, "images": images, "correct": hits, "accuracy": accuracy, "low": low}
     return pl.DataFrame({**columns, "high": high})
 
 

@@ -1,6 +1,6 @@
 """Accuracy of answers, from arrays: what is right, per landmark and on average, and what is mistaken for what.
 
-`N` photographs, `T` truths (a photograph may show several landmarks, or none), `k` answers a photograph, best first.
+`N` images, `T` truths (an image may show several landmarks, or none), `k` answers an image, best first.
 Labels are integers that need not be dense: nothing here allocates by the number of landmarks.
 """
 
@@ -21,67 +21,67 @@ Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
 ACCURACY_DEFINITIONS = {
-    "photographs": "Photographs judged, known and unknown ones.",
-    "known": "Photographs that show at least one of the run's landmarks; all others are unknown.",
-    "unknown": "Photographs that show none of the run's landmarks.",
-    "landmarks": "Landmarks that at least one known photograph shows first.",
-    "top1": "Share of known photographs whose best answer is one of the landmarks they show; of answers with equal "
+    "images": "Images judged, known and unknown ones.",
+    "known": "Images that show at least one of the run's landmarks; all others are unknown.",
+    "unknown": "Images that show none of the run's landmarks.",
+    "landmarks": "Landmarks that at least one known image shows first.",
+    "top1": "Share of known images whose best answer is one of the landmarks they show; of answers with equal "
     "scores the one with the smallest label is the better.",
-    "top5": "Share of known photographs with one of the landmarks they show among the five best answers.",
-    "macro": "Mean over landmarks of the share of a landmark's photographs whose best answer is right; a photograph "
-    "counts for the first landmark it shows; landmarks without photographs in this part are left out.",
-    "landmark_accuracy": "Share of a landmark's photographs whose best answer is right, with Wilson's score interval "
+    "top5": "Share of known images with one of the landmarks they show among the five best answers.",
+    "macro": "Mean over landmarks of the share of a landmark's images whose best answer is right; an image "
+    "counts for the first landmark it shows; landmarks without images in this split are left out.",
+    "landmark_accuracy": "Share of a landmark's images whose best answer is right, with Wilson's score interval "
     "at 95 %.",
-    "log_loss": "Mean over known photographs of minus the natural logarithm of the probability given to the first "
+    "log_loss": "Mean over known images of minus the natural logarithm of the probability given to the first "
     "landmark they show.",
-    "confused": "Ordered pairs (landmark shown first, wrong best answer), counted over known photographs, most "
-    "frequent first, ties by truth and then by answer; a photograph without an answer is in no pair.",
+    "confused": "Ordered pairs (landmark shown first, wrong best answer), counted over known images, most "
+    "frequent first, ties by truth and then by answer; an image without an answer is in no pair.",
 }
 """What each number means, in one sentence; carried beside the numbers wherever they are stored."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Which landmarks each of `photographs` photographs shows: photograph `rows[i]` shows `labels[i]`.
+    """Which landmarks each of `images` images shows: image `rows[i]` shows `labels[i]`.
 
-    `rows` ascend; a photograph's first entry is the landmark it counts for.
+    `rows` ascend; an image's first entry is the landmark it counts for.
     """
 
     rows: Integers
     labels: Integers
-    photographs: int
+    images: int
 
     @property
     def known(self) -> Flags:
-        """`(N,)`: does the photograph show any landmark?"""
-        known = np.zeros(self.photographs, dtype=bool)
+        """`(N,)`: does the image show any landmark?"""
+        known = np.zeros(self.images, dtype=bool)
         known[self.rows] = True
         return known
 
     @property
     def first(self) -> Integers:
-        """`(N,)`: the landmark that a photograph counts for, `NO_LABEL` where it shows none."""
-        first = np.full(self.photographs, NO_LABEL, dtype=np.int64)
+        """`(N,)`: the landmark that an image counts for, `NO_LABEL` where it shows none."""
+        first = np.full(self.images, NO_LABEL, dtype=np.int64)
         first[self.rows[::-1]] = self.labels[::-1]
         return first
 
     def of(self, chosen: Flags) -> Truth:
-        """Return the truth of the photographs marked in `chosen` `(N,)`, renumbered in their order."""
+        """Return the truth of the images marked in `chosen` `(N,)`, renumbered in their order."""
         renumbered = np.cumsum(chosen) - 1
         kept = chosen[self.rows]
         return Truth(renumbered[self.rows[kept]], self.labels[kept], int(chosen.sum()))
 
 
 def truth_of(lists: list[list[int]] | list[set[int]]) -> Truth:
-    """Return the `Truth` of one list of labels per photograph."""
+    """Return the `Truth` of one list of labels per image."""
     counts = [len(labels) for labels in lists]
     flat = np.array([label for labels in lists for label in labels], dtype=np.int64)
     return Truth(np.repeat(np.arange(len(lists)), counts), flat, len(lists))
 
 
 def correct_answers(labels: Integers, truth: Truth) -> Flags:
-    """Return `(N, k)`: is the answer among the landmarks that its photograph shows?"""
-    require_photographs(labels, truth.photographs)
+    """Return `(N, k)`: is the answer among the landmarks that its image shows?"""
+    require_images(labels, truth.images)
     if not truth.rows.size or not labels.size:
         return np.zeros(labels.shape, dtype=bool)
     names, places = np.unique(np.concatenate([labels.ravel(), truth.labels]), return_inverse=True)
@@ -93,7 +93,7 @@ def correct_answers(labels: Integers, truth: Truth) -> Flags:
 
 
 def top_k(labels: Integers, truth: Truth, k: int) -> Flags:
-    """Return `(N,)`: is one of the first `k` answers right? Photographs of nothing known are always False."""
+    """Return `(N,)`: is one of the first `k` answers right? Images of nothing known are always False."""
     right: Flags = np.any(correct_answers(labels[:, :k], truth), axis=1)
     return right
 
@@ -107,22 +107,22 @@ def log_loss(truth_log_score: Floats) -> float:
 
 
 def per_landmark(first: Integers, correct: Flags) -> tuple[Integers, Integers, Integers]:
-    """Return `(labels, photographs, correct)`, each `(L,)`, of the landmarks in `first` `(N,)`, labels ascending."""
-    labels, places, photographs = np.unique(first, return_inverse=True, return_counts=True)
+    """Return `(labels, images, correct)`, each `(L,)`, of the landmarks in `first` `(N,)`, labels ascending."""
+    labels, places, images = np.unique(first, return_inverse=True, return_counts=True)
     hits = np.bincount(places, weights=correct, minlength=len(labels)).astype(np.int64)
-    return labels, photographs, hits
+    return labels, images, hits
 
 
 def macro_accuracy(first: Integers, correct: Flags) -> float:
-    """Return the mean over the landmarks in `first` `(N,)` of the share of their photographs that are `correct`."""
-    _, photographs, hits = per_landmark(first, correct)
-    return float(np.mean(hits / photographs)) if len(photographs) else float("nan")
+    """Return the mean over the landmarks in `first` `(N,)` of the share of their images that are `correct`."""
+    _, images, hits = per_landmark(first, correct)
+    return float(np.mean(hits / images)) if len(images) else float("nan")
 
 
 def confusion_pairs(first: Integers, answers: Integers, correct: Flags) -> tuple[Integers, Integers, Integers]:
     """Return `(truth, answer, count)` of every pair that occurs, sorted by truth, then answer: the sparse matrix.
 
-    Where an answer is right although it is not the first landmark shown, the photograph counts as that landmark's.
+    Where an answer is right although it is not the first landmark shown, the image counts as that landmark's.
     """
     shown = np.where(correct, answers, first)
     pairs, counts = np.unique(np.stack([shown, answers], axis=1), axis=0, return_counts=True)
@@ -146,28 +146,28 @@ def require_numbers(values: Floats, what: str) -> None:
         )
 
 
-def require_photographs(values: NDArray[np.generic], photographs: int) -> None:
-    """Raise when `values` are not one row per photograph."""
-    if len(values) != photographs:
-        raise LandmarksError("answers and truth differ in length", received=len(values), expected=photographs)
+def require_images(values: NDArray[np.generic], images: int) -> None:
+    """Raise when `values` are not one row per image."""
+    if len(values) != images:
+        raise LandmarksError("answers and truth differ in length", received=len(values), expected=images)
 
 
 # ── Global average precision (GAP, also µAP), the number the landmark recognition challenge ranked by ───────────────
 
 
 GAP_DEFINITIONS = {
-    "gap": "Global average precision: one answer and one score per photograph, sorted by score descending, ties by id "
-    "and then by landmark, ascending; at each rank whose landmark is among those the photograph shows, the share of "
-    "right answers so far is added; the sum is divided by the number of photographs that show a known landmark.",
-    "gap_of_known": "The same over known photographs alone.",
-    "gap_of_usage": "The same over the photographs of each usage alone (Public, Private).",
+    "gap": "Global average precision: one answer and one score per image, sorted by score descending, ties by id "
+    "and then by landmark, ascending; at each rank whose landmark is among those the image shows, the share of "
+    "right answers so far is added; the sum is divided by the number of images that show a known landmark.",
+    "gap_of_known": "The same over known images alone.",
+    "gap_of_usage": "The same over the images of each usage alone (Public, Private).",
 }
 
 
 def global_average_precision(
     ids: Sequence[str] | NDArray[np.object_], answers: Integers, scores: Floats, truth: Truth
 ) -> float:
-    """Return the global average precision of one answer per photograph; NaN when no photograph shows a landmark.
+    """Return the global average precision of one answer per image; NaN when no image shows a landmark.
 
     `ids` `(N,)` unique, `answers` `(N,)` landmarks with `NO_LABEL` where there is none, `scores` `(N,)` finite where
     there is an answer. As published with Google Landmarks v2 (Weyand et al., CVPR 2020, §4.2; Perronnin et al. 2009).
@@ -191,30 +191,30 @@ def _precision_sum(correct: Flags) -> float:
 
 
 def refuse_twice(ids: Sequence[str] | NDArray[np.object_]) -> None:
-    """Raise when an id occurs more than once: a photograph has one prediction."""
+    """Raise when an id occurs more than once: an image has one prediction."""
     array = np.sort(np.asarray(ids, dtype=str))
     again = np.flatnonzero(array[1:] == array[:-1])
     if len(again):
         raise LandmarksError(
-            f"{len(again)} photograph{'s are' if len(again) > 1 else ' is'} predicted more than once",
+            f"{len(again)} image{'s are' if len(again) > 1 else ' is'} predicted more than once",
             received=f'"{array[again[0]]}" twice',
-            expected="one prediction per photograph",
+            expected="one prediction per image",
         )
 
 
-# Answering only when sure: the risk–coverage curve, and how well a score tells known photographs from others.
+# Answering only when sure: the risk–coverage curve, and how well a score tells known images from others.
 
 
 SELECTIVE_DEFINITIONS = {
-    "risk_coverage": "Known photographs are answered in the order of the probability of their best answer, surest "
-    "first; coverage is the share answered, risk the share of wrong answers among them; photographs of equal "
+    "risk_coverage": "Known images are answered in the order of the probability of their best answer, surest "
+    "first; coverage is the share answered, risk the share of wrong answers among them; images of equal "
     "probability share their mistakes evenly. `area` is the mean of the risk over all coverages (smaller is better).",
-    "auroc": "Probability that a random known photograph scores higher than a random unknown one; ties count half.",
+    "auroc": "Probability that a random known image scores higher than a random unknown one; ties count half.",
 }
 
 
 def risk_coverage(confidence: Floats, correct: Flags) -> tuple[Floats, Floats]:
-    """Return `(coverage, risk)`, each `(N,)`, of answering the 1, 2, .. N surest photographs.
+    """Return `(coverage, risk)`, each `(N,)`, of answering the 1, 2, .. N surest images.
 
     Within equal confidences the expected number of mistakes over all orders counts, so the order of the rows does not
     matter (Geifman & El-Yaniv, NeurIPS 2017).
@@ -272,19 +272,18 @@ BINS = 15
 """Bins of equal width, the number most papers use, so that values can be compared."""
 
 CALIBRATION_DEFINITIONS = {
-    "ece": "Expected calibration error: known photographs fall into 15 bins of equal width by the probability of "
-    "their best answer; mean over photographs of the distance between a bin's mean probability and its share of right "
+    "ece": "Expected calibration error: known images fall into 15 bins of equal width by the probability of "
+    "their best answer; mean over images of the distance between a bin's mean probability and its share of right "
     "answers.",
     "ece_before_temperature": "The same error of the probabilities as the network gives them, before the temperature.",
-    "reliability": "Per bin that holds photographs: mean probability of the best answer, share of right answers, "
-    "photographs.",
-    "temperature": "Number by which the outputs are divided before the softmax, fitted on the validation part by "
+    "reliability": "Per bin that holds images: mean probability of the best answer, share of right answers, images.",
+    "temperature": "Number by which the outputs are divided before the softmax, fitted on the validation split by "
     "least log loss; above 1 it makes answers less sure and never changes their order.",
 }
 
 
 def reliability(confidence: Floats, correct: Flags, bins: int = BINS) -> tuple[Floats, Floats, Integers]:
-    """Return `(mean confidence, accuracy, photographs)` of each bin ((b-1)/B, b/B] that holds photographs."""
+    """Return `(mean confidence, accuracy, images)` of each bin ((b-1)/B, b/B] that holds images."""
     if len(confidence) and (np.isnan(confidence).any() or confidence.min() < 0 or confidence.max() > 1):
         raise LandmarksError("a confidence is no probability", expected="values between 0 and 1")
     edges = np.linspace(0, 1, bins + 1)

@@ -1,6 +1,6 @@
-"""The predictions file: what a run's network answers to each photograph of a part, and what the photographs show.
+"""The predictions file: what a run's network answers to each image of a split, and what the images show.
 
-Photographs are answered in the order of their ids, a batch at a time; every few thousand are written aside, so that
+Images are answered in the order of their ids, a batch at a time; every few thousand are written aside, so that
 memory does not grow with their number and a killed evaluation goes on where it was.
 """
 
@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks import __version__
-from landmarks.dataset.manifest import NO_LABEL, PARTS, Dataset
+from landmarks.dataset.manifest import NO_LABEL, SPLITS, Dataset
 from landmarks.evaluation.metrics import Floats, Integers, Truth
 from landmarks.recognition.recogniser import Answers, Recogniser
 from landmarks.support.console import Advance, progress
@@ -31,7 +31,7 @@ from landmarks.training.run import Run
 
 PREDICTIONS = {
     "id": pl.String,
-    "truth": pl.List(pl.UInt32),  # labels of the run that the photograph shows, the one it counts for first
+    "truth": pl.List(pl.UInt32),  # labels of the run that the image shows, the one it counts for first
     "label": pl.List(pl.UInt32),  # the best answers, at most five, by score descending, then label ascending
     "score": pl.List(pl.Float32),  # their probabilities, after temperature
     "truth_score": pl.Float32,  # natural logarithm of the probability of the first truth; null: it shows none
@@ -42,22 +42,22 @@ PREDICTIONS = {
 """Columns of `predictions/<name>.parquet`, sorted by id; after them one Float32 column per rejection score."""
 
 CHUNK = 4096
-"""Photographs written aside at a time: about 0.5 MB, and at most some minutes of work lost to a kill."""
+"""Images written aside at a time: about 0.5 MB, and at most some minutes of work lost to a kill."""
 
 
 def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser, *, batch_size: int) -> Path:
-    """Answer the photographs of `asked` and write `predictions/<name>.parquet`; return its path.
+    """Answer the images of `asked` and write `predictions/<name>.parquet`; return its path.
 
-    A file that the same model made of the same photographs is left as it is. Call it while holding the run's folder.
+    A file that the same model made of the same images is left as it is. Call it while holding the run's folder.
     """
     dataset = asked.dataset
     path = run.folder / "predictions" / f"{name}.parquet"
-    photos = with_truth(asked.photos, asked.labels).sort("id")
+    images = with_truth(asked.images, asked.labels).sort("id")
     made_of = {
-        "part": asked.part,
+        "split": asked.split,
         "data_digest": dataset.digest,
         "model_digest": digest_of(run.digest, recogniser.digest),
-        "photographs": _digest_of(photos),
+        "images": _digest_of(images),
     }
     if path.exists() and all(read_metadata(path).get(key) == value for key, value in made_of.items()):
         return path
@@ -70,11 +70,11 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
     }
     aside = path.with_name(f".{name}.chunks")
     key = digest_of(made_of, CHUNK)
-    with progress(f"answering {name}", total=len(photos)) as advance:
+    with progress(f"answering {name}", total=len(images)) as advance:
         chunks = []
-        for start in range(0, len(photos), CHUNK):
+        for start in range(0, len(images), CHUNK):
             chunk = aside / f"{start:09d}.parquet"
-            some = photos.slice(start, CHUNK)
+            some = images.slice(start, CHUNK)
             if not (chunk.exists() and read_metadata(chunk).get("key") == key):
                 answers = _answers(recogniser, dataset, some, batch_size)
                 write_table(chunk, _table(some, answers, advance), key=key)
@@ -86,21 +86,21 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
     return path
 
 
-def with_truth(photos: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
-    """Return `photos` with `truth`: the labels, in a run's `labels`, of the landmarks they show, the main one first.
+def with_truth(images: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    """Return `images` with `truth`: the labels, in a run's `labels`, of the landmarks they show, the main one first.
 
-    A landmark that the run does not know is left out; a photograph of nothing the run knows has an empty list.
+    A landmark that the run does not know is left out; an image of nothing the run knows has an empty list.
     """
     main = pl.col("landmark_id")
     others = pl.col("landmarks").fill_null([]).list.set_difference(pl.concat_list(main.fill_null(-1)))
-    shown = photos.select("id", shown=pl.concat_list(pl.concat_list(main), others.list.sort()).list.drop_nulls())
+    shown = images.select("id", shown=pl.concat_list(pl.concat_list(main), others.list.sort()).list.drop_nulls())
     known = (
         shown.explode("shown", empty_as_null=False)
         .join(labels.select(shown="landmark_id", truth="label"), on="shown", how="inner", maintain_order="left")
         .group_by("id", maintain_order=True)
         .agg(pl.col("truth").cast(pl.UInt32))
     )
-    joined = photos.drop("truth", strict=False).join(known, on="id", how="left")
+    joined = images.drop("truth", strict=False).join(known, on="id", how="left")
     return joined.with_columns(pl.col("truth").fill_null(pl.lit([], dtype=pl.List(pl.UInt32))))
 
 
@@ -108,7 +108,7 @@ def read_predictions(path: Path) -> pl.DataFrame:
     """Read a predictions file with all its columns; raise when one is missing, doubled or damaged."""
     table = read_table(path, PREDICTIONS)
     if table["id"].is_duplicated().any():
-        raise LandmarksError(f"{path} holds two predictions for one photograph", way_out="delete it and evaluate again")
+        raise LandmarksError(f"{path} holds two predictions for one image", way_out="delete it and evaluate again")
     return table
 
 
@@ -117,22 +117,22 @@ def rejection_columns(predictions: pl.DataFrame) -> list[str]:
     return [name for name in predictions.columns if name not in PREDICTIONS]
 
 
-def _digest_of(photos: pl.DataFrame) -> str:
-    """Return the digest of which photographs are answered and what they show, a slice at a time."""
-    digests = [digest_of(rows.rows()) for rows in photos.select("id", "truth").iter_slices(100_000)]
+def _digest_of(images: pl.DataFrame) -> str:
+    """Return the digest of which images are answered and what they show, a slice at a time."""
+    digests = [digest_of(rows.rows()) for rows in images.select("id", "truth").iter_slices(100_000)]
     return digest_of(digests)
 
 
-def _answers(recogniser: Recogniser, dataset: Dataset, photos: pl.DataFrame, batch_size: int) -> Iterator[Answers]:
-    first = photos["truth"].list.first().cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
+def _answers(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame, batch_size: int) -> Iterator[Answers]:
+    first = images["truth"].list.first().cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
     start = 0
-    for batch in batches(dataset, photos, recogniser.network.preprocessing, batch_size=batch_size):
-        yield recogniser.answer(batch.images, first[start : start + len(batch.ids)])
+    for batch in batches(dataset, images, recogniser.network.preprocessing, batch_size=batch_size):
+        yield recogniser.answer(batch.pixels, first[start : start + len(batch.ids)])
         start += len(batch.ids)
 
 
-def _table(photos: pl.DataFrame, answers: Iterator[Answers], advance: Advance) -> pl.DataFrame:
-    parts = []
+def _table(images: pl.DataFrame, answers: Iterator[Answers], advance: Advance) -> pl.DataFrame:
+    splits = []
     for some in answers:
         advance(len(some.labels))
         columns = {
@@ -142,9 +142,9 @@ def _table(photos: pl.DataFrame, answers: Iterator[Answers], advance: Advance) -
             "untempered": some.untempered,
             **some.rejection,
         }
-        parts.append(pl.DataFrame(columns))
-    answered = pl.concat(parts)
-    told = photos.select("id", "truth", "group", "usage")
+        splits.append(pl.DataFrame(columns))
+    answered = pl.concat(splits)
+    told = images.select("id", "truth", "group", "usage")
     rejection = [name for name in answered.columns if name not in PREDICTIONS]
     return pl.concat([told, answered], how="horizontal").select(*PREDICTIONS, *rejection)
 
@@ -161,7 +161,7 @@ def _join(chunks: list[Path], path: Path, metadata: dict[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Arrays:
-    """The predictions of N photographs, whatever file they came from."""
+    """The predictions of N images, whatever file they came from."""
 
     ids: NDArray[np.object_]
     truth: Truth
@@ -199,44 +199,44 @@ def arrays_of(predictions: pl.DataFrame) -> Arrays:
     )
 
 
-# What the predictions and numbers of a set of photographs are called in a run's folder: no two sets share a name.
+# What the predictions and numbers of a set of images are called in a run's folder: no two sets share a name.
 
 
 SUFFIX = ".lottery.json"
 """What follows the name of an evaluation in `metrics/`, where its lottery stands beside it."""
 
 
-def name_of(run: Run, asked: Asked, part: str | None = None) -> str:
-    """Return what the numbers of `asked` (or of another `part` of its dataset) are called.
+def name_of(run: Run, asked: Asked, split: str | None = None) -> str:
+    """Return what the numbers of `asked` (or of another `split` of its dataset) are called.
 
-    In the run's own dataset that is the part; elsewhere the folder's name, with the part behind it unless it is the
-    test or all there is, and `data-` before it where a part of the run's own dataset is called so. When numbers of
+    In the run's own dataset that is the split; elsewhere the folder's name, with the split behind it unless it is the
+    test or all there is, and `data-` before it where a split of the run's own dataset is called so. When numbers of
     another dataset have that name already, the name of the folder above stands before it, or the dataset's digest
     behind it.
     """
-    dataset, part = asked.dataset, part or asked.part
+    dataset, split = asked.dataset, split or asked.split
     folder, digest = dataset.folder.resolve(), dataset.digest[:8]
     if asked.own:
-        names = [part, f"own-{part}"]
+        names = [split, f"own-{split}"]
     else:
-        whole = dataset.split is None or part == "test"
-        name = folder.name if whole else f"{folder.name}-{part}"
-        own = (run.record.get("data") or {}).get("photographs") or dict.fromkeys(PARTS, 1)
+        whole = dataset.splits is None or split == "test"
+        name = folder.name if whole else f"{folder.name}-{split}"
+        own = (run.record.get("data") or {}).get("images") or dict.fromkeys(SPLITS, 1)
         first = f"data-{name}" if own.get(name) or name == "all" else name
         names = [first, f"{folder.parent.name}-{name}"]
     last = f"{names[0]}-{digest}"
-    return next((name for name in names if _is_free(run.folder, name, asked, part)), last)
+    return next((name for name in names if _is_free(run.folder, name, asked, split)), last)
 
 
-def _is_free(run: Path, name: str, asked: Asked, part: str) -> bool:
-    """Return whether nothing is called `name` yet, or only numbers of the same part of the same dataset."""
+def _is_free(run: Path, name: str, asked: Asked, split: str) -> bool:
+    """Return whether nothing is called `name` yet, or only numbers of the same split of the same dataset."""
     metrics, lottery = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
     predictions = run / "predictions" / f"{name}.parquet"
     numbers: dict[str, Any] = dict(read_metadata(predictions)) if predictions.exists() else {}
     numbers |= read_record(metrics) if metrics.exists() else {}
     draws = read_record(lottery) if lottery.exists() else {}
-    of_part = not numbers or numbers.get("part") == part
-    return of_part and all(_is_of(told, asked.dataset, own=asked.own) for told in (numbers, draws) if told)
+    of_split = not numbers or numbers.get("split") == split
+    return of_split and all(_is_of(told, asked.dataset, own=asked.own) for told in (numbers, draws) if told)
 
 
 def _is_of(told: Mapping[str, Any], dataset: Dataset, *, own: bool) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.archive.csv_tables import PHOTOGRAPH, SOLUTION, Column, CsvTable, collect, scan, strange_row
+from landmarks.archive.csv_tables import IMAGE, SOLUTION, Column, CsvTable, collect, scan, strange_row
 from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.measure import Measured, definitions_of, measure
 from landmarks.evaluation.metrics import Truth, refuse_twice
@@ -24,22 +24,24 @@ def judge(submission: Path | str, truth: Path | str, *, out: Path | str | None =
     """Return every number that a submission in the challenge's form allows, against the solution CSV `truth`.
 
     With `out`, a folder that `landmarks report` reads like a run's: predictions, metrics and the landmarks that occur.
-    Raises `LandmarksError` on rows that are no predictions, photographs predicted twice or not in the solution.
+    Raises `LandmarksError` on rows that are no predictions, images predicted twice or not in the solution.
     """
     started = time.monotonic()
     submitted, solution = read_submission(submission), read_solution(truth)
     answered = int(submitted["landmark_id"].is_not_null().sum())
-    note(f"{len(solution)} photographs in the truth, {answered} of them answered by the submission")
+    note(f"{len(solution)} images in the truth, {answered} of them answered by the submission")
     arrays, landmark_ids = submission_arrays(submitted, solution)
     name = Path(submission).stem
-    about: dict[str, Any] = {"name": name, "run": name, "data": str(truth), "part": "test", "temperature": None}
+    about: dict[str, Any] = {"name": name, "run": name, "data": str(truth), "split": "test", "temperature": None}
     about["answered"] = answered
     if out is None:
         return _record({**about, "seconds": time.monotonic() - started}, measure(arrays))
     with held(out) as folder:
         labels = _labels(landmark_ids)
         write_table(folder / "labels.parquet", labels)
-        write_table(folder / "predictions" / f"{name}.parquet", _predictions(arrays), run=name, data=truth, part="test")
+        write_table(
+            folder / "predictions" / f"{name}.parquet", _predictions(arrays), run=name, data=truth, split="test"
+        )
         about["seconds"] = time.monotonic() - started
         numbers = write_metrics(folder, labels, arrays, about, inputs=file_digest(submission))
         write_record(folder / "run.json", {"data": {"folder": str(truth)}}, verb="evaluate")
@@ -113,13 +115,13 @@ SCORE = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 
 SUBMISSION = CsvTable(
     "",
-    {"id": PHOTOGRAPH, "landmarks": Column(f" *([0-9]{{1,18}} +{SCORE})? *", "a landmark id and a score, or nothing")},
+    {"id": IMAGE, "landmarks": Column(f" *([0-9]{{1,18}} +{SCORE})? *", "a landmark id and a score, or nothing")},
 )
 """Columns of a submission; a score is a finite decimal number."""
 
 
 def write_submission(path: Path | str, ids: pl.Series, landmark_ids: pl.Series, scores: pl.Series) -> None:
-    """Write one answer per photograph, none where the landmark is null; refuse an id twice and a NaN score."""
+    """Write one answer per image, none where the landmark is null; refuse an id twice and a NaN score."""
     refuse_twice(ids.to_list())
     answered = landmark_ids.is_not_null()
     if not scores.filter(answered).is_finite().all():
@@ -136,15 +138,15 @@ def read_submission(path: Path | str) -> pl.DataFrame:
     """Read a submission as `id` str, `landmark_id` i64?, `score` f64?, in the order of its rows.
 
     Raises `LandmarksError` that names the line of a cell that is neither empty nor one landmark and a finite score, and
-    the photograph that is predicted twice.
+    the image that is predicted twice.
     """
     file = Path(path)
     rows = _checked(SUBMISSION, file)
-    parts = pl.col("landmarks").str.strip_chars().str.splitn(" ", 2)
+    splits = pl.col("landmarks").str.strip_chars().str.splitn(" ", 2)
     table = rows.select(
         "id",
-        landmark_id=parts.struct[0].cast(pl.Int64, strict=False),
-        score=parts.struct[1].str.strip_chars().cast(pl.Float64, strict=False),
+        landmark_id=splits.struct[0].cast(pl.Int64, strict=False),
+        score=splits.struct[1].str.strip_chars().cast(pl.Float64, strict=False),
     )
     if not table["score"].drop_nulls().is_finite().all():
         raise LandmarksError(f"{file} holds a score beyond the largest number that can be stored")
@@ -162,14 +164,14 @@ def read_solution(path: Path | str) -> pl.DataFrame:
 
 
 def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple[Arrays, pl.Series]:
-    """Return the predictions of every photograph of `solution`, and the landmark id of each label used in them.
+    """Return the predictions of every image of `solution`, and the landmark id of each label used in them.
 
-    A photograph that the submission leaves out has no answer. Raises on photographs that the solution does not hold.
+    An image that the submission leaves out has no answer. Raises on images that the solution does not hold.
     """
     strange = submission.join(solution, on="id", how="anti")
     if len(strange):
         raise LandmarksError(
-            f"{len(strange)} photographs of the submission are not in the solution",
+            f"{len(strange)} images of the submission are not in the solution",
             received=strange["id"][0],
             expected="the ids of the test set (train, index and test have ids of one kind)",
         )

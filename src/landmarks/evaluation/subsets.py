@@ -27,16 +27,16 @@ from landmarks.training.ridge import ridge_scores
 from landmarks.training.run import open_run
 
 TEST_SHARE = 1 / 3
-"""Share of each landmark's photographs that answers are judged on."""
+"""Share of each landmark's images that answers are judged on."""
 
 DEFINITIONS = {
     "lottery": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
-    "every landmark's photographs and judged on the others, whole groups of near-duplicates on one side; the "
+    "every landmark's images and judged on the others, whole groups of near-duplicates on one side; the "
     "accuracies of all draws make the distribution.",
     "accuracies": "The accuracy of each draw.",
     "draws": "Sets of landmarks drawn.",
     "landmarks": "Landmarks in each of them.",
-    "of": "Landmarks they are drawn from: those with two groups of photographs or more.",
+    "of": "Landmarks they are drawn from: those with two groups of images or more.",
     "mean": "Mean of the accuracies.",
     "deviation": "Standard deviation of the accuracies.",
     "smallest": "The smallest of the accuracies.",
@@ -54,13 +54,13 @@ def lottery(
     *,
     landmarks: int = 20,
     draws: int = 200,
-    photographs: int | None = None,
+    images: int | None = None,
     seed: int = 0,
 ) -> NDArray[np.float64]:
     """Return the accuracy `(draws,)` on as many random sets of `landmarks`, from `features` `(N, C)`, `labels` `(N,)`.
 
-    Whole `groups` `(N,)` (negative: none; without the array each photograph by itself) are for training or for judging,
-    the same in every draw; `photographs` caps the training photographs of a landmark. Only landmarks that have both are
+    Whole `groups` `(N,)` (negative: none; without the array each image by itself) are for training or for judging,
+    the same in every draw; `images` caps the training images of a landmark. Only landmarks that have both are
     drawn. Raises `UsageError` when there are fewer than are to be drawn.
     """
     out = held_out(labels, groups, seed)
@@ -69,7 +69,7 @@ def lottery(
         raise UsageError("that many landmarks cannot be drawn", received=landmarks, expected=f"2 to {len(names)}")
     order = _shuffled_by_landmark(labels, seed)
     rows_of = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    sides = {int(labels[rows[0]]): (rows[~out[rows]][:photographs], rows[out[rows]]) for rows in rows_of}
+    sides = {int(labels[rows[0]]): (rows[~out[rows]][:images], rows[out[rows]]) for rows in rows_of}
     accuracies = np.empty(draws)
     for draw in range(draws):
         chosen = generator(seed, "draw", draw).choice(len(names), size=landmarks, replace=False)
@@ -81,7 +81,7 @@ def lottery(
 def held_out(
     labels: NDArray[np.integer], groups: NDArray[np.integer] | None = None, seed: int = 0
 ) -> NDArray[np.bool_]:
-    """Return `(N,)` which photographs answers are judged on: `TEST_SHARE` of each landmark's, in whole groups.
+    """Return `(N,)` which images answers are judged on: `TEST_SHARE` of each landmark's, in whole groups.
 
     Of a landmark whose groups are all larger than that, it is the smallest one that no other landmark needs.
     """
@@ -106,7 +106,7 @@ def held_out(
 
 
 def drawable(labels: NDArray[np.integer], out: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """Return the labels, sorted, that have photographs on both sides of `held_out`."""
+    """Return the labels, sorted, that have images on both sides of `held_out`."""
     return np.intersect1d(labels[out], labels[~out])
 
 
@@ -115,23 +115,23 @@ def learning_curves(
     labels: NDArray[np.integer],
     groups: NDArray[np.integer] | None = None,
     *,
-    photographs: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    images: Sequence[int] = (1, 2, 5, 10, 20, 50),
     landmarks: Sequence[int] = (5, 10, 20, 50, 100, 200),
     at: int = 20,
     draws: int = 20,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Return how accuracy grows with photographs per landmark and falls with the number of landmarks.
+    """Return how accuracy grows with images per landmark and falls with the number of landmarks.
 
-    Columns `varied` (`photographs`, at `at` landmarks, or `landmarks`, with all photographs), `value`, and over `draws`
+    Columns `varied` (`images`, at `at` landmarks, or `landmarks`, with all images), `value`, and over `draws`
     sets `mean`, `low`, `high` (the central 90 %). Numbers beyond what there is are left out.
     """
     out = held_out(labels, groups, seed)
     known, most = drawable(labels, out), int(np.unique(labels[~out], return_counts=True)[1].max(initial=0))
     rows = []
-    for value in (value for value in photographs if value <= most and at <= len(known)):
-        found = lottery(features, labels, groups, landmarks=at, draws=draws, photographs=value, seed=seed)
-        rows.append({"varied": "photographs", "value": value, **_summary(found)})
+    for value in (value for value in images if value <= most and at <= len(known)):
+        found = lottery(features, labels, groups, landmarks=at, draws=draws, images=value, seed=seed)
+        rows.append({"varied": "images", "value": value, **_summary(found)})
     for value in (value for value in landmarks if value <= len(known)):
         found = lottery(features, labels, groups, landmarks=value, draws=draws, seed=seed)
         rows.append({"varied": "landmarks", "value": value, **_summary(found)})
@@ -170,15 +170,15 @@ def _shuffled_by_landmark(labels: NDArray[np.integer], seed: int) -> NDArray[np.
 def _accuracy(
     features: NDArray[np.floating], train: list[NDArray[np.integer]], test: list[NDArray[np.integer]]
 ) -> float:
-    def labels_of(parts: list[NDArray[np.integer]]) -> NDArray[np.integer]:
-        return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    def labels_of(splits: list[NDArray[np.integer]]) -> NDArray[np.integer]:
+        return np.repeat(np.arange(len(splits)), [len(split) for split in splits])
 
     x, asked = features[np.concatenate(train)], features[np.concatenate(test)]
     values = ridge_scores(x.astype(np.float32), labels_of(train), asked.astype(np.float32), len(train))
     return float(np.mean(values.argmax(axis=1) == labels_of(test)))
 
 
-# How lucky was a run with its landmarks? Many draws from a dataset, told apart on the features of the run's trunk.
+# How lucky was a run with its landmarks? Many draws from a dataset, told apart on the features of the run's backbone.
 
 
 DRAWS = 200
@@ -195,30 +195,30 @@ def luck(
 ) -> dict[str, Any]:
     """Return, and write to `metrics/<name>.lottery.json`, how accuracy varies over draws of so many `landmarks`.
 
-    They are drawn from the landmarks with two groups of training photographs or more of the run's dataset, or of `data`
-    (whole when it has no parts). A trunk that was fine-tuned knows its own training photographs: draws from them are
+    They are drawn from the landmarks with two groups of training images or more of the run's dataset, or of `data`
+    (whole when it has no splits). A backbone that was fine-tuned knows its own training images: draws from them are
     too good, and among those of `data` they are left out. Where the run has been judged already, the record says where
     its own accuracy lies among the draws; that compares only if it tells as many landmarks apart. Raises `UsageError`
     when there are fewer than are to be drawn.
     """
     opened = open_run(run)
     phase = opened.record.get("best", {}).get("phase")
-    untouched = "its trunk was not trained on them" if phase == "warmup" else ""
+    untouched = "its backbone was not trained on them" if phase == "head" else ""
     asked = ask(opened, data, "train", any_landmarks=True, keep_seen=untouched)
-    dataset, part = asked.dataset, asked.part
+    dataset, split = asked.dataset, asked.split
     if asked.own and phase == "finetune":
-        note(f"{opened.name} was fine-tuned on the very photographs that are drawn from: its draws are too good")
-    photos, features = features_of(opened, dataset, part, device)
-    unseen = photos["id"].is_in(asked.photos["id"].implode()).to_numpy()
-    photos, features = photos.filter(pl.Series(unseen)), features[unseen]
-    labels = photos["label"].cast(pl.Int64).to_numpy()
-    groups = photos["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+        note(f"{opened.name} was fine-tuned on the very images that are drawn from: its draws are too good")
+    images, features = features_of(opened, dataset, split, device)
+    unseen = images["id"].is_in(asked.images["id"].implode()).to_numpy()
+    images, features = images.filter(pl.Series(unseen)), features[unseen]
+    labels = images["label"].cast(pl.Int64).to_numpy()
+    groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     accuracies = lottery(directions(features), labels, groups, landmarks=landmarks, draws=draws, seed=seed)
-    name = name_of(opened, asked, "all" if part == "all" else "test")
+    name = name_of(opened, asked, "all" if split == "all" else "test")
     numbers: dict[str, Any] = {
         "name": name,
         "data": str(dataset.folder.resolve()),
-        "part": part,
+        "split": split,
         "own_data": asked.own,
         "seen": asked.record()["seen"],
         "landmarks": landmarks,

@@ -1,6 +1,6 @@
 """Which score tells known from unknown best, and where its threshold lies: chosen on one part, reported on another.
 
-The recognition test set says which photographs are for choosing (Public) and which for reporting (Private); elsewhere
+The recognition test set says which images are for choosing (Public) and which for reporting (Private); elsewhere
 half of the groups, drawn by their number, are for choosing.
 """
 
@@ -20,24 +20,24 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
 
 LOSS = 0.05
-"""Share of known photographs that the compared thresholds give up."""
+"""Share of known images that the compared thresholds give up."""
 
 FOLDS = 5
 """Folds of the cross-validation that judges the combined score where its weights are fitted."""
 
 UNKNOWN_DEFINITIONS = {
-    "rejection": "What each score is worth that may tell known from unknown photographs: rules and thresholds are "
-    "chosen on one part of the photographs, and all but `auroc_chosen` is reported on another.",
+    "rejection": "What each score is worth that may tell known from unknown images: rules and thresholds are "
+    "chosen on one part of the images, and all but `auroc_chosen` is reported on another.",
     "auroc_chosen": "The same on the part chosen on; of the combined rule by cross-validation there.",
-    "threshold": "The score below which 5 % of the known photographs of the part chosen on fall.",
-    "lost": "Share of known photographs below that threshold.",
-    "rejected": "Share of unknown photographs below that threshold.",
+    "threshold": "The score below which 5 % of the known images of the part chosen on fall.",
+    "lost": "Share of known images below that threshold.",
+    "rejected": "Share of unknown images below that threshold.",
 }
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Which photographs a rule and its threshold are chosen on, and which they are reported on."""
+    """Which images a rule and its threshold are chosen on, and which they are reported on."""
 
     chosen: Flags  # (N,)
     reported: Flags  # (N,)
@@ -58,7 +58,7 @@ def halves_of(usage: NDArray[np.object_], groups: Integers, seed: int = 0) -> Ha
 
 
 def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[Rule, float]]:
-    """Return every rule that `scores` (name → `(N,)`) allow, each with its AUROC on the chosen photographs.
+    """Return every rule that `scores` (name → `(N,)`) allow, each with its AUROC on the chosen images.
 
     The combined rule is fitted on them, and judged there by cross-validation over whole groups. Best rule first, ties
     by name.
@@ -97,16 +97,16 @@ def compare_rules(
 
 def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_acceptance: float) -> dict[str, Any]:
     """Return the record that is stored with a model: the best rule on the chosen part and the threshold that lets at
-    most `false_acceptance` (0..1) of its unknown photographs pass, with what both do on the part reported on.
+    most `false_acceptance` (0..1) of its unknown images pass, with what both do on the part reported on.
 
-    Raises when there are no unknown photographs to choose on.
+    Raises when there are no unknown images to choose on.
     """
     if not 0 < false_acceptance < 1:
         raise LandmarksError("no such false-acceptance rate", received=false_acceptance, expected="between 0 and 1")
     others = int((halves.chosen & ~known).sum())
     if others * false_acceptance < 1:
         raise LandmarksError(
-            "too few photographs of anything else to choose a threshold on",
+            "too few images of anything else to choose a threshold on",
             received=others,
             expected=f"at least {math.ceil(1 / false_acceptance)} for a rate of {false_acceptance:g}",
         )
@@ -127,9 +127,9 @@ def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_accepta
 
 
 def _folds(groups: Integers, known: Flags) -> Integers | None:
-    """Return the fold `(N,)` of each photograph, whole `groups` `(N,)` in one; None where too few show either.
+    """Return the fold `(N,)` of each image, whole `groups` `(N,)` in one; None where too few show either.
 
-    Groups of known and of unknown photographs are dealt out in turn; one that shows both counts as known.
+    Groups of known and of unknown images are dealt out in turn; one that shows both counts as known.
     """
     places = np.unique(groups, return_inverse=True)[1]
     group_known = np.zeros(int(places.max(initial=-1)) + 1, dtype=bool)

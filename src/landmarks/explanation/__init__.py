@@ -1,1 +1,1 @@
-"""Where a network looked: heat maps of its answers, drawn over the photographs, and how far they can be believed."""
+"""Where a network looked: heat maps of its answers, drawn over the images, and how far they can be believed."""

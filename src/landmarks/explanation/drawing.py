@@ -1,4 +1,4 @@
-"""A photograph and its heat maps, drawn side by side with the answers they belong to."""
+"""An image and its heat maps, drawn side by side with the answers they belong to."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ INFERNO = np.array(
 """Seventeen steps of the colour map "inferno" (Smith & van der Walt 2015, CC0): lightness grows evenly with heat."""
 
 TILE = 240
-"""Side in pixels of each picture in a panel."""
+"""Side in pixels of each image in a panel."""
 MARGIN = 14
 CAPTION = 62
 PAPER, INK, QUIET, BAR, TRUE = "#ffffff", "#1c1c1e", "#6b6b70", "#c9c9ce", "#1a7f4b"
 HOTTEST = 0.78
-"""Opacity of the warmest place; cold places show the photograph, slightly dimmed."""
+"""Opacity of the warmest place; cold places show the image, slightly dimmed."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,22 @@ def colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return uint8 `image` (H, W, 3) with a heat map (h, w) of values 0..1 laid over it, enlarged smoothly.
 
-    The photograph loses its colour where it is cold, so that only heat is colourful.
+    The image loses its colour where it is cold, so that only heat is colourful.
     """
     height, width = image.shape[:2]
     smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     warmth = np.clip(np.asarray(smooth, dtype=np.float32), 0, 1)
     grey = (image @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    photograph = 0.55 * grey + 0.35 * image
+    faded = 0.55 * grey + 0.35 * image
     opacity = (HOTTEST * warmth**0.7)[..., None]
-    mixed = (1 - opacity) * photograph + opacity * colours(warmth)
+    mixed = (1 - opacity) * faded + opacity * colours(warmth)
     return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
 def panel(
     image: NDArray[np.uint8], heats: NDArray[np.float32], answers: Sequence[Answer], title: str
 ) -> NDArray[np.uint8]:
-    """Return one picture: the photograph with its `title`, then an overlay for each answer with name and probability.
+    """Return one image: the image with its `title`, then an overlay for each answer with name and probability.
 
     `image` is uint8 (S, S, 3), `heats` (k, h, w) of values 0..1.
     """
@@ -91,13 +91,13 @@ def _place(sheet: Image.Image, column: int, image: NDArray[Any]) -> None:
 
 
 def _caption(draw: ImageDraw.ImageDraw, column: int, names: str, entry: Answer | str) -> None:
-    """Write what stands under a picture: an answer with its probability, or the photograph's title."""
+    """Write what stands under an image: an answer with its probability, or the image's title."""
     left, top = _left(column), MARGIN + TILE + 8
     answer = entry if isinstance(entry, Answer) else None
     colour = TRUE if answer is not None and answer.is_true else INK
     text, font = lettering(entry.name if isinstance(entry, Answer) else entry, 17, beside=names)
     draw.text((left, top), fitted(text, font, TILE), fill=colour, font=font)
-    below, small = lettering("photograph" if answer is None else _percent(answer.probability), 14)
+    below, small = lettering("image" if answer is None else _percent(answer.probability), 14)
     draw.text((left, top + 26), below, fill=QUIET, font=small)
     if answer is not None:
         start, end, line = left + 58, left + TILE, top + 34
@@ -112,7 +112,7 @@ def _percent(probability: float) -> str:
     return "< 0.1 %" if percent < 0.1 else "> 99.9 %" if percent > 99.9 else f"{percent:.1f} %"
 
 
-# Letters for pictures: a font of this machine that has them, or Pillow's own and the nearest plain letters.
+# Letters for images: a font of this machine that has them, or Pillow's own and the nearest plain letters.
 
 
 FONTS = (

@@ -1,7 +1,7 @@
 """How far heat maps can be believed: take away what they call important, or show nothing else, and watch the answer.
 
-Deletion and insertion curves (Petsiuk, Das & Saenko 2018): the pixels of a photograph are blurred away in the order
-of their heat, or appear out of a blurred photograph in that order, and the probability of the network's answer is
+Deletion and insertion curves (Petsiuk, Das & Saenko 2018): the pixels of an image are blurred away in the order
+of their heat, or appear out of a blurred image in that order, and the probability of the network's answer is
 followed. A faithful map loses the answer early (small area under the deletion curve) and finds it early (large area
 under the insertion curve). Two maps that know nothing of the network are the measure: one of random patches as large
 as the heat map's, and the distance from the centre, where photographers put things.
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landmarks.dataset.shards import PhotoReader
-from landmarks.explanation.explain import BATCH, Explainer, Photo, photos_in_turn
+from landmarks.dataset.shards import ImageReader
+from landmarks.explanation.explain import BATCH, Explainer, KnownImage, images_in_turn
 from landmarks.models.network import Network
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
@@ -30,7 +30,7 @@ from landmarks.training.asked import ask
 from landmarks.training.run import Run, open_run
 
 STEPS = 10
-"""Equal shares of the photograph that are taken away or added one after the other."""
+"""Equal shares of the image that are taken away or added one after the other."""
 
 KINDS = ("heat", "random", "centre")
 MEASURES = tuple(f"{curve}_{kind}" for kind in KINDS for curve in ("deletion", "insertion"))
@@ -40,42 +40,42 @@ def faithfulness(
     run: Run | Path | str,
     *,
     data: Path | str | None = None,
-    part: str = "test",
+    split: str = "test",
     count: int = 200,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure the heat maps of a run's first answers on up to `count` photographs, the landmarks in turn.
+    """Measure the heat maps of a run's first answers on up to `count` images, the landmarks in turn.
 
     Writes `maps/faithfulness.parquet`, one row per landmark, and `maps/faithfulness.json`, which is returned: for each
     of heat map, random and centre the mean areas under both curves, and the differences to the heat map with their
-    95 % intervals (1.96 standard errors over photographs).
+    95 % intervals (1.96 standard errors over images).
     """
     run = run if isinstance(run, Run) else open_run(run)
-    asked = ask(run, data, part)
-    photos = photos_in_turn(run, asked)[:count]
-    explainer, reader = Explainer(run, device), PhotoReader(asked.dataset)
+    asked = ask(run, data, split)
+    images = images_in_turn(run, asked)[:count]
+    explainer, reader = Explainer(run, device), ImageReader(asked.dataset)
     rows: list[dict[str, Any]] = []
-    with held(run.folder / "maps") as folder, progress("deleting and inserting", total=len(photos)) as advance:
-        for start in range(0, len(photos), BATCH):
-            batch = photos[start : start + BATCH]
-            pictures = explainer.pictures([reader.read(*photo.place) for photo in batch])
-            rows += _measure(explainer, batch, pictures)
+    with held(run.folder / "maps") as folder, progress("deleting and inserting", total=len(images)) as advance:
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            pixels = explainer.pixels_of([reader.read(*image.place) for image in batch])
+            rows += _measure(explainer, batch, pixels)
             advance(len(batch))
         table = pl.DataFrame(rows)
         names = run.labels.select("label", "landmark_id", "name")
-        landmarks = table.group_by("label").agg(pl.len().alias("photographs"), *(pl.mean(each) for each in MEASURES))
+        landmarks = table.group_by("label").agg(pl.len().alias("images"), *(pl.mean(each) for each in MEASURES))
         landmarks = names.join(landmarks.cast({"label": pl.UInt32}), on="label").sort("label")
-        record = {"photographs": len(table), "steps": STEPS, "maps": summary(table), "method": explainer.method}
-        record |= {"data": str(asked.dataset.folder.resolve()), "part": asked.part, "seen": asked.record()["seen"]}
+        record = {"images": len(table), "steps": STEPS, "maps": summary(table), "method": explainer.method}
+        record |= {"data": str(asked.dataset.folder.resolve()), "split": asked.split, "seen": asked.record()["seen"]}
         write_table(folder / "faithfulness.parquet", landmarks, run=run.folder, digest=run.digest)
         write_record(folder / "faithfulness.json", record, verb="explain", inputs=run.digest)
     return record
 
 
 def summary(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return for each kind of map the mean areas of `table` (one row a photograph) and how much the heat map gains."""
+    """Return for each kind of map the mean areas of `table` (one row an image) and how much the heat map gains."""
     if table.is_empty():
-        raise LandmarksError("no photograph was measured")
+        raise LandmarksError("no image was measured")
     return [
         {
             "map": kind,
@@ -102,11 +102,11 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _measure(explainer: Explainer, batch: list[Photo], pictures: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
-    images, explained = explainer.images(pictures), explainer.look(pictures)
+def _measure(explainer: Explainer, batch: list[KnownImage], pixels: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    images, explained = explainer.images(pixels), explainer.look(pixels)
     answers, heat = explained.labels[:, 0], explained.maps[:, 0]
     height, width = heat.shape[1:]
-    chance = np.stack([generator("random map", photo.id).random((height, width)) for photo in batch])
+    chance = np.stack([generator("random map", image.id).random((height, width)) for image in batch])
     maps = {
         "heat": heat,
         "random": torch.from_numpy(chance.astype(np.float32)).to(heat),
@@ -117,8 +117,8 @@ def _measure(explainer: Explainer, batch: list[Photo], pictures: np.ndarray[Any,
         deletion, insertion = curves(explainer.network, images, answers, each)
         areas[f"deletion_{kind}"], areas[f"insertion_{kind}"] = area(deletion).tolist(), area(insertion).tolist()
     return [
-        {"id": photo.id, "label": photo.truth, **{name: values[row] for name, values in areas.items()}}
-        for row, photo in enumerate(batch)
+        {"id": image.id, "label": image.truth, **{name: values[row] for name, values in areas.items()}}
+        for row, image in enumerate(batch)
     ]
 
 

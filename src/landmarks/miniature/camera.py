@@ -23,7 +23,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Hits:
-    """The pixels that a triangle covers, in the order of their position in the picture."""
+    """The pixels that a triangle covers, in the order of their position in the image."""
 
     pixel: Integers
     """(P,) position y · width + x."""
@@ -39,11 +39,11 @@ class Hits:
 
 
 def rasterise(corners: Floats, keys: Floats, width: int, height: int) -> Hits:
-    """Return what every pixel of a `width` × `height` picture sees of triangles.
+    """Return what every pixel of a `width` × `height` image sees of triangles.
 
-    `corners` (T, 3, 3) are homogeneous picture coordinates (x·w, y·w, w) and `keys` (T, 3) the corners' nearness
-    divided by w-free weights: ones for a perspective picture (nearness is then 1 / depth), minus the depth where w
-    is 1. The picture's y runs downwards; triangles whose corners a viewer sees run clockwise face away and
+    `corners` (T, 3, 3) are homogeneous image coordinates (x·w, y·w, w) and `keys` (T, 3) the corners' nearness
+    divided by w-free weights: ones for a perspective image (nearness is then 1 / depth), minus the depth where w
+    is 1. The image's y runs downwards; triangles whose corners a viewer sees run clockwise face away and
     are left out. Corners may lie behind
     the camera (w ≤ 0). Method: edge functions in homogeneous coordinates (Olano & Greer, Triangle Scan Conversion
     using 2D Homogeneous Coordinates, 1997), filled in spans of rows.
@@ -109,12 +109,12 @@ def _spans(edges: Floats, bounds: Integers, width: int) -> tuple[Integers, Integ
 
 
 def _weights(edges: Floats, x: Floats, y: Floats) -> Floats:
-    """Return (3, P) how near each corner of its triangle (P, 3, 3) a point of the picture lies; they sum to 1."""
+    """Return (3, P) how near each corner of its triangle (P, 3, 3) a point of the image lies; they sum to 1."""
     inside = [edges[:, corner, 0] * x + edges[:, corner, 1] * y + edges[:, corner, 2] for corner in range(3)]
     return (np.stack(inside) / (inside[0] + inside[1] + inside[2])).astype(np.float32)
 
 
-# ── From the camera to the world and back: rays through pixels, and where on the picture a point falls ──────────────
+# ── From the camera to the world and back: rays through pixels, and where on the image a point falls ──────────────
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Sight:
 
 
 class Lens:
-    """A view and the size of its picture in pixels."""
+    """A view and the size of its image in pixels."""
 
     def __init__(self, view: View, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -179,7 +179,7 @@ class Lens:
 ASPECTS = ((4, 3), (3, 2), (16, 9), (1, 1))
 ORIENTATION_TAG = 0x0112
 TURNED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-"""EXIF orientation → how the stored picture is turned against the upright one."""
+"""EXIF orientation → how the stored image is turned against the upright one."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Camera:
     quality: int
     notes_orientation: bool
     monochrome: float
-    """share of the photographs that are made brown or grey"""
+    """share of the images that are made brown or grey"""
 
 
 def camera_of(author: str, seed: int) -> Camera:
@@ -242,11 +242,11 @@ def develop(light: Floats, camera: Camera, rng: np.random.Generator) -> bytes:
     else:
         shown = grey[:, :, None] + (shown - grey[:, :, None]) * np.float32(saturation)
     shown = shown + rng.normal(0, camera.grain * (1.6 if mean < 0.15 else 1), shown.shape).astype(np.float32)
-    picture = Image.fromarray((np.clip(shown, 0, 1) * 255 + 0.5).astype(np.uint8))
+    image = Image.fromarray((np.clip(shown, 0, 1) * 255 + 0.5).astype(np.uint8))
     blur = camera.softness * 0.7 + (float(rng.uniform(0.5, 1.1)) if rng.random() < 0.07 else 0)
     if blur > 0:
-        picture = picture.filter(ImageFilter.GaussianBlur(blur))
-    return _stored(picture, camera, rng)
+        image = image.filter(ImageFilter.GaussianBlur(blur))
+    return _stored(image, camera, rng)
 
 
 def _film(light: Floats) -> Floats:
@@ -257,20 +257,20 @@ def _film(light: Floats) -> Floats:
     return np.clip(light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1)
 
 
-def _stored(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> bytes:
-    """Return the picture as JPEG; upright ones of some cameras lie on their side, with a note in EXIF."""
+def _stored(image: Image.Image, camera: Camera, rng: np.random.Generator) -> bytes:
+    """Return the image as JPEG; upright ones of some cameras lie on their side, with a note in EXIF."""
     exif = Image.Exif()
-    if camera.notes_orientation and picture.height > picture.width:
+    if camera.notes_orientation and image.height > image.width:
         orientation = int(rng.choice([6, 6, 8]))
     elif camera.notes_orientation and rng.random() < 0.05:
         orientation = 3
     else:
         orientation = 1
     if orientation != 1:
-        picture = picture.transpose(TURNED[orientation])
+        image = image.transpose(TURNED[orientation])
         exif[ORIENTATION_TAG] = orientation
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=camera.quality, **({"exif": exif} if orientation != 1 else {}))
+    image.save(file, "JPEG", quality=camera.quality, **({"exif": exif} if orientation != 1 else {}))
     return file.getvalue()
 
 
@@ -293,7 +293,7 @@ class Shadows:
         flat = corners[near][..., :2].reshape(-1, 2) if near.any() else np.zeros((1, 2), np.float32)
         self.low = flat.min(axis=0) - 1
         self.scale = np.float32(SHADOW_PIXELS / (np.max(flat.max(axis=0) - self.low) + 1))
-        # A picture's y runs downwards.
+        # An image's y runs downwards.
         place = (corners[..., :2] - self.low) * self.scale
         homogeneous = np.stack([place[..., 0], SHADOW_PIXELS - place[..., 1], np.ones_like(place[..., 0])], axis=-1)
         hits = rasterise(homogeneous, corners[..., 2], SHADOW_PIXELS, SHADOW_PIXELS)

@@ -24,11 +24,11 @@ from landmarks.support.files import digest_of, held, read_record, write_record, 
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
 
-PHOTOGRAPHS_PER_TAR = 340
+IMAGES_PER_TAR = 340
 WORTH_PROCESSES = 80
-"""Photographs from which on it pays to start other processes."""
+"""Images from which on it pays to start other processes."""
 
-FAULTS = ("cut off", "not a picture")
+FAULTS = ("cut off", "not an image")
 """What is wrong with two files of the train set: a JPEG that ends too soon, and a text named .jpg."""
 
 
@@ -43,8 +43,8 @@ class Landmark:
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """A photograph of the miniature: how it is taken, what it is said to show, and what is wrong with its file."""
+class MadeUpImage:
+    """An image of the miniature: how it is taken, what it is said to show, and what is wrong with its file."""
 
     shot: Shot
     landmarks: tuple[int, ...]
@@ -56,34 +56,34 @@ def make_miniature(
     folder: Path | str,
     *,
     landmarks: int = 12,
-    photographs: int = 120,
+    images: int = 120,
     others: int = 240,
     size: int = 160,
     seed: int = 0,
 ) -> Path:
     """Write a mirror with `landmarks` made-up landmarks to `folder` and return it; the same seed, the same bytes.
 
-    `photographs` is the mean number of train photographs of a landmark; the test set has a fifth of it and
-    `others` photographs of nothing in particular. `size` is the photographs' longer side in pixels. A folder that
+    `images` is the mean number of train images of a landmark; the test set has a fifth of it and
+    `others` images of nothing in particular. `size` is the images' longer side in pixels. A folder that
     already holds this very miniature is left as it is.
     """
-    _check(landmarks=landmarks, photographs=photographs, size=size)
-    whole = {"landmarks": landmarks, "photographs": photographs, "others": others, "size": size, "seed": seed}
+    _check(landmarks=landmarks, images=images, size=size)
+    whole = {"landmarks": landmarks, "images": images, "others": others, "size": size, "seed": seed}
     folder = Path(folder)
     with held(folder):
         marker = folder / "miniature.json"
         if marker.exists() and read_record(marker)["inputs"] == digest_of(whole):
             return folder
         known = choose_landmarks(landmarks, seed)
-        train = train_photographs(known, photographs, size, seed)
-        test = test_photographs(known, photographs, others, size, seed)
+        train = train_images(known, images, size, seed)
+        test = test_images(known, images, others, size, seed)
         count = len(train) + len(test)
-        with progress("photographing the miniature", count) as advance, _photographers(count) as photograph_all:
-            _write_tars(folder, "train", train, photograph_all, advance)
-            _write_tars(folder, "test", test, photograph_all, advance)
+        with progress("photographing the miniature", count) as advance, _renderers(count) as render_all:
+            _write_tars(folder, "train", train, render_all, advance)
+            _write_tars(folder, "test", test, render_all, advance)
         write_metadata(folder, known, train, test, seed)
         write_record(marker, whole, verb="demo", inputs=digest_of(whole))
-        note(f"miniature: {len(train)} train and {len(test)} test photographs of {landmarks} landmarks in {folder}")
+        note(f"miniature: {len(train)} train and {len(test)} test images of {landmarks} landmarks in {folder}")
     return folder
 
 
@@ -105,13 +105,13 @@ def choose_landmarks(count: int, seed: int) -> list[Landmark]:
     )
 
 
-def train_photographs(known: Sequence[Landmark], mean: int, size: int, seed: int) -> list[Photograph]:
+def train_images(known: Sequence[Landmark], mean: int, size: int, seed: int) -> list[MadeUpImage]:
     """Return the train set in the order of its TARs: 0.6 to 1.5 times `mean` of each landmark, two files broken."""
     rng = generator(seed, "train")
     spread = np.linspace(0.6, 1.5, len(known)) if len(known) > 1 else np.ones(1)
     counts = np.maximum(1, np.round(rng.permutation(spread) * mean / spread.mean()).astype(int))
     taken = [
-        Photograph(shot, (landmark.id,))
+        MadeUpImage(shot, (landmark.id,))
         for landmark, count in zip(known, counts, strict=True)
         for shot in _album(("train", landmark.id), ((landmark.kind, landmark.number),), int(count), size, seed)
     ]
@@ -123,7 +123,7 @@ def train_photographs(known: Sequence[Landmark], mean: int, size: int, seed: int
     return order
 
 
-def test_photographs(known: Sequence[Landmark], mean: int, others: int, size: int, seed: int) -> list[Photograph]:
+def test_images(known: Sequence[Landmark], mean: int, others: int, size: int, seed: int) -> list[MadeUpImage]:
     """Return the test set: a fifth of `mean` of each landmark, some with a second one behind, and `others`."""
     rng = generator(seed, "test")
     taken = []
@@ -133,10 +133,10 @@ def test_photographs(known: Sequence[Landmark], mean: int, others: int, size: in
             second = known[int(rng.integers(len(known)))]
             if number % 12 == 5 and second.id != landmark.id:
                 both = replace(shot, landmarks=(*seen, (second.kind, second.number)))
-                taken.append(Photograph(both, tuple(sorted((landmark.id, second.id)))))
+                taken.append(MadeUpImage(both, tuple(sorted((landmark.id, second.id)))))
             else:
-                taken.append(Photograph(shot, (landmark.id,)))
-    taken += [Photograph(shot, ()) for shot in _album(("test", "others"), (), others, size, seed)]
+                taken.append(MadeUpImage(shot, (landmark.id,)))
+    taken += [MadeUpImage(shot, ()) for shot in _album(("test", "others"), (), others, size, seed)]
     usage = ["Public" if share < 0.35 else "Private" for share in rng.random(len(taken))]
     return [replace(taken[i], usage=usage[i]) for i in rng.permutation(len(taken))]
 
@@ -144,7 +144,7 @@ def test_photographs(known: Sequence[Landmark], mean: int, others: int, size: in
 def _album(
     key: tuple[object, ...], landmarks: tuple[tuple[str, int], ...], count: int, size: int, seed: int
 ) -> Iterator[Shot]:
-    """Yield `count` photographs by several authors, each of whom comes once or twice and takes bursts now and then."""
+    """Yield `count` images by several authors, each of whom comes once or twice and takes bursts now and then."""
     rng = generator(seed, "album", *map(str, key))
     author, visit, stand = "", "", ""
     for number in range(count):
@@ -157,15 +157,15 @@ def _album(
             visit = stand = f"{key} {number}"
         else:
             stand = f"{key} {number}"
-        photo_id = generator(seed, "id", *map(str, key), number).bytes(8).hex()
-        yield Shot(photo_id, seed, author, visit, stand, landmarks, size)
+        image_id = generator(seed, "id", *map(str, key), number).bytes(8).hex()
+        yield Shot(image_id, seed, author, visit, stand, landmarks, size)
 
 
 @contextlib.contextmanager
-def _photographers(photographs: int) -> Iterator[Callable[[Sequence[Shot]], Iterator[bytes]]]:
-    """Yield what takes photographs in order: several processes, or this one where starting others takes longer."""
+def _renderers(images: int) -> Iterator[Callable[[Sequence[Shot]], Iterator[bytes]]]:
+    """Yield what takes images in order: several processes, or this one where starting others takes longer."""
     processors = usable_processors()
-    if photographs < WORTH_PROCESSES or processors == 1:
+    if images < WORTH_PROCESSES or processors == 1:
         yield lambda shots: map(take, shots)
         return
     with ProcessPoolExecutor(processors, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -175,37 +175,37 @@ def _photographers(photographs: int) -> Iterator[Callable[[Sequence[Shot]], Iter
 def _write_tars(
     folder: Path,
     name: str,
-    taken: Sequence[Photograph],
-    photograph_all: Callable[[Sequence[Shot]], Iterator[bytes]],
+    taken: Sequence[MadeUpImage],
+    render_all: Callable[[Sequence[Shot]], Iterator[bytes]],
     advance: Advance,
 ) -> None:
     """Write one set's TARs and the MD5 file of each."""
-    count = max(1, math.ceil(len(taken) / PHOTOGRAPHS_PER_TAR))
+    count = max(1, math.ceil(len(taken) / IMAGES_PER_TAR))
     for number in range(count):
         part = taken[number::count]
-        pictures = photograph_all([photograph.shot for photograph in part])
+        jpegs = render_all([image.shot for image in part])
         path = folder / name / f"images_{number:03d}.tar"
         with written_whole(path) as aside:
-            _write_tar(aside, part, pictures, advance)
+            _write_tar(aside, part, jpegs, advance)
             md5 = hashlib.md5(aside.read_bytes(), usedforsecurity=False).hexdigest()
         with written_whole(folder / "md5sum" / name / f"md5.images_{number:03d}.txt") as aside:
             aside.write_text(f"{md5}  images_{number:03d}.tar\n", encoding="ascii")
 
 
-def _write_tar(path: Path, part: Sequence[Photograph], pictures: Iterable[bytes], advance: Advance) -> None:
+def _write_tar(path: Path, part: Sequence[MadeUpImage], jpegs: Iterable[bytes], advance: Advance) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for photograph, picture in zip(part, pictures, strict=True):
-            photo_id = photograph.shot.id
-            data = _damaged(picture, photograph.fault)
-            member = tarfile.TarInfo(f"{photo_id[0]}/{photo_id[1]}/{photo_id[2]}/{photo_id}.jpg")
+        for image, jpeg in zip(part, jpegs, strict=True):
+            image_id = image.shot.id
+            data = _damaged(jpeg, image.fault)
+            member = tarfile.TarInfo(f"{image_id[0]}/{image_id[1]}/{image_id[2]}/{image_id}.jpg")
             member.size, member.mtime, member.mode = len(data), 1_556_668_800, 0o644
             tar.addfile(member, io.BytesIO(data))
             advance(1)
 
 
-def _damaged(picture: bytes, fault: str) -> bytes:
+def _damaged(jpeg: bytes, fault: str) -> bytes:
     if fault == "cut off":
-        return picture[: len(picture) * 2 // 3]
-    if fault == "not a picture":
-        return b"404: this photograph has flown south for the winter\n"
-    return picture
+        return jpeg[: len(jpeg) * 2 // 3]
+    if fault == "not an image":
+        return b"404: this image has flown south for the winter\n"
+    return jpeg

@@ -13,7 +13,7 @@ from landmarks.support.files import written_whole
 from landmarks.support.seeds import generator
 
 if TYPE_CHECKING:
-    from landmarks.miniature.make import Landmark, Photograph
+    from landmarks.miniature.make import Landmark, MadeUpImage
 
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -88,17 +88,17 @@ def category_url(name: str) -> str:
     return "http://commons.wikimedia.org/wiki/Category:" + quote(name.replace(" ", "_"), safe="_,()'-")
 
 
-# ── The CSV files that go with the miniature's photographs, written as the archive writes them ──────────────────────
+# ── The CSV files that go with the miniature's images, written as the archive writes them ──────────────────────
 
 
 def write_metadata(
-    folder: Path, known: Sequence[Landmark], train: Sequence[Photograph], test: Sequence[Photograph], seed: int
+    folder: Path, known: Sequence[Landmark], train: Sequence[MadeUpImage], test: Sequence[MadeUpImage], seed: int
 ) -> None:
-    """Write every CSV of the published layout: landmarks, photographs, their authors and the recognition solution."""
+    """Write every CSV of the published layout: landmarks, images, their authors and the recognition solution."""
     names = {landmark.id: landmark.name for landmark in known}
     rng = generator(seed, "metadata")
     shuffled = [train[i] for i in rng.permutation(len(train))]
-    titles = {photograph.shot.id: _title(names[photograph.landmarks[0]], photograph.shot.id) for photograph in train}
+    titles = {image.shot.id: _title(names[image.landmarks[0]], image.shot.id) for image in train}
     metadata = folder / "metadata"
     _write(metadata / "train.csv", ["id", "url", "landmark_id"], (
         (p.shot.id, _url(titles[p.shot.id], "http" if rng.random() < 0.3 else "https"), p.landmarks[0])
@@ -106,15 +106,15 @@ def write_metadata(
     ))  # fmt: skip
     _write(metadata / "train_attribution.csv", ["id", "url", "author", "license", "title"], (
         (
-            photograph.shot.id,
-            f"https://commons.wikimedia.org/wiki/File:{quote(titles[photograph.shot.id].replace(' ', '_'), safe='_')}",
-            photograph.shot.author,
+            image.shot.id,
+            f"https://commons.wikimedia.org/wiki/File:{quote(titles[image.shot.id].replace(' ', '_'), safe='_')}",
+            image.shot.author,
             LICENSES[rng.integers(len(LICENSES))],
-            f"File:{titles[photograph.shot.id]}",
+            f"File:{titles[image.shot.id]}",
         )
-        for photograph in shuffled
+        for image in shuffled
     ))  # fmt: skip
-    clean = {photograph.shot.id for photograph in train if not photograph.fault and rng.random() > 0.1}
+    clean = {image.shot.id for image in train if not image.fault and rng.random() > 0.1}
     _write(metadata / "train_clean.csv", ["landmark_id", "images"], _clean_rows(known, shuffled, clean))
     _write(metadata / "train_label_to_category.csv", ["landmark_id", "category"], (
         (landmark.id, category_url(landmark.name)) for landmark in known
@@ -124,10 +124,10 @@ def write_metadata(
         ["landmark_id", "category", "supercategory", "hierarchical_label", "natural_or_human_made"],
         (_hierarchy(landmark) for landmark in known),
     )
-    _write(metadata / "test.csv", ["id"], ((photograph.shot.id,) for photograph in test))
+    _write(metadata / "test.csv", ["id"], ((image.shot.id,) for image in test))
     _write(folder / "ground_truth" / "recognition_solution_v2.1.csv", ["id", "landmarks", "Usage"], (
-        (photograph.shot.id, " ".join(map(str, photograph.landmarks)), photograph.usage)
-        for photograph in sorted(test, key=lambda photograph: photograph.shot.id)
+        (image.shot.id, " ".join(map(str, image.landmarks)), image.usage)
+        for image in sorted(test, key=lambda image: image.shot.id)
     ))  # fmt: skip
 
 
@@ -140,19 +140,17 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
         aside.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _title(name: str, photo_id: str) -> str:
-    return f"{name} ({int(photo_id[:4], 16)}).jpg"
+def _title(name: str, image_id: str) -> str:
+    return f"{name} ({int(image_id[:4], 16)}).jpg"
 
 
 def _url(title: str, scheme: str) -> str:
     return f"{scheme}://upload.wikimedia.org/wikipedia/commons/{quote(title.replace(' ', '_'), safe='_')}"
 
 
-def _clean_rows(
-    known: Sequence[Landmark], photographs: Sequence[Photograph], clean: set[str]
-) -> Iterable[tuple[int, str]]:
+def _clean_rows(known: Sequence[Landmark], images: Sequence[MadeUpImage], clean: set[str]) -> Iterable[tuple[int, str]]:
     for landmark in known:
-        ids = [p.shot.id for p in photographs if p.landmarks[0] == landmark.id and p.shot.id in clean]
+        ids = [p.shot.id for p in images if p.landmarks[0] == landmark.id and p.shot.id in clean]
         if ids:
             yield landmark.id, " ".join(ids)
 

@@ -128,7 +128,7 @@ def _leaves(points: Floats, _: Floats) -> Floats:
     return 0.45 + 1.05 * clump
 
 
-# ── A picture of a scene: what each pixel looks at, and the light that comes from there ─────────────────────────────
+# ── An image of a scene: what each pixel looks at, and the light that comes from there ─────────────────────────────
 
 
 # mypy: disable-error-code="no-any-return"

@@ -273,7 +273,7 @@ class View:
     roll: float = 0.0
 
     def axes(self) -> Floats:
-        """Return (3, 3): the unit vectors to the right, down and forward of the picture."""
+        """Return (3, 3): the unit vectors to the right, down and forward of the image."""
         forward = np.subtract(self.target, self.position).astype(float)
         forward /= np.linalg.norm(forward)
         right = np.cross(forward, [0, 0, 1])
@@ -322,7 +322,7 @@ def tree(rng: np.random.Generator) -> Mesh:
     """Return a broad-leaved tree, a conifer or a cypress, 5 to 13 m high."""
     kind = rng.choice(3, p=[0.6, 0.22, 0.18])
     paint = GREENS[rng.choice(5, p=[0.38, 0.34, 0.1, 0.1, 0.08])]
-    trunk = lathe([(0.42, 0), (0.26, 2.6)], 6, WOOD)
+    backbone = lathe([(0.42, 0), (0.26, 2.6)], 6, WOOD)
     if kind == 0:
         crown = [
             moved(
@@ -330,13 +330,13 @@ def tree(rng: np.random.Generator) -> Mesh:
             )
             for _ in range(4)
         ]
-        whole = joined([trunk, *(rough(blob, 0.2, rng) for blob in crown)])
+        whole = joined([backbone, *(rough(blob, 0.2, rng) for blob in crown)])
     elif kind == 1:
         whole = joined(
-            [trunk, *(moved(lathe([(2.3 - 0.5 * i, 0), (0, 3.2)], 9, GREENS[2]), z=1.4 + 1.7 * i) for i in range(4))]
+            [backbone, *(moved(lathe([(2.3 - 0.5 * i, 0), (0, 3.2)], 9, GREENS[2]), z=1.4 + 1.7 * i) for i in range(4))]
         )
     else:
-        whole = joined([trunk, rough(ball(1.0, 5.0, GREENS[2], sides=8, rings=8, stretch=4.2), 0.08, rng)])
+        whole = joined([backbone, rough(ball(1.0, 5.0, GREENS[2], sides=8, rings=8, stretch=4.2), 0.08, rng)])
     return turned(grown(whole, float(rng.uniform(0.8, 1.5))), float(rng.uniform(0, 6.28)))
 
 

@@ -1,4 +1,4 @@
-"""Photographs of nothing in particular: streets, woods, the sea, people, a table with fruit."""
+"""Images of nothing in particular: streets, woods, the sea, people, a table with fruit."""
 
 from __future__ import annotations
 
@@ -161,16 +161,16 @@ def _lone_tree(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
 
 @dataclass(frozen=True)
 class Shot:
-    """One photograph to be taken. Everything about it follows from these keys, whoever takes it and in what order."""
+    """One image to be taken. Everything about it follows from these keys, whoever takes it and in what order."""
 
     id: str
     seed: int
     author: str
     visit: str
-    """the author's visit: photographs of one visit share the hour and the weather"""
+    """the author's visit: images of one visit share the hour and the weather"""
 
     stand: str
-    """where the author stood: photographs of a burst share it, and the passers-by"""
+    """where the author stood: images of a burst share it, and the passers-by"""
 
     landmarks: tuple[tuple[str, int], ...]
     """(kind, number) of the monument, and of a second one behind it; empty: nothing in particular"""
@@ -213,7 +213,7 @@ class Place:
     mesh: Mesh
     trees: tuple[tuple[float, float, Mesh], ...]
     houses: tuple[tuple[float, float, Mesh], ...]
-    """(x, y, mesh); those that would stand in a camera's way are left out of its picture"""
+    """(x, y, mesh); those that would stand in a camera's way are left out of its image"""
 
     ground: Ground
     hills: Floats | None
@@ -221,7 +221,7 @@ class Place:
 
 
 def take(shot: Shot) -> bytes:
-    """Return the photograph as the bytes of a JPEG."""
+    """Return the image as the bytes of a JPEG."""
     camera = camera_of(shot.author, shot.seed)
     visit = generator(shot.seed, "visit", shot.visit)
     weather, season = weather_of(visit), SEASONS[visit.choice(len(SEASONS), p=[0.3, 0.34, 0.2, 0.16])]
@@ -331,9 +331,9 @@ def _beside(bearing: float, along: float, aside: float) -> tuple[float, float]:
 def _standpoint(
     place: Place, stand: np.random.Generator, hand: np.random.Generator, shape: tuple[float, float]
 ) -> tuple[View, float]:
-    """Return a view from somewhere around the monument that has it in the picture, and the bearing of the camera.
+    """Return a view from somewhere around the monument that has it in the image, and the bearing of the camera.
 
-    `shape` are the picture's width and height, the longer one 1.
+    `shape` are the image's width and height, the longer one 1.
     """
     built = place.monument
     favourite = stand.random() < 0.25
@@ -346,7 +346,7 @@ def _standpoint(
     fills = float(stand.choice([0.45, 0.65, 0.85, 1.15], p=[0.2, 0.35, 0.3, 0.15]) * stand.uniform(0.9, 1.1))
     zoom = fills * distance * min(high / (1.1 * built.height), wide / (1.5 * built.radius))
     zoom = float(np.clip(zoom, 0.5, 2.6))
-    # The monument stands anywhere in the picture where it still has room.
+    # The monument stands anywhere in the image where it still has room.
     room_aside = max(0.0, distance * wide / (2 * zoom) - 0.8 * built.radius)
     room_up = max(0.0, distance * high / (2 * zoom) - 0.5 * built.height)
     aside = stand.uniform(-0.9, 0.9) * room_aside + stand.normal(0, 0.12) * built.radius + hand.normal(0, 0.02) * size

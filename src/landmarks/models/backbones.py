@@ -26,10 +26,10 @@ PRETRAINED: dict[str, Any] = {
 
 CHANNELS = (32, 64)
 SIDE = 28
-"""Height and width of its maps, whatever the size of the photograph: the dense layer's size depends on it."""
+"""Height and width of its maps, whatever the size of the image: the dense layer's size depends on it."""
 
 
-class BaselineTrunk(nn.Module):
+class BaselineBackbone(nn.Module):
     """Convolution, ReLU, pooling, twice; 64 maps of 28 × 28 whose every position the dense layer sees.
 
     It speaks as much of timm's interface as `Network` uses. With 20 landmarks it has 1,022,932 parameters: 19,392 in
@@ -63,7 +63,7 @@ class BaselineTrunk(nn.Module):
         return maps
 
     def forward_head(self, maps: Tensor, pre_logits: bool = True) -> Tensor:
-        """Return the maps laid out in one row per photograph, (N, 50176)."""
+        """Return the maps laid out in one row per image, (N, 50176)."""
         return maps.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -84,12 +84,12 @@ STUDY = (BASELINE, "resnet18", "resnet50", "xception", "inception_v3", "inceptio
 """The networks listed first; the study's five, the small ResNet, and the study's best-known large one."""
 
 
-def timm_name(backbone: str) -> str:
+def timm_name(backbone_name: str) -> str:
     """Return timm's name of `backbone`, with its tag if it has one; unknown names are a `UsageError`."""
-    name = FRIENDLY.get(backbone, backbone)
+    name = FRIENDLY.get(backbone_name, backbone_name)
     if not timm.is_model(name):
-        close = did_you_mean(backbone, (*STUDY, *timm.list_models()))
-        raise UsageError(f'no network "{backbone}"', way_out=f"{close} (landmarks networks lists all)".strip())
+        close = did_you_mean(backbone_name, (*STUDY, *timm.list_models()))
+        raise UsageError(f'no network "{backbone_name}"', way_out=f"{close} (landmarks networks lists all)".strip())
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -103,39 +103,39 @@ def timm_name(backbone: str) -> str:
     return name
 
 
-def pretrained_record(backbone: str) -> Mapping[str, Any]:
+def pretrained_record(backbone_name: str) -> Mapping[str, Any]:
     """Return timm's record of the pretrained weights: `input_size`, `mean`, `std`, `license` and so on."""
-    if backbone == BASELINE:
+    if backbone_name == BASELINE:
         return PRETRAINED
-    record = timm.get_pretrained_cfg(timm_name(backbone))
+    record = timm.get_pretrained_cfg(timm_name(backbone_name))
     if record is None:
-        raise UsageError(f'timm does not say how photographs are prepared for "{backbone}"', way_out="name another one")
+        raise UsageError(f'timm does not say how images are prepared for "{backbone_name}"', way_out="name another one")
     return {**record.to_dict(), "license": record.license}
 
 
-def build_trunk(backbone: str, image_size: int) -> nn.Module:
+def build_backbone(backbone_name: str, image_size: int) -> nn.Module:
     """Return the network without its classifier, randomly initialised, for squares of `image_size` pixels."""
-    if backbone == BASELINE:
-        return BaselineTrunk()
-    record = pretrained_record(backbone)
+    if backbone_name == BASELINE:
+        return BaselineBackbone()
+    record = pretrained_record(backbone_name)
     sizes = {"img_size": image_size} if record.get("fixed_input_size") else {}
     try:
-        trunk: nn.Module = timm.create_model(timm_name(backbone), pretrained=False, num_classes=0, **sizes)
+        backbone: nn.Module = timm.create_model(timm_name(backbone_name), pretrained=False, num_classes=0, **sizes)
     except MemoryError:
         raise
     except Exception as error:  # a thousand networks raise a dozen kinds
-        raise unfit(backbone, image_size, str(error).strip().partition("\n")[0] or type(error).__name__) from error
-    return trunk
+        raise unfit(backbone_name, image_size, str(error).strip().partition("\n")[0] or type(error).__name__) from error
+    return backbone
 
 
-def unfit(backbone: str, image_size: int, reason: str) -> LandmarksError:
-    """Return the error for a network that cannot work on photographs of this size, or on photographs at all."""
-    own = int(pretrained_record(backbone)["input_size"][-1])
+def unfit(backbone_name: str, image_size: int, reason: str) -> LandmarksError:
+    """Return the error for a network that cannot work on images of this size, or on images at all."""
+    own = int(pretrained_record(backbone_name)["input_size"][-1])
     if image_size != own:
         return UsageError(
-            f"{backbone} cannot take photographs of {image_size} pixels ({reason})",
+            f"{backbone_name} cannot take images of {image_size} pixels ({reason})",
             way_out=f"it was made for {own} (--image-size)",
         )
     return LandmarksError(
-        f"{backbone} gives no features to recognise landmarks by ({reason})", way_out="name another network"
+        f"{backbone_name} gives no features to recognise landmarks by ({reason})", way_out="name another network"
     )

@@ -19,14 +19,14 @@ COLUMNS = {
     "trainable": pl.Int64,
     "non_trainable": pl.Int64,  # running means and variances of batch normalisation
     "image_size": pl.Int64,  # in pixels
-    "gmacs": pl.Float64,  # billions of multiply-adds for one photograph forward
+    "gmacs": pl.Float64,  # billions of multiply-adds for one image forward
     "license": pl.String,  # of the ImageNet weights; null where nothing is stated
 }
 """Columns of the table that `networks` returns."""
 
 
 def networks(
-    name: str | None = None, *, classes: int = 20, head: str = "study", image_size: int | None = None
+    name: str | None = None, *, classes: int = 20, head: str = "mlp", image_size: int | None = None
 ) -> pl.DataFrame:
     """Return one row per network, `COLUMNS`: the study's seven, or the one called `name` (any of timm's too).
 
@@ -54,7 +54,7 @@ def _describe(backbone: str, classes: int, head: str, image_size: int | None) ->
 
 @torch.no_grad()
 def gmacs(network: Network) -> float:
-    """Return the billions of multiply-adds of one photograph's way forward, counted while it goes through.
+    """Return the billions of multiply-adds of one image's way forward, counted while it goes through.
 
     Convolutions and matrix products are counted, those of attention too. A multiplication and the addition that goes
     with it are one multiply-add, as in timm's tables of results; papers often call the same number FLOPs. A network on

@@ -1,4 +1,4 @@
-"""A network's answers and where it looked for each of them, from one pass over the photographs."""
+"""A network's answers and where it looked for each of them, from one pass over the images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landmarks.models.heads import CosineHead, Head, LinearHead, StudyHead
+from landmarks.models.heads import ArcFaceHead, Head, LinearHead, MlpHead
 from landmarks.models.network import Network
 from landmarks.support.errors import LandmarksError
 
@@ -18,7 +18,7 @@ GRADIENT = "Grad-CAM by automatic differentiation"
 
 @dataclass(frozen=True)
 class Explained:
-    """For N photographs: the k best answers `labels` (N, k), all `probabilities` (N, K), heat `maps` (N, k, h, w)."""
+    """For N images: the k best answers `labels` (N, k), all `probabilities` (N, K), heat `maps` (N, k, h, w)."""
 
     labels: Tensor
     probabilities: Tensor
@@ -26,7 +26,7 @@ class Explained:
     method: str
 
     def only(self, row: int) -> Explained:
-        """Return what concerns one of the photographs."""
+        """Return what concerns one of the images."""
         one = slice(row, row + 1)
         return Explained(self.labels[one], self.probabilities[one], self.maps[one], self.method)
 
@@ -61,7 +61,8 @@ def scaled(maps: Tensor) -> Tensor:
 #
 #     L_k = ReLU( Σ_c α_kc A_c ),        α_kc = 1/Z Σ_ij ∂y_k / ∂A_c(i, j).
 #
-# Where the trunk's features are the average of its maps, f_c = 1/Z Σ_ij A_c(i, j), every position has the same share in
+# Where the backbone's features are the average of its maps, f_c = 1/Z Σ_ij A_c(i, j), every position has the same
+# share in
 # them: ∂f_c / ∂A_c(i, j) = 1/Z. By the chain rule ∂y_k / ∂A_c(i, j) = 1/Z · ∂y_k / ∂f_c, the same number at all
 # positions, so its mean over them is that number itself and
 #
@@ -71,7 +72,7 @@ def scaled(maps: Tensor) -> Tensor:
 #
 # - dense, y = W f + b:  G = W. This is the class activation map (Zhou et al. 2016), up to the constant 1/Z.
 # - dense, ReLU, dense, z = W₁ f + b₁, y = W₂ max(z, 0) + b₂:  G = W₂ · diag(z > 0) · W₁. The hidden units that are
-#   silent for this photograph drop out; the rest of the head is linear. One product gives the weights of any number of
+#   silent for this image drop out; the rest of the head is linear. One product gives the weights of any number of
 #   classes at once.
 # - cosine, y_k = s · ⟨w_k, ê⟩ with unit vectors w_k (of several sub-centres the nearest), e = E f + b and ê = e / ‖e‖:
 #   G_k = s / ‖e‖ · (w_k − ⟨w_k, ê⟩ ê) · E, since only the part of w_k across e turns e (E: the embedding, if any).
@@ -93,7 +94,7 @@ def averages(maps: Tensor, features: Tensor) -> bool:
 
 def has_formula(head: Head) -> bool:
     """Return whether the gradient of `head` is written down here."""
-    return isinstance(head, LinearHead | StudyHead | CosineHead)
+    return isinstance(head, LinearHead | MlpHead | ArcFaceHead)
 
 
 def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -104,17 +105,17 @@ def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) ->
     if isinstance(head, LinearHead):
         rows = head.output.weight if labels is None else head.output.weight[labels]
         return rows.expand(len(features), -1, -1)
-    if isinstance(head, StudyHead):
+    if isinstance(head, MlpHead):
         awake = (head.hidden(features) > 0).to(features.dtype)
         rows = head.output.weight if labels is None else head.output.weight[labels]
         gradient: Tensor = (rows * awake[:, None]) @ head.hidden.weight
         return gradient
-    if isinstance(head, CosineHead):
+    if isinstance(head, ArcFaceHead):
         return _cosine_gradient(head, features, labels)
     raise TypeError(f"no formula for the gradient of {type(head).__name__}")
 
 
-def _cosine_gradient(head: CosineHead, features: Tensor, labels: Tensor | None) -> Tensor:
+def _cosine_gradient(head: ArcFaceHead, features: Tensor, labels: Tensor | None) -> Tensor:
     embedded = head.embedding(features)
     length = embedded.norm(dim=1)[:, None, None]
     unit = embedded[:, None] / length
@@ -144,23 +145,24 @@ def weighted(maps: Tensor, weights: Tensor) -> Tensor:
 
 # Grad-CAM by automatic differentiation, for networks whose weights cannot be written down: other heads, transformers.
 #
-# The backward pass is as short as it can be: it begins at the logits and ends at the maps, and the trunk below them is
+# The backward pass is as short as it can be: it begins at the logits and ends at the maps, and the backbone below
+# them is
 # computed once, without a graph, for any number of classes.
 
 
 def heat_by_gradient(network: Network, images: Tensor, labels: Tensor) -> Tensor:
     """Return heat maps (N, k, h, w) of classes `labels` (N, k) for normalised images (N, 3, S, S).
 
-    Maps with positions are taken as the trunk returns them. A transformer that answers from a class token alone leaves
-    the last patch tokens without any influence, so there the input of the last attention is looked at instead.
+    Maps with positions are taken as the backbone returns them. A transformer that answers from a class token alone
+    leaves the last patch tokens without any influence, so there the input of the last attention is looked at instead.
     """
     with torch.no_grad():
-        last = network.trunk.forward_features(images)  # type: ignore[operator]
-    if last.ndim == 3 and getattr(network.trunk, "num_prefix_tokens", 0):
+        last = network.backbone.forward_features(images)  # type: ignore[operator]
+    if last.ndim == 3 and getattr(network.backbone, "num_prefix_tokens", 0):
         return _heat(network, *_last_attention(network, images), labels)
     source = last.detach().requires_grad_()
     with torch.enable_grad():
-        logits = network.classify(network.trunk.forward_head(source, pre_logits=True))  # type: ignore[operator]
+        logits = network.classify(network.backbone.forward_head(source, pre_logits=True))  # type: ignore[operator]
     return _heat(network, source, logits, labels)
 
 
@@ -177,11 +179,12 @@ def _heat(network: Network, source: Tensor, logits: Tensor, labels: Tensor) -> T
 
 def _last_attention(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the normalised tokens that enter the last block's attention, as a leaf, and the logits they lead to."""
-    blocks = getattr(network.trunk, "blocks", None)
+    blocks = getattr(network.backbone, "blocks", None)
     layer = getattr(blocks[-1], "norm1", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
     if layer is None:
         raise LandmarksError(
-            f"no heat maps for {network.backbone}: it answers from a class token, and its last attention is not found",
+            f"no heat maps for {network.backbone_name}: it answers from a class token, and its last attention is not "
+            f"found",
             way_out="explain a run with another network",
         )
     kept: list[Tensor] = []

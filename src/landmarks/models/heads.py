@@ -1,4 +1,5 @@
-"""What stands on a trunk's pooled features and answers: the study's two dense layers, one dense layer, or cosines."""
+"""What stands on a backbone's pooled features and answers: the study's two dense layers, one dense layer, or
+cosines."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ class Head(nn.Module):
     settings: dict[str, Any]
     """What `build_head` needs beside the sizes to make it again."""
 
-    def adapt(self, photographs: NDArray[np.int64]) -> None:
-        """Take note of how many `photographs` (K,) of each landmark there are to train on; most heads do not care."""
+    def adapt(self, images: NDArray[np.int64]) -> None:
+        """Take note of how many `images` (K,) of each landmark there are to train on; most heads do not care."""
 
     def loss(
         self,
@@ -52,7 +53,7 @@ class Head(nn.Module):
         return F.cross_entropy(self(features), labels, weight=class_weights, label_smoothing=label_smoothing)
 
 
-class StudyHead(Head):
+class MlpHead(Head):
     """Dense 512, ReLU, dense K: the head of every pretrained network in the study."""
 
     def __init__(self, features: int, classes: int) -> None:
@@ -81,8 +82,8 @@ class LinearHead(Head):
         return logits
 
 
-class CosineHead(Head):
-    """Cosines between a photograph's embedding and each landmark's centres: for many landmarks.
+class ArcFaceHead(Head):
+    """Cosines between an image's embedding and each landmark's centres: for many landmarks.
 
     Trained with ArcFace's margin (Deng et al. 2019) on the largest of `centres` sub-centres (Deng et al. 2020). An
     `embedding` of that many dimensions stands before it; 0 compares the features themselves. `margin` is in radians;
@@ -112,12 +113,12 @@ class CosineHead(Head):
         self.centres = nn.Parameter(torch.randn(classes, centres, width) / width**0.5)
         self.register_buffer("margins", torch.full((classes,), float(margin)))
 
-    def adapt(self, photographs: NDArray[np.int64]) -> None:
-        """Give landmarks with few of `photographs` (K,) a large margin, and those with many a small one.
+    def adapt(self, images: NDArray[np.int64]) -> None:
+        """Give landmarks with few of `images` (K,) a large margin, and those with many a small one.
 
         The margin falls with the fourth root of the count (Ha et al. 2020); where all have equally many it is equal.
         """
-        rarity = np.maximum(photographs, 1) ** -0.25
+        rarity = np.maximum(images, 1) ** -0.25
         low, high = rarity.min(), rarity.max()
         share = (rarity - low) / (high - low) if high > low else np.full_like(rarity, 0.5)
         self.margins.copy_(torch.from_numpy(self.settings["margin"] * (0.5 + share)).float())
@@ -149,13 +150,13 @@ def _dense(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-HEADS: dict[str, Callable[..., Head]] = {"study": StudyHead, "linear": LinearHead, "cosine": CosineHead}
+HEADS: dict[str, Callable[..., Head]] = {"mlp": MlpHead, "linear": LinearHead, "arcface": ArcFaceHead}
 """Name → head; a new head stands here and in CONTRIBUTING's recipe."""
 
 
 # Cross-entropy over cosines with an angular margin, computed in chunks of classes so that memory stays bounded.
 #
-# The dense formula makes a matrix photographs × classes × sub-centres, and its softmax, and their gradients. For 203,094
+# The dense formula makes a matrix images × classes × sub-centres, and its softmax, and their gradients. For 203,094
 # landmarks and a batch of 256 each of them has 208 MB for every sub-centre. Here the logits of a few classes at a time
 # are made, folded into a running log-sum-exp, and thrown away; the backward pass makes them again. Beyond the weights,
 # their gradient and one chunk nothing grows with the number of classes.

@@ -1,4 +1,4 @@
-"""A network: a trunk that turns photographs into maps and features, and a head that turns features into answers."""
+"""A network: a backbone that turns images into maps and features, and a head that turns features into answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from landmarks.models.backbones import BASELINE, build_trunk, pretrained_record, unfit
+from landmarks.models.backbones import BASELINE, build_backbone, pretrained_record, unfit
 from landmarks.models.heads import Head, build_head
 from landmarks.models.weights import epsilon_of, load_weights, set_epsilon, storable
 from landmarks.support.errors import LandmarksError, UsageError
@@ -23,16 +23,17 @@ RECORD_FILE = "model.json"
 
 
 def build_network(
-    backbone: str,
+    backbone_name: str,
     *,
     classes: int,
-    head: str = "study",
+    head: str = "mlp",
     weights: str | Path = "imagenet",
     image_size: int | None = None,
     seed: int = 0,
     head_settings: Mapping[str, Any] | None = None,
 ) -> Network:
-    """Return a network for `classes` landmarks whose trunk starts from `weights` and whose head is drawn from `seed`.
+    """Return a network for `classes` landmarks whose backbone starts from `weights` and whose head is drawn from
+    `seed`.
 
     `weights` is `imagenet` (timm's, from the Hub), `none`, a .safetensors or .pth file, or the folder of another run.
     `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for
@@ -42,40 +43,42 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = empty_network(
-            backbone, classes=classes, head=head, image_size=image_size, head_settings=head_settings
+            backbone_name, classes=classes, head=head, image_size=image_size, head_settings=head_settings
         )
     require_features(network)
-    load_weights(network.trunk, backbone, weights)
+    load_weights(network.backbone, backbone_name, weights)
     return network
 
 
 def empty_network(
-    backbone: str,
+    backbone_name: str,
     *,
     classes: int,
-    head: str = "study",
+    head: str = "mlp",
     image_size: int | None = None,
     head_settings: Mapping[str, Any] | None = None,
 ) -> Network:
     """Return a network as `build_network` does, all its weights random, on torch's default device (meta too)."""
-    preprocessing = from_pretrained(pretrained_record(backbone), image_size)
-    if backbone == BASELINE and head == "study":
+    preprocessing = from_pretrained(pretrained_record(backbone_name), image_size)
+    if backbone_name == BASELINE and head == "mlp":
         head = "linear"  # two convolutions and a dense softmax is all that the study's baseline is
-    trunk = build_trunk(backbone, preprocessing.image_size)
-    return Network(backbone, trunk, head, build_head(head, _width(trunk), classes, head_settings), preprocessing)
+    backbone = build_backbone(backbone_name, preprocessing.image_size)
+    return Network(
+        backbone_name, backbone, head, build_head(head, _width(backbone), classes, head_settings), preprocessing
+    )
 
 
 class Network(nn.Module):
-    """A trunk from timm (or the baseline's) and a head; input and output are documented at each method."""
+    """A backbone from timm (or the baseline's) and a head; input and output are documented at each method."""
 
     def __init__(
-        self, backbone: str, trunk: nn.Module, head_name: str, head: Head, preprocessing: Preprocessing
+        self, backbone_name: str, backbone: nn.Module, head_name: str, head: Head, preprocessing: Preprocessing
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone_name = backbone_name
         self.head_name = head_name
         self.preprocessing = preprocessing
-        self.trunk = trunk
+        self.backbone = backbone
         self.head = head
 
     @property
@@ -85,27 +88,27 @@ class Network(nn.Module):
 
     @property
     def width(self) -> int:
-        """Return the length C of a photograph's pooled features."""
-        return _width(self.trunk)
+        """Return the length C of an image's pooled features."""
+        return _width(self.backbone)
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, C, h, w) of normalised images (N, 3, S, S); a transformer's tokens as a grid."""
-        return self.as_maps(self.trunk.forward_features(images))  # type: ignore[operator]
+        return self.as_maps(self.backbone.forward_features(images))  # type: ignore[operator]
 
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (N, C) of normalised images (N, 3, S, S), pooled as the pretrained network pools."""
-        return self._pooled_as_trained(self.trunk.forward_features(images))  # type: ignore[operator]
+        return self._pooled_as_trained(self.backbone.forward_features(images))  # type: ignore[operator]
 
     def maps_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps (N, C, h, w) and pooled features (N, C) of normalised images from one pass through the trunk.
+        """Return maps (N, C, h, w) and pooled features (N, C) of normalised images from one pass through the backbone.
 
         Raises `LandmarksError` when the network has no maps; its features can be had all the same.
         """
-        last = self.trunk.forward_features(images)  # type: ignore[operator]
+        last = self.backbone.forward_features(images)  # type: ignore[operator]
         return self.as_maps(last), self._pooled_as_trained(last)
 
     def _pooled_as_trained(self, last: Any) -> Tensor:
-        features: Tensor = self.trunk.forward_head(last, pre_logits=True)  # type: ignore[operator]
+        features: Tensor = self.backbone.forward_head(last, pre_logits=True)  # type: ignore[operator]
         return features
 
     def pooled(self, maps: Tensor) -> Tensor:
@@ -122,18 +125,18 @@ class Network(nn.Module):
         return self.classify(self.features(images))
 
     def as_maps(self, last: Any) -> Tensor:
-        """Return what the trunk returns before pooling as maps (N, C, h, w): tokens without prefixes, as a grid.
+        """Return what the backbone returns before pooling as maps (N, C, h, w): tokens without prefixes, as a grid.
 
-        Raises `LandmarksError` for trunks that return something else: several sets of tokens, or no square of them.
+        Raises `LandmarksError` for backbones that return something else: several sets of tokens, or no square of them.
         """
         if not isinstance(last, Tensor):
             raise self._no_maps("it ends in several branches")
         if last.ndim == 4:
-            channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
             return last.permute(0, 3, 1, 2) if channels_last else last
         if last.ndim != 3:
             raise self._no_maps("it keeps no positions until the end")
-        tokens = last[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
+        tokens = last[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
         side = round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
             raise self._no_maps(f"its {tokens.shape[1]} tokens are no square of positions")
@@ -141,7 +144,7 @@ class Network(nn.Module):
 
     def _no_maps(self, why: str) -> LandmarksError:
         return LandmarksError(
-            f"{self.backbone} has no maps to draw ({why})",
+            f"{self.backbone_name} has no maps to draw ({why})",
             way_out="explain a run with another network; everything else works with this one",
         )
 
@@ -153,12 +156,12 @@ def save_network(network: Network, folder: Path | str, **extra: Any) -> None:
         save_file(storable(network.state_dict()), aside)
     counts = count_parameters(network)
     record = {
-        "backbone": network.backbone,
+        "backbone": network.backbone_name,
         "head": network.head_name,
         "head_settings": network.head.settings,
         "classes": network.classes,
         "preprocessing": network.preprocessing.record(),
-        "batch_norm_epsilon": epsilon_of(network.trunk),
+        "batch_norm_epsilon": epsilon_of(network.backbone),
         "parameters": counts.total,
         "trainable": counts.trainable,
         "non_trainable": counts.non_trainable,
@@ -172,11 +175,11 @@ def load_network(folder: Path | str) -> Network:
     folder = Path(folder)
     record = read_record(folder / RECORD_FILE)
     preprocessing = from_record(record["preprocessing"])
-    trunk = build_trunk(record["backbone"], preprocessing.image_size)
-    head = build_head(record["head"], _width(trunk), record["classes"], record["head_settings"])
-    network = Network(record["backbone"], trunk, record["head"], head, preprocessing)
+    backbone = build_backbone(record["backbone"], preprocessing.image_size)
+    head = build_head(record["head"], _width(backbone), record["classes"], record["head_settings"])
+    network = Network(record["backbone"], backbone, record["head"], head, preprocessing)
     if record["batch_norm_epsilon"] is not None:
-        set_epsilon(trunk, record["batch_norm_epsilon"])
+        set_epsilon(backbone, record["batch_norm_epsilon"])
     try:
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -186,13 +189,13 @@ def load_network(folder: Path | str) -> Network:
 
 @torch.no_grad()
 def require_features(network: Network) -> None:
-    """Raise unless a made-up photograph goes through and gives features that the head can take.
+    """Raise unless a made-up image goes through and gives features that the head can take.
 
-    Of a size other than the network's own, that size is to blame: too small a photograph ends in maps of no size.
+    Of a size other than the network's own, that size is to blame: too small an image ends in maps of no size.
     A network on the meta device is tried without being computed.
     """
     size, training = network.preprocessing.image_size, network.training
-    made_up = _made_up_photograph(network)
+    made_up = _made_up_image(network)
     try:
         features = network.eval().features(made_up)
         reason = _wrong_features(features, (1, network.width))
@@ -202,7 +205,7 @@ def require_features(network: Network) -> None:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     network.train(training)
     if reason:
-        raise unfit(network.backbone, size, reason)
+        raise unfit(network.backbone_name, size, reason)
 
 
 def _wrong_features(features: Any, shape: tuple[int, int]) -> str:
@@ -220,7 +223,7 @@ def has_maps(network: Network) -> bool:
     """Return whether `network` has maps, so that heat maps can be drawn of its answers; seen in one pass."""
     training = network.training
     try:
-        network.eval().maps(_made_up_photograph(network))
+        network.eval().maps(_made_up_image(network))
     except LandmarksError:
         return False
     finally:
@@ -228,27 +231,27 @@ def has_maps(network: Network) -> bool:
     return True
 
 
-def _made_up_photograph(network: Network) -> Tensor:
-    """Return noise (1, 3, S, S) as photographs come: where the network is, its three colours last in memory."""
+def _made_up_image(network: Network) -> Tensor:
+    """Return noise (1, 3, S, S) as images come: where the network is, its three colours last in memory."""
     size, device = network.preprocessing.image_size, next(network.parameters()).device
     with torch.device("cpu"):
         made_up = torch.randn(1, size, size, 3, generator=torch.Generator().manual_seed(0))
     return made_up.permute(0, 3, 1, 2).to(device)
 
 
-def _width(trunk: nn.Module) -> int:
+def _width(backbone: nn.Module) -> int:
     """Return the length of pooled features; timm calls it `head_hidden_size` where a layer stands after the pooling."""
-    return int(getattr(trunk, "head_hidden_size", None) or trunk.num_features)  # type: ignore[arg-type]
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
-# How a photograph becomes a network's input: one record, taken from timm's description of the pretrained weights.
+# How an image becomes a network's input: one record, taken from timm's description of the pretrained weights.
 #
-# `training.photos` applies it, for training, evaluation and prediction alike.
+# `training.images` applies it, for training, evaluation and prediction alike.
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the evaluation picture is: resized, cut from the middle, scaled to 0..1, minus `mean`, over `std`."""
+    """What the evaluation image is: resized, cut from the middle, scaled to 0..1, minus `mean`, over `std`."""
 
     image_size: int
     """Side in pixels of the square that the network sees."""
@@ -256,7 +259,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     crop: float = 1.0
-    """Share of the resized picture's shorter side that the square keeps, 1 at most."""
+    """Share of the resized image's shorter side that the square keeps, 1 at most."""
 
     def record(self) -> dict[str, Any]:
         """Return this as a JSON object, which `from_record` reads back."""
@@ -287,7 +290,7 @@ def from_pretrained(pretrained: Mapping[str, Any], image_size: int | None = None
         mean=_triple(pretrained["mean"]),
         std=_triple(pretrained["std"]),
         interpolation=str(pretrained["interpolation"]),
-        crop=min(1.0, float(pretrained["crop_pct"])),  # timm fills a border around pictures for a few networks
+        crop=min(1.0, float(pretrained["crop_pct"])),  # timm fills a border around images for a few networks
     )
 
 

@@ -26,8 +26,8 @@ TOLERANCE = 1e-3
 def folded(network: Network) -> Network:
     """Return a copy of `network`, in evaluation mode, whose normalisations are folded; itself where that is wrong.
 
-    Which convolution feeds which normalisation is seen in one pass of a made-up photograph, and the copy has to answer
-    another one like the network does: a trunk that uses a convolution's output elsewhere too is left as it is.
+    Which convolution feeds which normalisation is seen in one pass of a made-up image, and the copy has to answer
+    another one like the network does: a backbone that uses a convolution's output elsewhere too is left as it is.
     """
     network.eval()
     size = network.preprocessing.image_size
@@ -73,16 +73,18 @@ def _pairs(network: Network, image: Tensor) -> list[tuple[Any, Any]]:
     return [pair for pair in pairs if all(calls[id(module)] == 1 for module in pair)]
 
 
-# Gradient checkpointing: a trunk's blocks keep their input alone, and compute the rest again on the way back.
+# Gradient checkpointing: a backbone's blocks keep their input alone, and compute the rest again on the way back.
 #
 # Chen et al. 2016. Memory falls to about the blocks' inputs and one block's insides, for one more way forth. Written
-# over any trunk of convolutions or tokens, since timm has it for some networks only (not for Xception or Inception), and
-# so that batch normalisation counts a photograph once: its running statistics do not move while a block repeats itself.
+# over any backbone of convolutions or tokens, since timm has it for some networks only (not for Xception or
+# Inception), and
+# so that batch normalisation counts an image once: its running statistics do not move while a block repeats itself.
 
 
-def checkpoint_gradients(trunk: nn.Module) -> int:
-    """Make every block of `trunk` recompute, and return how many there are: the same gradients, statistics, weights."""
-    found = list(blocks(trunk))
+def checkpoint_gradients(backbone: nn.Module) -> int:
+    """Make every block of `backbone` recompute, and return how many there are: the same gradients, statistics,
+    weights."""
+    found = list(blocks(backbone))
     for block in found:
         block.forward = partial(_recomputed, block, block.forward)
     return len(found)

@@ -1,4 +1,4 @@
-"""Where a trunk's weights come from: the Hub, a file, another run, or nowhere; and whether they fit."""
+"""Where a backbone's weights come from: the Hub, a file, another run, or nowhere; and whether they fit."""
 
 from __future__ import annotations
 
@@ -27,36 +27,38 @@ WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")
 """Names under which training scripts put the weights in a .pth file."""
 
 
-def load_weights(trunk: nn.Module, backbone: str, weights: str | Path) -> None:
-    """Fill `trunk` in place from `weights`: `imagenet`, `none`, a .safetensors or .pth file, or a run's folder.
+def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -> None:
+    """Fill `backbone` in place from `weights`: `imagenet`, `none`, a .safetensors or .pth file, or a run's folder.
 
     Half precision becomes float32. A classifier in the file is left out. Raises `LandmarksError` when the weights
-    cannot be had, or when not every parameter of the trunk is in them; then the trunk is untouched.
+    cannot be had, or when not every parameter of the backbone is in them; then the backbone is untouched.
     """
     if str(weights) == "none":
         return
     if str(weights) == "imagenet":
-        if backbone == BASELINE:
+        if backbone_name == BASELINE:
             raise UsageError("baseline has no ImageNet weights", way_out='train it from scratch: weights "none"')
-        path = imagenet_file(backbone)
+        path = imagenet_file(backbone_name)
     else:
         path = Path(weights)
     if not path.exists():
         raise UsageError(f'no weights "{weights}"', way_out=f'name "imagenet", or {OTHER_CHOICES}')
-    _fill(trunk, read_weights(path), backbone, str(path))
+    _fill(backbone, read_weights(path), backbone_name, str(path))
     if path.is_dir():
         epsilon = read_record(path / "model.json").get("batch_norm_epsilon")
         if epsilon is not None:
-            set_epsilon(trunk, float(epsilon))
-    elif backbone != BASELINE:
-        _restore_epsilon(trunk, backbone, path)
+            set_epsilon(backbone, float(epsilon))
+    elif backbone_name != BASELINE:
+        _restore_epsilon(backbone, backbone_name, path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return name → tensor of a .safetensors or .pth file, or of a run's trunk; pickled code is never run."""
+    """Return name → tensor of a .safetensors or .pth file, or of a run's backbone; pickled code is never run."""
     if path.is_dir():
         tensors = _read_file(path / "model.safetensors")
-        return {name.removeprefix("trunk."): tensor for name, tensor in tensors.items() if name.startswith("trunk.")}
+        return {
+            name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")
+        }
     return _read_file(path)
 
 
@@ -75,22 +77,22 @@ def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def _fill(trunk: nn.Module, tensors: dict[str, Tensor], backbone: str, source: str) -> None:
-    wanted = trunk.state_dict()
+def _fill(backbone: nn.Module, tensors: dict[str, Tensor], backbone_name: str, source: str) -> None:
+    wanted = backbone.state_dict()
     needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
     if _matched(tensors, wanted, needed) != needed:
-        tensors = _with_namesakes(_renamed(tensors, trunk), wanted)
+        tensors = _with_namesakes(_renamed(tensors, backbone), wanted)
     matched = _matched(tensors, wanted, needed)
     if matched != needed:
         first = sorted(needed - matched)[0]
         why = f"has the shape {tuple(tensors[first].shape)}" if first in tensors else "is not there"
         raise LandmarksError(
-            f"{source} does not fit the network {backbone}",
+            f"{source} does not fit the network {backbone_name}",
             received=f"{len(matched)} of its {len(needed)} tensors by name and shape",
             expected=f"all of them, but {first} {why}",
             way_out="name the network that these weights were made for",
         )
-    trunk.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted if name in tensors}, False)
+    backbone.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted if name in tensors}, False)
 
 
 def _matched(tensors: dict[str, Tensor], wanted: dict[str, Tensor], needed: set[str]) -> set[str]:
@@ -98,7 +100,7 @@ def _matched(tensors: dict[str, Tensor], wanted: dict[str, Tensor], needed: set[
 
 
 def _with_namesakes(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `tensors` under every name that the trunk has for the same memory; a file may hold one of them only."""
+    """Return `tensors` under every name that the backbone has for the same memory; a file may hold one of them only."""
     by_place: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         if name in wanted:
@@ -107,24 +109,25 @@ def _with_namesakes(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> di
     return others | tensors
 
 
-def _renamed(tensors: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
+def _renamed(tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
     """Return the tensors under timm's own names, for files in their authors' layout or made for another image size."""
-    renaming = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
+    renaming = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if renaming is None:
         return tensors
     try:
-        arguments = (dict(tensors), trunk)[: min(2, len(inspect.signature(renaming).parameters))]
+        arguments = (dict(tensors), backbone)[: min(2, len(inspect.signature(renaming).parameters))]
         return dict(renaming(*arguments))
     except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError):
         return tensors  # weights of another network: the caller says how much of them fits
 
 
-def _restore_epsilon(trunk: nn.Module, backbone: str, path: Path) -> None:
-    epsilon = TRAINED_WITH.get(timm_name(backbone).partition(".")[0])
-    if epsilon is not None and is_folded(trunk, epsilon):
-        unfold_epsilon(trunk, epsilon)
+def _restore_epsilon(backbone: nn.Module, backbone_name: str, path: Path) -> None:
+    epsilon = TRAINED_WITH.get(timm_name(backbone_name).partition(".")[0])
+    if epsilon is not None and is_folded(backbone, epsilon):
+        unfold_epsilon(backbone, epsilon)
         note(
-            f"{backbone}: the running variances in {path.name} are as if its epsilon of {epsilon:g} had been added to "
+            f"{backbone_name}: the running variances in {path.name} are as if its epsilon of {epsilon:g} had been "
+            f"added to "
             "them; it is taken out again and set in the layers (the same answers, and right when fine-tuned)"
         )
 
@@ -159,13 +162,13 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """What timm's repositories call the weights, the safer first."""
 
 
-def imagenet_file(backbone: str) -> Path:
+def imagenet_file(backbone_name: str) -> Path:
     """Return the local file that holds the ImageNet weights of `backbone`, downloaded when it is not cached yet.
 
     The Hub is asked once before anything is downloaded, so that one out of reach is told at once rather than after a
     minute of retries. Raises `LandmarksError` that names the other choices.
     """
-    record = pretrained_record(backbone)
+    record = pretrained_record(backbone_name)
     try:
         if record.get("hf_hub_id"):
             return _from_hub(str(record["hf_hub_id"]), record.get("hf_hub_filename"))
@@ -174,9 +177,9 @@ def imagenet_file(backbone: str) -> Path:
     except Exception as error:  # the Hub's client and its HTTP library raise a dozen kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LandmarksError(
-            f"the ImageNet weights of {backbone} could not be fetched ({reason})", way_out=OTHER_CHOICES
+            f"the ImageNet weights of {backbone_name} could not be fetched ({reason})", way_out=OTHER_CHOICES
         ) from error
-    raise LandmarksError(f"timm knows no weights of {backbone}", way_out=OTHER_CHOICES)
+    raise LandmarksError(f"timm knows no weights of {backbone_name}", way_out=OTHER_CHOICES)
 
 
 OTHER_CHOICES = 'give a file (--weights FILE.safetensors), the folder of another run, or "none" to train from scratch'
@@ -219,7 +222,8 @@ def _hexadecimal(text: str) -> bool:
 # ── The epsilon of batch normalisation, for weights whose epsilon was folded into their running variances ───────────
 #
 # A network trained with ε = 1e-3 and run with ε = 1e-5 gives the same answers when 0.00099 is added to every running
-# variance, since evaluation only uses their sum. Fine-tuning however replaces the variances by measured ones, which hold
+# variance, since evaluation only uses their sum. Fine-tuning however replaces the variances by measured ones, which
+# hold
 # no such addition, so the normalisation would shift. Taking the addition out again and setting ε to what the network
 # was trained with is the same in evaluation mode and right in training mode.
 
@@ -228,39 +232,39 @@ TRAINED_WITH = {"legacy_xception": 1e-3}
 """timm's name → the epsilon its ImageNet weights were trained with, where timm builds the network with another one."""
 
 
-def epsilon_of(trunk: nn.Module) -> float | None:
-    """Return the epsilon that all batch normalisations of `trunk` share, or None when there is no such number."""
-    values = {layer.eps for layer in trunk.modules() if isinstance(layer, _BatchNorm)}
+def epsilon_of(backbone: nn.Module) -> float | None:
+    """Return the epsilon that all batch normalisations of `backbone` share, or None when there is no such number."""
+    values = {layer.eps for layer in backbone.modules() if isinstance(layer, _BatchNorm)}
     return values.pop() if len(values) == 1 else None
 
 
-def set_epsilon(trunk: nn.Module, epsilon: float) -> None:
-    """Set the epsilon of every batch normalisation in `trunk`, in place."""
-    for layer in trunk.modules():
+def set_epsilon(backbone: nn.Module, epsilon: float) -> None:
+    """Set the epsilon of every batch normalisation in `backbone`, in place."""
+    for layer in backbone.modules():
         if isinstance(layer, _BatchNorm):
             layer.eps = epsilon
 
 
-def is_folded(trunk: nn.Module, epsilon: float) -> bool:
+def is_folded(backbone: nn.Module, epsilon: float) -> bool:
     """Return whether every running variance is large enough to hold the difference between `epsilon` and the layer's.
 
     That is a necessary sign, not a proof; unfolding is exact in evaluation mode either way.
     """
-    layers = [layer for layer in trunk.modules() if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
     return bool(layers) and all(
         layer.running_var is not None and float(layer.running_var.min()) >= epsilon - layer.eps > 0 for layer in layers
     )
 
 
-def unfold_epsilon(trunk: nn.Module, epsilon: float) -> None:
-    """Set every epsilon in `trunk` to `epsilon` and subtract the difference from the running variances, in place.
+def unfold_epsilon(backbone: nn.Module, epsilon: float) -> None:
+    """Set every epsilon in `backbone` to `epsilon` and subtract the difference from the running variances, in place.
 
     The answers in evaluation mode stay the same. Raises `LandmarksError` when a variance is smaller than the
     difference: then nothing was folded in.
     """
-    if not is_folded(trunk, epsilon):
+    if not is_folded(backbone, epsilon):
         raise LandmarksError(f"no epsilon of {epsilon:g} was folded into these running variances")
-    for layer in trunk.modules():
+    for layer in backbone.modules():
         if isinstance(layer, _BatchNorm) and layer.running_var is not None:
             layer.running_var -= epsilon - layer.eps
             layer.eps = epsilon

@@ -1,4 +1,4 @@
-"""What a run remembers of its training photographs: made once after training, kept in the run's folder, bounded."""
+"""What a run remembers of its training images: made once after training, kept in the run's folder, bounded."""
 
 from __future__ import annotations
 
@@ -23,58 +23,58 @@ from landmarks.support.files import digest_of, written_whole
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows, kept_features
 from landmarks.training.loader import batches, normalised
-from landmarks.training.own_data import photographs_seen
+from landmarks.training.own_data import images_seen
 from landmarks.training.run import Run
 
-FILE = "reference.safetensors"
+FILE = "gallery.safetensors"
 
 MAX_BYTES = 128 * 1024**2
-"""Size of the features that are remembered: 50,000 photographs of 1,280 half-precision numbers."""
+"""Size of the features that are remembered: 50,000 images of 1,280 half-precision numbers."""
 
-PARTS = ("photos", "labels", "mean", "centres", "within", "overall")
+SPLITS = ("images", "labels", "mean", "centres", "within", "overall")
 
 
-def open_reference(run: Run) -> Reference | None:
-    """Return what `run` remembers of its training photographs; None when it holds nothing, or of other weights."""
+def open_gallery(run: Run) -> Gallery | None:
+    """Return what `run` remembers of its training images; None when it holds nothing, or of other weights."""
     path = run.folder / FILE
     if not path.exists():
         return None
     tensors = load_file(path)
     if bytes(tensors.pop("model")).decode() != run.digest:
         return None
-    return Reference(**{name: tensors[name] for name in PARTS}, digest=bytes(tensors["digest"]).decode())
+    return Gallery(**{name: tensors[name] for name in SPLITS}, digest=bytes(tensors["digest"]).decode())
 
 
-def ensure_reference(run: Run, network: Network, dataset: Dataset, batch_size: int) -> Reference | None:
+def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int) -> Gallery | None:
     """Return the run's reference, made now from what it was trained on in `dataset` (its own) when it holds none yet.
 
-    The features are those that warm-up kept, where the trunk is still the same. None, with a note, when there are more
-    landmarks than photographs fit. Call it while holding the run's folder.
+    The features are those that head training kept, where the backbone is still the same. None, with a note, when
+    there are more landmarks than images fit. Call it while holding the run's folder.
     """
-    known = open_reference(run)
+    known = open_gallery(run)
     if known is not None:
         return known
     limit = MAX_BYTES // (2 * compared_width(network.width))
-    photos = photographs_seen(run, dataset, "train")
-    if not len(photos):
-        note(f"none of the photographs that {run.name} was trained on is in {dataset.folder}: not compared")
+    images = images_seen(run, dataset, "train")
+    if not len(images):
+        note(f"none of the images that {run.name} was trained on is in {dataset.folder}: not compared")
         return None
-    if photos["run_label"].n_unique() > limit:
-        note(f"{photos['label'].n_unique()} landmarks do not fit into {MAX_BYTES >> 20} MB of features: not compared")
+    if images["run_label"].n_unique() > limit:
+        note(f"{images['label'].n_unique()} landmarks do not fit into {MAX_BYTES >> 20} MB of features: not compared")
         return None
-    chosen = photos.filter(pl.Series(sample(photos["run_label"].to_numpy(), limit)))
-    if len(chosen) < len(photos):
-        note(f"remembering {len(chosen)} of {len(photos)} training photographs, the same number of each landmark")
+    chosen = images.filter(pl.Series(sample(images["run_label"].to_numpy(), limit)))
+    if len(chosen) < len(images):
+        note(f"remembering {len(chosen)} of {len(images)} training images, the same number of each landmark")
     kept = kept_features(run, dataset, chosen)
     values = _directions_of_images(network, dataset, chosen, batch_size) if kept is None else _directions_of(kept)
     digest = digest_of(run.digest, chosen["id"].to_list())
-    reference = make_reference(values, chosen["run_label"].cast(pl.Int64).to_numpy(), digest)
-    _save(run.folder / FILE, reference, run.digest)
-    return reference
+    gallery = make_gallery(values, chosen["run_label"].cast(pl.Int64).to_numpy(), digest)
+    _save(run.folder / FILE, gallery, run.digest)
+    return gallery
 
 
 def sample(labels: NDArray[np.integer], limit: int, seed: int = 0) -> NDArray[np.bool_]:
-    """Return `(N,)`: which photographs to keep so that at most `limit` remain, as evenly over `labels` as can be."""
+    """Return `(N,)`: which images to keep so that at most `limit` remain, as evenly over `labels` as can be."""
     if len(labels) <= limit:
         return np.ones(len(labels), dtype=bool)
     shuffled = generator(seed, "reference").permutation(len(labels))
@@ -88,15 +88,15 @@ def sample(labels: NDArray[np.integer], limit: int, seed: int = 0) -> NDArray[np
 
 @torch.no_grad()
 def _directions_of_images(
-    network: Network, dataset: Dataset, photos: pl.DataFrame, batch_size: int
+    network: Network, dataset: Dataset, images: pl.DataFrame, batch_size: int
 ) -> NDArray[np.float16]:
     device = next(network.parameters()).device
-    values = np.empty((len(photos), compared_width(network.width)), dtype=np.float16)
+    values = np.empty((len(images), compared_width(network.width)), dtype=np.float16)
     done = 0
-    with progress("remembering training photographs", total=len(photos)) as advance:
-        for batch in batches(dataset, photos, network.preprocessing, batch_size=batch_size):
-            pictures = normalised(batch.images, network.preprocessing, device)
-            values[done : done + len(batch.ids)] = directions(network.features(pictures).float().cpu().numpy())
+    with progress("remembering training images", total=len(images)) as advance:
+        for batch in batches(dataset, images, network.preprocessing, batch_size=batch_size):
+            pixels = normalised(batch.pixels, network.preprocessing, device)
+            values[done : done + len(batch.ids)] = directions(network.features(pixels).float().cpu().numpy())
             done += len(batch.ids)
             advance(len(batch.ids))
     return values
@@ -110,24 +110,24 @@ def _directions_of(features: Rows) -> NDArray[np.float16]:
     return values
 
 
-def _save(path: Path, reference: Reference, model: str) -> None:
-    tensors = {name: np.ascontiguousarray(getattr(reference, name)) for name in PARTS}
-    for name, text in {"model": model, "digest": reference.digest}.items():
+def _save(path: Path, gallery: Gallery, model: str) -> None:
+    tensors = {name: np.ascontiguousarray(getattr(gallery, name)) for name in SPLITS}
+    for name, text in {"model": model, "digest": gallery.digest}.items():
         tensors[name] = np.frombuffer(text.encode(), dtype=np.uint8)
     with written_whole(path) as aside:
         save_file(tensors, aside)
 
 
-# Does a photograph show a landmark the run knows? Scores from one pass of the network, larger: more surely known.
+# Does an image show a landmark the run knows? Scores from one pass of the network, larger: more surely known.
 #
-# `probability` and `energy` come from the outputs alone; `nearest` and `centre` compare a photograph's features with
-# those of the training photographs (`Reference`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
+# `probability` and `energy` come from the outputs alone; `nearest` and `centre` compare an image's features with
+# those of the training images (`Reference`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
 
 
 Scores = Mapping[str, NDArray[np.float32]]
 
 NEIGHBOURS = 10
-"""Training photographs that vote on how near a photograph is to a landmark."""
+"""Training images that vote on how near an image is to a landmark."""
 
 WARMTH = 0.05
 """Difference in cosine by which a neighbour's vote falls to 1/e."""
@@ -139,41 +139,41 @@ BLOCK_BYTES = 1 << 25
 """About what the features take that are turned into directions at a time."""
 
 SHRINKAGE = 0.1
-"""Share of the round covariance mixed into the measured one, which has fewer photographs than it has entries."""
+"""Share of the round covariance mixed into the measured one, which has fewer images than it has entries."""
 
 SCORE_DEFINITIONS = {
     "score": "The number that a submission gives with its answer.",
     "probability": "Largest probability of any landmark, after temperature.",
     "energy": "Logarithm of the sum of the exponentials of the network's outputs (Liu et al., NeurIPS 2020).",
-    "nearest": "The ten training photographs nearest in cosine between signed square roots of the features vote for "
+    "nearest": "The ten training images nearest in cosine between signed square roots of the features vote for "
     "their landmark with weight exp((cosine - 1) / 0.05); logarithm of the votes of the landmark that got most.",
-    "centre": "Mahalanobis distance to the mean of all training photographs minus that to the nearest landmark's mean, "
+    "centre": "Mahalanobis distance to the mean of all training images minus that to the nearest landmark's mean, "
     "on the same features (relative Mahalanobis distance, Ren et al. 2021).",
     "combined": "Weighted sum of energy, nearest and centre; the weights of a logistic regression of known against "
-    "unknown on the photographs that the threshold was chosen on.",
+    "unknown on the images that the threshold was chosen on.",
 }
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What a run remembers of its training photographs: M of them, directions of length C, L landmarks."""
+class Gallery:
+    """What a run remembers of its training images: M of them, directions of length C, L landmarks."""
 
-    photos: NDArray[np.float16]  # (M, C), the `directions` of their features
+    images: NDArray[np.float16]  # (M, C), the `directions` of their features
     labels: NDArray[np.int64]  # (M,)
     mean: NDArray[np.float32]  # (C,)
     centres: NDArray[np.float32]  # (L, C), whitened within landmarks
     within: NDArray[np.float32]  # (C, C), whitens what differs within a landmark
-    overall: NDArray[np.float32]  # (C, C), whitens what differs among all photographs
+    overall: NDArray[np.float32]  # (C, C), whitens what differs among all images
     digest: str
 
     @cached_property
     def index(self) -> Any:
-        """A faiss index of `photos` for exact search by inner product, in half precision."""
+        """A faiss index of `images` for exact search by inner product, in half precision."""
         index = faiss.IndexScalarQuantizer(
-            self.photos.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+            self.images.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
         )
-        for start in range(0, len(self.photos), 4096):
-            index.add(self.photos[start : start + 4096].astype(np.float32))
+        for start in range(0, len(self.images), 4096):
+            index.add(self.images[start : start + 4096].astype(np.float32))
         return index
 
 
@@ -210,61 +210,61 @@ def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(roots / np.maximum(length, 1e-12), dtype=np.float32)
 
 
-def make_reference(photos: NDArray[np.floating], labels: NDArray[np.integer], digest: str) -> Reference:
-    """Return the `Reference` of training photographs with `directions` `photos` `(M, C)` that show `labels` `(M,)`."""
+def make_gallery(images: NDArray[np.floating], labels: NDArray[np.integer], digest: str) -> Gallery:
+    """Return the `Reference` of training images with `directions` `images` `(M, C)` that show `labels` `(M,)`."""
     _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    width = photos.shape[1]
+    width = images.shape[1]
     sums, squares = np.zeros((len(counts), width)), np.zeros((width, width))
-    for start in range(0, len(photos), 4096):
-        some = photos[start : start + 4096].astype(np.float32)
+    for start in range(0, len(images), 4096):
+        some = images[start : start + 4096].astype(np.float32)
         np.add.at(sums, places[start : start + 4096], some)
         squares += some.T @ some
-    squares /= len(photos)
-    mean, centres = sums.sum(axis=0) / len(photos), sums / counts[:, None]
+    squares /= len(images)
+    mean, centres = sums.sum(axis=0) / len(images), sums / counts[:, None]
     overall = _whitening(squares - np.outer(mean, mean))
-    within = _whitening(squares - (centres * (counts / len(photos))[:, None]).T @ centres)
+    within = _whitening(squares - (centres * (counts / len(images))[:, None]).T @ centres)
     whitened = (centres @ within).astype(np.float32)
-    half = photos.astype(np.float16, copy=False)
-    return Reference(half, labels.astype(np.int64), mean.astype(np.float32), whitened, within, overall, digest)
+    half = images.astype(np.float16, copy=False)
+    return Gallery(half, labels.astype(np.int64), mean.astype(np.float32), whitened, within, overall, digest)
 
 
 def rejection_scores(
     features: NDArray[np.float32],
     logits: NDArray[np.float32],
-    reference: Reference | None,
+    gallery: Gallery | None,
 ) -> dict[str, NDArray[np.float32]]:
     """Return score name → `(N,)` for `features` `(N, C)` and `logits` `(N, K)`; see `DEFINITIONS`.
 
     Without a `reference` there are only the scores that come from the outputs.
     """
     scores = {"energy": logsumexp(logits, axis=1).astype(np.float32)}
-    if reference is not None:
-        photos = directions(features)
-        scores["nearest"] = _nearest(photos, reference)
-        scores["centre"] = _centre(photos, reference)
+    if gallery is not None:
+        images = directions(features)
+        scores["nearest"] = _nearest(images, gallery)
+        scores["centre"] = _centre(images, gallery)
     return scores
 
 
-def _nearest(photos: NDArray[np.float32], reference: Reference) -> NDArray[np.float32]:
-    cosines, places = reference.index.search(photos, min(NEIGHBOURS, len(reference.labels)))
-    labels = reference.labels[places]
+def _nearest(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
+    cosines, places = gallery.index.search(images, min(NEIGHBOURS, len(gallery.labels)))
+    labels = gallery.labels[places]
     same = labels[:, :, None] == labels[:, None, :]
     votes = np.where(same, np.exp((cosines[:, None, :] - 1) / WARMTH), 0).sum(axis=2)
     return np.asarray(np.log(np.maximum(votes.max(axis=1), 1e-30)), dtype=np.float32)
 
 
-def _centre(photos: NDArray[np.float32], reference: Reference) -> NDArray[np.float32]:
-    overall = np.square((photos - reference.mean) @ reference.overall).sum(axis=1)
-    white = photos @ reference.within
-    squares = np.square(reference.centres).sum(axis=1)
-    nearest = np.square(white).sum(axis=1) + (squares - 2 * white @ reference.centres.T).min(axis=1)
+def _centre(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
+    overall = np.square((images - gallery.mean) @ gallery.overall).sum(axis=1)
+    white = images @ gallery.within
+    squares = np.square(gallery.centres).sum(axis=1)
+    nearest = np.square(white).sum(axis=1) + (squares - 2 * white @ gallery.centres.T).min(axis=1)
     return np.asarray(overall - nearest, dtype=np.float32)
 
 
 def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return W `(C, C)` with `W @ W.T` the inverse of the shrunk `covariance` `(C, C)`."""
     size = len(covariance)
-    spread = max(float(np.trace(covariance)), 1e-3)  # of 1 at most; 0 where every landmark has one photograph
+    spread = max(float(np.trace(covariance)), 1e-3)  # of 1 at most; 0 where every landmark has one image
     round_one = spread / size * np.eye(size)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * round_one
     return np.asarray(np.linalg.cholesky(np.linalg.inv(shrunk)), dtype=np.float32)

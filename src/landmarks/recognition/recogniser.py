@@ -1,4 +1,4 @@
-"""A run's network at work: pictures in, its five best answers and the scores that tell known from unknown out."""
+"""A run's network at work: images in, its five best answers and the scores that tell known from unknown out."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from scipy.special import logsumexp
 from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.models.network import Network
 from landmarks.models.rewriting import folded
-from landmarks.recognition.gallery import Reference, rejection_scores, sample
+from landmarks.recognition.gallery import Gallery, rejection_scores, sample
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.machine import choose_device, choose_layout
-from landmarks.training.own_data import photographs_seen
+from landmarks.training.own_data import images_seen
 from landmarks.training.run import Run
 
 ANSWERS = 5
-"""Answers kept per photograph; with fewer landmarks than that, all."""
+"""Answers kept per image; with fewer landmarks than that, all."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the network says about N photographs, best answer first, k = 5 or the number of landmarks."""
+    """What the network says about N images, best answer first, k = 5 or the number of landmarks."""
 
     labels: NDArray[np.int64]  # (N, k), by score descending, equal scores by label ascending
     scores: NDArray[np.float32]  # (N, k), probabilities after temperature
@@ -44,11 +44,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class Recogniser:
-    """A network, its temperature, and what it remembers of its training photographs (None: nothing)."""
+    """A network, its temperature, and what it remembers of its training images (None: nothing)."""
 
     network: Network
     temperature: float = 1.0
-    reference: Reference | None = None
+    gallery: Gallery | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @torch.no_grad()
@@ -70,23 +70,23 @@ class Recogniser:
             scores=scores,
             truth_log_scores=np.where(first == NO_LABEL, np.nan, logs).astype(np.float32),
             untempered=torch.softmax(logits, dim=1).amax(dim=1).cpu().numpy(),
-            rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), self.reference),
+            rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), self.gallery),
         )
 
     @property
     def digest(self) -> str:
         """Changes with whatever, beside the weights, changes the answers."""
-        return digest_of(self.temperature, None if self.reference is None else self.reference.digest)
+        return digest_of(self.temperature, None if self.gallery is None else self.gallery.digest)
 
 
-def open_recogniser(run: Run, reference: Reference | None = None, device: str = "auto") -> Recogniser:
+def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "auto") -> Recogniser:
     """Load a run's network on `device` (see `choose_device`), with the temperature its `model.json` holds."""
     place = torch.device(choose_device(device).value)
     record: dict[str, Any] = read_record(run.folder / "model.json")
     network = folded(run.network().to(place))
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
-    return Recogniser(network, float(record.get("temperature") or 1.0), reference, place)
+    return Recogniser(network, float(record.get("temperature") or 1.0), gallery, place)
 
 
 def update_model(run: Run, **changes: object) -> None:
@@ -113,53 +113,53 @@ def best_answers(probabilities: NDArray[np.float32], k: int) -> tuple[NDArray[np
     return np.take_along_axis(chosen, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-# ── The temperature of a run's network: fitted once, on the validation part, and stored with the model ──────────────
+# ── The temperature of a run's network: fitted once, on the validation split, and stored with the model ──────────────
 
 
 MAX_BYTES = 128 * 1024**2
-"""Size of the outputs that the temperature is fitted on, in half precision: 300 photographs of 203,094 landmarks."""
+"""Size of the outputs that the temperature is fitted on, in half precision: 300 images of 203,094 landmarks."""
 
 
 def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch_size: int) -> Recogniser:
     """Return `recogniser` with its run's temperature, fitted now and stored in `model.json` when there is none yet.
 
-    It is fitted on what the run was validated with in `dataset`, its own; on features that warm-up kept, where the
-    trunk is still the same. Without validation photographs it stays 1, with a note. Call it while holding the run's
+    It is fitted on what the run was validated with in `dataset`, its own; on features that head training kept, where
+    the backbone is still the same. Without validation images it stays 1, with a note. Call it while holding the run's
     folder.
     """
     record = read_record(run.folder / "model.json")
     if record.get("temperature") is not None:
         return recogniser
-    photos = photographs_seen(run, dataset, "val")
-    if not len(photos):
-        note("no validation photographs: the temperature stays 1")
+    images = images_seen(run, dataset, "val")
+    if not len(images):
+        note("no validation images: the temperature stays 1")
         return recogniser
-    photos = photos.filter(pl.Series(sample(photos["run_label"].to_numpy(), MAX_BYTES // (2 * len(run.labels)))))
-    logits = np.empty((len(photos), len(run.labels)), dtype=np.float16)
+    images = images.filter(pl.Series(sample(images["run_label"].to_numpy(), MAX_BYTES // (2 * len(run.labels)))))
+    logits = np.empty((len(images), len(run.labels)), dtype=np.float16)
     done = 0
-    with torch.no_grad(), progress("fitting the temperature", total=len(photos)) as advance:
-        for outputs in _outputs(run, dataset, photos, recogniser, batch_size):
+    with torch.no_grad(), progress("fitting the temperature", total=len(images)) as advance:
+        for outputs in _outputs(run, dataset, images, recogniser, batch_size):
             logits[done : done + len(outputs)] = in_half_precision(outputs).cpu()
             done += len(outputs)
             advance(len(outputs))
-    temperature = fit_temperature(logits, photos["run_label"].to_numpy())
+    temperature = fit_temperature(logits, images["run_label"].to_numpy())
     update_model(run, temperature=temperature)
-    note(f"temperature {temperature:.3f}, fitted on {len(photos)} validation photographs")
+    note(f"temperature {temperature:.3f}, fitted on {len(images)} validation images")
     return replace(recogniser, temperature=temperature)
 
 
 def _outputs(
-    run: Run, dataset: Dataset, photos: pl.DataFrame, recogniser: Recogniser, batch_size: int
+    run: Run, dataset: Dataset, images: pl.DataFrame, recogniser: Recogniser, batch_size: int
 ) -> Iterator[torch.Tensor]:
     network, device = recogniser.network, recogniser.device
-    kept = kept_features(run, dataset, photos)
+    kept = kept_features(run, dataset, images)
     if kept is not None:
         for start in range(0, len(kept), batch_size):
             features = torch.from_numpy(np.asarray(kept[start : start + batch_size], dtype=np.float32))
             yield network.classify(features.to(device))
         return
-    for batch in batches(dataset, photos, network.preprocessing, batch_size=batch_size):
-        yield network(normalised(batch.images, network.preprocessing, device))
+    for batch in batches(dataset, images, network.preprocessing, batch_size=batch_size):
+        yield network(normalised(batch.pixels, network.preprocessing, device))
 
 
 def in_half_precision(logits: torch.Tensor) -> torch.Tensor:
@@ -175,11 +175,11 @@ def in_half_precision(logits: torch.Tensor) -> torch.Tensor:
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer], rows_at_once: int = 4096) -> float:
     """Return the temperature that minimises the log loss of `logits / temperature` `(N, K)` for `labels` `(N,)`.
 
-    Bounded to 0.05..20: with every validation photograph right the best temperature would be 0. The loss is convex in
+    Bounded to 0.05..20: with every validation image right the best temperature would be 0. The loss is convex in
     1/temperature, so the minimum found is the only one (Guo et al., ICML 2017).
     """
     if not len(labels):
-        raise LandmarksError("no validation photographs to fit the temperature on")
+        raise LandmarksError("no validation images to fit the temperature on")
 
     def loss(log_inverse: float) -> float:
         inverse, total = math.exp(log_inverse), 0.0

@@ -1,1 +1,1 @@
-"""Runs become one HTML page: tables, charts, photographs, and what the numbers mean and do not show."""
+"""Runs become one HTML page: tables, charts, images, and what the numbers mean and do not show."""

@@ -98,8 +98,8 @@ def learning_curves(frame: pl.DataFrame, measure: str, percent: bool) -> Any:
 
     `frame`: phase, epoch, series, value, description.
     """
-    phases = [name for name in ("warmup", "finetune") if name in frame["phase"].to_list()]
-    titles = {"warmup": "epoch of warm-up (head alone)", "finetune": "epoch of fine-tuning"}
+    phases = [name for name in ("head", "finetune") if name in frame["phase"].to_list()]
+    titles = {"head": "epoch of head training (head alone)", "finetune": "epoch of fine-tuning"}
     series = frame["series"].unique(maintain_order=True).to_list()
     panels = []
     for position, phase in enumerate(phases):
@@ -253,7 +253,7 @@ def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
 def reliability(frame: pl.DataFrame) -> Any:
     """Accuracy over stated confidence: points on the diagonal mean a probability can be believed.
 
-    `frame`: confidence, accuracy, photographs, description.
+    `frame`: confidence, accuracy, images, description.
     """
     unit = alt.Scale(domain=[0, 1])
     diagonal = (
@@ -267,14 +267,14 @@ def reliability(frame: pl.DataFrame) -> Any:
     )
     line = base.mark_line(color=RIGHT, strokeWidth=2)
     points = base.mark_circle(color=RIGHT, opacity=0.9).encode(
-        size=alt.Size("photographs:Q", scale=alt.Scale(domainMin=0, range=[20, 420]), legend=None),
+        size=alt.Size("images:Q", scale=alt.Scale(domainMin=0, range=[20, 420]), legend=None),
         description="description:N",
     )
     return _fitted(alt.layer(diagonal, line, points))
 
 
 def risk_coverage(frame: pl.DataFrame) -> Any:
-    """Share of wrong answers among those given, over the share of photographs answered (surest first).
+    """Share of wrong answers among those given, over the share of images answered (surest first).
 
     `frame`: coverage, risk.
     """
@@ -282,14 +282,14 @@ def risk_coverage(frame: pl.DataFrame) -> Any:
         alt.Chart(_data(frame))
         .mark_area(color=WRONG, opacity=0.18, line={"color": WRONG, "strokeWidth": 2})
         .encode(
-            x=alt.X("coverage:Q", title="photographs answered", axis=_PERCENT, scale=alt.Scale(domain=[0, 1])),
+            x=alt.X("coverage:Q", title="images answered", axis=_PERCENT, scale=alt.Scale(domain=[0, 1])),
             y=alt.Y("risk:Q", title="wrong among the answered", axis=alt.Axis(format="~%")),
         )
     )
     return _fitted(area)
 
 
-# ── A chart as three things: a picture in the page, and an SVG and a CSV beside it ──────────────────────────────────
+# ── A chart as three things: an image in the page, and an SVG and a CSV beside it ──────────────────────────────────
 
 
 _SVG = "http://www.w3.org/2000/svg"
@@ -328,7 +328,7 @@ class FigureFolder:
         caption: str = "",
         wide: bool = False,
     ) -> Figure:
-        """Render `chart`, write `<file>.svg` and its `numbers` as `<file>.csv`, and return the picture for the page."""
+        """Render `chart`, write `<file>.svg` and its `numbers` as `<file>.csv`, and return the image for the page."""
         svg = render(chart)
         with written_whole(self.folder / f"{file}.svg") as aside:
             aside.write_text(svg, encoding="utf-8")
@@ -353,7 +353,7 @@ def inlined(svg: str, alt: str, prefix: str) -> Markup:
     """Return `svg` for a page: it fills its column, takes the page's colours and font, and shows marks' descriptions.
 
     Descriptions of marks become `data-tip`, which the page's script shows. Identifiers get `prefix`, as several
-    pictures share one page.
+    images share one page.
     """
     ET.register_namespace("", _SVG)
     root = ET.fromstring(svg)

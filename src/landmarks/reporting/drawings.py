@@ -22,7 +22,7 @@ from landmarks.reporting.charts import (
     risk_coverage,
 )
 from landmarks.reporting.report_tables import results_numbers
-from landmarks.reporting.run_files import Evaluation, Pieces, slug
+from landmarks.reporting.run_files import Evaluation, RunFiles, slug
 from landmarks.reporting.wording import duration, interval, millions, percent, plural
 
 MOST_CELLS = 300
@@ -34,15 +34,15 @@ BEST = 10
 CURVE_POINTS = 200
 LOTTERY_BINS = 20
 
-_PHASES = {"warmup": "warm-up", "finetune": "fine-tuning"}
+_PHASES = {"head": "head training", "finetune": "fine-tuning"}
 
 
-def overview(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[Figure]:
+def overview(runs: Sequence[RunFiles], figures: FigureFolder, page: str) -> list[Figure]:
     """Return the figures that compare runs: accuracy against cost, against time, and validation over epochs."""
     numbers = results_numbers(runs)
     figures.keep(numbers, file=f"{page}-results")
     drawn = []
-    for x, title, unit in (("gmacs", "cost of one photograph", "GMACs"), ("seconds", "time of training", "minutes")):
+    for x, title, unit in (("gmacs", "cost of one image", "GMACs"), ("seconds", "time of training", "minutes")):
         frame = _bubbles(numbers, x)
         if len(frame) < 2:
             continue
@@ -76,7 +76,7 @@ def _told(frame: pl.DataFrame) -> str:
     return "; ".join(frame["description"].to_list())
 
 
-def _compared(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[Figure]:
+def _compared(runs: Sequence[RunFiles], figures: FigureFolder, page: str) -> list[Figure]:
     frames = [
         _measured(run.history, "val_accuracy", run.name)
         for run in runs
@@ -92,18 +92,18 @@ def _compared(runs: Sequence[Pieces], figures: FigureFolder, page: str) -> list[
             file=f"{page}-learning",
             title="Validation accuracy as training went on",
             alt=f"Lines of validation accuracy over the epochs of {_phases(frame)} for {plural(len(frames), 'run')}.",
-            caption="Fine-tuning goes on where warm-up ended." if _both_phases(frame) else "",
+            caption="Fine-tuning goes on where head training ended." if _both_phases(frame) else "",
         )
     ]
 
 
-def learning_figures(run: Pieces, figures: FigureFolder) -> list[Figure]:
+def learning_figures(run: RunFiles, figures: FigureFolder) -> list[Figure]:
     """Return the learning curves of a run: accuracy and loss, training and validation, both phases."""
     drawn = []
     for measure in ("accuracy", "loss"):
         if run.history is None:
             break
-        frame = pl.concat([_measured(run.history, f"{part}_{measure}", word) for part, word in _PARTS])
+        frame = pl.concat([_measured(run.history, f"{split}_{measure}", word) for split, word in _SPLITS])
         if frame.is_empty():
             continue
         percentages = measure == "accuracy"
@@ -130,11 +130,11 @@ def _both_phases(frame: pl.DataFrame) -> bool:
     return bool((frame.group_by("series").agg(pl.col("phase").n_unique())["phase"] > 1).any())
 
 
-_PARTS = (("val", "validation"), ("train", "training"))
+_SPLITS = (("val", "validation"), ("train", "training"))
 
 
 def _measured(history: pl.DataFrame, column: str, series: str) -> pl.DataFrame:
-    """Return phase, epoch, series, value of one column, one row per epoch, warm-up first."""
+    """Return phase, epoch, series, value of one column, one row per epoch, head training first."""
     per_epoch = (
         history.filter(pl.col(column).is_not_null() & pl.col(column).is_finite())
         .group_by("phase", "epoch", maintain_order=True)
@@ -157,7 +157,7 @@ def _described(frame: pl.DataFrame, percentages: bool) -> pl.DataFrame:
     return frame.with_columns(pl.Series("description", told, dtype=pl.String))
 
 
-def confusion_figure(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> Figure | None:
+def confusion_figure(run: RunFiles, evaluation: Evaluation, figures: FigureFolder) -> Figure | None:
     """Return the confusion matrix of at most `MOST_CELLS` landmarks; all pairs go to the CSV whatever their number."""
     if evaluation.confusion is None or evaluation.confusion.is_empty():
         return None
@@ -203,15 +203,15 @@ def _by_accuracy(pairs: pl.DataFrame, landmarks: int) -> list[int]:
 
 
 def _pair(row: dict[str, object]) -> str:
-    share = f"{plural(int(str(row['count'])), 'photograph')} ({percent(row['share'], 0)})"
+    share = f"{plural(int(str(row['count'])), 'image')} ({percent(row['share'], 0)})"
     if row["truth"] == row["answer"]:
         return f"{row['truth_name']}: {share} right"
     return f"{row['truth_name']} taken for {row['answer_name']}: {share}"
 
 
-def landmark_figures(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> list[Figure]:
+def landmark_figures(run: RunFiles, frame: pl.DataFrame, figures: FigureFolder) -> list[Figure]:
     """Return the best and the worst landmarks with intervals, and for many landmarks how the others spread."""
-    worst_first = frame.sort(["accuracy", "photographs", "label"], descending=[False, True, False])
+    worst_first = frame.sort(["accuracy", "images", "label"], descending=[False, True, False])
     some = min(BEST, len(frame))
     drawn = []
     for word, these, colour in (
@@ -221,7 +221,7 @@ def landmark_figures(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) ->
         if these.is_empty() or (word == "worst" and len(frame) <= BEST):
             continue
         told = [
-            f"{row['name']}: {row['correct']} of {row['photographs']}, {percent(row['accuracy'])} ({interval(row)})"
+            f"{row['name']}: {row['correct']} of {row['images']}, {percent(row['accuracy'])} ({interval(row)})"
             for row in these.iter_rows(named=True)
         ]
         chosen = these.with_columns(pl.Series("description", told, dtype=pl.String))
@@ -239,7 +239,7 @@ def landmark_figures(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) ->
     return drawn
 
 
-def _spread(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> Figure:
+def _spread(run: RunFiles, frame: pl.DataFrame, figures: FigureFolder) -> Figure:
     bins = frame.select((pl.col("accuracy") * 20).floor().clip(0, 19).cast(pl.Int32).alias("bin"))
     counted = bins.group_by("bin").agg(pl.len().alias("landmarks")).sort("bin")
     spread = counted.select((pl.col("bin") / 20).alias("low"), ((pl.col("bin") + 1) / 20).alias("high"), "landmarks")
@@ -257,7 +257,7 @@ def _spread(run: Pieces, frame: pl.DataFrame, figures: FigureFolder) -> Figure:
     )
 
 
-def subset_figures(run: Pieces, figures: FigureFolder) -> list[Figure]:
+def subset_figures(run: RunFiles, figures: FigureFolder) -> list[Figure]:
     """Return how accuracy varies with the landmarks that are drawn, a figure for each lottery that was held."""
     drawn = []
     for held in run.lotteries:
@@ -273,8 +273,8 @@ def subset_figures(run: Pieces, figures: FigureFolder) -> list[Figure]:
             caption += f" The line is this run: {percent(own['accuracy'])} on {plural(own['landmarks'], 'landmark')}"
             caption += f", above {percent(own['place'], 0)} of the draws"
             caption += "." if own["landmarks"] == held["landmarks"] else "; other numbers of landmarks do not compare."
-        if held["name"] == "test" and held.get("part") == "train" and run.part("best", "phase") == "finetune":
-            caption += " The network was fine-tuned on the photographs drawn from: all its draws are too good."
+        if held["name"] == "test" and held.get("split") == "train" and run.field("best", "phase") == "finetune":
+            caption += " The network was fine-tuned on the images drawn from: all its draws are too good."
         drawn.append(
             figures.draw(
                 draws_histogram(frame, None if own is None else own["accuracy"]),
@@ -288,14 +288,14 @@ def subset_figures(run: Pieces, figures: FigureFolder) -> list[Figure]:
     return drawn
 
 
-def calibration_figures(run: Pieces, evaluation: Evaluation, figures: FigureFolder) -> list[Figure]:
+def calibration_figures(run: RunFiles, evaluation: Evaluation, figures: FigureFolder) -> list[Figure]:
     """Return the reliability diagram and the risk–coverage curve, as far as the evaluation holds them."""
     drawn = []
-    kinds = {"confidence": pl.Float64, "accuracy": pl.Float64, "photographs": pl.Int64}
+    kinds = {"confidence": pl.Float64, "accuracy": pl.Float64, "images": pl.Int64}
     points = pl.DataFrame(evaluation.metrics.get("reliability") or [], schema=kinds, orient="row", strict=False)
     if len(points):
         told = [
-            f"stated {percent(row['confidence'])}, right {percent(row['accuracy'])} of {row['photographs']:,}"
+            f"stated {percent(row['confidence'])}, right {percent(row['accuracy'])} of {row['images']:,}"
             for row in points.iter_rows(named=True)
         ]
         points = points.with_columns(pl.Series("description", told, dtype=pl.String))
@@ -307,7 +307,7 @@ def calibration_figures(run: Pieces, evaluation: Evaluation, figures: FigureFold
                 title="Can a probability be believed?",
                 alt=f"Reliability diagram: {_told(points)}",
                 caption="On the dashed line, answers stated with 80 % are right in 80 of 100 cases; below it the "
-                "network is too sure of itself. Large points hold many photographs.",
+                "network is too sure of itself. Large points hold many images.",
             )
         )
     curve = evaluation.metrics.get("risk_coverage")
@@ -316,7 +316,7 @@ def calibration_figures(run: Pieces, evaluation: Evaluation, figures: FigureFold
     return drawn
 
 
-def _risk_coverage(run: Pieces, curve: dict[str, list[float]], figures: FigureFolder) -> Figure:
+def _risk_coverage(run: RunFiles, curve: dict[str, list[float]], figures: FigureFolder) -> Figure:
     kinds = {"coverage": pl.Float64, "risk": pl.Float64}
     whole = pl.DataFrame({name: curve[name] for name in kinds}, schema=kinds, strict=False)
     step = max(1, len(whole) // CURVE_POINTS)

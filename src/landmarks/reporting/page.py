@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from landmarks import __version__
-from landmarks.dataset.manifest import PARTS, Dataset
+from landmarks.dataset.manifest import SPLITS, Dataset
 from landmarks.reporting.caveats import found_caveats, page_definitions
 from landmarks.reporting.charts import Figure, FigureFolder
 from landmarks.reporting.drawings import (
@@ -37,8 +37,8 @@ from landmarks.reporting.report_tables import (
     rejection,
     results_table,
 )
-from landmarks.reporting.run_files import Evaluation, Pieces, read_pieces, slug
-from landmarks.reporting.study_table import read_study, study_part
+from landmarks.reporting.run_files import Evaluation, RunFiles, read_run_files, slug
+from landmarks.reporting.study_table import read_study, study_section
 from landmarks.reporting.thumbnails import (
     ConfusedPair,
     Mistake,
@@ -81,7 +81,7 @@ def report(
 
     The page asks for nothing over a network. Figures are also written as SVG and CSV under `figures/` beside it:
     `<page>-<figure>` where runs are compared, `<run>-<figure>` for one run. What a run lacks (an evaluation, heat
-    maps, its photographs) is said in one line with the command that makes it. `study` is the `study.json` of a
+    maps, its images) is said in one line with the command that makes it. `study` is the `study.json` of a
     reproduction, whose table then stands beside the others. Raises `LandmarksError` for a folder that is no run and
     `UsageError` for none, or one named twice.
     """
@@ -90,22 +90,22 @@ def report(
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {out}/report.html")
-    pieces = _best_first(read_pieces(folders))
+    files = _best_first(read_run_files(folders))
     beside = None if study is None else read_study(study)
     with held(out.parent / FIGURES) as folder:
-        page = _render(pieces, FigureFolder(folder), slug(out.stem), beside)
+        page = _render(files, FigureFolder(folder), slug(out.stem), beside)
         with written_whole(out) as aside:
             aside.write_text(page, encoding="utf-8")
-    note(f"{out}: {plural(len(pieces), 'run')}, {len(page) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
+    note(f"{out}: {plural(len(files), 'run')}, {len(page) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
     return out
 
 
-def _best_first(runs: list[Pieces]) -> list[Pieces]:
+def _best_first(runs: list[RunFiles]) -> list[RunFiles]:
     """Order runs by validation accuracy: the test accuracy must not choose what the page is about."""
     return sorted(runs, key=lambda run: (-(run.val_accuracy or 0.0), run.name))
 
 
-def _render(runs: list[Pieces], figures: FigureFolder, page: str, study: dict[str, Any] | None) -> str:
+def _render(runs: list[RunFiles], figures: FigureFolder, page: str, study: dict[str, Any] | None) -> str:
     compared = overview(runs, figures, page)
     chapters = [
         chapter(run, figures, panels=PANELS_OF_OTHERS if position else PANELS_OF_THE_FIRST)
@@ -125,9 +125,9 @@ def _render(runs: list[Pieces], figures: FigureFolder, page: str, study: dict[st
         results=results_table(runs),
         results_file=f"{figures.folder.name}/{page}-results.csv",
         compared=compared,
-        study=None if study is None else study_part(study, figures, page),
+        study=None if study is None else study_section(study, figures, page),
         chapters=chapters,
-        with_photographs=any(one.has_photographs for one in chapters),
+        with_images=any(one.has_images for one in chapters),
         contents=_contents(chapters, with_study=study is not None),
         datasets=_datasets(runs),
         caveats=found_caveats(runs),
@@ -145,26 +145,26 @@ def _packaged(name: str) -> str:
     return (importlib.resources.files("landmarks.reporting") / "templates" / name).read_text(encoding="utf-8").strip()
 
 
-def _title(runs: Sequence[Pieces]) -> str:
+def _title(runs: Sequence[RunFiles]) -> str:
     landmarks = sorted({len(run.labels) for run in runs})
     told = f"{landmarks[0]:,}" if len(landmarks) == 1 else f"{landmarks[0]:,} to {landmarks[-1]:,}"
     return f"Recognising {told} landmark{'' if landmarks == [1] else 's'}"
 
 
-def finding(runs: Sequence[Pieces]) -> str:
+def finding(runs: Sequence[RunFiles]) -> str:
     """Return what the page found, in one sentence; `runs` come best first by validation."""
     best = runs[0]
-    backbone = readable(best.part("network", "backbone") or best.name, 60)
+    backbone = readable(best.field("network", "backbone") or best.name, 60)
     judged = best.main
     if judged is None and best.val_accuracy is None:
         return f"{backbone} has not been evaluated yet."
     if judged is None:
         accuracy = percent(best.val_accuracy)
-        return f"{backbone} reached {accuracy} on its validation photographs; it has not been evaluated yet."
-    part = "validation" if judged.name == "val" else "test"
+        return f"{backbone} reached {accuracy} on its validation images; it has not been evaluated yet."
+    split = "validation" if judged.name == "val" else "test"
     top1 = judged.metrics.get("top1")
     sure = f" (95 % interval {interval(top1)})" if interval(top1) else ""
-    sentence = f"{backbone} names the right landmark in {percent(top1)} of {judged.known:,} {part} photographs{sure}"
+    sentence = f"{backbone} names the right landmark in {percent(top1)} of {judged.known:,} {split} images{sure}"
     validated = [run.val_accuracy for run in runs if run.val_accuracy is not None]
     if best.val_accuracy is not None and len(validated) > 1:
         alone = validated.count(best.val_accuracy) == 1
@@ -212,20 +212,20 @@ def sections(one: Chapter) -> list[tuple[str, str]]:
     return [(key, title) for key, title, there in present if there]
 
 
-def _datasets(runs: Sequence[Pieces]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _datasets(runs: Sequence[RunFiles]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the facts of every distinct dataset: (names of the runs trained on it, (name, value) pairs)."""
-    by_digest: dict[str, list[Pieces]] = {}
+    by_digest: dict[str, list[RunFiles]] = {}
     for run in runs:
-        by_digest.setdefault(str(run.part("data", "digest")), []).append(run)
+        by_digest.setdefault(str(run.field("data", "digest")), []).append(run)
     of_files = ("relative", "content_digest", "seen")
-    told = [(group, group[0].part("data") or {}) for group in by_digest.values()]
+    told = [(group, group[0].field("data") or {}) for group in by_digest.values()]
     return [
         (", ".join(run.name for run in group), facts({key: data[key] for key in data if key not in of_files}))
         for group, data in told
     ]
 
 
-# One run in detail: its figures, tables, photographs, and one line with a command for whatever is not there yet.
+# One run in detail: its figures, tables, images, and one line with a command for whatever is not there yet.
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Missing:
 class Chapter:
     """Everything the page shows of one run; lists are empty and figures None where there is nothing to show."""
 
-    run: Pieces
+    run: RunFiles
     judged: Evaluation | None
     tiles: list[tuple[str, str, str]]
     missing: list[Missing]
@@ -261,14 +261,14 @@ class Chapter:
     choices: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
-    def has_photographs(self) -> bool:
-        """Whether any photograph is shown."""
-        of_pairs = [photograph for pair in self.pairs for photograph in (*pair.shown, pair.typical)]
-        alone = [one.photograph for one in (*self.mistakes, *self.strangers)]
-        return bool(self.panels) or any(photograph is not None for photograph in (*of_pairs, *alone))
+    def has_images(self) -> bool:
+        """Whether any image is shown."""
+        of_pairs = [image for pair in self.pairs for image in (*pair.shown, pair.typical)]
+        alone = [one.image for one in (*self.mistakes, *self.strangers)]
+        return bool(self.panels) or any(image is not None for image in (*of_pairs, *alone))
 
 
-def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
+def chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapter:
     """Return a run's chapter; its figures are written on the way, and at most `panels` heat maps are taken up."""
     judged = run.main
     dataset, why_not = _dataset(run, judged)
@@ -299,30 +299,30 @@ def chapter(run: Pieces, figures: FigureFolder, *, panels: int) -> Chapter:
     )
 
 
-def _dataset(run: Pieces, judged: Evaluation | None) -> tuple[Dataset | None, str]:
-    """Return the dataset whose photographs were judged, or why there is none."""
+def _dataset(run: RunFiles, judged: Evaluation | None) -> tuple[Dataset | None, str]:
+    """Return the dataset whose images were judged, or why there is none."""
     try:
         return find_dataset(Run(run.folder, run.record, run.labels), judged.metrics if judged else None), ""
     except LandmarksError as error:
         return None, str(error)
 
 
-def _tiles(run: Pieces, judged: Evaluation | None) -> list[tuple[str, str, str]]:
+def _tiles(run: RunFiles, judged: Evaluation | None) -> list[tuple[str, str, str]]:
     """Return the numbers at the head of a chapter: (name, number, smaller line)."""
     tiles = []
     if judged:
-        part = "validation" if judged.name == "val" else "test"
+        split = "validation" if judged.name == "val" else "test"
         top1, top5 = judged.metrics.get("top1"), judged.metrics.get("top5")
-        tiles.append((f"{part} accuracy", percent(top1), interval(top1)))
+        tiles.append((f"{split} accuracy", percent(top1), interval(top1)))
         tiles.append(("among the best five", percent(top5), interval(top5)))
-        tiles.append(("photographs judged", count(judged.known), _of_landmarks(run, judged)))
-    size = number(run.part("network", "image_size"))
-    tiles.append(("parameters", millions(run.part("network", "parameters")), f"at {size:.0f} pixels" if size else ""))
-    tiles.append(("training", duration(run.part("seconds", "total")), _memory(run)))
+        tiles.append(("images judged", count(judged.known), _of_landmarks(run, judged)))
+    size = number(run.field("network", "image_size"))
+    tiles.append(("parameters", millions(run.field("network", "parameters")), f"at {size:.0f} pixels" if size else ""))
+    tiles.append(("training", duration(run.field("seconds", "total")), _memory(run)))
     return tiles
 
 
-def _of_landmarks(run: Pieces, judged: Evaluation) -> str:
+def _of_landmarks(run: RunFiles, judged: Evaluation) -> str:
     """Return how many of its landmarks a run was judged on: not always all."""
     judged_on, known = number(judged.metrics.get("landmarks")), len(run.labels)
     return f"of {count(known if judged_on is None else judged_on)}" + (
@@ -330,49 +330,49 @@ def _of_landmarks(run: Pieces, judged: Evaluation) -> str:
     )
 
 
-def _memory(run: Pieces) -> str:
-    peak = number(run.part("peak_memory_mb"))
+def _memory(run: RunFiles) -> str:
+    peak = number(run.field("peak_memory_mb"))
     return f"{peak:,.0f} MB of memory" if peak else ""
 
 
-def _missing(run: Pieces, judged: Evaluation | None, why_not: str) -> list[Missing]:
+def _missing(run: RunFiles, judged: Evaluation | None, why_not: str) -> list[Missing]:
     folder = shlex.quote(str(run.folder))
     missing = []
     if run.history is None:
         missing.append(Missing("No learning curves: the run has no history."))
     if judged is None:
-        part = "" if run.has_test else " --part val"
+        split = "" if run.has_test else " --split val"
         missing.append(
-            Missing("Not evaluated yet, but on photographs it was trained on.", f"landmarks evaluate {folder}{part}")
+            Missing("Not evaluated yet, but on images it was trained on.", f"landmarks evaluate {folder}{split}")
             if run.evaluations
-            else Missing("Not evaluated yet.", f"landmarks evaluate {folder}{part}")
+            else Missing("Not evaluated yet.", f"landmarks evaluate {folder}{split}")
         )
     elif judged.name == "val" and run.has_test:
-        missing.append(Missing("Judged on validation photographs only.", f"landmarks evaluate {folder} --part test"))
+        missing.append(Missing("Judged on validation images only.", f"landmarks evaluate {folder} --split test"))
     elif judged.name == "val":
-        missing.append(Missing("Judged on validation photographs only: no others were kept apart."))
+        missing.append(Missing("Judged on validation images only: no others were kept apart."))
     if judged is not None and judged.predictions is None:
         again = _command_again(run, judged)
         missing.append(Missing("The predictions are gone, so no mistakes are shown.", again))
     if judged is not None and _has_pairs(judged) and len(run.names) > MOST_CELLS:
         told = f"A confusion matrix is drawn up to {MOST_CELLS} landmarks; all pairs are in its CSV."
         missing.append(Missing(told))
-    if run.part("network", "maps") is False:
+    if run.field("network", "maps") is False:
         missing.append(Missing("No heat maps: this kind of network has no maps to draw."))
-    elif run.maps is None and run.part("network") is not None:
+    elif run.maps is None and run.field("network") is not None:
         missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}"))
     if judged is not None and why_not:
-        missing.append(Missing(f"Photographs are left out: {readable(why_not, 400)}."))
+        missing.append(Missing(f"Images are left out: {readable(why_not, 400)}."))
     return missing
 
 
-def _command_again(run: Pieces, judged: Evaluation) -> str:
-    """Return the command that judges the same photographs again; empty for answers that are not a network's."""
-    if run.part("network") is None:
+def _command_again(run: RunFiles, judged: Evaluation) -> str:
+    """Return the command that judges the same images again; empty for answers that are not a network's."""
+    if run.field("network") is None:
         return ""
-    own = judged.name in PARTS and judged.name == judged.metrics.get("part", judged.name)
+    own = judged.name in SPLITS and judged.name == judged.metrics.get("split", judged.name)
     place = shlex.quote(str(judged.metrics.get("data") or ""))
-    where = f"--part {judged.name}" if own else f"--data {place}"
+    where = f"--split {judged.name}" if own else f"--data {place}"
     return f"landmarks evaluate {shlex.quote(str(run.folder))} {where}"
 
 
@@ -393,33 +393,33 @@ def _calibration_line(judged: Evaluation | None) -> str:
     return told + "."
 
 
-def _rejections(run: Pieces) -> list[tuple[str, Table]]:
+def _rejections(run: RunFiles) -> list[tuple[str, Table]]:
     made = [(one.name, rejection(one.metrics)) for one in run.evaluations]
     return [(name, table) for name, table in made if table is not None]
 
 
-def _making(run: Pieces) -> list[tuple[str, list[tuple[str, str]]]]:
+def _making(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the groups of facts on how a run was made: (heading, (name, value) pairs)."""
-    seconds = [(readable(name), duration(value)) for name, value in (run.part("seconds") or {}).items()]
+    seconds = [(readable(name), duration(value)) for name, value in (run.field("seconds") or {}).items()]
     memory = [("peak memory", _memory(run))] if _memory(run) else []
-    best = facts(run.part("best") or {})
+    best = facts(run.field("best") or {})
     if kept := [f"{name} {value}" for name, value in best if name in ("phase", "epoch")]:
         seconds.append(("epoch kept", ", ".join(kept)))
-    if ended := run.part("ended"):
+    if ended := run.field("ended"):
         seconds.append(("ended", in_words(ended)))
     groups = [
-        ("Recipe", facts(run.part("recipe") or {})),
-        ("Network", facts(run.part("network") or {})),
-        ("Warm-up", facts(run.part("warmup") or {})),
+        ("Recipe", facts(run.field("recipe") or {})),
+        ("Network", facts(run.field("network") or {})),
+        ("Head training", facts(run.field("head") or {})),
         ("Time and memory", seconds + memory),
-        ("Machine", facts(run.part("machine") or {})),
-        ("Versions", facts(run.part("versions") or {}) or [("landmarks", in_words(run.part("version")))]),
+        ("Machine", facts(run.field("machine") or {})),
+        ("Versions", facts(run.field("versions") or {}) or [("landmarks", in_words(run.field("version")))]),
     ]
     return [(heading, pairs) for heading, pairs in groups if pairs]
 
 
-def _choices(run: Pieces) -> list[tuple[str, str, str]]:
-    choices = run.part("choices") or []
+def _choices(run: RunFiles) -> list[tuple[str, str, str]]:
+    choices = run.field("choices") or []
     return [
         (in_words(one.get("what")), in_words(one.get("value")), in_words(one.get("why")))
         for one in choices

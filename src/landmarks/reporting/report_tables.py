@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.evaluation.intervals import wilson
-from landmarks.reporting.run_files import Evaluation, Pieces
+from landmarks.reporting.run_files import Evaluation, RunFiles
 from landmarks.reporting.wording import (
     bounds,
     count,
@@ -59,13 +59,13 @@ class Table:
     file: str = ""
 
 
-def results_table(runs: Sequence[Pieces]) -> Table:
+def results_table(runs: Sequence[RunFiles]) -> Table:
     """Return the study's table: one row per run, best validation accuracy first."""
     titles = (
         "Network",
         "Test accuracy",
         "Validation accuracy",
-        "Warm-up alone",
+        "Head training alone",
         "Top-5",
         "Parameters",
         "Image",
@@ -80,15 +80,15 @@ def results_table(runs: Sequence[Pieces]) -> Table:
     )
 
 
-def _result(run: Pieces) -> tuple[Cell, ...]:
-    tested, warmed = tested_on(run), number(run.part("warmup", "val_accuracy"))
-    size, epochs = number(run.part("network", "image_size")), trained_epochs(run)
-    seconds, parameters = number(run.part("seconds", "total")), number(run.part("network", "parameters"))
+def _result(run: RunFiles) -> tuple[Cell, ...]:
+    tested, trained = tested_on(run), number(run.field("head", "val_accuracy"))
+    size, epochs = number(run.field("network", "image_size")), trained_epochs(run)
+    seconds, parameters = number(run.field("seconds", "total")), number(run.field("network", "parameters"))
     return (
         Cell(run.name, run.name, described(run)),
         _share(tested.metrics.get("top1") if tested else None),
         Cell(percent(run.val_accuracy), run.val_accuracy, interval(_validated(run))),
-        Cell(percent(warmed), warmed, "on validation" if warmed is not None else ""),
+        Cell(percent(trained), trained, "on validation" if trained is not None else ""),
         _share(tested.metrics.get("top5") if tested else None),
         Cell(millions(parameters), parameters),
         Cell(f"{size:.0f} px" if size else "–", size),
@@ -97,45 +97,45 @@ def _result(run: Pieces) -> tuple[Cell, ...]:
     )
 
 
-def _validated(run: Pieces) -> dict[str, Any]:
+def _validated(run: RunFiles) -> dict[str, Any]:
     """Return the interval of a run's validation accuracy: the evaluation's, else Wilson's for the kept epoch."""
     if judged := run.evaluation("val"):
         told = judged.metrics.get("top1")
         return told if isinstance(told, dict) else {}
-    photographs = int(number(run.part("validated_on")) or number(run.part("data", "photographs", "val")) or 0)
-    if run.val_accuracy is None or not photographs:
+    images = int(number(run.field("validated_on")) or number(run.field("data", "images", "val")) or 0)
+    if run.val_accuracy is None or not images:
         return {}
-    low, high = wilson(np.array([round(run.val_accuracy * photographs)]), np.array([photographs]))
+    low, high = wilson(np.array([round(run.val_accuracy * images)]), np.array([images]))
     return {"low": float(low[0]), "high": float(high[0])}
 
 
-def described(run: Pieces) -> str:
+def described(run: RunFiles) -> str:
     """Return what a run's network is made of: `resnet50, study head, imagenet weights`; a name already told is not."""
-    backbone, head, weights = (run.part("network", name) for name in ("backbone", "head", "weights"))
+    backbone, head, weights = (run.field("network", name) for name in ("backbone", "head", "weights"))
     told = [backbone if backbone != run.name else "", head and f"{head} head"]
     told.append("from scratch" if weights == "none" else weights and f"{Path(str(weights)).stem} weights")
     return ", ".join(readable(text, 40) for text in told if text)
 
 
-def tested_on(run: Pieces) -> Evaluation | None:
-    """Return the run's evaluation on photographs kept out of training, if there is one."""
+def tested_on(run: RunFiles) -> Evaluation | None:
+    """Return the run's evaluation on images kept out of training, if there is one."""
     return run.main if run.main and run.main.name != "val" else None
 
 
-def trained_epochs(run: Pieces) -> tuple[int, ...] | None:
-    """Return the epochs of warm-up and of fine-tuning; a phase that did not take place is left out."""
+def trained_epochs(run: RunFiles) -> tuple[int, ...] | None:
+    """Return the epochs of head training and of fine-tuning; a phase that did not take place is left out."""
     if run.history is None or run.history.is_empty():
         return None
     last = run.history.group_by("phase").agg(pl.col("epoch").max())
     epochs = {row["phase"]: row["epoch"] for row in last.iter_rows(named=True)}
-    return tuple(epochs[phase] for phase in ("warmup", "finetune") if epochs.get(phase))
+    return tuple(epochs[phase] for phase in ("head", "finetune") if epochs.get(phase))
 
 
 def _share(value: Any) -> Cell:
     return Cell(percent(value), number(value), interval(value))
 
 
-def results_numbers(runs: Sequence[Pieces]) -> pl.DataFrame:
+def results_numbers(runs: Sequence[RunFiles]) -> pl.DataFrame:
     """Return the study's table as plain numbers, for the CSV and the charts."""
     rows = []
     for run in runs:
@@ -146,26 +146,26 @@ def results_numbers(runs: Sequence[Pieces]) -> pl.DataFrame:
         rows.append(
             {
                 "run": run.name,
-                "backbone": run.part("network", "backbone"),
-                "parameters": number(run.part("network", "parameters")),
-                "gmacs": number(run.part("network", "gmacs")),
-                "image_size": number(run.part("network", "image_size")),
+                "backbone": run.field("network", "backbone"),
+                "parameters": number(run.field("network", "parameters")),
+                "gmacs": number(run.field("network", "gmacs")),
+                "image_size": number(run.field("network", "image_size")),
                 "epochs": sum(epochs) if epochs else None,
                 "val_accuracy": run.val_accuracy,
                 "tested_on": tested.name if tested else None,
                 "accuracy": number(top1),
                 "low": low,
                 "high": high,
-                "seconds": number(run.part("seconds", "total")),
+                "seconds": number(run.field("seconds", "total")),
             }
         )
     kinds = {"run": pl.String, "backbone": pl.String, "tested_on": pl.String}
     return pl.DataFrame(rows, schema={name: kinds.get(name, pl.Float64) for name in rows[0]})
 
 
-def evaluations_table(run: Pieces) -> Table:
-    """Return one row per judged set of photographs of a run."""
-    titles = ("Photographs of", "Known", "Unknown", "Top-1", "Top-5", "Macro", "Log loss", "ECE", "GAP")
+def evaluations_table(run: RunFiles) -> Table:
+    """Return one row per judged set of images of a run."""
+    titles = ("Images of", "Known", "Unknown", "Top-1", "Top-5", "Macro", "Log loss", "ECE", "GAP")
     rows = []
     for one in run.evaluations:
         numbers = one.metrics
@@ -180,23 +180,23 @@ def evaluations_table(run: Pieces) -> Table:
             )
         )
     columns = tuple(Column(title, numeric=position > 0) for position, title in enumerate(titles))
-    return Table("Every set of photographs this run was judged on.", columns, tuple(rows))
+    return Table("Every set of images this run was judged on.", columns, tuple(rows))
 
 
 def _usages(gaps: Any) -> str:
     return ", ".join(f"{in_words(name)} {decimal(gap)}" for name, gap in gaps.items()) if isinstance(gaps, dict) else ""
 
 
-def landmarks_numbers(run: Pieces, evaluation: Evaluation) -> pl.DataFrame | None:
-    """Return accuracy per landmark with readable names, best first; ties by number of photographs, then by label."""
+def landmarks_numbers(run: RunFiles, evaluation: Evaluation) -> pl.DataFrame | None:
+    """Return accuracy per landmark with readable names, best first; ties by number of images, then by label."""
     if evaluation.landmarks is None:
         return None
-    photographed = evaluation.landmarks.filter(pl.col("photographs") > 0)
-    names = pl.Series("name", run.names, dtype=pl.String).gather(photographed["label"])
+    rendered = evaluation.landmarks.filter(pl.col("images") > 0)
+    names = pl.Series("name", run.names, dtype=pl.String).gather(rendered["label"])
     return (
-        photographed.with_columns(names)
-        .select("label", "landmark_id", "name", "photographs", "correct", "accuracy", "low", "high")
-        .sort(["accuracy", "photographs", "label"], descending=[True, True, False])
+        rendered.with_columns(names)
+        .select("label", "landmark_id", "name", "images", "correct", "accuracy", "low", "high")
+        .sort(["accuracy", "images", "label"], descending=[True, True, False])
     )
 
 
@@ -207,13 +207,13 @@ def per_landmark(frame: pl.DataFrame, file: str) -> Table:
     rows = tuple(
         (
             Cell(row["name"], row["name"]),
-            Cell(count(row["photographs"]), row["photographs"]),
+            Cell(count(row["images"]), row["images"]),
             Cell(count(row["correct"]), row["correct"]),
             Cell(percent(row["accuracy"]), row["accuracy"], interval(row)),
         )
         for row in shown.iter_rows(named=True)
     )
-    columns = (Column("Landmark"), Column("Photographs", True), Column("Right", True), Column("Accuracy", True))
+    columns = (Column("Landmark"), Column("Images", True), Column("Right", True), Column("Accuracy", True))
     note = "" if len(shown) == len(frame) else f"The {half} best and the {half} worst of {len(frame):,} landmarks."
     return Table(f"Accuracy of {plural(len(frame), 'landmark')}.", columns, rows, note, file)
 
@@ -233,10 +233,10 @@ def rejection(metrics: Mapping[str, Any]) -> Table | None:
         for record in records
     )
     titles = [titled(name) for name in names]
-    parts = metrics.get("rejection_parts") or {}
+    splits = metrics.get("rejection_parts") or {}
     caption = "Scores that tell a known landmark from anything else."
-    if parts:
-        chosen, reported = in_words(parts.get("chosen_on")), in_words(parts.get("reported_on"))
+    if splits:
+        chosen, reported = in_words(splits.get("chosen_on")), in_words(splits.get("reported_on"))
         caption += f" Chosen on {chosen}, reported on {reported}."
     return Table(caption, tuple(Column(title, numeric[name]) for title, name in zip(titles, names, strict=True)), rows)
 
@@ -247,7 +247,7 @@ def _rejection_text(name: str, value: Any) -> str:
     return decimal(value) if isinstance(value, float | dict) else in_words(value)
 
 
-def confused_pairs(run: Pieces, evaluation: Evaluation) -> list[dict[str, Any]]:
+def confused_pairs(run: RunFiles, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return the most confused pairs with readable names, in the evaluation's order."""
     pairs = []
     for pair in evaluation.metrics.get("confused") or []:

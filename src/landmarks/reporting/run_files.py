@@ -20,7 +20,7 @@ from landmarks.training.run import open_run
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One judged set of photographs: `metrics/<name>.json` and the tables beside it."""
+    """One judged set of images: `metrics/<name>.json` and the tables beside it."""
 
     name: str
     metrics: dict[str, Any]
@@ -30,12 +30,12 @@ class Evaluation:
 
     @property
     def known(self) -> int:
-        """Photographs that show a landmark of the run."""
-        return int(number(self.metrics.get("known", self.metrics.get("photographs"))) or 0)
+        """Images that show a landmark of the run."""
+        return int(number(self.metrics.get("known", self.metrics.get("images"))) or 0)
 
     @cached_property
-    def photographs(self) -> str:
-        """Which photographs these are, as a digest of their ids; empty where the predictions are gone."""
+    def images(self) -> str:
+        """Which images these are, as a digest of their ids; empty where the predictions are gone."""
         if self.predictions is None:
             return ""
         shown = read_table(self.predictions).filter(pl.col("truth").list.len() > 0)
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class RunFiles:
     """One run: its record, labels, history, evaluations and heat maps."""
 
     name: str
@@ -68,31 +68,31 @@ class Pieces:
 
     @property
     def main(self) -> Evaluation | None:
-        """The evaluation the page is about: the test part, else a test set of its own, else validation.
+        """The evaluation the page is about: the test split, else a test set of its own, else validation.
 
-        None of photographs that the run was trained on.
+        None of images that the run was trained on.
         """
         order = {"test": 0, "val": 2}
         able = [one for one in self.evaluations if one.known and not self.trained_on(one)]
         return min(able, key=lambda one: (order.get(one.name, 1), one.name), default=None)
 
     def trained_on(self, one: Evaluation) -> bool:
-        """Whether an evaluation is of the run's own training photographs, or of these among others."""
-        if one.name != one.metrics.get("part"):
+        """Whether an evaluation is of the run's own training images, or of these among others."""
+        if one.name != one.metrics.get("split"):
             return False
-        own, place = self.part("data", "folder"), one.metrics.get("data")
+        own, place = self.field("data", "folder"), one.metrics.get("data")
         return one.name == "train" or (one.name == "all" and Path(str(place)).resolve() == Path(str(own)).resolve())
 
     @property
     def has_test(self) -> bool:
-        """Whether the run's dataset has test photographs, as far as the record tells."""
-        return bool(self.part("data", "photographs", "test") != 0)
+        """Whether the run's dataset has test images, as far as the record tells."""
+        return bool(self.field("data", "images", "test") != 0)
 
     def evaluation(self, name: str) -> Evaluation | None:
         """Return one evaluation by its name."""
         return next((one for one in self.evaluations if one.name == name), None)
 
-    def part(self, *keys: str) -> Any:
+    def field(self, *keys: str) -> Any:
         """Return a value out of nested records of `run.json`, or None."""
         value: Any = self.record
         for key in keys:
@@ -104,10 +104,10 @@ class Pieces:
         """Validation accuracy of the kept epoch, from the evaluation of `val` or from the training itself."""
         judged = self.evaluation("val")
         told = number(judged.metrics.get("top1")) if judged else None
-        return told if told is not None else number(self.part("best", "val_accuracy"))
+        return told if told is not None else number(self.field("best", "val_accuracy"))
 
 
-def read_pieces(folders: Sequence[Path]) -> list[Pieces]:
+def read_run_files(folders: Sequence[Path]) -> list[RunFiles]:
     """Read several run folders; equal folder names are told apart by their parents' names."""
     if not folders:
         raise UsageError("a report needs at least one run", way_out="landmarks report RUN -o report.html")
@@ -132,13 +132,13 @@ def slug(text: str) -> str:
     return plain or "run"
 
 
-def _read_run(folder: Path) -> Pieces:
+def _read_run(folder: Path) -> RunFiles:
     run = open_run(folder)
     maps = folder / "maps" / "index.json"
     model = folder / "model.json"
     judged = sorted((folder / "metrics").glob("*.json"))
     lotteries = [path for path in judged if path.name.endswith(SUFFIX)]
-    return Pieces(
+    return RunFiles(
         name=readable(run.name, 60),
         folder=folder,
         record=_in_gmacs(run.record),

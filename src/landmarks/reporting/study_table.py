@@ -1,7 +1,7 @@
 """A reproduction beside the study: the table of `study.json`, which `landmarks reproduce` writes.
 
-Of the record this reads `protocols` (name → meaning), `notes`, `test_set` (the name of photographs that all runs are
-judged on beside their own parts, or None) and `rows`. A row holds:
+Of the record this reads `protocols` (name → meaning), `notes`, `test_set` (the name of images that all runs are
+judged on beside their own splits, or None) and `rows`. A row holds:
 
     network, protocol   whose line it is
     published           `validation` and `test`, None where the study's figure is not known; None: the study has none
@@ -11,7 +11,7 @@ judged on beside their own parts, or None) and `rows`. A row holds:
     parameters, image_size, seconds
     epochs              of each phase
     validation, test, test_set   top-1: `value`, `low`, `high`
-    warmup              validation accuracy of warm-up alone; None when there was no such phase
+    warmup              validation accuracy of head training alone; None when there was no such phase
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_study(path: Path | str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class StudyPart:
+class StudySection:
     """What the page shows of a reproduction."""
 
     table: Table
@@ -50,11 +50,11 @@ class StudyPart:
     notes: tuple[str, ...]
 
 
-def study_part(record: Mapping[str, Any], figures: FigureFolder, page: str) -> StudyPart:
+def study_section(record: Mapping[str, Any], figures: FigureFolder, page: str) -> StudySection:
     """Return a reproduction's part of the page; its numbers and its figure are also written beside it."""
     file = figures.keep(study_numbers(record), file=f"{page}-study")
     notes = tuple(readable(text, 400) for text in record["notes"])
-    return StudyPart(replace(study_table(record), file=file), study_figure(record, figures, page), notes)
+    return StudySection(replace(study_table(record), file=file), study_figure(record, figures, page), notes)
 
 
 def study_table(record: Mapping[str, Any]) -> Table:
@@ -62,7 +62,7 @@ def study_table(record: Mapping[str, Any]) -> Table:
     test_set = record.get("test_set")
     titles = ["Network", "Protocol", "Parameters", "Epochs", "Validation", "Test"]
     titles += [f"Test on {readable(test_set, 40)}"] if test_set else []
-    titles += ["Warm-up alone", "Published", "Changed from the study"]
+    titles += ["Head training alone", "Published", "Changed from the study"]
     words = ("Network", "Protocol", "Changed from the study")
     return Table(
         caption="; ".join(f"{readable(name)}: {readable(told)}" for name, told in record["protocols"].items()) + ".",
@@ -82,7 +82,7 @@ def _line(row: Mapping[str, Any], *, with_test_set: bool) -> tuple[Cell, ...]:
         Cell(millions(row["parameters"]), number(row["parameters"]), f"{size:.0f} px" if size else ""),
         Cell("+".join(map(str, epochs)) if epochs else "–", sum(epochs) if epochs else None, seconds),
         *(Cell(percent(row[name]), number(row[name]), interval(row[name])) for name in shown),
-        Cell(percent(row["warmup"]), number(row["warmup"])),
+        Cell(percent(row["head"]), number(row["head"])),
         _published(row["published"]),
         Cell(changes, changes),
     )
@@ -122,7 +122,7 @@ def study_numbers(record: Mapping[str, Any]) -> pl.DataFrame:
             low, high = bounds(row[name]) or (None, None)
             line |= {name: number(row[name]), f"{name}_low": low, f"{name}_high": high}
         figures = row["published"] or {}
-        line |= {"warmup": row["warmup"], "seconds": row["seconds"]}
+        line |= {"head": row["head"], "seconds": row["seconds"]}
         line |= {f"published_{name}": figures.get(name) for name in ("validation", "test")}
         lines.append(line | {"changed": "; ".join(row["changed"]), "why": row["why"] or None})
     return pl.DataFrame(lines, schema={name: pl.String if name in texts else pl.Float64 for name in lines[0]})

@@ -91,7 +91,7 @@ def count(value: Any) -> str:
 
 
 def plural(amount: int, one: str, many: str = "") -> str:
-    """Return `1 photograph` or `1,200 photographs`."""
+    """Return `1 image` or `1,200 images`."""
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"
 
 

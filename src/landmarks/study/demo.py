@@ -21,10 +21,10 @@ from landmarks.training.train import train
 
 @dataclass(frozen=True)
 class Size:
-    """How large a demonstration is: the miniature archive, and how long which network trains at which picture size."""
+    """How large a demonstration is: the miniature archive, and how long which network trains at which image size."""
 
     landmarks: int = 12
-    photographs: int = 120
+    images: int = 120
     others: int = 240
     image_size: int = 96
     epochs: tuple[tuple[str, int], ...] = (("baseline", 8), ("resnet18", 16))
@@ -40,9 +40,7 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
     out, size = Path(out), size or Size()
     started = time.monotonic()
     say(f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}")
-    mirror = make_miniature(
-        out / "mirror", landmarks=size.landmarks, photographs=size.photographs, others=size.others, seed=seed
-    )
+    mirror = make_miniature(out / "mirror", landmarks=size.landmarks, images=size.images, others=size.others, seed=seed)
     data, test, runs = out / "data", out / "test", [out / name for name, _ in size.epochs]
     chosen, known = out / "train.parquet", out / "test.parquet"
     step(["select", mirror, "-o", chosen], select, mirror, chosen)
@@ -60,7 +58,7 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
     step(["fetch", known, "-o", test], fetch, known, test)
     rows = []
     for run in runs:
-        on_val = step(["evaluate", run, "--part", "val"], evaluate, run, part="val")
+        on_val = step(["evaluate", run, "--split", "val"], evaluate, run, split="val")
         on_test = step(["evaluate", run, "--data", test], evaluate, run, data=test)
         rows.append((run.name, _parameters(run), _with_interval(on_val["top1"]), _with_interval(on_test["top1"])))
     best = runs[-1]

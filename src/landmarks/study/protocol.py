@@ -1,8 +1,8 @@
 """The two ways in which each network is trained and judged, and the data as each of them divides it.
 
-A dataset folder holds one division into parts, and two are needed. Each protocol therefore gets a dataset folder of its
-own, which holds tables only: its `photos.parquet` names the shards of the original by their whole paths, so that no
-photograph is copied and the original is left as it is.
+A dataset folder holds one division into splits, and two are needed. Each protocol therefore gets a dataset folder of
+its own, which holds tables only: its `images.parquet` names the shards of the original by their whole paths, so that no
+image is copied and the original is left as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.manifest import PARTS, REJECTED, Dataset, open_dataset, write_dataset
+from landmarks.dataset.manifest import REJECTED, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split
 from landmarks.models.backbones import BASELINE, pretrained_record
 from landmarks.models.network import from_pretrained
@@ -28,7 +28,7 @@ from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.train import check_data
 
 VAL, TEST = 0.15, 0.15
-"""Shares of the photographs that are kept out of training; the study's own are not known here."""
+"""Shares of the images that are kept out of training; the study's own are not known here."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Protocol:
     """One way to train and to judge: its name is that of the folder its runs are in."""
 
     name: str
-    by: str  # how the photographs are divided, see `split`; also the name of the dataset's folder
+    by: str  # how the images are divided, see `split`; also the name of the dataset's folder
     recipe: str
     meaning: str  # in a sentence
 
@@ -46,67 +46,67 @@ PROTOCOLS = (
         name="study",
         by="random",
         recipe="study",
-        meaning="the study's way: parts drawn photograph by photograph, recipe study",
+        meaning="the study's way: parts drawn image by image, recipe study",
     ),
     Protocol(
         name="corrected",
         by="group",
         recipe="default",
-        meaning="near-duplicates, and what one author took of one landmark, in one part; recipe default",
+        meaning="near-duplicates, and what one author took of one landmark, in one split; recipe default",
     ),
 )
 """The study's first, as its table is what is reproduced."""
 
 
 def divided(source: Dataset, folder: Path, protocol: Protocol, seed: int) -> Dataset:
-    """Return the photographs of `source` as a dataset in `folder`, divided as `protocol` says.
+    """Return the images of `source` as a dataset in `folder`, divided as `protocol` says.
 
     What an earlier call made is used again. Raises `LandmarksError` when there would be nothing to train on, to
     validate with or to test on.
     """
     dataset = by_reference(source, folder)
-    if dataset.split is None or not _is_divided(folder, protocol, seed):
+    if dataset.splits is None or not _is_divided(folder, protocol, seed):
         shares: dict[str, object] = {"by": protocol.by, "val": VAL, "test": TEST, "seed": seed}
         step(["split", folder, *options(shares)], split, folder, **shares)
         dataset = open_dataset(folder)
-    if empty := [part for part in PARTS if not dataset.part(part)["label"].count()]:
+    if empty := [name_of_split for name_of_split in SPLITS if not dataset.split(name_of_split)["label"].count()]:
         raise LandmarksError(
             f"{source.folder} cannot be divided by {protocol.by}: nothing is left for {' and '.join(empty)}",
-            received=f"{len(source.photos)} photographs of {len(source.labels)} landmarks",
-            expected="more photographs of each",
+            received=f"{len(source.images)} images of {len(source.labels)} landmarks",
+            expected="more images of each",
         )
     check_data(dataset)
     return dataset
 
 
 def _is_divided(folder: Path, protocol: Protocol, seed: int) -> bool:
-    """Return whether the parts in `folder` are the protocol's, and nobody has divided it otherwise meanwhile."""
-    kept = read_metadata(folder / "split.parquet")
+    """Return whether the splits in `folder` are the protocol's, and nobody has divided it otherwise meanwhile."""
+    kept = read_metadata(folder / "splits.parquet")
     return kept["rule"].startswith(f"by {protocol.by}, val {VAL:g}, test {TEST:g};") and kept["seed"] == str(seed)
 
 
 def by_reference(source: Dataset, folder: Path) -> Dataset:
-    """Return a dataset in `folder`, without parts at first, of the photographs of `source`, which stay where they are.
+    """Return a dataset in `folder`, without splits at first, of the images of `source`, which stay where they are.
 
     Where `source` has moved since an earlier call, the dataset is written and divided again.
     """
-    places = {shard: str(source.path_of(shard).resolve()) for shard in source.photos["shard"].unique()}
-    photos = source.photos.with_columns(pl.col("shard").replace_strict(places, return_dtype=pl.String))
-    offsets = hashlib.blake2b(photos["offset"].to_numpy().tobytes()).hexdigest()  # as text, millions are gigabytes
+    places = {shard: str(source.path_of(shard).resolve()) for shard in source.images["shard"].unique()}
+    images = source.images.with_columns(pl.col("shard").replace_strict(places, return_dtype=pl.String))
+    offsets = hashlib.blake2b(images["offset"].to_numpy().tobytes()).hexdigest()  # as text, millions are gigabytes
     inputs = digest_of(source.content_digest, sorted(places.items()), offsets)
     if (folder / "dataset.json").exists() and read_record(folder / "dataset.json")["inputs"] == inputs:
         return open_dataset(folder)
-    say(f"{folder}: the photographs of {source.folder}, which stay where they are")
-    (folder / "split.parquet").unlink(missing_ok=True)
+    say(f"{folder}: the images of {source.folder}, which stay where they are")
+    (folder / "splits.parquet").unlink(missing_ok=True)
     kept = ("set", "origin", "rule", "max_side", "identified_by")
     about = {name: value for name, value in source.record.items() if name in kept}
     return write_dataset(
         folder,
         verb="reproduce",
-        photos=photos,
+        images=images,
         labels=source.labels,
         rejected=read_table(source.folder / "rejected.parquet", REJECTED),
-        record={**about, "photographs_in": str(source.folder.resolve())},
+        record={**about, "images_in": str(source.folder.resolve())},
         inputs=inputs,
     )
 
@@ -120,7 +120,7 @@ IN_THE_TABLE = ("baseline", "resnet18", "resnet50", "xception", "inception_v3")
 DROPPED = ("inception_resnet_v2", "nasnet_large")
 """Networks that the study began with and gave up for want of memory."""
 
-LANDMARKS, PHOTOGRAPHS = 20, 15_636
+LANDMARKS, IMAGES = 20, 15_636
 """Its data: 20 of the 100 landmarks at the ranks 50 to 149, drawn once."""
 
 _FIGURES = {"xception": (0.8595, 0.8531)}

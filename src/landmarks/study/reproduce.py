@@ -2,7 +2,7 @@
 
 Everything lies in one folder, and can be looked at, used or repeated with the other verbs:
 
-    data/random, data/group      the photographs as each protocol divides them, by reference
+    data/random, data/group      the images as each protocol divides them, by reference
     study/NETWORK                runs of the study's protocol
     corrected/NETWORK            runs of the corrected one
     study.json, study.csv        the table, from the first minute on
@@ -20,18 +20,18 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.manifest import PARTS, SPLIT_FILE, Dataset, open_dataset
+from landmarks.dataset.manifest import SPLIT_FILE, SPLITS, Dataset, open_dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.explanation.explain import explain
 from landmarks.reporting.page import report
 from landmarks.reporting.report_tables import trained_epochs
-from landmarks.reporting.run_files import Pieces, read_pieces
+from landmarks.reporting.run_files import RunFiles, read_run_files
 from landmarks.reporting.study_table import study_numbers
 from landmarks.study.protocol import (
     DROPPED,
+    IMAGES,
     IN_THE_TABLE,
     LANDMARKS,
-    PHOTOGRAPHS,
     PROTOCOLS,
     TEST,
     VAL,
@@ -54,7 +54,7 @@ from landmarks.training.run import open_run
 from landmarks.training.train import train
 
 HEAT_MAPS = 12
-"""Photographs explained, of the run that did best on validation."""
+"""Images explained, of the run that did best on validation."""
 
 
 def reproduce(
@@ -70,8 +70,8 @@ def reproduce(
 ) -> dict[str, Any]:
     """Train and judge `networks` on `data` as the study did and as it should be done; return the table as a record.
 
-    The record is `study.json` (see `landmarks.reporting.study_table`) and `report`, where the page lies. Every run is also
-    judged on the dataset `test`, where one is named, whose photographs are the same for both protocols. `weights` is
+    The record is `study.json` (see `landmarks.reporting.study_table`) and `report`, where the page lies. Every run is
+    also judged on the dataset `test`, where one is named, whose images are the same for both protocols. `weights` is
     `imagenet`, `none` or a mapping from network to file; `epochs` are those of fine-tuning. Called again after a kill
     it goes on, and trains nothing twice. A network that cannot be trained is named, with the reason in its lines'
     `why`, and the others go on. Raises `UsageError` for names that do not exist, `StaleError` when `out` holds a
@@ -96,16 +96,16 @@ def reproduce(
 
 
 def _test_set(source: Dataset, test: Dataset, folder: Path) -> Dataset:
-    """Return the photographs of `test`, all of them, by reference, under a name that is no part's."""
+    """Return the images of `test`, all of them, by reference, under a name that is no split's."""
     if not set(source.labels["landmark_id"]) & set(test.labels["landmark_id"]):
         raise LandmarksError(f"{test.folder} shows none of the {len(source.labels)} landmarks of {source.folder}")
     name = test.folder.resolve().name
-    taken = (*PARTS, "all", *(protocol.by for protocol in PROTOCOLS))
+    taken = (*SPLITS, "all", *(protocol.by for protocol in PROTOCOLS))
     return by_reference(test, folder / "data" / (f"{name}-set" if name in taken else name))
 
 
 def _divide(study: Reproduction, seed: int) -> dict[Protocol, Dataset]:
-    """Divide the photographs for each protocol; one for which they are too few is left out, unless all are."""
+    """Divide the images for each protocol; one for which they are too few is left out, unless all are."""
     datasets, why = {}, None
     for protocol in PROTOCOLS:
         try:
@@ -149,22 +149,22 @@ def _carry_out(study: Reproduction, attempt: Attempt, dataset: Dataset) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        why = "out of memory, even with one photograph at a time"
+        why = "out of memory, even with one image at a time"
     _miss(study, [attempt], why)
     release()
 
 
 def _train_and_judge(run: Path, settings: dict[str, Any], dataset: Dataset, test_set: Dataset | None) -> None:
     step(["train", dataset.folder, "-o", run, *options(settings)], train, dataset.folder, run, **settings)
-    for part in ("val", "test"):
-        if not _is_judged(run, dataset, part):
-            step(["evaluate", run, "--part", part], evaluate, run, part=part)
+    for name_of_split in ("val", "test"):
+        if not _is_judged(run, dataset, name_of_split):
+            step(["evaluate", run, "--split", name_of_split], evaluate, run, name_of_split=name_of_split)
     if test_set is not None and not _is_judged(run, test_set, test_set.folder.name):
         step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder)
 
 
 def _is_judged(run: Path, dataset: Dataset, name: str) -> bool:
-    """Return whether a run has been evaluated, with its present weights, on the present photographs of `dataset`."""
+    """Return whether a run has been evaluated, with its present weights, on the present images of `dataset`."""
     metrics, predictions = run / "metrics" / f"{name}.json", run / "predictions" / f"{name}.parquet"
     if not (metrics.exists() and predictions.exists()):
         return False
@@ -177,7 +177,7 @@ def _report(study: Reproduction) -> Path | None:
     runs = [run for attempt in study.attempts if (run := attempt.run(study.folder)) not in study.missed]
     if not runs:
         return None
-    best = min(read_pieces(runs), key=lambda run: (-(run.val_accuracy or 0.0), run.name)).folder
+    best = min(read_run_files(runs), key=lambda run: (-(run.val_accuracy or 0.0), run.name)).folder
     index = best / "maps" / "index.json"
     if not index.exists() or read_record(index)["inputs"] != open_run(best).digest:
         try:
@@ -198,7 +198,7 @@ RECORD = "study.json"
 NOT_YET = "not trained yet"
 """What is said of an attempt that is still to come."""
 
-MEASURED = ("run", "parameters", "image_size", "epochs", "validation", "test", "test_set", "warmup", "seconds")
+MEASURED = ("run", "parameters", "image_size", "epochs", "validation", "test", "test_set", "head", "seconds")
 """Keys of a line of the table that are None until there is a finished run."""
 
 
@@ -210,7 +210,7 @@ class Reproduction:
     source: Dataset
     settings: Mapping[str, Any]  # with others, it would be another reproduction
     attempts: list[Attempt]
-    test_set: Dataset | None  # photographs that every run is judged on beside its own parts
+    test_set: Dataset | None  # images that every run is judged on beside its own splits
     missed: dict[Path, str] = field(default_factory=dict)  # run folder → why there is none
 
     def keep(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class Reproduction:
             "settings": dict(self.settings),
             "data": str(self.source.folder.resolve()),
             "landmarks": len(self.source.labels),
-            "photographs": len(self.source.photos),
+            "images": len(self.source.images),
             "test_set": name,
             "protocols": {protocol.name: protocol.meaning for protocol in PROTOCOLS},
             "notes": self._notes(name),
@@ -239,18 +239,18 @@ class Reproduction:
         told |= {"changed": changed(attempt)}
         if why or not (run / RUN_RECORD).exists():
             return {**told, **dict.fromkeys(MEASURED), "why": why or NOT_YET}
-        (pieces,) = read_pieces([run])
-        epochs = trained_epochs(pieces)
+        (files,) = read_run_files([run])
+        epochs = trained_epochs(files)
         measured = {
             "run": str(run.relative_to(self.folder)),
-            "parameters": pieces.part("network", "parameters"),
-            "image_size": pieces.part("network", "image_size"),
+            "parameters": files.field("network", "parameters"),
+            "image_size": files.field("network", "image_size"),
             "epochs": None if epochs is None else list(epochs),
-            "validation": _top1(pieces, "val"),
-            "test": _top1(pieces, "test"),
-            "test_set": _top1(pieces, test_set),
-            "warmup": pieces.part("warmup", "val_accuracy"),
-            "seconds": pieces.part("seconds", "total"),
+            "validation": _top1(files, "val"),
+            "test": _top1(files, "test"),
+            "test_set": _top1(files, test_set),
+            "head": files.field("head", "val_accuracy"),
+            "seconds": files.field("seconds", "total"),
         }
         return {**told, **measured, "why": ""}
 
@@ -258,14 +258,14 @@ class Reproduction:
         """Return what must be known before the lines are compared."""
         known = "Of the study's figures only those of Xception are known here"
         notes = [
-            f"The study drew {LANDMARKS} landmarks with {PHOTOGRAPHS:,} photographs; here there are "
-            f"{len(self.source.labels):,} with {len(self.source.photos):,}. {known}.",
-            f"Of each landmark {100 * VAL:.0f} % of the photographs are validation and {100 * TEST:.0f} % test; the "
+            f"The study drew {LANDMARKS} landmarks with {IMAGES:,} images; here there are "
+            f"{len(self.source.labels):,} with {len(self.source.images):,}. {known}.",
+            f"Of each landmark {100 * VAL:.0f} % of the images are validation and {100 * TEST:.0f} % test; the "
             "study's shares are not known here, nor is all of its recipe (landmarks.training.recipes.study tells).",
         ]
         tested = self._tested_on()
         if len(tested) > 1:
-            told = "the same photographs" if len(set(tested)) == 1 else "different photographs"
+            told = "the same images" if len(set(tested)) == 1 else "different images"
             common = f"; those of {test_set} are the same for both" if test_set and len(set(tested)) > 1 else ""
             notes.append(f"The two protocols test on {told}{common}.")
         if dropped := [attempt.network for attempt in self.attempts if attempt.network in DROPPED]:
@@ -281,13 +281,13 @@ class Reproduction:
         return notes
 
     def _tested_on(self) -> list[str]:
-        """Return which photographs each protocol tests on, as a digest, of those whose data is divided already."""
+        """Return which images each protocol tests on, as a digest, of those whose data is divided already."""
         splits = [self.folder / "data" / protocol.by / SPLIT_FILE for protocol in PROTOCOLS]
         tables = [read_table(split) for split in splits if split.exists()]
-        return [digest_of(table.filter(pl.col("part") == "test")["id"].sort().to_list()) for table in tables]
+        return [digest_of(table.filter(pl.col("split") == "test")["id"].sort().to_list()) for table in tables]
 
 
-def _top1(run: Pieces, name: str | None) -> dict[str, Any] | None:
+def _top1(run: RunFiles, name: str | None) -> dict[str, Any] | None:
     evaluation = run.evaluation(name) if name else None
     return None if evaluation is None else dict(evaluation.metrics["top1"])
 

@@ -184,7 +184,7 @@ def require_free_disk(folder: Path, needed_bytes: int) -> None:
             f"the disk of {folder} is too small",
             received=f"{free_bytes / 1e9:.2f} GB free",
             expected=f"{needed_bytes / 1e9:.2f} GB",
-            way_out="free some space, choose another folder, or select fewer photographs",
+            way_out="free some space, choose another folder, or select fewer images",
         )
 
 

@@ -8,6 +8,6 @@ import numpy as np
 
 
 def generator(*keys: int | str) -> np.random.Generator:
-    """Return a random generator that depends on `keys` alone, for example `generator(seed, epoch, photo_id)`."""
+    """Return a random generator that depends on `keys` alone, for example `generator(seed, epoch, image_id)`."""
     digest = hashlib.blake2b("\x1f".join(map(str, keys)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

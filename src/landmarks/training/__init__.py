@@ -1,1 +1,1 @@
-"""From a dataset and a recipe to a run: photographs, cached features, warm-up and fine-tuning."""
+"""From a dataset and a recipe to a run: images, cached features, head training and fine-tuning."""

@@ -1,7 +1,7 @@
 """Checkpoints: one file that holds all a training needs to go on, whole or not at all.
 
 Weights, the optimizer's moments and the best weights so far are tensors of one safetensors file; everything else is
-JSON in its header. There is no state of random generators to keep: every draw is keyed by seed, epoch and photograph.
+JSON in its header. There is no state of random generators to keep: every draw is keyed by seed, epoch and image.
 """
 
 from __future__ import annotations

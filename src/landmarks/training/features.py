@@ -1,8 +1,8 @@
-"""The cache: pooled features of photographs, computed once per trunk, preprocessing and photographs, kept on disk.
+"""The cache: pooled features of images, computed once per backbone, preprocessing and images, kept on disk.
 
 Half precision, read by memory map, in `DATA/features/<digest>/`: the digest covers everything the numbers depend on,
-so that another trunk or another decoder finds no cache rather than a wrong one. Where DATA may only be read they are in
-`$XDG_CACHE_HOME/landmarks/features/<digest>/`.
+so that another backbone or another decoder finds no cache rather than a wrong one. Where DATA may only be read they
+are in `$XDG_CACHE_HOME/landmarks/features/<digest>/`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RECORD = "features.json"
 """Written last: a folder that holds it holds a whole cache."""
 
 BATCH_SIZE = 32
-"""Photographs per pass through the trunk, per process."""
+"""Images per pass through the backbone, per process."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a process looks whether another one has finished the same cache."""
@@ -60,7 +60,7 @@ _Write = Callable[[NDArray[np.int64], torch.Tensor], None]
 
 @dataclass(frozen=True)
 class View:
-    """Which picture of each photograph: 0 the evaluation picture, later ones augmented, drawn from (seed, -number)."""
+    """Which image of each image: 0 the evaluation image, later ones augmented, drawn from (seed, -number)."""
 
     number: int = 0
     augment: Augmentation | None = None
@@ -71,14 +71,14 @@ class View:
 class _Work:
     network: Network
     dataset: Dataset
-    photos: pl.DataFrame
+    images: pl.DataFrame
     machine: Machine
     view: View
 
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of some photographs, in the order they were asked for."""
+    """Pooled features of some images, in the order they were asked for."""
 
     values: NDArray[np.float16]  # (P, C), a memory map
     seconds: float  # it took to compute them; 0 when they were there
@@ -106,21 +106,21 @@ class Rows:
 def cached_features(
     network: Network,
     dataset: Dataset,
-    photos: pl.DataFrame,
+    images: pl.DataFrame,
     *,
     machine: Machine,
     view: int = 0,
     augment: Augmentation | None = None,
     seed: int = 0,
 ) -> Features:
-    """Return the features of `photos`, from the cache when they are there; the network is in evaluation mode after.
+    """Return the features of `images`, from the cache when they are there; the network is in evaluation mode after.
 
-    `view` 0 is the evaluation picture; later views are augmented, each drawn from (seed, view, id). Raises
+    `view` 0 is the evaluation image; later views are augmented, each drawn from (seed, view, id). Raises
     `StaleError` when a cache is there but not what its name says.
     """
     drawn = View(view, augment, seed) if view and augment else View()
-    work = _Work(network, dataset, photos, machine, drawn)
-    key = cache_key(network, photos, machine.precision, drawn)
+    work = _Work(network, dataset, images, machine, drawn)
+    key = cache_key(network, images, machine.precision, drawn)
     folder = machine.from_main(_folder_for(dataset, digest_of(key)) if machine.is_main else None)
     started, missing = time.monotonic(), not (folder / RECORD).exists()
     machine.wait()  # all have looked before one writes
@@ -129,14 +129,15 @@ def cached_features(
     elif missing:
         _compute(None, work)
     machine.wait()
-    return Features(_open(folder, key, photos), time.monotonic() - started if missing else 0.0)
+    return Features(_open(folder, key, images), time.monotonic() - started if missing else 0.0)
 
 
-def kept_features(run: Run, dataset: Dataset, photos: pl.DataFrame) -> Rows | None:
-    """Return the features that warm-up kept of `photos`, some of what `run` saw, sorted by id; None if there are none.
+def kept_features(run: Run, dataset: Dataset, images: pl.DataFrame) -> Rows | None:
+    """Return the features that head training kept of `images`, some of what `run` saw, sorted by id; None if there
+    are none.
 
-    They lie under a key that changes with the trunk: a run that was fine-tuned has another trunk than they are of.
-    Nothing is computed, and nothing is written.
+    They lie under a key that changes with the backbone: a run that was fine-tuned has another backbone than they are
+    of. Nothing is computed, and nothing is written.
     """
     seen = run.seen
     if seen is None or not any(place.is_dir() for place in _places_of(dataset)):
@@ -150,19 +151,19 @@ def kept_features(run: Run, dataset: Dataset, photos: pl.DataFrame) -> Rows | No
             folder = place / digest_of(key)
             if (folder / RECORD).exists():
                 try:
-                    return Rows(_open(folder, key, together), positions(together, photos))
+                    return Rows(_open(folder, key, together), positions(together, images))
                 except LandmarksError as error:
                     note(f"{error}; the features are computed again")
     return None
 
 
 def _places_of(dataset: Dataset) -> tuple[Path, Path]:
-    """Return where caches of a dataset's features may lie: beside the photographs, or in the person's own cache."""
+    """Return where caches of a dataset's features may lie: beside the images, or in the person's own cache."""
     return dataset.folder / "features", cache_folder() / "features"
 
 
 def _folder_for(dataset: Dataset, digest: str) -> Path:
-    """Return where the cache of this digest lies or will lie: beside the photographs, unless that cannot be written."""
+    """Return where the cache of this digest lies or will lie: beside the images, unless that cannot be written."""
     own, others = _places_of(dataset)
     if (own / digest / RECORD).exists() or can_write(own):
         return own / digest
@@ -171,23 +172,23 @@ def _folder_for(dataset: Dataset, digest: str) -> Path:
     return elsewhere
 
 
-def cache_key(network: Network, photos: pl.DataFrame, precision: str, view: View) -> dict[str, Any]:
+def cache_key(network: Network, images: pl.DataFrame, precision: str, view: View) -> dict[str, Any]:
     """Return everything that cached features depend on, as JSON."""
     return {
-        "trunk": trunk_digest(network),
-        "backbone": network.backbone,
+        "weights": backbone_digest(network),
+        "backbone": network.backbone_name,
         "preprocessing": json.loads(json.dumps(network.preprocessing.record())),  # as the file will have it
         "decoder": DECODER,
         "precision": precision,
-        "photographs": digest_of(photos.select("id", "length", "width", "height", "phash").rows()),
+        "images": digest_of(images.select("id", "length", "width", "height", "phash").rows()),
         "view": asdict(view),
     }
 
 
-def trunk_digest(network: Network) -> str:
-    """Return 32 hex digits that change with any weight of the trunk."""
+def backbone_digest(network: Network) -> str:
+    """Return 32 hex digits that change with any weight of the backbone."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(network.trunk.state_dict().items()):
+    for name, tensor in sorted(network.backbone.state_dict().items()):
         if not name.endswith("num_batches_tracked"):  # counts steps, changes nothing
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -201,10 +202,10 @@ def _compute_in(folder: Path, key: dict[str, Any], work: _Work) -> None:
         try:
             with held(folder):
                 if not (folder / RECORD).exists():
-                    require_free_disk(folder, 2 * len(work.photos) * work.network.width + 4096)
+                    require_free_disk(folder, 2 * len(work.images) * work.network.width + 4096)
                     _compute(folder, work)
-                    write_table(folder / "ids.parquet", work.photos.select("id"))
-                    write_record(folder / RECORD, {"key": key, "photographs": len(work.photos)}, verb="train")
+                    write_table(folder / "ids.parquet", work.images.select("id"))
+                    write_record(folder / RECORD, {"key": key, "images": len(work.images)}, verb="train")
         except BusyError:
             if work.machine.processes > 1:  # the others have already begun to compute
                 raise
@@ -216,16 +217,16 @@ def _compute_in(folder: Path, key: dict[str, Any], work: _Work) -> None:
 
 @torch.no_grad()  # not inference_mode: the head is trained on what comes from here
 def _compute(folder: Path | None, work: _Work) -> None:
-    """Pass photographs through the trunk, a share per process; the main process, which has a `folder`, writes."""
-    network, photos, machine, view = work.network.eval(), work.photos, work.machine, work.view
+    """Pass images through the backbone, a share per process; the main process, which has a `folder`, writes."""
+    network, images, machine, view = work.network.eval(), work.images, work.machine, work.view
     every = [
-        shares(np.arange(len(photos)), BATCH_SIZE * machine.processes, rank, machine.processes)
+        shares(np.arange(len(images)), BATCH_SIZE * machine.processes, rank, machine.processes)
         for rank in range(machine.processes)
     ]
     mine = every[machine.rank]
     loaded = batches(
         work.dataset,
-        photos[joined(mine)],
+        images[joined(mine)],
         network.preprocessing,
         batch_size=[len(step) for step in mine],
         workers=machine.workers,
@@ -235,15 +236,15 @@ def _compute(folder: Path | None, work: _Work) -> None:
     )
     rows_per_process = at_once = max(len(step) for steps in every for step in steps)
 
-    def features_of(images: torch.Tensor) -> torch.Tensor:
+    def features_of(pixels: torch.Tensor) -> torch.Tensor:
         with machine.computing():
-            return network.features(normalised(images, network.preprocessing, machine.device))
+            return network.features(normalised(pixels, network.preprocessing, machine.device))
 
-    with _writer(folder, (len(photos), network.width), view) as write:
+    with _writer(folder, (len(images), network.width), view) as write:
         for step, batch in enumerate(loaded):
             features = torch.zeros(rows_per_process, network.width, device=machine.device)
             if batch.ids:
-                features[: len(batch.ids)], at_once = in_parts(features_of, batch.images, at_once)
+                features[: len(batch.ids)], at_once = in_parts(features_of, batch.pixels, at_once)
             together = machine.accelerator.gather(features) if machine.processes > 1 else features
             if write:
                 for rank, rows in enumerate(together.cpu().split(rows_per_process)):
@@ -266,37 +267,37 @@ def _writer(folder: Path | None, shape: tuple[int, int], view: View) -> Iterator
             half = features.half()
             if not bool(torch.isfinite(half).all()):
                 raise LandmarksError(
-                    "the trunk gives features that half precision cannot hold", way_out="try --precision float32"
+                    "the backbone gives features that half precision cannot hold", way_out="try --precision float32"
                 )
             # Mapped for each batch anew: Windows would not rename a file that is still mapped at the end.
             np.lib.format.open_memmap(aside, mode="r+")[rows] = half.numpy()
             done += len(rows)
-            advance(len(rows), f"{done / (time.monotonic() - started):.0f} photographs/s")
+            advance(len(rows), f"{done / (time.monotonic() - started):.0f} images/s")
 
         yield write
 
 
-def _open(folder: Path, key: dict[str, Any], photos: pl.DataFrame) -> NDArray[np.float16]:
-    """Map a cache into memory; raise `StaleError` when it is not what `key` and `photos` ask for."""
+def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np.float16]:
+    """Map a cache into memory; raise `StaleError` when it is not what `key` and `images` ask for."""
     record = read_record(folder / RECORD)
     try:
         values: NDArray[np.float16] = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise StaleError(f"the cached features in {folder} cannot be read ({error})", way_out="delete it") from error
     ids = read_table(folder / "ids.parquet", {"id": pl.String})["id"]
-    fits = record.get("key") == key and values.dtype == np.float16 and values.ndim == 2 and len(values) == len(photos)
-    if not fits or not ids.equals(photos["id"]):
+    fits = record.get("key") == key and values.dtype == np.float16 and values.ndim == 2 and len(values) == len(images)
+    if not fits or not ids.equals(images["id"]):
         raise StaleError(
-            f"the cached features in {folder} belong to another trunk or other photographs", way_out="delete it"
+            f"the cached features in {folder} belong to another backbone or other images", way_out="delete it"
         )
     return values
 
 
-def positions(photos: pl.DataFrame, part: pl.DataFrame) -> NDArray[np.int64]:
-    """Return where in `photos` the photographs of `part` stand, both sorted by id."""
-    return np.flatnonzero(photos["id"].is_in(part["id"].implode()).to_numpy())
+def positions(images: pl.DataFrame, split: pl.DataFrame) -> NDArray[np.int64]:
+    """Return where in `images` the images of `split` stand, both sorted by id."""
+    return np.flatnonzero(images["id"].is_in(split["id"].implode()).to_numpy())
 
 
-def labels_of(photos: pl.DataFrame) -> NDArray[np.int64]:
-    """Return the labels (P,) of photographs that show known landmarks."""
-    return photos["label"].to_numpy().astype(np.int64)
+def labels_of(images: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the labels (P,) of images that show known landmarks."""
+    return images["label"].to_numpy().astype(np.int64)

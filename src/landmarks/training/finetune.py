@@ -1,6 +1,6 @@
 """Phase two: everything is trained. Read it from top to bottom.
 
-One process or many: each sees its share of every step's photographs and adds up their gradients; the sums of all
+One process or many: each sees its share of every step's images and adds up their gradients; the sums of all
 processes are added before the optimizer's step, together with the numbers that are shown. Nothing here draws from a
 generator that has a state, so a training that goes on from a checkpoint takes the same steps as one that never stopped.
 """
@@ -44,16 +44,16 @@ NOTHING_YET = {"phase": "", "epoch": 0, "val_accuracy": -1.0, "val_loss": 0.0}
 class State:
     """Where a training stands, beside the tensors: all of it is in every checkpoint."""
 
-    micro_batch: int  # photographs per pass through the network
+    micro_batch: int  # images per pass through the network
     epoch: int = 0  # epochs that are finished
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # of fine-tuning so far, over all its processes' lives
     learning_rate: float = 0.0  # of the head, in the last step
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # this epoch's loss, right answers, photographs
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # this epoch's loss, right answers, images
     best: dict[str, Any] = field(default_factory=lambda: dict(NOTHING_YET))
     epochs_since_best: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the history, both phases
-    earlier: dict[str, Any] = field(default_factory=dict)  # what the warm-up leaves for the record
+    earlier: dict[str, Any] = field(default_factory=dict)  # what the head training leaves for the record
     ended: str = ""  # why, when fine-tuning is over
 
 
@@ -69,7 +69,7 @@ def finetune(
     state: State,
     watch: Callable[[State], None] = lambda state: None,
 ) -> State:
-    """Train `network` on the photographs `train`, measure it on `val` after each epoch, leave it at its best epoch.
+    """Train `network` on the images `train`, measure it on `val` after each epoch, leave it at its best epoch.
 
     `state` is where to begin; a checkpoint in `folder` takes its place, so that calling this again goes on. `watch` is
     called after every epoch. Raises `LandmarksError` when the loss is no longer a number.
@@ -79,7 +79,7 @@ def finetune(
     features = torch.compile(network.features, dynamic=True) if recipe.compile else network.features
     training = Training(network, recipe, machine, weights.to(machine.device), features)
     optimizer = make_optimizer(network, recipe)
-    optimizer.zero_grad(set_to_none=True)  # the last step of the warm-up has left its gradient in the head
+    optimizer.zero_grad(set_to_none=True)  # the last step of the head training has left its gradient in the head
     best_weights = copy_of_weights(network)
     if found := load_checkpoint(folder, network, optimizer):
         best_weights, state = found[0], State(**found[1])
@@ -139,7 +139,7 @@ def train_epoch(
     network, recipe, machine = training.network, training.recipe, training.machine
     epoch = state.epoch + 1
 
-    # ── Which photographs, in an order that depends on seed and epoch alone ──
+    # ── Which images, in an order that depends on seed and epoch alone ──
     order = order_of(len(train), recipe.seed, epoch)
     sizes = [len(step) for step in shares(order, recipe.batch_size)]
     taken = state.step - state.epoch * len(sizes)
@@ -154,7 +154,7 @@ def train_epoch(
         seed=recipe.seed,
         epoch=epoch,
     )
-    set_training(network, frozen_statistics=recipe.frozen_statistics)
+    set_training(network, freeze_bn=recipe.freeze_bn)
     seen_before, seconds_before = state.sums[2], state.seconds
     last_checkpoint = last = time.monotonic()
 
@@ -165,7 +165,7 @@ def train_epoch(
 
             # ── One step ──
             done = share_done(state.step, len(sizes) * recipe.epochs, state.seconds, recipe.time_limit)
-            share = share_of_learning_rate(done, recipe.warmup_share, recipe.final_share)
+            share = share_of_learning_rate(done, recipe.lr_warmup, recipe.min_lr_ratio)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
             state.learning_rate = optimizer.param_groups[-1]["lr"]
@@ -176,7 +176,7 @@ def train_epoch(
             clock = (state.seconds, now - last_checkpoint) if machine.is_main else (0.0, 0.0)
             numbers = torch.tensor([loss, correct, len(batch.ids), *clock], dtype=torch.float64)
             loss, correct, seen, state.seconds, since_checkpoint = add_processes(network, numbers, machine).tolist()
-            norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip or math.inf))
+            norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or math.inf))
             require_finite(loss, norm, state, recipe)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -217,21 +217,21 @@ def finish_epoch(state: State, val_accuracy: float, val_loss: float) -> dict[str
 
 @torch.no_grad()
 def measure(
-    network: Network, dataset: Dataset, photos: pl.DataFrame, *, recipe: Recipe, machine: Machine
+    network: Network, dataset: Dataset, images: pl.DataFrame, *, recipe: Recipe, machine: Machine
 ) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy on `photos`, each measured by one process."""
+    """Return accuracy and mean cross-entropy on `images`, each measured by one process."""
     network.eval()
-    mine = shares(np.arange(len(photos)), recipe.batch_size, machine.rank, machine.processes)
+    mine = shares(np.arange(len(images)), recipe.batch_size, machine.rank, machine.processes)
     sums, at_once = torch.zeros(2, dtype=torch.float64), recipe.batch_size
 
-    def logits_of(images: torch.Tensor) -> torch.Tensor:
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
         with machine.computing():
-            features = network.features(normalised(images, network.preprocessing, machine.device))
+            features = network.features(normalised(pixels, network.preprocessing, machine.device))
         return network.classify(features.float()).cpu()
 
     loaded = batches(
         dataset,
-        photos[joined(mine)],
+        images[joined(mine)],
         network.preprocessing,
         batch_size=[len(step) for step in mine],
         workers=machine.workers,
@@ -239,17 +239,17 @@ def measure(
     for batch in loaded:
         if not batch.ids:
             continue
-        logits, at_once = in_parts(logits_of, batch.images, at_once)
+        logits, at_once = in_parts(logits_of, batch.pixels, at_once)
         sums[0] += (logits.argmax(1) == batch.labels).sum()
         sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
-    accuracy, loss = (machine.summed(sums) / len(photos)).tolist()
+    accuracy, loss = (machine.summed(sums) / len(images)).tolist()
     return accuracy, loss
 
 
-def set_training(network: Network, *, frozen_statistics: bool) -> None:
-    """Put the network into training mode; with `frozen_statistics` its batch normalisation stays in evaluation mode."""
+def set_training(network: Network, *, freeze_bn: bool) -> None:
+    """Put the network into training mode; with `freeze_bn` its batch normalisation stays in evaluation mode."""
     network.train()
-    if frozen_statistics:
+    if freeze_bn:
         for module in network.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -284,13 +284,13 @@ def epoch_line(row: dict[str, Any], recipe: Recipe) -> str:
     )
 
 
-def live_line(state: State, rate: float, recipe: Recipe, photographs: int) -> str:
+def live_line(state: State, rate: float, recipe: Recipe, images: int) -> str:
     """Return what the line of progress says: loss, accuracy, speed, and the time left until all epochs are done."""
     loss, correct, seen = state.sums
-    left = ((recipe.epochs - state.epoch) * photographs - seen) / max(rate, 1e-9)
+    left = ((recipe.epochs - state.epoch) * images - seen) / max(rate, 1e-9)
     if recipe.time_limit is not None:
         left = min(left, 60 * recipe.time_limit - state.seconds)
-    shown = f"loss {loss / seen:.3f}, {100 * correct / seen:.1f} %, {rate:.0f} photographs/s"
+    shown = f"loss {loss / seen:.3f}, {100 * correct / seen:.1f} %, {rate:.0f} images/s"
     return f"{shown}, {left / 60:.0f} min left in all"
 
 
@@ -309,12 +309,12 @@ class Training:
 
 
 def add_gradients(training: Training, batch: Batch, size: int, micro_batch: int) -> tuple[float, float, int]:
-    """Add this process's part of the gradient of a step of `size` photographs to each parameter's `grad`.
+    """Add this process's part of the gradient of a step of `size` images to each parameter's `grad`.
 
-    Returns the sum of losses, the number of right answers, and the micro-batch that fitted. The photographs pass in
+    Returns the sum of losses, the number of right answers, and the micro-batch that fitted. The images pass in
     parts of at most `micro_batch`. When memory runs out, everything the failed pass held is let go, the micro-batch is
-    halved, and the step begins anew with the same photographs: the same gradient, but that batch normalisation sees
-    smaller parts. Raises `LandmarksError` when a single photograph does not fit.
+    halved, and the step begins anew with the same images: the same gradient, but that batch normalisation sees
+    smaller parts. Raises `LandmarksError` when a single image does not fit.
     """
     network = training.network
     statistics = [buffer.clone() for buffer in network.buffers()]
@@ -333,16 +333,16 @@ def add_gradients(training: Training, batch: Batch, size: int, micro_batch: int)
         release()
         micro_batch = math.ceil(min(micro_batch, len(batch.ids)) / 2)
         training.machine.say(
-            f"out of memory: going on with {micro_batch} photographs at a time, added up to the same {size} a step"
+            f"out of memory: going on with {micro_batch} images at a time, added up to the same {size} a step"
         )
 
 
 def does_not_fit(network: Network) -> LandmarksError:
-    """Return the error for a network that cannot train on a single photograph in the memory there is."""
+    """Return the error for a network that cannot train on a single image in the memory there is."""
     return LandmarksError(
-        f"{network.backbone} at {network.preprocessing.image_size} pixels does not fit into memory",
-        received="no room for a single photograph",
-        way_out="--set gradient_checkpointing=true, smaller pictures (--image-size), or a smaller network",
+        f"{network.backbone_name} at {network.preprocessing.image_size} pixels does not fit into memory",
+        received="no room for a single image",
+        way_out="--set gradient_checkpointing=true, smaller images (--image-size), or a smaller network",
     )
 
 
@@ -351,10 +351,10 @@ def _pass_through(training: Training, batch: Batch, size: int, micro_batch: int)
     loss_sum = correct = 0.0
     parts = math.ceil(len(batch.ids) / micro_batch)
     for start, end in zip(*_bounds(len(batch.ids), parts), strict=True):
-        images = normalised(batch.images[start:end], network.preprocessing, machine.device)
+        pixels = normalised(batch.pixels[start:end], network.preprocessing, machine.device)
         labels = batch.labels[start:end].to(machine.device)
         with machine.computing():
-            features = training.features(images)
+            features = training.features(pixels)
         features = features.float()
         loss = network.head.loss(
             features, labels, label_smoothing=training.recipe.label_smoothing, class_weights=weights
@@ -368,7 +368,7 @@ def _pass_through(training: Training, batch: Batch, size: int, micro_batch: int)
 
 
 def _bounds(count: int, parts: int) -> tuple[list[int], list[int]]:
-    """Return starts and ends that divide `count` photographs into `parts` of nearly equal size."""
+    """Return starts and ends that divide `count` images into `parts` of nearly equal size."""
     edges = np.linspace(0, count, parts + 1).round().astype(int).tolist() if parts else [0]
     return edges[:-1], edges[1:]
 
@@ -379,7 +379,7 @@ def add_processes(network: Network, numbers: torch.Tensor, machine: Machine) -> 
         return numbers
     parameters = list(network.parameters())
     for parameter in parameters:
-        if parameter.grad is None:  # a process without photographs in this step
+        if parameter.grad is None:  # a process without images in this step
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), numbers.float().to(machine.device)])
@@ -404,17 +404,17 @@ def average_statistics(network: Network, machine: Machine) -> None:
 # ── Learning rates: pure functions of how far training is, so that a resumed run needs no state for them ────────────
 
 
-def share_of_learning_rate(done: float, warmup_share: float, final_share: float) -> float:
+def share_of_learning_rate(done: float, lr_warmup: float, min_lr_ratio: float) -> float:
     """Return the factor of the learning rate when the share `done` (0 … 1) of the training is behind.
 
-    It climbs in a straight line over the first `warmup_share`, then falls along half a cosine (Loshchilov & Hutter
-    2017) to `final_share`; with `final_share` 1 it stays.
+    It climbs in a straight line over the first `lr_warmup`, then falls along half a cosine (Loshchilov & Hutter
+    2017) to `min_lr_ratio`; with `min_lr_ratio` 1 it stays.
     """
     done = min(max(done, 0.0), 1.0)
-    if done < warmup_share:
-        return done / warmup_share
-    way = (done - warmup_share) / (1 - warmup_share)
-    return final_share + (1 - final_share) * (1 + math.cos(math.pi * way)) / 2
+    if done < lr_warmup:
+        return done / lr_warmup
+    way = (done - lr_warmup) / (1 - lr_warmup)
+    return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * way)) / 2
 
 
 def share_done(steps: int, total_steps: int, seconds: float, time_limit: float | None) -> float:

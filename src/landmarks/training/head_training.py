@@ -25,8 +25,8 @@ BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Warmed:
-    """What the warm-up reached: its best epoch, and one history row per epoch."""
+class HeadTraining:
+    """What the head training reached: its best epoch, and one history row per epoch."""
 
     epoch: int
     val_accuracy: float
@@ -34,7 +34,7 @@ class Warmed:
     rows: list[dict[str, Any]]
 
 
-def warm_up(
+def train_head(
     network: Network,
     views: Sequence[Rows],
     labels: NDArray[np.int64],
@@ -42,37 +42,37 @@ def warm_up(
     val_labels: NDArray[np.int64],
     *,
     recipe: Recipe,
-) -> Warmed:
+) -> HeadTraining:
     """Train `network.head` on cached features and leave it at its best epoch.
 
-    `views` are features (P, C) of the same photographs with `labels` (P,), seen in turns, one per epoch; the best epoch
-    has the highest validation accuracy, of equal ones the lower loss. Ends after `warmup_patience` epochs in
+    `views` are features (P, C) of the same images with `labels` (P,), seen in turns, one per epoch; the best epoch
+    has the highest validation accuracy, of equal ones the lower loss. Ends after `head_patience` epochs in
     which neither accuracy nor loss on validation was better than before.
     """
     head = network.head
     optimizer = torch.optim.AdamW(
-        head.parameters(), lr=recipe.warmup_learning_rate, weight_decay=recipe.warmup_weight_decay
+        head.parameters(), lr=recipe.head_learning_rate, weight_decay=recipe.head_weight_decay
     )
     started, rows = time.monotonic(), []
     best, best_epoch, best_weights, lowest, since_better = (-1.0, 0.0), 0, head.state_dict(), float("inf"), 0
-    with progress("warm-up", recipe.warmup_epochs) as advance:
-        for epoch in range(1, recipe.warmup_epochs + 1):
+    with progress("head training", recipe.head_epochs) as advance:
+        for epoch in range(1, recipe.head_epochs + 1):
             view = views[(epoch - 1) % len(views)]
             train_loss, train_accuracy = _epoch(head, optimizer, view, labels, recipe=recipe, epoch=epoch)
             val_accuracy, val_loss = measure_head(network, val_features, val_labels)
-            steps = epoch * -(-len(labels) // recipe.warmup_batch_size)
+            steps = epoch * -(-len(labels) // recipe.head_batch_size)
             if not np.isfinite(train_loss + val_loss):
                 raise LandmarksError(
-                    f"the warm-up's loss became {train_loss + val_loss} in epoch {epoch}, steps up to {steps}",
-                    way_out="lower warmup_learning_rate",
+                    f"the head training's loss became {train_loss + val_loss} in epoch {epoch}, steps up to {steps}",
+                    way_out="lower head_learning_rate",
                 )
             rows.append(
                 {
-                    "phase": "warmup",
+                    "phase": "head",
                     "epoch": epoch,
                     "step": steps,
                     "seconds": time.monotonic() - started,
-                    "learning_rate": recipe.warmup_learning_rate,
+                    "learning_rate": recipe.head_learning_rate,
                     "train_loss": train_loss,
                     "train_accuracy": train_accuracy,
                     "val_loss": val_loss,
@@ -86,10 +86,10 @@ def warm_up(
             if val_loss < lowest:
                 lowest, since_better = val_loss, 0
             advance(1, f"loss {train_loss:.3f}, validation {100 * val_accuracy:.1f} %")
-            if since_better >= recipe.warmup_patience:
+            if since_better >= recipe.head_patience:
                 break
     head.load_state_dict(best_weights)
-    return Warmed(best_epoch, best[0], -best[1], rows)
+    return HeadTraining(best_epoch, best[0], -best[1], rows)
 
 
 def _epoch(
@@ -105,11 +105,11 @@ def _epoch(
     head.train()
     device = next(head.parameters()).device
     weights = class_weights(labels, head.classes, recipe.balance).to(device)
-    torch.manual_seed(int(generator(recipe.seed, "warm-up", epoch).integers(2**63)))
+    torch.manual_seed(int(generator(recipe.seed, "head training", epoch).integers(2**63)))
     order = order_of(len(labels), recipe.seed, -epoch)
     loss_sum = correct = 0.0
-    for start in range(0, len(order), recipe.warmup_batch_size):
-        rows = order[start : start + recipe.warmup_batch_size]
+    for start in range(0, len(order), recipe.head_batch_size):
+        rows = order[start : start + recipe.head_batch_size]
         inputs = torch.from_numpy(features[rows]).to(device).float()
         wanted = torch.from_numpy(labels[rows]).to(device)
         loss = head.loss(inputs, wanted, label_smoothing=recipe.label_smoothing, class_weights=weights)
@@ -137,7 +137,7 @@ def measure_head(network: Network, features: Rows, labels: NDArray[np.int64]) ->
 
 
 def class_weights(labels: NDArray[np.int64], classes: int, balance: float) -> torch.Tensor:
-    """Return the weight (K,) of each class in the loss: n ** -balance, scaled to a mean of 1 over the photographs."""
+    """Return the weight (K,) of each class in the loss: n ** -balance, scaled to a mean of 1 over the images."""
     counts = np.bincount(labels, minlength=classes)
     weights = np.where(counts, np.maximum(counts, 1) ** -float(balance), 0.0)
     return torch.from_numpy(weights * len(labels) / (weights * counts).sum()).float()

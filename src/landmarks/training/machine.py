@@ -31,7 +31,7 @@ PACKAGES = ("landmarks", "torch", "timm", "accelerate", "numpy", "pillow", "simp
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a training computes: its processes, its device, its precision, its threads that read photographs."""
+    """Where a training computes: its processes, its device, its precision, its threads that read images."""
 
     accelerator: Accelerator
     precision: str = "float32"
@@ -84,7 +84,7 @@ class Machine:
             ) from error
         return total
 
-    def part(self) -> None:
+    def close(self) -> None:
         """End the connection between the processes; the last thing a training does."""
         if self.processes > 1:
             self.wait()
@@ -110,7 +110,7 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
     precision = choose_precision(recipe.precision, device.value)
     choices = [device, precision]
     if accelerator.num_processes > 1:
-        share = f"each sees its share of every {recipe.batch_size} photographs"
+        share = f"each sees its share of every {recipe.batch_size} images"
         choices.append(Choice("processes", str(accelerator.num_processes), share))
     if device.value == "cuda":
         torch.backends.cudnn.benchmark = False  # the fastest algorithm of the day would change the last digits
@@ -207,7 +207,7 @@ def choose_precision(wanted: str, device: str) -> Choice:
 
 
 def choose_layout(network: torch.nn.Module) -> Choice:
-    """Choose the memory layout of pictures and kernels: channels last for convolutions."""
+    """Choose the memory layout of images and kernels: channels last for convolutions."""
     if any(isinstance(module, torch.nn.Conv2d) and module.kernel_size != module.stride for module in network.modules()):
         return Choice("memory layout", "channels last", "its convolutions are faster so")
     return Choice("memory layout", "channels first", "no convolutions beyond patches")
@@ -267,7 +267,7 @@ def in_parts(
                 raise
         release()
         at_once = math.ceil(min(at_once, len(images)) / 2)
-        note(f"out of memory: going on with {at_once} photographs at a time")
+        note(f"out of memory: going on with {at_once} images at a time")
 
 
 def release() -> None:

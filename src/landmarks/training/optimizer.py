@@ -28,9 +28,10 @@ def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return groups of parameters with `peak` and `weight_decay`, from the trunk's first layer to the head.
+    """Return groups of parameters with `peak` and `weight_decay`, from the backbone's first layer to the head.
 
-    The peak falls from the trunk's last layer to its first by the same factor per layer; from scratch all layers have
+    The peak falls from the backbone's last layer to its first by the same factor per layer; from scratch all layers
+    have
     one. Vectors and scalars (biases, scales of normalisation) do not decay, nor does what timm spares in this network
     (class tokens, positions, tables of relative positions).
     """
@@ -47,26 +48,27 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
 
     if recipe.from_scratch:
         return groups_of(list(network.parameters()), recipe.learning_rate)
-    layers = trunk_layers(network)
+    layers = backbone_layers(network)
     groups = []
     for depth, layer in enumerate(layers):
         below = (len(layers) - 1 - depth) / max(len(layers) - 1, 1)
-        groups += groups_of(layer, recipe.trunk_learning_rate * recipe.first_layer_share**below)
+        groups += groups_of(layer, recipe.backbone_learning_rate * recipe.first_layer_share**below)
     return groups + groups_of(list(network.head.parameters()), recipe.learning_rate)
 
 
 def spared_from_decay(network: Network) -> list[nn.Parameter]:
-    """Return the parameters that do not decay, as timm chooses them: by their shape, and by the trunk's own list."""
-    names: Iterable[str] = getattr(network.trunk, "no_weight_decay", tuple)()
-    groups = param_groups_weight_decay(network, 1.0, no_weight_decay_list=[f"trunk.{name}" for name in names])
+    """Return the parameters that do not decay, as timm chooses them: by their shape, and by the backbone's own list."""
+    names: Iterable[str] = getattr(network.backbone, "no_weight_decay", tuple)()
+    groups = param_groups_weight_decay(network, 1.0, no_weight_decay_list=[f"backbone.{name}" for name in names])
     return [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
 
 
-def trunk_layers(network: Network) -> list[list[nn.Parameter]]:
-    """Return the trunk's parameters, layer by layer from the input, as timm groups them; one group if it does not."""
-    matcher = getattr(network.trunk, "group_matcher", None)
+def backbone_layers(network: Network) -> list[list[nn.Parameter]]:
+    """Return the backbone's parameters, layer by layer from the input, as timm groups them; one group if it does
+    not."""
+    matcher = getattr(network.backbone, "group_matcher", None)
     if matcher is None:
-        return [list(network.trunk.parameters())]
-    named = dict(network.trunk.named_parameters())
-    layers = group_parameters(network.trunk, matcher(coarse=False))
+        return [list(network.backbone.parameters())]
+    named = dict(network.backbone.named_parameters())
+    layers = group_parameters(network.backbone, matcher(coarse=False))
     return [[named[name] for name in layers[depth]] for depth in sorted(layers)]

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 CONTENT = ("length", "width", "height", "phash")
-"""What a photograph is, whatever it is called: columns of `PHOTOS`."""
+"""What an image is, whatever it is called: columns of `IMAGES`."""
 
 ARCHIVE_ID = "^[0-9a-f]{16}$"
-"""Ids of the archive: two photographs with one of them are the same, however they were shrunk."""
+"""Ids of the archive: two images with one of them are the same, however they were shrunk."""
 
 
 def seen_in_training(train: pl.DataFrame, val: pl.DataFrame, weights: str, machine: Machine) -> pl.DataFrame:
@@ -35,25 +35,25 @@ def seen_in_training(train: pl.DataFrame, val: pl.DataFrame, weights: str, machi
     return pl.concat(tables).sort("id", "through", nulls_last=False)
 
 
-def as_seen(photos: pl.DataFrame, part: str) -> pl.DataFrame:
+def as_seen(images: pl.DataFrame, split: str) -> pl.DataFrame:
     """Return rows of a dataset in the columns of `SEEN`."""
-    rows = photos.with_columns(part=pl.lit(part), through=None)
+    rows = images.with_columns(split=pl.lit(split), through=None)
     return rows.select(pl.col(name).cast(kind) for name, kind in SEEN.items())
 
 
-def sightings(photos: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
-    """Return which of `photos` (columns of `PHOTOS`) are among `seen`: `id`, and `seen_id`, `part`, `through` there.
+def sightings(images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
+    """Return which of `images` (columns of `IMAGES`) are among `seen`: `id`, and `seen_id`, `split`, `through` there.
 
-    The same photograph has the same id, or the same perceptual hash; two files of one name are two photographs unless
+    The same image has the same id, or the same perceptual hash; two files of one name are two images unless
     the name is an id of the archive, or they look alike.
     """
-    asked = photos.select("id", *CONTENT)
+    asked = images.select("id", *CONTENT)
     known = seen.select(pl.col("id").alias("seen_id"), *(pl.col(name).alias(f"seen_{name}") for name in CONTENT))
-    known = known.with_columns(seen.select("part", "through")).sort("through", nulls_last=False)
+    known = known.with_columns(seen.select("split", "through")).sort("through", nulls_last=False)
     by_id = asked.join(known, left_on="id", right_on="seen_id", coalesce=False).filter(_same_under_one_id())
     hashed = known.filter(_has_hash("seen_phash")).unique("seen_phash", keep="first", maintain_order=True)
     by_hash = asked.filter(_has_hash("phash")).join(hashed, left_on="phash", right_on="seen_phash", coalesce=False)
-    columns = ["id", "seen_id", "part", "through"]
+    columns = ["id", "seen_id", "split", "through"]
     found = pl.concat([by_id.select(columns), by_hash.select(columns)])
     found = found.sort("id", pl.col("id") != pl.col("seen_id"), "through", nulls_last=False)  # this training's first
     return found.unique("id", keep="first", maintain_order=True)
@@ -78,14 +78,14 @@ def _seen_before(weights: str, machine: Machine) -> pl.DataFrame:
     earlier = open_run(weights)
     table = earlier.seen
     if table is None:
-        machine.say(f"{earlier.name}, whose weights it begins from, does not say which photographs it was trained on")
+        machine.say(f"{earlier.name}, whose weights it begins from, does not say which images it was trained on")
         return nothing
-    if (earlier.record.get("best") or {}).get("phase") == "warmup":  # which leaves the trunk as it was
+    if (earlier.record.get("best") or {}).get("phase") == "head":  # which leaves the backbone as it was
         table = table.filter(pl.col("through").is_not_null())
     return table.with_columns(through=pl.col("through").fill_null(earlier.name))
 
 
-# A run's own dataset: where it lies now, and whether its parts are still those that the run was trained with.
+# A run's own dataset: where it lies now, and whether its splits are still those that the run was trained with.
 
 
 TRAIN_AGAIN = "train again to have a run that knows what it has seen"
@@ -117,14 +117,14 @@ def places_of(told: dict[str, Any], *, beside: Path) -> list[Path]:
 def find_own(run: Run) -> Dataset:
     """Return the dataset that `run` was trained on, as it is now; beside the run first, then where it was then.
 
-    Raises `LandmarksError` when it is at neither place, or when what lies there holds none of its photographs.
+    Raises `LandmarksError` when it is at neither place, or when what lies there holds none of its images.
     """
     told = run.record.get("data") or {}
     there = [place for place in places_of(told, beside=run.folder) if (place / "dataset.json").is_file()]
     if not there:
         raise LandmarksError(
             f"the dataset that {run.name} was trained on is not at {told.get('folder')} any more",
-            way_out="say where its photographs are with --data DATA",
+            way_out="say where its images are with --data DATA",
         )
     found = [open_dataset(place) for place in there]
     if "digest" not in told:
@@ -137,17 +137,16 @@ def find_own(run: Run) -> Dataset:
         if seen is None or len(_here(seen, dataset)):
             return dataset
     raise LandmarksError(
-        f"the dataset at {found[0].folder} is not the one that {run.name} was trained on: it holds none of its "
-        "photographs",
-        way_out="say where its photographs are with --data DATA",
+        f"the dataset at {found[0].folder} is not the one that {run.name} was trained on: it holds none of its images",
+        way_out="say where its images are with --data DATA",
     )
 
 
 def open_own(run: Run) -> Dataset:
-    """Return the dataset that `run` was trained on, when what it has seen is still in the parts it was in then.
+    """Return the dataset that `run` was trained on, when what it has seen is still in the splits it was in then.
 
-    A dataset to which photographs were added is told and returned. Raises `StaleError` when it was divided anew: its
-    part "test" would hold photographs that the run was trained on.
+    A dataset to which images were added is told and returned. Raises `StaleError` when it was divided anew: its
+    split "test" would hold images that the run was trained on.
     """
     dataset = find_own(run)
     told = run.record.get("data") or {}
@@ -156,22 +155,22 @@ def open_own(run: Run) -> Dataset:
     seen = run.seen
     if seen is None:
         raise StaleError(
-            f"{dataset.folder} is not as it was when {run.name} was trained, and which photographs the run was trained "
+            f"{dataset.folder} is not as it was when {run.name} was trained, and which images the run was trained "
             "on cannot be known: it was trained before runs kept that",
             way_out=_ways_out(run, dataset) + TRAIN_AGAIN,
         )
-    if dataset.split is None:
+    if dataset.splits is None:
         raise StaleError(
-            f"{dataset.folder} has no parts any more, and {run.name} was trained on one of them",
+            f"{dataset.folder} has no splits any more, and {run.name} was trained on one of them",
             way_out=_ways_out(run, dataset) + "train again, or " + _left_out(dataset),
         )
-    then = _here(seen, dataset).join(dataset.split.rename({"part": "part_now"}), left_on="seen_id", right_on="id")
-    moved = then.filter(pl.col("part") != pl.col("part_now"))
+    then = _here(seen, dataset).join(dataset.splits.rename({"split": "part_now"}), left_on="seen_id", right_on="id")
+    moved = then.filter(pl.col("split") != pl.col("part_now"))
     if len(moved):
         tested = int((moved["part_now"] == "test").sum())
         raise StaleError(
-            f"{dataset.folder} was divided anew after {run.name} was trained: {len(moved)} photographs that it was "
-            f"trained on or validated with are in another part now, {tested} of them in test",
+            f"{dataset.folder} was divided anew after {run.name} was trained: {len(moved)} images that it was "
+            f"trained on or validated with are in another split now, {tested} of them in test",
             way_out=_ways_out(run, dataset) + "train again, or " + _left_out(dataset),
         )
     _tell_changes(run, dataset, len(seen.filter(pl.col("through").is_null())) - len(then))
@@ -189,38 +188,38 @@ def match_to(run: Run, dataset: Dataset) -> Matching:
     return match_landmarks(run.labels, ours, dataset.labels, identified_by(dataset.record, dataset.labels))
 
 
-def photographs_seen(run: Run, dataset: Dataset, part: str) -> pl.DataFrame:
-    """Return the photographs that `run` was trained on (`part` "train") or validated with ("val"), from its dataset.
+def images_seen(run: Run, dataset: Dataset, split: str) -> pl.DataFrame:
+    """Return the images that `run` was trained on (`split` "train") or validated with ("val"), from its dataset.
 
-    Rows of `PHOTOS` sorted by id, with `run_label`, the run's label of what each shows, whatever parts they are in now.
-    Photographs that are gone, or show nothing known any more, are left out. Raises `StaleError` when the run does not
+    Rows of `IMAGES` sorted by id, with `run_label`, the run's label of what each shows, whatever splits they are in
+    now. Images that are gone, or show nothing known any more, are left out. Raises `StaleError` when the run does not
     say which they are and its dataset is not as it was.
     """
     seen = run.seen
     if seen is None:
         if (run.record.get("data") or {}).get("digest") not in (None, dataset.digest):
-            raise StaleError(f"which photographs {run.name} was trained on cannot be known", way_out=TRAIN_AGAIN)
-        photos = dataset.part(part)
+            raise StaleError(f"which images {run.name} was trained on cannot be known", way_out=TRAIN_AGAIN)
+        images = dataset.split(split)
     else:
-        wanted = _here(seen, dataset).filter(pl.col("part") == part)
-        photos = dataset.part("all").join(wanted, on="id", how="semi", maintain_order="left")
+        wanted = _here(seen, dataset).filter(pl.col("split") == split)
+        images = dataset.split("all").join(wanted, on="id", how="semi", maintain_order="left")
     labels = match_to(run, dataset).labels.select("landmark_id", pl.col("label").alias("run_label"))
-    return photos.join(labels, on="landmark_id", how="inner").sort("id")
+    return images.join(labels, on="landmark_id", how="inner").sort("id")
 
 
 def _here(seen: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """Return which photographs of `dataset` are, under their own ids, those that a run saw in its own training."""
+    """Return which images of `dataset` are, under their own ids, those that a run saw in its own training."""
     own = seen.filter(pl.col("through").is_null())
-    return sightings(dataset.photos, own).filter(pl.col("id") == pl.col("seen_id"))
+    return sightings(dataset.images, own).filter(pl.col("id") == pl.col("seen_id"))
 
 
 def _tell_changes(run: Run, dataset: Dataset, gone: int) -> None:
-    counts = run.record["data"].get("photographs") or {}
-    added = len(dataset.photos) + gone - sum(counts.values()) if counts else 0
+    counts = run.record["data"].get("images") or {}
+    added = len(dataset.images) + gone - sum(counts.values()) if counts else 0
     told = f"{dataset.folder} has changed since {run.name} was trained"
-    if added > 0 and dataset.split is not None:
-        tested = int((dataset.split["part"] == "test").sum()) - counts.get("test", 0)
-        told += f": {added} photographs were added, {max(tested, 0)} of them to test"
+    if added > 0 and dataset.splits is not None:
+        tested = int((dataset.splits["split"] == "test").sum()) - counts.get("test", 0)
+        told += f": {added} images were added, {max(tested, 0)} of them to test"
     if gone:
         told += f"; {gone} that it was trained on or validated with are gone"
     note(f"{told}; what it was trained on and validated with is where it was")

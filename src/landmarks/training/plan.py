@@ -30,8 +30,8 @@ from landmarks.training.train import check_data
 STEPS = 3
 """Steps that are timed, after one that is not."""
 
-PHOTOGRAPHS_FIRST = 2
-"""Photographs of the very first pass, from which the memory of a whole step is told before it is taken."""
+IMAGES_FIRST = 2
+"""Images of the very first pass, from which the memory of a whole step is told before it is taken."""
 
 MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
 """Numbers that each optimizer keeps per weight."""
@@ -46,15 +46,15 @@ MB = 1e6
 class Plan:
     """What a training will need; megabytes are 10⁶ bytes."""
 
-    photographs: dict[str, int]  # per part
+    images: dict[str, int]  # per split
     weights_mb: float  # of the network, running statistics included
     optimizer_mb: float  # gradients and moments
     activations_mb: float  # kept for the way back, for one micro-batch
     memory_free_mb: float  # of the device, before anything of this
-    micro_batch: int  # photographs that pass at once: the recipe's, or as many as fit
+    micro_batch: int  # images that pass at once: the recipe's, or as many as fit
     cache_mb: float  # on disk, beside the dataset
     disk_mb: float  # run and checkpoint
-    photographs_per_second: dict[str, float]  # through the trunk alone, and in training
+    images_per_second: dict[str, float]  # through the backbone alone, and in training
     hours: dict[str, float]  # features, one epoch, total
 
     @property
@@ -67,11 +67,11 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
     """Take a few steps as `train` would with the same recipe and settings, and say what the whole will need.
 
     The network starts from random weights, so that nothing is downloaded; nothing is written. Raises what `train`
-    raises about data and settings, and `LandmarksError` when not even one photograph fits into memory.
+    raises about data and settings, and `LandmarksError` when not even one image fits into memory.
     """
     chosen = recipe_named(recipe, **settings)
     dataset = open_dataset(data)
-    parts = check_data(dataset)
+    splits = check_data(dataset)
     machine, _ = open_machine(replace(chosen, tracking="none"), dataset.folder)
     free_mb = _free_memory(machine) / MB
     network = build_network(
@@ -89,32 +89,32 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
     trained = sum(parameter.numel() for parameter in network.parameters())
     optimizer_mb = 4 * trained * (1 + MOMENTS[chosen.optimizer]) / MB
     try:
-        first = _some(dataset, parts.train, network, chosen, PHOTOGRAPHS_FIRST)
+        first = _some(dataset, splits.train, network, chosen, IMAGES_FIRST)
         each_mb = activations(network, first, machine, checkpointing=chosen.gradient_checkpointing) / MB
         if chosen.gradient_checkpointing:
-            checkpoint_gradients(network.trunk)
-        micro_batch = _fitting(chosen, each_mb / PHOTOGRAPHS_FIRST, free_mb - weights_mb - optimizer_mb)
-        batch = _some(dataset, parts.train, network, chosen, micro_batch)
+            checkpoint_gradients(network.backbone)
+        micro_batch = _fitting(chosen, each_mb / IMAGES_FIRST, free_mb - weights_mb - optimizer_mb)
+        batch = _some(dataset, splits.train, network, chosen, micro_batch)
         training_rate = _training_rate(network, batch, chosen, machine)
-        trunk_rate = _trunk_rate(network, batch, machine)
+        backbone_rate = _backbone_rate(network, batch, machine)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise does_not_fit(network) from error
-    counts = {"train": len(parts.train), "val": len(parts.val)}
-    hours = _hours(chosen, counts, trunk_rate, training_rate)
-    views = 0 if chosen.from_scratch else chosen.warmup_views - 1
+    counts = {"train": len(splits.train), "val": len(splits.val)}
+    hours = _hours(chosen, counts, backbone_rate, training_rate)
+    views = 0 if chosen.from_scratch else chosen.head_views - 1
     cached = 0 if chosen.from_scratch else sum(counts.values()) + views * counts["train"]
     return Plan(
-        photographs=counts,
+        images=counts,
         weights_mb=weights_mb,
         optimizer_mb=optimizer_mb,
-        activations_mb=each_mb / PHOTOGRAPHS_FIRST * micro_batch,
+        activations_mb=each_mb / IMAGES_FIRST * micro_batch,
         memory_free_mb=free_mb,
         micro_batch=micro_batch,
         cache_mb=2 * cached * network.width / MB,
         disk_mb=3 * weights_mb + 4 * trained * MOMENTS[chosen.optimizer] / MB,  # the run, network and best, moments
-        photographs_per_second={"trunk": trunk_rate, "training": training_rate},
+        images_per_second={"backbone": backbone_rate, "training": training_rate},
         hours=hours,
     )
 
@@ -144,14 +144,14 @@ def activations(network: Network, batch: Batch, machine: Machine, *, checkpointi
     def leave(*_: object) -> None:
         inside.pop()
 
-    set_training(network, frozen_statistics=False)
+    set_training(network, freeze_bn=False)
     with contextlib.ExitStack() as stack:
-        for block in blocks(network.trunk) if checkpointing else ():
+        for block in blocks(network.backbone) if checkpointing else ():
             stack.callback(block.register_forward_pre_hook(enter).remove)
             stack.callback(block.register_forward_hook(leave).remove)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         with machine.computing():
-            features = network.features(normalised(batch.images, network.preprocessing, machine.device))
+            features = network.features(normalised(batch.pixels, network.preprocessing, machine.device))
         network.head.loss(features.float(), batch.labels.to(machine.device))
     always = kept.pop(OUTSIDE)
     return sum(always.values()) + max((sum(block.values()) for block in kept.values()), default=0)
@@ -166,9 +166,9 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
             yield from _tensors(one)
 
 
-def _some(dataset: Dataset, photos: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:
-    rows = np.resize(np.arange(len(photos)), count)  # a dataset smaller than a batch is seen more than once
-    loaded = batches(dataset, photos[rows], network.preprocessing, batch_size=count, augment=recipe.augmentation)
+def _some(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:
+    rows = np.resize(np.arange(len(images)), count)  # a dataset smaller than a batch is seen more than once
+    loaded = batches(dataset, images[rows], network.preprocessing, batch_size=count, augment=recipe.augmentation)
     return next(iter(loaded))
 
 
@@ -184,7 +184,7 @@ def _training_rate(network: Network, batch: Batch, recipe: Recipe, machine: Mach
     weights = torch.ones(network.classes, device=machine.device)
     training = Training(network, recipe, machine, weights, network.features)
     optimizer = make_optimizer(network, recipe)
-    set_training(network, frozen_statistics=recipe.frozen_statistics)
+    set_training(network, freeze_bn=recipe.freeze_bn)
     seconds = []
     for _ in range(1 + STEPS):
         started = time.monotonic()
@@ -198,21 +198,21 @@ def _training_rate(network: Network, batch: Batch, recipe: Recipe, machine: Mach
 
 
 @torch.no_grad()
-def _trunk_rate(network: Network, batch: Batch, machine: Machine) -> float:
+def _backbone_rate(network: Network, batch: Batch, machine: Machine) -> float:
     network.eval()
     seconds = []
     for _ in range(1 + STEPS):
         started = time.monotonic()
         with machine.computing():
-            features = network.features(normalised(batch.images, network.preprocessing, machine.device))
+            features = network.features(normalised(batch.pixels, network.preprocessing, machine.device))
         features.cpu()  # waits for the device
         seconds.append(time.monotonic() - started)
     return len(batch.ids) / float(np.median(seconds[1:]))
 
 
-def _hours(recipe: Recipe, counts: dict[str, int], trunk_rate: float, training_rate: float) -> dict[str, float]:
-    epoch = counts["train"] / training_rate + counts["val"] / trunk_rate
-    features = 0.0 if recipe.from_scratch else (sum(counts.values()) / trunk_rate) * recipe.warmup_views
+def _hours(recipe: Recipe, counts: dict[str, int], backbone_rate: float, training_rate: float) -> dict[str, float]:
+    epoch = counts["train"] / training_rate + counts["val"] / backbone_rate
+    features = 0.0 if recipe.from_scratch else (sum(counts.values()) / backbone_rate) * recipe.head_views
     finetune = epoch * recipe.epochs
     if recipe.time_limit is not None:
         finetune = min(finetune, 60 * recipe.time_limit)
@@ -233,18 +233,18 @@ def print_plan(found: Plan, *, as_json: bool = False) -> None:
     rows = [
         ("memory: weights", f"{found.weights_mb:,.0f} MB"),
         ("memory: gradients and moments", f"{found.optimizer_mb:,.0f} MB"),
-        (f"memory: activations of {found.micro_batch} photographs", f"{found.activations_mb:,.0f} MB"),
+        (f"memory: activations of {found.micro_batch} images", f"{found.activations_mb:,.0f} MB"),
         ("memory: in all, of what is free now", f"{found.memory_mb:,.0f} of {found.memory_free_mb:,.0f} MB"),
         ("disk: cached features", f"{found.cache_mb:,.0f} MB"),
         ("disk: run and checkpoint", f"{found.disk_mb:,.0f} MB"),
-        ("speed: trunk alone", f"{found.photographs_per_second['trunk']:,.1f} photographs/s"),
-        ("speed: training", f"{found.photographs_per_second['training']:,.1f} photographs/s"),
+        ("speed: backbone alone", f"{found.images_per_second['backbone']:,.1f} images/s"),
+        ("speed: training", f"{found.images_per_second['training']:,.1f} images/s"),
         ("time: features", _duration(found.hours["features"])),
         ("time: one epoch, validation included", _duration(found.hours["epoch"])),
         ("time: in all", _duration(found.hours["total"])),
     ]
-    parts = " and ".join(f"{count:,} {part}" for part, count in found.photographs.items())
-    print_table(("what", "how much"), rows, title=f"{parts} photographs")
+    splits = " and ".join(f"{count:,} {split}" for split, count in found.images.items())
+    print_table(("what", "how much"), rows, title=f"{splits} images")
 
 
 def _duration(hours: float) -> str:

@@ -143,9 +143,9 @@ FROM_RECIPE = FromRecipe.FROM_RECIPE
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training picture may stray from its photograph."""
+    """How far a training image may stray from its image."""
 
-    smallest_crop: Annotated[float, Within(0.01, 1)] = 0.35  # of the photograph's area
+    crop_scale: Annotated[float, Within(0.01, 1)] = 0.35  # of the image's area
     aspect: Annotated[float, Within(1, 10)] = 4 / 3  # a crop is at most this much wider or taller than a square
     brightness: Annotated[float, Within(0, 1)] = 0.2  # factors are drawn from 1 - x … 1 + x
     contrast: Annotated[float, Within(0, 1)] = 0.2
@@ -166,43 +166,45 @@ class Recipe:
     name: str  # of the recipe file it began as
     backbone: str = "resnet50"  # any name that `landmarks networks` knows
     weights: str = "imagenet"  # imagenet (from the Hub), a file, another run's folder, or none: from scratch
-    head: str = "study"  # what stands on the trunk
+    head: str = "mlp"  # what stands on the backbone
     head_settings: dict[str, Any] = field(default_factory=dict)  # what the head can be told: the cosine head's centres
     image_size: Annotated[int, Within(1, 8192)] | None = None  # in pixels; None: what the weights were made for
     seed: Annotated[int, Within(0, 2**63 - 1)] = 0  # of every draw: the head's start, the order, the crops
 
-    # Warm-up: the head alone, on features computed once. Skipped from scratch.
-    warmup_epochs: CountFromZero = 100  # at most, over the cached features
-    warmup_patience: Count = 10  # epochs without better validation after which the warm-up ends
-    warmup_views: Annotated[int, Within(1, 1000)] = 1  # of each photograph in the cache: as evaluated, then augmented
-    warmup_batch_size: Count = 64
-    warmup_learning_rate: Rate = 1e-3
-    warmup_weight_decay: Decay = 1e-2
+    # Head training: the head alone, on features computed once. Skipped from scratch.
+    head_epochs: CountFromZero = 100  # at most, over the cached features
+    head_patience: Count = 10  # epochs without better validation after which the head training ends
+    head_views: Annotated[int, Within(1, 1000)] = 1  # of each image in the cache: as evaluated, then augmented
+    head_batch_size: Count = 64
+    head_learning_rate: Rate = 1e-3
+    head_weight_decay: Decay = 1e-2
 
     # Fine-tuning: everything.
-    epochs: CountFromZero = 10  # passes over the photographs; 0 keeps what the warm-up reached
+    epochs: CountFromZero = 10  # passes over the images; 0 keeps what the head training reached
     patience: Count = 5  # epochs without a better validation accuracy after which it ends
-    batch_size: Count = 32  # photographs per step, all processes together
-    micro_batch: Count | None = None  # photographs per pass through the network; None: all of a process at once
+    batch_size: Count = 32  # images per step, all processes together
+    micro_batch: Count | None = None  # images per pass through the network; None: all of a process at once
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
     learning_rate: Rate = 1e-3  # of the head; from scratch, of every layer
-    trunk_learning_rate: Rate = 3e-4  # of the trunk's last layer
+    backbone_learning_rate: Rate = 3e-4  # of the backbone's last layer
     first_layer_share: Annotated[float, Within(0, 1, above=True)] = 0.2  # of it, for the first layer; geometric between
     weight_decay: Decay = 0.05  # of matrices and kernels; never of biases, normalisation and positions
-    warmup_share: Annotated[float, Within(0, 1, below=True)] = 0.1  # of the steps, over which the learning rate climbs
-    final_share: Annotated[float, Within(0, 1)] = 0.01  # of the learning rate, which is left at the end of the cosine
+    lr_warmup: Annotated[float, Within(0, 1, below=True)] = 0.1  # of the steps, over which the learning rate climbs
+    min_lr_ratio: Annotated[float, Within(0, 1)] = 0.01  # of the learning rate, which is left at the end of the cosine
     label_smoothing: Annotated[float, Within(0, 1, below=True)] = 0.1
-    balance: Annotated[float, Within(0, 2)] = 0.0  # the loss of a landmark with n photographs counts n ** -balance
-    clip: Annotated[float, Within(0, 1_000_000, above=True)] | None = 1.0  # the gradient's largest norm; None: any
-    frozen_statistics: bool = False  # batch normalisation keeps its running statistics
+    balance: Annotated[float, Within(0, 2)] = 0.0  # the loss of a landmark with n images counts n ** -balance
+    max_grad_norm: Annotated[float, Within(0, 1_000_000, above=True)] | None = (
+        1.0  # the gradient's largest norm; None: any
+    )
+    freeze_bn: bool = False  # batch normalisation keeps its running statistics
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     # The machine: these change speed and memory, and the weights only by rounding.
     device: Annotated[str, OneOf(DEVICES)] = "auto"
     precision: Annotated[str, OneOf(PRECISIONS)] = "auto"
-    compile: bool = False  # compile the trunk first: some minutes once, faster steps after
+    compile: bool = False  # compile the backbone first: some minutes once, faster steps after
     gradient_checkpointing: bool = False  # keep less on the way forth and compute it again: less memory, slower steps
-    workers: Annotated[int, Within(1, 1024)] | None = None  # threads that read photographs; None: one per core
+    workers: Annotated[int, Within(1, 1024)] | None = None  # threads that read images; None: one per core
     time_limit: Annotated[float, Within(0, 1_000_000, above=True, unit="minutes")] | None = None  # of fine-tuning
     tracking: str = "auto"  # auto: tensorboard where it is installed; none; or a tracker that accelerate knows
 
@@ -210,22 +212,22 @@ class Recipe:
         require_fields(self, "the recipe's")
         for setting, value in self.head_settings.items():
             _require_head_setting(setting, value)
-        if not self.epochs and (self.from_scratch or not self.warmup_epochs):
+        if not self.epochs and (self.from_scratch or not self.head_epochs):
             raise UsageError(
                 "this recipe trains nothing",
-                received=f"epochs 0 {'from scratch' if self.from_scratch else 'and warmup_epochs 0'}",
-                expected="epochs of 1 or more" + ("" if self.from_scratch else ", or of the warm-up"),
+                received=f"epochs 0 {'from scratch' if self.from_scratch else 'and head_epochs 0'}",
+                expected="epochs of 1 or more" + ("" if self.from_scratch else ", or of the head training"),
             )
 
     @property
     def from_scratch(self) -> bool:
-        """Whether nothing is known before: no warm-up, one learning rate."""
+        """Whether nothing is known before: no head training, one learning rate."""
         return self.weights == "none"
 
     def with_learning_rate(self, learning_rate: float) -> Recipe:
-        """Return this recipe with another learning rate of the head; the trunk's keeps its ratio to it."""
-        trunk = self.trunk_learning_rate * learning_rate / self.learning_rate
-        return replace(self, learning_rate=learning_rate, trunk_learning_rate=trunk)
+        """Return this recipe with another learning rate of the head; the backbone's keeps its ratio to it."""
+        backbone = self.backbone_learning_rate * learning_rate / self.learning_rate
+        return replace(self, learning_rate=learning_rate, backbone_learning_rate=backbone)
 
     def record(self) -> dict[str, Any]:
         """Return every field as JSON."""
@@ -235,8 +237,8 @@ class Recipe:
 def recipe_named(name: str | Recipe, /, **changes: Any) -> Recipe:
     """Return the shipped recipe `name` (or a given one) with `changes`, but for those that are `FROM_RECIPE`.
 
-    Changes are fields of `Recipe` or of its `Augmentation`. A `learning_rate` given without `trunk_learning_rate` moves
-    the latter along. With `weights="none"` the recipe's settings for training from scratch are the start. Raises
+    Changes are fields of `Recipe` or of its `Augmentation`. A `learning_rate` given without `backbone_learning_rate`
+    moves the latter along. With `weights="none"` the recipe's settings for training from scratch are the start. Raises
     `UsageError` for a name or a setting that does not exist, and for a value that a setting cannot have.
     """
     changes = {setting: value for setting, value in changes.items() if value is not FROM_RECIPE}
@@ -245,10 +247,10 @@ def recipe_named(name: str | Recipe, /, **changes: Any) -> Recipe:
     for setting, value in changes.items():
         _require_setting(setting, value)
     recipe = name if isinstance(name, Recipe) else _shipped(name, from_scratch=_scratch(changes))
-    if "learning_rate" in changes and "trunk_learning_rate" not in changes:
+    if "learning_rate" in changes and "backbone_learning_rate" not in changes:
         recipe = recipe.with_learning_rate(changes.pop("learning_rate"))
-    pictures = {setting: changes.pop(setting) for setting in annotations_of(Augmentation) if setting in changes}
-    return replace(recipe, augmentation=replace(recipe.augmentation, **pictures), **changes)
+    images = {setting: changes.pop(setting) for setting in annotations_of(Augmentation) if setting in changes}
+    return replace(recipe, augmentation=replace(recipe.augmentation, **images), **changes)
 
 
 def given(options: Mapping[str, Any], texts: Sequence[str] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from landmarks.dataset.manifest import PARTS, Dataset
+from landmarks.dataset.manifest import SPLITS, Dataset
 from landmarks.dataset.naming import identified_by
 from landmarks.models.catalogue import gmacs
 from landmarks.models.network import Network, count_parameters, has_maps
@@ -29,8 +29,8 @@ def record_of(
     out: Path,
 ) -> dict[str, Any]:
     """Return what `run.json` in the folder `out` says about a training that ended in `state`."""
-    counts, split = count_parameters(network), dataset.folder / "split.parquet"
-    seconds = {name: state.earlier.get(f"{name}_seconds", 0.0) for name in ("features", "warmup")}
+    counts, split = count_parameters(network), dataset.folder / "splits.parquet"
+    seconds = {name: state.earlier.get(f"{name}_seconds", 0.0) for name in ("features", "head")}
     seconds["finetune"] = state.seconds
     rule = read_metadata(split)
     return {
@@ -43,7 +43,7 @@ def record_of(
             "set": dataset.record.get("set"),
             "origin": dataset.record.get("origin"),
             "landmarks": len(dataset.labels),
-            "photographs": {part: len(dataset.part(part)) for part in PARTS},
+            "images": {split: len(dataset.split(split)) for split in SPLITS},
             "split": {name: value for name, value in rule.items() if not name.startswith(("landmarks.", "ARROW"))},
         },
         "network": {
@@ -61,7 +61,7 @@ def record_of(
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "choices": [choice.record() for choice in choices],
-        "warmup": {**state.earlier.get("warmup", {}), "probe": state.earlier.get("probe")},
+        "head": {**state.earlier.get("head", {}), "probe": state.earlier.get("probe")},
         "best": state.best,
         "ended": state.ended,
     }
@@ -69,19 +69,19 @@ def record_of(
 
 def choices_of(recipe: Recipe) -> list[Choice]:
     """Return what else was decided for the user, with reasons."""
-    size = Choice("picture", f"{recipe.image_size} pixels", "asked for, or what the weights were made for")
+    size = Choice("image", f"{recipe.image_size} pixels", "asked for, or what the weights were made for")
     if recipe.from_scratch:
         return [size, Choice("phases", "one", "without pretrained weights there is nothing to warm up")]
-    return [size, Choice("phases", "warm-up, then fine-tuning", f"it starts from {recipe.weights}")]
+    return [size, Choice("phases", "head training, then fine-tuning", f"it starts from {recipe.weights}")]
 
 
 def last_sentence(folder: Path, record: dict[str, Any]) -> str:
     """Return what the run of this `record` reached, with its interval, and what to do next."""
     best, count = record["best"], record["validated_on"]
     interval = binomtest(round(best["val_accuracy"] * count), count).proportion_ci(method="wilson")
-    phase = "the warm-up" if best["phase"] == "warmup" else f"epoch {best['epoch']}"
+    phase = "the head training" if best["phase"] == "head" else f"epoch {best['epoch']}"
     return (
-        f"{folder} answers {percent(best['val_accuracy'])} of {count:,} validation photographs "
+        f"{folder} answers {percent(best['val_accuracy'])} of {count:,} validation images "
         f"(95 % interval {100 * interval.low:.1f} to {percent(interval.high)}, after {phase}; {record['ended']}); "
         f"next: landmarks evaluate {folder}"
     )

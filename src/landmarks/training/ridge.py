@@ -1,9 +1,9 @@
 """Ridge regression in closed form: features to one column per landmark, exact, with memory that has a bound.
 
-With features X `(P, C)`, centred, and targets Y of +1 for a photograph's landmark and -1 for all others, centred, the
+With features X `(P, C)`, centred, and targets Y of +1 for an image's landmark and -1 for all others, centred, the
 weights are W = (XᵀX + λI)⁻¹ XᵀY (Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, §4.2). With fewer
-photographs than features the same weights come from the smaller square, W = Xᵀ (XXᵀ + λI)⁻¹ Y. Photographs are read,
-and landmarks answered, a block at a time: nothing is dense in photographs × landmarks.
+images than features the same weights come from the smaller square, W = Xᵀ (XXᵀ + λI)⁻¹ Y. Images are read,
+and landmarks answered, a block at a time: nothing is dense in images × landmarks.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ MAX_SIDE = 8192
 """Of the square that is solved, in numbers of 8 bytes: half a gigabyte."""
 
 BLOCK_BYTES = 1 << 25
-"""About what one block of photographs, or of landmarks, takes."""
+"""About what one block of images, or of landmarks, takes."""
 
 ROWS = 1024
-"""Photographs at a time, where their features are not too long for that."""
+"""Images at a time, where their features are not too long for that."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What the regressions of all penalties on the same photographs share."""
+    """What the regressions of all penalties on the same images share."""
 
     x: Rows | NDArray[np.floating]  # (P, C)
     y: NDArray[np.integer]  # (P,)
     mean: NDArray[np.float64]  # (C,)
-    counts: NDArray[np.int64]  # (K,) photographs of each landmark
+    counts: NDArray[np.int64]  # (K,) images of each landmark
     square: NDArray[np.float64]  # (C, C) XᵀX, or (P, P) XXᵀ where that is smaller
 
     @property
-    def of_photographs(self) -> bool:
+    def of_images(self) -> bool:
         """Whether `square` is XXᵀ."""
         return len(self.y) < len(self.mean)
 
@@ -80,7 +80,7 @@ class Moments:
 
     def _targets(self, first: int, last: int) -> NDArray[np.float64]:
         counts, rows = self.counts[first:last], self.order[self.ends[first] : self.ends[last]]
-        if self.of_photographs:
+        if self.of_images:
             targets = np.repeat(-2 * counts[None] / len(self.y), len(self.y), axis=0)
             targets[rows, self.y[rows] - first] += 2
             return targets
@@ -101,7 +101,7 @@ class Ridge:
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield the labels a block at a time, each from its first up to its last."""
-        longest = max(len(self.moments.mean), ROWS, len(self.moments.y) if self.moments.of_photographs else 0)
+        longest = max(len(self.moments.mean), ROWS, len(self.moments.y) if self.moments.of_images else 0)
         step, classes = max(1, BLOCK_BYTES // (8 * longest)), len(self.moments.counts)
         for first in range(0, classes, step):
             yield first, min(first + step, classes)
@@ -111,7 +111,7 @@ class Ridge:
         solved: NDArray[np.float64] = scipy.linalg.cho_solve(
             self.factor, self.moments.targets(first, last), check_finite=False
         )
-        if not self.moments.of_photographs:
+        if not self.moments.of_images:
             return solved
         weights = np.zeros((len(self.moments.mean), last - first))
         for start, block in centred_blocks(self.moments.x, self.moments.mean):
@@ -130,14 +130,14 @@ def moments_of(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: 
 
     Time grows with P·C·min(P, C), memory with the square of the smaller.
     """
-    photographs, width = x.shape
-    if min(photographs, width) > MAX_SIDE:
+    images, width = x.shape
+    if min(images, width) > MAX_SIDE:
         return None
     mean = np.zeros(width)
     for _, block in centred_blocks(x, np.zeros(width)):
-        mean += block.sum(axis=0) / photographs
-    if photographs < width:
-        square = np.empty((photographs, photographs))
+        mean += block.sum(axis=0) / images
+    if images < width:
+        square = np.empty((images, images))
         for start, block in centred_blocks(x, mean):
             for other, second in centred_blocks(x, mean, start):
                 product = block @ second.T
@@ -151,7 +151,7 @@ def moments_of(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: 
 
 
 def rows_at_once(width: int) -> int:
-    """Return how many photographs with features of length `width` make a block."""
+    """Return how many images with features of length `width` make a block."""
     return min(ROWS, max(1, BLOCK_BYTES // (8 * width)))
 
 
@@ -164,7 +164,7 @@ def centred_blocks(
         yield first, np.asarray(x[first : first + step], dtype=np.float64) - mean
 
 
-# A linear probe in closed form: the first honest number about a trunk, in seconds and without any setting.
+# A linear probe in closed form: the first honest number about a backbone, in seconds and without any setting.
 #
 # Ridge regression from features to one column per landmark, as in big_vision's few-shot evaluation; see `ridge.py`.
 
@@ -175,7 +175,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True)
 class Probe:
-    """What the probe reached: the share of validation photographs answered rightly, and the penalty that did."""
+    """What the probe reached: the share of validation images answered rightly, and the penalty that did."""
 
     val_accuracy: float
     penalty: float
@@ -190,7 +190,7 @@ def ridge_probe(
 ) -> Probe | None:
     """Fit features x (P, C) to labels y (P,) in closed form and measure it on x_val (Q, C), y_val (Q,).
 
-    Returns None where photographs and features are both too many for it. Time grows with P·C·min(P, C) and with C·K
+    Returns None where images and features are both too many for it. Time grows with P·C·min(P, C) and with C·K
     for K `classes`, memory with the square of the smaller of P and C.
     """
     moments = moments_of(x, y, classes)
@@ -229,13 +229,13 @@ PENALTY = 0.2
 def fitted_ridge(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int) -> Ridge:
     """Return the regression of features `x` `(P, C)` to labels `y` `(P,)`; see `training/ridge.py`.
 
-    Raises `LandmarksError` where photographs and features are both too many to be solved for.
+    Raises `LandmarksError` where images and features are both too many to be solved for.
     """
     moments = moments_of(x, y, classes)
     if moments is None:
         raise LandmarksError(
-            "the features are too long for a regression on so many photographs",
-            received=f"{x.shape[1]:,} numbers, {x.shape[0]:,} photographs",
+            "the features are too long for a regression on so many images",
+            received=f"{x.shape[1]:,} numbers, {x.shape[0]:,} images",
             expected=f"at most {MAX_SIDE:,} of either",
         )
     return moments.fitted(PENALTY)

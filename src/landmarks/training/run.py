@@ -37,15 +37,15 @@ HISTORY = {
 
 SEEN = {
     "id": pl.String,
-    "part": pl.String,  # train or val
+    "split": pl.String,  # train or val
     "landmark_id": pl.Int64,  # that it was said to show
-    "length": pl.UInt32,  # this and what follows is what the photograph is, whatever it is called
+    "length": pl.UInt32,  # this and what follows is what the image is, whatever it is called
     "width": pl.UInt32,
     "height": pl.UInt32,
     "phash": pl.UInt64,
     "through": pl.String,  # null: seen in this training; else the run that had, whose weights this one began from
 }
-"""Columns of `images.parquet`, sorted by id: the photographs that a run was trained on and validated with."""
+"""Columns of `images.parquet`, sorted by id: the images that a run was trained on and validated with."""
 
 SEEN_FILE = "images.parquet"
 
@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def seen(self) -> pl.DataFrame | None:
-        """Which photographs it has seen, see `SEEN`; None when it was trained before runs kept that.
+        """Which images it has seen, see `SEEN`; None when it was trained before runs kept that.
 
         Raises `LandmarksError` when the record tells of a table that is gone, or is not the one that was written.
         """

@@ -1,4 +1,4 @@
-"""From a dataset and a recipe to a run: warm-up, fine-tuning, and the folder that every later verb reads."""
+"""From a dataset and a recipe to a run: head training, fine-tuning, and the folder that every later verb reads."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from landmarks.models.rewriting import checkpoint_gradients
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record, remove_leftovers, write_record
 from landmarks.training.checkpoint import FILE as CHECKPOINT
-from landmarks.training.features import Rows, cached_features, labels_of, positions, trunk_digest
+from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import State, finetune
-from landmarks.training.head_training import warm_up
+from landmarks.training.head_training import train_head
 from landmarks.training.machine import Choice, Machine, choose_layout, open_machine
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
@@ -59,8 +59,9 @@ def train(
     """Train a network on the dataset folder `data` and return the run written to the folder `out`.
 
     What is not given comes from the `recipe`; `settings` are any other fields of `Recipe`, and None is one of the
-    things that some of them can be (`clip`). `learning_rate` is the head's and moves the trunk's along, unless
-    `trunk_learning_rate` is given too; `time_limit` is in minutes of fine-tuning. Called again after a kill it goes on
+    things that some of them can be (`clip`). `learning_rate` is the head's and moves the backbone's along, unless
+    `backbone_learning_rate` is given too; `time_limit` is in minutes of fine-tuning. Called again after a kill it
+    goes on
     to the same weights; called on a finished run it returns that. Raises `UsageError` for unknown names and impossible
     values, and `LandmarksError` for data that cannot be trained on, or a folder that holds something else.
     """
@@ -86,7 +87,7 @@ def train(
 
 
 def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
-    parts = check_data(dataset)
+    splits = check_data(dataset)
     check_folder(out)
     machine, choices = open_machine(recipe, out)
     with held(out) if machine.is_main else contextlib.nullcontext():
@@ -95,9 +96,9 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         if (out / RECORD).exists():
             return finished(out, wanted, machine)
         checkpoint = out / "checkpoint"
-        for text in parts.notes:
+        for text in splits.notes:
             machine.say(text)
-        seen = seen_in_training(parts.train, parts.val, recipe.weights, machine)
+        seen = seen_in_training(splits.train, splits.val, recipe.weights, machine)
         network = build_network(
             recipe.backbone,
             classes=len(dataset.labels),
@@ -107,27 +108,27 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             seed=recipe.seed,
             head_settings=recipe.head_settings,
         ).to(machine.device)
-        network.head.adapt(np.bincount(labels_of(parts.train), minlength=network.classes))
-        begin(checkpoint, wanted, trunk_digest(network), machine)
+        network.head.adapt(np.bincount(labels_of(splits.train), minlength=network.classes))
+        begin(checkpoint, wanted, backbone_digest(network), machine)
         layout = choose_layout(network)
         if layout.value == "channels last":
             network.to(memory_format=torch.channels_last)
         choices = [*choices, layout, *choices_of(recipe)]
         if recipe.gradient_checkpointing:
-            count = checkpoint_gradients(network.trunk)
+            count = checkpoint_gradients(network.backbone)
             choices.append(Choice("gradient checkpointing", f"{count} blocks", "asked for: less memory, slower steps"))
         for choice in choices:
             machine.say(str(choice))
 
         state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
         if not recipe.from_scratch and not machine.from_main((checkpoint / CHECKPOINT).exists()):
-            state = warm_up_from_cache(network, dataset, parts, recipe, machine)
+            state = train_head_from_cache(network, dataset, splits, recipe, machine)
         with tracked(machine, recipe) as watch:
             state = finetune(
                 network,
                 dataset,
-                parts.train,
-                parts.val,
+                splits.train,
+                splits.val,
                 recipe=recipe,
                 machine=machine,
                 folder=checkpoint,
@@ -137,50 +138,53 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         sentence = ""
         if machine.is_main:
             record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
-            record |= {"validated_on": len(parts.val), "identity": wanted}
+            record |= {"validated_on": len(splits.val), "identity": wanted}
             sentence = last_sentence(out, record)  # whatever may fail comes first: what is written is finished
             write_run(out, network, dataset.labels, state.rows, record, seen=seen)
             shutil.rmtree(checkpoint, ignore_errors=True)  # killed just before this, the next call does it
         machine.wait()
         run = open_run(out)
         machine.say(sentence)
-        machine.part()
+        machine.close()
         return run
 
 
-def warm_up_from_cache(network: Network, dataset: Dataset, parts: Parts, recipe: Recipe, machine: Machine) -> State:
+def train_head_from_cache(
+    network: Network, dataset: Dataset, splits: TrainingImages, recipe: Recipe, machine: Machine
+) -> State:
     """Run phase one: features once, the probe, and the head to convergence; every process gets the main one's head."""
-    together = pl.concat([parts.train, parts.val]).sort("id")
+    together = pl.concat([splits.train, splits.val]).sort("id")
     features = [cached_features(network, dataset, together, machine=machine)]
     features += [
         cached_features(
-            network, dataset, parts.train, machine=machine, view=view, augment=recipe.augmentation, seed=recipe.seed
+            network, dataset, splits.train, machine=machine, view=view, augment=recipe.augmentation, seed=recipe.seed
         )
-        for view in range(1, recipe.warmup_views)
+        for view in range(1, recipe.head_views)
     ]
     state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
     if machine.is_main:
         started = time.monotonic()
-        train = Rows(features[0].values, positions(together, parts.train))
-        val = Rows(features[0].values, positions(together, parts.val))
-        labels, val_labels = labels_of(parts.train), labels_of(parts.val)
+        train = Rows(features[0].values, positions(together, splits.train))
+        val = Rows(features[0].values, positions(together, splits.val))
+        labels, val_labels = labels_of(splits.train), labels_of(splits.val)
         state.earlier = {"features_seconds": sum(view.seconds for view in features)}
         if network.classes <= PROBE_CLASSES:
             probe = ridge_probe(train, labels, val, val_labels, network.classes)
             if probe is None:
-                machine.say(f"no linear probe: {train.shape[1]:,} features of {len(train):,} photographs are too many")
+                machine.say(f"no linear probe: {train.shape[1]:,} features of {len(train):,} images are too many")
             else:
                 state.earlier["probe"] = {"val_accuracy": probe.val_accuracy, "penalty": probe.penalty}
                 machine.say(f"a linear probe in closed form: {percent(probe.val_accuracy)} of validation")
-        if recipe.warmup_epochs:
+        if recipe.head_epochs:
             views = [train, *(Rows(view.values, np.arange(len(labels))) for view in features[1:])]
-            warmed = warm_up(network, views, labels, val, val_labels, recipe=recipe)
-            state.rows = warmed.rows
-            numbers = {"val_accuracy": warmed.val_accuracy, "val_loss": warmed.val_loss}
-            state.best = {"phase": "warmup", "epoch": warmed.epoch, **numbers}
-            state.earlier["warmup"] = {**numbers, "epochs": len(warmed.rows)}
+            trained = train_head(network, views, labels, val, val_labels, recipe=recipe)
+            state.rows = trained.rows
+            numbers = {"val_accuracy": trained.val_accuracy, "val_loss": trained.val_loss}
+            state.best = {"phase": "head", "epoch": trained.epoch, **numbers}
+            state.earlier["head"] = {**numbers, "epochs": len(trained.rows)}
             machine.say(
-                f"warm-up: {percent(warmed.val_accuracy)} of validation in epoch {warmed.epoch} of {len(warmed.rows)}"
+                f"head training: {percent(trained.val_accuracy)} of validation in epoch {trained.epoch} of "
+                f"{len(trained.rows)}"
             )
         state.earlier["warmup_seconds"] = time.monotonic() - started
     network.head.load_state_dict(machine.from_main(network.head.state_dict()))
@@ -224,52 +228,52 @@ NOT_THE_RESULT = (
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The photographs to train on and to validate with: known ones, with their labels."""
+class TrainingImages:
+    """The images to train on and to validate with: known ones, with their labels."""
 
     train: pl.DataFrame
     val: pl.DataFrame
     notes: tuple[str, ...] = ()  # what the user should know about them
 
 
-def check_data(dataset: Dataset) -> Parts:
-    """Return the photographs to train on; raise `LandmarksError` when the dataset cannot be trained on."""
+def check_data(dataset: Dataset) -> TrainingImages:
+    """Return the images to train on; raise `LandmarksError` when the dataset cannot be trained on."""
     landmarks = len(dataset.labels)
     if landmarks < 2:
         raise LandmarksError(
             f"{dataset.folder} cannot be trained on", received=f"{landmarks} landmarks", expected="2 or more"
         )
-    known = {part: dataset.part(part).filter(pl.col("label").is_not_null()) for part in ("train", "val")}
+    known = {split: dataset.split(split).filter(pl.col("label").is_not_null()) for split in ("train", "val")}
     if not len(known["train"]):
         raise LandmarksError(
-            f"the train part of {dataset.folder} shows no known landmark",
+            f"the train split of {dataset.folder} shows no known landmark",
             way_out=f"divide everything anew with: landmarks split {dataset.folder} --anew",
         )
     if not len(known["val"]):
         way_out = f"divide it with: landmarks split {dataset.folder} --val 0.15"
-        if len(dataset.part("test")):
+        if len(dataset.split("test")):
             way_out = (
                 "take some out of train, while test stays as it is, with: "
                 f"landmarks split {dataset.folder} --val 0.15 --keep-test"
             )
-        raise LandmarksError(f"the val part of {dataset.folder} shows no known landmark", way_out=way_out)
+        raise LandmarksError(f"the val split of {dataset.folder} shows no known landmark", way_out=way_out)
     counts = known["train"]["label"].value_counts()
     seen = set(counts["label"].to_list())
     absent = dataset.labels.filter(~pl.col("label").is_in(list(seen)))
     notes = []
     if len(absent):
         notes.append(
-            f"{len(absent)} of {landmarks} landmarks have no photograph to train on and will never be answered: "
+            f"{len(absent)} of {landmarks} landmarks have no image to train on and will never be answered: "
             + ", ".join(str(name) for name in absent["name"].head(3).fill_null("?"))
             + (", …" if len(absent) > 3 else "")
         )
     single = int((counts["count"] == 1).sum())
     if single:
-        notes.append(f"{single} landmark{'s have' if single > 1 else ' has'} a single photograph to train on")
-    unknown = len(dataset.part("train")) - len(known["train"])
+        notes.append(f"{single} landmark{'s have' if single > 1 else ' has'} a single image to train on")
+    unknown = len(dataset.split("train")) - len(known["train"])
     if unknown:
-        notes.append(f"{unknown} photographs of nothing known are left out of training")
-    return Parts(known["train"], known["val"], tuple(notes))
+        notes.append(f"{unknown} images of nothing known are left out of training")
+    return TrainingImages(known["train"], known["val"], tuple(notes))
 
 
 def check_folder(out: Path) -> None:
@@ -293,14 +297,14 @@ def identity(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     return {**settings, "data": dataset.digest}
 
 
-def begin(checkpoint: Path, wanted: dict[str, Any], trunk: str, machine: Machine) -> None:
+def begin(checkpoint: Path, wanted: dict[str, Any], backbone: str, machine: Machine) -> None:
     """Note in `checkpoint` what is being trained, or raise when it holds the beginnings of something else."""
     if machine.is_main:
         remove_leftovers(checkpoint)
         if (checkpoint / STARTED).exists():
-            require_same(checkpoint.parent, read_record(checkpoint / STARTED), {**wanted, "trunk": trunk})
+            require_same(checkpoint.parent, read_record(checkpoint / STARTED), {**wanted, "backbone": backbone})
         else:
-            write_record(checkpoint / STARTED, {**wanted, "trunk": trunk}, verb="train")
+            write_record(checkpoint / STARTED, {**wanted, "backbone": backbone}, verb="train")
     machine.wait()
 
 

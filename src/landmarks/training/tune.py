@@ -1,4 +1,4 @@
-"""A search for the head and its settings, on cached features: each trial takes seconds, the trunk runs once."""
+"""A search for the head and its settings, on cached features: each trial takes seconds, the backbone runs once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, import_extra
 from landmarks.training.features import Rows, cached_features, labels_of, positions
-from landmarks.training.head_training import warm_up
+from landmarks.training.head_training import train_head
 from landmarks.training.machine import open_machine
 from landmarks.training.recipe import Recipe, Within, recipe_named, require
 from landmarks.training.train import check_data
@@ -26,9 +26,9 @@ TRIALS = {
     "val_accuracy": pl.Float64,
     "val_loss": pl.Float64,
     "head": pl.String,
-    "warmup_learning_rate": pl.Float64,
-    "warmup_weight_decay": pl.Float64,
-    "warmup_batch_size": pl.UInt32,
+    "head_learning_rate": pl.Float64,
+    "head_weight_decay": pl.Float64,
+    "head_batch_size": pl.UInt32,
     "label_smoothing": pl.Float64,
 }
 """Columns of the table that `tune` returns, best first: the settings are fields of `Recipe`."""
@@ -37,10 +37,11 @@ TRIALS = {
 def tune(
     data: Path | str, *, recipe: str | Recipe = "default", trials: int = 30, seed: int = 0, **settings: Any
 ) -> pl.DataFrame:
-    """Search head and warm-up settings with Optuna for the best validation accuracy; return all trials, best first.
+    """Search head and head training settings with Optuna for the best validation accuracy; return all trials, best
+    first.
 
     The first trial is the recipe as it is; the others are drawn by a tree-structured Parzen estimator (Bergstra et al.
-    2011) from `seed`. Of equal accuracies the lower validation loss is better. With few validation photographs the best
+    2011) from `seed`. Of equal accuracies the lower validation loss is better. With few validation images the best
     of many trials is partly luck: its number is not what a test set will say. Needs the extra `tune`.
     """
     optuna = import_extra("optuna", "tune")
@@ -48,12 +49,14 @@ def tune(
     chosen = recipe_named(recipe, **settings)
     if chosen.from_scratch:
         raise UsageError("there is nothing to tune from scratch", way_out="name pretrained weights with --weights")
-    if not chosen.warmup_epochs:
-        raise UsageError("there is nothing to tune without a warm-up", received="warmup_epochs 0", expected="1 or more")
+    if not chosen.head_epochs:
+        raise UsageError(
+            "there is nothing to tune without a head training", received="head_epochs 0", expected="1 or more"
+        )
     require("the number of trials", trials, Annotated[int, Within(1, 1_000_000)])
     require("the search's seed", seed, Annotated[int, Within(0, 2**32 - 1)])  # as numpy's generators take it
     dataset = open_dataset(data)
-    parts = check_data(dataset)
+    splits = check_data(dataset)
     machine, _ = open_machine(replace(chosen, tracking="none"), dataset.folder)
     network = build_network(
         chosen.backbone,
@@ -62,19 +65,19 @@ def tune(
         image_size=chosen.image_size,
         seed=chosen.seed,
     ).to(machine.device)
-    together = pl.concat([parts.train, parts.val]).sort("id")
+    together = pl.concat([splits.train, splits.val]).sort("id")
     features = cached_features(network, dataset, together, machine=machine).values
-    train, val = (Rows(features, positions(together, part)) for part in (parts.train, parts.val))
-    labels, val_labels = labels_of(parts.train), labels_of(parts.val)
+    train, val = (Rows(features, positions(together, split)) for split in (splits.train, splits.val))
+    labels, val_labels = labels_of(splits.train), labels_of(splits.val)
     rows: list[dict[str, Any]] = []
 
     def reached(trial: Any) -> tuple[float, float]:
         picked = replace(
             chosen,
             head=trial.suggest_categorical("head", list(HEADS)),
-            warmup_learning_rate=trial.suggest_float("warmup_learning_rate", 1e-4, 1e-2, log=True),
-            warmup_weight_decay=trial.suggest_float("warmup_weight_decay", 1e-5, 1.0, log=True),
-            warmup_batch_size=trial.suggest_categorical("warmup_batch_size", [32, 64, 128, 256]),
+            head_learning_rate=trial.suggest_float("head_learning_rate", 1e-4, 1e-2, log=True),
+            head_weight_decay=trial.suggest_float("head_weight_decay", 1e-5, 1.0, log=True),
+            head_batch_size=trial.suggest_categorical("head_batch_size", [32, 64, 128, 256]),
             label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2),
         )
         with torch.random.fork_rng(devices=[]):
@@ -82,10 +85,10 @@ def tune(
             settings = chosen.head_settings if picked.head == chosen.head else {}
             network.head = build_head(picked.head, network.width, network.classes, settings).to(machine.device)
             network.head.adapt(np.bincount(labels, minlength=network.classes))
-        warmed = warm_up(network, [train], labels, val, val_labels, recipe=picked)
-        numbers = {"trial": trial.number, "val_accuracy": warmed.val_accuracy, "val_loss": warmed.val_loss}
+        trained = train_head(network, [train], labels, val, val_labels, recipe=picked)
+        numbers = {"trial": trial.number, "val_accuracy": trained.val_accuracy, "val_loss": trained.val_loss}
         rows.append(numbers | {name: getattr(picked, name) for name in TRIALS if name not in numbers})
-        return warmed.val_accuracy, warmed.val_loss
+        return trained.val_accuracy, trained.val_loss
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=["maximize", "minimize"])
     study.enqueue_trial({name: getattr(chosen, name) for name in TRIALS if hasattr(chosen, name)})

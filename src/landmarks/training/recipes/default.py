@@ -1,10 +1,10 @@
-"""The best we can show: warm-up on cached features, then gentle fine-tuning of everything.
+"""The best we can show: head training on cached features, then gentle fine-tuning of everything.
 
     landmarks train DATA -o RUN --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors --image-size 160 \
         --epochs 5 --seed SEED
 
-On 2,510 real photographs of 25 landmarks (group split, two cores, 2026-11-24) seeds 0, 1 and 2 reached 96.6, 95.7 and
-95.7 % of 536 validation photographs, and each 94.5 % of a separate test set of 677; the warm-up alone about 92 % of
+On 2,510 real images of 25 landmarks (group split, two cores, 2026-11-24) seeds 0, 1 and 2 reached 96.6, 95.7 and
+95.7 % of 536 validation images, and each 94.5 % of a separate test set of 677; the head training alone about 92 % of
 validation. `python benchmarks/accuracy.py` repeats it beside `study`, fastai and timm.
 """
 
@@ -22,5 +22,5 @@ FROM_SCRATCH = replace(
     epochs=30,
     patience=10,
     learning_rate=1e-3,
-    augmentation=Augmentation(smallest_crop=0.5),
+    augmentation=Augmentation(crop_scale=0.5),
 )

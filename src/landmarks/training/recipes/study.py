@@ -1,14 +1,14 @@
 """The study's way, as far as it is known.
 
 Known: ImageNet weights; global average pooling, dense 512 with ReLU, dense softmax; phase one trains the head alone
-for 10 epochs with the trunk frozen; phase two trains everything at a small learning rate; augmentation by random
+for 10 epochs with the backbone frozen; phase two trains everything at a small learning rate; augmentation by random
 crops, flips and colours; plain cross-entropy; the baseline and its two convolutions are trained from scratch. Not
 known, and set here to what Keras's own guide to fine-tuning uses: Adam, at 1e-3 for the head and from scratch and at
 1e-5 for everything, without a schedule, batches of 32.
 
     landmarks train DATA -o RUN --recipe study --backbone xception
 
-With `mobilenetv2_100` at 160 pixels and `--epochs 5` it reached 89.6 to 89.9 % of 536 validation photographs and 87.4
+With `mobilenetv2_100` at 160 pixels and `--epochs 5` it reached 89.6 to 89.9 % of 536 validation images and 87.4
 to 88.6 % of a separate test set of 677 (seeds 0, 1 and 2, 2026-11-24, `python benchmarks/accuracy.py`).
 """
 
@@ -20,22 +20,22 @@ from landmarks.training.recipe import Augmentation, Recipe
 
 PRETRAINED = Recipe(
     name="study",
-    warmup_epochs=10,
-    warmup_patience=10,
-    warmup_batch_size=32,
-    warmup_weight_decay=0.0,
+    head_epochs=10,
+    head_patience=10,
+    head_batch_size=32,
+    head_weight_decay=0.0,
     epochs=10,
     patience=10,
     optimizer="adam",
     learning_rate=1e-5,
-    trunk_learning_rate=1e-5,
+    backbone_learning_rate=1e-5,
     first_layer_share=1.0,
     weight_decay=0.0,
-    warmup_share=0.0,
-    final_share=1.0,
+    lr_warmup=0.0,
+    min_lr_ratio=1.0,
     label_smoothing=0.0,
-    clip=None,
-    augmentation=Augmentation(smallest_crop=0.64, brightness=0.1, contrast=0.1, saturation=0.1),
+    max_grad_norm=None,
+    augmentation=Augmentation(crop_scale=0.64, brightness=0.1, contrast=0.1, saturation=0.1),
 )
 
 FROM_SCRATCH = replace(PRETRAINED, weights="none", epochs=30, learning_rate=1e-3)
