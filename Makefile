@@ -1,7 +1,7 @@
-# make demo    the whole way on a made-up archive, from photographs to a report, in a few minutes
+# make demo    the whole way on a made-up archive, from images to a report, in a few minutes
 # make test    the fast tests, without the network
 # make check   style, types and the order of the rooms
-# make slow    the slow tests and those on real photographs (../shared), where there are any
+# make slow    the slow tests and those on real images (../shared), where there are any
 # make lock    choose the versions of requirements.lock anew
 # make test-lowest  the fast tests on the lowest versions that pyproject.toml allows, in .venv-lowest (about 7 GB)
 PYTHON ?= python3
