@@ -307,6 +307,6 @@ def test_the_device_is_the_one_asked_for_or_else_the_training_s(
 
 def test_a_part_without_known_landmarks_is_told(run: Run, own_data: Dataset) -> None:
     assert own_data.splits is not None
-    without = replace(own_data, split=own_data.splits.filter(own_data.splits["split"] != "test"))
+    without = replace(own_data, splits=own_data.splits.filter(own_data.splits["split"] != "test"))
     with pytest.raises(LandmarksError, match=r"the test split of .* shows no known landmark"):
         backbone.features_of(run, without, "test")

@@ -187,11 +187,11 @@ def test_a_transformers_maps_equal_those_of_the_grad_cam_library(monkeypatch):
 
 CASES = [
     ("resnet18", "linear", 64, ANALYTIC),
-    ("resnet18", "study", 64, ANALYTIC),
+    ("resnet18", "mlp", 64, ANALYTIC),
     ("baseline", "linear", 32, GRADIENT),
-    ("mobilenetv3_small_050", "study", 64, GRADIENT),
-    ("convnext_atto", "study", 64, GRADIENT),
-    ("vit_tiny_patch16_224", "study", 64, GRADIENT),
+    ("mobilenetv3_small_050", "mlp", 64, GRADIENT),
+    ("convnext_atto", "mlp", 64, GRADIENT),
+    ("vit_tiny_patch16_224", "mlp", 64, GRADIENT),
 ]
 
 

@@ -66,7 +66,7 @@ def test_the_same_seed_draws_the_same_network_and_leaves_torchs_generator_alone(
     assert not torch.equal(first["head.output.weight"], other["head.output.weight"])
 
 
-@pytest.mark.parametrize("backbone, head", [("baseline", "study"), ("resnet18", "study"), ("resnet18", "linear")])
+@pytest.mark.parametrize("backbone, head", [("baseline", "mlp"), ("resnet18", "mlp"), ("resnet18", "linear")])
 def test_a_network_is_read_back_as_it_was_written(tmp_path: Path, backbone, head):
     network = build_network(backbone, classes=4, head=head, weights="none", image_size=64).eval()
     save_network(network, tmp_path, temperature=1.5)
@@ -111,7 +111,7 @@ def test_weights_that_do_not_belong_to_the_record_are_refused(tmp_path: Path):
     [
         ("resnet5O", {}, r'no network "resnet5O"; did you mean "resnet50"\? \(landmarks networks lists all\)'),
         ("resnet50.tv_in1", {}, r'no weights "tv_in1" of the network resnet50; .*did you mean "tv_in1k"\?'),
-        ("resnet18", {"head": "studi"}, r'no head "studi"; .*did you mean "study"\?'),
+        ("resnet18", {"head": "mlpp"}, r\'no head "mlpp"; .*did you mean "mlp"\?'),
         ("resnet18", {"classes": 0}, "at least one landmark; received 0 landmarks"),
         ("resnet18", {"image_size": 0}, "the image size must be positive; received 0"),
         (
@@ -120,7 +120,7 @@ def test_weights_that_do_not_belong_to_the_record_are_refused(tmp_path: Path):
             "inception_v3 cannot take images of 32 pixels .*; it was made for 299",
         ),
         ("vit_tiny_patch16_224", {"image_size": 8}, "cannot take images of 8 pixels"),
-        ("resnet18", {"head": "study", "head_settings": {"centres": 3}}, 'the head "study" cannot be made with'),
+        ("resnet18", {"head": "mlp", "head_settings": {"centres": 3}}, 'the head "mlp" cannot be made with'),
     ],
 )
 def test_impossible_networks_are_refused_in_one_line(backbone, settings, message):
@@ -233,7 +233,7 @@ def test_the_baseline_has_about_a_million_parameters():
 @pytest.mark.parametrize("features, classes", [(7, 3), (2048, 20)])
 def test_the_studys_head_is_dense_512_and_dense_n(features: int, classes: int):
     assert (
-        count_parameters(build_head("study", features, classes)).total == features * 512 + 512 + 512 * classes + classes
+        count_parameters(build_head("mlp", features, classes)).total == features * 512 + 512 + 512 * classes + classes
     )
 
 

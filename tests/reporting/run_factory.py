@@ -145,7 +145,7 @@ def make_run(
             },
             "network": {
                 "backbone": backbone,
-                "head": "study",
+                "head": "mlp",
                 "weights": "none" if backbone == "baseline" else "imagenet",
                 "parameters": parameters,
                 "trainable": parameters - 20_000,

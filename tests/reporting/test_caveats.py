@@ -191,7 +191,7 @@ def test_the_evaluation_says_itself_what_its_numbers_mean() -> None:
 
 
 def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_else_is(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", images=120, others=30)
+    data = make_dataset(tmp_path / "data", count=120, others=30)
     folder = make_run(tmp_path / "run", data, maps=0)
     predictions = read_table(folder / "predictions" / "test.parquet")
     random = np.random.default_rng(0)

@@ -191,7 +191,15 @@ def test_a_record_says_what_wrote_it(tmp_path: Path) -> None:
 
 def test_a_newer_record_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1}))
-    with pytest.raises(LandmarksError, match=r"run\.json was written by a newer version; received format 2"):
+    with pytest.raises(
+        LandmarksError, match=rf"run\.json was written by a newer version; received format {FORMAT + 1}"
+    ):
+        read_record(tmp_path / "run.json")
+
+
+def test_a_record_of_an_earlier_layout_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT - 1}))
+    with pytest.raises(LandmarksError, match=r"run\.json was written by an earlier version; .* make it anew with"):
         read_record(tmp_path / "run.json")
 
 

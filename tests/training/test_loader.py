@@ -48,21 +48,21 @@ def test_images_come_in_the_order_they_were_asked_for(stripes: Dataset) -> None:
     assert [identity for batch in loaded for identity in batch.ids] == images["id"].to_list()
     assert torch.cat([batch.labels for batch in loaded]).tolist() == images["label"].to_list()
     assert [len(batch.ids) for batch in loaded] == [20, 20, 8]
-    assert loaded[0].images.shape == (20, 3, 32, 32)
-    assert loaded[0].images.is_contiguous(memory_format=torch.channels_last)
+    assert loaded[0].pixels.shape == (20, 3, 32, 32)
+    assert loaded[0].pixels.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_number_of_threads_changes_no_pixel(stripes: Dataset) -> None:
     images = stripes.split("train")
     one, many = (load(stripes, images, workers=workers, augment=Augmentation(), seed=3, epoch=2) for workers in (1, 7))
-    assert all(torch.equal(a.images, b.images) for a, b in zip(one, many, strict=True))
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(one, many, strict=True))
 
 
 def test_a_image_s_augmentation_depends_on_its_id_and_the_epoch_not_on_its_place(stripes: Dataset) -> None:
     images = stripes.split("train")
-    forwards = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=1)[0].images
-    backwards = load(stripes, images.reverse(), batch_size=48, augment=Augmentation(), epoch=1)[0].images
-    later = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=2)[0].images
+    forwards = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=1)[0].pixels
+    backwards = load(stripes, images.reverse(), batch_size=48, augment=Augmentation(), epoch=1)[0].pixels
+    later = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=2)[0].pixels
     assert torch.equal(forwards, backwards.flip(0))
     assert not torch.equal(forwards, later)
 

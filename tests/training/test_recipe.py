@@ -31,7 +31,7 @@ def test_a_shipped_recipe_is_called_by_its_name_and_fits_into_json(name: str) ->
 
 
 def test_changes_that_are_not_given_change_nothing() -> None:
-    assert recipe_named("default", epochs=FROM_RECIPE, clip=FROM_RECIPE) == recipe_named("default")
+    assert recipe_named("default", epochs=FROM_RECIPE, max_grad_norm=FROM_RECIPE) == recipe_named("default")
 
 
 def test_a_command_line_gives_the_options_that_are_not_none_and_its_settings() -> None:
@@ -128,7 +128,7 @@ def test_a_head_s_own_settings_are_read_from_the_command_line() -> None:
 
 
 def test_settings_are_read_from_the_command_line() -> None:
-    settings = assigned(["epochs=3", "freeze_bn=true", "head=linear", "crop_scale=0.5", "clip = 2"])
+    settings = assigned(["epochs=3", "freeze_bn=true", "head=linear", "crop_scale=0.5", "max_grad_norm = 2"])
     recipe = recipe_named("default", **settings)
     assert (recipe.epochs, recipe.freeze_bn, recipe.head) == (3, True, "linear")
     assert (recipe.augmentation.crop_scale, recipe.max_grad_norm) == (0.5, 2)

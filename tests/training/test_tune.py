@@ -22,7 +22,7 @@ def test_the_best_trial_is_at_least_the_recipe_and_a_seed_gives_the_same_search(
     assert first.equals(second)
     assert first.schema == TRIALS
     recipe = first.filter(first["trial"] == 0).row(0, named=True)
-    assert recipe["head"] == "study"
+    assert recipe["head"] == "mlp"
     assert first["val_accuracy"][0] >= recipe["val_accuracy"]
     print_trials(first, "data")
     told = capsys.readouterr()

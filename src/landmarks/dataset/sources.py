@@ -139,6 +139,8 @@ def _list_csv(source: Path) -> Source:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise LandmarksError(f"{source} cannot be read as a CSV ({str(error).splitlines()[0]})") from error
     table = table.rename({name: name.strip().lower() for name in table.columns})
+    if "split" not in table.columns:  # what the column was called before
+        table = table.rename({"part": "split"}, strict=False)
     for required in COLUMNS[:2]:
         if required not in table.columns:
             raise UsageError(

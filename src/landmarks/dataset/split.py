@@ -38,7 +38,7 @@ class Division:
     @property
     def table(self) -> pl.DataFrame:
         """The table of `splits.parquet`."""
-        return self.images.select("id", assigned=pl.Series(np.asarray(SPLITS)[self.assigned], dtype=pl.String))
+        return self.images.select("id", split=pl.Series(np.asarray(SPLITS)[self.assigned], dtype=pl.String))
 
     def metadata(self, corrected: int) -> dict[str, object]:
         """Return what stands beside the table, of which so many images have a `corrected` label."""

@@ -20,7 +20,7 @@ from landmarks import __version__
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.systems import require_text
 
-FORMAT = 1
+FORMAT = 2
 """The newest layout of records and tables that this version writes and reads."""
 
 _ASIDE = ".part"
@@ -91,19 +91,21 @@ def read_record(path: Path | str) -> dict[str, Any]:
         raise LandmarksError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
         raise LandmarksError(f"{path} is not one of our records", expected='an object with an integer "format"')
-    refuse_newer(path, record["format"])
+    refuse_other_formats(path, record["format"])
     return record
 
 
-def refuse_newer(path: Path, format_number: int) -> None:
-    """Raise when `path` was written in a newer layout than this version knows."""
-    if format_number > FORMAT:
-        raise LandmarksError(
-            f"{path} was written by a newer version",
-            received=f"format {format_number}",
-            expected=f"format {FORMAT} or older",
-            way_out="upgrade landmarks",
-        )
+def refuse_other_formats(path: Path, format_number: int) -> None:
+    """Raise when `path` was written in another layout than this version's: a newer one, or one it no longer reads."""
+    if format_number == FORMAT:
+        return
+    newer = format_number > FORMAT
+    raise LandmarksError(
+        f"{path} was written by {'a newer' if newer else 'an earlier'} version",
+        received=f"format {format_number}",
+        expected=f"format {FORMAT}",
+        way_out="upgrade landmarks" if newer else "make it anew with this version",
+    )
 
 
 @contextlib.contextmanager

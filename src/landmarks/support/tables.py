@@ -9,7 +9,7 @@ import polars as pl
 
 from landmarks import __version__
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import FORMAT, refuse_newer, written_whole
+from landmarks.support.files import FORMAT, refuse_other_formats, written_whole
 from landmarks.support.systems import readable, require_text
 
 
@@ -47,5 +47,6 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         metadata = dict(pl.read_parquet_metadata(path))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise LandmarksError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]})") from error
-    refuse_newer(path, int(metadata.get("landmarks.format", "0")))
+    if "landmarks.format" in metadata:  # a table of somebody else's has none
+        refuse_other_formats(path, int(metadata["landmarks.format"]))
     return metadata

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from landmarks.models.weights import storable
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import FORMAT, refuse_newer, written_whole
+from landmarks.support.files import FORMAT, refuse_other_formats, written_whole
 
 FILE = "state.safetensors"
 
@@ -50,7 +50,7 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            refuse_newer(path, int(metadata["format"]))
+            refuse_other_formats(path, int(metadata["format"]))
             # Copies: what the file gives is a view into it, and Windows would not let the next checkpoint replace it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         network.load_state_dict(_under("network.", tensors))
