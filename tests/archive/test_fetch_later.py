@@ -146,8 +146,8 @@ def test_what_a_later_fetch_adds_is_added_to_the_split(tmp_path: Path, capsys: p
     shares = [list(after.values()).count(part) / 150 for part in SPLITS]
     assert shares == pytest.approx([0.7, 0.2, 0.1], abs=0.04)
     assert (
-        "60 images are new: 30 joined the part of those they are grouped with, 30 were divided as all before "
-        "(by group, val 0.2, test 0.1, seed 5); the 90 others stay in their parts"
+        "60 images are new: 30 joined the split of those they are grouped with, 30 were divided as all before "
+        "(by group, val 0.2, test 0.1, seed 5); the 90 others stay in their splits"
     ) in told
     metadata = read_metadata(data / "splits.parquet")
     assert {name: metadata[name] for name in ("by", "val", "test", "seed", "added")} == {
@@ -210,7 +210,7 @@ def test_corrections_hold_for_the_groups_of_what_a_later_fetch_adds(tmp_path: Pa
     (tmp_path / "decided.csv").write_text(f"id,correct_landmark_id\n{one},{100 + (landmark + 1) % 3}\n")
     split(data, corrections=tmp_path / "decided.csv")
     whole = fetched(selection, data)
-    assert whole.splits.join(before.splits, on=["id", "part"], how="semi").height == 90  # type: ignore[union-attr, arg-type]
+    assert whole.splits.join(before.splits, on=["id", "split"], how="semi").height == 90  # type: ignore[union-attr, arg-type]
     assert len(whole.corrected) == 1
     assert read_metadata(data / "splits.parquet")["corrected"] == "1"
 

@@ -20,8 +20,8 @@ from landmarks.archive.requests import MirrorError, RangesRefusedError
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,
+    FetchedImage,
     ForwardReader,
-    Image,
     WrongMd5Error,
     is_among,
     ranged,
@@ -35,7 +35,7 @@ def quiet(bytes: int, images: int) -> None:
     pass
 
 
-def streamed_from(mirror: Mirror, md5: str, wanted: set[str]) -> list[Image]:
+def streamed_from(mirror: Mirror, md5: str, wanted: set[str]) -> list[FetchedImage]:
     contents = Contents()
     return list(streamed(mirror, TAR, md5=md5, wanted=wanted.__contains__, contents=contents, report=quiet))
 
@@ -47,7 +47,7 @@ def places_in(mirror: Mirror) -> Places:
     return Places(np.array(ids, np.uint64), np.array(offsets, np.uint64), np.array(lengths, np.uint32))
 
 
-def ranged_from(mirror: Mirror, places: Places, same: bool = True) -> Iterator[Image]:
+def ranged_from(mirror: Mirror, places: Places, same: bool = True) -> Iterator[FetchedImage]:
     requests = spans(places, 0)
     return ranged(mirror, TAR, places=places, spans=requests, same=lambda _: same, report=quiet)
 
@@ -88,7 +88,7 @@ def test_streaming_and_ranges_give_the_same_images(tmp_path: Path) -> None:
         mirror = open_mirror(server.address, patience=HASTY)
         by_streaming = streamed_from(mirror, mirror.md5("train", 0), set(ids))
         assert list(ranged_from(mirror, places_in(mirror))) == by_streaming
-    assert by_streaming == [Image(id, image(seed)) for seed, id in enumerate(ids)]
+    assert by_streaming == [FetchedImage(id, image(seed)) for seed, id in enumerate(ids)]
 
 
 def test_only_what_is_wanted_comes_out(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_ranges_survive_bad_weather_and_notice_a_server_without_them(tmp_path: P
         mirror = open_mirror(bad.address, patience=STALLING)
         found = list(ranged_from(mirror, every_other))
         assert mirror.host.retries > 0
-    assert found == [Image(ids[seed], image(seed)) for seed in range(0, 30, 2)]
+    assert found == [FetchedImage(ids[seed], image(seed)) for seed in range(0, 30, 2)]
     with (
         serving(tmp_path, lambda request: Fault(ignore_range=True) if request.number > 4 else None) as forgetful,
         pytest.raises(RangesRefusedError),
@@ -155,5 +155,5 @@ def test_strange_members_are_noted_and_nothing_else(tmp_path: Path) -> None:
     found = list(
         streamed(mirror, TAR, md5=mirror.md5("train", 0), wanted=lambda _: True, contents=contents, report=quiet)
     )
-    assert found == [Image(id, image(1))]
+    assert found == [FetchedImage(id, image(1))]
     assert contents.strange == ["../../evil", f"../{id}.jpg"]

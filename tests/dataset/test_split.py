@@ -336,14 +336,14 @@ def test_corrections_alone_leave_every_image_in_its_part(tmp_path: Path, capfd: 
 def test_images_that_change_their_part_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dataset(tmp_path, [(1, hash, None) for hash in far_apart(60)])
     first = parts_of(split(tmp_path))
-    assert "changed their part" not in capfd.readouterr().err
+    assert "changed their split" not in capfd.readouterr().err
     second = parts_of(split(tmp_path, seed=1))
     moved = [id for id in first if first[id] != second[id]]
     into = sum(second[id] == "test" for id in moved)
     assert moved and into
-    assert f"{len(moved)} images changed their part, {into} of them into test" in capfd.readouterr().err
+    assert f"{len(moved)} images changed their split, {into} of them into test" in capfd.readouterr().err
     split(tmp_path, seed=1)
-    assert "changed their part" not in capfd.readouterr().err
+    assert "changed their split" not in capfd.readouterr().err
 
 
 def test_training_on_nothing_but_a_test_part_is_told_the_way_out(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_network_is_read_back_as_it_was_written(tmp_path: Path, backbone, head
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(network(images), again(images))
-    assert (again.backbone, again.head_name, again.preprocessing) == (
+    assert (again.backbone_name, again.head_name, again.preprocessing) == (
         network.backbone_name,
         network.head_name,
         network.preprocessing,
@@ -111,7 +111,7 @@ def test_weights_that_do_not_belong_to_the_record_are_refused(tmp_path: Path):
     [
         ("resnet5O", {}, r'no network "resnet5O"; did you mean "resnet50"\? \(landmarks networks lists all\)'),
         ("resnet50.tv_in1", {}, r'no weights "tv_in1" of the network resnet50; .*did you mean "tv_in1k"\?'),
-        ("resnet18", {"head": "mlpp"}, r\'no head "mlpp"; .*did you mean "mlp"\?'),
+        ("resnet18", {"head": "mlpp"}, r'no head "mlpp"; .*did you mean "mlp"\?'),
         ("resnet18", {"classes": 0}, "at least one landmark; received 0 landmarks"),
         ("resnet18", {"image_size": 0}, "the image size must be positive; received 0"),
         (

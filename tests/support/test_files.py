@@ -191,9 +191,8 @@ def test_a_record_says_what_wrote_it(tmp_path: Path) -> None:
 
 def test_a_newer_record_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1}))
-    with pytest.raises(
-        LandmarksError, match=rf"run\.json was written by a newer version; received format {FORMAT + 1}"
-    ):
+    told = rf"run\.json was written by a newer version; received format {FORMAT + 1}"
+    with pytest.raises(LandmarksError, match=told):
         read_record(tmp_path / "run.json")
 
 

@@ -27,7 +27,8 @@ DEFINITIONS = {
     "test_accuracy": "Share of images kept out of training whose most probable answer is a landmark they show (top-1).",
     "validation_accuracy": "The same share of the validation images, in the epoch that was kept or judged later; "
     "its interval is Wilson's where it was not judged later.",
-    "warm-up_alone": "Validation accuracy of the best epoch of head training, with everything but the head as it was "
+    "head_training_alone": "Validation accuracy of the best epoch of head training, with everything but the head as "
+    "it was "
     "before.",
     "interval": "The smaller line below a share: the values that would be no surprise, at 95 %, if the same network "
     "met as many new images of the same kind.",
@@ -70,7 +71,7 @@ def _counted(run: RunFiles, name: str) -> bool:
     numbers: dict[str, object] = {
         "test_accuracy": tested and number(tested.metrics.get("top1")),
         "validation_accuracy": run.val_accuracy,
-        "warm-up_alone": number(run.field("head", "val_accuracy")),
+        "head_training_alone": number(run.field("head", "val_accuracy")),
         "interval": run.val_accuracy if run.val_accuracy is not None else tested and bounds(tested.metrics.get("top1")),
         "image": number(run.field("network", "image_size")),
         "epochs": trained_epochs(run),
