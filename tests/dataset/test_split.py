@@ -382,11 +382,11 @@ def data(tmp_path: Path) -> Dataset:
     return write_dataset(folder, verb="test", images=images, labels=labels, rejected=rejected, record={"set": "test"})
 
 
-def csv(folder: Path, answers: dict[int | str, str], name: str = "suspects.csv") -> Path:
-    """A file as `evaluate --suspects` writes it, its last column filled in."""
+def csv(folder: Path, answers: dict[int | str, str], name: str = "wrong.csv") -> Path:
+    """A file as `audit` writes it, its last column filled in."""
     rows = [f"{id:016x}" if isinstance(id, int) else id for id in answers]
     lines = [f'{id},7,"a, or b",8,b,0.9,why,{answer}' for id, answer in zip(rows, answers.values(), strict=True)]
-    head = "id,landmark_id,name,suggested_landmark_id,suggested_name,suspicion,why,correct_landmark_id"
+    head = "id,landmark_id,name,suggested_landmark_id,suggested_name,margin,why,correct_landmark_id"
     path = folder / name
     path.write_text("\n".join([head, *lines]) + "\n")
     return path
