@@ -123,9 +123,9 @@ def test_a_dataset_that_was_divided_anew_is_refused(place: Place, verb: str) -> 
 
 
 def test_the_refusal_counts_what_it_was_trained_on_and_would_be_tested_with(place: Place) -> None:
-    before = place.parts
+    before = place.splits
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
-    after = place.parts
+    after = place.splits
     moved = (before["train"] - after["train"]) | (before["val"] - after["val"])
     tested = (before["train"] | before["val"]) & after["test"]
     assert tested
@@ -146,9 +146,9 @@ def test_divided_back_by_the_command_that_is_named_it_is_evaluated(place: Place)
 def test_with_data_a_dataset_divided_anew_is_judged_without_what_the_run_has_seen(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = place.parts
+    before = place.splits
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
-    after = place.parts
+    after = place.splits
     seen = after["test"] - before["test"]
     assert seen and after["test"] - seen
     numbers = evaluate(place.run, data=place.data)
@@ -168,13 +168,13 @@ def test_every_part_of_an_untouched_dataset_can_be_judged(
     place: Place, split: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(place.run, split=split)["seen"]["images"] == 0
-    assert place.answered(split) == place.parts[split]
+    assert place.answered(split) == place.splits[split]
     assert ("the numbers say little about new images" in capsys.readouterr().err) == (split != "test")
 
 
 def test_of_all_parts_together_what_was_seen_is_left_out(place: Place) -> None:
     evaluate(place.run, split="all")
-    assert place.answered("all") == place.parts["test"]
+    assert place.answered("all") == place.splits["test"]
 
 
 def grow(dataset: Dataset, more: Path, splits: dict[str, str]) -> None:
@@ -191,7 +191,7 @@ def grow(dataset: Dataset, more: Path, splits: dict[str, str]) -> None:
 
 
 def test_a_dataset_that_only_grew_is_evaluated_and_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    tested = place.parts["test"]
+    tested = place.splits["test"]
     album(place.folder / "new", each=2, first=50)
     new = [f"{name}{number}" for name in NAMES for number in (50, 51)]
     grow(
@@ -205,11 +205,11 @@ def test_a_dataset_that_only_grew_is_evaluated_and_told(place: Place, capsys: py
 
 
 def test_a_grown_datasets_copies_of_what_was_trained_on_are_left_out(place: Place) -> None:
-    train_id = min(place.parts["train"])
+    train_id = min(place.splits["train"])
     source = place.folder / "album" / train_id[:-2] / f"{train_id}.jpg"
     (place.folder / "new" / train_id[:-2]).mkdir(parents=True)
     shutil.copy(source, place.folder / "new" / train_id[:-2] / "copy.jpg")
-    tested = place.parts["test"]
+    tested = place.splits["test"]
     grow(open_dataset(place.data), place.folder / "new", {"copy": "test"})
     assert evaluate(place.run)["seen"] == {"images": 1, "first": ["copy"]}
     assert place.answered("test") == tested
@@ -229,7 +229,7 @@ def test_what_the_gallery_and_the_temperature_come_from_does_not_change_with_the
 
 
 def test_a_image_that_was_seen_is_known_under_another_name(place: Place) -> None:
-    splits = place.parts
+    splits = place.splits
     for name in (min(splits["train"]), min(splits["val"]), min(splits["test"])):
         folder = place.folder / "renamed" / name[:-2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def test_another_image_of_the_same_name_is_judged(place: Place) -> None:
 
 
 def test_when_it_has_seen_every_image_nothing_is_judged(place: Place) -> None:
-    name = min(place.parts["train"])
+    name = min(place.splits["train"])
     (place.folder / "one" / name[:-2]).mkdir(parents=True)
     shutil.copy(place.folder / "album" / name[:-2] / f"{name}.jpg", place.folder / "one" / name[:-2])
     one = import_(place.folder / "one", place.folder / "elsewhere")
@@ -259,18 +259,18 @@ def test_when_it_has_seen_every_image_nothing_is_judged(place: Place) -> None:
 
 def test_what_it_was_trained_on_never_counts_as_unknown(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     strange = album(place.folder / "strange", ("_unknown",), each=8, first=70)
-    for name in (min(place.parts["train"]), min(place.parts["test"])):
+    for name in (min(place.splits["train"]), min(place.splits["test"])):
         shutil.copy(place.folder / "album" / name[:-2] / f"{name}.jpg", strange / "_unknown" / f"{name}.jpg")
     others = import_(strange, place.folder / "street", labels=place.run)
     numbers = evaluate(place.run, unknown=others.folder)
     assert numbers["unknown"] == 8
-    assert numbers["unknown_data"]["seen"]["first"] == [min(place.parts["train"])]
+    assert numbers["unknown_data"]["seen"]["first"] == [min(place.splits["train"])]
     assert place.answered("street") == {f"_unknown{number}" for number in range(70, 78)}
     assert "1 of the 9 images" in capsys.readouterr().err
 
 
 def test_images_of_one_name_in_both_datasets_are_two(place: Place) -> None:
-    name = min(place.parts["test"])
+    name = min(place.splits["test"])
     put(place.folder / "strange" / "_unknown" / f"{name}.jpg", 70_000)
     others = import_(place.folder / "strange", place.folder / "street", labels=place.run)
     assert evaluate(place.run, unknown=others.folder)["unknown"] == 1
@@ -284,22 +284,22 @@ def test_labels_of_what_it_was_trained_on_can_be_checked_however_it_is_divided(p
 
 def test_a_label_check_says_what_the_run_was_fine_tuned_on(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     audit(place.run, place.folder / "wrong.csv", split="train")
-    count = len(place.parts["train"])
+    count = len(place.splits["train"])
     assert f"{count} of the {count} images checked are ones that run was fine-tuned on" in capsys.readouterr().err
 
 
 def test_a_draw_of_landmarks_leaves_out_what_a_fine_tuned_backbone_has_seen(place: Place) -> None:
     again = import_(album(place.folder / "album", each=4, first=30), place.folder / "larger")
     numbers = subsets(place.run, 2, data=again.folder, draws=2)
-    assert numbers["seen"]["images"] == len(place.parts["train"] | place.parts["val"])
+    assert numbers["seen"]["images"] == len(place.splits["train"] | place.splits["val"])
 
 
 def test_a_run_that_was_begun_from_another_has_seen_what_that_was_trained_on(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    earlier = place.parts
+    earlier = place.splits
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
-    now = place.parts
+    now = place.splits
     settings = {**SMALL, "weights": str(place.run), "epochs": 1, "head_epochs": 1}
     later = Place(place.folder)
     train(place.data, place.folder / "later", **settings)  # type: ignore[arg-type]
@@ -313,7 +313,7 @@ def test_a_run_that_was_begun_from_another_has_seen_what_that_was_trained_on(
 
 def test_an_earlier_versions_run_is_judged_on_its_untouched_dataset(place: Place) -> None:
     forget(place.run)
-    assert evaluate(place.run)["images"] == len(place.parts["test"])
+    assert evaluate(place.run)["images"] == len(place.splits["test"])
 
 
 def test_an_earlier_versions_run_is_refused_on_a_dataset_that_changed(place: Place) -> None:
@@ -326,7 +326,7 @@ def test_an_earlier_versions_run_is_refused_on_a_dataset_that_changed(place: Pla
 def test_an_earlier_versions_run_is_known_by_its_untouched_dataset(place: Place) -> None:
     forget(place.run)
     again = import_(album(place.folder / "album", each=2, first=30), place.folder / "larger")
-    assert evaluate(place.run, data=again.folder)["seen"]["images"] == len(place.parts["train"] | place.parts["val"])
+    assert evaluate(place.run, data=again.folder)["seen"]["images"] == len(place.splits["train"] | place.splits["val"])
 
 
 def test_what_an_earlier_versions_run_has_seen_is_said_to_be_unknown(

@@ -7,7 +7,7 @@ confident learning, Northcutt et al., JAIR 2021, with a margin in place of a pro
 different landmarks whose perceptual hashes differ in at most `TWIN_BITS` of 64 bits.
 
 A check never changes or deletes anything: it writes a sheet to look at, and a CSV with an empty column for a person's
-decision, which `split` takes back.
+decision, which `split --corrections` takes over.
 """
 
 from __future__ import annotations
