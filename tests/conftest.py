@@ -67,7 +67,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from landmarks.miniature.make import make_miniature
 
     folder = tmp_path_factory.mktemp("miniature") / "mirror"
-    return make_miniature(folder, landmarks=6, images=7, others=6, size=96)
+    return make_miniature(folder, landmarks=6, images=7, unknown=6, size=96)
 
 
 @pytest.fixture

@@ -66,9 +66,9 @@ def test_the_verbs_need_no_posix_and_no_file_is_replaced_while_it_is_open(tmp_pa
         ["train", place / "data", "-o", place / "run", *TRAINED],
         ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "linear"],
         ["predict", place / "run", images, "--csv", place / "answers.csv"],
-        ["evaluate", place / "run", "--false-acceptance", "0.25", "--others", place / "strangers"],
+        ["evaluate", place / "run", "--false-acceptance", "0.25", "--unknown", place / "strangers"],
         ["explain", place / "run", images / "Arch"],
-        ["evaluate", place / "warm", "--suspects", place / "suspects.csv"],
+        ["audit", place / "warm", "-o", place / "wrong.csv"],
         ["unpack", place / "data", "-o", place / "unpacked"],
         ["import", place / "unpacked", "-o", place / "again", "--labels", place / "run"],
         ["report", place / "run", "-o", place / "report.html"],
@@ -82,7 +82,7 @@ def test_the_verbs_need_no_posix_and_no_file_is_replaced_while_it_is_open(tmp_pa
 @pytest.mark.linux
 def test_the_archive_is_located_chosen_and_fetched_without_posix(tmp_path: Path) -> None:
     mirror, chosen, index = tmp_path / "mirror", tmp_path / "two.parquet", tmp_path / "index.parquet"
-    make_miniature(mirror, landmarks=2, images=4, others=2, size=64)
+    make_miniature(mirror, landmarks=2, images=4, unknown=2, size=64)
     on(
         "windows",
         ["select", mirror, "-o", chosen, "--take", "2"],
@@ -119,8 +119,8 @@ def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_pat
         ["train", place / "data", "-o", place / "run", *TRAINED, "--device", "mps"],
         ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "arcface"],
         ["evaluate", place / "run", "--device", "mps"],
-        ["evaluate", place / "warm", "--suspects", place / "suspects.csv", "--device", "mps"],
-        ["evaluate", place / "warm", "--lottery", "2"],
+        ["audit", place / "warm", "-o", place / "wrong.csv", "--device", "mps"],
+        ["subsets", place / "warm", "--landmarks", "2"],
         ["explain", place / "run", images / "Arch", "--device", "mps"],
         ["explain", place / "run", "--split", "all", "--count", "4", "--faithfulness"],
         ["predict", place / "run", images, "--csv", place / "there.csv"],

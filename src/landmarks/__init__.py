@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from landmarks.dataset.manifest import open_dataset as open_dataset
     from landmarks.dataset.split import split as split
     from landmarks.dataset.unpack import unpack as unpack
+    from landmarks.evaluation.audit import audit as audit
     from landmarks.evaluation.compare import compare as compare
     from landmarks.evaluation.evaluate import evaluate as evaluate
+    from landmarks.evaluation.submission import score as score
+    from landmarks.evaluation.subsets import subsets as subsets
     from landmarks.explanation.explain import explain as explain
     from landmarks.models.catalogue import networks as networks
     from landmarks.recognition.predict import predict as predict
@@ -43,11 +46,14 @@ _PLACES = {
     "split": "landmarks.dataset.split",
     "unpack": "landmarks.dataset.unpack",
     "credits": "landmarks.dataset.credits",
+    "audit": "landmarks.evaluation.audit",
     "networks": "landmarks.models.catalogue",
     "plan": "landmarks.training.plan",
     "train": "landmarks.training.train",
     "tune": "landmarks.training.tune",
     "evaluate": "landmarks.evaluation.evaluate",
+    "score": "landmarks.evaluation.submission",
+    "subsets": "landmarks.evaluation.subsets",
     "explain": "landmarks.explanation.explain",
     "predict": "landmarks.recognition.predict",
     "compare": "landmarks.evaluation.compare",

@@ -22,7 +22,7 @@ from landmarks.support.tables import write_table
         ({"choose": 0}, "--choose 0 is impossible"),
         ({"take": 10, "choose": 11}, "--choose 11 cannot be more than --take 10"),
         ({"min_images": 5, "max_images": 4}, "--min-images 5 is more than --max-images 4"),
-        ({"others": 5}, "--others belongs to --set test"),
+        ({"unknown": 5}, "--unknown belongs to --set test"),
         ({"set": "test", "take": 5, "choose": 2}, "--take, --choose: only with --set train"),
     ],
 )

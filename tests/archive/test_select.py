@@ -166,7 +166,7 @@ def test_the_landmarks_of_a_selection_count_as_known(mirror: Path, tmp_path: Pat
 
 def test_others_are_drawn_by_the_seed(mirror: Path, tmp_path: Path) -> None:
     def others(seed: int) -> list[str]:
-        images = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[7], others=2, seed=seed).images
+        images = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[7], unknown=2, seed=seed).images
         assert images["landmark_id"].count() == 1
         return images.filter(pl.col("landmark_id").is_null())["id"].to_list()
 
@@ -331,7 +331,7 @@ def test_select_prints_json_for_programs(
     assert json.loads(capsys.readouterr().out) == {
         "rule": "--set train --name rome",
         "images": 4,
-        "others": 0,
+        "unknown": 0,
         "expected_bytes": 4 * 121_000,
         "landmarks": [{"landmark_id": 3, "name": "Colosseum (Rome)", "images": 4}],
     }

@@ -243,7 +243,7 @@ def with_given_parts(folder: Path, splits: str = "train test", each: int = 10) -
     return import_(folder / "in", folder / "data")
 
 
-def parts_of(data: Dataset) -> dict[str, str]:
+def splits_of(data: Dataset) -> dict[str, str]:
     assert data.splits is not None
     return dict(data.splits.rows())
 
@@ -259,8 +259,8 @@ def test_validation_comes_out_of_train_and_a_given_test_part_stays(
     for line in (command, ["split", str(data.folder)], ["split", str(data.folder), "--by", "random", "--seed", "1"]):
         assert run(line) == 0
         after = open_dataset(data.folder)
-        assert {id for id, split in parts_of(after).items() if split == "test"} == {
-            id for id, split in parts_of(data).items() if split == "test"
+        assert {id for id, split in splits_of(after).items() if split == "test"} == {
+            id for id, split in splits_of(data).items() if split == "test"
         }
         assert [len(after.split(split)) for split in SPLITS] == [16, 4, 20]  # 2 of 10 of each landmark
         check_data(after)
@@ -272,7 +272,7 @@ def test_validation_comes_out_of_train_and_a_given_test_part_stays(
     assert "the test split that came with the images is divided anew" in capfd.readouterr().err
     divided = open_dataset(data.folder)
     assert [len(divided.split(split)) for split in SPLITS] == [20, 10, 10]
-    assert len({id[:2] for id, split in parts_of(divided).items() if split == "test"}) == 2
+    assert len({id[:2] for id, split in splits_of(divided).items() if split == "test"}) == 2
     run(["split", str(data.folder), "--test", "0.25"])  # now it is no longer given
     assert "stays as it is" not in capfd.readouterr().err
 
@@ -310,34 +310,34 @@ def test_keeping_and_drawing_a_test_part_contradict_each_other(tmp_path: Path) -
     with pytest.raises(UsageError, match="has no test split to keep"):
         split(plain.folder, keep_test=True)
     split(plain.folder, test=0.5)
-    kept = parts_of(split(plain.folder, val=0.3, keep_test=True))
+    kept = splits_of(split(plain.folder, val=0.3, keep_test=True))
     assert list(kept.values()).count("test") == 15
     assert read_metadata(plain.folder / "splits.parquet")["test_kept"] == "split"
-    assert list(parts_of(split(plain.folder)).values()).count("test") == 5  # it is kept only when that is asked for
+    assert list(splits_of(split(plain.folder)).values()).count("test") == 5  # it is kept only when that is asked for
 
 
 def test_corrections_alone_leave_every_image_in_its_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = dataset(tmp_path, [(1 + row % 2, hash, None) for row, hash in enumerate(far_apart(60))])
-    before = parts_of(split(data.folder, by="random", val=0.3, test=0.0, seed=4))
+    before = splits_of(split(data.folder, by="random", val=0.3, test=0.0, seed=4))
     (tmp_path / "decided.csv").write_text("id,correct_landmark_id\n0001,1\n0003,1\n0004,none\n")
     capfd.readouterr()
     after = split(data.folder, corrections=tmp_path / "decided.csv")
-    assert parts_of(after) == before
+    assert splits_of(after) == before
     assert len(after.corrected) == 3
     assert "every image stays in its split" in capfd.readouterr().err
     metadata = read_metadata(data.folder / "splits.parquet")
     assert [metadata[name] for name in ("by", "val", "test", "seed", "corrected", "added")] == [
         "random", "0.3", "0.0", "4", "3", "0",
     ]  # fmt: skip
-    assert parts_of(split(data.folder, keep_corrections=False)) == before
-    assert parts_of(split(data.folder, corrections=tmp_path / "decided.csv", val=0.3, test=0.2)) != before
+    assert splits_of(split(data.folder, keep_corrections=False)) == before
+    assert splits_of(split(data.folder, corrections=tmp_path / "decided.csv", val=0.3, test=0.2)) != before
 
 
-def test_images_that_change_their_part_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_images_that_change_their_split_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dataset(tmp_path, [(1, hash, None) for hash in far_apart(60)])
-    first = parts_of(split(tmp_path))
+    first = splits_of(split(tmp_path))
     assert "changed their split" not in capfd.readouterr().err
-    second = parts_of(split(tmp_path, seed=1))
+    second = splits_of(split(tmp_path, seed=1))
     moved = [id for id in first if first[id] != second[id]]
     into = sum(second[id] == "test" for id in moved)
     assert moved and into
@@ -382,11 +382,11 @@ def data(tmp_path: Path) -> Dataset:
     return write_dataset(folder, verb="test", images=images, labels=labels, rejected=rejected, record={"set": "test"})
 
 
-def csv(folder: Path, answers: dict[int | str, str], name: str = "suspects.csv") -> Path:
-    """A file as `evaluate --suspects` writes it, its last column filled in."""
+def csv(folder: Path, answers: dict[int | str, str], name: str = "wrong.csv") -> Path:
+    """A file as `audit` writes it, its last column filled in."""
     rows = [f"{id:016x}" if isinstance(id, int) else id for id in answers]
     lines = [f'{id},7,"a, or b",8,b,0.9,why,{answer}' for id, answer in zip(rows, answers.values(), strict=True)]
-    head = "id,landmark_id,name,suggested_landmark_id,suggested_name,suspicion,why,correct_landmark_id"
+    head = "id,landmark_id,name,suggested_landmark_id,suggested_name,margin,why,correct_landmark_id"
     path = folder / name
     path.write_text("\n".join([head, *lines]) + "\n")
     return path

@@ -21,26 +21,25 @@ from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.split import split
-from landmarks.evaluation import audit as backbone
 from landmarks.evaluation import audit as module
 from landmarks.evaluation.audit import (
     CAPTION,
     COLUMNS,
     FOLDS,
     HEAD,
+    LABEL_ERRORS,
     MOST,
     SHARPNESS,
     SHEET_MARGIN,
-    SUSPECTS,
     TILE,
     Estimates,
+    audit,
     cross_validated,
     disagreements,
-    suspects,
     write_sheet,
 )
 from landmarks.evaluation.intervals import group_places
-from landmarks.evaluation.subsets import luck
+from landmarks.evaluation.subsets import subsets
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, directions
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator
@@ -60,8 +59,8 @@ def test_falsified_labels_are_found() -> None:
     wrong = random.choice(600, 20, replace=False)
     labels[wrong] = (labels[wrong] + random.integers(1, 6, 20)) % 6
     estimates = cross_validated(directions(features), labels, np.full(600, -1), 6)
-    suspect, _ = disagreements(estimates, labels)
-    found = np.flatnonzero(suspect)
+    listed, _ = disagreements(estimates, labels)
+    found = np.flatnonzero(listed)
     assert len(set(found) & set(wrong)) >= 17
     assert len(set(found) & set(wrong)) / len(found) > 0.85
     assert np.mean(estimates.likeliest[wrong] == true[wrong]) > 0.85
@@ -81,7 +80,7 @@ def test_a_image_is_not_judged_by_its_own_group() -> None:
 def dense(images: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
     """The definition, written down for small numbers: every probability (N, K) of every image at once."""
     places = group_places(groups, len(labels))
-    fold = generator(0, "suspects").permutation(int(places.max()) + 1)[places] % FOLDS
+    fold = generator(0, "audit").permutation(int(places.max()) + 1)[places] % FOLDS
     cosines = np.where(places[:, None] == places[None], -np.inf, images @ images.T)
     votes = np.full((len(labels), classes), 1e-6)
     for row, nearest in enumerate(np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]):
@@ -121,10 +120,10 @@ def test_all_labels_of_the_archive_take_no_more_memory_than_a_block() -> None:
     images = directions(random.gamma(1.0, size=(40, 24))[np.arange(400) % 40] + random.gamma(1.0, 0.3, (400, 24)))
     tracemalloc.start()
     found = cross_validated(images, labels, np.full(400, -1), 203_094)
-    suspect, _ = disagreements(found, labels)
+    listed, _ = disagreements(found, labels)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert np.mean(found.likeliest == labels) > 0.8 and not suspect.all()
+    assert np.mean(found.likeliest == labels) > 0.8 and not listed.all()
     assert peak < 150e6  # images × landmarks are 650 MB, several times over
 
 
@@ -132,10 +131,10 @@ def test_confident_learning_worked_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.05, 0.95], [0.45, 0.55]])
     labels = np.array([0, 0, 1, 1, 0, 0])
     estimates = Estimates(probabilities[np.arange(6), labels], probabilities.max(axis=1), probabilities.argmax(axis=1))
-    suspect, suspicion = disagreements(estimates, labels)
+    wrong, margin = disagreements(estimates, labels)
     # label 1 is 0.85 likely for its own images on average: a lead of 0.9 is more than 0.68, one of 0.1 is not
-    assert suspect.tolist() == [False, False, False, False, True, False]
-    assert suspicion[4] == pytest.approx(0.9)
+    assert wrong.tolist() == [False, False, False, False, True, False]
+    assert margin[4] == pytest.approx(0.9)
 
 
 def test_the_verb_writes_a_csv_to_correct_and_changes_nothing(
@@ -144,9 +143,9 @@ def test_the_verb_writes_a_csv_to_correct_and_changes_nothing(
     with_twins(own_data)
     before = own_data.folder.joinpath("images.parquet").read_bytes()
     out = tmp_path / "wrong.csv"
-    assert landmarks(["evaluate", str(run.folder), "--split", "train", "--suspects", str(out)]) == 0
+    assert landmarks(["audit", str(run.folder), "-o", str(out)]) == 0
     table = pl.read_csv(out, schema_overrides={"id": pl.String})
-    assert table.columns == list(SUSPECTS)
+    assert table.columns == list(LABEL_ERRORS)
     twins = table.filter(pl.col("why").str.starts_with("the same image as"))
     assert sorted(twins["id"]) == ["0000000000000001", "0000000000000011"]
     assert "nothing was changed" in capsys.readouterr().out
@@ -160,7 +159,7 @@ def with_twins(data: Dataset) -> None:
 
 def test_the_sheet_shows_the_listed_images(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     with_twins(own_data)
-    table = suspects(run.folder, tmp_path / "wrong.csv")
+    table = audit(run.folder, tmp_path / "wrong.csv")
     with Image.open(tmp_path / "wrong.jpg") as sheet:
         columns = min(COLUMNS, len(table))
         assert sheet.width == SHEET_MARGIN + columns * (TILE + SHEET_MARGIN)
@@ -185,23 +184,23 @@ def test_a_sheet_ends_after_forty_images(own_data: Dataset, tmp_path: Path) -> N
 def test_what_a_person_decided_is_not_listed_again(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     with_twins(own_data)
     out = tmp_path / "wrong.csv"
-    first = suspects(run.folder, out)
+    first = audit(run.folder, out)
     first.with_columns(correct_landmark_id=pl.col("landmark_id").cast(pl.String)).write_csv(out)
     split(own_data.folder, corrections=out)
-    assert not set(suspects(run.folder, tmp_path / "again.csv", split="all")["id"]) & set(first["id"])
+    assert not set(audit(run.folder, tmp_path / "again.csv", split="all")["id"]) & set(first["id"])
 
 
 def test_images_without_structure_are_no_twins(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     own_data.images.with_columns(phash=pl.lit(0, pl.UInt64)).write_parquet(own_data.folder / "images.parquet")
-    assert not suspects(run.folder, tmp_path / "wrong.csv")["why"].str.starts_with("the same").any()
+    assert not audit(run.folder, tmp_path / "wrong.csv")["why"].str.starts_with("the same").any()
 
 
 def test_a_table_cannot_be_called_a_image(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ends in \.csv"):
-        suspects(run.folder, tmp_path / "wrong.jpg")
+        audit(run.folder, tmp_path / "wrong.jpg")
 
 
-# Label checks and the luck of a draw see what training saw, where training saw it, without computing it again.
+# Label checks and draws of landmarks see what training saw, where training saw it, without computing it again.
 
 
 SMALL = "test_resnet"
@@ -238,8 +237,8 @@ def test_after_a_training_nothing_is_computed_again(
     monkeypatch.setattr("landmarks.training.machine.processor_flags", lambda: frozenset(flags))
     run = trained(precision=precision, device="cpu")
     monkeypatch.setattr(features, "batches", None)  # no image is read for its features any more
-    suspects(run.folder, tmp_path / "wrong.csv")
-    luck(run.folder, 2, draws=3)
+    audit(run.folder, tmp_path / "wrong.csv")
+    subsets(run.folder, 2, draws=3)
     assert len(list((own_data.folder / "features").iterdir())) == 1
 
 
@@ -247,10 +246,10 @@ def test_a_backbone_that_was_fine_tuned_looks_once(
     trained: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(epochs=1, batch_size=6)
-    suspects(run.folder, tmp_path / "wrong.csv")
+    audit(run.folder, tmp_path / "wrong.csv")
     monkeypatch.setattr(features, "batches", None)
-    suspects(run.folder, tmp_path / "again.csv")
-    luck(run.folder, 2, draws=3)
+    audit(run.folder, tmp_path / "again.csv")
+    subsets(run.folder, 2, draws=3)
 
 
 class Elsewhere(Machine):
@@ -259,7 +258,7 @@ class Elsewhere(Machine):
     device = torch.device("meta")
 
 
-@pytest.mark.parametrize("use", ["suspects", "luck"])
+@pytest.mark.parametrize("use", ["audit", "subsets"])
 def test_the_network_goes_where_the_images_go(
     use: str, run: Run, own_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,9 +269,9 @@ def test_the_network_goes_where_the_images_go(
         seen.append({machine.device, *(tensor.device for tensor in tensors)})
         return features.Features(np.ones((len(images), 4), dtype=np.float16), 0.0)
 
-    monkeypatch.setattr(backbone, "open_machine", lambda recipe, out: (Elsewhere(None), []))  # type: ignore[arg-type]
-    monkeypatch.setattr(backbone, "cached_features", looked)
-    suspects(run.folder, tmp_path / "wrong.csv") if use == "suspects" else luck(run.folder, 2, draws=3)
+    monkeypatch.setattr(module, "open_machine", lambda recipe, out: (Elsewhere(None), []))  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "cached_features", looked)
+    audit(run.folder, tmp_path / "wrong.csv") if use == "audit" else subsets(run.folder, 2, draws=3)
     assert seen == [{Elsewhere.device}]
 
 
@@ -282,7 +281,7 @@ def test_where_the_training_s_device_is_missing_another_is_taken(
     run = trained(device="cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run.record["recipe"]["device"] = "cuda"
-    images, values = backbone.features_of(run, own_data, "train")
+    images, values = module.features_of(run, own_data, "train")
     assert len(images) == len(values) == 18
 
 
@@ -299,9 +298,9 @@ def test_the_device_is_the_one_asked_for_or_else_the_training_s(
         return Elsewhere(None), []  # type: ignore[arg-type]
 
     run.record["recipe"] = {"device": trained_on, "precision": "bfloat16", "tracking": "wandb"}
-    monkeypatch.setattr(backbone, "open_machine", looked_at)
-    monkeypatch.setattr(backbone, "cached_features", lambda *_, **__: features.Features(np.ones((24, 4)), 0.0))
-    backbone.features_of(run, own_data, "train", asked)
+    monkeypatch.setattr(module, "open_machine", looked_at)
+    monkeypatch.setattr(module, "cached_features", lambda *_, **__: features.Features(np.ones((24, 4)), 0.0))
+    module.features_of(run, own_data, "train", asked)
     assert [(recipe.device, recipe.precision, recipe.tracking) for recipe in recipes] == [(opened, "bfloat16", "none")]
 
 
@@ -309,4 +308,4 @@ def test_a_part_without_known_landmarks_is_told(run: Run, own_data: Dataset) -> 
     assert own_data.splits is not None
     without = replace(own_data, splits=own_data.splits.filter(own_data.splits["split"] != "test"))
     with pytest.raises(LandmarksError, match=r"the test split of .* shows no known landmark"):
-        backbone.features_of(run, without, "test")
+        module.features_of(run, without, "test")

@@ -150,7 +150,7 @@ def test_a_folder_of_other_images_serves_as_unknown(run: Run, tmp_path: Path) ->
     others = make_dataset(tmp_path / "street", [[]] * 40, first=500)
     images = others.images.with_columns(id="other" + pl.col("id")).sort("id")
     images.write_parquet(others.folder / "images.parquet")
-    numbers = evaluate(run.folder, others=others.folder, false_acceptance=0.2)
+    numbers = evaluate(run.folder, unknown=others.folder, false_acceptance=0.2)
     assert (numbers["known"], numbers["unknown"]) == (6, 40)
     assert numbers["threshold"]["chosen_on"] == "one half of the groups"
     assert len(read_predictions(run.folder / "predictions" / "test.parquet")) == 6

@@ -13,8 +13,8 @@ from made_up_runs import make_dataset
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.compare import compare
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.submission import judge
-from landmarks.evaluation.subsets import luck
+from landmarks.evaluation.submission import score
+from landmarks.evaluation.subsets import subsets
 from landmarks.support.files import read_record
 from landmarks.training.run import Run
 
@@ -29,7 +29,7 @@ WORDS |= {
     "own_data",
     "seen",
     "matched",
-    "others",
+    "unknown_data",
 }
 """What a record says beside numbers: what was judged, and where."""
 
@@ -88,21 +88,21 @@ def test_a_submission_has_no_temperature_to_define(tmp_path: Path) -> None:
     pl.DataFrame({"id": ids, "landmarks": shown, "Usage": ["Public"] * 8}).write_csv(truth)
     answers = [f"{5 + 2 * (number % 2)} {1 - number / 10:.2f}" for number in range(8)]
     pl.DataFrame({"id": ids, "landmarks": answers}).write_csv(submission)
-    for numbers in (judge(submission, truth), judge(submission, truth, out=tmp_path / "judged")):
+    for numbers in (score(submission, truth), score(submission, truth, out=tmp_path / "judged")):
         assert not {"temperature", "ece", "log_loss", "probability"} & set(numbers["definitions"])
         assert {"answered", "gap", "score", "rejected"} <= set(numbers["definitions"])
         assert_defined(numbers, beside={"landmark_accuracy"})
 
 
-def test_every_number_of_a_comparison_and_of_a_lottery_is_defined(run: Run, own_data: Dataset) -> None:
+def test_every_number_of_a_comparison_and_of_subsets_is_defined(run: Run, own_data: Dataset) -> None:
     evaluate(run.folder)
     compared = compare(run.folder, run.folder)
     assert set(compared["definitions"]) == set(compared) - WORDS
-    drawn = luck(run.folder, 2, draws=3)
-    assert set(drawn["definitions"]) == (set(drawn) - WORDS - ABOUT_OTHERS) | {"lottery", "place"}
+    drawn = subsets(run.folder, 2, draws=3)
+    assert set(drawn["definitions"]) == (set(drawn) - WORDS - ABOUT_OTHERS) | {"subsets", "place"}
     evaluated = run.folder / "metrics" / "test.json"
     evaluated.unlink()
-    assert not {"own", "place"} & set(luck(run.folder, 2, draws=3)["definitions"])
+    assert not {"own", "place"} & set(subsets(run.folder, 2, draws=3)["definitions"])
 
 
 def test_what_is_rejected_is_what_falls_below_the_threshold_that_loses_a_twentieth(

@@ -13,7 +13,7 @@ from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import open_dataset
 from landmarks.dataset.split import split
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.subsets import luck
+from landmarks.evaluation.subsets import subsets
 from landmarks.explanation.explain import images_in_turn
 from landmarks.reporting.page import report
 from landmarks.support.errors import LandmarksError
@@ -73,7 +73,7 @@ def test_the_submission_holds_the_judged_part_and_nothing_of_the_others(fruit: R
     others = import_(
         album(tmp_path / "sb", "_unknown", each=5, first=50), tmp_path / "b" / "holiday", labels=fruit.folder
     )
-    evaluate(fruit.folder, data=judged.folder, others=others.folder, submission=tmp_path / "s.csv")
+    evaluate(fruit.folder, data=judged.folder, unknown=others.folder, submission=tmp_path / "s.csv")
     assert set(pl.read_csv(tmp_path / "s.csv")["id"]) == {"pear50", "pear51", "plum50", "plum51"}
     assert set(truths(fruit, "holiday")) == set(pl.read_csv(tmp_path / "s.csv")["id"])
     assert len(truths(fruit, "b-holiday")) == 5
@@ -102,13 +102,13 @@ def test_two_parts_of_another_dataset_keep_their_own_numbers(fruit: Run, tmp_pat
     assert numbers == {"holiday": 4, "holiday-val": 4, "holiday-all": 20}
 
 
-def test_a_lottery_of_another_dataset_of_one_name_replaces_nothing(fruit: Run, tmp_path: Path) -> None:
+def test_subsets_of_another_dataset_of_one_name_replaces_nothing(fruit: Run, tmp_path: Path) -> None:
     for place, first in (("a", 50), ("b", 60)):
         import_(album(tmp_path / "from" / place, "pear", "plum", each=3, first=first), tmp_path / place / "holiday")
     evaluate(fruit.folder, data=tmp_path / "a" / "holiday")
-    drawn = luck(fruit.folder, 2, data=tmp_path / "b" / "holiday", draws=2)
+    drawn = subsets(fruit.folder, 2, data=tmp_path / "b" / "holiday", draws=2)
     assert (drawn["name"], drawn["own"]) == ("b-holiday", None)
-    assert luck(fruit.folder, 2, data=tmp_path / "a" / "holiday", draws=2)["own"] is not None
+    assert subsets(fruit.folder, 2, data=tmp_path / "a" / "holiday", draws=2)["own"] is not None
 
 
 def test_a_dataset_that_moved_keeps_its_name(fruit: Run, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import read_predictions
-from landmarks.evaluation.submission import judge, read_solution, read_submission, write_submission
+from landmarks.evaluation.submission import read_solution, read_submission, score, write_submission
 from landmarks.support.errors import LandmarksError
+from landmarks.support.files import read_record
 from landmarks.training.run import Run
 
 SOLUTION = """id,landmarks,Usage
@@ -44,7 +46,7 @@ PUBLISHED = ("000000000000000b,0 0.01", "000000000000000c,1 10.0", "000000000000
 
 
 def test_the_published_example_by_files(tmp_path: Path, solution: Path) -> None:
-    numbers = judge(submission(tmp_path, *PUBLISHED), solution)
+    numbers = score(submission(tmp_path, *PUBLISHED), solution)
     assert numbers["gap"] == pytest.approx(0.166667, abs=1e-6)
     assert numbers["gap_of_known"] == pytest.approx(0.333333, abs=1e-6)
     assert numbers["top1"]["value"] == pytest.approx(0.333333, abs=1e-6)
@@ -61,7 +63,7 @@ def test_several_landmarks_and_none_are_read_from_the_solution(solution: Path) -
 
 def test_a_folder_is_written_that_report_reads(tmp_path: Path, solution: Path) -> None:
     path = submission(tmp_path, *PUBLISHED)
-    assert landmarks(["evaluate", str(path), "--truth", str(solution), "-o", str(tmp_path / "judged")]) == 0
+    assert landmarks(["score", str(path), str(solution), "-o", str(tmp_path / "judged")]) == 0
     table = read_predictions(tmp_path / "judged" / "predictions" / "mine.parquet")
     labels = pl.read_parquet(tmp_path / "judged" / "labels.parquet")
     assert labels["landmark_id"].to_list() == [0, 1, 12, 100, 150, 200, 300]
@@ -86,16 +88,16 @@ def test_a_folder_is_written_that_report_reads(tmp_path: Path, solution: Path) -
 )
 def test_what_is_no_prediction_is_refused_by_name(tmp_path: Path, solution: Path, row: str, complaint: str) -> None:
     with pytest.raises(LandmarksError, match=complaint):
-        judge(submission(tmp_path, row), solution)
+        score(submission(tmp_path, row), solution)
 
 
 def test_a_image_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> None:
     with pytest.raises(LandmarksError, match='"000000000000000b" twice'):
-        judge(submission(tmp_path, "000000000000000b,0 0.5", "000000000000000b,0 0.4"), solution)
+        score(submission(tmp_path, "000000000000000b,0 0.5", "000000000000000b,0 0.4"), solution)
 
 
 def test_an_empty_submission_scores_nothing(tmp_path: Path, solution: Path) -> None:
-    numbers = judge(submission(tmp_path, "000000000000000b,"), solution)
+    numbers = score(submission(tmp_path, "000000000000000b,"), solution)
     assert numbers["gap"] == numbers["top1"]["value"] == 0.0
 
 
@@ -115,7 +117,7 @@ def test_a_runs_answers_go_out_and_come_back_with_the_same_numbers(
         Usage="usage",
     )
     shown.write_csv(tmp_path / "solution.csv")
-    back = judge(exported, tmp_path / "solution.csv")
+    back = score(exported, tmp_path / "solution.csv")
     assert back["gap"] == pytest.approx(numbers["gap"])
     assert back["top1"] == numbers["top1"] | {
         "low": back["top1"]["low"],
@@ -134,8 +136,8 @@ def test_what_is_written_is_read_back(
     write_submission(path, ids, landmark_ids, pl.Series([score for _, score in answers], dtype=pl.Float32))
     table = read_submission(path)
     assert table["landmark_id"].to_list() == landmark_ids.to_list()
-    for (landmark, score), read in zip(answers, table["score"], strict=True):
-        assert read is None if landmark is None else np.float32(read) == np.float32(score)
+    for (landmark, sure), read in zip(answers, table["score"], strict=True):
+        assert read is None if landmark is None else np.float32(read) == np.float32(sure)
 
 
 def test_a_score_that_is_no_number_is_never_written(tmp_path: Path) -> None:
@@ -143,9 +145,44 @@ def test_a_score_that_is_no_number_is_never_written(tmp_path: Path) -> None:
         write_submission(tmp_path / "s.csv", pl.Series(["a"]), pl.Series([1]), pl.Series([float("nan")]))
 
 
-def test_a_submission_without_a_truth_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_refuses_a_submission_and_names_the_verb_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert landmarks(["evaluate", str(submission(tmp_path, *PUBLISHED))]) == 2
-    assert "--truth" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "mine.csv is a CSV file" in told and "landmarks score SUBMISSION.csv SOLUTION.csv" in told
+    assert told.count("\n") == 1
+
+
+CONFUSED = ("000000000000000b,0 0.5", "000000000000000c,1 0.25", "000000000000000d,150 0.75", "000000000000000e,")
+
+
+def test_the_verb_prints_its_numbers_with_or_without_a_folder(
+    tmp_path: Path, solution: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(submission(tmp_path, *CONFUSED))
+    assert landmarks(["score", path, str(solution)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "mine: 3 images of" in printed and "2 of anything else" in printed
+    assert "top1" in printed and "33.3 %" in printed and "gap" in printed
+    assert "landmark 100" in printed and "landmark 0" in printed  # most confused
+    assert landmarks(["score", path, str(solution), "-o", str(tmp_path / "scored")]) == 0
+    written = f"written to {tmp_path / 'scored' / 'metrics' / 'mine'}.json"
+    again = capsys.readouterr().out
+    assert " ".join(again.split()).startswith(printed) and written in again.replace("\n", "")
+
+
+def test_numbers_are_the_same_with_or_without_a_folder(
+    tmp_path: Path, solution: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = submission(tmp_path, *CONFUSED)
+    alone, kept = score(path, solution), score(path, solution, out=tmp_path / "scored")
+    assert {**alone, "seconds": 0} == {**kept, "seconds": 0}
+    assert alone["confused"][0]["truth_name"] == "landmark 100"
+    assert read_record(tmp_path / "scored" / "metrics" / "mine.json")["verb"] == "score"
+    capsys.readouterr()
+    assert landmarks(["score", str(path), str(solution), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gap"] == alone["gap"]
 
 
 @pytest.mark.shared
@@ -163,7 +200,7 @@ def test_all_test_images_of_the_archive_are_judged_in_a_minute_and_1500_megabyte
     script = (
         "import resource, sys, time;"
         "from landmarks.cli.main import run; solution, folder = sys.argv[1:];"
-        "assert run(['evaluate', folder + '/s.csv', '--truth', solution, '-o', folder + '/judged']) == 0;"
+        "assert run(['score', folder + '/s.csv', solution, '-o', folder + '/judged']) == 0;"
         "assert run(['report', folder + '/judged', '-o', folder + '/r.html']) == 0;"
         "print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )

@@ -14,7 +14,14 @@ from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.audit import features_of
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.subsets import describe, held_out, learning_curves, lottery, luck, place_of
+from landmarks.evaluation.subsets import (
+    describe,
+    held_out,
+    learning_curves,
+    place_of,
+    subset_accuracies,
+    subsets,
+)
 from landmarks.recognition.gallery import directions
 from landmarks.reporting.run_files import read_run_files
 from landmarks.support.errors import UsageError
@@ -44,23 +51,24 @@ def test_features_without_any_difference_give_an_answer_all_the_same() -> None:
 
 def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     features, labels = made_up()
-    first = lottery(features, labels, landmarks=5, draws=10, seed=1)
-    assert (first == lottery(features, labels, landmarks=5, draws=10, seed=1)).all()
-    assert (first != lottery(features, labels, landmarks=5, draws=10, seed=2)).any()
+    first = subset_accuracies(features, labels, landmarks=5, draws=10, seed=1)
+    assert (first == subset_accuracies(features, labels, landmarks=5, draws=10, seed=1)).all()
+    assert (first != subset_accuracies(features, labels, landmarks=5, draws=10, seed=2)).any()
 
 
 def test_the_order_of_the_images_of_a_draw_does_not_reach_beyond_it() -> None:
     features, labels = made_up()
     assert (
-        lottery(features, labels, landmarks=5, draws=3) == lottery(features, labels, landmarks=5, draws=9)[:3]
+        subset_accuracies(features, labels, landmarks=5, draws=3)
+        == subset_accuracies(features, labels, landmarks=5, draws=9)[:3]
     ).all()
 
 
 def test_clear_landmarks_are_always_told_apart_and_noise_never() -> None:
     features, labels = made_up(spread=20)
-    assert lottery(features, labels, landmarks=10, draws=5).min() == 1.0
+    assert subset_accuracies(features, labels, landmarks=10, draws=5).min() == 1.0
     noise = np.random.default_rng(0).normal(size=features.shape)
-    assert lottery(noise, labels, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.03)
+    assert subset_accuracies(noise, labels, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.03)
 
 
 def copied(landmarks: int, originals: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,8 +82,8 @@ def copied(landmarks: int, originals: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 def test_near_copies_do_not_make_noise_look_like_knowledge() -> None:
     features, labels, groups = copied(landmarks=30, originals=8)
-    assert lottery(features, labels, landmarks=10, draws=20).mean() > 0.6  # what it looks like without groups
-    assert lottery(features, labels, groups, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.04)
+    assert subset_accuracies(features, labels, landmarks=10, draws=20).mean() > 0.6  # what it looks like without groups
+    assert subset_accuracies(features, labels, groups, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.04)
     curves = learning_curves(features, labels, groups, images=(20,), landmarks=(10,), at=10, draws=20)
     assert curves["mean"].to_list() == pytest.approx([0.1, 0.1], abs=0.04)
 
@@ -99,9 +107,9 @@ def test_no_group_is_on_both_sides_and_a_third_of_each_landmark_is_held_out(
 def test_a_landmark_of_one_group_cannot_be_drawn() -> None:
     features, labels, groups = copied(landmarks=4, originals=3)
     groups = np.where(labels == 3, 999, groups)
-    assert len(lottery(features, labels, groups, landmarks=3, draws=2)) == 2
+    assert len(subset_accuracies(features, labels, groups, landmarks=3, draws=2)) == 2
     with pytest.raises(UsageError, match="received 4; expected 2 to 3"):
-        lottery(features, labels, groups, landmarks=4, draws=2)
+        subset_accuracies(features, labels, groups, landmarks=4, draws=2)
 
 
 def test_more_images_help_and_more_landmarks_hurt() -> None:
@@ -125,48 +133,48 @@ def test_where_one_draw_lies() -> None:
 def test_more_landmarks_than_there_are_cannot_be_drawn() -> None:
     features, labels = made_up(3)
     with pytest.raises(UsageError, match="2 to 3"):
-        lottery(features, labels, landmarks=20)
+        subset_accuracies(features, labels, landmarks=20)
 
 
 def test_the_record_holds_every_draw_and_where_the_run_lies(run: Run, own_data: Dataset) -> None:
-    numbers = luck(run.folder, 2, draws=12, seed=3)
+    numbers = subsets(run.folder, 2, draws=12, seed=4)
     images, features = features_of(run, own_data, "train")
     labels, groups = (images[name].cast(pl.Int64).to_numpy() for name in ("label", "group"))
-    drawn = lottery(directions(features), labels, groups, landmarks=2, draws=12, seed=3)
+    drawn = subset_accuracies(directions(features), labels, groups, landmarks=2, draws=12, seed=4)
     assert numbers["accuracies"] == drawn.tolist()
     assert (numbers["landmarks"], numbers["of"], numbers["draws"], numbers["own"]) == (2, 3, 12, None)
     judged = evaluate(run.folder)["top1"]["value"]
-    own = luck(run.folder, 2, draws=12, seed=3)["own"]
+    own = subsets(run.folder, 2, draws=12, seed=4)["own"]
     assert own == {"accuracy": judged, "landmarks": 3, "place": place_of(judged, drawn)}
-    assert read_record(run.folder / "metrics" / "test.lottery.json")["own"] == own
+    assert read_record(run.folder / "metrics" / "test.subsets.json")["own"] == own
 
 
-def test_a_lottery_is_no_evaluation_to_the_report(run: Run) -> None:
+def test_a_record_of_subsets_is_no_evaluation_to_the_report(run: Run) -> None:
     evaluate(run.folder)
-    luck(run.folder, 2, draws=3)
+    subsets(run.folder, 2, draws=3)
     (files,) = read_run_files([run.folder])
     assert [one.name for one in files.evaluations] == ["test"]
-    assert [one["draws"] for one in files.lotteries] == [3]
+    assert [one["draws"] for one in files.subsets] == [3]
 
 
 def test_draws_from_another_dataset_are_named_by_its_folder(run: Run, test_data: Dataset) -> None:
-    numbers = luck(run.folder, 2, data=test_data.folder, draws=3)
+    numbers = subsets(run.folder, 2, data=test_data.folder, draws=3)
     assert (numbers["name"], numbers["split"], numbers["of"]) == ("elsewhere", "all", 3)
-    assert (run.folder / "metrics" / "elsewhere.lottery.json").exists()
+    assert (run.folder / "metrics" / "elsewhere.subsets.json").exists()
 
 
-def test_more_landmarks_than_there_are_cannot_be_drawn_luck(run: Run) -> None:
+def test_more_landmarks_than_there_are_cannot_be_drawn_from_a_run(run: Run) -> None:
     with pytest.raises(UsageError, match="2 to 3"):
-        luck(run.folder, 20)
+        subsets(run.folder, 20)
 
 
 def test_the_verb_prints_the_distribution(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(run.folder)
     capsys.readouterr()
-    assert landmarks(["evaluate", str(run.folder), "--lottery", "2"]) == 0
+    assert landmarks(["subsets", str(run.folder), "--landmarks", "2"]) == 0
     printed = capsys.readouterr().out
     assert "200 draws of 2 of 3 landmarks" in printed
     assert "95th percentile" in printed
     assert "on 3 landmarks, is above that of" in printed
-    assert landmarks(["evaluate", str(run.folder), "--lottery", "2", "--json"]) == 0
+    assert landmarks(["subsets", str(run.folder), "--landmarks", "2", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["accuracies"]) == 200

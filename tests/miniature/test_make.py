@@ -43,7 +43,7 @@ def whole(mirror: Path) -> dict[str, bytes]:
 
 
 def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
-    size = {"landmarks": 2, "images": 4, "others": 2, "size": 48}
+    size = {"landmarks": 2, "images": 4, "unknown": 2, "size": 48}
     first = whole(make_miniature(tmp_path / "first", **size, seed=3))
     assert whole(make_miniature(tmp_path / "again", **size, seed=3)) == first
     other = whole(make_miniature(tmp_path / "other", **size, seed=4))
@@ -59,7 +59,7 @@ def test_a_image_is_the_same_whichever_process_takes_it() -> None:
 def test_a_finished_miniature_is_left_as_it_is(miniature: Path) -> None:
     tar = miniature / "train" / "images_000.tar"
     before = tar.stat().st_mtime_ns
-    make_miniature(miniature, landmarks=6, images=7, others=6, size=96)
+    make_miniature(miniature, landmarks=6, images=7, unknown=6, size=96)
     assert tar.stat().st_mtime_ns == before
 
 

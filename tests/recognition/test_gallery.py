@@ -271,7 +271,7 @@ def test_a_run_without_fine_tuning_is_remembered_from_what_warm_up_kept(
 ) -> None:
     run = copy_of(warm, tmp_path / "run")
     counts = passed_through(monkeypatch)
-    numbers = evaluate(run.folder, others=others.folder)
+    numbers = evaluate(run.folder, unknown=others.folder)
     assert numbers["unknown"] == 12 and {row["score"] for row in numbers["rejection"]} >= {"nearest", "centre"}
     assert set(counts) == {"predictions"}
 
@@ -280,11 +280,11 @@ def test_what_was_kept_and_what_passes_through_again_say_the_same(
     warm: Run, data: Dataset, others: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, anew = copy_of(warm, tmp_path / "kept"), copy_of(warm, tmp_path / "anew")
-    first = evaluate(kept.folder, others=others.folder)
+    first = evaluate(kept.folder, unknown=others.folder)
     (data.folder / "features").rename(data.folder / "features.away")
     try:
         counts = passed_through(monkeypatch)
-        second = evaluate(anew.folder, others=others.folder)
+        second = evaluate(anew.folder, unknown=others.folder)
     finally:
         (data.folder / "features.away").rename(data.folder / "features")
     assert (counts["gallery"], counts["recogniser"]) == (24, 6)
@@ -301,7 +301,7 @@ def test_a_fine_tuned_backbone_does_not_take_them(
     run = train(data.folder, tmp_path / "tuned", recipe=replace(recipe, epochs=1, head_epochs=0))
     assert run.record["best"]["phase"] == "finetune"
     counts = passed_through(monkeypatch)
-    evaluate(run.folder, others=others.folder)
+    evaluate(run.folder, unknown=others.folder)
     assert (counts["gallery"], counts["recogniser"]) == (24, 6)
 
 
@@ -311,7 +311,7 @@ def test_features_kept_in_another_precision_are_those_of_the_training(
     shutil.copytree(data.folder, tmp_path / "data", ignore=shutil.ignore_patterns("features"))
     run = train(tmp_path / "data", tmp_path / "half", recipe=replace(recipe, precision="bfloat16"))
     counts = passed_through(monkeypatch)
-    evaluate(run.folder, others=others.folder)
+    evaluate(run.folder, unknown=others.folder)
     assert set(counts) == {"predictions"}
 
 
@@ -326,5 +326,5 @@ def test_damaged_features_are_passed_by(
     for features in (tmp_path / "data" / "features").glob("*/features.npy"):
         features.write_bytes(features.read_bytes()[:64])
     counts = passed_through(monkeypatch)
-    evaluate(run.folder, others=others.folder)
+    evaluate(run.folder, unknown=others.folder)
     assert (counts["gallery"], counts["recogniser"]) == (24, 6)

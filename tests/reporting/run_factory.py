@@ -44,13 +44,13 @@ NETWORKS = {  # backbone → (skill, parameters, GMACs, seconds)
 }
 
 
-def make_dataset(folder: Path, landmarks: int = 20, count: int = 400, others: int = 60, seed: int = 0) -> Dataset:
+def make_dataset(folder: Path, landmarks: int = 20, count: int = 400, unknown: int = 60, seed: int = 0) -> Dataset:
     """A dataset whose images are little painted towers in the colours of their landmark."""
     random = np.random.default_rng(seed)
     labels = labels_table(landmarks)
     rows = []
     with ShardWriter(folder / "shards" / "test-000.tar") as shard:
-        for number in range(count + others):
+        for number in range(count + unknown):
             known = number < count
             label = int(random.integers(landmarks)) if known else -1
             data = encode(_painting(label, random), 85)

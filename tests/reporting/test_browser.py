@@ -22,7 +22,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    data = make_dataset(folder / "data", count=200, others=20)
+    data = make_dataset(folder / "data", count=200, unknown=20)
     runs = [make_run(folder / name, data, name, maps=2) for name in NETWORKS]
     return report(runs, folder / "report.html")
 

@@ -191,7 +191,7 @@ def test_the_evaluation_says_itself_what_its_numbers_mean() -> None:
 
 
 def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_else_is(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", count=120, others=30)
+    data = make_dataset(tmp_path / "data", count=120, unknown=30)
     folder = make_run(tmp_path / "run", data, maps=0)
     predictions = read_table(folder / "predictions" / "test.parquet")
     random = np.random.default_rng(0)
@@ -209,7 +209,7 @@ def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_e
     tables = [results_table([files]), evaluations_table(files), rejection(files.main.metrics)]
     shown = {column.title for table in tables for column in table.columns if column.numeric}
     meant = dict(page_definitions([files]))
-    assert {"Test accuracy", "Head training alone", "Others rejected", "AUROC where chosen", "Image", "GAP"} <= shown
+    assert {"Test accuracy", "Head training alone", "Unknown rejected", "AUROC where chosen", "Image", "GAP"} <= shown
     assert shown <= set(meant)
     elsewhere = {"Interval", "GMACs", "Rejection", "Landmarks", "Landmark accuracy", "Confused", "GAP of usage"}
     elsewhere |= {"Reliability", "Risk coverage", "Temperature", "ECE before temperature"}  # in figures and lines

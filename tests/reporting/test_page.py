@@ -24,7 +24,7 @@ from landmarks.support.tables import read_table, write_table
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
-    data = make_dataset(folder / "data", count=200, others=20)
+    data = make_dataset(folder / "data", count=200, unknown=20)
     return [make_run(folder / name, data, name, maps=2) for name in NETWORKS]
 
 
@@ -137,7 +137,7 @@ def test_images_that_are_gone_are_told_and_nothing_else_is_lost(runs: list[Path]
 
 
 def test_a_truncated_image_or_heat_map_is_left_out(runs: list[Path], tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", count=60, others=0)
+    data = make_dataset(tmp_path / "data", count=60, unknown=0)
     run = make_run(tmp_path / "run", data, "resnet18", maps=2)
     with open(data.folder / "shards" / "test-000.tar", "rb+") as shard:
         shard.truncate(40_000)
@@ -163,7 +163,7 @@ HOSTILE = (
 
 
 def test_hostile_names_stay_texts_everywhere(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", landmarks=11, count=150, others=10)
+    data = make_dataset(tmp_path / "data", landmarks=11, count=150, unknown=10)
     labels = data.labels.with_columns(name=pl.Series(HOSTILE))
     images = read_table(data.folder / "images.parquet")
     images = images.with_columns(author=pl.lit(HOSTILE[1]), license=pl.lit(HOSTILE[0]))
@@ -182,7 +182,7 @@ def test_hostile_names_stay_texts_everywhere(tmp_path: Path) -> None:
 
 
 def test_a_heat_map_index_cannot_read_files_outside_its_folder(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", count=40, others=0)
+    data = make_dataset(tmp_path / "data", count=40, unknown=0)
     run = make_run(tmp_path / "run", data, "resnet18", maps=1)
     shutil.copy(run / "maps" / f"{0:016x}.jpg", tmp_path / "secret.jpg")
     index = json.loads((run / "maps" / "index.json").read_text())

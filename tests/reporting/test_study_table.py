@@ -85,7 +85,7 @@ def test_the_numbers_are_shares_and_nothing_stays_nothing() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    return make_run(folder / "run", make_dataset(folder / "data", count=60, others=0), "resnet18", maps=0)
+    return make_run(folder / "run", make_dataset(folder / "data", count=60, unknown=0), "resnet18", maps=0)
 
 
 def test_the_page_shows_the_table_the_figure_and_the_notes(run: Path, tmp_path: Path) -> None:

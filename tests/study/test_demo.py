@@ -9,7 +9,7 @@ import pytest
 
 from landmarks.study.demo import Size, demo
 
-SMALL = Size(landmarks=3, images=12, others=8, image_size=32, epochs=(("baseline", 1), ("resnet18", 1)), heat_maps=2)
+SMALL = Size(landmarks=3, images=12, unknown=8, image_size=32, epochs=(("baseline", 1), ("resnet18", 1)), heat_maps=2)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ TWO = {"networks": "baseline,resnet18", "weights": "none", "image_size": 32, "ep
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough images that groups of them fit into every split."""
-    return make_miniature(tmp_path_factory.mktemp("mirror"), landmarks=3, images=20, others=6, size=64)
+    return make_miniature(tmp_path_factory.mktemp("mirror"), landmarks=3, images=20, unknown=6, size=64)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from landmarks.cli.main import run as landmarks
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split
-from landmarks.evaluation.audit import suspects
+from landmarks.evaluation.audit import audit
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.subsets import luck
+from landmarks.evaluation.subsets import subsets
 from landmarks.explanation.explain import explain
 from landmarks.explanation.faithfulness import faithfulness
 from landmarks.reporting.page import report
@@ -106,7 +106,7 @@ def forget(run: Path) -> None:
 
 ASKING: dict[str, Callable[[Path], Any]] = {
     "evaluate": evaluate,
-    "lottery": lambda run: luck(run, 2, draws=2),
+    "subsets": lambda run: subsets(run, 2, draws=2),
     "explain": explain,
     "faithfulness": lambda run: faithfulness(run, count=2),
 }
@@ -169,7 +169,7 @@ def test_every_part_of_an_untouched_dataset_can_be_judged(
 ) -> None:
     assert evaluate(place.run, split=split)["seen"]["images"] == 0
     assert place.answered(split) == place.splits[split]
-    assert ("the numbers say little about others" in capsys.readouterr().err) == (split != "test")
+    assert ("the numbers say little about new images" in capsys.readouterr().err) == (split != "test")
 
 
 def test_of_all_parts_together_what_was_seen_is_left_out(place: Place) -> None:
@@ -262,9 +262,9 @@ def test_what_it_was_trained_on_never_counts_as_unknown(place: Place, capsys: py
     for name in (min(place.splits["train"]), min(place.splits["test"])):
         shutil.copy(place.folder / "album" / name[:-2] / f"{name}.jpg", strange / "_unknown" / f"{name}.jpg")
     others = import_(strange, place.folder / "street", labels=place.run)
-    numbers = evaluate(place.run, others=others.folder)
+    numbers = evaluate(place.run, unknown=others.folder)
     assert numbers["unknown"] == 8
-    assert numbers["others"]["seen"]["first"] == [min(place.splits["train"])]
+    assert numbers["unknown_data"]["seen"]["first"] == [min(place.splits["train"])]
     assert place.answered("street") == {f"_unknown{number}" for number in range(70, 78)}
     assert "1 of the 9 images" in capsys.readouterr().err
 
@@ -273,24 +273,24 @@ def test_images_of_one_name_in_both_datasets_are_two(place: Place) -> None:
     name = min(place.splits["test"])
     put(place.folder / "strange" / "_unknown" / f"{name}.jpg", 70_000)
     others = import_(place.folder / "strange", place.folder / "street", labels=place.run)
-    assert evaluate(place.run, others=others.folder)["unknown"] == 1
+    assert evaluate(place.run, unknown=others.folder)["unknown"] == 1
 
 
 def test_labels_of_what_it_was_trained_on_can_be_checked_however_it_is_divided(place: Place) -> None:
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
-    suspects(place.run, place.folder / "wrong.csv")
+    audit(place.run, place.folder / "wrong.csv")
     assert (place.folder / "wrong.csv").exists()
 
 
 def test_a_label_check_says_what_the_run_was_fine_tuned_on(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    suspects(place.run, place.folder / "wrong.csv", split="train")
+    audit(place.run, place.folder / "wrong.csv", split="train")
     count = len(place.splits["train"])
     assert f"{count} of the {count} images checked are ones that run was fine-tuned on" in capsys.readouterr().err
 
 
-def test_a_lottery_leaves_out_what_a_fine_tuned_backbone_has_seen(place: Place) -> None:
+def test_a_draw_of_landmarks_leaves_out_what_a_fine_tuned_backbone_has_seen(place: Place) -> None:
     again = import_(album(place.folder / "album", each=4, first=30), place.folder / "larger")
-    numbers = luck(place.run, 2, data=again.folder, draws=2)
+    numbers = subsets(place.run, 2, data=again.folder, draws=2)
     assert numbers["seen"]["images"] == len(place.splits["train"] | place.splits["val"])
 
 
@@ -371,7 +371,7 @@ def test_of_two_places_the_one_with_its_own_images_is_taken(place: Place, tmp_pa
 def test_a_dataset_that_is_gone_is_the_same_sentence_everywhere(place: Place) -> None:
     evaluate(place.run)
     place.data.rename(place.folder / "moved")
-    asking = {**ASKING, "suspects": lambda run: suspects(run, place.folder / "wrong.csv")}
+    asking = {**ASKING, "audit": lambda run: audit(run, place.folder / "wrong.csv")}
     told = set()
     for ask in asking.values():
         with pytest.raises(LandmarksError) as refused:

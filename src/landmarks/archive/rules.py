@@ -39,7 +39,7 @@ class Rule:
     skip: int = 0
     take: int | None = None
     choose: int | None = None
-    others: int | None = None
+    unknown: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Rule:
             value = getattr(self, field.name)
             option = "--" + field.name.replace("_", "-")
             if field.name == "seed":
-                if self.choose is not None or self.others is not None:
+                if self.choose is not None or self.unknown is not None:
                     words.append(f"{option} {value}")
             elif value is True:
                 words.append(option)
@@ -138,7 +138,7 @@ def _refuse_unknown_words(rule: Rule) -> None:
 
 
 def _refuse_impossible_numbers(rule: Rule) -> None:
-    least = {"skip": 0, "others": 0, "take": 1, "choose": 1, "min_images": 1, "max_images": 1}
+    least = {"skip": 0, "unknown": 0, "take": 1, "choose": 1, "min_images": 1, "max_images": 1}
     for name, lowest in least.items():
         value = getattr(rule, name)
         if value is not None and value < lowest:
@@ -150,8 +150,8 @@ def _refuse_impossible_numbers(rule: Rule) -> None:
 
 
 def _refuse_contradictions(rule: Rule) -> None:
-    if rule.set == "train" and rule.others is not None:
-        raise UsageError("--others belongs to --set test: every image of the training set shows a landmark")
+    if rule.set == "train" and rule.unknown is not None:
+        raise UsageError("--unknown belongs to --set test: every image of the training set shows a landmark")
     only_train = ("skip", "take", "choose", "min_images", "max_images", "license")
     given = [f"--{name.replace('_', '-')}" for name in only_train if getattr(rule, name) not in (None, 0)]
     if rule.set == "test" and given:

@@ -80,7 +80,7 @@ def select(
     kind: str | None = None,
     license: str | None = None,
     clean: bool = False,
-    others: int | None = None,
+    unknown: int | None = None,
 ) -> Selection:
     """Choose images by a rule, write them to the table `out`, and return them; without a rule, all.
 
@@ -88,7 +88,7 @@ def select(
     are kept by id (`landmarks`, less `exclude`), `name`, `supercategory`, `kind` and number of images kept; they
     are ranked by that number, falling, ties by landmark id; `skip`, `take`, and `choose` at random by `seed`.
     Test set: all images, but only the landmarks kept count as known; of the images that show none of them
-    `others` are drawn.
+    `unknown` are drawn.
 
     Raises:
         UsageError: options that contradict each other or name something unknown.
@@ -108,7 +108,7 @@ def select(
         skip=skip,
         take=take,
         choose=choose,
-        others=others,
+        unknown=unknown,
         seed=seed,
     )
     with ThreadPoolExecutor(2) as aside:
@@ -184,10 +184,10 @@ def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     labelled = pairs.group_by("id", maintain_order=True).agg(landmarks="landmark_id")
     images = shown.drop("landmark_id").join(labelled, on="id", how="left")
     images = images.with_columns(landmark_id=pl.col("landmarks").list.first())
-    images = _drop_others(rule, images)
+    images = _drop_unknown(rule, images)
     images = images.join(known.select("landmark_id", "name", "category"), on="landmark_id", how="left")
     if len(known) == 0:
-        note(f"no test image shows a landmark that counts as known ({rule}); all are others")
+        note(f"no test image shows a landmark that counts as known ({rule}); all are unknown")
     nothing = [pl.lit(None, dtype=pl.String).alias(name) for name in ("author", "license", "title")]
     return images.with_columns(nothing), known
 
@@ -227,13 +227,14 @@ def _with_credits(images: pl.DataFrame, files: Csvs) -> pl.DataFrame:
     return images.join(known, on="id", how="left")
 
 
-def _drop_others(rule: Rule, images: pl.DataFrame) -> pl.DataFrame:
-    """Keep `rule.others` of the images that show nothing known, drawn by the seed in the order of their ids."""
-    others = images.filter(pl.col("landmark_id").is_null()).sort("id")
-    if rule.others is None or rule.others >= len(others):
+def _drop_unknown(rule: Rule, images: pl.DataFrame) -> pl.DataFrame:
+    """Keep `rule.unknown` of the images that show nothing known, drawn by the seed in the order of their ids."""
+    unknown = images.filter(pl.col("landmark_id").is_null()).sort("id")
+    if rule.unknown is None or rule.unknown >= len(unknown):
         return images
-    lots = generator(rule.seed, "others").random(len(others))
-    left_out = others.with_columns(lot=pl.Series(lots)).sort("lot", "id")[rule.others :]
+    # This key is older than the word `unknown`: with another one a seed would draw other images than before.
+    lots = generator(rule.seed, "others").random(len(unknown))
+    left_out = unknown.with_columns(lot=pl.Series(lots)).sort("lot", "id")[rule.unknown :]
     return images.join(left_out, on="id", how="anti")
 
 

@@ -36,7 +36,7 @@ def select(
     kind: Annotated[str | None, typer.Option(help="natural or human-made.")] = None,
     license: Annotated[str | None, typer.Option(help="Only images whose licence has these words.")] = None,
     clean: Annotated[bool, typer.Option("--clean", help="Only the images of the cleaned training set.")] = False,
-    others: Annotated[
+    unknown: Annotated[
         int | None, typer.Option(help="Test set: keep so many images of nothing known (default: all).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was chosen as JSON.")] = False,
@@ -67,10 +67,10 @@ def select(
         kind=kind,
         license=license,
         clean=clean,
-        others=others,
+        unknown=unknown,
     )
     known = chosen.images["landmark_id"].count()
-    total = {"images": len(chosen.images), "others": len(chosen.images) - known}
+    total = {"images": len(chosen.images), "unknown": len(chosen.images) - known}
     if as_json:
         whole = {"rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
         print(json.dumps({**whole, "landmarks": chosen.landmarks.to_dicts()}, indent=2, ensure_ascii=False))
@@ -79,7 +79,7 @@ def select(
     print_table(["landmark", "name", "images"], shown.rows())
     if len(chosen.landmarks) > SHOWN:
         screen.print(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
-    also = f" and {total['others']:,} images of nothing known" if total["others"] else ""
+    also = f" and {total['unknown']:,} images of nothing known" if total["unknown"] else ""
     screen.print(
         f"{known:,} images of {len(chosen.landmarks):,} landmarks{also}, "
         f"about {_size(chosen.expected_bytes)} in the mirror"
@@ -221,7 +221,7 @@ def split(
     ] = None,
     corrections: Annotated[
         Path | None,
-        typer.Option(help="The CSV of evaluate --suspects, its last column filled in; it holds from here on."),
+        typer.Option(help="The CSV that landmarks audit wrote, its last column filled in; it holds from here on."),
     ] = None,
     keep_corrections: Annotated[
         bool, typer.Option("--keep-corrections/--no-corrections", help="Keep earlier corrections, or take them back.")
@@ -234,8 +234,8 @@ def split(
     is, and validation comes out of the others; --anew divides everything. With --corrections alone every image
     stays in its split.
 
-    What evaluate --suspects found is taken back with --corrections once a person filled in its last column: the id of
-    the landmark, or none. Rows left empty are passed over, labels as they were fetched are kept.
+    What landmarks audit found is corrected with --corrections once a person filled in its last column: the id of the
+    landmark, or none. Rows left empty are passed over, labels as they were fetched are kept.
 
     Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
     """
@@ -313,3 +313,40 @@ def credits(
         print(as_text(listed), end="")
     if out is not None:
         note(f"credits of {len(listed):,} images written to {out}")
+
+
+# ── `landmarks audit` ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(help="The run folder whose network looks at the images.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The CSV to write; a sheet of the images lies beside it.")],
+    data: Annotated[Path | None, typer.Option(help="Another dataset than the run's own.")] = None,
+    split: Annotated[
+        str, typer.Option(help="train, val, test or all; a dataset without splits is taken whole.")
+    ] = "train",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List the images of a split whose labels are likely wrong, for a person to look at; nothing is changed.
+
+    Fill in the last column of the CSV, and landmarks split DATA --corrections CSV takes it over.
+
+    Example: landmarks audit runs/mobilenet -o wrong.csv
+    """
+    from landmarks.evaluation.audit import audit as find_label_errors
+    from landmarks.support.console import print_table
+
+    listed = find_label_errors(run, out, data=data, split=split, device=device)
+    if as_json:
+        print(listed.write_json())
+        return
+    first = listed.select("id", "name", "suggested_name", "margin").head(10)
+    if len(first):
+        rows = [(*row[:3], f"{row[3]:.2f}") for row in first.iter_rows()]
+        print_table(["image", "labelled", "looks like", "margin"], rows, "likely label errors")
+    print(f"{len(listed)} likely label errors written to {out}; nothing was changed")
+    if len(first):
+        print(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
+        print(f"landmarks split DATA --corrections {out}")

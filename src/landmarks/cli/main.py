@@ -26,9 +26,9 @@ app = typer.Typer(
 
 
 VERBS = {
-    "Data": ("data_verbs", ("select", "locate", "fetch", "import", "split", "unpack", "credits")),
+    "Data": ("data_verbs", ("select", "locate", "fetch", "import", "split", "unpack", "credits", "audit")),
     "Training": ("training_verbs", ("networks", "plan", "train", "tune")),
-    "Results": ("result_verbs", ("evaluate", "explain", "compare", "report", "reproduce", "demo")),
+    "Results": ("result_verbs", ("evaluate", "score", "subsets", "explain", "compare", "report", "reproduce", "demo")),
     "Use": ("use_verbs", ("predict",)),
 }
 """Panel of the help page → the module of its verbs, and the verbs in the order in which a person needs them."""

@@ -1,4 +1,4 @@
-"""The verbs that judge runs and show what they reached."""
+"""The verbs that measure runs and submissions and show what they reached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from landmarks.support.errors import UsageError
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run's folder, or a CSV file in the challenge's submission form.")],
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
     *,
     data: Annotated[
         Path | None, typer.Option(help="Another dataset than the run's own; what the run has seen is left out.")
@@ -19,58 +19,31 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="train, val, test or all; a dataset without splits is taken whole.")
     ] = "test",
-    others: Annotated[
+    unknown: Annotated[
         Path | None,
-        typer.Option(help="A dataset of other images (landmarks import), all of which count as unknown."),
+        typer.Option(help="A dataset (landmarks import) of images that show nothing known, whatever they show."),
     ] = None,
     false_acceptance: Annotated[
         float | None,
-        typer.Option(help="Choose the threshold that lets this share of other images pass; keep it for predict."),
+        typer.Option(help="Choose the threshold that lets this share of unknown images pass; keep it for predict."),
     ] = None,
     submission: Annotated[
         Path | None, typer.Option(help="Write the answers to this CSV too, in the challenge's submission form.")
-    ] = None,
-    suspects: Annotated[
-        Path | None,
-        typer.Option(help="Instead: write the split's likely label errors to this CSV and show them on a sheet."),
-    ] = None,
-    lottery: Annotated[
-        int | None,
-        typer.Option(help="Instead: draw so many landmarks 200 times, and say how accuracy varies with the draw."),
-    ] = None,
-    truth: Annotated[Path | None, typer.Option(help="The solution CSV that a submission is judged by.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="For a submission: a folder to write, which report reads.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
 ) -> None:
     """Answer a split's images, write the answers down, and compute every number from them.
 
-    A submission of the challenge is judged by the same code: landmarks evaluate SUBMISSION.csv --truth SOLUTION.csv
-
     Example: landmarks evaluate runs/mobilenet --data data/test --false-acceptance 0.05
     """
     from landmarks.evaluation.evaluate import evaluate as evaluate_run
-    from landmarks.evaluation.submission import judge
-    from landmarks.support.errors import UsageError
 
-    if suspects is not None:
-        _show_suspects(run, suspects, data, split, device)
-        return
-    if lottery is not None:
-        _show_lottery(run, lottery, data, device, json)
-        return
-    if truth is not None:
-        _show(judge(run, truth, out=out), json)
-        return
-    if run.is_file() or out is not None:
-        raise UsageError(f"{run} is to be judged by what?", expected="--truth with the solution's CSV")
     numbers = evaluate_run(
         run,
         data=data,
         split=split,
-        others=others,
+        unknown=unknown,
         false_acceptance=false_acceptance,
         submission=submission,
         device=device,
@@ -103,52 +76,14 @@ def _show(numbers: dict[str, Any], json: bool) -> None:
     if rejection:
         on = numbers["rejection_parts"]
         title = f"known or not: threshold from {on['chosen_on']}, numbers from {on['reported_on']}"
-        print_table(["score", "AUROC", "others rejected", "landmarks lost"], rejection, title)
+        print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], rejection, title)
     if "threshold" in numbers:
         stored = numbers["threshold"]
         print(
             f"predict now answers by {stored['rule']['name']}: on {stored['reported_on']}, "
-            f"{_share(stored['accepted_unknown'])} of other images pass, "
+            f"{_share(stored['accepted_unknown'])} of unknown images pass, "
             f"{_share(stored['lost_known'])} of landmarks are lost"
         )
-
-
-def _show_suspects(run: Path, out: Path, data: Path | None, split: str, device: str) -> None:
-    from landmarks.evaluation.audit import suspects as find_suspects
-    from landmarks.support.console import print_table
-
-    table = find_suspects(run, out, data=data, split=split, device=device)
-    columns = ["id", "name", "suggested_name", "suspicion"]
-    rows = [(*row[:3], f"{row[3]:.2f}") for row in table.select(columns).head(10).iter_rows()]
-    if rows:
-        print_table(["image", "labelled", "looks like", "suspicion"], rows, "most suspicious")
-    print(f"{len(table)} suspects written to {out}; nothing was changed")
-    if rows:
-        print(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
-        print(f"landmarks split DATA --corrections {out}")
-
-
-def _show_lottery(run: Path, landmarks: int, data: Path | None, device: str, json: bool) -> None:
-    import json as json_module
-
-    from landmarks.evaluation.predictions import SUFFIX
-    from landmarks.evaluation.subsets import luck
-    from landmarks.support.console import print_table
-
-    numbers = luck(run, landmarks, data=data, device=device)
-    if json:
-        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
-        return
-    names = {"mean": "mean", "deviation": "standard deviation", "smallest": "smallest", "q05": "5th percentile"}
-    names |= {"q25": "25th percentile", "q50": "median", "q75": "75th percentile", "q95": "95th percentile"}
-    rows = [(word, _share(numbers[name])) for name, word in (names | {"largest": "largest"}).items()]
-    print_table(["accuracy", "value"], rows, f"{numbers['draws']} draws of {landmarks} of {numbers['of']} landmarks")
-    if own := numbers["own"]:
-        print(
-            f"the run's own accuracy, {_share(own['accuracy'])} on {own['landmarks']} landmarks, "
-            f"is above that of {_share(own['place'])} of the draws"
-        )
-    print(f"written to {run / 'metrics' / numbers['name']}{SUFFIX}")
 
 
 def _percent(number: dict[str, Any]) -> str:
@@ -163,6 +98,67 @@ def _plain(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+# ── `landmarks score`: a submission of the challenge against its solution ───────────────────────────────────────────
+
+
+def score(
+    submission: Annotated[Path, typer.Argument(help="A CSV file in the challenge's form: id,landmarks.")],
+    truth: Annotated[
+        Path, typer.Argument(metavar="SOLUTION", help="The solution: recognition_solution_v2.1.csv of the archive.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder to write, which report reads.")] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
+) -> None:
+    """Compute the numbers of a challenge submission against the solution, by the code that evaluate uses.
+
+    Example: landmarks score submission.csv recognition_solution_v2.1.csv -o scored
+    """
+    from landmarks.evaluation.submission import score as score_submission
+
+    numbers = score_submission(submission, truth, out=out)
+    _show(numbers, json)
+    if out is not None and not json:
+        print(f"written to {out / 'metrics' / numbers['name']}.json")
+
+
+# ── `landmarks subsets`: how accuracy varies with the landmarks that are drawn ──────────────────────────────────────
+
+
+def subsets(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    *,
+    landmarks: Annotated[int, typer.Option(help="Landmarks in each of the 200 draws.")] = 20,
+    data: Annotated[Path | None, typer.Option(help="Draw from this dataset, not the run's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
+) -> None:
+    """Draw landmarks 200 times, and show how accuracy varies with which of them are drawn.
+
+    Example: landmarks subsets runs/mobilenet --landmarks 20
+    """
+    import json as json_module
+
+    from landmarks.evaluation.predictions import SUFFIX
+    from landmarks.evaluation.subsets import subsets as draw_subsets
+    from landmarks.support.console import print_table
+
+    numbers = draw_subsets(run, landmarks, data=data, device=device)
+    if json:
+        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        return
+    names = {"mean": "mean", "deviation": "standard deviation", "smallest": "smallest", "q05": "5th percentile"}
+    names |= {"q25": "25th percentile", "q50": "median", "q75": "75th percentile", "q95": "95th percentile"}
+    rows = [(word, _share(numbers[name])) for name, word in (names | {"largest": "largest"}).items()]
+    print_table(["accuracy", "value"], rows, f"{numbers['draws']} draws of {landmarks} of {numbers['of']} landmarks")
+    if own := numbers["own"]:
+        print(
+            f"the run's own accuracy, {_share(own['accuracy'])} on {own['landmarks']} landmarks, "
+            f"is above that of {_share(own['place'])} of the draws"
+        )
+    print(f"written to {run / 'metrics' / numbers['name']}{SUFFIX}")
 
 
 # ── `landmarks explain`: where a network looked ─────────────────────────────────────────────────────────────────────

@@ -333,7 +333,7 @@ def remove_corrections(dataset: Dataset) -> int:
 
 
 def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
-    """Return the decisions (columns of `CORRECTIONS`, sorted by id) in a CSV as `landmarks evaluate --suspects` writes.
+    """Return the decisions (columns of `CORRECTIONS`, sorted by id) in a CSV as `landmarks audit` writes.
 
     Columns `id` and `correct_landmark_id`: a landmark of the dataset, or `none` for nothing known. A row where it is
     empty was not decided and is passed over. Raises `LandmarksError` that names the first row which cannot be meant.
@@ -378,7 +378,7 @@ def _text_of(csv: Path) -> pl.DataFrame:
         raise LandmarksError(
             f"{csv} lacks the column {missing[0]}",
             received=", ".join(table.columns)[:200],
-            way_out="landmarks evaluate RUN --suspects FILE.csv writes such a file",
+            way_out="landmarks audit RUN -o FILE.csv writes such a file",
         )
     return table.select(pl.col(name).fill_null("").str.strip_chars() for name in wanted)
 

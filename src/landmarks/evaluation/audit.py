@@ -1,13 +1,13 @@
-"""Which labels are likely wrong? Images whose features speak for another landmark, and twins with two labels.
+"""The verb `audit`: which labels are likely wrong? Images that look like another landmark, twins with two labels.
 
 Five-fold cross-validation over whole groups gives each image the mean of two estimates, a ridge regression and
-the votes of its ten nearest images, none of its own group; it is suspect when another landmark is likelier than
-the given one by at least `MARGIN` of how likely that other landmark is, on average, for its own images (after
+the votes of its ten nearest images, none of its own group; its label is listed when another landmark is likelier
+than the given one by at least `MARGIN` of how likely that other landmark is, on average, for its own images (after
 confident learning, Northcutt et al., JAIR 2021, with a margin in place of a probability). Twins are two images of
 different landmarks whose perceptual hashes differ in at most `TWIN_BITS` of 64 bits.
 
 A check never changes or deletes anything: it writes a sheet to look at, and a CSV with an empty column for a person's
-decision, which `split` takes back.
+decision, which `split --corrections` takes over.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ SHARPNESS = 8.0
 
 MARGIN = 0.8
 """Of a landmark's usual probability: how far it must be ahead of the given one. Of 3 % falsified labels among 3,582
-images the list held 83 %, and 73 of 100 on it were falsified (`benchmarks/suspects.py`, mean of three draws); with
+images the list held 83 %, and 73 of 100 on it were falsified (`benchmarks/label_errors.py`, mean of three draws); with
 less, more are found and more are listed in vain."""
 
 TWIN_BITS = 2
 """Perceptual hashes (64 bits) that differ in at most so many bits are of one image, whatever their labels say."""
 
-SUSPECTS = {
+LABEL_ERRORS = {
     "id": pl.String,
     "landmark_id": pl.Int64,  # the label it has
     "name": pl.String,
     "suggested_landmark_id": pl.Int64,
     "suggested_name": pl.String,
     "probability": pl.Float64,  # of the suggested landmark; empty for twins
-    "suspicion": pl.Float64,  # probability of the suggested minus that of the given landmark; 1 for twins
+    "margin": pl.Float64,  # probability of the suggested minus that of the given landmark; 1 for twins
     "why": pl.String,
     "correct_landmark_id": pl.String,  # empty: for a person to fill in (an id, "none", or the given one)
 }
-"""Columns of the CSV, the most suspicious first."""
+"""Columns of the CSV, the widest margin first."""
 
 
-def suspects(
+def audit(
     run: Path | str,
     out: Path | str,
     *,
@@ -97,19 +97,19 @@ def suspects(
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     estimates = cross_validated(directions(features), labels, groups, len(dataset.labels))
-    suspect, suspicion = disagreements(estimates, labels)
+    listed, margin = disagreements(estimates, labels)
     rows = pl.DataFrame(
         {
             "id": images["id"],
             "label": labels,
             "suggested": estimates.likeliest,
             "probability": estimates.highest,
-            "suspicion": suspicion,
+            "margin": margin,
             "why": "its features speak for the other landmark",
         }
-    ).filter(pl.Series(suspect))
+    ).filter(pl.Series(listed))
     table = _named(pl.concat([_twins(images), rows]).unique(subset=["id"], keep="first", maintain_order=True), dataset)
-    table = table.join(dataset.corrections, on="id", how="anti").sort("suspicion", "id", descending=[True, False])
+    table = table.join(dataset.corrections, on="id", how="anti").sort("margin", "id", descending=[True, False])
     with written_whole(out) as aside:
         table.write_csv(aside)
     if len(table):
@@ -129,14 +129,14 @@ def _tell_seen(run: Run, images: pl.DataFrame) -> None:
 
 
 def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """Return `rows` in the columns of `SUSPECTS`."""
+    """Return `rows` in the columns of `LABEL_ERRORS`."""
     names = dataset.labels.select("label", "landmark_id", "name").cast({"label": pl.Int64})
     suggested = names.rename(lambda name: "suggested_" + name)
     joined = rows.join(names, on="label", how="left", maintain_order="left").join(
         suggested, left_on="suggested", right_on="suggested_label", how="left", maintain_order="left"
     )
     joined = joined.with_columns(correct_landmark_id=pl.lit(""))
-    return joined.select(pl.col(name).cast(kind) for name, kind in SUSPECTS.items())
+    return joined.select(pl.col(name).cast(kind) for name, kind in LABEL_ERRORS.items())
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def cross_validated(
     nobody votes for can only be that if it is the regression's: nothing is held for images × landmarks.
     """
     places = group_places(groups, len(labels))
-    fold = generator(seed, "suspects").permutation(int(places.max(initial=-1)) + 1)[places] % FOLDS
+    fold = generator(seed, "audit").permutation(int(places.max(initial=-1)) + 1)[places] % FOLDS
     votes = _votes(images, labels, places, classes)
     estimates = Estimates(np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), np.int64))
     for number in range(FOLDS):
@@ -190,13 +190,13 @@ def cross_validated(
 
 
 def disagreements(estimates: Estimates, labels: Integers) -> tuple[Flags, Floats]:
-    """Return which labels are suspect, and how much, each `(N,)`."""
+    """Return which labels are likely wrong, and by what margin another landmark is likelier, each `(N,)`."""
     classes = 1 + int(max(labels.max(initial=-1), estimates.likeliest.max(initial=-1)))
     counts = np.bincount(labels, minlength=classes)
     usual = np.bincount(labels, weights=estimates.own, minlength=classes) / np.maximum(counts, 1)
-    suspicion = estimates.highest - estimates.own
-    suspect = (estimates.likeliest != labels) & (suspicion >= MARGIN * usual[estimates.likeliest])
-    return suspect, suspicion
+    margin = estimates.highest - estimates.own
+    wrong = (estimates.likeliest != labels) & (margin >= MARGIN * usual[estimates.likeliest])
+    return wrong, margin
 
 
 @dataclass(frozen=True)
@@ -277,14 +277,14 @@ def _twins(images: pl.DataFrame) -> pl.DataFrame:
             "label": images["label"].gather(first).cast(pl.Int64),
             "suggested": images["label"].gather(second).cast(pl.Int64),
             "probability": pl.Series([None] * len(first), dtype=pl.Float64),
-            "suspicion": pl.Series([1.0] * len(first), dtype=pl.Float64),
+            "margin": pl.Series([1.0] * len(first), dtype=pl.Float64),
             "why": "the same image as " + images["id"].gather(second),
         }
     )
     return both.filter(pl.col("label") != pl.col("suggested")).unique(subset=["id"], keep="first", maintain_order=True)
 
 
-# A sheet to look at: images whose label is doubted, with what they are said to show and what it may be.
+# A sheet to look at: images whose label is likely wrong, with the label they have and the one suggested.
 
 
 MOST = 40
@@ -295,15 +295,15 @@ TILE, SHEET_MARGIN, CAPTION, HEAD = 260, 16, 70, 40
 PAPER, EMPTY, INK, QUIET, DOUBT = "#ffffff", "#ececef", "#1c1c1e", "#6b6b70", "#b3261e"
 
 
-def write_sheet(dataset: Dataset, suspects: pl.DataFrame, path: Path) -> None:
-    """Write the first `MOST` of `suspects` (columns of `suspects.SUSPECTS`) as a JPEG, row by row, with captions."""
-    shown = suspects.head(MOST)
+def write_sheet(dataset: Dataset, listed: pl.DataFrame, path: Path) -> None:
+    """Write the first `MOST` of `listed` (columns of `LABEL_ERRORS`) as a JPEG, row by row, with captions."""
+    shown = listed.head(MOST)
     columns = min(COLUMNS, max(1, len(shown)))
     rows = -(-len(shown) // columns)
     size = SHEET_MARGIN + columns * (TILE + SHEET_MARGIN), HEAD + rows * (TILE + CAPTION + SHEET_MARGIN)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    _line(draw, (SHEET_MARGIN, 12), f"{len(shown)} of {len(suspects)} doubted labels", 18, INK)
+    _line(draw, (SHEET_MARGIN, 12), f"{len(shown)} of {len(listed)} likely label errors", 18, INK)
     places = {row["id"]: row for row in _places(dataset, shown).iter_rows(named=True)}
     reader = ImageReader(dataset)
     for number, row in enumerate(shown.iter_rows(named=True)):

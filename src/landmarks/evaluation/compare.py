@@ -1,4 +1,4 @@
-"""The verb `compare`: is one run better than another, or did it have luck? Paired tests over the same images."""
+"""The verb `compare`: is one run better than another, or is it chance? Paired tests over the same images."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from landmarks.evaluation.unknown import choose_threshold, halves_of
 from landmarks.recognition.gallery import Rule, ensure_gallery, open_gallery
 from landmarks.recognition.recogniser import Recogniser, ensure_temperature, open_recogniser, update_model
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held, read_record
 from landmarks.training.asked import Asked, ask
 from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
@@ -28,7 +28,7 @@ def evaluate(
     *,
     data: Path | str | None = None,
     split: str = "test",
-    others: Path | str | None = None,
+    unknown: Path | str | None = None,
     false_acceptance: float | None = None,
     submission: Path | str | None = None,
     batch_size: int = 32,
@@ -39,35 +39,41 @@ def evaluate(
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the
     split, or comes from the folder name of `data` (see `name_of`). A dataset without splits is evaluated whole. Which
     images are judged, and how landmarks are matched, is decided by `ask`.
-    `others` is a dataset whose images all count as unknown, whatever they show, beside those of the split.
+    `unknown` is a dataset whose images all count as unknown, whatever they show, beside those of the split.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
     `submission` is a file to write the split's answers to in the challenge's form. `device` is auto, cpu, cuda or mps.
     Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its images, and
     when its own was divided anew.
     """
+    if Path(run).suffix.lower() == ".csv" and Path(run).is_file():
+        raise UsageError(
+            f"{run} is a CSV file",
+            expected="a run's folder",
+            way_out="landmarks score SUBMISSION.csv SOLUTION.csv measures a submission of the challenge",
+        )
     opened = open_run(run)
     asked = ask(opened, data, split)
     if asked.own and asked.split in ("train", "val"):
         what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
-        note(f"{opened.name} was {what} these images: the numbers say little about others")
+        note(f"{opened.name} was {what} these images: the numbers say little about new images")
     with held(opened.folder):
         started = time.monotonic()
         name = name_of(opened, asked)
-        unknown = bool(with_truth(asked.images, asked.labels)["truth"].list.len().eq(0).any())
+        strangers = bool(with_truth(asked.images, asked.labels)["truth"].list.len().eq(0).any())
         own = asked.dataset if asked.own else None
-        recogniser = prepare(opened, batch_size, remember=unknown or others is not None, own=own, device=device)
+        recogniser = prepare(opened, batch_size, remember=strangers or unknown is not None, own=own, device=device)
         path = write_predictions(opened, asked, name, recogniser, batch_size=batch_size)
         predictions = read_predictions(path)
         judged = arrays_of(predictions)
         about: dict[str, Any] = {"name": name, "run": opened.name, **_about(opened, asked)}
         arrays = judged
-        if others is not None:
-            together, about["others"] = with_others(
-                predictions, opened, asked, others, recogniser=recogniser, batch_size=batch_size
+        if unknown is not None:
+            together, about["unknown_data"] = with_unknown(
+                predictions, opened, asked, unknown, recogniser=recogniser, batch_size=batch_size
             )
             arrays = arrays_of(together)
         about |= {"temperature": recogniser.temperature, "seconds": time.monotonic() - started}
-        numbers = write_metrics(opened.folder, opened.labels, arrays, about, inputs=opened.digest)
+        numbers = write_metrics(opened.folder, opened.labels, arrays, about, verb="evaluate", inputs=opened.digest)
         if false_acceptance is not None:
             numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
         if submission is not None:
@@ -82,36 +88,36 @@ def _about(run: Run, asked: Asked) -> dict[str, Any]:
     return told | ({"data_relative": place["relative"]} if "relative" in place else {})
 
 
-def with_others(
+def with_unknown(
     predictions: pl.DataFrame,
     run: Run,
     judged: Asked,
-    others: Path | str,
+    data: Path | str,
     *,
     recogniser: Recogniser,
     batch_size: int,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return `predictions` with those of all images of the dataset `others`, which show nothing known.
+    """Return `predictions` with those of all images of the dataset `data`, which show nothing known.
 
     With it comes the record of these. What the run has seen is left out, and what is among the `judged` images.
-    Public and Private are forgotten, since the others are neither: halves of the groups take their place.
+    Public and Private are forgotten, since these are neither: halves of the groups take their place.
     """
-    asked = ask(run, others, "all", any_landmarks=True)
+    asked = ask(run, data, "all", any_landmarks=True)
     twice = sightings(asked.images, as_seen(judged.images, "judged"))
     if len(twice):
-        note(f"{len(twice)} of the {len(asked.images)} images of {others} are among those judged, and left out")
+        note(f"{len(twice)} of the {len(asked.images)} images of {data} are among those judged, and left out")
         asked = replace(asked, images=asked.images.join(twice, on="id", how="anti", maintain_order="left"))
     if not len(asked.images):
-        raise LandmarksError(f"every image of {others} is judged already", way_out="name images of other things")
+        raise LandmarksError(f"every image of {data} is judged already", way_out="name images of other things")
     known = asked.images.join(asked.labels, on="landmark_id", how="semi")
     called = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
-    note(f"{len(asked.images)} images of {others} count as unknown{called}")
+    note(f"{len(asked.images)} images of {data} count as unknown{called}")
     name = name_of(run, asked)
     path = write_predictions(run, asked, name, recogniser, batch_size=batch_size)
     taken, nothing = predictions["id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
     apart = pl.when(pl.col("id").is_in(taken)).then(pl.format(f"{{}} ({name})", "id")).otherwise("id")
-    unknown = read_predictions(path).with_columns(id=apart, truth=nothing, truth_score=None, group=None)
-    together = pl.concat([predictions, unknown], how="vertical_relaxed").sort("id")
+    strangers = read_predictions(path).with_columns(id=apart, truth=nothing, truth_score=None, group=None)
+    together = pl.concat([predictions, strangers], how="vertical_relaxed").sort("id")
     return together.with_columns(usage=pl.lit(None, pl.String)), _about(run, asked)
 
 

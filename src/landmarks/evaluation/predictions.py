@@ -202,8 +202,8 @@ def arrays_of(predictions: pl.DataFrame) -> Arrays:
 # What the predictions and numbers of a set of images are called in a run's folder: no two sets share a name.
 
 
-SUFFIX = ".lottery.json"
-"""What follows the name of an evaluation in `metrics/`, where its lottery stands beside it."""
+SUFFIX = ".subsets.json"
+"""What follows the name of an evaluation in `metrics/`, where the accuracies on subsets stand beside it."""
 
 
 def name_of(run: Run, asked: Asked, split: str | None = None) -> str:
@@ -230,11 +230,11 @@ def name_of(run: Run, asked: Asked, split: str | None = None) -> str:
 
 def _is_free(run: Path, name: str, asked: Asked, split: str) -> bool:
     """Return whether nothing is called `name` yet, or only numbers of the same split of the same dataset."""
-    metrics, lottery = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
+    metrics, subsets = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
     predictions = run / "predictions" / f"{name}.parquet"
     numbers: dict[str, Any] = dict(read_metadata(predictions)) if predictions.exists() else {}
     numbers |= read_record(metrics) if metrics.exists() else {}
-    draws = read_record(lottery) if lottery.exists() else {}
+    draws = read_record(subsets) if subsets.exists() else {}
     of_split = not numbers or numbers.get("split") == split
     return of_split and all(_is_of(told, asked.dataset, own=asked.own) for told in (numbers, draws) if told)
 

@@ -1,4 +1,4 @@
-"""Judging answers, whoever gave them: metrics written down, and other people's submissions by the same code."""
+"""The verb `score`: a submission in the challenge's form against its solution; and metrics written down."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from landmarks.support.files import file_digest, held, write_record, written_who
 from landmarks.support.tables import write_table
 
 
-def judge(submission: Path | str, truth: Path | str, *, out: Path | str | None = None) -> dict[str, Any]:
+def score(submission: Path | str, truth: Path | str, *, out: Path | str | None = None) -> dict[str, Any]:
     """Return every number that a submission in the challenge's form allows, against the solution CSV `truth`.
 
     With `out`, a folder that `landmarks report` reads like a run's: predictions, metrics and the landmarks that occur.
@@ -31,25 +31,25 @@ def judge(submission: Path | str, truth: Path | str, *, out: Path | str | None =
     answered = int(submitted["landmark_id"].is_not_null().sum())
     note(f"{len(solution)} images in the truth, {answered} of them answered by the submission")
     arrays, landmark_ids = submission_arrays(submitted, solution)
+    labels = _labels(landmark_ids)
     name = Path(submission).stem
     about: dict[str, Any] = {"name": name, "run": name, "data": str(truth), "split": "test", "temperature": None}
     about["answered"] = answered
     if out is None:
-        return _record({**about, "seconds": time.monotonic() - started}, measure(arrays))
+        return _record({**about, "seconds": time.monotonic() - started}, measure(arrays), labels["name"])
     with held(out) as folder:
-        labels = _labels(landmark_ids)
         write_table(folder / "labels.parquet", labels)
         write_table(
             folder / "predictions" / f"{name}.parquet", _predictions(arrays), run=name, data=truth, split="test"
         )
         about["seconds"] = time.monotonic() - started
-        numbers = write_metrics(folder, labels, arrays, about, inputs=file_digest(submission))
-        write_record(folder / "run.json", {"data": {"folder": str(truth)}}, verb="evaluate")
+        numbers = write_metrics(folder, labels, arrays, about, verb="score", inputs=file_digest(submission))
+        write_record(folder / "run.json", {"data": {"folder": str(truth)}}, verb="score")
     return numbers
 
 
 def write_metrics(
-    folder: Path, labels: pl.DataFrame, arrays: Arrays, about: dict[str, Any], *, inputs: str
+    folder: Path, labels: pl.DataFrame, arrays: Arrays, about: dict[str, Any], *, verb: str, inputs: str
 ) -> dict[str, Any]:
     """Measure `arrays` and write `metrics/<name>.json` and its two tables; return the record, `about` first."""
     measured = measure(arrays)
@@ -58,16 +58,18 @@ def write_metrics(
     table = measured.landmarks.cast({"label": pl.UInt32}).join(labels.select(first), on="label", how="left")
     write_table(metrics / f"{name}.landmarks.parquet", table.select(*first, pl.exclude(first)))
     write_table(metrics / f"{name}.confusion.parquet", measured.confusion.cast(pl.UInt32))
-    names = labels["name"]
-    for pair in measured.record["confused"]:
-        pair |= {"truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
-    numbers = _record(about, measured)
-    write_record(metrics / f"{name}.json", numbers, verb="evaluate", inputs=inputs)
+    numbers = _record(about, measured, labels["name"])
+    write_record(metrics / f"{name}.json", numbers, verb=verb, inputs=inputs)
     return numbers
 
 
-def _record(about: dict[str, Any], measured: Measured) -> dict[str, Any]:
-    numbers = {**about, **measured.record}
+def _record(about: dict[str, Any], measured: Measured, names: pl.Series) -> dict[str, Any]:
+    """Return the numbers after what they are `about`; landmarks that were confused are named by `names`."""
+    confused = [
+        {**pair, "truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
+        for pair in measured.record["confused"]
+    ]
+    numbers = {**about, **measured.record, "confused": confused}
     return numbers | {"definitions": definitions_of(numbers)}
 
 

@@ -1,4 +1,4 @@
-"""How lucky is a draw of 20 landmarks? Accuracy over many draws, from features, in seconds.
+"""The verb `subsets`: how accuracy varies with which landmarks are drawn, from features, in seconds.
 
 A study that draws its landmarks once reports one number of this distribution. The classifier is a ridge regression in
 closed form on the same features for every draw, so that what varies is the draw alone.
@@ -30,7 +30,7 @@ TEST_SHARE = 1 / 3
 """Share of each landmark's images that answers are judged on."""
 
 DEFINITIONS = {
-    "lottery": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
+    "subsets": "Of the landmarks, sets are drawn at random; on each a ridge regression is fitted to two thirds of "
     "every landmark's images and judged on the others, whole groups of near-duplicates on one side; the "
     "accuracies of all draws make the distribution.",
     "accuracies": "The accuracy of each draw.",
@@ -47,7 +47,7 @@ DEFINITIONS = {
 }
 
 
-def lottery(
+def subset_accuracies(
     features: NDArray[np.floating],
     labels: NDArray[np.integer],
     groups: NDArray[np.integer] | None = None,
@@ -130,16 +130,16 @@ def learning_curves(
     known, most = drawable(labels, out), int(np.unique(labels[~out], return_counts=True)[1].max(initial=0))
     rows = []
     for value in (value for value in images if value <= most and at <= len(known)):
-        found = lottery(features, labels, groups, landmarks=at, draws=draws, images=value, seed=seed)
+        found = subset_accuracies(features, labels, groups, landmarks=at, draws=draws, images=value, seed=seed)
         rows.append({"varied": "images", "value": value, **_summary(found)})
     for value in (value for value in landmarks if value <= len(known)):
-        found = lottery(features, labels, groups, landmarks=value, draws=draws, seed=seed)
+        found = subset_accuracies(features, labels, groups, landmarks=value, draws=draws, seed=seed)
         rows.append({"varied": "landmarks", "value": value, **_summary(found)})
     return pl.DataFrame(rows)
 
 
 def place_of(accuracy: float, accuracies: NDArray[np.float64]) -> float:
-    """Return where one accuracy lies among those of all draws, 0 (the unluckiest) to 1."""
+    """Return where one accuracy lies among those of all draws, 0 (below all) to 1."""
     return float(np.mean((accuracies < accuracy) + (accuracies == accuracy) / 2))
 
 
@@ -163,7 +163,7 @@ def _summary(accuracies: NDArray[np.float64]) -> dict[str, float]:
 
 def _shuffled_by_landmark(labels: NDArray[np.integer], seed: int) -> NDArray[np.integer]:
     """Return rows sorted by landmark, shuffled within each."""
-    shuffled = generator(seed, "lottery").permutation(len(labels))
+    shuffled = generator(seed, "subsets").permutation(len(labels))
     return np.asarray(shuffled[np.argsort(labels[shuffled], kind="stable")])
 
 
@@ -178,22 +178,22 @@ def _accuracy(
     return float(np.mean(values.argmax(axis=1) == labels_of(test)))
 
 
-# How lucky was a run with its landmarks? Many draws from a dataset, told apart on the features of the run's backbone.
+# Where a run's accuracy lies among many draws from a dataset, all of them on the features of the run's backbone.
 
 
 DRAWS = 200
 
 
-def luck(
+def subsets(
     run: Path | str,
-    landmarks: int,
+    landmarks: int = 20,
     *,
     data: Path | str | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Return, and write to `metrics/<name>.lottery.json`, how accuracy varies over draws of so many `landmarks`.
+    """Return, and write to `metrics/<name>.subsets.json`, how accuracy varies over draws of so many `landmarks`.
 
     They are drawn from the landmarks with two groups of training images or more of the run's dataset, or of `data`
     (whole when it has no splits). A backbone that was fine-tuned knows its own training images: draws from them are
@@ -213,7 +213,7 @@ def luck(
     images, features = images.filter(pl.Series(unseen)), features[unseen]
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
-    accuracies = lottery(directions(features), labels, groups, landmarks=landmarks, draws=draws, seed=seed)
+    accuracies = subset_accuracies(directions(features), labels, groups, landmarks=landmarks, draws=draws, seed=seed)
     name = name_of(opened, asked, "all" if split == "all" else "test")
     numbers: dict[str, Any] = {
         "name": name,
@@ -231,11 +231,11 @@ def luck(
     }
     if numbers["own"] is not None:
         numbers["own"]["place"] = place_of(numbers["own"]["accuracy"], accuracies)
-    told = {"lottery", "place"} if numbers["own"] is not None else {"lottery"}
+    told = {"subsets", "place"} if numbers["own"] is not None else {"subsets"}
     there = told | {name for name, value in numbers.items() if value is not None}
     numbers["definitions"] = {name: text for name, text in DEFINITIONS.items() if name in there}
     with held(opened.folder):
-        write_record(opened.folder / "metrics" / f"{name}{SUFFIX}", numbers, verb="evaluate", inputs=dataset.digest)
+        write_record(opened.folder / "metrics" / f"{name}{SUFFIX}", numbers, verb="subsets", inputs=dataset.digest)
     return numbers
 
 

@@ -57,18 +57,18 @@ def make_miniature(
     *,
     landmarks: int = 12,
     images: int = 120,
-    others: int = 240,
+    unknown: int = 240,
     size: int = 160,
     seed: int = 0,
 ) -> Path:
     """Write a mirror with `landmarks` made-up landmarks to `folder` and return it; the same seed, the same bytes.
 
     `images` is the mean number of train images of a landmark; the test set has a fifth of it and
-    `others` images of nothing in particular. `size` is the images' longer side in pixels. A folder that
+    `unknown` images of nothing in particular. `size` is the images' longer side in pixels. A folder that
     already holds this very miniature is left as it is.
     """
     _check(landmarks=landmarks, images=images, size=size)
-    whole = {"landmarks": landmarks, "images": images, "others": others, "size": size, "seed": seed}
+    whole = {"landmarks": landmarks, "images": images, "unknown": unknown, "size": size, "seed": seed}
     folder = Path(folder)
     with held(folder):
         marker = folder / "miniature.json"
@@ -76,7 +76,7 @@ def make_miniature(
             return folder
         known = choose_landmarks(landmarks, seed)
         train = train_images(known, images, size, seed)
-        test = test_images(known, images, others, size, seed)
+        test = test_images(known, images, unknown, size, seed)
         count = len(train) + len(test)
         with progress("photographing the miniature", count) as advance, _renderers(count) as render_all:
             _write_tars(folder, "train", train, render_all, advance)
@@ -123,8 +123,8 @@ def train_images(known: Sequence[Landmark], mean: int, size: int, seed: int) -> 
     return order
 
 
-def test_images(known: Sequence[Landmark], mean: int, others: int, size: int, seed: int) -> list[MadeUpImage]:
-    """Return the test set: a fifth of `mean` of each landmark, some with a second one behind, and `others`."""
+def test_images(known: Sequence[Landmark], mean: int, unknown: int, size: int, seed: int) -> list[MadeUpImage]:
+    """Return the test set: a fifth of `mean` of each landmark, some with a second one behind, and `unknown`."""
     rng = generator(seed, "test")
     taken = []
     for landmark in known:
@@ -136,7 +136,7 @@ def test_images(known: Sequence[Landmark], mean: int, others: int, size: int, se
                 taken.append(MadeUpImage(both, tuple(sorted((landmark.id, second.id)))))
             else:
                 taken.append(MadeUpImage(shot, (landmark.id,)))
-    taken += [MadeUpImage(shot, ()) for shot in _album(("test", "others"), (), others, size, seed)]
+    taken += [MadeUpImage(shot, ()) for shot in _album(("test", "others"), (), unknown, size, seed)]
     usage = ["Public" if share < 0.35 else "Private" for share in rng.random(len(taken))]
     return [replace(taken[i], usage=usage[i]) for i in rng.permutation(len(taken))]
 

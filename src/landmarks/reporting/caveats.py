@@ -55,14 +55,14 @@ def page_definitions(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
         for one in run.evaluations:
             there = names_of(one.metrics)
             told |= {name: text for name, text in _told(one.metrics).items() if name in there}
-        for held in run.lotteries:
+        for held in run.subsets:
             meant = _told(held)
-            told |= {title: meant[name] for name, title in _OF_A_LOTTERY.items() if name in meant}
+            told |= {title: meant[name] for name, title in _OF_SUBSETS.items() if name in meant}
     return [(titled(name), readable(text, 800)) for name, text in told.items() if name not in _NOT_SHOWN]
 
 
-_OF_A_LOTTERY = {"lottery": "draws_of_landmarks", "place": "place_among_the_draws"}
-"""Numbers of a lottery whose figure does not say itself what they mean, and what they are called here."""
+_OF_SUBSETS = {"subsets": "draws_of_landmarks", "place": "place_among_the_draws"}
+"""Numbers of `landmarks subsets` whose figure does not say itself what they mean, and what they are called here."""
 
 
 def _counted(run: RunFiles, name: str) -> bool:
@@ -113,7 +113,7 @@ def _about_test(runs: Sequence[RunFiles]) -> list[str]:
             which = "The test set" if name == "test" else f"The test set {readable(name, 40)}"
             found.append(
                 f"{which} is small: {plural(images, 'image')} of known "
-                f"landmarks. Differences within the interval{width} may be luck; single landmarks are rough."
+                f"landmarks. Differences within the interval{width} may be chance; single landmarks are rough."
             )
     return found
 

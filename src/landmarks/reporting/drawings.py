@@ -32,7 +32,7 @@ BEST = 10
 """Landmarks in each of the two lists."""
 
 CURVE_POINTS = 200
-LOTTERY_BINS = 20
+SUBSET_BINS = 20
 
 _PHASES = {"head": "head training", "finetune": "fine-tuning"}
 
@@ -258,10 +258,10 @@ def _spread(run: RunFiles, frame: pl.DataFrame, figures: FigureFolder) -> Figure
 
 
 def subset_figures(run: RunFiles, figures: FigureFolder) -> list[Figure]:
-    """Return how accuracy varies with the landmarks that are drawn, a figure for each lottery that was held."""
+    """Return how accuracy varies with the landmarks that are drawn, a figure for each time `landmarks subsets` ran."""
     drawn = []
-    for held in run.lotteries:
-        counts, edges = np.histogram(held["accuracies"], bins=LOTTERY_BINS)
+    for held in run.subsets:
+        counts, edges = np.histogram(held["accuracies"], bins=SUBSET_BINS)
         rows = [(low, high, int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True) if n]
         frame = pl.DataFrame(rows, schema=["low", "high", "draws"], orient="row")
         told = [f"{plural(n, 'draw')} between {percent(low)} and {percent(high)}" for low, high, n in rows]
@@ -279,7 +279,7 @@ def subset_figures(run: RunFiles, figures: FigureFolder) -> list[Figure]:
             figures.draw(
                 draws_histogram(frame, None if own is None else own["accuracy"]),
                 frame,
-                file=f"{run.slug}-lottery-{slug(held['name'])}",
+                file=f"{run.slug}-subsets-{slug(held['name'])}",
                 title=f"{plural(held['draws'], 'draw')} of {on}",
                 alt=f"Histogram of accuracy over draws of {on}: {_told(frame)}",
                 caption=caption,

@@ -206,7 +206,7 @@ def sections(one: Chapter) -> list[tuple[str, str]]:
         ("mistakes", "Most confident mistakes", one.mistakes or one.strangers),
         ("calibration", "How sure it is", one.calibration or one.calibration_line),
         ("rejection", "Not a landmark", one.rejections),
-        ("lottery", "How lucky a draw of landmarks is", one.lottery),
+        ("subsets", "How much the choice of landmarks matters", one.subsets),
         ("making", "How it was made", one.making or one.choices),
     )
     return [(key, title) for key, title, there in present if there]
@@ -253,7 +253,7 @@ class Chapter:
     panels: list[Panel] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
     strangers: list[Mistake] = field(default_factory=list)
-    lottery: list[Figure] = field(default_factory=list)
+    subsets: list[Figure] = field(default_factory=list)
     calibration: list[Figure] = field(default_factory=list)
     calibration_line: str = ""
     rejections: list[tuple[str, Table]] = field(default_factory=list)
@@ -290,7 +290,7 @@ def chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapter:
         panels=heat_map_panels(run, panels),
         mistakes=confident_mistakes(run, judged, dataset) if judged else [],
         strangers=confident_strangers(run, judged, dataset) if judged else [],
-        lottery=subset_figures(run, figures),
+        subsets=subset_figures(run, figures),
         calibration=calibration_figures(run, judged, figures) if judged else [],
         calibration_line=_calibration_line(judged),
         rejections=_rejections(run),

@@ -54,7 +54,7 @@ class RunFiles:
     model: dict[str, Any]
     evaluations: tuple[Evaluation, ...]
     maps: dict[str, Any] | None
-    lotteries: tuple[dict[str, Any], ...] = ()
+    subsets: tuple[dict[str, Any], ...] = ()
 
     @cached_property
     def names(self) -> list[str]:
@@ -137,7 +137,7 @@ def _read_run(folder: Path) -> RunFiles:
     maps = folder / "maps" / "index.json"
     model = folder / "model.json"
     judged = sorted((folder / "metrics").glob("*.json"))
-    lotteries = [path for path in judged if path.name.endswith(SUFFIX)]
+    subsets = [path for path in judged if path.name.endswith(SUFFIX)]
     return RunFiles(
         name=readable(run.name, 60),
         folder=folder,
@@ -145,9 +145,9 @@ def _read_run(folder: Path) -> RunFiles:
         labels=run.labels,
         history=_table(folder / "history.parquet"),
         model=read_record(model) if model.is_file() else {},
-        evaluations=tuple(_read_evaluation(folder, path.stem) for path in judged if path not in lotteries),
+        evaluations=tuple(_read_evaluation(folder, path.stem) for path in judged if path not in subsets),
         maps=read_record(maps) if maps.is_file() else None,
-        lotteries=tuple(read_record(path) for path in lotteries),
+        subsets=tuple(read_record(path) for path in subsets),
     )
 
 

@@ -33,7 +33,7 @@ TITLES = {
     "gap_of_usage": "GAP of usage",
     "gmacs": "GMACs",
     "lost": "Landmarks lost",
-    "rejected": "Others rejected",
+    "rejected": "Unknown rejected",
     "top1": "Top-1",
     "top5": "Top-5",
 }

@@ -25,7 +25,7 @@ class Size:
 
     landmarks: int = 12
     images: int = 120
-    others: int = 240
+    unknown: int = 240
     image_size: int = 96
     epochs: tuple[tuple[str, int], ...] = (("baseline", 8), ("resnet18", 16))
     heat_maps: int = 12
@@ -40,7 +40,9 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
     out, size = Path(out), size or Size()
     started = time.monotonic()
     say(f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}")
-    mirror = make_miniature(out / "mirror", landmarks=size.landmarks, images=size.images, others=size.others, seed=seed)
+    mirror = make_miniature(
+        out / "mirror", landmarks=size.landmarks, images=size.images, unknown=size.unknown, seed=seed
+    )
     data, test, runs = out / "data", out / "test", [out / name for name, _ in size.epochs]
     chosen, known = out / "train.parquet", out / "test.parquet"
     step(["select", mirror, "-o", chosen], select, mirror, chosen)

@@ -42,7 +42,7 @@ def tune(
 
     The first trial is the recipe as it is; the others are drawn by a tree-structured Parzen estimator (Bergstra et al.
     2011) from `seed`. Of equal accuracies the lower validation loss is better. With few validation images the best
-    of many trials is partly luck: its number is not what a test set will say. Needs the extra `tune`.
+    of many trials is partly chance: its number is not what a test set will say. Needs the extra `tune`.
     """
     optuna = import_extra("optuna", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)

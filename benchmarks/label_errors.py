@@ -1,6 +1,6 @@
 """Are falsified labels found? 3 % of a dataset's labels are replaced at random, and the list is judged by them.
 
-Usage: python benchmarks/suspects.py RUN DATA [PART]
+Usage: python benchmarks/label_errors.py RUN DATA [SPLIT]
 (a run that stopped after the head training, since its backbone has seen no label)
 """
 
@@ -16,7 +16,7 @@ import polars as pl
 import results
 
 from landmarks.dataset.manifest import open_dataset
-from landmarks.evaluation.audit import cross_validated, disagreements, features_of, suspects
+from landmarks.evaluation.audit import audit, cross_validated, disagreements, features_of
 from landmarks.recognition.gallery import directions
 from landmarks.training.run import open_run
 
@@ -24,9 +24,9 @@ SHARE = 0.03
 SEEDS = (0, 1, 2)
 
 
-def main(run: str, data: str, part: str = "all") -> None:
+def main(run: str, data: str, split: str = "all") -> None:
     dataset = open_dataset(data)
-    images, features = features_of(open_run(run), dataset, part)
+    images, features = features_of(open_run(run), dataset, split)
     points, classes = directions(features), len(dataset.labels)
     true = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).to_numpy()
@@ -38,30 +38,30 @@ def main(run: str, data: str, part: str = "all") -> None:
         labels[wrong] = (true[wrong] + random.integers(1, classes, len(wrong))) % classes
         started = time.monotonic()
         estimates = cross_validated(points, labels, groups, classes)
-        suspect, suspicion = disagreements(estimates, labels)
+        listed, margin = disagreements(estimates, labels)
         seconds = time.monotonic() - started
         falsified = np.isin(np.arange(len(true)), wrong)
-        first = np.argsort(-np.where(suspect, suspicion, -1), kind="stable")[: len(wrong)]
+        first = np.argsort(-np.where(listed, margin, -1), kind="stable")[: len(wrong)]
         rows.append(
             {
                 "seed": seed,
                 "images": len(true),
                 "falsified": len(wrong),
-                "listed": int(suspect.sum()),
-                "found": int((suspect & falsified).sum()),
-                "precision": float(falsified[suspect].mean()),
-                "recall": float(suspect[wrong].mean()),
+                "listed": int(listed.sum()),
+                "found": int((listed & falsified).sum()),
+                "precision": float(falsified[listed].mean()),
+                "recall": float(listed[wrong].mean()),
                 "precision_of_first": float(falsified[first].mean()),  # as many as were falsified
-                "true_label_suggested": float((estimates.likeliest == true)[suspect & falsified].mean()),
+                "true_label_suggested": float((estimates.likeliest == true)[listed & falsified].mean()),
                 "seconds": seconds,
             }
         )
     with TemporaryDirectory() as folder:
-        listed = suspects(run, Path(folder) / "suspects.csv", data=data, part=part)
-    columns = ["id", "name", "suggested_name", "probability", "suspicion", "why"]
-    most = listed.select(columns).head(10).to_dicts()
-    told = {"part": part, "landmarks": classes, "suspects_of_the_true_labels": len(listed), "most_suspicious": most}
-    results.keep(f"suspects-{part}", rows, **told)
+        errors = audit(run, Path(folder) / "wrong.csv", data=data, split=split)
+    columns = ["id", "name", "suggested_name", "probability", "margin", "why"]
+    most = errors.select(columns).head(10).to_dicts()
+    told = {"split": split, "landmarks": classes, "listed_of_the_true_labels": len(errors), "first": most}
+    results.keep(f"label-errors-{split}", rows, **told)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How lucky is a draw of 20 landmarks? 200 draws from features of 872 landmarks, and the learning curves.
+"""How does accuracy vary with the 20 landmarks drawn? 200 draws from features of 872, and learning curves.
 
-Usage: python benchmarks/lottery.py FEATURES.npz   (arrays `x` (N, C), `y` (N,) and, where there are, `groups` (N,))
+Usage: python benchmarks/subsets.py FEATURES.npz   (arrays `x` (N, C), `y` (N,) and, where there are, `groups` (N,))
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from landmarks.evaluation.subsets import describe, learning_curves, lottery
+from landmarks.evaluation.subsets import describe, learning_curves, subset_accuracies
 
 
 def main(path: str) -> None:
@@ -18,7 +18,7 @@ def main(path: str) -> None:
     features, labels, groups = arrays["x"], arrays["y"], arrays.get("groups")
     print(f"{len(labels)} images of {len(np.unique(labels))} landmarks, features of {features.shape[1]} numbers")
     started = time.monotonic()
-    accuracies = lottery(features, labels, groups, landmarks=20, draws=200)
+    accuracies = subset_accuracies(features, labels, groups, landmarks=20, draws=200)
     seconds = time.monotonic() - started
     print(f"200 draws of 20 landmarks in {seconds:.1f} s")
     for name, value in describe(accuracies).items():
