@@ -42,9 +42,10 @@ def main() -> None:
 
 def predict(run: str, folder: str) -> tuple[int, float]:
     """Return images and seconds of our verb, a first small call left out."""
-    from landmarks.recognition.predict import find_images, predict
+    from landmarks.dataset.sources import find_images
+    from landmarks.recognition.predict import predict
 
-    paths = list(find_images([folder]))
+    paths = find_images([folder])
     predict(run, paths[:32])
     started = time.perf_counter()
     predict(run, folder)
@@ -57,7 +58,7 @@ def plain(run: str, folder: str) -> tuple[int, float]:
     from PIL import Image
     from torchvision import transforms
 
-    from landmarks.recognition.predict import find_images
+    from landmarks.dataset.sources import find_images
     from landmarks.training.run import open_run
 
     network = open_run(run).network().eval()
@@ -70,7 +71,7 @@ def plain(run: str, folder: str) -> tuple[int, float]:
             transforms.Normalize(network.preprocessing.mean, network.preprocessing.std),
         ]
     )
-    paths = list(find_images([folder]))
+    paths = find_images([folder])
 
     def answered(some: list[Path]) -> None:
         images = torch.stack([prepare(Image.open(path).convert("RGB")) for path in some])

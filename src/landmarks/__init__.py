@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from landmarks.explanation.explain import explain as explain
     from landmarks.models.catalogue import networks as networks
     from landmarks.recognition.predict import predict as predict
+    from landmarks.recognition.recogniser import load as load
     from landmarks.reporting.page import report as report
     from landmarks.study.demo import demo as demo
     from landmarks.study.reproduce import reproduce as reproduce
@@ -56,6 +57,7 @@ _PLACES = {
     "subsets": "landmarks.evaluation.subsets",
     "explain": "landmarks.explanation.explain",
     "predict": "landmarks.recognition.predict",
+    "load": "landmarks.recognition.recogniser",
     "compare": "landmarks.evaluation.compare",
     "report": "landmarks.reporting.page",
     "reproduce": "landmarks.study.reproduce",

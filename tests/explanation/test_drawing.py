@@ -9,14 +9,14 @@ from landmarks.explanation.drawing import (
     CAPTION,
     MARGIN,
     TILE,
-    Answer,
+    Caption,
     colours,
     fitted,
     lettering,
     overlay,
     panel,
-    printable,
 )
+from landmarks.support.systems import printable
 
 
 def test_the_colour_map_grows_lighter_with_heat():
@@ -39,7 +39,7 @@ def test_a_cold_map_leaves_a_dim_image_and_heat_is_warm_where_it_is():
 
 def test_a_panel_holds_the_image_and_a_tile_for_each_answer():
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    answers = [Answer("Łódź", 0.9, True), Answer("x" * 200, 0.0, False)]
+    answers = [Caption("Łódź", 0.9, True), Caption("x" * 200, 0.0, False)]
     sheet = panel(image, np.zeros((2, 3, 3), dtype=np.float32), answers, "Łódź")
     assert sheet.shape == (TILE + 2 * MARGIN + CAPTION, 3 * TILE + 4 * MARGIN, 3)
     assert sheet.dtype == np.uint8

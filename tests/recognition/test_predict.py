@@ -11,7 +11,8 @@ from made_up_runs import image
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.recognition.predict import NOT_KNOWN, PREDICTED, predict
+from landmarks.recognition.answers import NOT_KNOWN
+from landmarks.recognition.predict import PREDICTED, predict
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run

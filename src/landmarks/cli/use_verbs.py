@@ -28,7 +28,7 @@ def predict(
     """
     import json as json_module
 
-    from landmarks.recognition.predict import NOT_KNOWN
+    from landmarks.recognition.answers import NOT_KNOWN
     from landmarks.recognition.predict import predict as predict_images
     from landmarks.support.console import note, print_table
 

@@ -214,7 +214,15 @@ def _open_with_pillow(data: bytes) -> Image.Image:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray[Any, Any]:
-    opened = _open_with_pillow(data)
+    return pixels_of_pillow(_open_with_pillow(data))
+
+
+def pixels_of_pillow(opened: Image.Image) -> np.ndarray[Any, Any]:
+    """Return one of Pillow's images as `decode` returns them: uint8 `(H, W, 3)` RGB, upright, on white.
+
+    Raises `ImageError` when its pixels cannot be had, or are more than `MAX_PIXELS`.
+    """
+    _refuse_large(*opened.size)
     orientation = _pillow_orientation(opened)
     try:
         opened.load()

@@ -190,6 +190,8 @@ def _tell(dataset: Dataset, listed: Source) -> None:
         note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
     if listed.others:
         note(f"{listed.others:,} files do not call themselves images and were left out")
+    if listed.hidden:
+        note(f"{listed.hidden:,} hidden files and folders were left out")
 
 
 # Files into a dataset: read, decoded, shrunk, hashed and put into shards, on all processors and a shard at a time.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
 from landmarks.dataset.manifest import SPLITS
-from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, Landmark, plain, read_labels_csv, safe_name
+from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, plain, read_labels_csv, safe_name
+from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of
 from landmarks.support.systems import is_text, readable, require_text
@@ -57,12 +58,73 @@ class Source:
     found: list[Found] = field(default_factory=list)  # sorted by `where`, each with its own id
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (where, why)
     others: int = 0  # files that do not call themselves images
+    hidden: int = 0  # files and folders whose names begin with a dot
     listed: dict[str, Landmark] | None = None  # from labels.csv
 
     @property
     def has_splits(self) -> bool:
         """Whether the source says which split each image is in."""
         return bool(self.found) and self.found[0].split is not None
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """What lies in a folder and below it, by name alone."""
+
+    images: list[Path]  # sorted; links and things that are no files among them, so that they can be named
+    linked_folders: list[Path]  # not followed
+    others: list[Path]  # no images by name
+    hidden: int  # files and folders whose names begin with a dot, nothing in such a folder counted
+
+
+def images_in(folder: Path) -> FolderImages:
+    """List the images in `folder` and in the folders below it, by the endings of their names (`SUFFIXES`)."""
+    images: list[Path] = []
+    linked: list[Path] = []
+    others: list[Path] = []
+    hidden = 0
+    for here, folders, files in os.walk(folder):
+        shown = sorted(name for name in folders if not name.startswith("."))
+        hidden += len(folders) - len(shown) + sum(name.startswith(".") for name in files)
+        folders[:] = shown
+        linked += [path for path in (Path(here) / name for name in shown) if path.is_symlink()]
+        for path in (Path(here) / name for name in files if not name.startswith(".")):
+            (images if path.suffix.lower() in SUFFIXES else others).append(path)
+    return FolderImages(sorted(images), linked, others, hidden)
+
+
+def find_images(places: Sequence[Path | str]) -> list[Path]:
+    """Return the files among `places` and the images in the folders among them, sorted by name in each folder.
+
+    What is passed by in a folder is counted in a note. Raises `LandmarksError` when a place does not exist or is a
+    folder without images.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            listed = images_in(place)
+            images = [path for path in listed.images if path.is_file()]
+            others = len(listed.others) + len(listed.linked_folders) + len(listed.images) - len(images)
+            passed_by = passed_by_text(others, listed.hidden)
+            if not images:
+                received = passed_by or "an empty folder"
+                raise LandmarksError(
+                    f"the folder {place} holds no images", received=received, expected=" or ".join(SUFFIXES[:2])
+                )
+            if passed_by:
+                note(f"{place}: passed by {passed_by}")
+            found += images
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise LandmarksError(f"there is no image {place}")
+    return found
+
+
+def passed_by_text(others: int, hidden: int) -> str:
+    """Return `2 that are no images by name, 1 hidden`: what a folder holds beside images; empty for nothing."""
+    counted = {"that are no images by name": others, "hidden": hidden}
+    return ", ".join(f"{count:,} {what}" for what, count in counted.items() if count)
 
 
 def list_source(source: Path) -> Source:
@@ -79,14 +141,13 @@ def list_source(source: Path) -> Source:
 
 def _list_folder(source: Path) -> Source:
     splits = _split_folders(source)
-    found, rejected, others = [], [], 0
-    for path in _walk(source):
+    found, rejected = [], []
+    inside = images_in(source)
+    for path in inside.images + inside.linked_folders:
         relative = path.relative_to(source)
         where = readable(relative.as_posix())
         steps = relative.parts[:-1]
-        if path.suffix.lower() not in SUFFIXES and not path.is_dir():
-            others += where not in (LABELS_CSV, "unpack.json")
-        elif why := _unfit(path, source):
+        if why := _unfit(path, source):
             rejected.append((where, why))
         elif splits and not steps:
             rejected.append((where, "it lies beside the folders of splits, in none of them"))
@@ -97,7 +158,15 @@ def _list_folder(source: Path) -> Source:
             found.append(Found(path, where, name, split))
     rule = f"a folder per landmark in {', '.join(splits)}" if splits else "a folder per landmark"
     listed = source / LABELS_CSV
-    return Source(rule, found, rejected, others, read_labels_csv(listed) if listed.is_file() else None)
+    ours = (listed, source / UNPACKED)
+    return Source(
+        rule,
+        found,
+        rejected,
+        others=sum(path not in ours for path in inside.others),
+        hidden=inside.hidden,
+        listed=read_labels_csv(listed) if listed.is_file() else None,
+    )
 
 
 def _split_folders(source: Path) -> dict[str, str]:
@@ -108,16 +177,6 @@ def _split_folders(source: Path) -> dict[str, str]:
     if "train" not in names or any(name not in SPLIT_FOLDERS for name in names) or not hold_folders:
         return {}
     return {name: SPLIT_FOLDERS[name] for name in sorted(names)}
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield files, and links to folders, which are not followed; hidden ones are left out."""
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        links = [name for name in folders if (Path(here) / name).is_symlink()]
-        for name in sorted(files) + links:
-            if not name.startswith("."):
-                yield Path(here) / name
 
 
 def _unfit(path: Path, source: Path) -> str:

@@ -136,7 +136,7 @@ def prepare(
     gallery = open_gallery(run)
     if gallery is None and remember and own is not None:
         gallery = ensure_gallery(run, recogniser.network, own, batch_size)
-    return Recogniser(recogniser.network, recogniser.temperature, gallery, recogniser.device)
+    return replace(recogniser, gallery=gallery)
 
 
 def _own_to_fit_on(run: Run) -> Dataset | None:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from landmarks.support.systems import printable
+
 INFERNO = np.array(
     [
         (0, 0, 4), (11, 7, 36), (33, 12, 74), (61, 9, 101), (87, 16, 110), (113, 25, 110), (138, 34, 106),
@@ -32,7 +34,7 @@ HOTTEST = 0.78
 
 
 @dataclass(frozen=True)
-class Answer:
+class Caption:
     """One answer under its heat map."""
 
     name: str
@@ -62,7 +64,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.u
 
 
 def panel(
-    image: NDArray[np.uint8], heats: NDArray[np.float32], answers: Sequence[Answer], title: str
+    image: NDArray[np.uint8], heats: NDArray[np.float32], answers: Sequence[Caption], title: str
 ) -> NDArray[np.uint8]:
     """Return one image: the image with its `title`, then an overlay for each answer with name and probability.
 
@@ -90,12 +92,12 @@ def _place(sheet: Image.Image, column: int, image: NDArray[Any]) -> None:
     sheet.paste(tile, (_left(column), MARGIN))
 
 
-def _caption(draw: ImageDraw.ImageDraw, column: int, names: str, entry: Answer | str) -> None:
+def _caption(draw: ImageDraw.ImageDraw, column: int, names: str, entry: Caption | str) -> None:
     """Write what stands under an image: an answer with its probability, or the image's title."""
     left, top = _left(column), MARGIN + TILE + 8
-    answer = entry if isinstance(entry, Answer) else None
+    answer = entry if isinstance(entry, Caption) else None
     colour = TRUE if answer is not None and answer.is_true else INK
-    text, font = lettering(entry.name if isinstance(entry, Answer) else entry, 17, beside=names)
+    text, font = lettering(entry.name if isinstance(entry, Caption) else entry, 17, beside=names)
     draw.text((left, top), fitted(text, font, TILE), fill=colour, font=font)
     below, small = lettering("image" if answer is None else _percent(answer.probability), 14)
     draw.text((left, top + 26), below, fill=QUIET, font=small)
@@ -149,11 +151,6 @@ def lettering(text: str, size: int, beside: str = "") -> tuple[str, ImageFont.Fr
     plain = "".join(letter for letter in bare if not unicodedata.combining(letter))
     font = _fonts(size)[0]
     return "".join(letter if _has(font, letter) else "?" for letter in plain), font
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, without control characters: names come from strangers."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

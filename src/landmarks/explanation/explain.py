@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
-from numpy.typing import NDArray
 
-from landmarks.dataset.images import ImageError, encode
+from landmarks.dataset.images import encode
 from landmarks.dataset.shards import ImageReader
-from landmarks.explanation.drawing import Answer, panel
-from landmarks.models.gradcam import Explained, explain_images, scaled
-from landmarks.models.network import Network
+from landmarks.dataset.sources import find_images
+from landmarks.explanation.drawing import Caption, panel
+from landmarks.recognition.answers import Explanation
+from landmarks.recognition.recogniser import Recogniser, open_recogniser
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
 from landmarks.support.seeds import generator
 from landmarks.support.systems import readable
 from landmarks.training.asked import Asked, ask
-from landmarks.training.loader import evaluation_image, normalised
-from landmarks.training.machine import choose_device
 from landmarks.training.run import Run, open_run
 
 ANSWERS = 4
 """Heat maps beside each image."""
-
-BATCH = 8
-"""Images that go through the backbone at once."""
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Endings of the files that are taken from a folder."""
 
 
 def explain(
@@ -59,125 +49,88 @@ def explain(
     run = run if isinstance(run, Run) else open_run(run)
     if count < 1:
         raise UsageError("the number of images must be positive", received=count)
-    explainer = Explainer(run, device)
+    recogniser = open_recogniser(run, device=device)
     with held(run.folder / "maps") as folder:
         if images:
-            made, rejected = _of_files(explainer, images, folder)
+            drawn = _of_files(run, recogniser, images, folder)
         else:
-            made, rejected = _gallery(explainer, data, split, count, folder), []
-        panels = _earlier(folder, run.digest) | {entry["id"]: entry for entry in made}
-        record = {"method": explainer.method, "panels": list(panels.values()), "rejected": rejected}
-        if made:
+            drawn = _gallery(run, recogniser, ask(run, data, split), count, folder)
+        panels = _earlier(folder, run.digest) | {entry["id"]: entry for entry in drawn.made}
+        method = drawn.methods[-1] if drawn.methods else ""
+        record = {"method": method, "panels": list(panels.values()), "rejected": drawn.rejected}
+        if drawn.made:
             write_record(folder / "index.json", record, verb="explain", inputs=run.digest)
-    return {**record, "made": made}
+    return {**record, "made": drawn.made}
 
 
-class Explainer:
-    """One run's network on a device, the machine's best by itself: from images to answers, maps and panels."""
-
-    def __init__(self, run: Run, device: str = "auto") -> None:
-        self.run = run
-        self.device = torch.device(choose_device(device).value)
-        self.network: Network = run.network().to(self.device)
-        self.temperature = float(read_record(run.folder / "model.json").get("temperature") or 1.0)
-        self.method = ""
-
-    def pixels_of(self, images: Sequence[bytes]) -> NDArray[np.uint8]:
-        """Return what the network sees of each image, uint8 (N, S, S, 3)."""
-        return np.stack([evaluation_image(each, self.network.preprocessing) for each in images])
-
-    def images(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        """Return images (N, S, S, 3) as the network takes them, (N, 3, S, S) on its device."""
-        return normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2), self.network.preprocessing, self.device)
-
-    def look(self, pixels: NDArray[np.uint8]) -> Explained:
-        """Return answers and maps for images (N, S, S, 3)."""
-        explained = explain_images(self.network, self.images(pixels), ANSWERS, self.temperature)
-        self.method = explained.method
-        return explained
-
-    def draw(
-        self, folder: Path, identity: str, truth: int | None, image: NDArray[np.uint8], explained: Explained
-    ) -> dict[str, Any]:
-        """Write the panel of one image, `explained` alone, into `folder` and return its entry in the index."""
-        labels = explained.labels[0].tolist()
-        probabilities = explained.probabilities[0, explained.labels[0]].tolist()
-        names = self.run.name_of(labels)
-        truth_name = None if truth is None else self.run.name_of([truth])[0]
-        answers = [Answer(*each) for each in zip(names, probabilities, (one == truth for one in labels), strict=True)]
-        sheet = panel(image, scaled(explained.maps[0]).float().cpu().numpy(), answers, truth_name or identity)
-        name = f"{_file_name(identity)}.jpg"
-        with written_whole(folder / name) as aside:
-            aside.write_bytes(encode(sheet))
-        return {
-            "id": identity,
-            "image": name,
-            "truth": truth,
-            "truth_name": truth_name,
-            "answers": [
-                {"label": label, "name": answer.name, "probability": answer.probability}
-                for label, answer in zip(labels, answers, strict=True)
-            ],
-            "correct": None if truth is None else labels[0] == truth,
-        }
+def _draw(folder: Path, run: Run, identity: str, truth: int | None, seen: Explanation) -> dict[str, Any]:
+    """Write the panel of one image into `folder` and return its entry in the index."""
+    truth_name = None if truth is None else run.name_of([truth])[0]
+    captions = [Caption(one.name, one.probability, one.label == truth) for one in seen.answers]
+    sheet = panel(seen.image, seen.maps, captions, truth_name or identity)
+    name = f"{_file_name(identity)}.jpg"
+    with written_whole(folder / name) as aside:
+        aside.write_bytes(encode(sheet))
+    return {
+        "id": identity,
+        "image": name,
+        "truth": truth,
+        "truth_name": truth_name,
+        "answers": [{"label": one.label, "name": one.name, "probability": one.probability} for one in seen.answers],
+        "correct": None if truth is None else seen.answers[0].label == truth,
+    }
 
 
-def _of_files(
-    explainer: Explainer, places: Sequence[Path | str], folder: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    files = list(_files(places))
+@dataclass(frozen=True)
+class _Drawn:
+    """What one call drew: entries of the index, what was left out, and how the maps were computed."""
+
+    made: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Name an image that has no heat maps."""
+        note(f"{name} is left out: {why}")
+        self.rejected.append({"image": name, "why": why})
+
+
+def _of_files(run: Run, recogniser: Recogniser, places: Sequence[Path | str], folder: Path) -> _Drawn:
+    files = find_images(places)
     named = Counter(file.stem for file in files)
-    made, rejected = [], []
+    drawn = _Drawn()
     with progress("explaining", total=len(files)) as advance:
-        for file in files:
-            try:
-                image = explainer.pixels_of([file.read_bytes()])
-            except (ImageError, OSError) as error:
-                note(f"{readable(file)} is left out: {error}")
-                rejected.append({"image": readable(file), "why": str(error)})
+        for file, seen in zip(files, recogniser.explanations(files, ANSWERS), strict=True):
+            if seen.problem is not None:
+                drawn.leave_out(readable(file), seen.problem)
             else:
                 identity = readable(file.stem if named[file.stem] == 1 else file)
-                made.append(explainer.draw(folder, identity, None, image[0], explainer.look(image)))
+                drawn.made.append(_draw(folder, run, identity, None, seen))
+                drawn.methods.append(seen.method)
             advance(1)
-    return made, rejected
+    return drawn
 
 
-def _files(places: Sequence[Path | str]) -> Iterator[Path]:
-    for place in map(Path, places):
-        if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-            if not inside:
-                raise LandmarksError(f"there are no images in {place}")
-            yield from inside
-        elif place.exists():
-            yield place
-        else:
-            raise LandmarksError(f"there is no image {place}")
-
-
-def _gallery(
-    explainer: Explainer, data: Path | str | None, split: str, count: int, folder: Path
-) -> list[dict[str, Any]]:
-    asked = ask(explainer.run, data, split)
-    images = images_in_turn(explainer.run, asked)
+def _gallery(run: Run, recogniser: Recogniser, asked: Asked, count: int, folder: Path) -> _Drawn:
+    images = images_in_turn(run, asked)
     reader = ImageReader(asked.dataset)
-    made: list[dict[str, Any]] = []
-    tried = 0
+    drawn = _Drawn()
+    explanations = recogniser.explanations((reader.read(*image.place) for image in images), ANSWERS)
     with progress("explaining", total=count) as advance:
-        while len(made) < count and tried < len(images):
-            batch = images[tried : tried + BATCH]
-            tried += len(batch)
-            pixels = explainer.pixels_of([reader.read(*image.place) for image in batch])
-            explained = explainer.look(pixels)
-            for row, image in enumerate(batch):
-                if explained.labels[row, 0].item() == image.truth and len(made) < count:
-                    made.append(explainer.draw(folder, image.id, image.truth, pixels[row], explained.only(row)))
-                    advance(1)
-    if not made:
-        raise LandmarksError(f"{explainer.run.name} recognises none of the {tried} images of {asked.dataset.folder}")
-    if len(made) < count:
-        note(f"only {len(made)} of {tried} images are recognised; {count} were asked for")
-    return made
+        for image, seen in zip(images, explanations, strict=False):
+            if seen.problem is not None:
+                drawn.leave_out(image.id, seen.problem)
+            elif seen.answers[0].label == image.truth:
+                drawn.made.append(_draw(folder, run, image.id, image.truth, seen))
+                drawn.methods.append(seen.method)
+                advance(1)
+            if len(drawn.made) == count:
+                break
+    if not drawn.made:
+        raise LandmarksError(f"{run.name} recognises none of the {len(images)} images of {asked.dataset.folder}")
+    if len(drawn.made) < count:
+        note(f"only {len(drawn.made)} of {len(images)} images are recognised; {count} were asked for")
+    return drawn
 
 
 def _earlier(folder: Path, digest: str) -> dict[str, dict[str, Any]]:

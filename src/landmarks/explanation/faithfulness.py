@@ -19,18 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from landmarks.dataset.shards import ImageReader
-from landmarks.explanation.explain import BATCH, Explainer, KnownImage, images_in_turn
+from landmarks.explanation.explain import KnownImage, images_in_turn
 from landmarks.models.network import Network
+from landmarks.recognition.answers import Explanation
+from landmarks.recognition.recogniser import Recogniser, open_recogniser
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, write_record
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_table
 from landmarks.training.asked import ask
+from landmarks.training.loader import normalised
 from landmarks.training.run import Run, open_run
 
 STEPS = 10
 """Equal shares of the image that are taken away or added one after the other."""
+
+BATCH = 8
+"""Images that go through the backbone at once."""
 
 KINDS = ("heat", "random", "centre")
 MEASURES = tuple(f"{curve}_{kind}" for kind in KINDS for curve in ("deletion", "insertion"))
@@ -53,19 +59,21 @@ def faithfulness(
     run = run if isinstance(run, Run) else open_run(run)
     asked = ask(run, data, split)
     images = images_in_turn(run, asked)[:count]
-    explainer, reader = Explainer(run, device), ImageReader(asked.dataset)
+    recogniser, reader = open_recogniser(run, device=device), ImageReader(asked.dataset)
     rows: list[dict[str, Any]] = []
+    method = ""
     with held(run.folder / "maps") as folder, progress("deleting and inserting", total=len(images)) as advance:
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            pixels = explainer.pixels_of([reader.read(*image.place) for image in batch])
-            rows += _measure(explainer, batch, pixels)
+            seen = recogniser.explain([reader.read(*image.place) for image in batch], top=1)
+            rows += _measure(recogniser, batch, seen)
+            method = seen[-1].method
             advance(len(batch))
         table = pl.DataFrame(rows)
         names = run.labels.select("label", "landmark_id", "name")
         landmarks = table.group_by("label").agg(pl.len().alias("images"), *(pl.mean(each) for each in MEASURES))
         landmarks = names.join(landmarks.cast({"label": pl.UInt32}), on="label").sort("label")
-        record = {"images": len(table), "steps": STEPS, "maps": summary(table), "method": explainer.method}
+        record = {"images": len(table), "steps": STEPS, "maps": summary(table), "method": method}
         record |= {"data": str(asked.dataset.folder.resolve()), "split": asked.split, "seen": asked.record()["seen"]}
         write_table(folder / "faithfulness.parquet", landmarks, run=run.folder, digest=run.digest)
         write_record(folder / "faithfulness.json", record, verb="explain", inputs=run.digest)
@@ -102,9 +110,15 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _measure(explainer: Explainer, batch: list[KnownImage], pixels: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
-    images, explained = explainer.images(pixels), explainer.look(pixels)
-    answers, heat = explained.labels[:, 0], explained.maps[:, 0]
+def _measure(recogniser: Recogniser, batch: list[KnownImage], seen: list[Explanation]) -> list[dict[str, Any]]:
+    for image, one in zip(batch, seen, strict=True):
+        if one.problem is not None:
+            raise LandmarksError(f"image {image.id} cannot be measured: {one.problem}")
+    device = recogniser.device
+    pixels = torch.from_numpy(np.stack([one.image for one in seen])).permute(0, 3, 1, 2)
+    images = normalised(pixels, recogniser.network.preprocessing, device)
+    answers = torch.tensor([one.answers[0].label for one in seen], device=device)
+    heat = torch.from_numpy(np.stack([one.maps[0] for one in seen])).to(device)
     height, width = heat.shape[1:]
     chance = np.stack([generator("random map", image.id).random((height, width)) for image in batch])
     maps = {
@@ -114,7 +128,7 @@ def _measure(explainer: Explainer, batch: list[KnownImage], pixels: np.ndarray[A
     }
     areas = {}
     for kind, each in maps.items():
-        deletion, insertion = curves(explainer.network, images, answers, each)
+        deletion, insertion = curves(recogniser.network, images, answers, each)
         areas[f"deletion_{kind}"], areas[f"insertion_{kind}"] = area(deletion).tolist(), area(insertion).tolist()
     return [
         {"id": image.id, "label": image.truth, **{name: values[row] for name, values in areas.items()}}

@@ -1,11 +1,12 @@
-"""A run's network at work: images in, its five best answers and the scores that tell known from unknown out."""
+"""The recogniser: a run's network at work, and all that is needed to say which landmark an image shows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import polars as pl
@@ -14,21 +15,31 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
+from landmarks.dataset.images import ImageError
 from landmarks.dataset.manifest import NO_LABEL, Dataset
+from landmarks.models.gradcam import explain_images, scaled
 from landmarks.models.network import Network
 from landmarks.models.rewriting import folded
-from landmarks.recognition.gallery import Gallery, rejection_scores, sample
+from landmarks.recognition.answers import Explanation, Recognition, Recognitions, answers_of
+from landmarks.recognition.gallery import Gallery, Rule, open_gallery, rejection_scores, sample
+from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
 from landmarks.support.console import note, progress
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import digest_of, read_record, write_record
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.machine import choose_device, choose_layout
 from landmarks.training.own_data import images_seen
-from landmarks.training.run import Run
+from landmarks.training.run import Run, open_run
 
 ANSWERS = 5
 """Answers kept per image; with fewer landmarks than that, all."""
+
+BATCH_SIZE = 32
+"""Images that are answered at once."""
+
+EXPLAINED_AT_ONCE = 8
+"""Images whose heat maps are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,116 @@ class Answers:
 
 @dataclass(frozen=True)
 class Recogniser:
-    """A network, its temperature, and what it remembers of its training images (None: nothing)."""
+    """Answers images: a network, what its answers are called, and what tells known from unknown.
+
+    `landmarks.load` opens one from a run's folder. An image is the path of a file, a file's bytes, one of Pillow's
+    images, or RGB pixels uint8 (H, W, 3); wherever one can be given, a sequence of them can.
+    """
 
     network: Network
+    names: list[str]
+    """What each label is called."""
+    landmark_ids: list[int]
+    """What each label stands for."""
     temperature: float = 1.0
     gallery: Gallery | None = None
+    """What it remembers of its training images; None: nothing."""
+    rule: Rule | None = None
+    """The score that is compared with `threshold`; None: it does not tell known from unknown."""
+    threshold: float = 0.0
+    """Below this an image shows nothing that it knows."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __repr__(self) -> str:
+        told = "" if self.rule is None else ", tells known from unknown"
+        return f"Recogniser({self.network.backbone_name}, {len(self.names)} landmarks, on {self.device.type}{told})"
+
+    @overload
+    def recognise(self, images: ImageLike, top: int = ANSWERS) -> Recognition: ...  # type: ignore[overload-overlap]
+    @overload
+    def recognise(self, images: Iterable[ImageLike], top: int = ANSWERS) -> Recognitions: ...
+    def recognise(self, images: ImageLike | Iterable[ImageLike], top: int = ANSWERS) -> Recognition | Recognitions:
+        """Return the `top` (1 to 5) best answers to an image, or to each of several, with their probabilities.
+
+        An image that cannot be read or decoded has a `problem` instead. Raises `UsageError` for anything that is no
+        image by its type, and `StaleError` when the gallery that the threshold compares with is gone.
+        """
+        found = Recognitions(self.recognitions(images, top))
+        return found[0] if is_image_like(images) else found
+
+    def recognitions(self, images: ImageLike | Iterable[ImageLike], top: int = ANSWERS) -> Iterator[Recognition]:
+        """Yield what `recognise` returns, image by image: for more images than fit into memory."""
+        require_top(top)
+        if self.rule is not None and self.gallery is None and {"nearest", "centre"} & set(self.rule.weights):
+            raise StaleError(
+                "this recogniser has a threshold, but not the training images that it compares with",
+                way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
+            )
+        for batch in read_ahead(each_of(images), self.network.preprocessing, BATCH_SIZE):
+            seen = _pixels_of(batch)
+            answered = self._recognitions(seen, top) if len(seen) else iter(())
+            for one in batch:
+                found = Recognition(problem=one.problem) if one.pixels is None else next(answered)
+                yield replace(found, path=one.path)
+
+    def _recognitions(self, seen: NDArray[np.uint8], top: int) -> Iterator[Recognition]:
+        answers = self.answer(_as_tensor(seen))
+        known: list[bool | None] = [None] * len(seen)
+        if self.rule is not None:
+            scores = {"probability": answers.scores[:, 0], **answers.rejection}
+            known = list((self.rule.apply(scores) >= self.threshold).tolist())
+        for labels, probabilities, whether in zip(answers.labels.tolist(), answers.scores.tolist(), known, strict=True):
+            yield Recognition(answers_of(self.names, self.landmark_ids, labels[:top], probabilities[:top]), whether)
+
+    @torch.no_grad()
+    def embed(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
+        """Return the pooled features float32 (N, C) of N images, before the head: similar images have similar ones.
+
+        Raises `ImageError` for the first image that cannot be read or decoded.
+        """
+        found = [np.zeros((0, self.network.width), dtype=np.float32)]
+        done = 0
+        for batch in read_ahead(each_of(images), self.network.preprocessing, BATCH_SIZE):
+            for position, one in enumerate(batch, done):
+                if one.problem is not None:
+                    raise ImageError(f"no features of {one.path or f'image {position}'}: {one.problem}")
+            pixels = normalised(_as_tensor(_pixels_of(batch)), self.network.preprocessing, self.device)
+            found.append(self.network.features(pixels).float().cpu().numpy())
+            done += len(batch)
+        return np.concatenate(found)
+
+    @overload
+    def explain(self, images: ImageLike, top: int = 4) -> Explanation: ...  # type: ignore[overload-overlap]
+    @overload
+    def explain(self, images: Iterable[ImageLike], top: int = 4) -> list[Explanation]: ...
+    def explain(self, images: ImageLike | Iterable[ImageLike], top: int = 4) -> Explanation | list[Explanation]:
+        """Return the `top` best answers to an image, or to each of several, with a heat map for each (Grad-CAM).
+
+        An image that cannot be read or decoded has a `problem` instead. Raises `UsageError` for anything that is no
+        image by its type, and `LandmarksError` for a network without maps.
+        """
+        found = list(self.explanations(images, top))
+        return found[0] if is_image_like(images) else found
+
+    def explanations(self, images: ImageLike | Iterable[ImageLike], top: int = 4) -> Iterator[Explanation]:
+        """Yield what `explain` returns, image by image."""
+        if top < 1:
+            raise UsageError("that many answers cannot be explained", received=top, expected="1 or more")
+        for batch in read_ahead(each_of(images), self.network.preprocessing, EXPLAINED_AT_ONCE):
+            seen = _pixels_of(batch)
+            explained = self._explanations(seen, top) if len(seen) else iter(())
+            for one in batch:
+                found = Explanation(problem=one.problem) if one.pixels is None else next(explained)
+                yield replace(found, path=one.path)
+
+    def _explanations(self, seen: NDArray[np.uint8], top: int) -> Iterator[Explanation]:
+        images = normalised(_as_tensor(seen), self.network.preprocessing, self.device)
+        explained = explain_images(self.network, images, top, self.temperature)
+        probabilities = explained.probabilities.gather(1, explained.labels).tolist()
+        maps = scaled(explained.maps).float().cpu().numpy()
+        for row, labels in enumerate(explained.labels.tolist()):
+            answers = answers_of(self.names, self.landmark_ids, labels, probabilities[row])
+            yield Explanation(answers, maps[row], seen[row], explained.method)
 
     @torch.no_grad()
     def answer(self, images: torch.Tensor, first: NDArray[np.int64] | None = None) -> Answers:
@@ -79,14 +194,50 @@ class Recogniser:
         return digest_of(self.temperature, None if self.gallery is None else self.gallery.digest)
 
 
+def load(place: Run | Path | str, *, device: str = "auto") -> Recogniser:
+    """Open a run, or its folder, as a `Recogniser`: network, labels, temperature, gallery and threshold, read once.
+
+    `device` is auto, cpu, cuda or mps. Raises `LandmarksError` when `place` is no finished run.
+    """
+    run = place if isinstance(place, Run) else open_run(place)
+    return open_recogniser(run, open_gallery(run), device)
+
+
 def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "auto") -> Recogniser:
-    """Load a run's network on `device` (see `choose_device`), with the temperature its `model.json` holds."""
+    """Load a run's network on `device` (see `choose_device`), with temperature and threshold from its `model.json`."""
     place = torch.device(choose_device(device).value)
     record: dict[str, Any] = read_record(run.folder / "model.json")
     network = folded(run.network().to(place))
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
-    return Recogniser(network, float(record.get("temperature") or 1.0), gallery, place)
+    ids = run.labels["landmark_id"].to_list()
+    rejection = record.get("rejection")
+    return Recogniser(
+        network=network,
+        names=[str(id) if name is None else name for id, name in zip(ids, run.labels["name"], strict=True)],
+        landmark_ids=ids,
+        temperature=float(record.get("temperature") or 1.0),
+        gallery=gallery,
+        rule=None if rejection is None else Rule(**rejection["rule"]),
+        threshold=0.0 if rejection is None else float(rejection["threshold"]),
+        device=place,
+    )
+
+
+def require_top(top: int) -> None:
+    """Raise `UsageError` unless so many answers are kept per image."""
+    if not 1 <= top <= ANSWERS:
+        raise UsageError("that many answers cannot be had", received=top, expected=f"1 to {ANSWERS}")
+
+
+def _pixels_of(batch: list[ReadImage]) -> NDArray[np.uint8]:
+    """Return the images of a batch that could be read, uint8 (n, S, S, 3); n may be 0."""
+    pixels = [one.pixels for one in batch if one.pixels is not None]
+    return np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+
+
+def _as_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def update_model(run: Run, **changes: object) -> None:

@@ -62,3 +62,8 @@ def require_text(path: Path | str) -> None:
     """Raise `LandmarksError` unless `path` can be written as UTF-8: no table can be read or written elsewhere."""
     if not is_text(path):
         raise LandmarksError(f"the name {readable(path)} is not valid UTF-8", way_out="rename the file or the folder")
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, without control characters: names come from strangers."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

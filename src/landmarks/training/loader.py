@@ -134,9 +134,14 @@ def evaluation_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.ui
     The shorter side is resized to `round(image_size / crop)` and the centre cropped, in one resampling; a JPEG is
     decoded at the smallest scale that still has so many pixels.
     """
+    shorter = round(preprocessing.image_size / preprocessing.crop)
+    return centre_crop(decode(data, min_side=shorter), preprocessing)
+
+
+def centre_crop(pixels_of_one: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return the (S, S, 3) image that evaluation sees of decoded pixels (H, W, 3)."""
     size = preprocessing.image_size
     shorter = round(size / preprocessing.crop)
-    pixels_of_one = decode(data, min_side=shorter)
     height, width = pixels_of_one.shape[:2]
     side = size * min(width, height) / shorter
     left, top = (width - side) / 2, (height - side) / 2

@@ -1,0 +1,106 @@
+"""What a recogniser says about an image: its answers with their probabilities, and where it looked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landmarks.support.systems import printable
+
+NOT_KNOWN = "not a landmark I know"
+"""The answer to an image whose score lies below the threshold stored with the model."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One landmark that an image may show."""
+
+    label: int
+    """The landmark's position among those the recogniser knows, from 0."""
+    landmark_id: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a recogniser says about one image, best answer first; a notebook shows it as a table with bars."""
+
+    answers: tuple[Answer, ...] = ()
+    known: bool | None = None
+    r"""Whether the image shows a landmark that the recogniser knows; None where it has no threshold to tell."""
+    problem: str | None = None
+    """Why there are no answers: the image cannot be read or decoded."""
+    path: str | None = None
+    r"""The file, with \x.. where a byte of its name is no UTF-8; None for an image that came as bytes or pixels."""
+
+    def __str__(self) -> str:
+        lines = [] if self.path is None else [printable(self.path)]
+        if self.problem is not None:
+            lines.append(f"no answer: {printable(self.problem)}")
+        if self.known is False:
+            lines.append(NOT_KNOWN)
+        return "\n".join(lines + [f"{one.probability:7.1%}  {printable(one.name)}" for one in self.answers])
+
+    def _repr_html_(self) -> str:
+        caption = "" if self.path is None else f"<caption>{escape(self.path)}</caption>"
+        first = self.problem if self.problem is not None else NOT_KNOWN if self.known is False else None
+        rows = [] if first is None else [f'<tr><td colspan="3">{escape(first)}</td></tr>']
+        return f"<table>{caption}{''.join(rows + [_row(one) for one in self.answers])}</table>"
+
+
+def _row(answer: Answer) -> str:
+    bar = f'<div style="width:{100 * answer.probability:.1f}px;height:0.8em;background:#4c78a8"></div>'
+    return (
+        f'<tr><td style="text-align:left">{escape(answer.name)}</td><td style="width:100px">{bar}</td>'
+        f"<td>{answer.probability:.1%}</td></tr>"
+    )
+
+
+class Recognitions(tuple[Recognition, ...]):
+    """What a recogniser says about several images, in their order."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def _repr_html_(self) -> str:
+        return "".join(one._repr_html_() for one in self)
+
+
+def _no_maps() -> NDArray[np.float32]:
+    return np.zeros((0, 0, 0), dtype=np.float32)
+
+
+def _no_image() -> NDArray[np.uint8]:
+    return np.zeros((0, 0, 3), dtype=np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The best answers to one image, and where the network looked for each; both empty where there is a `problem`."""
+
+    answers: tuple[Answer, ...] = ()  # k of them, best first
+    maps: NDArray[np.float32] = field(default_factory=_no_maps)
+    """Heat maps (k, h, w), each from 0 to 1 at its warmest position; all 0 where nothing speaks for the answer."""
+    image: NDArray[np.uint8] = field(default_factory=_no_image)
+    """The image as the network saw it, RGB (S, S, 3)."""
+    method: str = ""
+    """How the maps were computed."""
+    problem: str | None = None
+    """Why there are none: the image cannot be read or decoded."""
+    path: str | None = None
+    """The file, as in `Recognition`."""
+
+
+def answers_of(
+    names: Sequence[str], landmark_ids: Sequence[int], labels: Sequence[int], probabilities: Sequence[float]
+) -> tuple[Answer, ...]:
+    """Return the answers `labels` with their `probabilities`, given what each label stands for."""
+    pairs = zip(labels, probabilities, strict=True)
+    return tuple(Answer(label, landmark_ids[label], names[label], probability) for label, probability in pairs)

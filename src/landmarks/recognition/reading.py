@@ -1,0 +1,128 @@
+"""Images in the forms in which people have them (files, bytes, Pillow's images, arrays), as a network sees them."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from landmarks.dataset.images import ImageError, pixels_of_pillow
+from landmarks.models.network import Preprocessing
+from landmarks.support.errors import UsageError
+from landmarks.support.systems import readable
+from landmarks.training.loader import BATCHES_AHEAD, centre_crop, default_workers, evaluation_image
+
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+"""An image: the path of a file, a file's bytes, one of Pillow's images, or RGB pixels (H, W, 3)."""
+
+MAX_FILE_BYTES = 256 * 1024**2
+"""A file beyond this size is named as a problem and not read."""
+
+EXPECTED = "a path, bytes, a Pillow image, a uint8 array (H, W, 3), or a sequence of these"
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image as the network sees it, uint8 (S, S, 3), or why there is none."""
+
+    path: str | None
+    pixels: NDArray[np.uint8] | None
+    problem: str | None = None
+
+
+def is_image_like(images: object) -> bool:
+    """Return whether `images` is a single image rather than several."""
+    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray)
+
+
+def each_of(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """Return `images` as several, also when it is a single one; raise `UsageError` when it is neither."""
+    if is_image_like(images):
+        return [images]  # type: ignore[list-item]
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise _wrong(images)
+    return images  # type: ignore[return-value]
+
+
+def read_ahead(images: Iterable[ImageLike], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[ReadImage]]:
+    """Yield `images` in batches, in their order; the next ones are read and decoded in the meantime.
+
+    Raises `UsageError` for what is no image by its type. What cannot be read or decoded is yielded with its problem.
+    """
+    pending: deque[list[Future[ReadImage]]] = deque()
+    left = iter(images)
+    with ThreadPoolExecutor(default_workers(), thread_name_prefix="images") as pool:
+        while some := list(islice(left, batch_size)):
+            given = [_given(one) for one in some]
+            pending.append([pool.submit(_read, one, preprocessing) for one in given])
+            if len(pending) > BATCHES_AHEAD:
+                yield [future.result() for future in pending.popleft()]
+        for batch in pending:
+            yield [future.result() for future in batch]
+
+
+Given: TypeAlias = Path | bytes | NDArray[np.uint8] | ImageError
+
+
+def _given(image: object) -> Given:
+    """Return an image in a form that any thread may read: Pillow's images, read late and once, are none."""
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+        if isinstance(path, str):
+            return Path(path)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, Image.Image):
+        try:
+            return pixels_of_pillow(image)
+        except ImageError as error:
+            return error
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image if image.size else ImageError("an image without pixels")
+    raise _wrong(image)
+
+
+def _read(image: Given, preprocessing: Preprocessing) -> ReadImage:
+    path = readable(image) if isinstance(image, Path) else None
+    try:
+        return ReadImage(path, _seen(image, preprocessing))
+    except ImageError as error:
+        return ReadImage(path, None, str(error))
+    except OSError as error:
+        return ReadImage(path, None, f"it cannot be read ({error.strerror})")
+
+
+def _seen(image: Given, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    if isinstance(image, ImageError):
+        raise image
+    if isinstance(image, np.ndarray):
+        return centre_crop(image, preprocessing)
+    if isinstance(image, Path):
+        image = _bytes_of(image)
+    return evaluation_image(image, preprocessing)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(f"the file is larger than {MAX_FILE_BYTES >> 20} MB")
+        return path.read_bytes()
+    except ValueError as error:  # a name that no file can have, with a null in it
+        raise ImageError(f"it cannot be read ({error})") from error
+
+
+def _wrong(received: object) -> UsageError:
+    kind = type(received)
+    what = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    if isinstance(received, np.ndarray):
+        what = f"a {received.dtype} array {received.shape}"
+    return UsageError("that is no image", received=what, expected=EXPECTED)

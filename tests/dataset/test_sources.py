@@ -1,0 +1,56 @@
+"""One list of the image files in a folder, whoever asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from landmarks.dataset.sources import SUFFIXES, find_images, images_in, list_source
+from landmarks.support.errors import LandmarksError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two images, one that is called otherwise, two hidden names, one of them of a folder."""
+    for name in ("b/2.JPG", "a.heic", "notes.txt", ".DS_Store", ".cache/3.jpg"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(b"-")
+    return tmp_path / "mine"
+
+
+def test_hidden_files_and_those_of_another_name_are_passed_by_and_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_images([folder, folder / "notes.txt"]) == [folder / "a.heic", folder / "b/2.JPG", folder / "notes.txt"]
+    assert "passed by 1 that are no images by name, 2 hidden" in capsys.readouterr().err
+
+
+def test_an_import_lists_the_same_files_and_counts_the_same_ones(folder: Path) -> None:
+    source, listed = list_source(folder), images_in(folder)
+    assert [one.path for one in source.found] == find_images([folder]) == listed.images
+    assert (source.others, source.hidden) == (len(listed.others), listed.hidden) == (1, 2)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_ending_of_an_image_is_taken_in_any_case(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"one{suffix.upper()}").write_bytes(b"-")
+    assert len(find_images([tmp_path])) == 1
+
+
+def test_links_to_folders_are_not_followed_but_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        (folder / "again.jpg").symlink_to(folder / "b", target_is_directory=True)
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert find_images([folder]) == [folder / "a.heic", folder / "b/2.JPG"]
+    assert "passed by 2 that are no images by name" in capsys.readouterr().err
+
+
+def test_a_folder_without_images_says_what_it_holds(folder: Path) -> None:
+    for path in (folder / "a.heic", folder / "b/2.JPG"):
+        path.unlink()
+    with pytest.raises(LandmarksError, match="holds no images; received 1 that are no images by name, 2 hidden"):
+        find_images([folder])
+    with pytest.raises(LandmarksError, match="there is no image"):
+        find_images([folder / "nowhere"])
