@@ -76,6 +76,19 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
         _ = landmarks.tarin
 
 
+def test_a_function_whose_extra_is_missing_says_which() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; import landmarks\n"
+        "try: landmarks.train\n"
+        "except landmarks.LandmarksError as error: sys.exit(f'{type(error).__name__}: {error}')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stderr == (
+        'MissingExtraError: landmarks.train needs the extra "train", which is not installed (no module named torch); '
+        'install it with: pip install "landmarks[train]"\n'
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
