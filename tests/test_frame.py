@@ -36,6 +36,12 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded_after("from landmarks.cli.main import run; run(['-h'])") & set(HEAVY)
 
 
+def test_answering_loads_neither_what_trains_nor_what_draws() -> None:
+    loaded = loaded_after("import landmarks; landmarks.predict")
+    assert {"torch", "timm"} <= loaded
+    assert not loaded & {"accelerate", "altair", "jinja2", "optuna", "sklearn", "vl_convert"}
+
+
 @pytest.mark.slow
 def test_help_answers_in_under_half_a_second() -> None:
     # Alone among the tests this one has a limit, since the promise itself is a time. The best of five is compared, and
