@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import files, packages_distributions, requires
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from landmarks.cli.main import run
+from landmarks.cli.main import VERBS, run
 from landmarks.dataset.images import encode, resize
 from landmarks.miniature.make import make_miniature
+from landmarks.support.errors import EXTRAS
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from landmarks.training.finetune import copy_of_weights
 
 SCRIPTS = Path(__file__).parent / "elsewhere"
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TRAINED = ["--backbone", "test_resnet", "--weights", "none", "--image-size", "32", "--epochs", "2", "--batch-size", "8",
            "--tracking", "none"]  # fmt: skip
 
@@ -172,3 +179,58 @@ def test_the_verbs_need_no_home_and_no_dataset_that_can_be_written(
     told = program(["evaluate", place / "run"], code=1, **home)
     assert re.search(r"error: .*run cannot be written \(Read-only file system\); choose a folder", told)
     assert not list(place.glob("home/*"))
+
+
+def installed_with(requirements: list[str]) -> set[str]:
+    """Return the modules that pip installs for `requirements`, and for what these require in turn."""
+    names, waiting = set(), list(requirements)
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if wanted and canonicalize_name(requirement.name) not in names:
+            names.add(canonicalize_name(requirement.name))
+            waiting += requires(requirement.name) or []
+    paths = [path for name in names for path in files(name) or []]
+    return {path.parts[0] if len(path.parts) > 1 else str(inspect.getmodulename(path.name)) for path in paths}
+
+
+def test_the_base_install_takes_images_from_the_archive_to_splits_and_names_the_extra_for_the_rest(
+    tmp_path: Path,
+) -> None:
+    mirror, chosen, index, data = (tmp_path / name for name in ("mirror", "two.parquet", "index.parquet", "data"))
+    make_miniature(mirror, landmarks=2, images=6, others=2, size=64)
+    there = installed_with(PROJECT["dependencies"])
+    assert {"numpy", "polars", "rich", "pygments"} <= there
+    assert not there & {module for modules in EXTRAS.values() for module in modules}
+    verbs = [verb for _, verbs in VERBS.values() for verb in verbs]
+    told = on(
+        "base",
+        ["-h"],
+        *([verb, "-h"] for verb in verbs),
+        ["select", mirror, "-o", chosen, "--take", "2"],
+        ["locate", mirror, "-o", index],
+        ["fetch", chosen, "-o", data, "--index", index],
+        ["split", data, "--val", "0.3", "--test", "0.3"],
+        ["credits", data],
+        ["unpack", data, "-o", tmp_path / "unpacked"],
+        ["import", tmp_path / "unpacked", "-o", tmp_path / "again"],
+        ["train", data, "-o", tmp_path / "run"],
+        code=2,
+        MODULES=" ".join(there),
+    )
+    assert told.splitlines()[-1] == (
+        'error: landmarks train needs the extra "train", which is not installed (no module named torch); '
+        'install it with: pip install "landmarks[train]"'
+    )
+    fetched, again = (len(pl.read_parquet(folder / "images.parquet")) for folder in (data, tmp_path / "again"))
+    assert 0 < fetched == again
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_a_missing_module_leads_to_the_extra_that_installs_it(extra: str) -> None:
+    required = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"][extra]}
+    distributions = packages_distributions()
+    if missing := set(EXTRAS[extra]) - set(distributions):
+        pytest.skip(f"{', '.join(missing)} is not installed")
+    named = {canonicalize_name(name) for module in EXTRAS[extra] for name in distributions[module]}
+    assert named == required - {"landmarks"}

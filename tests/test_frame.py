@@ -36,6 +36,12 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded_after("from landmarks.cli.main import run; run(['-h'])") & set(HEAVY)
 
 
+def test_answering_loads_neither_what_trains_nor_what_draws() -> None:
+    loaded = loaded_after("import landmarks; landmarks.predict")
+    assert {"torch", "timm"} <= loaded
+    assert not loaded & {"accelerate", "altair", "jinja2", "optuna", "sklearn", "vl_convert"}
+
+
 @pytest.mark.slow
 def test_help_answers_in_under_half_a_second() -> None:
     # Alone among the tests this one has a limit, since the promise itself is a time. The best of five is compared, and
@@ -74,6 +80,19 @@ def test_the_public_surface_is_the_verbs_and_what_they_return() -> None:
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'tarin'"):
         _ = landmarks.tarin
+
+
+def test_a_function_whose_extra_is_missing_says_which() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; import landmarks\n"
+        "try: landmarks.train\n"
+        "except landmarks.LandmarksError as error: sys.exit(f'{type(error).__name__}: {error}')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stderr == (
+        'MissingExtraError: landmarks.train needs the extra "train", which is not installed (no module named torch); '
+        'install it with: pip install "landmarks[train]"\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,10 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+    from landmarks.support.errors import naming_the_extra
+
+    with naming_the_extra(f"landmarks.{name}"):
+        value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
     return value
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from landmarks.support.errors import LandmarksError, MissingExtraError, UsageError, did_you_mean, import_extra
+from landmarks.support.errors import LandmarksError, MissingExtraError, UsageError, did_you_mean, naming_the_extra
 
 
 def test_an_error_is_one_line_with_what_was_received_expected_and_the_way_out() -> None:
@@ -23,6 +23,12 @@ def test_a_slip_of_the_pen_is_recognised(name: str, hint: str) -> None:
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
-    assert import_extra("json", "tune").loads("1") == 1
-    with pytest.raises(MissingExtraError, match=r'pip install "landmarks\[tune\]"'):
-        import_extra("no_such_package", "tune")
+    line = 'a search needs the extra "tune", .*no module named optuna.*pip install "landmarks\\[tune\\]"'
+    with pytest.raises(MissingExtraError, match=line), naming_the_extra("a search"):
+        raise ModuleNotFoundError("No module named 'optuna'", name="optuna")
+
+
+@pytest.mark.parametrize("module", ["landmarks.no_such_room", "numpy", "torch.no_such_part"])
+def test_a_missing_module_of_no_extra_is_not_blamed_on_one(module: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match="No module named"), naming_the_extra("a search"):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -16,8 +17,10 @@ from landmarks.training.machine import (
     choose_precision,
     in_parts,
     is_out_of_memory,
+    open_machine,
     peak_memory_mb,
 )
+from landmarks.training.recipe import recipe_named
 
 
 def test_images_pass_in_halves_until_they_fit_and_the_number_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +114,9 @@ def test_apples_processor_is_the_best_where_there_is_one(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("name", "layout"), [("test_resnet", "channels last"), ("test_vit", "channels first")])
 def test_convolutions_get_channels_last(name: str, layout: str) -> None:
     assert choose_layout(timm.create_model(name)).value == layout
+
+
+def test_a_tracker_that_is_not_installed_is_not_passed_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(UsageError, match=r'"tensorboard", whose package is not installed.*landmarks\[tracking\]'):
+        open_machine(recipe_named("default", tracking="tensorboard", device="cpu"), tmp_path)

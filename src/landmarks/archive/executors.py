@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
-from landmarks.support.errors import UsageError, import_extra
+from landmarks.support.errors import UsageError, naming_the_extra
 from landmarks.support.systems import usable_processors
 
 _SECONDS_BETWEEN_BEATS = 5.0
@@ -36,7 +36,8 @@ def workforce(workers: int | None, cluster: str | None) -> Iterator[Executor]:
         with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="tar") as pool:
             yield pool
         return
-    distributed = import_extra("distributed", "cluster")
+    with naming_the_extra("fetching on a cluster"):
+        import distributed
     try:
         client = distributed.Client(cluster, timeout="20s", set_as_default=False)
     except (OSError, ValueError) as error:

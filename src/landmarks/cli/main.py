@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from landmarks import __version__
-from landmarks.support.errors import LandmarksError, did_you_mean
+from landmarks.support.errors import LandmarksError, did_you_mean, naming_the_extra
 from landmarks.support.systems import accept_any_text
 
 app = typer.Typer(
@@ -68,14 +68,15 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one verb and return its exit code."""
     debug = "--debug" in arguments
+    verb = next((word for word in arguments if not word.startswith("-")), "")
     try:
-        result = app([word for word in arguments if word != "--debug"] or ["-h"], standalone_mode=False)
+        with naming_the_extra(f"landmarks {verb}"):
+            result = app([word for word in arguments if word != "--debug"] or ["-h"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = 130
     except typer.TyperException as error:
         verbs = [verb for _, panel in VERBS.values() for verb in panel]
-        wrong_verb = next((word for word in arguments if not word.startswith("-")), "")
-        hint = "" if wrong_verb in verbs else did_you_mean(wrong_verb, verbs)
+        hint = "" if verb in verbs else did_you_mean(verb, verbs)
         _say(f"error: {error.format_message()} {hint or 'landmarks -h shows what there is'}")
         return 2
     except Exception as error:

@@ -4,17 +4,16 @@
     ├── StaleError          something computed earlier no longer belongs to what it was computed from
     ├── BusyError           another process is working on the same output
     └── UsageError          exit code 2: the command was wrong
-        └── MissingExtraError   an optional dependency is not installed
+        └── MissingExtraError   an extra of the package is not installed
 
 Anything else that reaches the shell is a bug.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import importlib
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Iterable, Iterator
 
 
 class LandmarksError(Exception):
@@ -48,7 +47,7 @@ class UsageError(LandmarksError):
 
 
 class MissingExtraError(UsageError):
-    """An optional dependency is not installed."""
+    """An extra of the package is not installed."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -57,12 +56,37 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f'did you mean "{close[0]}"?' if close else ""
 
 
-def import_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or raise `MissingExtraError` that names the extra which holds it."""
+EXTRAS = {
+    "train": (
+        "accelerate",
+        "altair",
+        "faiss",
+        "huggingface_hub",
+        "jinja2",
+        "psutil",
+        "safetensors",
+        "sklearn",
+        "timm",
+        "torch",
+        "vl_convert",
+    ),
+    "tune": ("optuna",),
+    "cluster": ("distributed",),
+    "tracking": ("tensorboard",),
+}
+"""Extra → the modules that it installs and the base install lacks."""
+
+
+@contextlib.contextmanager
+def naming_the_extra(what: str) -> Iterator[None]:
+    """Raise `MissingExtraError` where the block lacks a module of an extra: `what` needs it. Any other error passes."""
     try:
-        return importlib.import_module(module)
+        yield
     except ModuleNotFoundError as error:
+        extra = next((extra for extra, modules in EXTRAS.items() if error.name in modules), None)
+        if extra is None:
+            raise
         raise MissingExtraError(
-            f"this needs the package {module}, which is not installed",
+            f'{what} needs the extra "{extra}", which is not installed (no module named {error.name})',
             way_out=f'install it with: pip install "landmarks[{extra}]"',
         ) from error

@@ -14,16 +14,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PACKAGES = ("landmarks", "torch", "timm", "accelerate", "numpy", "pillow", "simplejpeg", "polars", "safetensors")
 """What a run's record names the versions of: everything that numbers pass through."""
@@ -92,7 +93,11 @@ class Machine:
 
     def from_main(self, value: Any) -> Any:
         """Return the main process's `value` in every process."""
-        return broadcast_object_list([value])[0] if self.processes > 1 else value
+        if self.processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
     def say(self, text: str) -> None:
         """Print one line, once for all processes."""
@@ -102,11 +107,18 @@ class Machine:
 
 def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
     """Return the machine as `recipe` wants it, with every choice that was made and its reason; `out` holds trackers."""
-    device = choose_device(recipe.device)
+    from accelerate import Accelerator  # half a second, which answering an image does without
+
+    device, tracker = choose_device(recipe.device), _tracker(recipe.tracking)
     try:
-        accelerator = Accelerator(cpu=device.value == "cpu", log_with=_tracker(recipe.tracking), project_dir=out)
+        accelerator = Accelerator(cpu=device.value == "cpu", log_with=tracker, project_dir=out)
     except ValueError as error:  # accelerate knows no such tracker, or this process already computes elsewhere
         raise UsageError(f"the training cannot begin: {error}") from error
+    if tracker and not accelerator.log_with:  # accelerate passes by a tracker whose package is missing
+        raise UsageError(
+            f'the training cannot be followed with "{tracker}", whose package is not installed',
+            way_out='pip install "landmarks[tracking]" brings TensorBoard; --tracking none does without',
+        )
     precision = choose_precision(recipe.precision, device.value)
     choices = [device, precision]
     if accelerator.num_processes > 1:

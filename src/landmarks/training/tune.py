@@ -14,7 +14,7 @@ from landmarks.dataset.manifest import open_dataset
 from landmarks.models.heads import HEADS, build_head
 from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
-from landmarks.support.errors import UsageError, import_extra
+from landmarks.support.errors import UsageError, naming_the_extra
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
 from landmarks.training.machine import open_machine
@@ -44,7 +44,8 @@ def tune(
     2011) from `seed`. Of equal accuracies the lower validation loss is better. With few validation images the best
     of many trials is partly chance: its number is not what a test set will say. Needs the extra `tune`.
     """
-    optuna = import_extra("optuna", "tune")
+    with naming_the_extra("landmarks tune"):
+        import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     chosen = recipe_named(recipe, **settings)
     if chosen.from_scratch:
