@@ -15,7 +15,7 @@ from landmarks.support.files import read_record, write_record
 
 
 def test_draws_are_shown_as_a_histogram_where_there_were_some(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "one", make_dataset(tmp_path / "data", images=60, unknown=0), maps=0)
+    run = make_run(tmp_path / "one", make_dataset(tmp_path / "data", count=60, unknown=0), maps=0)
     assert "How much the choice" not in report(run, tmp_path / "before.html").read_text(encoding="utf-8")
     accuracies = np.random.default_rng(0).normal(0.9, 0.02, 200)
     own = {"accuracy": 0.93, "landmarks": 20, "place": place_of(0.93, accuracies)}
@@ -34,7 +34,7 @@ def test_draws_are_shown_as_a_histogram_where_there_were_some(tmp_path: Path) ->
 
 
 def test_draws_of_images_that_the_network_was_fine_tuned_on_are_said_to_be_too_good(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "one", make_dataset(tmp_path / "data", images=60, unknown=0), maps=0)
+    run = make_run(tmp_path / "one", make_dataset(tmp_path / "data", count=60, unknown=0), maps=0)
     held = {"name": "test", "split": "train", "landmarks": 2, "of": 20, **describe(np.array([0.8, 0.9])), "own": None}
     write_record(run / "metrics" / f"test{SUFFIX}", {**held, "accuracies": [0.8, 0.9]}, verb="evaluate")
     assert "all its draws are too good" in report(run, tmp_path / "tuned.html").read_text(encoding="utf-8")
