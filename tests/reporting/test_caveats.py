@@ -204,7 +204,7 @@ def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_e
         **scores,
     )
     about = {"name": "test", "split": "test", "data": str(data.folder), "temperature": 1.3, "seconds": 2.0}
-    write_metrics(folder, data.labels, arrays_of(predictions), about, inputs="")
+    write_metrics(folder, data.labels, arrays_of(predictions), about, verb="evaluate", inputs="")
     (files,) = read_run_files([folder])
     tables = [results_table([files]), evaluations_table(files), rejection(files.main.metrics)]
     shown = {column.title for table in tables for column in table.columns if column.numeric}

@@ -21,7 +21,7 @@ def evaluate(
     ] = "test",
     unknown: Annotated[
         Path | None,
-        typer.Option(help="A dataset (landmarks import) of images that show nothing known, whatever they show."),
+        typer.Option(help="A dataset (landmarks import) whose images all count as unknown, whatever they show."),
     ] = None,
     false_acceptance: Annotated[
         float | None,

@@ -110,7 +110,7 @@ def _validated(run: RunFiles) -> dict[str, Any]:
 
 
 def described(run: RunFiles) -> str:
-    """Return what a run's network is made of: `resnet50, study head, imagenet weights`; a name already told is not."""
+    """Return what a run's network is made of: `resnet50, mlp head, imagenet weights`; a name already told is not."""
     backbone, head, weights = (run.field("network", name) for name in ("backbone", "head", "weights"))
     told = [backbone if backbone != run.name else "", head and f"{head} head"]
     told.append("from scratch" if weights == "none" else weights and f"{Path(str(weights)).stem} weights")
