@@ -198,7 +198,7 @@ def test_the_base_install_takes_images_from_the_archive_to_splits_and_names_the_
     tmp_path: Path,
 ) -> None:
     mirror, chosen, index, data = (tmp_path / name for name in ("mirror", "two.parquet", "index.parquet", "data"))
-    make_miniature(mirror, landmarks=2, images=6, others=2, size=64)
+    make_miniature(mirror, landmarks=2, images=6, unknown=2, size=64)
     there = installed_with(PROJECT["dependencies"])
     assert {"numpy", "polars", "rich", "pygments"} <= there
     assert not there & {module for modules in EXTRAS.values() for module in modules}

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -111,10 +112,12 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
 
     device, tracker = choose_device(recipe.device), _tracker(recipe.tracking)
     try:
-        accelerator = Accelerator(cpu=device.value == "cpu", log_with=tracker, project_dir=out)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`log_with=.* no supported trackers")  # an error below
+            accelerator = Accelerator(cpu=device.value == "cpu", log_with=tracker, project_dir=out)
     except ValueError as error:  # accelerate knows no such tracker, or this process already computes elsewhere
         raise UsageError(f"the training cannot begin: {error}") from error
-    if tracker and not accelerator.log_with:  # accelerate passes by a tracker whose package is missing
+    if tracker and not accelerator.log_with:
         raise UsageError(
             f'the training cannot be followed with "{tracker}", whose package is not installed',
             way_out='pip install "landmarks[tracking]" brings TensorBoard; --tracking none does without',
