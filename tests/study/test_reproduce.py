@@ -23,9 +23,11 @@ from landmarks.dataset.shards import PhotoReader
 from landmarks.study.attempts import attempts, starts
 from landmarks.study.protocol import PROTOCOLS, by_reference, divided
 from landmarks.study.published import IN_THE_TABLE
+from landmarks.study.record import Reproduction
 from landmarks.study.reproduce import reproduce
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
+from landmarks.support.tables import read_table, write_table
 from landmarks.training.run import open_run
 
 TWO = {"networks": "baseline,resnet18", "weights": "none", "image_size": 32, "epochs": 2}
@@ -80,6 +82,22 @@ mortal(finetune, "add_gradients", step)
 mortal(predictions, "_answers", answer)
 sys.exit(run(sys.argv[3:]))
 """
+
+
+def test_whether_the_protocols_test_on_the_same_photographs_is_looked_up(data: Dataset, tmp_path: Path) -> None:
+    every = attempts("baseline", "none", image_size=32, epochs=1, seed=0)
+    study = Reproduction(tmp_path, data, {}, every, None)
+
+    def said() -> list[str]:
+        return [note for note in study.keep()["notes"] if "protocols test on" in note]
+
+    assert said() == []  # nothing is divided yet
+    for protocol in PROTOCOLS:
+        landmarks.split(by_reference(data, tmp_path / "data" / protocol.by).folder, by=protocol.by, val=0.2, test=0.2)
+    assert said() == ["The two protocols test on different photographs."]
+    same = read_table(tmp_path / "data" / "random" / "split.parquet")
+    write_table(tmp_path / "data" / "group" / "split.parquet", same)
+    assert said() == ["The two protocols test on the same photographs."]
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from landmarks.dataset.manifest import Dataset
 from landmarks.report.pieces import Pieces, read_pieces
 from landmarks.report.study import study_numbers
@@ -15,11 +17,15 @@ from landmarks.study.attempts import Attempt, changed
 from landmarks.study.protocol import PROTOCOLS, TEST, VAL
 from landmarks.study.published import DROPPED, IN_THE_TABLE, LANDMARKS, PHOTOGRAPHS, published
 from landmarks.support.errors import LandmarksError, StaleError
-from landmarks.support.files import read_record, write_record, written_whole
+from landmarks.support.files import digest_of, read_record, write_record, written_whole
+from landmarks.support.tables import read_table
 from landmarks.training.run import RECORD as RUN_RECORD
 
 RECORD = "study.json"
 """A folder that holds it is a reproduction, finished or not."""
+
+SPLIT_FILE = "split.parquet"
+"""Where a dataset's folder says which part each photograph is in."""
 
 NOT_YET = "not trained yet"
 """What is said of an attempt that is still to come."""
@@ -88,9 +94,12 @@ class Reproduction:
             f"{len(self.source.labels):,} with {len(self.source.photos):,}. {known}.",
             f"Of each landmark {100 * VAL:.0f} % of the photographs are validation and {100 * TEST:.0f} % test; the "
             "study's shares are not known here, nor is all of its recipe (landmarks.training.recipes.study tells).",
-            "The two protocols test on different photographs"
-            + (f"; those of {test_set} are the same for both." if test_set else "."),
         ]
+        tested = self._tested_on()
+        if len(tested) > 1:
+            told = "the same photographs" if len(set(tested)) == 1 else "different photographs"
+            common = f"; those of {test_set} are the same for both" if test_set and len(set(tested)) > 1 else ""
+            notes.append(f"The two protocols test on {told}{common}.")
         if dropped := [attempt.network for attempt in self.attempts if attempt.network in DROPPED]:
             listed = " and ".join(dict.fromkeys(dropped))
             notes.append(f"The study gave up {listed} for want of memory: there is nothing to compare with.")
@@ -102,6 +111,12 @@ class Reproduction:
                 reasons.setdefault(why, []).append(f"{attempt.protocol.name}/{attempt.network}")
         notes += [f"Not done: {', '.join(names)}, as {why}." for why, names in reasons.items()]
         return notes
+
+    def _tested_on(self) -> list[str]:
+        """Return which photographs each protocol tests on, as a digest, of those whose data is divided already."""
+        splits = [self.folder / "data" / protocol.by / SPLIT_FILE for protocol in PROTOCOLS]
+        tables = [read_table(split) for split in splits if split.exists()]
+        return [digest_of(table.filter(pl.col("part") == "test")["id"].sort().to_list()) for table in tables]
 
 
 def _top1(run: Pieces, name: str | None) -> dict[str, Any] | None:
