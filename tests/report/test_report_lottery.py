@@ -10,7 +10,7 @@ from run_factory import make_dataset, make_run
 
 from landmarks.evaluation.lottery import SUFFIX, describe, place_of
 from landmarks.report.page import report
-from landmarks.support.files import write_record
+from landmarks.support.files import read_record, write_record
 
 
 def test_a_lottery_is_drawn_where_one_was_held(tmp_path: Path) -> None:
@@ -18,12 +18,26 @@ def test_a_lottery_is_drawn_where_one_was_held(tmp_path: Path) -> None:
     assert "How lucky" not in report(run, tmp_path / "before.html").read_text(encoding="utf-8")
     accuracies = np.random.default_rng(0).normal(0.9, 0.02, 200)
     own = {"accuracy": 0.93, "landmarks": 20, "place": place_of(0.93, accuracies)}
-    held = {"name": "test", "landmarks": 10, "of": 20, **describe(accuracies), "own": own}
+    held = {"name": "test", "part": "train", "landmarks": 10, "of": 20, **describe(accuracies), "own": own}
+    held["definitions"] = {"lottery": "Drawn at random.", "place": "Share of draws below."}
     write_record(run / "metrics" / f"test{SUFFIX}", {**held, "accuracies": accuracies.tolist()}, verb="evaluate")
     page = report(run, tmp_path / "after.html").read_text(encoding="utf-8")
     assert 'id="one-lottery"' in page
     assert "200 draws of 10 of 20 landmarks" in page
     assert "other numbers of landmarks do not compare" in page
+    assert "<dt>Draws of landmarks</dt><dd>Drawn at random.</dd>" in page
+    assert "<dt>Place among the draws</dt><dd>Share of draws below.</dd>" in page
     counted = pl.read_csv(tmp_path / "figures" / "one-lottery-test.csv")
     assert counted["draws"].sum() == 200
     assert (tmp_path / "figures" / "one-lottery-test.svg").exists()
+
+
+def test_draws_of_photographs_that_the_network_was_fine_tuned_on_are_said_to_be_too_good(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", make_dataset(tmp_path / "data", photographs=60, others=0), maps=0)
+    held = {"name": "test", "part": "train", "landmarks": 2, "of": 20, **describe(np.array([0.8, 0.9])), "own": None}
+    write_record(run / "metrics" / f"test{SUFFIX}", {**held, "accuracies": [0.8, 0.9]}, verb="evaluate")
+    assert "all its draws are too good" in report(run, tmp_path / "tuned.html").read_text(encoding="utf-8")
+    record = read_record(run / "run.json")
+    record["best"]["phase"] = "warmup"
+    write_record(run / "run.json", record, verb="train")
+    assert "all its draws are too good" not in report(run, tmp_path / "head.html").read_text(encoding="utf-8")

@@ -54,12 +54,13 @@ def definitions(runs: Sequence[Pieces]) -> list[tuple[str, str]]:
             there = names_of(one.metrics)
             told |= {name: text for name, text in _told(one.metrics).items() if name in there}
         for held in run.lotteries:
-            told |= {f"lottery: {name}": text for name, text in _told(held).items() if name in _OF_A_LOTTERY}
+            meant = _told(held)
+            told |= {title: meant[name] for name, title in _OF_A_LOTTERY.items() if name in meant}
     return [(titled(name), readable(text, 800)) for name, text in told.items() if name not in _NOT_SHOWN]
 
 
-_OF_A_LOTTERY = ("lottery", "mean", "q05", "q95", "own", "place")
-"""Numbers of a lottery that its figure shows."""
+_OF_A_LOTTERY = {"lottery": "draws_of_landmarks", "place": "place_among_the_draws"}
+"""Numbers of a lottery whose figure does not say itself what they mean, and what they are called here."""
 
 
 def _counted(run: Pieces, name: str) -> bool:

@@ -261,6 +261,8 @@ def lottery(run: Pieces, figures: FigureFolder) -> list[Figure]:
             caption += f" The line is this run: {percent(own['accuracy'])} on {plural(own['landmarks'], 'landmark')}"
             caption += f", above {percent(own['place'], 0)} of the draws"
             caption += "." if own["landmarks"] == held["landmarks"] else "; other numbers of landmarks do not compare."
+        if held["name"] == "test" and held.get("part") == "train" and run.part("best", "phase") == "finetune":
+            caption += " The network was fine-tuned on the photographs drawn from: all its draws are too good."
         drawn.append(
             figures.draw(
                 charts.draws_histogram(frame, None if own is None else own["accuracy"]),
