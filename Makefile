@@ -2,11 +2,14 @@
 # make test    the fast tests, without the network
 # make check   style, types and the order of the rooms
 # make slow    the slow tests and those on real photographs (../shared), where there are any
-# make lock    choose the versions of requirements.lock anew (needs uv)
+# make lock    choose the versions of requirements.lock anew
+# make test-lowest  the fast tests on the lowest versions that pyproject.toml allows, in .venv-lowest (about 7 GB)
 PYTHON ?= python3
 BIN := .venv/bin
+UV := .venv-uv/bin/uv
+COMPILE := $(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.11 --no-annotate --no-header --no-emit-index-url
 
-.PHONY: .venv demo test check slow lock
+.PHONY: .venv demo test test-lowest check slow lock
 .DEFAULT_GOAL := .venv
 
 .venv: .venv/ready
@@ -32,6 +35,19 @@ check: .venv/ready
 slow: .venv/ready
 	$(BIN)/pytest -m "slow or shared"
 
-lock:
-	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
-		--no-annotate --no-header --no-emit-index-url --output-file requirements.lock
+lock: $(UV)
+	$(COMPILE) --universal --output-file requirements.lock
+
+$(UV):
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install --quiet uv
+
+.venv-lowest/ready: pyproject.toml $(UV)
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(COMPILE) --resolution lowest-direct --output-file .venv-lowest/requirements.txt
+	.venv-lowest/bin/pip install --quiet --requirement .venv-lowest/requirements.txt
+	.venv-lowest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch .venv-lowest/ready
+
+test-lowest: .venv-lowest/ready
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest --numprocesses auto
