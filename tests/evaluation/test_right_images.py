@@ -393,6 +393,17 @@ def test_a_dataset_that_took_the_place_of_its_own_is_told(place: Place, tmp_path
         evaluate(place.run)
 
 
+@pytest.mark.parametrize(
+    "told", [{"relative": 7}, {"relative": ["data"]}, {"relative": "da\x00ta", "folder": "\x00"}, {}]
+)
+def test_a_record_that_tells_nonsense_about_the_dataset_is_one_line(place: Place, told: dict[str, object]) -> None:
+    record = read_record(place.run / "run.json")
+    record["data"] = {"digest": "0", **told}
+    write_record(place.run / "run.json", record, verb="train")
+    with pytest.raises(LandmarksError, match="the dataset that run was trained on is not at"):
+        evaluate(place.run)
+
+
 def test_runs_judged_on_two_datasets_of_one_name_do_not_compare(place: Place, tmp_path: Path) -> None:
     other = Place(tmp_path / "there")
     for number in range(12):

@@ -45,7 +45,7 @@ def test_what_shows_nothing_known_was_not_trained_on(small_recipe: Recipe, tmp_p
     unknown = pl.when(pl.col("id") == nameless).then(None).otherwise("landmark_id").alias("landmark_id")
     photos.with_columns(unknown).write_parquet(data.folder / "photos.parquet")
     run = train(data.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
-    seen = run.seen()
+    seen = run.seen
     assert seen is not None and nameless not in seen["id"].to_list() and len(seen) == 9
 
 
@@ -56,7 +56,7 @@ def test_a_run_begun_from_another_carries_what_that_one_had_seen(
     assert first.record["best"]["phase"] == "finetune"
     other = make_dataset(tmp_path / "data", landmarks=2, train=3, val=2, test=1)
     later = train(other.folder, tmp_path / "later", recipe=replace(small_recipe, epochs=0, weights=str(first.folder)))
-    seen = later.seen()
+    seen = later.seen
     assert seen is not None
     before = seen.filter(pl.col("through") == "first").drop("through")
     assert before.equals(pl.read_parquet(first.folder / "images.parquet").drop("through"))
@@ -70,7 +70,7 @@ def test_a_trunk_that_was_left_as_it_was_has_seen_nothing(
 ) -> None:
     first = train(stripes.folder, tmp_path / "first", recipe=replace(small_recipe, epochs=0))
     later = train(stripes.folder, tmp_path / "later", recipe=replace(small_recipe, epochs=0, weights=str(first.folder)))
-    seen = later.seen()
+    seen = later.seen
     assert seen is not None and seen["through"].null_count() == len(seen)
 
 

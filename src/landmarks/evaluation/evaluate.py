@@ -11,9 +11,9 @@ import polars as pl
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.arrays import Arrays, arrays_of
+from landmarks.evaluation.called import name_of
 from landmarks.evaluation.choice import choose_threshold, halves_of
 from landmarks.evaluation.judge import write_metrics
-from landmarks.evaluation.names import name_of
 from landmarks.evaluation.predictions import read_predictions, with_truth, write_predictions
 from landmarks.evaluation.recogniser import Recogniser, open_recogniser, update_model
 from landmarks.evaluation.reference import ensure_reference, open_reference
@@ -147,7 +147,7 @@ def _own_to_fit_on(run: Run) -> Dataset | None:
     except LandmarksError as error:
         note(f"nothing new is fitted: {error}")
         return None
-    if run.seen() is None and not is_own(run, own):
+    if run.seen is None and not is_own(run, own):
         note(f"nothing new is fitted: {own.folder} is not as it was, and what {run.name} was trained on is not known")
         return None
     return own

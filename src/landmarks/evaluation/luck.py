@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
+from landmarks.evaluation.called import name_of
 from landmarks.evaluation.lottery import DEFINITIONS, SUFFIX, describe, drawable, held_out, lottery, place_of
-from landmarks.evaluation.names import name_of
 from landmarks.evaluation.rejection import directions
 from landmarks.evaluation.trunk import features_of
 from landmarks.support.console import note

@@ -53,7 +53,7 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
         "part": asked.part,
         "data_digest": dataset.digest,
         "model_digest": digest_of(run.digest, recogniser.digest),
-        "photographs": digest_of(photos.select("id", "truth").rows()),
+        "photographs": _digest_of(photos),
     }
     if path.exists() and all(read_metadata(path).get(key) == value for key, value in made_of.items()):
         return path
@@ -111,6 +111,12 @@ def read_predictions(path: Path) -> pl.DataFrame:
 def rejection_columns(predictions: pl.DataFrame) -> list[str]:
     """Return the names of a predictions table's rejection scores."""
     return [name for name in predictions.columns if name not in PREDICTIONS]
+
+
+def _digest_of(photos: pl.DataFrame) -> str:
+    """Return the digest of which photographs are answered and what they show, a slice at a time."""
+    digests = [digest_of(rows.rows()) for rows in photos.select("id", "truth").iter_slices(100_000)]
+    return digest_of(digests)
 
 
 def _answers(recogniser: Recogniser, dataset: Dataset, photos: pl.DataFrame, batch_size: int) -> Iterator[Answers]:

@@ -116,7 +116,7 @@ def suspects(
 
 def _tell_seen(run: Run, photos: pl.DataFrame) -> None:
     """Say how many of `photos` a fine-tuned run has seen: to check labels that is no harm, but it hides some."""
-    seen = run.seen()
+    seen = run.seen
     found = 0 if seen is None else len(sightings(photos, seen))
     if found and (run.record.get("best") or {}).get("phase") == "finetune":
         note(

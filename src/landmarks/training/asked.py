@@ -111,7 +111,7 @@ def _sightings(run: Run, dataset: Dataset, photos: pl.DataFrame, part: str, *, o
     In the run's own dataset the parts train and val are what it has seen, and the test is apart by the rule of the
     split: copies of a picture on both sides of a random one are told by `split`, and are no matter of this run.
     """
-    known = run.seen() if own else _known(run)
+    known = run.seen if own else _known(run)
     if known is None:
         return sightings(photos, pl.DataFrame(schema=SEEN))
     found = sightings(photos, known)
@@ -125,7 +125,7 @@ def _sightings(run: Run, dataset: Dataset, photos: pl.DataFrame, part: str, *, o
 
 def _known(run: Run) -> pl.DataFrame | None:
     """Return what `run` has seen; of a run that does not say, from its dataset, while that is as it was."""
-    seen = run.seen()
+    seen = run.seen
     if seen is not None:
         return seen
     try:

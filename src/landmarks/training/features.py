@@ -138,7 +138,7 @@ def kept_features(run: Run, dataset: Dataset, photos: pl.DataFrame) -> Rows | No
     They lie under a key that changes with the trunk: a run that was fine-tuned has another trunk than they are of.
     Nothing is computed, and nothing is written.
     """
-    seen = run.seen()
+    seen = run.seen
     if seen is None or not any(place.is_dir() for place in _places_of(dataset)):
         return None
     together = seen.filter(pl.col("through").is_null()).sort("id")

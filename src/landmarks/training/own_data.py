@@ -36,8 +36,12 @@ def whereabouts(folder: Path, *, beside: Path) -> dict[str, str]:
 
 def places_of(told: dict[str, Any], *, beside: Path) -> list[Path]:
     """Return where what `whereabouts` told of may lie, the likeliest first."""
-    places = [beside.resolve() / told["relative"]] if told.get("relative") else []
-    places += [Path(told["folder"])] if told.get("folder") else []
+    relative, folder = (
+        place if isinstance(place, str) and "\0" not in place else ""
+        for place in (told.get("relative"), told.get("folder"))
+    )
+    places = [beside.resolve() / relative] if relative else []
+    places += [Path(folder)] if folder else []
     return list(dict.fromkeys(place.resolve() for place in places))
 
 
@@ -59,7 +63,7 @@ def find_own(run: Run) -> Dataset:
     for dataset in found:
         if dataset.digest == told["digest"]:
             return dataset
-    seen = run.seen()
+    seen = run.seen
     for dataset in found:
         if seen is None or len(_here(seen, dataset)):
             return dataset
@@ -80,7 +84,7 @@ def open_own(run: Run) -> Dataset:
     told = run.record.get("data") or {}
     if told.get("digest") in (None, dataset.digest):
         return dataset
-    seen = run.seen()
+    seen = run.seen
     if seen is None:
         raise StaleError(
             f"{dataset.folder} is not as it was when {run.name} was trained, and which photographs the run was trained "
@@ -123,7 +127,7 @@ def photographs_seen(run: Run, dataset: Dataset, part: str) -> pl.DataFrame:
     Photographs that are gone, or show nothing known any more, are left out. Raises `StaleError` when the run does not
     say which they are and its dataset is not as it was.
     """
-    seen = run.seen()
+    seen = run.seen
     if seen is None:
         if (run.record.get("data") or {}).get("digest") not in (None, dataset.digest):
             raise StaleError(f"which photographs {run.name} was trained on cannot be known", way_out=TRAIN_AGAIN)

@@ -72,8 +72,9 @@ class Run:
         """Loss and accuracy per epoch, both phases, see `HISTORY`."""
         return read_table(self.folder / "history.parquet", HISTORY)
 
+    @cached_property
     def seen(self) -> pl.DataFrame | None:
-        """Return which photographs it has seen, see `SEEN`, or None when it was trained before runs kept that.
+        """Which photographs it has seen, see `SEEN`; None when it was trained before runs kept that.
 
         Raises `LandmarksError` when the record tells of a table that is gone, or is not the one that was written.
         """

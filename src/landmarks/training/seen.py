@@ -70,7 +70,7 @@ def _seen_before(weights: str, machine: Machine) -> pl.DataFrame:
     if weights in ("imagenet", "none") or not (Path(weights) / RECORD).is_file():
         return nothing
     earlier = open_run(weights)
-    table = earlier.seen()
+    table = earlier.seen
     if table is None:
         machine.say(f"{earlier.name}, whose weights it begins from, does not say which photographs it was trained on")
         return nothing

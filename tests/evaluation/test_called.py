@@ -17,7 +17,8 @@ from landmarks.evaluation.luck import luck
 from landmarks.explanation.choice import photos_in_turn
 from landmarks.report.page import report
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import read_record
+from landmarks.support.files import read_record, write_record
+from landmarks.support.tables import read_metadata
 from landmarks.training.asked import ask
 from landmarks.training.run import Run
 
@@ -116,6 +117,22 @@ def test_a_dataset_that_moved_keeps_its_name(fruit: Run, tmp_path: Path) -> None
     again = evaluate(fruit.folder, data=tmp_path / "moved" / "holiday")
     assert again["name"] == first["name"] == "holiday"
     assert again["data"] == str(tmp_path / "moved" / "holiday")
+
+
+def test_numbers_of_an_earlier_version_keep_their_name_when_everything_moved(fruit: Run, tmp_path: Path) -> None:
+    evaluate(fruit.folder)
+    metrics = fruit.folder / "metrics" / "test.json"
+    kept = {name: value for name, value in read_record(metrics).items() if name not in ("own_data", "data_digest")}
+    write_record(metrics, kept, verb="evaluate")
+    path = fruit.folder / "predictions" / "test.parquet"
+    metadata = {
+        name: value for name, value in read_metadata(path).items() if name in ("run", "data", "part", "data_digest")
+    }
+    pl.read_parquet(path).write_parquet(path, metadata=metadata)
+    (tmp_path / "moved").mkdir()
+    for name in ("run", "data"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert evaluate(tmp_path / "moved" / "run")["name"] == "test"
 
 
 def test_the_page_shows_no_pictures_of_another_dataset_in_the_same_place(fruit: Run, tmp_path: Path) -> None:

@@ -40,11 +40,11 @@ def _is_free(run: Path, name: str, asked: Asked, part: str) -> bool:
     """Return whether nothing is called `name` yet, or only numbers of the same part of the same dataset."""
     metrics, lottery = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
     predictions = run / "predictions" / f"{name}.parquet"
-    told: list[Mapping[str, Any]] = [read_record(metrics)] if metrics.exists() else []
-    told += [read_metadata(predictions)] if predictions.exists() else []
-    draws = [read_record(lottery)] if lottery.exists() else []
-    of_part = all(one.get("part") == part for one in told)
-    return of_part and all(_is_of(one, asked.dataset, own=asked.own) for one in (*told, *draws))
+    numbers: dict[str, Any] = dict(read_metadata(predictions)) if predictions.exists() else {}
+    numbers |= read_record(metrics) if metrics.exists() else {}
+    draws = read_record(lottery) if lottery.exists() else {}
+    of_part = not numbers or numbers.get("part") == part
+    return of_part and all(_is_of(told, asked.dataset, own=asked.own) for told in (numbers, draws) if told)
 
 
 def _is_of(told: Mapping[str, Any], dataset: Dataset, *, own: bool) -> bool:
