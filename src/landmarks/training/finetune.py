@@ -49,7 +49,9 @@ class State:
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # of fine-tuning so far, over all its processes' lives
     learning_rate: float = 0.0  # of the head, in the last step
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # this epoch's loss, right answers, images
+    loss_sum: float = 0.0  # over the images of this epoch so far
+    correct: float = 0.0  # of them, answered rightly
+    seen: float = 0.0  # how many they are
     best: dict[str, Any] = field(default_factory=lambda: dict(NOTHING_YET))
     epochs_since_best: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the history, both phases
@@ -155,12 +157,12 @@ def train_epoch(
         epoch=epoch,
     )
     set_training(network, freeze_bn=recipe.freeze_bn)
-    seen_before, seconds_before = state.sums[2], state.seconds
+    seen_before, seconds_before = state.seen, state.seconds
     last_checkpoint = last = time.monotonic()
 
     with progress(f"epoch {epoch}/{recipe.epochs}", len(mine)) as advance:
         for size, batch in zip(sizes[taken:], loaded, strict=True):
-            if is_time_up(state, recipe) and state.sums[2]:  # every epoch takes a step, or there is nothing to show
+            if is_time_up(state, recipe) and state.seen:  # every epoch takes a step, or there is nothing to show
                 break
 
             # ── One step ──
@@ -183,8 +185,12 @@ def train_epoch(
             state.step += 1
 
             # ── What is shown, and what is kept ──
-            state.sums = [state.sums[0] + loss, state.sums[1] + correct, state.sums[2] + seen]
-            rate = (state.sums[2] - seen_before) / max(state.seconds - seconds_before, 1e-9)
+            state.loss_sum, state.correct, state.seen = (
+                state.loss_sum + loss,
+                state.correct + correct,
+                state.seen + seen,
+            )
+            rate = (state.seen - seen_before) / max(state.seconds - seconds_before, 1e-9)
             advance(1, live_line(state, rate, recipe, len(train)))
             if since_checkpoint > SECONDS_BETWEEN_CHECKPOINTS:
                 last_checkpoint = now
@@ -198,8 +204,8 @@ def is_time_up(state: State, recipe: Recipe) -> bool:
 
 def finish_epoch(state: State, val_accuracy: float, val_loss: float) -> dict[str, Any]:
     """Move `state` to the next epoch and return the history's row of the one that ended."""
-    loss, correct, seen = state.sums
-    state.epoch, state.sums = state.epoch + 1, [0.0, 0.0, 0.0]
+    loss, correct, seen = state.loss_sum, state.correct, state.seen
+    state.epoch, state.loss_sum, state.correct, state.seen = state.epoch + 1, 0.0, 0.0, 0.0
     row = {
         "phase": "finetune",
         "epoch": state.epoch,
@@ -286,7 +292,7 @@ def epoch_line(row: dict[str, Any], recipe: Recipe) -> str:
 
 def live_line(state: State, rate: float, recipe: Recipe, images: int) -> str:
     """Return what the line of progress says: loss, accuracy, speed, and the time left until all epochs are done."""
-    loss, correct, seen = state.sums
+    loss, correct, seen = state.loss_sum, state.correct, state.seen
     left = ((recipe.epochs - state.epoch) * images - seen) / max(rate, 1e-9)
     if recipe.time_limit is not None:
         left = min(left, 60 * recipe.time_limit - state.seconds)

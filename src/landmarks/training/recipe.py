@@ -167,7 +167,7 @@ class Recipe:
     backbone: str = "resnet50"  # any name that `landmarks networks` knows
     weights: str = "imagenet"  # imagenet (from the Hub), a file, another run's folder, or none: from scratch
     head: str = "mlp"  # what stands on the backbone
-    head_settings: dict[str, Any] = field(default_factory=dict)  # what the head can be told: the cosine head's centres
+    head_settings: dict[str, Any] = field(default_factory=dict)  # what the head can be told: the arcface head's centres
     image_size: Annotated[int, Within(1, 8192)] | None = None  # in pixels; None: what the weights were made for
     seed: Annotated[int, Within(0, 2**63 - 1)] = 0  # of every draw: the head's start, the order, the crops
 
@@ -193,9 +193,7 @@ class Recipe:
     min_lr_ratio: Annotated[float, Within(0, 1)] = 0.01  # of the learning rate, which is left at the end of the cosine
     label_smoothing: Annotated[float, Within(0, 1, below=True)] = 0.1
     balance: Annotated[float, Within(0, 2)] = 0.0  # the loss of a landmark with n images counts n ** -balance
-    max_grad_norm: Annotated[float, Within(0, 1_000_000, above=True)] | None = (
-        1.0  # the gradient's largest norm; None: any
-    )
+    max_grad_norm: Annotated[float, Within(0, 1_000_000, above=True)] | None = 1.0  # of the gradient; None: any
     freeze_bn: bool = False  # batch normalisation keeps its running statistics
     augmentation: Augmentation = field(default_factory=Augmentation)
 
