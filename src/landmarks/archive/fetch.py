@@ -86,12 +86,13 @@ def fetch(
     cluster: str | None = None,
     method: Method = "auto",
     dry_run: bool = False,
-) -> Dataset | None:
-    """Fetch the images of a selection into the dataset folder `out`, and return it (None with `dry_run`).
+) -> Dataset | Plan:
+    """Fetch the images of a selection into the dataset folder `out`, and return it; with `dry_run`, only the plan.
 
     `mirror` is where the TARs are, if not where the selection was made; `index` a byte index (path or address), with
     which only the images travel; `max_side` the longest side stored, in pixels; `workers` the TARs worked on at
-    once; `cluster` a Dask scheduler's address; `method` one of auto, ranges and stream; `dry_run` prints the cost only.
+    once; `cluster` a Dask scheduler's address; `method` one of auto, ranges and stream; with `dry_run`
+    nothing is written, and what it would cost is told and returned.
 
     TARs that could not be had stand in `record["failed"]` of the dataset; running again tries them again and repeats
     nothing else.
@@ -109,8 +110,9 @@ def fetch(
     blank = TarTask(out=out, mirror=order.mirror, set=order.set, tar=0, max_side=max_side, digest=order.digest)
     ids = np.sort(order.images["id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
     if dry_run:
-        note(str(make_plan(blank, ids, None if index is None else read_index(index), method)))
-        return None
+        plan = make_plan(blank, ids, None if index is None else read_index(index), method)
+        note(str(plan))
+        return plan
     with held(out):
         whole = finished_dataset(out, order.digest)
         if whole is not None:

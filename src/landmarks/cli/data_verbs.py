@@ -145,8 +145,9 @@ def fetch(
     Example: landmarks fetch twenty.parquet -o twenty --index https://example.org/index.parquet
     """
     from landmarks.archive.fetch import fetch as fetch_images
+    from landmarks.dataset.manifest import Dataset
 
-    dataset = fetch_images(
+    fetched = fetch_images(
         selection,
         out,
         mirror=mirror,
@@ -157,7 +158,7 @@ def fetch(
         method=method,  # type: ignore[arg-type]
         dry_run=dry_run,
     )
-    return 1 if dataset is not None and dataset.record["failed"] else None
+    return 1 if isinstance(fetched, Dataset) and fetched.record["failed"] else None
 
 
 # ── `landmarks import` ──────────────────────────────────────────────────────────────────────────────────────────────
