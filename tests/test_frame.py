@@ -137,3 +137,8 @@ def test_an_interruption_ends_with_130_and_one_line(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 130
     assert ended.stderr == "interrupted; run the same command again to go on\n"
+
+
+def test_the_file_that_type_checkers_read_uses_every_public_name() -> None:
+    text = (Path(__file__).parent / "front_door.py").read_text(encoding="utf-8")
+    assert [name for name in dir(landmarks) if not re.search(rf"\b{name}\b", text)] == []

@@ -70,14 +70,16 @@ _PLACES = {
 """Name → the module that defines it: the same names as above, where type checkers and editors see them."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
-    from landmarks.support.errors import naming_the_extra
+if not TYPE_CHECKING:  # a module with this function would answer a type checker any name
 
-    with naming_the_extra(f"landmarks.{name}"):
-        value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _PLACES:
+            raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
+        from landmarks.support.errors import naming_the_extra
+
+        with naming_the_extra(f"landmarks.{name}"):
+            value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

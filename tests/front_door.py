@@ -1,0 +1,52 @@
+"""Every public name of the package, used once: `make check` has mypy read it, and nothing runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+import landmarks
+from landmarks import LandmarksError, Recipe
+
+
+def the_whole_way(mirror: Path, folder: Path) -> None:
+    """Use each function as somebody in a notebook would, and what it returns."""
+    chosen = landmarks.select(mirror, folder / "chosen.parquet", take=20, seed=1)
+    print(len(chosen.images), chosen.rule)
+    landmarks.locate(mirror, folder / "index.parquet")
+    landmarks.fetch(folder / "chosen.parquet", folder / "data", index=folder / "index.parquet")
+    landmarks.import_(folder / "album", folder / "own", max_side=256)
+    dataset = landmarks.split(folder / "data", val=0.2, test=0.2)
+    counts: dict[str, int] = {name: len(dataset.split(name)) for name in ("train", "val", "test")}
+    landmarks.unpack(folder / "data", folder / "files")
+    credit: pl.DataFrame = landmarks.credits(folder / "data")
+    print(counts, credit.columns, landmarks.open_dataset(folder / "data").labels.height)
+
+    table: pl.DataFrame = landmarks.networks("resnet18", classes=20)
+    print(table, landmarks.plan(folder / "data", backbone="resnet18").memory_mb)
+    run = landmarks.train(folder / "data", folder / "run", backbone="resnet18", epochs=3)
+    trials: pl.DataFrame = landmarks.tune(folder / "data", trials=5)
+    print(run.name, trials, landmarks.open_run(folder / "run").history)
+
+    numbers = landmarks.evaluate(folder / "run", split="test")
+    errors: pl.DataFrame = landmarks.audit(folder / "run", folder / "errors.csv")
+    draws = landmarks.subsets(folder / "run", 5)
+    judged = landmarks.score(folder / "answers.csv", folder / "solution.csv")
+    landmarks.explain(folder / "run", count=4)
+    verdict = landmarks.compare(folder / "run", folder / "other")
+    page: Path = landmarks.report([folder / "run"], folder / "report.html")
+    print(numbers["top1"], errors, draws["mean"], judged["gap"], verdict["verdict"], page)
+
+    recogniser = landmarks.load(folder / "run")
+    print(recogniser.recognise(folder / "one.jpg"), recogniser.recognise([np.zeros((8, 8, 3), dtype=np.uint8)]))
+    features = recogniser.embed([folder / "one.jpg"])
+    print(features.shape, recogniser.explain(folder / "one.jpg"))
+    answers: pl.DataFrame = landmarks.predict(folder / "run", [folder / "one.jpg"], top=3)
+    print(answers)
+    try:
+        landmarks.reproduce(folder / "data", folder / "study", networks="baseline")
+        landmarks.demo(folder / "demo")
+    except LandmarksError as error:
+        print(error, error.exit_code, Recipe(name="default").backbone, landmarks.__version__)
