@@ -91,6 +91,9 @@ def test_epochs_zero_keeps_the_warm_up(stripes: Dataset, small_recipe: Recipe, t
     run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     assert run.record["best"]["phase"] == "head"
     assert run.record["best"]["val_accuracy"] == run.record["head"]["val_accuracy"]
+    seconds = run.record["seconds"]
+    assert seconds["head"] > 0
+    assert seconds["total"] == pytest.approx(seconds["features"] + seconds["head"] + seconds["finetune"])
 
 
 def test_a_finished_run_is_returned_and_nothing_is_done_again(

@@ -11,7 +11,7 @@ judged on beside their own splits, or None) and `rows`. A row holds:
     parameters, image_size, seconds
     epochs              of each phase
     validation, test, test_set   top-1: `value`, `low`, `high`
-    warmup              validation accuracy of head training alone; None when there was no such phase
+    head                validation accuracy of head training alone; None when there was no such phase
 """
 
 from __future__ import annotations

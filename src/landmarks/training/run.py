@@ -22,7 +22,7 @@ RECORD = "run.json"
 """Written last: a folder that holds it is a finished run."""
 
 HISTORY = {
-    "phase": pl.String,  # warmup or finetune
+    "phase": pl.String,  # head or finetune
     "epoch": pl.UInt32,  # from 1; 0 is the network as the phase found it
     "step": pl.UInt32,  # optimizer steps since the start of the phase
     "seconds": pl.Float64,  # since the start of the phase

@@ -186,7 +186,7 @@ def train_head_from_cache(
                 f"head training: {percent(trained.val_accuracy)} of validation in epoch {trained.epoch} of "
                 f"{len(trained.rows)}"
             )
-        state.earlier["warmup_seconds"] = time.monotonic() - started
+        state.earlier["head_seconds"] = time.monotonic() - started
     network.head.load_state_dict(machine.from_main(network.head.state_dict()))
     return State(**machine.from_main(asdict(state)))
 
