@@ -63,6 +63,8 @@ EXTRAS = {
         "faiss",
         "huggingface_hub",
         "jinja2",
+        "onnx",
+        "onnxscript",
         "psutil",
         "safetensors",
         "sklearn",
@@ -73,6 +75,8 @@ EXTRAS = {
     "tune": ("optuna",),
     "cluster": ("distributed",),
     "tracking": ("tensorboard",),
+    "serve": ("fastapi", "prometheus_client", "python_multipart", "uvicorn"),
+    "verify": ("cv2",),
 }
 """Extra → the modules that it installs and the base install lacks."""
 

@@ -1,0 +1,1 @@
+"""The recogniser behind HTTP, and the page that asks it."""
