@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from landmarks.models.network import build_network
 from landmarks.training.features import Rows
-from landmarks.training.head_training import class_weights, measure_head, train_head
+from landmarks.training.head_training import SCALES, class_weights, measure_head, solve_head, train_head
 from landmarks.training.recipe import recipe_named
 
 
@@ -51,3 +51,21 @@ def test_class_weights_have_the_mean_one_over_the_images() -> None:
     assert weights.tolist() == pytest.approx([10 / 16, 2.5, 0.0])
     assert weights[labels].mean().item() == pytest.approx(1.0)
     assert class_weights(labels, 2, balance=0.0).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_a_head_that_is_solved_for_answers_as_ridge_regression_does() -> None:
+    network = build_network("test_resnet", classes=5, head="linear", weights="none", image_size=32)
+    x, y = clusters(600, 0, network.width)  # of four landmarks: the fifth has no image
+    x_val, y_val = clusters(400, 1, network.width)
+    found = solve_head(network, x, y, x_val, y_val, penalty=0.1)
+
+    wide, asked = x[:].astype(float), torch.from_numpy(x_val[:]).float()
+    strength = 0.1 * np.square(wide - wide.mean(0)).sum() / network.width
+    oracle = Ridge(alpha=strength).fit(wide, 2 * np.eye(5)[y] - 1).predict(x_val[:].astype(float))
+    with torch.no_grad():
+        logits = network.classify(asked).numpy()
+    ratios = logits / oracle
+    assert ratios == pytest.approx(np.full_like(ratios, ratios.mean()), rel=1e-2)
+    assert float(ratios.mean()) == pytest.approx(min(SCALES, key=lambda scale: abs(scale - ratios.mean())), rel=1e-3)
+    assert (found.val_accuracy, found.val_loss) == pytest.approx(measure_head(network, x_val, y_val))
+    assert found.val_accuracy == (oracle.argmax(1) == y_val).mean() and (logits.argmax(1) < 4).all()

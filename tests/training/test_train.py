@@ -451,3 +451,20 @@ def test_the_gradient_can_be_left_unclipped(
         assert landmarks(["train", str(stripes.folder), "-o", str(tmp_path / "run"), *words]) == 0
     assert set(seen) == {math.inf}
     assert open_run(tmp_path / "run").record["recipe"]["max_grad_norm"] is None
+
+
+def test_the_instant_recipe_takes_no_gradient_step_and_makes_a_run_like_any_other(
+    stripes: Dataset, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise AssertionError("a gradient was asked for")
+
+    monkeypatch.setattr(torch.autograd, "backward", forbidden)
+    options = {"backbone": SMALL, "weights": small_weights, "image_size": 32, "tracking": "none", "device": "cpu"}
+    run = train(stripes.folder, tmp_path / "run", recipe="instant", **options)
+    assert run.record["best"]["phase"] == "head"
+    assert run.record["best"]["val_accuracy"] == run.record["head"]["probe"]["val_accuracy"] > 1 / 3
+    assert {"phases": "head in closed form alone"}.items() <= {
+        choice["what"]: choice["value"] for choice in run.record["choices"]
+    }.items()
+    assert run.history.rows() == train(stripes.folder, tmp_path / "run", recipe="instant", **options).history.rows()

@@ -49,7 +49,7 @@ def networks(
 def plan(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
     *,
-    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default or study.")] = "default",
+    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default, instant or study.")] = "default",
     backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
     weights: Annotated[str | None, typer.Option(help="none: plan a training from scratch.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,
@@ -89,7 +89,7 @@ def train(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.", show_default=False)],
-    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default or study.")] = "default",
+    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default, instant or study.")] = "default",
     backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="Where it starts from: imagenet, a file, another run's folder, or none.")
@@ -149,7 +149,7 @@ def train(
 def tune(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
     *,
-    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default or study.")] = "default",
+    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default, instant or study.")] = "default",
     backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
     weights: Annotated[str | None, typer.Option(help="Where it starts from: imagenet, a file, another run.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,

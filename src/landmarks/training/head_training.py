@@ -1,4 +1,4 @@
-"""Phase one: the head alone, trained on cached features until validation no longer improves. Seconds, not hours."""
+"""Phase one: the head alone, on cached features: trained until validation no longer improves, or solved for."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from landmarks.support.seeds import generator
 from landmarks.training.features import Rows
 from landmarks.training.loader import order_of
 from landmarks.training.recipe import Recipe
+from landmarks.training.ridge import PENALTY, fitted_ridge
 
 BLOCK = 4096
 """Cached features that are classified at a time."""
@@ -120,6 +121,49 @@ def _epoch(
         with torch.no_grad():
             correct += float((head(inputs).argmax(1) == wanted).sum())
     return loss_sum / len(labels), correct / len(labels)
+
+
+SCALES = tuple(2.0**power for power in range(7))
+"""What the regression's values, near +1 and -1, are multiplied by to become logits; validation chooses."""
+
+
+@torch.no_grad()
+def solve_head(
+    network: Network,
+    features: Rows,
+    labels: NDArray[np.int64],
+    val_features: Rows,
+    val_labels: NDArray[np.int64],
+    *,
+    penalty: float = PENALTY,
+) -> HeadTraining:
+    """Make `network.head`, a linear one, the ridge regression of features (P, C) to labels (P,), in closed form.
+
+    `penalty` is λ as in `ridge.py`. The values are scaled so that the loss on validation is least; no gradient step is
+    taken. Raises `LandmarksError` where images and features are both too many to be solved for.
+    """
+    started = time.monotonic()
+    ridge = fitted_ridge(features, labels, network.classes, penalty)
+    output: Any = network.head.output
+    for first, last in ridge.blocks():
+        weights = ridge.weights(first, last)
+        bias = ridge.values(np.zeros((1, len(weights))), weights, first)[0]
+        output.weight[first:last] = torch.from_numpy(weights.T).to(output.weight)
+        output.bias[first:last] = torch.from_numpy(bias).to(output.bias)
+    losses: dict[float, float] = {}
+    for before, scale in zip((1.0, *SCALES), SCALES, strict=False):
+        output.weight *= scale / before
+        output.bias *= scale / before
+        losses[scale] = measure_head(network, val_features, val_labels)[1]
+    best = min(losses, key=lambda scale: (losses[scale], scale))
+    output.weight *= best / SCALES[-1]
+    output.bias *= best / SCALES[-1]
+    train_accuracy, train_loss = measure_head(network, features, labels)
+    val_accuracy, val_loss = measure_head(network, val_features, val_labels)
+    row = {"phase": "head", "epoch": 1, "step": 0, "seconds": time.monotonic() - started, "learning_rate": None}
+    row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
+    row |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
+    return HeadTraining(1, val_accuracy, val_loss, [row])
 
 
 @torch.no_grad()

@@ -109,12 +109,13 @@ def shown(value: object) -> str:
 # Everything that decides a training, in one frozen record; `recipes/` holds the ones that ship, one per file.
 
 
-SHIPPED = ("default", "study")
+SHIPPED = ("default", "instant", "study")
 """Names of the recipes that ship: files of `landmarks.training.recipes`, each with PRETRAINED and FROM_SCRATCH."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
+HEAD_SOLVERS = ("gradient", "ridge")
 
 
 Count = Annotated[int, Within(1, 1_000_000)]
@@ -172,7 +173,8 @@ class Recipe:
     seed: Annotated[int, Within(0, 2**63 - 1)] = 0  # of every draw: the head's start, the order, the crops
 
     # Head training: the head alone, on features computed once. Skipped from scratch.
-    head_epochs: CountFromZero = 100  # at most, over the cached features
+    head_solver: Annotated[str, OneOf(HEAD_SOLVERS)] = "gradient"  # ridge: in closed form, for the linear head alone
+    head_epochs: CountFromZero = 100  # at most, over the cached features; none where the head is solved for
     head_patience: Count = 10  # epochs without better validation after which the head training ends
     head_views: Annotated[int, Within(1, 1000)] = 1  # of each image in the cache: as evaluated, then augmented
     head_batch_size: Count = 64
@@ -210,7 +212,14 @@ class Recipe:
         require_fields(self, "the recipe's")
         for setting, value in self.head_settings.items():
             _require_head_setting(setting, value)
-        if not self.epochs and (self.from_scratch or not self.head_epochs):
+        if self.head_solver == "ridge" and self.head != "linear":
+            raise UsageError(
+                "only the linear head can be solved for in closed form",
+                received=f"head {self.head}",
+                way_out="choose --head linear, or --set head_solver=gradient",
+            )
+        solved = self.head_solver == "ridge"
+        if not self.epochs and (self.from_scratch or not (self.head_epochs or solved)):
             raise UsageError(
                 "this recipe trains nothing",
                 received=f"epochs 0 {'from scratch' if self.from_scratch else 'and head_epochs 0'}",
@@ -320,5 +329,10 @@ def _shipped(name: str, *, from_scratch: bool) -> Recipe:
         name = str(name)
         raise UsageError(f'no recipe "{name}"', expected=" or ".join(SHIPPED), way_out=did_you_mean(name, SHIPPED))
     module = importlib.import_module(f"landmarks.training.recipes.{name}")
-    recipe: Recipe = module.FROM_SCRATCH if from_scratch else module.PRETRAINED
+    recipe: Recipe | None = module.FROM_SCRATCH if from_scratch else module.PRETRAINED
+    if recipe is None:
+        raise UsageError(
+            f'the recipe "{name}" trains no backbone, and cannot begin from scratch',
+            way_out="name weights with --weights, or choose --recipe default",
+        )
     return recipe

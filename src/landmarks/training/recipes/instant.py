@@ -1,0 +1,21 @@
+"""For somebody in a hurry: frozen features and a head in closed form, no gradient step.
+
+    landmarks train DATA -o RUN --recipe instant --weights tf_efficientnet_lite2.safetensors
+"""
+
+from __future__ import annotations
+
+from landmarks.training.recipe import Recipe
+
+PRETRAINED = Recipe(
+    name="instant",
+    backbone="tf_efficientnet_lite2",
+    head="linear",
+    head_solver="ridge",
+    image_size=224,
+    head_epochs=0,
+    epochs=0,
+)
+
+FROM_SCRATCH = None
+"""Features that nothing was learnt for are worth nothing, so there is no such recipe."""
