@@ -1,6 +1,6 @@
 """For somebody in a hurry: frozen features and a head in closed form, no gradient step.
 
-    landmarks train DATA -o RUN --recipe instant --weights tf_efficientnet_lite2.safetensors
+landmarks train DATA -o RUN --recipe instant --weights tf_efficientnet_lite2.safetensors
 """
 
 from __future__ import annotations
