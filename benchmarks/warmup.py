@@ -27,7 +27,7 @@ from landmarks.dataset.manifest import open_dataset
 from landmarks.models.network import build_network
 from landmarks.training.features import Rows, cached_features, labels_of
 from landmarks.training.head_training import train_head
-from landmarks.training.loader import Batch, batches, normalised
+from landmarks.training.loader import Batch, as_input, batches
 from landmarks.training.machine import choose_layout, open_machine
 from landmarks.training.recipe import recipe_named
 
@@ -64,7 +64,7 @@ def main() -> None:
     @torch.no_grad()
     def features(batch: Batch) -> torch.Tensor:
         with machine.computing():
-            return network.features(normalised(batch.pixels, network.preprocessing)).float()
+            return network.features(as_input(batch, network.preprocessing)).float()
 
     # ── One pass, nothing kept ──
     features(next(iter(read())))  # the first is always slow

@@ -54,14 +54,14 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_gradient(
     short.network.train()
     statistics = [buffer.clone() for buffer in short.network.buffers()]
     short.network.eval()
-    original = finetune.normalised
+    original = finetune.as_input
 
-    def scarce(images: torch.Tensor, *rest: object) -> torch.Tensor:
-        if len(images) > 3:
+    def scarce(some: Batch, *rest: object) -> torch.Tensor:
+        if len(some.ids) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(images, *rest)  # type: ignore[arg-type]
+        return original(some, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(finetune, "normalised", scarce)
+    monkeypatch.setattr(finetune, "as_input", scarce)
     _, _, micro_batch = add_gradients(short, batch, 12, 100)
     assert micro_batch == 3
     torch.testing.assert_close(gradients(short.network), gradients(whole.network), rtol=1e-4, atol=1e-6)
@@ -75,7 +75,7 @@ def test_a_single_image_that_does_not_fit_ends_the_training(
     def scarce(*_: object) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(finetune, "normalised", scarce)
+    monkeypatch.setattr(finetune, "as_input", scarce)
     with pytest.raises(LandmarksError, match="gradient_checkpointing=true"):
         add_gradients(training(machine), batch, 12, 12)
 
@@ -86,7 +86,7 @@ def test_another_error_is_not_mistaken_for_memory(
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(finetune, "normalised", broken)
+    monkeypatch.setattr(finetune, "as_input", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         add_gradients(training(machine), batch, 12, 12)
 

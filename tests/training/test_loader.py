@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-import torchvision.transforms.functional as oracle
 from conftest import make_dataset, painted
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,17 +20,16 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.network import Preprocessing, from_pretrained
 from landmarks.support.errors import LandmarksError
-from landmarks.support.seeds import generator
 from landmarks.training.loader import (
     Batch,
+    as_input,
     batches,
-    colour_matrix,
-    draw,
     evaluation_image,
     normalised,
     order_of,
-    recolour,
+    resized_crop,
     shares,
+    training_image,
 )
 from landmarks.training.recipe import Augmentation
 
@@ -56,6 +54,27 @@ def test_the_number_of_threads_changes_no_pixel(stripes: Dataset) -> None:
     images = stripes.split("train")
     one, many = (load(stripes, images, workers=workers, augment=Augmentation(), seed=3, epoch=2) for workers in (1, 7))
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(one, many, strict=True))
+
+
+def test_an_order_of_rows_is_followed_and_its_first_batches_are_those_of_the_rows_themselves(stripes: Dataset) -> None:
+    images, order = stripes.split("train"), order_of(48, 0, 1)
+    chosen, whole = (
+        load(stripes, rows, augment=Augmentation(), seed=1, epoch=1, **named)
+        for rows, named in ((images, {"order": order}), (images[order], {}))
+    )
+    assert [batch.ids for batch in chosen] == [batch.ids for batch in whole]
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(chosen, whole, strict=True))
+    assert load(stripes, images, order=order[:0]) == []
+
+
+def test_a_part_of_a_batch_looks_as_it_does_in_the_whole(stripes: Dataset) -> None:
+    batch = load(stripes, stripes.split("train"), batch_size=12, augment=Augmentation(), epoch=3)[0]
+    assert batch.look is not None and 0 < int(batch.look.flips.sum()) < 12
+    before = batch.pixels.clone()
+    whole = as_input(batch, SMALL)
+    parts = torch.cat([as_input(batch.part(start, start + 5), SMALL) for start in (0, 5, 10)])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    assert torch.equal(batch.pixels, before)  # looked at again when memory ran out
 
 
 def test_a_image_s_augmentation_depends_on_its_id_and_the_epoch_not_on_its_place(stripes: Dataset) -> None:
@@ -101,6 +120,30 @@ def test_the_evaluation_image_is_the_centre_of_the_resized_image() -> None:
     assert np.abs(cropped - resized[2:34, 8:40]).mean() < 3  # 49 × 37 are 48.8 × 36.6, so half a pixel may be between
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32))
+def test_a_crop_is_resized_as_pillow_does_it(interpolation: str, width: int, height: int, seed: int) -> None:
+    # Nothing here overshoots 0 … 255, which is cut off after one direction or the other.
+    image = np.random.default_rng(seed).integers(80, 170, (height, width, 3), dtype=np.uint8)
+    kind = Image.Resampling[interpolation.upper()]
+    expected = np.asarray(Image.fromarray(image).resize((32, 32), kind)).astype(int)
+    assert np.abs(resized_crop(image, 32, interpolation).astype(int) - expected).max() <= 2
+
+
+def test_a_training_image_is_the_crop_that_was_drawn() -> None:
+    down, right = np.mgrid[:72, :96]
+    image = np.stack([down * 3, right * 2, (down + right)], axis=-1).astype(np.uint8)
+    cropped = training_image(encode(image, quality=100), 96, 72, SMALL, (0.25, 0.5, 0.75, 1.0)).astype(float)
+    expected = np.asarray(Image.fromarray(image[36:72, 24:72]).resize((32, 32), Image.Resampling.BICUBIC)).astype(float)
+    assert np.abs(cropped - expected).mean() < 3
+
+
+def test_a_crop_of_less_than_a_pixel_is_a_pixel() -> None:
+    sliver = encode(np.full((1, 3, 3), 90, dtype=np.uint8))
+    cropped = training_image(sliver, 3, 1, SMALL, (0.99, 0.0, 1.0, 0.3))
+    assert cropped.shape == (32, 32, 3) and np.abs(cropped.astype(int) - 90).max() < 5
+
+
 def test_normalising_is_what_the_preprocessing_says() -> None:
     images = torch.arange(96, dtype=torch.uint8).view(2, 3, 4, 4) * 2
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (SMALL.mean, SMALL.std))
@@ -124,45 +167,3 @@ def test_a_network_made_for_images_with_a_border_sees_all_of_them_without_one() 
     seen = evaluation_image(encode(painted(0, 0)), from_pretrained(record, 48))
     whole = evaluation_image(encode(painted(0, 0)), replace(from_pretrained(record, 48), crop=1.0))
     assert seen.shape == (48, 48, 3) and np.array_equal(seen, whole)
-
-
-# ── The draw stays within its limits; colours are those of torchvision's functions ──────────────────────────────────
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32))
-def test_a_crop_lies_inside_the_image_and_is_as_large_as_asked(width: int, height: int, seed: int) -> None:
-    augmentation = Augmentation(crop_scale=0.35)
-    left, top, right, bottom = draw(augmentation, width, height, generator(seed)).box
-    assert 0 <= left < right <= 1 + 1e-9
-    assert 0 <= top < bottom <= 1 + 1e-9
-    area = (right - left) * (bottom - top)
-    square = min(width, height) ** 2 / (width * height)
-    assert area >= min(0.35, square) - 1e-9
-
-
-def test_the_same_key_draws_the_same_and_another_epoch_something_else() -> None:
-    draws = [draw(Augmentation(), 400, 300, generator(0, epoch, "a")) for epoch in (1, 1, 2)]
-    assert draws[0].box == draws[1].box
-    assert draws[0].box != draws[2].box
-
-
-def test_no_flip_means_never_and_flip_means_half() -> None:
-    def flips(flip: bool) -> int:
-        return sum(draw(Augmentation(flip=flip), 40, 30, generator(number)).flip for number in range(400))
-
-    assert flips(False) == 0
-    assert 150 < flips(True) < 250
-
-
-def test_colours_are_changed_as_torchvision_changes_them() -> None:
-    image = np.random.default_rng(0).integers(60, 180, (24, 32, 3), dtype=np.uint8)
-    tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-    expected = oracle.adjust_contrast(oracle.adjust_saturation(oracle.adjust_brightness(tensor, 1.1), 0.8), 1.2)
-    ours = recolour(image, colour_matrix(1.1, 1.2, 0.8))
-    difference = ours.astype(float) - (expected * 255).permute(1, 2, 0).numpy()
-    assert np.abs(difference).max() < 1.5
-
-
-def test_factors_of_one_change_nothing() -> None:
-    image = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert np.array_equal(recolour(image, colour_matrix(1, 1, 1)), image)

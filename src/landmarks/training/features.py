@@ -37,7 +37,8 @@ from landmarks.support.files import (
     written_whole,
 )
 from landmarks.support.tables import read_table, write_table
-from landmarks.training.loader import batches, joined, normalised, shares
+from landmarks.training.augmentation import FORM as AUGMENTED_FORM
+from landmarks.training.loader import as_input, batches, joined, shares
 from landmarks.training.machine import Machine, in_parts
 from landmarks.training.recipe import Augmentation
 
@@ -181,7 +182,7 @@ def cache_key(network: Network, images: pl.DataFrame, precision: str, view: View
         "decoder": DECODER,
         "precision": precision,
         "images": digest_of(images.select("id", "length", "width", "height", "phash").rows()),
-        "view": asdict(view),
+        "view": asdict(view) | ({"form": AUGMENTED_FORM} if view.number else {}),
     }
 
 
@@ -226,8 +227,9 @@ def _compute(folder: Path | None, work: _Work) -> None:
     mine = every[machine.rank]
     loaded = batches(
         work.dataset,
-        images[joined(mine)],
+        images,
         network.preprocessing,
+        order=joined(mine),
         batch_size=[len(step) for step in mine],
         workers=machine.workers,
         augment=view.augment,
@@ -236,15 +238,17 @@ def _compute(folder: Path | None, work: _Work) -> None:
     )
     rows_per_process = at_once = max(len(step) for steps in every for step in steps)
 
-    def features_of(pixels: torch.Tensor) -> torch.Tensor:
+    def features_of(inputs: torch.Tensor) -> torch.Tensor:
         with machine.computing():
-            return network.features(normalised(pixels, network.preprocessing, machine.device))
+            return network.features(inputs)
 
     with _writer(folder, (len(images), network.width), view) as write:
         for step, batch in enumerate(loaded):
             features = torch.zeros(rows_per_process, network.width, device=machine.device)
             if batch.ids:
-                features[: len(batch.ids)], at_once = in_parts(features_of, batch.pixels, at_once)
+                features[: len(batch.ids)], at_once = in_parts(
+                    features_of, as_input(batch, network.preprocessing, machine.device), at_once
+                )
             together = machine.accelerator.gather(features) if machine.processes > 1 else features
             if write:
                 for rank, rows in enumerate(together.cpu().split(rows_per_process)):

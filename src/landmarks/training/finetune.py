@@ -27,7 +27,7 @@ from landmarks.support.seeds import generator
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from landmarks.training.features import labels_of
 from landmarks.training.head_training import class_weights
-from landmarks.training.loader import Batch, batches, joined, normalised, order_of, shares
+from landmarks.training.loader import Batch, as_input, batches, joined, normalised, order_of, shares
 from landmarks.training.machine import Machine, in_parts, is_out_of_memory, release
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.recipe import Recipe
@@ -148,8 +148,9 @@ def train_epoch(
     mine = shares(order, recipe.batch_size, machine.rank, machine.processes)[taken:]
     loaded = batches(
         dataset,
-        train[joined(mine)],
+        train,
         network.preprocessing,
+        order=joined(mine),
         batch_size=[len(step) for step in mine],
         workers=machine.workers,
         augment=recipe.augmentation,
@@ -237,8 +238,9 @@ def measure(
 
     loaded = batches(
         dataset,
-        images[joined(mine)],
+        images,
         network.preprocessing,
+        order=joined(mine),
         batch_size=[len(step) for step in mine],
         workers=machine.workers,
     )
@@ -357,8 +359,8 @@ def _pass_through(training: Training, batch: Batch, size: int, micro_batch: int)
     loss_sum = correct = 0.0
     parts = math.ceil(len(batch.ids) / micro_batch)
     for start, end in zip(*_bounds(len(batch.ids), parts), strict=True):
-        pixels = normalised(batch.pixels[start:end], network.preprocessing, machine.device)
-        labels = batch.labels[start:end].to(machine.device)
+        part = batch.part(start, end)
+        pixels, labels = as_input(part, network.preprocessing, machine.device), part.labels.to(machine.device)
         with machine.computing():
             features = training.features(pixels)
         features = features.float()

@@ -1,12 +1,15 @@
 """The loader: images of a dataset, in a given order, as batches of images a network can take.
 
-Threads, not processes: decoding and resizing release Python's lock, nothing is copied to a worker, and the manifest
+A worker reads an image's bytes, decodes them at the smallest scale that is enough, crops and resizes; what is left
+(colours, mirroring, normalisation) is one step for the whole batch on the device, see `augmentation`. Threads, not
+processes: nearly all of this is done with Python's lock released, nothing is copied to a worker, and the manifest
 stands in memory once. What a batch holds depends on the order, the seed, the epoch and the images' ids, never on
 which thread was faster.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,6 +20,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import polars as pl
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from landmarks.dataset.images import ImageError, decode, resize
@@ -26,19 +30,32 @@ from landmarks.models.network import Preprocessing
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
+from landmarks.training.augmentation import Look, augmented, draw
 from landmarks.training.recipe import Augmentation
 
 BATCHES_AHEAD = 3
 """Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
 
+PIECES = 4
+"""Pieces of a batch per worker: few hand-overs, and no worker that waits long for the slowest."""
+
+COLUMNS = ("id", "shard", "offset", "length", "width", "height", "label")
+"""What the loader reads of the manifest."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images: `ids` (N,), `images` uint8 (N, 3, S, S) in channels-last memory, `labels` int64 (N,)."""
+    """Some images: `ids` (N,), `pixels` uint8 (N, 3, S, S) in channels-last memory, `labels` int64 (N,)."""
 
     ids: list[str]
     pixels: torch.Tensor
     labels: torch.Tensor
+    look: Look | None = None  # what training does to the pixels on its device; None: nothing
+
+    def part(self, start: int, end: int) -> Batch:
+        """Return images `start` to `end` of it."""
+        look = None if self.look is None else self.look.part(start, end)
+        return Batch(self.ids[start:end], self.pixels[start:end], self.labels[start:end], look)
 
 
 def batches(
@@ -51,52 +68,76 @@ def batches(
     augment: Augmentation | None = None,
     seed: int = 0,
     epoch: int = 0,
+    order: NDArray[np.int64] | None = None,
 ) -> Iterator[Batch]:
     """Yield `images` (rows of `dataset.split(...)`) in their order, `batch_size` at a time, the last batch smaller.
 
-    A sequence of batch sizes, some perhaps zero, divides them unevenly. Without `augment` an image is what evaluation
-    sees (shorter side resized, centre cropped); with it, the draw of (seed, epoch, id). Raises `LandmarksError` that
-    names an image which cannot be read.
+    A sequence of batch sizes, some perhaps zero, divides them unevenly; `order` is which rows are seen, and when.
+    Without `augment` an image is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
+    (seed, epoch, id). Raises `LandmarksError` that names an image which cannot be read.
     """
-    reader = ImageReader(dataset)
-    columns = [images[name].to_list() for name in ("id", "shard", "offset", "length", "width", "height")]
-    rows = list(zip(*columns, strict=True))
-    labels = images["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
-    size = preprocessing.image_size
-
-    def load(row: tuple[str, str, int, int, int, int], place: NDArray[np.uint8]) -> None:
-        identity, shard, offset, length, width, height = row
-        try:
-            data = reader.read(shard, offset, length)
-            if augment is None:
-                place[...] = evaluation_image(data, preprocessing)
-            else:
-                chosen = draw(augment, width, height, generator(seed, epoch, identity))
-                place[...] = training_image(data, width, height, preprocessing, chosen)
-        except (ImageError, OSError) as error:
-            raise LandmarksError(
-                f"image {identity} in {dataset.path_of(shard)} cannot be read ({error})",
-                way_out="fetch or import the dataset again",
-            ) from error
-
-    pending: deque[tuple[int, NDArray[np.uint8], list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="images") as pool:
+    reader, workers = ImageReader(dataset), workers or default_workers()
+    size, images = preprocessing.image_size, images.select(COLUMNS)
+    count = len(images) if order is None else len(order)
+    pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
 
         def begin(start: int, end: int) -> None:
-            chosen = rows[start:end]
-            pixels = np.empty((len(chosen), size, size, 3), dtype=np.uint8)
-            work = [pool.submit(load, row, pixels_of_one) for row, pixels_of_one in zip(chosen, pixels, strict=True)]
-            pending.append((start, pixels, work))
+            rows = images[start:end] if order is None else images[order[start:end]]
+            ids, boxes, look = rows["id"].to_list(), None, None
+            if augment is not None:
+                drawn = draw(augment, *sides_of(rows), ids, seed=seed, epoch=epoch)
+                boxes, look = drawn.boxes, Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips))
+            pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+            labels = rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy()
+            batch = Batch(ids, torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), look)
+            reading = _Reading(dataset, reader, preprocessing, rows, pixels, boxes)
+            edges = np.linspace(0, len(rows), min(len(rows), PIECES * workers) + 1).astype(int).tolist()
+            pending.append((batch, [pool.submit(reading.load, *bounds) for bounds in pairwise(edges)]))
 
         try:
-            for start, end in _bounds(len(rows), batch_size):
+            for start, end in _bounds(count, batch_size):
                 begin(start, end)
                 if len(pending) > BATCHES_AHEAD:
-                    yield _finished(*pending.popleft(), rows, labels)
+                    yield _finished(*pending.popleft())
             while pending:
-                yield _finished(*pending.popleft(), rows, labels)
+                yield _finished(*pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def sides_of(images: pl.DataFrame) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return the widths (N,) and heights (N,) of images in pixels."""
+    return images["width"].to_numpy(), images["height"].to_numpy()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The images of one batch, and where their pixels go; any worker may load some of them."""
+
+    dataset: Dataset
+    reader: ImageReader
+    preprocessing: Preprocessing
+    rows: pl.DataFrame
+    pixels: NDArray[np.uint8]  # (N, S, S, 3)
+    boxes: NDArray[np.float64] | None  # (N, 4), of the crops; None: the evaluation image
+
+    def load(self, start: int, end: int) -> None:
+        """Load images `start` to `end`; raise `LandmarksError` that names the one which cannot be read."""
+        for place, row in enumerate(self.rows[start:end].iter_rows(), start):
+            identity, shard, offset, length, width, height, _ = row
+            try:
+                data = self.reader.read(shard, offset, length)
+                if self.boxes is None:
+                    self.pixels[place] = evaluation_image(data, self.preprocessing)
+                else:
+                    box = self.boxes[place].tolist()
+                    self.pixels[place] = training_image(data, width, height, self.preprocessing, box)
+            except (ImageError, OSError) as error:
+                raise LandmarksError(
+                    f"image {identity} in {self.dataset.path_of(shard)} cannot be read ({error})",
+                    way_out="fetch or import the dataset again",
+                ) from error
 
 
 def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -106,21 +147,10 @@ def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, 
         yield from pairwise(accumulate(batch_size, initial=0))
 
 
-def _finished(
-    start: int,
-    pixels: NDArray[np.uint8],
-    work: list[Future[None]],
-    rows: list[tuple[str, str, int, int, int, int]],
-    labels: NDArray[np.int64],
-) -> Batch:
+def _finished(batch: Batch, work: list[Future[None]]) -> Batch:
     for future in work:
         future.result()
-    end = start + len(pixels)
-    return Batch(
-        ids=[row[0] for row in rows[start:end]],
-        pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(labels[start:end].copy()),
-    )
+    return batch
 
 
 def default_workers() -> int:
@@ -150,30 +180,53 @@ def centre_crop(pixels_of_one: NDArray[np.uint8], preprocessing: Preprocessing) 
 
 
 def training_image(
-    data: bytes, width: int, height: int, preprocessing: Preprocessing, chosen: Draw
+    data: bytes, width: int, height: int, preprocessing: Preprocessing, box: Sequence[float]
 ) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) image that training sees of an image of `width` × `height` pixels.
+    """Return the (S, S, 3) crop of an image of `width` × `height` pixels; `box` is in shares of these.
 
-    The JPEG is decoded at the smallest scale at which the drawn crop still has `size` pixels.
+    The JPEG is decoded at the smallest scale at which the crop still has `image_size` pixels, of which the crop takes
+    whole ones.
     """
-    left, top, right, bottom = chosen.box
+    left, top, right, bottom = box
     size = preprocessing.image_size
     crop = min((right - left) * width, (bottom - top) * height)
-    pixels_of_one = decode(data, min_side=math.ceil(size * min(width, height) / crop))
-    height, width = pixels_of_one.shape[:2]
-    box = (left * width, top * height, right * width, bottom * height)
-    cropped = resize(pixels_of_one, size, size, box, interpolation=preprocessing.interpolation)
-    cropped = recolour(cropped, chosen.colour)
-    return np.ascontiguousarray(cropped[:, ::-1]) if chosen.flip else cropped
+    decoded = decode(data, min_side=math.ceil(size * min(width, height) / crop))
+    height, width = decoded.shape[:2]
+    left, top = min(round(left * width), width - 1), min(round(top * height), height - 1)
+    right, bottom = max(round(right * width), left + 1), max(round(bottom * height), top + 1)
+    return resized_crop(decoded[top:bottom, left:right], size, preprocessing.interpolation)
+
+
+def resized_crop(pixels_of_one: NDArray[np.uint8], size: int, interpolation: str) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) to (S, S, 3), antialiased, as Pillow does within two grey levels, in a third of its time.
+
+    PyTorch's kernels for whole numbers know bilinear and bicubic; anything else is Pillow's.
+    """
+    if interpolation not in ("bilinear", "bicubic"):
+        return resize(pixels_of_one, size, size, interpolation=interpolation)
+    image = torch.from_numpy(pixels_of_one).permute(2, 0, 1)[None]
+    resized = F.interpolate(image, size=(size, size), mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def normalised(
     pixels: torch.Tensor, preprocessing: Preprocessing, device: torch.device | str | None = None
 ) -> torch.Tensor:
     """Return uint8 images (N, 3, S, S) as a network takes them: on `device`, float32, by mean and deviation."""
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
-    return pixels.to(device, non_blocking=True).float().sub_(mean).div_(std)
+    pixels = pixels.to(device, non_blocking=True)
+    mean, std = (_levels(shares, pixels.device) for shares in (preprocessing.mean, preprocessing.std))
+    return pixels.float().sub_(mean).div_(std)
+
+
+def as_input(batch: Batch, preprocessing: Preprocessing, device: torch.device | str | None = None) -> torch.Tensor:
+    """Return the images of `batch` as a network takes them: on `device`, with the look that was drawn for each."""
+    pixels = batch.pixels.to(device, non_blocking=True)
+    return normalised(pixels if batch.look is None else augmented(pixels, batch.look), preprocessing)
+
+
+@functools.cache  # a copy to a graphics processor would wait for it
+def _levels(shares: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(shares, device=device).view(1, 3, 1, 1) * 255
 
 
 def order_of(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -194,73 +247,3 @@ def shares(order: NDArray[np.int64], batch_size: int, rank: int = 0, processes: 
 def joined(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Return the images of all `steps` in one array: an empty one when no step is left."""
     return np.concatenate([np.empty(0, dtype=np.int64), *steps])
-
-
-# ── Augmentation that leaves a landmark recognisable: which crop to take, its colours, its mirror image ─────────────
-#
-# An image's draw depends on (seed, epoch, id) alone. There is no vertical flip: buildings stand upright. Whether to
-# flip left and right is a choice, since some landmarks are told from others by their handedness, and all by lettering.
-
-
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One image's augmentation in one epoch."""
-
-    box: tuple[float, float, float, float]  # left, top, right, bottom, as fractions of width and height
-    colour: NDArray[np.float32]  # (3, 4): a pixel's new red, green and blue are colour @ (red, green, blue, mean)
-    flip: bool
-
-
-def draw(augmentation: Augmentation, width: int, height: int, random: np.random.Generator) -> Draw:
-    """Draw the augmentation of an image of `width` × `height` pixels (Szegedy et al. 2015 for the crop)."""
-    box = _crop(augmentation, width, height, random)
-    brightness, contrast, saturation = (
-        float(random.uniform(1 - reach, 1 + reach))
-        for reach in (augmentation.brightness, augmentation.contrast, augmentation.saturation)
-    )
-    return Draw(
-        box=box,
-        colour=colour_matrix(brightness, contrast, saturation),
-        flip=bool(augmentation.flip and random.random() < 0.5),
-    )
-
-
-def _crop(
-    augmentation: Augmentation, width: int, height: int, random: np.random.Generator
-) -> tuple[float, float, float, float]:
-    reach = math.log(augmentation.aspect)
-    for _ in range(10):
-        area = width * height * random.uniform(augmentation.crop_scale, 1.0)
-        ratio = math.exp(random.uniform(-reach, reach))
-        crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        if crop_width <= width and crop_height <= height:
-            break
-    else:  # a panorama in which no such crop fits: the largest square, somewhere
-        crop_width = crop_height = min(width, height)
-    left = random.uniform(0, width - crop_width)
-    top = random.uniform(0, height - crop_height)
-    return left / width, top / height, (left + crop_width) / width, (top + crop_height) / height
-
-
-def colour_matrix(brightness: float, contrast: float, saturation: float) -> NDArray[np.float32]:
-    """Return the (3, 4) matrix that scales brightness, then saturation, then contrast around the mean brightness.
-
-    Saturation mixes a pixel with its own luma; contrast mixes it with the image's mean luma, the fourth input.
-    """
-    mixed = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * LUMA[None, :]
-    matrix = np.empty((3, 4), dtype=np.float32)
-    matrix[:, :3] = brightness * contrast * mixed
-    matrix[:, 3] = brightness * (1 - contrast)
-    return matrix
-
-
-def recolour(pixels_of_one: NDArray[np.uint8], colour: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Apply a `colour_matrix` to an image (H, W, 3); values are rounded and kept within 0 … 255."""
-    pixels = pixels_of_one.reshape(-1, 3).astype(np.float32)
-    constant = colour[:, 3] * float(pixels.mean(axis=0) @ LUMA) + 0.5
-    pixels = pixels @ colour[:, :3].T + constant
-    return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8).reshape(pixels_of_one.shape)

@@ -1,0 +1,144 @@
+"""The loader alone: processor milliseconds an image by stage, and images per second by workers.
+
+    python benchmarks/loader.py DATA [--pixels 224] [--workers 1 2] [--before SRC BEFORE_DATA] [--rounds 5]
+
+DATA is a dataset that was split; images of its train split are seen as training with the recipe `default` sees them,
+in batches of 32. A stage's figure is processor time of the thread that does it (what waits costs nothing, so that it
+hardly depends on what else the machine does); `device` is what is left to the device, here the processor: colours,
+mirroring, normalisation. `--before` measures another version's sources on the same images (as that version fetched
+them), in turns with this one's. Every measurement is a process of its own; milliseconds are medians of the rounds,
+images per second the best of them. torch computes with one thread, so that cores are left to the workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from results import keep, told
+
+BATCH = 32
+STAGES = ("read", "decode", "resize", "draw", "generator", "colour")
+NAMES = {  # of what each version calls in its loader
+    "decode": ("decode",),
+    "resize": ("resize", "resized_crop"),
+    "draw": ("draw",),
+    "generator": ("generator",),
+    "colour": ("recolour",),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--pixels", type=int, default=224)
+    parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--before", nargs=2, metavar=("SRC", "DATA"))
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    versions = {"now": (os.environ.get("PYTHONPATH", ""), chosen.data)}
+    if chosen.before:
+        versions = {"before": (chosen.before[0], Path(chosen.before[1])), **versions}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in versions}
+    for _ in range(chosen.rounds):
+        for name, (sources, data) in versions.items():
+            os.environ["PYTHONPATH"] = str(sources)
+            words = [data, chosen.pixels, chosen.images, *chosen.workers]
+            found[name].append(told(sys.executable, __file__, "measure", *words))
+            print(name, found[name][-1], flush=True)
+    rows = [row(name, rounds) for name, rounds in found.items()]
+    keep("loader", rows, pixels=chosen.pixels, images=chosen.images, batch=BATCH, rounds=found)
+
+
+def row(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one version's line: medians of milliseconds, the best images per second."""
+    row: dict[str, Any] = {"version": name}
+    for stage in ("loader", "device", *STAGES):
+        row[f"{stage}_ms"] = round(statistics.median(one["milliseconds"].get(stage, 0.0) for one in rounds), 3)
+    for workers in rounds[0]["images_per_second"]:
+        row[f"{workers}_workers"] = max(one["images_per_second"][workers] for one in rounds)
+    return row
+
+
+def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any]:
+    """Return processor milliseconds an image by stage, and images per second by number of workers."""
+    import numpy as np
+    import torch
+
+    from landmarks.dataset.manifest import open_dataset
+    from landmarks.dataset.shards import ImageReader
+    from landmarks.models.network import Preprocessing
+    from landmarks.training import loader
+    from landmarks.training.recipe import Augmentation
+
+    torch.set_num_threads(1)
+    dataset = open_dataset(data)
+    train = dataset.split("train")
+    chosen = train[np.random.default_rng(0).permutation(len(train))[:images]]
+    preprocessing = Preprocessing(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
+
+    def batches(some: int, workers: int, epoch: int) -> Any:
+        settings = {"batch_size": BATCH, "workers": workers, "augment": Augmentation(), "epoch": epoch}
+        return loader.batches(dataset, chosen[:some], preprocessing, **settings)  # type: ignore[arg-type]
+
+    for _ in batches(2 * BATCH, 1, 0):
+        pass  # files are in memory, functions are warm
+    rates, spent = {}, []
+    for count in workers:
+        started, before = time.perf_counter(), time.process_time()
+        for _ in batches(images, count, 1):
+            pass
+        rates[str(count)] = images / (time.perf_counter() - started)
+        spent.append(1e3 * (time.process_time() - before) / images)
+
+    stages = dict.fromkeys(STAGES, 0.0)
+    for stage, names in NAMES.items():
+        for name in names:
+            if hasattr(loader, name):
+                setattr(loader, name, timed(getattr(loader, name), stage, stages))
+    ImageReader.read = timed(ImageReader.read, "read", stages)  # type: ignore[method-assign]
+    last = None
+    for batch in batches(images, 1, 2):
+        last = batch
+    stages = {stage: 1e3 * seconds / images for stage, seconds in stages.items()}
+
+    assert last is not None
+    as_input = getattr(loader, "as_input", lambda batch, how: loader.normalised(batch.pixels, how))
+    device = []
+    for _ in range(5):
+        before = time.thread_time()
+        as_input(last, preprocessing)
+        device.append(1e3 * (time.thread_time() - before) / len(last.ids))
+    return {
+        "milliseconds": {"loader": spent[0], "device": min(device), **stages},
+        "images_per_second": rates,
+    }
+
+
+def timed(function: Any, stage: str, stages: dict[str, float]) -> Any:
+    """Return `function`, but that the processor time of its calls is added to `stages[stage]`."""
+
+    @functools.wraps(function)
+    def measured(*arguments: Any, **named: Any) -> Any:
+        started = time.thread_time()
+        try:
+            return function(*arguments, **named)
+        finally:
+            stages[stage] += time.thread_time() - started
+
+    return measured
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["measure"]:
+        print(json.dumps(measure(sys.argv[2], *map(int, sys.argv[3:]))))
+    else:
+        main()
