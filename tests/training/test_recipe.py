@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from landmarks.models.heads import build_head
 from landmarks.support.errors import UsageError
-from landmarks.support.seeds import generator
-from landmarks.training.loader import draw
+from landmarks.training.augmentation import draw
 from landmarks.training.recipe import FROM_RECIPE, SHIPPED, Augmentation, Recipe, assigned, recipe_named
 from landmarks.training.recipe import given as given_on_a_command_line
 
@@ -204,11 +203,11 @@ def require_usable(recipe: Recipe) -> None:
     again = json.loads(json.dumps(recipe.record(), allow_nan=False))
     assert Recipe(**{**again, "augmentation": Augmentation(**again["augmentation"])}) == recipe
     torch.manual_seed(recipe.seed)
-    drawn = draw(recipe.augmentation, 64, 48, generator(recipe.seed, 1, "image"))
-    left, top, right, bottom = drawn.box
+    drawn = draw(recipe.augmentation, np.array([64]), np.array([48]), ["image"], seed=recipe.seed, epoch=1)
+    left, top, right, bottom = drawn.boxes[0]
     assert 0 <= left < right <= 1 + 1e-9
     assert 0 <= top < bottom <= 1 + 1e-9
-    assert np.isfinite(drawn.colour).all()
+    assert np.isfinite(drawn.factors).all()
     assert all(math.isfinite(value) for value in asdict(recipe).values() if isinstance(value, float))
     settings_of_the_head = {**recipe.head_settings}
     if not set(settings_of_the_head) - {"embedding", "centres", "scale", "margin"}:
