@@ -48,7 +48,7 @@ def relabelled(data: Path, copy: Path, classes: int, count: int) -> None:
     copy.mkdir()
     shutil.copy(data / "dataset.json", copy)
     there = str((data / "shards").resolve())
-    images = open_dataset(data).images.sort("id").head(count)
+    images = open_dataset(data).images.sort("image_id").head(count)
     rows = np.arange(len(images))
     images = images.with_columns(
         landmark_id=pl.Series(rows % classes, dtype=pl.Int64), shard=pl.lit(f"{there}/") + pl.col("shard")
@@ -62,7 +62,7 @@ def relabelled(data: Path, copy: Path, classes: int, count: int) -> None:
     made = made.select(pl.col(name).cast(labels.schema[name]) for name in labels.columns if name in made.columns)
     write_table(copy / "labels.parquet", made)
     parts = np.array(["train", "val", "test", "train", "train"])[rows // classes % 5]
-    write_table(copy / "splits.parquet", pl.DataFrame({"id": images["id"], "part": parts}))
+    write_table(copy / "splits.parquet", pl.DataFrame({"image_id": images["image_id"], "part": parts}))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def write_known_index(archive: Archive, address: str, path: Path) -> TarIndex:
     etag = mirror.head(tar_path("train", 0))[1] or ""
     for tar in range(archive.tars):
         layout = archive.layout(tar)
-        columns = {"id": layout.ids, "offset": layout.headers + BLOCK, "length": layout.sizes}
+        columns = {"image_id": layout.ids, "offset": layout.headers + BLOCK, "length": layout.sizes}
         members[tar] = pl.DataFrame(columns).cast(MEMBERS)  # type: ignore[arg-type]
         tars[tar] = IndexedTar(tar, layout.bytes, etag.replace(f"{archive.layout(0).bytes:x}", f"{layout.bytes:x}"))
     return write_index(path, members, tars, set="train", mirror=mirror.place, count=archive.tars)
@@ -122,7 +122,7 @@ def write_known_index(archive: Archive, address: str, path: Path) -> TarIndex:
 
 def planned(address: str, selection: Path, index: TarIndex) -> Plan:
     """Return the requests that `fetch` would make."""
-    ids = np.sort(pl.read_parquet(selection)["id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
+    ids = np.sort(pl.read_parquet(selection)["image_id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
     blank = TarTask(out=Path(), mirror=open_mirror(address), set="train", tar=0, max_side=512, digest="")
     return make_plan(blank, ids, index, "ranges")
 

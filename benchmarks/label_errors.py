@@ -58,7 +58,7 @@ def main(run: str, data: str, split: str = "all") -> None:
         )
     with TemporaryDirectory() as folder:
         errors = audit(run, Path(folder) / "wrong.csv", data=data, split=split)
-    columns = ["id", "name", "suggested_name", "probability", "margin", "why"]
+    columns = ["image_id", "name", "suggested_name", "probability", "margin", "why"]
     most = errors.select(columns).head(10).to_dicts()
     told = {"split": split, "landmarks": classes, "listed_of_the_true_labels": len(errors), "first": most}
     results.keep(f"label-errors-{split}", rows, **told)

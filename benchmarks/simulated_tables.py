@@ -55,7 +55,7 @@ def write_tables(folder: Path, archive: Archive, *, attribution: bool = False) -
     swap = int(np.flatnonzero(landmarks == NO_LANDMARK)[0])
     landmarks[[0, swap]] = landmarks[[swap, 0]]
     shown = generator.permutation(np.repeat(landmarks, sizes))  # by number of the image, so spread over all TARs
-    rows = pl.DataFrame({"id": as_text(archive.ids()), "landmark_id": shown})
+    rows = pl.DataFrame({"image_id": as_text(archive.ids()), "landmark_id": shown})
     rows = rows[generator.permutation(len(rows))]
     metadata = folder / "metadata"
     metadata.mkdir(parents=True, exist_ok=True)
@@ -63,9 +63,9 @@ def write_tables(folder: Path, archive: Archive, *, attribution: bool = False) -
     titles = titles.gather(generator.integers(0, len(titles), len(rows))).alias("title")
     rows = rows.with_columns(titles)
     file = "https://upload.wikimedia.org/wikipedia/commons/{}/{}/{}_{}.jpg"
-    id = pl.col("id")
+    id = pl.col("image_id")
     url = pl.format(file, id.str.slice(3, 1), id.str.slice(3, 2), "title", id.str.slice(0, 6)).alias("url")
-    rows.select("id", url, "landmark_id").write_csv(metadata / "train.csv")
+    rows.select("image_id", url, "landmark_id").write_csv(metadata / "train.csv")
     _write_clean(metadata, rows, sizes, landmarks, generator)
     categories = [f"http://commons.wikimedia.org/wiki/Category:{_name(landmark)}" for landmark in range(LANDMARKS)]
     pl.DataFrame({"landmark_id": range(LANDMARKS), "category": categories}).write_csv(
@@ -114,8 +114,8 @@ def _write_clean(
     able_more = np.flatnonzero(counts < sizes[kept])[1:]
     counts[able_more[: CLEAN_IMAGES - counts.sum()]] += 1
     wanted = pl.DataFrame({"landmark_id": landmarks[kept], "count": counts})
-    lists = rows.select("id", "landmark_id").join(wanted, on="landmark_id").group_by("landmark_id")
-    images = lists.agg(images=pl.col("id").sort().head(pl.col("count").first()).str.join(" "))
+    lists = rows.select("image_id", "landmark_id").join(wanted, on="landmark_id").group_by("landmark_id")
+    images = lists.agg(images=pl.col("image_id").sort().head(pl.col("count").first()).str.join(" "))
     images.sort("landmark_id").write_csv(metadata / "train_clean.csv")
 
 
@@ -127,12 +127,12 @@ def _shares(sizes: np.ndarray, share: float) -> np.ndarray:
 
 def _write_attribution(metadata: Path, rows: pl.DataFrame) -> None:
     """Write author, licence and title of all images, some with the quotes and commas of the published file."""
-    id = pl.col("id")
+    id = pl.col("image_id")
     page = pl.format("https://commons.wikimedia.org/wiki/File:{}_{}.jpg", "title", id.str.slice(0, 6))
     author = pl.when(id.str.ends_with("0")).then(pl.format('Photo "{}", Commons', id.str.slice(5, 4)))
     author = author.otherwise(pl.format("Photographer {}", id.str.slice(5, 4)))
     rows.select(
-        "id",
+        "image_id",
         url=page,
         author=author,
         license=pl.format("https://creativecommons.org/licenses/by-sa/{}.0", pl.when(id.gt("8")).then(3).otherwise(2)),

@@ -53,7 +53,7 @@ def main() -> None:
     ).eval()
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
-    train, val = (dataset.split(part).sort("id") for part in ("train", "val"))
+    train, val = (dataset.split(part).sort("image_id") for part in ("train", "val"))
     train = train.head(chosen.images)
     labels = labels_of(train)
 

@@ -37,7 +37,7 @@ def striped(tmp_path: Path) -> Dataset:
             for number in range(4):
                 identity = f"{label}{number}" + "0" * 14
                 offset, length = shard.add(identity, encode(image(label, number)))
-                rows.append({"id": identity, "landmark_id": 10 * label, "offset": offset, "length": length})
+                rows.append({"image_id": identity, "landmark_id": 10 * label, "offset": offset, "length": length})
     images = pl.DataFrame(rows).with_columns(
         *(pl.lit(None).cast(kind).alias(name) for name, kind in IMAGES.items() if name not in rows[0])
     )
@@ -47,7 +47,7 @@ def striped(tmp_path: Path) -> Dataset:
         schema=LABELS,
     )
     rejected = pl.DataFrame(schema=REJECTED)
-    tested = pl.DataFrame({"id": images["id"], "split": "test"}, schema=SPLIT).sort("id")
+    tested = pl.DataFrame({"image_id": images["image_id"], "split": "test"}, schema=SPLIT).sort("image_id")
     write_table(folder / "splits.parquet", tested, rule="by hand", seed=0)
     return write_dataset(folder, verb="import", images=images, labels=labels, rejected=rejected, record={"set": "-"})
 

@@ -53,7 +53,7 @@ def make_dataset(
     images = pl.DataFrame(
         rows,
         schema={
-            "id": pl.String,
+            "image_id": pl.String,
             "landmark_id": pl.Int64,
             "offset": pl.UInt64,
             "length": pl.UInt32,
@@ -88,9 +88,9 @@ def make_dataset(
             "images": pl.UInt32,
         },
     )
-    rejected = pl.DataFrame(schema={"id": pl.String, "where": pl.String, "why": pl.String})
+    rejected = pl.DataFrame(schema={"image_id": pl.String, "where": pl.String, "why": pl.String})
     if splits is not None:
-        split = pl.DataFrame({"id": images["id"], "split": splits})
+        split = pl.DataFrame({"image_id": images["image_id"], "split": splits})
         write_table(folder / "splits.parquet", split, rule="by hand", seed=0)
     return write_dataset(
         folder, verb="import", images=images, labels=labels, rejected=rejected, record={"set": "train"}

@@ -74,7 +74,7 @@ def make_mirror(folder: Path, tars: int = 4, each: int = 10) -> list[str]:
 def make_selection(path: Path, mirror: Path | str, ids: Sequence[str], set: str = "train") -> Path:
     """Write a selection of `ids`, of three landmarks in turn."""
     landmark_ids = [100 + position % 3 for position in range(len(ids))]
-    table = pl.DataFrame({"id": ids, "landmark_id": landmark_ids}).sort("id")
+    table = pl.DataFrame({"image_id": ids, "landmark_id": landmark_ids}).sort("image_id")
     table = table.with_columns(name=pl.format("Landmark {}", "landmark_id"))
     write_table(path, table, mirror=str(mirror), set=set, rule="by hand", digests="{}", landmarks=3)
     return path

@@ -63,10 +63,10 @@ def test_only_the_selected_images_are_kept_in_shards_named_like_the_tars(tmp_pat
     ids = make_mirror(tmp_path / "mirror", tars=3, each=6)
     wanted = [*ids[1:4], *ids[13:15]]  # none in the second TAR
     data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", wanted), tmp_path / "data")
-    assert data.images["id"].to_list() == sorted(wanted)
+    assert data.images["image_id"].to_list() == sorted(wanted)
     assert sorted(path.name for path in (data.folder / "shards").iterdir()) == ["images_000.tar", "images_002.tar"]
     reader = ImageReader(data)
-    for id, shard, offset, length in data.images.select("id", "shard", "offset", "length").iter_rows():
+    for id, shard, offset, length in data.images.select("image_id", "shard", "offset", "length").iter_rows():
         assert reader.read(shard, offset, length) == image(ids.index(id))
     with tarfile.open(data.folder / "shards/images_000.tar") as tar:
         assert tar.getnames() == [f"{id}.jpg" for id in ids[1:4]]
@@ -112,10 +112,10 @@ def test_images_are_upright_and_no_larger_than_asked(tmp_path: Path) -> None:
     images = [turned.getvalue(), image(1, 900, 600), image(2, 512, 100)]
     put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, images, strict=True)]))
     data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids), tmp_path / "data")
-    sizes = {id: (width, height) for id, width, height in data.images.select("id", "width", "height").iter_rows()}
+    sizes = {id: (width, height) for id, width, height in data.images.select("image_id", "width", "height").iter_rows()}
     assert sizes == {ids[0]: (80, 120), ids[1]: (512, 341), ids[2]: (512, 100)}
     reader = ImageReader(data)
-    for id, shard, offset, length in data.images.select("id", "shard", "offset", "length").iter_rows():
+    for id, shard, offset, length in data.images.select("image_id", "shard", "offset", "length").iter_rows():
         stored = Image.open(io.BytesIO(reader.read(shard, offset, length)))
         assert stored.size == sizes[id] and stored.getexif().get(0x0112, 1) == 1
 
@@ -148,7 +148,7 @@ def test_bad_weather_costs_nothing_but_the_tar_with_the_false_md5(
     told = rejected(data)
     assert sorted(told) == sorted(lost)
     assert all(where == "train/images_003.tar" and "wrong MD5" in why for where, why in told.values())
-    assert data.images["id"].to_list() == sorted(set(ids) - set(lost))
+    assert data.images["image_id"].to_list() == sorted(set(ids) - set(lost))
     whole, partly = contents(plain), contents(data)
     assert all(partly[name] == whole[name] for name in partly if name.endswith(".tar"))
     assert "images_003.tar" not in partly
@@ -177,7 +177,7 @@ def test_images_that_do_not_decode_or_are_nowhere_are_rejected_by_name(tmp_path:
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
     data = fetched(selection, tmp_path / "data")
     told = rejected(data)
-    assert data.images["id"].to_list() == [ids[4]]
+    assert data.images["image_id"].to_list() == [ids[4]]
     assert "too large" in told[ids[0]][1] and "truncated" in told[ids[1]][1]
     assert "not an image" in told[ids[2]][1] and "not an image" in told[ids[3]][1]
     assert told[ids[5]] == ("train/", "in no TAR")
@@ -192,7 +192,7 @@ def test_a_image_that_lies_twice_is_kept_once(tmp_path: Path) -> None:
     put_tar(tmp_path / "mirror", 0, tar_of([first, second]))
     put_tar(tmp_path / "mirror", 1, tar_of([second, (member_name(other), image(1))]))
     data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [id, other]), tmp_path / "data")
-    row = data.images.filter(pl.col("id") == id).row(0, named=True)
+    row = data.images.filter(pl.col("image_id") == id).row(0, named=True)
     assert len(data.images) == 2 and row["shard"] == "images_000.tar"
     assert ImageReader(data).read(row["shard"], row["offset"], row["length"]) == image(0)
 
@@ -251,7 +251,7 @@ def test_a_damaged_header_loses_its_own_image_alone(tmp_path: Path) -> None:
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet")
     path = tmp_path / "mirror/train/images_000.tar"
     data = bytearray(path.read_bytes())
-    offset = pl.read_parquet(index.path).filter(pl.col("id") == int(ids[2], 16))["offset"][0]
+    offset = pl.read_parquet(index.path).filter(pl.col("image_id") == int(ids[2], 16))["offset"][0]
     data[offset - 512] ^= 0xFF
     put_tar(tmp_path / "mirror", 0, bytes(data))
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)

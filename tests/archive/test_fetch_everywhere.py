@@ -62,7 +62,7 @@ def selection(tmp_path: Path, mirror: Path) -> Path:
 
 
 def read_index_ids(path: Path) -> list[str]:
-    return [f"{id:016x}" for id in read_table(path)["id"]]
+    return [f"{id:016x}" for id in read_table(path)["image_id"]]
 
 
 @pytest.fixture

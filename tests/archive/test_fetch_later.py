@@ -137,7 +137,7 @@ def test_what_a_later_fetch_adds_is_added_to_the_split(tmp_path: Path, capsys: p
     whole = fetched(selection, data)
     told = capsys.readouterr().err
     after = dict(whole.splits.rows())  # type: ignore[union-attr]
-    assert sorted(after) == whole.images["id"].to_list() and len(after) == 150
+    assert sorted(after) == whole.images["image_id"].to_list() and len(after) == 150
     assert {id: after[id] for id in before} == before
     assert {copy: after[copy] for copy in copies} == {copy: before[one] for copy, one in copies.items()}
     assert {before[one] for one in copies.values()} == set(SPLITS)  # or the line above says little
@@ -159,7 +159,7 @@ def test_what_a_later_fetch_adds_is_added_to_the_split(tmp_path: Path, capsys: p
     assert (
         f"of 30 near-duplicate pairs 0 straddle this split, {leakage['straddling_pairs_random']} a random one" in told
     )
-    of = dict(whole.images.select("id", "group").rows())
+    of = dict(whole.images.select("image_id", "group").rows())
     assert all(of[copy] == of[one] for copy, one in copies.items())
 
 
@@ -205,12 +205,12 @@ def _kill(*_: Any, **__: Any) -> None:
 def test_corrections_hold_for_the_groups_of_what_a_later_fetch_adds(tmp_path: Path) -> None:
     selection, data, _ = with_copies(tmp_path)
     before = open_dataset(data)
-    one = before.split("test")["id"][0]
-    landmark = before.images.filter(pl.col("id") == one)["landmark_id"][0]
-    (tmp_path / "decided.csv").write_text(f"id,correct_landmark_id\n{one},{100 + (landmark + 1) % 3}\n")
+    one = before.split("test")["image_id"][0]
+    landmark = before.images.filter(pl.col("image_id") == one)["landmark_id"][0]
+    (tmp_path / "decided.csv").write_text(f"image_id,correct_landmark_id\n{one},{100 + (landmark + 1) % 3}\n")
     split(data, corrections=tmp_path / "decided.csv")
     whole = fetched(selection, data)
-    assert whole.splits.join(before.splits, on=["id", "split"], how="semi").height == 90  # type: ignore[union-attr, arg-type]
+    assert whole.splits.join(before.splits, on=["image_id", "split"], how="semi").height == 90  # type: ignore[union-attr, arg-type]
     assert len(whole.corrected) == 1
     assert read_metadata(data / "splits.parquet")["corrected"] == "1"
 
@@ -222,6 +222,6 @@ def test_groups_are_known_before_anything_is_divided(tmp_path: Path) -> None:
         make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [*ids, made_up_id(99)]), tmp_path / "data"
     )
     assert data.splits is None
-    group = dict(data.images.select("id", "group").rows())
+    group = dict(data.images.select("image_id", "group").rows())
     assert group[ids[0]] == group[made_up_id(99)]
     assert len(set(group.values())) == 6

@@ -133,7 +133,7 @@ def test_an_index_can_be_read_from_an_address(tmp_path: Path, monkeypatch: pytes
 
 def test_what_is_no_index_is_told(tmp_path: Path) -> None:
     make_mirror(tmp_path, tars=1)
-    write_table(tmp_path / "other.parquet", pl.DataFrame({"id": ["a"]}))
+    write_table(tmp_path / "other.parquet", pl.DataFrame({"image_id": ["a"]}))
     with pytest.raises(LandmarksError, match="is no byte index"):
         read_index(tmp_path / "other.parquet")
     with pytest.raises(LandmarksError, match="there is no table"):

@@ -29,7 +29,7 @@ def test_no_rule_selects_everything_ranked_by_images_and_then_by_id(mirror: Path
     selection = select(mirror, tmp_path / "all.parquet")
     assert selection.landmarks.select("landmark_id", "images").rows() == [(7, 6), (3, 4), (9, 4), (1, 3), (20, 1)]
     expected = sorted(image(landmark, n) for landmark, images in IMAGES.items() for n in range(images))
-    assert selection.images["id"].to_list() == expected
+    assert selection.images["image_id"].to_list() == expected
 
 
 def test_the_file_holds_the_selection_and_says_how_it_was_made(mirror: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_same_rule_writes_the_same_bytes(mirror: Path, tmp_path: Path) -> No
 def test_names_and_credits_stand_beside_each_image(mirror: Path, tmp_path: Path) -> None:
     rows = select(mirror, tmp_path / "s.parquet", landmarks=[7]).images.rows(named=True)
     assert rows[1] == {
-        "id": image(7, 1),
+        "image_id": image(7, 1),
         "landmark_id": 7,
         "usage": None,
         "landmarks": None,
@@ -107,7 +107,7 @@ def test_each_condition_keeps_what_it_says(
 def test_a_landmark_has_as_many_images_as_the_conditions_on_images_leave(mirror: Path, tmp_path: Path) -> None:
     clean = select(mirror, tmp_path / "s.parquet", clean=True)
     assert clean.landmarks["images"].to_list() == [3, 2]
-    assert clean.images["id"].to_list() == [image(7, n) for n in range(2)] + [image(9, n) for n in range(3)]
+    assert clean.images["image_id"].to_list() == [image(7, n) for n in range(2)] + [image(9, n) for n in range(3)]
     free = select(mirror, tmp_path / "s.parquet", license="/by-sa/", min_images=2)
     assert free.landmarks.rows() == [
         (3, "Colosseum (Rome)", 2),
@@ -135,7 +135,7 @@ def test_a_seed_means_the_same_landmarks_whatever_the_order_of_the_rows(mirror: 
 
 def test_the_test_set_keeps_every_image_and_its_usage(mirror: Path, tmp_path: Path) -> None:
     selection = select(mirror, tmp_path / "s.parquet", set="test")
-    assert selection.images.select("id", "landmark_id", "usage", "landmarks").rows() == [
+    assert selection.images.select("image_id", "landmark_id", "usage", "landmarks").rows() == [
         ("a" * 16, 7, "Public", [7]),
         ("b" * 16, 3, "Private", [3, 9]),
         ("c" * 16, None, "Private", None),
@@ -168,7 +168,7 @@ def test_others_are_drawn_by_the_seed(mirror: Path, tmp_path: Path) -> None:
     def others(seed: int) -> list[str]:
         images = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[7], unknown=2, seed=seed).images
         assert images["landmark_id"].count() == 1
-        return images.filter(pl.col("landmark_id").is_null())["id"].to_list()
+        return images.filter(pl.col("landmark_id").is_null())["image_id"].to_list()
 
     assert all(len(others(seed)) == 2 for seed in range(3))
     assert others(1) == others(1)

@@ -24,7 +24,7 @@ ROWS = [
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    columns = ("id", "landmark_id", "author", "license", "title")
+    columns = ("image_id", "landmark_id", "author", "license", "title")
     images = pl.DataFrame(ROWS, schema={name: IMAGES[name] for name in columns}, orient="row")
     images = images.with_columns(
         pl.lit(None, dtype=kind).alias(name) for name, kind in IMAGES.items() if name not in columns
@@ -46,7 +46,7 @@ def test_every_image_is_credited_and_those_without_author_come_last(
 ) -> None:
     listed = list_credits(data)
     assert listed.columns == list(CREDITS)
-    assert listed["id"].to_list() == ["e", "f", "b", "a", "c", "d"]
+    assert listed["image_id"].to_list() == ["e", "f", "b", "a", "c", "d"]
     assert "2 of 6 images have no known author" in capsys.readouterr().err
 
 

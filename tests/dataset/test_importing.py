@@ -47,7 +47,7 @@ def rejected(dataset: Dataset) -> dict[str, str]:
 
 def all_bytes(dataset: Dataset) -> dict[str, bytes]:
     reader = ImageReader(dataset)
-    rows = dataset.images.select("id", "shard", "offset", "length").iter_rows()
+    rows = dataset.images.select("image_id", "shard", "offset", "length").iter_rows()
     return {id: reader.read(shard, offset, length) for id, shard, offset, length in rows}
 
 
@@ -57,7 +57,7 @@ def test_a_folder_per_landmark_becomes_a_dataset(tmp_path: Path) -> None:
         (0, 0, "Arch", 2),
         (1, 1, "Tower", 3),
     ]
-    assert dataset.images["id"].to_list() == ["A0", "A1", "T0", "T1", "T2"]
+    assert dataset.images["image_id"].to_list() == ["A0", "A1", "T0", "T1", "T2"]
     assert dataset.images["landmark_id"].to_list() == [0, 0, 1, 1, 1]
     assert all_bytes(dataset)["T1"] == (tmp_path / "in/Tower/T1.jpg").read_bytes()
     assert dataset.images.select("width", "height").unique().rows() == [(60, 40)]
@@ -172,17 +172,17 @@ def test_strange_names_survive(tmp_path: Path) -> None:
         put(tmp_path / "in" / name / f"{name.strip()} image.1.jpg", seed)
     dataset = import_(tmp_path / "in", tmp_path / "out")
     assert set(dataset.labels["name"]) == {name.strip().replace("e\u0301", "é") for name in names}
-    assert dataset.images["id"].n_unique() == len(names)
-    assert not any(set(id) & set('/\\."') for id in dataset.images["id"])
+    assert dataset.images["image_id"].n_unique() == len(names)
+    assert not any(set(id) & set('/\\."') for id in dataset.images["image_id"])
     again = import_(unpack(dataset.folder, tmp_path / "unpacked"), tmp_path / "again")
     assert again.labels.equals(dataset.labels)
-    assert again.images["id"].to_list() == dataset.images["id"].to_list()
+    assert again.images["image_id"].to_list() == dataset.images["image_id"].to_list()
 
 
 def test_two_files_of_one_name_stay_two_images(tmp_path: Path) -> None:
     for seed, place in enumerate(("Arch/a.jpg", "Tower/a.jpg", "Tower/A.jpeg", "Tower/b.jpg")):
         put(tmp_path / "in" / place, seed)
-    ids = import_(tmp_path / "in", tmp_path / "out").images["id"].to_list()
+    ids = import_(tmp_path / "in", tmp_path / "out").images["image_id"].to_list()
     assert len({id.casefold() for id in ids}) == 4
     assert "b" in ids
     assert sum(id.casefold().startswith("a-") for id in ids) == 3
@@ -232,7 +232,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
     (source / "Tower/loop").symlink_to(source)
     (source / "Arch").symlink_to(tmp_path / "elsewhere")
     dataset = import_(source, tmp_path / "out")
-    assert dataset.images["id"].to_list() == ["T0", "T1", "inside"]
+    assert dataset.images["image_id"].to_list() == ["T0", "T1", "inside"]
     assert rejected(dataset) == {
         "Tower/outside.jpg": "a link that leads outside the folder",
         "Tower/nowhere.jpg": "not a file",

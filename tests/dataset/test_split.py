@@ -31,7 +31,7 @@ def dataset(folder: Path, rows: list[tuple[int | None, int, str | None]]) -> Dat
     """A dataset of (landmark_id, phash, author), without any images in it."""
     table = pl.DataFrame(
         [(f"{position:04d}", *row) for position, row in enumerate(rows)],
-        schema={"id": pl.String, "landmark_id": pl.Int64, "phash": pl.UInt64, "author": pl.String},
+        schema={"image_id": pl.String, "landmark_id": pl.Int64, "phash": pl.UInt64, "author": pl.String},
         orient="row",
     )
     others = [name for name in IMAGES if name not in table.columns]
@@ -47,7 +47,7 @@ def dataset(folder: Path, rows: list[tuple[int | None, int, str | None]]) -> Dat
         }
     )
     folder.mkdir(parents=True, exist_ok=True)
-    rejected = pl.DataFrame(schema={"id": pl.String, "where": pl.String, "why": pl.String})
+    rejected = pl.DataFrame(schema={"image_id": pl.String, "where": pl.String, "why": pl.String})
     return write_dataset(folder, verb="test", images=images, labels=labels, rejected=rejected, record={"set": "test"})
 
 
@@ -119,7 +119,7 @@ def test_the_split_and_its_leakage_are_stored(tmp_path: Path) -> None:
     assert after.digest != before.digest
     assert after.record == before.record
     assert after.splits is not None
-    assert after.splits["id"].to_list() == after.images["id"].to_list()
+    assert after.splits["image_id"].to_list() == after.images["image_id"].to_list()
     assert after.images["group"][:100].to_list() == [position // 2 for position in range(100)]
     metadata = read_metadata(tmp_path / "splits.parquet")
     leakage = json.loads(metadata["leakage"])
@@ -290,7 +290,7 @@ def test_what_is_near_the_kept_test_part_is_not_drawn_into_it(tmp_path: Path) ->
     data = dataset(tmp_path, twins)
     splits = pl.Series(["test" if row % 4 == 0 else "train" for row in range(80)])  # its twin is in train
     write_table(
-        tmp_path / "splits.parquet", data.images.select("id", split=splits), rule="kept from the source", seed=""
+        tmp_path / "splits.parquet", data.images.select("image_id", split=splits), rule="kept from the source", seed=""
     )
     after = split(tmp_path, val=0.3)
     assert [len(after.split(split)) for split in SPLITS] == [42, 18, 20]
@@ -319,7 +319,7 @@ def test_keeping_and_drawing_a_test_part_contradict_each_other(tmp_path: Path) -
 def test_corrections_alone_leave_every_image_in_its_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = dataset(tmp_path, [(1 + row % 2, hash, None) for row, hash in enumerate(far_apart(60))])
     before = splits_of(split(data.folder, by="random", val=0.3, test=0.0, seed=4))
-    (tmp_path / "decided.csv").write_text("id,correct_landmark_id\n0001,1\n0003,1\n0004,none\n")
+    (tmp_path / "decided.csv").write_text("image_id,correct_landmark_id\n0001,1\n0003,1\n0004,none\n")
     capfd.readouterr()
     after = split(data.folder, corrections=tmp_path / "decided.csv")
     assert splits_of(after) == before
@@ -348,7 +348,7 @@ def test_images_that_change_their_split_are_counted(tmp_path: Path, capfd: pytes
 
 def test_training_on_nothing_but_a_test_part_is_told_the_way_out(tmp_path: Path) -> None:
     data = dataset(tmp_path, [(1 + row % 2, hash, None) for row, hash in enumerate(far_apart(20))])
-    all_test = data.images.select("id", split=pl.lit("test"))
+    all_test = data.images.select("image_id", split=pl.lit("test"))
     write_table(tmp_path / "splits.parquet", all_test, rule="kept from the source", seed="")
     with pytest.raises(LandmarksError, match=r"the train split .* landmarks split .* --anew$"):
         check_data(open_dataset(tmp_path))
@@ -365,7 +365,7 @@ def data(tmp_path: Path) -> Dataset:
     """Thirty images of the landmarks 7, 8 and 9, the first of them showing 7 and 8."""
     hashes = np.random.default_rng(0).integers(1, 2**63, 30)
     known: dict[str, object] = {
-        "id": [f"{number:016x}" for number in range(30)],
+        "image_id": [f"{number:016x}" for number in range(30)],
         "landmark_id": [7 + number % 3 for number in range(30)],
         "phash": pl.Series(hashes, dtype=pl.UInt64),
         "landmarks": pl.Series([[7, 8]] + [None] * 29, dtype=pl.List(pl.Int64)),
@@ -376,7 +376,7 @@ def data(tmp_path: Path) -> Dataset:
     labels = pl.DataFrame(
         {"label": [0, 1, 2], "landmark_id": [7, 8, 9], "name": list("abc"), "category": [None] * 3, "images": [10] * 3}
     )
-    rejected = pl.DataFrame(schema={"id": pl.String, "where": pl.String, "why": pl.String})
+    rejected = pl.DataFrame(schema={"image_id": pl.String, "where": pl.String, "why": pl.String})
     folder = tmp_path / "data"
     folder.mkdir()
     return write_dataset(folder, verb="test", images=images, labels=labels, rejected=rejected, record={"set": "test"})
@@ -386,7 +386,7 @@ def csv(folder: Path, answers: dict[int | str, str], name: str = "wrong.csv") ->
     """A file as `audit` writes it, its last column filled in."""
     rows = [f"{id:016x}" if isinstance(id, int) else id for id in answers]
     lines = [f'{id},7,"a, or b",8,b,0.9,why,{answer}' for id, answer in zip(rows, answers.values(), strict=True)]
-    head = "id,landmark_id,name,suggested_landmark_id,suggested_name,margin,why,correct_landmark_id"
+    head = "image_id,landmark_id,name,suggested_landmark_id,suggested_name,margin,why,correct_landmark_id"
     path = folder / name
     path.write_text("\n".join([head, *lines]) + "\n")
     return path
@@ -404,7 +404,7 @@ def test_corrections_hold_from_there_on_and_the_files_keep_what_was_fetched(data
     assert shown(data.folder, 0) == (9, None)
     assert shown(data.folder, 1) == (None, None)
     assert shown(data.folder, 2) == (9, None)
-    labels = after.split("all").sort("id")["label"].to_list()
+    labels = after.split("all").sort("image_id")["label"].to_list()
     assert labels[:4] == [2, None, 2, 0]
     assert after.as_fetched()["landmark_id"].to_list() == before.images["landmark_id"].to_list()
     assert after.as_fetched()["landmarks"][0].to_list() == [7, 8]
@@ -448,7 +448,7 @@ def test_corrections_are_added_to_earlier_ones_until_they_are_taken_back(
 def test_a_split_is_made_of_the_corrected_labels(data: Dataset, tmp_path: Path) -> None:
     all_but_one: dict[int | str, str] = {number: "7" for number in range(30) if number % 3 == 2 and number != 2}
     after = split(data.folder, corrections=csv(tmp_path, all_but_one))
-    assert after.split("train").filter(pl.col("landmark_id") == 9)["id"].to_list() == ["0000000000000002"]
+    assert after.split("train").filter(pl.col("landmark_id") == 9)["image_id"].to_list() == ["0000000000000002"]
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ def test_what_cannot_be_meant_is_one_line_that_names_the_row(
     ("content", "told"),
     [
         (b"", "is empty"),
-        (b"id;correct_landmark_id\n1;2\n", "lacks the column id"),
+        (b"image_id;correct_landmark_id\n1;2\n", "lacks the column image_id"),
         (b"\xff\xfe\x00", "cannot be read as CSV|lacks the column"),
     ],
 )

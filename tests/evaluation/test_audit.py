@@ -144,16 +144,16 @@ def test_the_verb_writes_a_csv_to_correct_and_changes_nothing(
     before = own_data.folder.joinpath("images.parquet").read_bytes()
     out = tmp_path / "wrong.csv"
     assert landmarks(["audit", str(run.folder), "-o", str(out)]) == 0
-    table = pl.read_csv(out, schema_overrides={"id": pl.String})
+    table = pl.read_csv(out, schema_overrides={"image_id": pl.String})
     assert table.columns == list(LABEL_ERRORS)
     twins = table.filter(pl.col("why").str.starts_with("the same image as"))
-    assert sorted(twins["id"]) == ["0000000000000001", "0000000000000011"]
+    assert sorted(twins["image_id"]) == ["0000000000000001", "0000000000000011"]
     assert "nothing was changed" in capsys.readouterr().out
     assert open_dataset(own_data.folder).folder.joinpath("images.parquet").read_bytes() == before
 
 
 def with_twins(data: Dataset) -> None:
-    same = pl.when(pl.col("id").str.ends_with("1")).then(pl.lit(7, pl.UInt64)).otherwise("phash")
+    same = pl.when(pl.col("image_id").str.ends_with("1")).then(pl.lit(7, pl.UInt64)).otherwise("phash")
     data.images.with_columns(phash=same).write_parquet(data.folder / "images.parquet")
 
 
@@ -164,7 +164,7 @@ def test_the_sheet_shows_the_listed_images(run: Run, own_data: Dataset, tmp_path
         columns = min(COLUMNS, len(table))
         assert sheet.width == SHEET_MARGIN + columns * (TILE + SHEET_MARGIN)
         pixels = np.asarray(sheet)
-    image = own_data.images.filter(pl.col("id") == table["id"][0]).row(0, named=True)
+    image = own_data.images.filter(pl.col("image_id") == table["image_id"][0]).row(0, named=True)
     expected = decode(ImageReader(own_data).read(image["shard"], image["offset"], image["length"]))
     top, left = HEAD + (TILE - expected.shape[0]) // 2, SHEET_MARGIN + (TILE - expected.shape[1]) // 2
     found = pixels[top : top + expected.shape[0], left : left + expected.shape[1]]
@@ -172,9 +172,9 @@ def test_the_sheet_shows_the_listed_images(run: Run, own_data: Dataset, tmp_path
 
 
 def test_a_sheet_ends_after_forty_images(own_data: Dataset, tmp_path: Path) -> None:
-    ids = [own_data.images["id"][number % 30] for number in range(50)]
+    ids = [own_data.images["image_id"][number % 30] for number in range(50)]
     table = pl.DataFrame(
-        {"id": ids, "name": "Łódź", "suggested_name": "京都", "probability": 0.5, "why": "", "landmark_id": 1}
+        {"image_id": ids, "name": "Łódź", "suggested_name": "京都", "probability": 0.5, "why": "", "landmark_id": 1}
     )
     write_sheet(own_data, table, tmp_path / "many.jpg")
     with Image.open(tmp_path / "many.jpg") as sheet:
@@ -187,7 +187,7 @@ def test_what_a_person_decided_is_not_listed_again(run: Run, own_data: Dataset, 
     first = audit(run.folder, out)
     first.with_columns(correct_landmark_id=pl.col("landmark_id").cast(pl.String)).write_csv(out)
     split(own_data.folder, corrections=out)
-    assert not set(audit(run.folder, tmp_path / "again.csv", split="all")["id"]) & set(first["id"])
+    assert not set(audit(run.folder, tmp_path / "again.csv", split="all")["image_id"]) & set(first["image_id"])
 
 
 def test_images_without_structure_are_no_twins(run: Run, own_data: Dataset, tmp_path: Path) -> None:

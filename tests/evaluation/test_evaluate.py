@@ -27,7 +27,7 @@ def test_the_predictions_are_what_the_network_says_one_image_at_a_time(run: Run,
     numbers = evaluate(run.folder)
     table = read_predictions(run.folder / "predictions" / "test.parquet")
     network, reader = run.network(), ImageReader(own_data)
-    assert table["id"].to_list() == sorted(own_data.split("test")["id"].to_list())
+    assert table["image_id"].to_list() == sorted(own_data.split("test")["image_id"].to_list())
     for row, shown in zip(table.rows(named=True), own_data.split("test").rows(named=True), strict=True):
         data = reader.read(shown["shard"], shown["offset"], shown["length"])
         image = torch.from_numpy(evaluation_image(data, network.preprocessing).copy()).permute(2, 0, 1)[None]
@@ -71,8 +71,8 @@ def test_landmarks_of_another_dataset_are_found_by_their_ids(run: Run, test_data
     table = read_predictions(run.folder / "predictions" / "elsewhere.parquet")
     assert table["truth"].to_list()[:4] == [[0], [1, 2], [], []]
     assert (numbers["images"], numbers["known"], numbers["unknown"]) == (60, 30, 30)
-    assert {"energy", "nearest", "centre"} <= set(table.columns)
-    assert {row["score"] for row in numbers["rejection"]} >= {"probability", "energy", "nearest", "centre", "combined"}
+    assert {"energy", "knn", "mahalanobis"} <= set(table.columns)
+    assert {row["score"] for row in numbers["rejection"]} >= {"msp", "energy", "knn", "mahalanobis", "combined"}
     assert numbers["rejection_parts"] == {"chosen_on": "Public", "reported_on": "Private"}
 
 
@@ -84,7 +84,7 @@ def test_a_run_that_does_not_fit_the_data_is_one_line(run: Run, tmp_path: Path) 
 
 def test_the_main_landmark_comes_first_in_the_truth(run: Run) -> None:
     images = pl.DataFrame(
-        {"id": ["a", "b", "c"], "landmark_id": [33, None, 99], "landmarks": [[11, 33, 99], None, [99, 22]]},
+        {"image_id": ["a", "b", "c"], "landmark_id": [33, None, 99], "landmarks": [[11, 33, 99], None, [99, 22]]},
         schema_overrides={"landmarks": pl.List(pl.Int64)},
     )
     assert with_truth(images, run.labels)["truth"].to_list() == [[2, 0], [], [1]]
@@ -148,7 +148,7 @@ def test_a_threshold_is_chosen_on_public_and_stored_with_the_model(run: Run, tes
 
 def test_a_folder_of_other_images_serves_as_unknown(run: Run, tmp_path: Path) -> None:
     others = make_dataset(tmp_path / "street", [[]] * 40, first=500)
-    images = others.images.with_columns(id="other" + pl.col("id")).sort("id")
+    images = others.images.with_columns(id="other" + pl.col("image_id")).sort("image_id")
     images.write_parquet(others.folder / "images.parquet")
     numbers = evaluate(run.folder, unknown=others.folder, false_acceptance=0.2)
     assert (numbers["known"], numbers["unknown"]) == (6, 40)
@@ -171,7 +171,7 @@ def test_a_dataset_that_went_away_still_allows_another_to_be_evaluated(
     own_data.folder.rename(own_data.folder.with_name("gone"))
     numbers = evaluate(run.folder, data=test_data.folder)
     assert numbers["temperature"] == 1.0
-    assert {row["score"] for row in numbers["rejection"]} == {"probability", "energy"}
+    assert {row["score"] for row in numbers["rejection"]} == {"msp", "energy"}
 
 
 def test_of_equal_scores_the_smaller_label_is_the_better() -> None:

@@ -63,14 +63,14 @@ def assert_defined(record: dict[str, Any], *, beside: Set[str] = frozenset()) ->
 
 def test_every_number_about_known_and_unknown_images_is_defined_and_nothing_else(run: Run, test_data: Dataset) -> None:
     numbers = evaluate(run.folder, data=test_data.folder)
-    assert {"rejected", "lost", "auroc_chosen", "nearest", "combined"} <= numbers_of(numbers)
+    assert {"rejected", "lost", "auroc_chosen", "knn", "combined"} <= numbers_of(numbers)
     assert_defined(numbers, beside={"landmark_accuracy"})
     assert_defined(read_record(run.folder / "metrics" / "elsewhere.json"), beside={"landmark_accuracy"})
 
 
 def test_without_unknown_images_nothing_is_defined_about_telling_them(run: Run) -> None:
     numbers = evaluate(run.folder)
-    assert not {"auroc", "rejection", "nearest", "rejected"} & set(numbers["definitions"])
+    assert not {"auroc", "rejection", "knn", "rejected"} & set(numbers["definitions"])
     assert_defined(numbers, beside={"landmark_accuracy"})
 
 
@@ -89,7 +89,7 @@ def test_a_submission_has_no_temperature_to_define(tmp_path: Path) -> None:
     answers = [f"{5 + 2 * (number % 2)} {1 - number / 10:.2f}" for number in range(8)]
     pl.DataFrame({"id": ids, "landmarks": answers}).write_csv(submission)
     for numbers in (score(submission, truth), score(submission, truth, out=tmp_path / "judged")):
-        assert not {"temperature", "ece", "log_loss", "probability"} & set(numbers["definitions"])
+        assert not {"temperature", "ece", "log_loss", "msp"} & set(numbers["definitions"])
         assert {"answered", "gap", "score", "rejected"} <= set(numbers["definitions"])
         assert_defined(numbers, beside={"landmark_accuracy"})
 

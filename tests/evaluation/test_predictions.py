@@ -41,7 +41,7 @@ def fruit(tmp_path: Path) -> Run:
 
 def truths(run: Run, name: str) -> dict[str, list[str]]:
     table = pl.read_parquet(run.folder / "predictions" / f"{name}.parquet")
-    return {id: run.name_of(truth) for id, truth in table.select("id", "truth").rows()}
+    return {id: run.name_of(truth) for id, truth in table.select("image_id", "truth").rows()}
 
 
 def test_a_run_of_fruit_is_not_judged_on_animals(fruit: Run, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_runs_answers_go_out_and_come_back_with_the_same_numbers(
     exported = tmp_path / "out.csv"
     numbers = evaluate(run.folder, data=test_data.folder, submission=exported)
     shown = test_data.images.select(
-        "id",
+        "image_id",
         landmarks=pl.when(pl.col("landmarks").is_not_null())
         .then(pl.col("landmarks").cast(pl.List(pl.String)).list.join(" "))
         .when(pl.col("landmark_id") == 44)
@@ -196,7 +196,7 @@ def test_all_test_images_of_the_archive_are_judged_in_a_minute_and_1500_megabyte
         for shown in truth["landmarks"].to_list()
     ]
     scores = pl.Series(random.random(len(truth)) + truth["landmarks"].list.len().cast(bool).to_numpy())
-    write_submission(tmp_path / "s.csv", truth["id"], pl.Series(answers), scores)
+    write_submission(tmp_path / "s.csv", truth["image_id"], pl.Series(answers), scores)
     script = (
         "import resource, sys, time;"
         "from landmarks.cli.main import run; solution, folder = sys.argv[1:];"

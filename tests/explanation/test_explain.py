@@ -51,7 +51,7 @@ def test_files_and_folders_are_explained_and_what_is_no_image_is_named(colour_ru
     (folder / "notes.txt").write_bytes(b"not taken")
     result = explain(colour_run, [folder])
     (entry,) = result["panels"]
-    assert (entry["id"], entry["truth"], entry["correct"]) == ("summer, 1", None, None)
+    assert (entry["image_id"], entry["truth"], entry["correct"]) == ("summer, 1", None, None)
     assert entry["answers"][0]["name"] == NAMES[0]
     assert (colour_run.folder / "maps" / entry["image"]).exists()
     assert [Path(each["image"]).name for each in result["rejected"]] == ["text.jpg"]
@@ -140,7 +140,11 @@ def test_files_whose_names_are_not_utf8_are_explained_or_named_like_any_other(
     assert landmarks(["explain", str(colour_run.folder), str(folder), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
     stored = read_record(colour_run.folder / "maps" / "index.json")
-    assert [entry["id"] for entry in printed["made"]] == [entry["id"] for entry in stored["panels"]] == ["caf\\xe9"]
+    assert (
+        [entry["image_id"] for entry in printed["made"]]
+        == [entry["image_id"] for entry in stored["panels"]]
+        == ["caf\\xe9"]
+    )
     assert [Path(entry["image"]).name for entry in stored["rejected"]] == ["b\\xe4d.jpg"]
     assert (colour_run.folder / "maps" / printed["made"][0]["image"]).is_file()
 

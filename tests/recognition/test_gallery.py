@@ -68,7 +68,7 @@ def test_the_nearest_images_vote_as_a_plain_loop_says() -> None:
         for place in np.argsort(-cosines)[:10]:
             votes[int(TRAIN_LABELS[place])] += float(np.exp((cosines[place] - 1) / 0.05))
         expected.append(np.log(max(votes.values())))
-    assert scores_of(KNOWN[:10])["nearest"] == pytest.approx(expected, abs=0.02)  # images in half precision
+    assert scores_of(KNOWN[:10])["knn"] == pytest.approx(expected, abs=0.02)  # images in half precision
 
 
 def test_the_distance_to_centres_is_scipys_mahalanobis() -> None:
@@ -84,12 +84,12 @@ def test_the_distance_to_centres_is_scipys_mahalanobis() -> None:
         mahalanobis(row, images.mean(axis=0), overall) ** 2 - min(mahalanobis(row, mean, within) ** 2 for mean in means)
         for row in asked
     ]
-    assert scores_of(KNOWN[:8])["centre"] == pytest.approx(expected, rel=1e-3)
+    assert scores_of(KNOWN[:8])["mahalanobis"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_landmarks_score_higher_than_anything_else() -> None:
     known, unknown = scores_of(KNOWN), scores_of(UNKNOWN)
-    for name in ("nearest", "centre"):
+    for name in ("knn", "mahalanobis"):
         assert np.median(known[name]) > np.quantile(unknown[name], 0.9)
 
 
@@ -120,7 +120,7 @@ def test_long_features_become_directions_a_block_at_a_time(
 
 def test_one_image_per_landmark_is_enough_for_a_reference() -> None:
     gallery = make_gallery(directions(TRAIN[::30]), np.arange(4), "digest")
-    assert np.isfinite(rejection_scores(KNOWN, KNOWN, gallery)["centre"]).all()
+    assert np.isfinite(rejection_scores(KNOWN, KNOWN, gallery)["mahalanobis"]).all()
 
 
 def test_the_combined_rule_is_scikit_learns_logistic_regression(random: np.random.Generator) -> None:
@@ -136,7 +136,7 @@ def some_scores() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     random = np.random.default_rng(2)
     known = np.arange(400) % 2 == 0
     good = known * 2.0 + random.normal(size=400)
-    scores = {"probability": random.random(400), "energy": good, "nearest": good + random.normal(size=400)}
+    scores = {"msp": random.random(400), "energy": good, "knn": good + random.normal(size=400)}
     usage = np.array(["Public", "Private"], dtype=object)[np.arange(400) // 2 % 2]
     return {name: values.astype(np.float32) for name, values in scores.items()}, known, usage
 
@@ -159,8 +159,8 @@ def test_rules_are_compared_with_thresholds_from_the_chosen_part() -> None:
     halves = halves_of(usage, np.full(400, -1))
     rules = rules_of(scores, known, halves)
     rows = compare_rules(rules, scores, known, halves)
-    assert {row["score"] for row in rows} == {"probability", "energy", "nearest", "combined"}
-    assert rows[-1]["score"] == "probability"
+    assert {row["score"] for row in rows} == {"msp", "energy", "knn", "combined"}
+    assert rows[-1]["score"] == "msp"
     assert rows[0]["auroc"] > 0.85
     assert all(row["lost"] < 0.12 for row in rows)
 
@@ -171,7 +171,7 @@ def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(
     sizes = random.integers(1, 6, 60)
     groups = np.repeat(np.arange(60), sizes)
     known = groups % 2 == 0
-    scores = {"energy": groups.astype(np.float32), "nearest": random.normal(size=len(groups)).astype(np.float32)}
+    scores = {"energy": groups.astype(np.float32), "knn": random.normal(size=len(groups)).astype(np.float32)}
     fitted = []
 
     def spied(splits: dict[str, np.ndarray], flags: np.ndarray) -> Rule:
@@ -272,7 +272,7 @@ def test_a_run_without_fine_tuning_is_remembered_from_what_warm_up_kept(
     run = copy_of(warm, tmp_path / "run")
     counts = passed_through(monkeypatch)
     numbers = evaluate(run.folder, unknown=others.folder)
-    assert numbers["unknown"] == 12 and {row["score"] for row in numbers["rejection"]} >= {"nearest", "centre"}
+    assert numbers["unknown"] == 12 and {row["score"] for row in numbers["rejection"]} >= {"knn", "mahalanobis"}
     assert set(counts) == {"predictions"}
 
 

@@ -88,7 +88,7 @@ def test_below_the_threshold_it_is_not_a_landmark_i_know(
     run: Run, holiday: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = read_record(run.folder / "model.json")
-    rejection = {"rule": {"name": "probability", "weights": {"probability": 1.0}, "constant": 0.0}, "threshold": 2.0}
+    rejection = {"rule": {"name": "msp", "weights": {"msp": 1.0}, "constant": 0.0}, "threshold": 2.0}
     write_record(run.folder / "model.json", {**record, "rejection": rejection}, verb="train")
     assert predict(run.folder, holiday / "a.jpg")["known"].to_list() == [False] * 3
     landmarks(["predict", str(run.folder), str(holiday / "a.jpg")])
@@ -100,7 +100,7 @@ def test_a_threshold_chosen_by_evaluate_is_used(run: Run, test_data: Dataset, ho
     assert set(predict(run.folder, holiday / "a.jpg")["known"].to_list()) <= {True, False}
     rule = read_record(run.folder / "model.json")["rejection"]["rule"]
     (run.folder / "gallery.safetensors").unlink()
-    if {"nearest", "centre"} & set(rule["weights"]):
+    if {"knn", "mahalanobis"} & set(rule["weights"]):
         with pytest.raises(LandmarksError, match="choose it again"):
             predict(run.folder, holiday / "a.jpg")
 

@@ -54,7 +54,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def set_threshold(run: Run, threshold: float, rule: str = "probability") -> None:
+def set_threshold(run: Run, threshold: float, rule: str = "msp") -> None:
     rejection = {"rule": {"name": rule, "weights": {rule: 1.0}, "constant": 0.0}, "threshold": threshold}
     write_record(
         run.folder / "model.json", {**read_record(run.folder / "model.json"), "rejection": rejection}, verb="t"
@@ -189,7 +189,7 @@ def test_the_threshold_of_the_model_tells_known_from_unknown(run: Run, file: Pat
 
 
 def test_a_threshold_without_its_gallery_stops_answers_and_nothing_else(run: Run, file: Path) -> None:
-    set_threshold(run, 0.0, rule="nearest")
+    set_threshold(run, 0.0, rule="knn")
     recogniser = landmarks.load(run)
     assert len(recogniser.embed(file)) == 1 and recogniser.explain(file).answers
     with pytest.raises(StaleError, match="choose it again"):

@@ -57,7 +57,7 @@ def make_dataset(folder: Path, landmarks: int = 20, count: int = 400, unknown: i
             offset, length = shard.add(f"{number:016x}", data)
             rows.append(
                 {
-                    "id": f"{number:016x}",
+                    "image_id": f"{number:016x}",
                     "landmark_id": 1000 + 7 * label if known else None,
                     "shard": "test-000.tar",
                     "offset": offset,
@@ -189,7 +189,7 @@ def _judge(
     scores = np.take_along_axis(probabilities, order, axis=1)
     predictions = pl.DataFrame(
         {
-            "id": images["id"],
+            "image_id": images["image_id"],
             "truth": [[label] if label >= 0 else [] for label in truth.tolist()],
             "label": order.tolist(),
             "score": scores.tolist(),
@@ -271,7 +271,7 @@ def _judge(
             },
             "rejection": [
                 {"score": "max_probability", "auroc": 0.91, "rejected_at_5": 0.62},
-                {"score": "nearest", "auroc": 0.964, "rejected_at_5": 0.83},
+                {"score": "knn", "auroc": 0.964, "rejected_at_5": 0.83},
             ]
             if name == "test"
             else [],
@@ -338,7 +338,7 @@ def _maps(folder: Path, names: list[str], count: int, seed: int) -> None:
         ]
         panels.append(
             {
-                "id": f"{number:016x}",
+                "image_id": f"{number:016x}",
                 "image": path.name,
                 "truth": label,
                 "truth_name": names[label],

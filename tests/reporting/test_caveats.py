@@ -154,8 +154,8 @@ def test_runs_tested_on_different_images_do_not_compare() -> None:
 def test_images_are_compared_by_what_they_are_where_the_predictions_tell(tmp_path: Path) -> None:
     def answered(name: str, ids: list[str]) -> Evaluation:
         path = tmp_path / f"{name}.parquet"
-        kinds = {"id": pl.String, "truth": pl.List(pl.UInt32)}
-        write_table(path, pl.DataFrame({"id": ids, "truth": [[1]] * len(ids)}, schema=kinds))
+        kinds = {"image_id": pl.String, "truth": pl.List(pl.UInt32)}
+        write_table(path, pl.DataFrame({"image_id": ids, "truth": [[1]] * len(ids)}, schema=kinds))
         return Evaluation(name, judged(name, len(ids)).metrics, None, None, path)
 
     first, same, other = answered("test", ["a", "b"]), answered("seen", ["b", "a"]), answered("else", ["a", "c"])
@@ -195,7 +195,7 @@ def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_e
     folder = make_run(tmp_path / "run", data, maps=0)
     predictions = read_table(folder / "predictions" / "test.parquet")
     random = np.random.default_rng(0)
-    scores = {name: pl.Series(random.random(len(predictions)), dtype=pl.Float32) for name in ("energy", "nearest")}
+    scores = {name: pl.Series(random.random(len(predictions)), dtype=pl.Float32) for name in ("energy", "knn")}
     predictions = predictions.drop("max_probability").with_columns(
         truth_score=pl.lit(-1.0, pl.Float32),
         untempered=predictions["score"].list.first(),

@@ -10,7 +10,7 @@ from landmarks.support.tables import read_metadata, read_table, write_table
 
 
 def test_a_table_comes_back_with_its_metadata(tmp_path: Path) -> None:
-    table = pl.DataFrame({"id": ["a", "b"], "landmark_id": [1, None]})
+    table = pl.DataFrame({"image_id": ["a", "b"], "landmark_id": [1, None]})
     write_table(tmp_path / "t.parquet", table, rule="all", seed=0)
     assert read_table(tmp_path / "t.parquet").equals(table)
     metadata = read_metadata(tmp_path / "t.parquet")
@@ -24,9 +24,9 @@ def test_columns_are_cast_to_the_schema_and_others_are_kept(tmp_path: Path) -> N
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", pl.DataFrame({"id": ["a"]}))
+    write_table(tmp_path / "t.parquet", pl.DataFrame({"image_id": ["a"]}))
     with pytest.raises(LandmarksError, match="lacks the column split; received id"):
-        read_table(tmp_path / "t.parquet", {"id": pl.String, "split": pl.String})
+        read_table(tmp_path / "t.parquet", {"image_id": pl.String, "split": pl.String})
 
 
 def test_a_damaged_table_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int 
                     height, width = image.shape[:2]
                     rows.append(
                         {
-                            "id": identity,
+                            "image_id": identity,
                             "landmark_id": 100 + landmark,
                             "shard": shard,
                             "offset": offset,
@@ -61,7 +61,7 @@ def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int 
                         }
                     )
                     split = "train" if number < train else "val" if number < train + val else "test"
-                    splits.append({"id": identity, "split": split})
+                    splits.append({"image_id": identity, "split": split})
     images = pl.DataFrame(rows).with_columns(
         pl.lit(None, dtype=kind).alias(name) for name, kind in IMAGES.items() if name not in rows[0]
     )
@@ -83,7 +83,7 @@ def make_dataset(folder: Path, *, landmarks: int = 3, train: int = 16, val: int 
         rejected=pl.DataFrame(schema=REJECTED),
         record={"origin": "stripes", "set": "train"},
     )
-    write_table(folder / "splits.parquet", pl.DataFrame(splits, schema=SPLIT).sort("id"), rule="made up", seed=0)
+    write_table(folder / "splits.parquet", pl.DataFrame(splits, schema=SPLIT).sort("image_id"), rule="made up", seed=0)
     return open_dataset(folder)
 
 

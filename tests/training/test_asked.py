@@ -64,10 +64,10 @@ class Place:
     @property
     def splits(self) -> dict[str, set[str]]:
         table = pl.read_parquet(self.data / "splits.parquet")
-        return {split: set(table.filter(pl.col("split") == split)["id"]) for split in ("train", "val", "test")}
+        return {split: set(table.filter(pl.col("split") == split)["image_id"]) for split in ("train", "val", "test")}
 
     def answered(self, name: str) -> set[str]:
-        return set(pl.read_parquet(self.run / "predictions" / f"{name}.parquet")["id"])
+        return set(pl.read_parquet(self.run / "predictions" / f"{name}.parquet")["image_id"])
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +186,8 @@ def grow(dataset: Dataset, more: Path, splits: dict[str, str]) -> None:
     rejected = read_table(dataset.folder / "rejected.parquet")
     kept = {name: told[name] for name in ("set", "origin", "rule", "max_side")}
     write_dataset(dataset.folder, verb="import", images=images, labels=dataset.labels, rejected=rejected, record=kept)
-    new = pl.DataFrame({"id": list(splits), "split": list(splits.values())})
-    write_table(dataset.folder / "splits.parquet", pl.concat([table, new]).sort("id"), rule="grown", seed=0)
+    new = pl.DataFrame({"image_id": list(splits), "split": list(splits.values())})
+    write_table(dataset.folder / "splits.parquet", pl.concat([table, new]).sort("image_id"), rule="grown", seed=0)
 
 
 def test_a_dataset_that_only_grew_is_evaluated_and_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,7 +306,7 @@ def test_a_run_that_was_begun_from_another_has_seen_what_that_was_trained_on(
     numbers = evaluate(place.folder / "later")
     seen = now["test"] & (earlier["train"] | earlier["val"])
     assert seen and numbers["seen"]["first"] == sorted(seen)
-    answered = pl.read_parquet(later.folder / "later" / "predictions" / "test.parquet")["id"]
+    answered = pl.read_parquet(later.folder / "later" / "predictions" / "test.parquet")["image_id"]
     assert set(answered) == now["test"] - seen
     assert evaluate(place.folder / "later", split="train")["images"] == len(now["train"])
 

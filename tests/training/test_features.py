@@ -134,7 +134,7 @@ def test_a_cache_that_is_not_what_its_name_says_is_refused(
         record["key"]["decoder"] = "another"
         (folder / "features.json").write_text(json.dumps(record))
     elif damage == "ids":
-        write_table(folder / "ids.parquet", pl.DataFrame({"id": ["x"] * 18}))
+        write_table(folder / "ids.parquet", pl.DataFrame({"image_id": ["x"] * 18}))
     else:
         whole = (folder / "features.npy").read_bytes()
         (folder / "features.npy").write_bytes(whole[:-100])

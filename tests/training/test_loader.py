@@ -43,7 +43,7 @@ def load(dataset: Dataset, images: pl.DataFrame, **settings: object) -> list[Bat
 def test_images_come_in_the_order_they_were_asked_for(stripes: Dataset) -> None:
     images = stripes.split("train")[order_of(48, 0, 1)]
     loaded = load(stripes, images, batch_size=20)
-    assert [identity for batch in loaded for identity in batch.ids] == images["id"].to_list()
+    assert [identity for batch in loaded for identity in batch.ids] == images["image_id"].to_list()
     assert torch.cat([batch.labels for batch in loaded]).tolist() == images["label"].to_list()
     assert [len(batch.ids) for batch in loaded] == [20, 20, 8]
     assert loaded[0].pixels.shape == (20, 3, 32, 32)

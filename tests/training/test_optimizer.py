@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
-from landmarks.training.optimizer import backbone_layers, make_optimizer, parameter_groups
+from landmarks.training.optimizer import make_optimizer, parameter_groups
 from landmarks.training.recipe import recipe_named
 
 
@@ -28,13 +29,12 @@ def test_every_parameter_is_in_one_group(backbone: str) -> None:
 
 def test_learning_rates_fall_with_depth_by_one_factor_and_the_head_has_its_own() -> None:
     network = build_network("mobilenetv2_100", classes=3, weights="none", image_size=64)
-    recipe = recipe_named("default", backbone_learning_rate=1e-4, first_layer_share=0.1, learning_rate=1e-3)
+    recipe = recipe_named("default", backbone_learning_rate=1e-4, layer_decay=0.8, learning_rate=1e-3)
     peaks = sorted({group["peak"] for group in parameter_groups(network, recipe)})
-    assert peaks[0] == pytest.approx(1e-5)
     assert peaks[-2:] == pytest.approx([1e-4, 1e-3])
-    factors = [above / below for below, above in pairwise(peaks[:-1])]
-    assert factors == pytest.approx([factors[0]] * len(factors))
-    assert len(peaks) == len(backbone_layers(network)) + 1
+    assert [below / above for below, above in pairwise(peaks[:-1])] == pytest.approx([0.8] * (len(peaks) - 2))
+    layers = group_parameters(network.backbone, network.backbone.group_matcher(coarse=False))  # type: ignore[operator]
+    assert len(peaks) == len(layers) + 1
 
 
 def test_from_scratch_all_layers_have_one_learning_rate() -> None:
@@ -75,18 +75,17 @@ def by_name(network: Network, groups: list[dict[str, Any]]) -> dict[str, tuple[f
 @pytest.mark.parametrize("backbone", SIZES)
 def test_layer_by_layer_the_groups_are_timm_s(backbone: str) -> None:
     network = on_paper(backbone)
-    recipe = recipe_named("default", weight_decay=0.1, first_layer_share=0.05, backbone_learning_rate=1e-4)
+    recipe = recipe_named("default", weight_decay=0.1, layer_decay=0.7, backbone_learning_rate=1e-4)
     oracle = param_groups_layer_decay(
         network.backbone,
         weight_decay=0.1,
         no_weight_decay_list=getattr(network.backbone, "no_weight_decay", set)(),
-        layer_decay=0.05 ** (1 / (len(backbone_layers(network)) - 1)),
+        layer_decay=0.7,
     )
     expected = by_name_of_backbone(network, oracle, 1e-4)
     found = by_name(network, parameter_groups(network, recipe))
     assert {name: found[name] for name in expected} == {name: pytest.approx(two) for name, two in expected.items()}
-    peaks = sorted({peak for peak, _ in expected.values()})
-    assert (peaks[0], peaks[-1]) == pytest.approx((0.05e-4, 1e-4))  # the first layer's share, the last layer's all
+    assert max(peak for peak, _ in expected.values()) == pytest.approx(1e-4)  # the last layer's
 
 
 def by_name_of_backbone(network: Network, groups: list[dict[str, Any]], peak: float) -> dict[str, tuple[float, float]]:
@@ -134,12 +133,7 @@ def test_convolutions_keep_the_groups_they_had(backbone: str, weights: str) -> N
     groups = parameter_groups(network, recipe)
     assert all((one.ndim > 1) == (group["weight_decay"] == 0.1) for group in groups for one in group["params"])
     if weights == "none":
-        assert [group["peak"] for group in groups] == [recipe.learning_rate] * 2
-    else:
-        layers = len(backbone_layers(network))
-        shares = [0.2 ** ((layers - 1 - depth) / (layers - 1)) for depth in range(layers)]
-        peaks = list(dict.fromkeys(group["peak"] for group in groups))
-        assert peaks == [3e-4 * share for share in shares] + [1e-3]  # bit for bit, in this order
+        assert {group["peak"] for group in groups} == {recipe.learning_rate}
 
 
 def test_moments_of_another_order_of_weights_are_refused(tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ def test_a_run_holds_what_it_was_trained_on_and_validated_with(
     table = pl.read_parquet(run.folder / "images.parquet")
     assert dict(table.schema) == SEEN
     splits = dict(pl.read_parquet(stripes.folder / "splits.parquet").filter(pl.col("split") != "test").rows())
-    assert dict(table.select("id", "split").rows()) == splits
+    assert dict(table.select("image_id", "split").rows()) == splits
     images = pl.read_parquet(stripes.folder / "images.parquet")
-    same = ["id", "landmark_id", "length", "width", "height", "phash"]
-    assert table.select(same).equals(images.join(table, on="id", how="semi").select(same).sort("id"))
+    same = ["image_id", "landmark_id", "length", "width", "height", "phash"]
+    assert table.select(same).equals(images.join(table, on="image_id", how="semi").select(same).sort("image_id"))
     assert table["through"].null_count() == len(table)
     assert run.record["data"]["seen"] == file_digest(run.folder / "images.parquet")
 
@@ -41,12 +41,12 @@ def test_a_run_holds_what_it_was_trained_on_and_validated_with(
 def test_what_shows_nothing_known_was_not_trained_on(small_recipe: Recipe, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", landmarks=2, train=3, val=2, test=1)
     images = pl.read_parquet(data.folder / "images.parquet")
-    nameless = images["id"][0]
-    unknown = pl.when(pl.col("id") == nameless).then(None).otherwise("landmark_id").alias("landmark_id")
+    nameless = images["image_id"][0]
+    unknown = pl.when(pl.col("image_id") == nameless).then(None).otherwise("landmark_id").alias("landmark_id")
     images.with_columns(unknown).write_parquet(data.folder / "images.parquet")
     run = train(data.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     seen = run.seen
-    assert seen is not None and nameless not in seen["id"].to_list() and len(seen) == 9
+    assert seen is not None and nameless not in seen["image_id"].to_list() and len(seen) == 9
 
 
 def test_a_run_begun_from_another_carries_what_that_one_had_seen(
@@ -137,7 +137,7 @@ def test_killed_around_the_table_a_training_ends_in_the_same_run(small_weights: 
 
 def rows(*images: tuple[str, int | None, int]) -> pl.DataFrame:
     """Return images of (id, perceptual hash, length), all of one size."""
-    table = pl.DataFrame(images, schema={"id": pl.String, "phash": pl.UInt64, "length": pl.UInt32}, orient="row")
+    table = pl.DataFrame(images, schema={"image_id": pl.String, "phash": pl.UInt64, "length": pl.UInt32}, orient="row")
     return table.with_columns(
         width=pl.lit(60, pl.UInt32), height=pl.lit(40, pl.UInt32), landmark_id=pl.lit(1, pl.Int64)
     )
@@ -174,4 +174,4 @@ def test_each_image_is_sighted_once_in_its_own_training_first() -> None:
     seen = pl.concat([before.with_columns(through=pl.lit("first")), mine])
     found = sightings(rows(("a", 7, 9), ("c", 7, 9)), seen)
     assert found.rows()[0] == ("a", "a", "train", None)
-    assert found["id"].to_list() == ["a", "c"] and found["through"].null_count() == 2
+    assert found["image_id"].to_list() == ["a", "c"] and found["through"].null_count() == 2

@@ -66,7 +66,7 @@ def test_two_processes_see_each_image_once_and_learn_what_one_does(
     one = launch(program, stripes, tmp_path / "one", small_weights, processes=1, micro_batch=7)
     two = launch(program, stripes, tmp_path / "two", small_weights, processes=2)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    ids = stripes.split("train")["id"].to_list()
+    ids = stripes.split("train")["image_id"].to_list()
     assert sorted(seen(tmp_path / "two")) == sorted(ids * 3)  # 48 images do not divide by 14 or by 2 × 7
     first, second = open_run(tmp_path / "one"), open_run(tmp_path / "two")
     assert losses(second) == pytest.approx(losses(first), abs=1e-3)

@@ -214,7 +214,7 @@ def test_a_landmark_without_training_images_is_named_and_training_goes_on(
 ) -> None:
     dataset = make_dataset(tmp_path / "data", landmarks=3, train=4, val=2, test=0)
     assert dataset.splits is not None
-    lost = dataset.splits.filter(~(pl.col("id").str.starts_with("00000002") & (pl.col("split") == "train")))
+    lost = dataset.splits.filter(~(pl.col("image_id").str.starts_with("00000002") & (pl.col("split") == "train")))
     write_table(dataset.folder / "splits.parquet", lost)
     train(dataset.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=1, tracking="none")
     assert "1 of 3 landmarks have no image to train on" in capsys.readouterr().err

@@ -57,7 +57,10 @@ SOLUTION = CsvTable("ground_truth/recognition_solution_v2.1.csv", {"id": IMAGE, 
 
 
 def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
-    """Return the table's columns, blank lines left out; raise when the file lacks one of them or holds no row."""
+    """Return the table's columns, `id` as `image_id`, blank lines left out.
+
+    Raises when the file lacks one of them or holds no row.
+    """
     require_text(file)
     header = _header(file)
     missing = [name for name in table.columns if name not in header]
@@ -70,7 +73,8 @@ def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
     kinds = {name: column.kind for name, column in table.columns.items()}
     rows = pl.scan_csv(file, schema_overrides=kinds, infer_schema=False, glob=False, low_memory=True)
     # A condition on all columns: polars counts the cells of a row only where it reads the last of them.
-    return rows.filter(~pl.all_horizontal(pl.all().is_null())).select(list(table.columns))
+    rows = rows.filter(~pl.all_horizontal(pl.all().is_null())).select(list(table.columns))
+    return rows.rename({"id": "image_id"}) if "id" in table.columns else rows
 
 
 def collect(rows: pl.LazyFrame, table: CsvTable, file: Path) -> pl.DataFrame:
@@ -79,6 +83,17 @@ def collect(rows: pl.LazyFrame, table: CsvTable, file: Path) -> pl.DataFrame:
         return rows.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise strange_row(table, file, reason=str(error).splitlines()[0]) from error
+
+
+def read_checked(table: CsvTable, file: Path) -> pl.DataFrame:
+    """Return a CSV's rows as text; raise the error that names the first line which does not fit the patterns."""
+    as_text = CsvTable(table.path, {name: Column(one.pattern, one.meaning) for name, one in table.columns.items()})
+    rows = collect(scan(as_text, file), as_text, file)
+    ours = {"image_id" if name == "id" else name: f"^(?:{one.pattern})$" for name, one in table.columns.items()}
+    fits = [pl.col(name).fill_null("").str.contains(pattern) for name, pattern in ours.items()]
+    if not rows.select(pl.all_horizontal(fits).all()).item():
+        raise strange_row(as_text, file)
+    return rows
 
 
 def strange_row(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksError:

@@ -59,7 +59,7 @@ from landmarks.support.tables import read_metadata, read_table
 SPARE_BYTES = 100_000_000
 """Disk that is wanted free beyond the images themselves."""
 
-TOLD = ("id", "landmark_id", "usage", "landmarks", "name", "category", "author", "license", "title")
+TOLD = ("image_id", "landmark_id", "usage", "landmarks", "name", "category", "author", "license", "title")
 """Columns of a selection that reach the dataset."""
 
 
@@ -108,7 +108,7 @@ def fetch(
         raise UsageError("--max-side is too small", received=max_side, expected="at least 16 pixels")
     order, out = _read_order(Path(selection), mirror, max_side), Path(out)
     blank = TarTask(out=out, mirror=order.mirror, set=order.set, tar=0, max_side=max_side, digest=order.digest)
-    ids = np.sort(order.images["id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
+    ids = np.sort(order.images["image_id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
     if dry_run:
         plan = make_plan(blank, ids, None if index is None else read_index(index), method)
         note(str(plan))
@@ -130,11 +130,11 @@ def fetch(
 
 
 def _read_order(path: Path, mirror: str | Path | Mirror | None, max_side: int) -> Order:
-    images = read_table(path, {"id": pl.String, "landmark_id": pl.Int64})
+    images = read_table(path, {"image_id": pl.String, "landmark_id": pl.Int64})
     metadata = read_metadata(path)
     if len(images) == 0:
         raise LandmarksError(f"{path} holds no image")
-    if not images["id"].str.contains("^[0-9a-f]{16}$").all() or images["id"].is_duplicated().any():
+    if not images["image_id"].str.contains("^[0-9a-f]{16}$").all() or images["image_id"].is_duplicated().any():
         raise LandmarksError(f"{path} is no selection", expected="unique ids of 16 hex digits")
     source = mirror or metadata.get("mirror")
     if source is None:
@@ -151,7 +151,7 @@ def _digest_of_rows(images: pl.DataFrame) -> str:
     table = images.select(columns).with_columns(
         pl.col("landmarks").cast(pl.List(pl.Int64)).list.eval(pl.element().cast(pl.String)).list.join(" ")
     )
-    for rows in table.sort("id").iter_slices(100_000):
+    for rows in table.sort("image_id").iter_slices(100_000):
         digest.update(rows.write_csv(include_header=False).encode())
     return digest.hexdigest()
 
@@ -253,12 +253,12 @@ def assemble(
 ) -> Dataset:
     """Write the dataset of all TARs that are done, and say what is missing."""
     parts, decoders = _parts(plan.tasks)
-    twice = parts.filter(pl.col("why").is_null() & pl.col("id").is_duplicated())
-    parts = parts.sort("shard").unique("id", keep="first", maintain_order=True)
+    twice = parts.filter(pl.col("why").is_null() & pl.col("image_id").is_duplicated())
+    parts = parts.sort("shard").unique("image_id", keep="first", maintain_order=True)
     kept = parts.filter(pl.col("why").is_null()).drop("why")
     failures = {outcome.tar: outcome.failure for outcome in outcomes if outcome.failure}
     rejected = _rejected(blank, selection, parts, plan, outcomes)
-    images, labels = _images(kept, selection).sort("id"), _labels(kept, selection)
+    images, labels = _images(kept, selection).sort("image_id"), _labels(kept, selection)
     corrections = stored_corrections(blank.out)
     corrected, earlier = with_corrections(images, corrections), stored(blank.out)
     division = None if earlier is None else extended(corrected, earlier)
@@ -287,7 +287,7 @@ def assemble(
         remarks.append(f"decoded by {' and '.join(decoders)}, which differ by some grey levels")
         note(remarks[-1])
     if len(twice):
-        remarks.append(f"{twice['id'].n_unique()} images lie in several TARs; the first is kept")
+        remarks.append(f"{twice['image_id'].n_unique()} images lie in several TARs; the first is kept")
     host = blank.mirror.host
     asked = {"requests_of_this_process": host.requests, "repeated": host.retries}
     how = {"plan": str(plan), **asked, "remarks": remarks}
@@ -315,7 +315,7 @@ def _parts(tasks: Sequence[TarTask]) -> tuple[pl.DataFrame, list[str]]:
 
 def _images(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
     told = [name for name in IMAGES if name in selection.columns]
-    images = kept.join(selection.select(told), on="id", how="left")
+    images = kept.join(selection.select(told), on="image_id", how="left")
     unknown = [name for name in IMAGES if name not in images.columns]
     return images.with_columns(pl.lit(None).cast(IMAGES[name]).alias(name) for name in unknown)
 
@@ -326,7 +326,7 @@ def _labels(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
     for name in ("name", "category"):
         if name not in told.columns:
             told = told.with_columns(pl.lit(None, pl.String).alias(name))
-    here = told.join(kept.select("id"), on="id", how="semi").group_by("landmark_id").agg(images=pl.len())
+    here = told.join(kept.select("image_id"), on="image_id", how="semi").group_by("landmark_id").agg(images=pl.len())
     labels = told.group_by("landmark_id").agg(pl.col("name", "category").drop_nulls().first())
     labels = labels.join(here, on="landmark_id", how="left").sort("landmark_id").with_row_index("label")
     named = pl.coalesce("name", pl.col("landmark_id").cast(pl.String))
@@ -338,12 +338,12 @@ def _rejected(
 ) -> pl.DataFrame:
     """Name every selected image that is not in the dataset, where it was looked for, and why it is not there."""
     undecodable = parts.filter(pl.col("why").is_not_null()).select(
-        "id", (blank.set + "/" + pl.col("shard")).alias("where"), "why"
+        "image_id", (blank.set + "/" + pl.col("shard")).alias("where"), "why"
     )
     lost = [(id, tar_path(blank.set, one.tar), one.failure) for one in outcomes for id in one.lost]
-    rows = pl.concat([undecodable, pl.DataFrame(lost, REJECTED, orient="row").unique("id", keep="first")])
-    rows = rows.join(parts.filter(pl.col("why").is_null()), on="id", how="anti").unique("id", keep="first")
-    missing = selection.select("id").join(parts, on="id", how="anti").join(rows, on="id", how="anti")
+    rows = pl.concat([undecodable, pl.DataFrame(lost, REJECTED, orient="row").unique("image_id", keep="first")])
+    rows = rows.join(parts.filter(pl.col("why").is_null()), on="image_id", how="anti").unique("image_id", keep="first")
+    missing = selection.select("image_id").join(parts, on="image_id", how="anti").join(rows, on="image_id", how="anti")
     failed = [tar_path(blank.set, outcome.tar) for outcome in outcomes if outcome.failure]
     damaged = [task.name for task in plan.tasks if _damaged_headers(task)]
     why = "in no TAR"

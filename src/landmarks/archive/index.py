@@ -23,10 +23,10 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of
 from landmarks.support.tables import read_metadata, write_table
 
-INDEX = {"id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UInt32}
+INDEX = {"image_id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UInt32}
 """Columns of a byte index, sorted by id, then TAR and offset."""
 
-MEMBERS = {"id": pl.UInt64, "offset": pl.UInt64, "length": pl.UInt32}
+MEMBERS = {"image_id": pl.UInt64, "offset": pl.UInt64, "length": pl.UInt32}
 """Columns of the images' places in one TAR."""
 
 
@@ -57,12 +57,12 @@ class TarIndex:
 
     def places(self, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> dict[int, Places]:
         """Return TAR → places of those `ids` that are indexed; of one that lies in several places, the first."""
-        wanted = pl.DataFrame({"id": ids}, {"id": pl.UInt64})
-        rows = pl.scan_parquet(self.path).join(wanted.lazy(), on="id", how="semi").collect()
-        rows = rows.sort("id", "tar", "offset").unique("id", keep="first").sort("tar", "offset")
+        wanted = pl.DataFrame({"image_id": ids}, {"image_id": pl.UInt64})
+        rows = pl.scan_parquet(self.path).join(wanted.lazy(), on="image_id", how="semi").collect()
+        rows = rows.sort("image_id", "tar", "offset").unique("image_id", keep="first").sort("tar", "offset")
         found = {}
         for (tar,), group in rows.group_by("tar", maintain_order=True):
-            columns = (group[name].to_numpy() for name in ("id", "offset", "length"))
+            columns = (group[name].to_numpy() for name in ("image_id", "offset", "length"))
             found[int(str(tar))] = Places(*columns)
         return found
 
@@ -101,10 +101,10 @@ def write_index(
     A row takes about 15 bytes on disk and 22 in memory, so that the whole archive needs about 100 MB.
     """
     rows = [
-        table.select("id", pl.lit(tar).cast(pl.UInt16).alias("tar"), "offset", "length")
+        table.select("image_id", pl.lit(tar).cast(pl.UInt16).alias("tar"), "offset", "length")
         for tar, table in members.items()
     ]
-    table = pl.concat([pl.DataFrame(schema=INDEX), *rows]).sort("id", "tar", "offset")
+    table = pl.concat([pl.DataFrame(schema=INDEX), *rows]).sort("image_id", "tar", "offset")
     told = [asdict(tars[tar]) for tar in sorted(members)]
     write_table(
         path,

@@ -23,6 +23,7 @@ from landmarks.archive.csv_tables import (
     collect,
     holds,
     lines_of,
+    read_checked,
     scan,
     strange_row,
     with_names,
@@ -38,7 +39,7 @@ from landmarks.support.seeds import generator
 from landmarks.support.tables import write_table
 
 SELECTION: dict[str, Any] = {
-    "id": pl.String,
+    "image_id": pl.String,
     "landmark_id": pl.Int64,  # null: shows nothing known
     "usage": pl.String,  # Public or Private in the recognition test set, else null
     "landmarks": pl.List(pl.Int64),  # all known landmarks shown, in the test set only
@@ -116,7 +117,7 @@ def select(
         images, chosen = _select_train(rule, files) if set == "train" else _select_test(rule, files)
         selection = Selection(
             path=Path(out),
-            images=images.select(pl.col(column).cast(of) for column, of in SELECTION.items()).sort("id"),
+            images=images.select(pl.col(column).cast(of) for column, of in SELECTION.items()).sort("image_id"),
             landmarks=chosen.select("landmark_id", "name", "images"),
             rule=str(rule),
             expected_bytes=round(len(images) * bytes_of_one(files, set)),
@@ -140,9 +141,9 @@ def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     file = files.needed(table, "--clean needs" if rule.clean else "says what the images show")
     rows = _clean_rows(file) if rule.clean else scan(TRAIN, file)
     if rule.license is not None:
-        rows = rows.join(_licensed(rule.license, files), on="id", how="semi")
-    images = collect(rows.select("id", "landmark_id"), table, file)
-    strange = pl.col("id").str.len_bytes().ne_missing(16) | pl.col("landmark_id").lt(0).fill_null(True)
+        rows = rows.join(_licensed(rule.license, files), on="image_id", how="semi")
+    images = collect(rows.select("image_id", "landmark_id"), table, file)
+    strange = pl.col("image_id").str.len_bytes().ne_missing(16) | pl.col("landmark_id").lt(0).fill_null(True)
     if images.select(strange.any()).item():
         raise strange_row(table, file)
     landmarks = _landmarks_told(rule, files, images.group_by("landmark_id").agg(images=pl.len()))
@@ -158,15 +159,10 @@ def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     file = files.needed(SOLUTION, "says what the test images show")
-    rows = collect(scan(SOLUTION, file), SOLUTION, file)
-    fits = [
-        pl.col(name).fill_null("").str.contains(f"^(?:{column.pattern})$") for name, column in SOLUTION.columns.items()
-    ]
-    if not rows.select(pl.all_horizontal(fits).all()).item():
-        raise strange_row(SOLUTION, file)
+    rows = read_checked(SOLUTION, file)
     _refuse_strange_ids(rows, SOLUTION, file)
     shown = rows.select(
-        "id",
+        "image_id",
         usage="Usage",
         landmark_id=pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64)),
     )
@@ -181,8 +177,8 @@ def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     _tell_missing(rule, told, known)
     known = with_names(known.sort(["images", "landmark_id"], descending=[True, False]))
     pairs = pairs.join(known, on="landmark_id", how="semi", maintain_order="left")
-    labelled = pairs.group_by("id", maintain_order=True).agg(landmarks="landmark_id")
-    images = shown.drop("landmark_id").join(labelled, on="id", how="left")
+    labelled = pairs.group_by("image_id", maintain_order=True).agg(landmarks="landmark_id")
+    images = shown.drop("landmark_id").join(labelled, on="image_id", how="left")
     images = images.with_columns(landmark_id=pl.col("landmarks").list.first())
     images = _drop_unknown(rule, images)
     images = images.join(known.select("landmark_id", "name", "category"), on="landmark_id", how="left")
@@ -193,8 +189,8 @@ def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _clean_rows(file: Path) -> pl.LazyFrame:
-    rows = scan(CLEAN, file).select("landmark_id", id=pl.col("images").str.split(" "))
-    return rows.explode("id", empty_as_null=True, keep_nulls=True).filter(pl.col("id").ne_missing(""))
+    rows = scan(CLEAN, file).select("landmark_id", image_id=pl.col("images").str.split(" "))
+    return rows.explode("image_id", empty_as_null=True, keep_nulls=True).filter(pl.col("image_id").ne_missing(""))
 
 
 def _landmarks_told(rule: Rule, files: Csvs, counts: pl.DataFrame) -> pl.DataFrame:
@@ -211,7 +207,7 @@ def _landmarks_told(rule: Rule, files: Csvs, counts: pl.DataFrame) -> pl.DataFra
 def _licensed(license: str, files: Csvs) -> pl.LazyFrame:
     """Return the ids of the images whose licence holds the words."""
     file = files.needed(ATTRIBUTION, "--license needs")
-    rows = scan(ATTRIBUTION, file).filter(holds(pl.col("license"), license)).select("id")
+    rows = scan(ATTRIBUTION, file).filter(holds(pl.col("license"), license)).select("image_id")
     return collect(rows, ATTRIBUTION, file).lazy()
 
 
@@ -220,28 +216,28 @@ def _with_credits(images: pl.DataFrame, files: Csvs) -> pl.DataFrame:
     file = files.given(ATTRIBUTION)
     if file is None:
         return images.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in columns)
-    rows = scan(ATTRIBUTION, file).join(images.lazy().select("id"), on="id", how="semi")
+    rows = scan(ATTRIBUTION, file).join(images.lazy().select("image_id"), on="image_id", how="semi")
     # Joined to nothing, a text is copied: otherwise a few rows keep alive all the bytes that were read around them.
-    credits = rows.select(pl.concat_str(pl.col(name), pl.lit("")) for name in ("id", *columns))
-    known = collect(credits, ATTRIBUTION, file).unique("id", keep="first", maintain_order=True)
-    return images.join(known, on="id", how="left")
+    credits = rows.select(pl.concat_str(pl.col(name), pl.lit("")) for name in ("image_id", *columns))
+    known = collect(credits, ATTRIBUTION, file).unique("image_id", keep="first", maintain_order=True)
+    return images.join(known, on="image_id", how="left")
 
 
 def _drop_unknown(rule: Rule, images: pl.DataFrame) -> pl.DataFrame:
     """Keep `rule.unknown` of the images that show nothing known, drawn by the seed in the order of their ids."""
-    unknown = images.filter(pl.col("landmark_id").is_null()).sort("id")
+    unknown = images.filter(pl.col("landmark_id").is_null()).sort("image_id")
     if rule.unknown is None or rule.unknown >= len(unknown):
         return images
     # This key is older than the word `unknown`: with another one a seed would draw other images than before.
     lots = generator(rule.seed, "others").random(len(unknown))
-    left_out = unknown.with_columns(lot=pl.Series(lots)).sort("lot", "id")[rule.unknown :]
-    return images.join(left_out, on="id", how="anti")
+    left_out = unknown.with_columns(lot=pl.Series(lots)).sort("lot", "image_id")[rule.unknown :]
+    return images.join(left_out, on="image_id", how="anti")
 
 
 def _refuse_strange_ids(images: pl.DataFrame, table: CsvTable, file: Path) -> None:
-    if not images["id"].str.contains(f"^{ID}$").all():
+    if not images["image_id"].str.contains(f"^{ID}$").all():
         raise strange_row(table, file)
-    twice = images.filter(pl.col("id").is_duplicated())["id"].sort()
+    twice = images.filter(pl.col("image_id").is_duplicated())["image_id"].sort()
     if len(twice):
         lines = lines_of(file, twice[0]) if "landmark_id" not in table.columns or table is TRAIN else []
         where = f" (lines {', '.join(map(str, lines))})" if lines else ""

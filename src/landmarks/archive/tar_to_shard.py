@@ -40,7 +40,7 @@ STREAMED_TRIES = 3
 """How often a TAR that arrives damaged is streamed before it is given up."""
 
 PART = {
-    "id": pl.String,
+    "image_id": pl.String,
     "offset": pl.UInt64,
     "length": pl.UInt32,
     "width": pl.UInt32,
@@ -262,5 +262,5 @@ def _remarks_on(task: TarTask, contents: Contents) -> list[str]:
 
 def _write_members(task: TarTask, contents: Contents) -> None:
     numbers = [int(id, 16) for id in contents.ids]
-    table = pl.DataFrame({"id": numbers, "offset": contents.offsets, "length": contents.sizes}, MEMBERS)
+    table = pl.DataFrame({"image_id": numbers, "offset": contents.offsets, "length": contents.sizes}, MEMBERS)
     write_table(members_file(task), table, damaged=len(contents.damaged))

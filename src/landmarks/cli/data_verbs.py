@@ -343,7 +343,7 @@ def audit(
     if as_json:
         print(listed.write_json())
         return
-    first = listed.select("id", "name", "suggested_name", "margin").head(10)
+    first = listed.select("image_id", "name", "suggested_name", "margin").head(10)
     if len(first):
         rows = [(*row[:3], f"{row[3]:.2f}") for row in first.iter_rows()]
         print_table(["image", "labelled", "looks like", "margin"], rows, "likely label errors")

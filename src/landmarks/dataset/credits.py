@@ -14,7 +14,7 @@ from landmarks.support.console import note
 from landmarks.support.files import written_whole
 
 CREDITS = {
-    "id": pl.String,
+    "image_id": pl.String,
     "author": pl.String,
     "license": pl.String,
     "title": pl.String,
@@ -37,7 +37,7 @@ def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.Dat
     listed = data.images.join(of_landmark, on="landmark_id", how="left").select(list(CREDITS))
     for column in ("author", "license", "title"):
         listed = listed.with_columns(pl.col(column).str.strip_chars().replace("", None))
-    listed = listed.sort("author", "license", "title", "id", nulls_last=True)
+    listed = listed.sort("author", "license", "title", "image_id", nulls_last=True)
     if unknown := listed["author"].null_count():
         note(f"{unknown:,} of {len(listed):,} images have no known author")
     if out is not None:
@@ -55,7 +55,7 @@ def as_text(credits: pl.DataFrame) -> str:
         for image in images:
             title = _plain(image["title"] or image["landmark"] or "untitled")
             source = f", {_plain(image['url'])}" if image["url"] else ""
-            lines.append(f'  "{title}" ({image["id"]}){source}')
+            lines.append(f'  "{title}" ({image["image_id"]}){source}')
         lines.append("")
     return "\n".join(lines)
 

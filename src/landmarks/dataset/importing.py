@@ -105,16 +105,16 @@ def _make(
     rejected = pl.concat([taken.rejected, pl.DataFrame(unfit, schema=REJECTED, orient="row")])
     ids = pl.DataFrame(
         [(one.id, landmarks[one.name].landmark_id if one.name is not None else None) for one in listed.found],
-        schema={"id": pl.String, "landmark_id": pl.Int64},
+        schema={"image_id": pl.String, "landmark_id": pl.Int64},
         orient="row",
     )
-    table = taken.images.join(ids, on="id", how="left", maintain_order="left")
+    table = taken.images.join(ids, on="image_id", how="left", maintain_order="left")
     table = table.with_columns(
         pl.lit(None).cast(IMAGES[name]).alias(name) for name in IMAGES if name not in table.columns
     )
     if table.is_empty():
         raise LandmarksError(f"none of the {len(listed.found)} files in {source} is an image")
-    table = table.sort("id")
+    table = table.sort("image_id")
     table = table.with_columns(group=groups(table).column)
     known = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
     dataset = write_dataset(
@@ -152,7 +152,7 @@ def _labels(stored: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) 
 
 def _keep_splits(dataset: Dataset, listed: Source) -> Dataset:
     splits = {one.id: SPLITS.index(one.split) for one in listed.found if one.split is not None}
-    split = np.asarray([splits[id] for id in dataset.images["id"]], np.uint8)
+    split = np.asarray([splits[id] for id in dataset.images["image_id"]], np.uint8)
     return store(dataset, given(dataset.images, split))
 
 
@@ -269,10 +269,10 @@ def _store(
         with ShardWriter(out / "shards" / shard) as writer:
             for row, jpeg in in_parallel(take, some):
                 if row["why"] is None:
-                    row["shard"], (row["offset"], row["length"]) = shard, writer.add(row["id"], jpeg)
+                    row["shard"], (row["offset"], row["length"]) = shard, writer.add(row["image_id"], jpeg)
                 rows.append(row)
                 advance()
-    columns = ("id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
+    columns = ("image_id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
     schema = {**{name: IMAGES[name] for name in columns}, "where": pl.String, "why": pl.String}
     table = pl.DataFrame(rows, schema=schema)
     write_table(done, table, decoder=DECODER)
@@ -282,8 +282,13 @@ def _store(
 def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
     """Read and decode one file; return its row, with the reason in `why` when it is no whole image, and its JPEG."""
     row: dict[str, Any] = {
-        "id": one.id, "where": one.where, "why": None, "author": one.author, "license": one.license, "title": one.title,
-    }  # fmt: skip
+        "image_id": one.id,
+        "where": one.where,
+        "why": None,
+        "author": one.author,
+        "license": one.license,
+        "title": one.title,
+    }
     try:
         size = one.path.stat().st_size
         if size > MAX_BYTES:

@@ -17,7 +17,7 @@ from landmarks.support.tables import read_table, write_table
 SPLITS = ("train", "val", "test")
 
 IMAGES: dict[str, Any] = {
-    "id": pl.String,  # unique; 16 hex digits when it comes from the archive
+    "image_id": pl.String,  # unique; 16 hex digits when it comes from the archive
     "landmark_id": pl.Int64,  # null: shows nothing known
     "shard": pl.String,  # file name under shards/, or an absolute path (imported by reference)
     "offset": pl.UInt64,  # of the image's first byte in the shard
@@ -43,13 +43,13 @@ LABELS: dict[str, Any] = {
 }
 """Columns of `labels.parquet`, sorted by label."""
 
-SPLIT: dict[str, Any] = {"id": pl.String, "split": pl.String}
+SPLIT: dict[str, Any] = {"image_id": pl.String, "split": pl.String}
 """Columns of `splits.parquet`, sorted by id."""
 
 SPLIT_FILE = "splits.parquet"
 
 CORRECTIONS: dict[str, Any] = {
-    "id": pl.String,
+    "image_id": pl.String,
     "landmark_id": pl.Int64,  # what a person said it shows; null: nothing known
     "fetched_landmark_id": pl.Int64,  # as it stands in images.parquet; where both are the same it was confirmed
     "csv": pl.String,  # digest of the file that the decision came with
@@ -58,7 +58,7 @@ CORRECTIONS: dict[str, Any] = {
 
 CORRECTIONS_FILE = "corrections.parquet"
 
-REJECTED: dict[str, Any] = {"id": pl.String, "where": pl.String, "why": pl.String}
+REJECTED: dict[str, Any] = {"image_id": pl.String, "where": pl.String, "why": pl.String}
 """Columns of `rejected.parquet`, sorted by id."""
 
 
@@ -80,7 +80,7 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Changes with the images, their labels and the split, not with where the folder lies."""
-        splits = "" if self.splits is None else "\n".join(self.splits["id"] + " " + self.splits["split"])
+        splits = "" if self.splits is None else "\n".join(self.splits["image_id"] + " " + self.splits["split"])
         return digest_of(self.content_digest, splits)
 
     @property
@@ -108,8 +108,10 @@ class Dataset:
                 raise LandmarksError(
                     f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {self.folder}"
                 )
-            images = images.join(self.splits.filter(pl.col("split") == name).select("id"), on="id", how="semi")
-        return images.sort("id")
+            images = images.join(
+                self.splits.filter(pl.col("split") == name).select("image_id"), on="image_id", how="semi"
+            )
+        return images.sort("image_id")
 
     def path_of(self, shard: str) -> Path:
         """Return where the bytes of a shard (or of an image imported by reference) lie."""
@@ -149,8 +151,8 @@ def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.Data
     """Return `images` with the labels people decided on, which are then all that an image shows."""
     if corrections.is_empty():
         return images
-    decided = corrections.select("id", corrected="landmark_id", decided=pl.lit(True))
-    joined = images.join(decided, on="id", how="left", maintain_order="left")
+    decided = corrections.select("image_id", corrected="landmark_id", decided=pl.lit(True))
+    joined = images.join(decided, on="image_id", how="left", maintain_order="left")
     changed = pl.col("decided").fill_null(False) & pl.col("landmark_id").ne_missing(pl.col("corrected"))
     return joined.with_columns(
         landmark_id=pl.when(changed).then("corrected").otherwise("landmark_id"),
@@ -161,7 +163,7 @@ def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.Data
 def changing(corrections: pl.DataFrame) -> pl.DataFrame:
     """Return `id` and `landmark_id` of the corrections that say something else than what was fetched."""
     differs = pl.col("landmark_id").ne_missing(pl.col("fetched_landmark_id"))
-    return corrections.filter(differs).select("id", "landmark_id")
+    return corrections.filter(differs).select("image_id", "landmark_id")
 
 
 def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
@@ -171,7 +173,7 @@ def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
 def _digest_of_rows(images: pl.DataFrame) -> str:
     """Return the digest of what the images are, a slice at a time: as text, millions of rows are gigabytes."""
     digest = hashlib.blake2b(digest_size=16)
-    for rows in images.select("id", "landmark_id", "length", "width", "height").iter_slices(100_000):
+    for rows in images.select("image_id", "landmark_id", "length", "width", "height").iter_slices(100_000):
         digest.update(rows.write_csv(include_header=False).encode())
     return digest.hexdigest()
 
@@ -193,17 +195,17 @@ def write_dataset(
     images and labels are added here; `inputs` is the digest of what the dataset was made from; `split` is the
     table of its splits (columns of `SPLIT`) with the metadata to keep beside it.
     """
-    images = _in_shape(images, IMAGES).sort("id")
+    images = _in_shape(images, IMAGES).sort("image_id")
     labels = _in_shape(labels, LABELS).sort("label")
-    twice = images.filter(pl.col("id").is_duplicated())
+    twice = images.filter(pl.col("image_id").is_duplicated())
     if len(twice):
-        raise LandmarksError(f"{len(twice)} images share an id", received=f'"{twice["id"][0]}" more than once')
-    rejected = _in_shape(rejected, REJECTED).sort("id", "why")
+        raise LandmarksError(f"{len(twice)} images share an id", received=f'"{twice["image_id"][0]}" more than once')
+    rejected = _in_shape(rejected, REJECTED).sort("image_id", "why")
     write_table(folder / "images.parquet", images)
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "rejected.parquet", rejected)
     if split is not None:
-        write_table(folder / SPLIT_FILE, _in_shape(split[0], SPLIT).sort("id"), **split[1])
+        write_table(folder / SPLIT_FILE, _in_shape(split[0], SPLIT).sort("image_id"), **split[1])
     digest = digest_of(_digest_of_rows(images), labels["landmark_id"].to_list())
     counts = {"images": len(images), "landmarks": len(labels), "rejected": len(rejected)}
     write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)

@@ -38,7 +38,7 @@ class Division:
     @property
     def table(self) -> pl.DataFrame:
         """The table of `splits.parquet`."""
-        return self.images.select("id", split=pl.Series(np.asarray(SPLITS)[self.assigned], dtype=pl.String))
+        return self.images.select("image_id", split=pl.Series(np.asarray(SPLITS)[self.assigned], dtype=pl.String))
 
     def metadata(self, corrected: int) -> dict[str, object]:
         """Return what stands beside the table, of which so many images have a `corrected` label."""
@@ -118,7 +118,7 @@ class Earlier:
 
     def parts_of(self, images: pl.DataFrame) -> np.ndarray[Any, Any]:
         """Return the split `(N,)` of each of `images`, `NOT_YET` for those it does not know."""
-        assigned = images.select("id").join(self.table, on="id", how="left", maintain_order="left")["split"]
+        assigned = images.select("image_id").join(self.table, on="image_id", how="left", maintain_order="left")["split"]
         return assigned.replace_strict(
             list(SPLITS), range(len(SPLITS)), default=NOT_YET, return_dtype=pl.Int64
         ).to_numpy()
@@ -221,7 +221,7 @@ def _division(
 ) -> Division:
     at_random = _by_rule(images, replace(rule, by="random"), grouping.group, assigned)
     leakage, swallowed = _leakage(grouping, assigned, at_random), _swallowed(images, grouping)
-    return Division(images.select("id", "landmark_id"), assigned, grouping, rule, added, leakage, swallowed)
+    return Division(images.select("image_id", "landmark_id"), assigned, grouping, rule, added, leakage, swallowed)
 
 
 def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
@@ -322,8 +322,8 @@ def add_corrections(dataset: Dataset, decided: pl.DataFrame) -> None:
 
     The caller holds the folder.
     """
-    earlier = dataset.corrections.join(decided, on="id", how="anti")
-    write_table(dataset.folder / CORRECTIONS_FILE, pl.concat([earlier, decided]).sort("id"))
+    earlier = dataset.corrections.join(decided, on="image_id", how="anti")
+    write_table(dataset.folder / CORRECTIONS_FILE, pl.concat([earlier, decided]).sort("image_id"))
 
 
 def remove_corrections(dataset: Dataset) -> int:
@@ -341,10 +341,10 @@ def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
     csv = Path(csv)
     table = _text_of(csv)
     rows = table.with_row_index("row", 2).filter(pl.col("correct_landmark_id") != "")  # row 1 holds the names
-    fetched = dict(dataset.as_fetched().select("id", "landmark_id").iter_rows())
+    fetched = dict(dataset.as_fetched().select("image_id", "landmark_id").iter_rows())
     known = {str(landmark_id): landmark_id for landmark_id in dataset.labels["landmark_id"]} | {NOTHING: None}
     decided: dict[str, int | None] = {}
-    for row, id, answer in rows.select("row", "id", "correct_landmark_id").iter_rows():
+    for row, id, answer in rows.select("row", "image_id", "correct_landmark_id").iter_rows():
         where = f"{csv}, row {row}"
         if id not in fetched:
             raise LandmarksError(f'{where}: {dataset.folder} holds no image "{id}"', way_out=_about_id(id))
@@ -360,7 +360,7 @@ def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
         [(id, landmark_id, fetched[id], digest) for id, landmark_id in decided.items()],
         schema=CORRECTIONS,
         orient="row",
-    ).sort("id")
+    ).sort("image_id")
 
 
 def _text_of(csv: Path) -> pl.DataFrame:
@@ -372,7 +372,7 @@ def _text_of(csv: Path) -> pl.DataFrame:
         raise LandmarksError(f"{csv} is empty") from error
     except (OSError, pl.exceptions.PolarsError) as error:
         raise LandmarksError(f"{csv} cannot be read as CSV ({str(error).splitlines()[0]})") from error
-    wanted = ("id", "correct_landmark_id")
+    wanted = ("image_id", "correct_landmark_id")
     missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise LandmarksError(

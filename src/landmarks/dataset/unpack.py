@@ -71,14 +71,14 @@ def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
     folders = {landmark.landmark_id: folder_name(landmark, digits) for landmark in landmarks}
     with written_whole(out / LABELS_CSV) as aside:
         write_labels_csv(aside, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
-    images = dataset.images.select("id", "landmark_id", "shard", "offset", "length")
+    images = dataset.images.select("image_id", "landmark_id", "shard", "offset", "length")
     if dataset.splits is not None:
-        images = images.join(dataset.splits, on="id", how="left")
+        images = images.join(dataset.splits, on="image_id", how="left")
     places: dict[str, tuple[Path, dict[str, Any]]] = {}
     for row in images.iter_rows(named=True):
         inside = Path(row.get("split") or "", folders.get(row["landmark_id"], UNKNOWN))
         suffix = Path(row["shard"]).suffix.lower() if Path(row["shard"]).is_absolute() else ".jpg"
-        place = out / inside / f"{safe_name(row['id'])}{suffix}"
+        place = out / inside / f"{safe_name(row['image_id'])}{suffix}"
         if places.setdefault(str(place).casefold(), (place, row))[1] is not row:
-            raise LandmarksError(f'two images would be written to "{place}"', received=f'the id "{row["id"]}"')
+            raise LandmarksError(f'two images would be written to "{place}"', received=f'the id "{row["image_id"]}"')
     return list(places.values())

@@ -58,7 +58,7 @@ TWIN_BITS = 2
 """Perceptual hashes (64 bits) that differ in at most so many bits are of one image, whatever their labels say."""
 
 LABEL_ERRORS = {
-    "id": pl.String,
+    "image_id": pl.String,
     "landmark_id": pl.Int64,  # the label it has
     "name": pl.String,
     "suggested_landmark_id": pl.Int64,
@@ -100,7 +100,7 @@ def audit(
     listed, margin = disagreements(estimates, labels)
     rows = pl.DataFrame(
         {
-            "id": images["id"],
+            "image_id": images["image_id"],
             "label": labels,
             "suggested": estimates.likeliest,
             "probability": estimates.highest,
@@ -108,8 +108,12 @@ def audit(
             "why": "its features speak for the other landmark",
         }
     ).filter(pl.Series(listed))
-    table = _named(pl.concat([_twins(images), rows]).unique(subset=["id"], keep="first", maintain_order=True), dataset)
-    table = table.join(dataset.corrections, on="id", how="anti").sort("margin", "id", descending=[True, False])
+    table = _named(
+        pl.concat([_twins(images), rows]).unique(subset=["image_id"], keep="first", maintain_order=True), dataset
+    )
+    table = table.join(dataset.corrections, on="image_id", how="anti").sort(
+        "margin", "image_id", descending=[True, False]
+    )
     with written_whole(out) as aside:
         table.write_csv(aside)
     if len(table):
@@ -273,15 +277,17 @@ def _twins(images: pl.DataFrame) -> pl.DataFrame:
     first, second = np.concatenate([pairs, pairs[:, ::-1]]).T if len(pairs) else (np.array([], int), np.array([], int))
     both = pl.DataFrame(
         {
-            "id": images["id"].gather(first),
+            "image_id": images["image_id"].gather(first),
             "label": images["label"].gather(first).cast(pl.Int64),
             "suggested": images["label"].gather(second).cast(pl.Int64),
             "probability": pl.Series([None] * len(first), dtype=pl.Float64),
             "margin": pl.Series([1.0] * len(first), dtype=pl.Float64),
-            "why": "the same image as " + images["id"].gather(second),
+            "why": "the same image as " + images["image_id"].gather(second),
         }
     )
-    return both.filter(pl.col("label") != pl.col("suggested")).unique(subset=["id"], keep="first", maintain_order=True)
+    return both.filter(pl.col("label") != pl.col("suggested")).unique(
+        subset=["image_id"], keep="first", maintain_order=True
+    )
 
 
 # A sheet to look at: images whose label is likely wrong, with the label they have and the one suggested.
@@ -304,13 +310,13 @@ def write_sheet(dataset: Dataset, listed: pl.DataFrame, path: Path) -> None:
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     _line(draw, (SHEET_MARGIN, 12), f"{len(shown)} of {len(listed)} likely label errors", 18, INK)
-    places = {row["id"]: row for row in _places(dataset, shown).iter_rows(named=True)}
+    places = {row["image_id"]: row for row in _places(dataset, shown).iter_rows(named=True)}
     reader = ImageReader(dataset)
     for number, row in enumerate(shown.iter_rows(named=True)):
         left = SHEET_MARGIN + number % columns * (TILE + SHEET_MARGIN)
         top = HEAD + number // columns * (TILE + CAPTION + SHEET_MARGIN)
         draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=EMPTY)
-        image = _image(reader, places[row["id"]])
+        image = _image(reader, places[row["image_id"]])
         if image is not None:
             tile = Image.fromarray(image)
             sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
@@ -320,7 +326,9 @@ def write_sheet(dataset: Dataset, listed: pl.DataFrame, path: Path) -> None:
 
 
 def _places(dataset: Dataset, shown: pl.DataFrame) -> pl.DataFrame:
-    return dataset.images.join(shown.select("id"), on="id", how="semi").select("id", "shard", "offset", "length")
+    return dataset.images.join(shown.select("image_id"), on="image_id", how="semi").select(
+        "image_id", "shard", "offset", "length"
+    )
 
 
 def _image(reader: ImageReader, place: dict[str, Any]) -> np.ndarray[Any, Any] | None:
@@ -337,7 +345,7 @@ def _caption(draw: ImageDraw.ImageDraw, left: int, top: int, row: dict[str, Any]
         against = f"{100 * row['probability']:.0f} % {row['suggested_name'] or row['suggested_landmark_id']}"
     _line(draw, (left, top), str(row["name"] or row["landmark_id"]), 16, INK)
     _line(draw, (left, top + 22), against, 16, DOUBT)
-    _line(draw, (left, top + 44), row["id"], 13, QUIET)
+    _line(draw, (left, top + 44), row["image_id"], 13, QUIET)
 
 
 def _line(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str) -> None:
@@ -364,7 +372,7 @@ def features_of(
         )
     together = images
     if split in ("train", "val"):
-        together = pl.concat([_known(dataset, name) for name in ("train", "val")]).sort("id")
+        together = pl.concat([_known(dataset, name) for name in ("train", "val")]).sort("image_id")
     machine = _machine_of(run, dataset, device)
     network = run.network().to(machine.device)
     if choose_layout(network).value == "channels last":

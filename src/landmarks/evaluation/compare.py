@@ -49,11 +49,11 @@ def compare(first: Path | str, second: Path | str, *, name: str | None = None) -
     tables = [
         _answered(run, name).rename({"correct": side}) for run, side in zip(runs, ("first", "second"), strict=True)
     ]
-    both = tables[0].join(tables[1].drop("group"), on="id", how="inner").sort("id")
-    if not same and not both["id"].str.contains(ARCHIVE_ID).all():
+    both = tables[0].join(tables[1].drop("group"), on="image_id", how="inner").sort("image_id")
+    if not same and not both["image_id"].str.contains(ARCHIVE_ID).all():
         raise LandmarksError(
             f"{runs[0].name} and {runs[1].name} were not judged on one dataset as {name}: two files that are called "
-            f"{both['id'][0]} may be two images",
+            f"{both['image_id'][0]} may be two images",
             way_out="evaluate both on the same data first",
         )
     if not len(both):
@@ -124,4 +124,4 @@ def _of_one_dataset(runs: tuple[Run, Run], name: str) -> bool:
 def _answered(run: Run, name: str) -> pl.DataFrame:
     """Return id, group and whether the best answer was right, of the images that show a landmark the run knows."""
     table = read_predictions(run.folder / "predictions" / f"{name}.parquet").filter(pl.col("truth").list.len() > 0)
-    return table.select("id", "group", correct=pl.col("truth").list.contains(pl.col("label").list.first()))
+    return table.select("image_id", "group", correct=pl.col("truth").list.contains(pl.col("label").list.first()))

@@ -106,7 +106,7 @@ def with_unknown(
     twice = sightings(asked.images, as_seen(judged.images, "judged"))
     if len(twice):
         note(f"{len(twice)} of the {len(asked.images)} images of {data} are among those judged, and left out")
-        asked = replace(asked, images=asked.images.join(twice, on="id", how="anti", maintain_order="left"))
+        asked = replace(asked, images=asked.images.join(twice, on="image_id", how="anti", maintain_order="left"))
     if not len(asked.images):
         raise LandmarksError(f"every image of {data} is judged already", way_out="name images of other things")
     known = asked.images.join(asked.labels, on="landmark_id", how="semi")
@@ -114,10 +114,10 @@ def with_unknown(
     note(f"{len(asked.images)} images of {data} count as unknown{called}")
     name = name_of(run, asked)
     path = write_predictions(run, asked, name, recogniser, batch_size=batch_size)
-    taken, nothing = predictions["id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
-    apart = pl.when(pl.col("id").is_in(taken)).then(pl.format(f"{{}} ({name})", "id")).otherwise("id")
-    strangers = read_predictions(path).with_columns(id=apart, truth=nothing, truth_score=None, group=None)
-    together = pl.concat([predictions, strangers], how="vertical_relaxed").sort("id")
+    taken, nothing = predictions["image_id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
+    apart = pl.when(pl.col("image_id").is_in(taken)).then(pl.format(f"{{}} ({name})", "image_id")).otherwise("image_id")
+    strangers = read_predictions(path).with_columns(image_id=apart, truth=nothing, truth_score=None, group=None)
+    together = pl.concat([predictions, strangers], how="vertical_relaxed").sort("image_id")
     return together.with_columns(usage=pl.lit(None, pl.String)), _about(run, asked)
 
 
@@ -162,7 +162,7 @@ def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[s
 def export_submission(run: Run, arrays: Arrays, path: Path | str) -> None:
     """Write the best answers in the challenge's form, scored by the rule that the model keeps, else by probability."""
     stored = read_record(run.folder / "model.json").get("rejection")
-    rule = Rule("probability", {"probability": 1.0}) if stored is None else Rule(**stored["rule"])
+    rule = Rule("msp", {"msp": 1.0}) if stored is None else Rule(**stored["rule"])
     landmark_ids = run.labels["landmark_id"].gather(arrays.labels[:, 0])
     scores = pl.Series(rule.apply(arrays.all_scores))
     write_submission(path, pl.Series(arrays.ids, dtype=pl.String), landmark_ids, scores)

@@ -30,7 +30,7 @@ from landmarks.training.loader import batches
 from landmarks.training.run import Run
 
 PREDICTIONS = {
-    "id": pl.String,
+    "image_id": pl.String,
     "truth": pl.List(pl.UInt32),  # labels of the run that the image shows, the one it counts for first
     "label": pl.List(pl.UInt32),  # the best answers, at most five, by score descending, then label ascending
     "score": pl.List(pl.Float32),  # their probabilities, after temperature
@@ -52,7 +52,7 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
     """
     dataset = asked.dataset
     path = run.folder / "predictions" / f"{name}.parquet"
-    images = with_truth(asked.images, asked.labels).sort("id")
+    images = with_truth(asked.images, asked.labels).sort("image_id")
     made_of = {
         "split": asked.split,
         "data_digest": dataset.digest,
@@ -93,21 +93,21 @@ def with_truth(images: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
     """
     main = pl.col("landmark_id")
     others = pl.col("landmarks").fill_null([]).list.set_difference(pl.concat_list(main.fill_null(-1)))
-    shown = images.select("id", shown=pl.concat_list(pl.concat_list(main), others.list.sort()).list.drop_nulls())
+    shown = images.select("image_id", shown=pl.concat_list(pl.concat_list(main), others.list.sort()).list.drop_nulls())
     known = (
         shown.explode("shown", empty_as_null=False)
         .join(labels.select(shown="landmark_id", truth="label"), on="shown", how="inner", maintain_order="left")
-        .group_by("id", maintain_order=True)
+        .group_by("image_id", maintain_order=True)
         .agg(pl.col("truth").cast(pl.UInt32))
     )
-    joined = images.drop("truth", strict=False).join(known, on="id", how="left")
+    joined = images.drop("truth", strict=False).join(known, on="image_id", how="left")
     return joined.with_columns(pl.col("truth").fill_null(pl.lit([], dtype=pl.List(pl.UInt32))))
 
 
 def read_predictions(path: Path) -> pl.DataFrame:
     """Read a predictions file with all its columns; raise when one is missing, doubled or damaged."""
     table = read_table(path, PREDICTIONS)
-    if table["id"].is_duplicated().any():
+    if table["image_id"].is_duplicated().any():
         raise LandmarksError(f"{path} holds two predictions for one image", way_out="delete it and evaluate again")
     return table
 
@@ -119,7 +119,7 @@ def rejection_columns(predictions: pl.DataFrame) -> list[str]:
 
 def _digest_of(images: pl.DataFrame) -> str:
     """Return the digest of which images are answered and what they show, a slice at a time."""
-    digests = [digest_of(rows.rows()) for rows in images.select("id", "truth").iter_slices(100_000)]
+    digests = [digest_of(rows.rows()) for rows in images.select("image_id", "truth").iter_slices(100_000)]
     return digest_of(digests)
 
 
@@ -144,7 +144,7 @@ def _table(images: pl.DataFrame, answers: Iterator[Answers], advance: Advance) -
         }
         splits.append(pl.DataFrame(columns))
     answered = pl.concat(splits)
-    told = images.select("id", "truth", "group", "usage")
+    told = images.select("image_id", "truth", "group", "usage")
     rejection = [name for name in answered.columns if name not in PREDICTIONS]
     return pl.concat([told, answered], how="horizontal").select(*PREDICTIONS, *rejection)
 
@@ -176,7 +176,7 @@ class Arrays:
     @property
     def all_scores(self) -> dict[str, NDArray[np.float32]]:
         """The scores that may tell known from unknown: the best answer's own, then `rejection`."""
-        name = "score" if self.untempered is None else "probability"
+        name = "score" if self.untempered is None else "msp"
         return {name: self.scores[:, 0].astype(np.float32), **self.rejection}
 
 
@@ -187,7 +187,7 @@ def arrays_of(predictions: pl.DataFrame) -> Arrays:
     rows = np.repeat(np.arange(len(predictions)), counts)
     k = int(predictions["label"].list.len().max() or 1)  # type: ignore[arg-type]
     return Arrays(
-        ids=predictions["id"].to_numpy(),
+        ids=predictions["image_id"].to_numpy(),
         truth=Truth(rows, shown, len(predictions)),
         labels=predictions["label"].list.to_array(k).to_numpy().astype(np.int64),
         scores=predictions["score"].list.to_array(k).to_numpy(),

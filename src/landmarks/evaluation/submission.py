@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.archive.csv_tables import IMAGE, SOLUTION, Column, CsvTable, collect, scan, strange_row
+from landmarks.archive.csv_tables import IMAGE, SOLUTION, Column, CsvTable, read_checked
 from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.measure import Measured, definitions_of, measure
 from landmarks.evaluation.metrics import Truth, refuse_twice
@@ -88,13 +88,13 @@ def _predictions(arrays: Arrays) -> pl.DataFrame:
     """Return `arrays` as a predictions table; what a submission does not tell is null."""
     rows = pl.DataFrame({"row": arrays.truth.rows, "truth": arrays.truth.labels})
     shown = rows.group_by("row", maintain_order=True).agg("truth")
-    table = pl.DataFrame({"id": arrays.ids, "label": arrays.labels[:, 0], "score": arrays.scores[:, 0]})
+    table = pl.DataFrame({"image_id": arrays.ids, "label": arrays.labels[:, 0], "score": arrays.scores[:, 0]})
     answered, none = pl.col("label") >= 0, pl.lit([], dtype=pl.List(pl.Int64))
     table = table.with_row_index("row").join(shown.cast({"row": pl.UInt32}), on="row", how="left")
     return (
         table.sort("row")
         .select(
-            "id",
+            "image_id",
             pl.col("truth").fill_null(none),
             pl.when(answered).then(pl.concat_list("label")).otherwise(none).alias("label"),
             pl.when(answered).then(pl.concat_list("score")).otherwise(none).alias("score"),
@@ -128,41 +128,41 @@ def write_submission(path: Path | str, ids: pl.Series, landmark_ids: pl.Series, 
     answered = landmark_ids.is_not_null()
     if not scores.filter(answered).is_finite().all():
         raise LandmarksError("a score is no number", received=str(scores.filter(~scores.is_finite())[0]))
-    table = pl.DataFrame({"id": ids, "landmark": landmark_ids, "score": scores})
+    table = pl.DataFrame({"image_id": ids, "landmark": landmark_ids, "score": scores})
     cell = pl.format("{} {}", "landmark", pl.col("score"))
     with written_whole(path) as aside:
-        table.select("id", landmarks=pl.when(pl.col("landmark").is_null()).then(pl.lit("")).otherwise(cell)).write_csv(
-            aside, quote_style="never"
-        )
+        table.select(
+            id="image_id", landmarks=pl.when(pl.col("landmark").is_null()).then(pl.lit("")).otherwise(cell)
+        ).write_csv(aside, quote_style="never")
 
 
 def read_submission(path: Path | str) -> pl.DataFrame:
-    """Read a submission as `id` str, `landmark_id` i64?, `score` f64?, in the order of its rows.
+    """Read a submission as `image_id` str, `landmark_id` i64?, `score` f64?, in the order of its rows.
 
     Raises `LandmarksError` that names the line of a cell that is neither empty nor one landmark and a finite score, and
     the image that is predicted twice.
     """
     file = Path(path)
-    rows = _checked(SUBMISSION, file)
+    rows = read_checked(SUBMISSION, file)
     splits = pl.col("landmarks").str.strip_chars().str.splitn(" ", 2)
     table = rows.select(
-        "id",
+        "image_id",
         landmark_id=splits.struct[0].cast(pl.Int64, strict=False),
         score=splits.struct[1].str.strip_chars().cast(pl.Float64, strict=False),
     )
     if not table["score"].drop_nulls().is_finite().all():
         raise LandmarksError(f"{file} holds a score beyond the largest number that can be stored")
-    refuse_twice(table["id"].to_list())
+    refuse_twice(table["image_id"].to_list())
     return table
 
 
 def read_solution(path: Path | str) -> pl.DataFrame:
-    """Read the ground truth as `id` str, `landmarks` list[i64], `usage` str, sorted by id."""
+    """Read the ground truth as `image_id` str, `landmarks` list[i64], `usage` str, sorted by id."""
     file = Path(path)
-    rows = _checked(SOLUTION, file)
-    refuse_twice(rows["id"].to_list())
+    rows = read_checked(SOLUTION, file)
+    refuse_twice(rows["image_id"].to_list())
     shown = pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64))
-    return rows.select("id", landmarks=shown, usage="Usage").sort("id")
+    return rows.select("image_id", landmarks=shown, usage="Usage").sort("image_id")
 
 
 def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple[Arrays, pl.Series]:
@@ -170,14 +170,14 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
 
     An image that the submission leaves out has no answer. Raises on images that the solution does not hold.
     """
-    strange = submission.join(solution, on="id", how="anti")
+    strange = submission.join(solution, on="image_id", how="anti")
     if len(strange):
         raise LandmarksError(
             f"{len(strange)} images of the submission are not in the solution",
-            received=strange["id"][0],
+            received=strange["image_id"][0],
             expected="the ids of the test set (train, index and test have ids of one kind)",
         )
-    table = solution.join(submission, on="id", how="left").sort("id")
+    table = solution.join(submission, on="image_id", how="left").sort("image_id")
     shown = table["landmarks"].explode(empty_as_null=False).drop_nulls()
     landmark_ids = pl.concat([shown, table["landmark_id"].drop_nulls()]).unique().sort()
     scores = table["score"].to_numpy()
@@ -185,7 +185,7 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
     answers = landmark_ids.search_sorted(table["landmark_id"].fill_null(landmark_ids.max() or 0)).to_numpy()
     counts = table["landmarks"].list.len().to_numpy()
     arrays = Arrays(
-        ids=table["id"].to_numpy(),
+        ids=table["image_id"].to_numpy(),
         truth=Truth(np.repeat(np.arange(len(table)), counts), landmark_ids.search_sorted(shown).to_numpy(), len(table)),
         labels=np.where(np.isnan(scores), NO_LABEL, answers.astype(np.int64))[:, None],
         scores=np.where(np.isnan(scores), np.nextafter(lowest, -np.inf), scores)[:, None],
@@ -193,14 +193,3 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
         usage=table["usage"].to_numpy(),
     )
     return arrays, landmark_ids
-
-
-def _checked(table: CsvTable, file: Path) -> pl.DataFrame:
-    """Return a CSV's rows as text; raise that names the first line which does not fit the columns' patterns."""
-    columns = {name: Column(column.pattern, column.meaning) for name, column in table.columns.items()}
-    as_text = CsvTable(table.path, columns)
-    rows = collect(scan(as_text, file), as_text, file)
-    fits = [pl.col(name).fill_null("").str.contains(f"^(?:{column.pattern})$") for name, column in columns.items()]
-    if not rows.select(pl.all_horizontal(fits).all()).item():
-        raise strange_row(as_text, file)
-    return rows

@@ -209,7 +209,7 @@ def subsets(
     if asked.own and phase == "finetune":
         note(f"{opened.name} was fine-tuned on the very images that are drawn from: its draws are too good")
     images, features = features_of(opened, dataset, split, device)
-    unseen = images["id"].is_in(asked.images["id"].implode()).to_numpy()
+    unseen = images["image_id"].is_in(asked.images["image_id"].implode()).to_numpy()
     images, features = images.filter(pl.Series(unseen)), features[unseen]
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()

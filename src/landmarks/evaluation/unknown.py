@@ -66,7 +66,7 @@ def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[Rule, f
     rules, chosen = [], halves.chosen
     for name, values in scores.items():
         rules.append((Rule(name, {name: 1.0}), auroc(values[chosen & known], values[chosen & ~known])))
-    parts = {name: values[chosen] for name, values in scores.items() if name not in ("probability", "score")}
+    parts = {name: values[chosen] for name, values in scores.items() if name not in ("msp", "score")}
     fold = _folds(halves.groups[chosen], known[chosen])
     if len(parts) > 1 and fold is not None:
         rule = combined_rule(parts, known[chosen])

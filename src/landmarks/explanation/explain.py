@@ -55,7 +55,7 @@ def explain(
             drawn = _of_files(run, recogniser, images, folder)
         else:
             drawn = _gallery(run, recogniser, ask(run, data, split), count, folder)
-        panels = _earlier(folder, run.digest) | {entry["id"]: entry for entry in drawn.made}
+        panels = _earlier(folder, run.digest) | {entry["image_id"]: entry for entry in drawn.made}
         method = drawn.methods[-1] if drawn.methods else ""
         record = {"method": method, "panels": list(panels.values()), "rejected": drawn.rejected}
         if drawn.made:
@@ -72,7 +72,7 @@ def _draw(folder: Path, run: Run, identity: str, truth: int | None, seen: Explan
     with written_whole(folder / name) as aside:
         aside.write_bytes(encode(sheet))
     return {
-        "id": identity,
+        "image_id": identity,
         "image": name,
         "truth": truth,
         "truth_name": truth_name,
@@ -139,7 +139,7 @@ def _earlier(folder: Path, digest: str) -> dict[str, dict[str, Any]]:
     if not index.exists():
         return {}
     record = read_record(index)
-    return {entry["id"]: entry for entry in record["panels"]} if record["inputs"] == digest else {}
+    return {entry["image_id"]: entry for entry in record["panels"]} if record["inputs"] == digest else {}
 
 
 def _file_name(identity: str) -> str:
@@ -174,8 +174,8 @@ def images_in_turn(run: Run, asked: Asked) -> list[KnownImage]:
             f"{asked.dataset.folder} holds no image of a landmark that {run.name} knows", received=asked.split
         )
     queues: dict[int, list[KnownImage]] = {}
-    for row in table.select("id", "landmark_id", "shard", "offset", "length").iter_rows(named=True):
-        image = KnownImage(row["id"], known[row["landmark_id"]], (row["shard"], row["offset"], row["length"]))
+    for row in table.select("image_id", "landmark_id", "shard", "offset", "length").iter_rows(named=True):
+        image = KnownImage(row["image_id"], known[row["landmark_id"]], (row["shard"], row["offset"], row["length"]))
         queues.setdefault(known[row["landmark_id"]], []).append(image)
     labels = sorted(queues, key=lambda label: generator("explain", label).random())
     for queue in queues.values():

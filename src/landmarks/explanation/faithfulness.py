@@ -131,7 +131,7 @@ def _measure(recogniser: Recogniser, batch: list[KnownImage], seen: list[Explana
         deletion, insertion = curves(recogniser.network, images, answers, each)
         areas[f"deletion_{kind}"], areas[f"insertion_{kind}"] = area(deletion).tolist(), area(insertion).tolist()
     return [
-        {"id": image.id, "label": image.truth, **{name: values[row] for name, values in areas.items()}}
+        {"image_id": image.id, "label": image.truth, **{name: values[row] for name, values in areas.items()}}
         for row, image in enumerate(batch)
     ]
 

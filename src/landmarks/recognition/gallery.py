@@ -67,7 +67,7 @@ def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int
         note(f"remembering {len(chosen)} of {len(images)} training images, the same number of each landmark")
     kept = kept_features(run, dataset, chosen)
     values = _directions_of_images(network, dataset, chosen, batch_size) if kept is None else _directions_of(kept)
-    digest = digest_of(run.digest, chosen["id"].to_list())
+    digest = digest_of(run.digest, chosen["image_id"].to_list())
     gallery = make_gallery(values, chosen["run_label"].cast(pl.Int64).to_numpy(), digest)
     _save(run.folder / FILE, gallery, run.digest)
     return gallery
@@ -120,7 +120,7 @@ def _save(path: Path, gallery: Gallery, model: str) -> None:
 
 # Does an image show a landmark the run knows? Scores from one pass of the network, larger: more surely known.
 #
-# `probability` and `energy` come from the outputs alone; `nearest` and `centre` compare an image's features with
+# `msp` and `energy` come from the outputs alone; `knn` and `mahalanobis` compare an image's features with
 # those of the training images (`Reference`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
 
 
@@ -143,13 +143,14 @@ SHRINKAGE = 0.1
 
 SCORE_DEFINITIONS = {
     "score": "The number that a submission gives with its answer.",
-    "probability": "Largest probability of any landmark, after temperature.",
+    "msp": "Largest probability of any landmark, after temperature (maximum softmax probability, Hendrycks and Gimpel, "
+    "ICLR 2017).",
     "energy": "Logarithm of the sum of the exponentials of the network's outputs (Liu et al., NeurIPS 2020).",
-    "nearest": "The ten training images nearest in cosine between signed square roots of the features vote for "
+    "knn": "The ten training images nearest in cosine between signed square roots of the features vote for "
     "their landmark with weight exp((cosine - 1) / 0.05); logarithm of the votes of the landmark that got most.",
-    "centre": "Mahalanobis distance to the mean of all training images minus that to the nearest landmark's mean, "
+    "mahalanobis": "Mahalanobis distance to the mean of all training images minus that to the nearest landmark's mean, "
     "on the same features (relative Mahalanobis distance, Ren et al. 2021).",
-    "combined": "Weighted sum of energy, nearest and centre; the weights of a logistic regression of known against "
+    "combined": "Weighted sum of energy, knn and mahalanobis; the weights of a logistic regression of known against "
     "unknown on the images that the threshold was chosen on.",
 }
 
@@ -240,12 +241,12 @@ def rejection_scores(
     scores = {"energy": logsumexp(logits, axis=1).astype(np.float32)}
     if gallery is not None:
         images = directions(features)
-        scores["nearest"] = _nearest(images, gallery)
-        scores["centre"] = _centre(images, gallery)
+        scores["knn"] = _knn(images, gallery)
+        scores["mahalanobis"] = _mahalanobis(images, gallery)
     return scores
 
 
-def _nearest(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
+def _knn(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
     cosines, places = gallery.index.search(images, min(NEIGHBOURS, len(gallery.labels)))
     labels = gallery.labels[places]
     same = labels[:, :, None] == labels[:, None, :]
@@ -253,7 +254,7 @@ def _nearest(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float3
     return np.asarray(np.log(np.maximum(votes.max(axis=1), 1e-30)), dtype=np.float32)
 
 
-def _centre(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
+def _mahalanobis(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
     overall = np.square((images - gallery.mean) @ gallery.overall).sum(axis=1)
     white = images @ gallery.within
     squares = np.square(gallery.centres).sum(axis=1)

@@ -95,7 +95,7 @@ class Recogniser:
     def recognitions(self, images: ImageLike | Iterable[ImageLike], top: int = ANSWERS) -> Iterator[Recognition]:
         """Yield what `recognise` returns, image by image: for more images than fit into memory."""
         require_top(top)
-        if self.rule is not None and self.gallery is None and {"nearest", "centre"} & set(self.rule.weights):
+        if self.rule is not None and self.gallery is None and {"knn", "mahalanobis"} & set(self.rule.weights):
             raise StaleError(
                 "this recogniser has a threshold, but not the training images that it compares with",
                 way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
@@ -111,7 +111,7 @@ class Recogniser:
         answers = self.answer(_as_tensor(seen))
         known: list[bool | None] = [None] * len(seen)
         if self.rule is not None:
-            scores = {"probability": answers.scores[:, 0], **answers.rejection}
+            scores = {"msp": answers.scores[:, 0], **answers.rejection}
             known = list((self.rule.apply(scores) >= self.threshold).tolist())
         for labels, probabilities, whether in zip(answers.labels.tolist(), answers.scores.tolist(), known, strict=True):
             yield Recognition(answers_of(self.names, self.landmark_ids, labels[:top], probabilities[:top]), whether)

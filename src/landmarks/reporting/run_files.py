@@ -39,7 +39,7 @@ class Evaluation:
         if self.predictions is None:
             return ""
         shown = read_table(self.predictions).filter(pl.col("truth").list.len() > 0)
-        return digest_of(shown["id"].sort().to_list())
+        return digest_of(shown["image_id"].sort().to_list())
 
 
 @dataclass(frozen=True)

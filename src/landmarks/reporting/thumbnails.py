@@ -82,10 +82,10 @@ def confused(run: RunFiles, evaluation: Evaluation, dataset: Dataset | None) -> 
 
 def _examples(answers: pl.DataFrame, truth: int, answer: int) -> tuple[list[str], list[str]]:
     """Return ids of images of `truth` answered with `answer`, surest first, and of one typical of `answer`."""
-    by_score = answers.sort(["score", "id"], descending=[True, False])
+    by_score = answers.sort(["score", "image_id"], descending=[True, False])
     of_truth = by_score.filter(pl.col("truth").list.contains(truth), pl.col("answer") == answer, ~pl.col("right"))
     typical = by_score.filter(pl.col("answer") == answer, "right")
-    return of_truth["id"].head(IMAGES_OF_A_PAIR).to_list(), typical["id"].head(1).to_list()
+    return of_truth["image_id"].head(IMAGES_OF_A_PAIR).to_list(), typical["image_id"].head(1).to_list()
 
 
 def _first_answers(evaluation: Evaluation) -> pl.DataFrame:
@@ -93,7 +93,7 @@ def _first_answers(evaluation: Evaluation) -> pl.DataFrame:
     if evaluation.predictions is None:
         return pl.DataFrame(
             schema={
-                "id": pl.String,
+                "image_id": pl.String,
                 "truth": pl.List(pl.UInt32),
                 "answer": pl.UInt32,
                 "score": pl.Float32,
@@ -102,7 +102,7 @@ def _first_answers(evaluation: Evaluation) -> pl.DataFrame:
         )
     table = read_table(evaluation.predictions).filter(pl.col("truth").is_not_null(), pl.col("label").list.len() > 0)
     answer, score = pl.col("label").list.first(), pl.col("score").list.first()
-    answered = table.select("id", "truth", answer.alias("answer"), score.alias("score"))
+    answered = table.select("image_id", "truth", answer.alias("answer"), score.alias("score"))
     return answered.with_columns(pl.col("truth").list.contains(pl.col("answer")).alias("right"))
 
 
@@ -119,15 +119,15 @@ def confident_strangers(run: RunFiles, evaluation: Evaluation, dataset: Dataset 
 
 
 def _surest(run: RunFiles, answers: pl.DataFrame, dataset: Dataset | None, limit: int) -> list[Mistake]:
-    rows = answers.sort(["score", "id"], descending=[True, False]).head(limit)
-    found = images(dataset, rows["id"].to_list())
+    rows = answers.sort(["score", "image_id"], descending=[True, False]).head(limit)
+    found = images(dataset, rows["image_id"].to_list())
     return [
         Mistake(
-            id=readable(row["id"], 60),
+            id=readable(row["image_id"], 60),
             truth=" and ".join(run.names[label] for label in row["truth"]),
             answer=run.names[row["answer"]],
             probability=percent(row["score"]),
-            image=found.get(row["id"]),
+            image=found.get(row["image_id"]),
         )
         for row in rows.iter_rows(named=True)
     ]
@@ -153,7 +153,7 @@ def _panel(entry: dict[str, Any], uri: str) -> Panel:
     answers = entry.get("answers") or []
     told = ", ".join(f"{readable(one.get('name'), 60)} {percent(one.get('probability'))}" for one in answers)
     return Panel(
-        id=readable(entry.get("id"), 60),
+        id=readable(entry.get("image_id"), 60),
         uri=uri,
         truth=readable(entry.get("truth_name") or "", 80),
         answers=told,
@@ -206,9 +206,9 @@ def images(dataset: Dataset | None, ids: Iterable[str]) -> dict[str, Image]:
     """Return small copies with their credits by id; an image that cannot be read keeps its credit and no bytes."""
     if dataset is None:
         return {}
-    wanted = dataset.images.filter(pl.col("id").is_in(list(set(ids))))
+    wanted = dataset.images.filter(pl.col("image_id").is_in(list(set(ids))))
     reader = ImageReader(dataset)
-    return {row["id"]: _thumbnail(reader, row) for row in wanted.iter_rows(named=True)}
+    return {row["image_id"]: _thumbnail(reader, row) for row in wanted.iter_rows(named=True)}
 
 
 def _thumbnail(reader: ImageReader, row: Mapping[str, Any]) -> Image:
@@ -217,9 +217,9 @@ def _thumbnail(reader: ImageReader, row: Mapping[str, Any]) -> Image:
         data = reader.read(row["shard"], row["offset"], row["length"])
         image = shrink(decode(data, min_side=THUMBNAIL), THUMBNAIL)
     except (LandmarksError, OSError):
-        return Image(row["id"], "", 0, 0, credit)
+        return Image(row["image_id"], "", 0, 0, credit)
     height, width = image.shape[:2]
-    return Image(row["id"], data_uri(encode(image, quality=80)), width, height, credit)
+    return Image(row["image_id"], data_uri(encode(image, quality=80)), width, height, credit)
 
 
 def credit_of(row: Mapping[str, Any]) -> str:

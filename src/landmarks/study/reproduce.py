@@ -284,7 +284,7 @@ class Reproduction:
         """Return which images each protocol tests on, as a digest, of those whose data is divided already."""
         splits = [self.folder / "data" / protocol.by / SPLIT_FILE for protocol in PROTOCOLS]
         tables = [read_table(split) for split in splits if split.exists()]
-        return [digest_of(table.filter(pl.col("split") == "test")["id"].sort().to_list()) for table in tables]
+        return [digest_of(table.filter(pl.col("split") == "test")["image_id"].sort().to_list()) for table in tables]
 
 
 def _top1(run: RunFiles, name: str | None) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from landmarks import __version__
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.systems import require_text
 
-FORMAT = 2
+FORMAT = 3
 """The newest layout of records and tables that this version writes and reads."""
 
 _ASIDE = ".part"

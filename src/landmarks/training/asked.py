@@ -48,7 +48,7 @@ class Asked:
                 "of": len(self.dataset.labels),
                 "without_partner": self.matching.alone[:RECORDED],
             },
-            "seen": {"images": len(self.seen), "first": self.seen["id"].head(RECORDED).to_list()},
+            "seen": {"images": len(self.seen), "first": self.seen["image_id"].head(RECORDED).to_list()},
         }
 
 
@@ -79,11 +79,12 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
         if len(seen) == len(images):
             raise LandmarksError(
                 f'{run.name} has seen every image of the split "{split}" of {dataset.folder} in its training',
-                received=_named(seen["id"].to_list()),
+                received=_named(seen["image_id"].to_list()),
                 way_out="name images that it was neither trained on nor validated with",
             )
-        note(f"{told} are left out, because {run.name} has seen them in its training: {_named(seen['id'].to_list())}")
-        images = images.join(seen, on="id", how="anti", maintain_order="left")
+        which = _named(seen["image_id"].to_list())
+        note(f"{told} are left out, because {run.name} has seen them in its training: {which}")
+        images = images.join(seen, on="image_id", how="anti", maintain_order="left")
     return Asked(dataset, images, split, own, matching, seen)
 
 
@@ -118,7 +119,7 @@ def _sightings(run: Run, dataset: Dataset, images: pl.DataFrame, split: str, *, 
     if own and split in ("train", "val"):
         return found.filter(before)
     if own and is_own(run, dataset):
-        return found.filter(before | (pl.col("id") == pl.col("seen_id")))
+        return found.filter(before | (pl.col("image_id") == pl.col("seen_id")))
     return found
 
 

@@ -143,7 +143,7 @@ def kept_features(run: Run, dataset: Dataset, images: pl.DataFrame) -> Rows | No
     seen = run.seen
     if seen is None or not any(place.is_dir() for place in _places_of(dataset)):
         return None
-    together = seen.filter(pl.col("through").is_null()).sort("id")
+    together = seen.filter(pl.col("through").is_null()).sort("image_id")
     network = run.network()
     asked_for = {one.get("value") for one in run.record.get("choices") or [] if one.get("what") == "precision"}
     for precision in ("float32", *sorted(asked_for - {"float32"})):
@@ -181,7 +181,7 @@ def cache_key(network: Network, images: pl.DataFrame, precision: str, view: View
         "preprocessing": json.loads(json.dumps(network.preprocessing.record())),  # as the file will have it
         "decoder": DECODER,
         "precision": precision,
-        "images": digest_of(images.select("id", "length", "width", "height", "phash").rows()),
+        "images": digest_of(images.select("image_id", "length", "width", "height", "phash").rows()),
         "view": asdict(view) | ({"form": AUGMENTED_FORM} if view.number else {}),
     }
 
@@ -205,7 +205,7 @@ def _compute_in(folder: Path, key: dict[str, Any], work: _Work) -> None:
                 if not (folder / RECORD).exists():
                     require_free_disk(folder, 2 * len(work.images) * work.network.width + 4096)
                     _compute(folder, work)
-                    write_table(folder / "ids.parquet", work.images.select("id"))
+                    write_table(folder / "ids.parquet", work.images.select("image_id"))
                     write_record(folder / RECORD, {"key": key, "images": len(work.images)}, verb="train")
         except BusyError:
             if work.machine.processes > 1:  # the others have already begun to compute
@@ -288,9 +288,9 @@ def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np
         values: NDArray[np.float16] = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise StaleError(f"the cached features in {folder} cannot be read ({error})", way_out="delete it") from error
-    ids = read_table(folder / "ids.parquet", {"id": pl.String})["id"]
+    ids = read_table(folder / "ids.parquet", {"image_id": pl.String})["id"]
     fits = record.get("key") == key and values.dtype == np.float16 and values.ndim == 2 and len(values) == len(images)
-    if not fits or not ids.equals(images["id"]):
+    if not fits or not ids.equals(images["image_id"]):
         raise StaleError(
             f"the cached features in {folder} belong to another backbone or other images", way_out="delete it"
         )
@@ -299,7 +299,7 @@ def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np
 
 def positions(images: pl.DataFrame, split: pl.DataFrame) -> NDArray[np.int64]:
     """Return where in `images` the images of `split` stand, both sorted by id."""
-    return np.flatnonzero(images["id"].is_in(split["id"].implode()).to_numpy())
+    return np.flatnonzero(images["image_id"].is_in(split["id"].implode()).to_numpy())
 
 
 def labels_of(images: pl.DataFrame) -> NDArray[np.int64]:

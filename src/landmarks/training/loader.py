@@ -39,7 +39,7 @@ BATCHES_AHEAD = 3
 PIECES = 4
 """Pieces of a batch per worker: few hand-overs, and no worker that waits long for the slowest."""
 
-COLUMNS = ("id", "shard", "offset", "length", "width", "height", "label")
+COLUMNS = ("image_id", "shard", "offset", "length", "width", "height", "label")
 """What the loader reads of the manifest."""
 
 
@@ -84,7 +84,7 @@ def batches(
 
         def begin(start: int, end: int) -> None:
             rows = images[start:end] if order is None else images[order[start:end]]
-            ids, boxes, look = rows["id"].to_list(), None, None
+            ids, boxes, look = rows["image_id"].to_list(), None, None
             if augment is not None:
                 drawn = draw(augment, *sides_of(rows), ids, seed=seed, epoch=epoch)
                 boxes, look = drawn.boxes, Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips))

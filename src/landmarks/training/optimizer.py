@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.models import group_parameters
-from timm.optim import param_groups_weight_decay
-from torch import nn
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from landmarks.models.network import Network
 from landmarks.training.recipe import Recipe
@@ -30,45 +28,24 @@ def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     """Return groups of parameters with `peak` and `weight_decay`, from the backbone's first layer to the head.
 
-    The peak falls from the backbone's last layer to its first by the same factor per layer; from scratch all layers
-    have
-    one. Vectors and scalars (biases, scales of normalisation) do not decay, nor does what timm spares in this network
-    (class tokens, positions, tables of relative positions).
+    The peak falls by the factor `layer_decay` per layer, from the backbone's last to its first, as timm groups them;
+    from scratch all layers have one. Vectors and scalars (biases, scales of normalisation) do not decay, nor does what
+    timm spares in this network (class tokens, positions, tables of relative positions).
     """
-    spared = {id(parameter) for parameter in spared_from_decay(network)}
-
-    def groups_of(parameters: list[nn.Parameter], peak: float) -> list[dict[str, Any]]:
-        decaying = [parameter for parameter in parameters if id(parameter) not in spared]
-        constant = [parameter for parameter in parameters if id(parameter) in spared]
-        return [
-            {"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay}
-            for chosen, decay in ((decaying, recipe.weight_decay), (constant, 0.0))
-            if chosen
-        ]
-
-    if recipe.from_scratch:
-        return groups_of(list(network.parameters()), recipe.learning_rate)
-    layers = backbone_layers(network)
-    groups = []
-    for depth, layer in enumerate(layers):
-        below = (len(layers) - 1 - depth) / max(len(layers) - 1, 1)
-        groups += groups_of(layer, recipe.backbone_learning_rate * recipe.first_layer_share**below)
-    return groups + groups_of(list(network.head.parameters()), recipe.learning_rate)
-
-
-def spared_from_decay(network: Network) -> list[nn.Parameter]:
-    """Return the parameters that do not decay, as timm chooses them: by their shape, and by the backbone's own list."""
-    names: Iterable[str] = getattr(network.backbone, "no_weight_decay", tuple)()
-    groups = param_groups_weight_decay(network, 1.0, no_weight_decay_list=[f"backbone.{name}" for name in names])
-    return [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
-
-
-def backbone_layers(network: Network) -> list[list[nn.Parameter]]:
-    """Return the backbone's parameters, layer by layer from the input, as timm groups them; one group if it does
-    not."""
-    matcher = getattr(network.backbone, "group_matcher", None)
-    if matcher is None:
-        return [list(network.backbone.parameters())]
-    named = dict(network.backbone.named_parameters())
-    layers = group_parameters(network.backbone, matcher(coarse=False))
-    return [[named[name] for name in layers[depth]] for depth in sorted(layers)]
+    backbone = network.backbone
+    spared: Iterable[str] = getattr(backbone, "no_weight_decay", tuple)()
+    layered = not recipe.from_scratch and hasattr(backbone, "group_matcher")
+    if layered:
+        groups = param_groups_layer_decay(
+            backbone, recipe.weight_decay, no_weight_decay_list=spared, layer_decay=recipe.layer_decay
+        )
+    else:
+        groups = param_groups_weight_decay(backbone, recipe.weight_decay, no_weight_decay_list=spared)
+    highest = recipe.learning_rate if recipe.from_scratch else recipe.backbone_learning_rate
+    peaks = [highest * group.get("lr_scale", 1.0) for group in groups]
+    heads = param_groups_weight_decay(network.head, recipe.weight_decay)
+    return [
+        {"params": group["params"], "lr": peak, "peak": peak, "weight_decay": group["weight_decay"]}
+        for group, peak in zip(groups + heads, peaks + [recipe.learning_rate] * len(heads), strict=True)
+        if group["params"]
+    ]

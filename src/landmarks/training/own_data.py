@@ -32,7 +32,7 @@ ARCHIVE_ID = "^[0-9a-f]{16}$"
 def seen_in_training(train: pl.DataFrame, val: pl.DataFrame, weights: str, machine: Machine) -> pl.DataFrame:
     """Return the table `SEEN` of a training on `train` and `val` (rows of a dataset) that begins from `weights`."""
     tables = [as_seen(train, "train"), as_seen(val, "val"), _seen_before(weights, machine)]
-    return pl.concat(tables).sort("id", "through", nulls_last=False)
+    return pl.concat(tables).sort("image_id", "through", nulls_last=False)
 
 
 def as_seen(images: pl.DataFrame, split: str) -> pl.DataFrame:
@@ -47,23 +47,25 @@ def sightings(images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
     The same image has the same id, or the same perceptual hash; two files of one name are two images unless
     the name is an id of the archive, or they look alike.
     """
-    asked = images.select("id", *CONTENT)
-    known = seen.select(pl.col("id").alias("seen_id"), *(pl.col(name).alias(f"seen_{name}") for name in CONTENT))
+    asked = images.select("image_id", *CONTENT)
+    known = seen.select(pl.col("image_id").alias("seen_id"), *(pl.col(name).alias(f"seen_{name}") for name in CONTENT))
     known = known.with_columns(seen.select("split", "through")).sort("through", nulls_last=False)
-    by_id = asked.join(known, left_on="id", right_on="seen_id", coalesce=False).filter(_same_under_one_id())
+    by_id = asked.join(known, left_on="image_id", right_on="seen_id", coalesce=False).filter(_same_under_one_id())
     hashed = known.filter(_has_hash("seen_phash")).unique("seen_phash", keep="first", maintain_order=True)
     by_hash = asked.filter(_has_hash("phash")).join(hashed, left_on="phash", right_on="seen_phash", coalesce=False)
-    columns = ["id", "seen_id", "split", "through"]
+    columns = ["image_id", "seen_id", "split", "through"]
     found = pl.concat([by_id.select(columns), by_hash.select(columns)])
-    found = found.sort("id", pl.col("id") != pl.col("seen_id"), "through", nulls_last=False)  # this training's first
-    return found.unique("id", keep="first", maintain_order=True)
+    found = found.sort(
+        "image_id", pl.col("image_id") != pl.col("seen_id"), "through", nulls_last=False
+    )  # this training's first
+    return found.unique("image_id", keep="first", maintain_order=True)
 
 
 def _same_under_one_id() -> pl.Expr:
     both_hashed = _has_hash("phash") & _has_hash("seen_phash")
     alike = (pl.col("phash") ^ pl.col("seen_phash")).bitwise_count_ones() <= RADIUS
     equal = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"seen_{name}")) for name in ("length", "width", "height"))
-    return pl.col("id").str.contains(ARCHIVE_ID) | pl.when(both_hashed).then(alike).otherwise(equal)
+    return pl.col("image_id").str.contains(ARCHIVE_ID) | pl.when(both_hashed).then(alike).otherwise(equal)
 
 
 def _has_hash(column: str) -> pl.Expr:
@@ -164,7 +166,9 @@ def open_own(run: Run) -> Dataset:
             f"{dataset.folder} has no splits any more, and {run.name} was trained on one of them",
             way_out=_ways_out(run, dataset) + "train again, or " + _left_out(dataset),
         )
-    then = _here(seen, dataset).join(dataset.splits.rename({"split": "part_now"}), left_on="seen_id", right_on="id")
+    then = _here(seen, dataset).join(
+        dataset.splits.rename({"split": "part_now"}), left_on="seen_id", right_on="image_id"
+    )
     moved = then.filter(pl.col("split") != pl.col("part_now"))
     if len(moved):
         tested = int((moved["part_now"] == "test").sum())
@@ -202,15 +206,15 @@ def images_seen(run: Run, dataset: Dataset, split: str) -> pl.DataFrame:
         images = dataset.split(split)
     else:
         wanted = _here(seen, dataset).filter(pl.col("split") == split)
-        images = dataset.split("all").join(wanted, on="id", how="semi", maintain_order="left")
+        images = dataset.split("all").join(wanted, on="image_id", how="semi", maintain_order="left")
     labels = match_to(run, dataset).labels.select("landmark_id", pl.col("label").alias("run_label"))
-    return images.join(labels, on="landmark_id", how="inner").sort("id")
+    return images.join(labels, on="landmark_id", how="inner").sort("image_id")
 
 
 def _here(seen: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     """Return which images of `dataset` are, under their own ids, those that a run saw in its own training."""
     own = seen.filter(pl.col("through").is_null())
-    return sightings(dataset.images, own).filter(pl.col("id") == pl.col("seen_id"))
+    return sightings(dataset.images, own).filter(pl.col("image_id") == pl.col("seen_id"))
 
 
 def _tell_changes(run: Run, dataset: Dataset, gone: int) -> None:

@@ -189,7 +189,7 @@ class Recipe:
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
     learning_rate: Rate = 1e-3  # of the head; from scratch, of every layer
     backbone_learning_rate: Rate = 3e-4  # of the backbone's last layer
-    first_layer_share: Annotated[float, Within(0, 1, above=True)] = 0.2  # of it, for the first layer; geometric between
+    layer_decay: Annotated[float, Within(0, 1, above=True)] = 0.9  # of it per layer, from the last to the first
     weight_decay: Decay = 0.05  # of matrices and kernels; never of biases, normalisation and positions
     lr_warmup: Annotated[float, Within(0, 1, below=True)] = 0.1  # of the steps, over which the learning rate climbs
     min_lr_ratio: Annotated[float, Within(0, 1)] = 0.01  # of the learning rate, which is left at the end of the cosine

@@ -36,7 +36,7 @@ HISTORY = {
 
 
 SEEN = {
-    "id": pl.String,
+    "image_id": pl.String,
     "split": pl.String,  # train or val
     "landmark_id": pl.Int64,  # that it was said to show
     "length": pl.UInt32,  # this and what follows is what the image is, whatever it is called

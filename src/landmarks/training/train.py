@@ -153,7 +153,7 @@ def train_head_from_cache(
     network: Network, dataset: Dataset, splits: TrainingImages, recipe: Recipe, machine: Machine
 ) -> State:
     """Run phase one: features once, the probe, and the head to convergence; every process gets the main one's head."""
-    together = pl.concat([splits.train, splits.val]).sort("id")
+    together = pl.concat([splits.train, splits.val]).sort("image_id")
     features = [cached_features(network, dataset, together, machine=machine)]
     features += [
         cached_features(

@@ -66,7 +66,7 @@ def tune(
         image_size=chosen.image_size,
         seed=chosen.seed,
     ).to(machine.device)
-    together = pl.concat([splits.train, splits.val]).sort("id")
+    together = pl.concat([splits.train, splits.val]).sort("image_id")
     features = cached_features(network, dataset, together, machine=machine).values
     train, val = (Rows(features, positions(together, split)) for split in (splits.train, splits.val))
     labels, val_labels = labels_of(splits.train), labels_of(splits.val)
