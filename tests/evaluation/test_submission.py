@@ -107,7 +107,7 @@ def test_a_runs_answers_go_out_and_come_back_with_the_same_numbers(
     exported = tmp_path / "out.csv"
     numbers = evaluate(run.folder, data=test_data.folder, submission=exported)
     shown = test_data.images.select(
-        "image_id",
+        pl.col("image_id").alias("id"),
         landmarks=pl.when(pl.col("landmarks").is_not_null())
         .then(pl.col("landmarks").cast(pl.List(pl.String)).list.join(" "))
         .when(pl.col("landmark_id") == 44)
