@@ -37,7 +37,7 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
     landmarks.explain(folder / "run", count=4)
     verdict = landmarks.compare(folder / "run", folder / "other")
     page: Path = landmarks.report([folder / "run"], folder / "report.html")
-    print(numbers["top1"], errors, draws["mean"], judged["gap"], verdict["verdict"], page)
+    print(numbers.top1.low, errors, draws.mean, judged.gap, verdict.verdict, page)
 
     recogniser = landmarks.load(folder / "run")
     print(recogniser.recognise(folder / "one.jpg"), recogniser.recognise([np.zeros((8, 8, 3), dtype=np.uint8)]))

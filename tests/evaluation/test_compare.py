@@ -55,7 +55,7 @@ def test_two_runs_over_the_same_images(
     other = make_run(tmp_path / "other", own_data, seed=1)
     evaluate(run.folder)
     evaluate(other.folder)
-    result = compare(run.folder, other.folder)
+    result = compare(run.folder, other.folder).record
     assert (result["first"], result["second"], result["name"], result["images"]) == ("run", "other", "test", 6)
     table = pl.read_parquet(other.folder / "predictions" / "test.parquet")
     right = [row["label"][0] in row["truth"] for row in table.rows(named=True)]
@@ -71,7 +71,7 @@ def test_runs_that_know_different_landmarks_share_the_images_both_can_answer(
     other = make_run(tmp_path / "other", fewer)
     evaluate(run.folder, data=test_data.folder)
     evaluate(other.folder, data=test_data.folder)
-    result = compare(run.folder, other.folder)
+    result = compare(run.folder, other.folder).record
     assert result["images"] == 15
     assert result["left_out"] == 15 + 15
 

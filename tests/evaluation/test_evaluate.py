@@ -24,7 +24,7 @@ def test_the_predictions_are_what_the_network_says_one_image_at_a_time(run: Run,
     from landmarks.dataset.shards import ImageReader
     from landmarks.training.loader import evaluation_image, normalised
 
-    numbers = evaluate(run.folder)
+    numbers = evaluate(run.folder).record
     table = read_predictions(run.folder / "predictions" / "test.parquet")
     network, reader = run.network(), ImageReader(own_data)
     assert table["image_id"].to_list() == sorted(own_data.split("test")["image_id"].to_list())
@@ -42,7 +42,7 @@ def test_the_predictions_are_what_the_network_says_one_image_at_a_time(run: Run,
 
 
 def test_numbers_and_tables_agree_with_the_predictions_file(run: Run) -> None:
-    numbers = evaluate(run.folder)
+    numbers = evaluate(run.folder).record
     table = read_predictions(run.folder / "predictions" / "test.parquet")
     right = [row["label"][0] in row["truth"] for row in table.rows(named=True)]
     assert numbers["top1"]["value"] == pytest.approx(np.mean(right))
@@ -60,14 +60,14 @@ def test_numbers_and_tables_agree_with_the_predictions_file(run: Run) -> None:
 
 def test_the_temperature_is_fitted_once_and_stored_with_the_model(run: Run) -> None:
     before = read_record(run.folder / "model.json")
-    numbers = evaluate(run.folder, split="val")
+    numbers = evaluate(run.folder, split="val").record
     after = read_record(run.folder / "model.json")
     assert after["temperature"] == numbers["temperature"] != 1.0
     assert {key: after[key] for key in before} == before
 
 
 def test_landmarks_of_another_dataset_are_found_by_their_ids(run: Run, test_data: Dataset) -> None:
-    numbers = evaluate(run.folder, data=test_data.folder)
+    numbers = evaluate(run.folder, data=test_data.folder).record
     table = read_predictions(run.folder / "predictions" / "elsewhere.parquet")
     assert table["truth"].to_list()[:4] == [[0], [1, 2], [], []]
     assert (numbers["images"], numbers["known"], numbers["unknown"]) == (60, 30, 30)
@@ -91,9 +91,9 @@ def test_the_main_landmark_comes_first_in_the_truth(run: Run) -> None:
 
 
 def test_a_second_evaluation_answers_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = evaluate(run.folder)
+    first = evaluate(run.folder).record
     monkeypatch.setattr(Recogniser, "answer", None)
-    second = evaluate(run.folder)
+    second = evaluate(run.folder).record
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
@@ -140,7 +140,7 @@ def test_a_run_in_use_is_left_alone(run: Run) -> None:
 
 
 def test_a_threshold_is_chosen_on_public_and_stored_with_the_model(run: Run, test_data: Dataset) -> None:
-    numbers = evaluate(run.folder, data=test_data.folder, false_acceptance=0.25)
+    numbers = evaluate(run.folder, data=test_data.folder, false_acceptance=0.25).record
     stored = read_record(run.folder / "model.json")["rejection"]
     assert stored == numbers["threshold"]
     assert (stored["chosen_on"], stored["reported_on"], stored["false_acceptance"]) == ("Public", "Private", 0.25)
@@ -150,7 +150,7 @@ def test_a_folder_of_other_images_serves_as_unknown(run: Run, tmp_path: Path) ->
     others = make_dataset(tmp_path / "street", [[]] * 40, first=500)
     images = others.images.with_columns(id="other" + pl.col("image_id")).sort("image_id")
     images.write_parquet(others.folder / "images.parquet")
-    numbers = evaluate(run.folder, unknown=others.folder, false_acceptance=0.2)
+    numbers = evaluate(run.folder, unknown=others.folder, false_acceptance=0.2).record
     assert (numbers["known"], numbers["unknown"]) == (6, 40)
     assert numbers["threshold"]["chosen_on"] == "one half of the groups"
     assert len(read_predictions(run.folder / "predictions" / "test.parquet")) == 6
@@ -159,8 +159,8 @@ def test_a_folder_of_other_images_serves_as_unknown(run: Run, tmp_path: Path) ->
 
 def test_another_dataset_called_test_does_not_replace_the_runs_own_test_part(run: Run, tmp_path: Path) -> None:
     other = make_dataset(tmp_path / "test", [[11], [22]], first=500)
-    assert evaluate(run.folder)["name"] == "test"
-    numbers = evaluate(run.folder, data=other.folder)
+    assert evaluate(run.folder).record["name"] == "test"
+    numbers = evaluate(run.folder, data=other.folder).record
     assert (numbers["name"], numbers["known"]) == ("data-test", 2)
     assert read_record(run.folder / "metrics" / "test.json")["known"] == 6
 
@@ -169,7 +169,7 @@ def test_a_dataset_that_went_away_still_allows_another_to_be_evaluated(
     run: Run, own_data: Dataset, test_data: Dataset
 ) -> None:
     own_data.folder.rename(own_data.folder.with_name("gone"))
-    numbers = evaluate(run.folder, data=test_data.folder)
+    numbers = evaluate(run.folder, data=test_data.folder).record
     assert numbers["temperature"] == 1.0
     assert {row["score"] for row in numbers["rejection"]} == {"msp", "energy"}
 

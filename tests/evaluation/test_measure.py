@@ -62,20 +62,20 @@ def assert_defined(record: dict[str, Any], *, beside: Set[str] = frozenset()) ->
 
 
 def test_every_number_about_known_and_unknown_images_is_defined_and_nothing_else(run: Run, test_data: Dataset) -> None:
-    numbers = evaluate(run.folder, data=test_data.folder)
+    numbers = evaluate(run.folder, data=test_data.folder).record
     assert {"rejected", "lost", "auroc_chosen", "knn", "combined"} <= numbers_of(numbers)
     assert_defined(numbers, beside={"landmark_accuracy"})
     assert_defined(read_record(run.folder / "metrics" / "elsewhere.json"), beside={"landmark_accuracy"})
 
 
 def test_without_unknown_images_nothing_is_defined_about_telling_them(run: Run) -> None:
-    numbers = evaluate(run.folder)
+    numbers = evaluate(run.folder).record
     assert not {"auroc", "rejection", "knn", "rejected"} & set(numbers["definitions"])
     assert_defined(numbers, beside={"landmark_accuracy"})
 
 
 def test_without_any_known_image_no_accuracy_is_defined(run: Run, tmp_path: Path) -> None:
-    numbers = evaluate(run.folder, data=make_dataset(tmp_path / "nothing", [[]] * 4, first=500).folder)
+    numbers = evaluate(run.folder, data=make_dataset(tmp_path / "nothing", [[]] * 4, first=500).folder).record
     assert numbers["top1"]["value"] is None
     assert not {"top1", "interval", "landmark_accuracy", "gap"} & set(numbers["definitions"])
     assert_defined(numbers)
@@ -88,7 +88,7 @@ def test_a_submission_has_no_temperature_to_define(tmp_path: Path) -> None:
     pl.DataFrame({"id": ids, "landmarks": shown, "Usage": ["Public"] * 8}).write_csv(truth)
     answers = [f"{5 + 2 * (number % 2)} {1 - number / 10:.2f}" for number in range(8)]
     pl.DataFrame({"id": ids, "landmarks": answers}).write_csv(submission)
-    for numbers in (score(submission, truth), score(submission, truth, out=tmp_path / "judged")):
+    for numbers in (score(submission, truth).record, score(submission, truth, out=tmp_path / "judged").record):
         assert not {"temperature", "ece", "log_loss", "msp"} & set(numbers["definitions"])
         assert {"answered", "gap", "score", "rejected"} <= set(numbers["definitions"])
         assert_defined(numbers, beside={"landmark_accuracy"})
@@ -96,19 +96,19 @@ def test_a_submission_has_no_temperature_to_define(tmp_path: Path) -> None:
 
 def test_every_number_of_a_comparison_and_of_subsets_is_defined(run: Run, own_data: Dataset) -> None:
     evaluate(run.folder)
-    compared = compare(run.folder, run.folder)
+    compared = compare(run.folder, run.folder).record
     assert set(compared["definitions"]) == set(compared) - WORDS
-    drawn = subsets(run.folder, 2, draws=3)
+    drawn = subsets(run.folder, 2, draws=3).record
     assert set(drawn["definitions"]) == (set(drawn) - WORDS - ABOUT_OTHERS) | {"subsets", "place"}
     evaluated = run.folder / "metrics" / "test.json"
     evaluated.unlink()
-    assert not {"own", "place"} & set(subsets(run.folder, 2, draws=3)["definitions"])
+    assert not {"own", "place"} & set(subsets(run.folder, 2, draws=3).record["definitions"])
 
 
 def test_what_is_rejected_is_what_falls_below_the_threshold_that_loses_a_twentieth(
     run: Run, test_data: Dataset
 ) -> None:
-    rows = evaluate(run.folder, data=test_data.folder)["rejection"]
+    rows = evaluate(run.folder, data=test_data.folder).record["rejection"]
     table = pl.read_parquet(run.folder / "predictions" / "elsewhere.parquet").filter(pl.col("usage") == "Private")
     known = table["truth"].list.len().to_numpy() > 0
     for row in rows:

@@ -54,7 +54,7 @@ def test_a_test_folder_that_lacks_a_landmark_shifts_no_label(
     fruit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fewer = import_(album(tmp_path / "some", "pear", "quince", each=2, first=50), tmp_path / "fewer")
-    numbers = evaluate(fruit.folder, data=fewer.folder)
+    numbers = evaluate(fruit.folder, data=fewer.folder).record
     assert truths(fruit, "fewer") == {"pear50": ["pear"], "pear51": ["pear"], "quince50": [], "quince51": []}
     assert numbers["matched"] == {"by": "name", "landmarks": 1, "of": 2, "without_partner": ["quince"]}
     assert (numbers["known"], numbers["unknown"]) == (2, 2)
@@ -82,11 +82,11 @@ def test_the_submission_holds_the_judged_part_and_nothing_of_the_others(fruit: R
 def test_a_second_dataset_of_the_same_folder_name_replaces_no_numbers(fruit: Run, tmp_path: Path) -> None:
     for place, first in (("a", 50), ("b", 60), ("c/b", 70)):
         import_(album(tmp_path / "from" / place, "pear", each=2, first=first), tmp_path / place / "holiday")
-    names = [evaluate(fruit.folder, data=tmp_path / place / "holiday")["name"] for place in ("a", "b", "c/b")]
+    names = [evaluate(fruit.folder, data=tmp_path / place / "holiday").record["name"] for place in ("a", "b", "c/b")]
     assert names[:2] == ["holiday", "b-holiday"] and len(set(names)) == 3
     for name, place in zip(names, ("a", "b", "c/b"), strict=True):
         assert read_record(fruit.folder / "metrics" / f"{name}.json")["data"] == str(tmp_path / place / "holiday")
-    again = [evaluate(fruit.folder, data=tmp_path / place / "holiday")["name"] for place in ("c/b", "a", "b")]
+    again = [evaluate(fruit.folder, data=tmp_path / place / "holiday").record["name"] for place in ("c/b", "a", "b")]
     assert again == [names[2], *names[:2]]
 
 
@@ -94,7 +94,7 @@ def test_two_parts_of_another_dataset_keep_their_own_numbers(fruit: Run, tmp_pat
     import_(album(tmp_path / "from", "pear", "plum", each=10, first=50), tmp_path / "holiday")
     split(tmp_path / "holiday", by="random", val=0.2, test=0.2)
     names = {
-        split: evaluate(fruit.folder, data=tmp_path / "holiday", split=split)["name"]
+        split: evaluate(fruit.folder, data=tmp_path / "holiday", split=split).record["name"]
         for split in ("test", "val", "all")
     }
     assert names == {"test": "holiday", "val": "holiday-val", "all": "holiday-all"}
@@ -106,16 +106,16 @@ def test_subsets_of_another_dataset_of_one_name_replaces_nothing(fruit: Run, tmp
     for place, first in (("a", 50), ("b", 60)):
         import_(album(tmp_path / "from" / place, "pear", "plum", each=3, first=first), tmp_path / place / "holiday")
     evaluate(fruit.folder, data=tmp_path / "a" / "holiday")
-    drawn = subsets(fruit.folder, 2, data=tmp_path / "b" / "holiday", draws=2)
+    drawn = subsets(fruit.folder, 2, data=tmp_path / "b" / "holiday", draws=2).record
     assert (drawn["name"], drawn["own"]) == ("b-holiday", None)
-    assert subsets(fruit.folder, 2, data=tmp_path / "a" / "holiday", draws=2)["own"] is not None
+    assert subsets(fruit.folder, 2, data=tmp_path / "a" / "holiday", draws=2).record["own"] is not None
 
 
 def test_a_dataset_that_moved_keeps_its_name(fruit: Run, tmp_path: Path) -> None:
     import_(album(tmp_path / "from", "pear", each=2, first=50), tmp_path / "a" / "holiday")
-    first = evaluate(fruit.folder, data=tmp_path / "a" / "holiday")
+    first = evaluate(fruit.folder, data=tmp_path / "a" / "holiday").record
     shutil.move(tmp_path / "a", tmp_path / "moved")
-    again = evaluate(fruit.folder, data=tmp_path / "moved" / "holiday")
+    again = evaluate(fruit.folder, data=tmp_path / "moved" / "holiday").record
     assert again["name"] == first["name"] == "holiday"
     assert again["data"] == str(tmp_path / "moved" / "holiday")
 
@@ -133,7 +133,7 @@ def test_numbers_of_an_earlier_version_keep_their_name_when_everything_moved(fru
     (tmp_path / "moved").mkdir()
     for name in ("run", "data"):
         (tmp_path / name).rename(tmp_path / "moved" / name)
-    assert evaluate(tmp_path / "moved" / "run")["name"] == "test"
+    assert evaluate(tmp_path / "moved" / "run").record["name"] == "test"
 
 
 def test_the_page_shows_no_images_of_another_dataset_in_the_same_place(fruit: Run, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_numbers_that_were_matched_by_position_are_made_again(fruit: Run, tmp_pa
 
 def test_ids_of_the_archive_match_whatever_they_are_called(run: Run, tmp_path: Path) -> None:
     numbered = import_(album(tmp_path / "numbers", "22", "44", each=2, first=50), tmp_path / "elsewhere")
-    assert evaluate(run.folder, data=numbered.folder)["matched"]["by"] == "id"
+    assert evaluate(run.folder, data=numbered.folder).record["matched"]["by"] == "id"
     assert truths(run, "elsewhere")["2250"] == ["Tower 22"]
     assert open_dataset(numbered.folder).labels["landmark_id"].to_list() == [22, 44]
     assert read_record(run.folder / "metrics" / "elsewhere.json")["known"] == 2

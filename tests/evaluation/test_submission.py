@@ -46,7 +46,7 @@ PUBLISHED = ("000000000000000b,0 0.01", "000000000000000c,1 10.0", "000000000000
 
 
 def test_the_published_example_by_files(tmp_path: Path, solution: Path) -> None:
-    numbers = score(submission(tmp_path, *PUBLISHED), solution)
+    numbers = score(submission(tmp_path, *PUBLISHED), solution).record
     assert numbers["gap"] == pytest.approx(0.166667, abs=1e-6)
     assert numbers["gap_of_known"] == pytest.approx(0.333333, abs=1e-6)
     assert numbers["top1"]["value"] == pytest.approx(0.333333, abs=1e-6)
@@ -97,7 +97,7 @@ def test_a_image_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> N
 
 
 def test_an_empty_submission_scores_nothing(tmp_path: Path, solution: Path) -> None:
-    numbers = score(submission(tmp_path, "000000000000000b,"), solution)
+    numbers = score(submission(tmp_path, "000000000000000b,"), solution).record
     assert numbers["gap"] == numbers["top1"]["value"] == 0.0
 
 
@@ -105,7 +105,7 @@ def test_a_runs_answers_go_out_and_come_back_with_the_same_numbers(
     run: Run, test_data: Dataset, tmp_path: Path
 ) -> None:
     exported = tmp_path / "out.csv"
-    numbers = evaluate(run.folder, data=test_data.folder, submission=exported)
+    numbers = evaluate(run.folder, data=test_data.folder, submission=exported).record
     shown = test_data.images.select(
         pl.col("image_id").alias("id"),
         landmarks=pl.when(pl.col("landmarks").is_not_null())
@@ -117,7 +117,7 @@ def test_a_runs_answers_go_out_and_come_back_with_the_same_numbers(
         Usage="usage",
     )
     shown.write_csv(tmp_path / "solution.csv")
-    back = score(exported, tmp_path / "solution.csv")
+    back = score(exported, tmp_path / "solution.csv").record
     assert back["gap"] == pytest.approx(numbers["gap"])
     assert back["top1"] == numbers["top1"] | {
         "low": back["top1"]["low"],
@@ -176,7 +176,7 @@ def test_numbers_are_the_same_with_or_without_a_folder(
     tmp_path: Path, solution: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = submission(tmp_path, *CONFUSED)
-    alone, kept = score(path, solution), score(path, solution, out=tmp_path / "scored")
+    alone, kept = score(path, solution).record, score(path, solution, out=tmp_path / "scored").record
     assert {**alone, "seconds": 0} == {**kept, "seconds": 0}
     assert alone["confused"][0]["truth_name"] == "landmark 100"
     assert read_record(tmp_path / "scored" / "metrics" / "mine.json")["verb"] == "score"

@@ -143,7 +143,7 @@ def test_the_record_holds_every_draw_and_where_the_run_lies(run: Run, own_data: 
     drawn = subset_accuracies(directions(features), labels, groups, landmarks=2, draws=12, seed=4)
     assert numbers["accuracies"] == drawn.tolist()
     assert (numbers["landmarks"], numbers["of"], numbers["draws"], numbers["own"]) == (2, 3, 12, None)
-    judged = evaluate(run.folder)["top1"]["value"]
+    judged = evaluate(run.folder).record["top1"]["value"]
     own = subsets(run.folder, 2, draws=12, seed=4)["own"]
     assert own == {"accuracy": judged, "landmarks": 3, "place": place_of(judged, drawn)}
     assert read_record(run.folder / "metrics" / "test.subsets.json")["own"] == own

@@ -271,7 +271,7 @@ def test_a_run_without_fine_tuning_is_remembered_from_what_warm_up_kept(
 ) -> None:
     run = copy_of(warm, tmp_path / "run")
     counts = passed_through(monkeypatch)
-    numbers = evaluate(run.folder, unknown=others.folder)
+    numbers = evaluate(run.folder, unknown=others.folder).record
     assert numbers["unknown"] == 12 and {row["score"] for row in numbers["rejection"]} >= {"knn", "mahalanobis"}
     assert set(counts) == {"predictions"}
 
@@ -280,11 +280,11 @@ def test_what_was_kept_and_what_passes_through_again_say_the_same(
     warm: Run, data: Dataset, others: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, anew = copy_of(warm, tmp_path / "kept"), copy_of(warm, tmp_path / "anew")
-    first = evaluate(kept.folder, unknown=others.folder)
+    first = evaluate(kept.folder, unknown=others.folder).record
     (data.folder / "features").rename(data.folder / "features.away")
     try:
         counts = passed_through(monkeypatch)
-        second = evaluate(anew.folder, unknown=others.folder)
+        second = evaluate(anew.folder, unknown=others.folder).record
     finally:
         (data.folder / "features.away").rename(data.folder / "features")
     assert (counts["gallery"], counts["recogniser"]) == (24, 6)

@@ -131,7 +131,7 @@ def test_features_are_those_of_the_network(run: Run, file: Path) -> None:
 def test_no_images_have_no_features_and_a_damaged_one_is_named(run: Run, file: Path) -> None:
     recogniser = landmarks.load(run)
     assert recogniser.embed([]).shape == (0, run.network().width)
-    with pytest.raises(LandmarksError, match="no features of image 1: not an image"):
+    with pytest.raises(LandmarksError, match="image 1 cannot be used: not an image"):
         recogniser.embed([file, b"no image"])
 
 

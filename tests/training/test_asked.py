@@ -134,13 +134,13 @@ def test_the_refusal_counts_what_it_was_trained_on_and_would_be_tested_with(plac
 
 
 def test_divided_back_by_the_command_that_is_named_it_is_evaluated(place: Place) -> None:
-    first = evaluate(place.run)["top1"]
+    first = evaluate(place.run).record["top1"]
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
     with pytest.raises(LandmarksError) as refused:
         evaluate(place.run)
     command = str(refused.value).partition("landmarks split ")[2].partition(",")[0]
     assert landmarks(["split", *command.split()]) == 0
-    assert evaluate(place.run)["top1"] == first
+    assert evaluate(place.run).record["top1"] == first
 
 
 def test_with_data_a_dataset_divided_anew_is_judged_without_what_the_run_has_seen(
@@ -151,7 +151,7 @@ def test_with_data_a_dataset_divided_anew_is_judged_without_what_the_run_has_see
     after = place.splits
     seen = after["test"] - before["test"]
     assert seen and after["test"] - seen
-    numbers = evaluate(place.run, data=place.data)
+    numbers = evaluate(place.run, data=place.data).record
     assert numbers["name"] == "data"
     assert place.answered("data") == after["test"] - seen
     assert numbers["seen"] == {"images": len(seen), "first": sorted(seen)}
@@ -167,7 +167,7 @@ def test_with_data_a_dataset_divided_anew_is_judged_without_what_the_run_has_see
 def test_every_part_of_an_untouched_dataset_can_be_judged(
     place: Place, split: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(place.run, split=split)["seen"]["images"] == 0
+    assert evaluate(place.run, split=split).record["seen"]["images"] == 0
     assert place.answered(split) == place.splits[split]
     assert ("the numbers say little about new images" in capsys.readouterr().err) == (split != "test")
 
@@ -211,7 +211,7 @@ def test_a_grown_datasets_copies_of_what_was_trained_on_are_left_out(place: Plac
     shutil.copy(source, place.folder / "new" / train_id[:-2] / "copy.jpg")
     tested = place.splits["test"]
     grow(open_dataset(place.data), place.folder / "new", {"copy": "test"})
-    assert evaluate(place.run)["seen"] == {"images": 1, "first": ["copy"]}
+    assert evaluate(place.run).record["seen"] == {"images": 1, "first": ["copy"]}
     assert place.answered("test") == tested
 
 
@@ -235,7 +235,7 @@ def test_a_image_that_was_seen_is_known_under_another_name(place: Place) -> None
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(place.folder / "album" / name[:-2] / f"{name}.jpg", folder / f"again-{name}.jpg")
     renamed = import_(place.folder / "renamed", place.folder / "elsewhere", labels=place.run)
-    numbers = evaluate(place.run, data=renamed.folder)
+    numbers = evaluate(place.run, data=renamed.folder).record
     assert numbers["seen"]["first"] == sorted(f"again-{min(splits[split])}" for split in ("train", "val"))
     assert place.answered("elsewhere") == {f"again-{min(splits['test'])}"}
 
@@ -244,7 +244,7 @@ def test_another_image_of_the_same_name_is_judged(place: Place) -> None:
     for number in range(4):
         put(place.folder / "others" / "arch" / f"arch{number:02d}.jpg", 90_000 + number)
     others = import_(place.folder / "others", place.folder / "elsewhere")
-    assert evaluate(place.run, data=others.folder)["seen"]["images"] == 0
+    assert evaluate(place.run, data=others.folder).record["seen"]["images"] == 0
     assert place.answered("elsewhere") == {f"arch{number:02d}" for number in range(4)}
 
 
@@ -262,7 +262,7 @@ def test_what_it_was_trained_on_never_counts_as_unknown(place: Place, capsys: py
     for name in (min(place.splits["train"]), min(place.splits["test"])):
         shutil.copy(place.folder / "album" / name[:-2] / f"{name}.jpg", strange / "_unknown" / f"{name}.jpg")
     others = import_(strange, place.folder / "street", labels=place.run)
-    numbers = evaluate(place.run, unknown=others.folder)
+    numbers = evaluate(place.run, unknown=others.folder).record
     assert numbers["unknown"] == 8
     assert numbers["unknown_data"]["seen"]["first"] == [min(place.splits["train"])]
     assert place.answered("street") == {f"_unknown{number}" for number in range(70, 78)}
@@ -273,7 +273,7 @@ def test_images_of_one_name_in_both_datasets_are_two(place: Place) -> None:
     name = min(place.splits["test"])
     put(place.folder / "strange" / "_unknown" / f"{name}.jpg", 70_000)
     others = import_(place.folder / "strange", place.folder / "street", labels=place.run)
-    assert evaluate(place.run, unknown=others.folder)["unknown"] == 1
+    assert evaluate(place.run, unknown=others.folder).record["unknown"] == 1
 
 
 def test_labels_of_what_it_was_trained_on_can_be_checked_however_it_is_divided(place: Place) -> None:
@@ -290,7 +290,7 @@ def test_a_label_check_says_what_the_run_was_fine_tuned_on(place: Place, capsys:
 
 def test_a_draw_of_landmarks_leaves_out_what_a_fine_tuned_backbone_has_seen(place: Place) -> None:
     again = import_(album(place.folder / "album", each=4, first=30), place.folder / "larger")
-    numbers = subsets(place.run, 2, data=again.folder, draws=2)
+    numbers = subsets(place.run, 2, data=again.folder, draws=2).record
     assert numbers["seen"]["images"] == len(place.splits["train"] | place.splits["val"])
 
 
@@ -303,17 +303,17 @@ def test_a_run_that_was_begun_from_another_has_seen_what_that_was_trained_on(
     settings = {**SMALL, "weights": str(place.run), "epochs": 1, "head_epochs": 1}
     later = Place(place.folder)
     train(place.data, place.folder / "later", **settings)  # type: ignore[arg-type]
-    numbers = evaluate(place.folder / "later")
+    numbers = evaluate(place.folder / "later").record
     seen = now["test"] & (earlier["train"] | earlier["val"])
     assert seen and numbers["seen"]["first"] == sorted(seen)
     answered = pl.read_parquet(later.folder / "later" / "predictions" / "test.parquet")["image_id"]
     assert set(answered) == now["test"] - seen
-    assert evaluate(place.folder / "later", split="train")["images"] == len(now["train"])
+    assert evaluate(place.folder / "later", split="train").record["images"] == len(now["train"])
 
 
 def test_an_earlier_versions_run_is_judged_on_its_untouched_dataset(place: Place) -> None:
     forget(place.run)
-    assert evaluate(place.run)["images"] == len(place.splits["test"])
+    assert evaluate(place.run).record["images"] == len(place.splits["test"])
 
 
 def test_an_earlier_versions_run_is_refused_on_a_dataset_that_changed(place: Place) -> None:
@@ -326,7 +326,8 @@ def test_an_earlier_versions_run_is_refused_on_a_dataset_that_changed(place: Pla
 def test_an_earlier_versions_run_is_known_by_its_untouched_dataset(place: Place) -> None:
     forget(place.run)
     again = import_(album(place.folder / "album", each=2, first=30), place.folder / "larger")
-    assert evaluate(place.run, data=again.folder)["seen"]["images"] == len(place.splits["train"] | place.splits["val"])
+    seen = evaluate(place.run, data=again.folder).record["seen"]
+    assert seen["images"] == len(place.splits["train"] | place.splits["val"])
 
 
 def test_what_an_earlier_versions_run_has_seen_is_said_to_be_unknown(
@@ -335,7 +336,7 @@ def test_what_an_earlier_versions_run_has_seen_is_said_to_be_unknown(
     forget(place.run)
     others = import_(album(place.folder / "strange", ("arch", "bridge"), each=4, first=80), place.folder / "other")
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
-    numbers = evaluate(place.run, data=others.folder)
+    numbers = evaluate(place.run, data=others.folder).record
     told = capsys.readouterr().err
     assert numbers["temperature"] == 1.0
     assert "cannot be known" in told and "train again" in told
@@ -381,7 +382,7 @@ def test_a_dataset_that_is_gone_is_the_same_sentence_everywhere(place: Place) ->
     assert f"run was trained on is not at {place.data} any more" in sentence and "--data" in sentence
     page = report(place.run, place.folder / "report.html").read_text(encoding="utf-8")
     assert f"Images are left out: {sentence}" in page
-    assert evaluate(place.run, data=place.folder / "moved")["name"] == "test"
+    assert evaluate(place.run, data=place.folder / "moved").record["name"] == "test"
 
 
 def test_a_dataset_that_took_the_place_of_its_own_is_told(place: Place, tmp_path: Path) -> None:

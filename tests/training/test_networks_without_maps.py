@@ -34,7 +34,7 @@ def test_a_network_without_maps_does_everything_but_draw_them(backbone: str, ima
     again = train(data, tmp_path / "again", weights=first.folder, **settings)
     assert read_table(again.folder / "history.parquet")["phase"].unique().sort().to_list() == ["finetune", "head"]
     assert list((data / "features").glob("*/features.npy"))
-    assert evaluate(again.folder)["known"] == 4
+    assert evaluate(again.folder).record["known"] == 4
     file = tmp_path / "image.jpg"
     file.write_bytes(encode(painted(1, 99)))
     assert set(predict(again.folder, [file])["landmark_id"]) == {100, 101}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from landmarks.support.errors import UsageError
+
+if TYPE_CHECKING:
+    from landmarks.evaluation.results import Evaluation
 
 
 def evaluate(
@@ -50,54 +53,31 @@ def evaluate(
     )
     _show(numbers, json)
     if not json:
-        print(f"written to {run / 'metrics' / numbers['name']}.json")
+        print(f"written to {run / 'metrics' / numbers.name}.json")
 
 
-def _show(numbers: dict[str, Any], json: bool) -> None:
+def _show(numbers: Evaluation, json: bool) -> None:
     import json as json_module
 
+    from landmarks.evaluation.results import percent
     from landmarks.support.console import print_table
 
     if json:
-        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        print(json_module.dumps(numbers.record, indent=2, ensure_ascii=False))
         return
-    title = f"{numbers['name']}: {numbers['known']} images of {numbers['landmarks']} landmarks"
-    title += f", {numbers['unknown']} of anything else" if numbers["unknown"] else ""
-    rows = [(name, _percent(numbers[name])) for name in ("top1", "top5", "macro")]
-    rows += [(name, _plain(numbers[name])) for name in ("log_loss", "ece", "gap") if numbers[name] is not None]
-    print_table(["number", "value"], rows, title)
-    confused = [(pair["truth_name"], pair["answer_name"], pair["count"]) for pair in numbers["confused"][:5]]
+    print_table(["number", "value"], numbers.rows(), numbers.title)
+    confused = [(pair.truth, pair.answer, pair.images) for pair in numbers.confused[:5]]
     if confused:
         print_table(["shows", "taken for", "images"], confused, "most confused")
-    rejection = [
-        (row["score"], _plain(row["auroc"]), _share(row["rejected"]), _share(row["lost"]))
-        for row in numbers["rejection"]
-    ]
-    if rejection:
-        on = numbers["rejection_parts"]
-        title = f"known or not: threshold from {on['chosen_on']}, numbers from {on['reported_on']}"
-        print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], rejection, title)
-    if "threshold" in numbers:
-        stored = numbers["threshold"]
+    if numbers.halves is not None:
+        title = f"known or not: threshold from {numbers.halves[0]}, numbers from {numbers.halves[1]}"
+        print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], numbers.score_rows(), title)
+    if stored := numbers.threshold:
         print(
-            f"predict now answers by {stored['rule']['name']}: on {stored['reported_on']}, "
-            f"{_share(stored['accepted_unknown'])} of unknown images pass, "
-            f"{_share(stored['lost_known'])} of landmarks are lost"
+            f"predict now answers by {stored.rule}: on {stored.reported_on}, "
+            f"{percent(stored.accepted_unknown)} of unknown images pass, "
+            f"{percent(stored.lost_known)} of landmarks are lost"
         )
-
-
-def _percent(number: dict[str, Any]) -> str:
-    if number["value"] is None:
-        return "-"
-    return f"{100 * number['value']:.1f} %  ({100 * number['low']:.1f} to {100 * number['high']:.1f})"
-
-
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 # ── `landmarks score`: a submission of the challenge against its solution ───────────────────────────────────────────
@@ -121,7 +101,7 @@ def score(
     numbers = score_submission(submission, truth, out=out)
     _show(numbers, json)
     if out is not None and not json:
-        print(f"written to {out / 'metrics' / numbers['name']}.json")
+        print(f"written to {out / 'metrics' / numbers.name}.json")
 
 
 # ── `landmarks subsets`: how accuracy varies with the landmarks that are drawn ──────────────────────────────────────
@@ -142,23 +122,21 @@ def subsets(
     import json as json_module
 
     from landmarks.evaluation.predictions import SUFFIX
+    from landmarks.evaluation.results import percent
     from landmarks.evaluation.subsets import subsets as draw_subsets
     from landmarks.support.console import print_table
 
     numbers = draw_subsets(run, landmarks, data=data, device=device)
     if json:
-        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        print(json_module.dumps(numbers.record, indent=2, ensure_ascii=False))
         return
-    names = {"mean": "mean", "deviation": "standard deviation", "smallest": "smallest", "q05": "5th percentile"}
-    names |= {"q25": "25th percentile", "q50": "median", "q75": "75th percentile", "q95": "95th percentile"}
-    rows = [(word, _share(numbers[name])) for name, word in (names | {"largest": "largest"}).items()]
-    print_table(["accuracy", "value"], rows, f"{numbers['draws']} draws of {landmarks} of {numbers['of']} landmarks")
-    if own := numbers["own"]:
+    print_table(["accuracy", "value"], numbers.rows(), numbers.title)
+    if numbers.place is not None:
         print(
-            f"the run's own accuracy, {_share(own['accuracy'])} on {own['landmarks']} landmarks, "
-            f"is above that of {_share(own['place'])} of the draws"
+            f"the run's own accuracy, {percent(numbers.own_accuracy)} on {numbers.record['own']['landmarks']} "
+            f"landmarks, is above that of {percent(numbers.place)} of the draws"
         )
-    print(f"written to {run / 'metrics' / numbers['name']}{SUFFIX}")
+    print(f"written to {run / 'metrics' / numbers.record['name']}{SUFFIX}")
 
 
 # ── `landmarks explain`: where a network looked ─────────────────────────────────────────────────────────────────────
@@ -245,15 +223,11 @@ def compare(
 
     numbers = compare_runs(first, second, name=name)
     if json:
-        print(json_module.dumps(numbers, indent=2, ensure_ascii=False))
+        print(json_module.dumps(numbers.record, indent=2, ensure_ascii=False))
         return
-    rows = [
-        (numbers["first"], f"{100 * numbers['top1_first']:.1f} %", numbers["only_first"]),
-        (numbers["second"], f"{100 * numbers['top1_second']:.1f} %", numbers["only_second"]),
-    ]
-    title = f"{numbers['name']}: {numbers['images']} images"
-    print_table(["run", "top-1", "right where the other is wrong"], rows, title)
-    print(numbers["verdict"])
+    columns = ["run", "top-1", "right where the other is wrong"]
+    print_table(columns, numbers.rows(), f"{numbers.name}: {numbers.images} images")
+    print(numbers.verdict)
 
 
 # ── `landmarks report`: runs become one page ────────────────────────────────────────────────────────────────────────

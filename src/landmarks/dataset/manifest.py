@@ -123,6 +123,11 @@ class Dataset:
         """Return the readable names of `labels`."""
         return self.labels.sort("label")["name"].gather(list(labels)).to_list()
 
+    def _repr_html_(self) -> str:
+        from landmarks.dataset.dataset_html import dataset_html
+
+        return dataset_html(self)
+
 
 def open_dataset(folder: Path | str) -> Dataset:
     """Open a dataset folder; raise when it is none, is half-written, or was written by a newer version."""

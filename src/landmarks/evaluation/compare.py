@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from landmarks.evaluation.intervals import mean_interval
 from landmarks.evaluation.metrics import Flags, Integers
 from landmarks.evaluation.predictions import read_predictions
+from landmarks.evaluation.results import Comparison, comparison_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.tables import read_metadata
@@ -36,7 +37,7 @@ DEFINITIONS = {
 }
 
 
-def compare(first: Path | str, second: Path | str, *, name: str | None = None) -> dict[str, Any]:
+def compare(first: Path | str, second: Path | str, *, name: str | None = None) -> Comparison:
     """Return whether `second` is really better or worse than `first` on the predictions called `name` of both.
 
     Without `name`: `test` where both have it, else the only one they share. The runs may know different
@@ -64,7 +65,7 @@ def compare(first: Path | str, second: Path | str, *, name: str | None = None) -
     groups = both["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     numbers = paired_test(both["first"].to_numpy(), both["second"].to_numpy(), groups)
     about = {"first": runs[0].name, "second": runs[1].name, "name": name, "left_out": alone}
-    return {**about, **numbers, "verdict": verdict(about, numbers), "definitions": DEFINITIONS}
+    return comparison_of({**about, **numbers, "verdict": verdict(about, numbers), "definitions": DEFINITIONS})
 
 
 def paired_test(first: Flags, second: Flags, groups: Integers | None = None, seed: int = 0) -> dict[str, Any]:
@@ -90,6 +91,8 @@ def verdict(about: dict[str, Any], numbers: dict[str, Any]) -> str:
     difference = numbers["difference"]
     points, low, high = (100 * difference[key] for key in ("value", "low", "high"))
     better = about["second"] if points >= 0 else about["first"]
+    if points < 0:  # told as what the better one gains
+        points, low, high = -points, -high, -low
     words = f"{points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
     if numbers["real"]:
         return f"{better} is really better ({words})"

@@ -11,6 +11,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.predictions import Arrays, arrays_of, name_of, read_predictions, with_truth, write_predictions
+from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, halves_of
 from landmarks.recognition.gallery import Rule, ensure_gallery, open_gallery
@@ -33,8 +34,8 @@ def evaluate(
     submission: Path | str | None = None,
     batch_size: int = 32,
     device: str = "auto",
-) -> dict[str, Any]:
-    """Evaluate `run` on a split of its own dataset, or of `data`, and return the record of numbers.
+) -> Evaluation:
+    """Evaluate `run` on a split of its own dataset, or of `data`, and return the numbers.
 
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the
     split, or comes from the folder name of `data` (see `name_of`). A dataset without splits is evaluated whole. Which
@@ -78,7 +79,7 @@ def evaluate(
             numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
         if submission is not None:
             export_submission(opened, judged, submission)
-    return numbers
+    return evaluation_of(numbers)
 
 
 def _about(run: Run, asked: Asked) -> dict[str, Any]:

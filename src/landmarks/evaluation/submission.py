@@ -14,13 +14,14 @@ from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.measure import Measured, definitions_of, measure
 from landmarks.evaluation.metrics import Truth, refuse_twice
 from landmarks.evaluation.predictions import PREDICTIONS, Arrays
+from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest, held, write_record, written_whole
 from landmarks.support.tables import write_table
 
 
-def score(submission: Path | str, truth: Path | str, *, out: Path | str | None = None) -> dict[str, Any]:
+def score(submission: Path | str, truth: Path | str, *, out: Path | str | None = None) -> Evaluation:
     """Return every number that a submission in the challenge's form allows, against the solution CSV `truth`.
 
     With `out`, a folder that `landmarks report` reads like a run's: predictions, metrics and the landmarks that occur.
@@ -36,7 +37,8 @@ def score(submission: Path | str, truth: Path | str, *, out: Path | str | None =
     about: dict[str, Any] = {"name": name, "run": name, "data": str(truth), "split": "test", "temperature": None}
     about["answered"] = answered
     if out is None:
-        return _record({**about, "seconds": time.monotonic() - started}, measure(arrays), labels["name"])
+        about["seconds"] = time.monotonic() - started
+        return evaluation_of(_record(about, measure(arrays), labels["name"]))
     with held(out) as folder:
         write_table(folder / "labels.parquet", labels)
         write_table(
@@ -45,7 +47,7 @@ def score(submission: Path | str, truth: Path | str, *, out: Path | str | None =
         about["seconds"] = time.monotonic() - started
         numbers = write_metrics(folder, labels, arrays, about, verb="score", inputs=file_digest(submission))
         write_record(folder / "run.json", {"data": {"folder": str(truth)}}, verb="score")
-    return numbers
+    return evaluation_of(numbers)
 
 
 def write_metrics(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from landmarks.evaluation.audit import features_of
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.predictions import SUFFIX, name_of
+from landmarks.evaluation.results import Draws, draws_of
 from landmarks.recognition.gallery import directions
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
@@ -192,7 +193,7 @@ def subsets(
     draws: int = DRAWS,
     seed: int = 0,
     device: str = "auto",
-) -> dict[str, Any]:
+) -> Draws:
     """Return, and write to `metrics/<name>.subsets.json`, how accuracy varies over draws of so many `landmarks`.
 
     They are drawn from the landmarks with two groups of training images or more of the run's dataset, or of `data`
@@ -236,7 +237,7 @@ def subsets(
     numbers["definitions"] = {name: text for name, text in DEFINITIONS.items() if name in there}
     with held(opened.folder):
         write_record(opened.folder / "metrics" / f"{name}{SUFFIX}", numbers, verb="subsets", inputs=dataset.digest)
-    return numbers
+    return draws_of(numbers)
 
 
 def _own(metrics: Path, landmarks: int) -> dict[str, Any] | None:

@@ -116,6 +116,27 @@ class Recogniser:
         for labels, probabilities, whether in zip(answers.labels.tolist(), answers.scores.tolist(), known, strict=True):
             yield Recognition(answers_of(self.names, self.landmark_ids, labels[:top], probabilities[:top]), whether)
 
+    def transform(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
+        """Return N images as `network` takes them, float32 (N, 3, S, S): decoded, resized, cropped and normalised.
+
+        For torch code of one's own: `recogniser.network(torch.from_numpy(recogniser.transform(images)))` are the
+        logits (N, K). Raises `ImageError` for the first image that cannot be read or decoded.
+        """
+        found = [np.zeros((0, 3, *[self.network.preprocessing.image_size] * 2), dtype=np.float32)]
+        for pixels in self._all_pixels(images):
+            found.append(normalised(_as_tensor(pixels), self.network.preprocessing).numpy())
+        return np.concatenate(found)
+
+    def _all_pixels(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the images in batches, uint8 (n, S, S, 3); raise for the first that cannot be read."""
+        done = 0
+        for batch in read_ahead(each_of(images), self.network.preprocessing, BATCH_SIZE):
+            for position, one in enumerate(batch, done):
+                if one.problem is not None:
+                    raise ImageError(f"{one.path or f'image {position}'} cannot be used: {one.problem}")
+            done += len(batch)
+            yield _pixels_of(batch)
+
     @torch.no_grad()
     def embed(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
         """Return the pooled features float32 (N, C) of N images, before the head: similar images have similar ones.
@@ -123,14 +144,9 @@ class Recogniser:
         Raises `ImageError` for the first image that cannot be read or decoded.
         """
         found = [np.zeros((0, self.network.width), dtype=np.float32)]
-        done = 0
-        for batch in read_ahead(each_of(images), self.network.preprocessing, BATCH_SIZE):
-            for position, one in enumerate(batch, done):
-                if one.problem is not None:
-                    raise ImageError(f"no features of {one.path or f'image {position}'}: {one.problem}")
-            pixels = normalised(_as_tensor(_pixels_of(batch)), self.network.preprocessing, self.device)
-            found.append(self.network.features(pixels).float().cpu().numpy())
-            done += len(batch)
+        for pixels in self._all_pixels(images):
+            batch = normalised(_as_tensor(pixels), self.network.preprocessing, self.device)
+            found.append(self.network.features(batch).float().cpu().numpy())
         return np.concatenate(found)
 
     @overload

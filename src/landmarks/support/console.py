@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape as html_escape
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -40,6 +41,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     if not console.is_terminal:
         console.width = 1000  # a file or a pipe has no right edge
     console.print(table)
+
+
+def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:
+    """Return a table for a notebook, every cell escaped."""
+    head = "".join(f'<th style="text-align:left">{html_escape(name)}</th>' for name in columns)
+    cells = ["".join(f'<td style="text-align:left">{html_escape(str(cell))}</td>' for cell in row) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    caption = f'<caption style="text-align:left">{html_escape(caption)}</caption>' if caption else ""
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 class Advance(Protocol):

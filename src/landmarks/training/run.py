@@ -97,6 +97,38 @@ class Run:
 
         return load_network(self.folder).eval()
 
+    def predictions(self, name: str = "test") -> pl.DataFrame:
+        """Return what `evaluate` wrote down as `name`, one row per image, sorted by id.
+
+        `shows` are the names of what it shows, `answer` is the best answer with its `probability`; `correct` is null
+        where the image shows nothing known.
+
+        Raises `LandmarksError` when the run was not evaluated under that name.
+        """
+        path = self.folder / "predictions" / f"{name}.parquet"
+        if not path.is_file():
+            there = sorted(one.stem for one in path.parent.glob("*.parquet"))
+            raise LandmarksError(
+                f'{self.name} has no predictions called "{name}"',
+                received=", ".join(there) or "none at all",
+                way_out=f"make them with: landmarks evaluate {self.folder}",
+            )
+        table, names = pl.read_parquet(path, glob=False), self.labels.sort("label")["name"]
+        shown = pl.col("truth").list.eval(pl.element().replace_strict(dict(enumerate(names)), return_dtype=pl.String))
+        best = pl.col("label").list.first()
+        return table.select(
+            "image_id",
+            shows=shown,
+            answer=best.replace_strict(dict(enumerate(names)), default=None, return_dtype=pl.String),
+            probability=pl.col("score").list.first(),
+            correct=pl.when(pl.col("truth").list.len() > 0).then(pl.col("truth").list.contains(best)),
+        )
+
+    def _repr_html_(self) -> str:
+        from landmarks.training.run_html import run_html
+
+        return run_html(self)
+
     def name_of(self, labels: list[int]) -> list[str]:
         """Return the readable names of `labels`."""
         return self.labels["name"].gather(labels).to_list()
