@@ -137,14 +137,14 @@ def test_more_landmarks_than_there_are_cannot_be_drawn() -> None:
 
 
 def test_the_record_holds_every_draw_and_where_the_run_lies(run: Run, own_data: Dataset) -> None:
-    numbers = subsets(run.folder, 2, draws=12, seed=4)
+    numbers = subsets(run.folder, 2, draws=12, seed=4).record
     images, features = features_of(run, own_data, "train")
     labels, groups = (images[name].cast(pl.Int64).to_numpy() for name in ("label", "group"))
     drawn = subset_accuracies(directions(features), labels, groups, landmarks=2, draws=12, seed=4)
     assert numbers["accuracies"] == drawn.tolist()
     assert (numbers["landmarks"], numbers["of"], numbers["draws"], numbers["own"]) == (2, 3, 12, None)
     judged = evaluate(run.folder).record["top1"]["value"]
-    own = subsets(run.folder, 2, draws=12, seed=4)["own"]
+    own = subsets(run.folder, 2, draws=12, seed=4).record["own"]
     assert own == {"accuracy": judged, "landmarks": 3, "place": place_of(judged, drawn)}
     assert read_record(run.folder / "metrics" / "test.subsets.json")["own"] == own
 
@@ -158,7 +158,7 @@ def test_a_record_of_subsets_is_no_evaluation_to_the_report(run: Run) -> None:
 
 
 def test_draws_from_another_dataset_are_named_by_its_folder(run: Run, test_data: Dataset) -> None:
-    numbers = subsets(run.folder, 2, data=test_data.folder, draws=3)
+    numbers = subsets(run.folder, 2, data=test_data.folder, draws=3).record
     assert (numbers["name"], numbers["split"], numbers["of"]) == ("elsewhere", "all", 3)
     assert (run.folder / "metrics" / "elsewhere.subsets.json").exists()
 

@@ -256,12 +256,10 @@ def split(
         keep_corrections=keep_corrections,
     )
     rows = []
-    for name_of_split in SPLITS:
-        images = dataset.split(name_of_split)
+    for name in SPLITS:
+        images = dataset.split(name)
         known = images["landmark_id"].drop_nulls()
-        rows.append(
-            (name_of_split, len(images), known.n_unique(), len(images) - len(known), images["group"].n_unique())
-        )
+        rows.append((name, len(images), known.n_unique(), len(images) - len(known), images["group"].n_unique()))
     columns = ("split", "images", "landmarks", "of nothing known", "groups")
     if as_json:
         leakage = json.loads(read_metadata(dataset.folder / "splits.parquet")["leakage"])

@@ -62,7 +62,7 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
     for run in runs:
         on_val = step(["evaluate", run, "--split", "val"], evaluate, run, split="val")
         on_test = step(["evaluate", run, "--data", test], evaluate, run, data=test)
-        rows.append((run.name, _parameters(run), _with_interval(on_val["top1"]), _with_interval(on_test["top1"])))
+        rows.append((run.name, _parameters(run), str(on_val.top1), str(on_test.top1)))
     best = runs[-1]
     step(["explain", best, "--data", test, "--count", size.heat_maps], explain, best, data=test, count=size.heat_maps)
     page = out / "report.html"
@@ -75,8 +75,3 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
 
 def _parameters(run: Path) -> str:
     return f"{open_run(run).record['network']['parameters']:,}"
-
-
-def _with_interval(number: dict[str, float]) -> str:
-    """Return an accuracy in per cent with the interval around it."""
-    return f"{100 * number['value']:.1f} % ({100 * number['low']:.1f}–{100 * number['high']:.1f})"

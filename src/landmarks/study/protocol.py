@@ -66,10 +66,10 @@ def divided(source: Dataset, folder: Path, protocol: Protocol, seed: int) -> Dat
     """
     dataset = by_reference(source, folder)
     if dataset.splits is None or not _is_divided(folder, protocol, seed):
-        shares: dict[str, object] = {"by": protocol.by, "val": VAL, "test": TEST, "seed": seed}
+        shares: dict[str, Any] = {"by": protocol.by, "val": VAL, "test": TEST, "seed": seed}
         step(["split", folder, *options(shares)], split, folder, **shares)
         dataset = open_dataset(folder)
-    if empty := [name_of_split for name_of_split in SPLITS if not dataset.split(name_of_split)["label"].count()]:
+    if empty := [name for name in SPLITS if not dataset.split(name)["label"].count()]:
         raise LandmarksError(
             f"{source.folder} cannot be divided by {protocol.by}: nothing is left for {' and '.join(empty)}",
             received=f"{len(source.images)} images of {len(source.labels)} landmarks",

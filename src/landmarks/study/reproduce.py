@@ -156,9 +156,9 @@ def _carry_out(study: Reproduction, attempt: Attempt, dataset: Dataset) -> None:
 
 def _train_and_judge(run: Path, settings: dict[str, Any], dataset: Dataset, test_set: Dataset | None) -> None:
     step(["train", dataset.folder, "-o", run, *options(settings)], train, dataset.folder, run, **settings)
-    for name_of_split in ("val", "test"):
-        if not _is_judged(run, dataset, name_of_split):
-            step(["evaluate", run, "--split", name_of_split], evaluate, run, name_of_split=name_of_split)
+    for name in ("val", "test"):
+        if not _is_judged(run, dataset, name):
+            step(["evaluate", run, "--split", name], evaluate, run, split=name)
     if test_set is not None and not _is_judged(run, test_set, test_set.folder.name):
         step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder)
 

@@ -7,12 +7,15 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape as html_escape
-from typing import Any, Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 SECONDS_BETWEEN_LINES = 30.0
 """How often a log, which has no place for a bar, gets a line about the progress."""
@@ -115,7 +118,12 @@ def _duration(seconds: float) -> str:
 # ── Steps of a walk, each printed as the command that does the same ─────────────────────────────────────────────────
 
 
-def step(words: Sequence[object], function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def step(
+    words: Sequence[object],
+    function: Callable[Parameters, Result],
+    *arguments: Parameters.args,
+    **named: Parameters.kwargs,
+) -> Result:
     """Print the command of a step, do it, and return what it returns."""
     say("$ " + shlex.join(["landmarks", *map(str, words)]))
     return function(*arguments, **named)

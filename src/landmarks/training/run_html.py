@@ -29,7 +29,8 @@ def run_html(run: Run) -> str:
     seconds = (record.get("seconds") or {}).get("total")
     if seconds is not None:
         rows.append(("trained in", f"{seconds / 60:.1f} min"))
-    return html_table(["run", run.name], rows, "") + curves_svg(run.history)
+    learned = (run.folder / "history.parquet").is_file()  # not where somebody made the folder of other files
+    return html_table(["run", run.name], rows, "") + (curves_svg(run.history) if learned else "")
 
 
 def curves_svg(history: pl.DataFrame) -> str:
