@@ -288,7 +288,7 @@ def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np
         values: NDArray[np.float16] = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise StaleError(f"the cached features in {folder} cannot be read ({error})", way_out="delete it") from error
-    ids = read_table(folder / "ids.parquet", {"image_id": pl.String})["id"]
+    ids = read_table(folder / "ids.parquet", {"image_id": pl.String})["image_id"]
     fits = record.get("key") == key and values.dtype == np.float16 and values.ndim == 2 and len(values) == len(images)
     if not fits or not ids.equals(images["image_id"]):
         raise StaleError(
@@ -299,7 +299,7 @@ def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np
 
 def positions(images: pl.DataFrame, split: pl.DataFrame) -> NDArray[np.int64]:
     """Return where in `images` the images of `split` stand, both sorted by id."""
-    return np.flatnonzero(images["image_id"].is_in(split["id"].implode()).to_numpy())
+    return np.flatnonzero(images["image_id"].is_in(split["image_id"].implode()).to_numpy())
 
 
 def labels_of(images: pl.DataFrame) -> NDArray[np.int64]:
