@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from landmarks.dataset import images
+from landmarks.dataset.formats import is_heif
 from landmarks.dataset.images import ImageError, decode, encode, prepare, resize, shrink, size_of
 from landmarks.support.errors import UsageError
 
@@ -120,12 +121,38 @@ def test_a_claim_of_sixty_thousand_pixels_a_side_is_refused_before_allocation(ki
             function(bytes(data))
 
 
-def test_between_our_limit_and_pillows_error_a_image_is_refused_without_a_warning_only() -> None:
-    data = bytearray(saved(scene(), "JPEG"))
-    place = data.index(b"\xff\xc0") + 5
-    data[place : place + 4] = (10_000).to_bytes(2, "big") * 2
-    with pytest.raises(ImageError, match="10000 × 10000"):
-        decode(bytes(data))
+@pytest.mark.parametrize(("progressive", "side"), [(False, 23_000), (True, 14_000)])
+def test_what_not_even_a_reduced_scale_makes_safe_is_refused_with_a_way_out(progressive: bool, side: int) -> None:
+    data = bytearray(saved(scene(), "JPEG", progressive=progressive))
+    place = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    data[place : place + 4] = side.to_bytes(2, "big") * 2
+    for function in (decode, size_of, lambda data: prepare(data, 512)):
+        with pytest.raises(ImageError, match=f"{side} × {side}.*resize it"):
+            function(bytes(data))
+
+
+def test_a_jpeg_of_more_pixels_than_the_limit_is_decoded_at_a_scale_that_keeps_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = saved(scene(1200, 900), "JPEG", quality=90)
+    monkeypatch.setattr(images, "MAX_PIXELS", 300_000)
+    assert size_of(data) == (1200, 900)
+    assert decode(data).shape == (450, 600, 3)  # four eighths; five would be 422,000 pixels
+    assert decode(data, min_side=200).shape == (225, 300, 3)
+    assert decode(data, min_side=800).shape == (450, 600, 3)
+    kept, image = prepare(data, 100)
+    assert size_of(kept) == (100, 75)
+    assert difference(image, np.asarray(scene(1200, 900).resize((100, 75), Image.Resampling.LANCZOS))) <= 8
+    assert size_of(prepare(data, None)[0]) == (600, 450)
+    with pytest.raises(ImageError, match=r"too large.*resize"):
+        decode(saved(scene(1200, 900), "PNG"))
+
+
+def test_no_side_of_what_is_stored_is_longer_than_a_jpegs_can_be() -> None:
+    for max_side in (None, 70_000):
+        kept, image = prepare(saved(Image.new("RGB", (66_000, 20), "teal"), "PNG"), max_side)
+        assert image.shape == (20, 65_500, 3)
+        assert size_of(kept) == (65_500, 20)
 
 
 @given(st.binary(max_size=300))
@@ -217,8 +244,65 @@ def test_what_is_stored_has_the_form_that_its_number_says() -> None:
     shrunk, image = prepare(saved(scene(1200, 800), "PNG"), 512)
     stored = Image.open(io.BytesIO(shrunk))
     ours = Image.open(io.BytesIO(saved(Image.fromarray(image), "JPEG", quality=92, subsampling="4:2:0")))
-    assert (images.STORED_FORM, stored.format, stored.size) == (1, "JPEG", (512, 341))
+    assert (images.STORED_FORM, stored.format, stored.size) == (2, "JPEG", (512, 341))
     assert stored.quantization == ours.quantization
     assert [one[1:3] for one in stored.layer] == [(2, 2), (1, 1), (1, 1)]
     wanted = scene(1200, 800).resize((512, 341), Image.Resampling.LANCZOS)
     assert difference(image, np.asarray(wanted)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40), "HEIC"),
+        (b"8BPS" + bytes(40), "Photoshop"),
+        (b"%PDF-1.7" + bytes(40), "PDF"),
+        (b"", "an empty file"),
+        (bytes(5000), "nothing but zeros"),
+        (b"\r\n <!DOCTYPE HTML><html>", "web page"),
+        (b"\0\0\0\x20ftypisom" + bytes(40), "video"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X", "AppleDouble"),
+        (b"\xff\x0a" + bytes(40), "JPEG XL"),
+        (b"PK\3\4" + bytes(40), "ZIP"),
+    ],
+)
+def test_what_is_no_image_is_named_by_what_it_is(data: bytes, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "heif_is_read", lambda: False)
+    with pytest.raises(ImageError, match=named):
+        decode(data)
+
+
+def test_heic_is_read_where_the_extra_is_installed() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    pillow_heif.from_pillow(scene()).save(file, quality=95, exif=exif.tobytes())
+    data = file.getvalue()
+    assert is_heif(data)
+    assert size_of(data) == (80, 120)  # libheif turns by itself, and not twice
+    assert difference(decode(data), np.asarray(scene().transpose(Image.Transpose.ROTATE_270))) <= 40
+    assert np.abs(decode(data).astype(int) - np.asarray(scene().transpose(Image.Transpose.ROTATE_270))).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", [b"", b"packed"])
+def test_a_text_of_megabytes_in_a_png_harms_nothing(suffix: bytes) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    texts.add_text("prompt", "a very long one, " * 200_000, zip=bool(suffix))
+    texts.add_itxt("workflow", "{}" * 2_000_000, zip=True)
+    texts.add_text("Title", "kept")
+    data = saved(scene(), "PNG", pnginfo=texts)
+    assert difference(decode(data), np.asarray(scene())) == 0
+    assert size_of(data) == (120, 80)
+
+
+@pytest.mark.parametrize("kind", ["P5", "P6", "P2"])
+def test_the_plain_formats_of_old_datasets_decode(kind: str) -> None:
+    data = saved(scene().convert("L" if kind != "P6" else "RGB"), "PPM")
+    if kind == "P2":
+        data = b"P2 2 2 255 0 85 170 255"
+    assert decode(data).shape == ((2, 2, 3) if kind == "P2" else (80, 120, 3))

@@ -10,25 +10,42 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import math
-import struct
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from landmarks.dataset.beside import Beside, beside_jpeg, beside_pillow, turned_size
+from landmarks.dataset.colours import in_rgb, pixels_in_srgb
+from landmarks.dataset.formats import heif_is_read, is_heif, name_of, without_large_texts
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 MAX_PIXELS = 89_478_485
-"""An image that claims more is refused before anything is allocated: 256 MB as RGB, Pillow's own limit."""
+"""No more pixels come of one image: 256 MB as RGB, Pillow's own limit. Checked before anything is allocated."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MAX_REDUCED_PIXELS = 500_000_000
+"""A JPEG up to this size is decoded at the largest reduced scale that keeps to `MAX_PIXELS`."""
+
+MAX_PROGRESSIVE_PIXELS = 2 * MAX_PIXELS
+"""The same for a progressive JPEG, all of whose coefficients are in memory at once, whatever the scale."""
+
+LONGEST_SIDE = 65_500
+"""A JPEG has no longer one."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 """What is decoded; other plugins of Pillow stay shut, because some of them start programs."""
 
-DECODER = f"simplejpeg {importlib.metadata.version('simplejpeg')}, pillow {importlib.metadata.version('pillow')}"
+PIXEL_FORM = 2
+"""Raised whenever `decode` gives other pixels of the same bytes."""
+
+DECODER = (
+    f"simplejpeg {importlib.metadata.version('simplejpeg')}, pillow {importlib.metadata.version('pillow')},"
+    f" form {PIXEL_FORM}"
+)
 """Name and version of what turns bytes into pixels."""
 
-STORED_FORM = 1
+STORED_FORM = 2
 """Raised whenever `prepare` would store something else of the same image; another decoder's grey levels are not."""
 
 INTERPOLATIONS = {
@@ -55,28 +72,28 @@ class ImageError(LandmarksError):
 
 
 def decode(data: bytes, *, min_side: int | None = None) -> np.ndarray[Any, Any]:
-    """Decode an image to uint8 `(H, W, 3)` RGB, upright; with `min_side`, a JPEG at a reduced scale.
+    """Decode an image to uint8 `(H, W, 3)` sRGB, upright; with `min_side`, a JPEG at a reduced scale.
 
-    The reduced scale is libjpeg's smallest whose shorter side is still at least `min_side` pixels. Transparent pixels
-    are shown on white. Raises `ImageError` for anything that is not a whole image (a truncated JPEG too), or that
-    claims more than `MAX_PIXELS`.
+    The reduced scale is libjpeg's smallest whose shorter side is still at least `min_side` pixels, or of a JPEG of
+    more than `MAX_PIXELS` one that keeps to them. Transparent pixels are shown on white. Raises `ImageError` for
+    anything that is not a whole image (a truncated JPEG too), or that claims more than can be decoded safely.
     """
-    size_of(data)
-    image = _decode_jpeg(data, min_side) if _is_jpeg(data) else None
-    return _decode_with_pillow(data) if image is None else _turned(image, _jpeg_orientation(data))
+    return _decoded(data, min_side)[0]
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Return `(width, height)` of the upright image in pixels, read from its headers alone."""
+    """Return `(width, height)` of the upright image in pixels, read from its headers alone where that is possible."""
+    size = _jpeg_size(data)
+    if size is not None:
+        beside = beside_jpeg(data)
+        _refuse_large_jpeg(*size, beside)
+        return size[::-1] if beside.orientation >= 5 else size
+    opened = _open_with_pillow(data)
+    _refuse_large(*opened.size)
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        orientation = _jpeg_orientation(data)
-    except (ValueError, KeyError):  # no JPEG, or one that is subsampled in a rare way
-        opened = _open_with_pillow(data)
-        width, height = opened.size
-        orientation = _pillow_orientation(opened)
-    _refuse_large(width, height)
-    return (height, width) if orientation >= 5 else (width, height)
+        return turned_size(opened, data)
+    except Exception as error:  # a strange file can make Pillow's plugins raise anything
+        raise ImageError(f"a damaged or truncated image ({error})") from error
 
 
 def prepare(data: bytes, max_side: int | None) -> tuple[bytes, np.ndarray[Any, Any]]:
@@ -85,19 +102,14 @@ def prepare(data: bytes, max_side: int | None) -> tuple[bytes, np.ndarray[Any, A
     A JPEG that is already upright and small enough is kept byte for byte; anything else is encoded anew. The image is
     decoded whole in any case, so that a damaged one is found here.
     """
+    longest = min(max_side or LONGEST_SIDE, LONGEST_SIDE)
     width, height = size_of(data)
-    fits = max_side is None or max(width, height) <= max_side
-    if fits and _is_jpeg(data) and _jpeg_orientation(data) == 1:
-        image = _decode_jpeg(data, None)
-        if image is not None:
-            return data, image
-    if fits:
-        image = decode(data)
-    else:
-        assert max_side is not None
-        shorter = math.ceil(min(width, height) * max_side / max(width, height))
-        image = shrink(decode(data, min_side=shorter), max_side)
-    return encode(image), image
+    if max(width, height) > longest:
+        shorter = math.ceil(min(width, height) * longest / max(width, height))
+        image = shrink(decode(data, min_side=shorter), longest)
+        return encode(image), image
+    image, as_it_lies = _decoded(data, None)
+    return (data if as_it_lies and image.shape[:2] == (height, width) else encode(image)), image
 
 
 def shrink(image: np.ndarray[Any, Any], max_side: int) -> np.ndarray[Any, Any]:
@@ -140,21 +152,58 @@ def _is_jpeg(data: bytes) -> bool:
     return data[:3] == b"\xff\xd8\xff"
 
 
-def _refuse_large(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _decoded(data: bytes, min_side: int | None) -> tuple[np.ndarray[Any, Any], bool]:
+    """Return what `decode` does, and whether it is a JPEG that libjpeg-turbo decoded and nothing had to turn."""
+    size = _jpeg_size(data)
+    if size is not None:
+        beside = beside_jpeg(data)
+        _refuse_large_jpeg(*size, beside)
+        image = _decode_jpeg(data, _least_sides(*size, min_side))
+        if image is not None:
+            image = _turned(pixels_in_srgb(image, beside.profile), beside.orientation)
+            return image, beside.orientation == 1
+    return pixels_of_pillow(_open_with_pillow(data)), False
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return `(width, height)` of a JPEG as it lies; None for anything else, and for a rare subsampling."""
+    if not _is_jpeg(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):
+        return None
+    return None if colours in ("CMYK", "YCCK") else (width, height)
+
+
+def _refuse_large(width: int, height: int, most: int | None = None) -> None:
+    most = MAX_PIXELS if most is None else most
+    if width * height > most:
         raise ImageError(
             "an image is too large to be decoded safely",
             received=f"{width} × {height} pixels",
-            expected=f"at most {MAX_PIXELS:,} pixels",
+            expected=f"at most {most:,} pixels",
+            way_out="resize it, or save it as a baseline JPEG, which is decoded at a reduced scale",
         )
 
 
-def _decode_jpeg(data: bytes, min_side: int | None) -> np.ndarray[Any, Any] | None:
+def _refuse_large_jpeg(width: int, height: int, beside: Beside) -> None:
+    _refuse_large(width, height, MAX_PROGRESSIVE_PIXELS if beside.progressive else MAX_REDUCED_PIXELS)
+
+
+def _least_sides(width: int, height: int, min_side: int | None) -> tuple[int, int]:
+    """Return the least width and height to decode to, 0 for all: as asked, and no more than `MAX_PIXELS`."""
+    if width * height <= MAX_PIXELS:
+        return min_side or 0, min_side or 0
+    scaled = ((math.ceil(width * eighths / 8), math.ceil(height * eighths / 8)) for eighths in range(7, 0, -1))
+    most = next(sides for sides in scaled if sides[0] * sides[1] <= MAX_PIXELS)
+    return most if min_side is None else (min(most[0], min_side), min(most[1], min_side))
+
+
+def _decode_jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray[Any, Any] | None:
     """Decode with libjpeg-turbo, not yet upright; None when the file is sound but not for this decoder (CMYK, say)."""
     try:
-        return np.asarray(
-            simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=min_side or 0, min_width=min_side or 0)
-        )
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", min_width=least[0], min_height=least[1]))
     except KeyError:
         return None
     except ValueError as error:
@@ -165,76 +214,41 @@ def _decode_jpeg(data: bytes, min_side: int | None) -> np.ndarray[Any, Any] | No
         return None
 
 
-def _jpeg_orientation(data: bytes) -> int:
-    """Return the EXIF orientation (1 to 8) of a JPEG; 1 where there is none or it cannot be understood."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xDA:  # the image itself begins
-            break
-        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
-            return _exif_orientation(data[position + 10 : position + 2 + length])
-        position += 2 + length
-    return 1
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
-    try:
-        if not order:
-            return 1
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, start)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
-            if tag == 0x0112 and kind == 3:
-                return int(value) if 1 <= value <= 8 else 1
-    except struct.error:
-        return 1
-    return 1
-
-
-def _pillow_orientation(opened: Image.Image) -> int:
-    if opened.format == "TIFF":  # Pillow turns these by itself
-        return 1
-    exif = opened.info.get("exif", b"")
-    return _exif_orientation(exif.removeprefix(b"Exif\0\0")) if isinstance(exif, bytes) else 1
-
-
 def _open_with_pillow(data: bytes) -> Image.Image:
+    formats: tuple[str, ...] = FORMATS
+    if is_heif(data):
+        if not heif_is_read():
+            raise ImageError(
+                "not an image that is decoded here: HEIC",
+                way_out='pip install "landmarks[heic]", or save it as JPEG',
+            )
+        formats = ("HEIF",)
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = Image.open(io.BytesIO(without_large_texts(data)), formats=formats)
     except UnidentifiedImageError as error:
-        raise ImageError("not an image", expected=f"one of {', '.join(FORMATS)}") from error
+        name = name_of(data)
+        what = f"not an image that is decoded here: {name}" if name else "not an image"
+        raise ImageError(what, expected=f"one of {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"an image is too large to be decoded safely ({error})") from error
+        raise ImageError(f"an image is too large to be decoded safely ({error})", way_out="resize it") from error
     except Exception as error:  # a strange file can make Pillow's plugins raise anything
         raise ImageError(f"an image whose header cannot be read ({error})") from error
     return opened
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray[Any, Any]:
-    return pixels_of_pillow(_open_with_pillow(data))
-
-
 def pixels_of_pillow(opened: Image.Image) -> np.ndarray[Any, Any]:
-    """Return one of Pillow's images as `decode` returns them: uint8 `(H, W, 3)` RGB, upright, on white.
+    """Return one of Pillow's images as `decode` returns them: uint8 `(H, W, 3)` sRGB, upright, on white.
 
     Raises `ImageError` when its pixels cannot be had, or are more than `MAX_PIXELS`.
     """
     _refuse_large(*opened.size)
-    orientation = _pillow_orientation(opened)
     try:
         opened.load()
-        if opened.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight instead of scaling them
-            opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
-        if opened.has_transparency_data:
-            shown = opened.convert("RGBA")
-            opened = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-        image = np.asarray(opened.convert("RGB"))
+        beside = beside_pillow(opened)
+        image = np.asarray(in_rgb(opened, beside.profile))
     except Exception as error:
         raise ImageError(f"a damaged or truncated image ({error})") from error
-    return _turned(image, orientation)
+    return _turned(image, beside.orientation)
 
 
 def _turned(image: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:

@@ -77,6 +77,7 @@ EXTRAS = {
     "tracking": ("tensorboard",),
     "serve": ("fastapi", "prometheus_client", "python_multipart", "uvicorn"),
     "verify": ("cv2",),
+    "heic": ("pillow_heif",),
 }
 """Extra → the modules that it installs and the base install lacks."""
 

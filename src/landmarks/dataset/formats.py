@@ -1,0 +1,105 @@
+"""Files known by their first bytes: what a file is that is no image, what reads HEIC, what Pillow chokes on."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import zlib
+from collections.abc import Iterator
+
+_SIGNATURES = {
+    b"": "an empty file",
+    b"\xff\xd8\xff": "a damaged JPEG",
+    b"\x89PNG": "a damaged PNG",
+    b"8BPS": "a Photoshop file",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"II*\0": "a TIFF or camera's raw file of a kind that is not decoded",
+    b"MM\0*": "a TIFF or camera's raw file of a kind that is not decoded",
+    b"\0\5\x16\7": "a Mac's AppleDouble file, which lies beside the image",
+    b"version https://git-lfs": "a pointer of Git LFS: git lfs pull fetches the image",
+    b"<svg": "SVG",
+    b"<?xml": "XML",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+}
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+_MOST_TEXT = 1 << 20  # Pillow refuses a PNG with a text of more bytes
+
+
+def is_heif(data: bytes) -> bool:
+    """Return whether these bytes begin as HEIC (HEIF) does, whatever the file is called."""
+    if data[4:8] != b"ftyp" or data[8:12] in (b"avif", b"avis"):
+        return False
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+    return data[8:12] in _HEIF_BRANDS and b"avif" not in brands
+
+
+def name_of(data: bytes) -> str:
+    """Return what a file that is not decoded is, as far as its first bytes tell; empty where they do not."""
+    start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower() if data[:1] in b"\xef <\t\r\n" else data[:64]
+    for signature, name in _SIGNATURES.items():
+        if start.startswith(signature) and (signature or not data):
+            return name
+    if data[4:8] == b"ftyp":
+        return "a video, or an image in a video's container"
+    return "nothing but zeros" if not any(data[:4096]) else ""
+
+
+@functools.lru_cache(maxsize=1)
+def heif_is_read() -> bool:
+    """Have Pillow read HEIC where the extra is installed that can, and return whether it is."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def without_large_texts(data: bytes) -> bytes:
+    """Return a PNG without texts of more than `_MOST_TEXT` bytes, for which Pillow would refuse it; else `data`."""
+    if not data.startswith(b"\x89PNG") or (len(data) < _MOST_TEXT and b"zTXt" not in data and b"iTXt" not in data):
+        return data
+    kept, left_out = [data[:8]], False
+    total = 0
+    for kind, chunk in _chunks(data):
+        size = _text_bytes(kind, chunk) if kind in (b"tEXt", b"zTXt", b"iTXt") else 0
+        total += size
+        if size >= _MOST_TEXT or (size and total >= 16 * _MOST_TEXT):
+            left_out = True
+        else:
+            kept.append(chunk)
+    return b"".join(kept) if left_out else data
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind of each chunk of a PNG, and the chunk whole; the last may be cut short."""
+    position = 8
+    while position < len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        yield data[position + 4 : position + 8], data[position:end]
+        position = end
+
+
+def _text_bytes(kind: bytes, chunk: bytes) -> int:
+    """Return how many bytes the text of a chunk has, up to a little over `_MOST_TEXT` where it is compressed."""
+    body = chunk[8:-4]
+    keyword, _, rest = body.partition(b"\0")
+    packed = rest[1:] if kind == b"zTXt" else None
+    if kind == b"iTXt" and rest[:1] == b"\1":
+        packed = rest[2:].split(b"\0", 2)[-1]
+    if packed is None:
+        return len(body)
+    try:
+        return len(keyword) + len(zlib.decompressobj().decompress(packed, _MOST_TEXT + 1))
+    except zlib.error:
+        return len(body)
