@@ -16,7 +16,7 @@ from tar_mirror import image, made_up_id, make_mirror, make_selection, member_na
 from landmarks.archive import fetch as fetching
 from landmarks.archive.fetch import fetch
 from landmarks.dataset import manifest
-from landmarks.dataset.images import DECODER
+from landmarks.dataset.images import DECODER, PIXEL_FORM
 from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.split import split
 from landmarks.support.errors import LandmarksError
@@ -66,7 +66,7 @@ def test_an_upgrade_in_the_middle_of_a_fetch_repeats_nothing_and_says_so(tmp_pat
     assert len(early) == 2
     told = upgraded("fetch", selection, "-o", data)
     assert "2 TARs are done already" in told
-    both = sorted([DECODER, "simplejpeg 99.9, pillow 99.9"])
+    both = sorted([DECODER, f"simplejpeg 99.9, pillow 99.9, form {PIXEL_FORM}"])
     assert f"decoded by {both[0]} and {both[1]}, which differ by some grey levels" in told
     record = json.loads((data / "dataset.json").read_text())
     assert (record["images"], record["failed"]) == (30, [])

@@ -100,8 +100,8 @@ def test_folders_of_parts_stay_parts(tmp_path: Path, val: str) -> None:
 
 
 def test_a_landmark_called_train_is_a_landmark(tmp_path: Path) -> None:
-    dataset = import_(album(tmp_path / "in", {"train": 2, "test": 1}), tmp_path / "out")
-    assert dataset.labels["name"].to_list() == ["test", "train"]
+    dataset = import_(album(tmp_path / "in", {"train": 2, "bus": 1}), tmp_path / "out")
+    assert dataset.labels["name"].to_list() == ["bus", "train"]
     assert dataset.splits is None
 
 
@@ -124,13 +124,14 @@ def test_a_csv_of_paths_and_labels_keeps_what_it_tells(tmp_path: Path) -> None:
         (None, None, None, None),
     ]
     assert dict(dataset.splits.rows()) == {"0": "train", "1": "val", "2": "train"}  # type: ignore[union-attr]
-    assert rejected(dataset) == {"deep/3.jpg": "there is no such file", "deep/0.jpg": "listed more than once"}
+    told = 'line 6 gives it the label "Tower", line 2 "Saint Mary, "old"", which is kept'
+    assert rejected(dataset) == {"deep/3.jpg": "there is no such file", "deep/0.jpg": told}
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("file,label\na.jpg,Tower\n", 'no column "path"'),
+        ("datei,label\na.jpg,Tower\n", 'no column "path"'),
         ("path,labels\na.jpg,Tower\n", 'did you mean "labels"'),
         ("path,label,part\na.jpg,Tower,training\nb.jpg,Tower,\n", "a split to some images only"),
         ("path,label,part\na.jpg,Tower,trial\n", 'the split "trial"; expected train, val, test'),

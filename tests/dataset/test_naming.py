@@ -124,3 +124,31 @@ def test_a_record_that_does_not_say_is_judged_by_its_labels() -> None:
     assert identified_by({"set": "import"}, labels((0, "0"), (12, "12"))) == NUMBERS
     assert identified_by({"set": "import"}, labels((5, "apple"), (6, "pear"))) == LISTED
     assert identified_by({}, labels((6051, "Colosseum"), (9633, "Basilica"))) == ARCHIVE_IDS
+
+
+def test_numbers_with_zeros_in_front_keep_them_and_are_known_again(tmp_path: Path) -> None:
+    first = import_(album(tmp_path / "a", "001", "002", "010"), tmp_path / "A")
+    assert first.labels.select("landmark_id", "name").rows() == [(1, "001"), (2, "002"), (10, "010")]
+    for number, names in enumerate((("001", "010"), ("1", "10"), ("0001", "0010"))):
+        again = import_(album(tmp_path / f"b{number}", *names), tmp_path / f"B{number}", labels=first.folder)
+        assert again.images["landmark_id"].to_list() == [1, 10]
+    back = import_(unpack(first.folder, tmp_path / "folders"), tmp_path / "C")
+    assert back.labels.equals(first.labels)
+
+
+def test_names_that_are_one_after_cutting_or_but_for_case_are_unpacked_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "in/gate").mkdir(parents=True)
+    spots = [encode(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)) for seed in range(6)]
+    names = [f"{'The old town gate ' * 6}, view {number}" for number in range(3)] + ["aux", "con.old"]
+    for name, data in zip(names, spots, strict=False):
+        (tmp_path / f"in/gate/{name}.jpg").write_bytes(data)
+    (tmp_path / "in/list.csv").write_text(
+        "path,label,id\n"
+        + "".join(f'"gate/{name}.jpg",gate,{id}\n' for name, id in zip(names, ("A1", "a1", "", "", ""), strict=True))
+    )
+    for source in (tmp_path / "in", tmp_path / "in/list.csv"):
+        data = import_(source, tmp_path / f"data-{source.name}")
+        assert all(len(id.encode()) <= 80 for id in data.images["image_id"])
+        files = list(unpack(data.folder, tmp_path / f"out-{source.name}").rglob("*.jpg"))
+        assert len(files) == len({file.name.casefold() for file in files}) == 5
+        assert not {"aux.jpg", "con.jpg"} & {file.name for file in files}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from landmarks.dataset.sources import SUFFIXES, find_images, images_in, list_source
+from landmarks.dataset.layouts import list_source
+from landmarks.dataset.sources import SUFFIXES, find_images, images_in
 from landmarks.support.errors import LandmarksError
 
 
@@ -23,13 +24,13 @@ def test_hidden_files_and_those_of_another_name_are_passed_by_and_counted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert find_images([folder, folder / "notes.txt"]) == [folder / "a.heic", folder / "b/2.JPG", folder / "notes.txt"]
-    assert "passed by 1 that are no images by name, 2 hidden" in capsys.readouterr().err
+    assert "passed by 1 that are no images by name (.txt), 2 hidden" in capsys.readouterr().err
 
 
 def test_an_import_lists_the_same_files_and_counts_the_same_ones(folder: Path) -> None:
     source, listed = list_source(folder), images_in(folder)
     assert [one.path for one in source.found] == find_images([folder]) == listed.images
-    assert (source.others, source.hidden) == (len(listed.others), listed.hidden) == (1, 2)
+    assert source.passed_by == listed.passed_by() == "1 that are no images by name (.txt), 2 hidden"
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -50,7 +51,9 @@ def test_links_to_folders_are_not_followed_but_counted(folder: Path, capsys: pyt
 def test_a_folder_without_images_says_what_it_holds(folder: Path) -> None:
     for path in (folder / "a.heic", folder / "b/2.JPG"):
         path.unlink()
-    with pytest.raises(LandmarksError, match="holds no images; received 1 that are no images by name, 2 hidden"):
+    with pytest.raises(
+        LandmarksError, match=r"holds no images; received 1 that are no images by name \(.txt\), 2 hidden"
+    ):
         find_images([folder])
     with pytest.raises(LandmarksError, match="there is no image"):
         find_images([folder / "nowhere"])

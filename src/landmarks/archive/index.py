@@ -58,7 +58,7 @@ class TarIndex:
     def places(self, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> dict[int, Places]:
         """Return TAR → places of those `ids` that are indexed; of one that lies in several places, the first."""
         wanted = pl.DataFrame({"image_id": ids}, {"image_id": pl.UInt64})
-        rows = pl.scan_parquet(self.path).join(wanted.lazy(), on="image_id", how="semi").collect()
+        rows = pl.scan_parquet(self.path, glob=False).join(wanted.lazy(), on="image_id", how="semi").collect()
         rows = rows.sort("image_id", "tar", "offset").unique("image_id", keep="first").sort("tar", "offset")
         found = {}
         for (tar,), group in rows.group_by("tar", maintain_order=True):

@@ -188,6 +188,6 @@ def _save(hop_: _Hop, table: pl.DataFrame, rows: list[tuple[int, int, int]], sta
 
 def _members_of(hop_: _Hop, out: Path, known: dict[int, IndexedTar]) -> pl.DataFrame:
     if known.get(hop_.tar.tar) == hop_.tar:
-        rows = pl.scan_parquet(out).filter(pl.col("tar") == hop_.tar.tar)
+        rows = pl.scan_parquet(out, glob=False).filter(pl.col("tar") == hop_.tar.tar)
         return rows.select(list(MEMBERS)).sort("offset").collect()
     return _saved(hop_)[0]

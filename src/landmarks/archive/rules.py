@@ -234,7 +234,7 @@ def _of_file(file: Path) -> list[int]:
 
 def _of_csv(file: Path) -> list[int]:
     require_text(file)
-    cells = pl.read_csv(file, columns=["landmark_id"], infer_schema=False)["landmark_id"].drop_nulls()
+    cells = pl.read_csv(file, columns=["landmark_id"], infer_schema=False, glob=False)["landmark_id"].drop_nulls()
     strange = cells.filter(~cells.str.contains("^[0-9]{1,18}$"))
     if len(strange):
         raise LandmarksError(f"{file} is strange", received=f'landmark_id "{strange[0][:80]}"', expected="ids")

@@ -50,6 +50,8 @@ def name_of(data: bytes) -> str:
     for signature, name in _SIGNATURES.items():
         if start.startswith(signature) and (signature or not data):
             return name
+    if is_heif(data):
+        return "damaged HEIC"
     if data[4:8] == b"ftyp":
         return "a video, or an image in a video's container"
     return "nothing but zeros" if not any(data[:4096]) else ""

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from landmarks.dataset.groups import HASH_FORM, groups, perceptual_hash
+from landmarks.dataset.groups import HASH_FORM, NO_HASH, groups, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
+from landmarks.dataset.layouts import list_source
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.naming import (
     Landmark,
@@ -23,10 +24,11 @@ from landmarks.dataset.naming import (
     identify,
     identify_among,
     landmarks_of,
+    names_of_folders,
     read_labels,
 )
 from landmarks.dataset.shards import ShardWriter
-from landmarks.dataset.sources import Found, Source, list_source, refuse_foreign
+from landmarks.dataset.sources import Found, Source, refuse_foreign
 from landmarks.dataset.split import given, store
 from landmarks.support.console import Advance, note, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
@@ -48,16 +50,18 @@ def import_(
     Images are copied into shards, no side longer than `max_side` pixels, or with `copy=False` left where they are.
     Landmark ids come from the sorted names, or with `labels` from an earlier dataset or run, so that a missing folder
     shifts nothing. Images in no folder, or in `_unknown`, show nothing known. What is no whole image is named in
-    `rejected.parquet`. A CSV has the columns `path` (relative to it) and `label`, and where known `id`, `split`,
-    `author`, `license`, `title`. An import that was killed goes on where it stopped.
+    `rejected.parquet`. A CSV (of commas, semicolons or tabs) has the columns `path` (relative to it) and `label`, and
+    where known `id`, `split`, `author`, `license`, `title`; `file`, `image`, `class` and the like are understood. An
+    import that was killed goes on where it stopped.
     """
     source, out = Path(source), Path(out)
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
-    listed = list_source(source)
-    names = [one.name for one in listed.found if one.name is not None]
     earlier = read_labels(Path(labels)) if labels is not None else None
+    known = [] if earlier is None else names_of_folders(landmarks_of(earlier))
+    listed = list_source(source, set().union(*known))
+    names = [one.name for one in listed.found if one.name is not None]
     if earlier is None:
         landmarks = identify(names, listed.listed)
         identified = identified_from(source, landmarks.values(), listed.listed)
@@ -67,7 +71,9 @@ def import_(
     if not listed.found or not (landmarks or earlier is not None):
         raise UsageError(
             f"{source} holds no image of a named landmark",
+            received=_instead(listed),
             expected="a folder per landmark with images inside, or a CSV of paths and labels",
+            way_out=listed.way_out,
         )
     inputs = digest_of([_fingerprint(one) for one in listed.found], earlier is None or earlier.rows(), copy, max_side)
     with held(out):
@@ -113,7 +119,10 @@ def _make(
         pl.lit(None).cast(IMAGES[name]).alias(name) for name in IMAGES if name not in table.columns
     )
     if table.is_empty():
-        raise LandmarksError(f"none of the {len(listed.found)} files in {source} is an image")
+        _, where, why = taken.rejected.row(0)
+        raise LandmarksError(
+            f"none of the {len(listed.found):,} files in {source} is an image", received=f"{where}: {why}"
+        )
     table = table.sort("image_id")
     table = table.with_columns(group=groups(table).column)
     known = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
@@ -130,11 +139,12 @@ def _make(
             "max_side": max_side,
             "decoders": taken.decoders,
             "identified_by": identified_by,
+            "empty": listed.empty,
         },
         inputs=inputs,
     )
     shutil.rmtree(out / UNFINISHED)
-    _tell(dataset, listed)
+    _tell(dataset, listed, (landmarks[one.name].name for one in listed.found if one.name is not None))
     return dataset
 
 
@@ -180,18 +190,52 @@ def _finished(out: Path, inputs: str) -> Dataset | None:
     return open_dataset(out)
 
 
-def _tell(dataset: Dataset, listed: Source) -> None:
+def _instead(listed: Source) -> str:
+    """Return what a source holds that holds no image of a named landmark: counts, and the first reason."""
+    told = [f"{len(listed.found):,} images in no landmark's folder"] if listed.found else []
+    if listed.rejected:
+        where, why = listed.rejected[0]
+        more = f" (and {len(listed.rejected) - 1:,} more)" if len(listed.rejected) > 1 else ""
+        told.append(f"{len(listed.rejected):,} files that cannot be taken, such as {where}: {why}{more}")
+    if listed.passed_by:
+        told.append(listed.passed_by)
+    if listed.empty:
+        told.append(f"{len(listed.empty):,} folders without an image: {_some(listed.empty)}")
+    return "; ".join(told) or "nothing"
+
+
+def _tell(dataset: Dataset, listed: Source, given: Iterable[str]) -> None:
     known = dataset.images["landmark_id"].drop_nulls().len()
     note(f"{len(dataset.images):,} images, {known:,} of {len(dataset.labels):,} landmarks ({listed.rule})")
+    for remark in listed.remarks:
+        note(remark)
     rejected = read_table(dataset.folder / "rejected.parquet", REJECTED)
     for _, where, why in rejected.head(5).iter_rows():
         note(f"rejected: {where}: {why}")
     if len(rejected) > 5:
         note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
-    if listed.others:
-        note(f"{listed.others:,} files do not call themselves images and were left out")
-    if listed.hidden:
-        note(f"{listed.hidden:,} hidden files and folders were left out")
+    if listed.empty:
+        note(f"{len(listed.empty):,} folders hold no image, and are no landmarks: {_some(listed.empty)}")
+    left = set(dataset.labels.filter(pl.col("images") > 0)["name"])
+    if lost := sorted(name for name in set(given) if name not in left):
+        note(f"{len(lost):,} landmarks have no image left, all are rejected: {_some(lost)}")
+    if listed.passed_by:
+        note(f"left out: {listed.passed_by}")
+    _tell_of_copies(dataset)
+
+
+def _tell_of_copies(dataset: Dataset) -> None:
+    """Say which images lie, as one and the same file, in the folders of several landmarks."""
+    same = dataset.images.filter(pl.col("phash") != NO_HASH, pl.col("landmark_id").is_not_null())
+    same = same.group_by("phash", "length", "width", "height").agg("image_id", pl.col("landmark_id").n_unique())
+    same = same.filter(pl.col("landmark_id") > 1).select(pl.col("image_id").list.sort().list.join(" = ")).sort("image_id")
+    if len(same):
+        note(f"{len(same):,} images have the label of several landmarks: {_some(same['image_id'])}")
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 # Files into a dataset: read, decoded, shrunk, hashed and put into shards, on all processors and a shard at a time.

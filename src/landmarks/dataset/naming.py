@@ -13,7 +13,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import LABELS
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.files import read_record
+from landmarks.support.files import digest_of, read_record
 from landmarks.support.tables import read_table
 
 UNKNOWN = "_unknown"
@@ -31,6 +31,7 @@ UNPACKED = "unpack.json"
 
 _UNSAFE = '/\\:*?"<>|.'
 _LONGEST = 80
+_OF_WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,23 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
-def safe_name(name: str) -> str:
+def safe_name(name: str, longest: int = _LONGEST) -> str:
     """Return `name` as one for any file system: no separators, dots or control characters, at most 80 bytes."""
     kept = ("_" if letter in _UNSAFE or unicodedata.category(letter)[0] == "C" else letter for letter in plain(name))
-    return "".join(kept).encode()[:_LONGEST].decode(errors="ignore").strip()
+    safe = "".join(kept).encode()[:longest].decode(errors="ignore").strip()
+    return f"{safe}_" if safe.casefold() in _OF_WINDOWS else safe
+
+
+def with_digest(name: str, whole: str) -> str:
+    """Return `name` cut short and made safe, with digits behind it that change with `whole`."""
+    digits = digest_of(whole)[:12]
+    return f"{safe_name(name, _LONGEST - len(digits) - 1)}-{digits}"
 
 
 def folder_name(landmark: Landmark, digits: int) -> str:
     """Return `006051 Colosseum (Rome)`: sorts as labels do, and says what is inside."""
     number = f"{landmark.landmark_id:0{digits}d}"
-    return number if landmark.name == str(landmark.landmark_id) else f"{number} {safe_name(landmark.name)}".strip()
+    return number if _nameless(landmark) else f"{number} {safe_name(landmark.name)}".strip()
 
 
 def landmarks_of(labels: pl.DataFrame) -> list[Landmark]:
@@ -85,7 +93,7 @@ def identify(names: Iterable[str], listed: dict[str, Landmark] | None = None) ->
         return {name: listed[name] for name in names}
     numbers = {name: int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18}
     if len(set(numbers.values())) == len(names):
-        return {name: Landmark(number, str(number)) for name, number in numbers.items()}
+        return {name: Landmark(number, name) for name, number in numbers.items()}  # the name with its zeros
     return {name: Landmark(position, name) for position, name in enumerate(names)}
 
 
@@ -101,7 +109,7 @@ def identified_by(record: Mapping[str, Any], labels: pl.DataFrame) -> str:
     if record.get("set") not in (None, "import"):
         return ARCHIVE_IDS
     known = landmarks_of(labels)
-    if all(landmark.name == str(landmark.landmark_id) for landmark in known):
+    if all(_nameless(landmark) for landmark in known):
         return NUMBERS
     if [landmark.landmark_id for landmark in known] == list(range(len(known))):
         return SORTED_NAMES
@@ -114,7 +122,7 @@ def identified_from(source: Path, landmarks: Iterable[Landmark], listed: dict[st
         unpacked = source / UNPACKED
         told = read_record(unpacked).get("identified_by") if unpacked.is_file() else None
         return str(told) if told in KINDS else LISTED
-    return NUMBERS if all(one.name == str(one.landmark_id) for one in landmarks) else SORTED_NAMES
+    return NUMBERS if all(_nameless(one) for one in landmarks) else SORTED_NAMES
 
 
 def identified_in(place: Path) -> str:
@@ -136,17 +144,16 @@ def identify_among(
     images of nothing known belong into the folder `_unknown`.
     """
     earlier = landmarks_of(labels)
-    digits = max((len(str(landmark.landmark_id)) for landmark in earlier), default=1)
     called: dict[str, list[Landmark]] = {}
-    for landmark in earlier:
-        for name in {plain(landmark.name), folder_name(landmark, digits)}:
+    for landmark, calls in zip(earlier, names_of_folders(earlier), strict=True):
+        for name in calls:
             called.setdefault(name, []).append(landmark)
     known = {name: landmarks[0] for name, landmarks in called.items() if len(landmarks) == 1}
     exact = {(landmark.landmark_id, landmark.name): landmark for landmark in earlier}
     found: dict[str, Landmark] = {}
     for name in sorted(set(names)):
         meant = (listed or {}).get(name)
-        of_earlier = known.get(plain(meant.name) if meant else name)
+        of_earlier = known.get(plain(meant.name) if meant else name) or (None if meant else known.get(_unpadded(name)))
         if meant:
             of_earlier = exact.get((meant.landmark_id, meant.name), of_earlier)
         if of_earlier is None:
@@ -156,6 +163,15 @@ def identify_among(
             )
         found[name] = of_earlier
     return found
+
+
+def names_of_folders(landmarks: list[Landmark]) -> list[set[str]]:
+    """Return for each landmark the names under which a folder of it is known: its own, and as `unpack` writes it."""
+    digits = max((len(str(landmark.landmark_id)) for landmark in landmarks), default=1)
+    return [
+        {plain(one.name), folder_name(one, digits)} | ({str(one.landmark_id)} if _nameless(one) else set())
+        for one in landmarks
+    ]
 
 
 def read_labels(place: Path) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""What lies in a folder of images, or in a CSV of paths and labels: files, names and splits, nothing opened yet."""
+"""What lies in a folder of images: files by name, nothing opened yet, and everything that is passed by counted."""
 
 from __future__ import annotations
 
@@ -8,32 +8,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import polars as pl
-
-from landmarks.dataset.manifest import SPLITS
-from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, plain, read_labels_csv, safe_name
+from landmarks.dataset.naming import Landmark, plain, safe_name, with_digest
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.files import digest_of
-from landmarks.support.systems import is_text, readable, require_text
+from landmarks.support.errors import LandmarksError, UsageError
 
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
+    ".dib", ".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif", ".heics", ".hif", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 """Files that call themselves images. Some cannot be decoded; they are rejected by name rather than overlooked."""
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-"""Folders that are splits when nothing else lies beside them, `train` is there, and all of them hold folders."""
+SYSTEM_FOLDERS = frozenset(
+    {
+        "__macosx", "__pycache__", "lost+found", "found.000", "$recycle.bin", "recycler", "recycled", "$extend",
+        "system volume information", "network trash folder", "temporary items", "desktop folder", "_vti_cnf",
+        "@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "@sharesnap", "@tmp", "#tmp",
+        "~snapshot", "ipod photo cache", "lightroom previews.lrdata",
+    }
+)  # fmt: skip
+"""Folders (lower case) that systems, network disks and programs make among a person's, for thumbnails and waste."""
 
-COLUMNS = ("path", "label", "id", "split", "author", "license", "title")
-"""Columns of a CSV; the first two are required, the rest is used where it is there."""
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,11 @@ class Source:
     rule: str
     found: list[Found] = field(default_factory=list)  # sorted by `where`, each with its own id
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (where, why)
-    others: int = 0  # files that do not call themselves images
-    hidden: int = 0  # files and folders whose names begin with a dot
+    passed_by: str = ""  # what was left out by name, counted, in words
     listed: dict[str, Landmark] | None = None  # from labels.csv
+    empty: list[str] = field(default_factory=list)  # folders of landmarks without any image
+    remarks: list[str] = field(default_factory=list)  # what was guessed, and what a person should look at
+    way_out: str = ""  # where nothing is found, what could help
 
     @property
     def has_splits(self) -> bool:
@@ -75,6 +73,12 @@ class FolderImages:
     linked_folders: list[Path]  # not followed
     others: list[Path]  # no images by name
     hidden: int  # files and folders whose names begin with a dot, nothing in such a folder counted
+    system: list[Path] = field(default_factory=list)  # folders among `SYSTEM_FOLDERS`, nothing in them counted
+    unlisted: list[tuple[Path, str]] = field(default_factory=list)  # folders that cannot be read, and why
+
+    def passed_by(self, more_others: int = 0) -> str:
+        """Return what was passed by, counted, in words; empty for nothing."""
+        return passed_by_text(self.others, self.hidden, len(self.system), more_others)
 
 
 def images_in(folder: Path) -> FolderImages:
@@ -82,15 +86,22 @@ def images_in(folder: Path) -> FolderImages:
     images: list[Path] = []
     linked: list[Path] = []
     others: list[Path] = []
+    system: list[Path] = []
+    unlisted: list[tuple[Path, str]] = []
     hidden = 0
-    for here, folders, files in os.walk(folder):
+
+    def not_listed(error: OSError) -> None:
+        unlisted.append((Path(error.filename or folder), error.strerror or str(error)))
+
+    for here, folders, files in os.walk(folder, onerror=not_listed):
         shown = sorted(name for name in folders if not name.startswith("."))
         hidden += len(folders) - len(shown) + sum(name.startswith(".") for name in files)
-        folders[:] = shown
-        linked += [path for path in (Path(here) / name for name in shown) if path.is_symlink()]
+        system += [Path(here, name) for name in shown if name.casefold() in SYSTEM_FOLDERS]
+        folders[:] = [name for name in shown if name.casefold() not in SYSTEM_FOLDERS]
+        linked += [path for path in (Path(here) / name for name in folders) if path.is_symlink()]
         for path in (Path(here) / name for name in files if not name.startswith(".")):
             (images if path.suffix.lower() in SUFFIXES else others).append(path)
-    return FolderImages(sorted(images), linked, others, hidden)
+    return FolderImages(sorted(images), linked, sorted(others), hidden, system, unlisted)
 
 
 def find_images(places: Sequence[Path | str]) -> list[Path]:
@@ -104,12 +115,16 @@ def find_images(places: Sequence[Path | str]) -> list[Path]:
         if place.is_dir():
             listed = images_in(place)
             images = [path for path in listed.images if path.is_file()]
-            others = len(listed.others) + len(listed.linked_folders) + len(listed.images) - len(images)
-            passed_by = passed_by_text(others, listed.hidden)
+            passed_by = listed.passed_by(len(listed.linked_folders) + len(listed.images) - len(images))
+            for folder, why in listed.unlisted:
+                note(f"{folder} cannot be listed ({why}): what lies in it is left out")
             if not images:
                 received = passed_by or "an empty folder"
                 raise LandmarksError(
-                    f"the folder {place} holds no images", received=received, expected=" or ".join(SUFFIXES[:2])
+                    f"the folder {place} holds no images",
+                    received=received,
+                    expected=" or ".join(SUFFIXES[:2]),
+                    way_out=way_out_of(listed.others),
                 )
             if passed_by:
                 note(f"{place}: passed by {passed_by}")
@@ -121,137 +136,43 @@ def find_images(places: Sequence[Path | str]) -> list[Path]:
     return found
 
 
-def passed_by_text(others: int, hidden: int) -> str:
-    """Return `2 that are no images by name, 1 hidden`: what a folder holds beside images; empty for nothing."""
-    counted = {"that are no images by name": others, "hidden": hidden}
+def passed_by_text(others: Sequence[Path], hidden: int, system: int = 0, more_others: int = 0) -> str:
+    """Return `2 that are no images by name (.txt), 1 hidden`: what a folder holds beside images; empty for nothing."""
+    endings = Counter(path.suffix.lower() or "without an ending" for path in others)
+    told = ", ".join(ending for ending, _ in endings.most_common(3)) + (" …" if len(endings) > 3 else "")
+    counted = {
+        "that are no images by name" + (f" ({told})" if told else ""): len(others) + more_others,
+        "hidden": hidden,
+        "folders of a system's own": system,
+    }
     return ", ".join(f"{count:,} {what}" for what, count in counted.items() if count)
 
 
-def list_source(source: Path) -> Source:
-    """List a folder per class, train/val/test folders of classes, or a CSV of paths and labels."""
-    if source.is_dir():
-        listed = _list_folder(source)
-    elif source.is_file():
-        listed = _list_csv(source)
-    else:
-        raise LandmarksError(f"there is no folder or CSV {source}")
-    found = sorted(listed.found, key=lambda one: one.where)
-    return replace(listed, found=_with_ids(found), rejected=sorted(listed.rejected))
+def way_out_of(others: Sequence[Path]) -> str:
+    """Return what can be done where only such files were found: archives, spreadsheets, lists."""
+    for path in others:
+        suffix = path.suffix.lower()
+        if suffix in ARCHIVES:
+            return f"{path.name} is an archive: unpack it, and give the folder"
+        if suffix in SPREADSHEETS:
+            return f"{path.name} is a spreadsheet: save it as CSV with the columns path and label, and give that"
+        if suffix in (".csv", ".tsv"):
+            return f"with paths and labels in {path.name}: landmarks import {path}"
+    return ""
 
 
-def _list_folder(source: Path) -> Source:
-    splits = _split_folders(source)
-    found, rejected = [], []
-    inside = images_in(source)
-    for path in inside.images + inside.linked_folders:
-        relative = path.relative_to(source)
-        where = readable(relative.as_posix())
-        steps = relative.parts[:-1]
-        if why := _unfit(path, source):
-            rejected.append((where, why))
-        elif splits and not steps:
-            rejected.append((where, "it lies beside the folders of splits, in none of them"))
-        else:
-            split = splits[steps[0]] if splits else None
-            classes = steps[1:] if splits else steps
-            name = plain(classes[0]) if classes and classes[0] != UNKNOWN else None
-            found.append(Found(path, where, name, split))
-    rule = f"a folder per landmark in {', '.join(splits)}" if splits else "a folder per landmark"
-    listed = source / LABELS_CSV
-    ours = (listed, source / UNPACKED)
-    return Source(
-        rule,
-        found,
-        rejected,
-        others=sum(path not in ours for path in inside.others),
-        hidden=inside.hidden,
-        listed=read_labels_csv(listed) if listed.is_file() else None,
-    )
-
-
-def _split_folders(source: Path) -> dict[str, str]:
-    """Return folder → split, or nothing when the folders at the top are landmarks."""
-    folders = [entry for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    names = [folder.name for folder in folders]
-    hold_folders = all(any(inner.is_dir() for inner in folder.iterdir()) for folder in folders)
-    if "train" not in names or any(name not in SPLIT_FOLDERS for name in names) or not hold_folders:
-        return {}
-    return {name: SPLIT_FOLDERS[name] for name in sorted(names)}
-
-
-def _unfit(path: Path, source: Path) -> str:
-    """Return why a file is not even opened, or an empty string."""
-    if not is_text(path.relative_to(source)):
-        return "its name is not valid UTF-8"
-    if path.is_symlink():
-        if path.is_dir():
-            return "a link to a folder"
-        if not path.resolve().is_relative_to(source.resolve()):
-            return "a link that leads outside the folder"
-    return "" if path.is_file() else "not a file"
-
-
-def _list_csv(source: Path) -> Source:
-    require_text(source)
-    try:
-        table = pl.read_csv(source, infer_schema=False).fill_null("")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LandmarksError(f"{source} cannot be read as a CSV ({str(error).splitlines()[0]})") from error
-    table = table.rename({name: name.strip().lower() for name in table.columns})
-    if "split" not in table.columns:  # what the column was called before
-        table = table.rename({"part": "split"}, strict=False)
-    for required in COLUMNS[:2]:
-        if required not in table.columns:
-            raise UsageError(
-                f'{source} has no column "{required}"',
-                received=", ".join(table.columns),
-                expected=", ".join(COLUMNS),
-                way_out=did_you_mean(required, table.columns),
-            )
-    found: dict[str, Found] = {}
-    rejected = []
-    for row in table.select(name for name in COLUMNS if name in table.columns).iter_rows(named=True):
-        one = _from_row(source, row)
-        if one.where in found:
-            rejected.append((one.where, "listed more than once"))
-        elif not one.path.is_file():
-            rejected.append((one.where, "there is no such file"))
-        else:
-            found[one.where] = one
-    if len({one.split is None for one in found.values()}) > 1:
-        raise UsageError(f"{source} gives a split to some images only", way_out="give one to all, or to none")
-    return Source(f"the CSV {source.name}", list(found.values()), rejected)
-
-
-def _from_row(source: Path, row: dict[str, str]) -> Found:
-    split = row.get("split", "").strip().lower()
-    if split and split not in SPLIT_FOLDERS:
-        raise UsageError(f'{source} names the split "{split}"', expected=", ".join(SPLITS))
-    label = plain(row["label"])
-    return Found(
-        path=source.parent / row["path"],
-        where=row["path"],
-        name=None if label in ("", UNKNOWN) else label,
-        split=SPLIT_FOLDERS[split] if split else None,
-        id=row.get("id", ""),
-        author=row.get("author") or None,
-        license=row.get("license") or None,
-        title=row.get("title") or None,
-    )
-
-
-def _with_ids(found: list[Found]) -> list[Found]:
+def with_ids(found: list[Found]) -> list[Found]:
     """Return `found` with an id for each: the file's name where no other file has it, else with a digest of its path.
 
     So images keep their ids through `unpack` and `import`, and two files of one name stay two images.
     """
-    stems = [Path(one.where).stem for one in found]
+    stems = [one.path.stem for one in found]
     often = Counter(plain(stem).casefold() for stem in stems)
     whole = []
     for one, stem in zip(found, stems, strict=True):
         mine = one.id or (stem if often[plain(stem).casefold()] == 1 else "")
         if not mine or mine != safe_name(mine):
-            mine = f"{safe_name(mine or stem)}-{digest_of(one.where)[:12]}"
+            mine = with_digest(mine or stem, one.where)
         whole.append(replace(one, id=mine))
     return whole
 

@@ -367,7 +367,7 @@ def _text_of(csv: Path) -> pl.DataFrame:
     """Return the two columns of a CSV as text without spaces around it, empty where there is none."""
     require_text(csv)
     try:
-        table = pl.read_csv(csv, infer_schema=False)
+        table = pl.read_csv(csv, infer_schema=False, glob=False)
     except pl.exceptions.NoDataError as error:
         raise LandmarksError(f"{csv} is empty") from error
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -7,6 +7,7 @@ exact names.
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from landmarks.dataset.naming import (
     folder_name,
     landmarks_of,
     safe_name,
+    with_digest,
     write_labels_csv,
 )
 from landmarks.dataset.naming import identified_by as naming_identified_by
@@ -29,6 +31,7 @@ from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import held, read_record, remove_leftovers, require_free_disk, write_record, written_whole
 
 _MARK = UNPACKED
+_LONGEST = 200  # bytes of a name that every file system still takes with a suffix
 
 
 def unpack(data: Path | str, out: Path | str) -> Path:
@@ -78,7 +81,14 @@ def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
     for row in images.iter_rows(named=True):
         inside = Path(row.get("split") or "", folders.get(row["landmark_id"], UNKNOWN))
         suffix = Path(row["shard"]).suffix.lower() if Path(row["shard"]).is_absolute() else ".jpg"
-        place = out / inside / f"{safe_name(row['image_id'])}{suffix}"
-        if places.setdefault(str(place).casefold(), (place, row))[1] is not row:
+        place = out / inside / f"{safe_name(row['image_id'], _LONGEST)}{suffix}"
+        if _one_file(place) in places:  # names that differ by case alone, or where they were cut
+            place = out / inside / f"{with_digest(row['image_id'], row['image_id'])}{suffix}"
+        if places.setdefault(_one_file(place), (place, row))[1] is not row:
             raise LandmarksError(f'two images would be written to "{place}"', received=f'the id "{row["image_id"]}"')
     return list(places.values())
+
+
+def _one_file(place: Path) -> str:
+    """Return what is the same for two names that some file system takes for one."""
+    return unicodedata.normalize("NFC", str(place)).casefold()

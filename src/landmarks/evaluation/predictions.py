@@ -150,7 +150,7 @@ def _table(images: pl.DataFrame, answers: Iterator[Answers], advance: Advance) -
 
 
 def _join(chunks: list[Path], path: Path, metadata: dict[str, str]) -> None:
-    table = pl.concat([pl.scan_parquet(chunk) for chunk in chunks])
+    table = pl.concat([pl.scan_parquet(chunk, glob=False) for chunk in chunks])
     texts = {**metadata, "landmarks.format": str(FORMAT), "landmarks.version": __version__}
     with written_whole(path) as whole:
         table.sink_parquet(whole, metadata=texts, maintain_order=True, row_group_size=CHUNK * 16)

@@ -25,7 +25,7 @@ def read_table(path: Path | str, schema: dict[str, Any] | None = None) -> pl.Dat
     """Read a parquet table; with `schema` (column → polars type) those columns must be there and are cast to it."""
     path = Path(path)
     read_metadata(path)
-    table = pl.read_parquet(path)
+    table = pl.read_parquet(path, glob=False)  # a [1] in a name is no pattern
     if schema is None:
         return table
     missing = [name for name in schema if name not in table.columns]

@@ -1,0 +1,257 @@
+"""How folders of images are laid out: which folder is a landmark, which a split, which only wraps the others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from landmarks.dataset.csv_lists import list_csv
+from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, plain, read_labels_csv
+from landmarks.dataset.sources import SYSTEM_FOLDERS, FolderImages, Found, Source, images_in, way_out_of, with_ids
+from landmarks.dataset.spelling import split_meant
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.systems import is_text, readable
+
+
+def list_source(source: Path, known: Collection[str] = ()) -> Source:
+    """List a folder per landmark, train/val/test folders of these, or a CSV of paths and labels.
+
+    `known` are names of landmarks from elsewhere: a folder of such a name is one, and wraps nothing.
+    """
+    if source.is_dir():
+        listed = _list_folder(source, known)
+    elif source.is_file():
+        listed = list_csv(source)
+    else:
+        raise LandmarksError(f"there is no folder or CSV {source}")
+    found = sorted(listed.found, key=lambda one: one.where)
+    return replace(listed, found=with_ids(found), rejected=sorted(listed.rejected))
+
+
+Steps = tuple[str, ...]  # the folders that lead to an image, and its name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which of the folders that lead to an image is its landmark, and which its split."""
+
+    rule: str
+    read: Callable[[Steps], tuple[str | None, str | None] | str]  # (landmark, split), or why the image has no place
+    levels: list[Steps]  # the folders in which the folders of landmarks lie
+    remarks: list[str] = field(default_factory=list)
+
+
+def _list_folder(source: Path, known: Collection[str]) -> Source:
+    if (source / "dataset.json").is_file():
+        raise UsageError(f"{source} is a dataset already", way_out="landmarks select and join take it as it is")
+    inside = images_in(source)
+    paths = inside.images + inside.linked_folders
+    steps = [path.relative_to(source).parts for path in paths]
+    images = steps[: len(inside.images)]
+    _refuse_digits(source, images)
+    layout = layout_of(source, images, known)
+    found, rejected = (
+        [],
+        [(f"{_shown(folder, source)}/", f"cannot be listed ({why})") for folder, why in inside.unlisted],
+    )
+    for path, step in zip(paths, steps, strict=True):
+        where = _shown(path, source)
+        place = layout.read(step)
+        if why := _unfit(path, source) or (place if isinstance(place, str) else ""):
+            rejected.append((where, why))
+        else:
+            assert not isinstance(place, str)
+            name, split = place
+            found.append(Found(path, where, None if name in (None, UNKNOWN) else plain(name or ""), split))
+    listed, remarks = _own_list(source)
+    ours = (source / LABELS_CSV, source / UNPACKED) if listed is not None else ()
+    left = replace(inside, others=[path for path in inside.others if path not in ours])
+    return Source(
+        layout.rule,
+        found,
+        rejected,
+        passed_by=left.passed_by(),
+        listed=listed,
+        empty=_empty(source, layout, images, {path for path, _ in inside.unlisted}),
+        remarks=layout.remarks + remarks,
+        way_out=_way_out(left, rejected),
+    )
+
+
+def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()) -> Layout:
+    """Return the layout of a folder with these images (as paths relative to it); raise where its splits have no labels.
+
+    Folders of splits are known by their names in any case and spelling, empty ones and files beside them do not
+    matter; a folder that wraps all others is passed through, outside of the splits and inside.
+    """
+    base, remarks = _unwrapped(source, images, known)
+    depth = len(base)
+    tops = sorted({steps[depth] for steps in images if len(steps) > depth + 1} - {UNKNOWN})
+    splits = {top: split for top in tops if (split := split_meant(top))}
+    deep = [top for top in splits if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
+    if splits and len(splits) == len(tops):
+        return _divided(source, images, base, (splits, deep), remarks)
+    looks = {splits[top] for top in deep}
+    if len(looks) > 1 and "train" in looks:
+        odd = next(top for top in tops if top not in splits)
+        raise UsageError(
+            f"{source} looks divided into {', '.join(deep)}, but the folder {odd} beside them is no split",
+            way_out=f"move {odd} elsewhere, or name the images in a CSV of path, label and split",
+        )
+    if deep or len(splits) > 1:
+        remarks.append(f"{', '.join(splits)} may be meant as splits, but others lie beside: all are taken as landmarks")
+    inner = {steps[depth + 1] for steps in images if len(steps) == depth + 3 and steps[depth] in tops}
+    if (
+        len(tops) > 1
+        and len({split_meant(name) for name in inner}) > 1
+        and all(split_meant(steps[depth + 1]) and len(steps) == depth + 3 for steps in images)
+    ):
+        rule = "train, val and test in a folder per landmark"
+        return Layout(rule, lambda steps: (steps[depth], split_meant(steps[depth + 1])), [base], remarks)
+
+    def read(steps: Steps) -> tuple[str | None, str | None]:
+        return (steps[depth] if len(steps) > depth + 1 else None), None
+
+    return Layout("a folder per landmark", read, [base], remarks)
+
+
+def _divided(
+    source: Path, images: Sequence[Steps], base: Steps, tops: tuple[dict[str, str], list[str]], remarks: list[str]
+) -> Layout:
+    """Return the layout of a folder whose `tops` are all splits, of which the second list hold folders themselves."""
+    (splits, deep), depth = tops, len(base)
+    if not deep:
+        raise UsageError(
+            f"{source} holds images in {', '.join(splits)}, but no folders of landmarks in them: they have no labels",
+            expected="train/LANDMARK/IMAGE.jpg and the same for val and test, or a CSV of path, label and split",
+            way_out=way_out_of(
+                sorted(path for path in source.joinpath(*base).iterdir() if path.suffix.lower() == ".csv")
+            )
+            or "images to be answered need no import: landmarks predict RUN FOLDER",
+        )
+    wrapper = {steps[depth + 1] for steps in images if len(steps) > depth + 2 and steps[depth] in deep}
+    wrapped = (
+        len(wrapper) == 1
+        and wrapper != {UNKNOWN}
+        and all(len(steps) > depth + 3 for steps in images if len(steps) > depth + 1 and steps[depth] in deep)
+    )
+    if wrapped:
+        remarks.append(
+            f"each split holds the folder {next(iter(wrapper))} alone: the folders in it are taken as landmarks"
+        )
+    at = depth + 1 + wrapped
+    flat = [top for top in splits if top not in deep]
+    for folder in _folders_in(source.joinpath(*base)):
+        if folder.name not in splits and split_meant(folder.name):
+            remarks.append(f"the folder {readable(folder.name)} holds no image")
+    if flat:
+        remarks.append(f"{', '.join(flat)} holds images but no folders of landmarks: without labels they are left out")
+
+    def read(steps: Steps) -> tuple[str | None, str | None] | str:
+        if len(steps) <= depth + 1 or steps[depth] == UNKNOWN:
+            return "it lies beside the folders of splits, in none of them"
+        if steps[depth] in flat:
+            return f"it lies in {steps[depth]}, in no folder of a landmark: what it shows is not known"
+        return (steps[at] if len(steps) > at + 1 else None), splits.get(steps[depth], "train")
+
+    levels = [(*base, top, *(wrapper if wrapped else ())) for top in deep]
+    return Layout(f"a folder per landmark in {', '.join(deep)}", read, levels, remarks)
+
+
+def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) -> tuple[Steps, list[str]]:
+    """Return the folders that wrap all others, and a remark where there are any."""
+    base: Steps = ()
+    while images:
+        depth = len(base)
+        tops = {steps[depth] for steps in images}
+        top = next(iter(tops))
+        alone = len(tops) == 1 and all(len(steps) > depth + 2 for steps in images)
+        if not alone or top == UNKNOWN or split_meant(top) or plain(top) in known:
+            break
+        beside = [folder for folder in _folders_in(source.joinpath(*base)) if folder.name != top]
+        if any(not any(folder.iterdir()) for folder in beside):  # an empty folder: of a landmark, by the look of it
+            break
+        base = (*base, top)
+    if not base:
+        return base, []
+    return base, [f"everything lies in the folder {'/'.join(base)}: the folders in it are taken as landmarks"]
+
+
+def _refuse_digits(source: Path, images: Sequence[Steps]) -> None:
+    """Raise where most folders only spell the beginnings of the files' names, as the archive's own `0/a/f/` do."""
+    spelt = [steps for steps in images if _spells(steps)]
+    if len(spelt) > len(images) / 2:
+        raise UsageError(
+            f"the folders in {source} are the first digits of images' ids, as in the archive's TARs: no landmarks",
+            received="/".join(spelt[0]),
+            way_out="landmarks select and fetch take images out of the TARs; or name path and label in a CSV (the"
+            " archive's train.csv knows which id shows which landmark)",
+        )
+
+
+def _spells(steps: Steps) -> bool:
+    stem = Path(steps[-1]).stem.lower()
+    if not re.fullmatch("[0-9a-f]{8,}", stem):
+        return False
+    folders = steps[:-1]
+    return any(
+        len(folders) - start > 1 and stem.startswith("".join(folders[start:]).lower()) for start in range(len(folders))
+    )
+
+
+def _unfit(path: Path, source: Path) -> str:
+    """Return why a file is not even opened, or an empty string."""
+    if not is_text(path.relative_to(source)):
+        return "its name is not valid UTF-8"
+    if path.is_symlink():
+        if path.is_dir():
+            return "a link to a folder"
+        if not path.resolve().is_relative_to(source.resolve()):
+            return "a link that leads outside the folder"
+    return "" if path.is_file() else "not a file"
+
+
+def _own_list(source: Path) -> tuple[dict[str, Landmark] | None, list[str]]:
+    """Return what `labels.csv` lists, if that is the one which `unpack` writes; else a remark about it."""
+    path = source / LABELS_CSV
+    if not path.is_file():
+        return None, []
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = [name.strip().strip('"').lower() for name in re.split("[,;\t]", file.readline(10_000))]
+    if {"folder", "landmark_id"} <= set(header) or (source / UNPACKED).is_file():
+        return read_labels_csv(path), []
+    told = f"{path} ({', '.join(header)[:80]}) is somebody else's and is passed by: the folders' names are the labels"
+    return None, [told + f"; were it a list of paths and labels: landmarks import {path}"]
+
+
+def _empty(source: Path, layout: Layout, images: Sequence[Steps], unlisted: set[Path]) -> list[str]:
+    """Return the folders of landmarks that hold no image in any split; those that cannot be listed are told of so."""
+    full: set[str] = set()
+    named: set[str] = set()
+    for level in layout.levels:
+        folders = _folders_in(source.joinpath(*level))
+        named |= {folder.name for folder in folders if folder not in unlisted and not folder.is_symlink()}
+        full |= {steps[len(level)] for steps in images if steps[: len(level)] == level and len(steps) > len(level) + 1}
+    return sorted(readable(name) for name in named - full - {UNKNOWN})
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:  # told elsewhere, by its name
+        return []
+    return sorted(folder / name for name in names if name.casefold() not in SYSTEM_FOLDERS)
+
+
+def _way_out(inside: FolderImages, rejected: Sequence[tuple[str, str]]) -> str:
+    if any("link" in why for _, why in rejected):
+        return "copy what the links lead to: cp -rL FOLDER COPY"
+    return way_out_of(inside.others)
+
+
+def _shown(path: Path, source: Path) -> str:
+    return readable(path.relative_to(source).as_posix())

@@ -1,0 +1,204 @@
+"""Folders as people have them: splits, wrappers, a system's own folders, the archive's TARs unpacked."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from landmarks.dataset.layouts import list_source
+from landmarks.dataset.sources import SYSTEM_FOLDERS, Source, find_images
+from landmarks.dataset.spelling import split_meant
+from landmarks.support.errors import LandmarksError, UsageError
+
+
+def put(folder: Path, *files: str) -> Path:
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"-")
+    return folder
+
+
+def places(source: Source) -> set[tuple[str | None, str | None]]:
+    return {(one.split, one.name) for one in source.found}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *((name, "train") for name in ("train", "Train", "TRAINING", "Training Set", "train_images", "trainset")),
+        *((name, "val") for name in ("val", "Valid", "VALIDATION", "dev", "validation_data", "val2017", "development")),
+        *((name, "test") for name in ("test", "Testing", "TEST_SET", "images_test", "test.split", "tests")),
+        *((name, None) for name in ("trainer", "value", "testament", "valley", "training camp", "set", "", "contest")),
+    ],
+)  # fmt: skip
+def test_splits_are_known_by_what_people_call_them(name: str, split: str | None) -> None:
+    assert split_meant(name) == split
+
+
+@pytest.mark.parametrize(
+    "folders", [("Train", "Valid", "Test"), ("training_set", "dev", "test_set"), ("TRAIN", "VAL", "TESTING")]
+)
+def test_folders_of_any_spelling_are_splits(tmp_path: Path, folders: tuple[str, str, str]) -> None:
+    for folder in folders:
+        put(tmp_path, f"{folder}/cat/{folder}1.jpg", f"{folder}/dog/{folder}2.jpg")
+    assert places(list_source(tmp_path)) == {
+        (split, name) for split in ("train", "val", "test") for name in ("cat", "dog")
+    }
+
+
+def test_a_flat_or_empty_split_folder_is_no_landmark_and_makes_the_others_none(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg", "test/4.jpg", "README.txt", "sample.csv")
+    (tmp_path / "valid").mkdir()
+    source = list_source(tmp_path)
+    assert places(source) == {("train", "cat"), ("train", "dog")}
+    assert [where for where, _ in source.rejected] == ["test/3.jpg", "test/4.jpg"]
+    assert "what it shows is not known" in source.rejected[0][1]
+    assert any("valid holds no image" in remark for remark in source.remarks)
+    assert any("test holds images but no folders" in remark for remark in source.remarks)
+
+
+def test_flat_folders_of_splits_alone_are_refused_with_the_list_beside_them(tmp_path: Path) -> None:
+    put(tmp_path, "train/1.jpg", "test/2.jpg", "train.csv")
+    with pytest.raises(UsageError, match=r"no folders of landmarks in them.*landmarks import .*train\.csv"):
+        list_source(tmp_path)
+
+
+def test_what_looks_like_splits_but_is_not_taken_so_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "a", "train/cat/1.jpg", "bus/2.jpg")
+    assert any("may be meant as splits" in remark for remark in list_source(tmp_path / "a").remarks)
+    put(tmp_path / "b", "train/cat/1.jpg", "test/cat/2.jpg", "unlabelled/3.jpg")
+    with pytest.raises(UsageError, match="looks divided into test, train, but the folder unlabelled"):
+        list_source(tmp_path / "b")
+    put(tmp_path / "c", "train/1.jpg", "bus/2.jpg")
+    assert list_source(tmp_path / "c").remarks == []
+
+
+@pytest.mark.parametrize("wrapper", ["dataset", "dataset/dataset", "My Photos [2024]"])
+def test_a_folder_that_wraps_all_others_is_passed_through_and_said(tmp_path: Path, wrapper: str) -> None:
+    put(tmp_path, f"{wrapper}/cat/1.jpg", f"{wrapper}/dog/2.jpg", "__MACOSX/dataset/cat/._1.jpg", "LICENSE")
+    source = list_source(tmp_path)
+    assert places(source) == {(None, "cat"), (None, "dog")}
+    assert f"everything lies in the folder {wrapper}" in source.remarks[0]
+
+
+def test_splits_are_found_in_a_wrapper_and_a_wrapper_in_splits(tmp_path: Path) -> None:
+    put(tmp_path / "a", "images/train/cat/1.jpg", "images/val/dog/2.jpg")
+    assert places(list_source(tmp_path / "a")) == {("train", "cat"), ("val", "dog")}
+    put(tmp_path / "b", "train/images/cat/1.jpg", "train/images/dog/3.jpg", "val/images/dog/2.jpg")
+    source = list_source(tmp_path / "b")
+    assert places(source) == {("train", "cat"), ("train", "dog"), ("val", "dog")}
+    assert "each split holds the folder images alone" in source.remarks[0]
+
+
+def test_splits_in_each_landmarks_folder_are_splits(tmp_path: Path) -> None:
+    put(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "dog/Train/3.jpg", "dog/Test/4.jpg")
+    assert places(list_source(tmp_path)) == {(split, name) for split in ("train", "test") for name in ("cat", "dog")}
+
+
+def test_albums_in_a_landmarks_folder_belong_to_it(tmp_path: Path) -> None:
+    put(tmp_path, "cat/2020/1.jpg", "cat/2021/2.jpg", "dog/3.jpg")
+    assert places(list_source(tmp_path)) == {(None, "cat"), (None, "dog")}
+    put(tmp_path / "one", "Tower/2020/1.jpg", "Tower/2021/2.jpg")
+    assert places(list_source(tmp_path / "one", ["Tower"])) == {(None, "Tower")}
+    put(tmp_path / "two", "Tower/2020/1.jpg")
+    (tmp_path / "two" / "Arch").mkdir()
+    source = list_source(tmp_path / "two")
+    assert (places(source), source.empty) == ({(None, "Tower")}, ["Arch"])
+
+
+@pytest.mark.parametrize("folder", [*sorted(SYSTEM_FOLDERS), "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
+def test_a_systems_own_folder_is_no_landmark_and_is_counted(tmp_path: Path, folder: str) -> None:
+    put(tmp_path, "cat/1.jpg", "dog/2.jpg", f"{folder}/3.jpg", f"cat/{folder}/1.jpg/SYNOPHOTO_THUMB_XL.jpg")
+    source = list_source(tmp_path)
+    assert places(source) == {(None, "cat"), (None, "dog")}
+    assert "2 folders of a system's own" in source.passed_by
+    assert (source.empty, source.rejected) == ([], [])
+    assert len(find_images([tmp_path])) == 2
+
+
+@pytest.mark.parametrize("top", ["", "train/", "images_000/"])
+def test_the_archives_own_folders_are_no_landmarks(tmp_path: Path, top: str) -> None:
+    for number in range(12):
+        id = f"{number * 0x9E3779B97F4A7C15 & (2**64 - 1):016x}"
+        put(tmp_path, f"{top}{id[0]}/{id[1]}/{id[2]}/{id}.jpg")
+    with pytest.raises(UsageError, match=r"first digits of images' ids.*landmarks select"):
+        list_source(tmp_path)
+
+
+def test_empty_folders_of_landmarks_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.jpg", "dog/2.jpg", "eel/notes.txt")
+    (tmp_path / "fox").mkdir()
+    assert list_source(tmp_path).empty == ["eel", "fox"]
+    put(tmp_path / "d", "train/cat/1.jpg", "test/cat/2.jpg", "test/gnu/3.jpg")
+    (tmp_path / "d/train/gnu").mkdir()
+    (tmp_path / "d/train/hen").mkdir()
+    assert list_source(tmp_path / "d").empty == ["hen"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "cat/1.jpg", "dog/2.jpg", "eel/3.jpg")
+    scandir = os.scandir
+
+    def broken(path: str | os.PathLike[str] = ".") -> object:
+        if str(path).endswith("eel"):
+            raise OSError(116, "Stale file handle", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    source = list_source(tmp_path)
+    assert source.rejected == [("eel/", "cannot be listed (Stale file handle)")]
+    assert source.empty == []
+    assert len(find_images([tmp_path])) == 2
+
+
+def test_one_name_in_two_forms_of_unicode_is_one_landmark(tmp_path: Path) -> None:
+    for number, form in enumerate(("NFC", "NFD")):
+        put(tmp_path, f"train/{unicodedata.normalize(form, 'Café')}/{number}.jpg")
+    assert places(list_source(tmp_path)) == {("train", "Café")}
+
+
+def test_somebody_elses_labels_csv_is_passed_by_and_said(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    (tmp_path / "labels.csv").write_text("id,breed\n000a,beagle\n")
+    source = list_source(tmp_path)
+    assert source.listed is None
+    assert "somebody else's" in source.remarks[0]
+    (tmp_path / "labels.csv").write_text("folder,landmark_id,name,category\ncat,7,Cat,\ndog,8,Dog,\n")
+    assert {landmark.landmark_id for landmark in (list_source(tmp_path).listed or {}).values()} == {7, 8}
+    (tmp_path / "labels.csv").write_text("folder,landmark_id,name,category\ncat,seven,Cat,\n")
+    with pytest.raises(LandmarksError, match=r"labels\.csv cannot be read"):
+        list_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["cat/1.psd", "cat/2.psd"], r"2 that are no images by name \(\.psd\)"),
+        (["cat/IMG_1", "cat/IMG_2"], "without an ending"),
+        (["photos.zip"], "photos.zip is an archive: unpack it"),
+        (["labels.xlsx"], "save it as CSV"),
+        ([".hidden/1.jpg"], "1 hidden"),
+        (["1.jpg", "labels.csv"], "1 images in no landmark's folder"),
+        (["1.jpg", "labels.csv"], "landmarks import .*labels.csv"),
+    ],
+)
+def test_a_source_without_a_landmark_says_what_it_holds_instead(tmp_path: Path, files: list[str], told: str) -> None:
+    from landmarks.dataset.importing import import_
+
+    put(tmp_path / "in", *files)
+    with pytest.raises(UsageError, match=told):
+        import_(tmp_path / "in", tmp_path / "out")
+
+
+def test_links_that_lead_outside_are_named_with_a_way_out(tmp_path: Path) -> None:
+    from landmarks.dataset.importing import import_
+
+    put(tmp_path / "store", "1.jpg")
+    (tmp_path / "in/cat").mkdir(parents=True)
+    (tmp_path / "in/cat/1.jpg").symlink_to(tmp_path / "store/1.jpg")
+    with pytest.raises(UsageError, match=r"cat/1\.jpg: a link that leads outside the folder.*cp -rL"):
+        import_(tmp_path / "in", tmp_path / "out")
