@@ -228,7 +228,8 @@ def _tell_of_copies(dataset: Dataset) -> None:
     """Say which images lie, as one and the same file, in the folders of several landmarks."""
     same = dataset.images.filter(pl.col("phash") != NO_HASH, pl.col("landmark_id").is_not_null())
     same = same.group_by("phash", "length", "width", "height").agg("image_id", pl.col("landmark_id").n_unique())
-    same = same.filter(pl.col("landmark_id") > 1).select(pl.col("image_id").list.sort().list.join(" = ")).sort("image_id")
+    same = same.filter(pl.col("landmark_id") > 1)
+    same = same.select(pl.col("image_id").list.sort().list.join(" = ")).sort("image_id")
     if len(same):
         note(f"{len(same):,} images have the label of several landmarks: {_some(same['image_id'])}")
 
