@@ -45,6 +45,8 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
     print(features.shape, recogniser.explain(folder / "one.jpg"))
     answers: pl.DataFrame = landmarks.predict(folder / "run", [folder / "one.jpg"], top=3)
     print(answers)
+    known: pl.DataFrame = landmarks.learn(folder / "run", folder / "belem", name="Torre de Belém")
+    print(known, landmarks.forget(folder / "run", "Torre de Belém"), recogniser.learn(folder / "one.jpg", "One"))
     try:
         landmarks.reproduce(folder / "data", folder / "study", networks="baseline")
         landmarks.demo(folder / "demo")

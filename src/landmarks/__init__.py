@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from landmarks.evaluation.subsets import subsets as subsets
     from landmarks.explanation.explain import explain as explain
     from landmarks.models.catalogue import networks as networks
+    from landmarks.recognition.learn import forget as forget
+    from landmarks.recognition.learn import learn as learn
     from landmarks.recognition.predict import predict as predict
     from landmarks.recognition.recogniser import load as load
     from landmarks.reporting.page import report as report
@@ -57,6 +59,8 @@ _PLACES = {
     "subsets": "landmarks.evaluation.subsets",
     "explain": "landmarks.explanation.explain",
     "predict": "landmarks.recognition.predict",
+    "learn": "landmarks.recognition.learn",
+    "forget": "landmarks.recognition.learn",
     "load": "landmarks.recognition.recogniser",
     "compare": "landmarks.evaluation.compare",
     "report": "landmarks.reporting.page",

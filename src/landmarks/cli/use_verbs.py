@@ -61,3 +61,50 @@ def _nested(table: pl.DataFrame) -> list[dict[str, Any]]:
         if row["rank"] is not None:
             images[-1]["answers"].append({name: row[name] for name in ("landmark_id", "name", "probability")})
     return images
+
+
+# ── `landmarks learn` and `landmarks forget`: a new landmark from a few images, without training ────────────────────
+
+
+def learn(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Images of the new landmark, or folders of them.")],
+    *,
+    name: Annotated[str, typer.Option(help="What it is called; one that was learned before gets these images too.")],
+    landmark_id: Annotated[int | None, typer.Option(help="Its number; without it one below -1 is given.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Teach a run a new landmark from one to a few images, in about a second and without training.
+
+    Example: landmarks learn runs/mobilenet belem/*.jpg --name "Torre de Belém"
+    """
+    from landmarks.recognition.learn import learn as learn_landmark
+
+    _show_learned(learn_landmark(run, images, name=name, landmark_id=landmark_id, device=device), json)
+
+
+def forget(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    name: Annotated[str, typer.Argument(help="The name of a landmark that it learned.")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Take a landmark that was learned out of a run again.
+
+    Example: landmarks forget runs/mobilenet "Torre de Belém"
+    """
+    from landmarks.recognition.learn import forget as forget_landmark
+
+    _show_learned(forget_landmark(run, name), json)
+
+
+def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
+    import json
+
+    from landmarks.support.console import print_table
+
+    if as_json:
+        print(json.dumps(table.to_dicts(), indent=2, ensure_ascii=False))
+    else:
+        print_table(["label", "landmark_id", "learned", "images"], table.rows())

@@ -17,11 +17,22 @@ from scipy.special import logsumexp
 
 from landmarks.dataset.images import ImageError
 from landmarks.dataset.manifest import NO_LABEL, Dataset
+from landmarks.dataset.naming import plain
 from landmarks.models.gradcam import explain_images, scaled
 from landmarks.models.network import Network
 from landmarks.models.rewriting import folded
 from landmarks.recognition.answers import Explanation, Recognition, Recognitions, answers_of
-from landmarks.recognition.gallery import Gallery, Rule, open_gallery, rejection_scores, sample
+from landmarks.recognition.gallery import Gallery, Rule, directions, open_gallery, rejection_scores, sample
+from landmarks.recognition.learned import (
+    Learned,
+    Memory,
+    learned_head,
+    read_learned,
+    read_memory,
+    with_learned,
+    without_learned,
+)
+from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
@@ -74,6 +85,10 @@ class Recogniser:
     threshold: float = 0.0
     """Below this an image shows nothing that it knows."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    memory: Memory | None = None
+    """What it keeps of its own images so that landmarks can be added; None: it cannot learn."""
+    learned: Learned = field(default_factory=Learned)
+    """Landmarks that were added to those it was trained for; their labels stand behind the others."""
 
     def __repr__(self) -> str:
         told = "" if self.rule is None else ", tells known from unknown"
@@ -204,6 +219,34 @@ class Recogniser:
             rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), self.gallery),
         )
 
+    def learn(self, images: ImageLike | Iterable[ImageLike], name: str, landmark_id: int | None = None) -> Recogniser:
+        """Return a recogniser that knows the landmark `name` too, from one to a few `images` of it.
+
+        In memory alone: `landmarks.learn` keeps it in the run. This one stays as it is. A landmark that was learned
+        before gets these images too. Raises `LandmarksError` when it cannot learn, or was trained for a landmark of
+        that name or id, and `ImageError` for what is no image.
+        """
+        return self.with_features(self.embed(images), name, landmark_id)
+
+    def with_features(self, features: NDArray[np.floating], name: str, landmark_id: int | None = None) -> Recogniser:
+        """Return what `learn` returns, from features `(n, C)` that `embed` gave."""
+        name, trained = plain(name), len(self.names) - len(self.learned.names)
+        if not name or not len(features):
+            raise LandmarksError("a landmark is learned from a name and at least one image of it")
+        taken = landmark_id is not None and landmark_id in self.landmark_ids and name not in self.learned.names
+        if name in self.names[:trained] or taken:
+            raise LandmarksError(
+                f'"{name}" is a landmark that this recogniser was trained for'
+                if name in self.names[:trained]
+                else f"the landmark id {landmark_id} is taken",
+                way_out="choose another name or id for what is to be learned",
+            )
+        return taught(self, self.learned.plus(directions(features), name, landmark_id))
+
+    def forget(self, name: str) -> Recogniser:
+        """Return a recogniser without the learned landmark `name`; raise `LandmarksError` when it was not learned."""
+        return taught(self, self.learned.without(plain(name)))
+
     @property
     def digest(self) -> str:
         """Changes with whatever, beside the weights, changes the answers."""
@@ -216,7 +259,36 @@ def load(place: Run | Path | str, *, device: str = "auto") -> Recogniser:
     `device` is auto, cpu, cuda or mps. Raises `LandmarksError` when `place` is no finished run.
     """
     run = place if isinstance(place, Run) else open_run(place)
-    return open_recogniser(run, open_gallery(run), device)
+    recogniser = replace(open_recogniser(run, open_gallery(run), device), memory=read_memory(run.folder, run.digest))
+    learned = read_learned(run.folder, run.digest)
+    return taught(recogniser, learned) if learned.names else recogniser
+
+
+def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
+    """Return `recogniser` with the landmarks `learned`, and no other than these, beside those it was trained for.
+
+    Raises `LandmarksError` when it keeps nothing of its own images, which new landmarks have to be told apart from.
+    """
+    network, trained = recogniser.network, len(recogniser.names) - len(recogniser.learned.names)
+    if recogniser.memory is None:
+        raise LandmarksError(
+            "this recogniser keeps nothing of its own images, and cannot learn",
+            way_out="landmarks learn RUN IMAGES --name NAME, with the run's dataset there, makes what it needs",
+        )
+    head = network.head.head if isinstance(network.head, LearnedHead) else network.head
+    gallery = recogniser.gallery and without_learned(recogniser.gallery, trained)
+    if learned.names:
+        made = learned_head(head, network.width, recogniser.memory, learned, recogniser.temperature)
+        head = made.to(recogniser.device).eval()
+        gallery = gallery and with_learned(gallery, learned, trained)
+    return replace(
+        recogniser,
+        network=Network(network.backbone_name, network.backbone, network.head_name, head, network.preprocessing).eval(),
+        names=[*recogniser.names[:trained], *learned.names],
+        landmark_ids=[*recogniser.landmark_ids[:trained], *learned.landmark_ids],
+        gallery=gallery,
+        learned=learned,
+    )
 
 
 def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "auto") -> Recogniser:

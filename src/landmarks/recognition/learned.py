@@ -1,0 +1,189 @@
+"""Landmarks that were added to a recogniser: the images they were learned from, and the two files that keep them.
+
+Nothing that training made is touched. Beside it a run keeps `memory.safetensors`, the moments of its own training
+images and its validation images' directions, made once, and `learned.safetensors`, the directions of the images of each
+learned landmark. What the recogniser answers with follows from the two exactly (`discriminant.py`), so forgetting is
+leaving out, and a file that is written whole is all that a kill could hurt.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, load_file, save_file
+
+from landmarks.models.heads import Head
+from landmarks.recognition.gallery import Gallery
+from landmarks.recognition.learned_head import LearnedHead
+from landmarks.support.errors import LandmarksError, did_you_mean
+from landmarks.support.files import digest_of, written_whole
+from landmarks.training.discriminant import Moments, Validation, discriminant_of, offset_of
+
+MEMORY, LEARNED = "memory.safetensors", "learned.safetensors"
+
+FIRST_ID = -2
+"""Landmark ids of learned landmarks count down from here: no archive has them, and -1 stands for no label."""
+
+
+LEARNED_MARK = " and "
+"""Stands in a gallery's digest before that of what was learned."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run keeps of its own images so that landmarks can be added: see `discriminant.py`."""
+
+    moments: Moments
+    validation: Validation
+    scale: float
+    """What the discriminant's scores are divided by."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Landmarks that were added to a recogniser: L of them, of m images together."""
+
+    names: tuple[str, ...] = ()
+    landmark_ids: tuple[int, ...] = ()
+    images: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """Directions (m, C)."""
+    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Which of the landmarks each image shows (m,)."""
+
+    def plus(self, images: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Learned:
+        """Return these with directions `images` `(n, C)` of the landmark `name`, new or learned before.
+
+        An image that is there already is passed by. Without a `landmark_id` a new landmark gets one of its own.
+        """
+        names, ids = self.names, self.landmark_ids
+        if name not in names:
+            free = landmark_id if landmark_id is not None else min(ids, default=FIRST_ID + 1) - 1
+            names, ids = (*names, name), (*ids, free)
+        place = names.index(name)
+        known = {row.tobytes() for row in self.images[self.places == place]}
+        fresh = list({row.tobytes(): row for row in images if row.tobytes() not in known}.values())
+        if not fresh:
+            return self
+        whole = [self.images.reshape(-1, images.shape[1]), np.stack(fresh)]
+        places = np.concatenate([self.places, np.full(len(fresh), place, dtype=np.int64)])
+        return Learned(names, ids, np.concatenate(whole).astype(np.float32), places)
+
+    def without(self, name: str) -> Learned:
+        """Return these without the landmark `name`; raise `LandmarksError` when it was not learned."""
+        if name not in self.names:
+            raise LandmarksError(
+                f'no landmark "{name}" was learned',
+                expected=", ".join(self.names) or "none was",
+                way_out=did_you_mean(name, self.names),
+            )
+        place = self.names.index(name)
+        kept = self.places != place
+        places = self.places[kept]
+        return Learned(
+            tuple(one for one in self.names if one != name),
+            tuple(one for at, one in enumerate(self.landmark_ids) if at != place),
+            self.images[kept],
+            places - (places > place),
+        )
+
+    def counts(self) -> list[int]:
+        """Return how many images each landmark was learned from."""
+        return [int(count) for count in np.bincount(self.places, minlength=len(self.names))]
+
+
+def learned_head(head: Head, width: int, memory: Memory, learned: Learned, temperature: float) -> LearnedHead:
+    """Return a trained `head` that knows the `learned` landmarks too."""
+    old = len(memory.moments.counts)
+    moments = memory.moments.plus(learned.images, old + learned.places, old + len(learned.names))
+    discriminant = discriminant_of(moments)
+    offset = offset_of(discriminant, memory.scale, memory.validation)
+    return LearnedHead(head, width, discriminant, temperature=temperature, scale=memory.scale, offset=offset)
+
+
+def with_learned(gallery: Gallery, learned: Learned, old: int) -> Gallery:
+    """Return `gallery`, of `old` landmarks, with the images and centres of the learned ones behind its own."""
+    means = np.stack([learned.images[learned.places == place].mean(axis=0) for place in range(len(learned.names))])
+    return replace(
+        gallery,
+        images=np.concatenate([gallery.images, learned.images.astype(np.float16)]),
+        labels=np.concatenate([gallery.labels, old + learned.places]),
+        centres=np.concatenate([gallery.centres, (means @ gallery.within).astype(np.float32)]),
+        digest=gallery.digest
+        + LEARNED_MARK
+        + digest_of(learned.names, [row.tobytes().hex() for row in learned.images]),
+    )
+
+
+def without_learned(gallery: Gallery, old: int) -> Gallery:
+    """Return `gallery` without what `with_learned` added behind its `old` landmarks."""
+    kept = gallery.labels < old
+    if kept.all():
+        return gallery
+    own = len(np.unique(gallery.labels[kept]))
+    trained = gallery.digest.partition(LEARNED_MARK)[0]
+    return replace(
+        gallery,
+        images=gallery.images[kept],
+        labels=gallery.labels[kept],
+        centres=gallery.centres[:own],
+        digest=trained,
+    )
+
+
+# ── The two files ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_memory(folder: Path, model: str) -> Memory | None:
+    """Return what the run in `folder` keeps of its images; None when it keeps nothing, or of other weights."""
+    path = folder / MEMORY
+    if not path.is_file():
+        return None
+    kept = load_file(path)
+    if bytes(kept["model"]).decode() != model:
+        return None
+    validation = Validation(kept["images"], kept["labels"], kept["logs"])
+    return Memory(Moments(kept["square"], kept["sums"], kept["counts"]), validation, float(kept["scale"][0]))
+
+
+def write_memory(folder: Path, memory: Memory, model: str) -> None:
+    """Write what a run keeps of its images, made with the weights of the digest `model`."""
+    moments, validation = memory.moments, memory.validation
+    kept: dict[str, NDArray[Any]] = {"square": moments.square, "sums": moments.sums, "counts": moments.counts}
+    kept |= {"images": validation.images, "labels": validation.labels, "logs": validation.logs}
+    kept["scale"] = np.array([memory.scale])
+    kept["model"] = np.frombuffer(model.encode(), dtype=np.uint8)
+    with written_whole(folder / MEMORY) as aside:
+        save_file({name: np.ascontiguousarray(one) for name, one in kept.items()}, aside)
+
+
+def read_learned(folder: Path, model: str) -> Learned:
+    """Return the landmarks that the run in `folder` has learned; raise `LandmarksError` when they are another's."""
+    path = folder / LEARNED
+    if not path.is_file():
+        return Learned()
+    try:
+        kept = load(path.read_bytes())
+        about = json.loads(bytes(kept["about"]))
+        images, places = kept["images"], kept["places"]
+        names, ids = about["names"], about["landmark_ids"]
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise LandmarksError(f"{path} cannot be read ({error})", way_out="delete it, and learn again") from error
+    fits = images.ndim == 2 and images.dtype == np.float32 and len(places) == len(images) and len(names) == len(ids)
+    if about.get("model") != model or not fits or set(places.tolist()) != set(range(len(names))):
+        raise LandmarksError(f"{path} was learned with another network", way_out="delete it, and learn again")
+    return Learned(tuple(map(str, names)), tuple(map(int, ids)), images, places.astype(np.int64))
+
+
+def write_learned(folder: Path, learned: Learned, model: str) -> None:
+    """Write the learned landmarks of a run, whole or not at all."""
+    about = {"model": model, "names": learned.names, "landmark_ids": learned.landmark_ids}
+    kept: dict[str, NDArray[Any]] = {"images": learned.images, "places": learned.places}
+    kept["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), dtype=np.uint8)
+    with written_whole(folder / LEARNED) as aside:
+        save_file({name: np.ascontiguousarray(one) for name, one in kept.items()}, aside)

@@ -1,0 +1,67 @@
+"""A head that knows more landmarks than it was trained for: the trained one's answers, and those of learned landmarks.
+
+Let p_k be the trained head's probabilities of the old landmarks, after temperature, and q_k the discriminant's; let o_j
+be the odds of new landmark j against all old ones together, from the discriminant. Then, up to the same divisor,
+P(old k) is the mean of p_k and q_k, and P(new j) is o_j. Written as logits whose sum of exponentials over the old ones
+is the head's own, so that temperature, energy, heat maps and exports need to know nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmarks.models.heads import Head
+from landmarks.recognition.gallery import compared_width
+from landmarks.support.seeds import generator
+from landmarks.training.discriminant import Discriminant
+
+TINY = 1e-12
+"""Keeps roots and lengths away from 0, where they have no gradient."""
+
+
+class LearnedHead(Head):
+    """A trained `head`, and behind it the logits of the landmarks of `discriminant` that it does not know."""
+
+    weights: Tensor
+    bias: Tensor
+    places: Tensor
+    signs: Tensor
+
+    def __init__(
+        self, head: Head, width: int, discriminant: Discriminant, *, temperature: float, scale: float, offset: float
+    ) -> None:
+        """Take what the scores are divided by (`scale`), the head's `temperature`, and the new ones' `offset`."""
+        super().__init__()
+        self.head, self.old, self.classes = head, head.classes, discriminant.weights.shape[1]
+        self.settings = {"learned": self.classes - self.old}
+        self.temperature, self.offset = temperature, offset
+        self.compared = compared_width(width)
+        random = generator("sketch", width)  # the same draws, in the same order, as `gallery.directions` makes
+        signs = random.choice(np.array([-1, 1], dtype=np.float32), size=width)
+        places = random.integers(self.compared, size=width)
+        self.register_buffer("signs", torch.from_numpy(signs))
+        self.register_buffer("places", torch.from_numpy(places))
+        self.register_buffer("weights", torch.from_numpy(discriminant.weights / scale).float())
+        self.register_buffer("bias", torch.from_numpy(discriminant.bias / scale).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, K + L) of pooled features (N, C): K old landmarks, then L learned ones."""
+        scaled = self.head(features).float() / self.temperature
+        scores = self.directions(features.float()) @ self.weights + self.bias
+        own, new = scores[:, : self.old], scores[:, self.old :]
+        mean = torch.logaddexp(torch.log_softmax(scaled, 1), torch.log_softmax(own, 1)) - math.log(2)
+        odds = new - torch.logsumexp(own, 1, keepdim=True) + self.offset
+        logits: Tensor = torch.logsumexp(scaled, 1, keepdim=True) + torch.cat([mean, odds], 1)
+        return self.temperature * logits
+
+    def directions(self, features: Tensor) -> Tensor:
+        """Return what `gallery.directions` returns, as a tensor that autograd and exporters follow."""
+        roots = features / torch.sqrt(features.abs() + TINY)
+        if features.shape[1] > self.compared:
+            sums = roots.new_zeros(len(roots), self.compared)
+            roots = sums.index_add(1, self.places, roots * self.signs)
+        return roots / torch.sqrt(roots.square().sum(1, keepdim=True) + TINY)
