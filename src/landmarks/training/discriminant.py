@@ -123,7 +123,8 @@ def log_odds_of_new(scores: NDArray[np.floating], old: int) -> NDArray[np.float6
 def together(head_logs: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the logarithms `(N, K)` of the mean of two answers: the head's, and that of `scores` `(N, K)`."""
     found: NDArray[np.float64] = np.logaddexp(head_logs, scores - logsumexp(scores, axis=1, keepdims=True))
-    return found - np.log(2)
+    found -= np.log(2)
+    return found
 
 
 def offset_of(discriminant: Discriminant, temperature: float, validation: Validation) -> float:
