@@ -1,0 +1,147 @@
+"""Files of a package from npm's registry, pinned by version and integrity: fetched by the npm client once, then cached.
+
+What is pinned stands in a lock file of our own form, without addresses: which registry is asked is up to the client's
+settings. Nothing of a package is ever run here, and of its archive only the named files are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import cache_folder, written_whole
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A package of one version: what its archive and the wanted files must hold."""
+
+    package: str
+    version: str
+    integrity: str
+    """Of the archive, as npm's own lock files write it: `sha512-` and base64."""
+    megabytes: int
+    """How much is fetched."""
+    files: dict[str, str]
+    """Path inside the package → its integrity, `sha256-` and base64."""
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+def read_pinned(lock: Path) -> Pinned:
+    """Read a lock file of the project."""
+    return Pinned(**json.loads(lock.read_text(encoding="utf-8")))
+
+
+def pinned_files(pinned: Pinned, folder: Path | None = None) -> dict[str, bytes]:
+    """Return the wanted files of a package by their paths in it, exactly as they are pinned.
+
+    They come from `folder` (the unpacked package, or the files alone) where one is given; otherwise out of the user's
+    cache, and into it by the npm client when they are not there. Raises `LandmarksError` when they cannot be had, and
+    for files that differ from the pinned ones.
+    """
+    if folder is not None:
+        return _from_folder(pinned, folder)
+    try:
+        cache: Path | None = cache_folder() / f"{pinned.package.replace('/', '-')}-{pinned.version}"
+    except LandmarksError as error:
+        note(f"{error}; {pinned} is fetched anew each time")
+        cache = None
+    if cache is not None and (kept := _kept(pinned, cache)) is not None:
+        return kept
+    files = _fetched(pinned)
+    if cache is not None:
+        for name, data in files.items():
+            with written_whole(cache / Path(name).name) as aside:
+                aside.write_bytes(data)
+    return files
+
+
+def _kept(pinned: Pinned, cache: Path) -> dict[str, bytes] | None:
+    """Return the files of the cache; None when one is missing, or damaged."""
+    try:
+        files = {name: (cache / Path(name).name).read_bytes() for name in pinned.files}
+    except OSError:
+        return None
+    return None if _differing(pinned, files) else files
+
+
+def _from_folder(pinned: Pinned, folder: Path) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for name in pinned.files:
+        places = [folder / name, folder / "package" / name, folder / Path(name).name]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise LandmarksError(f"{folder} lacks {name} of {pinned}", way_out=_BY_HAND.format(pinned=pinned))
+        files[name] = found.read_bytes()
+    for name in _differing(pinned, files):
+        raise LandmarksError(
+            f"{folder} holds another {name} than that of {pinned}", way_out=_BY_HAND.format(pinned=pinned)
+        )
+    return files
+
+
+def _fetched(pinned: Pinned) -> dict[str, bytes]:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise LandmarksError(
+            f"{pinned} is needed, and there is no npm on this machine to fetch it",
+            way_out=_BY_HAND.format(pinned=pinned),
+        )
+    note(f"fetching {pinned} with npm, once ({pinned.megabytes} MB)")
+    with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
+        options = ("--ignore-scripts", "--prefer-offline", "--loglevel=error")
+        command = [npm, "pack", f"{pinned.package}@{pinned.version}", *options]
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+        archives = list(Path(folder).glob("*.tgz"))
+        if ended.returncode or len(archives) != 1:
+            raise LandmarksError(
+                f"npm could not fetch {pinned} ({_reason(ended.stderr)})", way_out=_BY_HAND.format(pinned=pinned)
+            )
+        if _integrity("sha512", archives[0].read_bytes()) != pinned.integrity:
+            raise LandmarksError(
+                f"what npm fetched is not the {pinned} that is pinned",
+                way_out=f"is another registry set? {_BY_HAND.format(pinned=pinned)}",
+            )
+        with tarfile.open(archives[0]) as archive:
+            files = {name: _member(archive, f"package/{name}") for name in pinned.files}
+    if wrong := _differing(pinned, files):
+        raise AssertionError(f"{wrong} differ though the archive is the pinned one: the lock contradicts itself")
+    return files
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file is not None, f"{name} is no file of the archive"
+    return file.read()
+
+
+def _reason(complaint: str) -> str:
+    lines = [line.removeprefix("npm error ").removeprefix("npm ERR! ") for line in complaint.splitlines()]
+    told = [line for line in lines if line.strip() and "complete log of this run" not in line]
+    return next((line for line in told if not line.startswith(("code ", "errno ", "syscall "))), "it says nothing")
+
+
+def _differing(pinned: Pinned, files: Mapping[str, bytes]) -> list[str]:
+    return [name for name, data in files.items() if _integrity("sha256", data) != pinned.files[name]]
+
+
+def _integrity(algorithm: str, data: bytes) -> str:
+    return f"{algorithm}-{base64.b64encode(hashlib.new(algorithm, data).digest()).decode()}"
+
+
+_BY_HAND = (
+    "give the unpacked package with --runtime FOLDER "
+    "(anywhere: npm pack {pinned.package}@{pinned.version}, then tar -xf)"
+)

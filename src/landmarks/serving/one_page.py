@@ -1,0 +1,109 @@
+"""An export as one HTML file that recognises without a server and without a network, opened from disk or anywhere."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from landmarks.serving.npm_package import pinned_files, read_pinned
+from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import written_whole
+
+RUNTIME = PARTS / "runtime.lock.json"
+"""Which onnxruntime-web lies inside: the last version with a wasm for one thread, which phones have the memory for."""
+
+NEEDED = {"probabilities", "best", "known_score"}
+"""Outputs of an export that the page reads; `maps` are drawn where there are any."""
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """A page, and what its bytes are for."""
+
+    path: Path
+    bytes: int
+    network_bytes: int
+    """Of the network, as it lies in the page."""
+    runtime_bytes: int
+    """Of onnxruntime, as it lies in the page."""
+
+
+def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> WrittenPage:
+    """Write `page`, which holds the export `NAME.onnx` and all that answers with it; no image leaves it.
+
+    `runtime` is a folder with the pinned onnxruntime-web; without one it comes through the npm client, once. Raises
+    `LandmarksError` when `export` is none, or the runtime cannot be had.
+    """
+    facts = facts_of(export)
+    pinned = read_pinned(RUNTIME)
+    script, wasm = (pinned_files(pinned, runtime)[name] for name in pinned.files)
+    packed_wasm, packed_network = _packed(wasm), _packed(export.read_bytes())
+    text = page_that_answers(facts, runtime=script.decode(), wasm=packed_wasm, network=packed_network)
+    data = text.encode()
+    with written_whole(page) as aside:
+        aside.write_bytes(data)
+    return WrittenPage(page, len(data), len(packed_network), len(script) + len(packed_wasm))
+
+
+def facts_of(export: Path) -> PageFacts:
+    """Read what an export says about itself; raise `LandmarksError` when it is no export of ours."""
+    try:
+        session = onnxruntime.InferenceSession(export, providers=["CPUExecutionProvider"])
+        told = json.loads(session.get_modelmeta().custom_metadata_map["landmarks"])
+        outputs = {one.name for one in session.get_outputs()}
+    except KeyError as error:
+        raise LandmarksError(f"{export} says nothing about landmarks", expected=_EXPORT) from error
+    except Exception as error:  # onnxruntime raises its own kinds, none of which it makes public
+        raise LandmarksError(f"{export} cannot be opened ({str(error).splitlines()[0]})", expected=_EXPORT) from error
+    if missing := NEEDED - outputs:
+        raise LandmarksError(f"{export} does not answer {', '.join(sorted(missing))}", expected=_EXPORT)
+    return page_facts(told)
+
+
+_EXPORT = "a file that `landmarks export` wrote"
+
+
+def page_facts(told: dict[str, Any]) -> PageFacts:
+    """Return what a page says, of an export's metadata."""
+    labels = told["labels"]
+    threshold = told.get("threshold")
+    preprocessing, licence, credits, run = (
+        told.get(key) or {} for key in ("preprocessing", "licence", "credits", "run")
+    )
+    size = int(told["image_size"])
+    details = {
+        "Network": f"{told['backbone']}, {size} × {size} pixels",
+        "Its weights": f"licence {licence['weights']}" if licence.get("weights") else None,
+        "Trained on": _trained_on(credits),
+        "Run": " · ".join(str(run[key]) for key in ("name", "digest") if run.get(key)),
+        "Runs with": "ONNX Runtime Web, © Microsoft Corporation, MIT licence",
+    }
+    return PageFacts(
+        names=[label["name"] for label in labels],
+        threshold=None if threshold is None else float(threshold),
+        image_size=size,
+        crop=size / round(size / float(preprocessing.get("crop", 1))),
+        details={name: str(text) for name, text in details.items() if text},
+        authors=[str(name) for name in credits.get("authors") or ()],
+        authors_in_all=int(credits.get("authors_in_all") or 0),
+    )
+
+
+def _trained_on(credits: dict[str, Any]) -> str | None:
+    """Return how many images of which licences a network learned from; None where that is not known."""
+    if "images" not in credits:
+        return None
+    licences = ", ".join(f"{count:,} {licence}" for licence, count in (credits.get("licences") or {}).items())
+    return f"{credits['images']:,} images" + (f": {licences}" if licences else "")
+
+
+def _packed(data: bytes) -> str:
+    """Return bytes as a page holds them: gzip, which browsers open by themselves, and base64."""
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()

@@ -1,0 +1,71 @@
+// The recogniser itself, in a worker, so that the page stays alive while it computes: onnxruntime and the network, both
+// out of the page. In front of this text stand onnxruntime's own and that of pixels.js.
+
+const MOST_ANSWERS = 5;
+
+let opening;
+
+self.onmessage = async ({ data: { id, open, file } }) => {
+  try {
+    if (open) {
+      opening = opened(open);
+      await opening;
+      self.postMessage({ id });
+    } else {
+      const { answer, preview } = await answered(await opening, file);
+      self.postMessage({ id, answer, preview }, [preview]);
+    }
+  } catch (error) {
+    self.postMessage({ id, problem: String(error?.message ?? error), ofImage: error instanceof ImageProblem });
+  }
+};
+
+async function opened({ wasm, network, imageSize, crop, threshold }) {
+  // onnxruntime asks for its wasm by `fetch`; it is handed over here, and nothing is asked of anybody.
+  self.fetch = async () => new Response(inflated(wasm), { headers: { "Content-Type": "application/wasm" } });
+  ort.env.wasm.numThreads = 1;
+  ort.env.logLevel = "error";
+  const bytes = new Uint8Array(await new Response(inflated(network)).arrayBuffer());
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  return { session, imageSize, crop, threshold };
+}
+
+function inflated(text) {
+  return new Blob([bytesOf(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
+}
+
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const letters = atob(base64);
+  const bytes = new Uint8Array(letters.length);
+  for (let position = 0; position < letters.length; position++) bytes[position] = letters.charCodeAt(position);
+  return bytes;
+}
+
+async function answered({ session, imageSize, crop, threshold }, file) {
+  const bitmap = await decoded(file);
+  const seen = seenOf(bitmap.width, bitmap.height, crop);
+  const { rgb, width, height } = pixelsOf(bitmap, imageSize);
+  const preview = await previewOf(bitmap);
+  const { probabilities, features, known_score, best, maps } = await session.run({
+    image: new ort.Tensor("uint8", rgb, [1, height, width, 3]),
+  });
+  const labels = Array.from(best.data, Number);
+  const score = known_score.data[0];
+  const answer = {
+    answers: labels.slice(0, MOST_ANSWERS).map((label) => ({ label, probability: probabilities.data[label] })),
+    known: threshold === null ? null : score >= threshold,
+    score,
+    features: features?.data,
+    maps: maps ? { rows: maps.dims[2], columns: maps.dims[3], values: maps.data } : null,
+    seen,
+  };
+  return { answer, preview };
+}
+
+/** Return left, top, right and bottom of the square in the middle that the network sees, as shares of both sides. */
+function seenOf(width, height, crop) {
+  const side = Math.min(width, height) * crop;
+  const [across, down] = [side / width / 2, side / height / 2];
+  return [0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down];
+}

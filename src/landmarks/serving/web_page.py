@@ -1,0 +1,152 @@
+"""The web page: one HTML file out of the readable parts in `page/`, for answers on the device or by its own server.
+
+Everything stands inside it. Its Content-Security-Policy names the digest of its one script and of its one style, and
+where it may connect to: nowhere, or to its own server. What an export says about itself (names, credits) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+PARTS = Path(__file__).parent / "page"
+
+AUTHORS_SHOWN = 1000
+"""Authors whom a page names; it says how many more there are."""
+
+
+@dataclass(frozen=True)
+class PageFacts:
+    """What a page says about its recogniser."""
+
+    names: Sequence[str]
+    """What each label is called."""
+    threshold: float | None
+    """Below this score an image shows nothing that it knows; None: it does not tell."""
+    image_size: int
+    """Side in pixels of the square that the network sees."""
+    crop: float = 1.0
+    """The share of an image's shorter side that this square has."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What else is told, each under a heading."""
+    authors: Sequence[str] = ()
+    """Who made the images that it was trained on."""
+    authors_in_all: int = 0
+    """How many they are, also where not all are named."""
+
+
+def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str) -> str:
+    """Return a page that answers by itself: onnxruntime's script, its wasm and the network (both gzip, then base64)."""
+    count = len(facts.names)
+    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.details.items())
+    worker = _joined("pixels.js", "worker.js")
+    return _page(
+        scripts=("heat.js", "answering-here.js", "page.js"),
+        data={
+            "licence": _joined("onnxruntime-licence.txt"),
+            "runtime": runtime,
+            "worker": worker,
+            "wasm": wasm,
+            "network": network,
+            "facts": _as_json(facts),
+        },
+        allowed="script-src {script} 'wasm-unsafe-eval'; worker-src blob:; connect-src 'none'",
+        fill={
+            "lead": f"This page knows {count:,} landmark{'' if count == 1 else 's'}. "
+            "Images are recognised on this device and never leave it.",
+            "summary": f"The {count:,} landmarks it knows" if count > 1 else "The landmark it knows",
+            "unknown": _WITHOUT_THRESHOLD if facts.threshold is None else _WITH_THRESHOLD,
+            "privacy": "This page works without a network. Its Content-Security-Policy forbids every connection, so no "
+            "image can leave this device; nothing is kept when the page is closed.",
+            "token": "",
+            "facts": f'<dl class="facts">{told}</dl>',
+            "credits": _credits(facts),
+        },
+    )
+
+
+def page_that_asks() -> str:
+    """Return a page that asks the server which it came from: `POST recognise`, `landmarks` and `healthz` beside it."""
+    return _page(
+        scripts=("pixels.js", "heat.js", "asking-the-server.js", "page.js"),
+        data={},
+        allowed="script-src {script}; connect-src 'self'",
+        fill={
+            "lead": "Images are sent to this server, which answers and keeps none of them.",
+            "summary": "What it knows",
+            "unknown": _WITH_THRESHOLD,
+            "privacy": "Images go to the server that this page came from, and nowhere else; it keeps none of them.",
+            "token": _TOKEN,
+            "facts": "",
+            "credits": "",
+        },
+    )
+
+
+_TOKEN = """    <form id="token" class="find" hidden>
+      <label for="token-text">This server wants a token</label>
+      <input type="password" id="token-text" name="token" autocomplete="off" required>
+      <button type="submit">Go on</button>
+    </form>
+"""
+
+_WITH_THRESHOLD = (
+    "An image that resembles none of them closely enough is called “not a landmark I know”; that can be wrong too."
+)
+
+_WITHOUT_THRESHOLD = (
+    "This recogniser does not tell whether an image shows anything else: it always names a landmark that it knows."
+)
+
+
+def _page(*, scripts: Sequence[str], data: Mapping[str, str], allowed: str, fill: Mapping[str, str]) -> str:
+    style = (PARTS / "style.css").read_text(encoding="utf-8")
+    script = f'(() => {{\n"use strict";\n{_joined(*scripts)}\n}})();\n'
+    policy = (
+        f"default-src 'none'; {allowed.format(script=_digest(script))}; style-src {_digest(style)}; "
+        "img-src blob: data:; base-uri 'none'; form-action 'none'"
+    )
+    blocks = "\n".join(_block(id, text) for id, text in data.items())
+    every = {**fill, "policy": policy, "style": style, "data": blocks, "script": script}
+    page = (PARTS / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: every[found[1]], page)
+
+
+def _credits(facts: PageFacts) -> str:
+    if not facts.authors:
+        return ""
+    shown = facts.authors[:AUTHORS_SHOWN]
+    beyond = max(facts.authors_in_all, len(facts.authors)) - len(shown)
+    lines = [*(f"<li>{escape(name)}</li>" for name in shown), *([f"<li>and {beyond:,} more</li>"] if beyond else [])]
+    return f'<p class="about">The network learned from images by:</p><ul class="credits">{"".join(lines)}</ul>'
+
+
+def _as_json(facts: PageFacts) -> str:
+    told = {
+        "names": list(facts.names),
+        "threshold": facts.threshold,
+        "image_size": facts.image_size,
+        "crop": facts.crop,
+    }
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _block(id: str, text: str) -> str:
+    """Return text as a block of data, which no browser runs; what would end it early is refused."""
+    if re.search(r"</script|<!--", text, re.IGNORECASE):
+        raise ValueError(f"the text of {id} would end its element early")
+    return f'<script type="text/plain" id="{id}">{text}</script>'
+
+
+def _joined(*names: str) -> str:
+    return "\n".join((PARTS / name).read_text(encoding="utf-8") for name in names)
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
