@@ -8,13 +8,13 @@ const PREVIEW_SIDE = 800;
 
 class ImageProblem extends Error {}
 
-/** Decode a file to an ImageBitmap: upright by its EXIF, colours as they are stored (no profile is applied). */
+/** Decode a file to an ImageBitmap: upright by its EXIF, in sRGB by its profile. */
 async function decoded(file) {
   if (!file.size) throw new ImageProblem("the file is empty");
   if (file.size > MAX_FILE_BYTES) throw new ImageProblem(`the file is larger than ${MAX_FILE_BYTES / 2 ** 20} MB`);
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
     throw new ImageProblem("it is damaged, or no image that this browser can show");
   }
