@@ -32,7 +32,8 @@ def test_a_clear_difference_is_real_and_none_is_not() -> None:
     second = first | (random.random(500) < 0.4)
     assert paired_test(first, second)["real"]
     same = paired_test(first, first)
-    assert (same["p_value"], same["real"], same["difference"]["low"]) == (1.0, False, 0.0)
+    assert (same["p_value"], same["real"], same["difference"]["value"]) == (1.0, False, 0.0)
+    assert same["difference"]["low"] < 0 < same["difference"]["high"]
 
 
 def test_by_luck_alone_a_difference_is_called_real_in_at_most_about_5_of_100_cases() -> None:

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from made_up_runs import make_dataset
+from made_up_runs import make_dataset, make_run
+from scipy.stats import binomtest
 
 import landmarks.evaluation.predictions as predictions_file
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import PREDICTIONS, read_predictions, with_truth
+from landmarks.evaluation.results import StoredThreshold
+from landmarks.models.network import save_network
 from landmarks.recognition.recogniser import Recogniser, best_answers
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held, read_record
@@ -64,6 +68,37 @@ def test_the_temperature_is_fitted_once_and_stored_with_the_model(run: Run) -> N
     after = read_record(run.folder / "model.json")
     assert after["temperature"] == numbers["temperature"] != 1.0
     assert {key: after[key] for key in before} == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [(0, "none of 6 validation images are"), (2, "2 of 6 validation images are")]
+)
+def test_with_too_few_wrong_answers_the_temperature_stays_1_and_is_told(
+    wrong: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = [[landmark] for landmark in (11, 22, 33)] * 6 + [[22]] * wrong + [[11]] * (12 - wrong)
+    data = make_dataset(tmp_path / "data", shown, splits=["train"] * 18 + ["val"] * 6 + ["test"] * 6)
+    run = make_run(tmp_path / "run", data)
+    network = run.network()
+    with torch.no_grad():  # it answers 11 to everything, nearly sure
+        network.head.output.weight.zero_()
+        network.head.output.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    save_network(network, run.folder)
+    numbers = evaluate(run.folder)
+    assert numbers.record["temperature"] == read_record(run.folder / "model.json")["temperature"] == 1.0
+    assert f"the temperature stays 1: {told} answered wrong" in capsys.readouterr().err
+    assert numbers.top1.value == 1.0
+    assert numbers.top1.low is not None and 0.4 < numbers.top1.low < 0.5  # three groups of two
+    assert numbers.top1.low == numbers.macro.low
+    assert "Wilson" in numbers.top1.method
+
+
+def test_a_threshold_that_lets_more_pass_than_was_asked_for_says_so() -> None:
+    chosen = StoredThreshold("knn", 0.5, 0.05, 0.081, 0.1, "Public", "Private", 260)
+    assert "more pass than the 5.0 % asked for, which was met on Public" in str(chosen)
+    expected = binomtest(21, 260).proportion_ci(method="wilson")
+    assert f"{100 * expected.low:.1f} % to {100 * expected.high:.1f} %" in str(chosen)
+    assert "asked for" not in str(replace(chosen, accepted_unknown=0.03))
 
 
 def test_landmarks_of_another_dataset_are_found_by_their_ids(run: Run, test_data: Dataset) -> None:

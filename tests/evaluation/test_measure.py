@@ -105,10 +105,17 @@ def test_every_number_of_a_comparison_and_of_subsets_is_defined(run: Run, own_da
     assert not {"own", "place"} & set(subsets(run.folder, 2, draws=3).record["definitions"])
 
 
-def test_what_is_rejected_is_what_falls_below_the_threshold_that_loses_a_twentieth(
-    run: Run, test_data: Dataset
-) -> None:
-    rows = evaluate(run.folder, data=test_data.folder).record["rejection"]
+def test_of_few_known_images_no_threshold_is_chosen(run: Run, test_data: Dataset) -> None:
+    rows = evaluate(run.folder, data=test_data.folder).record["rejection"]  # 15 known ones to choose on
+    assert rows and all(row["threshold"] is row["lost"] is row["rejected"] is None for row in rows)
+    assert all(row["auroc"] is not None for row in rows)
+
+
+def test_what_is_rejected_is_what_falls_below_the_threshold_that_loses_a_twentieth(run: Run, tmp_path: Path) -> None:
+    shown = [[[11], [22, 33], [44], []][number % 4] for number in range(80)]
+    usage = ["Public" if number % 8 < 4 else "Private" for number in range(80)]
+    data = make_dataset(tmp_path / "elsewhere", shown, usage=usage, first=1000)
+    rows = evaluate(run.folder, data=data.folder).record["rejection"]
     table = pl.read_parquet(run.folder / "predictions" / "elsewhere.parquet").filter(pl.col("usage") == "Private")
     known = table["truth"].list.len().to_numpy() > 0
     for row in rows:

@@ -59,7 +59,6 @@ def evaluate(
 def _show(numbers: Evaluation, json: bool) -> None:
     import json as json_module
 
-    from landmarks.evaluation.results import percent
     from landmarks.support.console import print_table
 
     if json:
@@ -72,12 +71,10 @@ def _show(numbers: Evaluation, json: bool) -> None:
     if numbers.halves is not None:
         title = f"known or not: threshold from {numbers.halves[0]}, numbers from {numbers.halves[1]}"
         print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], numbers.score_rows(), title)
+        if all(one.rejected is None for one in numbers.known_scores):
+            print("no threshold: fewer than 20 known images to choose one on, of which 5 % is less than one")
     if stored := numbers.threshold:
-        print(
-            f"predict now answers by {stored.rule}: on {stored.reported_on}, "
-            f"{percent(stored.accepted_unknown)} of unknown images pass, "
-            f"{percent(stored.lost_known)} of landmarks are lost"
-        )
+        print(stored)
 
 
 # ── `landmarks score`: a submission of the challenge against its solution ───────────────────────────────────────────

@@ -29,7 +29,7 @@ DEFINITIONS = {
     "only_first": "Images that the first run answers right and the second wrong.",
     "only_second": "Images that the second run answers right and the first wrong.",
     "difference": "Top-1 of the second run minus top-1 of the first, on the images of landmarks that both know, "
-    "with the percentile bootstrap 95 % interval over groups.",
+    "with the percentile bootstrap 95 % interval over groups (Wilson's, where no group differs from another).",
     "p_value": "McNemar's exact test: of the images that exactly one run answers right, the share that is the "
     "second's is compared with one half (binomial, two-sided). It takes images as independent; the "
     "interval does not.",
@@ -71,7 +71,7 @@ def compare(first: Path | str, second: Path | str, *, name: str | None = None) -
 def paired_test(first: Flags, second: Flags, groups: Integers | None = None, seed: int = 0) -> dict[str, Any]:
     """Return the difference of two runs that answered the same images `(N,)` right or wrong; how sure is it?"""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    low, high = mean_interval(second.astype(float) - first.astype(float), groups, seed)
+    bounds = mean_interval(second.astype(float) - first.astype(float), groups, seed, least=-1.0)
     apart = only_first + only_second
     p_value = float(binomtest(only_second, apart).pvalue) if apart else 1.0
     return {
@@ -80,9 +80,9 @@ def paired_test(first: Flags, second: Flags, groups: Integers | None = None, see
         "top1_second": float(second.mean()),
         "only_first": only_first,
         "only_second": only_second,
-        "difference": {"value": float(second.mean() - first.mean()), "low": low, "high": high},
+        "difference": {"value": float(second.mean() - first.mean()), **bounds._asdict()},
         "p_value": p_value,
-        "real": bool(p_value < LEVEL and not low <= 0 <= high),
+        "real": bool(p_value < LEVEL and not bounds.low <= 0 <= bounds.high),
     }
 
 

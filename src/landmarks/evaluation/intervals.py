@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,18 @@ DRAWS = 1000
 
 INTERVAL_DEFINITIONS = {
     "interval": "Percentile bootstrap: the central 95 % of the number over 1000 resamples, with replacement, of whole "
-    "groups (near-duplicates and series count as one draw); images without a group are groups of one.",
+    "groups (near-duplicates and series count as one draw); images without a group are groups of one. Where all groups "
+    "are alike (all right, say) resampling shows nothing, and the interval is Wilson's: of groups of any other kind, "
+    "of which none in n was seen, there may be as many as its upper bound for 0 of n.",
 }
+
+
+class Bounds(NamedTuple):
+    """A 95 % interval and how it was computed."""
+
+    low: float
+    high: float
+    method: str
 
 
 def wilson(correct: Integers, images: Integers) -> tuple[Floats, Floats]:
@@ -48,14 +59,15 @@ def group_places(groups: Integers | None, images: int) -> Integers:
 
 
 def mean_interval(
-    values: Floats | Flags, groups: Integers | None, seed: int = 0, draws: int = DRAWS
-) -> tuple[float, float]:
+    values: Floats | Flags, groups: Integers | None, seed: int = 0, draws: int = DRAWS, *, least: float = 0.0
+) -> Bounds:
     """Return the bootstrap 95 % interval of the mean of `values` `(N,)`, resampling whole `groups` `(N,)`.
 
-    A resample's mean is the sum over its images divided by their number, which varies with the groups drawn.
+    A resample's mean is the sum over its images divided by their number, which varies with the groups drawn. A single
+    image's value lies between `least` and 1; it bounds the interval where all groups have the same mean.
     """
     if not len(values):
-        return math.nan, math.nan
+        return Bounds(math.nan, math.nan, "no images")
     places = group_places(groups, len(values))
     sums, sizes = np.bincount(places, weights=values), np.bincount(places)
     random = generator(seed, "bootstrap")
@@ -63,15 +75,15 @@ def mean_interval(
     for draw in range(draws):
         chosen = random.integers(len(sizes), size=len(sizes))
         means[draw] = sums[chosen].sum() / sizes[chosen].sum()
-    return _central_95(means)
+    return _bounds(means, float(np.mean(values)), groups, len(sizes), least)
 
 
 def macro_interval(
     first: Integers, correct: Flags, groups: Integers | None, seed: int = 0, draws: int = DRAWS
-) -> tuple[float, float]:
+) -> Bounds:
     """Return the bootstrap 95 % interval of the macro accuracy; landmarks that a resample lost are left out of it."""
     if not len(first):
-        return math.nan, math.nan
+        return Bounds(math.nan, math.nan, "no images")
     places = group_places(groups, len(first))
     landmarks = np.unique(first, return_inverse=True)[1]
     group_count = int(places.max()) + 1
@@ -82,9 +94,20 @@ def macro_interval(
         images = np.bincount(landmarks, weights=times)
         hits = np.bincount(landmarks, weights=times * correct)
         means[draw] = np.mean(hits[images > 0] / images[images > 0])
-    return _central_95(means)
+    return _bounds(means, float(means.mean()), groups, group_count, 0.0)
 
 
-def _central_95(samples: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+def _bounds(means: NDArray[np.float64], mean: float, groups: Integers | None, group_count: int, least: float) -> Bounds:
+    """Return the central 95 % of resampled `means`; Wilson's bounds where they are all alike."""
+    whole = "groups" if groups is not None and (groups >= 0).any() else "images"
+    low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
+    if high - low > _ROUNDING:
+        return Bounds(low, high, f"95 % by bootstrap over {whole}")
+    unseen = float(wilson(np.array([0]), np.array([group_count]))[1][0])
+    low, high = (1 - unseen) * mean + unseen * least, (1 - unseen) * mean + unseen
+    count = f"{group_count} {whole if group_count != 1 else whole.removesuffix('s')}"
+    return Bounds(min(low, mean), max(high, mean), f"95 % by Wilson over {count}, all alike")
+
+
+_ROUNDING = 1e-9
+"""Resampled means that differ by no more than this are one number, summed in another order."""

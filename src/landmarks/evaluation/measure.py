@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL
-from landmarks.evaluation.intervals import INTERVAL_DEFINITIONS, macro_interval, mean_interval, wilson
+from landmarks.evaluation.intervals import INTERVAL_DEFINITIONS, Bounds, macro_interval, mean_interval, wilson
 from landmarks.evaluation.metrics import (
     ACCURACY_DEFINITIONS,
     CALIBRATION_DEFINITIONS,
@@ -116,18 +116,15 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _with_interval(flags: Flags, groups: Integers, seed: int) -> dict[str, Any]:
-    low, high = mean_interval(flags, groups, seed)
-    return _interval(float(flags.mean()) if len(flags) else math.nan, low, high, groups)
+    return _interval(float(flags.mean()) if len(flags) else math.nan, mean_interval(flags, groups, seed))
 
 
 def _macro(first: Integers, correct: Flags, groups: Integers, seed: int) -> dict[str, Any]:
-    low, high = macro_interval(first, correct, groups, seed)
-    return _interval(macro_accuracy(first, correct), low, high, groups)
+    return _interval(macro_accuracy(first, correct), macro_interval(first, correct, groups, seed))
 
 
-def _interval(value: float, low: float, high: float, groups: Integers) -> dict[str, Any]:
-    whole = "groups" if (groups >= 0).any() else "images"
-    return {"value": value, "low": low, "high": high, "method": f"95 % by bootstrap over {whole}"}
+def _interval(value: float, bounds: Bounds) -> dict[str, Any]:
+    return {"value": value, **bounds._asdict()}
 
 
 def _gaps(arrays: Arrays, known: Flags) -> dict[str, Any]:

@@ -278,7 +278,8 @@ CALIBRATION_DEFINITIONS = {
     "ece_before_temperature": "The same error of the probabilities as the network gives them, before the temperature.",
     "reliability": "Per bin that holds images: mean probability of the best answer, share of right answers, images.",
     "temperature": "Number by which the outputs are divided before the softmax, fitted on the validation split by "
-    "least log loss; above 1 it makes answers less sure and never changes their order.",
+    "least log loss; above 1 it makes answers less sure and never changes their order. With fewer than 3 wrong answers "
+    "to fit it to it stays 1.",
 }
 
 

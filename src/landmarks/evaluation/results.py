@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+import numpy as np
+
+from landmarks.evaluation.intervals import wilson
 from landmarks.support.console import html_table
 
 
@@ -55,9 +58,29 @@ class StoredThreshold:
 
     rule: str
     threshold: float
+    false_acceptance: float
+    """The share of unknown images that was to pass, and that passes of those chosen on."""
     accepted_unknown: float | None
     lost_known: float | None
+    chosen_on: str
     reported_on: str
+    reported_unknown: int
+    """Unknown images that were reported on."""
+
+    def __str__(self) -> str:
+        told = (
+            f"predict now answers by {self.rule}: on {self.reported_on}, {percent(self.accepted_unknown)} of unknown "
+            f"images pass, {percent(self.lost_known)} of landmarks are lost"
+        )
+        if self.accepted_unknown is None or self.accepted_unknown <= self.false_acceptance:
+            return told
+        images = np.array([self.reported_unknown])
+        low, high = wilson(np.round(self.accepted_unknown * images).astype(int), images)
+        return (
+            f"{told}; more pass than the {percent(self.false_acceptance)} asked for, which was met on "
+            f"{self.chosen_on}: from {self.reported_unknown} images the share is known to "
+            f"{percent(low[0])} to {percent(high[0])}"
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +161,7 @@ def evaluation_of(record: dict[str, Any]) -> Evaluation:
 
 
 def _stored(chosen: Mapping[str, Any]) -> StoredThreshold:
-    names = ("threshold", "accepted_unknown", "lost_known", "reported_on")
+    names = [name for name in StoredThreshold.__dataclass_fields__ if name != "rule"]
     return StoredThreshold(rule=chosen["rule"]["name"], **{name: chosen[name] for name in names})
 
 

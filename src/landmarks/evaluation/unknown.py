@@ -29,7 +29,8 @@ UNKNOWN_DEFINITIONS = {
     "rejection": "What each score is worth that may tell known from unknown images: rules and thresholds are "
     "chosen on one part of the images, and all but `auroc_chosen` is reported on another.",
     "auroc_chosen": "The same on the part chosen on; of the combined rule by cross-validation there.",
-    "threshold": "The score below which 5 % of the known images of the part chosen on fall.",
+    "threshold": "The score below which 5 % of the known images of the part chosen on fall; none with fewer than 20 "
+    "of them, of which 5 % is less than one.",
     "lost": "Share of known images below that threshold.",
     "rejected": "Share of unknown images below that threshold.",
 }
@@ -78,21 +79,26 @@ def compare_rules(
     rules: list[tuple[Rule, float]], scores: Scores, known: Flags, halves: Halves
 ) -> list[dict[str, Any]]:
     """Return one row per rule, in their order: what it reaches on the part reported on, see `DEFINITIONS`."""
-    rows = []
+    rows, enough = [], can_choose_by_loss(known, halves)
     for rule, auroc_chosen in rules:
         values = rule.apply(scores)
-        threshold = threshold_for_loss(values[halves.chosen & known], LOSS)
+        threshold = threshold_for_loss(values[halves.chosen & known], LOSS) if enough else math.nan
         landmarks, others = values[halves.reported & known], values[halves.reported & ~known]
         row = {
             "score": rule.name,
             "auroc": auroc(landmarks, others),
             "auroc_chosen": auroc_chosen,
             "threshold": threshold,
-            "lost": _share(landmarks < threshold),
-            "rejected": _share(others < threshold),
+            "lost": _share(landmarks < threshold) if enough else math.nan,
+            "rejected": _share(others < threshold) if enough else math.nan,
         }
         rows.append(row)
     return rows
+
+
+def can_choose_by_loss(known: Flags, halves: Halves) -> bool:
+    """Return whether `LOSS` of the known images chosen on is one image at least: else a threshold means nothing."""
+    return bool((halves.chosen & known).sum() * LOSS >= 1)
 
 
 def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_acceptance: float) -> dict[str, Any]:
@@ -122,6 +128,7 @@ def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_accepta
         "auroc_chosen": auroc_chosen,
         "reported_on": halves.reported_on,
         "accepted_unknown": _share(passed[halves.reported & ~known]),
+        "reported_unknown": int((halves.reported & ~known).sum()),
         "lost_known": _share(~passed[halves.reported & known]),
     }
 

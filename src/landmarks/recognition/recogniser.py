@@ -359,12 +359,17 @@ MAX_BYTES = 128 * 1024**2
 """Size of the outputs that the temperature is fitted on, in half precision: 300 images of 203,094 landmarks."""
 
 
+LEAST_WRONG = 3
+"""Wrong answers below which no temperature is fitted: without any the best one would be 0, which says that every
+answer is certain; one or two decide it alone."""
+
+
 def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch_size: int) -> Recogniser:
     """Return `recogniser` with its run's temperature, fitted now and stored in `model.json` when there is none yet.
 
     It is fitted on what the run was validated with in `dataset`, its own; on features that head training kept, where
-    the backbone is still the same. Without validation images it stays 1, with a note. Call it while holding the run's
-    folder.
+    the backbone is still the same. Without validation images, or with fewer than `LEAST_WRONG` wrong answers to them,
+    it stays 1, with a note. Call it while holding the run's folder.
     """
     record = read_record(run.folder / "model.json")
     if record.get("temperature") is not None:
@@ -381,7 +386,16 @@ def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch
             logits[done : done + len(outputs)] = in_half_precision(outputs).cpu()
             done += len(outputs)
             advance(len(outputs))
-    temperature = fit_temperature(logits, images["run_label"].to_numpy())
+    labels = images["run_label"].to_numpy()
+    wrong = int((logits.argmax(axis=1) != labels).sum())
+    if wrong < LEAST_WRONG:
+        update_model(run, temperature=1.0)
+        note(
+            f"the temperature stays 1: {wrong or 'none'} of {len(images)} validation images "
+            f"{'is' if wrong == 1 else 'are'} answered wrong, too few to fit it to; read probabilities with care"
+        )
+        return replace(recogniser, temperature=1.0)
+    temperature = fit_temperature(logits, labels)
     update_model(run, temperature=temperature)
     note(f"temperature {temperature:.3f}, fitted on {len(images)} validation images")
     return replace(recogniser, temperature=temperature)
