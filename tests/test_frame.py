@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -136,7 +137,40 @@ def test_an_interruption_ends_with_130_and_one_line(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 130
-    assert ended.stderr == "interrupted; run the same command again to go on\n"
+    assert ended.stderr == "interrupted; what is finished is kept; run the same command again to go on\n"
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_being_asked_to_end_is_an_interruption(number: int, tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time, landmarks.dataset.credits as credits\n"
+        "def waiting(*_, **__):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    time.sleep(60)\n"
+        "credits.credits = waiting\n"
+        "from landmarks.cli.main import main; sys.argv = ['landmarks', 'credits', 'x']; main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted; nothing is half-written; run the same command again\n"
+
+
+SOURCES = sorted(Path(landmarks.__file__).parent.rglob("*.py"))
+ONE_PLACE = {
+    r"(?<![\w.])print\(": ("terminal.py", "main.py"),
+    r"\.write_csv\([^)]*(aside|path|out|file)": ("tables.py",),
+    r"csv\.writer\(": ("metadata.py",),  # of the made-up archive, whose CSVs are as the archive's
+    r"\.write_parquet\(": ("tables.py",),
+    r"\.mkdir\(|rmtree\(": ("disk.py", "files.py", "weights.py", "make.py", "train.py"),
+}
+"""What is written in one place alone: pattern → the files that may."""
+
+
+@pytest.mark.parametrize("pattern", ONE_PLACE)
+def test_what_prints_and_what_writes_is_one_place(pattern: str) -> None:
+    found = {path.name for path in SOURCES if re.search(pattern, path.read_text(encoding="utf-8"))}
+    assert found <= set(ONE_PLACE[pattern])
 
 
 def test_the_file_that_type_checkers_read_uses_every_public_name() -> None:

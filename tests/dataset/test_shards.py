@@ -24,6 +24,8 @@ IMAGES = st.dictionaries(IDS, st.binary(max_size=2000), max_size=8)
 class Folder:
     """A dataset as far as a reader needs one."""
 
+    images_in = None
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

@@ -13,16 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import (
     FORMAT,
     cache_folder,
-    can_write,
     digest_of,
     file_digest,
     held,
     read_record,
-    require_free_disk,
     write_record,
     written_whole,
 )

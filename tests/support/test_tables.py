@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from landmarks.support.errors import LandmarksError
-from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.tables import csv_text, read_metadata, read_table, unescaped, write_table
 
 
 def test_a_table_comes_back_with_its_metadata(tmp_path: Path) -> None:
@@ -36,3 +40,38 @@ def test_a_damaged_table_is_an_error_of_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(LandmarksError, match="there is no table"):
         read_table(tmp_path / "none.parquet")
+
+
+CELLS = st.text(st.sampled_from(list("=+-@\t\r'\"a1,\n;")) | st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(st.lists(CELLS, min_size=1, max_size=5))
+def test_no_cell_of_a_csv_is_a_formula_and_what_was_written_comes_back(cells: list[str]) -> None:
+    text = csv_text(pl.DataFrame({"name": cells, "number": [-1.5] * len(cells)}))
+    read = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    assert not any(row[0].startswith(("=", "+", "-", "@", "\t", "\r")) for row in read)
+    assert all(row[1] == "-1.5" for row in read)
+    table = pl.DataFrame({"name": [row[0] for row in read]}, schema={"name": pl.String})
+    assert unescaped(table)["name"].to_list() == cells
+
+
+def test_a_written_address_holds_no_password(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", pl.DataFrame({"id": ["a"]}), mirror="http://me:s3c/ret@host/x")
+    assert b"s3c" not in (tmp_path / "t.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["list", "text"])
+def test_values_of_a_wrong_kind_are_one_line(kind: str, tmp_path: Path) -> None:
+    value = [[1]] if kind == "list" else ["many"]
+    write_table(tmp_path / "t.parquet", pl.DataFrame({"label": value}))
+    with pytest.raises(LandmarksError, match=r"t\.parquet"):
+        read_table(tmp_path / "t.parquet", {"label": pl.UInt32})
+
+
+def test_a_table_cut_at_any_place_is_one_line(tmp_path: Path) -> None:
+    write_table(tmp_path / "whole.parquet", pl.DataFrame({"id": [f"{n:016x}" for n in range(200)]}))
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    for length in range(0, len(whole), 97):
+        (tmp_path / "cut.parquet").write_bytes(whole[:length])
+        with pytest.raises(LandmarksError):
+            read_table(tmp_path / "cut.parquet", {"id": pl.String})

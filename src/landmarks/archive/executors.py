@@ -15,6 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from landmarks.support.errors import UsageError, naming_the_extra
+from landmarks.support.files import written_whole
 from landmarks.support.systems import usable_processors
 
 _SECONDS_BETWEEN_BEATS = 5.0
@@ -64,12 +65,13 @@ class Lease:
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         """Keep the lease while the block runs."""
-        self.file.write_text(self.token)
+        with written_whole(self.file) as aside:
+            aside.write_text(self.token)
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(_SECONDS_BETWEEN_BEATS):
-                with contextlib.suppress(FileNotFoundError):  # taken away: the lease is over, and its workers see it
+                with contextlib.suppress(OSError):  # taken away: the lease is over, and its workers see it
                     os.utime(self.file)
 
         keeper = threading.Thread(target=beat, daemon=True)
@@ -79,7 +81,8 @@ class Lease:
         finally:
             ended.set()
             keeper.join()
-            self.file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that no longer can be written
+                self.file.unlink(missing_ok=True)
 
     def __call__(self, bytes: int, images: int) -> None:
         """Raise `EndedError` when the lease has run out; the signature of `transfer.Report`."""

@@ -44,16 +44,9 @@ from landmarks.dataset.manifest import (
 from landmarks.dataset.naming import ARCHIVE_IDS
 from landmarks.dataset.split import extended, stored, tell
 from landmarks.support.console import note, progress
+from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.files import (
-    digest_of,
-    held,
-    read_record,
-    remove_leftovers,
-    require_free_disk,
-    write_record,
-    written_whole,
-)
+from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
 from landmarks.support.tables import read_metadata, read_table
 
 SPARE_BYTES = 100_000_000
@@ -159,7 +152,7 @@ def _digest_of_rows(images: pl.DataFrame) -> str:
 def _take_possession(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
     """Mark the folder as this order's, clear what a killed run left half-written, and leave word for the workers."""
     parts, forms = parts_folder(out), {"stored": STORED_FORM, "hash": HASH_FORM}
-    parts.mkdir(exist_ok=True)
+    make_folder(parts)
     for folder in (parts, out / "shards"):
         remove_leftovers(folder)
     mark = parts / "order.json"
@@ -263,6 +256,17 @@ def assemble(
     corrected, earlier = with_corrections(images, corrections), stored(blank.out)
     division = None if earlier is None else extended(corrected, earlier)
     grouping = groups(corrected) if division is None else division.grouping
+    remarks = [remark for outcome in outcomes for remark in outcome.remarks]
+    if len(decoders) > 1:
+        remarks.append(f"decoded by {' and '.join(decoders)}, which differ by some grey levels")
+        note(remarks[-1])
+    if len(twice):
+        remarks.append(f"{twice['image_id'].n_unique()} images lie in several TARs; the first is kept")
+    host = blank.mirror.host
+    asked = {"requests_of_this_process": host.requests, "repeated": host.retries}
+    how = {"plan": str(plan), **asked, "remarks": remarks}
+    write_record(blank.out / "transfer.json", how, verb="fetch")
+    _write_byte_index(blank, plan)
     dataset = write_dataset(
         blank.out,
         verb="fetch",
@@ -282,17 +286,6 @@ def assemble(
             "failed": [{"tar": tar_path(blank.set, tar), "why": why} for tar, why in sorted(failures.items())],
         },
     )
-    remarks = [remark for outcome in outcomes for remark in outcome.remarks]
-    if len(decoders) > 1:
-        remarks.append(f"decoded by {' and '.join(decoders)}, which differ by some grey levels")
-        note(remarks[-1])
-    if len(twice):
-        remarks.append(f"{twice['image_id'].n_unique()} images lie in several TARs; the first is kept")
-    host = blank.mirror.host
-    asked = {"requests_of_this_process": host.requests, "repeated": host.retries}
-    how = {"plan": str(plan), **asked, "remarks": remarks}
-    write_record(blank.out / "transfer.json", how, verb="fetch")
-    _write_byte_index(blank, plan)
     _tell(dataset, host.retries, failures)
     if division is not None:
         tell(division, labels)

@@ -21,7 +21,7 @@ from landmarks.archive.mirror import open_mirror
 from landmarks.archive.tar import BLOCK
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of
-from landmarks.support.tables import read_metadata, write_table
+from landmarks.support.tables import read_metadata, write_lone_table
 
 INDEX = {"image_id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UInt32}
 """Columns of a byte index, sorted by id, then TAR and offset."""
@@ -106,7 +106,7 @@ def write_index(
     ]
     table = pl.concat([pl.DataFrame(schema=INDEX), *rows]).sort("image_id", "tar", "offset")
     told = [asdict(tars[tar]) for tar in sorted(members)]
-    write_table(
+    write_lone_table(
         path,
         table,
         set=set,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,6 +19,7 @@ from landmarks.archive.requests import MirrorError, Patience
 from landmarks.archive.tar import MOST_BYTES_OF_A_IMAGE, Member, TruncatedError, members
 from landmarks.archive.transfer import ChangedError
 from landmarks.support.console import note, progress
+from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held
 from landmarks.support.tables import read_metadata, read_table, write_table
@@ -72,16 +72,25 @@ def locate(mirror: str | Path | Mirror, out: str | Path, *, set: str = "train", 
         whole = [hop for hop in hops if hop is not None]
         if known is not None and len(whole) == count and all(known.get(hop.tar.tar) == hop.tar for hop in whole):
             note(f"{out} is complete already")
-            return read_index(out)
-        failures = _walk_all(whole, workers, known or {})
-        done = {hop.tar.tar: hop for hop in whole if hop.tar.tar not in failures}
-        if not done:
-            raise LandmarksError(f"no TAR of {mirror.place}/{set} could be walked", way_out="see the lines above")
-        tables = {tar: _members_of(hop, out, known or {}) for tar, hop in done.items()}
-        tars = {tar: hop.tar for tar, hop in done.items()}
-        index = write_index(out, tables, tars, set=set, mirror=mirror.place, count=count)
-    shutil.rmtree(aside, ignore_errors=True)
+            index = read_index(out)
+        else:
+            index = _made(mirror, out, set=set, count=count, hops=whole, known=known or {}, workers=workers)
+    with contextlib.suppress(LandmarksError):  # a folder that stays behind harms nothing, and the next call removes it
+        remove_folder(aside)
     return index
+
+
+def _made(
+    mirror: Mirror, out: Path, *, set: str, count: int, hops: list[_Hop], known: dict[int, IndexedTar], workers: int
+) -> TarIndex:
+    """Walk what is not known yet and write the index of all that could be walked."""
+    failures = _walk_all(hops, workers, known)
+    done = {hop.tar.tar: hop for hop in hops if hop.tar.tar not in failures}
+    if not done:
+        raise LandmarksError(f"no TAR of {mirror.place}/{set} could be walked", way_out="see the lines above")
+    tables = {tar: _members_of(hop, out, known) for tar, hop in done.items()}
+    tars = {tar: hop.tar for tar, hop in done.items()}
+    return write_index(out, tables, tars, set=set, mirror=mirror.place, count=count)
 
 
 def hop(mirror: Mirror, path: str, size: int, etag: str | None, start: int = 0) -> Iterator[Member]:

@@ -36,9 +36,10 @@ from landmarks.archive.requests import (
     RefusedError,
     open_store,
     pause_asked,
+    place_of,
     reason_of,
-    without_secrets,
 )
+from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
 
@@ -80,7 +81,7 @@ class Mirror:
     def __init__(self, address: str, patience: Patience) -> None:
         self._address = address.rstrip("/") or "/"
         self._patience = patience
-        self.place = without_secrets(self._address)
+        self.place = place_of(self._address)
         self._store, self.root = open_store(self._address, patience)
         self.host = Host(self.place, patience, functools.partial(pause_asked, self._address, patience))
         self._md5: dict[str, list[str]] = {}
@@ -213,8 +214,8 @@ class Mirror:
             known = read_record(seal)
             if copy.is_file() and (known.get("size"), known.get("etag")) == (size, etag) and etag:
                 return copy
-        seal.unlink(missing_ok=True)
-        with written_whole(copy) as aside, open(aside, "wb") as file:
+        remove_file(seal)
+        with written_whole(copy, tidy=True) as aside, open(aside, "wb") as file:
             for chunk in self.stream(path):
                 file.write(chunk)
         write_record(seal, {"place": self.place, "path": path, "size": size, "etag": etag}, verb="select")

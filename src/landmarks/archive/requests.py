@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import obstore.exceptions
 import obstore.store
 
+from landmarks.support.addresses import parse_address, without_query, without_secrets
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.systems import require_text
 
@@ -169,12 +170,7 @@ def reason_of(error: Exception) -> str:
     for sign, words in told.items():
         if sign in text:
             return words
-    return without_secrets(text.splitlines()[0] if text else type(error).__name__)
-
-
-def without_secrets(text: str) -> str:
-    """Take user, password and query out of every address in `text`."""
-    return re.sub(r"\?[^\s]*", "", re.sub(r"//[^/@\s]*@", "//", text))
+    return without_query(without_secrets(text.splitlines()[0]) if text else type(error).__name__)
 
 
 def _status(error: Exception) -> str:
@@ -226,8 +222,7 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
             )
         return obstore.store.LocalStore(prefix=root.resolve()), root.resolve()
     if scheme in ("http", "https"):
-        parts = urllib.parse.urlsplit(address)
-        bare = urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        bare = parse_address(address).bare
         options["default_headers"] = authorization(address)
         return obstore.store.HTTPStore.from_url(bare, client_options=options, retry_config=retries), None
     if scheme in ("s3", "s3a"):
@@ -239,13 +234,19 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
     raise UsageError(f"no way to read {scheme}://", expected=known)
 
 
+def place_of(address: str) -> str:
+    """Return what may be shown and stored of a path or an address: no user, no password, no query."""
+    return parse_address(address).bare if "://" in address else address
+
+
 def authorization(address: str) -> dict[str, str]:
     """Return the header that names the user of an address, or of `~/.netrc`, as HTTP's basic scheme wants it."""
-    parts = urllib.parse.urlsplit(address)
-    user, password = urllib.parse.unquote(parts.username or ""), urllib.parse.unquote(parts.password or "")
+    parts = parse_address(address)
+    user, password = parts.user, parts.password
     if not user:
+        host = urllib.parse.urlsplit(parts.bare).hostname or ""
         with contextlib.suppress(OSError, netrc.NetrcParseError):
-            found = netrc.netrc(os.environ.get("NETRC")).authenticators(parts.hostname or "")
+            found = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
             user, password = (found[0], found[2] or "") if found else ("", "")
     if not user:
         return {}
@@ -254,11 +255,9 @@ def authorization(address: str) -> dict[str, str]:
 
 def pause_asked(address: str, patience: Patience, path: str) -> float:
     """Ask an HTTP mirror, once, for how many seconds it wants to be left alone (see `patience`); 0 elsewhere."""
-    parts = urllib.parse.urlsplit(address)
-    if parts.scheme not in ("http", "https"):
+    if not address.startswith(("http://", "https://")):
         return 0.0
-    host = parts.netloc.rpartition("@")[2]
-    bare = urllib.parse.urlunsplit((parts.scheme, host, f"{parts.path}/{path}", "", ""))
+    bare = f"{parse_address(address).bare}/{path}"
     request = urllib.request.Request(bare, method="HEAD", headers=authorization(address))
     try:
         with urllib.request.build_opener(_StayHere).open(request, timeout=patience.connect_seconds) as answer:

@@ -36,7 +36,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest
 from landmarks.support.seeds import generator
-from landmarks.support.tables import write_table
+from landmarks.support.tables import write_lone_table
 
 SELECTION: dict[str, Any] = {
     "image_id": pl.String,
@@ -122,7 +122,7 @@ def select(
             rule=str(rule),
             expected_bytes=round(len(images) * bytes_of_one(files, set)),
         )
-        write_table(
+        write_lone_table(
             selection.path,
             selection.images,
             mirror=files.place,

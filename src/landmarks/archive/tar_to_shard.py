@@ -33,6 +33,7 @@ from landmarks.archive.transfer import (
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, ImageError, prepare, size_of
 from landmarks.dataset.shards import ShardWriter
+from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_metadata, read_table, write_table
 
@@ -182,7 +183,7 @@ def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator
 def _write(
     task: TarTask, images: Iterator[FetchedImage], contents: Contents | None, report: Report, remarks: list[str]
 ) -> Outcome:
-    task.part.unlink(missing_ok=True)
+    remove_file(task.part)
     rows: list[tuple[str, int | None, int | None, int | None, int | None, int | None, str | None]] = []
     met: set[str] = set()
     shard = task.out / "shards" / task.name
@@ -204,7 +205,7 @@ def _write(
             rows.append((image.id, offset, length, width, height, phash, None))
             report(0, 1)
     if writer is None:
-        shard.unlink(missing_ok=True)
+        remove_file(shard)
     if contents is not None:
         remarks += _remarks_on(task, contents)
         _write_members(task, contents)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from landmarks.support.terminal import show, show_json, show_lines
+
 SHOWN = 20
 
 
@@ -48,7 +50,6 @@ def select(
     """
     from landmarks.archive.select import select as select_images
     from landmarks.support.console import note, print_table
-    from landmarks.support.console import out as screen
 
     chosen = select_images(
         mirror,
@@ -73,14 +74,14 @@ def select(
     total = {"images": len(chosen.images), "unknown": len(chosen.images) - known}
     if as_json:
         whole = {"rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
-        print(json.dumps({**whole, "landmarks": chosen.landmarks.to_dicts()}, indent=2, ensure_ascii=False))
+        show_json({**whole, "landmarks": chosen.landmarks.to_dicts()})
         return
     shown = chosen.landmarks.head(SHOWN).with_columns(name=chosen.landmarks["name"].head(SHOWN).fill_null("–"))
     print_table(["landmark", "name", "images"], shown.rows())
     if len(chosen.landmarks) > SHOWN:
-        screen.print(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
+        show(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
     also = f" and {total['unknown']:,} images of nothing known" if total["unknown"] else ""
-    screen.print(
+    show(
         f"{known:,} images of {len(chosen.landmarks):,} landmarks{also}, "
         f"about {_size(chosen.expected_bytes)} in the mirror"
     )
@@ -185,10 +186,9 @@ def import_(
     Example: landmarks import ~/images -o data/mine
     """
     from landmarks.dataset.importing import import_ as import_images
-    from landmarks.support.console import out as screen
 
     dataset = import_images(source, out, labels=labels, copy=copy, max_side=max_side)
-    screen.print(f"{len(dataset.images):,} images of {len(dataset.labels):,} landmarks in {out}", markup=False)
+    show(f"{len(dataset.images):,} images of {len(dataset.labels):,} landmarks in {out}")
 
 
 # ── `landmarks split` ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,7 +243,6 @@ def split(
     from landmarks.dataset.manifest import SPLITS
     from landmarks.dataset.split import split as split_dataset
     from landmarks.support.console import print_table
-    from landmarks.support.tables import read_metadata
 
     dataset = split_dataset(
         data,
@@ -262,9 +261,9 @@ def split(
         rows.append((name, len(images), known.n_unique(), len(images) - len(known), images["group"].n_unique()))
     columns = ("split", "images", "landmarks", "of nothing known", "groups")
     if as_json:
-        leakage = json.loads(read_metadata(dataset.folder / "splits.parquet")["leakage"])
+        leakage = json.loads(dataset.split_metadata["leakage"])
         splits = [dict(zip(columns, row, strict=True)) for row in rows]
-        print(json.dumps({"splits": splits, "leakage": leakage, "corrected": len(dataset.corrected)}, indent=2))
+        show_json({"splits": splits, "leakage": leakage, "corrected": len(dataset.corrected)})
     else:
         print_table(columns, rows)
 
@@ -282,9 +281,8 @@ def unpack(
     Example: landmarks unpack data/twenty -o folders/twenty
     """
     from landmarks.dataset.unpack import unpack as unpack_images
-    from landmarks.support.console import out as screen
 
-    screen.print(f"unpacked into {unpack_images(data, out)}", markup=False)
+    show(f"unpacked into {unpack_images(data, out)}")
 
 
 # ── `landmarks credits` ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,9 +305,9 @@ def credits(
 
     listed = list_credits(data, out)
     if as_json:
-        print(listed.write_json())
+        show_json(listed.to_dicts(), indent=None)
     elif out is None:
-        print(as_text(listed), end="")
+        show_lines(as_text(listed))
     if out is not None:
         note(f"credits of {len(listed):,} images written to {out}")
 
@@ -339,13 +337,13 @@ def audit(
 
     listed = find_label_errors(run, out, data=data, split=split, device=device)
     if as_json:
-        print(listed.write_json())
+        show_json(listed.to_dicts(), indent=None)
         return
     first = listed.select("image_id", "name", "suggested_name", "margin").head(10)
     if len(first):
         rows = [(*row[:3], f"{row[3]:.2f}") for row in first.iter_rows()]
         print_table(["image", "labelled", "looks like", "margin"], rows, "likely label errors")
-    print(f"{len(listed)} likely label errors written to {out}; nothing was changed")
+    show(f"{len(listed)} likely label errors written to {out}; nothing was changed")
     if len(first):
-        print(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
-        print(f"landmarks split DATA --corrections {out}")
+        show(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
+        show(f"landmarks split DATA --corrections {out}")

@@ -12,8 +12,10 @@ from typing import Annotated
 import typer
 
 from landmarks import __version__
+from landmarks.support.disk import of_the_disk
 from landmarks.support.errors import LandmarksError, did_you_mean, naming_the_extra
-from landmarks.support.systems import accept_any_text
+from landmarks.support.systems import accept_any_text, interrupt_when_asked_to_end
+from landmarks.support.terminal import shown
 
 app = typer.Typer(
     name="landmarks",
@@ -32,6 +34,10 @@ VERBS = {
     "Use": ("use_verbs", ("predict", "learn", "forget")),
 }
 """Panel of the help page → the module of its verbs, and the verbs in the order in which a person needs them."""
+
+
+GOES_ON = ("locate", "fetch", "import", "unpack", "train", "tune", "evaluate", "reproduce", "demo")
+"""Verbs that keep what they have finished when they are interrupted, and go on there the next time."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -62,6 +68,7 @@ _add_verbs()
 def main() -> None:
     """Run the command line; every error ends as one line on standard error and an exit code."""
     accept_any_text()
+    interrupt_when_asked_to_end()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -85,13 +92,17 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, LandmarksError):
             _say(f"error: {error}")
             return error.exit_code
+        if refused := of_the_disk(error):
+            _say(f"error: {refused}")
+            return 1
         if _out_of_memory(error):
             _say(f"error: memory ran out ({error}); close other programs, or choose another --device if there is one")
             return 1
         _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
         return 1
     if result == 130:  # typer, too, turns an interruption into this code
-        _say("interrupted; run the same command again to go on")
+        kept = "what is finished is kept" if verb in GOES_ON else "nothing is half-written"
+        _say(f"interrupted; {kept}; run the same command again" + (" to go on" if verb in GOES_ON else ""))
     return result if isinstance(result, int) else 0
 
 
@@ -106,4 +117,4 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _say(line: str) -> None:
-    print(" ".join(line.split()), file=sys.stderr)
+    print(" ".join(shown(line).split()), file=sys.stderr)

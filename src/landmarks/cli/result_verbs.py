@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from landmarks.support.errors import UsageError
+from landmarks.support.terminal import show, show_json, show_lines
 
 if TYPE_CHECKING:
     from landmarks.evaluation.results import Evaluation
@@ -53,16 +54,15 @@ def evaluate(
     )
     _show(numbers, json)
     if not json:
-        print(f"written to {run / 'metrics' / numbers.name}.json")
+        show(f"written to {run / 'metrics' / numbers.name}.json")
 
 
 def _show(numbers: Evaluation, json: bool) -> None:
-    import json as json_module
 
     from landmarks.support.console import print_table
 
     if json:
-        print(json_module.dumps(numbers.record, indent=2, ensure_ascii=False))
+        show_json(numbers.record)
         return
     print_table(["number", "value"], numbers.rows(), numbers.title)
     confused = [(pair.truth, pair.answer, pair.images) for pair in numbers.confused[:5]]
@@ -72,9 +72,9 @@ def _show(numbers: Evaluation, json: bool) -> None:
         title = f"known or not: threshold from {numbers.halves[0]}, numbers from {numbers.halves[1]}"
         print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], numbers.score_rows(), title)
         if all(one.rejected is None for one in numbers.known_scores):
-            print("no threshold: fewer than 20 known images to choose one on, of which 5 % is less than one")
+            show("no threshold: fewer than 20 known images to choose one on, of which 5 % is less than one")
     if stored := numbers.threshold:
-        print(stored)
+        show(stored)
 
 
 # ── `landmarks score`: a submission of the challenge against its solution ───────────────────────────────────────────
@@ -98,7 +98,7 @@ def score(
     numbers = score_submission(submission, truth, out=out)
     _show(numbers, json)
     if out is not None and not json:
-        print(f"written to {out / 'metrics' / numbers.name}.json")
+        show(f"written to {out / 'metrics' / numbers.name}.json")
 
 
 # ── `landmarks subsets`: how accuracy varies with the landmarks that are drawn ──────────────────────────────────────
@@ -116,7 +116,6 @@ def subsets(
 
     Example: landmarks subsets runs/mobilenet --landmarks 20
     """
-    import json as json_module
 
     from landmarks.evaluation.predictions import SUFFIX
     from landmarks.evaluation.results import percent
@@ -125,15 +124,15 @@ def subsets(
 
     numbers = draw_subsets(run, landmarks, data=data, device=device)
     if json:
-        print(json_module.dumps(numbers.record, indent=2, ensure_ascii=False))
+        show_json(numbers.record)
         return
     print_table(["accuracy", "value"], numbers.rows(), numbers.title)
     if numbers.place is not None:
-        print(
+        show(
             f"the run's own accuracy, {percent(numbers.own_accuracy)} on {numbers.record['own']['landmarks']} "
             f"landmarks, is above that of {percent(numbers.place)} of the draws"
         )
-    print(f"written to {run / 'metrics' / numbers.record['name']}{SUFFIX}")
+    show(f"written to {run / 'metrics' / numbers.record['name']}{SUFFIX}")
 
 
 # ── `landmarks explain`: where a network looked ─────────────────────────────────────────────────────────────────────
@@ -156,7 +155,6 @@ def explain(
 
     Example: landmarks explain runs/resnet50 holiday/*.jpg
     """
-    from json import dumps
 
     from landmarks.explanation.explain import explain as draw
     from landmarks.support.console import print_table
@@ -167,7 +165,7 @@ def explain(
         return _measure(run, data=data, split=split, count=count or 200, device=device, json=json)
     result = draw(run, images, data=data, split=split, count=12 if count is None else count, device=device)
     if json:
-        print(dumps(result, ensure_ascii=False))
+        show_json(result, indent=None)
     else:
         rows = [
             [entry["image"], entry["answers"][0]["name"], f"{100 * entry['answers'][0]['probability']:.1f} %"]
@@ -178,14 +176,13 @@ def explain(
 
 
 def _measure(run: Path, *, data: Path | None, split: str, count: int, device: str, json: bool) -> int:
-    from json import dumps
 
     from landmarks.explanation.faithfulness import faithfulness
     from landmarks.support.console import print_table
 
     record = faithfulness(run, data=data, split=split, count=count, device=device)
     if json:
-        print(dumps(record))
+        show_json(record, indent=None)
         return 0
     rows = [[each["map"], *(_told(each[curve]) for curve in ("deletion", "insertion"))] for each in record["maps"]]
     title = f"{record['images']} images: area under the curve (what the heat map gains, 95 % interval)"
@@ -213,18 +210,17 @@ def compare(
 
     Example: landmarks compare runs/baseline runs/mobilenet
     """
-    import json as json_module
 
     from landmarks.evaluation.compare import compare as compare_runs
     from landmarks.support.console import print_table
 
     numbers = compare_runs(first, second, name=name)
     if json:
-        print(json_module.dumps(numbers.record, indent=2, ensure_ascii=False))
+        show_json(numbers.record)
         return
     columns = ["run", "top-1", "right where the other is wrong"]
     print_table(columns, numbers.rows(), f"{numbers.name}: {numbers.images} images")
-    print(numbers.verdict)
+    show(numbers.verdict)
 
 
 # ── `landmarks report`: runs become one page ────────────────────────────────────────────────────────────────────────
@@ -245,7 +241,7 @@ def report(
     """
     from landmarks.reporting.page import report as write_report
 
-    print(write_report(runs, out, study=study))
+    show(write_report(runs, out, study=study))
 
 
 # ── `landmarks reproduce`: the study's table, under its own protocol and under a corrected one ──────────────────────
@@ -282,7 +278,6 @@ def reproduce(
 
     Example: landmarks reproduce twenty -o reproduction --networks baseline,xception --image-size 160
     """
-    import json as json_module
 
     from landmarks.reporting.study_table import study_lines
     from landmarks.study.reproduce import reproduce as run_study
@@ -292,11 +287,11 @@ def reproduce(
         data, out, test=test, networks=networks, image_size=image_size, epochs=epochs, weights=weights, seed=seed
     )
     if json:
-        print(json_module.dumps(record, indent=2, ensure_ascii=False))
+        show_json(record)
     else:
         print_table(*study_lines(record))
-        print("\n".join(record["notes"]))
-        print(record["report"] or "no report: no network was trained")
+        show_lines("\n".join(record["notes"]))
+        show(record["report"] or "no report: no network was trained")
     return 1 if any(row["why"] for row in record["rows"]) else 0
 
 
@@ -315,4 +310,4 @@ def demo(
     """
     from landmarks.study.demo import demo as walk
 
-    print(walk(out, seed=seed))
+    show(walk(out, seed=seed))

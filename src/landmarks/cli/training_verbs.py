@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from landmarks.support.terminal import show, show_json
+
 
 def networks(
     name: Annotated[str | None, typer.Argument(help="One network, also any of timm's names.")] = None,
@@ -24,7 +26,7 @@ def networks(
 
     table = list_networks(name, classes=classes, head=head, image_size=image_size)
     if json:
-        print(table.write_json())
+        show_json(table.to_dicts(), indent=None)
         return
     columns = ["network", "parameters", "trainable", "not trained", "pixels", "GMACs", "licence"]
     rows = [
@@ -38,9 +40,9 @@ def networks(
         for row in table.iter_rows(named=True)
     ]
     print_table(columns, rows)
-    print("Parameters as Keras counts them; GMACs: billions of multiply-adds for one image.")
+    show("Parameters as Keras counts them; GMACs: billions of multiply-adds for one image.")
     if name is None:
-        print("Any other network of timm works too: landmarks networks NAME")
+        show("Any other network of timm works too: landmarks networks NAME")
 
 
 # ── `landmarks plan`: what a training will need ─────────────────────────────────────────────────────────────────────

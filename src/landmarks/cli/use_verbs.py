@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from landmarks.support.terminal import show_json
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -26,7 +28,6 @@ def predict(
 
     Example: landmarks predict runs/mobilenet holiday/ --csv answers.csv
     """
-    import json as json_module
 
     from landmarks.recognition.answers import NOT_KNOWN
     from landmarks.recognition.predict import predict as predict_images
@@ -35,7 +36,7 @@ def predict(
     table = predict_images(run, images, csv=csv, top=top, device=device)
     failed = table.filter(table["problem"].is_not_null())
     if json:
-        print(json_module.dumps(_nested(table), indent=2, ensure_ascii=False))
+        show_json(_nested(table))
     else:
         rows: list[tuple[object, ...]] = []
         for row in table.filter(table["problem"].is_null()).iter_rows(named=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import polars as pl
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note
 from landmarks.support.files import written_whole
+from landmarks.support.systems import printable
+from landmarks.support.tables import csv_text
 
 CREDITS = {
     "image_id": pl.String,
@@ -42,7 +42,7 @@ def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.Dat
         note(f"{unknown:,} of {len(listed):,} images have no known author")
     if out is not None:
         text = as_csv(listed) if Path(out).suffix.lower() == ".csv" else as_text(listed)
-        with written_whole(out) as aside:
+        with written_whole(out, tidy=True) as aside:
             aside.write_text(text, encoding="utf-8", newline="")
     return listed
 
@@ -51,10 +51,10 @@ def as_text(credits: pl.DataFrame) -> str:
     """Return the credit list for people: authors in order, under each licence its images, a line each."""
     lines: list[str] = []
     for (author, license), images in itertools.groupby(credits.rows(named=True), _who):
-        lines.append(f"{_plain(author)}, {_plain(license)}" if license else _plain(author))
+        lines.append(f"{printable(author)}, {printable(license)}" if license else printable(author))
         for image in images:
-            title = _plain(image["title"] or image["landmark"] or "untitled")
-            source = f", {_plain(image['url'])}" if image["url"] else ""
+            title = printable(image["title"] or image["landmark"] or "untitled")
+            source = f", {printable(image['url'])}" if image["url"] else ""
             lines.append(f'  "{title}" ({image["image_id"]}){source}')
         lines.append("")
     return "\n".join(lines)
@@ -62,17 +62,8 @@ def as_text(credits: pl.DataFrame) -> str:
 
 def as_csv(credits: pl.DataFrame) -> str:
     """Return the credit list for programs: the columns `CREDITS`, empty cells where nothing is known."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(credits.columns)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in credits.rows())
-    return text.getvalue()
+    return csv_text(credits)
 
 
 def _who(image: dict[str, str | None]) -> tuple[str, str]:
     return image["author"] or UNKNOWN_AUTHOR, image["license"] or ""
-
-
-def _plain(text: str) -> str:
-    """Return strangers' words on one line, without letters that steer a terminal."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,11 +28,13 @@ from landmarks.dataset.naming import (
     read_labels,
 )
 from landmarks.dataset.shards import ShardWriter
-from landmarks.dataset.sources import Found, Source, refuse_foreign
+from landmarks.dataset.sources import Found, Source
 from landmarks.dataset.split import given, store
+from landmarks.dataset.trust import IMAGES_IN, MAX_IMAGE_BYTES
 from landmarks.support.console import Advance, note, progress
+from landmarks.support.disk import make_folder, remove_folder, remove_leftovers
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
-from landmarks.support.files import digest_of, held, read_record, remove_leftovers
+from landmarks.support.files import digest_of, held, read_record, refuse_foreign
 from landmarks.support.systems import require_text, usable_processors
 from landmarks.support.tables import read_metadata, read_table, write_table
 
@@ -140,12 +142,18 @@ def _make(
             "decoders": taken.decoders,
             "identified_by": identified_by,
             "empty": listed.empty,
+            **({IMAGES_IN: _common_folder(table["shard"].to_list())} if max_side is None else {}),
         },
         inputs=inputs,
     )
-    shutil.rmtree(out / UNFINISHED)
+    remove_folder(out / UNFINISHED)
     _tell(dataset, listed, (landmarks[one.name].name for one in listed.found if one.name is not None))
     return dataset
+
+
+def _common_folder(places: list[str]) -> str:
+    """Return the folder below which all of these files lie."""
+    return os.path.commonpath([os.path.dirname(os.path.normpath(place)) for place in places])  # noqa: PTH120
 
 
 def _labels(stored: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) -> pl.DataFrame:
@@ -186,6 +194,7 @@ def _finished(out: Path, inputs: str) -> Dataset | None:
         return None
     if read_record(out / "dataset.json")["inputs"] != inputs:
         raise StaleError(f"{out} holds a dataset of other images or settings", way_out="choose another folder")
+    remove_folder(out / UNFINISHED)  # of an import that was killed when all but this was done
     note(f"{out} already holds exactly this")
     return open_dataset(out)
 
@@ -245,9 +254,6 @@ def _some(names: Iterable[str]) -> str:
 IMAGES_PER_SHARD = 2_000
 """Also how much work is repeated when an import is killed."""
 
-MAX_BYTES = 1 << 28
-"""A file that is larger is not read."""
-
 UNFINISHED = ".import"
 """The folder that holds what is known of the finished shards until the whole dataset is."""
 
@@ -286,9 +292,10 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
 def _clear_away(out: Path, inputs: str) -> None:
     """Remove what a killed import left half-written, and all of it if that was of other images or settings."""
     if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
-        shutil.rmtree(out / UNFINISHED)
-        shutil.rmtree(out / "shards", ignore_errors=True)
-    (out / UNFINISHED / inputs).mkdir(parents=True, exist_ok=True)  # first, so that the folder is known for an import's
+        for done in (out / UNFINISHED).iterdir():
+            remove_folder(done)
+        remove_folder(out / "shards")
+    make_folder(out / UNFINISHED / inputs)  # first, so that the folder is known for an import's
     for folder in (out / "shards", out / UNFINISHED / inputs):
         remove_leftovers(folder)
 
@@ -336,7 +343,7 @@ def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
     }
     try:
         size = one.path.stat().st_size
-        if size > MAX_BYTES:
+        if size > MAX_IMAGE_BYTES:
             raise LandmarksError("a file too large to be an image", received=f"{size:,} bytes")
         data = one.path.read_bytes()
         if max_side is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,20 @@ from typing import Any
 
 import polars as pl
 
+from landmarks.dataset.trust import (
+    folder_of_images,
+    place_of_shard,
+    require_matching_record,
+    require_own_folders,
+    require_sound_corrections,
+    require_sound_images,
+    require_sound_labels,
+    require_sound_splits,
+)
+from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
-from landmarks.support.tables import read_table, write_table
+from landmarks.support.tables import read_table, read_with_metadata, write_table
 
 SPLITS = ("train", "val", "test")
 
@@ -75,6 +87,7 @@ class Dataset:
     images: pl.DataFrame  # with corrected labels
     labels: pl.DataFrame
     splits: pl.DataFrame | None
+    split_metadata: dict[str, str]  # what stands beside the splits, read with them: rule, seed, leakage
     corrections: pl.DataFrame  # empty where nobody made any
 
     @property
@@ -115,9 +128,12 @@ class Dataset:
 
     def path_of(self, shard: str) -> Path:
         """Return where the bytes of a shard (or of an image imported by reference) lie."""
-        if not Path(shard).is_absolute() and Path(shard).name != shard:
-            raise LandmarksError(f"{self.folder} names an impossible shard", received=repr(shard))
-        return Path(shard) if Path(shard).is_absolute() else self.folder / "shards" / shard
+        return place_of_shard(self.folder, shard, folder_of_images(self.folder, self.record))
+
+    @property
+    def images_in(self) -> Path | None:
+        """The folder below which the images lie that stayed where they were; None where all are in own shards."""
+        return folder_of_images(self.folder, self.record)
 
     def name_of(self, labels: Sequence[int]) -> list[str]:
         """Return the readable names of `labels`."""
@@ -130,26 +146,49 @@ class Dataset:
 
 
 def open_dataset(folder: Path | str) -> Dataset:
-    """Open a dataset folder; raise when it is none, is half-written, or was written by a newer version."""
+    """Open a dataset folder; raise when it is none, is half-written, or was written by a newer version.
+
+    Nothing in it is believed before it was looked at (`trust`): a folder that is not sound is refused.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
     record = read_record(folder / "dataset.json")
+    require_own_folders(folder)
+    images, labels = read_table(folder / "images.parquet", IMAGES), read_table(folder / "labels.parquet", LABELS)
+    require_matching_record(folder, record, images=len(images), landmarks=len(labels))
+    require_sound_images(folder, images, record)
+    require_sound_labels(folder, labels)
     split, corrections = folder / SPLIT_FILE, stored_corrections(folder)
+    splits, metadata = read_with_metadata(split, SPLIT) if split.exists() else (None, {})
+    if splits is not None:
+        require_sound_splits(split, splits, SPLITS)
+    if elsewhere := folder_of_images(folder, record):
+        _tell_once(f"the images of {folder} lie in {elsewhere}, from where they are read")
     return Dataset(
         folder=folder,
         record=record,
-        images=with_corrections(read_table(folder / "images.parquet", IMAGES), corrections),
-        labels=read_table(folder / "labels.parquet", LABELS),
-        splits=read_table(split, SPLIT) if split.exists() else None,
+        images=with_corrections(images, corrections),
+        labels=labels,
+        splits=splits,
+        split_metadata=metadata,
         corrections=corrections,
     )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    note(text)
 
 
 def stored_corrections(folder: Path) -> pl.DataFrame:
     """Return the corrections in a dataset's folder, an empty table where nobody made any."""
     path = folder / CORRECTIONS_FILE
-    return read_table(path, CORRECTIONS) if path.exists() else pl.DataFrame(schema=CORRECTIONS)
+    if not path.exists():
+        return pl.DataFrame(schema=CORRECTIONS)
+    corrections = read_table(path, CORRECTIONS)
+    require_sound_corrections(path, corrections)
+    return corrections
 
 
 def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:

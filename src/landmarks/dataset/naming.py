@@ -14,7 +14,7 @@ import polars as pl
 from landmarks.dataset.manifest import LABELS
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
-from landmarks.support.tables import read_table
+from landmarks.support.tables import read_table, unescaped, write_csv
 
 UNKNOWN = "_unknown"
 """The folder of images that show nothing known."""
@@ -183,7 +183,7 @@ def read_labels_csv(path: Path) -> dict[str, Landmark]:
     """Read the `labels.csv` that `unpack` wrote: folder → landmark."""
     try:
         table = pl.read_csv(path.read_bytes(), infer_schema=False)  # a path may be no text
-        columns = table.select("folder", pl.col("landmark_id").cast(pl.Int64), "name", "category")
+        columns = unescaped(table).select("folder", pl.col("landmark_id").cast(pl.Int64), "name", "category")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise LandmarksError(
             f"{path} cannot be read ({str(error).splitlines()[0]})",
@@ -199,7 +199,7 @@ def write_labels_csv(path: Path, folders: dict[str, Landmark]) -> None:
     """Write folder → landmark for `read_labels_csv`, and for people."""
     rows = [(folder, landmark.landmark_id, landmark.name, landmark.category) for folder, landmark in folders.items()]
     columns = {"folder": pl.String, "landmark_id": pl.Int64, "name": pl.String, "category": pl.String}
-    pl.DataFrame(rows, schema=columns, orient="row").write_csv(path)
+    write_csv(path, pl.DataFrame(rows, schema=columns, orient="row"))
 
 
 # ── Landmarks of two places matched by what they are: the archive's by their ids, others by their names ─────────────

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.trust import open_plain
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import written_whole
 
@@ -92,7 +93,8 @@ class ImageReader:
         with self._lock:
             file = self._open.get(shard)
             if file is None:
-                file = self._open[shard] = _OpenFile(self._dataset.path_of(shard))
+                within = self._dataset.folder if self._dataset.images_in is None else None
+                file = self._open[shard] = _OpenFile(self._dataset.path_of(shard), within)
                 if len(self._open) > MAX_OPEN_FILES:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard)
@@ -102,12 +104,9 @@ class ImageReader:
 class _OpenFile:
     """A file that is closed when its last reader is gone: a thread may still read what another has dropped."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, within: Path | None) -> None:
         self._lock = threading.Lock()
-        try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed in __del__)
-        except OSError as error:
-            raise LandmarksError(f"{path} cannot be read ({error.strerror})") from error
+        self._file = open_plain(path, within)  # closed in __del__
 
     def read(self, length: int, offset: int) -> bytes:
         """Return up to `length` bytes at `offset`; any number of threads may read at once."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from landmarks.dataset.naming import Landmark, plain, safe_name, with_digest
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.errors import LandmarksError
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
@@ -175,16 +175,3 @@ def with_ids(found: list[Found]) -> list[Found]:
             mine = with_digest(mine or stem, one.where)
         whole.append(replace(one, id=mine))
     return whole
-
-
-def refuse_foreign(out: Path, marks: tuple[str, ...], what: str) -> None:
-    """Raise when `out` is a file, or a folder with contents that are none of ours."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file", way_out="choose another folder")
-    if not out.exists() or any((out / mark).exists() for mark in marks):
-        return
-    contents = sorted(entry.name for entry in out.iterdir() if entry.name != ".lock")
-    if contents:
-        raise UsageError(
-            f"{out} is not empty and holds no {what}", received=contents[0], way_out="choose another folder"
-        )

@@ -14,10 +14,11 @@ from landmarks.dataset.divide import ENOUGH, FROM_SOURCE, NOT_YET, TEST, TRAIN, 
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
 from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, SPLIT, SPLIT_FILE, SPLITS, Dataset, open_dataset
 from landmarks.support.console import note
+from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import file_digest, held
 from landmarks.support.systems import require_text
-from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.tables import read_metadata, read_table, unescaped, write_table
 
 SWALLOWED = 0.5
 """A group that holds more than this share of a landmark's images is reported."""
@@ -328,7 +329,7 @@ def add_corrections(dataset: Dataset, decided: pl.DataFrame) -> None:
 
 def remove_corrections(dataset: Dataset) -> int:
     """Take back all corrections of a dataset, and return how many there were. The caller holds the folder."""
-    (dataset.folder / CORRECTIONS_FILE).unlink(missing_ok=True)
+    remove_file(dataset.folder / CORRECTIONS_FILE)
     return len(dataset.corrections)
 
 
@@ -380,7 +381,7 @@ def _text_of(csv: Path) -> pl.DataFrame:
             received=", ".join(table.columns)[:200],
             way_out="landmarks audit RUN -o FILE.csv writes such a file",
         )
-    return table.select(pl.col(name).fill_null("").str.strip_chars() for name in wanted)
+    return unescaped(table.select(pl.col(name).fill_null("").str.strip_chars() for name in wanted))
 
 
 def _about_id(id: str) -> str:

@@ -25,10 +25,11 @@ from landmarks.dataset.naming import (
 )
 from landmarks.dataset.naming import identified_by as naming_identified_by
 from landmarks.dataset.shards import ImageReader
-from landmarks.dataset.sources import refuse_foreign
+from landmarks.dataset.sources import SUFFIXES
 from landmarks.support.console import progress
+from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, StaleError
-from landmarks.support.files import held, read_record, remove_leftovers, require_free_disk, write_record, written_whole
+from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
 
 _MARK = UNPACKED
 _LONGEST = 200  # bytes of a name that every file system still takes with a suffix
@@ -51,7 +52,7 @@ def unpack(data: Path | str, out: Path | str) -> Path:
         missing = [(place, row) for place, row in places if not place.exists() or place.stat().st_size != row["length"]]
         require_free_disk(out, sum(row["length"] for _, row in missing))
         for folder in {place.parent for place, _ in missing}:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             remove_leftovers(folder)
         reader = ImageReader(dataset)
 
@@ -72,15 +73,15 @@ def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
     landmarks = landmarks_of(dataset.labels)
     digits = max((len(str(landmark.landmark_id)) for landmark in landmarks), default=1)
     folders = {landmark.landmark_id: folder_name(landmark, digits) for landmark in landmarks}
-    with written_whole(out / LABELS_CSV) as aside:
-        write_labels_csv(aside, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
+    write_labels_csv(out / LABELS_CSV, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
     images = dataset.images.select("image_id", "landmark_id", "shard", "offset", "length")
     if dataset.splits is not None:
         images = images.join(dataset.splits, on="image_id", how="left")
     places: dict[str, tuple[Path, dict[str, Any]]] = {}
     for row in images.iter_rows(named=True):
         inside = Path(row.get("split") or "", folders.get(row["landmark_id"], UNKNOWN))
-        suffix = Path(row["shard"]).suffix.lower() if Path(row["shard"]).is_absolute() else ".jpg"
+        suffix = Path(row["shard"]).suffix.lower()
+        suffix = suffix if suffix in SUFFIXES else ".jpg"  # in a shard, and for whatever else calls itself an image
         place = out / inside / f"{safe_name(row['image_id'], _LONGEST)}{suffix}"
         if _one_file(place) in places:  # names that differ by case alone, or where they were cut
             place = out / inside / f"{with_digest(row['image_id'], row['image_id'])}{suffix}"

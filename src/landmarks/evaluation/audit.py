@@ -34,6 +34,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import written_whole
 from landmarks.support.seeds import generator
+from landmarks.support.tables import write_csv
 from landmarks.training.features import Rows, cached_features, positions
 from landmarks.training.machine import Machine, choose_device, choose_layout, open_machine
 from landmarks.training.own_data import find_own, sightings
@@ -114,8 +115,7 @@ def audit(
     table = table.join(dataset.corrections, on="image_id", how="anti").sort(
         "margin", "image_id", descending=[True, False]
     )
-    with written_whole(out) as aside:
-        table.write_csv(aside)
+    write_csv(out, table)
     if len(table):
         write_sheet(dataset, table, sheet)
     return table
@@ -321,7 +321,7 @@ def write_sheet(dataset: Dataset, listed: pl.DataFrame, path: Path) -> None:
             tile = Image.fromarray(image)
             sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         _caption(draw, left, top + TILE + 6, row)
-    with written_whole(path) as aside:
+    with written_whole(path, tidy=True) as aside:
         sheet.save(aside, format="JPEG", quality=88)
 
 

@@ -6,7 +6,6 @@ memory does not grow with their number and a killed evaluation goes on where it 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from landmarks.dataset.manifest import NO_LABEL, SPLITS, Dataset
 from landmarks.evaluation.metrics import Floats, Integers, Truth
 from landmarks.recognition.recogniser import Answers, Recogniser
 from landmarks.support.console import Advance, progress
+from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, digest_of, read_record, written_whole
 from landmarks.support.systems import readable
@@ -59,7 +59,9 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
         "model_digest": digest_of(run.digest, recogniser.digest),
         "images": _digest_of(images),
     }
+    aside = path.with_name(f".{name}.chunks")
     if path.exists() and all(read_metadata(path).get(key) == value for key, value in made_of.items()):
+        remove_folder(aside)  # of an evaluation that was killed when all but this was done
         return path
     place = readable(dataset.folder.resolve())
     about = {
@@ -68,7 +70,6 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
         "content_digest": str(dataset.content_digest),
         "own_data": str(asked.own),
     }
-    aside = path.with_name(f".{name}.chunks")
     key = digest_of(made_of, CHUNK)
     with progress(f"answering {name}", total=len(images)) as advance:
         chunks = []
@@ -82,7 +83,7 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
                 advance(len(some))
             chunks.append(chunk)
     _join(chunks, path, {**about, **made_of})
-    shutil.rmtree(aside)
+    remove_folder(aside)
     return path
 
 

@@ -17,8 +17,8 @@ from landmarks.evaluation.predictions import PREDICTIONS, Arrays
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import file_digest, held, write_record, written_whole
-from landmarks.support.tables import write_table
+from landmarks.support.files import file_digest, held, write_record
+from landmarks.support.tables import write_csv, write_table
 
 
 def score(submission: Path | str, truth: Path | str, *, out: Path | str | None = None) -> Evaluation:
@@ -132,10 +132,8 @@ def write_submission(path: Path | str, ids: pl.Series, landmark_ids: pl.Series, 
         raise LandmarksError("a score is no number", received=str(scores.filter(~scores.is_finite())[0]))
     table = pl.DataFrame({"image_id": ids, "landmark": landmark_ids, "score": scores})
     cell = pl.format("{} {}", "landmark", pl.col("score"))
-    with written_whole(path) as aside:
-        table.select(
-            id="image_id", landmarks=pl.when(pl.col("landmark").is_null()).then(pl.lit("")).otherwise(cell)
-        ).write_csv(aside, quote_style="never")
+    answers = pl.when(pl.col("landmark").is_not_null()).then(cell)
+    write_csv(path, table.select(id="image_id", landmarks=answers))
 
 
 def read_submission(path: Path | str) -> pl.DataFrame:

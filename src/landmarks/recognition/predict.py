@@ -12,8 +12,8 @@ from landmarks.dataset.sources import find_images
 from landmarks.recognition.answers import Recognition
 from landmarks.recognition.recogniser import load, require_top
 from landmarks.support.console import progress
-from landmarks.support.files import written_whole
 from landmarks.support.systems import readable
+from landmarks.support.tables import write_csv
 from landmarks.training.run import open_run
 
 PREDICTED = {
@@ -53,8 +53,7 @@ def predict(
             advance(1)
     table = pl.DataFrame(rows, schema=PREDICTED, orient="row")
     if csv is not None:
-        with written_whole(csv) as aside:
-            table.write_csv(aside)
+        write_csv(csv, table)
     return table
 
 

@@ -18,6 +18,7 @@ import vl_convert
 from markupsafe import Markup
 
 from landmarks.support.files import written_whole
+from landmarks.support.tables import write_csv
 
 INK, MUTED, GRID = "#1f2428", "#68707a", "#e4e2dc"
 SERIES = ("#0f6b75", "#c8553d", "#7a5ba6", "#c28a1c", "#3b74c9", "#5f8a3a", "#a14a6d", "#5c6670")
@@ -330,7 +331,7 @@ class FigureFolder:
     ) -> Figure:
         """Render `chart`, write `<file>.svg` and its `numbers` as `<file>.csv`, and return the image for the page."""
         svg = render(chart)
-        with written_whole(self.folder / f"{file}.svg") as aside:
+        with written_whole(self.folder / f"{file}.svg", tidy=True) as aside:
             aside.write_text(svg, encoding="utf-8")
         self.keep(numbers, file=file)
         return Figure(title, alt, caption, inlined(svg, alt, prefix=file), f"{self.folder.name}/{file}", wide)
@@ -338,8 +339,7 @@ class FigureFolder:
     def keep(self, numbers: pl.DataFrame, *, file: str) -> str:
         """Write a table's `numbers` as `<file>.csv` and return where it lies, seen from the page."""
         flat = numbers.drop("description", strict=False)
-        with written_whole(self.folder / f"{file}.csv") as aside:
-            flat.write_csv(aside)
+        write_csv(self.folder / f"{file}.csv", flat)
         return f"{self.folder.name}/{file}.csv"
 
 

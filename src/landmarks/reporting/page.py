@@ -94,7 +94,7 @@ def report(
     beside = None if study is None else read_study(study)
     with held(out.parent / FIGURES) as folder:
         page = _render(files, FigureFolder(folder), slug(out.stem), beside)
-        with written_whole(out) as aside:
+        with written_whole(out, tidy=True) as aside:
             aside.write_text(page, encoding="utf-8")
     note(f"{out}: {plural(len(files), 'run')}, {len(page) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
     return out

@@ -17,10 +17,12 @@ import polars as pl
 
 from landmarks.dataset.manifest import REJECTED, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split
+from landmarks.dataset.trust import IMAGES_IN
 from landmarks.models.backbones import BASELINE, pretrained_record
 from landmarks.models.network import from_pretrained
 from landmarks.models.weights import imagenet_file
 from landmarks.support.console import options, say, step
+from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
 from landmarks.support.tables import read_metadata, read_table
@@ -90,14 +92,16 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
 
     Where `source` has moved since an earlier call, the dataset is written and divided again.
     """
-    places = {shard: str(source.path_of(shard).resolve()) for shard in source.images["shard"].unique()}
+    elsewhere = source.images_in
+    paths = {shard: source.path_of(shard) for shard in source.images["shard"].unique()}
+    places = {shard: str(path.resolve() if elsewhere is None else path) for shard, path in paths.items()}
     images = source.images.with_columns(pl.col("shard").replace_strict(places, return_dtype=pl.String))
     offsets = hashlib.blake2b(images["offset"].to_numpy().tobytes()).hexdigest()  # as text, millions are gigabytes
     inputs = digest_of(source.content_digest, sorted(places.items()), offsets)
     if (folder / "dataset.json").exists() and read_record(folder / "dataset.json")["inputs"] == inputs:
         return open_dataset(folder)
     say(f"{folder}: the images of {source.folder}, which stay where they are")
-    (folder / "splits.parquet").unlink(missing_ok=True)
+    remove_file(folder / "splits.parquet")
     kept = ("set", "origin", "rule", "max_side", "identified_by")
     about = {name: value for name, value in source.record.items() if name in kept}
     return write_dataset(
@@ -106,7 +110,7 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
         images=images,
         labels=source.labels,
         rejected=read_table(source.folder / "rejected.parquet", REJECTED),
-        record={**about, "images_in": str(source.folder.resolve())},
+        record={**about, IMAGES_IN: str(elsewhere or source.folder.resolve())},
         inputs=inputs,
     )
 

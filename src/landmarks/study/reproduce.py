@@ -46,8 +46,8 @@ from landmarks.study.protocol import (
 )
 from landmarks.support.console import note, options, step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
-from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
-from landmarks.support.tables import read_metadata, read_table
+from landmarks.support.files import digest_of, held, read_record, write_record
+from landmarks.support.tables import read_metadata, read_table, write_csv
 from landmarks.training.machine import is_out_of_memory, release
 from landmarks.training.run import RECORD as RUN_RECORD
 from landmarks.training.run import open_run
@@ -227,8 +227,7 @@ class Reproduction:
             "rows": [self._row(attempt, name) for attempt in self.attempts],
         }
         write_record(self.folder / RECORD, record, verb="reproduce", inputs=self.source.content_digest)
-        with written_whole(self.folder / "study.csv") as aside:
-            study_numbers(record).write_csv(aside)
+        write_csv(self.folder / "study.csv", study_numbers(record))
         return record
 
     def _row(self, attempt: Attempt, test_set: str | None) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from landmarks.support.terminal import shown
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -29,17 +31,17 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def note(text: str) -> None:
     """Print one line about a choice, a fallback or a count to standard error."""
-    err.print(escape(text))
+    err.print(escape(shown(text)))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """Print a table to standard output; columns whose cells are all numbers are aligned to the right."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=escape(shown(title)) or None, title_justify="left", header_style="bold")
     for position, name in enumerate(columns):
         numeric = all(isinstance(row[position], int | float) for row in rows)
-        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(escape(shown(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(escape(shown(str(cell))) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 1000  # a file or a pipe has no right edge
@@ -67,7 +69,7 @@ def progress(what: str, total: float) -> Iterator[Advance]:
     """Show one bar with the time left on a terminal, or a line every half minute elsewhere, while the block runs."""
     if err.is_terminal:
         with _bar() as bar:
-            task = bar.add_task(escape(what), total=total, text="")
+            task = bar.add_task(escape(shown(what)), total=total, text="")
             yield _advance_bar(bar, task)
     else:
         yield _advance_log(what, total)
@@ -89,7 +91,7 @@ def _advance_bar(bar: Progress, task: TaskID) -> Advance:
     def advance(steps: float = 1, text: str | None = None) -> None:
         bar.advance(task, steps)
         if text is not None:
-            bar.update(task, text=escape(text))
+            bar.update(task, text=escape(shown(text)))
 
     return advance
 
@@ -136,4 +138,5 @@ def options(settings: Mapping[str, object]) -> list[str]:
 
 def say(line: str) -> None:
     """Print one line with an empty one before it."""
-    note(f"\n{line}")
+    err.print()
+    note(line)

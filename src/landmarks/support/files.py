@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import re
-import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,64 +15,73 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from landmarks import __version__
-from landmarks.support.errors import BusyError, LandmarksError
+from landmarks.support.addresses import without_secrets
+from landmarks.support.disk import (
+    ASIDE,
+    alone,
+    can_write,
+    flush_names,
+    is_leftover,
+    make_folder,
+    not_written,
+    refusal,
+    remove_leftovers,
+)
+from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.systems import require_text
 
 FORMAT = 3
 """The newest layout of records and tables that this version writes and reads."""
 
-_ASIDE = ".part"
+LOCK = ".lock"
+"""The file in a folder that the process holds which writes there."""
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *((39, 112) if os.name == "nt" else ())}
-"""Numbers that only writing ends with: the disk, the user's share of it, or the largest file it can hold is full."""
-
-_TOLD_BY_RUST = re.compile(r"(?P<why>[^: ][^:]*) \(os error (?P<number>\d+)\)")
+MAX_RECORD_BYTES = 1 << 26
+"""A record that is larger is not read."""
 
 
 @contextlib.contextmanager
-def written_whole(path: Path | str) -> Iterator[Path]:
+def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; when the block ends well it is flushed to disk and renamed to `path`.
 
     A block that fails, or a process that is killed, leaves no file at `path` (or the earlier one untouched). Only what
-    the disk itself refuses becomes a `LandmarksError`; any other error of the block passes through unchanged.
+    the disk itself refuses becomes a `LandmarksError`; any other error of the block passes through unchanged. `tidy`
+    removes what killed writers of the same file left beside it: for files in folders that no process holds.
     """
     path = Path(path)
     require_text(path)
-    aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{_ASIDE}"
+    aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{ASIDE}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise not_written(path, "it is a folder")
     except OSError as error:
-        raise _about_the_disk(error.strerror, path) from error
+        raise not_written(path, error.strerror) from error
     try:
         try:
-            yield aside
+            with alone(path, aside) if tidy else contextlib.nullcontext():
+                yield aside
         except Exception as error:
-            why = _refusal_of_the_disk(error, aside)
+            why = refusal(error, aside)
             if why is None:
                 raise
-            raise _about_the_disk(why, path) from error
+            raise not_written(path, why) from error
         try:
             with open(aside, "rb+") as file:
                 os.fsync(file.fileno())
             aside.replace(path)
         except OSError as error:
-            raise _about_the_disk(error.strerror, path) from error
-        _flush_names(path.parent)
+            raise not_written(path, error.strerror) from error
+        flush_names(path.parent)
     finally:
         with contextlib.suppress(OSError):  # a disk that may only be read refuses even that
             aside.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written directly in `folder`; call it only while holding the folder."""
-    for aside in folder.glob(f".*{_ASIDE}"):
-        aside.unlink(missing_ok=True)
-
-
 def write_record(path: Path | str, record: dict[str, Any], *, verb: str, inputs: str = "") -> None:
     """Write `record` as JSON with `format`, the `verb` and version that wrote it and the digest of its `inputs`."""
     whole = {"format": FORMAT, "verb": verb, "version": __version__, "inputs": inputs, **record}
-    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    text = without_secrets(json.dumps(whole, indent=2, ensure_ascii=False)) + "\n"
     with written_whole(path) as aside:  # bytes of a path that are no UTF-8 are escaped as JSON escapes them
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
@@ -84,9 +91,18 @@ def read_record(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     require_text(path)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD_BYTES:
+            raise LandmarksError(
+                f"{path} cannot be a record",
+                received=f"{status.st_size:,} bytes" if stat.S_ISREG(status.st_mode) else "no plain file",
+                expected=f"a file of at most {MAX_RECORD_BYTES:,} bytes",
+            )
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LandmarksError(f"there is no {path.name} in {path.parent}") from error
+    except RecursionError as error:
+        raise LandmarksError(f"{path} cannot be read as JSON (brackets within brackets without end)") from error
     except (OSError, ValueError) as error:
         raise LandmarksError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
@@ -111,13 +127,11 @@ def refuse_other_formats(path: Path, format_number: int) -> None:
 @contextlib.contextmanager
 def held(folder: Path | str) -> Iterator[Path]:
     """Create `folder` if needed and hold it for this process; a second process gets `BusyError` and touches nothing."""
-    folder = Path(folder)
-    require_text(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LandmarksError(f"{folder} cannot be made a folder ({error.strerror})") from error
-    lock = FileLock(folder / ".lock", timeout=0)
+    folder = make_folder(Path(folder))
+    mark = folder / LOCK
+    if mark.is_symlink() or (mark.exists() and not mark.is_file()):
+        raise LandmarksError(f"{mark} is no plain file", received="a link or a pipe", way_out="remove it")
+    lock = FileLock(mark, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -153,18 +167,6 @@ def cache_folder() -> Path:
 _OTHER_CACHE = "name another folder in the environment: XDG_CACHE_HOME=FOLDER"
 
 
-def can_write(folder: Path) -> bool:
-    """Return whether files can be made in `folder`, which is created if needed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        attempt = folder / f".{uuid.uuid4().hex[:8]}{_ASIDE}"
-        attempt.touch(exist_ok=False)
-        attempt.unlink()
-    except OSError:
-        return False
-    return True
-
-
 def digest_of(*parts: object) -> str:
     """Return 32 hex digits (BLAKE2b) that change when any of `parts`, written as canonical JSON, changes."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
@@ -177,50 +179,23 @@ def file_digest(path: Path | str) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def require_free_disk(folder: Path, needed_bytes: int) -> None:
-    """Raise unless the disk that holds `folder` has `needed_bytes` free."""
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if needed_bytes > free_bytes:
-        raise LandmarksError(
-            f"the disk of {folder} is too small",
-            received=f"{free_bytes / 1e9:.2f} GB free",
-            expected=f"{needed_bytes / 1e9:.2f} GB",
-            way_out="free some space, choose another folder, or select fewer images",
-        )
+def refuse_foreign(out: Path, marks: tuple[str, ...], what: str) -> None:
+    """Raise when `out` is a file, or a folder with contents that are none of ours (it holds none of `marks`).
 
-
-def _about_the_disk(why: str | None, path: Path) -> Exception:
-    return LandmarksError(f"{path} could not be written ({why})", way_out="nothing was replaced")
-
-
-def _refusal_of_the_disk(error: Exception, aside: Path) -> str | None:
-    """Return why the disk did not take `aside`; None when `error` is about anything else, another file included."""
-    if isinstance(error, LandmarksError):
-        return None
-    told = _TOLD_BY_RUST.search(str(error))  # polars and safetensors have the system's number in their texts only
-    number = getattr(error, "errno", None)
-    if number is None and told is not None:
-        number = int(told["number"])
-    why = getattr(error, "strerror", None) or (told["why"] if told is not None else str(error))
-    named = getattr(error, "filename", None)
-    if named is not None:
-        return why if str(named) == str(aside) else None
-    if isinstance(error, OSError) and str(aside) in str(error):
-        return why
-    return why if number in _FULL and (told is not None or isinstance(error, OSError)) else None
-
-
-def _flush_names(folder: Path) -> None:
-    """Flush which names `folder` holds, without which a power failure can undo a rename; not where no system can."""
+    What a kill in the first second leaves, a lock and half-written files, is nobody's; where another process holds the
+    folder, it is that one's (`BusyError`).
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file", way_out="choose another folder")
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
+        if not out.exists() or any((out / mark).exists() for mark in marks):
+            return
+        contents = sorted(entry.name for entry in out.iterdir() if not is_leftover(entry.name))
     except OSError as error:
-        if error.errno == errno.EIO:  # anything else: a file system that flushes no folders
-            raise LandmarksError(f"{folder} may forget its newest files ({error.strerror})") from error
-    finally:
-        os.close(descriptor)
+        raise LandmarksError(f"{out} cannot be looked into ({error.strerror})") from error
+    if not contents:
+        return
+    if (out / LOCK).is_file():
+        with held(out):  # raises where another process is at work, which has not come to its mark yet
+            pass
+    raise UsageError(f"{out} is not empty and holds no {what}", received=contents[0], way_out="choose another folder")

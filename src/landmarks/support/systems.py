@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,14 @@ def usable_processors() -> int:
     if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):  # Linux; macOS has no such call either
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def interrupt_when_asked_to_end() -> None:
+    """Let SIGTERM, and SIGHUP unless it is ignored (`nohup`), end the work as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 # Text on its way out: letters that a stream's encoding lacks, and file names whose bytes are no text at all.

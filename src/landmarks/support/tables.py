@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from landmarks import __version__
+from landmarks.support.addresses import without_secrets
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_other_formats, written_whole
 from landmarks.support.systems import readable, require_text
 
+MOST_ROWS_UNASKED = 1_000_000
+"""A table with fewer rows is read however few bytes it has."""
+
 
 def write_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> None:
     """Write `table` as parquet, whole or not at all, with `metadata` kept as strings beside the columns."""
-    texts = {name: readable(str(value)) for name, value in metadata.items()}
+    _write(Path(path), table, metadata, tidy=False)
+
+
+def write_lone_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> None:
+    """Write a table as `write_table`, in a folder that no process holds (see `written_whole`)."""
+    _write(Path(path), table, metadata, tidy=True)
+
+
+def _write(path: Path, table: pl.DataFrame, metadata: dict[str, object], *, tidy: bool) -> None:
+    texts = {name: without_secrets(readable(str(value))) for name, value in metadata.items()}
     texts |= {"landmarks.format": str(FORMAT), "landmarks.version": __version__}
-    with written_whole(path) as aside:
+    with written_whole(path, tidy=tidy) as aside:
         table.write_parquet(aside, metadata=texts)
 
 
@@ -25,28 +41,102 @@ def read_table(path: Path | str, schema: dict[str, Any] | None = None) -> pl.Dat
     """Read a parquet table; with `schema` (column → polars type) those columns must be there and are cast to it."""
     path = Path(path)
     read_metadata(path)
-    table = pl.read_parquet(path, glob=False)  # a [1] in a name is no pattern
-    if schema is None:
-        return table
-    missing = [name for name in schema if name not in table.columns]
-    if missing:
-        raise LandmarksError(
-            f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
-            received=", ".join(table.columns),
-        )
-    return table.with_columns(pl.col(name).cast(kind) for name, kind in schema.items())
+    return _read(path, path, schema)
+
+
+def read_with_metadata(path: Path, schema: dict[str, Any]) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Read a small table and its metadata from one and the same file, though another may replace it meanwhile."""
+    _require_file(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LandmarksError(f"{path} cannot be read ({error.strerror})") from error
+    metadata = _metadata(path, io.BytesIO(content))
+    return _read(path, io.BytesIO(content), schema), metadata
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
     """Read the metadata that `write_table` kept; a missing, damaged or newer table is an error of one line."""
     path = Path(path)
+    _require_file(path)
+    return _metadata(path, path)
+
+
+def _require_file(path: Path) -> None:
     require_text(path)
     if not path.is_file():
         raise LandmarksError(f"there is no table {path}")
-    try:
-        metadata = dict(pl.read_parquet_metadata(path))
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise LandmarksError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]})") from error
-    if "landmarks.format" in metadata:  # a table of somebody else's has none
-        refuse_other_formats(path, int(metadata["landmarks.format"]))
+
+
+def _metadata(path: Path, source: Path | io.BytesIO) -> dict[str, str]:
+    with _one_line(path):
+        metadata = dict(pl.read_parquet_metadata(source))
+    told = metadata.get("landmarks.format", "")  # a table of somebody else's has none
+    if told and not (told.isascii() and told.isdigit() and len(told) < 10):
+        raise LandmarksError(f"{path} is not one of our tables", received=f"format {told[:20]!r}")
+    if told:
+        refuse_other_formats(path, int(told))
     return metadata
+
+
+def _read(path: Path, source: Path | io.BytesIO, schema: dict[str, Any] | None) -> pl.DataFrame:
+    """Read the columns of `schema`; a table whose pages are damaged, or that claims rows without bytes, raises."""
+    with _one_line(path):
+        scanned = pl.scan_parquet(source, glob=False)
+        columns = scanned.collect_schema().names()
+        rows = scanned.select(pl.len()).collect().item()
+    if rows > max(MOST_ROWS_UNASKED, path.stat().st_size):  # each row of ours takes more than a byte
+        raise LandmarksError(f"{path} claims {rows:,} rows in {path.stat().st_size:,} bytes")
+    missing = [name for name in schema or () if name not in columns]
+    if missing:
+        raise LandmarksError(
+            f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            received=", ".join(columns),
+        )
+    with _one_line(path):
+        table = pl.read_parquet(source, glob=False)
+        return table.with_columns(pl.col(name).cast(kind) for name, kind in (schema or {}).items())
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Raise `LandmarksError` where a file is no parquet, is damaged, or holds values of another kind."""
+    try:
+        yield
+    except pl.exceptions.InvalidOperationError as error:
+        raise LandmarksError(f"{path} holds values of a wrong kind ({_first_line(error)})") from error
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise LandmarksError(f"{path} cannot be read as parquet ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+# CSV files: a spreadsheet takes a cell that begins so for a formula, and names come from strangers.
+
+
+_FORMULA = r"^('*[=+\-@\t\r])"
+_ESCAPED = r"^'('*[=+\-@\t\r])"
+
+
+def csv_text(table: pl.DataFrame) -> str:
+    """Return `table` as CSV in which no text can become a formula: `'` stands before =, +, -, @, a tab or a return.
+
+    A text that begins with such quotes gets one more, so that `unescaped` gives back what was written. Numbers stay as
+    they are.
+    """
+    texts = [name for name, kind in table.schema.items() if kind == pl.String]
+    return table.with_columns(pl.col(name).str.replace(_FORMULA, "'${1}") for name in texts).write_csv()
+
+
+def unescaped(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a table that was read from CSV without the quotes that `csv_text` put before what could be a formula."""
+    texts = [name for name, kind in table.schema.items() if kind == pl.String]
+    return table.with_columns(pl.col(name).str.replace(_ESCAPED, "${1}") for name in texts)
+
+
+def write_csv(path: Path | str, table: pl.DataFrame) -> None:
+    """Write `table` as `csv_text`, whole or not at all, in a folder that no process needs to hold."""
+    with written_whole(path, tidy=True) as aside:
+        aside.write_text(csv_text(table), encoding="utf-8", newline="")

@@ -25,17 +25,9 @@ from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.support.console import note, progress
+from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
-from landmarks.support.files import (
-    cache_folder,
-    can_write,
-    digest_of,
-    held,
-    read_record,
-    require_free_disk,
-    write_record,
-    written_whole,
-)
+from landmarks.support.files import cache_folder, digest_of, held, read_record, write_record, written_whole
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augmentation import FORM as AUGMENTED_FORM
 from landmarks.training.loader import as_input, batches, joined, shares

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
+from landmarks.support.terminal import show_json
 from landmarks.training.finetune import Training, add_gradients, does_not_fit, set_training
 from landmarks.training.loader import Batch, batches, normalised
 from landmarks.training.machine import Machine, choose_layout, is_out_of_memory, open_machine, release
@@ -228,7 +228,7 @@ def _free_memory(machine: Machine) -> float:
 def print_plan(found: Plan, *, as_json: bool = False) -> None:
     """Print a plan to standard output: a table for people, or one JSON object for programs."""
     if as_json:
-        print(json.dumps(asdict(found) | {"memory_mb": found.memory_mb}))
+        show_json(asdict(found) | {"memory_mb": found.memory_mb}, indent=None)
         return
     rows = [
         ("memory: weights", f"{found.weights_mb:,.0f} MB"),

@@ -11,7 +11,6 @@ from landmarks.dataset.manifest import SPLITS, Dataset
 from landmarks.dataset.naming import identified_by
 from landmarks.models.catalogue import gmacs
 from landmarks.models.network import Network, count_parameters, has_maps
-from landmarks.support.tables import read_metadata
 from landmarks.training.finetune import State
 from landmarks.training.machine import Choice, Machine, describe_machine, peak_memory_mb, versions
 from landmarks.training.own_data import whereabouts
@@ -29,10 +28,10 @@ def record_of(
     out: Path,
 ) -> dict[str, Any]:
     """Return what `run.json` in the folder `out` says about a training that ended in `state`."""
-    counts, split = count_parameters(network), dataset.folder / "splits.parquet"
+    counts, told = count_parameters(network), dataset.split_metadata
+    rule = {name: value for name, value in told.items() if not name.startswith(("landmarks.", "ARROW"))}
     seconds = {name: state.earlier.get(f"{name}_seconds", 0.0) for name in ("features", "head")}
     seconds["finetune"] = state.seconds
-    rule = read_metadata(split)
     return {
         "recipe": recipe.record(),
         "data": {
@@ -44,7 +43,7 @@ def record_of(
             "origin": dataset.record.get("origin"),
             "landmarks": len(dataset.labels),
             "images": {split: len(dataset.split(split)) for split in SPLITS},
-            "split": {name: value for name, value in rule.items() if not name.startswith(("landmarks.", "ARROW"))},
+            "split": rule,
         },
         "network": {
             "backbone": recipe.backbone,

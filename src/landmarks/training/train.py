@@ -19,8 +19,9 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.network import Network, build_network, from_pretrained
 from landmarks.models.rewriting import checkpoint_gradients
+from landmarks.support.disk import remove_leftovers
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import held, read_record, remove_leftovers, write_record
+from landmarks.support.files import held, read_record, write_record
 from landmarks.training.checkpoint import FILE as CHECKPOINT
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import State, finetune

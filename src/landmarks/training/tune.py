@@ -15,6 +15,7 @@ from landmarks.models.heads import HEADS, build_head
 from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, naming_the_extra
+from landmarks.support.terminal import show_json
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
 from landmarks.training.machine import open_machine
@@ -106,7 +107,7 @@ def tune(
 def print_trials(table: pl.DataFrame, data: Path | str, *, as_json: bool = False) -> None:
     """Print the best ten trials and the command that uses the best of all; or every trial as JSON."""
     if as_json:
-        print(table.write_json())
+        show_json(table.to_dicts(), indent=None)
         return
     rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.head(10).rows()]
     print_table(table.columns, rows)

@@ -1,0 +1,77 @@
+"""Addresses of the net in parts, and texts without the secrets that addresses in them hold."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from dataclasses import dataclass
+
+from landmarks.support.errors import UsageError
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s\"<>]+)")
+_SIGNATURE = re.compile(
+    r"(?i)([?&](?:x-(?:amz|goog)-[a-z-]+|awsaccesskeyid|googleaccessid|signature|sig|se|sp|sv|token|access_token|key"
+    r"|api_?key|password|secret)=)[^&\s\"'<>]+"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address cut into its parts, once; `bare` is all of it that may be shown, stored or asked for."""
+
+    scheme: str
+    user: str  # as it is meant: %40 is @
+    password: str
+    host: str  # with the port
+    path: str  # with its slash in front, or empty
+    query: str
+
+    @property
+    def bare(self) -> str:
+        """The address without user, password and query."""
+        return f"{self.scheme}://{self.host}{self.path}"
+
+
+def parse_address(text: str) -> Address:
+    """Cut an address into its parts; a password may hold `@`, and `/` where no doubt is left of what is meant.
+
+    Raises `UsageError`, which shows nothing of the address but its scheme, where `@` stands both for the end of the
+    user's part and for something else.
+    """
+    scheme, _, rest = text.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    after = rest[len(authority) :]
+    port = authority.rpartition("@")[2].rpartition(":")
+    if "@" in after and ("@" in authority or port[1]):
+        if after.count("@") > 1 or "@" in authority or port[2].isdigit() or port[2] == "":
+            raise UsageError(
+                f"an address ({scheme}://…) cannot be understood: it holds @ behind its first slash",
+                way_out="write @ as %40 and / as %2F in user, password and path",
+            )
+        authority = rest[: re.search(r"[/?#]|$", rest[rest.index("@") :]).start() + rest.index("@")]  # type: ignore[union-attr]
+        after = rest[len(authority) :]
+    told, _, host = authority.rpartition("@")
+    user, _, password = told.partition(":")
+    path, _, query = after.partition("#")[0].partition("?")
+    return Address(scheme, urllib.parse.unquote(user), urllib.parse.unquote(password), host, path, query)
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` in which no address holds a user, a password or a signature any more."""
+    if "://" not in text:
+        return text
+    return _SIGNATURE.sub(r"\1…", _ADDRESS.sub(_bare, text))
+
+
+def without_query(text: str) -> str:
+    """Return `text` in which addresses end where their query begins."""
+    return _ADDRESS.sub(lambda found: found[1] + found[2].partition("?")[0], text)
+
+
+def _bare(found: re.Match[str]) -> str:
+    """Return an address in a text without what may be a user and a password: in doubt it is."""
+    scheme, rest = found[1], found[2]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" not in rest or not ("@" in authority or ":" in authority):
+        return scheme + rest
+    return scheme + rest.rpartition("@")[2]
