@@ -29,7 +29,7 @@ def test_columns_are_cast_to_the_schema_and_others_are_kept(tmp_path: Path) -> N
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", pl.DataFrame({"image_id": ["a"]}))
-    with pytest.raises(LandmarksError, match="lacks the column split; received id"):
+    with pytest.raises(LandmarksError, match="lacks the column split; received image_id"):
         read_table(tmp_path / "t.parquet", {"image_id": pl.String, "split": pl.String})
 
 
