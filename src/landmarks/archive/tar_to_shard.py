@@ -7,7 +7,6 @@ for a TAR needs nothing but its task and the output folder, so that any thread, 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,8 +29,9 @@ from landmarks.archive.transfer import (
     ranged,
     streamed,
 )
+from landmarks.dataset import in_flight
 from landmarks.dataset.groups import perceptual_hash
-from landmarks.dataset.images import DECODER, ImageError, prepare, size_of
+from landmarks.dataset.images import DECODER, ImageError, prepare
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
@@ -50,9 +50,6 @@ PART = {
     "why": pl.String,  # not null: the image is rejected
 }
 """Columns of a finished TAR's table, in the shard's order."""
-
-_LARGE_PIXELS = 8_000_000
-_one_large_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -237,11 +234,7 @@ def _prepared(task: TarTask, image: FetchedImage) -> tuple[bytes, int, int, int]
 
 
 def _decoded(jpeg: bytes, max_side: int) -> tuple[bytes, int, int, int]:
-    width, height = size_of(jpeg)
-    if width * height > _LARGE_PIXELS:  # rare, and several at once would need gigabytes
-        with _one_large_at_a_time:
-            data, image = prepare(jpeg, max_side)
-    else:
+    with in_flight.PIXELS.taking(in_flight.pixels_decoded(jpeg, max_side)):
         data, image = prepare(jpeg, max_side)
     return data, image.shape[1], image.shape[0], perceptual_hash(image)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
+from landmarks.dataset import in_flight
 from landmarks.dataset.groups import HASH_FORM, NO_HASH, groups, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
 from landmarks.dataset.layouts import list_source
@@ -345,17 +346,21 @@ def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
         size = one.path.stat().st_size
         if size > MAX_IMAGE_BYTES:
             raise LandmarksError("a file too large to be an image", received=f"{size:,} bytes")
-        data = one.path.read_bytes()
-        if max_side is None:
-            require_text(one.path.absolute())  # it stands in the table as it is
-            image = decode(data)
-            row |= {"shard": str(one.path.absolute()), "offset": 0, "length": len(data)}
-        else:
-            data, image = prepare(data, max_side)
+        with in_flight.BYTES.taking(size):
+            data = one.path.read_bytes()
+            with in_flight.PIXELS.taking(in_flight.pixels_decoded(data, max_side)):
+                if max_side is None:
+                    require_text(one.path.absolute())  # it stands in the table as it is
+                    image = decode(data)
+                    row |= {"shard": str(one.path.absolute()), "offset": 0, "length": len(data)}
+                    data = b""
+                else:
+                    data, image = prepare(data, max_side)
+                height, width = image.shape[:2]
+                row |= {"width": width, "height": height, "phash": perceptual_hash(image)}
     except (OSError, LandmarksError) as error:
         return row | {"why": str(error)}, b""
-    height, width = image.shape[:2]
-    return row | {"width": width, "height": height, "phash": perceptual_hash(image)}, data
+    return row, data
 
 
 def in_parallel(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from landmarks import __version__
 from landmarks.dataset.manifest import NO_LABEL, SPLITS, Dataset
 from landmarks.evaluation.metrics import Floats, Integers, Truth
-from landmarks.recognition.recogniser import Answers, Recogniser
+from landmarks.recognition.recogniser import ANSWERS, Answers, Recogniser
 from landmarks.support.console import Advance, progress
 from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError
@@ -110,6 +110,16 @@ def read_predictions(path: Path) -> pl.DataFrame:
     table = read_table(path, PREDICTIONS)
     if table["image_id"].is_duplicated().any():
         raise LandmarksError(f"{path} holds two predictions for one image", way_out="delete it and evaluate again")
+    answers = pl.col("label").list.len()
+    scores = pl.col("score").list.eval(pl.element().is_finite().fill_null(False)).list.all()
+    sound = (answers == pl.col("score").list.len()) & answers.is_between(0, ANSWERS) & scores
+    sound &= ~pl.col("label").list.eval(pl.element().is_null()).list.any() & pl.col("image_id").is_not_null()
+    if not table.select(sound.fill_null(False).all()).item():
+        raise LandmarksError(
+            f"{path} holds answers that cannot be meant",
+            expected=f"up to {ANSWERS} labels and as many finite scores for each image",
+            way_out="delete it and evaluate again",
+        )
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from landmarks.models.heads import Head, build_head
 from landmarks.models.weights import epsilon_of, load_weights, set_epsilon, storable
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record, written_whole
+
+MAX_IMAGE_SIZE = 8192
+"""Pixels on the side of the largest image that a network is given; the recipe's limit too."""
+
+MAX_CLASSES = 10_000_000
 
 WEIGHTS_FILE = "model.safetensors"
 RECORD_FILE = "model.json"
@@ -173,18 +179,44 @@ def save_network(network: Network, folder: Path | str, **extra: Any) -> None:
 def load_network(folder: Path | str) -> Network:
     """Return the network that `save_network` wrote to `folder`, in evaluation mode."""
     folder = Path(folder)
-    record = read_record(folder / RECORD_FILE)
-    preprocessing = from_record(record["preprocessing"])
-    backbone = build_backbone(record["backbone"], preprocessing.image_size)
-    head = build_head(record["head"], _width(backbone), record["classes"], record["head_settings"])
-    network = Network(record["backbone"], backbone, record["head"], head, preprocessing)
-    if record["batch_norm_epsilon"] is not None:
-        set_epsilon(backbone, record["batch_norm_epsilon"])
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise LandmarksError(f"there is no {WEIGHTS_FILE} in {folder}")
+    network = _network_of(folder / RECORD_FILE)
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        network.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise LandmarksError(f"{folder / WEIGHTS_FILE} is not the network of {RECORD_FILE} ({error})") from error
+        raise LandmarksError(f"{weights} is not the network of {RECORD_FILE} ({error})") from error
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise LandmarksError(f"{weights} holds weights that are no finite numbers", received=name)
     return network.eval()
+
+
+def _network_of(path: Path) -> Network:
+    """Return the network that the record at `path` tells of, its weights drawn; raise when it cannot be meant."""
+    record = read_record(path)
+    try:
+        preprocessing, epsilon = from_record(record["preprocessing"]), record["batch_norm_epsilon"]
+        name, classes = str(record["backbone"]), int(record["classes"])
+        head_name, head_settings = str(record["head"]), dict(record["head_settings"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise LandmarksError(f"{path} is not the record of a network ({type(error).__name__}: {error})") from error
+    possible = {
+        "classes": 1 <= classes <= MAX_CLASSES,
+        "image size": 1 <= preprocessing.image_size <= MAX_IMAGE_SIZE,
+        "mean": all(map(math.isfinite, preprocessing.mean)),
+        "std": all(math.isfinite(value) and value > 0 for value in preprocessing.std),
+        "crop": 0 < preprocessing.crop <= 1,
+        "epsilon": epsilon is None or (isinstance(epsilon, float) and 0 < epsilon < 1),
+    }
+    if wrong := [what for what, fits in possible.items() if not fits]:
+        raise LandmarksError(f"{path} tells of an impossible network", received=f"its {' and '.join(wrong)}")
+    backbone = build_backbone(name, preprocessing.image_size)
+    head = build_head(head_name, _width(backbone), classes, head_settings)
+    if epsilon is not None:
+        set_epsilon(backbone, epsilon)
+    return Network(name, backbone, head_name, head, preprocessing)
 
 
 @torch.no_grad()

@@ -13,12 +13,14 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows, kept_features
@@ -39,10 +41,27 @@ def open_gallery(run: Run) -> Gallery | None:
     path = run.folder / FILE
     if not path.exists():
         return None
-    tensors = load_file(path)
-    if bytes(tensors.pop("model")).decode() != run.digest:
-        return None
-    return Gallery(**{name: tensors[name] for name in SPLITS}, digest=bytes(tensors["digest"]).decode())
+    try:
+        tensors = load_file(path) if path.is_file() else {}
+        if bytes(tensors.pop("model")).decode() != run.digest:
+            return None
+        gallery = Gallery(**{name: tensors[name] for name in SPLITS}, digest=bytes(tensors["digest"]).decode())
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise LandmarksError(f"{path} cannot be read as a gallery ({error})", way_out="delete it") from error
+    _require_sound(path, gallery, len(run.labels))
+    return gallery
+
+
+def _require_sound(path: Path, gallery: Gallery, landmarks: int) -> None:
+    """Raise unless all that a gallery holds fits together and is finite."""
+    count, width = gallery.images.shape if gallery.images.ndim == 2 else (-1, -1)
+    shapes = {"labels": (count,), "mean": (width,), "centres": (landmarks, width)}
+    shapes |= {"within": (width, width), "overall": (width, width)}
+    fits = all(getattr(gallery, name).shape == shape for name, shape in shapes.items())
+    fits = fits and all(bool(np.isfinite(getattr(gallery, name)).all()) for name in SPLITS)
+    fits = fits and count > 0 and int(gallery.labels.min()) >= 0 and int(gallery.labels.max()) < landmarks
+    if not fits:
+        raise LandmarksError(f"{path} does not fit the run's {landmarks} landmarks", way_out="delete it")
 
 
 def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int) -> Gallery | None:

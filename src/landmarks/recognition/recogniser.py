@@ -299,17 +299,39 @@ def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "aut
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
     ids = run.labels["landmark_id"].to_list()
-    rejection = record.get("rejection")
+    if network.classes != len(ids):
+        raise LandmarksError(
+            f"the network in {run.folder} answers other landmarks than its labels",
+            received=f"{network.classes} answers",
+            expected=len(ids),
+        )
+    temperature, rule, threshold = _calibration(run.folder / "model.json", record)
     return Recogniser(
         network=network,
         names=[str(id) if name is None else name for id, name in zip(ids, run.labels["name"], strict=True)],
         landmark_ids=ids,
-        temperature=float(record.get("temperature") or 1.0),
+        temperature=temperature,
         gallery=gallery,
-        rule=None if rejection is None else Rule(**rejection["rule"]),
-        threshold=0.0 if rejection is None else float(rejection["threshold"]),
+        rule=rule,
+        threshold=threshold,
         device=place,
     )
+
+
+def _calibration(path: Path, record: dict[str, Any]) -> tuple[float, Rule | None, float]:
+    """Return temperature, rule and threshold of a run's `model.json`; raise when they are no numbers to answer by."""
+    rejection = record.get("rejection")
+    try:
+        temperature = float(record.get("temperature") or 1.0)
+        rule = None if rejection is None else Rule(**rejection["rule"])
+        threshold = 0.0 if rejection is None else float(rejection["threshold"])
+        numbers = [threshold] if rule is None else [threshold, rule.constant, *rule.weights.values()]
+        sound = 0 < temperature < math.inf and all(math.isfinite(number) for number in numbers)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LandmarksError(f"{path} holds no temperature and threshold ({type(error).__name__}: {error})") from error
+    if not sound:
+        raise LandmarksError(f"{path} holds a temperature or a threshold that is no finite number")
+    return temperature, rule, threshold
 
 
 def require_top(top: int) -> None:

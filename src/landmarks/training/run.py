@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from landmarks.dataset.manifest import LABELS
+from landmarks.dataset.trust import require_own_folders, require_sound_labels
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest, read_record, write_record
 from landmarks.support.tables import read_table, write_table
@@ -46,6 +47,9 @@ SEEN = {
     "through": pl.String,  # null: seen in this training; else the run that had, whose weights this one began from
 }
 """Columns of `images.parquet`, sorted by id: the images that a run was trained on and validated with."""
+
+OWN_FOLDERS = ("predictions", "metrics", "maps", "checkpoint", "gallery")
+"""Folders in a run's folder that are read from and written to: none of them may lead elsewhere."""
 
 SEEN_FILE = "images.parquet"
 
@@ -135,7 +139,10 @@ class Run:
 
 
 def open_run(folder: Path | str) -> Run:
-    """Open a run folder; raise `LandmarksError` when it is none, is unfinished, or was written by a newer version."""
+    """Open a run folder; raise `LandmarksError` when it is none, is unfinished, or was written by a newer version.
+
+    A run may come from a stranger: its record and labels are looked at here, its weights where they are loaded.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise LandmarksError(f"there is no run {folder}", way_out=f"train one with: landmarks train DATA -o {folder}")
@@ -143,11 +150,14 @@ def open_run(folder: Path | str) -> Run:
         if (folder / "checkpoint").is_dir():
             raise LandmarksError(f"{folder} is not trained to its end", way_out="run the same landmarks train again")
         raise LandmarksError(f"{folder} is not a run", expected=f"a folder with {RECORD}, as landmarks train writes it")
-    return Run(
-        folder=folder,
-        record=read_record(folder / RECORD),
-        labels=read_table(folder / "labels.parquet", LABELS).sort("label"),
-    )
+    require_own_folders(folder, OWN_FOLDERS)
+    record = read_record(folder / RECORD)
+    for name in ("data", "recipe", "network", "best"):
+        if not isinstance(record.get(name) or {}, dict):
+            raise LandmarksError(f"{folder / RECORD} cannot be meant", received=f'"{name}" {record[name]!r}'[:100])
+    labels = read_table(folder / "labels.parquet", LABELS).sort("label")
+    require_sound_labels(folder, labels)
+    return Run(folder=folder, record=record, labels=labels)
 
 
 def write_run(

@@ -1,0 +1,204 @@
+"""Nothing lost: each verb is killed at events of the file system, meets a full and a read-only disk, and is run again.
+
+The result must be the one of an undisturbed run, nothing half-finished may be left, and a refusal of the disk is one
+line with exit code 1. A few instants of the data verbs are tried here; the slow tests try many, of every verb.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from landmarks.cli.main import run
+from landmarks.miniature.make import make_miniature
+
+pytestmark = pytest.mark.linux
+
+HERE = Path(__file__).parent
+DATA_ROOMS = ("cli.main", "archive.fetch", "archive.select", "archive.locate", "dataset.importing", "dataset.unpack")
+TRAINED_ROOMS = (
+    *DATA_ROOMS,
+    *("training.train", "evaluation.evaluate", "evaluation.audit", "explanation.explain", "reporting.page"),
+    *("recognition.predict", "evaluation.subsets"),
+)
+TRAINING = (
+    *("--backbone", "test_resnet", "--weights", "w.safetensors", "--image-size", "32", "--epochs", "1"),
+    *("--batch-size", "8", "--tracking", "none", "--device", "cpu", "--set", "head_epochs=3"),
+)
+DATA_VERBS = {
+    "select": ["select", "mirror", "-o", "new.parquet"],
+    "locate": ["locate", "mirror", "-o", "index.parquet"],
+    "fetch": ["fetch", "chosen.parquet", "-o", "new", "--mirror", "mirror"],
+    "import": ["import", "folder", "-o", "new"],
+    "import --reference": ["import", "folder", "-o", "new", "--reference"],
+    "split": ["split", "data", "--seed", "1"],
+    "unpack": ["unpack", "data", "-o", "new"],
+    "credits": ["credits", "data", "-o", "new.csv"],
+}
+TRAINED_VERBS = {
+    "train": ["train", "data", "-o", "new", *TRAINING],
+    "evaluate": ["evaluate", "run", "--submission", "new.csv"],
+    "predict": ["predict", "run", "folder", "--csv", "new.csv"],
+    "explain": ["explain", "run"],
+    "audit": ["audit", "run", "-o", "new.csv", "--split", "all"],
+    "subsets": ["subsets", "run", "--landmarks", "2"],
+    "report": ["report", "judged", "-o", "new.html"],
+}
+OF_THIS_PROCESS = ("transfer.json", "report.html", "new.html")
+"""Files that tell what one process did, or when."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What came of the attempts on one verb."""
+
+    undisturbed: dict[str, Any]
+    attempts: list[dict[str, Any]]
+
+    @property
+    def faults(self) -> list[str]:
+        """A line for each attempt that did not go well."""
+        return [line for one in self.attempts for line in self._faults_of(one)]
+
+    def _faults_of(self, one: dict[str, Any]) -> list[str]:
+        what = f"{one['how']} at {one['instant']}: "
+        told = [line for line in one["said"] if line.startswith("error")]
+        found = []
+        if one["how"] == "kill" and one["code"] != -9:
+            found.append(f"not killed but {one['code']}")
+        if one["how"] != "kill" and one["code"] and (one["code"] != 1 or len(told) != 1 or "unforeseen" in told[0]):
+            found.append(f"ended with {one['code']}, {one['said']}")
+        if one["again"] != self.undisturbed["code"]:
+            found.append(f"run again it ended with {one['again']}, {one['said_again']}")
+        if one["leftovers"] != self.undisturbed["leftovers"]:
+            found.append(f"left {one['leftovers']}")
+        names = set(one["digests"]) ^ set(self.undisturbed["digests"])
+        names |= {name for name, digest in one["digests"].items() if self.undisturbed["digests"].get(name) != digest}
+        differ = [name for name in sorted(names) if Path(name).name not in OF_THIS_PROCESS]
+        if differ:
+            found.append(f"other files: {differ[:5]}")
+        return [what + each for each in found]
+
+
+def sweep(
+    base: Path, place: Path, arguments: list[str], *, rooms: tuple[str, ...], most: int, hows: list[str]
+) -> Sweep:
+    """Disturb the command at up to `most` instants, drawn from a seed, in each of the ways `hows`."""
+    (undisturbed,) = attempted(base, place, arguments, rooms, [("count", 0)])
+    events = range(1, undisturbed["events"] + 1)
+    instants = sorted(random.Random(0).sample(events, min(most, len(events))))
+    tried = attempted(base, place, arguments, rooms, [(how, instant) for how in hows for instant in instants])
+    return Sweep(undisturbed, tried)
+
+
+def attempted(
+    base: Path, place: Path, arguments: list[str], rooms: tuple[str, ...], attempts: list[tuple[str, int]]
+) -> list[dict[str, Any]]:
+    modules = [f"landmarks.{room}" for room in rooms]
+    job = {"base": str(base), "place": str(place), "arguments": arguments, "attempts": attempts, "modules": modules}
+    place.with_suffix(".job").write_text(json.dumps(job))
+    line = [sys.executable, str(HERE / "disturbed.py"), str(place.with_suffix(".job"))]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return [json.loads(each) for each in ended.stdout.splitlines()]
+
+
+def do(*arguments: str) -> None:
+    assert run(list(arguments)) == 0, arguments
+
+
+@pytest.fixture(scope="session")
+def data_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mirror of three landmarks, its selection, its dataset divided, and some of it as folders."""
+    base = tmp_path_factory.mktemp("disturbed") / "base"
+    make_miniature(base / "mirror", landmarks=3, images=8, unknown=2, size=64)
+    before = Path.cwd()
+    os.chdir(base)
+    try:
+        do("select", "mirror", "-o", "chosen.parquet")
+        do("fetch", "chosen.parquet", "-o", "data", "--mirror", "mirror")
+        do("split", "data", "--by", "random", "--val", "0.2", "--test", "0.3")
+        do("unpack", "data", "-o", "unpacked")
+        (base / "unpacked" / "train").rename(base / "folder")
+        shutil.rmtree(base / "unpacked")
+    finally:
+        os.chdir(before)
+    return base
+
+
+@pytest.fixture(scope="session")
+def trained_base(data_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a run, and one that was evaluated."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    base = tmp_path_factory.mktemp("disturbed-run") / "base"
+    shutil.copytree(data_base, base)
+    torch.manual_seed(0)
+    drawn = timm.create_model("test_resnet", pretrained=False, num_classes=0).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in drawn.items()}, base / "w.safetensors")
+    before = Path.cwd()
+    os.chdir(base)
+    try:
+        do("train", "data", "-o", "run", *TRAINING)
+        shutil.rmtree(base / "data" / "features")
+        shutil.copytree(base / "run", base / "judged")
+        do("evaluate", "judged")
+    finally:
+        os.chdir(before)
+    return base
+
+
+@pytest.mark.parametrize("verb", DATA_VERBS)
+def test_a_data_verb_killed_or_refused_by_the_disk_goes_on_to_the_same(
+    verb: str, data_base: Path, tmp_path: Path
+) -> None:
+    result = sweep(data_base, tmp_path / "w", DATA_VERBS[verb], rooms=DATA_ROOMS, most=2, hows=["kill", "ENOSPC"])
+    assert result.undisturbed["code"] == 0
+    assert result.faults == []
+    assert len(result.attempts) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", DATA_VERBS)
+def test_a_data_verb_killed_or_refused_at_many_instants_goes_on_to_the_same(
+    verb: str, data_base: Path, tmp_path: Path
+) -> None:
+    result = sweep(
+        data_base,
+        tmp_path / "w",
+        DATA_VERBS[verb],
+        rooms=DATA_ROOMS,
+        most=40,
+        hows=["kill", "ENOSPC", "EROFS", "EACCES"],
+    )
+    print(f"{verb}: {len(result.attempts)} attempts, {len(result.faults)} faults")
+    assert result.faults == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", TRAINED_VERBS)
+def test_a_verb_of_runs_killed_or_refused_at_many_instants_goes_on_to_the_same(
+    verb: str, trained_base: Path, tmp_path: Path
+) -> None:
+    result = sweep(
+        trained_base,
+        tmp_path / "w",
+        TRAINED_VERBS[verb],
+        rooms=TRAINED_ROOMS,
+        most=25,
+        hows=["kill", "ENOSPC", "EROFS"],
+    )
+    print(f"{verb}: {len(result.attempts)} attempts, {len(result.faults)} faults")
+    assert result.undisturbed["code"] == 0
+    assert result.faults == []
