@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from landmarks.models.heads import build_head
 from landmarks.support.errors import UsageError
 from landmarks.training.augmentation import draw
-from landmarks.training.recipe import FROM_RECIPE, SHIPPED, Augmentation, Recipe, assigned, recipe_named
+from landmarks.training.recipe import FROM_RECIPE, SHIPPED, Augmentation, Recipe, annotations_of, assigned, recipe_named
 from landmarks.training.recipe import given as given_on_a_command_line
 
 
@@ -214,3 +214,25 @@ def require_usable(recipe: Recipe) -> None:
         head = build_head("arcface", 8, 3, settings_of_the_head)
         head.adapt(np.array([1, 2, 3]))
         assert head(torch.ones(1, 8)).isfinite().all()
+
+
+NUMBERS = [
+    name for name, annotation in {**annotations_of(Recipe), **annotations_of(Augmentation)}.items()
+    if any(kind in str(annotation) for kind in ("int", "float")) and "Augmentation" not in str(annotation)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e308, -1e308])
+@pytest.mark.parametrize("setting", NUMBERS)
+def test_a_number_that_is_none_is_refused_in_every_setting(setting: str, value: float) -> None:
+    with pytest.raises(UsageError, match=setting):
+        recipe_named("default", **{setting: value})
+    with pytest.raises(UsageError, match=setting):
+        recipe_named("default", **assigned([f"{setting}={json.dumps(value)}"]))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e308", "1e400"])
+def test_a_number_that_is_none_is_refused_by_a_head_too(value: str) -> None:
+    for setting in ("head.scale", "head.margin", "head.of_ones_own"):
+        with pytest.raises(UsageError, match=setting):
+            assigned([f"{setting}={value}"])

@@ -101,11 +101,10 @@ def forget(
 
 
 def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
-    import json
 
     from landmarks.support.console import print_table
 
     if as_json:
-        print(json.dumps(table.to_dicts(), indent=2, ensure_ascii=False))
+        show_json(table.to_dicts())
     else:
         print_table(["label", "landmark_id", "learned", "images"], table.rows())
