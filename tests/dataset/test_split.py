@@ -496,3 +496,12 @@ def test_the_verb_takes_corrections_and_tells_their_number(
     assert json.loads(capsys.readouterr().out)["corrected"] == 2
     assert landmarks(["split", str(data.folder), "--no-corrections", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["corrected"] == 0
+
+
+def test_what_is_told_of_a_split_is_read_with_it_and_not_again_later(tmp_path: Path) -> None:
+    dataset(tmp_path, [(1, hash, None) for hash in far_apart(30)])
+    split(tmp_path, seed=0)
+    opened = open_dataset(tmp_path)
+    split(tmp_path, seed=1)
+    assert opened.split_metadata["seed"] == "0"
+    assert open_dataset(tmp_path).split_metadata["seed"] == "1"

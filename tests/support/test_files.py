@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.support.disk import can_write, require_free_disk
-from landmarks.support.errors import BusyError, LandmarksError
+from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import (
     FORMAT,
     cache_folder,
@@ -22,6 +22,7 @@ from landmarks.support.files import (
     file_digest,
     held,
     read_record,
+    refuse_foreign,
     write_record,
     written_whole,
 )
@@ -262,3 +263,45 @@ def test_a_home_that_cannot_be_written_names_the_way_out(tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache" / "landmarks"
     assert list(cache_folder().iterdir()) == []
+
+
+@pytest.mark.linux
+def test_a_folder_that_another_process_has_just_begun_is_that_ones(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()  # no mark yet
+    code = (
+        "import sys, time; from landmarks.support.files import held\n"
+        "with held(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BusyError):
+            refuse_foreign(tmp_path, ("mark.json",), "dataset")
+    finally:
+        other.kill()
+        other.communicate()
+    with pytest.raises(UsageError, match="holds no dataset"):
+        refuse_foreign(tmp_path, ("mark.json",), "dataset")
+
+
+def test_what_a_kill_in_the_first_second_leaves_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".unpack.json.0123abcd.part").touch()
+    refuse_foreign(tmp_path, ("unpack.json",), "unpacked dataset")
+
+
+@pytest.mark.linux
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    stale = tmp_path / ".answers.csv.0123abcd.part"
+    stale.touch()
+    others = tmp_path / ".answers.csv.old.0123abcd.part"
+    others.touch()
+    with written_whole(tmp_path / "answers.csv", tidy=True) as first:
+        assert not stale.exists()
+        first.write_text("first")
+        with written_whole(tmp_path / "answers.csv", tidy=True) as second:
+            second.write_text("second")
+            assert first.exists()
+    assert (tmp_path / "answers.csv").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "answers.csv"]
