@@ -51,4 +51,10 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
         landmarks.reproduce(folder / "data", folder / "study", networks="baseline")
         landmarks.demo(folder / "demo")
     except LandmarksError as error:
-        print(error, error.exit_code, Recipe(name="default").backbone, landmarks.__version__)
+        print(
+            error,
+            error.exit_code,
+            landmarks.recipe("default", epochs=2).backbone,
+            Recipe(name="default"),
+            landmarks.__version__,
+        )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from landmarks.support.errors import LandmarksError as LandmarksError
     from landmarks.training.plan import plan as plan
     from landmarks.training.recipe import Recipe as Recipe
+    from landmarks.training.recipe import recipe as recipe
     from landmarks.training.run import open_run as open_run
     from landmarks.training.train import train as train
     from landmarks.training.tune import tune as tune
@@ -51,6 +52,7 @@ _PLACES = {
     "credits": "landmarks.dataset.credits",
     "audit": "landmarks.evaluation.audit",
     "networks": "landmarks.models.catalogue",
+    "recipe": "landmarks.training.recipe",
     "plan": "landmarks.training.plan",
     "train": "landmarks.training.train",
     "tune": "landmarks.training.tune",
@@ -80,6 +82,9 @@ if not TYPE_CHECKING:  # a module with this function would answer a type checker
         if name not in _PLACES:
             raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
         from landmarks.support.errors import naming_the_extra
+        from landmarks.support.threads import wait_without_spinning
+
+        wait_without_spinning()
 
         with naming_the_extra(f"landmarks.{name}"):
             value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)

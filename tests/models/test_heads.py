@@ -112,7 +112,7 @@ def test_a_cosine_head_is_read_back_with_its_centres_and_margins(tmp_path):
     from landmarks.models.network import build_network, load_network, save_network
 
     network = build_network(
-        "resnet18", classes=4, head="arcface", weights="none", image_size=64, head_settings={"centres": 3}
+        "resnet18", classes=4, head="arcface", weights="none", image_size=64, head_settings={"sub_centres": 3}
     ).eval()
     network.head.adapt(np.array([1, 2, 3, 4]))
     save_network(network, tmp_path)

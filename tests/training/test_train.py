@@ -294,15 +294,15 @@ def test_gradient_checkpointing_trains_the_same_and_says_so(
 def test_a_cosine_head_is_told_its_centres_and_the_images_of_each_landmark(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(small_recipe, head="arcface", head_settings={"centres": 2, "margin": 0.1}, epochs=1)
+    recipe = replace(small_recipe, head="arcface", head_settings={"sub_centres": 2, "margin": 0.1}, epochs=1)
     head = train(stripes.folder, tmp_path / "run", recipe=recipe).network().head
-    assert head.settings["centres"] == 2
+    assert head.settings["sub_centres"] == 2
     assert head.margins.tolist() == pytest.approx([0.1] * 3)  # all landmarks have equally many images
 
 
 def test_a_setting_that_the_head_does_not_have(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="centres"):
-        train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, head_settings={"centres": 2}))
+    with pytest.raises(UsageError, match="sub_centres"):
+        train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, head_settings={"sub_centres": 2}))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from landmarks.support.disk import of_the_disk
 from landmarks.support.errors import LandmarksError, did_you_mean, naming_the_extra
 from landmarks.support.systems import accept_any_text, interrupt_when_asked_to_end
 from landmarks.support.terminal import shown
+from landmarks.support.threads import wait_without_spinning
 
 app = typer.Typer(
     name="landmarks",
@@ -29,7 +30,7 @@ app = typer.Typer(
 
 VERBS = {
     "Data": ("data_verbs", ("select", "locate", "fetch", "import", "split", "unpack", "credits", "audit")),
-    "Training": ("training_verbs", ("networks", "plan", "train", "tune")),
+    "Training": ("training_verbs", ("networks", "recipe", "plan", "train", "tune")),
     "Results": ("result_verbs", ("evaluate", "score", "subsets", "explain", "compare", "report", "reproduce", "demo")),
     "Use": ("use_verbs", ("predict", "learn", "forget")),
 }
@@ -67,6 +68,7 @@ _add_verbs()
 
 def main() -> None:
     """Run the command line; every error ends as one line on standard error and an exit code."""
+    wait_without_spinning()
     accept_any_text()
     interrupt_when_asked_to_end()
     sys.exit(run(sys.argv[1:]))
@@ -83,7 +85,7 @@ def run(arguments: list[str]) -> int:
         result = 130
     except typer.TyperException as error:
         verbs = [verb for _, panel in VERBS.values() for verb in panel]
-        hint = "" if verb in verbs else did_you_mean(verb, verbs)
+        hint = _called_here(error.format_message()) if verb in verbs else did_you_mean(verb, verbs)
         _say(f"error: {error.format_message()} {hint or 'landmarks -h shows what there is'}")
         return 2
     except Exception as error:
@@ -104,6 +106,15 @@ def run(arguments: list[str]) -> int:
         kept = "what is finished is kept" if verb in GOES_ON else "nothing is half-written"
         _say(f"interrupted; {kept}; run the same command again" + (" to go on" if verb in GOES_ON else ""))
     return result if isinstance(result, int) else 0
+
+
+def _called_here(message: str) -> str:
+    """Return what an option that another program has is called here, or an empty string."""
+    from landmarks.training.recipe import ELSEWHERE, called_here
+
+    words = message.removeprefix("No such option: --").split()
+    name = words[0].strip("-.,").replace("-", "_") if message.startswith("No such option") and words else ""
+    return called_here(name) if any(name in theirs.split() for theirs in ELSEWHERE.values()) else ""
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from landmarks.support.terminal import show, show_json
+from landmarks.training.limits import OneOf, allowed
+from landmarks.training.recipe import settings as settings_of_a_recipe
 
 
 def networks(
@@ -45,24 +50,89 @@ def networks(
         show("Any other network of timm works too: landmarks networks NAME")
 
 
+# ── The options that are settings of the recipe, made from it ───────────────────────────────────────────────────────
+
+SETTINGS = ("backbone", "weights", "head", "image_size", "epochs", "batch_size", "learning_rate", "seed", "flip")
+MACHINE = ("workers", "threads", "time_limit", "precision", "device", "tracking")
+"""Settings with an option of their own; `--set` reaches all."""
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb an option for each of the recipe's settings `names`, which it takes as `**settings`."""
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(verb, eval_str=True).parameters.values())
+        made = [_option(name, settings_of_a_recipe()[name]) for name in names]
+
+        @functools.wraps(verb)
+        def wrapped(**given: Any) -> None:
+            verb(**given)
+
+        parameters = [one for one in own if one.kind is not inspect.Parameter.VAR_KEYWORD] + made
+        parameters.sort(key=lambda one: one.kind)
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
+        del wrapped.__wrapped__  # whose signature would be read instead
+        return wrapped
+
+    return decorate
+
+
+def _option(name: str, annotation: Any) -> inspect.Parameter:
+    may_be = allowed(annotation)
+    word = name.replace("_", "-")
+    switch = (f"--{word}/--no-{word}",) if may_be.kind is bool else (f"--{word}",)
+    meaning = may_be.meaning[0].upper() + may_be.meaning[1:]
+    choices = f" ({may_be})" if isinstance(may_be.limit, OneOf) else ""
+    kind: Any = Annotated[may_be.kind | None, typer.Option(*switch, help=f"{meaning}{choices}.")]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+RecipeOption = Annotated[str, typer.Option(help="What to begin with: default, instant, study, a TOML file, a run.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting that landmarks recipe lists, NAME=VALUE; may be repeated."),
+]
+
+
+# ── `landmarks recipe`: every setting of a training ─────────────────────────────────────────────────────────────────
+
+
+def recipe(
+    name: Annotated[str, typer.Argument(help="default, instant, study, a TOML file, or a run's folder.")] = "default",
+    *,
+    settings: SetOption = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print a file that --recipe takes.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the values as JSON.")] = False,
+) -> None:
+    """List every setting of a training: its value, what it may be, and what it means.
+
+    Example: landmarks recipe default --toml > mine.toml
+    """
+    from landmarks.support.console import print_table
+    from landmarks.training.recipe import given, recipe_named
+    from landmarks.training.recipe_file import COLUMNS, rows_of, toml_of
+
+    chosen = recipe_named(name, **given({}, settings))
+    if toml:
+        show(toml_of(chosen).rstrip())
+    elif json:
+        show_json(chosen.record())
+    else:
+        print_table(COLUMNS, rows_of(chosen), f"recipe {chosen.name}; change one with --set NAME=VALUE")
+
+
 # ── `landmarks plan`: what a training will need ─────────────────────────────────────────────────────────────────────
 
 
+@with_settings("backbone", "weights", "image_size", "epochs", "batch_size", "precision", "device")
 def plan(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
     *,
-    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default, instant or study.")] = "default",
-    backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
-    weights: Annotated[str | None, typer.Option(help="none: plan a training from scratch.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other field of the recipe, NAME=VALUE; may be repeated.")
-    ] = None,
+    recipe: RecipeOption = "default",
+    settings: SetOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    **options: Any,
 ) -> None:
     """Take a few real steps and say what a training will need: memory, disk, hours, and what fits.
 
@@ -72,49 +142,20 @@ def plan(
     from landmarks.training.plan import print_plan
     from landmarks.training.recipe import given
 
-    options = {
-        "backbone": backbone,
-        "weights": weights,
-        "image_size": image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "precision": precision,
-        "device": device,
-    }
     print_plan(plan_training(data, recipe=recipe, **given(options, settings)), as_json=json)
 
 
 # ── `landmarks train`: from a dataset and a recipe to a run ─────────────────────────────────────────────────────────
 
 
+@with_settings(*SETTINGS, *MACHINE)
 def train(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.", show_default=False)],
-    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default, instant or study.")] = "default",
-    backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Where it starts from: imagenet, a file, another run's folder, or none.")
-    ] = None,
-    head: Annotated[str | None, typer.Option(help="What stands on the network: mlp, linear or arcface.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning; 0 stops after the head training.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step, all processes together.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Of the head; the backbone's keeps its ratio unless it is set.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every draw.")] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror every second image.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that read images.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Minutes of fine-tuning at most.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    tracking: Annotated[
-        str | None, typer.Option(help="auto (TensorBoard if installed), none, or a tracker of accelerate.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other field of the recipe, NAME=VALUE; may be repeated.")
-    ] = None,
+    recipe: RecipeOption = "default",
+    settings: SetOption = None,
+    **options: Any,
 ) -> None:
     """Train a network: head training on features computed once, then fine-tuning of everything.
 
@@ -126,38 +167,21 @@ def train(
     from landmarks.training.recipe import given
     from landmarks.training.train import train
 
-    options = {
-        "backbone": backbone,
-        "weights": weights,
-        "head": head,
-        "image_size": image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "flip": flip,
-        "workers": workers,
-        "time_limit": time_limit,
-        "precision": precision,
-        "device": device,
-        "tracking": tracking,
-    }
     train(data, out, recipe=recipe, **given(options, settings))
 
 
 # ── `landmarks tune`: a search for the head and its settings ────────────────────────────────────────────────────────
 
 
+@with_settings("backbone", "weights", "image_size")
 def tune(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
     *,
-    recipe: Annotated[str, typer.Option(help="The recipe to begin with: default, instant or study.")] = "default",
-    backbone: Annotated[str | None, typer.Option(help="The network; landmarks networks lists them.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Where it starts from: imagenet, a file, another run.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the square image, in pixels.")] = None,
+    recipe: RecipeOption = "default",
     trials: Annotated[int, typer.Option(help="Heads to train; each takes seconds.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print all trials as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Search head, learning rate, decay, batch size and smoothing on features computed once.
 
@@ -167,6 +191,5 @@ def tune(
     from landmarks.training.tune import print_trials
     from landmarks.training.tune import tune as search
 
-    options = {"backbone": backbone, "weights": weights, "image_size": image_size}
     table = search(data, recipe=recipe, trials=trials, seed=seed, **given(options))
     print_trials(table, data, as_json=json)

@@ -85,7 +85,7 @@ class LinearHead(Head):
 class ArcFaceHead(Head):
     """Cosines between an image's embedding and each landmark's centres: for many landmarks.
 
-    Trained with ArcFace's margin (Deng et al. 2019) on the largest of `centres` sub-centres (Deng et al. 2020). An
+    Trained with ArcFace's margin (Deng et al. 2019) on the largest of `sub_centres` sub-centres (Deng et al. 2020). An
     `embedding` of that many dimensions stands before it; 0 compares the features themselves. `margin` is in radians;
     `adapt` gives each landmark one of its own, from half of it to one and a half.
     """
@@ -98,19 +98,19 @@ class ArcFaceHead(Head):
         classes: int,
         *,
         embedding: int = HIDDEN,
-        centres: int = 1,
+        sub_centres: int = 1,
         scale: float = 24.0,
         margin: float = 0.2,
     ) -> None:
         super().__init__()
-        if not 1 <= centres <= 255:
-            raise UsageError("a landmark has 1 to 255 sub-centres", received=centres)
+        if not 1 <= sub_centres <= 255:
+            raise UsageError("a landmark has 1 to 255 sub-centres", received=sub_centres)
         self.classes = classes
-        self.settings = {"embedding": embedding, "centres": centres, "scale": scale, "margin": margin}
+        self.settings = {"embedding": embedding, "sub_centres": sub_centres, "scale": scale, "margin": margin}
         self.scale = scale
         self.embedding = _dense(features, embedding) if embedding else nn.Identity()
         width = embedding or features
-        self.centres = nn.Parameter(torch.randn(classes, centres, width) / width**0.5)
+        self.centres = nn.Parameter(torch.randn(classes, sub_centres, width) / width**0.5)
         self.register_buffer("margins", torch.full((classes,), float(margin)))
 
     def adapt(self, images: NDArray[np.int64]) -> None:

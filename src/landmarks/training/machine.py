@@ -22,6 +22,7 @@ import torch
 
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.threads import cores_used_by_others, waiting_policy
 from landmarks.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
             way_out='pip install "landmarks[tracking]" brings TensorBoard; --tracking none does without',
         )
     precision = choose_precision(recipe.precision, device.value)
-    choices = [device, precision]
+    choices = [device, precision, choose_threads(recipe.threads)]
     if accelerator.num_processes > 1:
         share = f"each sees its share of every {recipe.batch_size} images"
         choices.append(Choice("processes", str(accelerator.num_processes), share))
@@ -162,6 +163,10 @@ def versions() -> dict[str, str]:
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 """Processors without one of these compute bfloat16 9 to 18 times slower than float32 (measured on AVX2)."""
+
+
+BUSY = 0.5
+"""Cores in use by other programs from which on it is told."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,15 @@ def choose_device(wanted: str) -> Choice:
     if there["mps"]:
         return Choice("device", "mps", "Apple's graphics processor")
     return Choice("device", "cpu", f"no graphics processor; {torch.get_num_threads()} threads")
+
+
+def choose_threads(wanted: int | None) -> Choice:
+    """Set how many threads compute on the processor: so many as are `wanted`, else as torch has it."""
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    others = cores_used_by_others()
+    beside = "" if others is None or others < BUSY else f"; other programs use {others:.1f} of {os.cpu_count()} cores"
+    return Choice("threads", str(torch.get_num_threads()), f"{waiting_policy()}{beside}")
 
 
 def choose_precision(wanted: str, device: str) -> Choice:

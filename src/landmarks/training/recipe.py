@@ -3,111 +3,16 @@
 from __future__ import annotations
 
 import enum
-import functools
 import importlib
 import json
-import types
-import typing
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from landmarks.support.console import html_table
 from landmarks.support.errors import UsageError, did_you_mean
-
-LONGEST = 80
-"""Characters of a refused value that are shown."""
-
-
-@dataclass(frozen=True)
-class Within:
-    """Limits of a number, which are allowed themselves unless `above` or `below` is set; never NaN or infinite."""
-
-    least: float
-    most: float
-    above: bool = False  # more than `least`
-    below: bool = False  # less than `most`
-    unit: str = ""
-
-    def __contains__(self, value: float) -> bool:
-        enough = value > self.least if self.above else value >= self.least
-        return enough and (value < self.most if self.below else value <= self.most)
-
-    def __str__(self) -> str:
-        least = f"more than {self.least:,}" if self.above else f"{self.least:,} or more"
-        most = f"below {self.most:,}" if self.below else f"at most {self.most:,}"
-        return f"{self.unit}, {least}, {most}".removeprefix(", ")
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """The words that a setting may be."""
-
-    words: tuple[str, ...]
-
-
-def require_fields(record: object, what: str) -> None:
-    """Raise `UsageError` for the first field of the dataclass `record` that is not what its annotation allows."""
-    for name, annotation in annotations_of(type(record)).items():  # type: ignore[arg-type]  # it is a class
-        require(f"{what} {name}", getattr(record, name), annotation)
-
-
-@functools.cache
-def annotations_of(kind: type[Any]) -> dict[str, Any]:
-    """Return the annotations of the fields of the dataclass `kind`, limits included."""
-    return typing.get_type_hints(kind, include_extras=True)
-
-
-def require(what: str, value: Any, annotation: Any) -> None:
-    """Raise `UsageError` unless `value` is of the kind, and within the limits, that `annotation` names."""
-    kind, limit, nullable = _parts(annotation)
-    if value is None and nullable:
-        return
-    if isinstance(limit, OneOf) and isinstance(value, str) and value not in limit.words:
-        raise UsageError(
-            f"{what} cannot be {shown(value)}",
-            expected=", ".join(limit.words),
-            way_out=did_you_mean(value, limit.words),
-        )
-    if not _is(value, kind) or (isinstance(limit, Within) and value not in limit):
-        limits = f" ({limit})" if isinstance(limit, Within) else " (a line, not empty)" if kind is str else ""
-        expected = f"{getattr(kind, '__name__', kind)}{limits}{' or null' if nullable else ''}"
-        raise UsageError(f"{what} cannot be used", received=shown(value), expected=expected)
-
-
-def _parts(annotation: Any) -> tuple[Any, object, bool]:
-    """Return kind, limit (None where there is none), and whether None is allowed."""
-    nullable = False
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        (annotation,) = (each for each in typing.get_args(annotation) if each is not type(None))
-        nullable = True
-    if typing.get_origin(annotation) is Annotated:
-        kind, limit = typing.get_args(annotation)[:2]
-        return kind, limit, nullable
-    return annotation, None, nullable
-
-
-def _is(value: object, kind: Any) -> bool:
-    """Whether `value` is of `kind`: a bool is no number, a whole number is a float, a text is one line."""
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if kind is str:
-        return isinstance(value, str) and value != "" and not any(unicodedata.category(c) == "Cc" for c in value)
-    return isinstance(value, typing.get_origin(kind) or kind)
-
-
-def shown(value: object) -> str:
-    """Return `value` as an error shows it: in one short line, whatever it is."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list …
-        return f"a {type(value).__name__} too long to be shown"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-# Everything that decides a training, in one frozen record; `recipes/` holds the ones that ship, one per file.
-
+from landmarks.training.limits import OneOf, Within, annotations_of, require, require_fields, shown
 
 SHIPPED = ("default", "instant", "study")
 """Names of the recipes that ship: files of `landmarks.training.recipes`, each with PRETRAINED and FROM_SCRATCH."""
@@ -124,12 +29,54 @@ Rate = Annotated[float, Within(0, 1000, above=True)]
 Decay = Annotated[float, Within(0, 1000)]
 
 HEAD_SETTINGS = {
-    "embedding": Annotated[int, Within(0, 8192)],
-    "centres": Annotated[int, Within(1, 255)],
-    "scale": Annotated[float, Within(0, 1000, above=True)],
-    "margin": Annotated[float, Within(0, 1.5, unit="radians")],
+    "embedding": Annotated[int, Within(0, 8192), "arcface: width of the embedding; 0: the features themselves"],
+    "sub_centres": Annotated[int, Within(1, 255), "arcface: directions that stand for one landmark"],
+    "scale": Annotated[float, Within(0, 1000, above=True), "arcface: what cosines are multiplied with"],
+    "margin": Annotated[
+        float,
+        Within(0, 1.5, unit="radians"),
+        "arcface: angle that the true landmark must win by, more for rare ones",
+    ],
 }
 """What the settings of the heads that ship may be; a head of one's own checks what else it is told."""
+
+SETTINGS_OF = {"mlp": (), "linear": (), "arcface": tuple(HEAD_SETTINGS)}
+"""Head that ships → its settings."""
+
+
+ELSEWHERE = {
+    "learning_rate": "lr base_lr",
+    "backbone_learning_rate": "backbone_lr trunk_learning_rate",
+    "head_learning_rate": "head_lr",
+    "weight_decay": "wd decay",
+    "layer_decay": "llrd layerwise_decay first_layer_share",
+    "batch_size": "bs batch",
+    "micro_batch": "accumulation gradient_accumulation",
+    "backbone": "model arch network",
+    "weights": "pretrained checkpoint",
+    "head": "loss",
+    "head=arcface": "arcface cosface",
+    "head.margin": "margin",
+    "head.scale": "scale",
+    "head.embedding": "embedding",
+    "head.sub_centres": "sub_centers sub_centres centres",
+    "image_size": "img_size imgsz size resolution",
+    "epochs": "num_epochs",
+    "lr_warmup": "warmup warmup_ratio",
+    "max_grad_norm": "clip clip_grad gradient_clipping",
+    "label_smoothing": "smoothing",
+    "balance": "class_weight class_weights class_balance balanced",
+    "precision": "amp fp16 bf16 mixed_precision",
+    "patience": "early_stopping",
+    "workers": "num_workers",
+    "flip": "hflip horizontal_flip",
+    "brightness": "color_jitter",
+    "crop_scale": "smallest_crop",
+    "seed": "random_state",
+    "optimizer": "opt",
+    "time_limit": "max_minutes",
+}
+"""Setting, or what brings it about → what other programs call it."""
 
 
 class FromRecipe(enum.Enum):
@@ -146,12 +93,12 @@ FROM_RECIPE = FromRecipe.FROM_RECIPE
 class Augmentation:
     """How far a training image may stray from its image."""
 
-    crop_scale: Annotated[float, Within(0.01, 1)] = 0.35  # of the image's area
-    aspect: Annotated[float, Within(1, 10)] = 4 / 3  # a crop is at most this much wider or taller than a square
-    brightness: Annotated[float, Within(0, 1)] = 0.2  # factors are drawn from 1 - x … 1 + x
-    contrast: Annotated[float, Within(0, 1)] = 0.2
-    saturation: Annotated[float, Within(0, 1)] = 0.2
-    flip: bool = True  # left and right, every second time
+    crop_scale: Annotated[float, Within(0.01, 1), "a random crop keeps at least this share of the image's area"] = 0.35
+    aspect: Annotated[float, Within(1, 10), "a random crop is at most this much wider or taller than a square"] = 4 / 3
+    brightness: Annotated[float, Within(0, 1), "brightness is multiplied by a factor from 1 - x to 1 + x"] = 0.2
+    contrast: Annotated[float, Within(0, 1), "contrast likewise"] = 0.2
+    saturation: Annotated[float, Within(0, 1), "saturation likewise"] = 0.2
+    flip: Annotated[bool, "mirror every second image, left and right"] = True
 
     def __post_init__(self) -> None:
         require_fields(self, "the recipe's")
@@ -164,54 +111,97 @@ class Recipe:
     Every field stands here once, with its kind, its limits and what it means; a value outside is a `UsageError`.
     """
 
-    name: str  # of the recipe file it began as
-    backbone: str = "resnet50"  # any name that `landmarks networks` knows
-    weights: str = "imagenet"  # imagenet (from the Hub), a file, another run's folder, or none: from scratch
-    head: str = "mlp"  # what stands on the backbone
-    head_settings: dict[str, Any] = field(default_factory=dict)  # what the head can be told: the arcface head's centres
-    image_size: Annotated[int, Within(1, 8192)] | None = None  # in pixels; None: what the weights were made for
-    seed: Annotated[int, Within(0, 2**63 - 1)] = 0  # of every draw: the head's start, the order, the crops
+    name: Annotated[str, "of the recipe file it began as"]
+    backbone: Annotated[str, "the network; `landmarks networks` lists them"] = "resnet50"
+    weights: Annotated[
+        str, "where it starts from: imagenet (the Hub), a file, another run's folder, or none: from scratch"
+    ] = "imagenet"
+    head: Annotated[str, "what stands on the backbone: mlp, linear or arcface"] = "mlp"
+    head_settings: Annotated[dict[str, Any], "settings of the head, as --set head.margin=0.3"] = field(
+        default_factory=dict
+    )
+    image_size: (
+        Annotated[int, Within(1, 8192), "side of the square image in pixels; null: what the weights were made for"]
+        | None
+    ) = None
+    seed: Annotated[int, Within(0, 2**63 - 1), "seed of every draw: the head's start, the order, the crops"] = 0
 
     # Head training: the head alone, on features computed once. Skipped from scratch.
-    head_solver: Annotated[str, OneOf(HEAD_SOLVERS)] = "gradient"  # ridge: in closed form, for the linear head alone
-    head_epochs: CountFromZero = 100  # at most, over the cached features; none where the head is solved for
-    head_patience: Count = 10  # epochs without better validation after which the head training ends
-    head_views: Annotated[int, Within(1, 1000)] = 1  # of each image in the cache: as evaluated, then augmented
-    head_batch_size: Count = 64
-    head_learning_rate: Rate = 1e-3
-    head_weight_decay: Decay = 1e-2
+    head_solver: Annotated[
+        str, OneOf(HEAD_SOLVERS), "how the head is trained; ridge: in closed form, for the linear head alone"
+    ] = "gradient"
+    head_epochs: Annotated[CountFromZero, "passes of the head training over the cached features, at most"] = 100
+    head_patience: Annotated[Count, "epochs without better validation after which the head training ends"] = 10
+    head_views: Annotated[int, Within(1, 1000), "versions of each image in the cache: as evaluated, then augmented"] = 1
+    head_batch_size: Annotated[Count, "images per step of the head training"] = 64
+    head_learning_rate: Annotated[Rate, "learning rate of the head training"] = 1e-3
+    head_weight_decay: Annotated[Decay, "weight decay of the head training"] = 1e-2
 
     # Fine-tuning: everything.
-    epochs: CountFromZero = 10  # passes over the images; 0 keeps what the head training reached
-    patience: Count = 5  # epochs without a better validation accuracy after which it ends
-    batch_size: Count = 32  # images per step, all processes together
-    micro_batch: Count | None = None  # images per pass through the network; None: all of a process at once
-    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
-    learning_rate: Rate = 1e-3  # of the head; from scratch, of every layer
-    backbone_learning_rate: Rate = 3e-4  # of the backbone's last layer
-    layer_decay: Annotated[float, Within(0, 1, above=True)] = 0.9  # of it per layer, from the last to the first
-    weight_decay: Decay = 0.05  # of matrices and kernels; never of biases, normalisation and positions
-    lr_warmup: Annotated[float, Within(0, 1, below=True)] = 0.1  # of the steps, over which the learning rate climbs
-    min_lr_ratio: Annotated[float, Within(0, 1)] = 0.01  # of the learning rate, which is left at the end of the cosine
-    label_smoothing: Annotated[float, Within(0, 1, below=True)] = 0.1
-    balance: Annotated[float, Within(0, 2)] = 0.0  # the loss of a landmark with n images counts n ** -balance
-    max_grad_norm: Annotated[float, Within(0, 1_000_000, above=True)] | None = 1.0  # of the gradient; None: any
-    freeze_bn: bool = False  # batch normalisation keeps its running statistics
+    epochs: Annotated[CountFromZero, "passes over the images; 0 keeps what the head training reached"] = 10
+    patience: Annotated[Count, "epochs without a better validation accuracy after which it ends"] = 5
+    batch_size: Annotated[Count, "images per step, all processes together"] = 32
+    micro_batch: Annotated[Count, "images per pass through the network; null: all of a process at once"] | None = None
+    optimizer: Annotated[str, OneOf(OPTIMIZERS), "optimizer of fine-tuning"] = "adamw"
+    learning_rate: Annotated[
+        Rate, "learning rate of the head in fine-tuning, the backbone's keeps its ratio; from scratch, of every layer"
+    ] = 1e-3
+    backbone_learning_rate: Annotated[Rate, "learning rate of the backbone's last layer"] = 3e-4
+    layer_decay: Annotated[
+        float, Within(0, 1, above=True), "learning rate of each layer relative to the one above it"
+    ] = 0.9
+    weight_decay: Annotated[Decay, "weight decay, which biases, normalisation and positions are spared"] = 0.05
+    lr_warmup: Annotated[float, Within(0, 1, below=True), "share of the steps over which the learning rate climbs"] = (
+        0.1
+    )
+    min_lr_ratio: Annotated[float, Within(0, 1), "share of the learning rate that is left at the end of the cosine"] = (
+        0.01
+    )
+    label_smoothing: Annotated[
+        float, Within(0, 1, below=True), "share of the truth that is spread over all landmarks"
+    ] = 0.1
+    balance: Annotated[
+        float,
+        Within(0, 2),
+        "the loss of a landmark with n images counts n ** -balance; 1 gives every landmark the same weight",
+    ] = 0.0
+    max_grad_norm: (
+        Annotated[float, Within(0, 1_000_000, above=True), "a longer gradient is scaled down to this; null: none is"]
+        | None
+    ) = 1.0
+    freeze_bn: Annotated[bool, "keep the running statistics of batch normalisation"] = False
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     # The machine: these change speed and memory, and the weights only by rounding.
-    device: Annotated[str, OneOf(DEVICES)] = "auto"
-    precision: Annotated[str, OneOf(PRECISIONS)] = "auto"
-    compile: bool = False  # compile the backbone first: some minutes once, faster steps after
-    gradient_checkpointing: bool = False  # keep less on the way forth and compute it again: less memory, slower steps
-    workers: Annotated[int, Within(1, 1024)] | None = None  # threads that read images; None: one per core
-    time_limit: Annotated[float, Within(0, 1_000_000, above=True, unit="minutes")] | None = None  # of fine-tuning
-    tracking: str = "auto"  # auto: tensorboard where it is installed; none; or a tracker that accelerate knows
+    device: Annotated[str, OneOf(DEVICES), "what computes; auto: a GPU where there is one"] = "auto"
+    precision: Annotated[
+        str, OneOf(PRECISIONS), "precision of the computation; auto: the fastest that keeps the results"
+    ] = "auto"
+    compile: Annotated[bool, "compile the backbone first: some minutes once, faster steps after"] = False
+    gradient_checkpointing: Annotated[
+        bool, "keep less on the way forth and compute it again: less memory, slower steps"
+    ] = False
+    workers: Annotated[int, Within(1, 1024), "threads that read images; null: one per core"] | None = None
+    threads: Annotated[int, Within(1, 1024), "threads that compute on the processor; null: one per core"] | None = None
+    time_limit: (
+        Annotated[float, Within(0, 1_000_000, above=True, unit="minutes"), "minutes of fine-tuning at most; null: any"]
+        | None
+    ) = None
+    tracking: Annotated[str, "auto: tensorboard where it is installed; none; or a tracker that accelerate knows"] = (
+        "auto"
+    )
 
     def __post_init__(self) -> None:
         require_fields(self, "the recipe's")
         for setting, value in self.head_settings.items():
             _require_head_setting(setting, value)
+            if setting not in SETTINGS_OF.get(self.head, (setting,)):
+                there = SETTINGS_OF[self.head]
+                raise UsageError(
+                    f'the head {self.head} has no setting "{setting}"',
+                    expected=", ".join(there) or "none",
+                    way_out=did_you_mean(setting, there) or "the head arcface has most: --head arcface",
+                )
         if self.head_solver == "ridge" and self.head != "linear":
             raise UsageError(
                 "only the linear head can be solved for in closed form",
@@ -240,20 +230,36 @@ class Recipe:
         """Return every field as JSON."""
         return asdict(self)
 
+    def values(self) -> dict[str, Any]:
+        """Return every setting that can be changed with its value, those of the augmentation among them."""
+        record = self.record()
+        return {setting: {**record, **record["augmentation"]}[setting] for setting in settings()}
 
-def recipe_named(name: str | Recipe, /, **changes: Any) -> Recipe:
-    """Return the shipped recipe `name` (or a given one) with `changes`, but for those that are `FROM_RECIPE`.
+    def _repr_html_(self) -> str:
+        from landmarks.training.recipe_file import COLUMNS, rows_of
 
-    Changes are fields of `Recipe` or of its `Augmentation`. A `learning_rate` given without `backbone_learning_rate`
-    moves the latter along. With `weights="none"` the recipe's settings for training from scratch are the start. Raises
-    `UsageError` for a name or a setting that does not exist, and for a value that a setting cannot have.
+        return html_table(COLUMNS, rows_of(self), f"recipe {self.name}")
+
+
+def recipe_named(name: str | Path | Recipe, /, **changes: Any) -> Recipe:
+    """Return the recipe `name` with `changes`, but for those that are `FROM_RECIPE`.
+
+    `name` is one that ships, a given one, a TOML file or a run. Changes are fields of `Recipe` or of its
+    `Augmentation`. A `learning_rate` given without `backbone_learning_rate` moves the latter along.
+    With `weights="none"` the recipe's settings for training from scratch are the start. Raises `UsageError` for a
+    name or a setting that does not exist, and for a value that a setting cannot have.
     """
     changes = {setting: value for setting, value in changes.items() if value is not FROM_RECIPE}
+    if not isinstance(name, Recipe) and is_place(name):
+        from landmarks.training.recipe_file import read_recipe
+
+        told = read_recipe(Path(name))
+        name, changes = told.pop("name"), told | changes
     if isinstance(changes.get("weights"), Path):
         changes["weights"] = str(changes["weights"])
     for setting, value in changes.items():
         _require_setting(setting, value)
-    recipe = name if isinstance(name, Recipe) else _shipped(name, from_scratch=_scratch(changes))
+    recipe = name if isinstance(name, Recipe) else _shipped(str(name), from_scratch=_scratch(changes))
     if "learning_rate" in changes and "backbone_learning_rate" not in changes:
         recipe = recipe.with_learning_rate(changes.pop("learning_rate"))
     images = {setting: changes.pop(setting) for setting in annotations_of(Augmentation) if setting in changes}
@@ -270,7 +276,7 @@ def assigned(texts: Sequence[str]) -> dict[str, Any]:
 
     `head.name=value` is one of the head's own settings, and goes into `head_settings`.
     """
-    settings: dict[str, Any] = {}
+    told: dict[str, Any] = {}
     for text in texts:
         name, equals, written = text.partition("=")
         if not equals:
@@ -278,12 +284,12 @@ def assigned(texts: Sequence[str]) -> dict[str, Any]:
         setting, value = name.strip(), _value(written)
         if setting.startswith("head."):
             _require_head_setting(setting.removeprefix("head."), value)
-            earlier = settings.get("head_settings", {})
-            settings["head_settings"] = {**earlier, setting.removeprefix("head."): value}
+            earlier = told.get("head_settings", {})
+            told["head_settings"] = {**earlier, setting.removeprefix("head."): value}
         else:
             _require_setting(setting, value)
-            settings[setting] = value
-    return settings
+            told[setting] = value
+    return told
 
 
 def _value(text: str) -> Any:
@@ -293,17 +299,25 @@ def _value(text: str) -> Any:
         return text
 
 
-def _settings() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """Return every setting that can be changed, with its annotation."""
     fields = {**annotations_of(Recipe), **annotations_of(Augmentation)}
     return {setting: fields[setting] for setting in fields if setting not in ("name", "augmentation")}
 
 
 def _require_setting(setting: str, value: object) -> None:
-    known = _settings()
+    known = settings()
     if setting not in known:
-        raise UsageError(f'a recipe has no setting "{setting}"', way_out=did_you_mean(setting, known))
+        raise UsageError(f'a recipe has no setting "{setting}"', way_out=called_here(setting))
     require(f"the recipe's {setting}", value, known[setting])
+
+
+def called_here(setting: str) -> str:
+    """Return the way out for a setting that a recipe does not have: what it is called here, or the list of all."""
+    asked = setting.replace("-", "_").casefold()
+    here = next((ours for ours, theirs in ELSEWHERE.items() if asked in theirs.split()), None)
+    hint = f"it is called {here} here" if here else did_you_mean(setting, settings())
+    return hint or "landmarks recipe lists all"
 
 
 def _require_head_setting(setting: object, value: object) -> None:
@@ -324,9 +338,13 @@ def _scratch(changes: dict[str, Any]) -> bool:
     return str(changes.get("weights")) == "none"
 
 
+def is_place(name: str | Path) -> bool:
+    """Whether `name` is a TOML file or a run's folder rather than the name of a recipe that ships."""
+    return isinstance(name, Path) or name.endswith(".toml") or (name not in SHIPPED and Path(name).is_dir())
+
+
 def _shipped(name: str, *, from_scratch: bool) -> Recipe:
     if name not in SHIPPED:
-        name = str(name)
         raise UsageError(f'no recipe "{name}"', expected=" or ".join(SHIPPED), way_out=did_you_mean(name, SHIPPED))
     module = importlib.import_module(f"landmarks.training.recipes.{name}")
     recipe: Recipe | None = module.FROM_SCRATCH if from_scratch else module.PRETRAINED
@@ -336,3 +354,11 @@ def _shipped(name: str, *, from_scratch: bool) -> Recipe:
             way_out="name weights with --weights, or choose --recipe default",
         )
     return recipe
+
+
+def recipe(name: str | Path = "default", **changes: Any) -> Recipe:
+    """Return a recipe that ships, a TOML file's or a run's, with `changes`; a notebook shows it as a table.
+
+    `changes` are any fields of `Recipe` or `Augmentation`. Raises `UsageError` for names and values that cannot be.
+    """
+    return recipe_named(name, **changes)

@@ -223,6 +223,7 @@ NOT_THE_RESULT = (
     "precision",
     "compile",
     "workers",
+    "threads",
     "time_limit",
     "micro_batch",
     "tracking",

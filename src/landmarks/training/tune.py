@@ -18,8 +18,9 @@ from landmarks.support.errors import UsageError, naming_the_extra
 from landmarks.support.terminal import show_json
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
+from landmarks.training.limits import Within, require
 from landmarks.training.machine import open_machine
-from landmarks.training.recipe import Recipe, Within, recipe_named, require
+from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.train import check_data
 
 TRIALS = {
