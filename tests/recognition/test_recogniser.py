@@ -20,9 +20,10 @@ import landmarks
 import landmarks.models.network as networks
 import landmarks.recognition.recogniser as room
 from landmarks.dataset.images import decode
-from landmarks.recognition.answers import NOT_KNOWN, Answer, Recognition
+from landmarks.recognition.answers import NOT_KNOWN, Answer, Explanation, Recognition
+from landmarks.recognition.answers_html import warmed
 from landmarks.recognition.predict import predict
-from landmarks.recognition.recogniser import Recogniser, in_half_precision
+from landmarks.recognition.recogniser import Recogniser, in_half_precision, load
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.loader import evaluation_image, normalised
@@ -222,3 +223,19 @@ def test_outputs_of_any_size_keep_their_probabilities() -> None:
     kept = in_half_precision(logits)
     assert kept.dtype == torch.float16 and bool(kept.isfinite().all())
     torch.testing.assert_close(kept.float().softmax(1), logits.softmax(1), atol=1e-3, rtol=0)
+
+
+def test_a_heat_map_lies_over_the_image_where_it_is_warm() -> None:
+    image = np.full((8, 8, 3), 100, dtype=np.uint8)
+    heat = np.zeros((8, 8), dtype=np.float32)
+    heat[:4] = 1
+    shown = warmed(image, heat)
+    assert (shown[6:] == 100).all()
+    assert shown[0, 0].tolist() == [200, 82, 35]  # 35 % of the image, 65 % of the colour
+
+
+def test_an_explanation_shows_the_image_and_a_heat_map_for_each_answer(run: Run, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    found = load(run, device="cpu").explain(pixels, top=2)
+    assert found._repr_html_().count("<figure") == 3
+    assert "no such" in Explanation(problem="no such image", path="<x>")._repr_html_()

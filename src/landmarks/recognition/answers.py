@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,18 +46,10 @@ class Recognition:
         return "\n".join(lines + [f"{one.probability:7.1%}  {printable(one.name)}" for one in self.answers])
 
     def _repr_html_(self) -> str:
-        caption = "" if self.path is None else f"<caption>{escape(self.path)}</caption>"
+        from landmarks.recognition.answers_html import answers_html
+
         first = self.problem if self.problem is not None else NOT_KNOWN if self.known is False else None
-        rows = [] if first is None else [f'<tr><td colspan="3">{escape(first)}</td></tr>']
-        return f"<table>{caption}{''.join(rows + [_row(one) for one in self.answers])}</table>"
-
-
-def _row(answer: Answer) -> str:
-    bar = f'<div style="width:{100 * answer.probability:.1f}px;height:0.8em;background:#4c78a8"></div>'
-    return (
-        f'<tr><td style="text-align:left">{escape(answer.name)}</td><td style="width:100px">{bar}</td>'
-        f"<td>{answer.probability:.1%}</td></tr>"
-    )
+        return answers_html(self.answers, first, self.path)
 
 
 class Recognitions(tuple[Recognition, ...]):
@@ -96,6 +87,11 @@ class Explanation:
     """Why there are none: the image cannot be read or decoded."""
     path: str | None = None
     """The file, as in `Recognition`."""
+
+    def _repr_html_(self) -> str:
+        from landmarks.recognition.answers_html import explanation_html
+
+        return explanation_html(self)
 
 
 def answers_of(

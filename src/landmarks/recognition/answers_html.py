@@ -1,0 +1,82 @@
+"""Answers as a notebook shows them: the image, bars for the best answers, and where the network looked for each."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from landmarks.dataset.images import ImageError, decode, encode, shrink
+
+if TYPE_CHECKING:
+    from landmarks.recognition.answers import Answer, Explanation
+
+SIDE = 160
+"""Longer side of an image that is shown, in pixels."""
+
+WARM = np.array([255.0, 72.0, 0.0])
+"""Colour of the warmest position of a heat map, RGB."""
+
+MOST_WARMTH = 0.65
+"""Share of `WARM` in the warmest position."""
+
+
+def answers_html(answers: Sequence[Answer], first: str | None, path: str | None) -> str:
+    """Return a row with the image, where it is a file that can be read, and the answers with bars.
+
+    `first` stands above the answers: why there are none, or that the image shows nothing known.
+    """
+    caption = "" if path is None else f'<caption style="text-align:left">{escape(path)}</caption>'
+    rows = [] if first is None else [f'<tr><td colspan="3" style="text-align:left">{escape(first)}</td></tr>']
+    table = f"<table>{caption}{''.join(rows + [_row(one) for one in answers])}</table>"
+    image = "" if path is None else _file_html(path)
+    return f'<div style="display:flex;gap:16px;align-items:center">{image}{table}</div>' if image else table
+
+
+def explanation_html(explanation: Explanation) -> str:
+    """Return the image as the network saw it, and once more for each answer with its heat map over it."""
+    if explanation.problem is not None:
+        return f"<p>{escape(explanation.path or '')}: {escape(explanation.problem)}</p>"
+    shown = [_figure(explanation.image, escape(explanation.path or "as the network sees it"))]
+    for answer, heat in zip(explanation.answers, explanation.maps, strict=True):
+        caption = f"{escape(answer.name)}<br>{answer.probability:.1%}"
+        shown.append(_figure(warmed(explanation.image, heat), caption))
+    return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(shown)}</div>'
+
+
+def warmed(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return an image (S, S, 3) with a heat map (h, w) from 0 to 1 over it."""
+    size = (image.shape[1], image.shape[0])
+    large = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    share = MOST_WARMTH * np.clip(large, 0, 1)[..., None]
+    return np.asarray(image * (1 - share) + WARM * share).round().astype(np.uint8)
+
+
+def _row(answer: Any) -> str:
+    bar = f'<div style="width:{100 * answer.probability:.1f}px;height:0.8em;background:#4c78a8"></div>'
+    return (
+        f'<tr><td style="text-align:left">{escape(answer.name)}</td><td style="width:100px">{bar}</td>'
+        f"<td>{answer.probability:.1%}</td></tr>"
+    )
+
+
+def _figure(image: NDArray[np.uint8], caption: str) -> str:
+    small = encode(shrink(image, SIDE), quality=85)
+    return f'<figure style="margin:0;text-align:center">{_img(small)}<figcaption>{caption}</figcaption></figure>'
+
+
+def _file_html(path: str) -> str:
+    try:
+        return _img(encode(shrink(decode(Path(path).read_bytes(), min_side=SIDE), SIDE), quality=85))
+    except (ImageError, OSError, ValueError):  # gone since, or never an image: the answers are shown all the same
+        return ""
+
+
+def _img(jpeg: bytes) -> str:
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
