@@ -231,7 +231,7 @@ def test_a_heat_map_lies_over_the_image_where_it_is_warm() -> None:
     heat[:4] = 1
     shown = warmed(image, heat)
     assert (shown[6:] == 100).all()
-    assert shown[0, 0].tolist() == [200, 82, 35]  # 35 % of the image, 65 % of the colour
+    assert shown[0, 0].tolist() == [201, 82, 35]  # 35 % of the image, 65 % of the colour
 
 
 def test_an_explanation_shows_the_image_and_a_heat_map_for_each_answer(run: Run, tmp_path: Path) -> None:
