@@ -2,6 +2,7 @@
 # make test    the fast tests, without the network
 # make check   style, types and the order of the rooms
 # make slow    the slow tests and those on real images (../shared), where there are any
+# make docs    the guide and the reference as pages, in site/
 # make lock    choose the versions of requirements.lock anew
 # make test-lowest  the fast tests on the lowest versions that pyproject.toml allows, in .venv-lowest (about 7 GB)
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 UV := .venv-uv/bin/uv
 COMPILE := $(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.11 --no-annotate --no-header --no-emit-index-url
 
-.PHONY: .venv demo test test-lowest check slow lock
+.PHONY: .venv demo test test-lowest check slow docs lock
 .DEFAULT_GOAL := .venv
 
 .venv: .venv/ready
@@ -34,6 +35,9 @@ check: .venv/ready
 
 slow: .venv/ready
 	$(BIN)/pytest -m "slow or shared"
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: $(UV)
 	$(COMPILE) --universal --output-file requirements.lock
