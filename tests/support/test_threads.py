@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from landmarks.support.threads import POLICIES, cores_used_by_others, waiting_policy
+from landmarks.support.threads import POLICIES, waiting_policy
 
 
 def printed_by(code: str, **variables: str) -> str:
@@ -53,8 +53,3 @@ def test_what_was_decided_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sleep" in waiting_policy()
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert waiting_policy() == "as OMP_WAIT_POLICY=ACTIVE has it"
-
-
-def test_other_programs_use_no_more_cores_than_there_are() -> None:
-    used = cores_used_by_others(0.02)
-    assert used is not None and 0 <= used <= (os.cpu_count() or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from landmarks.training.machine import (
     choose_device,
     choose_layout,
     choose_precision,
+    cores_used_by_others,
     in_parts,
     is_out_of_memory,
     open_machine,
@@ -120,3 +122,8 @@ def test_a_tracker_that_is_not_installed_is_not_passed_by(monkeypatch: pytest.Mo
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     with pytest.raises(UsageError, match=r'"tensorboard", whose package is not installed.*landmarks\[tracking\]'):
         open_machine(recipe_named("default", tracking="tensorboard", device="cpu"), tmp_path)
+
+
+def test_other_programs_use_no_more_cores_than_there_are() -> None:
+    used = cores_used_by_others(0.02)
+    assert 0 <= used <= (os.cpu_count() or 1)

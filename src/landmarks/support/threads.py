@@ -1,4 +1,4 @@
-"""The threads that compute: how they wait for each other, and how busy other programs keep the processor.
+"""The threads that compute, and how they wait for each other.
 
 OpenMP's threads spin while they wait. On an idle machine that costs nothing; beside another program a thread that
 spins takes the core from one that has work, and a small training becomes many times slower. With the policy PASSIVE
@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
 POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which somebody may have decided how threads wait."""
-
-LOOKED_FOR = 0.1
-"""Seconds over which other programs' use of the processor is measured."""
 
 
 def wait_without_spinning() -> None:
@@ -33,17 +29,3 @@ def waiting_policy() -> str:
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
         return "they sleep while they wait: OMP_WAIT_POLICY=PASSIVE"
     return f"as {found[0]}={os.environ[found[0]]} has it"
-
-
-def cores_used_by_others(seconds: float = LOOKED_FOR) -> float | None:
-    """Return how many cores other programs keep busy, measured over `seconds`; None where that cannot be known."""
-    try:
-        import psutil
-    except ModuleNotFoundError:
-        return None
-    cores = psutil.cpu_count() or 1
-    before, started, own = psutil.cpu_times(), time.monotonic(), time.process_time()
-    time.sleep(seconds)
-    after, elapsed = psutil.cpu_times(), time.monotonic() - started
-    idle = sum(getattr(after, name, 0.0) - getattr(before, name, 0.0) for name in ("idle", "iowait"))
-    return max(0.0, min(float(cores), cores - (idle + time.process_time() - own) / elapsed))

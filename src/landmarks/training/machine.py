@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,7 @@ import torch
 
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.threads import cores_used_by_others, waiting_policy
+from landmarks.support.threads import waiting_policy
 from landmarks.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -215,8 +216,18 @@ def choose_threads(wanted: int | None) -> Choice:
     if wanted is not None:
         torch.set_num_threads(wanted)
     others = cores_used_by_others()
-    beside = "" if others is None or others < BUSY else f"; other programs use {others:.1f} of {os.cpu_count()} cores"
+    beside = "" if others < BUSY else f"; other programs use {others:.1f} of {os.cpu_count()} cores"
     return Choice("threads", str(torch.get_num_threads()), f"{waiting_policy()}{beside}")
+
+
+def cores_used_by_others(seconds: float = 0.1) -> float:
+    """Return how many cores other programs keep busy, measured over `seconds`."""
+    cores = psutil.cpu_count() or 1
+    before, started, own = psutil.cpu_times(), time.monotonic(), time.process_time()
+    time.sleep(seconds)
+    after, elapsed = psutil.cpu_times(), time.monotonic() - started
+    idle = sum(getattr(after, name, 0.0) - getattr(before, name, 0.0) for name in ("idle", "iowait"))
+    return max(0.0, min(float(cores), cores - (idle + time.process_time() - own) / elapsed))
 
 
 def choose_precision(wanted: str, device: str) -> Choice:
