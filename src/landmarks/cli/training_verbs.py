@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from landmarks.support.terminal import show, show_json
+from landmarks.support.terminal import show, show_json, show_lines
 from landmarks.training.limits import OneOf, allowed
 from landmarks.training.recipe import settings as settings_of_a_recipe
 
@@ -115,7 +115,7 @@ def recipe(
 
     chosen = recipe_named(name, **given({}, settings))
     if toml:
-        show(toml_of(chosen).rstrip())
+        show_lines(toml_of(chosen))
     elif json:
         show_json(chosen.record())
     else:
