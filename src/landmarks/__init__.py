@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from landmarks.recognition.predict import predict as predict
     from landmarks.recognition.recogniser import load as load
     from landmarks.reporting.page import report as report
+    from landmarks.serving.server import serve as serve
     from landmarks.study.demo import demo as demo
     from landmarks.study.reproduce import reproduce as reproduce
     from landmarks.support.errors import LandmarksError as LandmarksError
@@ -64,6 +65,7 @@ _PLACES = {
     "learn": "landmarks.recognition.learn",
     "forget": "landmarks.recognition.learn",
     "load": "landmarks.recognition.recogniser",
+    "serve": "landmarks.serving.server",
     "compare": "landmarks.evaluation.compare",
     "report": "landmarks.reporting.page",
     "reproduce": "landmarks.study.reproduce",

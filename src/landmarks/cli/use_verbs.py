@@ -54,6 +54,47 @@ def predict(
     return 1 if len(failed) else 0
 
 
+def serve(
+    run: Annotated[Path, typer.Argument(metavar="RUN|NAME.onnx", help="The run's folder, or an export.")],
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to answer at; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8000,
+    threads: Annotated[int | None, typer.Option(help="Batches answered at a time; all processors unless told.")] = None,
+    queue: Annotated[int, typer.Option(help="Images that may wait; then requests are told 503.")] = 128,
+    max_bytes: Annotated[int, typer.Option(help="Largest request.")] = 20_000_000,
+    max_pixels: Annotated[int, typer.Option(help="Largest image, width times height.")] = 50_000_000,
+    seconds: Annotated[float, typer.Option(help="For a request's headers, and again for its body.")] = 30.0,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Web origin whose pages may ask; several times.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> int:
+    """Answer images over HTTP, and show a page that asks.
+
+    Requests must bear the token in the environment variable LANDMARKS_TOKEN, where it is set. No image is kept. A run
+    or export put in place of the one there is asked from then on. SIGTERM and Ctrl-C finish what has been accepted.
+
+    Example: landmarks serve runs/mobilenet --port 8000
+    """
+    from landmarks.serving.server import serve as serve_recogniser
+
+    serve_recogniser(
+        run,
+        host=host,
+        port=port,
+        threads=threads,
+        queue=queue,
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        seconds=seconds,
+        allow_origin=allow_origin or (),
+        device=device,
+    )
+    return 0
+
+
 def _nested(table: pl.DataFrame) -> list[dict[str, Any]]:
     images: list[dict[str, Any]] = []
     for row in table.iter_rows(named=True):

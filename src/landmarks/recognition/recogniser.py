@@ -94,6 +94,12 @@ class Recogniser:
         told = "" if self.rule is None else ", tells known from unknown"
         return f"Recogniser({self.network.backbone_name}, {len(self.names)} landmarks, on {self.device.type}{told})"
 
+    @property
+    def seen_share(self) -> float:
+        """Share of an image's shorter side that the square in its middle has which the network sees, 1 at most."""
+        preprocessing = self.network.preprocessing
+        return preprocessing.image_size / round(preprocessing.image_size / preprocessing.crop)
+
     @overload
     def recognise(self, images: ImageLike, top: int = ANSWERS) -> Recognition: ...  # type: ignore[overload-overlap]
     @overload

@@ -1,0 +1,150 @@
+"""The images of a request's body: one raw, or the files of a form, all in memory and none on a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from landmarks.serving.limits import RefusalError
+
+MAX_FIELD_BYTES = 64 * 1024
+"""Headers of one part of a form, together."""
+
+RAW_TYPES = ("image/*", "application/octet-stream")
+"""Content types whose body is one image; what it really is, its bytes tell."""
+
+FORM_TYPE = "multipart/form-data"
+
+NO_ADDRESSES = "no addresses are fetched: whoever may ask this server is not thereby allowed to use its network"
+
+HOW_TO_SEND = "send an image's bytes: curl --data-binary @IMAGE.jpg -H 'Content-Type: image/jpeg' ADDRESS/recognise"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One image of a request: its bytes, and the name that the client gave it."""
+
+    data: bytes
+    file: str | None = None
+
+
+def require_images(content_type: str) -> None:
+    """Raise `RefusalError` (415) unless a body of this type can hold images."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith("image/") or kind in (RAW_TYPES[1], FORM_TYPE):
+        return
+    what = "a request of this type holds no image"
+    if kind in ("application/json", "text/uri-list"):
+        what = NO_ADDRESSES
+    raise RefusalError(
+        415, what, received=kind[:100] or "no Content-Type", expected=", ".join((*RAW_TYPES, FORM_TYPE)),
+        way_out=HOW_TO_SEND,
+    )  # fmt: skip
+
+
+def uploads(content_type: str, data: bytes, most_files: int) -> list[Upload]:
+    """Return the images of a body: one, or every file of a form. Raises `RefusalError` for a body without any."""
+    kind, options = parse_options_header(content_type)
+    found = [Upload(data)] if kind != FORM_TYPE.encode() else _of_form(data, options.get(b"boundary"), most_files)
+    if not found or not all(one.data for one in found):
+        raise RefusalError(
+            400, "an image without bytes" if found else "the request holds no image", expected="the bytes of an image",
+            way_out=HOW_TO_SEND,
+        )  # fmt: skip
+    return found
+
+
+@dataclass
+class _Form:
+    """Collects the files of a form; a text field is an error, because it could only be meant as an address."""
+
+    most_files: int
+    files: list[Upload] = field(default_factory=list)
+    headers: dict[str, bytes] = field(default_factory=dict)
+    name: bytearray = field(default_factory=bytearray)
+    value: bytearray = field(default_factory=bytearray)
+    data: list[bytes] = field(default_factory=list)
+    ended: bool = False
+
+    def begin(self) -> None:
+        self.headers, self.data = {}, []
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self.name += data[start:end]
+        self._bounded()
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self.value += data[start:end]
+        self._bounded()
+
+    def _bounded(self) -> None:
+        if len(self.name) + len(self.value) + sum(map(len, self.headers.values())) > MAX_FIELD_BYTES:
+            raise RefusalError(
+                400, "a part of the form has too long headers", expected=f"at most {MAX_FIELD_BYTES:,} bytes"
+            )
+
+    def header_end(self) -> None:
+        self.headers[self.name.decode("latin-1").lower()] = bytes(self.value)
+        self.name.clear()
+        self.value.clear()
+
+    def headers_finished(self) -> None:
+        _, options = parse_options_header(self.headers.get("content-disposition", b""))
+        if b"filename" not in options:
+            raise RefusalError(
+                422, NO_ADDRESSES, received=f'the text field "{_text(options.get(b"name", b""))}"',
+                expected="files alone", way_out="send files: curl -F images=@IMAGE.jpg ADDRESS/recognise",
+            )  # fmt: skip
+        if len(self.files) == self.most_files:
+            raise RefusalError(
+                413, "too many images in one request", received=f"more than {self.most_files}",
+                expected=f"at most {self.most_files}", way_out="send several requests", reason="size",
+            )  # fmt: skip
+        self.files.append(Upload(b"", _text(options[b"filename"])))
+
+    def part_data(self, data: bytes, start: int, end: int) -> None:
+        self.data.append(data[start:end])
+
+    def part_end(self) -> None:
+        self.files[-1] = Upload(b"".join(self.data), self.files[-1].file)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def _of_form(data: bytes, boundary: bytes | None, most_files: int) -> list[Upload]:
+    """Return the files of a form; all in memory, because no image is ever written to a disk."""
+    form = _Form(most_files)
+    try:
+        if boundary is None:
+            raise FormParserError("it names no boundary")
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.begin,
+                "on_part_data": form.part_data,
+                "on_part_end": form.part_end,
+                "on_header_field": form.header_name,
+                "on_header_value": form.header_value,
+                "on_header_end": form.header_end,
+                "on_headers_finished": form.headers_finished,
+                "on_end": form.end,
+            },
+        )
+        parser.write(data)
+        parser.finalize()
+        if not form.ended:
+            raise FormParserError("it ends too early")
+    except FormParserError as error:
+        raise RefusalError(
+            400, "a form that cannot be read", received=str(error)[:200], expected=FORM_TYPE, way_out=HOW_TO_SEND
+        ) from error
+    return form.files
+
+
+def _text(name: bytes) -> str:
+    """Return a name that a stranger gave, short and without control characters."""
+    text = name.decode("utf-8", errors="replace")
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:200]

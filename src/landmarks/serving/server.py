@@ -1,0 +1,268 @@
+"""The verb `serve`: a recogniser behind HTTP, for as long as nobody stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from landmarks.serving.app import Service, create_app
+from landmarks.serving.batching import Answering
+from landmarks.serving.front import TOKEN, token_of_environment
+from landmarks.serving.limits import Limits
+from landmarks.serving.reloading import opened
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.systems import usable_processors
+
+LINGER_SECONDS = 5.0
+"""How long the rest of a body is read and thrown away after an answer that did not wait for it."""
+
+CONNECTIONS = 900
+"""Connections at a time; more are told 503 and closed. A process has 1,024 files on most systems."""
+
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server did until it was stopped."""
+
+    accepted: int
+    """Images that were taken into the queue."""
+    answered: int
+    """Images that got an answer, or were told that they cannot be read."""
+    refused: int
+    """Requests that were not accepted."""
+
+
+def serve(
+    place: Path | str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    threads: int | None = None,
+    queue: int = Limits.queue,
+    max_bytes: int = Limits.max_bytes,
+    max_pixels: int = Limits.max_pixels,
+    seconds: float = Limits.seconds,
+    allow_origin: str | Sequence[str] = (),
+    device: str = "auto",
+) -> Served:
+    """Answer images over HTTP with the run or export at `place` until SIGTERM or an interruption, then finish.
+
+    `threads` batches are answered at a time (None: as many as processors); `queue` images wait at most, then requests
+    are told 503; a request has at most `max_bytes`, an image `max_pixels`, and `seconds` pass until its headers, and
+    again until its body is there. `allow_origin` names web origins whose pages may ask. `device` is auto, cpu, cuda or
+    mps. The environment variable LANDMARKS_TOKEN, where it is set, holds the token that requests must bear. Another run
+    or export put at `place` meanwhile is opened and asked from then on.
+
+    Returns what was done once SIGTERM ended it. Raises `KeyboardInterrupt` after an interruption, when everything
+    accepted has been answered; `LandmarksError` when `place` cannot be opened or the address cannot be had.
+    """
+    limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, seconds=seconds)
+    token = token_of_environment()
+    origins = [allow_origin] if isinstance(allow_origin, str) else list(allow_origin)
+    with contextlib.closing(bound(host, port)) as listening:
+        load = _loader(Path(place), device)
+        recogniser = opened(load)
+        app = create_app(
+            recogniser,
+            limits=limits,
+            threads=usable_processors() if threads is None else threads,
+            token=token,
+            allow_origin=origins,
+            place=Path(place),
+            load=load,
+        )
+        server = Server(app, seconds=limits.seconds)
+        address = _address(listening)
+        note(f"answering with {len(recogniser.names)} landmarks at {address} (Ctrl-C ends it)")
+        if token is None and not is_private(host):
+            note(f"no {TOKEN} is set: everybody who can reach {address} may ask this server")
+        server.run([listening])
+    done = served(app)
+    note(f"stopped: {done.answered} of {done.accepted} accepted images answered, {done.refused} requests refused")
+    if server.ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    return done
+
+
+def _loader(place: Path, device: str) -> Callable[[], Answering]:
+    def load() -> Answering:
+        import landmarks
+
+        return cast(Answering, landmarks.load(place, device=device))
+
+    return load
+
+
+def is_private(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address, not listening yet. Raises `LandmarksError` when it cannot be had."""
+    if not 0 <= port <= 65535:
+        raise UsageError("no such port", received=port, expected="0 to 65535 (0: any that is free)")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise LandmarksError(
+            f"no address {host}", received=error, expected="a name or number of this machine"
+        ) from error
+    try:
+        if os.name == "posix":  # elsewhere this would share a port that another program has
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise LandmarksError(
+            f"{host} port {port} cannot be had ({error.strerror})", way_out="choose another one: --port 0 takes any"
+        ) from error
+    return listening
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def served(app: FastAPI) -> Served:
+    """Return what the counters of an application say."""
+    service: Service = app.state.service
+    outcomes = {sample.labels["outcome"]: sample.value for sample in _samples(service.counters.images)}
+    lost = outcomes.get("failed", 0) + outcomes.get("abandoned", 0)
+    accepted = sum(outcomes.values())
+    refused = sum(sample.value for sample in _samples(service.counters.refused))
+    return Served(int(accepted), int(accepted - lost), int(refused))
+
+
+def _samples(counter: Any) -> list[Any]:
+    return [sample for metric in counter.collect() for sample in metric.samples if sample.name.endswith("_total")]
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server, ending as a verb does: what was accepted is finished, and the caller learns what ended it."""
+
+    def __init__(self, app: FastAPI, *, seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_protocol(seconds),
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                interface="asgi3",
+                log_config=None,
+                log_level="error",
+                access_log=False,  # addresses and queries of whoever asks are nobody's business here
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=15,
+            )
+        )
+        self.ended_by: int | None = None
+        self._service: Service = app.state.service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGINT and SIGTERM, without sending them again to a process that has already done as they say."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
+        before = {one: signal.signal(one, self._stop) for one in signals}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.ended_by = number if self.ended_by is None else self.ended_by
+        self.handle_exit(number, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take nothing new, answer what has been accepted, and end."""
+        self._service.stopped.set()  # whoever is still sending is told so
+        await super().shutdown(sockets)
+
+
+def _protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Return a connection of HTTP/1.1 that no client can hold open by being slow."""
+
+    class Connection(H11Protocol):
+        """Uvicorn's own, with a clock for headers, for bodies nobody waits for, and for answers nobody reads."""
+
+        _clock: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(cast(asyncio.Transport, transport))
+            if len(self.connections) > CONNECTIONS:
+                self.transport.write(FULL)
+                self.transport.close()
+            self._clock = self.loop.call_later(seconds, self._too_slow)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._clock is not None and self.cycle is not None and not self.cycle.response_complete:
+                self._clock.cancel()  # the headers are there; the body has a clock of its own
+                self._clock = None
+
+        def on_response_complete(self) -> None:
+            self._stop_clock()
+            rest = self.conn.their_state is h11.SEND_BODY
+            self._clock = self.loop.call_later(LINGER_SECONDS if rest else seconds, self._too_slow)
+            super().on_response_complete()
+
+        def _too_slow(self) -> None:
+            begun, _ = self.conn.trailing_data
+            if begun and self.conn.their_state is h11.IDLE:
+                self.transport.write(SLOW)
+            self.transport.close()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_clock()
+            if self._unread is not None:
+                self._unread.cancel()
+            super().connection_lost(exc)
+
+        def _stop_clock(self) -> None:
+            if self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
+
+    return Connection

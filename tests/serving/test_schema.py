@@ -1,0 +1,51 @@
+"""The OpenAPI description against the server that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from serving.conftest import Running
+
+from landmarks.serving.app import create_app
+
+
+@pytest.fixture(scope="module")
+def address(recogniser: Any) -> Iterator[str]:
+    """A server that answers with a run."""
+    running = Running(create_app(recogniser), seconds=30)
+    yield running.url
+    running.stop()
+
+
+@pytest.mark.parametrize("path", ["/recognise", "/landmarks", "/healthz", "/metrics"])
+def test_no_request_that_can_be_made_from_the_description_ends_in_a_fault(address: str, path: str) -> None:
+    described = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    (operation,) = (one.ok() for one in described.get_all_operations() if one.ok().path == path)
+    statuses = set()
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy())
+    def ask(case: Any) -> None:
+        # A schema cannot say which bytes are an image, so some of what it allows is rightly refused with 422.
+        statuses.add(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)
+
+    ask()
+    assert statuses
+    assert max(statuses) < 500
+
+
+def test_the_description_has_every_path_with_examples_and_errors(address: str) -> None:
+    described = httpx.get(f"{address}/openapi.json").json()
+    assert set(described["paths"]) == {"/recognise", "/landmarks", "/healthz", "/metrics"}
+    operation = described["paths"]["/recognise"]["post"]
+    assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}
+    assert {"image/*", "multipart/form-data"} <= set(operation["requestBody"]["content"])
+    models = described["components"]["schemas"]
+    assert models["Recognised"]["examples"][0]["images"][0]["answers"]
+    assert set(models["Problem"]["properties"]) == {"what", "received", "expected", "way_out"}
