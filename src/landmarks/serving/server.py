@@ -90,11 +90,14 @@ def serve(
             place=Path(place),
             load=load,
         )
-        server = Server(app, seconds=limits.seconds)
         address = _address(listening)
-        note(f"answering with {len(recogniser.names)} landmarks at {address} (Ctrl-C ends it)")
-        if token is None and not is_private(host):
-            note(f"no {TOKEN} is set: everybody who can reach {address} may ask this server")
+
+        def ready() -> None:
+            note(f"answering with {len(recogniser.names)} landmarks at {address} (Ctrl-C ends it)")
+            if token is None and not is_private(host):
+                note(f"no {TOKEN} is set: everybody who can reach {address} may ask this server")
+
+        server = Server(app, seconds=limits.seconds, ready=ready)
         server.run([listening])
     done = served(app)
     note(f"stopped: {done.answered} of {done.accepted} accepted images answered, {done.refused} requests refused")
@@ -167,7 +170,7 @@ def _samples(counter: Any) -> list[Any]:
 class Server(uvicorn.Server):
     """Uvicorn's server, ending as a verb does: what was accepted is finished, and the caller learns what ended it."""
 
-    def __init__(self, app: FastAPI, *, seconds: float) -> None:
+    def __init__(self, app: FastAPI, *, seconds: float, ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -185,6 +188,7 @@ class Server(uvicorn.Server):
             )
         )
         self.ended_by: int | None = None
+        self._ready = ready
         self._service: Service = app.state.service
 
     @contextlib.contextmanager
@@ -204,6 +208,11 @@ class Server(uvicorn.Server):
     def _stop(self, number: int, frame: Any) -> None:
         self.ended_by = number if self.ended_by is None else self.ended_by
         self.handle_exit(number, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so only then."""
+        await super().startup(sockets)
+        self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, answer what has been accepted, and end."""
