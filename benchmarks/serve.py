@@ -4,8 +4,8 @@
 
 `IMAGES` is a folder of JPEG files. The base install and the extra `serve` go into an environment of their own
 (`--environment` keeps it for the next time), and the server and the bare loop both run there, as processes of their
-own, on the same processors as the clients. The bare loop is onnxruntime's session asked image by image, with a decoded JPEG
-each and as many threads as processors: no HTTP, no batches. Server and loop take turns.
+own, on the same processors as the clients. The bare loop is onnxruntime's session asked image by image, with a decoded
+JPEG each and as many threads as processors: no HTTP, no batches. Server and loop take turns.
 
 Clients are one process with sockets of their own. Half load and overload send at a steady rate whatever comes back, as
 strangers do; times count from when a request was due.
@@ -131,7 +131,7 @@ def main() -> None:
             {"what": "three times capacity, neither", "figure": sum(over.broken.values()) + sum(again.broken.values())},
             {
                 "what": "memory before, in and after overload, MB",
-                "figure": f"{before:.0f}, {peak:.0f}, {after_overload:.0f}",
+                "figure": f"{before:.0f}, {peak:.0f}, {flat:.0f}",
             },
         ],
         export=f"{chosen.export.name}, {chosen.export.stat().st_size / 1e6:.1f} MB",
