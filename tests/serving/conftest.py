@@ -18,7 +18,7 @@ from made_up_runs import LANDMARKS, image, make_dataset, make_run
 import landmarks
 from landmarks.recognition.answers import Answer, Explanation, Recognition
 from landmarks.serving.app import create_app
-from landmarks.serving.limits import Limits
+from landmarks.serving.request_limits import Limits
 from landmarks.serving.server import Server, bound
 
 IMAGES = [image(LANDMARKS[number % 3], number) for number in range(12)]

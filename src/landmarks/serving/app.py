@@ -24,7 +24,8 @@ from landmarks.serving.batching import TOP, Answering, Batches, Reply
 from landmarks.serving.counters import CONTENT_TYPE, Counters
 from landmarks.serving.forms import Upload, require_images, uploads
 from landmarks.serving.front import Front, token_of_environment
-from landmarks.serving.limits import (
+from landmarks.serving.reloading import keep_up, stamp
+from landmarks.serving.request_limits import (
     Body,
     Held,
     HungUpError,
@@ -34,7 +35,6 @@ from landmarks.serving.limits import (
     read_body,
     stopping,
 )
-from landmarks.serving.reloading import keep_up, stamp
 from landmarks.serving.schemas import REQUEST_BODY, Health, Known, Recognised, problems
 
 MAX_FORM_ON_LOOP = 256 * 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from landmarks.serving.limits import RefusalError
+from landmarks.serving.request_limits import RefusalError
 
 MAX_FIELD_BYTES = 64 * 1024
 """Headers of one part of a form, together."""

@@ -11,7 +11,7 @@ from traceback import extract_tb
 from typing import Any, TypeAlias
 
 from landmarks.serving.counters import Counters
-from landmarks.serving.limits import HungUpError, Receive, RefusalError
+from landmarks.serving.request_limits import HungUpError, Receive, RefusalError
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 
@@ -49,7 +49,7 @@ def token_of_environment() -> str | None:
             f"{TOKEN} is no token",
             received="an empty text" if not token else f"{len(token)} characters, not all of them ASCII without spaces",
             expected="printable ASCII without spaces or line ends",
-            way_out=f"make one with: export {TOKEN}=$(python -c 'import secrets; print(secrets.token_urlsafe(32))')",
+            way_out=f"make one with: export {TOKEN}=$(openssl rand -hex 32)",
         )
     return token
 

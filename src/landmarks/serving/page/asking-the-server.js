@@ -47,7 +47,7 @@ function openRecogniser() {
 
   async function recognise(file) {
     const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-    const answering = ask("recognise?top=5&maps=true", { method: "POST", body: file, headers: { "Content-Type": type } });
+    const answering = ask("recognise?top=4&maps=true", { method: "POST", body: file, headers: { "Content-Type": type } });
     const [{ images: [image] }, preview] = await Promise.all([
       answering,
       decoded(file).then(previewOf).catch(() => null),
