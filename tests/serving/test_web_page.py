@@ -9,10 +9,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from toy_export import write_toy_export
 
-from landmarks.serving.one_page import facts_of, page_facts, write_page
+from landmarks.serving.one_page import facts_of, page_facts, with_readable_number, write_page
 from landmarks.serving.web_page import AUTHORS_SHOWN, PARTS, PageFacts, page_that_answers, page_that_asks
 from landmarks.support.errors import LandmarksError
 
@@ -107,8 +109,6 @@ def test_a_file_that_is_no_export_is_refused_in_one_line(tmp_path: Path) -> None
 
 
 def test_an_export_tells_its_facts(tmp_path: Path) -> None:
-    import numpy as np
-
     images = [np.full((8, 8, 3), shade, dtype=np.uint8) for shade in (10, 200)]
     facts = facts_of(
         write_toy_export(tmp_path / "a.onnx", images, [0, 1], ["dark", "light"], preprocessing={"crop": 0.875})
@@ -116,6 +116,19 @@ def test_an_export_tells_its_facts(tmp_path: Path) -> None:
     assert (list(facts.names), facts.threshold, facts.image_size) == (["dark", "light"], 0.5, 64)
     assert facts.crop == 64 / 73  # the shorter side is resized to whole pixels first
     assert facts.details["Run"] == "toy · 0123456789abcdef"
+
+
+def test_a_file_format_newer_than_the_runtime_gets_the_number_that_its_operators_came_with(tmp_path: Path) -> None:
+    plain = tmp_path / "a.onnx"
+    write_toy_export(plain, [np.zeros((8, 8, 3), dtype=np.uint8)], [0], ["A"])
+    newest = onnx.load(plain)
+    newest.ir_version = onnx.IR_VERSION
+    assert newest.ir_version > 8
+    lowered = onnx.ModelProto.FromString(with_readable_number(newest.SerializeToString()))
+    assert lowered.ir_version == 8
+    newest.ir_version = 8
+    assert lowered == newest
+    assert with_readable_number(plain.read_bytes()) == plain.read_bytes()
 
 
 def test_every_part_in_the_folder_is_in_a_page() -> None:

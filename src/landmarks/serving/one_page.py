@@ -44,7 +44,7 @@ def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> Writ
     facts = facts_of(export)
     pinned = read_pinned(RUNTIME)
     script, wasm = (pinned_files(pinned, runtime)[name] for name in pinned.files)
-    packed_wasm, packed_network = _packed(wasm), _packed(export.read_bytes())
+    packed_wasm, packed_network = _packed(wasm), _packed(with_readable_number(export.read_bytes()))
     text = page_that_answers(facts, runtime=script.decode(), wasm=packed_wasm, network=packed_network)
     data = text.encode()
     with written_whole(page) as aside:
@@ -102,6 +102,18 @@ def _trained_on(credits: dict[str, Any]) -> str | None:
         return None
     licences = ", ".join(f"{count:,} {licence}" for licence, count in (credits.get("licences") or {}).items())
     return f"{credits['images']:,} images" + (f": {licences}" if licences else "")
+
+
+def with_readable_number(model: bytes) -> bytes:
+    """Return an ONNX file whose number of the file format (`ir_version`) the runtime in the page reads: 8 at most.
+
+    The runtime of a page is older than what writes exports, and refuses newer numbers before it looks at anything else.
+    Exports have opset 18, which came with number 8; what newer numbers added (ONNX, docs/IR.md) is not in them.
+    """
+    tag, number = 0x08, 8  # the first field of a ModelProto, a varint
+    if len(model) < 2 or model[0] != tag or not number < model[1] < 0x80:
+        return model
+    return bytes([tag, number]) + model[2:]
 
 
 def _packed(data: bytes) -> str:
