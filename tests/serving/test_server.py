@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 import signal
 import socket
 import threading
@@ -334,3 +337,14 @@ def test_it_knows_its_landmarks(serving: Serving, recogniser: Any) -> None:
     assert answer["landmarks"] == [
         {"label": label, "landmark_id": id, "name": f"Tower {id}"} for label, id in enumerate((11, 22, 33))
     ]
+
+
+def test_the_page_may_run_what_stands_in_it_and_nothing_else(serving: Serving) -> None:
+    answer = httpx.get(f"{serving(Held()).url}/")
+    policy = answer.headers["Content-Security-Policy"]
+    for kind in ("script", "style"):
+        (text,) = re.findall(rf"<{kind}[^>]*>(.*?)</{kind}>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in policy
+    assert "connect-src 'self'" in policy
+    assert "unsafe" not in policy

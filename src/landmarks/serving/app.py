@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +35,7 @@ from landmarks.serving.request_limits import (
     stopping,
 )
 from landmarks.serving.schemas import REQUEST_BODY, Health, Known, Recognised, problems
+from landmarks.serving.web_page import page_that_asks
 
 MAX_FORM_ON_LOOP = 256 * 1024
 """A form beyond this is taken apart in a thread, so that no other request waits for it."""
@@ -116,7 +116,7 @@ def create_app(
 
 
 def _add_paths(app: FastAPI, service: Service) -> None:
-    page = (files("landmarks.serving") / "page" / "server.html").read_text(encoding="utf-8")
+    page = page_that_asks()
     policy = {"Content-Security-Policy": policy_of(page)}
 
     @app.head("/", include_in_schema=False)
