@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.heads import ArcFaceHead, LinearHead, build_head
-from landmarks.models.network import Network, from_pretrained
+from landmarks.models.network import Network
+from landmarks.models.preprocessing import from_pretrained
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows
 from landmarks.training.head_training import train_head

@@ -48,6 +48,8 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
     known: pl.DataFrame = landmarks.learn(folder / "run", folder / "belem", name="Torre de Belém")
     print(known, landmarks.forget(folder / "run", "Torre de Belém"), recogniser.learn(folder / "one.jpg", "One"))
     print(landmarks.serve(folder / "run", port=0, queue=64).answered)
+    written = landmarks.export(folder / "run", folder / "run.onnx")
+    print(written.verification.agreement, landmarks.load(written.path).recognise(folder / "one.jpg"))
     try:
         landmarks.reproduce(folder / "data", folder / "study", networks="baseline")
         landmarks.demo(folder / "demo")

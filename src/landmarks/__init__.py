@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from landmarks.evaluation.subsets import subsets as subsets
     from landmarks.explanation.explain import explain as explain
     from landmarks.models.catalogue import networks as networks
+    from landmarks.recognition.export import export as export
     from landmarks.recognition.learn import forget as forget
     from landmarks.recognition.learn import learn as learn
     from landmarks.recognition.predict import predict as predict
@@ -61,6 +62,7 @@ _PLACES = {
     "score": "landmarks.evaluation.submission",
     "subsets": "landmarks.evaluation.subsets",
     "explain": "landmarks.explanation.explain",
+    "export": "landmarks.recognition.export",
     "predict": "landmarks.recognition.predict",
     "learn": "landmarks.recognition.learn",
     "forget": "landmarks.recognition.learn",

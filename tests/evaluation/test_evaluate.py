@@ -17,7 +17,8 @@ from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import PREDICTIONS, read_predictions, with_truth
 from landmarks.evaluation.results import StoredThreshold
 from landmarks.models.network import save_network
-from landmarks.recognition.recogniser import Recogniser, best_answers
+from landmarks.recognition.answers import best_answers
+from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held, read_record
 from landmarks.support.tables import read_metadata
@@ -26,7 +27,8 @@ from landmarks.training.run import Run
 
 def test_the_predictions_are_what_the_network_says_one_image_at_a_time(run: Run, own_data: Dataset) -> None:
     from landmarks.dataset.shards import ImageReader
-    from landmarks.training.loader import evaluation_image, normalised
+    from landmarks.models.preprocessing import evaluation_image
+    from landmarks.training.loader import normalised
 
     numbers = evaluate(run.folder).record
     table = read_predictions(run.folder / "predictions" / "test.parquet")

@@ -22,7 +22,7 @@ from landmarks.evaluation.metrics import (
     threshold_for_loss,
     truth_of,
 )
-from landmarks.recognition.recogniser import fit_temperature
+from landmarks.recognition.trained import fit_temperature
 from landmarks.support.errors import LandmarksError
 
 

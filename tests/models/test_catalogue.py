@@ -10,7 +10,8 @@ from torch import nn
 
 from landmarks.models.catalogue import COLUMNS, gmacs, networks
 from landmarks.models.heads import LinearHead
-from landmarks.models.network import Network, Preprocessing, build_network, empty_network
+from landmarks.models.network import Network, build_network, empty_network
+from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.errors import UsageError
 
 

@@ -17,7 +17,6 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-import landmarks.evaluation.predictions as answering
 import landmarks.recognition.gallery as remembering
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation import unknown as choice
@@ -25,8 +24,9 @@ from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.unknown import Halves, choose_threshold, compare_rules, halves_of, rules_of
 from landmarks.recognition import gallery as rejection
-from landmarks.recognition import recogniser as tempering
-from landmarks.recognition.gallery import Rule, combined_rule, directions, make_gallery, rejection_scores, sample
+from landmarks.recognition import trained as tempering
+from landmarks.recognition.gallery import directions, make_gallery, rejection_scores, sample
+from landmarks.recognition.rules import Rule, combined_rule
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.recipe import Recipe, recipe_named
@@ -253,9 +253,9 @@ def copy_of(run: Run, folder: Path) -> Run:
 
 
 def passed_through(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Count the images that pass through the network, by what for."""
+    """Count the images that pass through the network beside those that are answered, by what for."""
     counts: dict[str, int] = {}
-    for module in (answering, remembering, tempering):
+    for module in (remembering, tempering):
         original = module.batches
 
         def counted(*arguments: Any, name: str = module.__name__, original: Any = original, **named: Any) -> Any:
@@ -273,7 +273,7 @@ def test_a_run_without_fine_tuning_is_remembered_from_what_warm_up_kept(
     counts = passed_through(monkeypatch)
     numbers = evaluate(run.folder, unknown=others.folder).record
     assert numbers["unknown"] == 12 and {row["score"] for row in numbers["rejection"]} >= {"knn", "mahalanobis"}
-    assert set(counts) == {"predictions"}
+    assert not counts
 
 
 def test_what_was_kept_and_what_passes_through_again_say_the_same(
@@ -287,7 +287,7 @@ def test_what_was_kept_and_what_passes_through_again_say_the_same(
         second = evaluate(anew.folder, unknown=others.folder).record
     finally:
         (data.folder / "features.away").rename(data.folder / "features")
-    assert (counts["gallery"], counts["recogniser"]) == (24, 6)
+    assert (counts["gallery"], counts["trained"]) == (24, 6)
     assert first["temperature"] == pytest.approx(second["temperature"], rel=0.02)
     remembered = [load_file(run.folder / "gallery.safetensors") for run in (kept, anew)]
     assert torch.equal(remembered[0]["labels"], remembered[1]["labels"])
@@ -302,7 +302,7 @@ def test_a_fine_tuned_backbone_does_not_take_them(
     assert run.record["best"]["phase"] == "finetune"
     counts = passed_through(monkeypatch)
     evaluate(run.folder, unknown=others.folder)
-    assert (counts["gallery"], counts["recogniser"]) == (24, 6)
+    assert (counts["gallery"], counts["trained"]) == (24, 6)
 
 
 def test_features_kept_in_another_precision_are_those_of_the_training(
@@ -312,7 +312,7 @@ def test_features_kept_in_another_precision_are_those_of_the_training(
     run = train(tmp_path / "data", tmp_path / "half", recipe=replace(recipe, precision="bfloat16"))
     counts = passed_through(monkeypatch)
     evaluate(run.folder, unknown=others.folder)
-    assert set(counts) == {"predictions"}
+    assert not counts
 
 
 def test_damaged_features_are_passed_by(
@@ -327,4 +327,4 @@ def test_damaged_features_are_passed_by(
         features.write_bytes(features.read_bytes()[:64])
     counts = passed_through(monkeypatch)
     evaluate(run.folder, unknown=others.folder)
-    assert (counts["gallery"], counts["recogniser"]) == (24, 6)
+    assert (counts["gallery"], counts["trained"]) == (24, 6)

@@ -15,8 +15,9 @@ import landmarks
 from landmarks.cli.main import run as program
 from landmarks.models.heads import build_head
 from landmarks.recognition.gallery import directions
-from landmarks.recognition.learned import LEARNED, Learned, Memory, learned_head
+from landmarks.recognition.learned import LEARNED, Memory, learned_head
 from landmarks.recognition.learned_head import LearnedHead
+from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held
 from landmarks.training.discriminant import LOST, Validation, discriminant_of, moments_of, together

@@ -20,13 +20,16 @@ import landmarks
 import landmarks.models.network as networks
 import landmarks.recognition.recogniser as room
 from landmarks.dataset.images import decode
+from landmarks.models.preprocessing import evaluation_image
+from landmarks.recognition import trained
 from landmarks.recognition.answers import NOT_KNOWN, Answer, Explanation, Recognition
 from landmarks.recognition.answers_html import warmed
 from landmarks.recognition.predict import predict
-from landmarks.recognition.recogniser import Recogniser, in_half_precision, load
+from landmarks.recognition.recogniser import Recogniser, load
+from landmarks.recognition.trained import in_half_precision
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
-from landmarks.training.loader import evaluation_image, normalised
+from landmarks.training.loader import normalised
 from landmarks.training.run import Run
 
 __all__ = ["colour_run", "striped"]
@@ -103,7 +106,7 @@ def test_a_turned_image_of_pillow_is_answered_upright(run: Run) -> None:
 
 def test_nothing_is_loaded_twice(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    for module, name in ((networks, "load_network"), (room, "open_gallery"), (room, "read_record")):
+    for module, name in ((networks, "load_network"), (trained, "open_gallery"), (trained, "read_record")):
         original = getattr(module, name)
 
         def counted(*given: Any, original: Any = original, name: str = name) -> Any:

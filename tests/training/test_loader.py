@@ -18,13 +18,12 @@ from PIL import Image
 from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
-from landmarks.models.network import Preprocessing, from_pretrained
+from landmarks.models.preprocessing import Preprocessing, evaluation_image, from_pretrained
 from landmarks.support.errors import LandmarksError
 from landmarks.training.loader import (
     Batch,
     as_input,
     batches,
-    evaluation_image,
     normalised,
     order_of,
     resized_crop,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder, or an export (NAME.onnx).")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     *,
     top: Annotated[int, typer.Option(help="Answers per image, 1 to 5.")] = 3,
@@ -149,3 +149,36 @@ def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
         show_json(table.to_dicts())
     else:
         print_table(["label", "landmark_id", "learned", "images"], table.rows())
+
+
+# ── `landmarks export`: a run as one file that answers the same everywhere ──────────────────────────────────────────
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write: NAME.onnx.")],
+    *,
+    data: Annotated[
+        Path | None, typer.Option(help="Verify on this dataset's images, not on the run's own validation split.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images that run and export both answer before it is written.")] = 64,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for programs.")] = False,
+) -> None:
+    """Write a run as one file that answers the same everywhere, once it has been seen to.
+
+    Example: landmarks export runs/mobilenet -o mobilenet.onnx
+    """
+    import json as json_module
+    from dataclasses import asdict
+
+    from landmarks.recognition.export import export as export_run
+
+    written = export_run(run, out, data=data, images=images)
+    if json:
+        print(json_module.dumps(asdict(written), indent=2, ensure_ascii=False, default=str))
+        return
+    found = written.verification
+    print(
+        f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.kind}; {100 * found.agreement:.1f} % agreement with "
+        f"the run on {found.images} images, largest difference of a probability {found.largest_difference:.4f}"
+    )

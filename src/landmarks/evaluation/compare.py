@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import binomtest
 
+from landmarks.evaluation.exported import open_measured
 from landmarks.evaluation.intervals import mean_interval
 from landmarks.evaluation.metrics import Flags, Integers
 from landmarks.evaluation.predictions import read_predictions
@@ -16,7 +17,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.tables import read_metadata
 from landmarks.training.own_data import ARCHIVE_ID
-from landmarks.training.run import Run, open_run
+from landmarks.training.run import Run
 
 LEVEL = 0.05
 """A difference is called real when chance alone would show one so large in fewer than 5 of 100 cases."""
@@ -30,6 +31,7 @@ DEFINITIONS = {
     "only_second": "Images that the second run answers right and the first wrong.",
     "difference": "Top-1 of the second run minus top-1 of the first, on the images of landmarks that both know, "
     "with the percentile bootstrap 95 % interval over groups (Wilson's, where no group differs from another).",
+    "same_answer": "Share of the images on which both runs' best answers are the same landmark.",
     "p_value": "McNemar's exact test: of the images that exactly one run answers right, the share that is the "
     "second's is compared with one half (binomial, two-sided). It takes images as independent; the "
     "interval does not.",
@@ -40,15 +42,17 @@ DEFINITIONS = {
 def compare(first: Path | str, second: Path | str, *, name: str | None = None) -> Comparison:
     """Return whether `second` is really better or worse than `first` on the predictions called `name` of both.
 
-    Without `name`: `test` where both have it, else the only one they share. The runs may know different
-    landmarks; only images count that show one which both know. Raises `LandmarksError` when the runs share no
-    predictions, or no images, or when ids that are names of files come from two datasets.
+    Each is a run's folder, or an export that was evaluated. Without `name`: `test` where both have it, else the only
+    one they share. The runs may know different landmarks; only images count that show one which both know. Raises
+    `LandmarksError` when the runs share no predictions, or no images, or when ids that are names of files come from two
+    datasets.
     """
-    runs = open_run(first), open_run(second)
+    runs = open_measured(first), open_measured(second)
     name = _shared_name(runs, name)
     same = _of_one_dataset(runs, name)
     tables = [
-        _answered(run, name).rename({"correct": side}) for run, side in zip(runs, ("first", "second"), strict=True)
+        _answered(run, name).rename({"correct": side, "answer": f"answer_{side}"})
+        for run, side in zip(runs, ("first", "second"), strict=True)
     ]
     both = tables[0].join(tables[1].drop("group"), on="image_id", how="inner").sort("image_id")
     if not same and not both["image_id"].str.contains(ARCHIVE_ID).all():
@@ -65,6 +69,7 @@ def compare(first: Path | str, second: Path | str, *, name: str | None = None) -
     groups = both["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     numbers = paired_test(both["first"].to_numpy(), both["second"].to_numpy(), groups)
     about = {"first": runs[0].name, "second": runs[1].name, "name": name, "left_out": alone}
+    numbers["same_answer"] = float((both["answer_first"] == both["answer_second"]).mean())  # type: ignore[arg-type]
     return comparison_of({**about, **numbers, "verdict": verdict(about, numbers), "definitions": DEFINITIONS})
 
 
@@ -125,6 +130,8 @@ def _of_one_dataset(runs: tuple[Run, Run], name: str) -> bool:
 
 
 def _answered(run: Run, name: str) -> pl.DataFrame:
-    """Return id, group and whether the best answer was right, of the images that show a landmark the run knows."""
+    """Return id, group, the best answer and whether it was right, of the images of landmarks that the run knows."""
     table = read_predictions(run.folder / "predictions" / f"{name}.parquet").filter(pl.col("truth").list.len() > 0)
-    return table.select("image_id", "group", correct=pl.col("truth").list.contains(pl.col("label").list.first()))
+    answer, names = pl.col("label").list.first(), run.labels.select(label=pl.col("label"), answer="landmark_id")
+    table = table.select("image_id", "group", label=answer, correct=pl.col("truth").list.contains(answer))
+    return table.join(names, on="label", how="left", maintain_order="left").drop("label")

@@ -10,18 +10,19 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.manifest import Dataset
+from landmarks.evaluation.exported import MeasuredExport, open_measured
 from landmarks.evaluation.predictions import Arrays, arrays_of, name_of, read_predictions, with_truth, write_predictions
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, halves_of
-from landmarks.recognition.gallery import Rule, ensure_gallery, open_gallery
-from landmarks.recognition.recogniser import Recogniser, ensure_temperature, open_recogniser, update_model
+from landmarks.recognition.recogniser import Recogniser, load
+from landmarks.recognition.rules import MSP, Rule
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.files import held, read_record
+from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
+from landmarks.support.files import held
 from landmarks.training.asked import Asked, ask
 from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
-from landmarks.training.run import Run, open_run
+from landmarks.training.run import Run
 
 
 def evaluate(
@@ -37,6 +38,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `run` on a split of its own dataset, or of `data`, and return the numbers.
 
+    `run` is a run's folder, or an export, which is measured itself: on `data`, and into `NAME.evaluation` beside it.
+
     Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the
     split, or comes from the folder name of `data` (see `name_of`). A dataset without splits is evaluated whole. Which
     images are judged, and how landmarks are matched, is decided by `ask`.
@@ -49,10 +52,12 @@ def evaluate(
     if Path(run).suffix.lower() == ".csv" and Path(run).is_file():
         raise UsageError(
             f"{run} is a CSV file",
-            expected="a run's folder",
+            expected="a run's folder, or an export",
             way_out="landmarks score SUBMISSION.csv SOLUTION.csv measures a submission of the challenge",
         )
-    opened = open_run(run)
+    opened = open_measured(run)
+    if isinstance(opened, MeasuredExport):
+        _require_data(opened, data, false_acceptance)
     asked = ask(opened, data, split)
     if asked.own and asked.split in ("train", "val"):
         what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
@@ -76,10 +81,21 @@ def evaluate(
         about |= {"temperature": recogniser.temperature, "seconds": time.monotonic() - started}
         numbers = write_metrics(opened.folder, opened.labels, arrays, about, verb="evaluate", inputs=opened.digest)
         if false_acceptance is not None:
-            numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
+            chosen = numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
+            recogniser = replace(recogniser, rule=Rule(**chosen["rule"]))
         if submission is not None:
-            export_submission(opened, judged, submission)
+            export_submission(opened, recogniser, judged, submission)
     return evaluation_of(numbers)
+
+
+def _require_data(export: MeasuredExport, data: Path | str | None, false_acceptance: float | None) -> None:
+    if data is None:
+        raise UsageError(f"{export.name} is an export and has no dataset of its own", expected="--data DATA")
+    if false_acceptance is not None:
+        raise UsageError(
+            f"{export.name} is an export, whose threshold cannot be changed",
+            way_out="choose it for the run (landmarks evaluate RUN --false-acceptance RATE), then export the run again",
+        )
 
 
 def _about(run: Run, asked: Asked) -> dict[str, Any]:
@@ -130,13 +146,18 @@ def prepare(
     Both come from the run's dataset (`own`, where it is open already), while that is there. They are the images
     that the run was validated with and trained on, whatever splits these are in now.
     """
+    if isinstance(run, MeasuredExport):
+        return load(run.export.path)
+    with naming_the_extra(f"evaluating the run {run.name}"):
+        from landmarks.recognition.gallery import ensure_gallery, open_gallery
+        from landmarks.recognition.trained import ensure_temperature, open_recogniser
     recogniser = open_recogniser(run, device=device)
     own = own or _own_to_fit_on(run)
     if own is not None:
         recogniser = ensure_temperature(run, own, recogniser, batch_size)
     gallery = open_gallery(run)
     if gallery is None and remember and own is not None:
-        gallery = ensure_gallery(run, recogniser.network, own, batch_size)
+        gallery = ensure_gallery(run, recogniser.trained, own, batch_size)
     return replace(recogniser, gallery=gallery)
 
 
@@ -154,16 +175,19 @@ def _own_to_fit_on(run: Run) -> Dataset | None:
 
 def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[str, Any]:
     """Choose how images of nothing known are told, and keep it in the run's `model.json`."""
+    from landmarks.recognition.trained import update_model
+
     halves = halves_of(arrays.usage, arrays.groups)
     chosen = choose_threshold(arrays.all_scores, arrays.truth.known, halves, false_acceptance)
     update_model(run, rejection=chosen)
     return chosen
 
 
-def export_submission(run: Run, arrays: Arrays, path: Path | str) -> None:
+def export_submission(run: Run, recogniser: Recogniser, arrays: Arrays, path: Path | str) -> None:
     """Write the best answers in the challenge's form, scored by the rule that the model keeps, else by probability."""
-    stored = read_record(run.folder / "model.json").get("rejection")
-    rule = Rule("msp", {"msp": 1.0}) if stored is None else Rule(**stored["rule"])
+    rule = recogniser.rule or Rule(MSP, {MSP: 1.0})
+    if isinstance(run, MeasuredExport):  # whose graph has applied the rule
+        rule = Rule(rule.name, {rule.name: 1.0})
     landmark_ids = run.labels["landmark_id"].gather(arrays.labels[:, 0])
     scores = pl.Series(rule.apply(arrays.all_scores))
     write_submission(path, pl.Series(arrays.ids, dtype=pl.String), landmark_ids, scores)

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from landmarks import __version__
 from landmarks.dataset.manifest import NO_LABEL, SPLITS, Dataset
+from landmarks.dataset.shards import ImageReader
 from landmarks.evaluation.metrics import Floats, Integers, Truth
-from landmarks.recognition.recogniser import ANSWERS, Answers, Recogniser
+from landmarks.recognition.answers import Answers
+from landmarks.recognition.recogniser import ANSWERS, Recogniser
 from landmarks.support.console import Advance, progress
 from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError
@@ -26,7 +28,6 @@ from landmarks.support.files import FORMAT, digest_of, read_record, written_whol
 from landmarks.support.systems import readable
 from landmarks.support.tables import read_metadata, read_table, write_table
 from landmarks.training.asked import Asked
-from landmarks.training.loader import batches
 from landmarks.training.run import Run
 
 PREDICTIONS = {
@@ -136,10 +137,29 @@ def _digest_of(images: pl.DataFrame) -> str:
 
 def _answers(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame, batch_size: int) -> Iterator[Answers]:
     first = images["truth"].list.first().cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
-    start = 0
-    for batch in batches(dataset, images, recogniser.network.preprocessing, batch_size=batch_size):
-        yield recogniser.answer(batch.pixels, first[start : start + len(batch.ids)])
-        start += len(batch.ids)
+    ids, start = images["image_id"].to_list(), 0
+    for batch in recogniser.read(_bytes_of(dataset, images), batch_size):
+        for id, one in zip(ids[start : start + len(batch)], batch, strict=True):
+            if one.problem is not None:
+                raise LandmarksError(
+                    f"image {id} in {dataset.folder} cannot be read ({one.problem})",
+                    way_out="fetch or import the dataset again",
+                )
+        pixels = [one.pixels for one in batch if one.pixels is not None]
+        yield recogniser.answer(pixels, first[start : start + len(batch)])
+        start += len(batch)
+
+
+def _bytes_of(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:
+    reader = ImageReader(dataset)
+    for id, shard, offset, length in images.select("image_id", "shard", "offset", "length").iter_rows():
+        try:
+            yield reader.read(shard, offset, length)
+        except OSError as error:
+            raise LandmarksError(
+                f"image {id} in {dataset.path_of(shard)} cannot be read ({error})",
+                way_out="fetch or import the dataset again",
+            ) from error
 
 
 def _table(images: pl.DataFrame, answers: Iterator[Answers], advance: Advance) -> pl.DataFrame:

@@ -180,6 +180,8 @@ class Comparison:
     only_second: int
     difference: Interval
     """Top-1 of the second minus that of the first."""
+    same_answer: float
+    """Share of the images on which both best answers are the same landmark."""
     p_value: float
     real: bool
     verdict: str

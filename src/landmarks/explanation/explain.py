@@ -16,7 +16,8 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import find_images
 from landmarks.explanation.drawing import Caption, panel
 from landmarks.recognition.answers import Explanation
-from landmarks.recognition.recogniser import Recogniser, open_recogniser
+from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.trained import open_recogniser
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole

@@ -22,7 +22,8 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.explanation.explain import KnownImage, images_in_turn
 from landmarks.models.network import Network
 from landmarks.recognition.answers import Explanation
-from landmarks.recognition.recogniser import Recogniser, open_recogniser
+from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.trained import open_recogniser
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, write_record
@@ -116,7 +117,7 @@ def _measure(recogniser: Recogniser, batch: list[KnownImage], seen: list[Explana
             raise LandmarksError(f"image {image.id} cannot be measured: {one.problem}")
     device = recogniser.device
     pixels = torch.from_numpy(np.stack([one.image for one in seen])).permute(0, 3, 1, 2)
-    images = normalised(pixels, recogniser.network.preprocessing, device)
+    images = normalised(pixels, recogniser.trained.preprocessing, device)
     answers = torch.tensor([one.answers[0].label for one in seen], device=device)
     heat = torch.from_numpy(np.stack([one.maps[0] for one in seen])).to(device)
     height, width = heat.shape[1:]
@@ -128,7 +129,7 @@ def _measure(recogniser: Recogniser, batch: list[KnownImage], seen: list[Explana
     }
     areas = {}
     for kind, each in maps.items():
-        deletion, insertion = curves(recogniser.network, images, answers, each)
+        deletion, insertion = curves(recogniser.trained, images, answers, each)
         areas[f"deletion_{kind}"], areas[f"insertion_{kind}"] = area(deletion).tolist(), area(insertion).tolist()
     return [
         {"image_id": image.id, "label": image.truth, **{name: values[row] for name, values in areas.items()}}

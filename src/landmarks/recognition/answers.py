@@ -100,3 +100,33 @@ def answers_of(
     """Return the answers `labels` with their `probabilities`, given what each label stands for."""
     pairs = zip(labels, probabilities, strict=True)
     return tuple(Answer(label, landmark_ids[label], names[label], probability) for label, probability in pairs)
+
+
+# What a network says about images in numbers: what predictions and metrics are made of.
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the network says about N images, best answer first, k = 5 or the number of landmarks."""
+
+    labels: NDArray[np.int64]  # (N, k), by score descending, equal scores by label ascending
+    scores: NDArray[np.float32]  # (N, k), probabilities after temperature
+    truth_log_scores: NDArray[np.float32]  # (N,), natural logarithm of the probability of `first`; NaN where none
+    untempered: NDArray[np.float32]  # (N,), the largest probability before temperature
+    rejection: dict[str, NDArray[np.float32]]  # score name → (N,), larger: more surely a known landmark
+
+
+def best_answers(probabilities: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return `(labels, scores)` `(N, k)` of the `k` largest of `probabilities` `(N, K)`; equal ones by label ascending.
+
+    Linear in K: only rows whose k-th value occurs more often than there is room for it are sorted whole.
+    """
+    k = min(k, probabilities.shape[1])
+    chosen = np.argpartition(-probabilities, k - 1, axis=1)[:, :k].astype(np.int64)
+    worst = np.take_along_axis(probabilities, chosen, axis=1).min(axis=1)
+    for row in np.flatnonzero((probabilities >= worst[:, None]).sum(axis=1) > k):
+        chosen[row] = np.argsort(-probabilities[row], kind="stable")[:k]
+    chosen.sort(axis=1)
+    scores = np.take_along_axis(probabilities, chosen, axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=1), np.take_along_axis(scores, order, axis=1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,8 +142,6 @@ def _save(path: Path, gallery: Gallery, model: str) -> None:
 # those of the training images (`Reference`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
 
 
-Scores = Mapping[str, NDArray[np.float32]]
-
 NEIGHBOURS = 10
 """Training images that vote on how near an image is to a landmark."""
 
@@ -159,19 +156,6 @@ BLOCK_BYTES = 1 << 25
 
 SHRINKAGE = 0.1
 """Share of the round covariance mixed into the measured one, which has fewer images than it has entries."""
-
-SCORE_DEFINITIONS = {
-    "score": "The number that a submission gives with its answer.",
-    "msp": "Largest probability of any landmark, after temperature (maximum softmax probability, Hendrycks and Gimpel, "
-    "ICLR 2017).",
-    "energy": "Logarithm of the sum of the exponentials of the network's outputs (Liu et al., NeurIPS 2020).",
-    "knn": "The ten training images nearest in cosine between signed square roots of the features vote for "
-    "their landmark with weight exp((cosine - 1) / 0.05); logarithm of the votes of the landmark that got most.",
-    "mahalanobis": "Mahalanobis distance to the mean of all training images minus that to the nearest landmark's mean, "
-    "on the same features (relative Mahalanobis distance, Ren et al. 2021).",
-    "combined": "Weighted sum of energy, knn and mahalanobis; the weights of a logistic regression of known against "
-    "unknown on the images that the threshold was chosen on.",
-}
 
 
 @dataclass(frozen=True)
@@ -221,13 +205,19 @@ def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
     roots = np.sign(features) * np.sqrt(np.abs(features.astype(np.float32)))
     width = features.shape[1]
     if width > MAX_WIDTH:
-        random = generator("sketch", width)
-        signs = random.choice(np.array([-1, 1], dtype=np.float32), size=width)
+        signs, places = sketch(width)
         sums = np.zeros((MAX_WIDTH, len(roots)), dtype=np.float32)
-        np.add.at(sums, random.integers(MAX_WIDTH, size=width), (roots * signs).T)
+        np.add.at(sums, places, (roots * signs).T)
         roots = sums.T
     length = np.linalg.norm(roots, axis=1, keepdims=True)
     return np.asarray(roots / np.maximum(length, 1e-12), dtype=np.float32)
+
+
+def sketch(width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the sign of each of `width` features and the sum, of `MAX_WIDTH`, that it goes to, both `(width,)`."""
+    random = generator("sketch", width)
+    signs = random.choice(np.array([-1, 1], dtype=np.float32), size=width)
+    return signs, random.integers(MAX_WIDTH, size=width)
 
 
 def make_gallery(images: NDArray[np.floating], labels: NDArray[np.integer], digest: str) -> Gallery:
@@ -288,37 +278,3 @@ def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
     round_one = spread / size * np.eye(size)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * round_one
     return np.asarray(np.linalg.cholesky(np.linalg.inv(shrunk)), dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is compared with a threshold: the sum of `weights[name] * score` plus `constant`."""
-
-    name: str
-    weights: dict[str, float]
-    constant: float = 0.0
-
-    def apply(self, scores: Scores) -> NDArray[np.float32]:
-        """Return the values `(N,)` of the rule."""
-        total = sum(weight * scores[name].astype(np.float64) for name, weight in self.weights.items())
-        return np.asarray(total + self.constant, dtype=np.float32)
-
-    def record(self) -> dict[str, Any]:
-        """Return this as a JSON object."""
-        return asdict(self)
-
-
-def combined_rule(scores: Scores, known: NDArray[np.bool_]) -> Rule:
-    """Return the rule that best tells `known` `(N,)` from unknown: a logistic regression on standardised scores.
-
-    Known and unknown weigh the same whatever their numbers, and the weights are held small (C = 1).
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    names = sorted(scores)
-    matrix = np.stack([scores[name].astype(np.float64) for name in names], axis=1)
-    mean, deviation = matrix.mean(axis=0), np.maximum(matrix.std(axis=0), 1e-12)
-    model = LogisticRegression(C=1.0, class_weight="balanced").fit((matrix - mean) / deviation, known)
-    weights = model.coef_[0] / deviation
-    constant = float(model.intercept_[0] - weights @ mean)
-    return Rule("combined", {name: float(weight) for name, weight in zip(names, weights, strict=True)}, constant)

@@ -15,14 +15,15 @@ from landmarks.dataset.naming import plain
 from landmarks.dataset.sources import find_images
 from landmarks.recognition.gallery import directions, ensure_gallery, sample
 from landmarks.recognition.learned import (
-    Learned,
     Memory,
     read_learned,
     read_memory,
     write_learned,
     write_memory,
 )
-from landmarks.recognition.recogniser import Recogniser, ensure_temperature, load, open_recogniser
+from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.recogniser import Recogniser, load
+from landmarks.recognition.trained import ensure_temperature, open_recogniser
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held
@@ -108,7 +109,7 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
     if read_memory(run.folder, run.digest) is None:
         recogniser, own = open_recogniser(run, device=device), find_own(run)
         recogniser = ensure_temperature(run, own, recogniser, BATCH_SIZE)
-        gallery = ensure_gallery(run, recogniser.network, own, BATCH_SIZE)
+        gallery = ensure_gallery(run, recogniser.trained, own, BATCH_SIZE)
         if gallery is None:
             raise LandmarksError(f"{run.name} cannot learn landmarks: it remembers none of its training images")
         moments = moments_of(gallery.images, gallery.labels, len(run.labels))
@@ -123,7 +124,7 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
 
 def _validation(run: Run, recogniser: Recogniser, seen: pl.DataFrame, width: int) -> Validation:
     """Return what the run's head says of its validation images `seen`, from kept features where there are any."""
-    own, network, done = find_own(run), recogniser.network, 0
+    own, network, done = find_own(run), recogniser.trained, 0
     images = np.empty((len(seen), width), dtype=np.float16)
     logs = np.empty((len(seen), len(run.labels)), dtype=np.float16)
     with torch.no_grad():
@@ -143,6 +144,6 @@ def _features(run: Run, recogniser: Recogniser, own: Dataset, seen: pl.DataFrame
             rows = np.asarray(kept[start : start + BATCH_SIZE], dtype=np.float32)
             yield torch.from_numpy(rows).to(recogniser.device)
         return
-    preprocessing = recogniser.network.preprocessing
+    preprocessing = recogniser.trained.preprocessing
     for batch in batches(own, seen, preprocessing, batch_size=BATCH_SIZE):
-        yield recogniser.network.features(normalised(batch.pixels, preprocessing, recogniser.device)).float()
+        yield recogniser.trained.features(normalised(batch.pixels, preprocessing, recogniser.device)).float()

@@ -14,7 +14,6 @@ from landmarks.recognition.recogniser import load, require_top
 from landmarks.support.console import progress
 from landmarks.support.systems import readable
 from landmarks.support.tables import write_csv
-from landmarks.training.run import open_run
 
 PREDICTED = {
     "path": pl.String,  # with \x.. where a byte of it is no UTF-8
@@ -38,14 +37,13 @@ def predict(
 ) -> pl.DataFrame:
     """Return the `top` best answers of `run` to each image, see `PREDICTED`; `csv` writes the table there too.
 
-    `images` are files and folders; a folder means every image in it and below, by name. An image that cannot be
-    decoded has one row that says why. `device` is auto, cpu, cuda or mps. Raises `LandmarksError` when a path does not
-    exist or holds no images.
+    `run` is a run's folder, or an export, which needs no PyTorch. `images` are files and folders; a folder means every
+    image in it and below, by name. An image that cannot be decoded has one row that says why. `device` is auto, cpu,
+    cuda or mps. Raises `LandmarksError` when a path does not exist or holds no images.
     """
     require_top(top)
-    opened = open_run(run)
     paths = find_images([images] if isinstance(images, str | Path) else images)
-    recogniser = load(opened, device=device)
+    recogniser = load(run, device=device)
     rows: list[tuple[Any, ...]] = []
     with progress("answering", total=len(paths)) as advance:
         for path, found in zip(paths, recogniser.recognitions(paths, top), strict=True):

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from landmarks.dataset.images import ImageError, pixels_of_pillow
-from landmarks.models.network import Preprocessing
+from landmarks.dataset.images import ImageError, decode, pixels_of_pillow
+from landmarks.models.preprocessing import Preprocessing, centre_crop, evaluation_image
 from landmarks.support.errors import UsageError
-from landmarks.support.systems import readable
-from landmarks.training.loader import BATCHES_AHEAD, centre_crop, default_workers, evaluation_image
+from landmarks.support.systems import readable, usable_processors
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """An image: the path of a file, a file's bytes, one of Pillow's images, or RGB pixels (H, W, 3)."""
@@ -27,12 +26,18 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np
 MAX_FILE_BYTES = 256 * 1024**2
 """A file beyond this size is named as a problem and not read."""
 
+BATCHES_AHEAD = 3
+"""Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
+
+WHOLE_AT_ONCE = 8
+"""The most images in a batch of whole ones, which are larger than a network's squares; and one batch ahead of it."""
+
 EXPECTED = "a path, bytes, a Pillow image, a uint8 array (H, W, 3), or a sequence of these"
 
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image as the network sees it, uint8 (S, S, 3), or why there is none."""
+    """An image as the network sees it, uint8 (S, S, 3), or whole (H, W, 3) for an export; or why there is none."""
 
     path: str | None
     pixels: NDArray[np.uint8] | None
@@ -53,18 +58,22 @@ def each_of(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     return images  # type: ignore[return-value]
 
 
-def read_ahead(images: Iterable[ImageLike], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[ReadImage]]:
-    """Yield `images` in batches, in their order; the next ones are read and decoded in the meantime.
+def read_ahead(
+    images: Iterable[ImageLike], preprocessing: Preprocessing, batch_size: int, *, whole: bool = False
+) -> Iterator[list[ReadImage]]:
+    """Yield images in batches, in their order; the next ones are read and decoded in the meantime.
 
+    With `whole` they are decoded alone, not resized and cropped, and a batch is no larger than `WHOLE_AT_ONCE`.
     Raises `UsageError` for what is no image by its type. What cannot be read or decoded is yielded with its problem.
     """
     pending: deque[list[Future[ReadImage]]] = deque()
     left = iter(images)
-    with ThreadPoolExecutor(default_workers(), thread_name_prefix="images") as pool:
+    batch_size, ahead = (min(batch_size, WHOLE_AT_ONCE), 1) if whole else (batch_size, BATCHES_AHEAD)
+    with ThreadPoolExecutor(min(16, usable_processors()), thread_name_prefix="images") as pool:
         while some := list(islice(left, batch_size)):
             given = [_given(one) for one in some]
-            pending.append([pool.submit(_read, one, preprocessing) for one in given])
-            if len(pending) > BATCHES_AHEAD:
+            pending.append([pool.submit(_read, one, preprocessing, whole) for one in given])
+            if len(pending) > ahead:
                 yield [future.result() for future in pending.popleft()]
         for batch in pending:
             yield [future.result() for future in batch]
@@ -91,24 +100,24 @@ def _given(image: object) -> Given:
     raise _wrong(image)
 
 
-def _read(image: Given, preprocessing: Preprocessing) -> ReadImage:
+def _read(image: Given, preprocessing: Preprocessing, whole: bool) -> ReadImage:
     path = readable(image) if isinstance(image, Path) else None
     try:
-        return ReadImage(path, _seen(image, preprocessing))
+        return ReadImage(path, _seen(image, preprocessing, whole))
     except ImageError as error:
         return ReadImage(path, None, str(error))
     except OSError as error:
         return ReadImage(path, None, f"it cannot be read ({error.strerror})")
 
 
-def _seen(image: Given, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def _seen(image: Given, preprocessing: Preprocessing, whole: bool) -> NDArray[np.uint8]:
     if isinstance(image, ImageError):
         raise image
     if isinstance(image, np.ndarray):
-        return centre_crop(image, preprocessing)
+        return image if whole else centre_crop(image, preprocessing)
     if isinstance(image, Path):
         image = _bytes_of(image)
-    return evaluation_image(image, preprocessing)
+    return decode(image, min_side=preprocessing.shorter) if whole else evaluation_image(image, preprocessing)
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -19,7 +19,7 @@ from landmarks.dataset.manifest import REJECTED, SPLITS, Dataset, open_dataset, 
 from landmarks.dataset.split import split
 from landmarks.dataset.trust import IMAGES_IN
 from landmarks.models.backbones import BASELINE, pretrained_record
-from landmarks.models.network import from_pretrained
+from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.weights import imagenet_file
 from landmarks.support.console import options, say, step
 from landmarks.support.disk import remove_file

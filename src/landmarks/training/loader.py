@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import ImageError, decode, resize
 from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.models.network import Preprocessing
+from landmarks.models.preprocessing import Preprocessing, evaluation_image
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
@@ -156,27 +156,6 @@ def _finished(batch: Batch, work: list[Future[None]]) -> Batch:
 def default_workers() -> int:
     """One thread per core that this process may use, at most 16: decoding is quick beside training."""
     return min(16, usable_processors())
-
-
-def evaluation_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) image that evaluation sees of an image's bytes.
-
-    The shorter side is resized to `round(image_size / crop)` and the centre cropped, in one resampling; a JPEG is
-    decoded at the smallest scale that still has so many pixels.
-    """
-    shorter = round(preprocessing.image_size / preprocessing.crop)
-    return centre_crop(decode(data, min_side=shorter), preprocessing)
-
-
-def centre_crop(pixels_of_one: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) image that evaluation sees of decoded pixels (H, W, 3)."""
-    size = preprocessing.image_size
-    shorter = round(size / preprocessing.crop)
-    height, width = pixels_of_one.shape[:2]
-    side = size * min(width, height) / shorter
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return resize(pixels_of_one, size, size, box, interpolation=preprocessing.interpolation)
 
 
 def training_image(

@@ -17,7 +17,8 @@ import torch
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
-from landmarks.models.network import Network, build_network, from_pretrained
+from landmarks.models.network import Network, build_network
+from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.rewriting import checkpoint_gradients
 from landmarks.support.disk import remove_leftovers
 from landmarks.support.errors import LandmarksError

@@ -1,0 +1,54 @@
+"""An export in the place of a run: so that what measures runs measures an export in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from landmarks.dataset.manifest import LABELS
+from landmarks.recognition.portable import ExportedNetwork, open_export
+from landmarks.recognition.recogniser import is_export
+from landmarks.training.run import Run, open_run
+
+
+@dataclass(frozen=True)
+class MeasuredExport(Run):
+    """An export as far as evaluation asks a run; `folder` is where its predictions and numbers are written."""
+
+    export: ExportedNetwork
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the name of its file."""
+        return self.export.path.name
+
+    @property
+    def digest(self) -> str:
+        """Changes with the file."""
+        return self.export.digest
+
+
+def open_measured(place: Run | Path | str) -> Run:
+    """Open a run's folder, or an export, whose numbers are kept in the folder `NAME.evaluation` beside it."""
+    if isinstance(place, Run):
+        return place
+    if not is_export(place):
+        return open_run(place)
+    export = open_export(place)
+    record = export.record
+    labels = pl.DataFrame(
+        {"label": range(len(record.names)), "landmark_id": record.landmark_ids, "name": record.names},
+        schema_overrides={"name": pl.String},
+    )
+    labels = labels.with_columns(
+        pl.lit(None).cast(kind).alias(name) for name, kind in LABELS.items() if name not in labels.columns
+    )
+    data = {"identified_by": record.identified_by, "digest": (record.whole.get("run") or {}).get("data_digest")}
+    return MeasuredExport(
+        folder=export.path.with_suffix(".evaluation"),
+        record={"data": data},
+        labels=labels.select(pl.col(name).cast(kind) for name, kind in LABELS.items()),
+        export=export,
+    )

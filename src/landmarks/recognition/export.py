@@ -1,0 +1,316 @@
+"""The verb `export`: a run becomes one ONNX file that gives the same answers everywhere, or is not written.
+
+The file takes decoded images of any size (see `docs/export.md`). Before it is written it answers images of the run's
+validation split in onnxruntime, next to the run itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from landmarks import __version__
+from landmarks.dataset.images import decode
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.naming import identified_by
+from landmarks.dataset.shards import ImageReader
+from landmarks.models.backbones import pretrained_record
+from landmarks.models.gradcam import ANALYTIC
+from landmarks.models.preprocessing import centre_crop
+from landmarks.recognition.export_graph import Parts, graph_parts, joined
+from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, open_export
+from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.rules import MSP
+from landmarks.recognition.trained import ensure_temperature, open_trained
+from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import held, written_whole
+from landmarks.support.seeds import generator
+from landmarks.training.loader import normalised
+from landmarks.training.own_data import find_own, images_seen
+from landmarks.training.run import Run, open_run
+
+MAX_AUTHORS = 1_000
+"""Authors of training images that are named in the file; `landmarks credits` lists all."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What an export may differ by from its run and still be written."""
+
+    agreement: float
+    """Least share of images with the same best answer."""
+    probability: float
+    """Largest difference of any probability."""
+    features: float
+    """Largest distance of an image's features, of their length."""
+
+
+EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02)
+"""Single precision: what is left is the rounding of grey levels in the resize."""
+
+TIE = 0.005
+"""Two best answers whose probabilities the run holds for equal, within so much, agree whichever comes first."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an export answered the images that its run answered beside it."""
+
+    images: int
+    agreement: float
+    """Share of images with the same best answer."""
+    largest_difference: float
+    """Of any probability of any image."""
+    mean_difference: float
+    features_difference: float
+    """Largest distance of an image's features, of their length."""
+    known_agreement: float | None
+    """Share of images that both call known, or both unknown; None: the run has no threshold."""
+    maps_difference: float | None
+    """Mean difference of heat maps from 0 to 1; None: there are none."""
+    data: str
+    """The dataset of the images."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A written export: its file, its size, and how it answered beside its run."""
+
+    path: Path
+    bytes: int
+    kind: str
+    maps: bool
+    verification: Verification
+
+
+def export(
+    run: Run | Path | str,
+    out: Path | str,
+    *,
+    data: Dataset | Path | str | None = None,
+    images: int = 64,
+) -> Export:
+    """Write `run` to `out`, one ONNX file, when it answers like the run; see `docs/export.md` for what is in it.
+
+    So many `images` of the run's validation split, or of `data`, are answered by both. Raises `LandmarksError` with
+    agreement and largest difference when the export answers differently (nothing is written then), when the dataset is
+    gone, or for a network that cannot be exported.
+    """
+    opened = run if isinstance(run, Run) else open_run(run)
+    out = Path(out)
+    if out.suffix.lower() != ".onnx":
+        raise UsageError("an export is one ONNX file", received=out.name, expected="a name that ends with .onnx")
+    if images < 1:
+        raise UsageError("an export is verified on images", received=images, expected="1 or more")
+    recogniser = _ready(opened)
+    shown = _images_to_verify(opened, data, images)
+    note(f"exporting {opened.name}: {recogniser.network.backbone_name}, {len(recogniser.names)} landmarks")
+    parts = graph_parts(recogniser)
+    if parts.maps:
+        note(f"no heat maps: {parts.maps}")
+    model = joined(parts)
+    record = describe(opened, recogniser, parts, kind="float32")
+    with written_whole(out) as aside:
+        verification = write_verified(model, record, aside, recogniser, shown, tolerance=EXACT)
+    return Export(out, out.stat().st_size, "float32", not parts.maps, verification)
+
+
+def _ready(run: Run) -> Recogniser:
+    """Return the run's recogniser on the processor, its temperature fitted while its dataset is there."""
+    recogniser = open_trained(run, "cpu")
+    if recogniser.learned.names:  # which needs a temperature
+        return recogniser
+    try:
+        own = find_own(run)
+    except LandmarksError:
+        return recogniser
+    with held(run.folder):
+        return ensure_temperature(run, own, recogniser, batch_size=32)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Images that run and export are asked about."""
+
+    dataset: Dataset
+    images: pl.DataFrame
+
+    def decoded(self, min_side: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield the images as they are handed to an export, uint8 (H, W, 3)."""
+        reader = ImageReader(self.dataset)
+        for shard, offset, length in self.images.select("shard", "offset", "length").iter_rows():
+            yield decode(reader.read(shard, offset, length), min_side=min_side)
+
+
+def _images_to_verify(run: Run, data: Dataset | Path | str | None, count: int) -> Shown:
+    if data is None:
+        try:
+            dataset = find_own(run)
+        except LandmarksError as error:
+            raise LandmarksError(
+                f"the export cannot be verified: {error}", way_out="name any dataset of images with --data DATA"
+            ) from error
+        images = images_seen(run, dataset, "val")
+        images = images if len(images) else dataset.split("all")
+    else:
+        dataset = data if isinstance(data, Dataset) else open_dataset(data)
+        images = dataset.split("all" if dataset.splits is None else "val")
+    if not len(images):
+        raise LandmarksError(f"{dataset.folder} holds no images to verify the export on")
+    chosen = np.sort(generator(0, "verification").permutation(len(images))[:count])
+    return Shown(dataset, images[chosen.tolist()])
+
+
+def write_verified(
+    model: onnx.ModelProto,
+    record: dict[str, Any],
+    path: Path,
+    recogniser: Recogniser,
+    shown: Shown,
+    *,
+    tolerance: Tolerance,
+) -> Verification:
+    """Write `model` with its `record` to `path`, once it has answered as `recogniser` does; raise when it does not."""
+    _write(model, record, path)
+    verification = verify(open_export(path), recogniser, shown)
+    _refuse_beyond(tolerance, verification)
+    _write(model, {**record, "verification": asdict(verification)}, path)
+    open_export(path)
+    return verification
+
+
+def _write(model: onnx.ModelProto, record: dict[str, Any], path: Path) -> None:
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = RECORD, json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    try:
+        onnx.save_model(model, path)
+    except ValueError as error:  # protobuf's limit of 2 GB
+        raise LandmarksError(f"the network is too large for one ONNX file ({error})") from error
+
+
+@torch.no_grad()
+def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Verification:
+    """Return how `export` answers the images beside `recogniser`, the run that it was made of.
+
+    Images are asked one by one, and then several of one size together, which must change nothing.
+    """
+    network, agreed, known, maps = recogniser.trained, [], [], []
+    largest = total = features_apart = 0.0
+    with progress("verifying", total=len(shown.images)) as advance:
+        for pixels in shown.decoded(network.preprocessing.shorter):
+            said = export.outputs([pixels], maps=export.has_maps)
+            seen = centre_crop(pixels, network.preprocessing)
+            tensor = torch.from_numpy(seen[None].copy()).permute(0, 3, 1, 2)
+            features = network.features(normalised(tensor, network.preprocessing))
+            wanted = (network.classify(features) / recogniser.temperature).softmax(1)[0].numpy()
+            apart = np.abs(wanted - said.probabilities[0])
+            largest, total = max(largest, float(apart.max())), total + float(apart.mean())
+            length = max(float(features.norm()), 1e-12)
+            features_apart = max(features_apart, float(np.linalg.norm(features.numpy() - said.features)) / length)
+            agreed.append(bool(wanted.max() - wanted[said.best[0, 0]] <= TIE))
+            if recogniser.rule is not None:
+                score = recogniser.known_scores(recogniser.answer([seen]))
+                known.append(bool((score >= recogniser.threshold) == (said.known_score >= recogniser.threshold)))
+            if said.maps is not None:
+                maps.append(_maps_apart(recogniser, seen, said.best[0], said.maps[0]))
+            advance(1)
+    together = _batch_apart(export, next(shown.decoded(network.preprocessing.shorter)))
+    return Verification(
+        images=len(agreed),
+        agreement=float(np.mean(agreed)),
+        largest_difference=max(largest, together),
+        mean_difference=total / len(agreed),
+        features_difference=features_apart,
+        known_agreement=float(np.mean(known)) if known else None,
+        maps_difference=float(np.mean(maps)) if maps else None,
+        data=shown.dataset.folder.resolve().name,
+    )
+
+
+def _maps_apart(
+    recogniser: Recogniser, seen: NDArray[np.uint8], best: NDArray[np.int64], maps: NDArray[np.float32]
+) -> float:
+    """Return the mean difference of heat maps (A, h, w) from the run's, for answers that both give."""
+    explained = recogniser.explain(seen, top=len(best))
+    wanted = {answer.label: map_of_one for answer, map_of_one in zip(explained.answers, explained.maps, strict=True)}
+    pairs = [(wanted[label], one) for label, one in zip(best.tolist(), maps, strict=True) if label in wanted]
+    return float(np.mean([np.abs(first - second).mean() for first, second in pairs])) if pairs else 1.0
+
+
+def _batch_apart(export: ExportedNetwork, pixels: NDArray[np.uint8]) -> float:
+    """Return the largest difference of a batch of three images from the same images one by one."""
+    several = [pixels, pixels[:, ::-1].copy(), pixels[::-1].copy()]
+    together = export.outputs(several).probabilities
+    alone = np.concatenate([export.outputs([one]).probabilities for one in several])
+    return float(np.abs(together - alone).max())
+
+
+def _refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
+    fits = found.agreement >= tolerance.agreement and found.largest_difference <= tolerance.probability
+    if fits and found.features_difference <= tolerance.features:
+        return
+    raise LandmarksError(
+        "the export does not answer like its run and was not written",
+        received=f"{100 * found.agreement:.1f} % agreement on {found.images} images, largest difference "
+        f"{found.largest_difference:.4f} of a probability and {found.features_difference:.4f} of the features",
+        expected=f"at least {100 * tolerance.agreement:g} %, at most {tolerance.probability:g} and "
+        f"{tolerance.features:g}",
+    )
+
+
+def describe(run: Run, recogniser: Recogniser, parts: Parts, *, kind: str) -> dict[str, Any]:
+    """Return the record that an export carries in its metadata, without the figures of its verification."""
+    network, rule = recogniser.trained, recogniser.rule
+    told = run.record.get("data") or {}
+    labels = [
+        {"landmark_id": id, "name": name} for id, name in zip(recogniser.landmark_ids, recogniser.names, strict=True)
+    ]
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "kind": kind,
+        "backbone": network.backbone_name,
+        "head": network.head_name,
+        "image_size": network.preprocessing.image_size,
+        "preprocessing": network.preprocessing.record(),
+        "labels": labels,
+        "identified_by": identified_by(told, run.labels),
+        "temperature": recogniser.temperature,
+        "rule": None if rule is None else rule.record(),
+        "threshold": None if rule is None else recogniser.threshold,
+        "score": MSP if rule is None else rule.name,
+        "maps": {"method": None if parts.maps else ANALYTIC, "note": parts.maps or None},
+        "licence": {
+            "weights": pretrained_record(network.backbone_name).get("license"),
+            "start": str((run.record.get("network") or {}).get("weights", "")),
+        },
+        "credits": _credits(run),
+        "run": {"name": run.name, "digest": run.digest, "data_digest": told.get("digest")},
+    }
+
+
+def _credits(run: Run) -> dict[str, Any]:
+    """Return whose images the run was trained on, and under which licences, as far as its dataset tells."""
+    try:
+        images = images_seen(run, find_own(run), "train")
+    except LandmarksError as error:
+        return {"note": f"not known: {error}"}
+    authors = images["author"].drop_nulls().unique().sort().to_list()
+    licences = images["license"].fill_null("unknown").value_counts(sort=True).rows()
+    return {
+        "images": len(images),
+        "licences": dict(licences),
+        "authors": authors[:MAX_AUTHORS],
+        "authors_in_all": len(authors),
+    }

@@ -1,0 +1,242 @@
+"""A run's recogniser as one ONNX graph: preprocessing, network, temperature, the score for known, heat maps."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnx import compose, helper
+from torch import Tensor, nn
+
+from landmarks.models.gradcam import averages, channel_weights, has_formula, scaled, weighted
+from landmarks.models.network import Network
+from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, compared_width, sample, sketch
+from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, preprocessing_model
+from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.rules import KNN, MAHALANOBIS, MSP
+from landmarks.support.errors import LandmarksError
+
+MAPPED = 4
+"""Best answers whose heat maps are drawn; with fewer landmarks, all."""
+
+MAX_GALLERY_BYTES = 32 * 1024**2
+"""Size of the remembered images in the graph, in half precision: 13,000 of them of 1,280 numbers."""
+
+LAST_MAPS, FEATURES = "last_maps", "features"
+OUTPUTS = ("probabilities", "known_score", "best", "maps")
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The graph in the pieces that it is made of, so that one of them can be quantised alone."""
+
+    preprocessing: onnx.ModelProto
+    backbone: onnx.ModelProto  # normalised → (last_maps,) features
+    tail: onnx.ModelProto  # (last_maps,) features → probabilities, known_score, best (, maps)
+    maps: str
+    """Why there are no heat maps; empty: there are."""
+
+
+def graph_parts(recogniser: Recogniser) -> Parts:
+    """Return the parts of a trained recogniser's graph.
+
+    Raises `LandmarksError` for a network that PyTorch cannot export, with its reason.
+    """
+    network = copy.deepcopy(recogniser.trained).cpu().to(memory_format=torch.contiguous_format)
+    why = why_no_maps(network)
+    size = network.preprocessing.image_size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    backbone = _Backbone(network, with_maps=not why).eval()
+    tail = _Tail(recogniser, network, with_maps=not why).eval()
+    inputs, outputs = [FEATURES], [FEATURES]
+    named = list(OUTPUTS[:3])
+    if not why:
+        inputs, outputs, named = [LAST_MAPS, FEATURES], [LAST_MAPS, FEATURES], list(OUTPUTS)
+    with torch.no_grad():
+        between = backbone(images)
+    return Parts(
+        preprocessing=preprocessing_model(network.preprocessing),
+        backbone=_exported(backbone, (images,), [NORMALISED], outputs, network.backbone_name),
+        tail=_exported(tail, between, inputs, named, network.backbone_name),
+        maps=why,
+    )
+
+
+@torch.no_grad()
+def why_no_maps(network: Network) -> str:
+    """Return why no heat map of `network` can be written down without a backward pass; empty: it can."""
+    size = network.preprocessing.image_size
+    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        maps, features = network.maps_and_features(noise.to(next(network.parameters()).device))
+    except LandmarksError as error:
+        return str(error)
+    if not has_formula(network.head):
+        return "the heat maps of landmarks that were learned need a backward pass"
+    if averages(maps, features):
+        return ""
+    return f"{network.backbone_name} does not average its last maps: its heat maps need a backward pass"
+
+
+class _Backbone(nn.Module):
+    def __init__(self, network: Network, *, with_maps: bool) -> None:
+        super().__init__()
+        self.network, self.with_maps = network, with_maps
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the last maps, if wanted, and the features of normalised images."""
+        if self.with_maps:
+            return self.network.maps_and_features(images)
+        return (self.network.features(images),)
+
+
+class _Tail(nn.Module):
+    """What follows the features: all of it small, and kept in single precision."""
+
+    def __init__(self, recogniser: Recogniser, network: Network, *, with_maps: bool) -> None:
+        super().__init__()
+        self.head, self.temperature, self.with_maps = network.head, recogniser.temperature, with_maps
+        self.answers = min(MAPPED, network.classes)
+        self.rule = recogniser.rule
+        self.weights = {MSP: 1.0} if self.rule is None else dict(self.rule.weights)
+        needs = {KNN, MAHALANOBIS} & set(self.weights)
+        self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs)
+
+    def forward(self, *between: Tensor) -> tuple[Tensor, ...]:
+        """Return probabilities, known_score, best and, with maps, the heat maps of the best."""
+        features = between[-1]
+        logits = self.head(features)
+        probabilities = (logits / self.temperature).softmax(1)
+        best = logits.topk(self.answers, dim=1).indices  # in ONNX the smaller label of two equal ones is first
+        scores = {MSP: probabilities.amax(1), "energy": logits.logsumexp(1)}
+        if self.gallery is not None:
+            scores |= self.gallery(features)
+        known = torch.stack([weight * scores[name] for name, weight in self.weights.items()]).sum(0)
+        known = known + (0.0 if self.rule is None else self.rule.constant)
+        if not self.with_maps:
+            return probabilities, known, best
+        heat = weighted(between[0], channel_weights(self.head, between[0], features, best))
+        return probabilities, known, best, scaled(heat)
+
+
+class _GalleryScores(nn.Module):
+    """What compares an image with the run's training images, see `recognition.gallery`; weights in half precision."""
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    centres: Tensor
+    within: Tensor
+    overall: Tensor
+
+    def __init__(self, gallery: Gallery | None, needs: set[str]) -> None:
+        super().__init__()
+        if gallery is None:
+            raise LandmarksError(
+                "the run has a threshold, but not the training images that it compares with",
+                way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
+            )
+        self.needs = needs
+        if KNN in needs:
+            limit = max(1, MAX_GALLERY_BYTES // (2 * gallery.images.shape[1]))
+            kept = sample(gallery.labels, limit)
+            self.register_buffer("images", torch.from_numpy(gallery.images[kept].T.copy()))
+            self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
+        if MAHALANOBIS in needs:
+            for name in ("mean", "centres", "within", "overall"):
+                self.register_buffer(name, torch.from_numpy(getattr(gallery, name)).half())
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Return score name → (N,) of features (N, C)."""
+        images = _directions(features)
+        scores = {}
+        if KNN in self.needs:
+            cosines, places = (images @ self.images.float()).topk(min(NEIGHBOURS, len(self.labels)), dim=1)
+            labels = self.labels[places]
+            same = (labels[:, :, None] == labels[:, None, :]).float()
+            votes = (same * ((cosines[:, None, :] - 1) / WARMTH).exp()).sum(2)
+            scores[KNN] = votes.amax(1).clamp(min=1e-30).log()
+        if MAHALANOBIS in self.needs:
+            overall = ((images - self.mean.float()) @ self.overall.float()).square().sum(1)
+            white, centres = images @ self.within.float(), self.centres.float()
+            nearest = white.square().sum(1) + (centres.square().sum(1) - 2 * white @ centres.T).amin(1)
+            scores[MAHALANOBIS] = overall - nearest
+        return scores
+
+
+def _directions(features: Tensor) -> Tensor:
+    """Return what `gallery.directions` returns."""
+    roots = features.sign() * features.abs().sqrt()
+    width = features.shape[1]
+    if width > compared_width(width):
+        signs, places = sketch(width)
+        sums = torch.zeros(compared_width(width), len(features))
+        roots = sums.index_add(0, torch.from_numpy(places), (roots * torch.from_numpy(signs)).T).T
+    directions: Tensor = roots / roots.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return directions
+
+
+def _exported(
+    module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], name: str
+) -> onnx.ModelProto:
+    """Return `module` as ONNX, its batch open; nothing is printed."""
+    batch = torch.export.Dim("N", min=1)
+    shapes = tuple({0: batch} for _ in given)
+    quiet = [logging.getLogger(room) for room in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in quiet]
+    try:
+        for logger in quiet:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                given,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=(shapes,) if isinstance(module, _Tail) else shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # PyTorch's exporter has a dozen kinds
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise LandmarksError(
+            f"{name} cannot be exported by PyTorch ({reason})", way_out="name a run of another network"
+        ) from error
+    finally:
+        for logger, level in zip(quiet, levels, strict=True):
+            logger.setLevel(level)
+    assert program is not None
+    return program.model_proto
+
+
+def joined(parts: Parts) -> onnx.ModelProto:
+    """Return the parts as one model, `image` uint8 (N, H, W, 3) in, and `OUTPUTS` with `features` out."""
+    backbone = compose.add_prefix(parts.backbone, "backbone.", rename_inputs=False, rename_outputs=False)
+    tail = compose.add_prefix(parts.tail, "tail.", rename_inputs=False, rename_outputs=False)
+    models = [parts.preprocessing, backbone, tail]
+    given = parts.preprocessing.graph.input
+    ends = {one.name: one for model in models[1:] for one in model.graph.output}
+    names = [name for name in ("probabilities", FEATURES, "known_score", "best", "maps") if name in ends]
+    graph = helper.make_graph(
+        [node for model in models for node in model.graph.node],
+        "landmarks",
+        given,
+        [ends[name] for name in names],
+        [tensor for model in models for tensor in model.graph.initializer],
+    )
+    opsets = {one.domain: one.version for model in models for one in model.opset_import}
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*one) for one in opsets.items()])
+    model.ir_version = max(one.ir_version for one in models)
+    model.functions.extend(function for one in models for function in one.functions)
+    model.producer_name = "landmarks"
+    return model
