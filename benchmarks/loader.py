@@ -75,7 +75,7 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.dataset.shards import ImageReader
-    from landmarks.models.network import Preprocessing
+    from landmarks.models.preprocessing import Preprocessing
     from landmarks.training import loader
     from landmarks.training.recipe import Augmentation
 
