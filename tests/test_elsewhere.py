@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from made_up_exports import by_hand
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -224,6 +225,24 @@ def test_the_base_install_takes_images_from_the_archive_to_splits_and_names_the_
     )
     fetched, again = (len(pl.read_parquet(folder / "images.parquet")) for folder in (data, tmp_path / "again"))
     assert 0 < fetched == again
+
+
+def test_the_base_install_answers_from_an_export(tmp_path: Path) -> None:
+    export, album_of_one = tmp_path / "one.onnx", tmp_path / "album" / "Tower"
+    export.write_bytes(by_hand())
+    album_of_one.mkdir(parents=True)
+    for number in range(3):
+        pixels = np.full((30, 40, 3), 9 * number, np.uint8)
+        (album_of_one / f"{number}.jpg").write_bytes(encode(pixels))
+    on(
+        "base",
+        ["predict", export, album_of_one, "--csv", tmp_path / "answers.csv"],
+        ["import", tmp_path / "album", "-o", tmp_path / "data"],
+        ["evaluate", export, "--data", tmp_path / "data"],
+        MODULES=" ".join(installed_with(PROJECT["dependencies"])),
+    )
+    assert pl.read_csv(tmp_path / "answers.csv")["name"].to_list().count("Tower") == 3
+    assert json.loads((tmp_path / "one.evaluation" / "metrics" / "data-all.json").read_text())["known"] == 3
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

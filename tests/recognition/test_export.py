@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
+import polars as pl
 import pytest
-from made_up_runs import image
+from colour_runs import colour_run, striped
+from made_up_runs import image, make_dataset
+from onnx import numpy_helper
 
 import landmarks
+from landmarks.cli.main import run as command
 from landmarks.dataset.images import decode
+from landmarks.dataset.manifest import Dataset
+from landmarks.evaluation.compare import compare
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.evaluation.predictions import read_predictions
+from landmarks.recognition import export as room
 from landmarks.recognition.export import export
+from landmarks.recognition.export_graph import joined
+from landmarks.recognition.predict import predict
+from landmarks.recognition.rules import KNN
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run
+
+__all__ = ["colour_run", "striped"]
+
+TOLD = "does not answer like its run and was not written"
 
 
 @pytest.fixture
@@ -19,11 +41,161 @@ def exported(run: Run, tmp_path: Path) -> Path:
     return export(run, tmp_path / "run.onnx", images=6).path
 
 
+def record_of(path: Path) -> dict[str, Any]:
+    return dict(json.loads({one.key: one.value for one in onnx.load(path).metadata_props}["landmarks"]))
+
+
 def test_an_export_answers_like_its_run(run: Run, exported: Path) -> None:
-    images = [image(11, 1), image(22, 2), decode(image(33, 3))[:, :40]]
-    wanted, found = landmarks.load(run).recognise(images), landmarks.load(exported).recognise(images)
-    for first, second in zip(wanted, found, strict=True):
-        assert [one.name for one in first.answers] == [one.name for one in second.answers]
-        np.testing.assert_allclose(
-            [one.probability for one in first.answers], [one.probability for one in second.answers], atol=2e-3
+    images = [image(11, 1), image(22, 2), decode(image(33, 3))[:, :40], np.zeros((1, 9, 3), np.uint8), b"none"]
+    first, second = landmarks.load(run), landmarks.load(exported)
+    for wanted, found in zip(first.recognise(images), second.recognise(images), strict=True):
+        assert [one.name for one in wanted.answers] == [one.name for one in found.answers]
+        assert [one.probability for one in wanted.answers] == pytest.approx(
+            [one.probability for one in found.answers], abs=2e-3
         )
+        assert wanted.problem == found.problem
+    np.testing.assert_allclose(first.embed(images[:4]), second.embed(images[:4]), atol=0.02)
+    np.testing.assert_array_equal(first.transform(images[:4]), second.transform(images[:4]))
+    assert (second.names, second.landmark_ids) == (first.names, first.landmark_ids)
+    assert repr(second) == "Recogniser(baseline, 3 landmarks, export float32)"
+
+
+def test_the_graph_takes_any_number_of_images_of_any_size_and_gives_what_is_promised(exported: Path) -> None:
+    session = onnxruntime.InferenceSession(exported)
+    for count, height, width in [(1, 32, 32), (5, 70, 20), (2, 11, 300)]:
+        pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+        names = [one.name for one in session.get_outputs()]
+        said = dict(zip(names, session.run(None, {"image": pixels}), strict=True))
+        assert {name: (array.dtype.name, array.shape[:2]) for name, array in said.items() if name != "features"} == {
+            "probabilities": ("float32", (count, 3)),
+            "known_score": ("float32", (count,)),
+            "best": ("int64", (count, 3)),
+        }
+        np.testing.assert_allclose(said["probabilities"].sum(1), 1, rtol=1e-5)
+        order = np.argsort(-said["probabilities"], axis=1, kind="stable")
+        np.testing.assert_array_equal(said["best"], order)
+        np.testing.assert_allclose(said["known_score"], said["probabilities"].max(1))
+
+
+def test_the_record_says_what_it_is(run: Run, exported: Path) -> None:
+    record = record_of(exported)
+    assert [label["landmark_id"] for label in record["labels"]] == run.labels["landmark_id"].to_list()
+    assert record["run"]["digest"] == run.digest and record["kind"] == "float32"
+    assert record["verification"]["images"] == 6 and record["verification"]["agreement"] == 1
+    assert record["credits"]["images"] == 18
+    assert "does not average its last maps" in record["maps"]["note"]
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Have the next export come out with a fault."""
+
+    def wrong(parts: Any) -> onnx.ModelProto:
+        model = joined(parts)
+        change(model)
+        return model
+
+    monkeypatch.setattr(room, "joined", wrong)
+
+
+def break_a_node(model: onnx.ModelProto) -> None:
+    pooling = next(node for node in model.graph.node if node.op_type == "Relu")
+    pooling.op_type = "Neg"
+
+
+def swap_the_normalisation(model: onnx.ModelProto) -> None:
+    last = next(node for node in model.graph.node if "normalised" in node.output)
+    divisor = next(one for one in model.graph.initializer if one.name == last.input[1])
+    divisor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(divisor) * np.float32(0.8), divisor.name))
+
+
+def swap_red_and_blue(model: onnx.ModelProto) -> None:
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    kernel = next(one for one in model.graph.initializer if one.name == first.input[1])
+    kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel)[:, ::-1].copy(), kernel.name))
+
+
+@pytest.mark.parametrize("change", [break_a_node, swap_the_normalisation, swap_red_and_blue])
+def test_a_wrong_export_is_refused_with_both_figures_and_not_written(
+    change: Any, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, change)
+    with pytest.raises(LandmarksError, match=rf"{TOLD}; received [0-9.]+ % agreement on 6 images, largest difference"):
+        export(run, tmp_path / "run.onnx", images=6)
+    assert not [path for path in tmp_path.iterdir() if "onnx" in path.name]
+
+
+def test_a_frozen_batch_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def freeze(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+    changed(monkeypatch, freeze)
+    with pytest.raises(LandmarksError, match="cannot answer 3 images"):
+        export(run, tmp_path / "run.onnx", images=6)
+    assert not (tmp_path / "run.onnx").exists()
+
+
+def test_maps_are_those_of_the_run(colour_run: Run, striped: Dataset, tmp_path: Path) -> None:
+    pixels = np.full((40, 32, 3), 100, dtype=np.uint8)
+    pixels[4:12, 20:28] = (250, 40, 40)
+    wanted = landmarks.load(colour_run).explain(pixels, top=2)
+    with pytest.raises(LandmarksError, match="draws no heat maps"):
+        landmarks.load(export(colour_run, tmp_path / "run.onnx", data=striped).path).explain(pixels)
+    assert wanted.answers
+
+
+def test_the_stored_rule_is_in_the_graph(run: Run, test_data: Dataset, tmp_path: Path) -> None:
+    evaluate(run.folder, data=test_data.folder, false_acceptance=0.25)
+    gallery_rule = {"rule": {"name": KNN, "weights": {KNN: 1.0}, "constant": 0.0}, "threshold": -1.0}
+    record = read_record(run.folder / "model.json")
+    for rejection in (record["rejection"], gallery_rule):
+        write_record(run.folder / "model.json", {**record, "rejection": rejection}, verb="train")
+        written = export(run, tmp_path / "run.onnx", images=6)
+        assert written.verification.known_agreement == 1
+        first, second = landmarks.load(run), landmarks.load(written.path)
+        images = [image(11, 1), image(22, 2), image(33, 3)]
+        wanted = first.known_scores(first.answer([one.pixels for one in next(first.read(images, 3))]))
+        found = second.known_scores(second.answer([one.pixels for one in next(second.read(images, 3))]))
+        np.testing.assert_allclose(wanted, found, atol=0.02, rtol=0.02)
+
+
+def test_evaluate_and_compare_give_the_numbers_of_the_export_itself(
+    run: Run, test_data: Dataset, exported: Path
+) -> None:
+    first = evaluate(run.folder, data=test_data.folder)
+    second = evaluate(exported, data=test_data.folder)
+    assert second.top1.value == first.top1.value and second.known == first.known
+    place = exported.with_suffix(".evaluation") / "predictions" / "elsewhere.parquet"
+    stored = read_predictions(run.folder / "predictions" / "elsewhere.parquet")
+    np.testing.assert_allclose(
+        read_predictions(place)["untempered"].to_numpy(), stored["untempered"].to_numpy(), atol=2e-3
+    )
+    assert compare(run.folder, exported).same_answer == 1
+
+
+def test_predict_takes_an_export_where_it_takes_a_run(run: Run, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.jpg").write_bytes(image(22, 2))
+    first, second = predict(run.folder, tmp_path / "one.jpg"), predict(exported, tmp_path / "one.jpg")
+    assert first.drop("probability").equals(second.drop("probability"))
+    assert (first["probability"] - second["probability"]).abs().max() < 2e-3  # type: ignore[operator]
+
+
+def test_clumsy_calls_are_one_line(
+    run: Run, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"ends with \.onnx"):
+        export(run, tmp_path / "run")
+    with pytest.raises(UsageError, match="--data DATA"):
+        evaluate(exported)
+    with pytest.raises(UsageError, match="threshold cannot be changed"):
+        evaluate(exported, data=tmp_path, false_acceptance=0.1)
+    assert command(["export", str(tmp_path / "none"), "-o", str(tmp_path / "x.onnx")]) == 1
+    assert "there is no run" in capsys.readouterr().err
+
+
+def test_without_the_runs_dataset_any_images_will_do(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "other", [[77], [88]])
+    own_data.folder.rename(tmp_path / "gone")
+    with pytest.raises(LandmarksError, match="--data DATA"):
+        export(run, tmp_path / "run.onnx")
+    assert export(run, tmp_path / "run.onnx", data=other).verification.images == 2
+    assert pl.Series(record_of(tmp_path / "run.onnx")["credits"]["note"]).str.starts_with("not known").all()

@@ -1,0 +1,105 @@
+"""An export comes from anybody, and is asked without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_exports import GOOD, by_hand
+from onnx import TensorProto, helper
+
+from landmarks.recognition.portable import open_export, read_export_record
+from landmarks.support.errors import LandmarksError
+
+
+def written(folder: Path, data: bytes) -> Path:
+    path = folder / "one.onnx"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_file_that_keeps_the_contract_is_answered_whoever_wrote_it(tmp_path: Path) -> None:
+    network = open_export(written(tmp_path, by_hand()))
+    red, blue = np.zeros((5, 4, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)
+    red[..., 0], blue[..., 1] = 9, 9
+    said = network.outputs([red, red, blue])
+    assert said.best[:, 0].tolist() == [0, 0, 1] and said.features.shape == (3, 3) and said.maps is None
+    answers = network.answer([red, blue], np.array([0, -1]), 5)
+    assert answers.labels.tolist() == [[0, 1], [1, 0]] and np.isnan(answers.truth_log_scores).tolist() == [False, True]
+    assert network.record.names == ["Tower", "<b>\u202e"]
+
+
+HOSTILE = {
+    "no ONNX": (b"not a network", "cannot be opened by onnxruntime"),
+    "nothing": (b"", "cannot be opened by onnxruntime"),
+    "cut off": (by_hand()[:200], "cannot be opened by onnxruntime|no export of a run"),
+    "somebody's network": (by_hand(key="author"), "no export of a run"),
+    "no JSON": (by_hand("{"), "its record is no JSON"),
+    "deep JSON": (by_hand("[" * 100_000), "its record is no JSON"),
+    "a list": (by_hand("[]"), "its record has no format"),
+    "a newer format": (by_hand({**GOOD, "format": 99}), "newer version; received format 99"),
+    "floats": (by_hand(kind=TensorProto.FLOAT), "takes something else"),
+    "too few landmarks": (by_hand({**GOOD, "labels": GOOD["labels"][:1]}), "its record names 1"),
+    "no landmarks": (by_hand({**GOOD, "labels": []}), "cannot be understood: ValueError labels"),
+    "a long name": (by_hand({**GOOD, "labels": [{"landmark_id": 1, "name": "x" * 5000}] * 2}), "too long"),
+    "a name that is a list": (by_hand({**GOOD, "labels": [{"landmark_id": 1, "name": ["x"]}] * 2}), "too long"),
+    "a huge id": (by_hand({**GOOD, "labels": [{"landmark_id": 2**70, "name": "x"}] * 2}), "no integer of 64 bits"),
+    "no temperature": (by_hand({**GOOD, "temperature": float("nan")}), "temperature"),
+    "a huge square": (
+        by_hand({**GOOD, "preprocessing": {**GOOD["preprocessing"], "image_size": 10**9}}),
+        "ValueError preprocessing",
+    ),
+    "a rule without a threshold": (
+        by_hand({**GOOD, "rule": {"name": "msp", "weights": {"msp": 1}, "constant": 0}}),
+        "threshold",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_is_no_export_is_one_line(kind: str, tmp_path: Path) -> None:
+    data, why = HOSTILE[kind]
+    with pytest.raises(LandmarksError, match=why) as raised:
+        open_export(written(tmp_path, data))
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_record_without_end_is_not_read() -> None:
+    with pytest.raises(LandmarksError, match="larger than"):
+        read_export_record("x" * (256 * 1024**2 + 1), "place")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(GOOD)), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(GOOD)), JSON, max_size=4))
+def test_a_record_with_anything_in_it_is_read_or_refused_in_one_line(changes: dict[str, Any]) -> None:
+    try:
+        record = read_export_record(json.dumps({**GOOD, **changes}), "place")
+    except LandmarksError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(name, str) for name in record.names)
+
+
+def test_a_graph_that_answers_no_numbers_is_refused_when_asked(tmp_path: Path) -> None:
+    model = onnx.load_from_string(by_hand())
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    softmax.op_type = "Sqrt"
+    softmax.ClearField("attribute")
+    scaled = next(node for node in model.graph.node if node.op_type == "Cast")
+    scaled.output[0] = "plain"
+    model.graph.node.insert(1, helper.make_node("Neg", ["plain"], ["levels"]))
+    network = open_export(written(tmp_path, model.SerializeToString()))
+    with pytest.raises(LandmarksError, match="does not answer as it promised"):
+        network.outputs([np.full((2, 2, 3), 9, np.uint8)])
