@@ -25,8 +25,8 @@ from landmarks.evaluation.predictions import read_predictions
 from landmarks.recognition import export as room
 from landmarks.recognition.export import export
 from landmarks.recognition.export_graph import joined
+from landmarks.recognition.known_scores import KNN
 from landmarks.recognition.predict import predict
-from landmarks.recognition.rules import KNN
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run

@@ -26,7 +26,7 @@ from landmarks.evaluation.unknown import Halves, choose_threshold, compare_rules
 from landmarks.recognition import gallery as rejection
 from landmarks.recognition import trained as tempering
 from landmarks.recognition.gallery import directions, make_gallery, rejection_scores, sample
-from landmarks.recognition.rules import Rule, combined_rule
+from landmarks.recognition.known_scores import Rule, combined_rule
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.recipe import Recipe, recipe_named

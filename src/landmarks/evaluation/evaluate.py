@@ -15,8 +15,8 @@ from landmarks.evaluation.predictions import Arrays, arrays_of, name_of, read_pr
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, halves_of
+from landmarks.recognition.known_scores import MSP, Rule
 from landmarks.recognition.recogniser import Recogniser, load
-from landmarks.recognition.rules import MSP, Rule
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held

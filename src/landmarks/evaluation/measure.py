@@ -34,7 +34,7 @@ from landmarks.evaluation.metrics import (
 )
 from landmarks.evaluation.predictions import Arrays
 from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, compare_rules, halves_of, rules_of
-from landmarks.recognition.rules import SCORE_DEFINITIONS
+from landmarks.recognition.known_scores import SCORE_DEFINITIONS
 
 MOST_CONFUSED = 20
 """Pairs of landmarks listed; all pairs stand in the table beside."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Integers, auroc, threshold_for_false_acceptance, threshold_for_loss
-from landmarks.recognition.rules import Rule, Scores, combined_rule
+from landmarks.recognition.known_scores import Rule, Scores, combined_rule
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
 

@@ -27,9 +27,9 @@ from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import centre_crop
 from landmarks.recognition.export_graph import Parts, graph_parts, joined
+from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, open_export
 from landmarks.recognition.recogniser import Recogniser
-from landmarks.recognition.rules import MSP
 from landmarks.recognition.trained import ensure_temperature, open_trained
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from landmarks.models.gradcam import averages, channel_weights, has_formula, scaled, weighted
 from landmarks.models.network import Network
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, compared_width, sample, sketch
+from landmarks.recognition.known_scores import KNN, MAHALANOBIS, MSP
 from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, preprocessing_model
 from landmarks.recognition.recogniser import Recogniser
-from landmarks.recognition.rules import KNN, MAHALANOBIS, MSP
 from landmarks.support.errors import LandmarksError
 
 MAPPED = 4

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from landmarks.models.preprocessing import Preprocessing, from_record
 from landmarks.recognition.answers import Answers, best_answers
-from landmarks.recognition.rules import Rule
+from landmarks.recognition.known_scores import Rule
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest
 from landmarks.support.systems import usable_processors

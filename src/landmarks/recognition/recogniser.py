@@ -18,10 +18,10 @@ from landmarks.dataset.manifest import NO_LABEL
 from landmarks.dataset.naming import plain
 from landmarks.models.preprocessing import as_normalised, centre_crop
 from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
+from landmarks.recognition.known_scores import KNN, MAHALANOBIS, MSP, Rule
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
-from landmarks.recognition.rules import KNN, MAHALANOBIS, MSP, Rule
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, naming_the_extra
 from landmarks.support.files import digest_of
 from landmarks.training.run import Run, open_run

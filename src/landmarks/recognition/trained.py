@@ -21,11 +21,11 @@ from landmarks.models.network import Network
 from landmarks.models.rewriting import folded
 from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
 from landmarks.recognition.gallery import Gallery, open_gallery, rejection_scores, sample
+from landmarks.recognition.known_scores import Rule
 from landmarks.recognition.learned import learned_head, read_learned, read_memory, with_learned, without_learned
 from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.recogniser import Recogniser
-from landmarks.recognition.rules import Rule
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
