@@ -150,7 +150,7 @@ def test_the_stored_rule_is_in_the_graph(run: Run, test_data: Dataset, tmp_path:
     for rejection in (record["rejection"], gallery_rule):
         write_record(run.folder / "model.json", {**record, "rejection": rejection}, verb="train")
         written = export(run, tmp_path / "run.onnx", images=6)
-        assert written.verification.known_agreement == 1
+        assert written.verification is not None and written.verification.known_agreement == 1
         first, second = landmarks.load(run), landmarks.load(written.path)
         images = [image(11, 1), image(22, 2), image(33, 3)]
         wanted = first.known_scores(first.answer([one.pixels for one in next(first.read(images, 3))]))
@@ -197,5 +197,6 @@ def test_without_the_runs_dataset_any_images_will_do(run: Run, own_data: Dataset
     own_data.folder.rename(tmp_path / "gone")
     with pytest.raises(LandmarksError, match="--data DATA"):
         export(run, tmp_path / "run.onnx")
-    assert export(run, tmp_path / "run.onnx", data=other).verification.images == 2
+    found = export(run, tmp_path / "run.onnx", data=other).verification
+    assert found is not None and found.images == 2
     assert pl.Series(record_of(tmp_path / "run.onnx")["credits"]["note"]).str.starts_with("not known").all()

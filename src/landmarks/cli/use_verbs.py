@@ -156,12 +156,16 @@ def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
 
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write: NAME.onnx.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write, NAME.onnx; a folder with --timm.")],
     *,
+    int8: Annotated[bool, typer.Option("--int8", help="A quarter of the size: eight bits a number.")] = False,
+    timm: Annotated[bool, typer.Option("--timm", help="A folder for timm and the Hub, with a model card.")] = False,
     data: Annotated[
         Path | None, typer.Option(help="Verify on this dataset's images, not on the run's own validation split.")
     ] = None,
-    images: Annotated[int, typer.Option(help="Images that run and export both answer before it is written.")] = 64,
+    images: Annotated[
+        int | None, typer.Option(help="Images that both answer before it is written: 64, or 256 with --int8.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for programs.")] = False,
 ) -> None:
     """Write a run as one file that answers the same everywhere, once it has been seen to.
@@ -173,11 +177,14 @@ def export(
 
     from landmarks.recognition.export import export as export_run
 
-    written = export_run(run, out, data=data, images=images)
+    written = export_run(run, out, int8=int8, timm=timm, data=data, images=images)
     if json:
         print(json_module.dumps(asdict(written), indent=2, ensure_ascii=False, default=str))
         return
     found = written.verification
+    if found is None:
+        print(f"{written.path}: {written.bytes / 1e6:.1f} MB, with a model card; timm gives the run's logits from it")
+        return
     print(
         f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.kind}; {100 * found.agreement:.1f} % agreement with "
         f"the run on {found.images} images, largest difference of a probability {found.largest_difference:.4f}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,18 @@ from landmarks.dataset.naming import identified_by
 from landmarks.dataset.shards import ImageReader
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
-from landmarks.models.preprocessing import centre_crop
-from landmarks.recognition.export_graph import Parts, graph_parts, joined
+from landmarks.models.preprocessing import as_normalised, centre_crop
+from landmarks.recognition.export_graph import graph_parts, joined
 from landmarks.recognition.known_scores import MSP
+from landmarks.recognition.model_card import model_card
 from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, open_export
+from landmarks.recognition.quantise import CALIBRATED_ON, quantised
 from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.files import held, written_whole
+from landmarks.support.files import held, read_record, written_whole
 from landmarks.support.seeds import generator
 from landmarks.training.loader import normalised
 from landmarks.training.own_data import find_own, images_seen
@@ -57,6 +60,9 @@ class Tolerance:
 
 EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02)
 """Single precision: what is left is the rounding of grey levels in the resize."""
+
+SMALL = Tolerance(agreement=0.97, probability=1.0, features=1.0)
+"""Whole numbers of eight bits: three in a hundred images may be answered otherwise, no more."""
 
 TIE = 0.005
 """Two best answers whose probabilities the run holds for equal, within so much, agree whichever comes first."""
@@ -90,39 +96,70 @@ class Export:
     bytes: int
     kind: str
     maps: bool
-    verification: Verification
+    verification: Verification | None
+    """None: a folder for timm, whose logits are the run's."""
 
 
 def export(
     run: Run | Path | str,
     out: Path | str,
     *,
+    int8: bool = False,
+    timm: bool = False,
     data: Dataset | Path | str | None = None,
-    images: int = 64,
+    images: int | None = None,
 ) -> Export:
     """Write `run` to `out`, one ONNX file, when it answers like the run; see `docs/export.md` for what is in it.
 
-    So many `images` of the run's validation split, or of `data`, are answered by both. Raises `LandmarksError` with
-    agreement and largest difference when the export answers differently (nothing is written then), when the dataset is
-    gone, or for a network that cannot be exported.
+    `int8` writes the backbone in whole numbers of eight bits, on scales from training images: a quarter of the size.
+    So many `images` (64; 256 with `int8`) of the run's validation split, or of `data`, are answered by both. Raises
+    `LandmarksError` with agreement and largest difference when the export answers differently (nothing is written
+    then), when the dataset is gone, or for a network that cannot be exported.
+
+    `timm` writes the folder `out` instead, in the Hub's form, from which `timm.create_model("local-dir:OUT",
+    pretrained=True)` gives the run's logits; heads other than `linear` have no place in it and are refused.
     """
     opened = run if isinstance(run, Run) else open_run(run)
     out = Path(out)
+    if timm:
+        return _export_to_timm(opened, out, int8=int8)
     if out.suffix.lower() != ".onnx":
         raise UsageError("an export is one ONNX file", received=out.name, expected="a name that ends with .onnx")
-    if images < 1:
+    count = (256 if int8 else 64) if images is None else images
+    if count < 1:
         raise UsageError("an export is verified on images", received=images, expected="1 or more")
     recogniser = _ready(opened)
-    shown = _images_to_verify(opened, data, images)
+    shown = _images_to_verify(opened, data, count)
     note(f"exporting {opened.name}: {recogniser.network.backbone_name}, {len(recogniser.names)} landmarks")
-    parts = graph_parts(recogniser)
+    parts = graph_parts(recogniser, compact=int8)
     if parts.maps:
         note(f"no heat maps: {parts.maps}")
-    model = joined(parts)
-    record = describe(opened, recogniser, parts, kind="float32")
+    kind = "int8" if int8 else "float32"
+    record = describe(opened, recogniser, parts.maps, kind=kind)
+    if int8:
+        squares = _training_squares(opened, shown, recogniser)
+        backbone, way = quantised(parts.backbone, squares)
+        parts = replace(parts, backbone=backbone)
+        record["quantised"] = {"calibrated_on": len(squares) // 2, "scales": way}
     with written_whole(out) as aside:
-        verification = write_verified(model, record, aside, recogniser, shown, tolerance=EXACT)
-    return Export(out, out.stat().st_size, "float32", not parts.maps, verification)
+        tolerance = SMALL if int8 else EXACT
+        verification = write_verified(joined(parts), record, aside, recogniser, shown, tolerance=tolerance)
+    return Export(out, out.stat().st_size, kind, not parts.maps, verification)
+
+
+def _export_to_timm(run: Run, out: Path, *, int8: bool) -> Export:
+    if int8 or out.suffix.lower() == ".onnx":
+        raise UsageError("--timm writes a folder of full weights", expected="-o FOLDER, without --int8")
+    recogniser = _ready(run)
+    if recogniser.learned.names:
+        raise LandmarksError(
+            f"timm has no place for landmarks that {run.name} has learned since its training",
+            way_out="landmarks export RUN -o NAME.onnx holds them",
+        )
+    card = model_card(run, describe(run, recogniser, "not drawn by timm", kind="timm"))
+    write_timm_folder(run, recogniser.names, out, card)
+    size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    return Export(out, size, "timm", maps=False, verification=None)
 
 
 def _ready(run: Run) -> Recogniser:
@@ -133,6 +170,8 @@ def _ready(run: Run) -> Recogniser:
     try:
         own = find_own(run)
     except LandmarksError:
+        return recogniser
+    if read_record(run.folder / "model.json").get("temperature") is not None:
         return recogniser
     with held(run.folder):
         return ensure_temperature(run, own, recogniser, batch_size=32)
@@ -169,6 +208,22 @@ def _images_to_verify(run: Run, data: Dataset | Path | str | None, count: int) -
         raise LandmarksError(f"{dataset.folder} holds no images to verify the export on")
     chosen = np.sort(generator(0, "verification").permutation(len(images))[:count])
     return Shown(dataset, images[chosen.tolist()])
+
+
+def _training_squares(run: Run, shown: Shown, recogniser: Recogniser) -> NDArray[np.float32]:
+    """Return normalised images (N, 3, S, S) that the run was trained on; others where these are gone, with a note."""
+    try:
+        own = find_own(run)
+        images = images_seen(run, own, "train")
+    except LandmarksError:
+        own, images = shown.dataset, shown.images[:0]
+    if not len(images):
+        note("the images that the run was trained on are gone: scales come from those that the export is verified on")
+        own, images = shown.dataset, shown.images
+    chosen = np.sort(generator(0, "calibration").permutation(len(images))[: 2 * CALIBRATED_ON])
+    preprocessing, some = recogniser.network.preprocessing, Shown(own, images[chosen.tolist()])
+    squares = [centre_crop(pixels, preprocessing) for pixels in some.decoded(preprocessing.shorter)]
+    return as_normalised(np.stack(squares)[generator(1, "calibration").permutation(len(squares))], preprocessing)
 
 
 def write_verified(
@@ -269,7 +324,7 @@ def _refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
     )
 
 
-def describe(run: Run, recogniser: Recogniser, parts: Parts, *, kind: str) -> dict[str, Any]:
+def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> dict[str, Any]:
     """Return the record that an export carries in its metadata, without the figures of its verification."""
     network, rule = recogniser.trained, recogniser.rule
     told = run.record.get("data") or {}
@@ -290,7 +345,7 @@ def describe(run: Run, recogniser: Recogniser, parts: Parts, *, kind: str) -> di
         "rule": None if rule is None else rule.record(),
         "threshold": None if rule is None else recogniser.threshold,
         "score": MSP if rule is None else rule.name,
-        "maps": {"method": None if parts.maps else ANALYTIC, "note": parts.maps or None},
+        "maps": {"method": None if no_maps else ANALYTIC, "note": no_maps or None},
         "licence": {
             "weights": pretrained_record(network.backbone_name).get("license"),
             "start": str((run.record.get("network") or {}).get("weights", "")),

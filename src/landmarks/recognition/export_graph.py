@@ -14,7 +14,7 @@ import torch
 from onnx import compose, helper
 from torch import Tensor, nn
 
-from landmarks.models.gradcam import averages, channel_weights, has_formula, scaled, weighted
+from landmarks.models.gradcam import averages, channel_weights, has_formula, weighted
 from landmarks.models.network import Network
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, compared_width, sample, sketch
 from landmarks.recognition.known_scores import KNN, MAHALANOBIS, MSP
@@ -43,8 +43,8 @@ class Parts:
     """Why there are no heat maps; empty: there are."""
 
 
-def graph_parts(recogniser: Recogniser) -> Parts:
-    """Return the parts of a trained recogniser's graph.
+def graph_parts(recogniser: Recogniser, *, compact: bool = False) -> Parts:
+    """Return the parts of a trained recogniser's graph; `compact` keeps remembered images in eight bits a number.
 
     Raises `LandmarksError` for a network that PyTorch cannot export, with its reason.
     """
@@ -53,7 +53,7 @@ def graph_parts(recogniser: Recogniser) -> Parts:
     size = network.preprocessing.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     backbone = _Backbone(network, with_maps=not why).eval()
-    tail = _Tail(recogniser, network, with_maps=not why).eval()
+    tail = _Tail(recogniser, network, with_maps=not why, compact=compact).eval()
     inputs, outputs = [FEATURES], [FEATURES]
     named = list(OUTPUTS[:3])
     if not why:
@@ -99,14 +99,14 @@ class _Backbone(nn.Module):
 class _Tail(nn.Module):
     """What follows the features: all of it small, and kept in single precision."""
 
-    def __init__(self, recogniser: Recogniser, network: Network, *, with_maps: bool) -> None:
+    def __init__(self, recogniser: Recogniser, network: Network, *, with_maps: bool, compact: bool) -> None:
         super().__init__()
         self.head, self.temperature, self.with_maps = network.head, recogniser.temperature, with_maps
         self.answers = min(MAPPED, network.classes)
         self.rule = recogniser.rule
         self.weights = {MSP: 1.0} if self.rule is None else dict(self.rule.weights)
         needs = {KNN, MAHALANOBIS} & set(self.weights)
-        self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs)
+        self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs, compact=compact)
 
     def forward(self, *between: Tensor) -> tuple[Tensor, ...]:
         """Return probabilities, known_score, best and, with maps, the heat maps of the best."""
@@ -122,20 +122,25 @@ class _Tail(nn.Module):
         if not self.with_maps:
             return probabilities, known, best
         heat = weighted(between[0], channel_weights(self.head, between[0], features, best))
-        return probabilities, known, best, scaled(heat)
+        warmest = heat.amax((-2, -1), keepdim=True).clamp(min=1e-30)  # where nothing is warm, 0 by it is 0
+        return probabilities, known, best, heat / warmest
 
 
 class _GalleryScores(nn.Module):
-    """What compares an image with the run's training images, see `recognition.gallery`; weights in half precision."""
+    """What compares an image with the run's training images, see `recognition.gallery`; weights in half precision.
+
+    Remembered images in eight bits a number have a scale each.
+    """
 
     images: Tensor
+    scales: Tensor
     labels: Tensor
     mean: Tensor
     centres: Tensor
     within: Tensor
     overall: Tensor
 
-    def __init__(self, gallery: Gallery | None, needs: set[str]) -> None:
+    def __init__(self, gallery: Gallery | None, needs: set[str], *, compact: bool) -> None:
         super().__init__()
         if gallery is None:
             raise LandmarksError(
@@ -146,7 +151,13 @@ class _GalleryScores(nn.Module):
         if KNN in needs:
             limit = max(1, MAX_GALLERY_BYTES // (2 * gallery.images.shape[1]))
             kept = sample(gallery.labels, limit)
-            self.register_buffer("images", torch.from_numpy(gallery.images[kept].T.copy()))
+            images = torch.from_numpy(gallery.images[kept].T.copy())
+            scales = torch.ones(1)
+            if compact:
+                scales = images.float().abs().amax(0).clamp(min=1e-12) / 127
+                images = (images.float() / scales).round().to(torch.int8)
+            self.register_buffer("images", images)
+            self.register_buffer("scales", scales)
             self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
         if MAHALANOBIS in needs:
             for name in ("mean", "centres", "within", "overall"):
@@ -157,7 +168,9 @@ class _GalleryScores(nn.Module):
         images = _directions(features)
         scores = {}
         if KNN in self.needs:
-            cosines, places = (images @ self.images.float()).topk(min(NEIGHBOURS, len(self.labels)), dim=1)
+            cosines, places = ((images @ self.images.float()) * self.scales).topk(
+                min(NEIGHBOURS, len(self.labels)), dim=1
+            )
             labels = self.labels[places]
             same = (labels[:, :, None] == labels[:, None, :]).float()
             votes = (same * ((cosines[:, None, :] - 1) / WARMTH).exp()).sum(2)

@@ -1,0 +1,138 @@
+"""A run as a folder that timm and the Hugging Face Hub read: `config.json`, `model.safetensors`, a model card.
+
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the run's logits. timm's networks end in one dense layer,
+so the head `linear` is what can be told to it; other heads are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from landmarks.models.backbones import BASELINE, pretrained_record, timm_name
+from landmarks.models.heads import LinearHead
+from landmarks.models.network import Network
+from landmarks.models.weights import storable
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import held, written_whole
+from landmarks.training.run import Run
+
+TOLERANCE = 1e-5
+"""Largest difference of the folder's logits from the run's, of the largest logit."""
+
+
+def write_timm_folder(run: Run, names: list[str], folder: Path, card: str) -> float:
+    """Write `run` to `folder` in the Hub's form, `card` as its README; return how far its logits lie from the run's.
+
+    Raises `LandmarksError` for a head or a network that timm's own classifier cannot express, and when the folder does
+    not answer like the run; then there is no `config.json`.
+    """
+    network = run.network()
+    model = timm_model(network)
+    config = _config(network, names)
+    with held(folder):
+        (folder / "config.json").unlink(missing_ok=True)
+        with written_whole(folder / "model.safetensors") as aside:
+            save_file(storable(model.state_dict()), aside, metadata={"format": "pt"})
+        with written_whole(folder / "README.md") as aside:
+            aside.write_text(card, encoding="utf-8", newline="\n")
+        with written_whole(folder / "config.json") as aside:
+            aside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+        apart = logits_apart(network, folder)
+        if not apart <= TOLERANCE:
+            (folder / "config.json").unlink()
+            raise LandmarksError(
+                f"timm does not answer like {run.name} from {folder}",
+                received=f"logits that differ by {apart:.2g} of the largest",
+                expected=f"at most {TOLERANCE:g}",
+            )
+    return apart
+
+
+def timm_model(network: Network) -> nn.Module:
+    """Return timm's own network with the weights of `network` and its head as the classifier."""
+    name = network.backbone_name
+    if name == BASELINE or not isinstance(network.head, LinearHead):
+        what = "the baseline is no network of timm's" if name == BASELINE else f"the head is {network.head_name}"
+        raise LandmarksError(
+            f"timm has no place for this network: {what}",
+            expected="a run of a timm network with --set head=linear",
+            way_out="landmarks export RUN -o NAME.onnx holds any head",
+        )
+    model: nn.Module = timm.create_model(
+        timm_name(name), pretrained=False, num_classes=network.classes, **_size(network)
+    )
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear) or classifier.in_features != network.width:
+        raise LandmarksError(
+            f"the classifier of timm's {name} is not one dense layer on the features",
+            way_out="landmarks export RUN -o NAME.onnx holds any network",
+        )
+    found = model.load_state_dict(network.backbone.state_dict(), strict=False)
+    own = {
+        f"{path}.{kind}"
+        for path, module in model.named_modules()
+        if module is classifier
+        for kind in ("weight", "bias")
+    }
+    if found.unexpected_keys or set(found.missing_keys) != own:
+        raise LandmarksError(f"the weights of timm's {name} have other names with a classifier than without")
+    with torch.no_grad():
+        classifier.weight.copy_(network.head.output.weight)
+        classifier.bias.copy_(network.head.output.bias)
+        _keep_epsilons(network.backbone, model)
+    return model.eval()
+
+
+def _keep_epsilons(trained: nn.Module, model: nn.Module) -> None:
+    """Add to running variances what the run's normalisation has for epsilon beyond timm's: the sum is what counts."""
+    layers = {path: layer for path, layer in trained.named_modules() if isinstance(layer, _BatchNorm)}
+    for path, layer in model.named_modules():
+        if path in layers and isinstance(layer, _BatchNorm) and layer.running_var is not None:
+            layer.running_var += layers[path].eps - layer.eps
+
+
+@torch.no_grad()
+def logits_apart(network: Network, folder: Path) -> float:
+    """Return the largest difference of the folder's logits from those of `network`, of the largest, on two images."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    size = network.preprocessing.image_size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    wanted, found = network.eval()(images), model(images)
+    return float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-12))
+
+
+def _size(network: Network) -> dict[str, Any]:
+    fixed = pretrained_record(network.backbone_name).get("fixed_input_size")
+    return {"img_size": network.preprocessing.image_size} if fixed else {}
+
+
+def _config(network: Network, names: list[str]) -> dict[str, Any]:
+    record: Mapping[str, Any] = pretrained_record(network.backbone_name)
+    preprocessing, size = network.preprocessing, network.preprocessing.image_size
+    told = {key: record[key] for key in ("first_conv", "classifier", "license", "fixed_input_size") if key in record}
+    return {
+        "architecture": timm_name(network.backbone_name).partition(".")[0],
+        "num_classes": network.classes,
+        "num_features": network.width,
+        "label_names": names,
+        **({"model_args": _size(network)} if _size(network) else {}),
+        "pretrained_cfg": {
+            **told,
+            "num_classes": network.classes,
+            "input_size": [3, size, size],
+            "pool_size": None,
+            "crop_pct": preprocessing.crop,
+            "interpolation": preprocessing.interpolation,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+        },
+    }
