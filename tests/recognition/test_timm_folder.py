@@ -1,0 +1,87 @@
+"""A run as a folder that timm reads: the run's own logits, and a card that says what they are worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.evaluation.evaluate import evaluate
+from landmarks.models.network import build_network, save_network
+from landmarks.models.weights import set_epsilon
+from landmarks.recognition.export import export
+from landmarks.recognition.timm_folder import logits_apart
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.training.run import Run, open_run
+
+
+def with_network(run: Run, name: str, head: str = "linear", size: int = 32, epsilon: float | None = None) -> Run:
+    network = build_network(name, classes=3, weights="none", head=head, image_size=size, seed=1)
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and layer.running_var is not None:
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 2)
+    if epsilon is not None:
+        set_epsilon(network.backbone, epsilon)
+    save_network(network, run.folder, temperature=1.25)
+    return open_run(run.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "epsilon"),
+    [("test_resnet", 32, None), ("test_resnet", 32, 1e-2), ("test_vit", 160, None), ("test_efficientnet", 64, 1e-3)],
+)
+def test_timm_gives_the_logits_of_the_run(
+    name: str, size: int, epsilon: float | None, run: Run, tmp_path: Path
+) -> None:
+    changed = with_network(run, name, size=size, epsilon=epsilon)
+    written = export(changed, tmp_path / "folder", timm=True)
+    assert {path.name for path in written.path.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
+    assert logits_apart(changed.network(), written.path) < 1e-5
+    config = json.loads((written.path / "config.json").read_text(encoding="utf-8"))
+    assert config["label_names"] == changed.labels["name"].to_list()
+    model = timm.create_model(f"local-dir:{written.path}", pretrained=True)
+    preparation = timm.data.resolve_data_config(model=model)
+    asked = changed.network().preprocessing
+    assert preparation["input_size"] == (3, size, size) and preparation["crop_pct"] == asked.crop
+    assert (preparation["mean"], preparation["interpolation"]) == (asked.mean, asked.interpolation)
+
+
+@pytest.mark.parametrize("head", ["mlp", "arcface"])
+def test_other_heads_are_refused_by_name(head: str, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match=f"timm has no place for this network: the head is {head}"):
+        export(with_network(run, "test_resnet", head), tmp_path / "folder", timm=True)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_what_timm_has_no_place_for_is_one_line(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match="the baseline is no network of timm's"):
+        export(run, tmp_path / "folder", timm=True)
+    with pytest.raises(UsageError, match="-o FOLDER, without --int8"):
+        export(run, tmp_path / "run.onnx", timm=True)
+
+
+def test_the_card_has_numbers_with_intervals_and_no_markup_of_strangers(
+    run: Run, own_data: Dataset, tmp_path: Path
+) -> None:
+    changed = with_network(run, "test_resnet")
+    numbers = evaluate(changed.folder)
+    text = (export(changed, tmp_path / "folder", timm=True).path / "README.md").read_text(encoding="utf-8")
+    assert numbers.top1.value is not None and f"| test | 6 | {100 * numbers.top1.value:.1f} %" in text
+    assert "Divide the logits by 1.2500" in text and "18 images by 0 authors" in text and "## Limits" in text
+    from landmarks.recognition.model_card import _plain
+
+    assert _plain("<b>\n| `x` [y](z)") == "\\<b\\> \\| \\`x\\` \\[y\\](z)"
+
+
+def test_a_folder_that_timm_reads_otherwise_is_not_left(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("landmarks.recognition.timm_folder.logits_apart", lambda *_: 0.5)
+    with pytest.raises(LandmarksError, match="timm does not answer like run"):
+        export(with_network(run, "test_resnet"), tmp_path / "folder", timm=True)
+    assert not (tmp_path / "folder" / "config.json").exists()
