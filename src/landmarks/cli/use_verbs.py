@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landmarks.support.terminal import show_json
+from landmarks.support.terminal import show, show_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -172,20 +172,19 @@ def export(
 
     Example: landmarks export runs/mobilenet -o mobilenet.onnx
     """
-    import json as json_module
     from dataclasses import asdict
 
     from landmarks.recognition.export import export as export_run
 
     written = export_run(run, out, int8=int8, timm=timm, data=data, images=images)
     if json:
-        print(json_module.dumps(asdict(written), indent=2, ensure_ascii=False, default=str))
+        show_json({**asdict(written), "path": str(written.path)})
         return
     found = written.verification
     if found is None:
-        print(f"{written.path}: {written.bytes / 1e6:.1f} MB, with a model card; timm gives the run's logits from it")
+        show(f"{written.path}: {written.bytes / 1e6:.1f} MB, with a model card; timm gives the run's logits from it")
         return
-    print(
+    show(
         f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.kind}; {100 * found.agreement:.1f} % agreement with "
         f"the run on {found.images} images, largest difference of a probability {found.largest_difference:.4f}"
     )
