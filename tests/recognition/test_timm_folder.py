@@ -47,8 +47,8 @@ def test_timm_gives_the_logits_of_the_run(
     model = timm.create_model(f"local-dir:{written.path}", pretrained=True)
     preparation = timm.data.resolve_data_config(model=model)
     asked = changed.network().preprocessing
-    assert preparation["input_size"] == (3, size, size) and preparation["crop_pct"] == asked.crop
-    assert (preparation["mean"], preparation["interpolation"]) == (asked.mean, asked.interpolation)
+    assert tuple(preparation["input_size"]) == (3, size, size) and preparation["crop_pct"] == asked.crop
+    assert (tuple(preparation["mean"]), preparation["interpolation"]) == (asked.mean, asked.interpolation)
 
 
 @pytest.mark.parametrize("head", ["mlp", "arcface"])

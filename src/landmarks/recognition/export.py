@@ -204,6 +204,7 @@ def _images_to_verify(run: Run, data: Dataset | Path | str | None, count: int) -
     else:
         dataset = data if isinstance(data, Dataset) else open_dataset(data)
         images = dataset.split("all" if dataset.splits is None else "val")
+        images = images if len(images) else dataset.split("all")
     if not len(images):
         raise LandmarksError(f"{dataset.folder} holds no images to verify the export on")
     chosen = np.sort(generator(0, "verification").permutation(len(images))[:count])

@@ -9,10 +9,13 @@ import logging
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import compose, helper
 from torch import Tensor, nn
+from torch.nn import functional
 
 from landmarks.models.gradcam import averages, channel_weights, has_formula, weighted
 from landmarks.models.network import Network
@@ -106,7 +109,7 @@ class _Tail(nn.Module):
         self.rule = recogniser.rule
         self.weights = {MSP: 1.0} if self.rule is None else dict(self.rule.weights)
         needs = {KNN, MAHALANOBIS} & set(self.weights)
-        self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs, compact=compact)
+        self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs, network.width, compact=compact)
 
     def forward(self, *between: Tensor) -> tuple[Tensor, ...]:
         """Return probabilities, known_score, best and, with maps, the heat maps of the best."""
@@ -132,6 +135,8 @@ class _GalleryScores(nn.Module):
     Remembered images in eight bits a number have a scale each.
     """
 
+    signs: Tensor
+    members: Tensor
     images: Tensor
     scales: Tensor
     labels: Tensor
@@ -140,14 +145,18 @@ class _GalleryScores(nn.Module):
     within: Tensor
     overall: Tensor
 
-    def __init__(self, gallery: Gallery | None, needs: set[str], *, compact: bool) -> None:
+    def __init__(self, gallery: Gallery | None, needs: set[str], width: int, *, compact: bool) -> None:
         super().__init__()
         if gallery is None:
             raise LandmarksError(
                 "the run has a threshold, but not the training images that it compares with",
                 way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
             )
-        self.needs = needs
+        self.needs, self.width = needs, width
+        if width > compared_width(width):
+            signs, places = sketch(width)
+            self.register_buffer("signs", torch.from_numpy(signs))
+            self.register_buffer("members", torch.from_numpy(_members(places, compared_width(width))))
         if KNN in needs:
             limit = max(1, MAX_GALLERY_BYTES // (2 * gallery.images.shape[1]))
             kept = sample(gallery.labels, limit)
@@ -163,9 +172,17 @@ class _GalleryScores(nn.Module):
             for name in ("mean", "centres", "within", "overall"):
                 self.register_buffer(name, torch.from_numpy(getattr(gallery, name)).half())
 
+    def _directions(self, features: Tensor) -> Tensor:
+        """Return what `gallery.directions` returns."""
+        roots = features.sign() * features.abs().sqrt()
+        if self.width > compared_width(self.width):
+            padded = functional.pad(roots * self.signs, (0, 1))
+            roots = padded[:, self.members.flatten()].reshape(-1, *self.members.shape).sum(2)
+        return functional.normalize(roots, dim=1, eps=1e-12)
+
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return score name → (N,) of features (N, C)."""
-        images = _directions(features)
+        images = self._directions(features)
         scores = {}
         if KNN in self.needs:
             cosines, places = ((images @ self.images.float()) * self.scales).topk(
@@ -183,16 +200,17 @@ class _GalleryScores(nn.Module):
         return scores
 
 
-def _directions(features: Tensor) -> Tensor:
-    """Return what `gallery.directions` returns."""
-    roots = features.sign() * features.abs().sqrt()
-    width = features.shape[1]
-    if width > compared_width(width):
-        signs, places = sketch(width)
-        sums = torch.zeros(compared_width(width), len(features))
-        roots = sums.index_add(0, torch.from_numpy(places), (roots * torch.from_numpy(signs)).T).T
-    directions: Tensor = roots / roots.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return directions
+def _members(places: NDArray[np.int64], sums: int) -> NDArray[np.int64]:
+    """Return which features go to each of so many `sums`, `(sums, m)`; their number W, where fewer than m do.
+
+    Gathering them leaves the batch open in ONNX, which adding to places does not.
+    """
+    order = np.argsort(places, kind="stable")
+    counts = np.bincount(places, minlength=sums)
+    rank = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    members = np.full((sums, counts.max()), len(places), dtype=np.int64)
+    members[places[order], rank] = order
+    return members
 
 
 def _exported(
