@@ -53,6 +53,9 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
         written.verification and written.verification.agreement,
         landmarks.load(written.path).recognise(folder / "one.jpg"),
     )
+    images = landmarks.index([folder / "data"], folder / "images.index", run=folder / "run")
+    found: pl.DataFrame = landmarks.search(folder / "images.index", folder / "one.jpg", top=5)
+    print(len(images), found)
     try:
         landmarks.reproduce(folder / "data", folder / "study", networks="baseline")
         landmarks.demo(folder / "demo")

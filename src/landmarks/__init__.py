@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from landmarks.explanation.explain import explain as explain
     from landmarks.models.catalogue import networks as networks
     from landmarks.recognition.export import export as export
+    from landmarks.recognition.indexing import index as index
+    from landmarks.recognition.indexing import search as search
     from landmarks.recognition.learn import forget as forget
     from landmarks.recognition.learn import learn as learn
     from landmarks.recognition.predict import predict as predict
@@ -66,6 +68,8 @@ _PLACES = {
     "predict": "landmarks.recognition.predict",
     "learn": "landmarks.recognition.learn",
     "forget": "landmarks.recognition.learn",
+    "index": "landmarks.recognition.indexing",
+    "search": "landmarks.recognition.indexing",
     "load": "landmarks.recognition.recogniser",
     "serve": "landmarks.serving.server",
     "compare": "landmarks.evaluation.compare",

@@ -116,7 +116,7 @@ def test_a_learning_rate_moves_the_backbone_s_along_unless_that_is_given_too() -
         ({"epochs": 0, "head_epochs": 0}, "trains nothing; received epochs 0 and head_epochs 0"),
         ({"recipe": "instant", "weights": "none"}, "cannot begin from scratch; name weights"),
         ({"recipe": "instant", "head": "mlp"}, "only the linear head can be solved for .* received head mlp"),
-        ({"recipe": "instant", "head_solver": "svd"}, "expected gradient, ridge"),
+        ({"recipe": "instant", "head_solver": "svd"}, "expected gradient, discriminant"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_line(changes: dict, words: str) -> None:

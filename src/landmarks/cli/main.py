@@ -32,7 +32,7 @@ VERBS = {
     "Data": ("data_verbs", ("select", "locate", "fetch", "import", "split", "unpack", "credits", "audit")),
     "Training": ("training_verbs", ("networks", "recipe", "plan", "train", "tune")),
     "Results": ("result_verbs", ("evaluate", "score", "subsets", "explain", "compare", "report", "reproduce", "demo")),
-    "Use": ("use_verbs", ("predict", "learn", "forget", "export", "serve")),
+    "Use": ("use_verbs", ("predict", "learn", "forget", "index", "search", "export", "serve")),
 }
 """Panel of the help page → the module of its verbs, and the verbs in the order in which a person needs them."""
 

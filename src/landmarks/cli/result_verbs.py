@@ -81,7 +81,7 @@ def _show(numbers: Evaluation, json: bool) -> None:
 
 
 def score(
-    submission: Annotated[Path, typer.Argument(help="A CSV file in the challenge's form: id,landmarks.")],
+    submission: Annotated[Path, typer.Argument(help="A CSV file in the challenge's form: id,landmarks or id,images.")],
     truth: Annotated[
         Path, typer.Argument(metavar="SOLUTION", help="The solution: recognition_solution_v2.1.csv of the archive.")
     ],
@@ -93,12 +93,37 @@ def score(
 
     Example: landmarks score submission.csv recognition_solution_v2.1.csv -o scored
     """
+    from landmarks.evaluation.retrieval import is_retrieval
     from landmarks.evaluation.submission import score as score_submission
 
+    if truth.is_file() and is_retrieval(truth):
+        if out is not None:
+            raise UsageError("a retrieval submission makes no folder for report", way_out="leave out -o")
+        _show_retrieval(submission, truth, json)
+        return
     numbers = score_submission(submission, truth, out=out)
     _show(numbers, json)
     if out is not None and not json:
         show(f"written to {out / 'metrics' / numbers.name}.json")
+
+
+def _show_retrieval(submission: Path, truth: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from landmarks.evaluation.retrieval import DEFINITIONS, score_retrieval
+    from landmarks.support.console import print_table
+
+    found = asdict(score_retrieval(submission, truth))
+    if as_json:
+        show_json({**found, "definitions": DEFINITIONS})
+        return
+    rows: list[tuple[str, str]] = []
+    for name, value in found.items():
+        told = value if isinstance(value, dict) else {"": value}
+        rows += [
+            (f"{name} {key}".strip(), f"{one:.3f}" if isinstance(one, float) else str(one)) for key, one in told.items()
+        ]
+    print_table(["number", "value"], rows, f"retrieval: {found['queries']} queries")
 
 
 # ── `landmarks subsets`: how accuracy varies with the landmarks that are drawn ──────────────────────────────────────

@@ -188,3 +188,58 @@ def export(
         f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.kind}; {100 * found.agreement:.1f} % agreement with "
         f"the run on {found.images} images, largest difference of a probability {found.largest_difference:.4f}"
     )
+
+
+# ── `landmarks index` and `landmarks search`: neighbours among any number of images ─────────────────────────────────
+
+
+def index(
+    data: Annotated[list[Path], typer.Argument(help="Dataset folders.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write, or to add to.")],
+    run: Annotated[Path, typer.Option(help="The run whose network looks at the images.")],
+    dimensions: Annotated[int, typer.Option(help="Numbers kept of each image, two bytes each.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Make an index of all images of datasets, or add them to one; search finds those that look alike in it.
+
+    Example: landmarks index data testdata --run runs/mobilenet -o images.index
+    """
+    from landmarks.recognition.indexing import index as index_images
+
+    made = index_images(data, out, run=run, dimensions=dimensions, device=device)
+    show(f"{out} holds {len(made):,} images of {made.images['landmark_id'].n_unique():,} landmarks")
+
+
+def search(
+    index: Annotated[Path, typer.Argument(help="The index folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    *,
+    top: Annotated[int, typer.Option(help="Images to find for each.")] = 10,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the best ten point by point.")] = False,
+    drawings: Annotated[Path | None, typer.Option(help="Draw the points that agree into this folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> int:
+    """Find the images of an index that look most like each of these, with their landmarks.
+
+    Images that cannot be decoded are named; then the exit code is 1.
+
+    Example: landmarks search images.index holiday/1.jpg --top 5
+    """
+    from landmarks.recognition.indexing import search as search_images
+    from landmarks.support.console import note, print_table
+
+    table = search_images(index, images, top=top, verify=verify, drawings=drawings, device=device)
+    failed = table.filter(table["problem"].is_not_null())
+    if json:
+        show_json(table.to_dicts())
+    else:
+        columns = ["path", "rank", "image_id", "name", "inliers", "cosine"]
+        told = table.drop_nulls("rank").select(columns).rows()
+        rows = [(*row[:3], row[3] or "", "" if row[4] is None else row[4], f"{row[5]:.3f}") for row in told]
+        if rows:
+            print_table(["image", "rank", "found", "landmark", "points", "cosine"], rows)
+    for path, problem in failed.select("path", "problem").iter_rows():
+        note(f"{path}: {problem}")
+    return 1 if len(failed) else 0

@@ -27,7 +27,7 @@ from landmarks.recognition.trained import ensure_temperature, open_recogniser
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held
-from landmarks.training.discriminant import Validation, discriminant_of, moments_of, temperature_of
+from landmarks.training.discriminant import Validation, discriminant_of, least_loss_scale, moments_of
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import find_own, images_seen
@@ -117,7 +117,7 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
         limit = max(1, min(MAX_VALIDATION, MAX_NUMBERS // len(run.labels)))
         seen = seen.filter(pl.Series(sample(seen["run_label"].to_numpy(), limit)))
         validation = _validation(run, recogniser, seen, gallery.images.shape[1])
-        scale = temperature_of(discriminant_of(moments), validation)
+        scale = least_loss_scale(discriminant_of(moments).scores(validation.images), validation.labels)
         write_memory(run.folder, Memory(moments, validation, scale), run.digest)
     return load(run, device=device)
 

@@ -19,19 +19,21 @@ import scipy.linalg
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from landmarks.training.features import Rows
+
 SHRINKAGE = 0.5
 """Share of the round covariance mixed into the measured one; between 0.3 and 0.7 little changes."""
 
 ROWS = 4096
 """Images at a time."""
 
-LOST = 0.005
+LOST = 0.0025
 """Share of the validation images that may be answered wrongly where the head alone answers them rightly."""
 
 MOST_OFFSET = 2.0
 """What the log odds of new landmarks are raised by at most."""
 
-TEMPERATURES = np.geomspace(0.05, 20, 121)
+TEMPERATURES = np.geomspace(0.02, 200, 121)
 """Among which validation chooses what the scores are divided by."""
 
 
@@ -43,7 +45,7 @@ class Moments:
     sums: NDArray[np.float64]  # (K, C) XᵀY
     counts: NDArray[np.int64]  # (K,)
 
-    def plus(self, images: NDArray[np.floating], places: NDArray[np.integer], classes: int) -> Moments:
+    def plus(self, images: NDArray[np.floating] | Rows, places: NDArray[np.integer], classes: int) -> Moments:
         """Return these with `images` `(m, C)` added that show `places` `(m,)` of `classes`, K or more."""
         square, sums = self.square.copy(), np.zeros((classes, self.square.shape[0]))
         sums[: len(self.sums)] = self.sums
@@ -56,7 +58,7 @@ class Moments:
         return Moments(square, sums, counts + np.bincount(places, minlength=classes))
 
 
-def moments_of(images: NDArray[np.floating], labels: NDArray[np.integer], classes: int) -> Moments:
+def moments_of(images: NDArray[np.floating] | Rows, labels: NDArray[np.integer], classes: int) -> Moments:
     """Return the moments of directions `images` `(M, C)` that show `labels` `(M,)`, all below `classes`."""
     width = images.shape[1]
     nothing = Moments(np.zeros((width, width)), np.zeros((0, width)), np.zeros(0, dtype=np.int64))
@@ -103,13 +105,12 @@ class Validation:
     logs: NDArray[np.float16]  # (V, K) natural logarithms of the head's probabilities, after temperature
 
 
-def temperature_of(discriminant: Discriminant, validation: Validation) -> float:
-    """Return what the scores are to be divided by: the least log loss on the validation images; 1 without any."""
-    if not len(validation.labels):
-        return 1.0
-    scores = discriminant.scores(validation.images)
-    true = scores[np.arange(len(scores)), validation.labels]
+def least_loss_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return what `scores` `(V, K)` are to be divided by for the least log loss on `labels` `(V,)`; 1 without any."""
+    true = scores[np.arange(len(scores)), labels]
     kept = np.isfinite(true)
+    if not kept.any():
+        return 1.0
     losses = [float(np.mean(logsumexp(scores[kept] / t, axis=1) - true[kept] / t)) for t in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])
 

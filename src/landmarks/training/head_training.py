@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from landmarks.models.network import Network
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
+from landmarks.training.discriminant import discriminant_of, least_loss_scale, moments_of
 from landmarks.training.features import Rows
 from landmarks.training.loader import order_of
 from landmarks.training.recipe import Recipe
-from landmarks.training.ridge import PENALTY, fitted_ridge
 
 BLOCK = 4096
 """Cached features that are classified at a time."""
@@ -123,8 +123,11 @@ def _epoch(
     return loss_sum / len(labels), correct / len(labels)
 
 
-SCALES = tuple(2.0**power for power in range(7))
-"""What the regression's values, near +1 and -1, are multiplied by to become logits; validation chooses."""
+SHRINKAGES = (0.1, 0.3, 0.5)
+"""Of the covariance within landmarks, among which validation chooses."""
+
+MAX_SIDE = 8192
+"""Length of the longest features that a head is solved for on: their covariance has its square."""
 
 
 @torch.no_grad()
@@ -134,30 +137,32 @@ def solve_head(
     labels: NDArray[np.int64],
     val_features: Rows,
     val_labels: NDArray[np.int64],
-    *,
-    penalty: float = PENALTY,
 ) -> HeadTraining:
-    """Make `network.head`, a linear one, the ridge regression of features (P, C) to labels (P,), in closed form.
+    """Make `network.head`, a linear one, the linear discriminant of features (P, C) with labels (P,), in closed form.
 
-    `penalty` is λ as in `ridge.py`. The values are scaled so that the loss on validation is least; no gradient step is
-    taken. Raises `LandmarksError` where images and features are both too many to be solved for.
+    Shrinkage and scale are those with the highest accuracy, of equal ones the least loss, on validation; no gradient
+    step is taken. Raises `LandmarksError` where the features are too long to be solved for.
     """
-    started = time.monotonic()
-    ridge = fitted_ridge(features, labels, network.classes, penalty)
-    output: Any = network.head.output
-    for first, last in ridge.blocks():
-        weights = ridge.weights(first, last)
-        bias = ridge.values(np.zeros((1, len(weights))), weights, first)[0]
-        output.weight[first:last] = torch.from_numpy(weights.T).to(output.weight)
-        output.bias[first:last] = torch.from_numpy(bias).to(output.bias)
-    losses: dict[float, float] = {}
-    for before, scale in zip((1.0, *SCALES), SCALES, strict=False):
-        output.weight *= scale / before
-        output.bias *= scale / before
-        losses[scale] = measure_head(network, val_features, val_labels)[1]
-    best = min(losses, key=lambda scale: (losses[scale], scale))
-    output.weight *= best / SCALES[-1]
-    output.bias *= best / SCALES[-1]
+    started, output = time.monotonic(), cast(torch.nn.Linear, network.head.output)
+    if features.shape[1] > MAX_SIDE:
+        raise LandmarksError(
+            f"the features of {network.backbone_name} are too long for a head in closed form",
+            received=f"{features.shape[1]:,} numbers",
+            expected=f"at most {MAX_SIDE:,}",
+            way_out="train the head with --recipe default",
+        )
+    moments = moments_of(features, labels, network.classes)
+    found: dict[tuple[float, float], dict[str, torch.Tensor]] = {}
+    for shrinkage in SHRINKAGES:
+        solved = discriminant_of(moments, shrinkage)
+        scores = np.concatenate([solved.scores(val_features[a : a + BLOCK]) for a in range(0, len(val_labels), BLOCK)])
+        scale = least_loss_scale(scores, val_labels)
+        bias = np.maximum(solved.bias, -1e6 * scale)  # of a landmark without images: never answered, and still a number
+        output.weight.copy_(torch.from_numpy(solved.weights.T / scale))
+        output.bias.copy_(torch.from_numpy(bias / scale))
+        accuracy, loss = measure_head(network, val_features, val_labels)
+        found[accuracy, -loss] = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
+    network.head.load_state_dict(found[max(found)])
     train_accuracy, train_loss = measure_head(network, features, labels)
     val_accuracy, val_loss = measure_head(network, val_features, val_labels)
     row = {"phase": "head", "epoch": 1, "step": 0, "seconds": time.monotonic() - started, "learning_rate": None}

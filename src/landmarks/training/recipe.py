@@ -20,7 +20,7 @@ SHIPPED = ("default", "instant", "study")
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
-HEAD_SOLVERS = ("gradient", "ridge")
+HEAD_SOLVERS = ("gradient", "discriminant")
 
 
 Count = Annotated[int, Within(1, 1_000_000)]
@@ -128,7 +128,7 @@ class Recipe:
 
     # Head training: the head alone, on features computed once. Skipped from scratch.
     head_solver: Annotated[
-        str, OneOf(HEAD_SOLVERS), "how the head is trained; ridge: in closed form, for the linear head alone"
+        str, OneOf(HEAD_SOLVERS), "how the head is trained; discriminant: in closed form, for the linear head alone"
     ] = "gradient"
     head_epochs: Annotated[CountFromZero, "passes of the head training over the cached features, at most"] = 100
     head_patience: Annotated[Count, "epochs without better validation after which the head training ends"] = 10
@@ -202,13 +202,13 @@ class Recipe:
                     expected=", ".join(there) or "none",
                     way_out=did_you_mean(setting, there) or "the head arcface has most: --head arcface",
                 )
-        if self.head_solver == "ridge" and self.head != "linear":
+        if self.head_solver == "discriminant" and self.head != "linear":
             raise UsageError(
                 "only the linear head can be solved for in closed form",
                 received=f"head {self.head}",
                 way_out="choose --head linear, or --set head_solver=gradient",
             )
-        solved = self.head_solver == "ridge"
+        solved = self.head_solver == "discriminant"
         if not self.epochs and (self.from_scratch or not (self.head_epochs or solved)):
             raise UsageError(
                 "this recipe trains nothing",

@@ -71,7 +71,7 @@ def choices_of(recipe: Recipe) -> list[Choice]:
     size = Choice("image", f"{recipe.image_size} pixels", "asked for, or what the weights were made for")
     if recipe.from_scratch:
         return [size, Choice("phases", "one", "without pretrained weights there is nothing to warm up")]
-    head = "head in closed form" if recipe.head_solver == "ridge" else "head training"
+    head = "head in closed form" if recipe.head_solver == "discriminant" else "head training"
     if not recipe.epochs:
         return [size, Choice("phases", f"{head} alone", "the recipe has no epochs of fine-tuning")]
     return [size, Choice("phases", f"{head}, then fine-tuning", f"it starts from {recipe.weights}")]

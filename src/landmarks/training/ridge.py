@@ -226,9 +226,7 @@ PENALTY = 0.2
 """λ as a share of the features' mean squared length per dimension; between 0.05 and 0.5 little changes."""
 
 
-def fitted_ridge(
-    x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int, penalty: float = PENALTY
-) -> Ridge:
+def fitted_ridge(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int) -> Ridge:
     """Return the regression of features `x` `(P, C)` to labels `y` `(P,)`; see `training/ridge.py`.
 
     Raises `LandmarksError` where images and features are both too many to be solved for.
@@ -240,7 +238,7 @@ def fitted_ridge(
             received=f"{x.shape[1]:,} numbers, {x.shape[0]:,} images",
             expected=f"at most {MAX_SIDE:,} of either",
         )
-    return moments.fitted(penalty)
+    return moments.fitted(PENALTY)
 
 
 def ridge_scores(

@@ -31,7 +31,7 @@ from landmarks.training.machine import Choice, Machine, choose_layout, open_mach
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
-from landmarks.training.ridge import PENALTY, ridge_probe
+from landmarks.training.ridge import ridge_probe
 from landmarks.training.run import RECORD, Run, open_run, write_run
 
 PROBE_CLASSES = 20_000
@@ -177,10 +177,9 @@ def train_head_from_cache(
             else:
                 state.earlier["probe"] = {"val_accuracy": probe.val_accuracy, "penalty": probe.penalty}
                 machine.say(f"a linear probe in closed form: {percent(probe.val_accuracy)} of validation")
-        if recipe.head_epochs or recipe.head_solver == "ridge":
-            if recipe.head_solver == "ridge":
-                penalty = (state.earlier.get("probe") or {"penalty": PENALTY})["penalty"]
-                trained = solve_head(network, train, labels, val, val_labels, penalty=penalty)
+        if recipe.head_epochs or recipe.head_solver == "discriminant":
+            if recipe.head_solver == "discriminant":
+                trained = solve_head(network, train, labels, val, val_labels)
             else:
                 views = [train, *(Rows(view.values, np.arange(len(labels))) for view in features[1:])]
                 trained = train_head(network, views, labels, val, val_labels, recipe=recipe)
@@ -189,7 +188,7 @@ def train_head_from_cache(
             state.best = {"phase": "head", "epoch": trained.epoch, **numbers}
             state.earlier["head"] = {**numbers, "epochs": len(trained.rows)}
             told = f"in epoch {trained.epoch} of {len(trained.rows)}"
-            told = "in closed form, without a gradient step" if recipe.head_solver == "ridge" else told
+            told = "in closed form, without a gradient step" if recipe.head_solver == "discriminant" else told
             machine.say(f"head training: {percent(trained.val_accuracy)} of validation {told}")
         state.earlier["head_seconds"] = time.monotonic() - started
     network.head.load_state_dict(machine.from_main(network.head.state_dict()))

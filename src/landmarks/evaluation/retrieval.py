@@ -1,0 +1,137 @@
+"""The challenge's retrieval task: which images of the index set show what a query shows, best first, at most 100.
+
+A submission has the columns `id,images`, the solution `id,images,Usage`; images are ids with spaces between. Queries of
+usage `Ignored` count nowhere. What a submission says after the hundredth image, or twice, counts as nothing found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from landmarks.archive.csv_tables import ID, IMAGE, Column, CsvTable, read_checked
+from landmarks.evaluation.metrics import refuse_twice
+from landmarks.support.errors import LandmarksError
+
+MOST = 100
+"""Images of a query that count."""
+
+AT = (1, 5, 10, 100)
+"""Images looked at for precision and recall."""
+
+_IDS = f" *({ID}( +{ID})*)? *"
+SUBMISSION = CsvTable("", {"id": IMAGE, "images": Column(_IDS, "image ids separated by spaces, or nothing")})
+SOLUTION = CsvTable(
+    "ground_truth/retrieval_solution_v2.1.csv",
+    {
+        "id": IMAGE,
+        "images": Column(f"{_IDS}|None", "image ids separated by spaces, or None"),
+        "Usage": Column("Public|Private|Ignored", "Public, Private or Ignored"),
+    },
+)
+
+Ranked = Mapping[str, Sequence[str]]
+"""Query → images found, best first."""
+
+Shown = Mapping[str, frozenset[str]]
+"""Query → all images that show the same."""
+
+DEFINITIONS = {
+    "map_at_100": "Mean over queries of the average precision of the first 100 images: at each rank that holds a right "
+    "image, the share of right ones so far is added; the sum is divided by the smaller of 100 and the number of right "
+    "images there are; a query without an answer counts 0.",
+    "precision_at": "Mean over queries of the share of right images among the first k; what is missing is wrong.",
+    "recall_at": "Share of queries with a right image among the first k.",
+    "mean_position": "Mean over queries of the rank of the first right image, 101 where there is none.",
+    "median_position": "The median of the same.",
+}
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What a retrieval submission reaches; every number is defined in `DEFINITIONS`."""
+
+    queries: int
+    answered: int
+    map_at_100: float
+    map_of_usage: dict[str, float]
+    precision_at: dict[int, float]
+    recall_at: dict[int, float]
+    mean_position: float
+    median_position: float
+
+
+def score_retrieval(submission: Path | str, truth: Path | str) -> Retrieval:
+    """Return what a submission to the retrieval task reaches against its solution CSV.
+
+    Raises `LandmarksError` that names the line of a cell that holds no image ids, a query that is answered twice, and
+    one that the solution does not hold.
+    """
+    solution = read_checked(SOLUTION, Path(truth))
+    refuse_twice(solution["image_id"].to_list())
+    usage = dict(solution.select("image_id", "Usage").rows())
+    shown: dict[str, frozenset[str]] = {
+        query: frozenset(images.split()) for query, images, used in solution.rows() if used != "Ignored"
+    }
+    table = read_checked(SUBMISSION, Path(submission))
+    refuse_twice(table["image_id"].to_list())
+    strange = [query for query in table["image_id"] if query not in usage]
+    if strange:
+        raise LandmarksError(f"{len(strange)} queries of the submission are not in the solution", received=strange[0])
+    found = {query: (images or "").split() for query, images in table.rows() if query in shown}
+    empty = [query for query, images in shown.items() if not images]
+    if empty:
+        raise LandmarksError(f"{truth} names no image for a query that counts", received=empty[0])
+    return retrieval_of(found, shown, usage)
+
+
+def is_retrieval(truth: Path | str) -> bool:
+    """Return whether a solution is one of the retrieval task, by its header."""
+    with open(truth, encoding="utf-8-sig", errors="replace") as file:
+        return "images" in [name.strip().strip('"') for name in file.readline().split(",")]
+
+
+def retrieval_of(found: Ranked, shown: Shown, usage: Mapping[str, str]) -> Retrieval:
+    """Return every number of `found` against `shown`, whose queries are all that count."""
+    precise = {query: average_precision(found.get(query, ()), images) for query, images in shown.items()}
+    positions = np.array([first_right(found.get(query, ()), images) for query, images in shown.items()])
+    kinds = sorted({usage[query] for query in shown if query in usage})
+    return Retrieval(
+        queries=len(shown),
+        answered=sum(bool(found.get(query)) for query in shown),
+        map_at_100=_mean(list(precise.values())),
+        map_of_usage={kind: _mean([precise[query] for query in shown if usage[query] == kind]) for kind in kinds},
+        precision_at={
+            k: _mean([len(set(found.get(query, ())[:k]) & images) / k for query, images in shown.items()]) for k in AT
+        },
+        recall_at={k: float((positions <= k).mean()) if len(positions) else float("nan") for k in AT},
+        mean_position=float(positions.mean()) if len(positions) else float("nan"),
+        median_position=float(np.median(positions)) if len(positions) else float("nan"),
+    )
+
+
+def average_precision(ranked: Sequence[str], right: frozenset[str], most: int = MOST) -> float:
+    """Return the average precision of the first `most` of `ranked` images, as published with the challenge.
+
+    Weyand et al., CVPR 2020, equation 2; an image that is named again counts as a wrong one.
+    """
+    total, hits = 0.0, 0
+    seen: set[str] = set()
+    for rank, image in enumerate(ranked[:most], 1):
+        if image in right and image not in seen:
+            hits += 1
+            total += hits / rank
+        seen.add(image)
+    return total / min(len(right), most)
+
+
+def first_right(ranked: Sequence[str], right: frozenset[str], most: int = MOST) -> int:
+    """Return the rank, from 1, of the first right image among the first `most`; `most` + 1 where there is none."""
+    return next((rank for rank, image in enumerate(ranked[:most], 1) if image in right), most + 1)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

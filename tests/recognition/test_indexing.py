@@ -1,0 +1,175 @@
+"""Neighbours among stored vectors against a search by hand, and an index folder that grows, shrinks and is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from made_up_runs import image, make_dataset, make_run
+
+import landmarks
+from landmarks.cli.main import run as program
+from landmarks.dataset.images import decode
+from landmarks.dataset.manifest import Dataset
+from landmarks.recognition import indexing as room
+from landmarks.recognition.indexing import CONVINCING, open_index, remove
+from landmarks.recognition.vectors import Parts, inverted_file, lists_for, neighbours, whitening_of
+from landmarks.support.errors import LandmarksError, StaleError
+from landmarks.training.run import Run
+
+
+def clustered(count: int, width: int = 32, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(50, width))
+    values = centres[random.integers(50, size=count)] + 0.4 * random.normal(size=(count, width))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Parts:
+    values = clustered(6000)
+    return Parts((values[:1000], values[1000:1001], values[1001:]))
+
+
+def test_exact_neighbours_are_those_of_a_whole_matrix_over_all_parts(
+    vectors: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("landmarks.recognition.vectors.BLOCK", 700)
+    queries = clustered(20, seed=1).astype(np.float32)
+    every = vectors.rows(np.arange(len(vectors)))
+    expected = np.argsort(-(queries @ every.T), axis=1, kind="stable")[:, :7]
+    cosines, places = neighbours(queries, vectors, 7)
+    assert (places == expected).mean() > 0.99  # sums in another order may swap equals
+    assert cosines == pytest.approx(np.take_along_axis(queries @ every.T, places, axis=1), abs=1e-5)
+    without = neighbours(queries, vectors, 7, removed=places[:, 0])[1]
+    assert not np.isin(without, places[:, 0]).any()
+
+
+def test_codes_find_what_exact_search_finds_and_answer_with_true_cosines(vectors: Parts, tmp_path: Path) -> None:
+    queries = clustered(100, seed=2).astype(np.float32)
+    expected = neighbours(queries, vectors, 10)
+    faiss.write_index(inverted_file(vectors), str(tmp_path / "codes"))
+    mapped = faiss.read_index(str(tmp_path / "codes"), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    cosines, places = neighbours(queries, vectors, 10, index=mapped)
+    assert (places[:, 0] == expected[1][:, 0]).mean() >= 0.97
+    same = places[:, 0] == expected[1][:, 0]
+    assert cosines[same, 0] == pytest.approx(expected[0][same, 0], abs=1e-5)
+    gone = neighbours(queries, vectors, 10, index=mapped, removed=places[:, 0])[1]
+    assert not np.isin(gone, places[:, 0]).any()
+
+
+def test_more_neighbours_than_vectors_leaves_places_empty() -> None:
+    few = Parts((clustered(3),))
+    cosines, places = neighbours(clustered(1, seed=5), few, 5, removed=np.array([1]))
+    assert places[0, 2:].tolist() == [-1, -1, -1] and np.isneginf(cosines[0, 2:]).all()
+
+
+def test_fully_whitened_vectors_have_the_same_spread_along_every_axis() -> None:
+    values = np.random.default_rng(0).normal(size=(5000, 6)) @ np.diag([5, 3, 2, 1, 0.5, 0.1]) + 7
+    found = whitening_of(values, 4, power=1.0)
+    white = (values - found.mean) @ found.matrix
+    assert np.cov(white.T) == pytest.approx(np.eye(4), abs=0.01)
+    assert np.linalg.norm(found.apply(values), axis=1) == pytest.approx(np.ones(5000), abs=1e-5)
+
+
+def test_lists_grow_with_the_root_of_the_vectors() -> None:
+    assert [lists_for(count) for count in (1, 10_000, 1_000_000, 4_132_914)] == [2, 256, 2048, 4096]
+
+
+# ── The folder ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def found(run: Run, own_data: Dataset, tmp_path: Path) -> Path:
+    landmarks.index(own_data.folder, tmp_path / "index", run=run.folder, dimensions=16)
+    return tmp_path / "index"
+
+
+def test_an_image_of_the_index_finds_itself_and_its_landmark(found: Path, tmp_path: Path) -> None:
+    path = tmp_path / "asked.jpg"
+    path.write_bytes(image(22, 4))
+    table = landmarks.search(found, path, top=3)
+    assert table["image_id"][0] == f"{4:016x}" and table["name"][0] == "Tower 22"
+    assert table["cosine"][0] == pytest.approx(1, abs=2e-3)
+    assert table["cosine"].is_sorted(descending=True) and table["rank"].to_list() == [1, 2, 3]
+
+
+def test_verified_images_come_with_the_points_that_agree_and_a_drawing(found: Path, tmp_path: Path) -> None:
+    path = tmp_path / "asked.jpg"
+    path.write_bytes(image(22, 4))
+    table = landmarks.search(found, path, top=12, verify=True, drawings=tmp_path / "drawn")
+    plain = landmarks.search(found, path, top=12)
+    assert sorted(table["image_id"]) == sorted(plain["image_id"]) and plain["inliers"].null_count() == 12
+    assert table["image_id"][0] == f"{4:016x}" and table["inliers"].null_count() == 2
+    agreeing = table["inliers"].fill_null(0).to_list()  # stripes hardly have points: see test_verify for more
+    assert [count for count in agreeing if count >= CONVINCING] == sorted(agreeing, reverse=True)[
+        : sum(count >= CONVINCING for count in agreeing)
+    ]
+    assert decode((tmp_path / "drawn" / "asked.jpg").read_bytes()).shape == (48, 136, 3)
+
+
+def test_an_index_grows_by_other_datasets_and_forgets_images(
+    found: Path, run: Run, own_data: Dataset, tmp_path: Path
+) -> None:
+    other = make_dataset(tmp_path / "other", [[11], [44], []] * 4, first=100)
+    grown = landmarks.index([own_data.folder, other.folder], found, run=run.folder)
+    assert len(grown) == 42 and grown.record["parts"] == 2  # the first dataset is there already
+    path = tmp_path / "asked.jpg"
+    path.write_bytes(image(44, 101))
+    assert landmarks.search(found, path, top=1)["image_id"].to_list() == [f"{101:016x}"]
+    assert len(remove(found, [f"{101:016x}"])) == 41
+    assert f"{101:016x}" not in landmarks.search(found, path, top=41)["image_id"].to_list()
+    with pytest.raises(LandmarksError, match=f"1 images are not in .*received {101:016x}"):
+        remove(found, [f"{101:016x}"])
+
+
+def test_beyond_what_is_compared_one_by_one_the_answers_come_from_an_inverted_file(
+    found: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_EXACT", 100)
+    many = make_dataset(tmp_path / "many", [[11], [22], [44]] * 100, first=1000)
+    grown = landmarks.index(many.folder, found, run=run.folder)
+    assert grown.codes is not None and grown.codes.ntotal == len(grown) == 330
+    later = make_dataset(tmp_path / "later", [[33]] * 4, first=5000)
+    assert landmarks.index(later.folder, found, run=run.folder).codes.ntotal == 334
+    path = tmp_path / "asked.jpg"
+    path.write_bytes(image(33, 5002))
+    assert landmarks.search(found, path, top=2)["image_id"][0] == f"{5002:016x}"
+
+
+def test_a_part_whose_writing_was_killed_is_written_again(
+    found: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_dataset(tmp_path / "other", [[11], [44]] * 3, first=100)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("write_table", "_codes", "_write"):
+        monkeypatch.setattr(room, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            landmarks.index(other.folder, found, run=run.folder)
+        monkeypatch.undo()
+        monkeypatch.setattr("landmarks.recognition.gallery.MAX_WIDTH", 128)
+        assert len(open_index(found)) == 30
+    assert len(landmarks.index(other.folder, found, run=run.folder)) == 36
+
+
+def test_an_index_of_another_network_is_refused(found: Path, own_data: Dataset, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "second", own_data, seed=5)
+    with pytest.raises(StaleError, match="made with another network than second's"):
+        landmarks.index(own_data.folder, found, run=other.folder)
+
+
+def test_the_program_indexes_and_searches_and_names_what_is_no_image(
+    run: Run, own_data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "by program"
+    assert program(["index", str(own_data.folder), "--run", str(run.folder), "-o", str(out)]) == 0
+    (tmp_path / "good.jpg").write_bytes(image(33, 2))
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    assert program(["search", str(out), str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top", "1"]) == 1
+    told = capsys.readouterr()
+    assert "30 images of 3 landmarks" in told.out and "Tower 33" in told.out and "bad.jpg" in told.err
