@@ -123,6 +123,31 @@ def test_the_draw_depends_on_the_seed_alone_and_every_landmark_has_its_chance(mi
     assert draws[0] == tuple(sorted(draws[0], key=(7, 3, 9, 1).index))
 
 
+def test_asking_for_more_landmarks_than_there_are_takes_all_and_says_so_however_it_is_asked(
+    mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rule in ({"take": 9}, {"choose": 9}):
+        assert len(chosen(mirror, tmp_path, **rule)) == 5
+        assert f"--{next(iter(rule))} 9: only 5 landmarks were there to" in capsys.readouterr().err
+
+
+def test_a_landmark_has_at_most_as_many_images_as_asked_for_drawn_by_the_seed(mirror: Path, tmp_path: Path) -> None:
+    whole = select(mirror, tmp_path / "w.parquet")
+    some = select(mirror, tmp_path / "s.parquet", images_per_landmark=2)
+    sizes = {row[0]: row[2] for row in whole.landmarks.iter_rows()}
+    assert {row[0]: row[2] for row in some.landmarks.iter_rows()} == {id: min(2, n) for id, n in sizes.items()}
+    assert some.images.group_by("landmark_id").len()["len"].max() == 2
+    assert set(some.images["image_id"]) <= set(whole.images["image_id"])
+    assert "--images-per-landmark 2 --seed 0" in some.rule
+    draws = {
+        tuple(select(mirror, tmp_path / "d.parquet", images_per_landmark=2, seed=seed).images["image_id"])
+        for seed in range(8)
+    }
+    assert len(draws) > 1
+    with pytest.raises(UsageError, match="--images-per-landmark: only with --set train"):
+        select(mirror, tmp_path / "t.parquet", set="test", images_per_landmark=2)
+
+
 def test_a_seed_means_the_same_landmarks_whatever_the_order_of_the_rows(mirror: Path, tmp_path: Path) -> None:
     turned = tmp_path / "turned"
     shutil.copytree(mirror, turned)
@@ -200,8 +225,7 @@ def test_bytes_are_told_from_the_tars_where_they_are_there(mirror: Path, tmp_pat
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ({"skip": 5}, "--skip 5 goes beyond the last of 5 landmarks"),
-        ({"choose": 6}, "--choose 6 is more than the 5 landmarks there are to draw from"),
+        ({"skip": 5}, "--skip 5 leaves none of the 5 landmarks there are; leave it out, or skip fewer"),
         ({"min_images": 7}, "no landmark was chosen; received --set train --min-images 7; change --min-images"),
         ({"name": "nowhere"}, "no landmark was chosen; received --set train --name nowhere; loosen the rule"),
         ({"landmarks": "4,5"}, "are these the ids of landmarks in this archive"),
@@ -329,6 +353,7 @@ def test_select_prints_json_for_programs(
 ) -> None:
     assert run(["select", mirror_of_select_command, "-o", str(tmp_path / "t"), "--name", "rome", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
+        "path": str(tmp_path / "t"),
         "rule": "--set train --name rome",
         "images": 4,
         "unknown": 0,
@@ -340,7 +365,7 @@ def test_select_prints_json_for_programs(
 @pytest.mark.parametrize(
     ("options", "code", "told"),
     [
-        (["--skip", "9"], 1, "error: --skip 9 goes beyond the last of 5 landmarks"),
+        (["--skip", "9"], 1, "error: --skip 9 leaves none of the 5 landmarks there are"),
         (["--set", "tset"], 2, 'error: no set "tset"; expected train or test; did you mean "test"?'),
         (["--landmarks", "rome"], 2, 'error: no landmarks "rome"'),
         (["--take", "many"], 2, "error: Invalid value for '--take'"),

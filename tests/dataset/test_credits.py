@@ -6,7 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from landmarks.dataset.credits import CREDITS
+from landmarks.cli.main import run
+from landmarks.dataset.credits import CREDITS, as_text, by_license
 from landmarks.dataset.credits import credits as list_credits
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, write_dataset
 
@@ -74,3 +75,20 @@ def test_the_text_names_author_licence_title_and_source_on_lines_of_their_own(da
         f'  "Colosseum (Rome)" (c), {COMMONS}\n'
         '  "untitled" (d)\n'
     )
+
+
+def test_the_screen_counts_licences_and_says_what_an_unknown_one_means(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert by_license(list_credits(data)).rows() == [
+        ("CC BY 2.0", 3, 2),
+        ("unknown licence", 2, 0),
+        ("CC BY-SA 3.0", 1, 1),
+    ]
+    capsys.readouterr()
+    assert run(["credits", str(data)]) == 0
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) < 10 and "File:Arch" not in told.out
+    assert "2 of 6 images have no known licence: nothing says that they may be passed on" in told.err
+    assert run(["credits", str(data), "-o", "-"]) == 0
+    assert capsys.readouterr().out == as_text(list_credits(data))

@@ -103,6 +103,18 @@ def test_an_unknown_name_is_refused_with_the_closest_one():
         networks("resnet5O")
 
 
+@pytest.mark.parametrize("name", ["mobilnet", "mobilenett", "MobileNet"])
+def test_the_name_of_a_family_leads_to_its_list(name: str):
+    with pytest.raises(UsageError, match=r'landmarks networks "mobilenet\*" lists those that begin so'):
+        networks(name)
+
+
+def test_a_pattern_lists_all_that_are_called_so():
+    assert networks("resnet18*", image_size=64)["network"].to_list() == ["resnet18", "resnet18d"]
+    with pytest.raises(UsageError, match='no network is called like "resnest18x'):
+        networks("resnest18x*")
+
+
 def test_the_verb_prints_json_for_programs(capsys: pytest.CaptureFixture[str]):
     from landmarks.cli.training_verbs import networks as verb
 

@@ -109,7 +109,7 @@ def test_weights_that_do_not_belong_to_the_record_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     "backbone, settings, message",
     [
-        ("resnet5O", {}, r'no network "resnet5O"; did you mean "resnet50"\? \(landmarks networks lists all\)'),
+        ("resnet5O", {}, r'no network "resnet5O"; did you mean "resnet50"\? \(landmarks networks "resnet\*"'),
         ("resnet50.tv_in1", {}, r'no weights "tv_in1" of the network resnet50; .*did you mean "tv_in1k"\?'),
         ("resnet18", {"head": "mlpp"}, r'no head "mlpp"; .*did you mean "mlp"\?'),
         ("resnet18", {"classes": 0}, "at least one landmark; received 0 landmarks"),

@@ -71,3 +71,9 @@ def test_a_run_from_scratch_has_learning_curves_of_one_phase() -> None:
     )
     svg = render(charts.learning_curves(frame.with_columns(pl.Series("description", ["x", "y"])), "accuracy", True))
     assert "fine-tuning" in svg and "head training" not in svg
+
+
+def test_a_curve_without_any_error_has_an_axis_that_begins_at_none() -> None:
+    frame = pl.DataFrame({"coverage": [0.0, 0.5, 1.0], "risk": [0.0, 0.0, 0.0]})
+    scale = charts.risk_coverage(frame).to_dict()["encoding"]["y"]["scale"]
+    assert (scale["domainMin"], scale["domainMax"]) == (0, 0.05)

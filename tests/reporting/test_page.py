@@ -256,12 +256,32 @@ def test_a_run_from_scratch_is_not_said_to_go_on_where_a_warm_up_ended(runs: lis
     text = text_of(report(scratch, tmp_path / "scratch.html"))
     assert "Validation accuracy as training went on" in text
     assert (
-        "where head training ended" not in text
+        "that head training kept" not in text
         and "epochs of head training and" not in text
         and "both phases" not in text
     )
     text = text_of(report(runs, tmp_path / "all.html"))
-    assert "where head training ended" in text and "over the epochs of head training and fine-tuning" in text
+    assert "that head training kept" in text and "over the epochs of head training and fine-tuning" in text
+
+
+def test_runs_validated_on_other_images_are_not_said_to_do_worse(runs: list[Path], tmp_path: Path) -> None:
+    two = [copied(runs[0], tmp_path / "a"), copied(runs[1], tmp_path / "b")]
+    assert "of 2 runs it did best on validation" in text_of(report(two, tmp_path / "same.html"))
+    other = copied(runs[1], tmp_path / "c", data__digest="another split")
+    assert "did best on validation" not in text_of(report([two[0], other], tmp_path / "other.html"))
+
+
+def test_up_to_twenty_landmarks_no_landmark_is_among_the_best_and_the_worst(runs: list[Path], tmp_path: Path) -> None:
+    report(runs[1], tmp_path / "report.html")  # of 20 landmarks
+    assert len(pl.read_csv(tmp_path / "figures" / "resnet18-best.csv")) == 20
+    assert not (tmp_path / "figures" / "resnet18-worst.csv").exists()
+
+
+def test_the_epoch_that_was_kept_is_marked(runs: list[Path], tmp_path: Path) -> None:
+    epoch = read_record(runs[1] / "run.json")["best"]["epoch"]
+    text = text_of(report(runs[1], tmp_path / "report.html"))
+    assert f"The dashed line is the epoch that was kept: {epoch} of " in text
+    assert f"kept: epoch {epoch}" in (tmp_path / "figures" / "resnet18-learning-accuracy.svg").read_text()
 
 
 def test_a_run_without_test_images_is_not_told_to_be_judged_on_them(runs: list[Path], tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -22,7 +24,7 @@ def test_a_log_gets_one_line_now_and_then_with_the_time_left(monkeypatch: pytest
         for _ in range(50):
             now[0] += 1.0
             advance(1, "12 MB/s")
-    assert lines.getvalue() == "fetching: 30 %, 1 min 10 s left 12 MB/s\n"
+    assert lines.getvalue() == "fetching: 30 %, 1 min 10 s left, 12 MB/s\n"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +35,32 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fetching" in drawn.getvalue()
     assert "100 %" in drawn.getvalue()
     assert "[1] image" in drawn.getvalue()
+
+
+def test_at_80_columns_a_bar_keeps_the_time_left_and_cuts_what_stands_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=drawn, force_terminal=True, width=80))
+    with console.progress("epoch 3 of 10", total=2) as advance:
+        advance(1, "loss 1.234, 71.2 %, 46 images/s, 12 min left in all, and more that has no room")
+    last = re.sub("\x1b[^m]*m|\x1b\\[[^A-Za-z]*[A-Za-z]", "", drawn.getvalue()).replace("\r", "\n").splitlines()[-1]
+    assert len(last) <= 80
+    assert "epoch 3 of 10" in last and "50 %" in last and "…" in last
+    assert re.search(r"\d:\d\d|--:--", last)
+
+
+def test_a_title_is_not_wrapped_at_the_width_of_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(["a"], [[1]], "a title that is much longer than the table below it")
+    assert capsys.readouterr().out.splitlines()[0] == "a title that is much longer than the table below it"
+
+
+def test_a_bar_on_a_terminal_leaves_lines_in_the_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console, "err", Console(file=io.StringIO(), force_terminal=True, width=120))
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with console.heard_by(log=tmp_path / "log"), console.progress("fetching", total=10) as advance:
+        now[0] += 31
+        advance(1)
+    console.note("not in the log any more")
+    assert [line.split(" ", 1)[1] for line in (tmp_path / "log").read_text().splitlines()] == [
+        "fetching: 10 %, 4 min 39 s left"
+    ]

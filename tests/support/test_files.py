@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,24 @@ from landmarks.support.files import (
     write_record,
     written_whole,
 )
+from landmarks.support.tables import write_table
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
+def test_every_file_has_the_mode_that_the_umask_gives_whatever_wrote_it(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with written_whole(tmp_path / "private") as aside:
+            aside.touch(mode=0o600)
+        with written_whole(tmp_path / "weights.safetensors") as aside:
+            pytest.importorskip("safetensors.numpy").save_file({"a": np.zeros(3)}, aside)
+        write_record(tmp_path / "record.json", {}, verb="test")
+        write_table(tmp_path / "table.parquet", pl.DataFrame({"a": [1]}))
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("private", "weights.safetensors", "record.json", "table.parquet"), oct(mode))
 
 
 def test_a_file_appears_only_when_its_block_ends_well(tmp_path: Path) -> None:

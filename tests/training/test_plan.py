@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import SMALL
 
+from landmarks.cli.main import run as run_command
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import build_network
 from landmarks.support.errors import LandmarksError
@@ -78,6 +80,16 @@ def test_a_network_that_cannot_fit_is_one_line(stripes: Dataset, monkeypatch: py
 def test_the_plan_is_printed_for_people_and_for_programs(stripes: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
     print_plan(found)
-    assert "images/s" in capsys.readouterr().out
-    print_plan(found, as_json=True)
-    assert json.loads(capsys.readouterr().out)["micro_batch"] == 32
+    told = capsys.readouterr().out
+    assert "images/s" in told
+    assert "it fits" in told
+    assert "0.0 min" not in told
+    assert run_command(["plan", str(stripes.folder), "--backbone", "baseline", "--image-size", "32", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["micro_batch"], record["verdict"][:7]) == (32, "it fits")
+
+
+def test_a_plan_that_needs_nearly_all_memory_says_so(stripes: Dataset) -> None:
+    found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
+    tight = replace(found, memory_free_mb=found.memory_mb / 0.9)
+    assert "tight" in tight.verdict and "90 %" in tight.verdict

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 from conftest import SMALL
 
+from landmarks.cli.main import run as run_command
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.errors import UsageError
 from landmarks.training.tune import TRIALS, print_trials, tune
@@ -24,10 +26,19 @@ def test_the_best_trial_is_at_least_the_recipe_and_a_seed_gives_the_same_search(
     recipe = first.filter(first["trial"] == 0).row(0, named=True)
     assert recipe["head"] == "mlp"
     assert first["val_accuracy"][0] >= recipe["val_accuracy"]
-    print_trials(first, "data")
+    print_trials(first, ["train", "my data", "-o", "RUN"])
     told = capsys.readouterr()
     assert "head_learning_rate" in told.out
-    assert "landmarks train data -o RUN --head" in told.err
+    assert "landmarks train 'my data' -o RUN --head" in told.err
+
+
+def test_the_command_that_tune_prints_trains_the_network_that_was_tuned(
+    stripes: Dataset, small_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, given = str(stripes.folder), ["--backbone", SMALL, "--weights", str(small_weights), "--image-size", "32"]
+    assert run_command(["tune", data, "--trials", "1", *given]) == 0
+    command = next(line for line in capsys.readouterr().err.splitlines() if "landmarks train" in line)
+    assert shlex.split(command.partition("landmarks ")[2])[: 4 + len(given)] == ["train", data, "-o", "RUN", *given]
 
 
 def test_from_scratch_there_is_nothing_to_tune(stripes: Dataset) -> None:

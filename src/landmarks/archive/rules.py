@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.archive.csv_tables import named, not_landmarks
+from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.seeds import generator
 from landmarks.support.systems import require_text
@@ -39,6 +40,7 @@ class Rule:
     skip: int = 0
     take: int | None = None
     choose: int | None = None
+    images_per_landmark: int | None = None
     unknown: int | None = None
     seed: int = 0
 
@@ -54,7 +56,7 @@ class Rule:
             value = getattr(self, field.name)
             option = "--" + field.name.replace("_", "-")
             if field.name == "seed":
-                if self.choose is not None or self.unknown is not None:
+                if any(number is not None for number in (self.choose, self.unknown, self.images_per_landmark)):
                     words.append(f"{option} {value}")
             elif value is True:
                 words.append(option)
@@ -94,21 +96,21 @@ def drawn(rule: Rule, landmarks: pl.DataFrame) -> pl.DataFrame:
     """Rank by images (ties: landmark id ascending), skip, take, draw at random; return them in that rank.
 
     Raises:
-        LandmarksError: nothing is left, or fewer than the rule asks to draw.
+        LandmarksError: nothing is left.
     """
     ranked = landmarks.sort(["images", "landmark_id"], descending=[True, False])
     if len(ranked) == 0:
         raise LandmarksError("no landmark was chosen", received=str(rule), way_out=_way_out(rule))
     if rule.skip >= len(ranked):
-        raise LandmarksError(f"--skip {rule.skip} goes beyond the last of {len(ranked)} landmarks")
+        raise LandmarksError(
+            f"--skip {rule.skip} leaves none of the {len(ranked)} landmarks there are",
+            way_out="leave it out, or skip fewer: it passes by the landmarks with most images",
+        )
     taken = ranked[rule.skip :] if rule.take is None else ranked[rule.skip : rule.skip + rule.take]
     if rule.choose is None:
         return taken
     if rule.choose > len(taken):
-        raise LandmarksError(
-            f"--choose {rule.choose} is more than the {len(taken)} landmarks there are to draw from",
-            received=str(rule),
-        )
+        note(f"--choose {rule.choose}: only {len(taken)} landmarks were there to draw from")
     lots = generator(rule.seed, "select").random(len(taken))
     return taken[np.sort(np.argsort(lots, kind="stable")[: rule.choose])]
 
@@ -139,6 +141,7 @@ def _refuse_unknown_words(rule: Rule) -> None:
 
 def _refuse_impossible_numbers(rule: Rule) -> None:
     least = {"skip": 0, "unknown": 0, "take": 1, "choose": 1, "min_images": 1, "max_images": 1}
+    least["images_per_landmark"] = 1
     for name, lowest in least.items():
         value = getattr(rule, name)
         if value is not None and value < lowest:
@@ -152,7 +155,7 @@ def _refuse_impossible_numbers(rule: Rule) -> None:
 def _refuse_contradictions(rule: Rule) -> None:
     if rule.set == "train" and rule.unknown is not None:
         raise UsageError("--unknown belongs to --set test: every image of the training set shows a landmark")
-    only_train = ("skip", "take", "choose", "min_images", "max_images", "license")
+    only_train = ("skip", "take", "choose", "min_images", "max_images", "images_per_landmark", "license")
     given = [f"--{name.replace('_', '-')}" for name in only_train if getattr(rule, name) not in (None, 0)]
     if rule.set == "test" and given:
         raise UsageError(

@@ -81,13 +81,15 @@ def select(
     kind: str | None = None,
     license: str | None = None,
     clean: bool = False,
+    images_per_landmark: int | None = None,
     unknown: int | None = None,
 ) -> Selection:
     """Choose images by a rule, write them to the table `out`, and return them; without a rule, all.
 
     Training set: images are kept if they belong to the clean set (`clean`) and carry the `license`; landmarks
     are kept by id (`landmarks`, less `exclude`), `name`, `supercategory`, `kind` and number of images kept; they
-    are ranked by that number, falling, ties by landmark id; `skip`, `take`, and `choose` at random by `seed`.
+    are ranked by that number, falling, ties by landmark id; `skip`, `take`, and `choose` at random by `seed`; of each
+    landmark with more, `images_per_landmark` images are drawn.
     Test set: all images, but only the landmarks kept count as known; of the images that show none of them
     `unknown` are drawn.
 
@@ -109,6 +111,7 @@ def select(
         skip=skip,
         take=take,
         choose=choose,
+        images_per_landmark=images_per_landmark,
         unknown=unknown,
         seed=seed,
     )
@@ -153,6 +156,10 @@ def _select_train(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     named = chosen.select("landmark_id", "name", "category")
     images = images.join(named, on="landmark_id", how="inner")
     _refuse_strange_ids(images, table, file)
+    if rule.images_per_landmark is not None:
+        images = _some_of_each(rule.images_per_landmark, rule.seed, images)
+        kept = images.group_by("landmark_id").agg(images=pl.len())
+        chosen = chosen.drop("images").join(kept, on="landmark_id", how="left", maintain_order="left")
     nothing = [pl.lit(None).alias("usage"), pl.lit(None).alias("landmarks")]
     return _with_credits(images, files).with_columns(nothing), chosen
 
@@ -186,6 +193,14 @@ def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
         note(f"no test image shows a landmark that counts as known ({rule}); all are unknown")
     nothing = [pl.lit(None, dtype=pl.String).alias(name) for name in ("author", "license", "title")]
     return images.with_columns(nothing), known
+
+
+def _some_of_each(most: int, seed: int, images: pl.DataFrame) -> pl.DataFrame:
+    """Keep at most so many images of each landmark, drawn by the seed in the order of their ids."""
+    images = images.sort("image_id")
+    lots = pl.Series("lot", generator(seed, "images of a landmark").random(len(images)))
+    place = pl.col("lot").rank("ordinal").over("landmark_id")
+    return images.with_columns(lots).filter(place <= most).drop("lot")
 
 
 def _clean_rows(file: Path) -> pl.LazyFrame:

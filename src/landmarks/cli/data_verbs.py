@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landmarks.support.terminal import show, show_json, show_lines
+from landmarks.cli.everywhere import Json, print_json
+from landmarks.support.terminal import show, show_lines
+
+if TYPE_CHECKING:
+    from landmarks.dataset.manifest import Dataset
 
 SHOWN = 20
 
@@ -38,10 +41,13 @@ def select(
     kind: Annotated[str | None, typer.Option(help="natural or human-made.")] = None,
     license: Annotated[str | None, typer.Option(help="Only images whose licence has these words.")] = None,
     clean: Annotated[bool, typer.Option("--clean", help="Only the images of the cleaned training set.")] = False,
+    images_per_landmark: Annotated[
+        int | None, typer.Option(help="Of landmarks with more images, draw so many at random.")
+    ] = None,
     unknown: Annotated[
         int | None, typer.Option(help="Test set: keep so many images of nothing known (default: all).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was chosen as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Choose landmarks and their images by a rule.
 
@@ -68,13 +74,14 @@ def select(
         kind=kind,
         license=license,
         clean=clean,
+        images_per_landmark=images_per_landmark,
         unknown=unknown,
     )
     known = chosen.images["landmark_id"].count()
     total = {"images": len(chosen.images), "unknown": len(chosen.images) - known}
-    if as_json:
-        whole = {"rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
-        show_json({**whole, "landmarks": chosen.landmarks.to_dicts()})
+    if json:
+        whole = {"path": out, "rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
+        print_json({**whole, "landmarks": chosen.landmarks})
         return
     shown = chosen.landmarks.head(SHOWN).with_columns(name=chosen.landmarks["name"].head(SHOWN).fill_null("–"))
     print_table(["landmark", "name", "images"], shown.rows())
@@ -103,6 +110,7 @@ def locate(
     out: Annotated[Path, typer.Option("--out", "-o", help="The byte index (parquet).")],
     set: Annotated[str, typer.Option(help="train, test or index.")] = "train",
     workers: Annotated[int, typer.Option(help="TARs walked at once; one request each is under way.")] = 64,
+    json: Json = False,
 ) -> int | None:
     """Make the byte index of a mirror: where each image lies, so that fetch moves images and not TARs.
 
@@ -114,6 +122,9 @@ def locate(
     from landmarks.support.console import note
 
     index = locate_images(mirror, out, set=set, workers=workers)
+    if json:
+        counts = {"tars": index.tar_count, "indexed": len(index.tars), "unindexed": index.unindexed}
+        print_json({"path": index.path, "set": index.set, "mirror": index.mirror, **counts})
     note(f"{len(index.tars)} of {index.tar_count} TARs indexed, written to {out}")
     return 1 if index.unindexed else None
 
@@ -138,6 +149,7 @@ def fetch(
     ] = None,
     method: Annotated[str, typer.Option(help="auto (by cost), ranges, or stream.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and stop.")] = False,
+    json: Json = False,
 ) -> int | None:
     """Fetch the selected images: upright, no larger than --max-side, one shard per TAR, MD5 checked.
 
@@ -146,7 +158,7 @@ def fetch(
     Example: landmarks fetch twenty.parquet -o twenty --index https://example.org/index.parquet
     """
     from landmarks.archive.fetch import fetch as fetch_images
-    from landmarks.dataset.manifest import Dataset
+    from landmarks.archive.fetch_plan import Plan
 
     fetched = fetch_images(
         selection,
@@ -159,7 +171,22 @@ def fetch(
         method=method,  # type: ignore[arg-type]
         dry_run=dry_run,
     )
-    return 1 if isinstance(fetched, Dataset) and fetched.record["failed"] else None
+    if isinstance(fetched, Plan):
+        if json:
+            told = ("requests", "bytes", "disk_bytes", "seconds", "bytes_per_second", "why")
+            print_json({"tars": len(fetched.tasks), **{name: getattr(fetched, name) for name in told}})
+        return None
+    if json:
+        print_json(_counts(fetched))
+    return 1 if fetched.record["failed"] else None
+
+
+def _counts(dataset: Dataset) -> dict[str, Any]:
+    """Return what there is in a dataset and what was left out, for programs."""
+    counts = {"images": len(dataset.images), "landmarks": len(dataset.labels)}
+    about = ("rejected", "failed", "set")
+    record = {name: dataset.record[name] for name in about if name in dataset.record}
+    return {"folder": dataset.folder, "digest": dataset.digest, **counts, **record}
 
 
 # ── `landmarks import` ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,6 +205,7 @@ def import_(
         bool, typer.Option("--copy/--reference", help="Copy the images into shards, or leave them where they are.")
     ] = True,
     max_side: Annotated[int, typer.Option(min=1, help="Copies have no side longer than so many pixels.")] = 512,
+    json: Json = False,
 ) -> None:
     """Make a dataset of images in folders or of a CSV.
 
@@ -186,9 +214,13 @@ def import_(
     Example: landmarks import ~/images -o data/mine
     """
     from landmarks.dataset.importing import import_ as import_images
+    from landmarks.support.console import plural
 
     dataset = import_images(source, out, labels=labels, copy=copy, max_side=max_side)
-    show(f"{len(dataset.images):,} images of {len(dataset.labels):,} landmarks in {out}")
+    if json:
+        print_json(_counts(dataset))
+    else:
+        show(f"{plural(len(dataset.images), 'image')} of {plural(len(dataset.labels), 'landmark')} in {out}")
 
 
 # ── `landmarks split` ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,7 +259,7 @@ def split(
     keep_corrections: Annotated[
         bool, typer.Option("--keep-corrections/--no-corrections", help="Keep earlier corrections, or take them back.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts and the leakage as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Divide a dataset into train, val and test, landmark by landmark, and say what that gives away.
 
@@ -240,6 +272,8 @@ def split(
 
     Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
     """
+    from json import loads
+
     from landmarks.dataset.manifest import SPLITS
     from landmarks.dataset.split import split as split_dataset
     from landmarks.support.console import print_table
@@ -260,10 +294,10 @@ def split(
         known = images["landmark_id"].drop_nulls()
         rows.append((name, len(images), known.n_unique(), len(images) - len(known), images["group"].n_unique()))
     columns = ("split", "images", "landmarks", "of nothing known", "groups")
-    if as_json:
-        leakage = json.loads(dataset.split_metadata["leakage"])
+    if json:
+        leakage = loads(dataset.split_metadata["leakage"])
         splits = [dict(zip(columns, row, strict=True)) for row in rows]
-        show_json({"splits": splits, "leakage": leakage, "corrected": len(dataset.corrected)})
+        print_json({"splits": splits, "leakage": leakage, "corrected": len(dataset.corrected)})
     else:
         print_table(columns, rows)
 
@@ -275,6 +309,7 @@ def unpack(
     data: Annotated[Path, typer.Argument(help="The folder of a dataset.")],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the folders are written.")],
+    json: Json = False,
 ) -> None:
     """Write a dataset's images into folders per split and landmark, for people and other tools.
 
@@ -282,7 +317,11 @@ def unpack(
     """
     from landmarks.dataset.unpack import unpack as unpack_images
 
-    show(f"unpacked into {unpack_images(data, out)}")
+    folder = unpack_images(data, out)
+    if json:
+        print_json({"folder": folder})
+    else:
+        show(f"unpacked into {folder}")
 
 
 # ── `landmarks credits` ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,24 +330,33 @@ def unpack(
 def credits(
     data: Annotated[Path, typer.Argument(help="The folder of a dataset.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the list here: CSV if the name ends with .csv, else text.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Write the whole list here: CSV if the name ends with .csv, else text; - is the screen."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List who made the images and under which licence, as the licences ask of whoever passes them on.
 
+    Without a file for the list, the licences are counted.
+
     Example: landmarks credits data/twenty -o CREDITS.txt
     """
-    from landmarks.dataset.credits import as_text
+    from landmarks.dataset.credits import as_text, by_license
     from landmarks.dataset.credits import credits as list_credits
-    from landmarks.support.console import note
+    from landmarks.support.console import note, print_table
 
-    listed = list_credits(data, out)
-    if as_json:
-        show_json(listed.to_dicts(), indent=None)
-    elif out is None:
+    to_screen = str(out) == "-"
+    listed = list_credits(data, None if to_screen else out)
+    if json:
+        print_json(listed)
+    elif to_screen:
         show_lines(as_text(listed))
-    if out is not None:
+    elif out is None:
+        print_table(["licence", "images", "authors"], by_license(listed).rows())
+        note(f"the whole list, as licences ask: landmarks credits {data} -o CREDITS.txt")
+    if out is not None and not to_screen:
         note(f"credits of {len(listed):,} images written to {out}")
 
 
@@ -324,7 +372,7 @@ def audit(
         str, typer.Option(help="train, val, test or all; a dataset without splits is taken whole.")
     ] = "train",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List the images of a split whose labels are likely wrong, for a person to look at; nothing is changed.
 
@@ -336,8 +384,8 @@ def audit(
     from landmarks.support.console import print_table
 
     listed = find_label_errors(run, out, data=data, split=split, device=device)
-    if as_json:
-        show_json(listed.to_dicts(), indent=None)
+    if json:
+        print_json(listed)
         return
     first = listed.select("image_id", "name", "suggested_name", "margin").head(10)
     if len(first):

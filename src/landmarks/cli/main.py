@@ -1,19 +1,25 @@
 """The program `landmarks`: its verbs, its exit codes, and how an error becomes one line.
 
-Exit codes: 0 done; 1 done in part, or the input is at fault; 2 wrong usage; 130 interrupted.
+Exit codes stand in `everywhere.EXIT_CODES`.
 """
 
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
+import time
+import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from landmarks import __version__
+from landmarks.cli.everywhere import EPILOG, EXIT_CODES, Everywhere, taken_out
+from landmarks.support.console import heard_by, to_log
 from landmarks.support.disk import of_the_disk
-from landmarks.support.errors import LandmarksError, did_you_mean, naming_the_extra
+from landmarks.support.errors import LandmarksError, NothingThereError, did_you_mean, naming_the_extra
 from landmarks.support.systems import accept_any_text, interrupt_when_asked_to_end
 from landmarks.support.terminal import shown
 from landmarks.support.threads import wait_without_spinning
@@ -21,6 +27,7 @@ from landmarks.support.threads import wait_without_spinning
 app = typer.Typer(
     name="landmarks",
     help="Recognise landmarks in images: from the published archive to a trained recogniser and a report.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,10 +56,23 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing beside results and errors.")] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option("--log", metavar="FILE", help="Append all that is said to this file, each line with its time."),
+    ] = None,
+    partial_ok: Annotated[
+        bool,
+        typer.Option(
+            "--partial-ok",
+            help="Exit code 0 also for work done in part (images that cannot be read, say), and for folders without "
+            "images; what was left out is still named.",
+        ),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
-    """Options that stand before the verb."""
+    """Options that hold for every verb; they may stand before it or after it. `taken_out` reads them."""
 
 
 def _add_verbs() -> None:
@@ -60,7 +80,7 @@ def _add_verbs() -> None:
         functions = importlib.import_module(f"landmarks.cli.{module}")
         for verb in verbs:
             word = f"{verb}_" if verb == "import" else verb  # `import` is a keyword of Python
-            app.command(verb, rich_help_panel=panel)(getattr(functions, word))
+            app.command(verb, rich_help_panel=panel, epilog=EPILOG)(getattr(functions, word))
 
 
 _add_verbs()
@@ -76,36 +96,73 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one verb and return its exit code."""
-    debug = "--debug" in arguments
-    verb = next((word for word in arguments if not word.startswith("-")), "")
+    try:
+        given = taken_out(arguments)
+        with heard_by(quiet=given.quiet, log=given.log):
+            to_log(f"$ landmarks {shlex.join(given.words)}")
+            started = time.monotonic()
+            code = _run(given)
+            to_log(f"exit code {code} ({EXIT_CODES[code]}) after {time.monotonic() - started:.0f} s")
+            return code
+    except LandmarksError as error:
+        if "--debug" in arguments:
+            raise
+        _say(f"error: {error}")
+        return error.exit_code
+
+
+def _run(given: Everywhere) -> int:
+    verb = next((word for word in given.words if not word.startswith("-")), "")
     try:
         with naming_the_extra(f"landmarks {verb}"):
-            result = app([word for word in arguments if word != "--debug"] or ["-h"], standalone_mode=False)
+            result = app(list(given.words) or ["-h"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = 130
     except typer.TyperException as error:
-        verbs = [verb for _, panel in VERBS.values() for verb in panel]
-        hint = _called_here(error.format_message()) if verb in verbs else did_you_mean(verb, verbs)
-        _say(f"error: {error.format_message()} {hint or 'landmarks -h shows what there is'}")
+        _say(f"error: {error.format_message()} {_help_on(verb, error.format_message())}")
         return 2
     except Exception as error:
-        if debug:
+        if given.debug:
             raise
-        if isinstance(error, LandmarksError):
-            _say(f"error: {error}")
-            return error.exit_code
-        if refused := of_the_disk(error):
-            _say(f"error: {refused}")
-            return 1
-        if _out_of_memory(error):
-            _say(f"error: memory ran out ({error}); close other programs, or choose another --device if there is one")
-            return 1
-        _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
-        return 1
+        return _told(error, given)
     if result == 130:  # typer, too, turns an interruption into this code
         kept = "what is finished is kept" if verb in GOES_ON else "nothing is half-written"
         _say(f"interrupted; {kept}; run the same command again" + (" to go on" if verb in GOES_ON else ""))
+    if result == 1 and given.partial_ok:
+        to_log("done in part, which --partial-ok lets pass")
+        return 0
     return result if isinstance(result, int) else 0
+
+
+def _told(error: Exception, given: Everywhere) -> int:
+    """Say what went wrong in one line and return the exit code."""
+    if isinstance(error, NothingThereError) and given.partial_ok:
+        _say(f"nothing to do: {error}")
+        if "--json" in given.words:
+            print("[]")
+        return 0
+    if isinstance(error, LandmarksError):
+        _say(f"error: {error}")
+        return error.exit_code
+    if refused := of_the_disk(error):
+        _say(f"error: {refused}")
+    elif _out_of_memory(error):
+        _say(f"error: memory ran out ({error}); close other programs, or choose another --device if there is one")
+    else:
+        _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
+        for line in traceback.format_exception(error):
+            to_log(line)
+    return 1
+
+
+def _help_on(verb: str, message: str) -> str:
+    """Return where a command that cannot be understood is explained, unless the `message` says so itself."""
+    verbs = [verb for _, panel in VERBS.values() for verb in panel]
+    if verb in verbs:
+        return _called_here(message) or f"(landmarks {verb} -h shows what it takes)"
+    if "did you mean" in message.lower():
+        return ""
+    return did_you_mean(verb, verbs) or "(landmarks -h shows what there is)"
 
 
 def _called_here(message: str) -> str:
@@ -129,3 +186,4 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _say(line: str) -> None:
     print(" ".join(shown(line).split()), file=sys.stderr)
+    to_log(line)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from landmarks.cli.everywhere import Json, print_json
 from landmarks.support.errors import UsageError
-from landmarks.support.terminal import show, show_json, show_lines
+from landmarks.support.terminal import show, show_lines
 
 if TYPE_CHECKING:
     from landmarks.evaluation.results import Evaluation
@@ -34,8 +35,11 @@ def evaluate(
     submission: Annotated[
         Path | None, typer.Option(help="Write the answers to this CSV too, in the challenge's submission form.")
     ] = None,
+    wrong: Annotated[
+        Path | None, typer.Option(help="Write the images answered wrong to this CSV, the surest first.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Answer a split's images, write the answers down, and compute every number from them.
 
@@ -50,6 +54,7 @@ def evaluate(
         unknown=unknown,
         false_acceptance=false_acceptance,
         submission=submission,
+        wrong=wrong,
         device=device,
     )
     _show(numbers, json)
@@ -59,12 +64,14 @@ def evaluate(
 
 def _show(numbers: Evaluation, json: bool) -> None:
 
+    from landmarks.evaluation.results import MEANINGS
     from landmarks.support.console import print_table
 
     if json:
-        show_json(numbers.record)
+        print_json(numbers.record)
         return
-    print_table(["number", "value"], numbers.rows(), numbers.title)
+    rows = [(name, value, MEANINGS[name]) for name, value in numbers.rows()]
+    print_table(["number", "value", "what it says"], rows, numbers.title)
     confused = [(pair.truth, pair.answer, pair.images) for pair in numbers.confused[:5]]
     if confused:
         print_table(["shows", "taken for", "images"], confused, "most confused")
@@ -87,7 +94,7 @@ def score(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder to write, which report reads.")] = None,
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Compute the numbers of a challenge submission against the solution, by the code that evaluate uses.
 
@@ -115,7 +122,7 @@ def _show_retrieval(submission: Path, truth: Path, as_json: bool) -> None:
 
     found = asdict(score_retrieval(submission, truth))
     if as_json:
-        show_json({**found, "definitions": DEFINITIONS})
+        print_json({**found, "definitions": DEFINITIONS})
         return
     rows: list[tuple[str, str]] = []
     for name, value in found.items():
@@ -135,7 +142,7 @@ def subsets(
     landmarks: Annotated[int, typer.Option(help="Landmarks in each of the 200 draws.")] = 20,
     data: Annotated[Path | None, typer.Option(help="Draw from this dataset, not the run's own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Draw landmarks 200 times, and show how accuracy varies with which of them are drawn.
 
@@ -149,7 +156,7 @@ def subsets(
 
     numbers = draw_subsets(run, landmarks, data=data, device=device)
     if json:
-        show_json(numbers.record)
+        print_json(numbers.record)
         return
     print_table(["accuracy", "value"], numbers.rows(), numbers.title)
     if numbers.place is not None:
@@ -174,7 +181,7 @@ def explain(
         bool, typer.Option("--faithfulness", help="Measure instead how far the maps can be believed.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    json: Json = False,
 ) -> int:
     """Draw heat maps of the four best answers for images, or for a gallery of recognised ones.
 
@@ -184,35 +191,27 @@ def explain(
     from landmarks.explanation.explain import explain as draw
     from landmarks.support.console import print_table
 
-    if faithfulness:
-        if images:
-            raise UsageError("--faithfulness measures a dataset's images", way_out="name it with --data")
-        return _measure(run, data=data, split=split, count=count or 200, device=device, json=json)
-    result = draw(run, images, data=data, split=split, count=12 if count is None else count, device=device)
+    result = draw(run, images, data=data, split=split, count=count, faithfulness=faithfulness, device=device)
     if json:
-        show_json(result, indent=None)
+        print_json(result)
+    elif faithfulness:
+        _show_faithfulness(result)
+        return 0
     else:
         rows = [
             [entry["image"], entry["answers"][0]["name"], f"{100 * entry['answers'][0]['probability']:.1f} %"]
             for entry in result["made"]
         ]
         print_table(["image", "answer", "probability"], rows, title=f"{run / 'maps'}: {result['method']}")
-    return 1 if result["rejected"] else 0
+    return 1 if result.get("rejected") else 0
 
 
-def _measure(run: Path, *, data: Path | None, split: str, count: int, device: str, json: bool) -> int:
-
-    from landmarks.explanation.faithfulness import faithfulness
+def _show_faithfulness(record: dict[str, Any]) -> None:
     from landmarks.support.console import print_table
 
-    record = faithfulness(run, data=data, split=split, count=count, device=device)
-    if json:
-        show_json(record, indent=None)
-        return 0
     rows = [[each["map"], *(_told(each[curve]) for curve in ("deletion", "insertion"))] for each in record["maps"]]
     title = f"{record['images']} images: area under the curve (what the heat map gains, 95 % interval)"
     print_table(["map", "deletion, less is better", "insertion, more is better"], rows, title=title)
-    return 0
 
 
 def _told(curve: dict[str, float | None]) -> str:
@@ -229,7 +228,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A run's folder.")],
     second: Annotated[Path, typer.Argument(help="Another run's folder.")],
     name: Annotated[str | None, typer.Option(help="Which predictions: val, test, or a dataset's folder name.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Say whether the difference between two runs is real, by paired tests over the same images.
 
@@ -241,7 +240,7 @@ def compare(
 
     numbers = compare_runs(first, second, name=name)
     if json:
-        show_json(numbers.record)
+        print_json(numbers.record)
         return
     columns = ["run", "top-1", "right where the other is wrong"]
     print_table(columns, numbers.rows(), f"{numbers.name}: {numbers.images} images")
@@ -257,6 +256,7 @@ def report(
     study: Annotated[
         Path | None, typer.Option(help="The study.json of a reproduction: its table is shown beside the results.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Write one HTML page about one or several runs: tables, charts, images, and what the numbers mean.
 
@@ -266,7 +266,11 @@ def report(
     """
     from landmarks.reporting.page import report as write_report
 
-    show(write_report(runs, out, study=study))
+    page = write_report(runs, out, study=study)
+    if json:
+        print_json({"page": page, "runs": runs})
+    else:
+        show(page)
 
 
 # ── `landmarks reproduce`: the study's table, under its own protocol and under a corrected one ──────────────────────
@@ -294,7 +298,7 @@ def reproduce(
         str, typer.Option(help="imagenet, none, or NETWORK=FILE for each network with weights of its own.")
     ] = "imagenet",
     seed: Annotated[int, typer.Option(help="Of the splits and of every draw.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for programs.")] = False,
+    json: Json = False,
 ) -> int:
     """Train the study's networks as it did, and as it should be done, and show both beside what it published.
 
@@ -312,7 +316,7 @@ def reproduce(
         data, out, test=test, networks=networks, image_size=image_size, epochs=epochs, weights=weights, seed=seed
     )
     if json:
-        show_json(record)
+        print_json(record)
     else:
         print_table(*study_lines(record))
         show_lines("\n".join(record["notes"]))
@@ -326,6 +330,7 @@ def reproduce(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write everything to.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of the made-up archive.")] = 0,
+    json: Json = False,
 ) -> None:
     """Walk the whole way in a few minutes: a made-up archive, two networks from scratch, a report.
 
@@ -335,4 +340,8 @@ def demo(
     """
     from landmarks.study.demo import demo as walk
 
-    show(walk(out, seed=seed))
+    page = walk(out, seed=seed)
+    if json:
+        print_json({"page": page})
+    else:
+        show(page)

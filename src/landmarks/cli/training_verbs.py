@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from landmarks.support.terminal import show, show_json, show_lines
+from landmarks.cli.everywhere import Json, print_json
+from landmarks.support.terminal import show, show_lines
 from landmarks.training.limits import OneOf, allowed
 from landmarks.training.recipe import settings as settings_of_a_recipe
 
 
 def networks(
-    name: Annotated[str | None, typer.Argument(help="One network, also any of timm's names.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One network, also any of timm's; with a star, all called so: 'mobilenet*'.")
+    ] = None,
     classes: Annotated[int, typer.Option(help="Number of landmarks the head answers.")] = 20,
     head: Annotated[str, typer.Option(help="mlp, linear or arcface.")] = "mlp",
     image_size: Annotated[int | None, typer.Option(help="Side in pixels, instead of the network's own.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Print parameters, input size, cost and licence of the networks.
 
@@ -31,7 +35,7 @@ def networks(
 
     table = list_networks(name, classes=classes, head=head, image_size=image_size)
     if json:
-        show_json(table.to_dicts(), indent=None)
+        print_json(table)
         return
     columns = ["network", "parameters", "trainable", "not trained", "pixels", "GMACs", "licence"]
     rows = [
@@ -47,7 +51,7 @@ def networks(
     print_table(columns, rows)
     show("Parameters as Keras counts them; GMACs: billions of multiply-adds for one image.")
     if name is None:
-        show("Any other network of timm works too: landmarks networks NAME")
+        show("Any other network of timm works too: landmarks networks NAME, or 'mobilenet*' for all called so")
 
 
 # ── The options that are settings of the recipe, made from it ───────────────────────────────────────────────────────
@@ -103,7 +107,7 @@ def recipe(
     *,
     settings: SetOption = None,
     toml: Annotated[bool, typer.Option("--toml", help="Print a file that --recipe takes.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the values as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List every setting of a training: its value, what it may be, and what it means.
 
@@ -117,7 +121,7 @@ def recipe(
     if toml:
         show_lines(toml_of(chosen))
     elif json:
-        show_json(chosen.record())
+        print_json(chosen.record())
     else:
         print_table(COLUMNS, rows_of(chosen), f"recipe {chosen.name}; change one with --set NAME=VALUE")
 
@@ -131,18 +135,24 @@ def plan(
     *,
     recipe: RecipeOption = "default",
     settings: SetOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
     **options: Any,
 ) -> None:
     """Take a few real steps and say what a training will need: memory, disk, hours, and what fits.
 
     Example: landmarks plan data --backbone nasnet_large
     """
+    from dataclasses import asdict
+
     from landmarks.training.plan import plan as plan_training
     from landmarks.training.plan import print_plan
     from landmarks.training.recipe import given
 
-    print_plan(plan_training(data, recipe=recipe, **given(options, settings)), as_json=json)
+    found = plan_training(data, recipe=recipe, **given(options, settings))
+    if json:
+        print_json(asdict(found) | {"memory_mb": found.memory_mb, "verdict": found.verdict})
+    else:
+        print_plan(found)
 
 
 # ── `landmarks train`: from a dataset and a recipe to a run ─────────────────────────────────────────────────────────
@@ -155,6 +165,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.", show_default=False)],
     recipe: RecipeOption = "default",
     settings: SetOption = None,
+    json: Json = False,
     **options: Any,
 ) -> None:
     """Train a network: head training on features computed once, then fine-tuning of everything.
@@ -167,7 +178,9 @@ def train(
     from landmarks.training.recipe import given
     from landmarks.training.train import train
 
-    train(data, out, recipe=recipe, **given(options, settings))
+    run = train(data, out, recipe=recipe, **given(options, settings))
+    if json and os.environ.get("RANK", "0") == "0":  # of several processes one prints
+        print_json({"folder": run.folder, **run.record})
 
 
 # ── `landmarks tune`: a search for the head and its settings ────────────────────────────────────────────────────────
@@ -180,16 +193,22 @@ def tune(
     recipe: RecipeOption = "default",
     trials: Annotated[int, typer.Option(help="Heads to train; each takes seconds.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print all trials as JSON.")] = False,
+    json: Json = False,
     **options: Any,
 ) -> None:
     """Search head, learning rate, decay, batch size and smoothing on features computed once.
 
     Example: landmarks tune data --backbone mobilenetv2_100 --image-size 160 --trials 50
     """
+    from landmarks.support.console import options as as_options
     from landmarks.training.recipe import given
     from landmarks.training.tune import print_trials
     from landmarks.training.tune import tune as search
 
-    table = search(data, recipe=recipe, trials=trials, seed=seed, **given(options))
-    print_trials(table, data, as_json=json)
+    named = given(options)
+    table = search(data, recipe=recipe, trials=trials, seed=seed, **named)
+    if json:
+        print_json(table)
+        return
+    begun = as_options(({} if recipe == "default" else {"recipe": recipe}) | named)
+    print_trials(table, ["train", str(data), "-o", "RUN", *begun])

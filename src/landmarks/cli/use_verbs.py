@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landmarks.support.terminal import show, show_json
+from landmarks.cli.everywhere import Json, print_json
+from landmarks.support.terminal import show
 
 if TYPE_CHECKING:
     import polars as pl
@@ -18,25 +19,37 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     *,
     top: Annotated[int, typer.Option(help="Answers per image, 1 to 5.")] = 3,
-    csv: Annotated[Path | None, typer.Option(help="Write the answers to this CSV file too.")] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Write the answers to this CSV file; the screen then counts them. - is standard output."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    json: Json = False,
 ) -> int:
     """Say which landmark each image shows, and how sure that is.
 
-    Images that cannot be decoded are named; then the exit code is 1.
+    Images that cannot be decoded are named; then the exit code is 1 (0 with --partial-ok).
 
     Example: landmarks predict runs/mobilenet holiday/ --csv answers.csv
     """
-
     from landmarks.recognition.answers import NOT_KNOWN
+    from landmarks.recognition.predict import counts
     from landmarks.recognition.predict import predict as predict_images
     from landmarks.support.console import note, print_table
+    from landmarks.support.errors import UsageError
+    from landmarks.support.tables import csv_text
 
-    table = predict_images(run, images, csv=csv, top=top, device=device)
+    to_screen = str(csv) == "-"
+    if json and to_screen:
+        raise UsageError("--json and --csv - cannot both be printed", way_out="name a file for one of them")
+    table = predict_images(run, images, csv=None if to_screen else csv, top=top, device=device)
     failed = table.filter(table["problem"].is_not_null())
     if json:
-        show_json(_nested(table))
+        print_json(_nested(table))
+    elif to_screen:
+        print(csv_text(table), end="")
+    elif csv is not None:
+        print_table(["landmark", "images"], counts(table).rows(), f"{csv}: best answers")
     else:
         rows: list[tuple[object, ...]] = []
         for row in table.filter(table["problem"].is_null()).iter_rows(named=True):
@@ -115,7 +128,7 @@ def learn(
     name: Annotated[str, typer.Option(help="What it is called; one that was learned before gets these images too.")],
     landmark_id: Annotated[int | None, typer.Option(help="Its number; without it one below -1 is given.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Teach a run a new landmark from one to a few images, in about a second and without training.
 
@@ -130,7 +143,7 @@ def forget(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     name: Annotated[str, typer.Argument(help="The name of a landmark that it learned.")],
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Take a landmark that was learned out of a run again.
 
@@ -146,7 +159,7 @@ def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
     from landmarks.support.console import print_table
 
     if as_json:
-        show_json(table.to_dicts())
+        print_json(table)
     else:
         print_table(["label", "landmark_id", "learned", "images"], table.rows())
 
@@ -166,7 +179,7 @@ def export(
     images: Annotated[
         int | None, typer.Option(help="Images that both answer before it is written: 64, or 256 with --int8.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for programs.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a run as one file that answers the same everywhere, once it has been seen to.
 
@@ -178,7 +191,7 @@ def export(
 
     written = export_run(run, out, int8=int8, timm=timm, data=data, images=images)
     if json:
-        show_json({**asdict(written), "path": str(written.path)})
+        print_json({**asdict(written), "path": str(written.path)})
         return
     found = written.verification
     if found is None:
@@ -200,6 +213,7 @@ def index(
     run: Annotated[Path, typer.Option(help="The run whose network looks at the images.")],
     dimensions: Annotated[int, typer.Option(help="Numbers kept of each image, two bytes each.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Json = False,
 ) -> None:
     """Make an index of all images of datasets, or add them to one; search finds those that look alike in it.
 
@@ -208,7 +222,11 @@ def index(
     from landmarks.recognition.indexing import index as index_images
 
     made = index_images(data, out, run=run, dimensions=dimensions, device=device)
-    show(f"{out} holds {len(made):,} images of {made.images['landmark_id'].n_unique():,} landmarks")
+    landmarks = made.images["landmark_id"].drop_nulls().n_unique()
+    if json:
+        print_json({"folder": made.folder, "images": len(made), "landmarks": landmarks})
+    else:
+        show(f"{out} holds {len(made):,} images of {landmarks:,} landmarks")
 
 
 def search(
@@ -219,7 +237,7 @@ def search(
     verify: Annotated[bool, typer.Option("--verify", help="Compare the best ten point by point.")] = False,
     drawings: Annotated[Path | None, typer.Option(help="Draw the points that agree into this folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    json: Json = False,
 ) -> int:
     """Find the images of an index that look most like each of these, with their landmarks.
 
@@ -233,7 +251,7 @@ def search(
     table = search_images(index, images, top=top, verify=verify, drawings=drawings, device=device)
     failed = table.filter(table["problem"].is_not_null())
     if json:
-        show_json(table.to_dicts())
+        print_json(table.to_dicts())
     else:
         columns = ["path", "rank", "image_id", "name", "inliers", "cosine"]
         told = table.drop_nulls("rank").select(columns).rows()

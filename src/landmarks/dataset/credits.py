@@ -40,11 +40,24 @@ def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.Dat
     listed = listed.sort("author", "license", "title", "image_id", nulls_last=True)
     if unknown := listed["author"].null_count():
         note(f"{unknown:,} of {len(listed):,} images have no known author")
+    if unknown := listed["license"].null_count():
+        note(
+            f"{unknown:,} of {len(listed):,} images have no known licence: nothing says that they may be passed on. "
+            "Before they are shown to others, ask their authors or leave them out; what was learned from them is yours "
+            "to judge"
+        )
     if out is not None:
         text = as_csv(listed) if Path(out).suffix.lower() == ".csv" else as_text(listed)
         with written_whole(out, tidy=True) as aside:
             aside.write_text(text, encoding="utf-8", newline="")
     return listed
+
+
+def by_license(credits: pl.DataFrame) -> pl.DataFrame:
+    """Return how many images and authors there are under each licence, most images first: license, images, authors."""
+    named = credits.with_columns(license=pl.col("license").fill_null("unknown licence"))
+    counted = named.group_by("license").agg(images=pl.len(), authors=pl.col("author").drop_nulls().n_unique())
+    return counted.sort(["images", "license"], descending=[True, False])
 
 
 def as_text(credits: pl.DataFrame) -> str:

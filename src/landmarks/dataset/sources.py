@@ -10,7 +10,7 @@ from pathlib import Path
 
 from landmarks.dataset.naming import Landmark, plain, safe_name, with_digest
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, NothingThereError
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
@@ -120,7 +120,7 @@ def find_images(places: Sequence[Path | str]) -> list[Path]:
                 note(f"{folder} cannot be listed ({why}): what lies in it is left out")
             if not images:
                 received = passed_by or "an empty folder"
-                raise LandmarksError(
+                raise NothingThereError(
                     f"the folder {place} holds no images",
                     received=received,
                     expected=" or ".join(SUFFIXES[:2]),

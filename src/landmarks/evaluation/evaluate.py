@@ -20,6 +20,7 @@ from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held
+from landmarks.support.tables import write_csv
 from landmarks.training.asked import Asked, ask
 from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
 from landmarks.training.run import Run
@@ -33,6 +34,7 @@ def evaluate(
     unknown: Path | str | None = None,
     false_acceptance: float | None = None,
     submission: Path | str | None = None,
+    wrong: Path | str | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> Evaluation:
@@ -45,7 +47,8 @@ def evaluate(
     images are judged, and how landmarks are matched, is decided by `ask`.
     `unknown` is a dataset whose images all count as unknown, whatever they show, beside those of the split.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
-    `submission` is a file to write the split's answers to in the challenge's form. `device` is auto, cpu, cuda or mps.
+    `submission` is a file to write the split's answers to in the challenge's form, `wrong` a CSV for the images that
+    were answered wrong, the surest answers first (columns: see `wrong_answers`). `device` is auto, cpu, cuda or mps.
     Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its images, and
     when its own was divided anew.
     """
@@ -85,6 +88,10 @@ def evaluate(
             recogniser = replace(recogniser, rule=Rule(**chosen["rule"]))
         if submission is not None:
             export_submission(opened, recogniser, judged, submission)
+        if wrong is not None:
+            listed = wrong_answers(opened, asked, name)
+            write_csv(wrong, listed)
+            note(f"{len(listed)} images answered wrong, written to {wrong}")
     return evaluation_of(numbers)
 
 
@@ -96,6 +103,25 @@ def _require_data(export: MeasuredExport, data: Path | str | None, false_accepta
             f"{export.name} is an export, whose threshold cannot be changed",
             way_out="choose it for the run (landmarks evaluate RUN --false-acceptance RATE), then export the run again",
         )
+
+
+def wrong_answers(run: Run | MeasuredExport, asked: Asked, name: str) -> pl.DataFrame:
+    """Return the images of `asked` that the predictions called `name` get wrong, the surest answer first.
+
+    Columns: image_id, file (the image, or the TAR that holds IMAGE_ID.jpg), shows, answer, probability, title.
+    """
+    places = asked.dataset.images.select("image_id", "title", "shard")
+    files = pl.col("shard").map_elements(lambda shard: str(asked.dataset.path_of(shard)), return_dtype=pl.String)
+    wrong = (
+        Run(run.folder, {}, run.labels)
+        .predictions(name)
+        .filter(pl.col("correct").not_())
+        .join(places, on="image_id", how="left")
+    )
+    told = wrong.select(
+        "image_id", files.alias("file"), pl.col("shows").list.join(", "), "answer", "probability", "title"
+    )
+    return told.sort(["probability", "image_id"], descending=[True, False])
 
 
 def _about(run: Run, asked: Asked) -> dict[str, Any]:

@@ -257,6 +257,17 @@ def draws_of(record: dict[str, Any]) -> Draws:
     )
 
 
+MEANINGS = {
+    "top1": "share whose best answer is right (95 % interval)",
+    "top5": "share with a right one among the best five",
+    "macro": "top1 of each landmark, averaged: rare ones count as much as frequent ones",
+    "log_loss": "how improbable the right answer was held; 0 is perfect",
+    "ece": "how far stated probabilities are off on average; 0 is perfect",
+    "gap": "global average precision, as the challenge counts it; 1 is perfect",
+}
+"""What each number of `Evaluation.rows` says, in a few words; its record holds the definitions."""
+
+
 def plain_number(value: float | None) -> str:
     """Return a number with three decimals, "-" for none."""
     return "-" if value is None else f"{value:.3f}"

@@ -36,17 +36,30 @@ def explain(
     *,
     data: Path | str | None = None,
     split: str = "test",
-    count: int = 12,
+    count: int | None = None,
+    faithfulness: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Draw the heat maps of the 4 best answers for `images`, or for `count` recognised images of a dataset.
+    """Draw the heat maps of the 4 best answers for `images`, or for `count` (12) recognised images of a dataset.
 
     `images` are files and folders. Without them the images come from `split` of `data` (or of the dataset the run
     was trained on): correctly recognised ones, from the landmarks in turn, none that the run has seen (see `ask`).
     Writes `maps/<id>.jpg` into the run and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for
     files that are no images, and `made`, the panels of this call. `device` is auto, cpu, cuda or mps. Raises
     `LandmarksError` when there is nothing to draw.
+
+    With `faithfulness` nothing is drawn: how far the maps can be believed is measured on `count` (200) images of the
+    dataset, and that record is returned.
     """
+    if faithfulness:
+        from landmarks.explanation import faithfulness as measurement  # which needs what stands here
+
+        if images:
+            raise UsageError("faithfulness is measured on a dataset's images", way_out="name it with --data")
+        return measurement.faithfulness(
+            run, data=data, split=split, count=200 if count is None else count, device=device
+        )
+    count = 12 if count is None else count
     run = run if isinstance(run, Run) else open_run(run)
     if count < 1:
         raise UsageError("the number of images must be positive", received=count)

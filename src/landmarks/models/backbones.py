@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,8 +91,7 @@ def timm_name(backbone_name: str) -> str:
     """Return timm's name of `backbone`, with its tag if it has one; unknown names are a `UsageError`."""
     name = FRIENDLY.get(backbone_name, backbone_name)
     if not timm.is_model(name):
-        close = did_you_mean(backbone_name, (*STUDY, *timm.list_models()))
-        raise UsageError(f'no network "{backbone_name}"', way_out=f"{close} (landmarks networks lists all)".strip())
+        raise UsageError(f'no network "{backbone_name}"', way_out=_close_to(backbone_name))
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -101,6 +103,30 @@ def timm_name(backbone_name: str) -> str:
             way_out=did_you_mean(tag, tags),
         ) from error
     return name
+
+
+def _close_to(name: str) -> str:
+    """Return what somebody who wrote `name` may have meant: a network, or a family of them to be listed."""
+    networks = (*STUDY, *timm.list_models())
+    families = {found[0] for network in networks if (found := re.match("[a-z]+", network))}
+    if close := difflib.get_close_matches(name, networks, n=1, cutoff=0.85):
+        return f'did you mean "{close[0]}"? (landmarks networks "{_family(close[0])}*" lists its kind)'
+    if close := difflib.get_close_matches(_family(name), families, n=1, cutoff=0.75):
+        return f'landmarks networks "{close[0]}*" lists those that begin so'
+    return 'landmarks networks lists the study\'s, landmarks networks "mobilenet*" those of timm with such names'
+
+
+def _family(name: str) -> str:
+    found = re.match("[a-z]+", name.lower())
+    return found[0] if found else name
+
+
+def networks_like(pattern: str) -> list[str]:
+    """Return timm's networks whose names match `pattern` (`mobilenet*`); raise `UsageError` when there are none."""
+    found = [name for name in timm.list_models() if fnmatch.fnmatchcase(name, pattern.lower())]
+    if not found:
+        raise UsageError(f'no network is called like "{pattern}"', way_out=_close_to(pattern.strip("*?")))
+    return found
 
 
 def pretrained_record(backbone_name: str) -> Mapping[str, Any]:

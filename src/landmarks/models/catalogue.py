@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import polars as pl
@@ -9,8 +10,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from landmarks.models.backbones import BASELINE, STUDY, pretrained_record, timm_name
+from landmarks.models.backbones import BASELINE, STUDY, networks_like, pretrained_record, timm_name
 from landmarks.models.network import Network, count_parameters, empty_network
+from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError
 
 COLUMNS = {
     "network": pl.String,
@@ -30,10 +33,23 @@ def networks(
 ) -> pl.DataFrame:
     """Return one row per network, `COLUMNS`: the study's seven, or the one called `name` (any of timm's too).
 
+    A `name` with a star (`mobilenet*`) is all of timm's that are called so; those that take no image of that size, or
+    give no features, are counted in a note.
+
     Counts include the head for `classes` landmarks. Nothing is allocated: the networks are built without memory.
     """
-    names = STUDY if name is None else (name,)
-    return pl.DataFrame([_describe(each, classes, head, image_size) for each in names], schema=COLUMNS)
+    if name is None or not set(name) & set("*?["):
+        names = STUDY if name is None else (name,)
+        return pl.DataFrame([_describe(each, classes, head, image_size) for each in names], schema=COLUMNS)
+    rows, found = [], networks_like(name)
+    with progress("counting", total=len(found)) as advance:
+        for each in found:
+            with contextlib.suppress(LandmarksError):
+                rows.append(_describe(each, classes, head, image_size))
+            advance(1)
+    if len(rows) < len(found):
+        note(f"{len(found) - len(rows)} of {len(found)} networks are left out: they take no such images")
+    return pl.DataFrame(rows, schema=COLUMNS)
 
 
 def _describe(backbone: str, classes: int, head: str, image_size: int | None) -> dict[str, Any]:

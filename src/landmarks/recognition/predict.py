@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.sources import find_images
-from landmarks.recognition.answers import Recognition
+from landmarks.recognition.answers import NOT_KNOWN, Recognition
 from landmarks.recognition.recogniser import load, require_top
 from landmarks.support.console import progress
 from landmarks.support.systems import readable
@@ -32,7 +32,7 @@ def predict(
     images: Path | str | Sequence[Path | str],
     *,
     csv: Path | str | None = None,
-    top: int = 5,
+    top: int = 3,
     device: str = "auto",
 ) -> pl.DataFrame:
     """Return the `top` best answers of `run` to each image, see `PREDICTED`; `csv` writes the table there too.
@@ -53,6 +53,14 @@ def predict(
     if csv is not None:
         write_csv(csv, table)
     return table
+
+
+def counts(table: pl.DataFrame) -> pl.DataFrame:
+    """Return how many images of a table of `predict` got which best answer, most images first: name, images."""
+    best = table.filter(pl.col("rank") == 1)
+    said = pl.when(pl.col("known").fill_null(True)).then(pl.col("name")).otherwise(pl.lit(NOT_KNOWN)).alias("name")
+    counted = best.select(said).group_by("name").agg(images=pl.len())
+    return counted.sort(["images", "name"], descending=[True, False])
 
 
 def _rows(path: str, found: Recognition) -> Iterator[tuple[Any, ...]]:

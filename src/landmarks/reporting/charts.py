@@ -90,12 +90,13 @@ def accuracy_against(frame: pl.DataFrame, x: str, title: str) -> Any:
         y=y, size=alt.Size("parameters:Q", scale=alt.Scale(domainMin=0, range=[30, 1200]), legend=None)
     )
     whiskers = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q")
-    words = base.mark_text(dy=-24, fontWeight="bold", limit=220).encode(y=y, text="run:N")
+    above = alt.Y("high:Q")  # the end of its line, so that a name stands neither on that nor on its bubble
+    words = base.mark_text(dy=-24, fontWeight="bold", limit=220).encode(y=above, text="run:N")
     return _fitted(alt.layer(whiskers, bubbles, words))
 
 
-def learning_curves(frame: pl.DataFrame, measure: str, percent: bool) -> Any:
-    """Lines over epochs, one panel per phase, one colour per series.
+def learning_curves(frame: pl.DataFrame, measure: str, percent: bool, kept: tuple[str, int] | None = None) -> Any:
+    """Lines over epochs, one panel per phase, one colour per series; a dashed line at the phase and epoch `kept`.
 
     `frame`: phase, epoch, series, value, description.
     """
@@ -108,7 +109,7 @@ def learning_curves(frame: pl.DataFrame, measure: str, percent: bool) -> Any:
         axis = alt.Axis(format=".0%" if percent else "~g", labels=position == 0, ticks=False)
         y = alt.Y("value:Q", axis=axis, title=measure if position == 0 else None, scale=alt.Scale(zero=False))
         few = own["epoch"].n_unique() <= 30
-        panels.append(
+        curves = (
             alt.Chart(_data(own), width=(WIDTH - 70) // len(phases) - 8, height=HEIGHT - 80)
             .mark_line(point=alt.OverlayMarkDef(size=36) if few else False, strokeWidth=2, clip=False)
             .encode(
@@ -123,7 +124,16 @@ def learning_curves(frame: pl.DataFrame, measure: str, percent: bool) -> Any:
                 description="description:N",
             )
         )
+        panels.append(curves if kept is None or kept[0] != phase else curves + _kept_line(kept[1]))
     return _styled(alt.hconcat(*panels, spacing=14, bounds="flush").resolve_scale(y="shared"))
+
+
+def _kept_line(epoch: int) -> Any:
+    return (
+        alt.Chart(_data(pl.DataFrame({"epoch": [epoch]})))
+        .mark_rule(color=MUTED, strokeDash=[4, 4], strokeWidth=1)
+        .encode(x="epoch:Q", description=alt.value(f"kept: epoch {epoch}"))
+    )
 
 
 def _some_epochs(frame: pl.DataFrame) -> list[int]:
@@ -284,7 +294,12 @@ def risk_coverage(frame: pl.DataFrame) -> Any:
         .mark_area(color=WRONG, opacity=0.18, line={"color": WRONG, "strokeWidth": 2})
         .encode(
             x=alt.X("coverage:Q", title="images answered", axis=_PERCENT, scale=alt.Scale(domain=[0, 1])),
-            y=alt.Y("risk:Q", title="wrong among the answered", axis=alt.Axis(format="~%")),
+            y=alt.Y(
+                "risk:Q",
+                title="wrong among the answered",
+                axis=alt.Axis(format="~%"),
+                scale=alt.Scale(domainMin=0, domainMax=max(0.05, *frame["risk"].to_list())),  # also without any
+            ),
         )
     )
     return _fitted(area)

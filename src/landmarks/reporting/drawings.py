@@ -23,7 +23,7 @@ from landmarks.reporting.charts import (
 )
 from landmarks.reporting.report_tables import results_numbers
 from landmarks.reporting.run_files import Evaluation, RunFiles, slug
-from landmarks.reporting.wording import duration, interval, millions, percent, plural
+from landmarks.reporting.wording import duration, interval, millions, number, percent, plural
 
 MOST_CELLS = 300
 """Landmarks up to which a confusion matrix is drawn; above, the most confused pairs stand for it."""
@@ -32,6 +32,10 @@ BEST = 10
 """Landmarks in each of the two lists."""
 
 CURVE_POINTS = 200
+
+_AFTER_THE_HEAD = (
+    "Fine-tuning begins with the head that head training kept and then moves every layer: accuracy may drop at first."
+)
 SUBSET_BINS = 20
 
 _PHASES = {"head": "head training", "finetune": "fine-tuning"}
@@ -92,7 +96,7 @@ def _compared(runs: Sequence[RunFiles], figures: FigureFolder, page: str) -> lis
             file=f"{page}-learning",
             title="Validation accuracy as training went on",
             alt=f"Lines of validation accuracy over the epochs of {_phases(frame)} for {plural(len(frames), 'run')}.",
-            caption="Fine-tuning goes on where head training ended." if _both_phases(frame) else "",
+            caption=_AFTER_THE_HEAD if _both_phases(frame) else "",
         )
     ]
 
@@ -100,6 +104,9 @@ def _compared(runs: Sequence[RunFiles], figures: FigureFolder, page: str) -> lis
 def learning_figures(run: RunFiles, figures: FigureFolder) -> list[Figure]:
     """Return the learning curves of a run: accuracy and loss, training and validation, both phases."""
     drawn = []
+    phase, epoch = run.field("best", "phase"), number(run.field("best", "epoch"))
+    kept = (phase, round(epoch)) if phase in _PHASES and epoch is not None else None
+    caption = "" if kept is None else f"The dashed line is the epoch that was kept: {kept[1]} of {_PHASES[kept[0]]}."
     for measure in ("accuracy", "loss"):
         if run.history is None:
             break
@@ -111,11 +118,12 @@ def learning_figures(run: RunFiles, figures: FigureFolder) -> list[Figure]:
         ending = f", at the end {_amount(last['value'][0], percentages)} on validation" if len(last) else ""
         drawn.append(
             figures.draw(
-                learning_curves(_described(frame, percentages), measure, percent=percentages),
+                learning_curves(_described(frame, percentages), measure, percent=percentages, kept=kept),
                 frame,
                 file=f"{run.slug}-learning-{measure}",
                 title=f"{measure.capitalize()} as training went on",
                 alt=f"Lines of {measure} over the epochs of {_phases(frame)}{ending}.",
+                caption=caption,
             )
         )
     return drawn
@@ -212,13 +220,14 @@ def _pair(row: dict[str, object]) -> str:
 def landmark_figures(run: RunFiles, frame: pl.DataFrame, figures: FigureFolder) -> list[Figure]:
     """Return the best and the worst landmarks with intervals, and for many landmarks how the others spread."""
     worst_first = frame.sort(["accuracy", "images", "label"], descending=[False, True, False])
-    some = min(BEST, len(frame))
+    apart = len(frame) > 2 * BEST  # with fewer, one landmark would stand among the best and the worst
+    some = BEST if apart else len(frame)
     drawn = []
     for word, these, colour in (
         ("best", frame.head(some), RIGHT),
         ("worst", worst_first.head(some), WRONG),
     ):
-        if these.is_empty() or (word == "worst" and len(frame) <= BEST):
+        if these.is_empty() or (word == "worst" and not apart):
             continue
         told = [
             f"{row['name']}: {row['correct']} of {row['images']}, {percent(row['accuracy'])} ({interval(row)})"
@@ -230,11 +239,11 @@ def landmark_figures(run: RunFiles, frame: pl.DataFrame, figures: FigureFolder) 
                 landmark_bars(chosen, colour),
                 chosen,
                 file=f"{run.slug}-{word}",
-                title=f"The {some} {word} recognised landmarks" if len(frame) > BEST else "Every landmark, best first",
+                title=f"The {some} {word} recognised landmarks" if apart else "Every landmark, best first",
                 alt=f"Accuracy with intervals of the {some} {word} landmarks: {_told(chosen)}",
             )
         )
-    if len(frame) > 2 * BEST:
+    if apart:
         drawn.append(_spread(run, frame, figures))
     return drawn
 
@@ -327,7 +336,9 @@ def _risk_coverage(run: RunFiles, curve: dict[str, list[float]], figures: Figure
         risk_coverage(thinned),
         whole,
         file=f"{run.slug}-risk-coverage",
-        title="What silence would buy",
+        title="If the unsure answers were left out",
         alt=f"Risk–coverage curve: {percent(half['risk'][0])} wrong when half is answered, {end} when all is.",
-        caption="If only the surest answers were given: the share of wrong ones among them.",
+        caption="The share of wrong answers when only the surest are given, down to the share of images on the axis."
+        if whole["risk"].max()
+        else "No answer was wrong, however many were given.",
     )

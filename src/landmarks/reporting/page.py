@@ -165,7 +165,9 @@ def finding(runs: Sequence[RunFiles]) -> str:
     top1 = judged.metrics.get("top1")
     sure = f" (95 % interval {interval(top1)})" if interval(top1) else ""
     sentence = f"{backbone} names the right landmark in {percent(top1)} of {judged.known:,} {split} images{sure}"
-    validated = [run.val_accuracy for run in runs if run.val_accuracy is not None]
+    data = best.field("data", "digest")  # what was validated on other images, or another split, does not compare
+    same = [run for run in runs if data is None or run.field("data", "digest") == data]
+    validated = [run.val_accuracy for run in same if run.val_accuracy is not None]
     if best.val_accuracy is not None and len(validated) > 1:
         alone = validated.count(best.val_accuracy) == 1
         sentence += f"; of {len(validated)} runs {'it did best' if alone else 'none did better'} on validation"
@@ -360,7 +362,8 @@ def _missing(run: RunFiles, judged: Evaluation | None, why_not: str) -> list[Mis
     if run.field("network", "maps") is False:
         missing.append(Missing("No heat maps: this kind of network has no maps to draw."))
     elif run.maps is None and run.field("network") is not None:
-        missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}"))
+        split = "" if run.has_test else " --split val"
+        missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}{split}"))
     if judged is not None and why_not:
         missing.append(Missing(f"Images are left out: {readable(why_not, 400)}."))
     return missing
@@ -384,13 +387,14 @@ def _calibration_line(judged: Evaluation | None) -> str:
     error = number(judged.metrics.get("ece")) if judged else None
     if judged is None or error is None:
         return ""
-    told = f"Stated probabilities are off by {100 * error:.1f} points on average (ECE)"
+    told = f"Stated probabilities are off by {100 * error:.1f} points on average (ECE)."
     temperature, before = (number(judged.metrics.get(name)) for name in ("temperature", "ece_before_temperature"))
-    if temperature is not None:
-        told += f", divided by a temperature of {temperature:.2f}"
-    if before is not None:
-        told += f"; without it by {100 * before:.1f} points"
-    return told + "."
+    if temperature == 1:
+        told += " They are as the network gives them: no temperature was fitted."
+    elif temperature is not None:
+        told += f" A temperature of {temperature:.2f} corrects them"
+        told += "." if before is None else f": without it they are off by {100 * before:.1f} points."
+    return told
 
 
 def _rejections(run: RunFiles) -> list[tuple[str, Table]]:

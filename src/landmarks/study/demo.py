@@ -67,7 +67,7 @@ def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -
     step(["explain", best, "--data", test, "--count", size.heat_maps], explain, best, data=test, count=size.heat_maps)
     page = out / "report.html"
     step(["report", *runs, "-o", page], report, runs, page)
-    print_table(["network", "parameters", "validation", "test"], rows)
+    print_table(["network", "parameters", "validation", "test"], rows, aside=True)
     minutes = (time.monotonic() - started) / 60
     say(f"{minutes:.1f} minutes; the report: {page}")
     return page

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape as html_escape
-from typing import ParamSpec, Protocol, TypeVar
+from pathlib import Path
+from typing import ParamSpec, Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from landmarks.support.errors import LandmarksError
 from landmarks.support.terminal import shown
 
 Parameters = ParamSpec("Parameters")
@@ -29,22 +33,81 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Everything else: choices and their reasons, warnings, progress."""
 
 
+@dataclass
+class _Listeners:
+    """Who hears what is said beside the results."""
+
+    screen: bool = True
+    log: TextIO | None = None
+
+
+_listeners = _Listeners()
+
+
+@contextlib.contextmanager
+def heard_by(*, quiet: bool = False, log: Path | str | None = None) -> Iterator[None]:
+    """While the block runs, append every note and error with its time to the file `log`, and with `quiet` show none.
+
+    Errors are shown all the same. Several processes may share a log: each line is one write. Raises `LandmarksError`
+    when the log cannot be written.
+    """
+    before = _listeners.screen, _listeners.log
+    with contextlib.ExitStack() as stack:
+        file: TextIO | None = None
+        if log is not None:
+            try:
+                Path(log).parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1))
+            except OSError as error:
+                raise LandmarksError(f"the log {log} cannot be written ({error.strerror or error})") from error
+        _listeners.screen, _listeners.log = not quiet, file
+        try:
+            yield
+        finally:
+            _listeners.screen, _listeners.log = before
+
+
 def note(text: str) -> None:
-    """Print one line about a choice, a fallback or a count to standard error."""
-    err.print(escape(shown(text)))
+    """Say one line about a choice, a fallback or a count, on standard error and in the log."""
+    if _listeners.screen:
+        err.print(escape(shown(text)))
+    to_log(text)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """Print a table to standard output; columns whose cells are all numbers are aligned to the right."""
-    table = Table(title=escape(shown(title)) or None, title_justify="left", header_style="bold")
+def to_log(text: str) -> None:
+    """Append `text` to the log, if there is one: on one line, after the date and time with its zone."""
+    log, line = _listeners.log, " ".join(shown(text).split())
+    if log is None or not line:
+        return
+    try:
+        log.write(f"{datetime.datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+    except OSError as error:  # a full disk ends no training
+        _listeners.log = None
+        err.print(escape(f"the log {log.name} is not written any more ({error.strerror or error})"))
+
+
+def plural(amount: int, one: str) -> str:
+    """Return `1 image` or `1,200 images`."""
+    return f"{amount:,} {one}" if amount == 1 else f"{amount:,} {one}s"
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", *, aside: bool = False
+) -> None:
+    """Print a table to standard output, or with `aside` where notes go; columns of numbers are aligned to the right."""
+    if aside and not _listeners.screen:
+        return
+    table = Table(header_style="bold")
     for position, name in enumerate(columns):
         numeric = all(isinstance(row[position], int | float) for row in rows)
         table.add_column(escape(shown(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(shown(str(cell))) for cell in row))
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=aside)
     if not console.is_terminal:
         console.width = 1000  # a file or a pipe has no right edge
+    if title:  # before the table and not in it, whose width it would be wrapped at
+        console.print(escape(shown(title)), soft_wrap=True)
     console.print(table)
 
 
@@ -67,21 +130,31 @@ class Advance(Protocol):
 @contextlib.contextmanager
 def progress(what: str, total: float) -> Iterator[Advance]:
     """Show one bar with the time left on a terminal, or a line every half minute elsewhere, while the block runs."""
-    if err.is_terminal:
+    if err.is_terminal and _listeners.screen:
         with _bar() as bar:
             task = bar.add_task(escape(shown(what)), total=total, text="")
-            yield _advance_bar(bar, task)
+            drawn, logged = _advance_bar(bar, task), _advance_log(what, total, to_log)
+
+            def advance(steps: float = 1, text: str | None = None) -> None:
+                drawn(steps, text)
+                logged(steps, text)
+
+            yield advance
     else:
-        yield _advance_log(what, total)
+        yield _advance_log(what, total, note)
+
+
+_BESIDE = 32
+"""Columns of a narrow terminal that spinner, bar, share and time left take beside the description."""
 
 
 def _bar() -> Progress:
     return Progress(
         SpinnerColumn("dots" if err.encoding.startswith("utf") else "line"),
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=40 if err.width >= 120 else 12),
         TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(compact=True),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
         TextColumn("{task.fields[text]}"),
         console=err,
     )
@@ -91,12 +164,14 @@ def _advance_bar(bar: Progress, task: TaskID) -> Advance:
     def advance(steps: float = 1, text: str | None = None) -> None:
         bar.advance(task, steps)
         if text is not None:
-            bar.update(task, text=escape(shown(text)))
+            told = shown(text)
+            room = max(0, err.width - _BESIDE - len(bar.tasks[0].description))
+            bar.update(task, text=escape(told if len(told) <= room else told[: max(0, room - 1)] + "…"))
 
     return advance
 
 
-def _advance_log(what: str, total: float) -> Advance:
+def _advance_log(what: str, total: float, say: Callable[[str], None]) -> Advance:
     started = last = time.monotonic()
     done, behind = 0.0, ""
 
@@ -107,7 +182,8 @@ def _advance_log(what: str, total: float) -> Advance:
         if now - last >= SECONDS_BETWEEN_LINES and done > 0:
             last = now
             left = max(0.0, (now - started) * (total - done) / done)
-            note(f"{what}: {100 * done / max(total, 1):.0f} %, {_duration(left)} left {behind}".rstrip())
+            told = f"{what}: {100 * done / max(total, 1):.0f} %, {_duration(left)} left"
+            say(f"{told}, {behind}" if behind else told)
 
     return advance
 
@@ -138,5 +214,6 @@ def options(settings: Mapping[str, object]) -> list[str]:
 
 def say(line: str) -> None:
     """Print one line with an empty one before it."""
-    err.print()
+    if _listeners.screen:
+        err.print()
     note(line)

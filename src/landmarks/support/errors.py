@@ -3,6 +3,7 @@
     LandmarksError          exit code 1: the input is at fault, or the work was done in part
     ├── StaleError          something computed earlier no longer belongs to what it was computed from
     ├── BusyError           another process is working on the same output
+    ├── NothingThereError   there is nothing to work on
     └── UsageError          exit code 2: the command was wrong
         └── MissingExtraError   an extra of the package is not installed
 
@@ -38,6 +39,10 @@ class StaleError(LandmarksError):
 
 class BusyError(LandmarksError):
     """Another process is working on the same output."""
+
+
+class NothingThereError(LandmarksError):
+    """There is nothing to work on: a folder without images. What runs every day may take it for a quiet day."""
 
 
 class UsageError(LandmarksError):

@@ -69,6 +69,7 @@ def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
         try:
             with open(aside, "rb+") as file:
                 os.fsync(file.fileno())
+            _as_the_umask_has_it(aside)
             aside.replace(path)
         except OSError as error:
             raise not_written(path, error.strerror) from error
@@ -76,6 +77,18 @@ def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # a disk that may only be read refuses even that
             aside.unlink(missing_ok=True)
+
+
+def _as_the_umask_has_it(aside: Path) -> None:
+    """Give a file that its writer made for its owner alone (safetensors does) the mode of any new file here."""
+    if os.name == "nt" or aside.stat().st_mode & 0o777 != 0o600:
+        return
+    new = aside.with_name(f"{aside.name}{ASIDE}")
+    new.touch(exist_ok=False)  # the umask itself can only be read by changing it, for all threads
+    try:
+        aside.chmod(new.stat().st_mode & 0o777)
+    finally:
+        new.unlink()
 
 
 def write_record(path: Path | str, record: dict[str, Any], *, verb: str, inputs: str = "") -> None:

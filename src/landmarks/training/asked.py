@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import Matching
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
@@ -67,7 +67,11 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
         split = "all"
     images = dataset.split(split)
     if not len(images):
-        raise LandmarksError(f'the split "{split}" of {dataset.folder} holds no images')
+        filled = [name for name in SPLITS if dataset.splits is not None and len(dataset.split(name))]
+        raise LandmarksError(
+            f'the split "{split}" of {dataset.folder} holds no images',
+            way_out=f"name another with --split: {', '.join(filled)}" if filled else "",
+        )
     matching = _matched(run, dataset, required=not any_landmarks, told=not own and not any_landmarks)
     seen = _sightings(run, dataset, images, split, own=own)
     before = pl.col("through").is_not_null()

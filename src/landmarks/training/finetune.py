@@ -299,7 +299,7 @@ def live_line(state: State, rate: float, recipe: Recipe, images: int) -> str:
     if recipe.time_limit is not None:
         left = min(left, 60 * recipe.time_limit - state.seconds)
     shown = f"loss {loss / seen:.3f}, {100 * correct / seen:.1f} %, {rate:.0f} images/s"
-    return f"{shown}, {left / 60:.0f} min left in all"
+    return f"{shown}, {left / 60:.0f} min left in all" if left >= 90 else f"{shown}, {max(left, 0):.0f} s left in all"
 
 
 # ── One step's gradients: in parts when memory is short, and added up over processes ────────────────────────────────

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
-from landmarks.support.terminal import show_json
+from landmarks.support.terminal import show
 from landmarks.training.finetune import Training, add_gradients, does_not_fit, set_training
 from landmarks.training.loader import Batch, batches, normalised
 from landmarks.training.machine import Machine, choose_layout, is_out_of_memory, open_machine, release
@@ -38,6 +38,9 @@ MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
 
 OUTSIDE = 0
 """The key, among blocks that recompute, of everything that is in none of them."""
+
+TIGHT = 0.8
+"""Share of the free memory beyond which a plan warns: Python, its libraries and the images in line need some too."""
 
 MB = 1e6
 
@@ -61,6 +64,14 @@ class Plan:
     def memory_mb(self) -> float:
         """What training holds at its peak, beside what Python and its libraries take."""
         return self.weights_mb + self.optimizer_mb + self.activations_mb
+
+    @property
+    def verdict(self) -> str:
+        """Whether it fits and how long it takes, in one sentence."""
+        share = self.memory_mb / self.memory_free_mb
+        fits = "it fits" if share < TIGHT else "memory will be tight: a smaller --batch-size or --image-size needs less"
+        took = _duration(self.hours["total"])
+        return f"{fits} ({100 * share:.0f} % of the memory that is free now), and takes about {took}"
 
 
 def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any) -> Plan:
@@ -225,11 +236,8 @@ def _free_memory(machine: Machine) -> float:
     return float(psutil.virtual_memory().available)
 
 
-def print_plan(found: Plan, *, as_json: bool = False) -> None:
-    """Print a plan to standard output: a table for people, or one JSON object for programs."""
-    if as_json:
-        show_json(asdict(found) | {"memory_mb": found.memory_mb}, indent=None)
-        return
+def print_plan(found: Plan) -> None:
+    """Print a plan to standard output, as a table and a sentence."""
     rows = [
         ("memory: weights", f"{found.weights_mb:,.0f} MB"),
         ("memory: gradients and moments", f"{found.optimizer_mb:,.0f} MB"),
@@ -245,7 +253,11 @@ def print_plan(found: Plan, *, as_json: bool = False) -> None:
     ]
     splits = " and ".join(f"{count:,} {split}" for split, count in found.images.items())
     print_table(("what", "how much"), rows, title=f"{splits} images")
+    show(found.verdict)
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    seconds = 3600 * hours
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
+    return f"{hours:.1f} h" if hours >= 1 else f"{seconds / 60:.1f} min"

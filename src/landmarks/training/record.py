@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,34 @@ def choices_of(recipe: Recipe) -> list[Choice]:
     if recipe.from_scratch:
         return [size, Choice("phases", "one", "without pretrained weights there is nothing to warm up")]
     head = "head in closed form" if recipe.head_solver == "discriminant" else "head training"
+    begun = f"the backbone starts from {recipe.weights}"
+    if Path(recipe.weights).is_dir():
+        begun += ", whose head stays behind: a new one is trained for these landmarks"
     if not recipe.epochs:
-        return [size, Choice("phases", f"{head} alone", "the recipe has no epochs of fine-tuning")]
-    return [size, Choice("phases", f"{head}, then fine-tuning", f"it starts from {recipe.weights}")]
+        return [size, Choice("phases", f"{head} alone", f"the recipe has no epochs of fine-tuning; {begun}")]
+    return [size, Choice("phases", f"{head}, then fine-tuning", begun)]
 
 
-def last_sentence(folder: Path, record: dict[str, Any]) -> str:
-    """Return what the run of this `record` reached, with its interval, and what to do next."""
+def last_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return what the run of this `record` reached, with its interval, and what to do next; `rows` are its epochs."""
     best, count = record["best"], record["validated_on"]
     interval = binomtest(round(best["val_accuracy"] * count), count).proportion_ci(method="wilson")
     phase = "the head training" if best["phase"] == "head" else f"epoch {best['epoch']}"
     return (
         f"{folder} answers {percent(best['val_accuracy'])} of {count:,} validation images "
         f"(95 % interval {100 * interval.low:.1f} to {percent(interval.high)}, after {phase}; {record['ended']}); "
-        f"next: landmarks evaluate {folder}"
+        f"{_in_vain(best, rows)}next: landmarks evaluate {folder}"
+    )
+
+
+def _in_vain(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what to do where no epoch of fine-tuning was better than the head training; empty where one was."""
+    tuned = [row["val_accuracy"] for row in rows if row["phase"] == "finetune" and row["val_accuracy"] is not None]
+    if best["phase"] != "head" or not tuned:
+        return ""
+    return (
+        f"fine-tuning did no better ({percent(max(tuned))} at best), so the network is kept as the head training left "
+        "it: try a smaller --learning-rate, --set freeze_bn=true, more images, or --epochs 0; "
     )
 
 

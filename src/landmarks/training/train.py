@@ -125,7 +125,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
         if not recipe.from_scratch and not machine.from_main((checkpoint / CHECKPOINT).exists()):
             state = train_head_from_cache(network, dataset, splits, recipe, machine)
-        with tracked(machine, recipe) as watch:
+        with tracked(machine, recipe, out, state) as watch:
             state = finetune(
                 network,
                 dataset,
@@ -141,7 +141,9 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         if machine.is_main:
             record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
             record |= {"validated_on": len(splits.val), "identity": wanted}
-            sentence = last_sentence(out, record)  # whatever may fail comes first: what is written is finished
+            sentence = last_sentence(
+                out, record, state.rows
+            )  # whatever may fail comes first: what is written is finished
             write_run(out, network, dataset.labels, state.rows, record, seen=seen)
             shutil.rmtree(checkpoint, ignore_errors=True)  # killed just before this, the next call does it
         machine.wait()
@@ -196,16 +198,30 @@ def train_head_from_cache(
 
 
 @contextlib.contextmanager
-def tracked(machine: Machine, recipe: Recipe) -> Iterator[Callable[[State], None]]:
-    """Give a function that sends an epoch's numbers to the tracker, TensorBoard or another."""
+def tracked(machine: Machine, recipe: Recipe, out: Path, state: State) -> Iterator[Callable[[State], None]]:
+    """Give a function that sends an epoch's numbers to the tracker, TensorBoard or another, as `phase/number`.
+
+    What `state` holds of head training is sent at once.
+    """
     accelerator = machine.accelerator
     if accelerator.log_with:
-        accelerator.init_trackers("tensorboard" if recipe.tracking == "auto" else recipe.tracking)
+        tracker = "tensorboard" if recipe.tracking == "auto" else recipe.tracking
+        accelerator.init_trackers(tracker)
+        if tracker == "tensorboard":
+            machine.say(f"curves while it trains: tensorboard --logdir {out}")
+
+    def send(row: dict[str, Any], step: int) -> None:
+        numbers = {f"{row['phase']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+        accelerator.log(numbers, step=step)
 
     def watch(state: State) -> None:
         if accelerator.log_with:
-            row = state.rows[-1]
-            accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, step=row["step"])
+            send(state.rows[-1], state.rows[-1]["step"])
+
+    if accelerator.log_with:
+        for row in state.rows:  # of head training, which took no steps of the whole network: by its epochs
+            if row["phase"] == "head":
+                send(row, row["epoch"])
 
     yield watch
     for tracker in accelerator.trackers:  # not end_training(), which would also part the processes
@@ -331,5 +347,10 @@ def require_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
                 f"{out} holds another training",
                 received=f"{name} {value}",
                 expected=f"{name} {found.get(name)}, with which it was begun",
-                way_out="choose another folder with -o",
+                way_out=f"choose another folder with -o{_from_there(out)}",
             )
+
+
+def _from_there(out: Path) -> str:
+    """Return how a training with other settings can begin with the weights of the finished one in `out`."""
+    return f"; to begin with the weights of this one: --weights {out} -o OTHER" if (out / RECORD).exists() else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +17,6 @@ from landmarks.models.heads import HEADS, build_head
 from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, naming_the_extra
-from landmarks.support.terminal import show_json
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
 from landmarks.training.limits import Within, require
@@ -105,13 +106,10 @@ def tune(
     return table.sort("val_accuracy", "val_loss", "trial", descending=[True, False, False])
 
 
-def print_trials(table: pl.DataFrame, data: Path | str, *, as_json: bool = False) -> None:
-    """Print the best ten trials and the command that uses the best of all; or every trial as JSON."""
-    if as_json:
-        show_json(table.to_dicts(), indent=None)
-        return
+def print_trials(table: pl.DataFrame, command: Sequence[str]) -> None:
+    """Print the best ten trials, and the `command` that trains so, with the settings of the best of all behind it."""
     rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.head(10).rows()]
     print_table(table.columns, rows)
     best = table.drop("trial", "val_accuracy", "val_loss", "head").row(0, named=True)
-    settings = " ".join(f"--set {name}={value:.3g}" for name, value in best.items())
-    note(f"the best in a training: landmarks train {data} -o RUN --head {table['head'][0]} {settings}")
+    settings = [word for name, value in best.items() for word in ("--set", f"{name}={value:.3g}")]
+    note(f"the best in a training: landmarks {shlex.join([*command, '--head', table['head'][0], *settings])}")
