@@ -119,7 +119,8 @@ def _run(given: Everywhere) -> int:
     except (KeyboardInterrupt, typer.Abort):
         result = 130
     except typer.TyperException as error:
-        _say(f"error: {error.format_message()} {_help_on(verb, error.format_message())}")
+        message, hint = _help_on(verb, error.format_message())
+        _say(f"error: {message} {hint}")
         return 2
     except Exception as error:
         if given.debug:
@@ -155,14 +156,13 @@ def _told(error: Exception, given: Everywhere) -> int:
     return 1
 
 
-def _help_on(verb: str, message: str) -> str:
-    """Return where a command that cannot be understood is explained, unless the `message` says so itself."""
+def _help_on(verb: str, message: str) -> tuple[str, str]:
+    """Return what is wrong with a command, and where what it could be is explained: one guess, not two."""
     verbs = [verb for _, panel in VERBS.values() for verb in panel]
     if verb in verbs:
-        return _called_here(message) or f"(landmarks {verb} -h shows what it takes)"
-    if "did you mean" in message.lower():
-        return ""
-    return did_you_mean(verb, verbs) or "(landmarks -h shows what there is)"
+        return message, _called_here(message) or f"(landmarks {verb} -h shows what it takes)"
+    guess = did_you_mean(verb, verbs)
+    return message.partition(" Did you mean")[0], guess or "(landmarks -h shows what there is)"
 
 
 def _called_here(message: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landmarks.cli.everywhere import Json, print_json
-from landmarks.support.terminal import show
+from landmarks.support.terminal import show, show_lines
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,7 +47,7 @@ def predict(
     if json:
         print_json(_nested(table))
     elif to_screen:
-        print(csv_text(table), end="")
+        show_lines(csv_text(table))
     elif csv is not None:
         print_table(["landmark", "images"], counts(table).rows(), f"{csv}: best answers")
     else:

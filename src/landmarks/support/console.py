@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError
 from landmarks.support.terminal import shown
 
@@ -56,7 +57,7 @@ def heard_by(*, quiet: bool = False, log: Path | str | None = None) -> Iterator[
         file: TextIO | None = None
         if log is not None:
             try:
-                Path(log).parent.mkdir(parents=True, exist_ok=True)
+                make_folder(Path(log).parent)
                 file = stack.enter_context(open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1))
             except OSError as error:
                 raise LandmarksError(f"the log {log} cannot be written ({error.strerror or error})") from error
