@@ -25,8 +25,7 @@ from landmarks.cli.main import VERBS, run
 from landmarks.dataset.images import encode, resize
 from landmarks.miniature.make import make_miniature
 from landmarks.support.errors import EXTRAS
-from landmarks.training.checkpoint import load_checkpoint, save_checkpoint
-from landmarks.training.finetune import copy_of_weights
+from landmarks.training.checkpoint import copy_of_weights, load_checkpoint, save_checkpoint
 
 SCRIPTS = Path(__file__).parent / "elsewhere"
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]

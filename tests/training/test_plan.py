@@ -93,3 +93,22 @@ def test_a_plan_that_needs_nearly_all_memory_says_so(stripes: Dataset) -> None:
     found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
     tight = replace(found, memory_free_mb=found.memory_mb / 0.9)
     assert "tight" in tight.verdict and "90 %" in tight.verdict
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds"), [("cpu", 48 / 10 + 48 / 5 + 18 / 10 + 18 / 20), ("card", 48 / 5 + 18 / 10)]
+)
+def test_reading_counts_and_the_limit_is_named(
+    device: str, seconds: float, stripes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rate in (("_loader_rate", 10.0), ("_training_rate", 5.0), ("_backbone_rate", 20.0)):
+        monkeypatch.setattr(planning, name, lambda *_, rate=rate: rate)
+    original = planning._hours
+    shared = device == "cpu"  # on a card the two do not share cores
+    monkeypatch.setattr(planning, "_hours", lambda *given, **_: original(*given, shared=shared))
+    settings = {"backbone": SMALL, "image_size": 32, "device": "cpu", "batch_size": 8, "precision": "float32"}
+    found = plan(stripes.folder, **settings)
+    assert found.hours["epoch"] == pytest.approx(seconds / 3600)
+    assert found.limit == "step"
+    monkeypatch.setattr(planning, "_loader_rate", lambda *_: 4.0)
+    assert plan(stripes.folder, **settings).limit == "loader"

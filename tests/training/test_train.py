@@ -21,8 +21,9 @@ from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held
 from landmarks.support.tables import write_table
 from landmarks.training import finetune as finetuning
-from landmarks.training.finetune import share_of_learning_rate
+from landmarks.training.finetune import Training, share_of_learning_rate
 from landmarks.training.loader import batches, normalised
+from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
 from landmarks.training.run import HISTORY, Run, open_run
 from landmarks.training.train import train
@@ -163,18 +164,48 @@ def test_the_time_limit_ends_a_training_that_can_be_used(
     assert fine["learning_rate"][-1] == pytest.approx(recipe.learning_rate * share)
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_step(
-    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("between", [1, 20])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_names_the_step_and_harms_nothing(
+    what: str,
+    between: int,
+    *,
+    stripes: Dataset,
+    small_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, calls = finetuning.add_gradients, iter(range(1000))
 
-    def broken(*arguments: object) -> tuple[float, float, int]:
-        loss, correct, micro_batch = original(*arguments)  # type: ignore[arg-type]
-        return (math.nan if next(calls) == 5 else loss), correct, micro_batch
+    def broken(training: Training, *rest: object) -> tuple[torch.Tensor, torch.Tensor, int]:
+        loss, correct, micro_batch = original(training, *rest)  # type: ignore[arg-type]
+        if next(calls) == 4:
+            if what == "loss":
+                loss = loss * math.nan
+            else:
+                next(training.network.parameters()).grad[0] = math.inf  # type: ignore[index]
+        return loss, correct, micro_batch
 
-    monkeypatch.setattr(finetuning, "add_gradients", broken)
-    with pytest.raises(LandmarksError, match=r"step 6 \(epoch 2\); received a loss of nan.*--learning-rate"):
-        train(stripes.folder, tmp_path / "run", recipe=small_recipe)
+    whole = train(stripes.folder, tmp_path / "whole", recipe=small_recipe)
+    monkeypatch.setattr(Machine, "steps_between_looks", between)
+    monkeypatch.setattr(finetuning, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "add_gradients", broken)
+        told = "loss of nan" if what == "loss" else "gradient of norm (inf|nan)"
+        with pytest.raises(LandmarksError, match=rf"step 5 \(epoch 2\); received a.*{told}.*--learning-rate"):
+            train(stripes.folder, tmp_path / "run", recipe=small_recipe)
+    again = train(stripes.folder, tmp_path / "run", recipe=small_recipe)  # from the last checkpoint, which is sound
+    assert again.digest == whole.digest
+
+
+def test_steps_that_are_looked_at_later_are_the_same_steps(
+    stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(stripes.folder, tmp_path / "first", recipe=small_recipe)
+    monkeypatch.setattr(Machine, "steps_between_looks", 3)
+    second = train(stripes.folder, tmp_path / "second", recipe=small_recipe)
+    assert second.digest == first.digest
+    assert second.history.drop("seconds").equals(first.history.drop("seconds"))
 
 
 def test_frozen_statistics_do_not_move(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:

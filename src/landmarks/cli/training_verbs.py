@@ -57,7 +57,7 @@ def networks(
 # ── The options that are settings of the recipe, made from it ───────────────────────────────────────────────────────
 
 SETTINGS = ("backbone", "weights", "head", "image_size", "epochs", "batch_size", "learning_rate", "seed", "flip")
-MACHINE = ("workers", "threads", "time_limit", "precision", "device", "tracking")
+MACHINE = ("workers", "threads", "time_limit", "precision", "deterministic", "cache", "device", "tracking")
 """Settings with an option of their own; `--set` reaches all."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from landmarks.support.seeds import uniforms
@@ -44,10 +45,13 @@ class Look:
 
     factors: torch.Tensor  # float32 (N, 3): of brightness, contrast, saturation
     flips: torch.Tensor  # bool (N,), on the processor
+    boxes: torch.Tensor | None = None  # float32 (N, 4), of the crops in shares; None: they are taken already
+    size: int = 0  # side of the crops, in pixels
 
     def part(self, start: int, end: int) -> Look:
         """Return the look of images `start` to `end`."""
-        return Look(self.factors[start:end], self.flips[start:end])
+        boxes = None if self.boxes is None else self.boxes[start:end]
+        return Look(self.factors[start:end], self.flips[start:end], boxes, self.size)
 
 
 def draw(
@@ -89,12 +93,12 @@ def _boxes(
 
 
 def augmented(pixels: torch.Tensor, look: Look) -> torch.Tensor:
-    """Return uint8 images (N, 3, S, S) with their `look`, as float32 of 0 … 255, not rounded, where they are.
+    """Return uint8 images (N, 3, H, W) with their `look`, as float32 of 0 … 255, not rounded, where they are.
 
     Brightness is scaled, then saturation, then contrast around the image's mean brightness: saturation mixes a pixel
     with its own luma, contrast with the image's mean luma.
     """
-    pixels = _mirrored(pixels, look.flips).float()
+    pixels = _mirrored(pixels, look.flips).float() if look.boxes is None else _cropped(pixels.float(), look)
     factors = look.factors.to(pixels.device, non_blocking=True)[:, :, None, None, None]
     brightness, contrast, saturation = factors.unbind(1)
     luma = pixels[:, 0:1] * LUMA[0] + pixels[:, 1:2] * LUMA[1] + pixels[:, 2:3] * LUMA[2]
@@ -107,3 +111,16 @@ def _mirrored(pixels: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
     """Return `pixels` (N, 3, S, S) with the chosen ones mirrored; found on the processor, so that no device waits."""
     chosen = flips.nonzero()[:, 0].to(pixels.device, non_blocking=True)
     return pixels.index_copy(0, chosen, pixels.index_select(0, chosen).flip(3))
+
+
+def _cropped(pixels: torch.Tensor, look: Look) -> torch.Tensor:
+    """Return the crops (N, 3, S, S), mirrored where that was drawn, of images (N, 3, H, W), by bilinear
+    interpolation."""
+    assert look.boxes is not None
+    left, top, right, bottom = look.boxes.unbind(1)
+    across = torch.where(look.flips, left - right, right - left)
+    zero = torch.zeros_like(left)
+    rows = [torch.stack([across, zero, left + right - 1], 1), torch.stack([zero, bottom - top, top + bottom - 1], 1)]
+    places = torch.stack(rows, 1).to(pixels.device, non_blocking=True)
+    grid = F.affine_grid(places, [len(pixels), 3, look.size, look.size], align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -63,6 +63,11 @@ def load_checkpoint(
     return _under("best.", tensors), json.loads(metadata["state"])
 
 
+def copy_of_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return all tensors of `network` as they are now, on the processor."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
 def _does_not_fit(path: Path, why: str) -> LandmarksError:
     return LandmarksError(
         f"{path} is damaged or of another network ({why})",

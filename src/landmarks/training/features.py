@@ -30,7 +30,7 @@ from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import cache_folder, digest_of, held, read_record, write_record, written_whole
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augmentation import FORM as AUGMENTED_FORM
-from landmarks.training.loader import as_input, batches, joined, shares
+from landmarks.training.loader import as_input, batches, joined, on_device, shares
 from landmarks.training.machine import Machine, in_parts
 from landmarks.training.recipe import Augmentation
 
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 RECORD = "features.json"
 """Written last: a folder that holds it holds a whole cache."""
-
-BATCH_SIZE = 32
-"""Images per pass through the backbone, per process."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a process looks whether another one has finished the same cache."""
@@ -173,9 +170,17 @@ def cache_key(network: Network, images: pl.DataFrame, precision: str, view: View
         "preprocessing": json.loads(json.dumps(network.preprocessing.record())),  # as the file will have it
         "decoder": DECODER,
         "precision": precision,
-        "images": digest_of(images.select("image_id", "length", "width", "height", "phash").rows()),
+        "images": digest_of_images(images),
         "view": asdict(view) | ({"form": AUGMENTED_FORM} if view.number else {}),
     }
+
+
+def digest_of_images(images: pl.DataFrame) -> str:
+    """Return the digest of which images these are, a slice at a time: as Python's objects, millions are gigabytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows in images.select("image_id", "length", "width", "height", "phash").iter_slices(100_000):
+        digest.update(rows.write_csv(include_header=False).encode())
+    return digest.hexdigest()
 
 
 def backbone_digest(network: Network) -> str:
@@ -213,7 +218,7 @@ def _compute(folder: Path | None, work: _Work) -> None:
     """Pass images through the backbone, a share per process; the main process, which has a `folder`, writes."""
     network, images, machine, view = work.network.eval(), work.images, work.machine, work.view
     every = [
-        shares(np.arange(len(images)), BATCH_SIZE * machine.processes, rank, machine.processes)
+        shares(np.arange(len(images)), machine.images_at_once * machine.processes, rank, machine.processes)
         for rank in range(machine.processes)
     ]
     mine = every[machine.rank]
@@ -235,7 +240,7 @@ def _compute(folder: Path | None, work: _Work) -> None:
             return network.features(inputs)
 
     with _writer(folder, (len(images), network.width), view) as write:
-        for step, batch in enumerate(loaded):
+        for step, batch in enumerate(on_device(loaded, machine.device)):
             features = torch.zeros(rows_per_process, network.width, device=machine.device)
             if batch.ids:
                 features[: len(batch.ids)], at_once = in_parts(

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -57,6 +57,11 @@ class Batch:
         look = None if self.look is None else self.look.part(start, end)
         return Batch(self.ids[start:end], self.pixels[start:end], self.labels[start:end], look)
 
+    def moved(self, device: torch.device) -> Batch:
+        """Return it on a graphics processor, copied beside whatever that computes: from memory that is pinned."""
+        pixels, labels = (one.pin_memory().to(device, non_blocking=True) for one in (self.pixels, self.labels))
+        return replace(self, pixels=pixels, labels=labels)
+
 
 def batches(
     dataset: Dataset,
@@ -69,12 +74,16 @@ def batches(
     seed: int = 0,
     epoch: int = 0,
     order: NDArray[np.int64] | None = None,
+    decoded: NDArray[np.uint8] | None = None,
+    stretched: bool = False,
 ) -> Iterator[Batch]:
     """Yield `images` (rows of `dataset.split(...)`) in their order, `batch_size` at a time, the last batch smaller.
 
     A sequence of batch sizes, some perhaps zero, divides them unevenly; `order` is which rows are seen, and when.
     Without `augment` an image is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
-    (seed, epoch, id). Raises `LandmarksError` that names an image which cannot be read.
+    (seed, epoch, id). `decoded` (P, R, R, 3) holds `images` decoded already: its rows are the batch's pixels, and their
+    crops are drawn in its look. `stretched` asks for whole images, made square. Raises `LandmarksError` that names an
+    image which cannot be read.
     """
     reader, workers = ImageReader(dataset), workers or default_workers()
     size, images = preprocessing.image_size, images.select(COLUMNS)
@@ -87,13 +96,22 @@ def batches(
             ids, boxes, look = rows["image_id"].to_list(), None, None
             if augment is not None:
                 drawn = draw(augment, *sides_of(rows), ids, seed=seed, epoch=epoch)
-                boxes, look = drawn.boxes, Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips))
-            pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+                boxes, crops = drawn.boxes, None
+                if decoded is not None:
+                    crops = torch.from_numpy(boxes.astype(np.float32))
+                look = Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), crops, size)
+            if stretched:
+                boxes = np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1))
+            side = size if decoded is None else decoded.shape[1]
+            pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
             labels = rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy()
             batch = Batch(ids, torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), look)
-            reading = _Reading(dataset, reader, preprocessing, rows, pixels, boxes)
+            if decoded is None:
+                load = _Reading(dataset, reader, preprocessing, rows, pixels, boxes).load
+            else:
+                load = _Mapped(decoded, np.arange(start, end) if order is None else order[start:end], pixels).load
             edges = np.linspace(0, len(rows), min(len(rows), PIECES * workers) + 1).astype(int).tolist()
-            pending.append((batch, [pool.submit(reading.load, *bounds) for bounds in pairwise(edges)]))
+            pending.append((batch, [pool.submit(load, *bounds) for bounds in pairwise(edges)]))
 
         try:
             for start, end in _bounds(count, batch_size):
@@ -138,6 +156,46 @@ class _Reading:
                     f"image {identity} in {self.dataset.path_of(shard)} cannot be read ({error})",
                     way_out="fetch or import the dataset again",
                 ) from error
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """The images of one batch that are decoded already, and where they go."""
+
+    decoded: NDArray[np.uint8]  # (P, R, R, 3)
+    places: NDArray[np.int64]  # (N,), of them
+    pixels: NDArray[np.uint8]  # (N, R, R, 3)
+
+    def load(self, start: int, end: int) -> None:
+        """Copy images `start` to `end`, which may read them from the disk."""
+        for row in range(start, end):
+            self.pixels[row] = self.decoded[self.places[row]]
+
+
+def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield batches whose pixels and labels are on `device`; on CUDA the next one is copied while one is used."""
+    if device.type != "cuda":
+        for batch in loaded:
+            yield replace(batch, pixels=batch.pixels.to(device), labels=batch.labels.to(device))
+        return
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    for batch in loaded:
+        with torch.cuda.stream(beside):
+            ahead.append((batch.moved(device), beside.record_event()))
+        if len(ahead) > 1:
+            yield _arrived(*ahead.popleft())
+    while ahead:
+        yield _arrived(*ahead.popleft())
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """Let what is computed from now on wait for the copy, and keep its memory until that is done."""
+    now = torch.cuda.current_stream(batch.pixels.device)
+    now.wait_event(copied)
+    batch.pixels.record_stream(now)
+    batch.labels.record_stream(now)
+    return batch
 
 
 def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, int]]:

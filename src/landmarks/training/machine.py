@@ -29,8 +29,25 @@ from landmarks.training.recipe import Recipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from landmarks.models.network import Network
+
 PACKAGES = ("landmarks", "torch", "timm", "accelerate", "numpy", "pillow", "simplejpeg", "polars", "safetensors")
 """What a run's record names the versions of: everything that numbers pass through."""
+
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precisions in which products are computed in fewer bits than the weights are kept in."""
+
+STEPS_BETWEEN_LOOKS = 20
+"""Steps of a graphics processor between two looks at what it has computed."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was fetched from the device about some steps."""
+
+    steps: list[list[float]]  # sum of losses, right answers, norm of the gradient
+    clock: tuple[float, float]  # seconds of fine-tuning, and since the last checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,9 +81,26 @@ class Machine:
 
     def computing(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products and convolutions are computed in this machine's precision."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        if self.precision in AUTOCAST:
+            return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
         return nullcontext()
+
+    @property
+    def steps_between_looks(self) -> int:
+        """After how many steps numbers are fetched: on the processor nothing is ever waited for."""
+        return 1 if self.device.type == "cpu" else STEPS_BETWEEN_LOOKS
+
+    @property
+    def images_at_once(self) -> int:
+        """Images per pass where nothing is trained: a graphics processor is faster with many."""
+        return 32 if self.device.type == "cpu" else 256
+
+    def catch_up(self) -> None:
+        """Wait until the device has done all that it was asked for; what is timed ends with this."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
 
     def wait(self) -> None:
         """Wait until every process has come here."""
@@ -81,12 +115,21 @@ class Machine:
             return tensor
         try:
             total: torch.Tensor = self.accelerator.reduce(tensor.to(self.device), "sum")
-        except RuntimeError as error:  # gloo: "Connection closed by peer"; NCCL: DistBackendError
-            raise LandmarksError(
-                f"another process of this training is gone ({str(error).splitlines()[0]})",
-                way_out="run the same command again to go on, with any number of processes",
-            ) from error
+        except RuntimeError as error:
+            raise is_gone(error) from error
         return total
+
+    def looked_at(self, steps: torch.Tensor, clock: tuple[float, float]) -> Looked:
+        """Fetch the numbers (n, 3) of n steps: sums of losses and of right answers, which are added over all processes,
+        and the gradient's norm, which is the same in each. Every process gets the main one's `clock`.
+        """
+        if self.processes == 1:
+            return Looked(steps.tolist(), clock)
+        counted = torch.tensor(clock if self.is_main else (0.0, 0.0), dtype=torch.float64)
+        flat = torch.cat([steps[:, :2].double().flatten(), counted.to(self.device)])
+        *sums, first, second = self.summed(flat).tolist()
+        norms = steps[:, 2].tolist()
+        return Looked([[*sums[2 * n : 2 * n + 2], norm] for n, norm in enumerate(norms)], (first, second))
 
     def close(self) -> None:
         """End the connection between the processes; the last thing a training does."""
@@ -106,6 +149,38 @@ class Machine:
         """Print one line, once for all processes."""
         if self.is_main:
             note(text)
+
+
+def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
+    """Tell CUDA's libraries how to compute, and return what was told with its reason.
+
+    With `deterministic`, convolutions and sums give the same bits each time. Without it the quickest algorithm is
+    looked for at the first image of each size, and the last digits of two trainings differ; images, their order, crops
+    and dropout are the same in either case.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)  # a few layers have no such algorithm
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    why = "asked for: the same bits each time, by slower algorithms"
+    chosen = Choice("deterministic", "yes", why)
+    if not deterministic:
+        why = "the quickest algorithms, whose last digits differ each time; --deterministic gives the same bits"
+        chosen = Choice("deterministic", "no", why)
+    products = "10 bits of each number (TF32)" if precision == "tf32" else "all 23 bits of each number, without TF32"
+    return [chosen, Choice("products in float32", products, "TF32 only where it is asked for: --precision tf32")]
+
+
+def is_gone(error: RuntimeError) -> LandmarksError:
+    """Return what to tell when an exchange fails: gloo says "Connection closed by peer", NCCL raises an error of its
+    own."""
+    return LandmarksError(
+        f"another process of this training is gone ({str(error).splitlines()[0]})",
+        way_out="run the same command again to go on, with any number of processes",
+    )
 
 
 def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
@@ -130,8 +205,7 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
         share = f"each sees its share of every {recipe.batch_size} images"
         choices.append(Choice("processes", str(accelerator.num_processes), share))
     if device.value == "cuda":
-        torch.backends.cudnn.benchmark = False  # the fastest algorithm of the day would change the last digits
-        torch.backends.cudnn.deterministic = True
+        choices += set_up_cuda(deterministic=recipe.deterministic, precision=precision.value)
     return Machine(accelerator, precision.value, recipe.workers), choices
 
 
@@ -308,6 +382,15 @@ def in_parts(
         release()
         at_once = math.ceil(min(at_once, len(images)) / 2)
         note(f"out of memory: going on with {at_once} images at a time")
+
+
+def does_not_fit(network: Network) -> LandmarksError:
+    """Return the error for a network that cannot train on a single image in the memory there is."""
+    return LandmarksError(
+        f"{network.backbone_name} at {network.preprocessing.image_size} pixels does not fit into memory",
+        received="no room for a single image",
+        way_out="--set gradient_checkpointing=true, smaller images (--image-size), or a smaller network",
+    )
 
 
 def release() -> None:

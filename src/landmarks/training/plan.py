@@ -20,15 +20,18 @@ from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
 from landmarks.support.terminal import show
-from landmarks.training.finetune import Training, add_gradients, does_not_fit, set_training
+from landmarks.training.finetune import Training, add_gradients, set_training
 from landmarks.training.loader import Batch, batches, normalised
-from landmarks.training.machine import Machine, choose_layout, is_out_of_memory, open_machine, release
+from landmarks.training.machine import Machine, choose_layout, does_not_fit, is_out_of_memory, open_machine, release
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.train import check_data
 
 STEPS = 3
 """Steps that are timed, after one that is not."""
+
+LOADED = 256
+"""Images that are read and decoded to see how fast that goes."""
 
 IMAGES_FIRST = 2
 """Images of the very first pass, from which the memory of a whole step is told before it is taken."""
@@ -57,7 +60,8 @@ class Plan:
     micro_batch: int  # images that pass at once: the recipe's, or as many as fit
     cache_mb: float  # on disk, beside the dataset
     disk_mb: float  # run and checkpoint
-    images_per_second: dict[str, float]  # through the backbone alone, and in training
+    images_per_second: dict[str, float]  # through the backbone alone, in training's steps, and read and decoded
+    limit: str  # what an epoch of training waits for: step or loader
     hours: dict[str, float]  # features, one epoch, total
 
     @property
@@ -106,14 +110,17 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
             checkpoint_gradients(network.backbone)
         micro_batch = _fitting(chosen, each_mb / IMAGES_FIRST, free_mb - weights_mb - optimizer_mb)
         batch = _some(dataset, splits.train, network, chosen, micro_batch)
-        training_rate = _training_rate(network, batch, chosen, machine)
-        backbone_rate = _backbone_rate(network, batch, machine)
+        rates = {
+            "backbone": _backbone_rate(network, batch, machine),
+            "training": _training_rate(network, batch, chosen, machine),
+            "loader": _loader_rate(dataset, splits.train, network, chosen, machine),
+        }
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise does_not_fit(network) from error
     counts = {"train": len(splits.train), "val": len(splits.val)}
-    hours = _hours(chosen, counts, backbone_rate, training_rate)
+    hours = _hours(chosen, counts, rates, shared=machine.device.type == "cpu")
     views = 0 if chosen.from_scratch else chosen.head_views - 1
     cached = 0 if chosen.from_scratch else sum(counts.values()) + views * counts["train"]
     return Plan(
@@ -125,7 +132,8 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
         micro_batch=micro_batch,
         cache_mb=2 * cached * network.width / MB,
         disk_mb=3 * weights_mb + 4 * trained * MOMENTS[chosen.optimizer] / MB,  # the run, network and best, moments
-        images_per_second={"backbone": backbone_rate, "training": training_rate},
+        images_per_second=rates,
+        limit="loader" if rates["loader"] < rates["training"] else "step",
         hours=hours,
     )
 
@@ -202,6 +210,7 @@ def _training_rate(network: Network, batch: Batch, recipe: Recipe, machine: Mach
         add_gradients(training, batch, len(batch.ids), len(batch.ids))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        machine.catch_up()
         seconds.append(time.monotonic() - started)
     del optimizer
     release()
@@ -221,9 +230,25 @@ def _backbone_rate(network: Network, batch: Batch, machine: Machine) -> float:
     return len(batch.ids) / float(np.median(seconds[1:]))
 
 
-def _hours(recipe: Recipe, counts: dict[str, int], backbone_rate: float, training_rate: float) -> dict[str, float]:
-    epoch = counts["train"] / training_rate + counts["val"] / backbone_rate
-    features = 0.0 if recipe.from_scratch else (sum(counts.values()) / backbone_rate) * recipe.head_views
+def _loader_rate(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, machine: Machine) -> float:
+    """Return the images per second that are read, decoded and cropped when nothing else is to do."""
+    rows = np.random.default_rng(0).permutation(len(images))[:LOADED]  # from all shards, as an epoch reads them
+    started = time.monotonic()
+    settings = {"augment": recipe.augmentation, "workers": machine.workers, "order": rows}
+    for _ in batches(dataset, images, network.preprocessing, batch_size=32, **settings):  # type: ignore[arg-type]
+        pass
+    return len(rows) / (time.monotonic() - started)
+
+
+def _hours(recipe: Recipe, counts: dict[str, int], rates: dict[str, float], *, shared: bool) -> dict[str, float]:
+    """Return hours, of which loader and network each take their own when they have the cores in common (`shared`)."""
+
+    def seconds(images: int, rate: float) -> float:
+        reading, computing = images / rates["loader"], images / rate
+        return reading + computing if shared else max(reading, computing)
+
+    epoch = seconds(counts["train"], rates["training"]) + seconds(counts["val"], rates["backbone"])
+    features = 0.0 if recipe.from_scratch else seconds(sum(counts.values()), rates["backbone"]) * recipe.head_views
     finetune = epoch * recipe.epochs
     if recipe.time_limit is not None:
         finetune = min(finetune, 60 * recipe.time_limit)
@@ -247,6 +272,8 @@ def print_plan(found: Plan) -> None:
         ("disk: run and checkpoint", f"{found.disk_mb:,.0f} MB"),
         ("speed: backbone alone", f"{found.images_per_second['backbone']:,.1f} images/s"),
         ("speed: training", f"{found.images_per_second['training']:,.1f} images/s"),
+        ("speed: reading and decoding alone", f"{found.images_per_second['loader']:,.1f} images/s"),
+        ("the limit", "reading and decoding" if found.limit == "loader" else "the network's steps"),
         ("time: features", _duration(found.hours["features"])),
         ("time: one epoch, validation included", _duration(found.hours["epoch"])),
         ("time: in all", _duration(found.hours["total"])),

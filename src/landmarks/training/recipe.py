@@ -17,7 +17,8 @@ from landmarks.training.limits import OneOf, Within, annotations_of, require, re
 SHIPPED = ("default", "instant", "study")
 """Names of the recipes that ship: files of `landmarks.training.recipes`, each with PRETRAINED and FROM_SCRATCH."""
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
+CACHES = ("none", "decoded")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
 HEAD_SOLVERS = ("gradient", "discriminant")
@@ -172,11 +173,18 @@ class Recipe:
     freeze_bn: Annotated[bool, "keep the running statistics of batch normalisation"] = False
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    cache: Annotated[
+        str, OneOf(CACHES), "decoded: training images are kept decoded on disk, and crops taken on the device"
+    ] = "none"
+
     # The machine: these change speed and memory, and the weights only by rounding.
     device: Annotated[str, OneOf(DEVICES), "what computes; auto: a GPU where there is one"] = "auto"
     precision: Annotated[
         str, OneOf(PRECISIONS), "precision of the computation; auto: the fastest that keeps the results"
     ] = "auto"
+    deterministic: Annotated[
+        bool, "on CUDA the same bits each time, by slower algorithms; elsewhere they are the same anyway"
+    ] = False
     compile: Annotated[bool, "compile the backbone first: some minutes once, faster steps after"] = False
     gradient_checkpointing: Annotated[
         bool, "keep less on the way forth and compute it again: less memory, slower steps"

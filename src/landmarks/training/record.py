@@ -12,10 +12,10 @@ from landmarks.dataset.manifest import SPLITS, Dataset
 from landmarks.dataset.naming import identified_by
 from landmarks.models.catalogue import gmacs
 from landmarks.models.network import Network, count_parameters, has_maps
-from landmarks.training.finetune import State
 from landmarks.training.machine import Choice, Machine, describe_machine, peak_memory_mb, versions
 from landmarks.training.own_data import whereabouts
 from landmarks.training.recipe import Recipe
+from landmarks.training.state import State
 
 
 def record_of(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
@@ -25,7 +24,7 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record, write_record
 from landmarks.training.checkpoint import FILE as CHECKPOINT
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
-from landmarks.training.finetune import State, finetune
+from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
 from landmarks.training.machine import Choice, Machine, choose_layout, open_machine
 from landmarks.training.own_data import seen_in_training
@@ -33,6 +32,8 @@ from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_na
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
 from landmarks.training.ridge import ridge_probe
 from landmarks.training.run import RECORD, Run, open_run, write_run
+from landmarks.training.state import State
+from landmarks.training.timing import LAYOUTS, choose_by_timing
 
 PROBE_CLASSES = 20_000
 """With more landmarks than this the closed-form probe would take longer than it is worth."""
@@ -56,6 +57,8 @@ def train(
     time_limit: float | FromRecipe | None = FROM_RECIPE,
     precision: str | FromRecipe = FROM_RECIPE,
     device: str | FromRecipe = FROM_RECIPE,
+    cache: str | FromRecipe = FROM_RECIPE,
+    deterministic: bool | FromRecipe = FROM_RECIPE,
     **settings: Any,
 ) -> Run:
     """Train a network on the dataset folder `data` and return the run written to the folder `out`.
@@ -82,6 +85,8 @@ def train(
         time_limit=time_limit,
         precision=precision,
         device=device,
+        cache=cache,
+        deterministic=deterministic,
         **settings,
     )
     size = from_pretrained(pretrained_record(chosen.backbone), chosen.image_size).image_size
@@ -112,10 +117,8 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         ).to(machine.device)
         network.head.adapt(np.bincount(labels_of(splits.train), minlength=network.classes))
         begin(checkpoint, wanted, backbone_digest(network), machine)
-        layout = choose_layout(network)
-        if layout.value == "channels last":
-            network.to(memory_format=torch.channels_last)
-        choices = [*choices, layout, *choices_of(recipe)]
+        machine, fastest = settle(network, machine, recipe, checkpoint, choices)
+        choices = [*(one for one in choices if one.what != "precision"), *fastest, *choices_of(recipe)]
         if recipe.gradient_checkpointing:
             count = checkpoint_gradients(network.backbone)
             choices.append(Choice("gradient checkpointing", f"{count} blocks", "asked for: less memory, slower steps"))
@@ -234,9 +237,13 @@ def tracked(machine: Machine, recipe: Recipe, out: Path, state: State) -> Iterat
 STARTED = "started.json"
 """In `checkpoint/`, from the first moment on: what is being trained."""
 
+MACHINE = "machine.json"
+"""In `checkpoint/`: what number format and memory layout were chosen for this training."""
+
 NOT_THE_RESULT = (
     "device",
     "precision",
+    "deterministic",
     "compile",
     "workers",
     "threads",
@@ -327,6 +334,29 @@ def begin(checkpoint: Path, wanted: dict[str, Any], backbone: str, machine: Mach
         else:
             write_record(checkpoint / STARTED, {**wanted, "backbone": backbone}, verb="train")
     machine.wait()
+
+
+def settle(
+    network: Network, machine: Machine, recipe: Recipe, checkpoint: Path, choices: list[Choice]
+) -> tuple[Machine, list[Choice]]:
+    """Lay `network` out and return the machine in the format it computes in, each by a short timing, with figures.
+
+    A format that was asked for is taken without one, and so is the usual one where no step will be taken; `choices`
+    names either. A training that goes on computes as it began.
+    """
+    place = checkpoint / MACHINE
+    if recipe.precision != "auto" or not recipe.epochs:
+        found = [*(one for one in choices if one.what == "precision"), choose_layout(network)]
+    elif machine.from_main(place.exists()):
+        found = [Choice(**one) for one in machine.from_main(read_record(place)["choices"])]
+    else:
+        timing = choose_by_timing(network, machine) if machine.is_main else None
+        found = machine.from_main(timing.choices() if timing else None)
+        if machine.is_main:
+            write_record(place, {"choices": [one.record() for one in found]}, verb="train")
+    precision, layout = found
+    network.to(memory_format=LAYOUTS[layout.value])
+    return replace(machine, precision=precision.value), found
 
 
 def finished(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:

@@ -1,0 +1,392 @@
+"""A short visit to a rented card: what feeds it, how fast it steps, and which promises hold on it.
+
+    python benchmarks/gpu.py [--seconds 340] [--images 4000] [--batch 128] [--keep FOLDER]
+
+One command for one card with about 16 cores, under six minutes with the defaults; it makes its own images (512 pixels,
+JPEG), needs no network, and beyond torch and timm only what `pip install "landmarks[train]"` brings, and torchvision
+(which timm needs anyway) for torch's own loader. Every measurement is a process of its own; those for which no time is
+left are named. On a machine without a card it runs as well: `--tiny` tries every part in about two minutes.
+
+Per network, images per second: `bare` (forth, back, fused AdamW on tensors that lie on the device), `ours` (the step of
+our training on a batch made in advance), `shards` (the same from our loader), `torch_loader` and `timm_loader` (the
+bare step fed by torch's DataLoader with torchvision's transforms, and by timm's loader, a process per core). Then our
+loader alone by workers, `train` from start to end, two trainings with one seed with and without `--deterministic`,
+float16, a batch that does not fit, and a training that is killed and goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import FOLDER, machine, told
+
+NETWORKS = (("resnet50", 224), ("xception", 299), ("mobilenetv2_100", 160), ("vit_small_patch16_224", 224))
+TINY = (("test_resnet", 64), ("test_vit", 160))
+SIDE, LANDMARKS = 512, 20
+WARM = 5
+"""Steps before the clock starts."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=340, help="after these nothing new is begun")
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--keep", type=Path, help="where images stay for the next time")
+    parser.add_argument("--tiny", action="store_true", help="every part with the smallest networks and few images")
+    chosen = parser.parse_args()
+    if chosen.tiny:
+        chosen.images, chosen.batch, chosen.steps = 160, 8, 3
+    ends = time.monotonic() + chosen.seconds
+    whole: dict[str, Any] = {"machine": machine(), "networks": [], "checks": {}, "not_begun": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = chosen.keep or Path(scratch)
+        whole["seconds_of_images"] = make_images(place, chosen.images)
+        networks = TINY if chosen.tiny else NETWORKS
+        small = networks[0] if chosen.tiny else ("mobilenetv2_100", 160)
+        cores = os.cpu_count() or 1
+        workers = [count for count in (1, 2, 4, 8, 16, 32) if count <= cores]
+        plan: list[tuple[str, list[Any]]] = [
+            ("steps", [*networks[0], chosen.batch, chosen.steps]),
+            ("loader", [SIDE if chosen.tiny else 224, *workers]),
+            ("kill", [*small]),
+            ("whole", [*small, 2 if chosen.tiny else 10]),
+            ("seeds", [*small]),
+            ("float16", [*small]),
+            ("too_large", [*networks[0], chosen.batch]),
+            *(("steps", [*network, chosen.batch, chosen.steps]) for network in networks[1:]),
+        ]
+        for name, words in plan:
+            if time.monotonic() > ends:
+                whole["not_begun"].append([name, *map(str, words)])
+                continue
+            started = time.monotonic()
+            found = told(sys.executable, __file__, "part", name, place, *words)
+            found["took_seconds"] = round(time.monotonic() - started, 1)
+            if name == "steps":
+                whole["networks"].append(found)
+            else:
+                whole["checks"][name] = found
+            print(name, *words, json.dumps(found), flush=True)
+    show(whole)
+    if not chosen.tiny:
+        (FOLDER / "gpu.json").write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def show(whole: dict[str, Any]) -> None:
+    """Print the table of networks, and what was not begun."""
+    columns = ("network", "pixels", "bare", "ours", "shards", "torch_loader", "timm_loader", "peak_mb", "precision")
+    print(*(f"{column:>13}" for column in columns))
+    for row in whole["networks"]:
+        print(*(f"{row[name]:>13,.0f}" if isinstance(row[name], float) else f"{row[name]:>13}" for name in columns))
+    for part in whole["not_begun"]:
+        print("not begun, no time was left:", *part)
+
+
+# ── Images ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_images(place: Path, count: int) -> float:
+    """Write `count` JPEGs in folders and as a divided dataset, unless they are there; return the seconds it took."""
+    import landmarks
+    from landmarks.dataset.images import encode, resize
+
+    started = time.monotonic()
+    if (place / "data" / "splits.parquet").exists():
+        return 0.0
+
+    def paint(number: int) -> None:
+        random = np.random.default_rng(number)
+        coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        image = resize(coarse, SIDE, SIDE * 3 // 4).astype(np.int16) + random.integers(
+            -12, 13, (SIDE * 3 // 4, SIDE, 1)
+        )
+        file = place / "folders" / f"landmark {number % LANDMARKS:02d}" / f"{number:06d}.jpg"
+        file.write_bytes(encode(np.clip(image, 0, 255).astype(np.uint8), quality=90))
+
+    for landmark in range(LANDMARKS):
+        (place / "folders" / f"landmark {landmark:02d}").mkdir(parents=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(paint, range(count)))
+    landmarks.import_(place / "folders", place / "data")
+    landmarks.split(place / "data", by="random", val=0.1, test=0)
+    return round(time.monotonic() - started, 1)
+
+
+# ── Steps ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def steps(place: Path, backbone: str, pixels: int, batch: int, count: int) -> dict[str, Any]:  # noqa: PLR0915
+    """Return images per second of the bare step, of ours, and of both when they are fed."""
+    import torch
+
+    from landmarks.dataset.manifest import open_dataset
+    from landmarks.models.network import build_network
+    from landmarks.training.finetune import Training, add_gradients, set_training
+    from landmarks.training.loader import Batch, batches, on_device
+    from landmarks.training.machine import open_machine, peak_memory_mb
+    from landmarks.training.optimizer import make_optimizer
+    from landmarks.training.recipe import recipe_named
+    from landmarks.training.timing import choose_by_timing
+
+    recipe = recipe_named("default", backbone=backbone, weights="none", tracking="none", image_size=pixels)
+    opened, _ = open_machine(recipe, place)
+    network = build_network(backbone, classes=LANDMARKS, weights="none", image_size=pixels).to(opened.device)
+    timing = choose_by_timing(network, opened)
+    device = opened.device
+    computing = type(opened)(opened.accelerator, timing.way.precision, opened.workers)
+    set_training(network, freeze_bn=False)
+    optimizer = make_optimizer(network, recipe)
+    training = Training(network, recipe, computing, torch.ones(LANDMARKS, device=device), network.features)
+
+    def bare(images: torch.Tensor, labels: torch.Tensor) -> None:
+        with computing.computing():
+            logits = network(images)
+        torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.1).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def ours(some: Batch) -> None:
+        add_gradients(training, some, len(some.ids), len(some.ids))
+        training.scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or float("inf"))
+        training.scaler.step(optimizer)
+        training.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def rate(fed: Iterator[Any], step: Callable[..., None]) -> float:
+        seen, started = 0, 0.0
+        for number in range(WARM + count):
+            some = next(fed)
+            if number == WARM:
+                computing.catch_up()
+                started = time.perf_counter()
+            step(*some)
+            seen += batch if number >= WARM else 0
+        computing.catch_up()
+        return seen / (time.perf_counter() - started)
+
+    def endless(make: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+        epoch = 0
+        while True:
+            yield from make(epoch)
+            epoch += 1
+
+    dataset = open_dataset(place / "data")
+    train = dataset.split("train")
+    whole = len(train) // batch * batch
+    if not whole:
+        raise SystemExit(f"{len(train)} images are less than a batch")
+
+    def shards(epoch: int) -> Iterator[tuple[Batch]]:
+        settings = {"batch_size": batch, "augment": recipe.augmentation, "epoch": epoch}
+        order = np.random.default_rng(epoch).permutation(len(train))[:whole]
+        loaded = batches(dataset, train, network.preprocessing, order=order, **settings)  # type: ignore[arg-type]
+        return ((some,) for some in on_device(loaded, device))
+
+    layout = {"channels last": torch.channels_last}.get(timing.way.layout, torch.contiguous_format)
+    images = torch.randn(batch, 3, pixels, pixels, device=device).to(memory_format=layout)
+    labels = torch.arange(batch, device=device) % LANDMARKS
+    ready = next(shards(0))
+    found: dict[str, Any] = {"network": backbone, "pixels": pixels, "batch": batch, **timing.way.__dict__}
+    found["timed"] = {f"{way.precision}, {way.layout}": rate for way, rate in timing.rates.items()}
+    found["bare"] = rate(endless(lambda _: iter([(images, labels)])), bare)
+    found["ours"] = rate(endless(lambda _: iter([ready])), ours)
+    found["shards"] = rate(endless(shards), ours)
+    found["peak_mb"] = peak_memory_mb()
+
+    def moved(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for some, wanted in loader:
+            on_card = some.to(device, non_blocking=True).to(memory_format=layout)
+            yield on_card, wanted.to(device, non_blocking=True)
+
+    for name, make in (("torch_loader", torch_loader), ("timm_loader", timm_loader)):
+        loader = make(place / "folders", pixels, batch, device)
+        found[name] = rate(endless(lambda _, loader=loader: moved(loader)), bare)  # type: ignore[misc]
+    return found
+
+
+def torch_loader(folders: Path, pixels: int, batch: int, device: Any) -> Any:
+    """Return torch's DataLoader as its tutorials have it: Pillow, torchvision's transforms, a process per core."""
+    import torch
+    from torchvision import datasets, transforms
+
+    looks = [transforms.RandomResizedCrop(pixels, (0.35, 1.0)), transforms.RandomHorizontalFlip()]
+    looks += [transforms.ColorJitter(0.2, 0.2, 0.2), transforms.ToTensor()]
+    looks += [transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    return torch.utils.data.DataLoader(
+        datasets.ImageFolder(str(folders), transforms.Compose(looks)),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=os.cpu_count() or 1,
+        pin_memory=device.type == "cuda",
+        persistent_workers=True,
+    )
+
+
+def timm_loader(folders: Path, pixels: int, batch: int, device: Any) -> Any:
+    """Return timm's loader with the defaults of its `train.py`, prefetching to a card."""
+    from timm.data import create_dataset, create_loader
+
+    return create_loader(
+        create_dataset("", root=str(folders), is_training=True),
+        input_size=(3, pixels, pixels),
+        batch_size=batch,
+        is_training=True,
+        color_jitter=0.4,
+        interpolation="random",
+        num_workers=os.cpu_count() or 1,
+        use_prefetcher=device.type == "cuda",
+        persistent_workers=True,
+        device=device,
+    )
+
+
+# ── The loader alone, and whole trainings ───────────────────────────────────────────────────────────────────────────
+
+
+def loader(place: Path, pixels: int, *workers: int) -> dict[str, Any]:
+    """Return processor milliseconds an image and images per second of our loader by workers."""
+    from loader import measure
+
+    return measure(str(place / "data"), pixels, 1280, *workers)
+
+
+TRAINING = """
+import os, signal, sys
+from landmarks.training import finetune
+from landmarks.training.train import train
+kill, data, out, weights, backbone, pixels, epochs, precision, deterministic = sys.argv[1:]
+finetune.SECONDS_BETWEEN_CHECKPOINTS = 0.5 if int(kill) else 180.0
+original, steps = finetune.add_gradients, iter(range(1, 10**9))
+def mortal(*arguments):
+    if next(steps) == int(kill):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+finetune.add_gradients = mortal
+train(data, out, backbone=backbone, weights=weights, image_size=int(pixels), epochs=int(epochs), patience=int(epochs),
+      tracking="none", precision=precision, deterministic=deterministic == "yes")
+"""
+
+
+def trained(place: Path, out: str, backbone: str, pixels: int, epochs: int, **settings: Any) -> dict[str, Any]:
+    """Train from weights drawn once; return seconds, images per second, digest and best validation."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from landmarks.training.run import open_run
+
+    settings = {"kill": 0, "precision": "auto", "deterministic": "no", **settings}
+    weights = place / f"{backbone}.safetensors"
+    if not weights.exists():
+        torch.manual_seed(0)
+        state = timm.create_model(backbone, num_classes=0).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
+    words = [settings["kill"], place / "data", place / "runs" / out, weights, backbone, pixels, epochs]
+    words += [settings["precision"], settings["deterministic"]]
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", TRAINING, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    seconds = time.monotonic() - started
+    if settings["kill"]:
+        return {"killed": ended.returncode == -signal.SIGKILL, "seconds": seconds}
+    if ended.returncode:
+        raise SystemExit(ended.stderr[-3000:])
+    run = open_run(place / "runs" / out)
+    fine = run.record["seconds"]["finetune"]
+    images = run.record["data"]["images"]["train"] * epochs
+    lines = [line for line in ended.stderr.splitlines() if line.startswith(("precision", "memory layout", "determin"))]
+    return {
+        "seconds": seconds,
+        "finetune_images_per_second": images / fine,
+        "seconds_of": run.record["seconds"],
+        "digest": run.digest,
+        "best": run.record["best"],
+        "peak_mb": run.record["peak_memory_mb"],
+        "choices": lines,
+    }
+
+
+def whole(place: Path, backbone: str, pixels: int, epochs: int) -> dict[str, Any]:
+    """Return what one training from start to end takes."""
+    return trained(place, "whole", backbone, pixels, epochs)
+
+
+def seeds(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
+    """Return whether two trainings with one seed end in the same bits, with and without `--deterministic`, and its
+    price."""
+    found: dict[str, Any] = {}
+    rates = {}
+    for way in ("no", "yes"):
+        runs = [trained(place, f"seed-{way}-{turn}", backbone, pixels, 2, deterministic=way) for turn in (1, 2)]
+        found[f"deterministic_{way}"] = {"same_bits": runs[0]["digest"] == runs[1]["digest"], "runs": runs}
+        rates[way] = max(run["finetune_images_per_second"] for run in runs)
+    return {"price_of_deterministic": rates["no"] / rates["yes"], **found}
+
+
+def float16(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
+    """Return what a training in float16 reaches."""
+    return trained(place, "float16", backbone, pixels, 2, precision="float16")
+
+
+def kill(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
+    """Return whether a training that is killed and goes on ends in the same bits as one that never was."""
+    unbroken = trained(place, "unbroken", backbone, pixels, 2, deterministic="yes")
+    first = trained(place, "broken", backbone, pixels, 2, deterministic="yes", kill=7)
+    again = trained(place, "broken", backbone, pixels, 2, deterministic="yes")
+    return {"killed": first["killed"], "same_bits": unbroken["digest"] == again["digest"]}
+
+
+def too_large(place: Path, backbone: str, pixels: int, batch: int) -> dict[str, Any]:
+    """Return what a step of more images than fit is divided into; on a processor nothing is tried."""
+    import torch
+
+    from landmarks.models.network import build_network
+    from landmarks.training.finetune import Training, add_gradients, set_training
+    from landmarks.training.loader import Batch
+    from landmarks.training.machine import open_machine
+    from landmarks.training.recipe import recipe_named
+
+    recipe = recipe_named("default", backbone=backbone, weights="none", tracking="none", image_size=pixels)
+    computing, _ = open_machine(recipe, place)
+    if computing.device.type != "cuda":
+        return {"tried": False, "why": "a processor's memory is the machine's"}
+    free = torch.cuda.mem_get_info()[0]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 6e9 / free))  # 6 GB, so that the step is no minutes long
+    network = build_network(backbone, classes=LANDMARKS, weights="none", image_size=pixels).to(computing.device)
+    set_training(network, freeze_bn=False)
+    training = Training(network, recipe, computing, torch.ones(LANDMARKS, device=computing.device), network.features)
+    many = 8 * batch
+    pixels_of_all = torch.zeros(many, 3, pixels, pixels, dtype=torch.uint8)
+    some = Batch([str(number) for number in range(many)], pixels_of_all, torch.zeros(many, dtype=torch.int64))
+    _, _, fitted = add_gradients(training, some, many, many)
+    return {"tried": True, "images": many, "at_a_time": fitted, "of_memory_gb": 6.0}
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    part.__name__: part for part in (steps, loader, whole, seeds, float16, kill, too_large)
+}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["part"]:
+        words = [int(word) if word.isdigit() else word for word in sys.argv[4:]]
+        print(json.dumps(PARTS[sys.argv[2]](Path(sys.argv[3]), *words)))
+    else:
+        main()

@@ -1,0 +1,132 @@
+"""The decoded cache: training images decoded once, kept on disk at the size training needs, and mapped from there.
+
+In `DATA/decoded/<digest>/`, or in `$XDG_CACHE_HOME/landmarks/decoded/<digest>/` where DATA may only be read. Each image
+is stretched to one square, so that the crop that an epoch draws is a box in shares of it; the crop is taken on the
+device, by bilinear interpolation. An epoch then decodes nothing, and reads 3 × side² bytes an image.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from landmarks.dataset.images import DECODER
+from landmarks.dataset.manifest import Dataset
+from landmarks.models.preprocessing import Preprocessing
+from landmarks.support.console import note, progress
+from landmarks.support.disk import can_write, require_free_disk
+from landmarks.support.errors import BusyError, StaleError
+from landmarks.support.files import cache_folder, digest_of, held, read_record, write_record, written_whole
+from landmarks.training.features import digest_of_images
+from landmarks.training.loader import batches
+from landmarks.training.machine import Machine
+
+RECORD = "decoded.json"
+"""Written last: a folder that holds it holds a whole cache."""
+
+PIXELS = "pixels.npy"
+
+SPARE = 1.25
+"""Side of what is kept, in sides of what the network sees: smaller crops are enlarged, larger ones made smaller."""
+
+BLOCK = 64
+"""Images that are decoded at a time."""
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def decoded_images(
+    dataset: Dataset, images: pl.DataFrame, preprocessing: Preprocessing, *, machine: Machine
+) -> NDArray[np.uint8]:
+    """Return `images` as (P, R, R, 3), a memory map in their order, from the cache when they are there.
+
+    Raises `StaleError` when a cache is there but not what its name says, and `LandmarksError` that names an image which
+    cannot be read, or says how much disk is missing.
+    """
+    kept = replace(preprocessing, image_size=round(SPARE * preprocessing.image_size))
+    key = {
+        "side": kept.image_size,
+        "interpolation": kept.interpolation,
+        "decoder": DECODER,
+        "images": digest_of_images(images),
+    }
+    folder = machine.from_main(_folder_for(dataset, digest_of(key)) if machine.is_main else None)
+    if machine.is_main:
+        _make(folder, key, dataset, images, kept=kept, machine=machine)
+    machine.wait()
+    return _open(folder, key, len(images), kept.image_size)
+
+
+def _folder_for(dataset: Dataset, digest: str) -> Path:
+    own = dataset.folder / "decoded"
+    if (own / digest / RECORD).exists() or can_write(own):
+        return own / digest
+    elsewhere = cache_folder() / "decoded" / digest
+    note(f"{dataset.folder} cannot be written: its decoded images are kept in {elsewhere}")
+    return elsewhere
+
+
+def _make(
+    folder: Path,
+    key: dict[str, Any],
+    dataset: Dataset,
+    images: pl.DataFrame,
+    *,
+    kept: Preprocessing,
+    machine: Machine,
+) -> None:
+    """Decode into `folder`, unless it is done; another process that is at it is waited for."""
+    told = False
+    while not (folder / RECORD).exists():
+        try:
+            with held(folder):
+                if not (folder / RECORD).exists():
+                    _decode(folder, dataset, images, kept, machine)
+                    write_record(folder / RECORD, {"key": key, "images": len(images)}, verb="train")
+        except BusyError:
+            if not told:
+                note("another process is decoding the same images; waiting for it")
+            told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _decode(folder: Path, dataset: Dataset, images: pl.DataFrame, kept: Preprocessing, machine: Machine) -> None:
+    side = kept.image_size
+    require_free_disk(folder, 3 * side * side * len(images) + 4096)
+    with written_whole(folder / PIXELS) as aside, progress("decoding", len(images)) as advance:
+        np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(len(images), side, side, 3))
+        done = 0
+        for batch in batches(dataset, images, kept, batch_size=BLOCK, workers=machine.workers, stretched=True):
+            # Mapped for each block anew: Windows would not rename a file that is still mapped at the end.
+            mapped = np.lib.format.open_memmap(aside, mode="r+")
+            mapped[done : done + len(batch.ids)] = batch.pixels.permute(0, 2, 3, 1).numpy()
+            done += len(batch.ids)
+            advance(len(batch.ids))
+
+
+def _open(folder: Path, key: dict[str, Any], count: int, side: int) -> NDArray[np.uint8]:
+    record = read_record(folder / RECORD)
+    try:
+        pixels: NDArray[np.uint8] = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise StaleError(f"the decoded images in {folder} cannot be read ({error})", way_out="delete it") from error
+    if (
+        record.get("key") != json.loads(json.dumps(key))
+        or pixels.dtype != np.uint8
+        or pixels.shape
+        != (
+            count,
+            side,
+            side,
+            3,
+        )
+    ):
+        raise StaleError(f"the decoded images in {folder} are other images", way_out="delete it")
+    return pixels

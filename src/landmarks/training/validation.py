@@ -1,0 +1,43 @@
+"""Validation: how right a network is in the midst of its training, measured by all processes together."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.models.network import Network
+from landmarks.training.loader import batches, joined, normalised, on_device, shares
+from landmarks.training.machine import Machine, in_parts
+
+
+@torch.no_grad()
+def measure(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine: Machine) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy on `images`, each measured by one process."""
+    network.eval()
+    at_once = machine.images_at_once
+    mine = shares(np.arange(len(images)), at_once * machine.processes, machine.rank, machine.processes)
+    sums = torch.zeros(2, device=machine.device)
+
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        with machine.computing():
+            features = network.features(normalised(pixels, network.preprocessing))
+        return network.classify(features.float())
+
+    loaded = batches(
+        dataset,
+        images,
+        network.preprocessing,
+        order=joined(mine),
+        batch_size=[len(step) for step in mine],
+        workers=machine.workers,
+    )
+    for batch in on_device(loaded, machine.device):
+        if batch.ids:
+            logits, at_once = in_parts(logits_of, batch.pixels, at_once)
+            sums[0] += (logits.argmax(1) == batch.labels).sum()
+            sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
+    accuracy, loss = (machine.summed(sums).double() / len(images)).tolist()
+    return accuracy, loss
