@@ -104,7 +104,7 @@ def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) ->
     """
     if isinstance(head, LinearHead):
         rows = head.output.weight if labels is None else head.output.weight[labels]
-        return rows.expand(len(features), -1, -1)
+        return rows.expand(features.shape[0], -1, -1)  # `len` would fix the batch of an export
     if isinstance(head, MlpHead):
         awake = (head.hidden(features) > 0).to(features.dtype)
         rows = head.output.weight if labels is None else head.output.weight[labels]
@@ -120,7 +120,7 @@ def _cosine_gradient(head: ArcFaceHead, features: Tensor, labels: Tensor | None)
     length = embedded.norm(dim=1)[:, None, None]
     unit = embedded[:, None] / length
     centres = F.normalize(head.centres, dim=2)
-    centres = centres.expand(len(features), *centres.shape) if labels is None else centres[labels]
+    centres = centres.expand(features.shape[0], *centres.shape) if labels is None else centres[labels]
     cosine = torch.einsum("nkjd,nd->nkj", centres, unit[:, 0])
     best = cosine.max(2, keepdim=True)
     nearest = torch.take_along_dim(centres, best.indices[..., None], dim=2)[:, :, 0]

@@ -56,7 +56,8 @@ def graph_parts(recogniser: Recogniser, *, compact: bool = False) -> Parts:
     size = network.preprocessing.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     backbone = _Backbone(network, with_maps=not why).eval()
-    tail = _Tail(recogniser, network, with_maps=not why, compact=compact).eval()
+    kind = _Tail if why else _TailWithMaps
+    tail = kind(recogniser, network, compact=compact).eval()
     inputs, outputs = [FEATURES], [FEATURES]
     named = list(OUTPUTS[:3])
     if not why:
@@ -102,18 +103,17 @@ class _Backbone(nn.Module):
 class _Tail(nn.Module):
     """What follows the features: all of it small, and kept in single precision."""
 
-    def __init__(self, recogniser: Recogniser, network: Network, *, with_maps: bool, compact: bool) -> None:
+    def __init__(self, recogniser: Recogniser, network: Network, *, compact: bool) -> None:
         super().__init__()
-        self.head, self.temperature, self.with_maps = network.head, recogniser.temperature, with_maps
+        self.head, self.temperature = network.head, recogniser.temperature
         self.answers = min(MAPPED, network.classes)
         self.rule = recogniser.rule
         self.weights = {MSP: 1.0} if self.rule is None else dict(self.rule.weights)
         needs = {KNN, MAHALANOBIS} & set(self.weights)
         self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs, network.width, compact=compact)
 
-    def forward(self, *between: Tensor) -> tuple[Tensor, ...]:
-        """Return probabilities, known_score, best and, with maps, the heat maps of the best."""
-        features = between[-1]
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Return probabilities, known_score and best of features (N, C)."""
         logits = self.head(features)
         probabilities = (logits / self.temperature).softmax(1)
         best = logits.topk(self.answers, dim=1).indices  # in ONNX the smaller label of two equal ones is first
@@ -122,9 +122,14 @@ class _Tail(nn.Module):
             scores |= self.gallery(features)
         known = torch.stack([weight * scores[name] for name, weight in self.weights.items()]).sum(0)
         known = known + (0.0 if self.rule is None else self.rule.constant)
-        if not self.with_maps:
-            return probabilities, known, best
-        heat = weighted(between[0], channel_weights(self.head, between[0], features, best))
+        return probabilities, known, best
+
+
+class _TailWithMaps(_Tail):
+    def forward(self, last_maps: Tensor, features: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return what `_Tail` does and the heat maps of the best, from maps (N, C, h, w) and features (N, C)."""
+        probabilities, known, best = super().forward(features)
+        heat = weighted(last_maps, channel_weights(self.head, last_maps, features, best))
         warmest = heat.amax((-2, -1), keepdim=True).clamp(min=1e-30)  # where nothing is warm, 0 by it is 0
         return probabilities, known, best, heat / warmest
 
@@ -231,7 +236,7 @@ def _exported(
                 given,
                 input_names=inputs,
                 output_names=outputs,
-                dynamic_shapes=(shapes,) if isinstance(module, _Tail) else shapes,
+                dynamic_shapes=shapes,
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -247,7 +252,14 @@ def _exported(
         for logger, level in zip(quiet, levels, strict=True):
             logger.setLevel(level)
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    frozen = [one.name for one in model.graph.output if not one.type.tensor_type.shape.dim[0].dim_param]
+    if frozen:
+        raise LandmarksError(
+            f"{name} cannot be exported for any number of images: {', '.join(frozen)} have a fixed one",
+            way_out="name a run of another network",
+        )
+    return model
 
 
 def joined(parts: Parts) -> onnx.ModelProto:

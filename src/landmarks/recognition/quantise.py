@@ -81,10 +81,11 @@ def _by(way: Way, backbone: onnx.ModelProto, images: _Images) -> onnx.ModelProto
 
     options = {"CalibMovingAverage": way.average, "WeightSymmetric": True, "ForceQuantizeNoInputCheck": False}
     with tempfile.TemporaryDirectory() as folder, _silent():
-        path = Path(folder) / "quantised.onnx"
+        given, path = Path(folder) / "given.onnx", Path(folder) / "quantised.onnx"
+        onnx.save_model(backbone, given)
         try:
             quantize_static(
-                backbone,
+                given,
                 path,
                 images,
                 quant_format=QuantFormat.QDQ,
