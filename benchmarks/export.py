@@ -89,6 +89,8 @@ def agreement(run: Path, data: Path, place: Path, kind: str) -> dict[str, Any]:
         read_predictions(folder / "predictions" / f"{numbers.name}.parquet")
         for folder, numbers in ((run, first), (place.with_suffix(".evaluation"), second))
     ]
+    both = tables[0].select("image_id").join(tables[1].select("image_id"), on="image_id", how="semi")
+    tables = [both.join(table, on="image_id", how="left", maintain_order="left") for table in tables]
     best = [table["label"].list.first().to_numpy() for table in tables]
     scores = [{row["score"]: row["auroc"] for row in numbers.record["rejection"]} for numbers in (first, second)]
     return {

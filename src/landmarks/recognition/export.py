@@ -279,7 +279,7 @@ def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Ver
                 score = recogniser.known_scores(recogniser.answer([seen]))
                 known.append(bool((score >= recogniser.threshold) == (said.known_score >= recogniser.threshold)))
             if said.maps is not None:
-                maps.append(_maps_apart(recogniser, seen, said.best[0], said.maps[0]))
+                maps.append(_maps_apart(recogniser, pixels, said.best[0], said.maps[0]))
             advance(1)
     together = _batch_apart(export, next(shown.decoded(network.preprocessing.shorter)))
     return Verification(
@@ -295,10 +295,10 @@ def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Ver
 
 
 def _maps_apart(
-    recogniser: Recogniser, seen: NDArray[np.uint8], best: NDArray[np.int64], maps: NDArray[np.float32]
+    recogniser: Recogniser, pixels: NDArray[np.uint8], best: NDArray[np.int64], maps: NDArray[np.float32]
 ) -> float:
     """Return the mean difference of heat maps (A, h, w) from the run's, for answers that both give."""
-    explained = recogniser.explain(seen, top=len(best))
+    explained = recogniser.explain(pixels, top=len(best))
     wanted = {answer.label: map_of_one for answer, map_of_one in zip(explained.answers, explained.maps, strict=True)}
     pairs = [(wanted[label], one) for label, one in zip(best.tolist(), maps, strict=True) if label in wanted]
     return float(np.mean([np.abs(first - second).mean() for first, second in pairs])) if pairs else 1.0
