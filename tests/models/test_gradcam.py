@@ -26,7 +26,7 @@ from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 
 HEADS = ["mlp", "linear", "arcface", "three centres", "no embedding"]
-SETTINGS = {"three centres": {"centres": 3, "embedding": 5}, "no embedding": {"embedding": 0}}
+SETTINGS = {"three centres": {"sub_centres": 3, "embedding": 5}, "no embedding": {"embedding": 0}}
 
 
 def head_of(name: str, features: int, classes: int) -> Head:

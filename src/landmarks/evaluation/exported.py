@@ -48,7 +48,7 @@ def open_measured(place: Run | Path | str) -> Run:
     data = {"identified_by": record.identified_by, "digest": (record.whole.get("run") or {}).get("data_digest")}
     return MeasuredExport(
         folder=export.path.with_suffix(".evaluation"),
-        record={"data": data},
+        record={"data": data, "export": True},
         labels=labels.select(pl.col(name).cast(kind) for name, kind in LABELS.items()),
         export=export,
     )

@@ -132,6 +132,12 @@ def _known(run: Run) -> pl.DataFrame | None:
     seen = run.seen
     if seen is not None:
         return seen
+    if run.record.get("export"):
+        note(
+            f"{run.name} does not say which images it was trained on: some of these may be among them (evaluating its "
+            "run leaves them out)"
+        )
+        return None
     try:
         own = find_own(run)
     except LandmarksError:
