@@ -18,6 +18,8 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
     landmarks.locate(mirror, folder / "index.parquet")
     landmarks.fetch(folder / "chosen.parquet", folder / "data", index=folder / "index.parquet")
     landmarks.import_(folder / "album", folder / "own", max_side=256)
+    landmarks.fetch(folder / "chosen.parquet", folder / "data", add=True)
+    landmarks.join([folder / "data", folder / "own"], folder / "both", by_reference=True)
     dataset = landmarks.split(folder / "data", val=0.2, test=0.2)
     counts: dict[str, int] = {name: len(dataset.split(name)) for name in ("train", "val", "test")}
     landmarks.unpack(folder / "data", folder / "files")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from landmarks.archive.select import select as select
     from landmarks.dataset.credits import credits as credits
     from landmarks.dataset.importing import import_ as import_
+    from landmarks.dataset.joining import join as join
     from landmarks.dataset.manifest import open_dataset as open_dataset
     from landmarks.dataset.split import split as split
     from landmarks.dataset.unpack import unpack as unpack
@@ -51,6 +52,7 @@ _PLACES = {
     "locate": "landmarks.archive.locate",
     "fetch": "landmarks.archive.fetch",
     "import_": "landmarks.dataset.importing",
+    "join": "landmarks.dataset.joining",
     "split": "landmarks.dataset.split",
     "unpack": "landmarks.dataset.unpack",
     "credits": "landmarks.dataset.credits",

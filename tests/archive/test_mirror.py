@@ -303,3 +303,27 @@ def test_a_local_copy_is_kept_until_the_file_changes(
 
 def test_a_mirror_can_be_sent_to_another_process(folder: Path) -> None:
     assert whole(pickle.loads(pickle.dumps(open_mirror(folder)))) == (folder / TAR).read_bytes()
+
+
+@pytest.mark.parametrize("page", ["<html><body>Welcome</body></html>", "\r\n<!DOCTYPE HTML>\n<html>"])
+def test_a_web_page_instead_of_a_file_is_named_by_the_address_it_came_from(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (folder / "metadata").mkdir()
+    (folder / "metadata/train.csv").write_text(page)
+    with serving(folder) as server:
+        mirror = open_mirror(server.address, patience=HASTY)
+        told = rf"{server.address}/metadata/train\.csv: a web page came"
+        with pytest.raises(MirrorError, match=told):
+            mirror.local("metadata/train.csv")
+    assert not list((tmp_path / "cache").rglob("train.csv*"))
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1?token=hidden", "https://u:hidden@host/container?sv=1&sig=hidden"]
+)
+def test_a_signed_address_is_refused_with_words_and_its_signature_is_not_told(address: str) -> None:
+    with pytest.raises(UsageError, match="a signed address") as caught:
+        open_mirror(address)
+    assert "hidden" not in str(caught.value)

@@ -448,3 +448,18 @@ def test_the_command_line_imports_splits_and_unpacks(tmp_path: Path, capsys: pyt
     assert len(list((tmp_path / "unpacked/test").rglob("*.jpg"))) == 4
     assert run(["unpack", str(data), "-o", str(source)]) == 2
     assert run(["import", str(tmp_path / "none"), "-o", str(data)]) == 1
+
+
+@pytest.mark.parametrize("words", [["split"], ["unpack", "-o", "out"], ["credits"], ["join", "in", "-o", "both"]])
+def test_a_plain_folder_given_for_a_dataset_leads_to_import(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    album(tmp_path / "in", {"Tower": 1})
+    assert run([words[0], "in", *words[1:]]) == 1
+    assert "there is no dataset.json in in; make one of the images in it with: landmarks import in -o DATA" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "in/.parts").mkdir()
+    assert run([words[0], "in", *words[1:]]) == 1
+    assert "run the command again that began to make it" in capsys.readouterr().err

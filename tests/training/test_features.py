@@ -152,3 +152,36 @@ def test_features_that_half_precision_cannot_hold_are_an_error_and_no_cache(
     with pytest.raises(LandmarksError, match="half precision"):
         cached_features(network, dataset, dataset.split("val"), machine=machine)
     assert not list((dataset.folder / "features").glob("*/features.*"))
+
+
+def test_of_a_dataset_that_has_grown_only_the_new_images_are_computed(
+    network: Network,
+    dataset: Dataset,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = dataset.split("all")
+    some = whole.filter(pl.int_range(pl.len()) % 3 > 0)
+    first = cached_features(network, dataset, some, machine=machine)
+    read: list[str] = []
+    original = features.batches
+
+    def counted(dataset: Dataset, images: pl.DataFrame, *rest: object, **options: object) -> object:
+        read.extend(images["image_id"].gather(list(options["order"])))  # type: ignore[call-overload]
+        return original(dataset, images, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(features, "batches", counted)
+    grown = cached_features(network, dataset, whole, machine=machine)
+    assert sorted(read) == sorted(set(whole["image_id"]) - set(some["image_id"]))
+    old = whole["image_id"].is_in(some["image_id"].implode()).to_numpy()
+    assert np.array_equal(grown.values[old], first.values)
+    assert f"{len(some)} of {len(whole)} features are kept from before" in capsys.readouterr().err
+    read.clear()
+    assert cached_features(network, dataset, whole, machine=machine).seconds == 0
+    part = whole.head(2)  # as of a dataset that was divided
+    assert np.array_equal(cached_features(network, dataset, part, machine=machine).values, grown.values[:2])
+    assert read == []
+    changed = whole.with_columns(phash=pl.col("phash") ^ 1)
+    cached_features(network, dataset, changed, machine=machine)
+    assert len(read) == len(whole)  # another image under the same id is another image

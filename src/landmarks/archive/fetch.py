@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ import numpy as np
 import polars as pl
 
 from landmarks.archive.executors import Lease, stoppable, workforce
+from landmarks.archive.fetch_data import fetch_from_data
 from landmarks.archive.fetch_plan import METHODS, Method, Plan, amount, make_plan
 from landmarks.archive.index import MEMBERS, IndexedTar, read_index, write_index
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
+from landmarks.archive.select import dataset_at
 from landmarks.archive.tar_to_shard import (
     Outcome,
     TarTask,
@@ -30,6 +32,8 @@ from landmarks.archive.tar_to_shard import (
 )
 from landmarks.dataset.groups import HASH_FORM, groups
 from landmarks.dataset.images import STORED_FORM
+from landmarks.dataset.joining import add as add_images
+from landmarks.dataset.joining import already_added, ready_folder
 from landmarks.dataset.manifest import (
     IMAGES,
     LABELS,
@@ -46,7 +50,7 @@ from landmarks.dataset.split import extended, stored, tell
 from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
+from landmarks.support.files import digest_of, file_digest, held, read_record, write_record, written_whole
 from landmarks.support.tables import read_metadata, read_table
 
 SPARE_BYTES = 100_000_000
@@ -79,6 +83,8 @@ def fetch(
     cluster: str | None = None,
     method: Method = "auto",
     dry_run: bool = False,
+    by_reference: bool = False,
+    add: bool = False,
 ) -> Dataset | Plan:
     """Fetch the images of a selection into the dataset folder `out`, and return it; with `dry_run`, only the plan.
 
@@ -86,6 +92,10 @@ def fetch(
     which only the images travel; `max_side` the longest side stored, in pixels; `workers` the TARs worked on at
     once; `cluster` a Dask scheduler's address; `method` one of auto, ranges and stream; with `dry_run`
     nothing is written, and what it would cost is told and returned.
+
+    A selection of a dataset is taken out of that dataset, and no mirror is asked: bytes are copied as they lie, or with
+    `by_reference` read from where they lie; splits are kept. With `add`, the images join those of the dataset that is
+    in `out` already, which keep their ids, splits and cached features.
 
     TARs that could not be had stand in `record["failed"]` of the dataset; running again tries them again and repeats
     nothing else.
@@ -99,7 +109,31 @@ def fetch(
         raise UsageError(f'no method "{method}"', expected=", ".join(METHODS), way_out=did_you_mean(method, METHODS))
     if max_side < 16:
         raise UsageError("--max-side is too small", received=max_side, expected="at least 16 pixels")
-    order, out = _read_order(Path(selection), mirror, max_side), Path(out)
+    out, data = Path(out), dataset_at(mirror or read_metadata(Path(selection)).get("mirror") or "")
+    if by_reference and data is None:
+        raise UsageError("--by-reference takes images out of a dataset", way_out="leave it out, or --mirror DATASET")
+    if add and (out / "dataset.json").exists():
+
+        def ready(folder: Path) -> Dataset | Plan:
+            return fetch(
+                selection,
+                folder,
+                mirror=mirror,
+                index=index,
+                max_side=max_side,
+                workers=workers,
+                cluster=cluster,
+                method=method,
+                dry_run=dry_run,
+                by_reference=by_reference,
+            )
+
+        return added(out, digest_of(str(data and data.digest), file_digest(selection), max_side, by_reference), ready)
+    if data is not None:
+        return fetch_from_data(
+            Path(selection), data, out, max_side=max_side, by_reference=by_reference, dry_run=dry_run
+        )
+    order = _read_order(Path(selection), mirror, max_side)
     blank = TarTask(out=out, mirror=order.mirror, set=order.set, tar=0, max_side=max_side, digest=order.digest)
     ids = np.sort(order.images["image_id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
     if dry_run:
@@ -111,6 +145,7 @@ def fetch(
         if whole is not None:
             note(f"{out} is complete already; nothing is fetched")
             return whole
+        _refuse_grown(out)
         _take_possession(out, order.digest, ids)
         plan = make_plan(blank, ids, None if index is None else read_index(index), method)
         note(str(plan))
@@ -120,6 +155,29 @@ def fetch(
         require_free_disk(out, plan.disk_bytes * len(to_do) // max(1, len(plan.tasks)) + SPARE_BYTES)
         outcomes = _work(to_do, out, workers, cluster)
         return assemble(blank, order.images, order.metadata, plan, outcomes)
+
+
+def added(out: Path, inputs: str, ready: Callable[[Path], Dataset | Plan]) -> Dataset | Plan:
+    """Have `ready` fetch into a folder of its own, and add what came of it to the dataset in `out`, once."""
+    if (whole := already_added(out, inputs)) is not None:
+        return whole
+    folder = ready_folder(out, inputs)
+    if not (folder / "tables" / "dataset.json").exists():
+        made = ready(folder)
+        if not isinstance(made, Dataset):
+            return made
+        if made.record.get("failed"):
+            note(f"nothing is added to {out} yet, as TARs are missing: run the same command again")
+            return made
+    return add_images(out, inputs)
+
+
+def _refuse_grown(out: Path) -> None:
+    """Raise where a dataset has grown by other fetches: made anew from this one's TARs alone it would shrink."""
+    if (out / "dataset.json").exists() and read_record(out / "dataset.json").get("added"):
+        raise LandmarksError(
+            f"{out} has grown since by other images", way_out="fetch what is missing with --add, or into another folder"
+        )
 
 
 def _read_order(path: Path, mirror: str | Path | Mirror | None, max_side: int) -> Order:

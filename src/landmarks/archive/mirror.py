@@ -39,12 +39,15 @@ from landmarks.archive.requests import (
     place_of,
     reason_of,
 )
+from landmarks.support.addresses import without_secrets
 from landmarks.support.disk import remove_file
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
 
 MOST_TARS = 1000
 """`images_NNN.tar` has three digits."""
+
+_PAGES = (b"<!doctype html", b"<html")
 
 _CHUNK_BYTES = 1 << 20
 _REMOTE_CHUNK_BYTES = 1 << 16  # what arrived of a smaller chunk is lost when a connection breaks
@@ -56,9 +59,18 @@ def open_mirror(place: str | Path | Mirror, *, patience: Patience | None = None)
 
     Raises:
         LandmarksError: there is no such folder.
-        UsageError: the address has a scheme that is not known.
+        UsageError: the address has a scheme that is not known, or is a signed one.
     """
-    return place if isinstance(place, Mirror) else Mirror(str(place), patience or Patience())
+    if isinstance(place, Mirror):
+        return place
+    bare, query, _ = str(place).partition("?")
+    if query and "://" in bare:
+        raise UsageError(
+            f"a signed address, one with a query behind a ?, is of no use for a whole mirror: {without_secrets(bare)}",
+            way_out="take s3://, gs:// or az:// with credentials in the environment (AZURE_STORAGE_SAS_TOKEN=… for a"
+            " signature of Azure's), or copy the files into a folder",
+        )
+    return Mirror(str(place), patience or Patience())
 
 
 def tar_path(set: str, tar: int) -> str:
@@ -216,7 +228,12 @@ class Mirror:
                 return copy
         remove_file(seal)
         with written_whole(copy, tidy=True) as aside, open(aside, "wb") as file:
-            for chunk in self.stream(path):
+            for number, chunk in enumerate(self.stream(path)):
+                if number == 0 and chunk[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
+                    raise MirrorError(
+                        f"{self._name(path)}: a web page came instead of the file",
+                        way_out="does the address lead to the mirror itself, and not to a page about it or a portal?",
+                    )
                 file.write(chunk)
         write_record(seal, {"place": self.place, "path": path, "size": size, "etag": etag}, verb="select")
         return copy

@@ -22,6 +22,9 @@ from landmarks.support.tables import read_table
 
 KINDS = ("natural", "human-made")
 
+DATA = "data"
+"""Stands for the archive's sets where the images come from a dataset."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -51,7 +54,7 @@ class Rule:
 
     def __str__(self) -> str:
         """Return the rule in the words of the command line; lists of landmarks are shortened."""
-        words = [f"--set {self.set}"]
+        words = [] if self.set == DATA else [f"--set {self.set}"]
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
             option = "--" + field.name.replace("_", "-")
@@ -130,7 +133,7 @@ def _same_words(column: str, words: str) -> pl.Expr:
 
 
 def _refuse_unknown_words(rule: Rule) -> None:
-    if rule.set not in ("train", "test"):
+    if rule.set not in ("train", "test", DATA):
         close = difflib.get_close_matches(rule.set, ("train", "test"), n=1)
         raise UsageError(
             f'no set "{rule.set}"', expected="train or test", way_out=f'did you mean "{close[0]}"?' if close else ""

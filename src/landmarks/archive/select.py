@@ -31,9 +31,10 @@ from landmarks.archive.csv_tables import (
 )
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
 from landmarks.archive.requests import AbsentError
-from landmarks.archive.rules import Rule, drawn, eligible, landmark_ids, refuse_unknown_supercategory
+from landmarks.archive.rules import DATA, Rule, drawn, eligible, landmark_ids, refuse_unknown_supercategory
+from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_lone_table
@@ -86,6 +87,9 @@ def select(
 ) -> Selection:
     """Choose images by a rule, write them to the table `out`, and return them; without a rule, all.
 
+    `mirror` is a mirror of the archive or the folder of a dataset, from which the same rules choose again: images keep
+    their ids, labels and authors, and those of nothing known stay unless `unknown` says how many.
+
     Training set: images are kept if they belong to the clean set (`clean`) and carry the `license`; landmarks
     are kept by id (`landmarks`, less `exclude`), `name`, `supercategory`, `kind` and number of images kept; they
     are ranked by that number, falling, ties by landmark id; `skip`, `take`, and `choose` at random by `seed`; of each
@@ -97,8 +101,9 @@ def select(
         UsageError: options that contradict each other or name something unknown.
         LandmarksError: a file is missing or strange, or nothing is left.
     """
+    data = dataset_at(mirror)
     rule = Rule(
-        set=set,
+        set=set if data is None else DATA,
         clean=clean,
         license=license,
         landmarks=None if landmarks is None else landmark_ids(landmarks),
@@ -115,6 +120,8 @@ def select(
         unknown=unknown,
         seed=seed,
     )
+    if data is not None:
+        return select_from_data(rule, data, Path(out), set)
     with ThreadPoolExecutor(2) as aside:
         files = Csvs(open_mirror(mirror), aside)
         images, chosen = _select_train(rule, files) if set == "train" else _select_test(rule, files)
@@ -266,6 +273,61 @@ def _tell_missing(rule: Rule, told: pl.DataFrame, chosen: pl.DataFrame) -> None:
         note(f"{len(missing)} of the {len(rule.landmarks or ())} landmarks have no image here: {shown}")
     if rule.choose is None and rule.take is not None and len(chosen) < rule.take:
         note(f"--take {rule.take}: only {len(chosen)} landmarks were there to take")
+
+
+# ── From a dataset: the same rules, and its own tables instead of the archive's ─────────────────────────────────────
+
+
+def dataset_at(place: Mirror | Path | str) -> Dataset | None:
+    """Return the dataset in a folder; None for a mirror, and for what is no folder."""
+    if isinstance(place, Mirror) or "://" in str(place) or not (Path(place) / "dataset.json").is_file():
+        return None
+    return open_dataset(place)
+
+
+def select_from_data(rule: Rule, data: Dataset, out: Path, set: str) -> Selection:
+    """Choose images of a dataset by a rule; see `select`."""
+    of = data.record.get("set")
+    asked = {"--clean": rule.clean, "--supercategory": rule.supercategory, "--kind": rule.kind}
+    if given := [option for option, value in asked.items() if value]:
+        raise UsageError(
+            f"{data.folder} is a dataset, which does not keep what {', '.join(given)} needs",
+            way_out="select from the mirror, or with --landmarks SELECTION",
+        )
+    if set == "test" and of != "test":
+        raise UsageError(
+            f"{data.folder} is a dataset of {of}, not of the archive's test set", way_out="leave --set out"
+        )
+    images = data.images
+    known = images.filter(pl.col("landmark_id").is_not_null())
+    if rule.license is not None:
+        known = known.filter(holds(pl.col("license").fill_null(""), rule.license))
+    counts = known.group_by("landmark_id").agg(images=pl.len())
+    told = counts.join(data.labels.select("landmark_id", "name", "category"), on="landmark_id", how="left")
+    chosen = drawn(rule, eligible(rule, told))
+    _tell_missing(rule, told, chosen)
+    ids = pl.element().filter(pl.element().is_in(chosen["landmark_id"].to_list()))
+    together = images.with_columns(pl.col("landmarks").list.eval(ids))
+    here = pl.col("landmark_id").is_in(chosen["landmark_id"].to_list())
+    if set == "test":  # all images stay, and those that show nothing chosen are unknown
+        first = pl.when(here).then("landmark_id").otherwise(pl.col("landmarks").list.first())
+        together = together.with_columns(landmark_id=first)
+    else:
+        kept = known.select("image_id").join(images.filter(here), on="image_id", how="semi")
+        unknown = images.filter(pl.col("landmark_id").is_null()).select("image_id")
+        together = together.join(pl.concat([kept, unknown]), on="image_id", how="semi")
+    together = _drop_unknown(rule, together)
+    together = together.join(chosen.select("landmark_id", "name", "category"), on="landmark_id", how="left")
+    selection = Selection(
+        path=out,
+        images=together.select(pl.col(column).cast(kind) for column, kind in SELECTION.items()).sort("image_id"),
+        landmarks=chosen.select("landmark_id", "name", "images"),
+        rule=str(rule) or "all of a dataset",
+        expected_bytes=int(together["length"].sum() or 0),
+    )
+    about = {"set": str(of), "rule": selection.rule, "digests": json.dumps({"dataset": data.content_digest})}
+    write_lone_table(out, selection.images, mirror=str(data.folder.absolute()), landmarks=len(chosen), **about)
+    return selection
 
 
 # The CSV files of a mirror as local files, with their digests, and what an image of the mirror weighs.

@@ -149,6 +149,11 @@ def fetch(
     ] = None,
     method: Annotated[str, typer.Option(help="auto (by cost), ranges, or stream.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and stop.")] = False,
+    by_reference: Annotated[
+        bool,
+        typer.Option("--by-reference", help="From a dataset: leave the images in its shards, and read them there."),
+    ] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add the images to the dataset that is in --out already.")] = False,
     json: Json = False,
 ) -> int | None:
     """Fetch the selected images: upright, no larger than --max-side, one shard per TAR, MD5 checked.
@@ -170,6 +175,8 @@ def fetch(
         cluster=cluster,
         method=method,  # type: ignore[arg-type]
         dry_run=dry_run,
+        by_reference=by_reference,
+        add=add,
     )
     if isinstance(fetched, Plan):
         if json:
@@ -205,6 +212,7 @@ def import_(
         bool, typer.Option("--copy/--reference", help="Copy the images into shards, or leave them where they are.")
     ] = True,
     max_side: Annotated[int, typer.Option(min=1, help="Copies have no side longer than so many pixels.")] = 512,
+    add: Annotated[bool, typer.Option("--add", help="Add the images to the dataset that is in --out already.")] = False,
     json: Json = False,
 ) -> None:
     """Make a dataset of images in folders or of a CSV.
@@ -216,7 +224,38 @@ def import_(
     from landmarks.dataset.importing import import_ as import_images
     from landmarks.support.console import plural
 
-    dataset = import_images(source, out, labels=labels, copy=copy, max_side=max_side)
+    dataset = import_images(source, out, labels=labels, copy=copy, max_side=max_side, add=add)
+    if json:
+        print_json(_counts(dataset))
+    else:
+        show(f"{plural(len(dataset.images), 'image')} of {plural(len(dataset.labels), 'landmark')} in {out}")
+
+
+# ── `landmarks join` ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def join(
+    data: Annotated[list[Path], typer.Argument(help="The folders of two datasets or more.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the new dataset.")],
+    by_reference: Annotated[
+        bool, typer.Option("--by-reference", help="Leave the images in their shards, and read them there.")
+    ] = False,
+    max_side: Annotated[
+        int | None, typer.Option(min=16, help="Shrink images with a longer side than so many pixels.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make one dataset of several: ids, labels, groups, splits, authors and licences are kept, clashes are named.
+
+    Landmarks are the same by the archive's ids or by their names; an image that several hold is there once.
+
+    Example: landmarks join data/twenty data/mine -o data/both
+    """
+    from landmarks.dataset.joining import join as join_datasets
+    from landmarks.support.console import plural
+
+    dataset = join_datasets(data, out, by_reference=by_reference, max_side=max_side)
     if json:
         print_json(_counts(dataset))
     else:

@@ -47,6 +47,7 @@ def import_(
     labels: Path | str | None = None,
     copy: bool = True,
     max_side: int = 512,
+    add: bool = False,
 ) -> Dataset:
     """Make a dataset of a folder per landmark, of train/val/test folders of these (which stay splits), or of a CSV.
 
@@ -55,7 +56,8 @@ def import_(
     shifts nothing. Images in no folder, or in `_unknown`, show nothing known. What is no whole image is named in
     `rejected.parquet`. A CSV (of commas, semicolons or tabs) has the columns `path` (relative to it) and `label`, and
     where known `id`, `split`, `author`, `license`, `title`; `file`, `image`, `class` and the like are understood. An
-    import that was killed goes on where it stopped.
+    import that was killed goes on where it stopped. With `add`, the images join those of the dataset that is in `out`
+    already, which keep their ids, labels, splits and cached features.
     """
     source, out = Path(source), Path(out)
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
@@ -79,6 +81,15 @@ def import_(
             way_out=listed.way_out,
         )
     inputs = digest_of([_fingerprint(one) for one in listed.found], earlier is None or earlier.rows(), copy, max_side)
+    if add and (out / "dataset.json").exists():
+        from landmarks.dataset import joining
+
+        if (whole := joining.already_added(out, inputs)) is not None:
+            return whole
+        ready = joining.ready_folder(out, inputs)
+        if not (ready / "tables" / "dataset.json").exists():
+            import_(source, ready, labels=labels, copy=copy, max_side=max_side)
+        return joining.add(out, inputs)
     with held(out):
         dataset = _finished(out, inputs)
         if dataset is None:
@@ -279,7 +290,7 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
     """
     tables = []
     inputs = digest_of(inputs, STORED_FORM, HASH_FORM)
-    _clear_away(out, inputs)
+    clear_away(out, inputs)
     with progress("importing", total=len(found)) as advance:
         for number, start in enumerate(range(0, len(found), IMAGES_PER_SHARD)):
             some = found[start : start + IMAGES_PER_SHARD]
@@ -290,7 +301,7 @@ def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None)
     return Intake(rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED), sorted(decoders))
 
 
-def _clear_away(out: Path, inputs: str) -> None:
+def clear_away(out: Path, inputs: str) -> None:
     """Remove what a killed import left half-written, and all of it if that was of other images or settings."""
     if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
         for done in (out / UNFINISHED).iterdir():

@@ -24,6 +24,7 @@ from landmarks.dataset.trust import (
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
+from landmarks.support.systems import require_text
 from landmarks.support.tables import read_table, read_with_metadata, write_table
 
 SPLITS = ("train", "val", "test")
@@ -153,6 +154,15 @@ def open_dataset(folder: Path | str) -> Dataset:
     folder = Path(folder)
     if not folder.is_dir():
         raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
+    require_text(folder)
+    if not (folder / "dataset.json").exists():
+        unfinished = any((folder / name).exists() for name in (".parts", ".import"))
+        raise LandmarksError(
+            f"{folder} is no dataset: there is no dataset.json in {folder}",
+            way_out="run the command again that began to make it"
+            if unfinished
+            else f"make one of the images in it with: landmarks import {folder} -o DATA",
+        )
     record = read_record(folder / "dataset.json")
     require_own_folders(folder)
     images, labels = read_table(folder / "images.parquet", IMAGES), read_table(folder / "labels.parquet", LABELS)

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 RECORD = "features.json"
 """Written last: a folder that holds it holds a whole cache."""
 
+CONTENT = ("length", "width", "height", "phash")
+"""What an image is, beside its id: columns of a dataset's images."""
+
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a process looks whether another one has finished the same cache."""
 
@@ -201,8 +204,9 @@ def _compute_in(folder: Path, key: dict[str, Any], work: _Work) -> None:
             with held(folder):
                 if not (folder / RECORD).exists():
                     require_free_disk(folder, 2 * len(work.images) * work.network.width + 4096)
-                    _compute(folder, work)
-                    write_table(folder / "ids.parquet", work.images.select("image_id"))
+                    kept = _kept_before(key, work) if work.machine.processes == 1 else None
+                    _compute(folder, work, kept)
+                    write_table(folder / "ids.parquet", work.images.select("image_id", *CONTENT))
                     write_record(folder / RECORD, {"key": key, "images": len(work.images)}, verb="train")
         except BusyError:
             if work.machine.processes > 1:  # the others have already begun to compute
@@ -214,9 +218,14 @@ def _compute_in(folder: Path, key: dict[str, Any], work: _Work) -> None:
 
 
 @torch.no_grad()  # not inference_mode: the head is trained on what comes from here
-def _compute(folder: Path | None, work: _Work) -> None:
-    """Pass images through the backbone, a share per process; the main process, which has a `folder`, writes."""
-    network, images, machine, view = work.network.eval(), work.images, work.machine, work.view
+def _compute(folder: Path | None, work: _Work, kept: _Kept | None = None) -> None:
+    """Pass images through the backbone, a share per process; the main process, which has a `folder`, writes.
+
+    What is `kept` from an earlier cache is copied, and not computed.
+    """
+    network, machine, view = work.network.eval(), work.machine, work.view
+    places = np.arange(len(work.images)) if kept is None else kept.missing
+    images = work.images if kept is None else work.images[kept.missing]
     every = [
         shares(np.arange(len(images)), machine.images_at_once * machine.processes, rank, machine.processes)
         for rank in range(machine.processes)
@@ -233,13 +242,17 @@ def _compute(folder: Path | None, work: _Work) -> None:
         seed=view.seed,
         epoch=-view.number,
     )
-    rows_per_process = at_once = max(len(step) for steps in every for step in steps)
+    rows_per_process = at_once = max((len(step) for steps in every for step in steps), default=0)
 
     def features_of(inputs: torch.Tensor) -> torch.Tensor:
         with machine.computing():
             return network.features(inputs)
 
-    with _writer(folder, (len(images), network.width), view) as write:
+    with _writer(folder, (len(work.images), network.width), view) as write:
+        if write and kept is not None:
+            for start in range(0, len(kept.rows), 4096):
+                some = slice(start, start + 4096)
+                write(kept.rows[some], torch.from_numpy(np.array(kept.values[kept.positions[some]])))
         for step, batch in enumerate(on_device(loaded, machine.device)):
             features = torch.zeros(rows_per_process, network.width, device=machine.device)
             if batch.ids:
@@ -249,7 +262,44 @@ def _compute(folder: Path | None, work: _Work) -> None:
             together = machine.accelerator.gather(features) if machine.processes > 1 else features
             if write:
                 for rank, rows in enumerate(together.cpu().split(rows_per_process)):
-                    write(every[rank][step], rows[: len(every[rank][step])])
+                    write(places[every[rank][step]], rows[: len(every[rank][step])])
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Features of some of the asked images that an earlier cache holds, as when a dataset has grown."""
+
+    rows: NDArray[np.int64]  # of the asked images
+    positions: NDArray[np.int64]  # in `values`
+    values: NDArray[np.float16]
+    missing: NDArray[np.int64]  # of the asked images
+
+
+def _kept_before(key: dict[str, Any], work: _Work) -> _Kept | None:
+    """Return what the cache that knows most of the asked images holds of them; None where none knows any.
+
+    It must be of the same weights, preprocessing, decoder, precision and view, and an image the same in id, size and
+    hash: all that its features depend on.
+    """
+    best: _Kept | None = None
+    asked = work.images.select("image_id", *CONTENT).with_row_index("row")
+    for place in _places_of(work.dataset):
+        for record in sorted(place.glob(f"*/{RECORD}")):
+            with contextlib.suppress(LandmarksError, OSError, ValueError):
+                if {**read_record(record)["key"], "images": ""} != {**key, "images": ""}:
+                    continue
+                known = read_table(record.parent / "ids.parquet")
+                values: NDArray[np.float16] = np.load(record.parent / "features.npy", mmap_mode="r", allow_pickle=False)
+                if not {"image_id", *CONTENT} <= set(known.columns) or values.shape != (len(known), work.network.width):
+                    continue
+                met = asked.join(known.with_row_index("position"), on=["image_id", *CONTENT], how="inner")
+                if values.dtype == np.float16 and len(met) > (0 if best is None else len(best.rows)):
+                    rows = met["row"].to_numpy().astype(np.int64)
+                    missing = np.setdiff1d(np.arange(len(asked)), rows)
+                    best = _Kept(rows, met["position"].to_numpy().astype(np.int64), values, missing)
+    if best is not None:
+        note(f"{len(best.rows):,} of {len(asked):,} features are kept from before, {len(best.missing):,} computed")
+    return best
 
 
 @contextlib.contextmanager

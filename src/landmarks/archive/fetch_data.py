@@ -1,0 +1,92 @@
+"""From a dataset to a smaller one: the selected images, taken out of its shards; no mirror is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from landmarks.archive.fetch_plan import Plan
+from landmarks.dataset.joining import finished, gather
+from landmarks.dataset.manifest import LABELS, REJECTED, Dataset
+from landmarks.dataset.naming import identified_by
+from landmarks.dataset.split import Earlier, stored
+from landmarks.dataset.uniting import United
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import digest_of, file_digest, held
+from landmarks.support.tables import read_metadata, read_table
+
+
+def fetch_from_data(
+    selection: Path, data: Dataset, out: Path, *, max_side: int, by_reference: bool, dry_run: bool
+) -> Dataset | Plan:
+    """Make a dataset in `out` of the images of `data` that are selected; see `fetch`.
+
+    Raises `LandmarksError` when the selection names images that `data` does not hold, or `out` holds something else.
+    """
+    chosen, metadata = read_table(selection, {"image_id": pl.String, "landmark_id": pl.Int64}), read_metadata(selection)
+    images = data.images.drop("landmark_id", "landmarks").join(_told(chosen), on="image_id", how="inner")
+    if len(images) < len(chosen):
+        absent = chosen.join(images.select("image_id"), on="image_id", how="anti")["image_id"]
+        raise LandmarksError(
+            f"{data.folder} lacks {len(absent):,} of the {len(chosen):,} selected images",
+            received=absent[0],
+            way_out="select from it anew, or name the mirror that has them with --mirror",
+        )
+    total = int(images["length"].sum() or 0)
+    if dry_run:
+        plan = Plan(
+            (), 0, 0 if by_reference else total, 0 if by_reference else total, total / 1e9, 1e9, "no mirror is asked"
+        )
+        note(str(plan))
+        return plan
+    inputs = digest_of(data.digest, file_digest(selection), max_side, by_reference)
+    with held(out):
+        if (whole := finished(out, inputs)) is not None:
+            return whole
+        if (out / "shards").exists() and not (out / ".import").exists():
+            raise LandmarksError(f"{out} holds other images", way_out="choose another folder")
+        earlier = stored(data.folder)
+        if earlier is not None:
+            kept = earlier.table.join(images.select("image_id"), on="image_id", how="semi")
+            earlier = Earlier(kept, earlier.rule)
+        united = United(
+            images=images.with_columns(source=pl.lit(0, pl.UInt32)).sort("image_id"),
+            labels=_labels(images, chosen, data),
+            rejected=pl.DataFrame(schema=REJECTED),
+            splits=None if earlier is None else earlier.table,
+            identified_by=identified_by(data.record, data.labels),
+        )
+        record = {
+            "set": data.record.get("set"),
+            "origin": str(data.folder.absolute()),
+            "rule": metadata.get("rule", ""),
+            "max_side": min(max_side, data.record.get("max_side") or max_side),
+            "identified_by": united.identified_by,
+            "digests": json.loads(metadata.get("digests", "{}")),
+            "decoders": data.record.get("decoders") or [],
+            "failed": [],
+        }
+        return gather(
+            [data], united, out, verb="fetch", record=record, inputs=inputs, earlier=earlier,
+            by_reference=by_reference, max_side=max_side,
+        )  # fmt: skip
+
+
+def _told(chosen: pl.DataFrame) -> pl.DataFrame:
+    """Return what a selection says about its images."""
+    if "landmarks" not in chosen.columns:
+        chosen = chosen.with_columns(landmarks=pl.lit(None, pl.List(pl.Int64)))
+    return chosen.select("image_id", "landmark_id", pl.col("landmarks").cast(pl.List(pl.Int64)))
+
+
+def _labels(images: pl.DataFrame, chosen: pl.DataFrame, data: Dataset) -> pl.DataFrame:
+    """Return a label for each selected landmark, named as in the dataset."""
+    ids = chosen.select("landmark_id").drop_nulls().unique()
+    counts = images.group_by("landmark_id").agg(images=pl.len())
+    labels = ids.join(data.labels.select("landmark_id", "name", "category"), on="landmark_id", how="left")
+    labels = labels.join(counts, on="landmark_id", how="left").sort("landmark_id").with_row_index("label")
+    named = pl.coalesce("name", pl.col("landmark_id").cast(pl.String))
+    return labels.with_columns(named.alias("name"), pl.col("images").fill_null(0)).select(list(LABELS))

@@ -1,0 +1,289 @@
+"""Datasets divide, join and grow: the verb `join`, and what `fetch` and `import` do with images that are here already.
+
+No image is decoded again: bytes are copied as they lie (or referred to where they lie), and sizes, hashes and authors
+come from the tables. Groups and leakage are found anew from the hashes, over all images together.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import polars as pl
+
+from landmarks.dataset.groups import groups, perceptual_hash
+from landmarks.dataset.images import ImageError, prepare
+from landmarks.dataset.importing import IMAGES_PER_SHARD, UNFINISHED, clear_away, in_parallel
+from landmarks.dataset.manifest import (
+    IMAGES,
+    REJECTED,
+    SPLIT_FILE,
+    Dataset,
+    changing,
+    open_dataset,
+    with_corrections,
+    write_dataset,
+)
+from landmarks.dataset.shards import ImageReader, ShardWriter
+from landmarks.dataset.split import Division, Earlier, extended, stored, tell
+from landmarks.dataset.uniting import United, unite
+from landmarks.support.console import note, progress
+from landmarks.support.disk import make_folder, remove_folder, require_free_disk
+from landmarks.support.errors import StaleError, UsageError
+from landmarks.support.files import digest_of, held, read_record, refuse_foreign
+from landmarks.support.tables import read_table, write_table
+
+ADDING = ".adding"
+"""The folder in a dataset in which images are made ready that are to be added to it."""
+
+_TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", SPLIT_FILE, "dataset.json")
+
+
+def join(
+    data: Sequence[Path | str], out: Path | str, *, by_reference: bool = False, max_side: int | None = None
+) -> Dataset:
+    """Make one dataset of several, and return it: ids, labels, groups, splits, authors and licences are kept.
+
+    Landmarks are the same by the archive's ids or by their names; of an image that several hold, the first dataset's
+    label and split count. What clashes is renamed and said. Bytes are copied, no longer than `max_side` pixels on any
+    side where it is given, or with `by_reference` read from where they lie. A join that was killed goes on.
+
+    Raises:
+        UsageError: fewer than two datasets, or a folder that holds something else.
+        StaleError: `out` was joined of other datasets.
+    """
+    if len(data) < 2:
+        raise UsageError("join takes two datasets or more", received=len(data))
+    out = Path(out)
+    refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
+    datasets = [open_dataset(one) for one in data]
+    inputs = digest_of([dataset.digest for dataset in datasets], by_reference, max_side)
+    with held(out):
+        if (whole := finished(out, inputs)) is not None:
+            return whole
+        united = unite(datasets)
+        first = next((found for dataset in datasets if (found := stored(dataset.folder)) is not None), None)
+        earlier = None if united.splits is None or first is None else Earlier(united.splits, first.rule, first.added)
+        record = {
+            "set": "join",
+            "origin": " and ".join(str(dataset.folder.absolute()) for dataset in datasets),
+            "rule": f"{len(datasets)} datasets joined",
+            "max_side": max_side or max(dataset.record.get("max_side") or 0 for dataset in datasets) or None,
+            "identified_by": united.identified_by,
+            "decoders": sorted({name for dataset in datasets for name in dataset.record.get("decoders") or []}),
+            "failed": [],
+        }
+        return gather(
+            datasets,
+            united,
+            out,
+            verb="join",
+            record=record,
+            inputs=inputs,
+            earlier=earlier,
+            by_reference=by_reference,
+            max_side=max_side,
+        )
+
+
+def finished(out: Path, inputs: str) -> Dataset | None:
+    """Return the dataset in `out` if it was made from the same `inputs`; raise `StaleError` if from others."""
+    if not (out / "dataset.json").exists():
+        return None
+    if read_record(out / "dataset.json")["inputs"] != inputs:
+        raise StaleError(f"{out} holds a dataset of other images or settings", way_out="choose another folder")
+    note(f"{out} already holds exactly this")
+    return open_dataset(out)
+
+
+def gather(
+    datasets: Sequence[Dataset],
+    united: United,
+    out: Path,
+    *,
+    verb: str,
+    record: dict[str, Any],
+    inputs: str,
+    earlier: Earlier | None = None,
+    by_reference: bool = False,
+    max_side: int | None = None,
+) -> Dataset:
+    """Make a dataset of images that lie in others; the caller holds `out`."""
+    if by_reference:
+        images, lost = _referred(datasets, united.images), pl.DataFrame(schema=REJECTED)
+        places = [place for place in images["shard"].unique() if PurePath(place).is_absolute()]
+        record = {**record, "images_in": os.path.commonpath([str(Path(place).parent) for place in places])}
+    else:
+        images, lost = _copied(datasets, united.images, out, inputs, max_side)
+    division = None if earlier is None else extended(images, earlier)
+    grouping = groups(images) if division is None else division.grouping
+    dataset = write_dataset(
+        out,
+        verb=verb,
+        images=images.with_columns(group=grouping.column),
+        labels=united.labels,
+        rejected=pl.concat([united.rejected, lost]),
+        record=record,
+        inputs=inputs,
+        split=None if division is None else (division.table, division.metadata(0)),
+    )
+    remove_folder(out / UNFINISHED)
+    known = dataset.images["landmark_id"].drop_nulls().len()
+    note(f"{len(dataset.images):,} images, {known:,} of {len(dataset.labels):,} landmarks, none decoded again")
+    if division is not None:
+        tell(division, dataset.labels)
+    return dataset
+
+
+def _referred(datasets: Sequence[Dataset], images: pl.DataFrame) -> pl.DataFrame:
+    """Return images with the whole paths of the shards in which they stay."""
+    places = images.select("source", "shard").unique()
+    whole = [str(datasets[source].path_of(shard).absolute()) for source, shard in places.iter_rows()]
+    joined = images.join(
+        places.with_columns(whole=pl.Series(whole, dtype=pl.String)), on=["source", "shard"], how="left"
+    )
+    return joined.with_columns(shard="whole").select(list(IMAGES)).sort("image_id")
+
+
+def _copied(
+    datasets: Sequence[Dataset], images: pl.DataFrame, out: Path, inputs: str, max_side: int | None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Copy the bytes of images into shards of `out`; return the images where they are now, and those that are lost."""
+    clear_away(out, inputs)
+    done = out / UNFINISHED / inputs
+    require_free_disk(out, int(images["length"].sum() or 0))
+    readers = [ImageReader(dataset) for dataset in datasets]
+    places = images.select("image_id", "source", "shard", "offset", "length", "width", "height", "phash")
+    places = places.sort("source", "shard", "offset")  # each shard is read from front to back
+
+    def take(row: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        data = readers[row["source"]].read(row["shard"], row["offset"], row["length"])
+        as_it_lies = not _is_file(row["shard"]) and max(row["width"], row["height"]) <= (max_side or 1 << 30)
+        if as_it_lies:
+            return {**row, "why": None}, data
+        try:
+            data, pixels = prepare(data, max_side)
+        except ImageError as error:
+            return {**row, "why": str(error)}, b""
+        height, width = pixels.shape[:2]
+        return {**row, "width": width, "height": height, "phash": perceptual_hash(pixels), "why": None}, data
+
+    tables = []
+    with progress("copying", total=len(places)) as advance:
+        for number, some in enumerate(places.iter_slices(IMAGES_PER_SHARD)):
+            table = done / f"{number:05d}.parquet"
+            if not table.exists():
+                shard, rows = f"{inputs[:8]}-{number:05d}.tar", []
+                with ShardWriter(out / "shards" / shard) as writer:
+                    for row, data in in_parallel(take, some.iter_rows(named=True)):
+                        if row["why"] is None:
+                            row |= {"shard": shard}
+                            row["offset"], row["length"] = writer.add(row["image_id"], data)
+                        rows.append(row)
+                schema = {**places.schema, "why": pl.String()}
+                write_table(table, pl.DataFrame(rows, schema=schema).drop("source"))
+            tables.append(read_table(table))
+            advance(len(some))
+    moved = pl.concat(tables)
+    others = images.select([name for name in IMAGES if name not in moved.columns or name == "image_id"])
+    sound = moved.filter(pl.col("why").is_null()).join(others, on="image_id", how="left")
+    where = pl.col("shard").alias("where")
+    lost = moved.filter(pl.col("why").is_not_null()).select("image_id", where, "why")
+    return sound.select(list(IMAGES)).sort("image_id"), lost
+
+
+def _is_file(shard: str) -> bool:
+    """Return whether a shard is an image's own file, imported by reference."""
+    return PurePath(shard).suffix.lower() != ".tar"
+
+
+# ── A dataset grows: what is new is made ready beside it, and joins its tables in one step that can be repeated ─────
+
+
+def ready_folder(out: Path, inputs: str) -> Path:
+    """Return the folder in which images for `out` are made ready, as a dataset of their own."""
+    return out / ADDING / inputs[:16]
+
+
+def already_added(out: Path, inputs: str) -> Dataset | None:
+    """Return the dataset in `out` if it has grown by these images before."""
+    if inputs not in (read_record(out / "dataset.json").get("added") or {}):
+        return None
+    note(f"{out} holds these images already")
+    remove_folder(ready_folder(out, inputs))
+    return open_dataset(out)
+
+
+def add(out: Path, inputs: str) -> Dataset:
+    """Add the images that were made ready under `inputs` to the dataset in `out`, and return it.
+
+    Its old images keep their ids, labels, splits, shards and features; the new ones join the splits of those that they
+    are grouped with, or are divided by the same rule. Killed at any instant, it is done by the same call.
+    """
+    ready = ready_folder(out, inputs)
+    tables = ready / "tables"
+    with held(out):
+        if not (tables / "dataset.json").exists():
+            _write_grown(out, ready, tables, inputs)
+        for name in _TABLES:  # the record last: until then this can be repeated
+            if (tables / name).exists():
+                (tables / name).replace(out / name)
+    remove_folder(ready)
+    dataset = open_dataset(out)
+    note(f"{out} holds {len(dataset.images):,} images of {len(dataset.labels):,} landmarks now")
+    return dataset
+
+
+def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
+    """Put the new shards beside the old ones, and write all tables of the grown dataset aside."""
+    ours, theirs = open_dataset(out), open_dataset(ready)
+    united = unite([ours, theirs], [ours.as_fetched(), theirs.images])
+    before, new = united.images.filter(pl.col("source") == 0), united.images.filter(pl.col("source") == 1)
+    names = {
+        shard: shard if PurePath(shard).is_absolute() else f"{inputs[:8]}-{shard}" for shard in new["shard"].unique()
+    }
+    make_folder(out / "shards")
+    for shard, name in names.items():
+        if shard != name and not (out / "shards" / name).exists():
+            _linked(theirs.path_of(shard), out / "shards" / name)
+    new = new.with_columns(pl.col("shard").replace(names))
+    images = pl.concat([before, new]).select(list(IMAGES)).sort("image_id")
+    shown = with_corrections(images, ours.corrections)
+    earlier = stored(out)
+    division: Division | None = None
+    if earlier is not None:
+        known = earlier.table if united.splits is None else united.splits
+        division = extended(shown, Earlier(known, earlier.rule, earlier.added))
+    grouping = groups(shown) if division is None else division.grouping
+    record = {name: value for name, value in ours.record.items() if name not in ("format", "verb", "version", "inputs")}
+    added = {**(record.get("added") or {}), inputs: theirs.record.get("rule") or ""}
+    decoders = sorted({*(record.get("decoders") or []), *(theirs.record.get("decoders") or [])})
+    elsewhere = [str(place) for one in (record, theirs.record) if (place := one.get("images_in"))]
+    record |= {"added": added, "decoders": decoders, "identified_by": united.identified_by}
+    if elsewhere:
+        record["images_in"] = os.path.commonpath(elsewhere)
+    write_dataset(
+        tables,
+        verb=str(ours.record["verb"]),
+        images=images.with_columns(group=grouping.column),
+        labels=united.labels,
+        rejected=united.rejected,
+        record=record,
+        inputs=str(ours.record["inputs"]),
+        split=None if division is None else (division.table, division.metadata(len(changing(ours.corrections)))),
+    )
+    note(f"{len(new):,} images are new, {len(before):,} stay as they are")
+
+
+def _linked(shard: Path, target: Path) -> None:
+    """Have the bytes of a shard under another name, without copying where the disk can."""
+    aside = target.with_name(f".{target.name}.part")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(shard, aside)
+    except OSError:
+        shutil.copyfile(shard, aside)
+    aside.replace(target)
