@@ -51,6 +51,7 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
     print(known, landmarks.forget(folder / "run", "Torre de Belém"), recogniser.learn(folder / "one.jpg", "One"))
     print(landmarks.serve(folder / "run", port=0, queue=64).answered)
     written = landmarks.export(folder / "run", folder / "run.onnx")
+    print(landmarks.export_page(written.path, folder / "run.html").bytes)
     print(
         written.verification and written.verification.agreement,
         landmarks.load(written.path).recognise(folder / "one.jpg"),

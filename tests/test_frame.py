@@ -74,7 +74,7 @@ def test_every_verb_is_a_function_of_the_package_also_after_its_rooms_were_loade
 
 def test_the_public_surface_is_the_verbs_and_what_they_return() -> None:
     verbs = {"import_" if verb == "import" else verb for _, verbs in VERBS.values() for verb in verbs}
-    others = {"__version__", "LandmarksError", "Recipe", "load", "open_dataset", "open_run"}
+    others = {"__version__", "LandmarksError", "Recipe", "export_page", "load", "open_dataset", "open_run"}
     assert set(dir(landmarks)) == verbs | others
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from landmarks.recognition.predict import predict as predict
     from landmarks.recognition.recogniser import load as load
     from landmarks.reporting.page import report as report
+    from landmarks.serving.one_page import export_page as export_page
     from landmarks.serving.server import serve as serve
     from landmarks.study.demo import demo as demo
     from landmarks.study.reproduce import reproduce as reproduce
@@ -67,6 +68,7 @@ _PLACES = {
     "subsets": "landmarks.evaluation.subsets",
     "explain": "landmarks.explanation.explain",
     "export": "landmarks.recognition.export",
+    "export_page": "landmarks.serving.one_page",
     "predict": "landmarks.recognition.predict",
     "learn": "landmarks.recognition.learn",
     "forget": "landmarks.recognition.learn",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landmarks.cli.everywhere import Json, print_json
+from landmarks.support.errors import UsageError
 from landmarks.support.terminal import show, show_lines
 
 if TYPE_CHECKING:
@@ -168,9 +169,17 @@ def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write, NAME.onnx; a folder with --timm.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder; with --page also an export.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The ONNX file to write, NAME.onnx; a folder with --timm.")
+    ] = None,
     *,
+    page: Annotated[
+        Path | None, typer.Option(help="Write one HTML file instead, which recognises images by itself.")
+    ] = None,
+    runtime: Annotated[
+        Path | None, typer.Option(help="Folder with onnxruntime-web for --page; else npm brings it, once.")
+    ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="A quarter of the size: eight bits a number.")] = False,
     timm: Annotated[bool, typer.Option("--timm", help="A folder for timm and the Hub, with a model card.")] = False,
     data: Annotated[
@@ -184,9 +193,18 @@ def export(
     """Write a run as one file that answers the same everywhere, once it has been seen to.
 
     Example: landmarks export runs/mobilenet -o mobilenet.onnx
+    landmarks export runs/mobilenet --page mobilenet.html
     """
     from dataclasses import asdict
 
+    if page is not None:
+        from landmarks.serving.one_page import export_page
+
+        made = export_page(run, page, runtime=runtime, data=data)
+        show(f"{made.path}: {made.bytes / 1e6:.1f} MB, of which {made.network_bytes / 1e6:.1f} MB are the network")
+        return
+    if out is None:
+        raise UsageError("nothing to write", expected="-o NAME.onnx, or --page NAME.html")
     from landmarks.recognition.export import export as export_run
 
     written = export_run(run, out, int8=int8, timm=timm, data=data, images=images)

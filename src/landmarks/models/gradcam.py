@@ -103,8 +103,9 @@ def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) ->
     Raises `TypeError` for a head without a formula.
     """
     if isinstance(head, LinearHead):
-        rows = head.output.weight if labels is None else head.output.weight[labels]
-        return rows.expand(features.shape[0], -1, -1)  # `len` would fix the batch of an export
+        # Of labels the rows are (N, k, C) already, and widening them would freeze N in an export.
+        weight = head.output.weight
+        return weight.expand(features.shape[0], -1, -1) if labels is None else weight[labels]
     if isinstance(head, MlpHead):
         awake = (head.hidden(features) > 0).to(features.dtype)
         rows = head.output.weight if labels is None else head.output.weight[labels]

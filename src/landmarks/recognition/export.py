@@ -29,13 +29,13 @@ from landmarks.models.preprocessing import as_normalised, centre_crop
 from landmarks.recognition.export_graph import graph_parts, joined
 from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.model_card import model_card
-from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, open_export
+from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, Outputs, open_export
 from landmarks.recognition.quantise import CALIBRATED_ON, quantised
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
 from landmarks.support.console import note, progress
-from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
 from landmarks.support.files import held, read_record, written_whole
 from landmarks.support.seeds import generator
 from landmarks.training.loader import normalised
@@ -266,6 +266,7 @@ def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Ver
     with progress("verifying", total=len(shown.images)) as advance:
         for pixels in shown.decoded(network.preprocessing.shorter):
             said = export.outputs([pixels], maps=export.has_maps)
+            _require_one_answer(said)
             seen = centre_crop(pixels, network.preprocessing)
             tensor = torch.from_numpy(seen[None].copy()).permute(0, 3, 1, 2)
             features = network.features(normalised(tensor, network.preprocessing))
@@ -294,6 +295,17 @@ def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Ver
     )
 
 
+def _require_one_answer(said: Outputs) -> None:
+    """Raise where an export answers one image with several answers: the batch of its graph is frozen."""
+    answers = {len(one) for one in (said.probabilities, said.features, said.known_score, said.best)}
+    if answers != {1}:
+        raise DifferentAnswersError(
+            "the export does not answer like its run and was not written",
+            received=f"{max(answers)} answers to one image",
+            expected="one: the number of images must be left open in its graph",
+        )
+
+
 def _maps_apart(
     recogniser: Recogniser, pixels: NDArray[np.uint8], best: NDArray[np.int64], maps: NDArray[np.float32]
 ) -> float:
@@ -316,7 +328,7 @@ def _refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
     fits = found.agreement >= tolerance.agreement and found.largest_difference <= tolerance.probability
     if fits and found.features_difference <= tolerance.features:
         return
-    raise LandmarksError(
+    raise DifferentAnswersError(
         "the export does not answer like its run and was not written",
         received=f"{100 * found.agreement:.1f} % agreement on {found.images} images, largest difference "
         f"{found.largest_difference:.4f} of a probability and {found.features_difference:.4f} of the features",

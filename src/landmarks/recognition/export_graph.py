@@ -31,6 +31,9 @@ MAPPED = 4
 MAX_GALLERY_BYTES = 32 * 1024**2
 """Size of the remembered images in the graph, in half precision: 13,000 of them of 1,280 numbers."""
 
+READABLE = 10
+"""Number of the ONNX file format that is written: the newest that onnxruntime 1.18, in phones too, reads."""
+
 LAST_MAPS, FEATURES = "last_maps", "features"
 OUTPUTS = ("probabilities", "known_score", "best", "maps")
 
@@ -279,7 +282,7 @@ def joined(parts: Parts) -> onnx.ModelProto:
     )
     opsets = {one.domain: one.version for model in models for one in model.opset_import}
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*one) for one in opsets.items()])
-    model.ir_version = max(one.ir_version for one in models)
+    model.ir_version = READABLE
     model.functions.extend(function for one in models for function in one.functions)
     model.producer_name = "landmarks"
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import onnxruntime
 
 from landmarks.serving.npm_package import pinned_files, read_pinned
 from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
-from landmarks.support.errors import LandmarksError
+from landmarks.support.console import note
+from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
 from landmarks.support.files import written_whole
 
 RUNTIME = PARTS / "runtime.lock.json"
@@ -50,6 +52,31 @@ def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> Writ
     with written_whole(page) as aside:
         aside.write_bytes(data)
     return WrittenPage(page, len(data), len(packed_network), len(script) + len(packed_wasm))
+
+
+def export_page(
+    run: Path | str, page: Path | str, *, runtime: Path | str | None = None, data: Path | str | None = None
+) -> WrittenPage:
+    """Write one HTML file that recognises images by itself, from a run (in eight bits) or from an export as it is.
+
+    A network that eight bits change too much is taken in single precision, with a note. `runtime` is as in
+    `write_page`, `data` as in `landmarks.export`. Raises `LandmarksError` when the export or the runtime cannot be had.
+    """
+    page, runtime = Path(page), None if runtime is None else Path(runtime)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError("a page is one HTML file", received=page.name, expected="a name that ends with .html")
+    if Path(run).suffix.lower() == ".onnx":
+        return write_page(Path(run), page, runtime=runtime)
+    from landmarks.recognition.export import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "network.onnx"
+        try:
+            export(run, made, int8=True, data=data)
+        except DifferentAnswersError as error:
+            note(f"in single precision, since: {error}")
+            export(run, made, data=data)
+        return write_page(made, page, runtime=runtime)
 
 
 def facts_of(export: Path) -> PageFacts:

@@ -2,6 +2,7 @@
 
     LandmarksError          exit code 1: the input is at fault, or the work was done in part
     ├── StaleError          something computed earlier no longer belongs to what it was computed from
+    ├── DifferentAnswersError   an export answers differently from its run
     ├── BusyError           another process is working on the same output
     ├── NothingThereError   there is nothing to work on
     └── UsageError          exit code 2: the command was wrong
@@ -35,6 +36,10 @@ class LandmarksError(Exception):
 
 class StaleError(LandmarksError):
     """Something computed earlier no longer belongs to what it was computed from."""
+
+
+class DifferentAnswersError(LandmarksError):
+    """An export answers differently from its run, and is not written."""
 
 
 class BusyError(LandmarksError):
