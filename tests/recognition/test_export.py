@@ -27,7 +27,7 @@ from landmarks.recognition.export import export
 from landmarks.recognition.export_graph import graph_parts, joined
 from landmarks.recognition.known_scores import KNN
 from landmarks.recognition.predict import predict
-from landmarks.recognition.quantise import quantised
+from landmarks.recognition.quantise import quantised, with_small_weights
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run, open_run
@@ -176,6 +176,20 @@ def test_eight_bits_say_nearly_the_same_in_less_room(run: Run) -> None:
     )
     apart = np.linalg.norm(wanted - found, axis=1) / np.linalg.norm(wanted, axis=1)
     assert 0 < apart.mean() < 0.1
+
+
+def test_weights_alone_in_eight_bits_change_little(run: Run) -> None:
+    network = build_network("mobilenetv2_050", classes=3, weights="none", head="linear", image_size=64, seed=1)
+    save_network(network, run.folder, temperature=1.0)
+    backbone = graph_parts(landmarks.load(run.folder)).backbone
+    small = with_small_weights(backbone)
+    assert len(small.SerializeToString()) < 0.35 * len(backbone.SerializeToString())
+    images = np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32)
+    wanted, found = (
+        onnxruntime.InferenceSession(model.SerializeToString()).run(["features"], {"normalised": images})[0]
+        for model in (backbone, small)
+    )
+    assert np.linalg.norm(wanted - found) < 0.1 * np.linalg.norm(wanted)  # of weights that were never trained
 
 
 def test_the_stored_rule_is_in_the_graph(run: Run, test_data: Dataset, tmp_path: Path) -> None:
