@@ -181,6 +181,7 @@ def export(
         Path | None, typer.Option(help="Folder with onnxruntime-web for --page; else npm brings it, once.")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="A quarter of the size: eight bits a number.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Half the size: weights in half precision.")] = False,
     timm: Annotated[bool, typer.Option("--timm", help="A folder for timm and the Hub, with a model card.")] = False,
     data: Annotated[
         Path | None, typer.Option(help="Verify on this dataset's images, not on the run's own validation split.")
@@ -207,7 +208,7 @@ def export(
         raise UsageError("nothing to write", expected="-o NAME.onnx, or --page NAME.html")
     from landmarks.recognition.export import export as export_run
 
-    written = export_run(run, out, int8=int8, timm=timm, data=data, images=images)
+    written = export_run(run, out, int8=int8, half=half, timm=timm, data=data, images=images)
     if json:
         print_json({**asdict(written), "path": str(written.path)})
         return

@@ -59,7 +59,7 @@ def export_page(
 ) -> WrittenPage:
     """Write one HTML file that recognises images by itself, from a run (in eight bits) or from an export as it is.
 
-    A network that eight bits change too much is taken in single precision, with a note. `runtime` is as in
+    A network that eight bits change too much is taken in half precision, with a note. `runtime` is as in
     `write_page`, `data` as in `landmarks.export`. Raises `LandmarksError` when the export or the runtime cannot be had.
     """
     page, runtime = Path(page), None if runtime is None else Path(runtime)
@@ -74,8 +74,8 @@ def export_page(
         try:
             export(run, made, int8=True, data=data)
         except DifferentAnswersError as error:
-            note(f"in single precision, since: {error}")
-            export(run, made, data=data)
+            note(f"in half precision, since: {error}")
+            export(run, made, half=True, data=data)
         return write_page(made, page, runtime=runtime)
 
 
