@@ -134,7 +134,7 @@ def export(
     recogniser = _ready(opened)
     shown = _images_to_verify(opened, data, count)
     note(f"exporting {opened.name}: {recogniser.network.backbone_name}, {len(recogniser.names)} landmarks")
-    parts = graph_parts(recogniser, compact=int8)
+    parts = graph_parts(recogniser, compact=int8 or half)
     if parts.maps:
         note(f"no heat maps: {parts.maps}")
     if int8 and half:

@@ -51,7 +51,7 @@ class ExportRecord:
 
     backbone: str
     kind: str
-    """float32 or int8."""
+    """float32, float16 (of the weights) or int8."""
     preprocessing: Preprocessing
     names: list[str]
     landmark_ids: list[int]
