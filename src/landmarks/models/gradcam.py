@@ -124,7 +124,8 @@ def _cosine_gradient(head: ArcFaceHead, features: Tensor, labels: Tensor | None)
     centres = centres.expand(features.shape[0], *centres.shape) if labels is None else centres[labels]
     cosine = torch.einsum("nkjd,nd->nkj", centres, unit[:, 0])
     best = cosine.max(2, keepdim=True)
-    nearest = torch.take_along_dim(centres, best.indices[..., None], dim=2)[:, :, 0]
+    chosen = F.one_hot(best.indices[..., 0], centres.shape[2]).to(centres.dtype)
+    nearest = torch.einsum("nkjd,nkj->nkd", centres, chosen)  # taken by place it would fix the batch of an export
     across: Tensor = head.scale / length * (nearest - best.values * unit)
     if isinstance(head.embedding, nn.Linear):
         across = across @ head.embedding.weight
