@@ -67,15 +67,15 @@ def export_page(
         raise UsageError("a page is one HTML file", received=page.name, expected="a name that ends with .html")
     if Path(run).suffix.lower() == ".onnx":
         return write_page(Path(run), page, runtime=runtime)
-    from landmarks.recognition.export import export
+    import landmarks  # which brings PyTorch only when it is asked for a run
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "network.onnx"
         try:
-            export(run, made, int8=True, data=data)
+            landmarks.export(run, made, int8=True, data=data)
         except DifferentAnswersError as error:
             note(f"in half precision, since: {error}")
-            export(run, made, half=True, data=data)
+            landmarks.export(run, made, half=True, data=data)
         return write_page(made, page, runtime=runtime)
 
 
