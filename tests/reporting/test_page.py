@@ -143,7 +143,7 @@ def test_a_truncated_image_or_heat_map_is_left_out(runs: list[Path], tmp_path: P
         shard.truncate(40_000)
     (run / "maps" / f"{0:016x}.jpg").write_bytes(b"\xff\xd8\xff")
     text = report(run, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "cannot be read" in text
+    assert "Images are left out" in text and "shorter than the manifest says" in text
     assert "1 of 2 maps" in text
 
 
