@@ -113,6 +113,7 @@ def main() -> None:
     torch.backends.mps.is_available = functools.cache(lambda: True)
     torch.backends.mps.is_built = lambda: True
     torch.mps.empty_cache = lambda: None
+    torch.mps.synchronize = lambda: None
     from landmarks.cli.main import run
 
     code = 0

@@ -121,7 +121,7 @@ def test_the_verb_prints_and_ends_with_1_when_something_was_left_out(colour_run:
     (tmp_path / "text.jpg").write_bytes(b"not an image")
     assert verb(colour_run.folder, [tmp_path / "text.jpg"], json=True) == 1
     assert json.loads(capsys.readouterr().out)["made"] == []
-    with pytest.raises(UsageError, match="--faithfulness measures"):
+    with pytest.raises(UsageError, match="faithfulness is measured on a dataset"):
         verb(colour_run.folder, [tmp_path], faithfulness=True)
 
 

@@ -185,6 +185,7 @@ def grow(dataset: Dataset, more: Path, splits: dict[str, str]) -> None:
     images = pl.concat([dataset.as_fetched(), added.images.with_columns(shard=shards)])
     rejected = read_table(dataset.folder / "rejected.parquet")
     kept = {name: told[name] for name in ("set", "origin", "rule", "max_side")}
+    kept["images_in"] = str(added.folder)
     write_dataset(dataset.folder, verb="import", images=images, labels=dataset.labels, rejected=rejected, record=kept)
     new = pl.DataFrame({"image_id": list(splits), "split": list(splits.values())})
     write_table(dataset.folder / "splits.parquet", pl.concat([table, new]).sort("image_id"), rule="grown", seed=0)

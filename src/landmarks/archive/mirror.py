@@ -39,7 +39,7 @@ from landmarks.archive.requests import (
     place_of,
     reason_of,
 )
-from landmarks.support.addresses import without_secrets
+from landmarks.support.addresses import parse_address
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
@@ -63,10 +63,10 @@ def open_mirror(place: str | Path | Mirror, *, patience: Patience | None = None)
     """
     if isinstance(place, Mirror):
         return place
-    bare, query, _ = str(place).partition("?")
-    if query and "://" in bare:
+    address = parse_address(str(place)) if "://" in str(place) else None
+    if address is not None and address.query:
         raise UsageError(
-            f"a signed address, one with a query behind a ?, is of no use for a whole mirror: {without_secrets(bare)}",
+            f"a signed address, one with a query behind a ?, is of no use for a whole mirror: {address.bare}",
             way_out="take s3://, gs:// or az:// with credentials in the environment (AZURE_STORAGE_SAS_TOKEN=… for a"
             " signature of Azure's), or copy the files into a folder",
         )

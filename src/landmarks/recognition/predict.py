@@ -42,8 +42,8 @@ def predict(
     cuda or mps. Raises `LandmarksError` when a path does not exist or holds no images.
     """
     require_top(top)
-    paths = find_images([images] if isinstance(images, str | Path) else images)
     recogniser = load(run, device=device)
+    paths = find_images([images] if isinstance(images, str | Path) else images)
     rows: list[tuple[Any, ...]] = []
     with progress("answering", total=len(paths)) as advance:
         for path, found in zip(paths, recogniser.recognitions(paths, top), strict=True):
