@@ -39,5 +39,5 @@ def measure(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine
             logits, at_once = in_parts(logits_of, batch.pixels, at_once)
             sums[0] += (logits.argmax(1) == batch.labels).sum()
             sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
-    accuracy, loss = (machine.summed(sums).double() / len(images)).tolist()
+    accuracy, loss = (machine.summed(sums).cpu().double() / len(images)).tolist()
     return accuracy, loss
