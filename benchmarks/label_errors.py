@@ -17,7 +17,7 @@ import results
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.evaluation.audit import audit, cross_validated, disagreements, features_of
-from landmarks.recognition.gallery import directions
+from landmarks.recognition.directions import directions
 from landmarks.training.run import open_run
 
 SHARE = 0.03

@@ -28,7 +28,8 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.evaluation.metrics import auroc, calibration_error, threshold_for_false_acceptance
 from landmarks.models.network import build_network
 from landmarks.models.rewriting import folded
-from landmarks.recognition.gallery import directions, make_gallery, rejection_scores
+from landmarks.recognition.directions import directions
+from landmarks.recognition.gallery import make_gallery, rejection_scores
 from landmarks.recognition.learned import Memory, learned_head, with_learned
 from landmarks.recognition.learned_images import Learned
 from landmarks.training.discriminant import Validation, discriminant_of, least_loss_scale, moments_of

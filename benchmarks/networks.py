@@ -21,7 +21,7 @@ import json, resource, sys, time
 import torch
 from landmarks.models.network import build_network
 from landmarks.training.optimizer import make_optimizer
-from landmarks.training.machine import choose_precision
+from landmarks.training.choices import choose_precision
 from landmarks.training.recipe import recipe_named
 from landmarks.models.rewriting import checkpoint_gradients
 backbone, classes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -66,9 +66,10 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.models.network import build_network
+    from landmarks.training.choices import choose_layout
     from landmarks.training.finetune import Training, add_gradients, set_training
     from landmarks.training.loader import Batch, batches
-    from landmarks.training.machine import choose_layout, open_machine
+    from landmarks.training.machine import open_machine
     from landmarks.training.optimizer import make_optimizer
     from landmarks.training.recipe import recipe_named
 

@@ -25,10 +25,11 @@ from results import keep
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.models.network import build_network
+from landmarks.training.choices import choose_layout
 from landmarks.training.features import Rows, cached_features, labels_of
 from landmarks.training.head_training import train_head
 from landmarks.training.loader import Batch, as_input, batches
-from landmarks.training.machine import choose_layout, open_machine
+from landmarks.training.machine import open_machine
 from landmarks.training.recipe import recipe_named
 
 EPOCHS, BATCH_SIZE = 10, 32

@@ -94,7 +94,7 @@ if not TYPE_CHECKING:  # a module with this function would answer a type checker
         if name not in _PLACES:
             raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
         from landmarks.support.errors import naming_the_extra
-        from landmarks.support.threads import wait_without_spinning
+        from landmarks.support.systems import wait_without_spinning
 
         wait_without_spinning()
 

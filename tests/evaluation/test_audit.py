@@ -40,7 +40,8 @@ from landmarks.evaluation.audit import (
 )
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.subsets import subsets
-from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, directions
+from landmarks.recognition.directions import directions
+from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator
 from landmarks.training import features, ridge
@@ -234,7 +235,7 @@ def test_after_a_training_nothing_is_computed_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("landmarks.training.machine.processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("landmarks.training.choices.processor_flags", lambda: frozenset(flags))
     run = trained(precision=precision, device="cpu")
     monkeypatch.setattr(features, "batches", None)  # no image is read for its features any more
     audit(run.folder, tmp_path / "wrong.csv")

@@ -14,8 +14,8 @@ import torch
 
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
+from landmarks.training.choices import choose_layout
 from landmarks.training.loader import normalised
-from landmarks.training.machine import choose_layout
 from landmarks.training.optimizer import parameter_groups
 from landmarks.training.recipe import recipe_named
 

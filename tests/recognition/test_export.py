@@ -204,6 +204,18 @@ def test_the_stored_rule_is_in_the_graph(run: Run, test_data: Dataset, tmp_path:
         np.testing.assert_allclose(wanted, found, atol=0.02, rtol=0.02)
 
 
+def test_a_learned_landmark_is_in_the_graph(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tower.jpg").write_bytes(image(44, 1))
+    landmarks.learn(run.folder, tmp_path / "tower.jpg", name="Tower")
+    written = export(open_run(run.folder), tmp_path / "run.onnx", images=6)
+    assert written.verification is not None and written.verification.agreement == 1
+    first, second = landmarks.load(run.folder), landmarks.load(written.path)
+    assert second.names == first.names and "Tower" in second.names
+    images = [image(44, 2), image(22, 2), image(33, 3)]
+    wanted, found = first.recognise(images), second.recognise(images)
+    assert [one.answers[0].name for one in wanted] == [one.answers[0].name for one in found]
+
+
 def test_evaluate_and_compare_give_the_numbers_of_the_export_itself(
     run: Run, test_data: Dataset, exported: Path
 ) -> None:

@@ -23,9 +23,10 @@ from landmarks.evaluation import unknown as choice
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.unknown import Halves, choose_threshold, compare_rules, halves_of, rules_of
-from landmarks.recognition import gallery as rejection
+from landmarks.recognition import directions as compared
 from landmarks.recognition import trained as tempering
-from landmarks.recognition.gallery import directions, make_gallery, rejection_scores, sample
+from landmarks.recognition.directions import directions
+from landmarks.recognition.gallery import make_gallery, rejection_scores, sample
 from landmarks.recognition.known_scores import Rule, combined_rule
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
@@ -97,9 +98,9 @@ def test_wide_features_are_folded_and_keep_their_cosines(
     random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = random.gamma(1.0, size=(6, 20_000))
-    monkeypatch.setattr(rejection, "MAX_WIDTH", 20_000)
+    monkeypatch.setattr(compared, "MAX_WIDTH", 20_000)
     exact = directions(wide)
-    monkeypatch.setattr(rejection, "MAX_WIDTH", 2048)
+    monkeypatch.setattr(compared, "MAX_WIDTH", 2048)
     folded = directions(wide)
     assert folded.shape == (6, 2048)
     assert folded @ folded.T == pytest.approx(exact @ exact.T, abs=0.08)
@@ -114,7 +115,7 @@ def test_long_features_become_directions_a_block_at_a_time(
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 150e6  # as 32-bit numbers all features are 120 MB, several times over
-    monkeypatch.setattr(rejection, "BLOCK_BYTES", 1 << 40)
+    monkeypatch.setattr(compared, "BLOCK_BYTES", 1 << 40)
     assert (blocked == directions(features)).all()
 
 

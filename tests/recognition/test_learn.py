@@ -14,7 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 import landmarks
 from landmarks.cli.main import run as program
 from landmarks.models.heads import build_head
-from landmarks.recognition.gallery import directions
+from landmarks.recognition.directions import directions
 from landmarks.recognition.learned import LEARNED, Memory, learned_head
 from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.learned_images import Learned
@@ -111,7 +111,7 @@ def test_probabilities_are_the_mean_of_both_for_old_landmarks_and_odds_for_new_o
 
 @pytest.mark.parametrize("width", [12, 300])
 def test_directions_in_torch_are_those_of_the_gallery(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landmarks.recognition.gallery.MAX_WIDTH", 128)
+    monkeypatch.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
     features = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
     features[0, :4] = 0
     moments = moments_of(directions(features), np.arange(5) % 2, 2)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from landmarks.support.threads import POLICIES, waiting_policy
+from landmarks.support.systems import POLICIES, waiting_policy
 
 
 def printed_by(code: str, **variables: str) -> str:

@@ -11,17 +11,8 @@ import timm
 import torch
 
 from landmarks.support.errors import UsageError
-from landmarks.training import machine as precision
-from landmarks.training.machine import (
-    choose_device,
-    choose_layout,
-    choose_precision,
-    cores_used_by_others,
-    in_parts,
-    is_out_of_memory,
-    open_machine,
-    peak_memory_mb,
-)
+from landmarks.training.choices import choose_device, choose_layout, choose_precision, cores_used_by_others
+from landmarks.training.machine import in_parts, is_out_of_memory, open_machine, peak_memory_mb
 from landmarks.training.recipe import recipe_named
 
 
@@ -85,7 +76,7 @@ def test_the_peak_of_memory_is_told_where_the_system_counts_none(monkeypatch: py
 def test_bfloat16_is_chosen_where_the_processor_computes_it(
     flags: set[str], value: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("landmarks.training.choices.processor_flags", lambda: frozenset(flags))
     choice = choose_precision("auto", "cpu")
     assert choice.value == value
     assert why in choice.why

@@ -13,9 +13,9 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network, build_network
 from landmarks.support.files import read_record
 from landmarks.training import finetune as finetuning
-from landmarks.training import machine as machines
 from landmarks.training import timing
-from landmarks.training.machine import Machine, choose_precision
+from landmarks.training.choices import choose_precision
+from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
 from landmarks.training.timing import Way, choose_by_timing
 from landmarks.training.train import train
@@ -62,7 +62,7 @@ def test_the_faster_format_is_chosen_whatever_the_flags_say(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machines, "processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("landmarks.training.choices.processor_flags", lambda: frozenset(flags))
     usual = replace(machine, precision=choose_precision("auto", "cpu").value)
     rates = {Way("float32", LAST): 10.0, Way("bfloat16", LAST): bfloat16}
     timed(monkeypatch, rates | {Way("float32", FIRST): 4.0, Way("bfloat16", FIRST): 2.0})

@@ -20,9 +20,8 @@ from landmarks.cli.everywhere import EPILOG, EXIT_CODES, Everywhere, taken_out
 from landmarks.support.console import heard_by, to_log
 from landmarks.support.disk import of_the_disk
 from landmarks.support.errors import LandmarksError, NothingThereError, did_you_mean, naming_the_extra
-from landmarks.support.systems import accept_any_text, interrupt_when_asked_to_end
+from landmarks.support.systems import accept_any_text, interrupt_when_asked_to_end, wait_without_spinning
 from landmarks.support.terminal import shown
-from landmarks.support.threads import wait_without_spinning
 
 app = typer.Typer(
     name="landmarks",

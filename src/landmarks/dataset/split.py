@@ -310,8 +310,7 @@ def tell(division: Division, labels: pl.DataFrame) -> None:
 # ── Corrections: what people decided about single images, beside the labels as they were fetched ───────────────
 #
 # Nothing is overwritten: `images.parquet` keeps every label it came with, `corrections.parquet` holds the decisions,
-# and
-# `open_dataset` applies them, so that each verb sees the corrected label. Delete the file, and all is as before.
+# and `open_dataset` applies them, so that each verb sees the corrected label. Delete the file, and all is as before.
 
 
 NOTHING = "none"

@@ -29,14 +29,16 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.explanation.drawing import fitted, lettering
-from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, directions
+from landmarks.recognition.directions import directions
+from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import written_whole
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_csv
+from landmarks.training.choices import choose_device, choose_layout
 from landmarks.training.features import Rows, cached_features, positions
-from landmarks.training.machine import Machine, choose_device, choose_layout, open_machine
+from landmarks.training.machine import Machine, open_machine
 from landmarks.training.own_data import find_own, sightings
 from landmarks.training.recipe import recipe_named
 from landmarks.training.ridge import Ridge, fitted_ridge, rows_at_once

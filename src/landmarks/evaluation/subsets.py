@@ -18,7 +18,7 @@ from landmarks.evaluation.audit import features_of
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.predictions import SUFFIX, name_of
 from landmarks.evaluation.results import Draws, draws_of
-from landmarks.recognition.gallery import directions
+from landmarks.recognition.directions import directions
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, read_record, write_record

@@ -41,12 +41,11 @@ class Hits:
 def rasterise(corners: Floats, keys: Floats, width: int, height: int) -> Hits:
     """Return what every pixel of a `width` × `height` image sees of triangles.
 
-    `corners` (T, 3, 3) are homogeneous image coordinates (x·w, y·w, w) and `keys` (T, 3) the corners' nearness
-    divided by w-free weights: ones for a perspective image (nearness is then 1 / depth), minus the depth where w
-    is 1. The image's y runs downwards; triangles whose corners a viewer sees run clockwise face away and
-    are left out. Corners may lie behind
-    the camera (w ≤ 0). Method: edge functions in homogeneous coordinates (Olano & Greer, Triangle Scan Conversion
-    using 2D Homogeneous Coordinates, 1997), filled in spans of rows.
+    `corners` (T, 3, 3) are homogeneous image coordinates (x·w, y·w, w) and `keys` (T, 3) the corners' nearness divided
+    by w-free weights: ones for a perspective image (nearness is then 1 / depth), minus the depth where w is 1. The
+    image's y runs downwards; triangles whose corners a viewer sees run clockwise face away and are left out. Corners
+    may lie behind the camera (w ≤ 0). Method: edge functions in homogeneous coordinates (Olano & Greer, Triangle Scan
+    Conversion using 2D Homogeneous Coordinates, 1997), filled in spans of rows.
     """
     edges, kept = _edge_functions(corners.astype(np.float64))
     triangle, row, first, last = _spans(edges, _bounds(corners[kept], width, height), width)

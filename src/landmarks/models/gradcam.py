@@ -61,9 +61,8 @@ def scaled(maps: Tensor) -> Tensor:
 #
 #     L_k = ReLU( Σ_c α_kc A_c ),        α_kc = 1/Z Σ_ij ∂y_k / ∂A_c(i, j).
 #
-# Where the backbone's features are the average of its maps, f_c = 1/Z Σ_ij A_c(i, j), every position has the same
-# share in
-# them: ∂f_c / ∂A_c(i, j) = 1/Z. By the chain rule ∂y_k / ∂A_c(i, j) = 1/Z · ∂y_k / ∂f_c, the same number at all
+# Where the backbone's features are the average of its maps, f_c = 1/Z Σ_ij A_c(i, j), every position has the same share
+# in them: ∂f_c / ∂A_c(i, j) = 1/Z. By the chain rule ∂y_k / ∂A_c(i, j) = 1/Z · ∂y_k / ∂f_c, the same number at all
 # positions, so its mean over them is that number itself and
 #
 #     α_kc = 1/Z · ∂y_k / ∂f_c.
@@ -147,9 +146,8 @@ def weighted(maps: Tensor, weights: Tensor) -> Tensor:
 
 # Grad-CAM by automatic differentiation, for networks whose weights cannot be written down: other heads, transformers.
 #
-# The backward pass is as short as it can be: it begins at the logits and ends at the maps, and the backbone below
-# them is
-# computed once, without a graph, for any number of classes.
+# The backward pass is as short as it can be: it begins at the logits and ends at the maps, and the backbone below them
+# is computed once, without a graph, for any number of classes.
 
 
 def heat_by_gradient(network: Network, images: Tensor, labels: Tensor) -> Tensor:

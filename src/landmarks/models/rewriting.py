@@ -76,9 +76,8 @@ def _pairs(network: Network, image: Tensor) -> list[tuple[Any, Any]]:
 # Gradient checkpointing: a backbone's blocks keep their input alone, and compute the rest again on the way back.
 #
 # Chen et al. 2016. Memory falls to about the blocks' inputs and one block's insides, for one more way forth. Written
-# over any backbone of convolutions or tokens, since timm has it for some networks only (not for Xception or
-# Inception), and
-# so that batch normalisation counts an image once: its running statistics do not move while a block repeats itself.
+# over any backbone of convolutions or tokens, since timm has it for some networks only (not for Xception or Inception),
+# and so that batch normalisation counts an image once: its running statistics do not move while a block repeats itself.
 
 
 def checkpoint_gradients(backbone: nn.Module) -> int:

@@ -223,9 +223,8 @@ def _hexadecimal(text: str) -> bool:
 #
 # A network trained with ε = 1e-3 and run with ε = 1e-5 gives the same answers when 0.00099 is added to every running
 # variance, since evaluation only uses their sum. Fine-tuning however replaces the variances by measured ones, which
-# hold
-# no such addition, so the normalisation would shift. Taking the addition out again and setting ε to what the network
-# was trained with is the same in evaluation mode and right in training mode.
+# hold no such addition, so the normalisation would shift. Taking the addition out again and setting ε to what the
+# network was trained with is the same in evaluation mode and right in training mode.
 
 
 TRAINED_WITH = {"legacy_xception": 1e-3}

@@ -9,17 +9,15 @@ import logging
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import compose, helper
 from torch import Tensor, nn
-from torch.nn import functional
 
 from landmarks.models.gradcam import averages, channel_weights, has_formula, weighted
 from landmarks.models.network import Network
-from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, compared_width, sample, sketch
+from landmarks.recognition.directions import Directions
+from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, sample
 from landmarks.recognition.known_scores import KNN, MAHALANOBIS, MSP
 from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, preprocessing_model
 from landmarks.recognition.recogniser import Recogniser
@@ -143,8 +141,6 @@ class _GalleryScores(nn.Module):
     Remembered images in eight bits a number have a scale each.
     """
 
-    signs: Tensor
-    members: Tensor
     images: Tensor
     scales: Tensor
     labels: Tensor
@@ -160,11 +156,8 @@ class _GalleryScores(nn.Module):
                 "the run has a threshold, but not the training images that it compares with",
                 way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
             )
-        self.needs, self.width = needs, width
-        if width > compared_width(width):
-            signs, places = sketch(width)
-            self.register_buffer("signs", torch.from_numpy(signs))
-            self.register_buffer("members", torch.from_numpy(_members(places, compared_width(width))))
+        self.needs = needs
+        self.directions = Directions(width)
         if KNN in needs:
             limit = max(1, MAX_GALLERY_BYTES // (2 * gallery.images.shape[1]))
             kept = sample(gallery.labels, limit)
@@ -180,17 +173,9 @@ class _GalleryScores(nn.Module):
             for name in ("mean", "centres", "within", "overall"):
                 self.register_buffer(name, torch.from_numpy(getattr(gallery, name)).half())
 
-    def _directions(self, features: Tensor) -> Tensor:
-        """Return what `gallery.directions` returns."""
-        roots = features.sign() * features.abs().sqrt()
-        if self.width > compared_width(self.width):
-            padded = functional.pad(roots * self.signs, (0, 1))
-            roots = padded[:, self.members.flatten()].reshape(-1, *self.members.shape).sum(2)
-        return functional.normalize(roots, dim=1, eps=1e-12)
-
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return score name → (N,) of features (N, C)."""
-        images = self._directions(features)
+        images = self.directions(features)
         scores = {}
         if KNN in self.needs:
             cosines, places = ((images @ self.images.float()) * self.scales).topk(
@@ -206,19 +191,6 @@ class _GalleryScores(nn.Module):
             nearest = white.square().sum(1) + (centres.square().sum(1) - 2 * white @ centres.T).amin(1)
             scores[MAHALANOBIS] = overall - nearest
         return scores
-
-
-def _members(places: NDArray[np.int64], sums: int) -> NDArray[np.int64]:
-    """Return which features go to each of so many `sums`, `(sums, m)`; their number W, where fewer than m do.
-
-    Gathering them leaves the batch open in ONNX, which adding to places does not.
-    """
-    order = np.argsort(places, kind="stable")
-    counts = np.bincount(places, minlength=sums)
-    rank = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-    members = np.full((sums, counts.max()), len(places), dtype=np.int64)
-    members[places[order], rank] = order
-    return members
 
 
 def _exported(

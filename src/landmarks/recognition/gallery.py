@@ -18,6 +18,7 @@ from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
+from landmarks.recognition.directions import compared_width, directions
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
@@ -64,7 +65,7 @@ def _require_sound(path: Path, gallery: Gallery, landmarks: int) -> None:
 
 
 def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int) -> Gallery | None:
-    """Return the run's reference, made now from what it was trained on in `dataset` (its own) when it holds none yet.
+    """Return the run's gallery, made now from what it was trained on in `dataset` (its own) when it holds none yet.
 
     The features are those that head training kept, where the backbone is still the same. None, with a note, when
     there are more landmarks than images fit. Call it while holding the run's folder.
@@ -139,7 +140,7 @@ def _save(path: Path, gallery: Gallery, model: str) -> None:
 # Does an image show a landmark the run knows? Scores from one pass of the network, larger: more surely known.
 #
 # `msp` and `energy` come from the outputs alone; `knn` and `mahalanobis` compare an image's features with
-# those of the training images (`Reference`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
+# those of the training images (`Gallery`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
 
 
 NEIGHBOURS = 10
@@ -147,12 +148,6 @@ NEIGHBOURS = 10
 
 WARMTH = 0.05
 """Difference in cosine by which a neighbour's vote falls to 1/e."""
-
-MAX_WIDTH = 2048
-"""Length of the longest features that are compared as they are; covariances have its square."""
-
-BLOCK_BYTES = 1 << 25
-"""About what the features take that are turned into directions at a time."""
 
 SHRINKAGE = 0.1
 """Share of the round covariance mixed into the measured one, which has fewer images than it has entries."""
@@ -181,47 +176,8 @@ class Gallery:
         return index
 
 
-def compared_width(width: int) -> int:
-    """Return the length of the `directions` of features of length `width`."""
-    return min(width, MAX_WIDTH)
-
-
-def directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return features `(N, W)` as signed square roots of length 1 `(N, compared_width(W))`.
-
-    After the roots a few large channels no longer decide the cosine (Arandjelović & Zisserman, CVPR 2012, RootSIFT;
-    Perronnin et al., ECCV 2010). Wider features are added up with random signs into `MAX_WIDTH` sums, which keeps
-    their cosines in expectation (Charikar et al., ICALP 2002, count sketch).
-    """
-    width = features.shape[1]
-    values = np.empty((len(features), compared_width(width)), dtype=np.float32)
-    step = max(1, BLOCK_BYTES // (4 * width))
-    for start in range(0, len(features), step):
-        values[start : start + step] = _directions(features[start : start + step])
-    return values
-
-
-def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    roots = np.sign(features) * np.sqrt(np.abs(features.astype(np.float32)))
-    width = features.shape[1]
-    if width > MAX_WIDTH:
-        signs, places = sketch(width)
-        sums = np.zeros((MAX_WIDTH, len(roots)), dtype=np.float32)
-        np.add.at(sums, places, (roots * signs).T)
-        roots = sums.T
-    length = np.linalg.norm(roots, axis=1, keepdims=True)
-    return np.asarray(roots / np.maximum(length, 1e-12), dtype=np.float32)
-
-
-def sketch(width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the sign of each of `width` features and the sum, of `MAX_WIDTH`, that it goes to, both `(width,)`."""
-    random = generator("sketch", width)
-    signs = random.choice(np.array([-1, 1], dtype=np.float32), size=width)
-    return signs, random.integers(MAX_WIDTH, size=width)
-
-
 def make_gallery(images: NDArray[np.floating], labels: NDArray[np.integer], digest: str) -> Gallery:
-    """Return the `Reference` of training images with `directions` `images` `(M, C)` that show `labels` `(M,)`."""
+    """Return the `Gallery` of training images with `directions` `images` `(M, C)` that show `labels` `(M,)`."""
     _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     width = images.shape[1]
     sums, squares = np.zeros((len(counts), width)), np.zeros((width, width))

@@ -28,7 +28,7 @@ from landmarks.dataset.images import decode, encode
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import find_images
-from landmarks.recognition.gallery import directions
+from landmarks.recognition.directions import directions
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.recognition.vectors import MOST_EXACT, Parts, Whitening, add_to, inverted_file, neighbours, whitening_of
 from landmarks.support.console import note, progress

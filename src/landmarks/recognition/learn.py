@@ -13,7 +13,8 @@ from landmarks.dataset.images import ImageError
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.naming import plain
 from landmarks.dataset.sources import find_images
-from landmarks.recognition.gallery import directions, ensure_gallery, sample
+from landmarks.recognition.directions import directions
+from landmarks.recognition.gallery import ensure_gallery, sample
 from landmarks.recognition.learned import (
     Memory,
     read_learned,

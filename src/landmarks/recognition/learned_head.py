@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from landmarks.models.heads import Head
-from landmarks.recognition.gallery import compared_width
-from landmarks.support.seeds import generator
+from landmarks.recognition.directions import Directions
 from landmarks.training.discriminant import Discriminant
-
-TINY = 1e-12
-"""Keeps roots and lengths away from 0, where they have no gradient."""
 
 
 class LearnedHead(Head):
@@ -28,8 +23,6 @@ class LearnedHead(Head):
 
     weights: Tensor
     bias: Tensor
-    places: Tensor
-    signs: Tensor
 
     def __init__(
         self, head: Head, width: int, discriminant: Discriminant, *, temperature: float, scale: float, offset: float
@@ -39,12 +32,7 @@ class LearnedHead(Head):
         self.head, self.old, self.classes = head, head.classes, discriminant.weights.shape[1]
         self.settings = {"learned": self.classes - self.old}
         self.temperature, self.offset = temperature, offset
-        self.compared = compared_width(width)
-        random = generator("sketch", width)  # the same draws, in the same order, as `gallery.directions` makes
-        signs = random.choice(np.array([-1, 1], dtype=np.float32), size=width)
-        places = random.integers(self.compared, size=width)
-        self.register_buffer("signs", torch.from_numpy(signs))
-        self.register_buffer("places", torch.from_numpy(places))
+        self.directions = Directions(width)
         self.register_buffer("weights", torch.from_numpy(discriminant.weights / scale).float())
         self.register_buffer("bias", torch.from_numpy(discriminant.bias / scale).float())
 
@@ -57,11 +45,3 @@ class LearnedHead(Head):
         odds = new - torch.logsumexp(own, 1, keepdim=True) + self.offset
         logits: Tensor = torch.logsumexp(scaled, 1, keepdim=True) + torch.cat([mean, odds], 1)
         return self.temperature * logits
-
-    def directions(self, features: Tensor) -> Tensor:
-        """Return what `gallery.directions` returns, as a tensor that autograd and exporters follow."""
-        roots = features / torch.sqrt(features.abs() + TINY)
-        if features.shape[1] > self.compared:
-            sums = roots.new_zeros(len(roots), self.compared)
-            roots = sums.index_add(1, self.places, roots * self.signs)
-        return roots / torch.sqrt(roots.square().sum(1, keepdim=True) + TINY)

@@ -235,7 +235,7 @@ class Recogniser:
 
     def with_features(self, features: NDArray[np.floating], name: str, landmark_id: int | None = None) -> Recogniser:
         """Return what `learn` returns, from features `(n, C)` that `embed` gave."""
-        from landmarks.recognition.gallery import directions
+        from landmarks.recognition.directions import directions
         from landmarks.recognition.trained import taught
 
         name, trained = plain(name), len(self.names) - len(self.learned.names)

@@ -29,9 +29,9 @@ from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
+from landmarks.training.choices import choose_device, choose_layout
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
-from landmarks.training.machine import choose_device, choose_layout
 from landmarks.training.own_data import images_seen
 from landmarks.training.run import Run
 

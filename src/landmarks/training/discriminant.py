@@ -1,6 +1,6 @@
 """New landmarks in closed form: sums that are kept, and the one equation that turns them into answers.
 
-Of the training images' directions x `(C,)` (see `gallery.directions`) are kept XᵀX `(C, C)`, the sums XᵀY `(K, C)` and
+Of the training images' directions x `(C,)` (see `directions.py`) are kept XᵀX `(C, C)`, the sums XᵀY `(K, C)` and
 the counts `(K,)`. A linear discriminant follows from them exactly (Hastie, Tibshirani & Friedman, §4.3): with the means
 m_k = sum_k / count_k and the covariance within landmarks S = (XᵀX - Σ count_k m_k m_kᵀ) / N, shrunk towards the round
 one, an image's score for landmark k is xᵀS⁻¹m_k - m_kᵀS⁻¹m_k / 2. Unlike ridge regression to ±1 it does not answer rare

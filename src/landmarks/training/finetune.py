@@ -241,10 +241,9 @@ def add_gradients(
     """Add this process's part of the gradient of a step of `size` images to each parameter's `grad`.
 
     Returns the sum of losses and the number of right answers, both on the device, and the micro-batch that fitted. The
-    images pass in
-    parts of at most `micro_batch`. When memory runs out, everything the failed pass held is let go, the micro-batch is
-    halved, and the step begins anew with the same images: the same gradient, but that batch normalisation sees
-    smaller parts. Raises `LandmarksError` when a single image does not fit.
+    images pass in parts of at most `micro_batch`. When memory runs out, everything the failed pass held is let go, the
+    micro-batch is halved, and the step begins anew with the same images: the same gradient, but that batch
+    normalisation sees smaller parts. Raises `LandmarksError` when a single image does not fit.
     """
     network = training.network
     training.statistics.remember()

@@ -20,9 +20,10 @@ from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
 from landmarks.support.terminal import show
+from landmarks.training.choices import choose_layout
 from landmarks.training.finetune import Training, add_gradients, set_training
 from landmarks.training.loader import Batch, batches, normalised
-from landmarks.training.machine import Machine, choose_layout, does_not_fit, is_out_of_memory, open_machine, release
+from landmarks.training.machine import Machine, does_not_fit, is_out_of_memory, open_machine, release
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.train import check_data

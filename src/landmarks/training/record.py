@@ -12,7 +12,8 @@ from landmarks.dataset.manifest import SPLITS, Dataset
 from landmarks.dataset.naming import identified_by
 from landmarks.models.catalogue import gmacs
 from landmarks.models.network import Network, count_parameters, has_maps
-from landmarks.training.machine import Choice, Machine, describe_machine, peak_memory_mb, versions
+from landmarks.training.choices import Choice
+from landmarks.training.machine import Machine, describe_machine, peak_memory_mb, versions
 from landmarks.training.own_data import whereabouts
 from landmarks.training.recipe import Recipe
 from landmarks.training.state import State

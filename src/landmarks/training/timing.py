@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from landmarks.models.network import Network
-from landmarks.training.machine import Choice, Machine, choose_layout, is_out_of_memory, release
+from landmarks.training.choices import Choice, choose_layout
+from landmarks.training.machine import Machine, is_out_of_memory, release
 from landmarks.training.processes import Statistics
 
 IMAGES = {"cpu": 2, "cuda": 32, "mps": 8}

@@ -23,10 +23,11 @@ from landmarks.support.disk import remove_leftovers
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record, write_record
 from landmarks.training.checkpoint import FILE as CHECKPOINT
+from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
-from landmarks.training.machine import Choice, Machine, choose_layout, open_machine
+from landmarks.training.machine import Machine, open_machine
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
@@ -64,11 +65,11 @@ def train(
     """Train a network on the dataset folder `data` and return the run written to the folder `out`.
 
     What is not given comes from the `recipe`; `settings` are any other fields of `Recipe`, and None is one of the
-    things that some of them can be (`clip`). `learning_rate` is the head's and moves the backbone's along, unless
-    `backbone_learning_rate` is given too; `time_limit` is in minutes of fine-tuning. Called again after a kill it
-    goes on
-    to the same weights; called on a finished run it returns that. Raises `UsageError` for unknown names and impossible
-    values, and `LandmarksError` for data that cannot be trained on, or a folder that holds something else.
+    things that some of them can be (`max_grad_norm`). `learning_rate` is the head's and moves the backbone's along,
+    unless `backbone_learning_rate` is given too; `time_limit` is in minutes of fine-tuning. Called again after a kill
+    it goes on to the same weights; called on a finished run it returns that. Raises `UsageError` for unknown names
+    and impossible values, and `LandmarksError` for data that cannot be trained on, or a folder that holds something
+    else.
     """
     chosen = recipe_named(
         recipe,
