@@ -204,6 +204,18 @@ def test_the_stored_rule_is_in_the_graph(run: Run, test_data: Dataset, tmp_path:
         np.testing.assert_allclose(wanted, found, atol=0.02, rtol=0.02)
 
 
+def test_an_export_tells_no_place_of_the_machine_it_was_made_on(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    record = read_record(run.folder / "run.json")
+    verb, inputs = record.pop("verb"), record.pop("inputs")
+    record["network"] = {**(record.get("network") or {}), "weights": str(tmp_path / "start.safetensors")}
+    write_record(run.folder / "run.json", record, verb=verb, inputs=inputs)
+    other = own_data.folder.rename(tmp_path / "moved")
+    written = export(open_run(run.folder), tmp_path / "run.onnx", images=4, data=other)
+    told = landmarks.load(written.path).network.record  # type: ignore[union-attr]
+    text = written.path.read_bytes()
+    assert str(tmp_path).encode() not in text and b"start.safetensors" in text and told.names
+
+
 def test_a_learned_landmark_is_in_the_graph(run: Run, tmp_path: Path) -> None:
     (tmp_path / "tower.jpg").write_bytes(image(44, 1))
     landmarks.learn(run.folder, tmp_path / "tower.jpg", name="Tower")

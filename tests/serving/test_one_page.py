@@ -121,15 +121,15 @@ def test_the_page_can_be_used_with_a_keyboard_alone(browser: Any, page: Path, se
             it.tab.keyboard.press("Enter")
         chooser.value.set_files(str(seen.files[0]))
         it.answered(1)
-        picture = it.card().locator("canvas")
+        canvas = it.card().locator("canvas")
         first, second = list(it.shown())[:2]
-        assert picture.get_attribute("aria-label").endswith(f"with the heat map of {first}")
+        assert canvas.get_attribute("aria-label").endswith(f"with the heat map of {first}")
         it.tab.keyboard.press("Tab")
         it.tab.keyboard.press("ArrowDown")
-        assert picture.get_attribute("aria-label").endswith(f"with the heat map of {second}")
+        assert canvas.get_attribute("aria-label").endswith(f"with the heat map of {second}")
         it.tab.keyboard.press("Tab")
         it.tab.keyboard.press("Space")
-        assert picture.get_attribute("aria-label") == seen.files[0].name
+        assert canvas.get_attribute("aria-label") == seen.files[0].name
         it.tab.keyboard.press("Tab")
         assert it.tab.locator(":focus").get_attribute("aria-label") == f"Remove {seen.files[0].name}"
         it.tab.keyboard.press("Enter")
@@ -172,12 +172,12 @@ def test_an_image_can_be_pasted_and_dropped(browser: Any, page: Path, seen: Seen
 def test_a_phone_offers_its_camera_and_a_desk_does_not(browser: Any, page: Path, seen: Seen) -> None:
     with opened(browser, page, viewport=PHONE, has_touch=True, is_mobile=True) as it:
         with it.tab.expect_file_chooser() as chooser:
-            it.tab.get_by_role("button", name="Take a photo").tap()
+            it.tab.get_by_role("button", name="Use the camera").tap()
         chooser.value.set_files(str(seen.files[2]))
         it.answered(1)
         assert it.tab.locator("input[capture=environment]").count() == 1
     with opened(browser, page) as it:
-        assert not it.tab.get_by_role("button", name="Take a photo").is_visible()
+        assert not it.tab.get_by_role("button", name="Use the camera").is_visible()
 
 
 def test_the_heat_map_lies_over_the_square_that_the_network_sees(browser: Any, page: Path, seen: Seen) -> None:

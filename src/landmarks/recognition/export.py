@@ -131,14 +131,14 @@ def export(
     count = (256 if int8 else 64) if images is None else images
     if count < 1:
         raise UsageError("an export is verified on images", received=images, expected="1 or more")
+    if int8 and half:
+        raise UsageError("an export is in eight bits or in half precision", received="both")
     recogniser = _ready(opened)
     shown = _images_to_verify(opened, data, count)
     note(f"exporting {opened.name}: {recogniser.network.backbone_name}, {len(recogniser.names)} landmarks")
     parts = graph_parts(recogniser, compact=int8 or half)
     if parts.maps:
         note(f"no heat maps: {parts.maps}")
-    if int8 and half:
-        raise UsageError("an export is in eight bits or in half precision", received="both")
     if half:
         parts = replace(parts, backbone=with_half_weights(parts.backbone))
     kind = "int8" if int8 else "float16" if half else "float32"
@@ -366,21 +366,28 @@ def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> di
         "threshold": None if rule is None else recogniser.threshold,
         "score": MSP if rule is None else rule.name,
         "maps": {"method": None if no_maps else ANALYTIC, "note": no_maps or None},
-        "licence": {
-            "weights": pretrained_record(network.backbone_name).get("license"),
-            "start": str((run.record.get("network") or {}).get("weights", "")),
-        },
+        "licence": _licence(run, network.backbone_name),
         "credits": _credits(run),
         "run": {"name": run.name, "digest": run.digest, "data_digest": told.get("digest")},
     }
+
+
+def _licence(run: Run, backbone_name: str) -> dict[str, Any]:
+    """Return what the run began with, and under which licence: timm tells that of its own weights alone.
+
+    A file or another run is told by its name, not by its place: an export leaves the machine.
+    """
+    start = str((run.record.get("network") or {}).get("weights", ""))
+    licence = pretrained_record(backbone_name).get("license") if start == "imagenet" else None
+    return {"weights": licence, "start": Path(start).name}
 
 
 def _credits(run: Run) -> dict[str, Any]:
     """Return whose images the run was trained on, and under which licences, as far as its dataset tells."""
     try:
         images = images_seen(run, find_own(run), "train")
-    except LandmarksError as error:
-        return {"note": f"not known: {error}"}
+    except LandmarksError:
+        return {"note": "not known: the run's dataset is not there"}
     authors = images["author"].drop_nulls().unique().sort().to_list()
     licences = images["license"].fill_null("unknown").value_counts(sort=True).rows()
     return {

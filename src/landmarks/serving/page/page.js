@@ -142,7 +142,7 @@ function make(tag, attributes = {}, ...children) {
 
 function waitingCard(name) {
   const said = make("div", { class: "said" }, make("p", { class: "file" }, name || "pasted image"), make("p", { class: "nearly" }, "Looking…"));
-  return make("li", { class: "card waiting" }, make("figure", { class: "picture" }), said);
+  return make("li", { class: "card waiting" }, make("figure", { class: "frame" }), said);
 }
 
 function removeButton(card, name) {
@@ -166,7 +166,7 @@ function fail(job, error) {
     make("p", { class: "nearly" }, sentence(error.message)),
   );
   job.card.className = "card failed";
-  job.card.replaceChildren(make("figure", { class: "picture" }), said, removeButton(job.card, job.name));
+  job.card.replaceChildren(make("figure", { class: "frame" }), said, removeButton(job.card, job.name));
   told.textContent = `${job.name}: no answer. ${sentence(error.message)}`;
 }
 
@@ -205,8 +205,8 @@ function show(job, { answers, known, maps, seen }, preview) {
   job.card.className = known === false ? "card unknown" : "card";
   job.card.setAttribute("aria-labelledby", heading.id);
   if (!preview) job.card.classList.add("blind"); // a format that only the server can decode
-  const picture = make("figure", { class: "picture" }, ...(preview ? [canvas] : []));
-  job.card.replaceChildren(picture, said, removeButton(job.card, job.name));
+  const frame = make("figure", { class: "frame" }, ...(preview ? [canvas] : []));
+  job.card.replaceChildren(frame, said, removeButton(job.card, job.name));
   draw();
   const sure = `${best.name}, ${percent(best.probability)}`;
   told.textContent = `${job.name}: ${known === false ? `${NOT_KNOWN}. ${nearly}` : sure}`;
