@@ -15,7 +15,7 @@ from landmarks.dataset import importing as intake
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, decode, encode, resize
 from landmarks.dataset.importing import import_
-from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.dataset.split import split
 from landmarks.dataset.unpack import unpack
@@ -74,6 +74,13 @@ def test_by_reference_images_stay_where_they_are(tmp_path: Path) -> None:
     assert all_bytes(dataset)["T1"] == (source / "Tower/T1.jpg").read_bytes()
     assert dataset.images["width"].to_list() == [60, 60]
     assert not (tmp_path / "out/shards").exists()
+
+
+@pytest.mark.parametrize("word", ["--by-reference", "--reference"])
+def test_the_verb_leaves_images_where_they_are_by_either_word(tmp_path: Path, word: str) -> None:
+    source = album(tmp_path / "in", {"Tower": 2, "Arch": 2})
+    assert run(["import", str(source), "-o", str(tmp_path / "out"), word]) == 0
+    assert open_dataset(tmp_path / "out").images_in == source.resolve()
 
 
 def test_copies_are_shrunk_and_turned_to_jpeg(tmp_path: Path) -> None:

@@ -209,7 +209,10 @@ def import_(
         Path | None, typer.Option(help="Number the landmarks as this dataset or run does; other names are refused.")
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy/--reference", help="Copy the images into shards, or leave them where they are.")
+        bool,
+        typer.Option(
+            "--copy/--by-reference", " /--reference", help="Copy into shards, or leave images where they are."
+        ),
     ] = True,
     max_side: Annotated[int, typer.Option(min=1, help="Copies have no side longer than so many pixels.")] = 512,
     add: Annotated[bool, typer.Option("--add", help="Add the images to the dataset that is in --out already.")] = False,
