@@ -174,7 +174,7 @@ def search(
     """Return the `top` images of `index` that look most like each of `images` (files and folders), see `FOUND`.
 
     With `verify` the best `VERIFIED` are compared point by point, and those that agree in more points come first;
-    `drawings` is a folder for a picture of the best one beside each image, with the points that agree. An image that
+    `drawings` is a folder for a drawing of the best one beside each image, with the points that agree. An image that
     cannot be decoded has one row that says why. Raises `LandmarksError` when the index is empty, or its run is gone.
     """
     if top < 1:
