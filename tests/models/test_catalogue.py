@@ -12,7 +12,7 @@ from landmarks.models.catalogue import COLUMNS, gmacs, networks
 from landmarks.models.heads import LinearHead
 from landmarks.models.network import Network, build_network, empty_network
 from landmarks.models.preprocessing import Preprocessing
-from landmarks.support.errors import UsageError
+from landmarks.support.errors import LandmarksError, UsageError
 
 
 def test_one_network_is_one_row_with_its_size_its_cost_and_its_licence():
@@ -113,6 +113,13 @@ def test_a_pattern_lists_all_that_are_called_so():
     assert networks("resnet18*", image_size=64)["network"].to_list() == ["resnet18", "resnet18d"]
     with pytest.raises(UsageError, match='no network is called like "resnest18x'):
         networks("resnest18x*")
+
+
+def test_a_network_without_features_is_left_out_of_a_pattern_and_refused_by_name(capsys: pytest.CaptureFixture[str]):
+    assert "mobilenetv5_300m_enc" not in networks("mobilenetv5_*", image_size=64)["network"].to_list()
+    assert "are left out" in capsys.readouterr().err
+    with pytest.raises(LandmarksError, match="mobilenetv5_300m_enc"):
+        networks("mobilenetv5_300m_enc", image_size=64)
 
 
 def test_the_verb_prints_json_for_programs(capsys: pytest.CaptureFixture[str]):

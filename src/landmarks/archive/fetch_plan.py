@@ -15,6 +15,7 @@ from landmarks.archive.index import TarIndex, spans
 from landmarks.archive.mirror import Mirror, tar_path
 from landmarks.archive.requests import MirrorError
 from landmarks.archive.tar_to_shard import TarTask
+from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, UsageError
 
 Method = Literal["auto", "ranges", "stream"]
@@ -57,9 +58,9 @@ class Plan:
         ranged = sum(task.places is not None for task in self.tasks)
         how = f"{ranged} by byte ranges, {len(self.tasks) - ranged} streamed"
         return (
-            f"{len(self.tasks)} TARs ({how}), {self.requests:,} requests, {amount(self.bytes)} to move, "
-            f"at most {amount(self.disk_bytes)} on disk, about {_duration(self.seconds)} of transfer at "
-            f"{amount(self.bytes_per_second)}/s; {self.why}"
+            f"{plural(len(self.tasks), 'TAR')} ({how}), {plural(self.requests, 'request')}, "
+            f"{amount(self.bytes)} to move, at most {amount(self.disk_bytes)} on disk, "
+            f"about {_duration(self.seconds)} of transfer at {amount(self.bytes_per_second)}/s; {self.why}"
         )
 
 

@@ -32,7 +32,7 @@ from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import Found, Source
 from landmarks.dataset.split import given, store
 from landmarks.dataset.trust import IMAGES_IN, MAX_IMAGE_BYTES
-from landmarks.support.console import Advance, note, progress
+from landmarks.support.console import Advance, note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, remove_leftovers
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
@@ -239,7 +239,7 @@ def _tell(dataset: Dataset, listed: Source, given: Iterable[str]) -> None:
         note(f"{len(listed.empty):,} folders hold no image, and are no landmarks: {_some(listed.empty)}")
     left = set(dataset.labels.filter(pl.col("images") > 0)["name"])
     if lost := sorted(name for name in set(given) if name not in left):
-        note(f"{len(lost):,} landmarks have no image left, all are rejected: {_some(lost)}")
+        note(f"{plural(len(lost), 'landmark')} left without an image, as all are rejected: {_some(lost)}")
     if listed.passed_by:
         note(f"left out: {listed.passed_by}")
     _tell_of_copies(dataset)

@@ -13,7 +13,7 @@ import polars as pl
 from landmarks.dataset.divide import ENOUGH, FROM_SOURCE, NOT_YET, TEST, TRAIN, VAL, Rule, divide, rule_of
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
 from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, SPLIT, SPLIT_FILE, SPLITS, Dataset, open_dataset
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import file_digest, held
@@ -298,7 +298,7 @@ def tell(division: Division, labels: pl.DataFrame) -> None:
     for which, name in ((VAL, "val"), (TEST, "test")):
         absent = len(size) - landmark_of.filter(pl.Series(assigned == which)).drop_nulls().n_unique()
         if counts[which] and absent:
-            note(f"{absent:,} landmarks have no image in {name}")
+            note(f"{plural(absent, 'landmark')} {'has' if absent == 1 else 'have'} no image in {name}")
     for one in swallowed[:5]:
         label = labels.filter(pl.col("landmark_id") == one["landmark_id"])["name"]
         name = label[0] if len(label) else one["landmark_id"]

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from landmarks.models.backbones import BASELINE, STUDY, networks_like, pretrained_record, timm_name
-from landmarks.models.network import Network, count_parameters, empty_network
+from landmarks.models.network import Network, count_parameters, empty_network, require_features
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 
@@ -56,6 +56,11 @@ def _describe(backbone: str, classes: int, head: str, image_size: int | None) ->
     with torch.device("meta"):
         network = empty_network(backbone, classes=classes, head=head, image_size=image_size)
     counts = count_parameters(network)
+    try:
+        cost = gmacs(network)
+    except (TypeError, RuntimeError, ValueError, AttributeError, AssertionError):
+        require_features(network)  # which says why, and what to do
+        raise
     return {
         "network": backbone,
         "timm": None if backbone == BASELINE else timm_name(backbone),
@@ -63,7 +68,7 @@ def _describe(backbone: str, classes: int, head: str, image_size: int | None) ->
         "trainable": counts.trainable,
         "non_trainable": counts.non_trainable,
         "image_size": network.preprocessing.image_size,
-        "gmacs": round(gmacs(network), 3),
+        "gmacs": round(cost, 3),
         "license": pretrained_record(backbone)["license"],
     }
 
