@@ -6,19 +6,10 @@ that `figures.py` exchanges for the page's own, so that a chart also reads on a 
 
 from __future__ import annotations
 
-import re
-import xml.etree.ElementTree as ET
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import polars as pl
-import vl_convert
-from markupsafe import Markup
-
-from landmarks.support.files import written_whole
-from landmarks.support.tables import write_csv
 
 INK, MUTED, GRID = "#1f2428", "#68707a", "#e4e2dc"
 SERIES = ("#0f6b75", "#c8553d", "#7a5ba6", "#c28a1c", "#3b74c9", "#5f8a3a", "#a14a6d", "#5c6670")
@@ -303,109 +294,3 @@ def risk_coverage(frame: pl.DataFrame) -> Any:
         )
     )
     return _fitted(area)
-
-
-# ── A chart as three things: an image in the page, and an SVG and a CSV beside it ──────────────────────────────────
-
-
-_SVG = "http://www.w3.org/2000/svg"
-_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"} | {
-    colour: f"var(--s{position})" for position, colour in enumerate(SERIES)
-}
-_NOT_IN_THE_PAGE = ("role", "aria-roledescription", "aria-hidden", "pointer-events", "font-family", "stroke-miterlimit")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart in the page: `svg` is safe markup, `alt` says what it shows, `file` is its name beside the page."""
-
-    title: str
-    alt: str
-    caption: str
-    svg: Markup
-    file: str
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class FigureFolder:
-    """Where every figure is also written as SVG and CSV."""
-
-    folder: Path
-
-    def draw(
-        self,
-        chart: Any,
-        numbers: pl.DataFrame,
-        *,
-        file: str,
-        title: str,
-        alt: str,
-        caption: str = "",
-        wide: bool = False,
-    ) -> Figure:
-        """Render `chart`, write `<file>.svg` and its `numbers` as `<file>.csv`, and return the image for the page."""
-        svg = render(chart)
-        with written_whole(self.folder / f"{file}.svg", tidy=True) as aside:
-            aside.write_text(svg, encoding="utf-8")
-        self.keep(numbers, file=file)
-        return Figure(title, alt, caption, inlined(svg, alt, prefix=file), f"{self.folder.name}/{file}", wide)
-
-    def keep(self, numbers: pl.DataFrame, *, file: str) -> str:
-        """Write a table's `numbers` as `<file>.csv` and return where it lies, seen from the page."""
-        flat = numbers.drop("description", strict=False)
-        write_csv(self.folder / f"{file}.csv", flat)
-        return f"{self.folder.name}/{file}.csv"
-
-
-def render(chart: Any) -> str:
-    """Return an altair chart as a standalone SVG; nothing is fetched for it."""
-    svg: str = vl_convert.vegalite_to_svg(chart.to_json(), allowed_base_urls=[])
-    return svg
-
-
-def inlined(svg: str, alt: str, prefix: str) -> Markup:
-    """Return `svg` for a page: it fills its column, takes the page's colours and font, and shows marks' descriptions.
-
-    Descriptions of marks become `data-tip`, which the page's script shows. Identifiers get `prefix`, as several
-    images share one page.
-    """
-    ET.register_namespace("", _SVG)
-    root = ET.fromstring(svg)
-    root.attrib |= {"role": "img", "aria-label": alt}
-    width = float(root.attrib.pop("width"))
-    root.attrib.pop("height", None)
-    root.attrib.pop("version", None)
-    for element in root.iter():
-        if element is not root:
-            _quieten(element)
-        for name, value in list(element.attrib.items()):
-            if name == "id":
-                element.set(name, f"{prefix}-{value}")
-            elif "url(#" in value:
-                element.set(name, value.replace("url(#", f"url(#{prefix}-"))
-            elif value in _COLOURS:
-                element.set(name, _COLOURS[value])
-    _drop_empty_paths(root)
-    root.set("style", f"--width:{width:.0f}px;max-width:var(--width)")
-    text = ET.tostring(root, encoding="unicode")
-    return Markup(re.sub(r"(\d\.\d\d)\d+", r"\1", text) if len(text) > 200_000 else text)
-
-
-def _quieten(element: ET.Element) -> None:
-    label = element.attrib.pop("aria-label", None)
-    if label and element.attrib.get("role") == "graphics-symbol" and "axis" not in _kind(element):
-        element.set("data-tip", label)
-    for name in _NOT_IN_THE_PAGE:
-        element.attrib.pop(name, None)
-
-
-def _kind(element: ET.Element) -> str:
-    return element.attrib.get("aria-roledescription", "")
-
-
-def _drop_empty_paths(root: ET.Element) -> None:
-    for parent in root.iter():
-        for child in list(parent):
-            if child.attrib.get("class") in ("background", "foreground") and "stroke" not in child.attrib:
-                parent.remove(child)

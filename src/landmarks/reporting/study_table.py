@@ -23,7 +23,8 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.reporting.charts import Figure, FigureFolder, protocols
+from landmarks.reporting.charts import protocols
+from landmarks.reporting.figures import Figure, FigureFolder
 from landmarks.reporting.report_tables import Cell, Column, Table
 from landmarks.reporting.wording import bounds, duration, interval, millions, number, percent, readable
 from landmarks.support.errors import LandmarksError

@@ -1,0 +1,249 @@
+"""One run in detail: its figures, tables, images, and one line with a command for whatever is not there yet."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+from landmarks.dataset.manifest import SPLITS, Dataset
+from landmarks.reporting.drawings import (
+    MOST_CELLS,
+    calibration_figures,
+    confusion_figure,
+    landmark_figures,
+    learning_figures,
+    subset_figures,
+)
+from landmarks.reporting.figures import Figure, FigureFolder
+from landmarks.reporting.report_tables import (
+    Table,
+    evaluations_table,
+    landmarks_numbers,
+    per_landmark,
+    rejection,
+)
+from landmarks.reporting.run_files import Evaluation, RunFiles
+from landmarks.reporting.thumbnails import (
+    ConfusedPair,
+    Mistake,
+    Panel,
+    confident_mistakes,
+    confident_strangers,
+    confused,
+    find_dataset,
+    heat_map_panels,
+)
+from landmarks.reporting.wording import (
+    count,
+    duration,
+    facts,
+    in_words,
+    interval,
+    millions,
+    number,
+    percent,
+    readable,
+)
+from landmarks.support.errors import LandmarksError
+from landmarks.training.run import Run
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that was not made yet, and the command that makes it."""
+
+    what: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Everything the page shows of one run; lists are empty and figures None where there is nothing to show."""
+
+    run: RunFiles
+    judged: Evaluation | None
+    tiles: list[tuple[str, str, str]]
+    missing: list[Missing]
+    evaluations: Table | None
+    learning: list[Figure] = field(default_factory=list)
+    confusion: Figure | None = None
+    landmarks: list[Figure] = field(default_factory=list)
+    landmark_table: Table | None = None
+    pairs: list[ConfusedPair] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+    strangers: list[Mistake] = field(default_factory=list)
+    subsets: list[Figure] = field(default_factory=list)
+    calibration: list[Figure] = field(default_factory=list)
+    calibration_line: str = ""
+    rejections: list[tuple[str, Table]] = field(default_factory=list)
+    making: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+    choices: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any image is shown."""
+        of_pairs = [image for pair in self.pairs for image in (*pair.shown, pair.typical)]
+        alone = [one.image for one in (*self.mistakes, *self.strangers)]
+        return bool(self.panels) or any(image is not None for image in (*of_pairs, *alone))
+
+
+def chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapter:
+    """Return a run's chapter; its figures are written on the way, and at most `panels` heat maps are taken up."""
+    judged = run.main
+    dataset, why_not = _dataset(run, judged)
+    landmarks = landmarks_numbers(run, judged) if judged else None
+    file = f"{run.slug}-landmarks"
+    if landmarks is not None:
+        file = figures.keep(landmarks, file=file)
+    return Chapter(
+        run=run,
+        judged=judged,
+        tiles=_tiles(run, judged),
+        missing=_missing(run, judged, why_not),
+        evaluations=evaluations_table(run) if run.evaluations else None,
+        learning=learning_figures(run, figures),
+        confusion=confusion_figure(run, judged, figures) if judged else None,
+        landmarks=landmark_figures(run, landmarks, figures) if landmarks is not None else [],
+        landmark_table=per_landmark(landmarks, file) if landmarks is not None else None,
+        pairs=confused(run, judged, dataset) if judged else [],
+        panels=heat_map_panels(run, panels),
+        mistakes=confident_mistakes(run, judged, dataset) if judged else [],
+        strangers=confident_strangers(run, judged, dataset) if judged else [],
+        subsets=subset_figures(run, figures),
+        calibration=calibration_figures(run, judged, figures) if judged else [],
+        calibration_line=_calibration_line(judged),
+        rejections=_rejections(run),
+        making=_making(run),
+        choices=_choices(run),
+    )
+
+
+def _dataset(run: RunFiles, judged: Evaluation | None) -> tuple[Dataset | None, str]:
+    """Return the dataset whose images were judged, or why there is none."""
+    try:
+        return find_dataset(Run(run.folder, run.record, run.labels), judged.metrics if judged else None), ""
+    except LandmarksError as error:
+        return None, str(error)
+
+
+def _tiles(run: RunFiles, judged: Evaluation | None) -> list[tuple[str, str, str]]:
+    """Return the numbers at the head of a chapter: (name, number, smaller line)."""
+    tiles = []
+    if judged:
+        split = "validation" if judged.name == "val" else "test"
+        top1, top5 = judged.metrics.get("top1"), judged.metrics.get("top5")
+        tiles.append((f"{split} accuracy", percent(top1), interval(top1)))
+        tiles.append(("among the best five", percent(top5), interval(top5)))
+        tiles.append(("images judged", count(judged.known), _of_landmarks(run, judged)))
+    size = number(run.field("network", "image_size"))
+    tiles.append(("parameters", millions(run.field("network", "parameters")), f"at {size:.0f} pixels" if size else ""))
+    tiles.append(("training", duration(run.field("seconds", "total")), _memory(run)))
+    return tiles
+
+
+def _of_landmarks(run: RunFiles, judged: Evaluation) -> str:
+    """Return how many of its landmarks a run was judged on: not always all."""
+    judged_on, known = number(judged.metrics.get("landmarks")), len(run.labels)
+    return f"of {count(known if judged_on is None else judged_on)}" + (
+        f" of {count(known)} landmarks" if judged_on not in (None, known) else " landmarks"
+    )
+
+
+def _memory(run: RunFiles) -> str:
+    peak = number(run.field("peak_memory_mb"))
+    return f"{peak:,.0f} MB of memory" if peak else ""
+
+
+def _missing(run: RunFiles, judged: Evaluation | None, why_not: str) -> list[Missing]:
+    folder = shlex.quote(str(run.folder))
+    missing = []
+    if run.history is None:
+        missing.append(Missing("No learning curves: the run has no history."))
+    if judged is None:
+        split = "" if run.has_test else " --split val"
+        missing.append(
+            Missing("Not evaluated yet, but on images it was trained on.", f"landmarks evaluate {folder}{split}")
+            if run.evaluations
+            else Missing("Not evaluated yet.", f"landmarks evaluate {folder}{split}")
+        )
+    elif judged.name == "val" and run.has_test:
+        missing.append(Missing("Judged on validation images only.", f"landmarks evaluate {folder} --split test"))
+    elif judged.name == "val":
+        missing.append(Missing("Judged on validation images only: no others were kept apart."))
+    if judged is not None and judged.predictions is None:
+        again = _command_again(run, judged)
+        missing.append(Missing("The predictions are gone, so no mistakes are shown.", again))
+    if judged is not None and _has_pairs(judged) and len(run.names) > MOST_CELLS:
+        told = f"A confusion matrix is drawn up to {MOST_CELLS} landmarks; all pairs are in its CSV."
+        missing.append(Missing(told))
+    if run.field("network", "maps") is False:
+        missing.append(Missing("No heat maps: this kind of network has no maps to draw."))
+    elif run.maps is None and run.field("network") is not None:
+        split = "" if run.has_test else " --split val"
+        missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}{split}"))
+    if judged is not None and why_not:
+        missing.append(Missing(f"Images are left out: {readable(why_not, 400)}."))
+    return missing
+
+
+def _command_again(run: RunFiles, judged: Evaluation) -> str:
+    """Return the command that judges the same images again; empty for answers that are not a network's."""
+    if run.field("network") is None:
+        return ""
+    own = judged.name in SPLITS and judged.name == judged.metrics.get("split", judged.name)
+    place = shlex.quote(str(judged.metrics.get("data") or ""))
+    where = f"--split {judged.name}" if own else f"--data {place}"
+    return f"landmarks evaluate {shlex.quote(str(run.folder))} {where}"
+
+
+def _has_pairs(judged: Evaluation) -> bool:
+    return judged.confusion is not None and not judged.confusion.is_empty()
+
+
+def _calibration_line(judged: Evaluation | None) -> str:
+    error = number(judged.metrics.get("ece")) if judged else None
+    if judged is None or error is None:
+        return ""
+    told = f"Stated probabilities are off by {100 * error:.1f} points on average (ECE)."
+    temperature, before = (number(judged.metrics.get(name)) for name in ("temperature", "ece_before_temperature"))
+    if temperature == 1:
+        told += " They are as the network gives them: no temperature was fitted."
+    elif temperature is not None:
+        told += f" A temperature of {temperature:.2f} corrects them"
+        told += "." if before is None else f": without it they are off by {100 * before:.1f} points."
+    return told
+
+
+def _rejections(run: RunFiles) -> list[tuple[str, Table]]:
+    made = [(one.name, rejection(one.metrics)) for one in run.evaluations]
+    return [(name, table) for name, table in made if table is not None]
+
+
+def _making(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the groups of facts on how a run was made: (heading, (name, value) pairs)."""
+    seconds = [(readable(name), duration(value)) for name, value in (run.field("seconds") or {}).items()]
+    memory = [("peak memory", _memory(run))] if _memory(run) else []
+    best = facts(run.field("best") or {})
+    if kept := [f"{name} {value}" for name, value in best if name in ("phase", "epoch")]:
+        seconds.append(("epoch kept", ", ".join(kept)))
+    if ended := run.field("ended"):
+        seconds.append(("ended", in_words(ended)))
+    groups = [
+        ("Recipe", facts(run.field("recipe") or {})),
+        ("Network", facts(run.field("network") or {})),
+        ("Head training", facts(run.field("head") or {})),
+        ("Time and memory", seconds + memory),
+        ("Machine", facts(run.field("machine") or {})),
+        ("Versions", facts(run.field("versions") or {}) or [("landmarks", in_words(run.field("version")))]),
+    ]
+    return [(heading, pairs) for heading, pairs in groups if pairs]
+
+
+def _choices(run: RunFiles) -> list[tuple[str, str, str]]:
+    choices = run.field("choices") or []
+    return [
+        (in_words(one.get("what")), in_words(one.get("value")), in_words(one.get("why")))
+        for one in choices
+        if isinstance(one, dict)
+    ]
