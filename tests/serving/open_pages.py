@@ -1,4 +1,4 @@
-"""A real browser, an export that has seen the miniature, and a page of it in a tab."""
+"""An export that has seen the miniature, and a page of it in a tab."""
 
 from __future__ import annotations
 
@@ -17,24 +17,6 @@ from toy_export import write_toy_export
 from landmarks.dataset.images import ImageError, decode
 from landmarks.serving.npm_package import pinned_files, read_pinned
 from landmarks.support.errors import LandmarksError
-
-CHROMIUM = Path("/usr/bin/chromium")
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A real Chromium; whoever needs it is skipped where there is none."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=str(CHROMIUM),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        yield chromium
-        chromium.close()
 
 
 def fetched(lock: Path) -> dict[str, bytes]:

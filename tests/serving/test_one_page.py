@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from open_pages import Seen, chromium, export_of_miniature, fetched, opened
+from open_pages import Seen, export_of_miniature, fetched, opened
 from PIL import Image
+from real_browser import chromium
 from toy_export import answer_of, write_toy_export
 
 from landmarks.dataset.images import decode
