@@ -216,7 +216,7 @@ def test_many_landmarks_get_a_short_table_and_a_whole_csv(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "MAX_ROWS", 6)
-    for module in ("page", "drawings"):
+    for module in ("chapter", "drawings"):
         monkeypatch.setattr(f"landmarks.reporting.{module}.MOST_CELLS", 19)
     text = report(runs[1], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The 3 best and the 3 worst of 20 landmarks" in text
