@@ -8,7 +8,8 @@ JPEG), needs no network, and beyond torch and timm only what `pip install "landm
 left are named. On a machine without a card it runs as well: `--tiny` tries every part in about two minutes.
 
 Per network, images per second: `bare` (forth, back, fused AdamW on tensors that lie on the device), `ours` (the step of
-our training on a batch made in advance), `shards` (the same from our loader), `torch_loader` and `timm_loader` (the
+our training on a batch made in advance), `shards` (the same from our loader), `threads` (the same, read by threads of
+the one process), `decoded` (the same from the decoded cache), `torch_loader` and `timm_loader` (the
 bare step fed by torch's DataLoader with torchvision's transforms, and by timm's loader, a process per core). Then our
 loader alone by workers, `train` from start to end, two trainings with one seed with and without `--deterministic`,
 float16, a batch that does not fit, and a training that is killed and goes on.
@@ -17,6 +18,7 @@ float16, a batch that does not fit, and a training that is killed and goes on.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -88,7 +90,8 @@ def main() -> None:
 
 def show(whole: dict[str, Any]) -> None:
     """Print the table of networks, and what was not begun."""
-    columns = ("network", "pixels", "bare", "ours", "shards", "torch_loader", "timm_loader", "peak_mb", "precision")
+    columns = ("network", "pixels", "bare", "ours", "shards", "threads", "decoded", "torch_loader", "timm_loader")
+    columns += ("peak_mb", "precision")
     print(*(f"{column:>13}" for column in columns))
     for row in whole["networks"]:
         print(*(f"{row[name]:>13,.0f}" if isinstance(row[name], float) else f"{row[name]:>13}" for name in columns))
@@ -135,9 +138,10 @@ def steps(place: Path, backbone: str, pixels: int, batch: int, count: int) -> di
 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.models.network import build_network
+    from landmarks.training.decoded import decoded_images
     from landmarks.training.finetune import Training, add_gradients, set_training
-    from landmarks.training.loader import Batch, batches, on_device
-    from landmarks.training.machine import open_machine, peak_memory_mb
+    from landmarks.training.loader import Batch, batches, default_workers, on_device
+    from landmarks.training.machine import fed, open_machine, peak_memory_mb
     from landmarks.training.optimizer import make_optimizer
     from landmarks.training.recipe import recipe_named
     from landmarks.training.timing import choose_by_timing
@@ -191,10 +195,10 @@ def steps(place: Path, backbone: str, pixels: int, batch: int, count: int) -> di
     if not whole:
         raise SystemExit(f"{len(train)} images are less than a batch")
 
-    def shards(epoch: int) -> Iterator[tuple[Batch]]:
-        settings = {"batch_size": batch, "augment": recipe.augmentation, "epoch": epoch}
+    def shards(epoch: int, **how: Any) -> Iterator[tuple[Batch]]:
+        settings = {"batch_size": batch, "augment": recipe.augmentation, "epoch": epoch, **how}
         order = np.random.default_rng(epoch).permutation(len(train))[:whole]
-        loaded = batches(dataset, train, network.preprocessing, order=order, **settings)  # type: ignore[arg-type]
+        loaded = batches(dataset, train, network.preprocessing, order=order, **settings)
         return ((some,) for some in on_device(loaded, device))
 
     layout = {"channels last": torch.channels_last}.get(timing.way.layout, torch.contiguous_format)
@@ -205,7 +209,13 @@ def steps(place: Path, backbone: str, pixels: int, batch: int, count: int) -> di
     found["timed"] = {f"{way.precision}, {way.layout}": rate for way, rate in timing.rates.items()}
     found["bare"] = rate(endless(lambda _: iter([(images, labels)])), bare)
     found["ours"] = rate(endless(lambda _: iter([ready])), ours)
-    found["shards"] = rate(endless(shards), ours)
+    found["threads"] = rate(endless(functools.partial(shards, workers=default_workers())), ours)
+    with fed(opened) as hands:
+        found["shards"] = rate(endless(functools.partial(shards, workers=hands.workers)), ours)
+    started = time.perf_counter()
+    decoded = decoded_images(dataset, train, network.preprocessing, machine=opened)
+    found["seconds_of_decoding"] = time.perf_counter() - started
+    found["decoded"] = rate(endless(functools.partial(shards, decoded=decoded)), ours)
     found["peak_mb"] = peak_memory_mb()
 
     def moved(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

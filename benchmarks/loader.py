@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -65,10 +66,11 @@ def row(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         row[f"{stage}_ms"] = round(statistics.median(one["milliseconds"].get(stage, 0.0) for one in rounds), 3)
     for workers in rounds[0]["images_per_second"]:
         row[f"{workers}_workers"] = max(one["images_per_second"][workers] for one in rounds)
+        row[f"{workers}_processes"] = max(one["images_per_second_of_processes"].get(workers, 0.0) for one in rounds)
     return row
 
 
-def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any]:
+def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any]:  # noqa: PLR0912
     """Return processor milliseconds an image by stage, and images per second by number of workers."""
     import numpy as np
     import torch
@@ -79,13 +81,17 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
     from landmarks.training import loader
     from landmarks.training.recipe import Augmentation
 
+    try:
+        from landmarks.training import reading
+    except ImportError:  # versions before it had threads alone
+        reading = None  # type: ignore[assignment]
     torch.set_num_threads(1)
     dataset = open_dataset(data)
     train = dataset.split("train")
     chosen = train[np.random.default_rng(0).permutation(len(train))[:images]]
     preprocessing = Preprocessing(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
 
-    def batches(some: int, workers: int, epoch: int) -> Any:
+    def batches(some: int, workers: Any, epoch: int) -> Any:
         settings = {"batch_size": BATCH, "workers": workers, "augment": Augmentation(), "epoch": epoch}
         return loader.batches(dataset, chosen[:some], preprocessing, **settings)  # type: ignore[arg-type]
 
@@ -98,12 +104,23 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
             pass
         rates[str(count)] = images / (time.perf_counter() - started)
         spent.append(1e3 * (time.process_time() - before) / images)
+    beside = {}
+    if reading is not None:
+        for count in workers:
+            readers = reading.Readers(count)
+            for _ in batches(8 * BATCH, readers, 0):
+                pass  # all have started
+            started = time.perf_counter()
+            for _ in batches(images, readers, 1):
+                pass
+            beside[str(count)] = images / (time.perf_counter() - started)
+            readers.close()
 
     stages = dict.fromkeys(STAGES, 0.0)
     for stage, names in NAMES.items():
-        for name in names:
-            if hasattr(loader, name):
-                setattr(loader, name, timed(getattr(loader, name), stage, stages))
+        for name, module in itertools.product(names, (loader, reading)):
+            if hasattr(module, name):
+                setattr(module, name, timed(getattr(module, name), stage, stages))
     ImageReader.read = timed(ImageReader.read, "read", stages)  # type: ignore[method-assign]
     last = None
     for batch in batches(images, 1, 2):
@@ -120,6 +137,7 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
     return {
         "milliseconds": {"loader": spent[0], "device": min(device), **stages},
         "images_per_second": rates,
+        "images_per_second_of_processes": beside,
     }
 
 

@@ -26,10 +26,9 @@ from landmarks.training.loader import (
     batches,
     normalised,
     order_of,
-    resized_crop,
     shares,
-    training_image,
 )
+from landmarks.training.reading import resized_crop, training_image
 from landmarks.training.recipe import Augmentation
 
 SMALL = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.875)

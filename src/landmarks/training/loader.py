@@ -1,10 +1,10 @@
 """The loader: images of a dataset, in a given order, as batches of images a network can take.
 
-A worker reads an image's bytes, decodes them at the smallest scale that is enough, crops and resizes; what is left
-(colours, mirroring, normalisation) is one step for the whole batch on the device, see `augmentation`. Threads, not
-processes: nearly all of this is done with Python's lock released, nothing is copied to a worker, and the manifest
-stands in memory once. What a batch holds depends on the order, the seed, the epoch and the images' ids, never on
-which thread was faster.
+A worker reads an image's bytes, decodes them at the smallest scale that is enough, crops and resizes (`reading.py`);
+what is left (colours, mirroring, normalisation) is one step for the whole batch on the device, see `augmentation`. On a
+processor the workers are threads; beside a graphics processor they are threads that wait for processes. Nothing is
+copied to a worker but the rows it reads, and the manifest stands in memory once. What a batch holds depends on the
+order, the seed, the epoch and the images' ids, never on which worker was faster.
 """
 
 from __future__ import annotations
@@ -20,17 +20,14 @@ from itertools import accumulate, pairwise
 import numpy as np
 import polars as pl
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from landmarks.dataset.images import ImageError, decode, resize
 from landmarks.dataset.manifest import NO_LABEL, Dataset
-from landmarks.dataset.shards import ImageReader
-from landmarks.models.preprocessing import Preprocessing, evaluation_image
-from landmarks.support.errors import LandmarksError
+from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
 from landmarks.training.augmentation import Look, augmented, draw
+from landmarks.training.reading import COLUMNS, Piece, Reader, Readers
 from landmarks.training.recipe import Augmentation
 
 BATCHES_AHEAD = 3
@@ -38,9 +35,6 @@ BATCHES_AHEAD = 3
 
 PIECES = 4
 """Pieces of a batch per worker: few hand-overs, and no worker that waits long for the slowest."""
-
-COLUMNS = ("image_id", "shard", "offset", "length", "width", "height", "label")
-"""What the loader reads of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def batches(
     preprocessing: Preprocessing,
     *,
     batch_size: int | Sequence[int],
-    workers: int | None = None,
+    workers: int | Readers | None = None,
     augment: Augmentation | None = None,
     seed: int = 0,
     epoch: int = 0,
@@ -80,16 +74,19 @@ def batches(
     """Yield `images` (rows of `dataset.split(...)`) in their order, `batch_size` at a time, the last batch smaller.
 
     A sequence of batch sizes, some perhaps zero, divides them unevenly; `order` is which rows are seen, and when.
+    `workers` are so many threads, or processes that were started before.
     Without `augment` an image is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
     (seed, epoch, id). `decoded` (P, R, R, 3) holds `images` decoded already: its rows are the batch's pixels, and their
     crops are drawn in its look. `stretched` asks for whole images, made square. Raises `LandmarksError` that names an
     image which cannot be read.
     """
-    reader, workers = ImageReader(dataset), workers or default_workers()
-    size, images = preprocessing.image_size, images.select(COLUMNS)
+    reader, readers = Reader(dataset, preprocessing), workers if isinstance(workers, Readers) else None
+    threads = workers.count if isinstance(workers, Readers) else workers or default_workers()
+    pieces = threads * (PIECES if readers is None else 1)  # to ask another process costs something
+    size, images = preprocessing.image_size, images.select(*COLUMNS, "label")
     count = len(images) if order is None else len(order)
     pending: deque[tuple[Batch, list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
 
         def begin(start: int, end: int) -> None:
             rows = images[start:end] if order is None else images[order[start:end]]
@@ -102,15 +99,15 @@ def batches(
                 look = Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), crops, size)
             if stretched:
                 boxes = np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1))
-            side = size if decoded is None else decoded.shape[1]
-            pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+            pixels = _empty(len(rows), size if decoded is None else decoded.shape[1])
             labels = rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy()
-            batch = Batch(ids, torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), look)
             if decoded is None:
-                load = _Reading(dataset, reader, preprocessing, rows, pixels, boxes).load
+                load = _Read(reader, readers, rows.select(COLUMNS), boxes, pixels.numpy()).load
             else:
-                load = _Mapped(decoded, np.arange(start, end) if order is None else order[start:end], pixels).load
-            edges = np.linspace(0, len(rows), min(len(rows), PIECES * workers) + 1).astype(int).tolist()
+                places = np.arange(start, end) if order is None else order[start:end]
+                load = _Mapped(decoded, places, pixels.numpy()).load
+            batch = Batch(ids, pixels.permute(0, 3, 1, 2), torch.from_numpy(labels), look)
+            edges = np.linspace(0, len(rows), min(len(rows), pieces) + 1).astype(int).tolist()
             pending.append((batch, [pool.submit(load, *bounds) for bounds in pairwise(edges)]))
 
         try:
@@ -124,38 +121,33 @@ def batches(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _empty(count: int, side: int) -> torch.Tensor:
+    """Return room for uint8 images (N, S, S, 3), in memory that a graphics processor, where there is one, can fetch."""
+    return torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+
 def sides_of(images: pl.DataFrame) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Return the widths (N,) and heights (N,) of images in pixels."""
     return images["width"].to_numpy(), images["height"].to_numpy()
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Read:
     """The images of one batch, and where their pixels go; any worker may load some of them."""
 
-    dataset: Dataset
-    reader: ImageReader
-    preprocessing: Preprocessing
-    rows: pl.DataFrame
-    pixels: NDArray[np.uint8]  # (N, S, S, 3)
+    reader: Reader
+    readers: Readers | None  # processes that read in its stead
+    rows: pl.DataFrame  # of `COLUMNS`
     boxes: NDArray[np.float64] | None  # (N, 4), of the crops; None: the evaluation image
+    pixels: NDArray[np.uint8]  # (N, S, S, 3)
 
     def load(self, start: int, end: int) -> None:
         """Load images `start` to `end`; raise `LandmarksError` that names the one which cannot be read."""
-        for place, row in enumerate(self.rows[start:end].iter_rows(), start):
-            identity, shard, offset, length, width, height, _ = row
-            try:
-                data = self.reader.read(shard, offset, length)
-                if self.boxes is None:
-                    self.pixels[place] = evaluation_image(data, self.preprocessing)
-                else:
-                    box = self.boxes[place].tolist()
-                    self.pixels[place] = training_image(data, width, height, self.preprocessing, box)
-            except (ImageError, OSError) as error:
-                raise LandmarksError(
-                    f"image {identity} in {self.dataset.path_of(shard)} cannot be read ({error})",
-                    way_out="fetch or import the dataset again",
-                ) from error
+        piece = Piece(self.rows[start:end].rows(), None if self.boxes is None else self.boxes[start:end])
+        if self.readers is None:
+            self.reader.load(piece, self.pixels[start:end])
+        else:
+            self.readers.load(self.reader, piece, self.pixels[start:end])
 
 
 @dataclass(frozen=True)
@@ -214,36 +206,6 @@ def _finished(batch: Batch, work: list[Future[None]]) -> Batch:
 def default_workers() -> int:
     """One thread per core that this process may use, at most 16: decoding is quick beside training."""
     return min(16, usable_processors())
-
-
-def training_image(
-    data: bytes, width: int, height: int, preprocessing: Preprocessing, box: Sequence[float]
-) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) crop of an image of `width` × `height` pixels; `box` is in shares of these.
-
-    The JPEG is decoded at the smallest scale at which the crop still has `image_size` pixels, of which the crop takes
-    whole ones.
-    """
-    left, top, right, bottom = box
-    size = preprocessing.image_size
-    crop = min((right - left) * width, (bottom - top) * height)
-    decoded = decode(data, min_side=math.ceil(size * min(width, height) / crop))
-    height, width = decoded.shape[:2]
-    left, top = min(round(left * width), width - 1), min(round(top * height), height - 1)
-    right, bottom = max(round(right * width), left + 1), max(round(bottom * height), top + 1)
-    return resized_crop(decoded[top:bottom, left:right], size, preprocessing.interpolation)
-
-
-def resized_crop(pixels_of_one: NDArray[np.uint8], size: int, interpolation: str) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) to (S, S, 3), antialiased, as Pillow does within two grey levels, in a third of its time.
-
-    PyTorch's kernels for whole numbers know bilinear and bicubic; anything else is Pillow's.
-    """
-    if interpolation not in ("bilinear", "bicubic"):
-        return resize(pixels_of_one, size, size, interpolation=interpolation)
-    image = torch.from_numpy(pixels_of_one).permute(2, 0, 1)[None]
-    resized = F.interpolate(image, size=(size, size), mode=interpolation, antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
 
 
 def normalised(

@@ -11,9 +11,9 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ import torch
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.training.choices import Choice, choose_device, choose_precision, choose_threads, processor_name
+from landmarks.training.loader import default_workers
+from landmarks.training.reading import Readers
 from landmarks.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class Machine:
 
     accelerator: Accelerator
     precision: str = "float32"
-    workers: int | None = None
+    workers: int | Readers | None = None
 
     @property
     def device(self) -> torch.device:
@@ -206,6 +208,20 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
     if device.value == "cuda":
         choices += set_up_cuda(deterministic=recipe.deterministic, precision=precision.value)
     return Machine(accelerator, precision.value, recipe.workers), choices
+
+
+@contextlib.contextmanager
+def fed(machine: Machine) -> Iterator[Machine]:
+    """Give a machine whose images are read by processes beside this one, where a graphics processor waits for them."""
+    if machine.device.type != "cuda" or isinstance(machine.workers, Readers):
+        yield machine
+        return
+    on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    readers = Readers(machine.workers or max(1, default_workers() // on_this_node))
+    try:
+        yield replace(machine, workers=readers)
+    finally:
+        readers.close()
 
 
 def _tracker(tracking: str) -> str | None:

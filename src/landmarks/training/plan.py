@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import psutil
 import torch
+from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
@@ -23,7 +24,7 @@ from landmarks.support.terminal import show
 from landmarks.training.choices import choose_layout
 from landmarks.training.finetune import Training, add_gradients, set_training
 from landmarks.training.loader import Batch, batches, normalised
-from landmarks.training.machine import Machine, does_not_fit, is_out_of_memory, open_machine, release
+from landmarks.training.machine import Machine, does_not_fit, fed, is_out_of_memory, open_machine, release
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.train import check_data
@@ -234,11 +235,17 @@ def _backbone_rate(network: Network, batch: Batch, machine: Machine) -> float:
 def _loader_rate(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, machine: Machine) -> float:
     """Return the images per second that are read, decoded and cropped when nothing else is to do."""
     rows = np.random.default_rng(0).permutation(len(images))[:LOADED]  # from all shards, as an epoch reads them
-    started = time.monotonic()
-    settings = {"augment": recipe.augmentation, "workers": machine.workers, "order": rows}
-    for _ in batches(dataset, images, network.preprocessing, batch_size=32, **settings):  # type: ignore[arg-type]
-        pass
-    return len(rows) / (time.monotonic() - started)
+    with fed(machine) as hands:
+
+        def read(rows: NDArray[np.int64]) -> None:
+            settings = {"augment": recipe.augmentation, "workers": hands.workers, "order": rows}
+            for _ in batches(dataset, images, network.preprocessing, batch_size=32, **settings):  # type: ignore[arg-type]
+                pass
+
+        read(rows[:32])  # processes, where there are any, have started
+        started = time.monotonic()
+        read(rows)
+        return len(rows) / (time.monotonic() - started)
 
 
 def _hours(recipe: Recipe, counts: dict[str, int], rates: dict[str, float], *, shared: bool) -> dict[str, float]:

@@ -27,7 +27,7 @@ from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
-from landmarks.training.machine import Machine, open_machine
+from landmarks.training.machine import Machine, fed, open_machine
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
@@ -98,11 +98,12 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
     splits = check_data(dataset)
     check_folder(out)
     machine, choices = open_machine(recipe, out)
-    with held(out) if machine.is_main else contextlib.nullcontext():
+    with held(out) if machine.is_main else contextlib.nullcontext(), contextlib.ExitStack() as ending:
         machine.wait()
         wanted = identity(recipe, dataset)
         if (out / RECORD).exists():
             return finished(out, wanted, machine)
+        machine = ending.enter_context(fed(machine))
         checkpoint = out / "checkpoint"
         for text in splits.notes:
             machine.say(text)
