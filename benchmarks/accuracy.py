@@ -92,7 +92,7 @@ def trained(work: Path, recipe: str, options: list[str], out: Path, seconds: flo
     started = time.monotonic()
     run("train", work / "data", "-o", out, "--recipe", recipe, *options)
     minutes = (seconds + time.monotonic() - started) / 60
-    run("evaluate", out, "--part", "val")
+    run("evaluate", out, "--split", "val")
     run("evaluate", out, "--data", work / "testdata")
     history = pl.read_parquet(out / "history.parquet").filter(pl.col("phase") == "finetune")
     before = minutes - history["seconds"].max() / 60  # type: ignore[operator]

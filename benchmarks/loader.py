@@ -82,7 +82,7 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
     from landmarks.training.recipe import Augmentation
 
     try:
-        from landmarks.training import reading
+        from landmarks.training import readers as reading
     except ImportError:  # versions before it had threads alone
         reading = None  # type: ignore[assignment]
     torch.set_num_threads(1)

@@ -28,7 +28,7 @@ from landmarks.training.loader import (
     order_of,
     shares,
 )
-from landmarks.training.reading import resized_crop, training_image
+from landmarks.training.readers import resized_crop, training_image
 from landmarks.training.recipe import Augmentation
 
 SMALL = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.875)

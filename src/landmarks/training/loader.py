@@ -1,6 +1,6 @@
 """The loader: images of a dataset, in a given order, as batches of images a network can take.
 
-A worker reads an image's bytes, decodes them at the smallest scale that is enough, crops and resizes (`reading.py`);
+A worker reads an image's bytes, decodes them at the smallest scale that is enough, crops and resizes (`readers.py`);
 what is left (colours, mirroring, normalisation) is one step for the whole batch on the device, see `augmentation`. On a
 processor the workers are threads; beside a graphics processor they are threads that wait for processes. Nothing is
 copied to a worker but the rows it reads, and the manifest stands in memory once. What a batch holds depends on the
@@ -27,7 +27,7 @@ from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
 from landmarks.training.augmentation import Look, augmented, draw
-from landmarks.training.reading import COLUMNS, Piece, Reader, Readers
+from landmarks.training.readers import COLUMNS, Piece, Reader, Readers
 from landmarks.training.recipe import Augmentation
 
 BATCHES_AHEAD = 3

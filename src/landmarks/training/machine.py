@@ -24,7 +24,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.training.choices import Choice, choose_device, choose_precision, choose_threads, processor_name
 from landmarks.training.loader import default_workers
-from landmarks.training.reading import Readers
+from landmarks.training.readers import Readers
 from landmarks.training.recipe import Recipe
 
 if TYPE_CHECKING:

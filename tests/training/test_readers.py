@@ -19,7 +19,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError
 from landmarks.training.loader import Batch, batches, order_of
-from landmarks.training.reading import Readers
+from landmarks.training.readers import Readers
 from landmarks.training.recipe import Augmentation
 
 SMALL = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.875)
@@ -69,7 +69,7 @@ def test_a_process_that_was_killed_is_told_of_in_one_line(stripes: Dataset) -> N
 
 def children_that_read(pid: int) -> list[psutil.Process]:
     found = psutil.Process(pid).children()
-    return [child for child in found if any("training.reading" in word for word in child.cmdline())]
+    return [child for child in found if any("training.readers" in word for word in child.cmdline())]
 
 
 MAIN = """
@@ -77,7 +77,7 @@ import sys, time
 from landmarks.dataset.manifest import open_dataset
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.training.loader import batches
-from landmarks.training.reading import Readers
+from landmarks.training.readers import Readers
 dataset, readers = open_dataset(sys.argv[1]), Readers(2)
 small = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 while True:

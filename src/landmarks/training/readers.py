@@ -158,7 +158,7 @@ class Readers:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    code = f"import sys; sys.path[:] = {sys.path!r}; from landmarks.training.reading import serve; serve()"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from landmarks.training.readers import serve; serve()"
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
