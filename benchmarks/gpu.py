@@ -61,15 +61,16 @@ def main() -> None:
         small = networks[0] if chosen.tiny else ("mobilenetv2_100", 160)
         cores = os.cpu_count() or 1
         workers = [count for count in (1, 2, 4, 8, 16, 32) if count <= cores]
+        each = [("steps", [*network, chosen.batch, chosen.steps]) for network in networks]
         plan: list[tuple[str, list[Any]]] = [
-            ("steps", [*networks[0], chosen.batch, chosen.steps]),
+            *each[:2],
+            ("whole", [*small, 2 if chosen.tiny else 10]),
             ("loader", [SIDE if chosen.tiny else 224, *workers]),
             ("kill", [*small]),
-            ("whole", [*small, 2 if chosen.tiny else 10]),
             ("seeds", [*small]),
-            ("float16", [*small]),
             ("too_large", [*networks[0], chosen.batch]),
-            *(("steps", [*network, chosen.batch, chosen.steps]) for network in networks[1:]),
+            ("float16", [*small]),
+            *each[2:],
         ]
         for name, words in plan:
             if time.monotonic() > ends:
