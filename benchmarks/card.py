@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from results import keep
+import psutil
+from results import keep, told
 
 XCEPTION, QUICK = "legacy_xception", "mobilenetv2_100"
+RECIPES = ("default", "study")
+SHOWN = ("network", "pixels", "recipe", "seed", "val", "val_from", "val_to", "test", "test_from", "test_to")
+SHOWN += ("seconds_from_start", "finetune_seconds", "val_seconds", "test_seconds", "best", "peak_mb", "alone", "device")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Job:
     image_size: int
     recipe: str
     seed: int
-    options: tuple[str, ...] = ()
+    epochs: int
 
     @property
     def name(self) -> str:
@@ -53,25 +56,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=400, help="after these no training is begun")
     chosen = parser.parse_args()
     ends = time.monotonic() + chosen.seconds
-    quick, long = (("--epochs", str(count), "--set", f"patience={count}") for count in chosen.epochs)
-    frozen = ("--set", "freeze_bn=true")
     first, *others = chosen.seeds
+    quick, epochs = chosen.epochs
     alone = [Job(QUICK, 160, "default", first, quick)]
-    alone += [Job(XCEPTION, chosen.image_size, recipe, first, (*long, *frozen)) for recipe in ("default", "study")]
-    together = [
-        Job(XCEPTION, chosen.image_size, recipe, seed, (*long, *frozen))
-        for seed in others
-        for recipe in ("default", "study")
-    ]
+    alone += [Job(XCEPTION, chosen.image_size, recipe, first, epochs) for recipe in RECIPES]
+    together = [Job(XCEPTION, chosen.image_size, recipe, seed, epochs) for seed in others for recipe in RECIPES]
     rows: list[dict[str, Any]] = []
 
     def done(job: Job, *, is_alone: bool) -> None:
         if time.monotonic() > ends:
             print(job.name, "was not begun: no time was left", flush=True)
             return
-        rows.append(judged(job, chosen, is_alone=is_alone))
+        try:
+            rows.append(judged(job, chosen, is_alone=is_alone))
+        except SystemExit as error:  # the others are still worth their time
+            print(error, flush=True)
+            return
         print(json.dumps(rows[-1]), flush=True)
-        keep("card", sorted(rows, key=lambda row: (row["network"], row["recipe"], row["seed"])))
+        shown = sorted(rows, key=lambda row: (row["network"], row["recipe"], row["seed"]))
+        keep("card", [{key: value for key, value in row.items() if key in SHOWN} for row in shown], whole=shown)
 
     for job in alone:
         done(job, is_alone=True)
@@ -80,39 +83,50 @@ def main() -> None:
 
 
 def judged(job: Job, chosen: argparse.Namespace, *, is_alone: bool) -> dict[str, Any]:
-    """Train, judge, and return one row."""
-    out, started = chosen.work / job.name, time.monotonic()
-    words = ["--backbone", job.backbone, "--weights", chosen.weights / f"{job.backbone}.safetensors"]
-    words += ["--image-size", job.image_size, "--recipe", job.recipe, "--seed", job.seed, *job.options]
-    run("train", chosen.data, "-o", out, *words, "--set", "tracking=none")
-    minutes, record = (time.monotonic() - started) / 60, json.loads((out / "run.json").read_text())
+    """Return what a process of its own says of one training."""
+    told_words = [sys.executable, __file__, "job", chosen.data, chosen.test, chosen.weights, chosen.work, is_alone]
+    return told(*told_words, json.dumps(asdict(job)))
+
+
+def train_and_judge(data: Path, test: Path, weights: Path, work: Path, job: Job) -> dict[str, Any]:
+    """Train, judge on validation and on `test`, and return one row."""
+    import landmarks
+
+    begun = psutil.Process().create_time()
+    settings: dict[str, Any] = {"epochs": job.epochs, "patience": job.epochs, "tracking": "none"}
+    settings |= {"freeze_bn": True} if job.backbone == XCEPTION else {}
+    run = landmarks.train(
+        data,
+        work / job.name,
+        backbone=job.backbone,
+        weights=str(weights / f"{job.backbone}.safetensors"),
+        image_size=job.image_size,
+        recipe=job.recipe,
+        seed=job.seed,
+        **settings,
+    )
+    record, seconds = run.record, time.time() - begun
     row: dict[str, Any] = {"network": job.backbone, "pixels": job.image_size, "recipe": job.recipe, "seed": job.seed}
-    for name, options in (("val", ("--split", "val")), ("test", ("--data", chosen.test))):
+    for name, options in (("val", {"split": "val"}), ("test", {"data": test})):
         started = time.monotonic()
-        numbers = json.loads(run("evaluate", out, *options, "--json"))
-        top1 = numbers["top1"]
+        top1 = landmarks.evaluate(run.folder, **options).record["top1"]
         row |= {name: 100 * top1["value"], f"{name}_from": 100 * top1["low"], f"{name}_to": 100 * top1["high"]}
         row[f"{name}_seconds"] = time.monotonic() - started
     return row | {
-        "minutes": minutes,
+        "seconds_from_start": seconds,
         "finetune_seconds": record["seconds"]["finetune"],
-        "epochs": record["best"]["epoch"],
+        "best": f"{record['best']['phase']} {record['best']['epoch']}",
         "peak_mb": record["peak_memory_mb"],
-        "alone": is_alone,
         "device": record["machine"]["device"],
-        "choices": "; ".join(f"{one['what']}: {one['value']}" for one in record["choices"]),
+        "seconds_of": record["seconds"],
+        "choices": [f"{one['what']}: {one['value']} ({one['why']})" for one in record["choices"]],
     }
 
 
-def run(*words: object) -> str:
-    """Run one of our verbs and return what it says on standard output."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "landmarks", *map(str, words)], capture_output=True, text=True, check=False
-    )
-    if ended.returncode:
-        raise SystemExit(f"landmarks {' '.join(map(str, words))} failed:\n{ended.stderr[-3000:]}")
-    return ended.stdout
-
-
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["job"]:
+        *places, alone, described = sys.argv[2:]
+        found = train_and_judge(*map(Path, places), Job(**json.loads(described)))  # type: ignore[arg-type]
+        print(json.dumps(found | {"alone": alone == "True"}))
+    else:
+        main()

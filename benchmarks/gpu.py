@@ -133,8 +133,10 @@ def make_images(place: Path, count: int) -> float:
 # ── Steps ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def steps(place: Path, backbone: str, pixels: int, batch: int, count: int) -> dict[str, Any]:  # noqa: PLR0915
-    """Return images per second of the bare step, of ours, and of both when they are fed."""
+def steps(  # noqa: PLR0915
+    place: Path, backbone: str, pixels: int, batch: int, count: int, peers: int = 1
+) -> dict[str, Any]:
+    """Return images per second of the bare step, of ours, and of both when they are fed; `peers` 0: by us alone."""
     import torch
 
     from landmarks.dataset.manifest import open_dataset
@@ -224,7 +226,7 @@ def steps(place: Path, backbone: str, pixels: int, batch: int, count: int) -> di
             on_card = some.to(device, non_blocking=True).to(memory_format=layout)
             yield on_card, wanted.to(device, non_blocking=True)
 
-    for name, make in (("torch_loader", torch_loader), ("timm_loader", timm_loader)):
+    for name, make in (("torch_loader", torch_loader), ("timm_loader", timm_loader)) if peers else ():
         loader = make(place / "folders", pixels, batch, device)
         found[name] = rate(endless(lambda _, loader=loader: moved(loader)), bare)  # type: ignore[misc]
     return found

@@ -44,7 +44,7 @@ class Look:
     """What is left to do to N cropped images: their colours, and which are mirrored."""
 
     factors: torch.Tensor  # float32 (N, 3): of brightness, contrast, saturation
-    flips: torch.Tensor  # bool (N,), on the processor
+    flips: torch.Tensor  # bool (N,)
     boxes: torch.Tensor | None = None  # float32 (N, 4), of the crops in shares; None: they are taken already
     size: int = 0  # side of the crops, in pixels
 
@@ -52,6 +52,16 @@ class Look:
         """Return the look of images `start` to `end`."""
         boxes = None if self.boxes is None else self.boxes[start:end]
         return Look(self.factors[start:end], self.flips[start:end], boxes, self.size)
+
+    def moved(self, device: torch.device) -> Look:
+        """Return it on a graphics processor, copied from pinned memory, so that nothing waits for it."""
+        boxes = None if self.boxes is None else to_device(self.boxes, device)
+        return Look(to_device(self.factors, device), to_device(self.flips, device), boxes, self.size)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a copy on a graphics processor, made while other things go on: from memory that is pinned first."""
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def draw(
@@ -108,9 +118,9 @@ def augmented(pixels: torch.Tensor, look: Look) -> torch.Tensor:
 
 
 def _mirrored(pixels: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-    """Return `pixels` (N, 3, S, S) with the chosen ones mirrored; found on the processor, so that no device waits."""
-    chosen = flips.nonzero()[:, 0].to(pixels.device, non_blocking=True)
-    return pixels.index_copy(0, chosen, pixels.index_select(0, chosen).flip(3))
+    """Return `pixels` (N, 3, S, S) with the chosen ones mirrored."""
+    chosen = flips.to(pixels.device, non_blocking=True)[:, None, None, None]
+    return torch.where(chosen, pixels.flip(3), pixels)
 
 
 def _cropped(pixels: torch.Tensor, look: Look) -> torch.Tensor:

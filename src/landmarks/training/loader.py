@@ -9,13 +9,17 @@ order, the seed, the epoch and the images' ids, never on which worker was faster
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import queue
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -26,12 +30,23 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
-from landmarks.training.augmentation import Look, augmented, draw
+from landmarks.training.augmentation import Look, augmented, draw, to_device
 from landmarks.training.readers import COLUMNS, Piece, Reader, Readers
 from landmarks.training.recipe import Augmentation
 
 BATCHES_AHEAD = 3
 """Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
+
+T = TypeVar("T")
+
+MADE_AHEAD = 2
+"""Batches that lie on a graphics processor while another is used."""
+
+SECONDS_BETWEEN_LOOKS = 0.1
+"""How soon a thread that works ahead sees that nobody wants more."""
+
+COPIERS = 4
+"""Threads that copy decoded images: more are slower."""
 
 PIECES = 4
 """Pieces of a batch per worker: few hand-overs, and no worker that waits long for the slowest."""
@@ -52,9 +67,9 @@ class Batch:
         return Batch(self.ids[start:end], self.pixels[start:end], self.labels[start:end], look)
 
     def moved(self, device: torch.device) -> Batch:
-        """Return it on a graphics processor, copied beside whatever that computes: from memory that is pinned."""
-        pixels, labels = (one.pin_memory().to(device, non_blocking=True) for one in (self.pixels, self.labels))
-        return replace(self, pixels=pixels, labels=labels)
+        """Return it on a graphics processor, copied beside whatever that computes."""
+        look = None if self.look is None else self.look.moved(device)
+        return Batch(self.ids, to_device(self.pixels, device), to_device(self.labels, device), look)
 
 
 def batches(
@@ -82,7 +97,8 @@ def batches(
     """
     reader, readers = Reader(dataset, preprocessing), workers if isinstance(workers, Readers) else None
     threads = workers.count if isinstance(workers, Readers) else workers or default_workers()
-    pieces = threads * (PIECES if readers is None else 1)  # to ask another process costs something
+    threads = threads if decoded is None else min(threads, COPIERS)
+    pieces = threads * (PIECES if readers is None and decoded is None else 1)  # to hand one over costs something
     size, images = preprocessing.image_size, images.select(*COLUMNS, "label")
     count = len(images) if order is None else len(order)
     pending: deque[tuple[Batch, list[Future[None]]]] = deque()
@@ -160,34 +176,70 @@ class _Mapped:
 
     def load(self, start: int, end: int) -> None:
         """Copy images `start` to `end`, which may read them from the disk."""
-        for row in range(start, end):
-            self.pixels[row] = self.decoded[self.places[row]]
+        np.take(self.decoded, self.places[start:end], axis=0, out=self.pixels[start:end], mode="clip")  # unbuffered
 
 
 def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches whose pixels and labels are on `device`; on CUDA the next one is copied while one is used."""
+    """Yield batches that lie on `device`; on CUDA a thread of its own loads and copies the next ones meanwhile."""
     if device.type != "cuda":
         for batch in loaded:
             yield replace(batch, pixels=batch.pixels.to(device), labels=batch.labels.to(device))
         return
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
-    for batch in loaded:
+
+    def moved(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(beside):
-            ahead.append((batch.moved(device), beside.record_event()))
-        if len(ahead) > 1:
-            yield _arrived(*ahead.popleft())
-    while ahead:
-        yield _arrived(*ahead.popleft())
+            return batch.moved(device), beside.record_event()
+
+    for batch, copied in made_ahead(loaded, moved):
+        now = torch.cuda.current_stream(device)
+        now.wait_event(copied)
+        look = () if batch.look is None else (batch.look.factors, batch.look.flips, batch.look.boxes)
+        for tensor in (batch.pixels, batch.labels, *look):
+            if tensor is not None:
+                tensor.record_stream(now)  # its memory is kept until what is computed with it is done
+        yield batch
 
 
-def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """Let what is computed from now on wait for the copy, and keep its memory until that is done."""
-    now = torch.cuda.current_stream(batch.pixels.device)
-    now.wait_event(copied)
-    batch.pixels.record_stream(now)
-    batch.labels.record_stream(now)
-    return batch
+def made_ahead(loaded: Iterator[Batch], make: Callable[[Batch], T]) -> Iterator[T]:
+    """Yield `make(batch)` of each batch, loaded and made by a thread of its own, `MADE_AHEAD` of them beforehand.
+
+    What it raises is raised here. When the iteration ends early, so do the thread and `loaded`.
+    """
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(MADE_AHEAD)
+    over = threading.Event()
+
+    def put(result: T | None, error: BaseException | None = None) -> None:
+        while not over.is_set():
+            with contextlib.suppress(queue.Full):
+                made.put((result, error), timeout=SECONDS_BETWEEN_LOOKS)
+                return
+
+    def work() -> None:
+        error = None
+        try:
+            with contextlib.closing(loaded):  # type: ignore[type-var]
+                for batch in loaded:
+                    put(make(batch))
+                    if over.is_set():
+                        break
+        except BaseException as raised:
+            error = raised
+        put(None, error)
+
+    thread = threading.Thread(target=work, name="ahead")
+    thread.start()
+    try:
+        while True:
+            result, error = made.get()
+            if error is not None:
+                raise error
+            if result is None:
+                return
+            yield result
+    finally:
+        over.set()
+        thread.join()
 
 
 def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, int]]:
