@@ -133,7 +133,7 @@ def make_images(place: Path, count: int) -> float:
 # ── Steps ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def steps(  # noqa: PLR0915
+def steps(  # noqa: PLR0915, PLR0917
     place: Path, backbone: str, pixels: int, batch: int, count: int, peers: int = 1
 ) -> dict[str, Any]:
     """Return images per second of the bare step, of ours, and of both when they are fed; `peers` 0: by us alone."""
