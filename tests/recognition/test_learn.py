@@ -14,8 +14,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 import landmarks
 from landmarks.cli.main import run as program
 from landmarks.models.heads import build_head
+from landmarks.recognition.closed_form import ClosedForm, Memory, Weights, memory_of
 from landmarks.recognition.directions import directions
-from landmarks.recognition.learned import LEARNED, Memory, learned_head
+from landmarks.recognition.learned import LEARNED, learned_head
 from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import BusyError, LandmarksError
@@ -39,7 +40,8 @@ def memory() -> Memory:
     asked, truth = drawn(1, [50, 50, 50, 50])
     images = directions(features)
     logs = np.log(0.85 * np.eye(4)[truth] + 0.0375).astype(np.float16)  # a head that is always right
-    return Memory(moments_of(images, labels, 4), Validation(directions(asked).astype(np.float16), truth, logs), 2.0)
+    validation = Validation(directions(asked).astype(np.float16), truth, logs)
+    return memory_of(moments_of(images, labels, 4), validation, images, labels)
 
 
 def of_landmark(number: int, count: int, seed: int) -> np.ndarray:
@@ -89,6 +91,8 @@ def test_learning_one_by_one_in_any_order_and_all_at_once_gives_the_same_weights
     assert step_by_step.counts() == at_once.counts() == [5, 5, 5]
     torch.testing.assert_close(second.weights[:, order], first.weights, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(second.bias[order], first.bias, rtol=1e-6, atol=1e-6)
+    asked = torch.from_numpy(drawn(8, [4] * 7)[0])
+    torch.testing.assert_close(second.scores(asked)[:, order], first.scores(asked), rtol=1e-5, atol=1e-5)
     assert second.offset == pytest.approx(first.offset, abs=1e-6)
     assert sorted(at_once.landmark_ids) == [-4, -3, -2]
 
@@ -100,7 +104,9 @@ def test_probabilities_are_the_mean_of_both_for_old_landmarks_and_odds_for_new_o
     features = torch.from_numpy(drawn(9, [3, 3, 3, 3, 0, 6])[0])
     with torch.no_grad():
         logits, own = made(features).double() / 1.5, head(features).double() / 1.5
-        scores = (made.directions(features) @ made.weights + made.bias).double()
+        scores = made.scores(features).double()
+    closed = memory.with_learned(learned)
+    assert scores.numpy() == pytest.approx(closed.scores(directions(features.numpy())), abs=1e-4)
     odds = torch.exp(scores[:, 4:]) / torch.exp(scores[:, :4]).sum(1, keepdim=True) * np.exp(made.offset)
     mean = (torch.softmax(own, 1) + torch.softmax(scores[:, :4], 1)) / 2
     expected = torch.cat([mean, odds], 1) / (1 + odds)
@@ -115,9 +121,8 @@ def test_directions_in_torch_are_those_of_the_gallery(width: int, monkeypatch: p
     features = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
     features[0, :4] = 0
     moments = moments_of(directions(features), np.arange(5) % 2, 2)
-    head = LearnedHead(
-        build_head("linear", width, 1), width, discriminant_of(moments), temperature=1, scale=1, offset=0
-    )
+    closed = ClosedForm(discriminant_of(moments), None, Weights(1.0, 0.0))
+    head = LearnedHead(build_head("linear", width, 1), width, closed, temperature=1, offset=0)
     tensor = torch.from_numpy(features).requires_grad_()
     found = head.directions(tensor)
     assert found.detach().numpy() == pytest.approx(directions(features), abs=1e-5)
@@ -129,7 +134,7 @@ def test_old_landmarks_lose_next_to_nothing_to_one_that_looks_like_them(memory: 
     imitation = directions(drawn(5, [0, 0, 8])[0])  # looks as the third landmark does
     made = learned_head(build_head("linear", WIDTH, 4), WIDTH, memory, Learned().plus(imitation, "imitation"), 1.0)
     kept = memory.validation
-    scores = kept.images.astype(np.float64) @ made.weights.double().numpy() + made.bias.double().numpy()
+    scores = memory.with_learned(Learned().plus(imitation, "imitation")).scores(kept.images)
     odds = scores[:, 4] - np.log(np.exp(scores[:, :4]).sum(1))
     answers = together(kept.logs.astype(np.float64), scores[:, :4])
     right = answers.argmax(1) == kept.labels

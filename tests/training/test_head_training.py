@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
 from landmarks.models.network import build_network
+from landmarks.training.discriminant import TEMPERATURES, least_loss_scale
 from landmarks.training.features import Rows
 from landmarks.training.head_training import class_weights, measure_head, solve_head, train_head
 from landmarks.training.recipe import recipe_named
@@ -72,3 +74,12 @@ def test_a_head_that_is_solved_for_answers_as_linear_discriminant_analysis_does(
     assert np.median(ratios) == pytest.approx(np.percentile(ratios, 75), rel=0.05)
     assert (found.val_accuracy, found.val_loss) == pytest.approx(measure_head(network, x_val, y_val))
     assert found.val_accuracy > 0.5 and (logits.argmax(1) < 4).all()
+
+
+def test_scores_are_divided_by_what_has_the_least_loss_of_all_that_are_tried() -> None:
+    random = np.random.default_rng(0)
+    for spread in (0.01, 0.3, 4.0, 900.0):
+        labels = random.integers(5, size=80)
+        scores = spread * (np.eye(5)[labels] + random.normal(size=(80, 5)))
+        losses = [-log_softmax(scores / one, axis=1)[np.arange(80), labels].mean() for one in TEMPERATURES]
+        assert least_loss_scale(scores, labels) == TEMPERATURES[np.argmin(losses)]

@@ -71,7 +71,7 @@ class Directions(nn.Module):
         if self.wide:
             signs, places = sketch(width)
             self.register_buffer("signs", torch.from_numpy(signs))
-            self.register_buffer("members", torch.from_numpy(_members(places, MAX_WIDTH)))
+            self.register_buffer("members", torch.from_numpy(members_of(places, MAX_WIDTH)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return directions (N, C) of features (N, W)."""
@@ -82,7 +82,7 @@ class Directions(nn.Module):
         return functional.normalize(roots, dim=1, eps=TINY)
 
 
-def _members(places: NDArray[np.int64], sums: int) -> NDArray[np.int64]:
+def members_of(places: NDArray[np.int64], sums: int) -> NDArray[np.int64]:
     """Return which features go to each of so many `sums`, `(sums, m)`; their number W, where fewer than m do.
 
     Gathering them leaves the batch open in ONNX, which adding to places does not.

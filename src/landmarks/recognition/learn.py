@@ -13,10 +13,10 @@ from landmarks.dataset.images import ImageError
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.naming import plain
 from landmarks.dataset.sources import find_images
+from landmarks.recognition.closed_form import memory_of
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import ensure_gallery, sample
 from landmarks.recognition.learned import (
-    Memory,
     read_learned,
     read_memory,
     write_learned,
@@ -28,7 +28,7 @@ from landmarks.recognition.trained import ensure_temperature, open_recogniser
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held
-from landmarks.training.discriminant import Validation, discriminant_of, least_loss_scale, moments_of
+from landmarks.training.discriminant import Validation, moments_of
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import find_own, images_seen
@@ -118,8 +118,8 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
         limit = max(1, min(MAX_VALIDATION, MAX_NUMBERS // len(run.labels)))
         seen = seen.filter(pl.Series(sample(seen["run_label"].to_numpy(), limit)))
         validation = _validation(run, recogniser, seen, gallery.images.shape[1])
-        scale = least_loss_scale(discriminant_of(moments).scores(validation.images), validation.labels)
-        write_memory(run.folder, Memory(moments, validation, scale), run.digest)
+        memory = memory_of(moments, validation, gallery.images, gallery.labels)
+        write_memory(run.folder, memory, run.digest)
     return load(run, device=device)
 
 

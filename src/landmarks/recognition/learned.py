@@ -1,15 +1,16 @@
 """Landmarks that were added to a recogniser: the images they were learned from, and the two files that keep them.
 
-Nothing that training made is touched. Beside it a run keeps `memory.safetensors`, the moments of its own training
-images and its validation images' directions, made once, and `learned.safetensors`, the directions of the images of each
-learned landmark. What the recogniser answers with follows from the two exactly (`discriminant.py`), so forgetting is
-leaving out, and a file that is written whole is all that a kill could hurt.
+Nothing that training made is touched. Beside it a run keeps `memory.safetensors`, made once: the moments of its own
+training images, the directions of its validation images, and some of its training images along a few axes; and
+`learned.safetensors`, the directions of the images of each learned landmark. What the recogniser answers with follows
+from the two exactly (`closed_form.py`), so forgetting is leaving out, and a file that is written whole is all that a
+kill could hurt.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save_file
 
 from landmarks.models.heads import Head
+from landmarks.recognition.closed_form import Memory, Weights
 from landmarks.recognition.gallery import Gallery
+from landmarks.recognition.kernel_density import Neighbourhood
 from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
-from landmarks.training.discriminant import Moments, Validation, discriminant_of, offset_of
+from landmarks.training.discriminant import Moments, Validation, offset_of
 
 MEMORY, LEARNED = "memory.safetensors", "learned.safetensors"
 
@@ -32,23 +35,11 @@ LEARNED_MARK = " and "
 """Stands in a gallery's digest before that of what was learned."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What a run keeps of its own images so that landmarks can be added: see `discriminant.py`."""
-
-    moments: Moments
-    validation: Validation
-    scale: float
-    """What the discriminant's scores are divided by."""
-
-
 def learned_head(head: Head, width: int, memory: Memory, learned: Learned, temperature: float) -> LearnedHead:
     """Return a trained `head` that knows the `learned` landmarks too."""
-    old = len(memory.moments.counts)
-    moments = memory.moments.plus(learned.images, old + learned.places, old + len(learned.names))
-    discriminant = discriminant_of(moments)
-    offset = offset_of(discriminant, memory.scale, memory.validation)
-    return LearnedHead(head, width, discriminant, temperature=temperature, scale=memory.scale, offset=offset)
+    closed = memory.with_learned(learned)
+    offset = offset_of(closed.scores(memory.validation.images), memory.validation)
+    return LearnedHead(head, width, closed, temperature=temperature, offset=offset)
 
 
 def with_learned(gallery: Gallery, learned: Learned, old: int) -> Gallery:
@@ -92,8 +83,14 @@ def read_memory(folder: Path, model: str) -> Memory | None:
     kept = load_file(path)
     if bytes(kept["model"]).decode() != model:
         return None
+    if "weights" not in kept:
+        return None  # of an earlier version, and made again
     validation = Validation(kept["images"], kept["labels"], kept["logs"])
-    return Memory(Moments(kept["square"], kept["sums"], kept["counts"]), validation, float(kept["scale"][0]))
+    neighbourhood = None
+    if "axes" in kept:
+        neighbourhood = Neighbourhood(kept["axes"], kept["origin"], kept["near_images"], kept["near_labels"])
+    moments = Moments(kept["square"], kept["sums"], kept["counts"])
+    return Memory(moments, validation, neighbourhood, Weights(*map(float, kept["weights"])))
 
 
 def write_memory(folder: Path, memory: Memory, model: str) -> None:
@@ -101,7 +98,9 @@ def write_memory(folder: Path, memory: Memory, model: str) -> None:
     moments, validation = memory.moments, memory.validation
     kept: dict[str, NDArray[Any]] = {"square": moments.square, "sums": moments.sums, "counts": moments.counts}
     kept |= {"images": validation.images, "labels": validation.labels, "logs": validation.logs}
-    kept["scale"] = np.array([memory.scale])
+    kept["weights"] = np.array([memory.weights.discriminant, memory.weights.density])
+    if (near := memory.neighbourhood) is not None:
+        kept |= {"axes": near.axes, "origin": near.origin, "near_images": near.images, "near_labels": near.labels}
     kept["model"] = np.frombuffer(model.encode(), dtype=np.uint8)
     with written_whole(folder / MEMORY) as aside:
         save_file({name: np.ascontiguousarray(one) for name, one in kept.items()}, aside)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
 
     from landmarks.models.network import Network
+    from landmarks.recognition.closed_form import Memory
     from landmarks.recognition.gallery import Gallery
-    from landmarks.recognition.learned import Memory
 
 ANSWERS = 5
 """Answers kept per image; with fewer landmarks than that, all."""

@@ -30,11 +30,14 @@ ROWS = 4096
 LOST = 0.0025
 """Share of the validation images that may be answered wrongly where the head alone answers them rightly."""
 
-MOST_OFFSET = 2.0
+MOST_OFFSET = 3.0
 """What the log odds of new landmarks are raised by at most."""
 
 TEMPERATURES = np.geomspace(0.02, 200, 121)
 """Among which validation chooses what the scores are divided by."""
+
+STRIDE = 8
+"""How many of them lie between two that are tried first."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,10 @@ class Discriminant:
 
 def discriminant_of(moments: Moments, shrinkage: float = SHRINKAGE) -> Discriminant:
     """Return the linear discriminant that follows from `moments`; time grows with C³ + C²·K."""
-    width, images = len(moments.square), int(moments.counts.sum())
-    there = moments.counts > 0
+    images, there = int(moments.counts.sum()), moments.counts > 0
     means = moments.sums / np.maximum(moments.counts, 1)[:, None]
-    within = (moments.square - (means * moments.counts[:, None]).T @ means) / images
-    spread = max(float(np.trace(within)), 1e-6)  # 0 where every landmark has one image
-    shrunk = (1 - shrinkage) * within
-    shrunk[np.diag_indices(width)] += shrinkage * spread / width
+    within = within_of(moments)
+    shrunk = _shrunk(within, shrinkage)
     factor = scipy.linalg.cho_factor(shrunk, lower=True, check_finite=False)
     middle = moments.sums.sum(axis=0) / images
     centred = np.where(there[:, None], means - middle, 0)  # which changes no difference of scores, and keeps them small
@@ -94,6 +94,26 @@ def discriminant_of(moments: Moments, shrinkage: float = SHRINKAGE) -> Discrimin
     excess = float(np.trace(scipy.linalg.cho_solve(factor, within, check_finite=False)))
     bias = excess / np.maximum(moments.counts, 1) / 2 - np.einsum("kc,ck->k", centred / 2 + middle, weights)
     return Discriminant(weights, np.where(there, bias, -np.inf))
+
+
+def within_of(moments: Moments) -> NDArray[np.float64]:
+    """Return the covariance (C, C) within landmarks."""
+    means = moments.sums / np.maximum(moments.counts, 1)[:, None]
+    within: NDArray[np.float64] = moments.square - (means * moments.counts[:, None]).T @ means
+    within /= moments.counts.sum()
+    return within
+
+
+def shrunk_within(moments: Moments, shrinkage: float = SHRINKAGE) -> NDArray[np.float64]:
+    """Return the covariance (C, C) within landmarks, with the share `shrinkage` of the round one mixed in."""
+    return _shrunk(within_of(moments), shrinkage)
+
+
+def _shrunk(within: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:
+    spread = max(float(np.trace(within)), 1e-6)  # 0 where every landmark has one image
+    shrunk = (1 - shrinkage) * within
+    shrunk[np.diag_indices(len(within))] += shrinkage * spread / len(within)
+    return shrunk
 
 
 @dataclass(frozen=True)
@@ -105,14 +125,36 @@ class Validation:
     logs: NDArray[np.float16]  # (V, K) natural logarithms of the head's probabilities, after temperature
 
 
-def least_loss_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+@dataclass(frozen=True)
+class Scaled:
+    """What scores are divided by for the least log loss, and that loss."""
+
+    scale: float
+    loss: float
+
+
+def least_loss(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> Scaled:
     """Return what `scores` `(V, K)` are to be divided by for the least log loss on `labels` `(V,)`; 1 without any."""
     true = scores[np.arange(len(scores)), labels]
     kept = np.isfinite(true)
     if not kept.any():
-        return 1.0
-    losses = [float(np.mean(logsumexp(scores[kept] / t, axis=1) - true[kept] / t)) for t in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])
+        return Scaled(1.0, np.inf)
+    scores, true = scores[kept], true[kept]
+
+    def at(place: int) -> Scaled:
+        scale = float(TEMPERATURES[place])
+        return Scaled(scale, float(np.mean(logsumexp(scores / scale, axis=1) - true / scale)))
+
+    def least(places: range) -> int:
+        return min(places, key=lambda place: at(place).loss)
+
+    near = least(range(0, len(TEMPERATURES), STRIDE))  # convex in the inverse, so the least is close by
+    return at(least(range(max(0, near - STRIDE + 1), min(near + STRIDE, len(TEMPERATURES)))))
+
+
+def least_loss_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return the `scale` of `least_loss`."""
+    return least_loss(scores, labels).scale
 
 
 def log_odds_of_new(scores: NDArray[np.floating], old: int) -> NDArray[np.float64]:
@@ -128,17 +170,16 @@ def together(head_logs: NDArray[np.floating], scores: NDArray[np.floating]) -> N
     return found
 
 
-def offset_of(discriminant: Discriminant, temperature: float, validation: Validation) -> float:
+def offset_of(scores: NDArray[np.floating], validation: Validation) -> float:
     """Return what is added to the new landmarks' log odds: as much as the old ones can bear, `MOST_OFFSET` at most.
 
-    The answers to the validation images, head and discriminant together, may then be wrong for the share `LOST` more of
-    them than the head's alone are. Without validation images it is 0.
+    `scores` `(V, K + L)` are those of the validation images. The answers to these, head and scores together, may then
+    be wrong for the share `LOST` more of them than the head's alone are. Without validation images it is 0.
     """
     old = validation.logs.shape[1]
-    if not len(validation.labels) or old >= discriminant.weights.shape[1]:
+    if not len(validation.labels) or old >= scores.shape[1]:
         return 0.0
     logs = validation.logs.astype(np.float64)
-    scores = discriminant.scores(validation.images) / temperature
     answers = together(logs, scores[:, :old])
     right = answers.argmax(axis=1) == validation.labels
     spare = int(right.sum() - (logs.argmax(axis=1) == validation.labels).sum() + LOST * len(right))
