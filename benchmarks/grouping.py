@@ -22,7 +22,8 @@ from PIL import Image
 from results import keep
 from scipy.stats import norm
 
-from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, groups, near_pairs, perceptual_hash
+from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, groups, perceptual_hash
+from landmarks.dataset.hamming import near_pairs
 from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
 
 COPIES = 600

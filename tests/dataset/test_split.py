@@ -410,9 +410,9 @@ def test_corrections_hold_from_there_on_and_the_files_keep_what_was_fetched(data
     assert after.as_fetched()["landmarks"][0].to_list() == [7, 8]
     assert {name: (data.folder / name).read_bytes() for name in kept} == kept
     assert after.corrections.rows() == [
-        ("0000000000000000", 9, 7, file_digest(file)),
-        ("0000000000000001", None, 8, file_digest(file)),
-        ("0000000000000003", 7, 7, file_digest(file)),  # confirmed
+        ("0000000000000000", 9, 7, file_digest(file), False),
+        ("0000000000000001", None, 8, file_digest(file), False),
+        ("0000000000000003", 7, 7, file_digest(file), False),  # confirmed
     ]
 
 

@@ -30,7 +30,7 @@ from landmarks.dataset.manifest import (
     write_dataset,
 )
 from landmarks.dataset.naming import ARCHIVE_IDS
-from landmarks.dataset.split import extended, stored, tell
+from landmarks.dataset.split import extended, stored, tell, with_groups
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import write_record
@@ -83,7 +83,7 @@ def assemble(
     dataset = write_dataset(
         blank.out,
         verb="fetch",
-        images=images.with_columns(group=grouping.column),
+        images=with_groups(images, corrected["image_id"], grouping),
         labels=labels,
         split=None if division is None else (division.table, division.metadata(len(changing(corrections)))),
         rejected=rejected,

@@ -301,6 +301,13 @@ def split(
     keep_corrections: Annotated[
         bool, typer.Option("--keep-corrections/--no-corrections", help="Keep earlier corrections, or take them back.")
     ] = True,
+    copies: Annotated[
+        str,
+        typer.Option(
+            help="look: find cropped, framed, recoloured and mirrored copies by the images themselves; no: by stored "
+            "hashes alone; or a CSV of further pairs, as landmarks audit writes."
+        ),
+    ] = "look",
     json: Json = False,
 ) -> None:
     """Divide a dataset into train, val and test, landmark by landmark, and say what that gives away.
@@ -310,7 +317,7 @@ def split(
     stays in its split.
 
     What landmarks audit found is corrected with --corrections once a person filled in its last column: the id of the
-    landmark, or none. Rows left empty are passed over, labels as they were fetched are kept.
+    landmark, none, or remove. Rows left empty are passed over, labels as they were fetched are kept.
 
     Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
     """
@@ -329,6 +336,7 @@ def split(
         keep_test=keep_test,
         corrections=corrections,
         keep_corrections=keep_corrections,
+        copies={"look": True, "no": False}.get(copies, copies),
     )
     rows = []
     for name in SPLITS:

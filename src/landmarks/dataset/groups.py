@@ -15,9 +15,6 @@ archive into one group.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +25,7 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from landmarks.support.errors import UsageError
+from landmarks.dataset.hamming import near_pairs
 
 RADIUS = 8
 """Bits in which the hashes of near-duplicates that show one landmark differ at most."""
@@ -54,8 +51,11 @@ FLATTEST = 3.0
 _PLACES = sorted(
     ((i, j) for i in range(12) for j in range(12) if i + j > 0), key=lambda at: (at[0] ** 2 + at[1] ** 2, at)
 )
-_LOWEST = tuple(np.array(_PLACES[:64]).T)
-_FADING = np.sqrt(np.hanning(SIDE + 2)[1:-1])
+LOWEST = tuple(np.array(_PLACES[:64]).T)
+"""Rows and columns of the 64 lowest frequencies, without the mean, the lowest first."""
+
+FADING = np.sqrt(np.hanning(SIDE + 2)[1:-1])
+"""Weights (SIDE,) that fade an image out at its edges, where a crop changes most."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,27 @@ class Grouping:
         return int(among_copies + among_near)
 
 
-def groups(images: pl.DataFrame, *, radius: int = RADIUS, radius_across: int = RADIUS_ACROSS) -> Grouping:
-    """Group images (columns `landmark_id`, `phash`, `author`) by near-duplicates and by author at one landmark."""
+def groups(
+    images: pl.DataFrame,
+    *,
+    radius: int = RADIUS,
+    radius_across: int = RADIUS_ACROSS,
+    copies: np.ndarray[Any, Any] | None = None,
+    searched: np.ndarray[Any, Any] | None = None,
+) -> Grouping:
+    """Group images (columns `landmark_id`, `phash`, `author`) by near-duplicates and by author at one landmark.
+
+    `copies` `(P, 2)` are pairs i < j found by looking at the images (see `copies.py`), among those that were
+    `searched` `(N,)`: of these no pair is taken for near-duplicates by its hashes alone.
+    """
     like, pairs = _near_duplicates(images, radius, radius_across)
-    copies = np.stack([like, np.arange(len(images))], axis=1)
-    joined = np.concatenate([pairs, copies, _joined_by_author(images)])
+    if copies is not None and searched is not None:
+        alike = np.stack([like, np.arange(len(images))], axis=1)
+        by_hash = np.concatenate([pairs, alike[alike[:, 0] != alike[:, 1]]])
+        kept = by_hash[~(searched[by_hash[:, 0]] & searched[by_hash[:, 1]])]
+        like, pairs = np.arange(len(images)), np.unique(np.concatenate([copies, kept]), axis=0)
+    alike = np.stack([like, np.arange(len(images))], axis=1)
+    joined = np.concatenate([pairs, alike, _joined_by_author(images)])
     edges = coo_array((np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(len(images), len(images)))
     _, component = connected_components(edges, directed=False)
     _, first, where = np.unique(component, return_index=True, return_inverse=True)
@@ -121,8 +137,8 @@ def perceptual_hash(image: np.ndarray[Any, Any]) -> int:
     small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX, box=_inside(grey)), dtype=np.float64)
     if small.std() < FLATTEST:
         return NO_HASH
-    window = np.outer(_FADING, _FADING)
-    waves = dctn((small - np.average(small, weights=window)) * window, norm="ortho")[_LOWEST].round(3)
+    window = np.outer(FADING, FADING)
+    waves = dctn((small - np.average(small, weights=window)) * window, norm="ortho")[LOWEST].round(3)
     return int.from_bytes(np.packbits(waves > np.median(waves)).tobytes(), "big")
 
 
@@ -173,103 +189,3 @@ def _joined_by_author(images: pl.DataFrame) -> np.ndarray[Any, Any]:
     known = known.filter(~pl.col("author").is_in(NOBODY))
     known = known.with_columns(before=pl.col("position").shift().over("landmark_id", "author")).drop_nulls("before")
     return known.select("before", "position").to_numpy().astype(np.int64)
-
-
-# ── All pairs of 64-bit hashes that are near one another, without comparing all pairs ───────────────────────────────
-
-
-BITS = 64
-
-_CANDIDATES_AT_ONCE = 1 << 21
-_FEW = 8192  # so many are compared one with another faster than by chunks
-_LARGEST_RADIUS = 15
-
-
-def near_pairs(hashes: np.ndarray[Any, Any], radius: int) -> np.ndarray[Any, Any]:
-    """Return all pairs `(P, 2)` of positions i < j, sorted, whose hashes `(N,)` uint64 differ in at most `radius` bits.
-
-    No pair is missed. The bits are dealt out to m chunks; hashes that differ in at most `radius` bits differ in at most
-    `radius // m` of them in some chunk, and all pairs that do are compared (pigeonhole; Norouzi et al., "Fast exact
-    search in Hamming space with multi-index hashing", 2014). Bits are dealt out in turn, so that every chunk gets its
-    share of those that say much.
-    """
-    if not 0 <= radius <= _LARGEST_RADIUS:
-        raise UsageError("an impossible radius", received=radius, expected=f"0 to {_LARGEST_RADIUS} bits")
-    hashes = np.ascontiguousarray(hashes, np.uint64)
-    if len(hashes) <= _FEW:
-        return _all_compared(hashes, radius)
-    chunks = min(range(1, 9), key=lambda chunks: _cost(len(hashes), radius, chunks))
-    found = [np.empty(0, np.int64)]
-    for chunk in range(chunks):
-        bits = range(chunk, BITS, chunks)
-        for left, right in _candidates(_keys(hashes, bits), len(bits), radius // chunks):
-            near = np.bitwise_count(hashes[left] ^ hashes[right]) <= radius
-            i, j = left[near].astype(np.int64), right[near].astype(np.int64)
-            found.append(np.minimum(i, j) * len(hashes) + np.maximum(i, j))
-    pairs = np.unique(np.concatenate(found))
-    return np.stack(np.divmod(pairs, len(hashes)), axis=1)
-
-
-def _all_compared(hashes: np.ndarray[Any, Any], radius: int) -> np.ndarray[Any, Any]:
-    count = len(hashes)
-    rows = max(1, _CANDIDATES_AT_ONCE // max(count, 1))
-    found = [np.empty((0, 2), np.int64)]
-    for low in range(0, count, rows):
-        near = np.bitwise_count(hashes[low : low + rows, None] ^ hashes[None, low:]) <= radius
-        pairs = np.argwhere(near) + low
-        found.append(pairs[pairs[:, 0] < pairs[:, 1]])
-    return np.concatenate(found)
-
-
-def _cost(count: int, radius: int, chunks: int) -> float:
-    """Estimate nanoseconds for `chunks` chunks if all bits were fair coins; measured on one core."""
-    bits = math.ceil(BITS / chunks)
-    if bits > 24:  # the table of a chunk's buckets would not stay small
-        return math.inf
-    keys: int = sum(math.comb(bits, ones) for ones in range(radius // chunks + 1))
-    return float(chunks) * (10.0 * (1 << bits) + keys * (20.0 * count + 5.0 * count * count / (1 << bits)))
-
-
-def _keys(hashes: np.ndarray[Any, Any], bits: range) -> np.ndarray[Any, Any]:
-    """Gather some bits of each hash into a small number."""
-    keys = np.zeros(len(hashes), np.uint32)
-    for place, bit in enumerate(bits):
-        keys |= ((hashes >> np.uint64(bit)) & np.uint64(1)).astype(np.uint32) << np.uint32(place)
-    return keys
-
-
-def _candidates(
-    keys: np.ndarray[Any, Any], bits: int, flips: int
-) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Yield blocks of pairs of positions whose keys of so many `bits` differ in at most `flips`, each pair once."""
-    order = np.argsort(keys, kind="stable").astype(np.int32)
-    ordered = keys[order]
-    ends = np.cumsum(np.bincount(ordered, minlength=1 << bits), dtype=np.int32)
-    starts = np.concatenate([np.zeros(1, np.int32), ends])
-    after = np.arange(1, len(ordered) + 1, dtype=np.int32)
-    for ones in range(flips + 1):
-        for flipped in itertools.combinations(range(bits), ones):
-            mask = np.uint32(sum(1 << place for place in flipped))
-            other = ordered ^ mask
-            # Each pair of buckets is visited from its smaller key, and a bucket meets itself from each member onwards.
-            from_here = np.flatnonzero(ordered < other) if ones else np.arange(len(ordered))
-            begin = starts[other[from_here]] if ones else after
-            length = starts[other[from_here] + np.uint32(1)] - begin
-            meets = length > 0
-            yield from _blocks(order, from_here[meets], begin[meets], length[meets])
-
-
-def _blocks(
-    order: np.ndarray[Any, Any], here: np.ndarray[Any, Any], begin: np.ndarray[Any, Any], length: np.ndarray[Any, Any]
-) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Yield the pairs of `order[here]` and `order[begin : begin + length]`, at most about two million at once."""
-    total = np.cumsum(length, dtype=np.int64)
-    low = 0
-    while low < len(here):
-        done = int(total[low - 1]) if low else 0
-        high = max(low + 1, int(np.searchsorted(total, done + _CANDIDATES_AT_ONCE, side="right")))
-        lengths = length[low:high]
-        first = np.cumsum(lengths) - lengths
-        nth = np.arange(int(total[high - 1]) - done) - np.repeat(first, lengths)
-        yield order[np.repeat(here[low:high], lengths)], order[np.repeat(begin[low:high], lengths) + nth]
-        low = high

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,7 +29,7 @@ from landmarks.dataset.manifest import (
     write_dataset,
 )
 from landmarks.dataset.shards import ImageReader, ShardWriter
-from landmarks.dataset.split import Division, Earlier, extended, stored, tell
+from landmarks.dataset.split import Division, Earlier, extended, stored, tell, with_groups
 from landmarks.dataset.uniting import United, unite
 from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
@@ -256,7 +257,7 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     division: Division | None = None
     if earlier is not None:
         known = earlier.table if united.splits is None else united.splits
-        division = extended(shown, Earlier(known, earlier.rule, earlier.added))
+        division = extended(shown, replace(earlier, table=known))
     grouping = groups(shown) if division is None else division.grouping
     record = {name: value for name, value in ours.record.items() if name not in ("format", "verb", "version", "inputs")}
     added = {**(record.get("added") or {}), inputs: theirs.record.get("rule") or ""}
@@ -268,7 +269,7 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     write_dataset(
         tables,
         verb=str(ours.record["verb"]),
-        images=images.with_columns(group=grouping.column),
+        images=with_groups(images, shown["image_id"], grouping),
         labels=united.labels,
         rejected=united.rejected,
         record=record,

@@ -38,7 +38,7 @@ IMAGES: dict[str, Any] = {
     "width": pl.UInt32,  # upright, in pixels, as stored
     "height": pl.UInt32,
     "phash": pl.UInt64,  # perceptual hash, see groups.py
-    "group": pl.UInt32,  # images that must land in the same split, see groups.py
+    "group": pl.UInt32,  # images that must land in the same split, see groups.py; null: a person removed it
     "author": pl.String,
     "license": pl.String,
     "title": pl.String,
@@ -66,6 +66,7 @@ CORRECTIONS: dict[str, Any] = {
     "landmark_id": pl.Int64,  # what a person said it shows; null: nothing known
     "fetched_landmark_id": pl.Int64,  # as it stands in images.parquet; where both are the same it was confirmed
     "csv": pl.String,  # digest of the file that the decision came with
+    "removed": pl.Boolean,  # the image is left out of everything; not in tables of earlier versions
 }
 """Columns of `corrections.parquet`, sorted by id; see `corrections.py`."""
 
@@ -105,7 +106,7 @@ class Dataset:
 
     @property
     def corrected(self) -> pl.DataFrame:
-        """`id` and `landmark_id` of the images whose label is not the one they were fetched with."""
+        """`image_id` and `landmark_id` of the images whose label is not the one they were fetched with, or removed."""
         return changing(self.corrections)
 
     def as_fetched(self) -> pl.DataFrame:
@@ -196,15 +197,21 @@ def stored_corrections(folder: Path) -> pl.DataFrame:
     path = folder / CORRECTIONS_FILE
     if not path.exists():
         return pl.DataFrame(schema=CORRECTIONS)
-    corrections = read_table(path, CORRECTIONS)
+    there = {name: kind for name, kind in CORRECTIONS.items() if name != "removed" or name in read_table(path).columns}
+    corrections = read_table(path, there)
+    if "removed" not in there:  # as earlier versions wrote them
+        corrections = corrections.with_columns(removed=pl.lit(False))
+    corrections = corrections.with_columns(pl.col("removed").fill_null(False))
     require_sound_corrections(path, corrections)
     return corrections
 
 
 def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:
-    """Return `images` with the labels people decided on, which are then all that an image shows."""
+    """Return `images` without those that people removed, with the labels they decided on, which are then all that an
+    image shows."""
     if corrections.is_empty():
         return images
+    images = images.join(corrections.filter("removed"), on="image_id", how="anti", maintain_order="left")
     decided = corrections.select("image_id", corrected="landmark_id", decided=pl.lit(True))
     joined = images.join(decided, on="image_id", how="left", maintain_order="left")
     changed = pl.col("decided").fill_null(False) & pl.col("landmark_id").ne_missing(pl.col("corrected"))
@@ -217,7 +224,7 @@ def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.Data
 def changing(corrections: pl.DataFrame) -> pl.DataFrame:
     """Return `id` and `landmark_id` of the corrections that say something else than what was fetched."""
     differs = pl.col("landmark_id").ne_missing(pl.col("fetched_landmark_id"))
-    return corrections.filter(differs).select("image_id", "landmark_id")
+    return corrections.filter(differs | pl.col("removed")).select("image_id", "landmark_id")
 
 
 def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:

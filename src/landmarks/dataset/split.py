@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from landmarks.dataset.copies import COPIES, COPIES_FILE, find_copies, placed, stored_copies, write_copies
+from landmarks.dataset.corrections import add_corrections, columns_of, read_corrections, remove_corrections
 from landmarks.dataset.divide import ENOUGH, FROM_SOURCE, NOT_YET, TEST, TRAIN, VAL, Rule, divide, rule_of
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
-from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, SPLIT, SPLIT_FILE, SPLITS, Dataset, open_dataset
+from landmarks.dataset.kept_sketches import kept_sketches
+from landmarks.dataset.manifest import SPLIT, SPLIT_FILE, SPLITS, Dataset, open_dataset
 from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.files import file_digest, held
-from landmarks.support.systems import require_text
-from landmarks.support.tables import read_metadata, read_table, unescaped, write_table
+from landmarks.support.files import held
+from landmarks.support.tables import read_metadata, read_table, write_table
 
 SWALLOWED = 0.5
 """A group that holds more than this share of a landmark's images is reported."""
@@ -35,6 +37,7 @@ class Division:
     added: int  # images that joined after the division was made
     leakage: dict[str, int]
     swallowed: list[dict[str, Any]]
+    copies_looked_for: bool = False
 
     @property
     def table(self) -> pl.DataFrame:
@@ -44,6 +47,7 @@ class Division:
     def metadata(self, corrected: int) -> dict[str, object]:
         """Return what stands beside the table, of which so many images have a `corrected` label."""
         radii = f"near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks"
+        radii = "copies by their pixels" if self.copies_looked_for else radii
         return {
             "rule": f"{self.rule}; {radii}",
             **self.rule.record(),
@@ -64,6 +68,7 @@ def split(
     keep_test: bool | None = None,
     corrections: Path | str | None = None,
     keep_corrections: bool = True,
+    copies: bool | Path | str = True,
 ) -> Dataset:
     """Divide the images of a dataset folder; write `splits.parquet` and the column `group`.
 
@@ -78,6 +83,10 @@ def split(
     `corrections` is a CSV of what images truly show (see `read_corrections`): it is kept beside the labels, added
     to earlier ones, and holds from here on; `keep_corrections=False` takes the earlier ones back. Where nothing but
     corrections is asked for, images that have a split keep it.
+
+    With `copies` the images themselves are looked at for copies that are cropped, framed, recoloured or mirrored (see
+    `dataset.copies`); a CSV of pairs as `landmarks audit` writes adds those. Without, hashes alone decide which are
+    near-duplicates: cropped ones are mostly missed, and some others are joined.
 
     Raises:
         UsageError: an unknown `by`, impossible shares, no test split to keep, or one that is kept and to be drawn.
@@ -105,8 +114,50 @@ def split(
             note("every image stays in its split; --by, --val, --test, --seed or --anew divide again")
             result = extended(dataset.images, earlier)
         else:
-            result = _divided(dataset.images, rule, earlier)
+            found = _copies_of(dataset, copies)
+            result = _divided(dataset.images, rule, earlier, found)
+            if found is not None:
+                write_copies(dataset.folder, found)
+            else:
+                remove_file(dataset.folder / COPIES_FILE)
         return store(dataset, result)
+
+
+def _copies_of(dataset: Dataset, asked: bool | Path | str) -> pl.DataFrame | None:
+    """Return the copies among a dataset's images (columns of `COPIES`), None where nobody is to look or can."""
+    if asked is False:
+        return None
+    images = dataset.images
+    told = [] if asked is True else _told_copies(Path(asked), images["image_id"])
+    sketches = kept_sketches(dataset, images)
+    if sketches is None:
+        note("no image can be looked at: near-duplicates are found by their hashes alone")
+        return None if not told else _with_told(pl.DataFrame({"image_id": []}, schema=COPIES), told)
+    found = find_copies(sketches, images["landmark_id"].fill_null(-1).to_numpy())
+    note(
+        f"{len(found.pairs):,} pairs of copies, {int(found.mirrored.sum()):,} of them mirrored,"
+        f" among {len(images):,} images"
+    )
+    return _with_told(found.named(images["image_id"]), told)
+
+
+def _told_copies(csv: Path, ids: pl.Series) -> list[tuple[str, str]]:
+    """Return the pairs in a CSV with columns `image_id` and `copy_of`; raise where one names an image of no dataset."""
+    table = columns_of(csv, ("image_id", "copy_of"), "landmarks audit RUN -o FILE.csv writes FILE.copies.csv")
+    known = set(ids)
+    for row, pair in enumerate(table.iter_rows(), 2):
+        if strange := [id for id in pair if id not in known]:
+            raise LandmarksError(f'{csv}, row {row}: the dataset holds no image "{strange[0]}"')
+    return [(min(pair), max(pair)) for pair in table.iter_rows() if pair[0] != pair[1]]
+
+
+def _with_told(found: pl.DataFrame, told: list[tuple[str, str]]) -> pl.DataFrame:
+    if not told:
+        return found
+    long = pl.DataFrame(told, schema={"image_id": pl.String, "copies": pl.String}, orient="row")
+    added = long.group_by("image_id").agg("copies")
+    together = pl.concat([found, added]).explode("copies", empty_as_null=True).unique()
+    return together.group_by("image_id").agg(pl.col("copies").drop_nulls().sort()).sort("image_id")
 
 
 @dataclass(frozen=True)
@@ -116,6 +167,11 @@ class Earlier:
     table: pl.DataFrame  # columns of `SPLIT`
     rule: Rule
     added: int = 0
+    copies: pl.DataFrame | None = None  # columns of `COPIES`; None where nobody looked
+
+    def groups_of(self, images: pl.DataFrame) -> Grouping:
+        """Return the groups of `images`: by the copies that were found, and by hash where nobody looked."""
+        return groups_with(images, self.copies)
 
     def parts_of(self, images: pl.DataFrame) -> np.ndarray[Any, Any]:
         """Return the split `(N,)` of each of `images`, `NOT_YET` for those it does not know."""
@@ -125,13 +181,21 @@ class Earlier:
         ).to_numpy()
 
 
+def groups_with(images: pl.DataFrame, copies: pl.DataFrame | None) -> Grouping:
+    """Return the groups of `images` with the copies found among some of them (columns of `COPIES`), None for none."""
+    if copies is None:
+        return groups(images)
+    pairs, searched = placed(copies, images["image_id"])
+    return groups(images, copies=pairs, searched=searched)
+
+
 def stored(folder: Path) -> Earlier | None:
     """Return the division in a dataset's folder; None where there is none."""
     path = folder / SPLIT_FILE
     if not path.exists():
         return None
     table, metadata = read_table(path, SPLIT), read_metadata(path)
-    return Earlier(table, rule_of(metadata, table["split"]), int(metadata.get("added", "0")))
+    return Earlier(table, rule_of(metadata, table["split"]), int(metadata.get("added", "0")), stored_copies(folder))
 
 
 def _with_kept_test(
@@ -161,10 +225,10 @@ def _with_kept_test(
     return replace(rule, test=0.0, test_kept=FROM_SOURCE if given else "split")
 
 
-def _divided(images: pl.DataFrame, rule: Rule, earlier: Earlier | None) -> Division:
+def _divided(images: pl.DataFrame, rule: Rule, earlier: Earlier | None, copies: pl.DataFrame | None) -> Division:
     """Divide `images` by a rule, and say how many were in another split before."""
     before = np.full(len(images), NOT_YET) if earlier is None else earlier.parts_of(images)
-    grouping = groups(images)
+    grouping = groups_with(images, copies)
     assigned = _by_rule(images, rule, grouping.group, before)
     moved = (before != NOT_YET) & (before != assigned)
     if moved.any():
@@ -173,7 +237,7 @@ def _divided(images: pl.DataFrame, rule: Rule, earlier: Earlier | None) -> Divis
             f"{int(moved.sum()):,} images changed their split, {into:,} of them into test:"
             " runs trained before may have learned those"
         )
-    return _division(images, assigned, grouping, rule)
+    return replace(_division(images, assigned, grouping, rule), copies_looked_for=copies is not None)
 
 
 def extended(images: pl.DataFrame, earlier: Earlier) -> Division:
@@ -182,7 +246,7 @@ def extended(images: pl.DataFrame, earlier: Earlier) -> Division:
     Another one joins the split in which most of its group is, where the rule keeps groups together; the rest is divided
     by the same rule, seed and shares. What was done is told in one line.
     """
-    known, grouping, rule = earlier.parts_of(images), groups(images), earlier.rule
+    known, grouping, rule = earlier.parts_of(images), earlier.groups_of(images), earlier.rule
     group = np.arange(len(images)) if rule.by == "random" else grouping.group
     assigned = divide(images["landmark_id"], group, rule.val, rule.test, rule.seed or 0, known=known)
     new = known == NOT_YET
@@ -196,7 +260,8 @@ def extended(images: pl.DataFrame, earlier: Earlier) -> Division:
         )
     if gone := len(earlier.table) - int((~new).sum()):
         note(f"{gone:,} images of the splits are no longer there")
-    return _division(images, assigned, grouping, rule, earlier.added + int(new.sum()))
+    division = _division(images, assigned, grouping, rule, earlier.added + int(new.sum()))
+    return replace(division, copies_looked_for=earlier.copies is not None)
 
 
 def given(images: pl.DataFrame, assigned: np.ndarray[Any, Any]) -> Division:
@@ -239,17 +304,28 @@ def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
     if len(dataset.corrections):
         corrected = len(dataset.corrected)
         confirmed = len(dataset.corrections) - corrected
-        note(f"{corrected:,} labels corrected, {confirmed:,} confirmed; images.parquet keeps them as fetched")
+        removed = int(dataset.corrections["removed"].sum())
+        note(
+            f"{corrected - removed:,} labels corrected, {confirmed:,} confirmed"
+            + (f", {removed:,} images removed" if removed else "")
+            + "; images.parquet keeps them as fetched"
+        )
     return dataset
 
 
 def store(dataset: Dataset, division: Division) -> Dataset:
     """Write a division, say what a reader should know of it, and open the dataset anew. The caller holds the folder."""
-    images = dataset.as_fetched().with_columns(group=division.grouping.column)
+    images = with_groups(dataset.as_fetched(), division.images["image_id"], division.grouping)
     write_table(dataset.folder / "images.parquet", images)
     write_table(dataset.folder / SPLIT_FILE, division.table, **division.metadata(len(dataset.corrected)))
     tell(division, dataset.labels)
     return open_dataset(dataset.folder)
+
+
+def with_groups(images: pl.DataFrame, ids: pl.Series, grouping: Grouping) -> pl.DataFrame:
+    """Return `images` with the column `group` of a grouping of the images `ids`; removed ones have none."""
+    known = pl.DataFrame({"image_id": ids, "group": grouping.column})
+    return images.drop("group").join(known, on="image_id", how="left", maintain_order="left").select(images.columns)
 
 
 def _leakage(grouping: Grouping, assigned: np.ndarray[Any, Any], at_random: np.ndarray[Any, Any]) -> dict[str, int]:
@@ -305,84 +381,3 @@ def tell(division: Division, labels: pl.DataFrame) -> None:
         note(f"one group holds {one['in_one_group']:,} of the {one['images']:,} images of {name}")
     if len(swallowed) > 5:
         note(f"and so for {len(swallowed) - 5:,} more landmarks")
-
-
-# ── Corrections: what people decided about single images, beside the labels as they were fetched ───────────────
-#
-# Nothing is overwritten: `images.parquet` keeps every label it came with, `corrections.parquet` holds the decisions,
-# and `open_dataset` applies them, so that each verb sees the corrected label. Delete the file, and all is as before.
-
-
-NOTHING = "none"
-"""What stands in the CSV for: shows nothing known."""
-
-
-def add_corrections(dataset: Dataset, decided: pl.DataFrame) -> None:
-    """Add decisions (columns of `CORRECTIONS`) to the dataset's, a later one replacing an earlier about the same id.
-
-    The caller holds the folder.
-    """
-    earlier = dataset.corrections.join(decided, on="image_id", how="anti")
-    write_table(dataset.folder / CORRECTIONS_FILE, pl.concat([earlier, decided]).sort("image_id"))
-
-
-def remove_corrections(dataset: Dataset) -> int:
-    """Take back all corrections of a dataset, and return how many there were. The caller holds the folder."""
-    remove_file(dataset.folder / CORRECTIONS_FILE)
-    return len(dataset.corrections)
-
-
-def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
-    """Return the decisions (columns of `CORRECTIONS`, sorted by id) in a CSV as `landmarks audit` writes.
-
-    Columns `id` and `correct_landmark_id`: a landmark of the dataset, or `none` for nothing known. A row where it is
-    empty was not decided and is passed over. Raises `LandmarksError` that names the first row which cannot be meant.
-    """
-    csv = Path(csv)
-    table = _text_of(csv)
-    rows = table.with_row_index("row", 2).filter(pl.col("correct_landmark_id") != "")  # row 1 holds the names
-    fetched = dict(dataset.as_fetched().select("image_id", "landmark_id").iter_rows())
-    known = {str(landmark_id): landmark_id for landmark_id in dataset.labels["landmark_id"]} | {NOTHING: None}
-    decided: dict[str, int | None] = {}
-    for row, id, answer in rows.select("row", "image_id", "correct_landmark_id").iter_rows():
-        where = f"{csv}, row {row}"
-        if id not in fetched:
-            raise LandmarksError(f'{where}: {dataset.folder} holds no image "{id}"', way_out=_about_id(id))
-        if answer.lower() not in known:
-            raise LandmarksError(
-                f'{where}: {dataset.folder} knows no landmark "{answer}"',
-                expected=f'the landmark_id of one of its {len(dataset.labels)} landmarks, or "{NOTHING}"',
-            )
-        if decided.setdefault(id, known[answer.lower()]) != known[answer.lower()]:
-            raise LandmarksError(f'{where}: the image "{id}" is decided on twice, not the same both times')
-    digest = file_digest(csv)
-    return pl.DataFrame(
-        [(id, landmark_id, fetched[id], digest) for id, landmark_id in decided.items()],
-        schema=CORRECTIONS,
-        orient="row",
-    ).sort("image_id")
-
-
-def _text_of(csv: Path) -> pl.DataFrame:
-    """Return the two columns of a CSV as text without spaces around it, empty where there is none."""
-    require_text(csv)
-    try:
-        table = pl.read_csv(csv, infer_schema=False, glob=False)
-    except pl.exceptions.NoDataError as error:
-        raise LandmarksError(f"{csv} is empty") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise LandmarksError(f"{csv} cannot be read as CSV ({str(error).splitlines()[0]})") from error
-    wanted = ("image_id", "correct_landmark_id")
-    missing = [name for name in wanted if name not in table.columns]
-    if missing:
-        raise LandmarksError(
-            f"{csv} lacks the column {missing[0]}",
-            received=", ".join(table.columns)[:200],
-            way_out="landmarks audit RUN -o FILE.csv writes such a file",
-        )
-    return unescaped(table.select(pl.col(name).fill_null("").str.strip_chars() for name in wanted))
-
-
-def _about_id(id: str) -> str:
-    numeric = id.replace(".", "").replace("+", "").upper().replace("E", "").isdigit() and not id.isdigit()
-    return "a spreadsheet turned the id into a number: read the column as text" if numeric else ""

@@ -27,7 +27,7 @@ MAX_ID_BYTES = 255
 IMAGES_IN = "images_in"
 """Key of `dataset.json`: the folder below which images lie that stay where they are; absent where all have shards."""
 
-OWN_FOLDERS = ("shards", "features", ".import", ".parts")
+OWN_FOLDERS = ("shards", "features", "copies", ".import", ".parts")
 """Folders in a dataset's folder that are read from and written to: none of them may lead elsewhere."""
 
 

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from landmarks.dataset.groups import NO_HASH, near_pairs
+from landmarks.dataset.groups import NO_HASH
+from landmarks.dataset.hamming import near_pairs
 from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader

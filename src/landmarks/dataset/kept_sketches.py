@@ -1,0 +1,183 @@
+"""The sketches of a dataset's images, computed once and kept in `DATA/copies/`.
+
+Where that may only be read they are in the person's own cache. The luminance images are one array on disk,
+mapped into memory; the hashes are a table, written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from landmarks.dataset.groups import NO_HASH
+from landmarks.dataset.images import decode
+from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.sketches import SKETCH_FORM, SKETCH_SIDE, Sketch, sketch
+from landmarks.support.console import note, progress
+from landmarks.support.disk import can_write, remove_file, require_free_disk
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import cache_folder, digest_of, written_whole
+from landmarks.support.tables import read_metadata, read_table, write_table
+
+Integers = NDArray[np.int64]
+
+_CONTENT = ("image_id", "length", "width", "height", "phash")
+_SKETCHES: dict[str, Any] = {
+    **{"image_id": pl.String, "length": pl.UInt32, "width": pl.UInt32, "height": pl.UInt32, "phash": pl.UInt64},
+    **{"whole": pl.UInt64, "parts": pl.List(pl.UInt64), "corners": pl.List(pl.Float32)},
+}
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """The sketches of N images, in their order; `parts` of all images one after another."""
+
+    pixels: NDArray[np.uint8]  # (N, S, S), may be a memory map
+    whole: NDArray[np.uint64]  # (N,)
+    parts: NDArray[np.uint64]  # (P,)
+    corners: NDArray[np.float32]  # (P, 4)
+    counts: Integers  # (N,) parts of each image
+
+
+def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
+    """Return the sketches of `images` (columns of a dataset's images), computed where they are not kept.
+
+    An image that cannot be read or decoded is near nothing, with a note; None where that is so of all.
+    """
+    folder = _folder_of(dataset)
+    before = _read(folder)
+    asked = images.select(_CONTENT).with_row_index("row")
+    kept = asked.join(before.table.with_row_index("at"), on=list(_CONTENT), how="inner", nulls_equal=True)
+    missing = images.filter(~pl.Series(np.isin(np.arange(len(images)), kept["row"].to_numpy())))
+    if not len(missing):
+        return before.of(kept.sort("row")["at"].to_numpy())
+    if missing["shard"].null_count() == len(images):
+        return None
+    name = f"pixels-{digest_of(SKETCH_FORM, images.select(_CONTENT).hash_rows(seed=0).to_list())}.npy"
+    require_free_disk(folder, len(images) * SKETCH_SIDE**2)
+    if len(kept):
+        note(f"sketches of {len(kept):,} images are kept from before, {len(missing):,} computed")
+    rows = np.setdiff1d(np.arange(len(images)), kept["row"].to_numpy())
+    made: list[Sketch | None] = []
+    with written_whole(folder / name) as aside:
+        pixels = np.lib.format.open_memmap(
+            aside, mode="w+", dtype=np.uint8, shape=(len(images), SKETCH_SIDE, SKETCH_SIDE)
+        )
+        for start in range(0, len(kept), 4096):
+            some = kept[start : start + 4096]
+            pixels[some["row"].to_numpy()] = before.pixels[some["at"].to_numpy()]
+        for row, one in zip(rows, _sketched(dataset, missing), strict=True):
+            made.append(None if one is None else _without_pixels(one))
+            if one is not None:
+                pixels[row] = one.pixels
+        pixels.flush()
+        del pixels  # Windows would not rename a file that is still mapped
+    table = pl.concat([kept.select("row", *_SKETCHES), _table_of(missing, rows, made)]).sort("row").drop("row")
+    write_table(folder / "sketches.parquet", table, form=SKETCH_FORM, pixels=name)
+    for other in folder.glob("pixels-*.npy"):
+        if other.name != name:
+            with contextlib.suppress(LandmarksError):
+                remove_file(other)
+    if unread := sum(one is None for one in made):
+        note(f"{unread:,} of {len(images):,} images could not be read: no copies of them are found")
+        if unread == len(images):
+            return None
+    return _read(folder).of(np.arange(len(images)))
+
+
+def _without_pixels(one: Sketch) -> Sketch:
+    return Sketch(one.pixels[:0], one.whole, one.parts, one.corners)
+
+
+def _table_of(images: pl.DataFrame, rows: Integers, made: list[Sketch | None]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "row": pl.Series(rows, dtype=pl.UInt32),
+            **{name: images[name] for name in _CONTENT},
+            "whole": pl.Series([NO_HASH if one is None else one.whole for one in made], dtype=pl.UInt64),
+            "parts": pl.Series([[] if one is None else one.parts.tolist() for one in made], dtype=pl.List(pl.UInt64)),
+            "corners": pl.Series(
+                [[] if one is None else one.corners.ravel().tolist() for one in made], dtype=pl.List(pl.Float32)
+            ),
+        }
+    )
+
+
+def _sketched(dataset: Dataset, images: pl.DataFrame) -> Iterator[Sketch | None]:
+    """Yield the sketch of each image in turn, None where there is no image to be had; a few at a time are read."""
+    reader = ImageReader(dataset)
+
+    def one(place: tuple[str | None, int, int]) -> Sketch | None:
+        if place[0] is None:
+            return None
+        try:
+            return sketch(decode(reader.read(place[0], place[1], place[2]), min_side=2 * SKETCH_SIDE))
+        except (LandmarksError, OSError):
+            return None
+
+    with progress("sketches to find copies by", len(images)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for places in images.select("shard", "offset", "length").iter_slices(256):
+            yield from pool.map(one, places.iter_rows())
+            advance(len(places))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Sketches as they lie in a folder."""
+
+    table: pl.DataFrame  # columns of `_SKETCHES`
+    pixels: NDArray[np.uint8]
+
+    def of(self, at: Integers) -> Sketches:
+        table = self.table[at]
+        every = bool((at == np.arange(len(self.table))).all()) if len(at) == len(self.table) else False
+        return Sketches(
+            pixels=self.pixels if every else self.pixels[at],
+            whole=table["whole"].to_numpy(),
+            parts=table["parts"].explode(empty_as_null=False).to_numpy(),
+            corners=table["corners"].explode(empty_as_null=False).to_numpy().reshape(-1, 4),
+            counts=table["parts"].list.len().to_numpy().astype(np.int64),
+        )
+
+
+def _read(folder: Path) -> _Kept:
+    """Return the sketches kept in a folder; none where there are none, or they are not sound: they come from a cache
+    that may be anybody's."""
+    nothing = _Kept(pl.DataFrame(schema=_SKETCHES), np.zeros((0, SKETCH_SIDE, SKETCH_SIDE), np.uint8))
+    path = folder / "sketches.parquet"
+    if not path.is_file():
+        return nothing
+    try:
+        metadata, table = read_metadata(path), read_table(path, _SKETCHES)
+        name = Path(metadata.get("pixels", "")).name
+        pixels = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (LandmarksError, OSError, ValueError):
+        return nothing
+    lengths = table.select(parts=pl.col("parts").list.len(), corners=pl.col("corners").list.len())
+    corners = table["corners"].explode(empty_as_null=False)
+    sound = (
+        metadata.get("form") == str(SKETCH_FORM)
+        and pixels.dtype == np.uint8
+        and pixels.shape == (len(table), SKETCH_SIDE, SKETCH_SIDE)
+        and table.select(pl.all_horizontal(pl.col("image_id", "whole", "parts", "corners").is_not_null()).all()).item()
+        and bool((lengths["corners"] == 4 * lengths["parts"]).all())
+        and corners.is_between(-1, 2).all()
+    )
+    return _Kept(table, pixels) if sound else nothing
+
+
+def _folder_of(dataset: Dataset) -> Path:
+    own = dataset.folder / "copies"
+    if (own / "sketches.parquet").exists() or can_write(own):
+        return own
+    return cache_folder() / "copies" / digest_of(str(dataset.content_digest))

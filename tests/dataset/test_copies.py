@@ -1,0 +1,261 @@
+"""Copies are found however they were changed, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+import landmarks
+from landmarks.dataset.copies import COPIES, find_copies, placed, stored_copies
+from landmarks.dataset.groups import perceptual_hash
+from landmarks.dataset.hamming import near_between
+from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
+from landmarks.dataset.kept_sketches import Sketches, kept_sketches
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.sketches import SKETCH_SIDE, sketch
+from landmarks.support.errors import LandmarksError
+
+Pixels = NDArray[np.uint8]
+
+
+def cropped(left: float, top: float, right: float, bottom: float) -> Callable[[Pixels], Pixels]:
+    def change(image: Pixels) -> Pixels:
+        height, width = image.shape[:2]
+        return image[
+            round(top * height) : height - round(bottom * height), round(left * width) : width - round(right * width)
+        ]
+
+    return change
+
+
+def lettered(image: Pixels) -> Pixels:
+    written = Image.fromarray(image)
+    draw, height = ImageDraw.Draw(written), image.shape[0]
+    font = ImageFont.load_default(size=height // 8)
+    draw.text((4, height * 0.8), "Greetings", font=font, fill="white", stroke_width=1, stroke_fill="black")
+    return np.asarray(written)
+
+
+def on_a_screen(image: Pixels) -> Pixels:
+    height, width = image.shape[:2]
+    screen = Image.new("RGB", (round(width * 1.25), round(height * 1.5)), (250, 250, 250))
+    draw = ImageDraw.Draw(screen)
+    draw.rectangle((0, 0, screen.width, screen.height * 0.07), fill=(60, 90, 160))
+    screen.paste(Image.fromarray(image), (width // 8, height // 4))
+    draw.text(
+        (width // 8, height * 1.3), "42 people like this view", fill="black", font=ImageFont.load_default(size=12)
+    )
+    return decode(encode(np.asarray(screen), 80))
+
+
+CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
+    "half the size": lambda image: shrink(image, max(image.shape) // 2),
+    "quality 10": lambda image: decode(encode(image, 10)),
+    "5 % off every side": cropped(0.05, 0.05, 0.05, 0.05),
+    "10 % off every side": cropped(0.1, 0.1, 0.1, 0.1),
+    "10 % off the left": cropped(0.1, 0, 0, 0),
+    "10 % off the top": cropped(0, 0.1, 0, 0),
+    "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
+    "without colours": lambda image: np.asarray(Image.fromarray(image).convert("L").convert("RGB")),
+    "darker": lambda image: (255 * (image / 255) ** 1.6).astype(np.uint8),
+    "with text": lettered,
+    "in a white frame": lambda image: np.pad(image, ((9, 9), (9, 9), (0, 0)), constant_values=255),
+    "on a screen": on_a_screen,
+}
+
+
+@pytest.fixture(scope="module")
+def images(miniature: Path) -> list[Pixels]:
+    """Twelve images of the miniature, none of which looks much like another."""
+    found: list[tuple[int, Pixels]] = []
+    for path in sorted(miniature.glob("train/*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                with contextlib.suppress(ImageError):  # some members are broken
+                    if file := tar.extractfile(member):
+                        image = decode(file.read())
+                        hash = perceptual_hash(image)
+                        if all((hash ^ other).bit_count() > 16 for other, _ in found):
+                            found.append((hash, image))
+    return [image for _, image in found[:12]]
+
+
+def sketches_of(images: list[Pixels]) -> Sketches:
+    made = [sketch(np.ascontiguousarray(image)) for image in images]
+    return Sketches(
+        pixels=np.stack([one.pixels for one in made]),
+        whole=np.array([one.whole for one in made], np.uint64),
+        parts=np.concatenate([one.parts for one in made]),
+        corners=np.concatenate([one.corners for one in made]),
+        counts=np.array([len(one.parts) for one in made]),
+    )
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_found_and_no_other_image(change: str, images: list[Pixels]) -> None:
+    copies = [CHANGES[change](image) for image in images]
+    found = find_copies(sketches_of([*images, *copies]))
+    right = {(place, place + len(images)) for place in range(len(images))}
+    pairs = {(int(i), int(j)) for i, j in found.pairs}
+    assert len(pairs & right) >= len(images) - 1, right - pairs
+    assert not pairs - right
+    assert found.mirrored.all() if change == "mirrored" else not found.mirrored.any()
+
+
+def test_images_without_structure_are_nobodys_copies() -> None:
+    plain = [np.full((60, 80, 3), shade, np.uint8) for shade in (0, 128, 255)]
+    assert not len(find_copies(sketches_of(plain)).pairs)
+
+
+def test_hashes_near_between_two_sets_are_those_of_comparing_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    hashes = random.integers(0, 2**63, 3000, dtype=np.uint64)
+    queries = hashes[random.integers(0, 3000, 2000)] ^ (np.uint64(1) << random.integers(0, 63, 2000).astype(np.uint64))
+    expected = {(int(i), int(j)) for i, j in np.argwhere(np.bitwise_count(queries[:, None] ^ hashes[None]) <= 6)}
+    assert len(expected) >= 2000
+    for most in (1 << 40, 0):  # all with all, and by chunks
+        monkeypatch.setattr("landmarks.dataset.hamming._COMPARED_AT_MOST", most)
+        blocks = list(near_between(queries, hashes, 6))
+        assert {(int(i), int(j)) for block in blocks for i, j in zip(*block, strict=True)} == expected
+
+
+# ── In a dataset ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def folder(tmp_path: Path, images: list[Pixels]) -> Path:
+    """A dataset of two landmarks in which image 3 of the first was cropped and is image 9 of the second."""
+    for number, image in enumerate(images):
+        place = tmp_path / "source" / ("first" if number < 6 else "second")
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = cropped(0.1, 0.02, 0.05, 0.1)(images[3]) if number == 9 else image
+        (place / f"{number}.jpg").write_bytes(encode(np.ascontiguousarray(pixels), 95))
+    landmarks.import_(tmp_path / "source", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def grouped(data: Dataset) -> list[list[str]]:
+    groups = data.images.group_by("group").agg(pl.col("image_id").sort())["image_id"].to_list()
+    return sorted(group for group in groups if len(group) > 1)
+
+
+def test_split_puts_a_cropped_copy_into_the_group_of_its_original(folder: Path) -> None:
+    assert grouped(landmarks.split(folder, copies=False)) == []
+    data = landmarks.split(folder)
+    assert grouped(data) == [["first-3", "second-9"]] or [len(group) for group in grouped(data)] == [2]
+    stored = stored_copies(folder)
+    assert stored is not None
+    assert stored.schema == COPIES
+    assert stored["copies"].list.len().sum() == 1
+
+
+def test_sketches_are_computed_once_and_those_of_a_changed_image_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Any] = []
+
+    def counting(image: Pixels) -> Any:
+        counted.append(image.shape)
+        return sketch(image)
+
+    monkeypatch.setattr("landmarks.dataset.kept_sketches.sketch", counting)
+    first = landmarks.split(folder)
+    assert len(counted) == len(first.images)
+    landmarks.split(folder, seed=1)
+    assert len(counted) == len(first.images)
+    data = open_dataset(folder)
+    changed = data.images.with_columns(
+        phash=pl.when(pl.int_range(pl.len()) == 4).then(pl.col("phash") ^ 1).otherwise("phash")
+    )
+    again = kept_sketches(data, changed)
+    assert len(counted) == len(first.images) + 1
+    assert again is not None
+    assert len(again.whole) == len(first.images)
+    assert len(list((folder / "copies").iterdir())) == 2
+
+
+@pytest.mark.parametrize("harm", ["not parquet", "other pixels", "no pixels", "far corners"])
+def test_unsound_sketches_are_computed_again(harm: str, folder: Path) -> None:
+    landmarks.split(folder)
+    kept = stored_copies(folder)
+    table, pixels = folder / "copies" / "sketches.parquet", next((folder / "copies").glob("pixels-*.npy"))
+    if harm == "not parquet":
+        table.write_bytes(b"no table")
+    elif harm == "other pixels":
+        np.save(pixels, np.zeros((3, SKETCH_SIDE, SKETCH_SIDE), np.uint8))
+    elif harm == "no pixels":
+        pixels.unlink()
+    else:
+        pl.read_parquet(table).with_columns(corners=pl.col("corners").list.eval(pl.element() + 1e9)).write_parquet(
+            table
+        )
+    landmarks.split(folder)
+    found = stored_copies(folder)
+    assert found is not None and kept is not None and found.equals(kept)
+
+
+def test_a_dataset_that_grows_keeps_its_copies_in_one_group(folder: Path, tmp_path: Path) -> None:
+    before = landmarks.split(folder)
+    csv = tmp_path / "nothing.csv"
+    csv.write_text("image_id,correct_landmark_id\n")
+    after = landmarks.split(folder, corrections=csv)
+    assert grouped(after) == grouped(before)
+    assert len(grouped(after)) == 1
+
+
+def test_pairs_that_a_person_names_are_copies_too(folder: Path, tmp_path: Path) -> None:
+    ids = open_dataset(folder).images["image_id"].sort().to_list()
+    csv = tmp_path / "pairs.csv"
+    csv.write_text(f"image_id,copy_of\n{ids[1]},{ids[0]}\n")
+    together = grouped(landmarks.split(folder, copies=csv))
+    assert ids[:2] in together
+    assert len(together) == 2
+    csv.write_text(f"image_id,copy_of\nnobody,{ids[0]}\n")
+    with pytest.raises(LandmarksError, match='row 2: the dataset holds no image "nobody"'):
+        landmarks.split(folder, copies=csv)
+
+
+def test_an_unreadable_image_is_counted_and_the_others_are_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = open_dataset(folder)
+    row = data.images.sort("image_id").row(0, named=True)
+    shard = data.path_of(row["shard"])
+    content = bytearray(shard.read_bytes())
+    content[row["offset"] : row["offset"] + 64] = bytes(64)
+    shard.write_bytes(content)
+    landmarks.split(folder)
+    assert "1 of 12 images could not be read: no copies of them are found" in capsys.readouterr().err
+    assert len(grouped(open_dataset(folder))) == 1
+
+
+def test_the_copies_of_a_dataset_are_placed_among_other_images() -> None:
+    table = pl.DataFrame({"image_id": ["a", "b", "c"], "copies": [["c"], [], []]}, schema=COPIES)
+    pairs, searched = placed(table, pl.Series(["c", "d", "a"]))
+    assert pairs.tolist() == [[0, 2]]
+    assert searched.tolist() == [True, False, True]
+
+
+def test_a_removed_image_is_in_no_split_and_comes_back(folder: Path, tmp_path: Path) -> None:
+    data = landmarks.split(folder)
+    gone = data.images["image_id"][0]
+    csv = tmp_path / "decided.csv"
+    csv.write_text(f"image_id,correct_landmark_id\n{gone},remove\n")
+    after = landmarks.split(folder, corrections=csv)
+    assert gone not in after.images["image_id"]
+    assert gone not in (after.splits["image_id"] if after.splits is not None else [])
+    assert len(after.as_fetched()) == len(data.images)
+    assert after.content_digest != data.content_digest
+    back = landmarks.split(folder, keep_corrections=False)
+    assert gone in back.images["image_id"]
+    shutil.rmtree(folder)
