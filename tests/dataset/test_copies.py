@@ -19,7 +19,7 @@ import landmarks
 from landmarks.dataset.copies import COPIES, find_copies, placed, stored_copies
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.hamming import near_between
-from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
+from landmarks.dataset.images import ImageError, decode, encode, shrink
 from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.sketches import SKETCH_SIDE, sketch
