@@ -1,0 +1,249 @@
+"""Copies: which changed images are found, by the hash alone and by looking at them; what else is joined; how fast.
+
+    python benchmarks/copies.py [MIRROR] [--times]
+
+MIRROR is any mirror on disk; without one the miniature archive's images are used. `--times` measures seconds instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from grouping import count, cropped
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from results import keep
+
+from landmarks.dataset.copies import MOST_SEARCHED, Copies, find_copies
+from landmarks.dataset.groups import RADIUS, perceptual_hash
+from landmarks.dataset.hamming import near_between
+from landmarks.dataset.images import decode, encode, resize, shrink
+from landmarks.dataset.kept_sketches import Sketches
+from landmarks.dataset.sketches import sketch
+
+Pixels = NDArray[np.uint8]
+
+ORIGINALS = 600
+
+
+def off(left: float, top: float, right: float, bottom: float) -> Callable[[Pixels], Pixels]:
+    def change(image: Pixels) -> Pixels:
+        height, width = image.shape[:2]
+        rows = slice(round(top * height), height - round(bottom * height))
+        return image[rows, round(left * width) : width - round(right * width)]
+
+    return change
+
+
+def framed(share: float, shade: int) -> Callable[[Pixels], Pixels]:
+    def change(image: Pixels) -> Pixels:
+        width = max(1, round(share * image.shape[0]))
+        return decode(encode(np.pad(image, ((width, width), (width, width), (0, 0)), constant_values=shade), 85))
+
+    return change
+
+
+def font(size: float) -> Any:
+    return ImageFont.load_default(size=max(8, int(size)))
+
+
+def lettered(image: Pixels) -> Pixels:
+    written, height = Image.fromarray(image), image.shape[0]
+    draw = ImageDraw.Draw(written)
+    at = (0.05 * image.shape[1], 0.78 * height)
+    draw.text(at, "Greetings from here", font=font(height / 8), fill="white", stroke_width=2, stroke_fill="black")
+    draw.text((at[0], 0.05 * height), "© someone 2019", font=font(height / 14), fill="yellow")
+    return decode(encode(np.asarray(written), 85))
+
+
+def captioned(image: Pixels) -> Pixels:
+    height, width = image.shape[:2]
+    card = Image.new("RGB", (width, height + height // 5), "white")
+    card.paste(Image.fromarray(image))
+    words = "The old cathedral seen from\nthe market square"
+    ImageDraw.Draw(card).text((0.03 * width, 1.03 * height), words, font=font(height / 14), fill="black")
+    return decode(encode(np.asarray(card), 85))
+
+
+def screen(share: float, dark: bool = False, phone: bool = False) -> Callable[[Pixels], Pixels]:
+    """An image on a screen: a bar above, words above and below, plain margins; `share` of its width is the image."""
+
+    def change(image: Pixels) -> Pixels:
+        height, width = image.shape[:2]
+        ground, ink = ((24, 24, 28), (230, 230, 230)) if dark else ((250, 250, 250), (30, 30, 30))
+        size = (width, height + int(0.7 * width)) if phone else (int(width / share), int(1.12 * height / share))
+        left, top = (0, int(0.22 * width)) if phone else ((size[0] - width) // 2, int(0.14 * size[1]))
+        shown = Image.new("RGB", size, ground)
+        draw = ImageDraw.Draw(shown)
+        small = font(size[0] / 24)
+        draw.rectangle((0, 0, size[0], 0.07 * size[1]), fill=(60, 90, 160))
+        draw.text((6, 0.015 * size[1]), "12:30   photo viewer", font=small, fill="white")
+        draw.text((0.04 * size[0], top - size[0] / 14), "somebody, 3 days ago", font=small, fill=ink)
+        shown.paste(Image.fromarray(image), (left, top))
+        words = "42 likes · what a view from up there\nthis was our second day"
+        draw.text((0.04 * size[0], top + height + 4), words, font=small, fill=ink)
+        return decode(encode(resize(np.asarray(shown), int(0.9 * size[0]), int(0.9 * size[1])), 80))
+
+    return change
+
+
+def turned_colours(image: Pixels) -> Pixels:
+    values = np.array(Image.fromarray(image).convert("HSV"))
+    values[..., 0] += 60
+    return np.asarray(Image.fromarray(values, "HSV").convert("RGB"))
+
+
+def sepia(image: Pixels) -> Pixels:
+    grey = image @ np.array([0.3, 0.59, 0.11])
+    return np.clip(grey[..., None] * np.array([1.07, 0.95, 0.75]) + 10, 0, 255).astype(np.uint8)
+
+
+def bright(image: Pixels) -> Pixels:
+    return np.clip((image.astype(float) - 110) * 1.4 + 140, 0, 255).astype(np.uint8)
+
+
+CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
+    "half the size": lambda image: shrink(image, max(image.shape) // 2),
+    "96 pixels": lambda image: shrink(image, 96),
+    "squeezed to 80 %": lambda image: resize(image, image.shape[1], int(0.8 * image.shape[0])),
+    "quality 10": lambda image: decode(encode(image, 10)),
+    "5 % off each side": cropped(0.05, 4),
+    "10 % off each side": off(0.1, 0.1, 0.1, 0.1),
+    "5 % off the left": off(0.05, 0, 0, 0),
+    "10 % off the left": off(0.1, 0, 0, 0),
+    "10 % off the top": off(0, 0.1, 0, 0),
+    "10 % off the right": off(0, 0, 0.1, 0),
+    "10 % off the bottom": off(0, 0, 0, 0.1),
+    "3, 9, 10 and 2 % off": off(0.03, 0.09, 0.1, 0.02),
+    "mirrored": lambda image: image[:, ::-1],
+    "mirrored, 5 % off each side": lambda image: cropped(0.05, 4)(image)[:, ::-1],
+    "without colours": lambda image: np.asarray(Image.fromarray(image).convert("L").convert("RGB")),
+    "sepia": sepia,
+    "other colours": turned_colours,
+    "saturated": lambda image: np.asarray(ImageEnhance.Color(Image.fromarray(image)).enhance(2)),
+    "darker": lambda image: (255 * (image / 255) ** 1.6).astype(np.uint8),
+    "brighter, more contrast": bright,
+    "with text": lettered,
+    "with text, 5 % off each side": lambda image: lettered(np.ascontiguousarray(cropped(0.05, 4)(image))),
+    "with a caption below": captioned,
+    "white frame of 3 %": framed(0.03, 255),
+    "black frame of 5 %": framed(0.05, 0),
+    "grey frame of 8 %": framed(0.08, 128),
+    "screenshot": screen(0.8),
+    "dark screenshot": screen(0.65, dark=True),
+    "screenshot of a phone": screen(1.0, phone=True),
+}
+
+
+def sketches_of(images: list[Pixels]) -> Sketches:
+    made = [sketch(np.ascontiguousarray(image)) for image in images]
+    return Sketches(
+        pixels=np.stack([one.pixels for one in made]),
+        whole=np.array([one.whole for one in made], np.uint64),
+        parts=np.concatenate([one.parts for one in made]),
+        corners=np.concatenate([one.corners for one in made]),
+        counts=np.array([len(one.parts) for one in made]),
+    )
+
+
+def found_among(images: list[Pixels]) -> list[dict[str, Any]]:
+    chosen = np.random.default_rng(0).permutation(len(images))[:ORIGINALS]
+    originals = [images[place] for place in chosen]
+    hashes = np.array([perceptual_hash(image) for image in originals], np.uint64)
+    own = pairs_of(find_copies(sketches_of(originals)))
+    rows = []
+    for words, change in CHANGES.items():
+        copies = [np.ascontiguousarray(change(image)) for image in originals]
+        found = find_copies(sketches_of([*originals, *copies]))
+        pairs = {(int(i) % len(chosen), int(j) % len(chosen)) for i, j in found.pairs}
+        right = sum((place, place) in pairs for place in range(len(chosen)))
+        strange = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]} - own
+        apart = np.bitwise_count(np.array([perceptual_hash(copy) for copy in copies], np.uint64) ^ hashes)
+        row = {"change": words, "by hash": float((apart <= RADIUS).mean()), "found": right / len(chosen)}
+        rows.append(row | {"other pairs": len(strange)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def pairs_of(found: Copies) -> set[tuple[int, int]]:
+    return {(int(i), int(j)) for i, j in found.pairs}
+
+
+def times(images: list[Pixels]) -> list[dict[str, Any]]:
+    """Return seconds for some thousand images, and what a million take, each stage by itself."""
+    started = time.process_time()
+    sketches = sketches_of(images[:1000])
+    sketching = (time.process_time() - started) / 1000
+    many = repeated(sketches, 10_000)
+    started = time.process_time()
+    found = find_copies(many)
+    ten = time.process_time() - started
+    rows: list[dict[str, Any]] = [
+        {"what": "sketches", "images": 10_000, "seconds": 10_000 * sketching, "how": "of 1,000, times 10"},
+        {"what": "candidates compared", "images": 10_000, "seconds": ten, "how": f"{found.compared:,} pairs"},
+    ]
+    radius = next(radius for radius, most in MOST_SEARCHED.items() if most >= 1_000_000)
+    some = repeated(sketches, 1_000_000, asked=20_000)
+    started = time.process_time()
+    met = sum(len(query) for query, _ in near_between(some.parts, some.whole, radius))
+    searched = time.process_time() - started
+    rows.append(
+        {
+            "what": "candidates found",
+            "images": 1_000_000,
+            "seconds": 50 * searched,
+            "how": f"within {radius} bits; parts of 20,000 among a million, times 50; {50 * met:,} hits",
+        }
+    )
+    rows.append({"what": "sketches", "images": 1_000_000, "seconds": 1e6 * sketching, "how": "of 1,000, times 1,000"})
+    return rows
+
+
+def repeated(sketches: Sketches, count: int, asked: int | None = None) -> Sketches:
+    """Return sketches of `count` made-up images: hashes of real ones with bits of two others mixed in at random.
+
+    They are near one another about as often as real ones by chance. `asked`: parts of so many are made.
+    """
+    random = np.random.default_rng(0)
+    size, asked = len(sketches.whole), count if asked is None else asked
+    source, second = random.integers(0, size, (2, count))
+    mask = random.integers(0, 2**64, count, dtype=np.uint64)
+    begins = np.cumsum(sketches.counts) - sketches.counts
+    whole = (sketches.whole[source] & mask) | (sketches.whole[second] & ~mask)
+    counts = np.minimum(sketches.counts[source[:asked]], sketches.counts[second[:asked]])
+    owner = np.repeat(np.arange(asked), counts)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    first, other = begins[source[owner]] + number, begins[second[owner]] + number
+    parts = (sketches.parts[first] & mask[owner]) | (sketches.parts[other] & ~mask[owner])
+    pixels = sketches.pixels[source[:asked]] if asked <= 20_000 else sketches.pixels[:0]
+    return Sketches(pixels, whole, parts, sketches.corners[first], counts)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("mirror", type=Path, nargs="?")
+    options.add_argument("--times", action="store_true")
+    asked = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        if asked.mirror is None:
+            from landmarks.miniature.make import make_miniature
+
+            images = count(make_miniature(Path(temporary) / "mirror"))
+        else:
+            images = count(asked.mirror)
+    origin = "images of a mirror" if asked.mirror else "the miniature archive"
+    if asked.times:
+        keep("copies-times", times(images), origin=origin)
+    else:
+        name = "copies" if asked.mirror else "copies-miniature"
+        keep(name, found_among(images), images=len(images), originals=ORIGINALS, origin=origin)
+
+
+if __name__ == "__main__":
+    main()
