@@ -24,10 +24,10 @@ from landmarks.evaluation.predictions import read_predictions
 from landmarks.models.network import build_network, save_network
 from landmarks.recognition import export as room
 from landmarks.recognition.export import export
-from landmarks.recognition.export_graph import graph_parts, joined
+from landmarks.recognition.export_graph import joined
 from landmarks.recognition.known_scores import KNN
 from landmarks.recognition.predict import predict
-from landmarks.recognition.quantise import quantised
+from landmarks.recognition.quantise import ALL, WEIGHTS
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run, open_run
@@ -160,22 +160,18 @@ def test_maps_are_those_of_the_run_for_any_number_of_images(run: Run, tmp_path: 
     assert len(landmarks.load(written.path).recognise([pixels] * 3)) == 3
 
 
-def test_eight_bits_say_nearly_the_same_in_less_room(run: Run) -> None:
+def test_eight_bits_say_nearly_the_same_in_less_room(run: Run, tmp_path: Path) -> None:
     network = build_network("test_resnet", classes=3, weights="none", head="linear", image_size=64, seed=1)
     save_network(network, run.folder, temperature=1.0)
-    backbone = graph_parts(landmarks.load(run.folder)).backbone
-    images = np.random.default_rng(0).normal(size=(12, 3, 64, 64)).astype(np.float32)
-    before = backbone.SerializeToString()
-    small, way = quantised(backbone, images)
-    assert backbone.SerializeToString() == before  # the quantiser moves the weights of what it is given
-    assert len(small.SerializeToString()) < 0.6 * len(backbone.SerializeToString())
-    assert way and {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in small.graph.node}
-    wanted, found = (
-        onnxruntime.InferenceSession(model.SerializeToString()).run(["features"], {"normalised": images})[0]
-        for model in (backbone, small)
-    )
-    apart = np.linalg.norm(wanted - found, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert 0 < apart.mean() < 0.1
+    whole = export(open_run(run.folder), tmp_path / "run.onnx", images=4)
+    small = export(open_run(run.folder), tmp_path / "small.onnx", images=6, int8=True)
+    assert small.kind == "int8" and small.bytes < 0.6 * whole.bytes
+    assert small.verification is not None and small.verification.agreement == 1
+    told = record_of(small.path)["quantised"]
+    assert told["what"] in (ALL, WEIGHTS) and 0 < told["apart"] < 0.1
+    images = [image(11, 1), image(22, 2)]
+    wanted, found = (landmarks.load(path).embed(images) for path in (whole.path, small.path))
+    assert np.linalg.norm(wanted - found) < 0.1 * np.linalg.norm(wanted)
 
 
 def test_half_precision_answers_the_same_in_half_the_room(run: Run, tmp_path: Path) -> None:

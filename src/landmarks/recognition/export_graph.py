@@ -29,6 +29,9 @@ MAPPED = 4
 MAX_GALLERY_BYTES = 32 * 1024**2
 """Size of the remembered images in the graph, in half precision: 13,000 of them of 1,280 numbers."""
 
+KEPT = 0.99
+"""Share of the squares of remembered images' directions that a compact export keeps, on their main axes."""
+
 READABLE = 10
 """Number of the ONNX file format that is written: the newest that onnxruntime 1.18, in phones too, reads."""
 
@@ -48,7 +51,8 @@ class Parts:
 
 
 def graph_parts(recogniser: Recogniser, *, compact: bool = False) -> Parts:
-    """Return the parts of a trained recogniser's graph; `compact` keeps remembered images in eight bits a number.
+    """Return the parts of a trained recogniser's graph; `compact` keeps remembered images in fewer and smaller
+    numbers.
 
     Raises `LandmarksError` for a network that PyTorch cannot export, with its reason.
     """
@@ -138,11 +142,14 @@ class _TailWithMaps(_Tail):
 class _GalleryScores(nn.Module):
     """What compares an image with the run's training images, see `recognition.gallery`; weights in half precision.
 
-    Remembered images in eight bits a number have a scale each.
+    A compact one keeps remembered images in eight bits a number, with a scale each, on the axes that hold `KEPT` of
+    their squares where that takes less room.
     """
 
     images: Tensor
     scales: Tensor
+    axes: Tensor
+    axis_scales: Tensor
     labels: Tensor
     mean: Tensor
     centres: Tensor
@@ -163,9 +170,15 @@ class _GalleryScores(nn.Module):
             kept = sample(gallery.labels, limit)
             images = torch.from_numpy(gallery.images[kept].T.copy())
             scales = torch.ones(1)
+            self.has_axes = False
             if compact:
-                scales = images.float().abs().amax(0).clamp(min=1e-12) / 127
-                images = (images.float() / scales).round().to(torch.int8)
+                axes = _main_axes(images.double())
+                self.has_axes = axes.shape[1] * sum(images.shape) < images.numel()
+                if self.has_axes:
+                    images = axes.T @ images.double()
+                    for name, values in zip(("axes", "axis_scales"), _in_eight_bits(axes), strict=True):
+                        self.register_buffer(name, values)
+                images, scales = _in_eight_bits(images)
             self.register_buffer("images", images)
             self.register_buffer("scales", scales)
             self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
@@ -178,7 +191,8 @@ class _GalleryScores(nn.Module):
         images = self.directions(features)
         scores = {}
         if KNN in self.needs:
-            cosines, places = ((images @ self.images.float()) * self.scales).topk(
+            seen = (images @ self.axes.float()) * self.axis_scales if self.has_axes else images
+            cosines, places = ((seen @ self.images.float()) * self.scales).topk(
                 min(NEIGHBOURS, len(self.labels)), dim=1
             )
             labels = self.labels[places]
@@ -191,6 +205,21 @@ class _GalleryScores(nn.Module):
             nearest = white.square().sum(1) + (centres.square().sum(1) - 2 * white @ centres.T).amin(1)
             scores[MAHALANOBIS] = overall - nearest
         return scores
+
+
+def _main_axes(images: Tensor) -> Tensor:
+    """Return the orthogonal axes (C, A) that hold `KEPT` of the squares of images (C, N), the heaviest first."""
+    squares, axes = torch.linalg.eigh(images @ images.T)
+    squares, axes = squares.flip(0).clamp(min=0), axes.flip(1)
+    count = int((squares.cumsum(0) < KEPT * squares.sum()).sum()) + 1
+    main: Tensor = axes[:, :count]
+    return main
+
+
+def _in_eight_bits(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `columns` (C, N) as whole numbers int8 and a scale (N,) each."""
+    scales = columns.float().abs().amax(0).clamp(min=1e-12) / 127
+    return (columns.float() / scales).round().to(torch.int8), scales
 
 
 def _exported(

@@ -1,7 +1,8 @@
-"""A network's backbone in whole numbers of eight bits: static, one scale per output channel, seen on training images.
+"""A network's backbone in fewer bits: eight for all that it computes, eight for its weights alone, or half precision.
 
-Weights use seven of their eight bits. Processors without special instructions (AVX2) add products of pairs in sixteen
-bits, which full weights overflow; so that every machine gives the same answers, nothing may.
+What is computed in eight bits is static, with one scale per output channel, seen on training images. Weights use seven
+of their eight bits there: processors without special instructions (AVX2) add products of pairs in sixteen bits, which
+full weights overflow, and every machine is to give the same answers.
 """
 
 from __future__ import annotations
@@ -21,29 +22,31 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from landmarks.recognition.eight_bit_weights import with_eight_bit_weights
 from landmarks.support.errors import LandmarksError
 
-CALIBRATED_ON = 128
-"""Training images whose activations decide the scales, and as many again by which the best way is chosen."""
+CALIBRATED_ON = 64
+"""Training images that decide scales and rounding, and as many again that the outcome is judged by."""
+
+COMPUTED_ON = 0.02
+"""Where features lie farther off than this share of their length, in the mean, weights alone are in eight bits."""
 
 QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "Clip", "Relu", "MaxPool", "Concat", "Mul")
 
+ALL, WEIGHTS = "activations and weights", "weights"
+
 
 @dataclass(frozen=True)
-class Way:
-    """One way to choose the scales of activations."""
+class Quantised:
+    """A backbone in eight bits: what is in them, and how far its features lie off on images of their own."""
 
-    name: str
-    average: bool
-    """Whether the extremes of batches are averaged, or the largest taken."""
-    operators: tuple[str, ...] = QUANTISED
-
-
-WAYS = (
-    Way("largest values", average=False),
-    Way("mean of largest values", average=True),
-    Way("mean of largest values, products alone", average=True, operators=("Conv", "Gemm", "MatMul")),
-)
+    backbone: onnx.ModelProto
+    what: str
+    """`ALL` or `WEIGHTS`."""
+    apart: float
+    """Mean distance of features, of their length."""
+    computed_apart: float
+    """The same with activations in eight bits too."""
 
 
 MANY = 1024
@@ -62,32 +65,31 @@ class _Images:
         return None if image is None else {self.name: image[None]}
 
 
-def quantised(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[onnx.ModelProto, str]:
-    """Return `backbone` in whole numbers and the name of the way by which its features came out nearest.
+def quantised(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> Quantised:
+    """Return `backbone` in eight bits: activations too where its features bear that, weights alone elsewhere.
 
-    The first half of normalised `images` (N, 3, S, S) decides the scales, the second which way is best.
+    The first half of normalised `images` (N, 3, S, S) decides scales and rounding, the second is asked about.
     """
     half = max(1, len(images) // 2)
     asked = images[half:] if len(images) > 1 else images
-    name, output = backbone.graph.input[0].name, backbone.graph.output[-1].name
-    wanted = _features(backbone, name, output, asked)
-    tried: list[tuple[float, int, onnx.ModelProto, Way]] = []
-    for way in WAYS:
-        model = _by(way, backbone, _Images(name, images[:half]))
-        found = _features(model, name, output, asked)
-        apart = np.linalg.norm(found - wanted, axis=1) / np.maximum(np.linalg.norm(wanted, axis=1), 1e-12)
-        tried.append((float(apart.mean()), len(tried), model, way))
-    _, _, model, best = min(tried, key=lambda one: one[:2])
-    return model, best.name
+    wanted = features_of(backbone, asked)
+
+    def apart(model: onnx.ModelProto) -> float:
+        lengths = np.maximum(np.linalg.norm(wanted, axis=1), 1e-12)
+        return float((np.linalg.norm(features_of(model, asked) - wanted, axis=1) / lengths).mean())
+
+    computed = in_eight_bits(backbone, images[:half])
+    computed_apart = apart(computed)
+    if computed_apart <= COMPUTED_ON:
+        return Quantised(computed, ALL, computed_apart, computed_apart)
+    stored = with_eight_bit_weights(backbone, images[:half])
+    return Quantised(stored, WEIGHTS, apart(stored), computed_apart)
 
 
-def with_half_weights(backbone: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `backbone` with its weights in half precision: half the size; it computes in single precision as before.
-
-    For networks whose activations differ too much from channel to channel for eight bits, as MobileNet's do.
-    """
+def with_half_weights(part: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `part` of a graph with its weights in half precision; it computes in single precision as before."""
     model = onnx.ModelProto()
-    model.CopyFrom(backbone)
+    model.CopyFrom(part)
     casts = []
     for tensor in list(model.graph.initializer):
         if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < MANY:
@@ -105,10 +107,11 @@ def with_half_weights(backbone: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _by(way: Way, backbone: onnx.ModelProto, images: _Images) -> onnx.ModelProto:
+def in_eight_bits(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> onnx.ModelProto:
+    """Return `backbone` computing in eight bits, with scales from the extremes of `images`, averaged over them."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    options = {"CalibMovingAverage": way.average, "WeightSymmetric": True, "ForceQuantizeNoInputCheck": False}
+    options = {"CalibMovingAverage": True, "WeightSymmetric": True, "ForceQuantizeNoInputCheck": False}
     with tempfile.TemporaryDirectory() as folder, _silent():
         given, path = Path(folder) / "given.onnx", Path(folder) / "quantised.onnx"
         onnx.save_model(backbone, given)
@@ -116,9 +119,9 @@ def _by(way: Way, backbone: onnx.ModelProto, images: _Images) -> onnx.ModelProto
             quantize_static(
                 given,
                 path,
-                images,
+                _Images(backbone.graph.input[0].name, images),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(way.operators),
+                op_types_to_quantize=list(QUANTISED),
                 per_channel=True,
                 reduce_range=True,
                 activation_type=QuantType.QUInt8,
@@ -136,10 +139,12 @@ def _by(way: Way, backbone: onnx.ModelProto, images: _Images) -> onnx.ModelProto
         return onnx.load(path)
 
 
-def _features(model: onnx.ModelProto, name: str, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def features_of(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the features (N, C) that `backbone`, in ONNX, gives of normalised images."""
+    name, output = backbone.graph.input[0].name, backbone.graph.output[-1].name
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(backbone.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run([output], {name: image[None]})[0] for image in images])
 
 
