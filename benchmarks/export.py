@@ -1,16 +1,18 @@
 """How alike an export and its run answer, how large it is, and how long both take to the first answer.
 
-python benchmarks/export.py RUN TESTDATA --work WORK [--kinds float32 int8] [--starts 3]
-python benchmarks/export.py RUN TESTDATA --work WORK --networks resnet18 xception=legacy_xception.safetensors
+    python benchmarks/export.py RUN TESTDATA --work WORK [--kinds float32 float16 int8] [--starts 3]
+    python benchmarks/export.py RUN TESTDATA --work WORK --networks resnet18 xception=legacy_xception.safetensors
 
-The first form exports RUN and asks run and export about every image of TESTDATA: as the run reads them, and from whole
-JPEGs. The second puts other networks with a random head over RUN's landmarks in its place, and compares outputs.
+In the first form RUN is exported in every kind, and run and export are asked about every image of TESTDATA: as the run
+decodes them, and with JPEGs decoded whole, as other programs do. Two answers whose probabilities the run holds for
+equal (`export.TIE`) are told apart in one column and not in the next. In the second form other networks, pretrained or
+random below a random head over RUN's landmarks, are exported in its place; what is told of them is how their
+verification on RUN's images went.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -19,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import keep
 
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import open_dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.evaluation.evaluate import evaluate
+from landmarks.evaluation.evaluate import Evaluation, evaluate
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.models.network import build_network, save_network
-from landmarks.recognition.export import export
+from landmarks.recognition.export import TIE, export
 from landmarks.recognition.recogniser import load
 from landmarks.support.errors import LandmarksError
 
@@ -36,27 +39,41 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--kinds", nargs="*", default=["float32", "int8"])
+    parser.add_argument("--kinds", nargs="*", default=["float32", "float16", "int8"])
     parser.add_argument("--networks", nargs="*", default=[])
     parser.add_argument("--image-size", type=int, default=None)
+    parser.add_argument("--images", type=int, default=None, help="that verify the other networks")
     parser.add_argument("--starts", type=int, default=0)
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
     for network in chosen.networks:
         name, _, weights = network.partition("=")
         run = untrained(chosen.run, chosen.work / f"run-{name}", name, weights or "none", chosen.image_size)
         for kind in chosen.kinds:
-            show(outputs_apart(run, chosen.work / f"{name}-{kind}.onnx", kind))
-    if not chosen.networks:
-        for kind in chosen.kinds:
-            show(agreement(chosen.run, chosen.data, chosen.work / f"{chosen.run.name}-{kind}.onnx", kind))
-        if chosen.starts:
-            place = chosen.work / f"{chosen.run.name}-{chosen.kinds[0]}.onnx"
-            show(starts(chosen.run, place, chosen.data, chosen.work, chosen.starts))
+            rows.append(outputs_apart(run, chosen.work / f"{name}-{kind}.onnx", kind, chosen.images))
+            print(rows[-1], flush=True)
+    if chosen.networks:
+        keep("export-networks", [{column: row.get(column) for column in COLUMNS_OF_OTHERS} for row in rows])
+        return
+    places = {kind: chosen.work / f"{chosen.run.name}-{kind}.onnx" for kind in chosen.kinds}
+    first = evaluate(chosen.run, data=chosen.data)
+    rows = [agreement(chosen.run, first, chosen.data, place, kind) for kind, place in places.items()]
+    took = starts(chosen.run, places[chosen.kinds[0]], chosen.data, chosen.work, chosen.starts) if chosen.starts else {}
+    keep("export", rows, **took)
 
 
-def show(figures: dict[str, Any]) -> None:
-    print(json.dumps(figures, indent=2), flush=True)
+COLUMNS_OF_OTHERS = (
+    "network",
+    "kind",
+    "megabytes",
+    "maps",
+    "images",
+    "same_but_for_ties",
+    "largest_difference",
+    "features_apart",
+    "refused",
+)
 
 
 def untrained(run: Path, folder: Path, name: str, weights: str, image_size: int | None) -> Path:
@@ -72,41 +89,67 @@ def untrained(run: Path, folder: Path, name: str, weights: str, image_size: int 
     return folder
 
 
-def outputs_apart(run: Path, place: Path, kind: str) -> dict[str, Any]:
+def outputs_apart(run: Path, place: Path, kind: str, images: int | None) -> dict[str, Any]:
     """Export `run`, whose head is random, and return how its verification went, or why it was refused."""
+    told = {"network": run.name.removeprefix("run-"), "kind": kind}
     try:
-        written = export(run, place, int8=kind == "int8")
+        written = export(run, place, int8=kind == "int8", half=kind == "float16", images=images)
     except LandmarksError as error:
-        return {"run": run.name, "kind": kind, "refused": str(error)}
-    return {"run": run.name, "kind": kind, "bytes": written.bytes, "maps": written.maps, **vars(written.verification)}
+        return {**told, "refused": str(error)}
+    found = written.verification
+    assert found is not None
+    return {
+        **told,
+        "megabytes": written.bytes / 1e6,
+        "maps": written.maps,
+        "images": found.images,
+        "same_but_for_ties": found.agreement,
+        "largest_difference": found.largest_difference,
+        "features_apart": found.features_difference,
+    }
 
 
-def agreement(run: Path, data: Path, place: Path, kind: str) -> dict[str, Any]:
+def agreement(run: Path, first: Evaluation, data: Path, place: Path, kind: str) -> dict[str, Any]:
     """Export `run` and return how alike both answer all images of `data`."""
-    written = export(run, place, int8=kind == "int8")
-    first, second = evaluate(run, data=data), evaluate(place, data=data)
+    written = export(run, place, int8=kind == "int8", half=kind == "float16")
+    second = evaluate(place, data=data)
     tables = [
         read_predictions(folder / "predictions" / f"{numbers.name}.parquet")
         for folder, numbers in ((run, first), (place.with_suffix(".evaluation"), second))
     ]
     both = tables[0].select("image_id").join(tables[1].select("image_id"), on="image_id", how="semi")
     tables = [both.join(table, on="image_id", how="left", maintain_order="left") for table in tables]
-    best = [table["label"].list.first().to_numpy() for table in tables]
-    scores = [{row["score"]: row["auroc"] for row in numbers.record["rejection"]} for numbers in (first, second)]
+    wanted, found = tables
+    best = found["label"].list.first()
+    same = best == wanted["label"].list.first()
+    scores = zip(wanted["label"], wanted["score"], best, strict=True)
+    ties = [dict(zip(labels, values, strict=True)).get(label, 0) >= values[0] - TIE for labels, values, label in scores]
+    rule = first.record["rejection"], second.record["rejection"]
+    aurocs = [{row["score"]: row["auroc"] for row in rows} for rows in rule]
+    name = load(place).network.record.score  # type: ignore[union-attr]
+    assert written.verification is not None
     return {
-        "run": run.name,
+        "network": run.name.removeprefix("run-"),
         "kind": kind,
-        "bytes": written.bytes,
-        "images": len(tables[0]),
-        "agreement_decoded": float((best[0] == best[1]).mean()),
-        "agreement_from_whole_jpeg": from_whole_jpeg(tables[0]["image_id"].to_list(), best[0], data, place),
-        "top1": [first.top1.value, second.top1.value],
-        "auroc": scores,
+        "megabytes": written.bytes / 1e6,
+        "maps": written.maps,
+        "images": len(wanted),
+        "same_answer": float(same.mean()),  # type: ignore[arg-type]
+        "same_but_for_ties": float(np.mean(ties)),
+        "same_from_whole_jpeg": from_whole_jpeg(
+            wanted["image_id"].to_list(), wanted["label"].list.first().to_numpy(), data, place
+        ),
+        "top1": second.top1.value,
+        "top1_of_run": first.top1.value,
+        "auroc": aurocs[1].get(name),
+        "auroc_of_run": aurocs[0].get(name),
+        "largest_difference": written.verification.largest_difference,
+        "features_apart": written.verification.features_difference,
     }
 
 
 def from_whole_jpeg(ids: list[str], best: np.ndarray[Any, Any], data: Path, place: Path) -> float:
-    """Return on which share of the images the export agrees when JPEGs are decoded whole, as other programs do."""
+    """Return on which share of the images the export says the same of JPEGs that are decoded whole."""
     dataset, export = open_dataset(data), load(place).network
     rows = {row["image_id"]: row for row in dataset.images.iter_rows(named=True)}
     reader, same = ImageReader(dataset), []

@@ -367,6 +367,7 @@ def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> di
         "head": network.head_name,
         "image_size": network.preprocessing.image_size,
         "preprocessing": network.preprocessing.record(),
+        "decode": {"jpeg_min_side": network.preprocessing.shorter},
         "labels": labels,
         "identified_by": identified_by(told, run.labels),
         "temperature": recogniser.temperature,
