@@ -142,8 +142,9 @@ def steps(  # noqa: PLR0915, PLR0917
     from landmarks.dataset.manifest import open_dataset
     from landmarks.models.network import build_network
     from landmarks.training.decoded import decoded_images
+    from landmarks.training.feeding import on_device
     from landmarks.training.finetune import Training, add_gradients, set_training
-    from landmarks.training.loader import Batch, batches, default_workers, on_device
+    from landmarks.training.loader import Batch, batches, default_workers
     from landmarks.training.machine import fed, open_machine, peak_memory_mb
     from landmarks.training.optimizer import make_optimizer
     from landmarks.training.recipe import recipe_named

@@ -24,7 +24,6 @@ from landmarks.training.loader import (
     Batch,
     as_input,
     batches,
-    made_ahead,
     normalised,
     order_of,
     shares,
@@ -166,40 +165,3 @@ def test_a_network_made_for_images_with_a_border_sees_all_of_them_without_one() 
     seen = evaluation_image(encode(painted(0, 0)), from_pretrained(record, 48))
     whole = evaluation_image(encode(painted(0, 0)), replace(from_pretrained(record, 48), crop=1.0))
     assert seen.shape == (48, 48, 3) and np.array_equal(seen, whole)
-
-
-def test_what_is_made_ahead_comes_in_order_and_its_thread_ends(stripes: Dataset) -> None:
-    before = set(threading.enumerate())
-    names: list[str] = []
-
-    def make(batch: Batch) -> list[str]:
-        names.append(threading.current_thread().name)
-        return batch.ids
-
-    images = stripes.split("train")
-    made = list(made_ahead(batches(stripes, images, SMALL, batch_size=5), make))
-    assert [identity for ids in made for identity in ids] == images["image_id"].to_list()
-    assert set(names) == {"ahead"}
-    assert not set(threading.enumerate()) - before
-
-
-def test_an_error_ahead_is_raised_where_the_batches_are_used_after_those_before_it(stripes: Dataset) -> None:
-    def make(batch: Batch) -> int:
-        if batch.ids[0] == images["image_id"][20]:
-            raise LandmarksError("this one")
-        return len(batch.ids)
-
-    images, before = stripes.split("train"), set(threading.enumerate())
-    made = made_ahead(batches(stripes, images, SMALL, batch_size=10), make)
-    assert [next(made), next(made)] == [10, 10]
-    with pytest.raises(LandmarksError, match="this one"):
-        next(made)
-    assert not set(threading.enumerate()) - before
-
-
-def test_leaving_early_ends_what_works_ahead(stripes: Dataset) -> None:
-    before = set(threading.enumerate())
-    made = made_ahead(batches(stripes, stripes.split("train"), SMALL, batch_size=2), lambda batch: batch)
-    next(made)
-    made.close()  # type: ignore[attr-defined]
-    assert not set(threading.enumerate()) - before

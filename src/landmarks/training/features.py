@@ -30,7 +30,8 @@ from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import cache_folder, digest_of, held, read_record, write_record, written_whole
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augmentation import FORM as AUGMENTED_FORM
-from landmarks.training.loader import as_input, batches, joined, on_device, shares
+from landmarks.training.feeding import on_device
+from landmarks.training.loader import as_input, batches, joined, shares
 from landmarks.training.machine import Machine, in_parts
 from landmarks.training.recipe import Augmentation
 

@@ -28,8 +28,9 @@ from landmarks.support.seeds import generator
 from landmarks.training.checkpoint import copy_of_weights, load_checkpoint, save_checkpoint
 from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
+from landmarks.training.feeding import on_device
 from landmarks.training.head_training import class_weights
-from landmarks.training.loader import Batch, as_input, batches, joined, on_device, order_of, shares
+from landmarks.training.loader import Batch, as_input, batches, joined, order_of, shares
 from landmarks.training.machine import Machine, does_not_fit, is_out_of_memory, release
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.processes import GradientSums, Statistics

@@ -9,17 +9,14 @@ order, the seed, the epoch and the images' ids, never on which worker was faster
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -37,16 +34,14 @@ from landmarks.training.recipe import Augmentation
 BATCHES_AHEAD = 3
 """Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
 
-T = TypeVar("T")
-
-MADE_AHEAD = 2
-"""Batches that lie on a graphics processor while another is used."""
-
-SECONDS_BETWEEN_LOOKS = 0.1
-"""How soon a thread that works ahead sees that nobody wants more."""
-
 COPIERS = 4
 """Threads that copy decoded images: more are slower."""
+
+BLOCK = 1024
+"""Images whose crops and colours are drawn at once."""
+
+PIECE = 8
+"""Images that another process is asked for at once: to ask costs something."""
 
 PIECES = 4
 """Pieces of a batch per worker: few hand-overs, and no worker that waits long for the slowest."""
@@ -98,43 +93,103 @@ def batches(
     reader, readers = Reader(dataset, preprocessing), workers if isinstance(workers, Readers) else None
     threads = workers.count if isinstance(workers, Readers) else workers or default_workers()
     threads = threads if decoded is None else min(threads, COPIERS)
-    pieces = threads * (PIECES if readers is None and decoded is None else 1)  # to hand one over costs something
     size, images = preprocessing.image_size, images.select(*COLUMNS, "label")
     count = len(images) if order is None else len(order)
+    bounds = list(_bounds(count, batch_size))
+    ahead = BATCHES_AHEAD
+    if readers is not None and count:
+        ahead = max(ahead, math.ceil(2 * PIECE * threads * len(bounds) / count))
     pending: deque[tuple[Batch, list[Future[None]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
 
-        def begin(start: int, end: int) -> None:
-            rows = images[start:end] if order is None else images[order[start:end]]
-            ids, boxes, look = rows["image_id"].to_list(), None, None
-            if augment is not None:
-                drawn = draw(augment, *sides_of(rows), ids, seed=seed, epoch=epoch)
-                boxes, crops = drawn.boxes, None
-                if decoded is not None:
-                    crops = torch.from_numpy(boxes.astype(np.float32))
-                look = Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), crops, size)
-            if stretched:
-                boxes = np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1))
-            pixels = _empty(len(rows), size if decoded is None else decoded.shape[1])
-            labels = rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy()
+        def begin(block: _Block, start: int, end: int) -> None:
+            part = slice(start - block.start, end - block.start)
+            pixels = _empty(end - start, size if decoded is None else decoded.shape[1])
+            load: Callable[[int, int], None]
             if decoded is None:
-                load = _Read(reader, readers, rows.select(COLUMNS), boxes, pixels.numpy()).load
+                pieces = threads * PIECES if readers is None else math.ceil((end - start) / PIECE)
+                load = block.reading(part, readers, reader, pixels.numpy())
             else:
-                places = np.arange(start, end) if order is None else order[start:end]
-                load = _Mapped(decoded, places, pixels.numpy()).load
-            batch = Batch(ids, pixels.permute(0, 3, 1, 2), torch.from_numpy(labels), look)
-            edges = np.linspace(0, len(rows), min(len(rows), pieces) + 1).astype(int).tolist()
+                pieces, load = threads, _Mapped(decoded, block.places[part], pixels.numpy()).load
+            look = None if block.look is None else block.look.part(part.start, part.stop)
+            batch = Batch(block.ids[part], pixels.permute(0, 3, 1, 2), block.labels[part].clone(), look)
+            edges = np.linspace(0, end - start, min(end - start, pieces) + 1).astype(int).tolist()
             pending.append((batch, [pool.submit(load, *bounds) for bounds in pairwise(edges)]))
 
         try:
-            for start, end in _bounds(count, batch_size):
-                begin(start, end)
-                if len(pending) > BATCHES_AHEAD:
-                    yield _finished(*pending.popleft())
+            for some in _blocks(bounds):
+                places = np.arange(some[0][0], some[-1][1])
+                rows = images[some[0][0] : some[-1][1]] if order is None else images[order[places]]
+                block = _Block.of(rows, places if order is None else order[places], some[0][0])
+                if augment is not None:
+                    block = block.drawn(augment, size, seed=seed, epoch=epoch, crops=decoded is not None)
+                elif stretched:
+                    block = replace(block, boxes=np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1)))
+                for start, end in some:
+                    begin(block, start, end)
+                    if len(pending) > ahead:
+                        yield _finished(*pending.popleft())
             while pending:
                 yield _finished(*pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What is known of some batches' images before any is read, for all at once: for each alone it costs much more."""
+
+    start: int  # of its first image, among all
+    ids: list[str]
+    rows: list[tuple[Any, ...]]  # of `COLUMNS`
+    places: NDArray[np.int64]  # of its images among the decoded ones
+    labels: torch.Tensor
+    sides: tuple[NDArray[np.uint32], NDArray[np.uint32]]
+    boxes: NDArray[np.float64] | None = None  # (N, 4), of the crops; None: the evaluation image
+    look: Look | None = None
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, places: NDArray[np.int64], start: int) -> _Block:
+        """Return the block of `rows`, which nothing is drawn for."""
+        labels = torch.from_numpy(rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy())
+        return cls(start, rows["image_id"].to_list(), rows.select(COLUMNS).rows(), places, labels, sides_of(rows))
+
+    def drawn(self, augment: Augmentation, size: int, *, seed: int, epoch: int, crops: bool) -> _Block:
+        """Return it with boxes and look as `augment` draws them; with `crops` the boxes are left to the device."""
+        drawn = draw(augment, *self.sides, self.ids, seed=seed, epoch=epoch)
+        boxes = torch.from_numpy(drawn.boxes.astype(np.float32)) if crops else None
+        look = Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), boxes, size)
+        return replace(self, boxes=drawn.boxes, look=look)
+
+    def reading(
+        self, part: slice, readers: Readers | None, reader: Reader, pixels: NDArray[np.uint8]
+    ) -> Callable[[int, int], None]:
+        """Return what reads images `start` to `end` of a `part` of it into `pixels` (N, S, S, 3), in any thread.
+
+        It raises `LandmarksError` that names an image which cannot be read.
+        """
+        rows, boxes = self.rows[part], None if self.boxes is None else self.boxes[part]
+
+        def load(start: int, end: int) -> None:
+            piece = Piece(rows[start:end], None if boxes is None else boxes[start:end])
+            if readers is None:
+                reader.load(piece, pixels[start:end])
+            else:
+                readers.load(reader, piece, pixels[start:end])
+
+        return load
+
+
+def _blocks(bounds: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield the bounds of batches, those of about `BLOCK` images at a time."""
+    some: list[tuple[int, int]] = []
+    for start, end in bounds:
+        some.append((start, end))
+        if end - some[0][0] >= BLOCK:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _empty(count: int, side: int) -> torch.Tensor:
@@ -148,25 +203,6 @@ def sides_of(images: pl.DataFrame) -> tuple[NDArray[np.uint32], NDArray[np.uint3
 
 
 @dataclass(frozen=True)
-class _Read:
-    """The images of one batch, and where their pixels go; any worker may load some of them."""
-
-    reader: Reader
-    readers: Readers | None  # processes that read in its stead
-    rows: pl.DataFrame  # of `COLUMNS`
-    boxes: NDArray[np.float64] | None  # (N, 4), of the crops; None: the evaluation image
-    pixels: NDArray[np.uint8]  # (N, S, S, 3)
-
-    def load(self, start: int, end: int) -> None:
-        """Load images `start` to `end`; raise `LandmarksError` that names the one which cannot be read."""
-        piece = Piece(self.rows[start:end].rows(), None if self.boxes is None else self.boxes[start:end])
-        if self.readers is None:
-            self.reader.load(piece, self.pixels[start:end])
-        else:
-            self.readers.load(self.reader, piece, self.pixels[start:end])
-
-
-@dataclass(frozen=True)
 class _Mapped:
     """The images of one batch that are decoded already, and where they go."""
 
@@ -177,69 +213,6 @@ class _Mapped:
     def load(self, start: int, end: int) -> None:
         """Copy images `start` to `end`, which may read them from the disk."""
         np.take(self.decoded, self.places[start:end], axis=0, out=self.pixels[start:end], mode="clip")  # unbuffered
-
-
-def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches that lie on `device`; on CUDA a thread of its own loads and copies the next ones meanwhile."""
-    if device.type != "cuda":
-        for batch in loaded:
-            yield replace(batch, pixels=batch.pixels.to(device), labels=batch.labels.to(device))
-        return
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def moved(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.stream(beside):
-            return batch.moved(device), beside.record_event()
-
-    for batch, copied in made_ahead(loaded, moved):
-        now = torch.cuda.current_stream(device)
-        now.wait_event(copied)
-        look = () if batch.look is None else (batch.look.factors, batch.look.flips, batch.look.boxes)
-        for tensor in (batch.pixels, batch.labels, *look):
-            if tensor is not None:
-                tensor.record_stream(now)  # its memory is kept until what is computed with it is done
-        yield batch
-
-
-def made_ahead(loaded: Iterator[Batch], make: Callable[[Batch], T]) -> Iterator[T]:
-    """Yield `make(batch)` of each batch, loaded and made by a thread of its own, `MADE_AHEAD` of them beforehand.
-
-    What it raises is raised here. When the iteration ends early, so do the thread and `loaded`.
-    """
-    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(MADE_AHEAD)
-    over = threading.Event()
-
-    def put(result: T | None, error: BaseException | None = None) -> None:
-        while not over.is_set():
-            with contextlib.suppress(queue.Full):
-                made.put((result, error), timeout=SECONDS_BETWEEN_LOOKS)
-                return
-
-    def work() -> None:
-        error = None
-        try:
-            with contextlib.closing(loaded):  # type: ignore[type-var]
-                for batch in loaded:
-                    put(make(batch))
-                    if over.is_set():
-                        break
-        except BaseException as raised:
-            error = raised
-        put(None, error)
-
-    thread = threading.Thread(target=work, name="ahead")
-    thread.start()
-    try:
-        while True:
-            result, error = made.get()
-            if error is not None:
-                raise error
-            if result is None:
-                return
-            yield result
-    finally:
-        over.set()
-        thread.join()
 
 
 def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -43,6 +43,10 @@ STEPS_BETWEEN_LOOKS = 20
 """Steps of a graphics processor between two looks at what it has computed."""
 
 
+MANY_STEPS = 10_000
+"""Steps in which a minute spent on finding the quickest algorithms comes back."""
+
+
 @dataclass(frozen=True)
 class Looked:
     """What was fetched from the device about some steps."""
@@ -155,11 +159,10 @@ class Machine:
 def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
     """Tell CUDA's libraries how to compute, and return what was told with its reason.
 
-    With `deterministic`, convolutions and sums give the same bits each time. Without it the quickest algorithm is
-    looked for at the first image of each size, and the last digits of two trainings differ; images, their order, crops
-    and dropout are the same in either case.
+    With `deterministic`, convolutions and sums give the same bits each time. Without it the last digits of two
+    trainings differ; images, their order, crops and dropout are the same in either case.
     """
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.benchmark = False  # see `try_algorithms`
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)  # a few layers have no such algorithm
     if deterministic:
@@ -169,10 +172,20 @@ def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
     why = "asked for: the same bits each time, by slower algorithms"
     chosen = Choice("deterministic", "yes", why)
     if not deterministic:
-        why = "the quickest algorithms, whose last digits differ each time; --deterministic gives the same bits"
+        why = "quick algorithms, whose last digits differ each time; --deterministic gives the same bits"
         chosen = Choice("deterministic", "no", why)
     products = "10 bits of each number (TF32)" if precision == "tf32" else "all 23 bits of each number, without TF32"
     return [chosen, Choice("products in float32", products, "TF32 only where it is asked for: --precision tf32")]
+
+
+def try_algorithms(machine: Machine, recipe: Recipe, steps: int) -> None:
+    """Let cuDNN try its algorithms for each convolution and size of batch before it takes one, if that pays in `steps`.
+
+    To try them takes about a tenth of a second each, a minute for a network of a hundred convolutions, both ways.
+    """
+    if machine.device.type == "cuda" and not recipe.deterministic and steps >= MANY_STEPS:
+        torch.backends.cudnn.benchmark = True
+        machine.say(f"convolutions: the quickest algorithm is tried out for each, which pays in {steps:,} steps")
 
 
 def is_gone(error: RuntimeError) -> LandmarksError:

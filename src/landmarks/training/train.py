@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
-from landmarks.training.machine import Machine, fed, open_machine
+from landmarks.training.machine import Machine, fed, open_machine, try_algorithms
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
 from landmarks.training.record import choices_of, last_sentence, percent, record_of
@@ -126,6 +127,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             choices.append(Choice("gradient checkpointing", f"{count} blocks", "asked for: less memory, slower steps"))
         for choice in choices:
             machine.say(str(choice))
+        try_algorithms(machine, recipe, recipe.epochs * math.ceil(len(splits.train) / recipe.batch_size))
 
         state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
         if not recipe.from_scratch and not machine.from_main((checkpoint / CHECKPOINT).exists()):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
-from landmarks.training.loader import batches, joined, normalised, on_device, shares
+from landmarks.training.feeding import on_device
+from landmarks.training.loader import batches, joined, normalised, shares
 from landmarks.training.machine import Machine, in_parts
 
 
