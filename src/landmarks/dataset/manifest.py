@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +93,19 @@ class Dataset:
     split_metadata: dict[str, str]  # what stands beside the splits, read with them: rule, seed, leakage
     corrections: pl.DataFrame  # empty where nobody made any
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Changes with the images, their labels and the split, not with where the folder lies."""
-        splits = "" if self.splits is None else "\n".join(self.splits["image_id"] + " " + self.splits["split"])
-        return digest_of(self.content_digest, splits)
+        if self.splits is None:
+            return digest_of(self.content_digest, "")
+        # What `digest_of` makes of the digest and all lines in one text, a slice at a time.
+        digest, between = hashlib.blake2b(f'[{json.dumps(self.content_digest)},"'.encode(), digest_size=16), b""
+        for rows in self.splits.iter_slices(100_000):
+            lines = "\n".join(rows["image_id"] + " " + rows["split"])
+            digest.update(between + json.dumps(lines)[1:-1].encode())
+            between = b"\\n"
+        digest.update(b'"]')
+        return digest.hexdigest()
 
     @property
     def content_digest(self) -> Any:
@@ -114,19 +123,33 @@ class Dataset:
         return read_table(self.folder / "images.parquet", IMAGES)
 
     def split(self, name: str) -> pl.DataFrame:
-        """Return the images of one split, sorted by id, with their `label` (null: nothing known)."""
-        if name not in (*SPLITS, "all"):
+        """Return the images of one split, sorted by id, with their `label` (null: nothing known).
+
+        Nothing but the rows that are wanted is copied: a split of the whole archive is a large part of memory.
+        """
+        images = self.images if name == "all" else self.images.filter(self._is_in(name))
+        labels = images.select("landmark_id").join(
+            self.labels.select("landmark_id", "label"), on="landmark_id", how="left", maintain_order="left"
+        )
+        images = images.with_columns(labels["label"])
+        return images if images["image_id"].is_sorted() else images.sort("image_id")
+
+    def count(self, name: str) -> int:
+        """Return how many images one split has."""
+        return len(self.images) if name == "all" else int(self._is_in(name).sum())
+
+    def _is_in(self, name: str) -> pl.Series:
+        """Return for each of `images` whether it is in a split."""
+        if name not in SPLITS:
             raise LandmarksError(f'no split "{name}"', expected=f"one of {', '.join((*SPLITS, 'all'))}")
-        images = self.images.join(self.labels.select("landmark_id", "label"), on="landmark_id", how="left")
-        if name != "all":
-            if self.splits is None:
-                raise LandmarksError(
-                    f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {self.folder}"
-                )
-            images = images.join(
-                self.splits.filter(pl.col("split") == name).select("image_id"), on="image_id", how="semi"
+        if self.splits is None:
+            raise LandmarksError(
+                f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {self.folder}"
             )
-        return images.sort("image_id")
+        there = self.splits["split"] == name
+        if self.splits["image_id"].equals(self.images["image_id"]):  # both are kept sorted
+            return there
+        return self.images["image_id"].is_in(self.splits["image_id"].filter(there).implode())
 
     def path_of(self, shard: str) -> Path:
         """Return where the bytes of a shard (or of an image imported by reference) lie."""

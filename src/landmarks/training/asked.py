@@ -67,7 +67,7 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
         split = "all"
     images = dataset.split(split)
     if not len(images):
-        filled = [name for name in SPLITS if dataset.splits is not None and len(dataset.split(name))]
+        filled = [name for name in SPLITS if dataset.splits is not None and dataset.count(name)]
         raise LandmarksError(
             f'the split "{split}" of {dataset.folder} holds no images',
             way_out=f"name another with --split: {', '.join(filled)}" if filled else "",

@@ -48,6 +48,10 @@ def sightings(images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
     the name is an id of the archive, or they look alike.
     """
     asked = images.select("image_id", *CONTENT)
+    # Most of what a large run has seen is far from what is asked for: it is put aside before anything is copied.
+    seen = seen.filter(
+        pl.col("image_id").is_in(asked["image_id"].implode()) | pl.col("phash").is_in(asked["phash"].implode())
+    )
     known = seen.select(pl.col("image_id").alias("seen_id"), *(pl.col(name).alias(f"seen_{name}") for name in CONTENT))
     known = known.with_columns(seen.select("split", "through")).sort("through", nulls_last=False)
     by_id = asked.join(known, left_on="image_id", right_on="seen_id", coalesce=False).filter(_same_under_one_id())
@@ -199,9 +203,10 @@ def images_seen(run: Run, dataset: Dataset, split: str) -> pl.DataFrame:
     now. Images that are gone, or show nothing known any more, are left out. Raises `StaleError` when the run does not
     say which they are and its dataset is not as it was.
     """
-    seen = run.seen
-    if seen is None:
-        if (run.record.get("data") or {}).get("digest") not in (None, dataset.digest):
+    if is_own(run, dataset):
+        images = dataset.split(split)
+    elif (seen := run.seen) is None:
+        if (run.record.get("data") or {}).get("digest") is not None:
             raise StaleError(f"which images {run.name} was trained on cannot be known", way_out=TRAIN_AGAIN)
         images = dataset.split(split)
     else:

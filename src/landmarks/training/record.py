@@ -44,7 +44,7 @@ def record_of(
             "set": dataset.record.get("set"),
             "origin": dataset.record.get("origin"),
             "landmarks": len(dataset.labels),
-            "images": {split: len(dataset.split(split)) for split in SPLITS},
+            "images": {split: dataset.count(split) for split in SPLITS},
             "split": rule,
         },
         "network": {

@@ -275,7 +275,7 @@ def check_data(dataset: Dataset) -> TrainingImages:
         raise LandmarksError(
             f"{dataset.folder} cannot be trained on", received=f"{landmarks} landmarks", expected="2 or more"
         )
-    known = {split: dataset.split(split).filter(pl.col("label").is_not_null()) for split in ("train", "val")}
+    known = {split: _known(dataset, split) for split in ("train", "val")}
     if not len(known["train"]):
         raise LandmarksError(
             f"the train split of {dataset.folder} shows no known landmark",
@@ -283,7 +283,7 @@ def check_data(dataset: Dataset) -> TrainingImages:
         )
     if not len(known["val"]):
         way_out = f"divide it with: landmarks split {dataset.folder} --val 0.15"
-        if len(dataset.split("test")):
+        if dataset.count("test"):
             way_out = (
                 "take some out of train, while test stays as it is, with: "
                 f"landmarks split {dataset.folder} --val 0.15 --keep-test"
@@ -302,10 +302,16 @@ def check_data(dataset: Dataset) -> TrainingImages:
     single = int((counts["count"] == 1).sum())
     if single:
         notes.append(f"{single} landmark{'s have' if single > 1 else ' has'} a single image to train on")
-    unknown = len(dataset.split("train")) - len(known["train"])
+    unknown = dataset.count("train") - len(known["train"])
     if unknown:
         notes.append(f"{unknown} images of nothing known are left out of training")
     return TrainingImages(known["train"], known["val"], tuple(notes))
+
+
+def _known(dataset: Dataset, split: str) -> pl.DataFrame:
+    """Return the images of a split that show a known landmark, without what a person reads of them."""
+    images = dataset.split(split).drop("author", "license", "title", "usage", "landmarks")
+    return images.filter(pl.col("label").is_not_null()) if images["label"].null_count() else images
 
 
 def check_folder(out: Path) -> None:
