@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import SMALL
+from striped import SMALL
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network

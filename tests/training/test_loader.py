@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import make_dataset, painted
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from striped import make_dataset, painted
 
 from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import Dataset, open_dataset

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_dataset, painted
+from striped import make_dataset, painted
 
 from landmarks.dataset.images import encode
 from landmarks.evaluation.evaluate import evaluate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import make_dataset
+from striped import make_dataset
 
 import landmarks.training.run as run_files
 from landmarks.dataset.manifest import Dataset

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL
+from striped import SMALL
 
 from landmarks.cli.main import run as run_command
 from landmarks.dataset.manifest import Dataset

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_dataset
+from striped import make_dataset
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.training.recipe import recipe_named

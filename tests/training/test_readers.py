@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import make_dataset
+from striped import make_dataset
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.preprocessing import Preprocessing

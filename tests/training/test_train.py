@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 import torch
-from conftest import SMALL, make_dataset
+from striped import SMALL, make_dataset
 
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset, open_dataset

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from striped import SMALL
 
 from landmarks.cli.main import run as run_command
 from landmarks.dataset.manifest import Dataset
