@@ -426,7 +426,9 @@ def audit(
 ) -> None:
     """List the images of a split whose labels are likely wrong, for a person to look at; nothing is changed.
 
-    Fill in the last column of the CSV, and landmarks split DATA --corrections CSV takes it over.
+    Beside them: copies in two splits or with two labels, and images of no landmark. The page (the CSV's name with
+    .html) shows all of them and is decided on with the keyboard; landmarks split DATA --corrections CSV takes what it
+    saves, or the CSV once its last column is filled in, and --copies takes FILE.copies.csv.
 
     Example: landmarks audit runs/mobilenet -o wrong.csv
     """
@@ -443,5 +445,5 @@ def audit(
         print_table(["image", "labelled", "looks like", "margin"], rows, "likely label errors")
     show(f"{len(listed)} likely label errors written to {out}; nothing was changed")
     if len(first):
-        show(f"look at {out.with_suffix('.jpg')}, fill in correct_landmark_id (an id, or none), then:")
+        show(f"decide on {out.with_suffix('.html')}, or fill in correct_landmark_id (an id, none, or remove), then:")
         show(f"landmarks split DATA --corrections {out}")

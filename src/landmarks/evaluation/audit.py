@@ -6,8 +6,11 @@ than the given one by at least `MARGIN` of how likely that other landmark is, on
 confident learning, Northcutt et al., JAIR 2021, with a margin in place of a probability). Twins are two images of
 different landmarks whose perceptual hashes differ in at most `TWIN_BITS` of 64 bits.
 
-A check never changes or deletes anything: it writes a sheet to look at, and a CSV with an empty column for a person's
-decision, which `split --corrections` takes over.
+Beside these it lists what else to doubt (see `doubts`): copies in two splits or with two labels, and images that show
+no landmark at all.
+
+A check never changes or deletes anything: it writes a sheet to look at, a page to decide on, and a CSV with an empty
+column for a person's decision, which `split --corrections` takes over.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from landmarks.dataset.hamming import near_pairs
 from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
+from landmarks.evaluation.doubts import COPIES_FOUND, copies_in, doubts_of_copies, nearest_cosines, strangers
+from landmarks.evaluation.doubts_page import DOUBTS, write_doubts_page
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.explanation.drawing import fitted, lettering
@@ -70,7 +75,7 @@ LABEL_ERRORS = {
     "probability": pl.Float64,  # of the suggested landmark; empty for twins
     "margin": pl.Float64,  # probability of the suggested minus that of the given landmark; 1 for twins
     "why": pl.String,
-    "correct_landmark_id": pl.String,  # empty: for a person to fill in (an id, "none", or the given one)
+    "correct_landmark_id": pl.String,  # empty: for a person to fill in (an id, "none", "remove", or the given one)
 }
 """Columns of the CSV, the widest margin first."""
 
@@ -85,10 +90,12 @@ def audit(
 ) -> pl.DataFrame:
     """Return the likely label errors of a split of the run's dataset (or of `data`), and write them to the CSV `out`.
 
-    Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. Images a person has decided on
-    are not listed again. What the run was trained on is checked like anything else, with a note. The features are those
-    of the run's backbone, from the cache where they are there. A backbone that was fine-tuned on wrong labels has
-    learned some of them: a run that stopped after the head training sees more.
+    Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. The page, with the ending `.html`,
+    asks about them too, about copies in two splits or with two labels, which `.copies.csv` lists for `split --copies`,
+    and about images that show no landmark at all, which `.strangers.csv` lists as `out` does. Images a person has
+    decided on are not listed again. What the run was trained on is checked like anything else, with a note. The
+    features are those of the run's backbone, from the cache where they are there. A backbone that was fine-tuned on
+    wrong labels has learned some of them: a run that stopped after the head training sees more.
     """
     out = Path(out)
     sheet = out.with_suffix(".jpg")
@@ -100,7 +107,8 @@ def audit(
     _tell_seen(opened, images)
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
-    estimates = cross_validated(directions(features), labels, groups, len(dataset.labels))
+    points = directions(features)
+    estimates = cross_validated(points, labels, groups, len(dataset.labels))
     listed, margin = disagreements(estimates, labels)
     rows = pl.DataFrame(
         {
@@ -121,7 +129,63 @@ def audit(
     write_csv(out, table)
     if len(table):
         write_sheet(dataset, table, sheet)
+    cosines, _ = _nearest_others(points, group_places(groups, len(labels)))
+    _write_doubts(dataset, table, _strange(dataset, images, cosines, estimates, labels), out)
     return table
+
+
+def _strange(
+    dataset: Dataset, images: pl.DataFrame, cosines: Floats, estimates: Estimates, labels: Integers
+) -> pl.DataFrame:
+    """Return the images that show no landmark (columns of `LABEL_ERRORS`), the surest first."""
+    found, away = strangers(nearest_cosines(cosines), estimates.own, labels)
+    rows = pl.DataFrame(
+        {
+            "image_id": images["image_id"],
+            "label": labels,
+            "suggested": pl.Series([None] * len(images), dtype=pl.Int64),
+            "probability": pl.Series([None] * len(images), dtype=pl.Float64),
+            "margin": away,
+            "why": "it is far from all others, and nothing speaks for its landmark",
+        }
+    )
+    listed = _named(rows.filter(pl.Series(found)), dataset)
+    return listed.join(dataset.corrections, on="image_id", how="anti").sort(
+        "margin", "image_id", descending=[True, False]
+    )
+
+
+def _write_doubts(dataset: Dataset, errors: pl.DataFrame, strange: pl.DataFrame, out: Path) -> None:
+    """Write what else there is to doubt beside the CSV `out`, and the page that asks about everything."""
+    copies = copies_in(dataset)
+    write_csv(out.with_suffix(".copies.csv"), copies.select(list(COPIES_FOUND)))
+    write_csv(out.with_suffix(".strangers.csv"), strange)
+    others = doubts_of_copies(copies).join(dataset.corrections, on="image_id", how="anti", maintain_order="left")
+    labels = errors.filter(~pl.col("why").str.starts_with("the same"))  # twins are among the copies with two labels
+    of_labels, of_strangers = (
+        table.select(
+            kind=pl.lit(kind),
+            image_id="image_id",
+            suggested_landmark_id="suggested_landmark_id",
+            why="why",
+            other_id=pl.lit(None, pl.String),
+        ).cast(pl.Schema(DOUBTS))
+        for table, kind in (
+            (labels.join(strange, on="image_id", how="anti", maintain_order="left"), "label"),
+            (strange, "nothing"),
+        )
+    )
+    doubts = pl.concat([others, of_labels, of_strangers])
+    counts = dict(doubts.group_by("kind").len().iter_rows())
+    note(
+        f"{counts.get('leak', 0):,} leaks between splits,"
+        f" {counts.get('across', 0):,} images whose copy has another label,"
+        f" {counts.get('label', 0):,} other labels likely wrong, {counts.get('nothing', 0):,} images of no landmark"
+    )
+    if len(doubts):
+        page = out.with_suffix(".html")
+        write_doubts_page(dataset, doubts, page, f"{out.stem}.decisions.csv")
+        note(f"decide on them with the keyboard: {page}")
 
 
 def _tell_seen(run: Run, images: pl.DataFrame) -> None:
