@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from made_up_runs import make_dataset, make_run
+from made_up_runs import image, make_dataset, make_run
 from scipy.stats import binomtest
 
+import landmarks
 import landmarks.evaluation.predictions as predictions_file
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
@@ -18,8 +19,10 @@ from landmarks.evaluation.predictions import PREDICTIONS, read_predictions, with
 from landmarks.evaluation.results import StoredThreshold
 from landmarks.models.network import save_network
 from landmarks.recognition.answers import best_answers
+from landmarks.recognition.gallery import open_gallery
+from landmarks.recognition.known_scores import Rule
 from landmarks.recognition.recogniser import Recogniser
-from landmarks.support.errors import BusyError, LandmarksError
+from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import held, read_record
 from landmarks.support.tables import read_metadata
 from landmarks.training.run import Run
@@ -181,6 +184,29 @@ def test_a_threshold_is_chosen_on_public_and_stored_with_the_model(run: Run, tes
     stored = read_record(run.folder / "model.json")["rejection"]
     assert stored == numbers["threshold"]
     assert (stored["chosen_on"], stored["reported_on"], stored["false_acceptance"]) == ("Public", "Private", 0.25)
+
+
+def test_the_unknown_images_that_a_threshold_is_chosen_on_are_remembered_and_no_others(
+    run: Run, test_data: Dataset
+) -> None:
+    before = evaluate(run.folder, data=test_data.folder).record
+    assert not {row["score"] for row in before["rejection"]} & {"knn_unknown", "contrast"}
+    numbers = evaluate(run.folder, data=test_data.folder, false_acceptance=0.25).record
+    assert {row["score"] for row in numbers["rejection"]} >= {"knn_unknown", "contrast"}
+    gallery = open_gallery(run)
+    assert gallery is not None and gallery.unknown is not None
+    table = read_predictions(next((run.folder / "predictions").glob("*.parquet")))
+    public = table.filter((pl.col("usage") == "Public") & (pl.col("truth").list.len() == 0))["image_id"].to_list()
+    assert [key.split()[1] for key in gallery.unknown.keys] == public
+    places = gallery.unknown.places_of(gallery.unknown.keys)
+    assert places.tolist() == list(range(len(public)))
+    recogniser = landmarks.load(run.folder)
+    assert recogniser.gallery is not None and recogniser.gallery.digest == gallery.digest
+    rule = Rule("against", {"contrast": 1.0})
+    forgetful = replace(recogniser, rule=rule, gallery=replace(gallery, unknown=None))
+    with pytest.raises(StaleError, match="not the images that it compares with"):
+        forgetful.recognise(image(11, 1))
+    assert replace(recogniser, rule=rule).recognise(image(11, 1)).known is not None
 
 
 def test_a_folder_of_other_images_serves_as_unknown(run: Run, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from landmarks.models.network import build_network, save_network
 from landmarks.recognition import export as room
 from landmarks.recognition.export import export
 from landmarks.recognition.export_graph import joined
-from landmarks.recognition.known_scores import KNN
+from landmarks.recognition.known_scores import CONTRAST, KNN, KNN_UNKNOWN
 from landmarks.recognition.predict import predict
 from landmarks.recognition.quantise import ALL, WEIGHTS
 from landmarks.support.errors import LandmarksError, UsageError
@@ -188,8 +188,9 @@ def test_half_precision_answers_the_same_in_half_the_room(run: Run, tmp_path: Pa
 def test_the_stored_rule_is_in_the_graph(run: Run, test_data: Dataset, tmp_path: Path) -> None:
     evaluate(run.folder, data=test_data.folder, false_acceptance=0.25)
     gallery_rule = {"rule": {"name": KNN, "weights": {KNN: 1.0}, "constant": 0.0}, "threshold": -1.0}
+    with_unknown = {"name": "two", "weights": {KNN_UNKNOWN: 1.0, CONTRAST: 0.1}, "constant": 0.5}
     record = read_record(run.folder / "model.json")
-    for rejection in (record["rejection"], gallery_rule):
+    for rejection in (record["rejection"], gallery_rule, {"rule": with_unknown, "threshold": -1.0}):
         write_record(run.folder / "model.json", {**record, "rejection": rejection}, verb="train")
         written = export(run, tmp_path / "run.onnx", images=6)
         assert written.verification is not None and written.verification.known_agreement == 1

@@ -26,8 +26,9 @@ from landmarks.evaluation.unknown import Halves, choose_threshold, compare_rules
 from landmarks.recognition import directions as compared
 from landmarks.recognition import trained as tempering
 from landmarks.recognition.directions import directions
-from landmarks.recognition.gallery import make_gallery, rejection_scores, sample
+from landmarks.recognition.gallery import make_gallery, rejection_scores, sample, with_unknown_images
 from landmarks.recognition.known_scores import Rule, combined_rule
+from landmarks.recognition.unknown_images import UnknownImages, read_unknown, write_unknown
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.recipe import Recipe, recipe_named
@@ -86,6 +87,42 @@ def test_the_distance_to_centres_is_scipys_mahalanobis() -> None:
         for row in asked
     ]
     assert scores_of(KNOWN[:8])["mahalanobis"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_unknown_images_vote_against_but_never_on_themselves() -> None:
+    gallery = make_gallery(directions(TRAIN), TRAIN_LABELS, "digest")
+    remembered = directions(UNKNOWN[:20]).astype(np.float16)
+    gallery = with_unknown_images(gallery, UnknownImages(remembered, tuple(map(str, range(20)))))
+    asked = np.concatenate([UNKNOWN[:20], KNOWN[:8]]).astype(np.float32)
+    itself = np.array([*range(20), *[-1] * 8])
+    found = rejection_scores(asked, asked[:, :4], gallery, itself)
+    exact = remembered.astype(np.float64)
+    for row in (0, 7, 19, 20, 27):
+        image = directions(asked[row : row + 1])[0].astype(np.float64)
+        others = exact[np.arange(20) != itself[row]]
+        votes = np.sort(np.exp((others @ image - 1) / 0.05))[-10:].sum()
+        assert found["knn_unknown"][row] == pytest.approx(-np.log(votes), abs=0.02)
+        within = gallery.within.astype(np.float64) @ gallery.within.astype(np.float64).T
+        means = [directions(TRAIN[label == TRAIN_LABELS]).mean(0) for label in range(4)]
+        expected = mahalanobis(image, others.mean(0), within) ** 2
+        expected -= min(mahalanobis(image, mean, within) ** 2 for mean in means)
+        assert found["contrast"][row] == pytest.approx(expected, rel=0.02, abs=0.05)
+
+
+def test_remembered_unknown_images_are_read_as_written_and_refused_when_damaged(tmp_path: Path) -> None:
+    kept = UnknownImages(directions(UNKNOWN[:3]).astype(np.float16), ("a 1", "a 2", "b 1"))
+    assert read_unknown(tmp_path, "weights", 12) is None
+    write_unknown(tmp_path, kept, "weights")
+    found = read_unknown(tmp_path, "weights", 12)
+    assert found is not None and found.keys == kept.keys and (found.images == kept.images).all()
+    assert found.places_of(["b 1", "c", "a 1"]).tolist() == [2, -1, 0]
+    assert read_unknown(tmp_path, "other weights", 12) is None
+    with pytest.raises(LandmarksError, match="does not fit together"):
+        read_unknown(tmp_path, "weights", 13)
+    path = tmp_path / "unknown.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(LandmarksError, match=r"cannot be read .* choose again"):
+        read_unknown(tmp_path, "weights", 12)
 
 
 def test_landmarks_score_higher_than_anything_else() -> None:

@@ -121,6 +121,16 @@ def test_a_batch_keeps_the_recogniser_that_it_began_with(serving: Serving, tmp_p
         assert first.result().json()["images"][0]["generation"] == 1
 
 
+@pytest.mark.parametrize("kept", ["learned.safetensors", "unknown.safetensors"])
+def test_a_run_that_learned_a_landmark_or_chose_a_threshold_is_noticed(
+    run_folder: Path, tmp_path: Path, kept: str
+) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    before = stamp(tmp_path / "run")
+    (tmp_path / "run" / kept).write_bytes(b"new")
+    assert stamp(tmp_path / "run") != before
+
+
 def test_a_run_put_in_place_of_another_is_noticed(run_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder, tmp_path / "run")
     before = stamp(tmp_path / "run")

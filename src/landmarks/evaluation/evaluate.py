@@ -7,16 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.evaluation.exported import MeasuredExport, open_measured
-from landmarks.evaluation.predictions import Arrays, arrays_of, name_of, read_predictions, with_truth, write_predictions
+from landmarks.evaluation.predictions import (
+    Arrays,
+    arrays_of,
+    bytes_of,
+    name_of,
+    read_predictions,
+    with_truth,
+    write_predictions,
+)
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, halves_of
 from landmarks.recognition.known_scores import MSP, Rule
 from landmarks.recognition.recogniser import Recogniser, load
+from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held
@@ -71,6 +81,8 @@ def evaluate(
         strangers = bool(with_truth(asked.images, asked.labels)["truth"].list.len().eq(0).any())
         own = asked.dataset if asked.own else None
         recogniser = prepare(opened, batch_size, remember=strangers or unknown is not None, own=own, device=device)
+        if false_acceptance is not None and unknown is None:
+            recogniser = remember_unknown(opened, asked, recogniser)
         path = write_predictions(opened, asked, name, recogniser, batch_size=batch_size)
         predictions = read_predictions(path)
         judged = arrays_of(predictions)
@@ -197,6 +209,28 @@ def _own_to_fit_on(run: Run) -> Dataset | None:
         note(f"nothing new is fitted: {own.folder} is not as it was, and what {run.name} was trained on is not known")
         return None
     return own
+
+
+def remember_unknown(run: Run, asked: Asked, recogniser: Recogniser) -> Recogniser:
+    """Return `recogniser` remembering, as its run does from now on, the unknown images that a threshold is chosen on.
+
+    As it was where it remembers no training images, or where the unknown ones are too few.
+    """
+    from landmarks.recognition.directions import directions
+    from landmarks.recognition.gallery import with_unknown_images
+
+    images = with_truth(asked.images, asked.labels).sort("image_id")
+    halves = halves_of(images["usage"].to_numpy(), images["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy())
+    chosen = images.filter(pl.Series(halves.chosen) & (pl.col("truth").list.len() == 0))
+    if recogniser.gallery is None or len(chosen) < LEAST_IMAGES:
+        return recogniser
+    chosen = chosen.sample(min(MAX_IMAGES, len(chosen)), seed=0).sort("image_id")
+    note(f"remembering {len(chosen)} images of nothing known from {halves.chosen_on}")
+    vectors = directions(recogniser.embed(bytes_of(asked.dataset, chosen))).astype(np.float16)
+    keys = tuple(key_of(asked.dataset.content_digest, id) for id in chosen["image_id"])
+    unknown = UnknownImages(vectors, keys)
+    write_unknown(run.folder, unknown, run.digest)
+    return replace(recogniser, gallery=with_unknown_images(recogniser.gallery, unknown))
 
 
 def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.evaluation.metrics import Floats, Integers, Truth
 from landmarks.recognition.answers import Answers
 from landmarks.recognition.recogniser import ANSWERS, Recogniser
+from landmarks.recognition.unknown_images import key_of
 from landmarks.support.console import Advance, progress
 from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError
@@ -137,8 +138,10 @@ def _digest_of(images: pl.DataFrame) -> str:
 
 def _answers(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame, batch_size: int) -> Iterator[Answers]:
     first = images["truth"].list.first().cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
-    ids, start = images["image_id"].to_list(), 0
-    for batch in recogniser.read(_bytes_of(dataset, images), batch_size):
+    ids, start, itself = images["image_id"].to_list(), 0, None
+    if recogniser.gallery is not None and recogniser.gallery.unknown is not None:
+        itself = recogniser.gallery.unknown.places_of([key_of(dataset.content_digest, id) for id in ids])
+    for batch in recogniser.read(bytes_of(dataset, images), batch_size):
         for id, one in zip(ids[start : start + len(batch)], batch, strict=True):
             if one.problem is not None:
                 raise LandmarksError(
@@ -146,11 +149,13 @@ def _answers(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame, bat
                     way_out="fetch or import the dataset again",
                 )
         pixels = [one.pixels for one in batch if one.pixels is not None]
-        yield recogniser.answer(pixels, first[start : start + len(batch)])
+        rows = slice(start, start + len(batch))
+        yield recogniser.answer(pixels, first[rows], None if itself is None else itself[rows])
         start += len(batch)
 
 
-def _bytes_of(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:
+def bytes_of(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:
+    """Yield the bytes of each of `images` of `dataset`."""
     reader = ImageReader(dataset)
     for id, shard, offset, length in images.select("image_id", "shard", "offset", "length").iter_rows():
         try:

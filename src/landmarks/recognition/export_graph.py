@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from landmarks.models.gradcam import averages, channel_weights, has_formula, weighted
 from landmarks.models.network import Network
 from landmarks.recognition.directions import Directions
-from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, sample
-from landmarks.recognition.known_scores import KNN, MAHALANOBIS, MSP
+from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, centre_of_unknown, sample
+from landmarks.recognition.known_scores import COMPARING, CONTRAST, KNN, KNN_UNKNOWN, MAHALANOBIS, MSP, WITH_UNKNOWN
 from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, preprocessing_model
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.errors import LandmarksError
@@ -114,7 +114,7 @@ class _Tail(nn.Module):
         self.answers = min(MAPPED, network.classes)
         self.rule = recogniser.rule
         self.weights = {MSP: 1.0} if self.rule is None else dict(self.rule.weights)
-        needs = {KNN, MAHALANOBIS} & set(self.weights)
+        needs = COMPARING & set(self.weights)
         self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs, network.width, compact=compact)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
@@ -155,12 +155,14 @@ class _GalleryScores(nn.Module):
     centres: Tensor
     within: Tensor
     overall: Tensor
+    unknown: Tensor
+    unknown_centre: Tensor
 
-    def __init__(self, gallery: Gallery | None, needs: set[str], width: int, *, compact: bool) -> None:
+    def __init__(self, gallery: Gallery | None, needs: frozenset[str], width: int, *, compact: bool) -> None:
         super().__init__()
-        if gallery is None:
+        if gallery is None or (gallery.unknown is None and needs & WITH_UNKNOWN):
             raise LandmarksError(
-                "the run has a threshold, but not the training images that it compares with",
+                "the run has a threshold, but not the images that it compares with",
                 way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
             )
         self.needs = needs
@@ -182,9 +184,13 @@ class _GalleryScores(nn.Module):
             self.register_buffer("images", images)
             self.register_buffer("scales", scales)
             self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
-        if MAHALANOBIS in needs:
+        if {MAHALANOBIS, CONTRAST} & needs:
             for name in ("mean", "centres", "within", "overall"):
                 self.register_buffer(name, torch.from_numpy(getattr(gallery, name)).half())
+        if gallery.unknown is not None and needs & WITH_UNKNOWN:
+            self.register_buffer("unknown", torch.from_numpy(gallery.unknown.images.T.copy()))
+            centre = torch.from_numpy(centre_of_unknown(gallery, gallery.unknown))
+            self.register_buffer("unknown_centre", centre.half())
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return score name → (N,) of features (N, C)."""
@@ -199,11 +205,17 @@ class _GalleryScores(nn.Module):
             same = (labels[:, :, None] == labels[:, None, :]).float()
             votes = (same * ((cosines[:, None, :] - 1) / WARMTH).exp()).sum(2)
             scores[KNN] = votes.amax(1).clamp(min=1e-30).log()
-        if MAHALANOBIS in self.needs:
-            overall = ((images - self.mean.float()) @ self.overall.float()).square().sum(1)
+        if KNN_UNKNOWN in self.needs:
+            cosines = (images @ self.unknown.float()).topk(min(NEIGHBOURS, self.unknown.shape[1]), dim=1).values
+            scores[KNN_UNKNOWN] = -((cosines - 1) / WARMTH).exp().sum(1).clamp(min=1e-30).log()
+        if {MAHALANOBIS, CONTRAST} & self.needs:
             white, centres = images @ self.within.float(), self.centres.float()
             nearest = white.square().sum(1) + (centres.square().sum(1) - 2 * white @ centres.T).amin(1)
-            scores[MAHALANOBIS] = overall - nearest
+            if MAHALANOBIS in self.needs:
+                overall = ((images - self.mean.float()) @ self.overall.float()).square().sum(1)
+                scores[MAHALANOBIS] = overall - nearest
+            if CONTRAST in self.needs:
+                scores[CONTRAST] = (white - self.unknown_centre.float()).square().sum(1) - nearest
         return scores
 
 

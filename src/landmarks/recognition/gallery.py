@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from scipy.special import logsumexp
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.recognition.directions import compared_width, directions
+from landmarks.recognition.unknown_images import UnknownImages, read_unknown
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
@@ -33,6 +34,9 @@ FILE = "gallery.safetensors"
 MAX_BYTES = 128 * 1024**2
 """Size of the features that are remembered: 50,000 images of 1,280 half-precision numbers."""
 
+UNKNOWN_MARK = " unknown "
+"""Stands in a gallery's digest before that of the unknown images."""
+
 SPLITS = ("images", "labels", "mean", "centres", "within", "overall")
 
 
@@ -45,11 +49,20 @@ def open_gallery(run: Run) -> Gallery | None:
         tensors = load_file(path) if path.is_file() else {}
         if bytes(tensors.pop("model")).decode() != run.digest:
             return None
-        gallery = Gallery(**{name: tensors[name] for name in SPLITS}, digest=bytes(tensors["digest"]).decode())
+        images, labels, mean, centres, within, overall = (tensors[name] for name in SPLITS)
+        digest = bytes(tensors["digest"]).decode()
+        gallery = Gallery(images, labels, mean, centres, within, overall, digest)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise LandmarksError(f"{path} cannot be read as a gallery ({error})", way_out="delete it") from error
     _require_sound(path, gallery, len(run.labels))
-    return gallery
+    unknown = read_unknown(run.folder, run.digest, gallery.images.shape[1])
+    return gallery if unknown is None else with_unknown_images(gallery, unknown)
+
+
+def with_unknown_images(gallery: Gallery, unknown: UnknownImages) -> Gallery:
+    """Return `gallery` with these unknown images, and no others."""
+    own = gallery.digest.partition(UNKNOWN_MARK)[0]
+    return replace(gallery, unknown=unknown, digest=own + UNKNOWN_MARK + unknown.digest)
 
 
 def _require_sound(path: Path, gallery: Gallery, landmarks: int) -> None:
@@ -164,6 +177,7 @@ class Gallery:
     within: NDArray[np.float32]  # (C, C), whitens what differs within a landmark
     overall: NDArray[np.float32]  # (C, C), whitens what differs among all images
     digest: str
+    unknown: UnknownImages | None = None  # of nothing known, where a threshold was chosen
 
     @cached_property
     def index(self) -> Any:
@@ -198,16 +212,22 @@ def rejection_scores(
     features: NDArray[np.float32],
     logits: NDArray[np.float32],
     gallery: Gallery | None,
+    itself: NDArray[np.int64] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return score name → `(N,)` for `features` `(N, C)` and `logits` `(N, K)`; see `DEFINITIONS`.
+    """Return score name → `(N,)` for `features` `(N, C)` and `logits` `(N, K)`; see `SCORE_DEFINITIONS`.
 
-    Without a `reference` there are only the scores that come from the outputs.
+    Without a `gallery` there are only the scores that come from the outputs. `itself` `(N,)` says which of its unknown
+    images each image is, -1 where none.
     """
     scores = {"energy": logsumexp(logits, axis=1).astype(np.float32)}
     if gallery is not None:
         images = directions(features)
         scores["knn"] = _knn(images, gallery)
         scores["mahalanobis"] = _mahalanobis(images, gallery)
+        if gallery.unknown is not None:
+            itself = np.full(len(images), -1) if itself is None else itself
+            scores["knn_unknown"] = _knn_unknown(images, gallery.unknown, itself)
+            scores["contrast"] = _contrast(images, gallery, gallery.unknown, itself)
     return scores
 
 
@@ -221,10 +241,38 @@ def _knn(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
 
 def _mahalanobis(images: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
     overall = np.square((images - gallery.mean) @ gallery.overall).sum(axis=1)
-    white = images @ gallery.within
+    return np.asarray(overall - _to_nearest(images @ gallery.within, gallery), dtype=np.float32)
+
+
+def _to_nearest(white: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
+    """Return the squared distance (N,) of whitened images (N, C) to the nearest landmark's mean."""
     squares = np.square(gallery.centres).sum(axis=1)
     nearest = np.square(white).sum(axis=1) + (squares - 2 * white @ gallery.centres.T).min(axis=1)
-    return np.asarray(overall - nearest, dtype=np.float32)
+    return np.asarray(nearest, dtype=np.float32)
+
+
+def _knn_unknown(images: NDArray[np.float32], unknown: UnknownImages, itself: NDArray[np.int64]) -> NDArray[np.float32]:
+    cosines = images @ unknown.images.astype(np.float32).T
+    rows = np.flatnonzero(itself >= 0)
+    cosines[rows, itself[rows]] = -np.inf
+    nearest = np.partition(cosines, -min(NEIGHBOURS, cosines.shape[1]), axis=1)[:, -NEIGHBOURS:]
+    votes = np.exp((nearest - 1) / WARMTH).sum(axis=1)
+    return np.asarray(-np.log(np.maximum(votes, 1e-30)), dtype=np.float32)
+
+
+def _contrast(
+    images: NDArray[np.float32], gallery: Gallery, unknown: UnknownImages, itself: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    white, count = images @ gallery.within, len(unknown.keys)
+    to_unknown = np.square(white - centre_of_unknown(gallery, unknown)).sum(axis=1)
+    to_unknown[itself >= 0] *= (count / (count - 1)) ** 2  # as far as from the mean of the others
+    return np.asarray(to_unknown - _to_nearest(white, gallery), dtype=np.float32)
+
+
+def centre_of_unknown(gallery: Gallery, unknown: UnknownImages) -> NDArray[np.float32]:
+    """Return the mean (C,) of the unknown images, whitened within landmarks."""
+    mean: NDArray[np.float32] = unknown.images.astype(np.float32).mean(axis=0) @ gallery.within
+    return mean
 
 
 def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 Scores = Mapping[str, NDArray[np.float32]]
 
 MSP, KNN, MAHALANOBIS = "msp", "knn", "mahalanobis"
+KNN_UNKNOWN, CONTRAST = "knn_unknown", "contrast"
+COMPARING = frozenset({KNN, MAHALANOBIS, KNN_UNKNOWN, CONTRAST})
+"""Scores that need remembered images."""
+
+WITH_UNKNOWN = frozenset({KNN_UNKNOWN, CONTRAST})
+"""Scores that need remembered unknown images."""
 
 SCORE_DEFINITIONS = {
     "score": "The number that a submission gives with its answer.",
@@ -22,8 +28,12 @@ SCORE_DEFINITIONS = {
     "their landmark with weight exp((cosine - 1) / 0.05); logarithm of the votes of the landmark that got most.",
     "mahalanobis": "Mahalanobis distance to the mean of all training images minus that to the nearest landmark's mean, "
     "on the same features (relative Mahalanobis distance, Ren et al. 2021).",
-    "combined": "Weighted sum of energy, knn and mahalanobis; the weights of a logistic regression of known against "
-    "unknown on the images that the threshold was chosen on.",
+    "knn_unknown": "Minus the logarithm of the votes of the ten nearest among the unknown images that the threshold "
+    "was chosen on, weighted as for knn; an image does not vote for itself.",
+    "contrast": "Mahalanobis distance to the mean of these unknown images minus that to the nearest landmark's mean; "
+    "an unknown image is compared with the mean of the others.",
+    "combined": "Weighted sum of energy and all scores that compare features; the weights of a logistic regression of "
+    "known against unknown on the images that the threshold was chosen on.",
 }
 
 

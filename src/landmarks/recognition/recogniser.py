@@ -18,7 +18,7 @@ from landmarks.dataset.manifest import NO_LABEL
 from landmarks.dataset.naming import plain
 from landmarks.models.preprocessing import as_normalised, centre_crop
 from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
-from landmarks.recognition.known_scores import KNN, MAHALANOBIS, MSP, Rule
+from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, Rule
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
@@ -105,9 +105,9 @@ class Recogniser:
     def recognitions(self, images: ImageLike | Iterable[ImageLike], top: int = ANSWERS) -> Iterator[Recognition]:
         """Yield what `recognise` returns, image by image: for more images than fit into memory."""
         require_top(top)
-        if self.rule is not None and self._lacks_gallery and {KNN, MAHALANOBIS} & set(self.rule.weights):
+        if self.rule is not None and self._lacks(set(self.rule.weights)):
             raise StaleError(
-                "this recogniser has a threshold, but not the training images that it compares with",
+                "this recogniser has a threshold, but not the images that it compares with",
                 way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
             )
         for batch in self.read(images, BATCH_SIZE):
@@ -117,9 +117,13 @@ class Recogniser:
                 found = Recognition(problem=one.problem) if one.pixels is None else next(answered)
                 yield replace(found, path=one.path)
 
-    @property
-    def _lacks_gallery(self) -> bool:
-        return self.gallery is None and not isinstance(self.network, ExportedNetwork)
+    def _lacks(self, scores: set[str]) -> bool:
+        """Return whether any of `scores` compares with images that are not remembered."""
+        if isinstance(self.network, ExportedNetwork):
+            return False
+        return bool(
+            scores & (COMPARING if self.gallery is None else WITH_UNKNOWN if self.gallery.unknown is None else set())
+        )
 
     def read(self, images: ImageLike | Iterable[ImageLike], batch_size: int) -> Iterator[list[ReadImage]]:
         """Yield images as the network takes them: the evaluation's square, or decoded whole for an export's graph."""
@@ -212,8 +216,15 @@ class Recogniser:
             image = centre_crop(pixels, self.network.preprocessing)
             yield Explanation(answers, maps[:top], image, self.network.record.maps_method)
 
-    def answer(self, images: Sequence[NDArray[np.uint8]], first: NDArray[np.int64] | None = None) -> Answers:
+    def answer(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        first: NDArray[np.int64] | None = None,
+        itself: NDArray[np.int64] | None = None,
+    ) -> Answers:
         """Answer images as the network takes them; `first` (N,) is what each shows, `NO_LABEL` where nothing known.
+
+        `itself` (N,) says which of the remembered unknown images each is, -1 where none.
 
         A run's network takes the evaluation's squares uint8 (S, S, 3), an export decoded images (H, W, 3) of any size.
         """
@@ -222,7 +233,7 @@ class Recogniser:
             return self.network.answer(images, first, ANSWERS)
         from landmarks.recognition.trained import answers_to_images
 
-        return answers_to_images(self, images, first, ANSWERS)
+        return answers_to_images(self, images, first, ANSWERS, itself)
 
     def learn(self, images: ImageLike | Iterable[ImageLike], name: str, landmark_id: int | None = None) -> Recogniser:
         """Return a recogniser that knows the landmark `name` too, from one to a few `images` of it.

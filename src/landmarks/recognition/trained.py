@@ -38,7 +38,11 @@ from landmarks.training.run import Run
 
 @torch.no_grad()
 def answers_to_images(
-    recogniser: Recogniser, images: Sequence[NDArray[np.uint8]], first: NDArray[np.int64], answers: int
+    recogniser: Recogniser,
+    images: Sequence[NDArray[np.uint8]],
+    first: NDArray[np.int64],
+    answers: int,
+    itself: NDArray[np.int64] | None = None,
 ) -> Answers:
     """Answer the evaluation's squares uint8 (S, S, 3) by a run's network, as `Recogniser.answer` does."""
     network, device, temperature = recogniser.trained, recogniser.device, recogniser.temperature
@@ -54,7 +58,7 @@ def answers_to_images(
         scores=scores,
         truth_log_scores=np.where(first == NO_LABEL, np.nan, logs).astype(np.float32),
         untempered=torch.softmax(logits, dim=1).amax(dim=1).cpu().numpy(),
-        rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), recogniser.gallery),
+        rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), recogniser.gallery, itself),
     )
 
 

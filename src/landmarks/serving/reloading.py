@@ -18,7 +18,15 @@ from landmarks.support.errors import LandmarksError
 POLL_SECONDS = 1.0
 """How often the file or folder is looked at; a change is taken once two looks agree."""
 
-RUN_FILES = ("model.json", "labels.parquet", "model.safetensors", "gallery.safetensors")
+RUN_FILES = (
+    "model.json",
+    "labels.parquet",
+    "model.safetensors",
+    "gallery.safetensors",
+    "unknown.safetensors",
+    "memory.safetensors",
+    "learned.safetensors",
+)
 """What decides the answers of a run's folder."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
