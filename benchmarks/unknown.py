@@ -17,16 +17,26 @@ import numpy as np
 import polars as pl
 from learn import features_of
 from results import keep
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
+from landmarks.evaluation.metrics import Truth, global_average_precision
 from landmarks.evaluation.unknown import compare_rules, halves_of, rules_of
 from landmarks.models.network import build_network
 from landmarks.models.rewriting import folded
+from landmarks.recognition.closed_form import memory_of
 from landmarks.recognition.directions import directions
-from landmarks.recognition.gallery import make_gallery, rejection_scores, with_unknown_images
+from landmarks.recognition.gallery import (
+    NEIGHBOURS,
+    WARMTH,
+    Gallery,
+    make_gallery,
+    rejection_scores,
+    with_unknown_images,
+)
+from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.unknown_images import UnknownImages
-from landmarks.training.discriminant import discriminant_of, least_loss_scale, moments_of
+from landmarks.training.discriminant import Validation, discriminant_of, least_loss_scale, moments_of
 
 NETWORKS = {"tf_efficientnet_lite0": 192, "tf_efficientnet_lite2": 224, "mobilenetv2_100": 160}
 
@@ -39,7 +49,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path())
     chosen = parser.parse_args()
     data, test = open_dataset(chosen.data), open_dataset(chosen.test)
-    rows = []
+    rows, answered = [], []
     for name, size in NETWORKS.items():
         path = chosen.cache / f"{name}-{size}.npz"
         if not path.exists():
@@ -48,7 +58,10 @@ def main() -> None:
             np.savez(path, gap=np.concatenate([features_of(network, one) for one in (data, test)]))
         features = np.load(path)["gap"].astype(np.float32)
         rows += measured(name, data, test, features[: len(data.images)], features[len(data.images) :])
-    keep("unknown", rows)
+        answered += answers(name, data, test, features[: len(data.images)], features[len(data.images) :])
+    keep("unknown", rows, answers=answered)
+    for told in answered:
+        print(told)
 
 
 def measured(
@@ -76,6 +89,61 @@ def measured(
                 told = {"backbone": name, "unknown_images": when, "score": row["score"], "auroc": row["auroc"]}
                 rows.append(told | {"kept": 1 - row["lost"], "of_other_images": 1 - row["rejected"]})
     return rows
+
+
+def answers(
+    name: str, data: Dataset, test: Dataset, features: np.ndarray, asked: np.ndarray
+) -> list[dict[str, object]]:
+    """Return accuracy on the test set by classifier, neighbours and both, and each one's GAP on Private.
+
+    The answers are ranked by the best rule of Public with the unknown images remembered, and by their own score.
+    """
+    images = data.split("all").join(data.splits, on="image_id", maintain_order="left")
+    label = images["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
+    train, val = (np.flatnonzero((images["split"] == part).to_numpy() & (label >= 0)) for part in ("train", "val"))
+    names, table = dict(data.labels.select("landmark_id", "label").rows()), test.split("all")
+    truth = np.array([names.get(one, NO_LABEL) for one in table["landmark_id"].to_list()])
+    known, public = truth >= 0, (table["usage"] == "Public").to_numpy()
+    x, queries = directions(features), directions(asked)
+    moments = moments_of(x[train], label[train], len(names))
+    logs = np.zeros((len(val), len(names)), dtype=np.float16)
+    closed = memory_of(moments, Validation(x[val], label[val], logs), x[train], label[train]).with_learned(Learned())
+    gallery = make_gallery(x[train].astype(np.float16), label[train], "")
+    strangers = np.flatnonzero(public & ~known)
+    unknown = UnknownImages(queries[strangers].astype(np.float16), tuple(map(str, strangers)))
+    itself = unknown.places_of(list(map(str, range(len(asked)))))
+    logits = closed.discriminant.scores(queries) * closed.weights.discriminant
+    compared = rejection_scores(asked, logits.astype(np.float32), with_unknown_images(gallery, unknown), itself)
+    halves = halves_of(table["usage"].to_numpy(), np.full(len(table), -1))
+    rule = rules_of(compared, known, halves)[0][0].apply(compared)
+    ids, rows = table["image_id"].to_numpy(), np.flatnonzero(known)
+    shows = Truth(rows, truth[rows], len(truth)).of(~public)
+    rows_of = []
+    for by, said in (
+        ("classifier", lambda some: closed.discriminant.scores(some) * closed.weights.discriminant),
+        ("neighbours", lambda some: votes(some, gallery, len(names))),
+        ("both", closed.scores),
+    ):
+        scores = said(queries)
+        best, right = scores.argmax(1), said(x[val]).argmax(1) == label[val]
+        own = log_softmax(scores, axis=1).max(axis=1) if by != "neighbours" else scores.max(axis=1)
+        told = {"backbone": name, "by": by, "validation": float(right.mean())}
+        told |= {"test": float((best == truth)[known].mean())}
+        for ranked, values in (("own score", own), ("rule", rule)):
+            gap = global_average_precision(ids[~public], best[~public], values[~public].astype(np.float64), shows)
+            told[f"gap by {ranked}"] = float(gap)
+        rows_of.append(told)
+    return rows_of
+
+
+def votes(asked: np.ndarray, gallery: Gallery, classes: int) -> np.ndarray:
+    """Return the logarithms (N, classes) of the votes of the ten nearest training images, as `knn` weighs them."""
+    cosines, places = gallery.index.search(asked, NEIGHBOURS)
+    found = np.zeros((len(asked), classes))
+    for column in range(NEIGHBOURS):
+        weights = np.exp((cosines[:, column] - 1) / WARMTH)
+        np.add.at(found, (np.arange(len(asked)), gallery.labels[places[:, column]]), weights)
+    return np.log(np.maximum(found, 1e-30))
 
 
 if __name__ == "__main__":
