@@ -1,0 +1,82 @@
+"""What OpenVINO says of an export, beside onnxruntime: the guide of docs/export.md, run as it stands there.
+
+    python benchmarks/openvino_answers.py EXPORT.onnx IMAGES [--environment FOLDER] [--rounds 3]
+
+IMAGES is a folder of JPEG files, decoded whole by Pillow. OpenVINO, onnxruntime and Pillow come into an environment of
+their own (`--environment` keeps it). Both are asked in turns, and the first answer after compiling is compared too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from results import keep, told
+
+GUIDE = Path(__file__).parents[1] / "docs" / "export.md"
+
+ASKED = """
+import sys, time
+from pathlib import Path
+import onnxruntime
+from PIL import Image
+rounds, *paths = sys.argv[1:]
+session = onnxruntime.InferenceSession(EXPORT)
+images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+def wanted(pixels):
+    probabilities = session.run(["probabilities"], {"image": pixels[None]})[0][0]
+    return record["labels"][int(probabilities.argmax())]["name"], float(probabilities.max())
+first = [[float(one({"image": images[0][None]})["probabilities"].max()) for _ in range(2)]
+         for one in [openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})]][0]
+seconds = {"OpenVINO": [], "onnxruntime": []}
+said = {}
+for _ in range(int(rounds)):
+    for name, ask in (("OpenVINO", answer), ("onnxruntime", wanted)):
+        began = time.perf_counter()
+        said[name] = [ask(pixels) for pixels in images]
+        seconds[name].append((time.perf_counter() - began) / len(images))
+pairs = list(zip(said["OpenVINO"], said["onnxruntime"]))
+print(json.dumps({
+    "version": openvino.__version__, "images": len(images), "same": sum(a[0] == b[0] for a, b in pairs),
+    "largest_difference": max(abs(a[1] - b[1]) for a, b in pairs),
+    "first_answer_off": abs(first[0] - wanted(images[0])[1]), "second_answer_off": abs(first[1] - wanted(images[0])[1]),
+    **{f"{name}, ms": 1000 * min(times) for name, times in seconds.items()},
+}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("export", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--environment", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    guide = re.search(
+        r"```python\n(import json\n\nimport numpy as np\nimport openvino\n.*?)```", GUIDE.read_text(), re.S
+    )
+    if guide is None:
+        raise SystemExit(f"{GUIDE} has no block of Python for OpenVINO")
+    code = guide[1].replace('"mobilenet.onnx"', "EXPORT")
+    with tempfile.TemporaryDirectory() as scratch:
+        python = environment(chosen.environment or Path(scratch) / "environment")
+        paths = sorted(chosen.images.rglob("*.jpg"))
+        found = told(python, "-c", f"EXPORT = {str(chosen.export)!r}\n{code}{ASKED}", chosen.rounds, *paths)
+    keep("openvino", [{"what": what, "figure": figure} for what, figure in found.items()], export=chosen.export.name)
+
+
+def environment(folder: Path) -> Path:
+    """Return the Python of an environment with OpenVINO, made if it is not there."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "openvino", "onnxruntime", "pillow"], check=True)
+    return python
+
+
+if __name__ == "__main__":
+    main()
