@@ -2,12 +2,13 @@
 
     python benchmarks/export.py RUN TESTDATA --work WORK [--kinds float32 float16 int8] [--starts 3]
     python benchmarks/export.py RUN TESTDATA --work WORK --networks resnet18 xception=legacy_xception.safetensors
+    python benchmarks/export.py RUN TESTDATA --work WORK --timm 100
 
 In the first form RUN is exported in every kind, and run and export are asked about every image of TESTDATA: as the run
 decodes them, and with JPEGs decoded whole, as other programs do. Two answers whose probabilities the run holds for
 equal (`export.TIE`) are told apart in one column and not in the next. In the second form other networks, pretrained or
 random below a random head over RUN's landmarks, are exported in its place; what is told of them is how their
-verification on RUN's images went.
+verification on RUN's images went. The third asks what timm says of so many images from the folder that `--timm` writes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
+import torch
 from results import keep
 
 from landmarks.dataset.images import decode
@@ -32,6 +35,7 @@ from landmarks.models.network import build_network, save_network
 from landmarks.recognition.export import TIE, export
 from landmarks.recognition.recogniser import load
 from landmarks.support.errors import LandmarksError
+from landmarks.training.run import open_run
 
 
 def main() -> None:
@@ -44,8 +48,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--images", type=int, default=None, help="that verify the other networks")
     parser.add_argument("--starts", type=int, default=0)
+    parser.add_argument("--timm", type=int, default=0)
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
+    if chosen.timm:
+        keep("export-timm", [timm_apart(chosen.run, chosen.data, chosen.work / "timm", chosen.timm)])
+        return
     rows: list[dict[str, Any]] = []
     for network in chosen.networks:
         name, _, weights = network.partition("=")
@@ -146,6 +154,20 @@ def agreement(run: Path, first: Evaluation, data: Path, place: Path, kind: str) 
         "largest_difference": written.verification.largest_difference,
         "features_apart": written.verification.features_difference,
     }
+
+
+@torch.no_grad()
+def timm_apart(run: Path, data: Path, folder: Path, count: int) -> dict[str, Any]:
+    """Return how far timm's logits of images lie from the run's, of the largest logit of each image."""
+    export(run, folder, timm=True)
+    model, recogniser = timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), load(run, device="cpu")
+    dataset = open_dataset(data)
+    reader, places = ImageReader(dataset), dataset.images.select("shard", "offset", "length").head(count)
+    images = torch.from_numpy(recogniser.transform([reader.read(*place) for place in places.iter_rows()]))
+    network = open_run(run).network().eval()
+    wanted, found = (torch.cat([one(some) for some in images.split(20)]) for one in (network, model))
+    apart = (wanted - found).abs().amax(1) / wanted.abs().amax(1)
+    return {"images": len(images), "largest_difference": float(apart.max()), "same": bool((apart <= 1e-5).all())}
 
 
 def from_whole_jpeg(ids: list[str], best: np.ndarray[Any, Any], data: Path, place: Path) -> float:
