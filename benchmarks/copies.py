@@ -29,7 +29,7 @@ from landmarks.dataset.sketches import sketch
 
 Pixels = NDArray[np.uint8]
 
-ORIGINALS = 600
+ORIGINALS = 200
 
 
 def off(left: float, top: float, right: float, bottom: float) -> Callable[[Pixels], Pixels]:

@@ -30,7 +30,7 @@ HOPEFUL = 0.1
 COMPARED = 2
 """Pixels averaged along each side before images are compared."""
 
-TEXTURE = 4.0
+TEXTURE = 3.0
 """Standard deviation in grey levels from which a block shows something."""
 
 ALIKE = 0.8
@@ -159,7 +159,7 @@ def _fitted(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:
-    """Return the share (P,) of the blocks of texture that agree; slopes of brightness, as skies have, are none."""
+    """Return the share (P,) of the blocks of texture that agree; slopes of brightness and straight lines are none."""
     count, block = len(values), SKETCH_SIDE // COMPARED // BLOCKS
 
     def blocks(images: NDArray[np.floating] | NDArray[np.bool_]) -> Floats:
@@ -167,7 +167,7 @@ def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floa
         return np.asarray(cut.reshape(count, BLOCKS * BLOCKS, -1), dtype=np.float32)
 
     one, other, whole = blocks(values), blocks(second), blocks(inside).min(axis=2) > 0
-    one, other = one - one @ _SLOPES, other - other @ _SLOPES
+    one, other = (_without_lines(each, block) for each in (one, other))
     spread_one, spread_other = np.sqrt((one**2).mean(axis=2)), np.sqrt((other**2).mean(axis=2))
     correlation = (one * other).mean(axis=2) / np.maximum(spread_one * spread_other, 1e-6)
     shown = whole & (np.maximum(spread_one, spread_other) >= TEXTURE)
@@ -175,15 +175,15 @@ def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floa
     return np.asarray(agreeing / np.maximum(shown.sum(axis=1), LEAST_SHOWN), dtype=np.float32)
 
 
-def _slopes(side: int) -> Floats:
-    """Return what projects a block of `side` squared pixels onto its mean and its two slopes."""
-    along = np.linspace(-1, 1, side)
-    across, down = np.meshgrid(along, along)
-    basis = np.stack([np.ones(side * side), across.ravel(), down.ravel()], axis=1)
-    return np.asarray(basis @ np.linalg.pinv(basis), dtype=np.float32)
+def _without_lines(blocks: Floats, side: int) -> Floats:
+    """Return blocks (P, B, side²) without what is the same along their rows, and along their columns.
 
-
-_SLOPES = _slopes(SKETCH_SIDE // COMPARED // BLOCKS)
+    That takes away slopes, as skies have them, and straight edges, in which all images in one kind of frame agree.
+    """
+    square = blocks.reshape(*blocks.shape[:2], side, side)
+    rows, columns = square.mean(axis=3, keepdims=True), square.mean(axis=2, keepdims=True)
+    rest = square - rows - columns + square.mean(axis=(2, 3), keepdims=True)
+    return np.asarray(rest.reshape(blocks.shape), dtype=np.float32)
 
 
 def _correlation(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:

@@ -1,0 +1,149 @@
+"""What `audit` finds that was put in: images of anything else, copies with another label, and a test set's copies.
+
+    python benchmarks/audit_inserted.py RUN DATA TEST
+
+RUN stopped after the head training; DATA is its dataset, TEST one with images of nothing known that it has evaluated.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import results
+from copies import CHANGES
+
+from landmarks.dataset.copies import find_copies
+from landmarks.dataset.images import decode
+from landmarks.dataset.kept_sketches import Sketches, kept_sketches
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.sketches import sketch
+from landmarks.evaluation.audit import _machine_of, _nearest_others, cross_validated, disagreements, features_of
+from landmarks.evaluation.doubts import nearest_cosines, strangers
+from landmarks.evaluation.intervals import group_places
+from landmarks.recognition.directions import directions
+from landmarks.training.features import cached_features
+from landmarks.training.run import Run, open_run
+
+INSERTED = 20
+SEEDS = (0, 1, 2)
+
+
+def main(run: str, data: str, test: str) -> None:
+    opened, dataset, other = open_run(run), open_dataset(data), open_dataset(test)
+    results.keep("audit-strangers", strangers_found(opened, dataset, other), inserted=INSERTED)
+    sketches, landmark = whole(dataset)
+    results.keep("audit-copies", copies_found(dataset, sketches, landmark), inserted=INSERTED)
+    results.keep("audit-test-set", test_set(Path(run), dataset, sketches, landmark, other))
+
+
+def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str, Any]]:
+    images, features = features_of(run, dataset, "all")
+    unknown = other.split("all").filter(pl.col("landmark_id").is_null())
+    values = cached_features(run.network(), other, unknown, machine=_machine_of(run, other, "auto")).values
+    known, classes = images["label"].cast(pl.Int64).to_numpy(), len(dataset.labels)
+    groups = images["group"].cast(pl.Int64).to_numpy()
+    rows = []
+    for seed in SEEDS:
+        random = np.random.default_rng(seed)
+        chosen = np.sort(random.choice(len(unknown), INSERTED, replace=False))
+        points = directions(np.concatenate([features, values[chosen]]))
+        labels = np.concatenate([known, random.integers(0, classes, INSERTED)])
+        within = np.concatenate([groups, np.full(INSERTED, -1)])
+        estimates = cross_validated(points, labels, within, classes)
+        listed, _ = disagreements(estimates, labels)
+        cosines, _ = _nearest_others(points, group_places(within, len(labels)))
+        found, away = strangers(nearest_cosines(cosines), estimates.own, labels)
+        inserted = np.arange(len(labels)) >= len(known)
+        first = np.argsort(-away, kind="stable")[: 2 * INSERTED]
+        rows.append(
+            {
+                "seed": seed,
+                "images": len(labels),
+                "listed": int(found.sum()),
+                "found": int((found & inserted).sum()),
+                "found_or_a_label_error": int(((found | listed) & inserted).sum()),
+                "in_the_first_40": int(inserted[first].sum()),
+            }
+        )
+    return rows
+
+
+def whole(dataset: Dataset) -> tuple[Sketches, np.ndarray]:
+    sketches = kept_sketches(dataset, dataset.images)
+    assert sketches is not None
+    return sketches, dataset.images["landmark_id"].fill_null(-1).to_numpy()
+
+
+def together(one: Sketches, other: Sketches) -> Sketches:
+    names = ("pixels", "whole", "parts", "corners", "counts")
+    return Sketches(*(np.concatenate([getattr(one, name), getattr(other, name)]) for name in names))
+
+
+def copies_found(dataset: Dataset, sketches: Sketches, landmark: np.ndarray) -> list[dict[str, Any]]:
+    """Put changed copies under other labels among all images; copies with two labels that are found beside them."""
+    reader, rows = ImageReader(dataset), []
+    for seed in SEEDS:
+        random = np.random.default_rng(seed)
+        chosen = random.choice(len(landmark), INSERTED, replace=False)
+        changes = random.choice(np.array(list(CHANGES)), INSERTED)
+        made = []
+        for place, change in zip(chosen, changes, strict=True):
+            row = dataset.images.row(int(place), named=True)
+            image = decode(reader.read(row["shard"], row["offset"], row["length"]))
+            made.append(sketch(np.ascontiguousarray(CHANGES[change](image))))
+        added = Sketches(
+            np.stack([one.pixels for one in made]),
+            np.array([one.whole for one in made], np.uint64),
+            np.concatenate([one.parts for one in made]),
+            np.concatenate([one.corners for one in made]),
+            np.array([len(one.parts) for one in made]),
+        )
+        others = random.choice(np.unique(landmark), INSERTED)
+        labels = np.concatenate([landmark, np.where(others == landmark[chosen], -1, others)])
+        pairs = find_copies(together(sketches, added), labels).pairs
+        across = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+        right = {(int(place), len(landmark) + number) for number, place in enumerate(chosen)}
+        found = {(int(i), int(j)) for i, j in across}
+        inside = sum(j < len(landmark) for _, j in found)
+        rows.append({"seed": seed, "inserted": INSERTED, "found": len(found & right), "others_with_two_labels": inside})
+    return rows
+
+
+def test_set(
+    run: Path, dataset: Dataset, sketches: Sketches, landmark: np.ndarray, other: Dataset
+) -> list[dict[str, Any]]:
+    """Count images of a test set that are copies of training images, and what is right with and without them."""
+    theirs, their_landmark = whole(other)
+    found = find_copies(together(sketches, theirs), np.concatenate([landmark, their_landmark]))
+    between = found.pairs[(found.pairs[:, 0] < len(landmark)) & (found.pairs[:, 1] >= len(landmark))] - [
+        0,
+        len(landmark),
+    ]
+    splits = dataset.splits
+    assert splits is not None
+    training = set(splits.filter(pl.col("split") == "train")["image_id"])
+    ids, their_ids = dataset.images["image_id"], other.images["image_id"]
+    pairs = [(ids[int(i)], their_ids[int(j)]) for i, j in between]
+    copies = {copy for original, copy in pairs if original in training}
+    asked = pl.read_parquet(next((run / "predictions").glob(f"{Path(other.folder).name}*.parquet")))
+    asked = asked.filter(pl.col("truth").list.len() > 0).select(
+        "image_id", right=pl.col("label").list.first().is_in(pl.col("truth"))
+    )
+    rows = []
+    for what, table in (
+        ("all", asked),
+        ("without copies", asked.filter(~pl.col("image_id").is_in(list(copies)))),
+        ("copies alone", asked.filter(pl.col("image_id").is_in(list(copies)))),
+    ):
+        right = table["right"].mean() if len(table) else None
+        rows.append({"what": what, "images_of_a_landmark": len(table), "accuracy": right, "pairs": len(pairs)})
+    return rows
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
