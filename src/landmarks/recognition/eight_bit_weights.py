@@ -19,10 +19,10 @@ from onnx import helper, numpy_helper
 
 from landmarks.support.seeds import generator
 
-SMALL = 8192
+SMALL = 16384
 """Weights of fewer numbers stay in single precision: first layers suffer most from rounding and take little room."""
 
-POSITIONS = 64
+POSITIONS = 256
 """Places of an image at which a layer's inputs are looked at."""
 
 MAX_INPUTS = 2304
