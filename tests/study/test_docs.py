@@ -16,7 +16,7 @@ from landmarks.cli.main import run as landmarks_command
 from landmarks.miniature.make import make_miniature
 
 ROOT = Path(__file__).parents[2]
-GUIDE = [ROOT / "docs" / "guide" / f"{name}.md" for name in ("choose", "own-images", "train", "numbers")]
+GUIDE = [ROOT / "docs" / "guide" / f"{name}.md" for name in ("choose", "own-images", "train", "numbers", "copies")]
 
 
 def commands(page: Path) -> list[str]:

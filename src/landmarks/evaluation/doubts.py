@@ -31,7 +31,7 @@ COPIES_FOUND = {
 
 FAR = 1.3
 """How many times the median distance of an image from its nearest a stranger is away, less what speaks for its label.
-Of 20 images of anything else put among 3,582 with labels at random the list held 16 or 17, and 60 others,
+Of 20 images of anything else put among 3,582 with labels at random the list held 16 or 17, and some 65 others,
 among them images of a landmark that show none (`benchmarks/audit_inserted.py`)."""
 
 NEAREST = 5
