@@ -116,6 +116,7 @@ def test_a_checkpoint_that_was_read_is_not_mapped_any_more(tmp_path: Path) -> No
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.slow
 def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_path: Path) -> None:
     """The stand-in refuses 64-bit floating point numbers there as the device does, and counts what is sent to it."""
     place, images = tmp_path, album(tmp_path / "images")
@@ -151,6 +152,7 @@ def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_pat
     assert "error: memory ran out (MPS backend out of memory" in told
 
 
+@pytest.mark.slow
 @pytest.mark.linux
 def test_the_verbs_need_no_home_and_no_dataset_that_can_be_written(
     tmp_path: Path, read_only: Callable[[Path], None]

@@ -150,7 +150,7 @@ def grouped(data: Dataset) -> list[list[str]]:
 
 
 def test_split_puts_a_cropped_copy_into_the_group_of_its_original(folder: Path) -> None:
-    assert grouped(landmarks.split(folder, copies=False)) == []
+    assert grouped(landmarks.split(folder, copies="no")) == []
     data = landmarks.split(folder)
     assert grouped(data) == [["first-3", "second-9"]] or [len(group) for group in grouped(data)] == [2]
     stored = stored_copies(folder)

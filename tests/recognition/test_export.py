@@ -174,6 +174,7 @@ def test_eight_bits_say_nearly_the_same_in_less_room(run: Run, tmp_path: Path) -
     assert np.linalg.norm(wanted - found) < 0.1 * np.linalg.norm(wanted)
 
 
+@pytest.mark.slow
 def test_half_precision_answers_the_same_in_half_the_room(run: Run, tmp_path: Path) -> None:
     network = build_network("test_resnet", classes=3, weights="none", head="linear", image_size=64, seed=1)
     save_network(network, run.folder, temperature=1.0)
@@ -185,6 +186,7 @@ def test_half_precision_answers_the_same_in_half_the_room(run: Run, tmp_path: Pa
         export(open_run(run.folder), tmp_path / "both.onnx", images=4, half=True, int8=True)
 
 
+@pytest.mark.slow
 def test_the_stored_rule_is_in_the_graph(run: Run, test_data: Dataset, tmp_path: Path) -> None:
     evaluate(run.folder, data=test_data.folder, false_acceptance=0.25)
     gallery_rule = {"rule": {"name": KNN, "weights": {KNN: 1.0}, "constant": 0.0}, "threshold": -1.0}

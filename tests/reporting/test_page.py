@@ -334,6 +334,7 @@ def test_a_page_without_images_says_nothing_of_their_authors(runs: list[Path], t
     assert "authors" not in text_of(report(bare, tmp_path / "without.html"))
 
 
+@pytest.mark.slow
 def test_what_nobody_validated_is_not_said_to_be_best_on_validation(runs: list[Path], tmp_path: Path) -> None:
     unvalidated = []
     for name, run in zip("ab", runs[1:], strict=False):

@@ -176,6 +176,7 @@ def everything_from(client: socket.socket) -> bytes:
     return received
 
 
+@pytest.mark.slow
 @pytest.mark.linux
 def test_sigterm_finishes_what_was_accepted_and_ends_with_0(run_folder: Path) -> None:
     with command(run_folder) as (process, url, lines), ThreadPoolExecutor(8) as clients:
@@ -216,6 +217,7 @@ def test_an_interruption_finishes_too_and_ends_with_130(run_folder: Path) -> Non
     assert "Traceback" not in "".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.linux
 def test_neither_images_nor_names_nor_the_token_reach_the_log(run_folder: Path) -> None:
     token = "a-token-that-nobody-should-read"

@@ -65,6 +65,7 @@ def test_a_student_ends_with_a_plot_the_wrong_answers_and_features_in_torch(albu
     assert np.allclose(features.float().numpy(), recogniser.embed(files), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_somebody_from_the_challenge_ends_with_a_submission_and_its_gap(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def shell(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.linux
 def test_an_engineer_gets_codes_json_a_log_and_every_answer_but_one(
     run: Run, own_data: Dataset, tmp_path: Path

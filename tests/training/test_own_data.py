@@ -113,6 +113,7 @@ sys.exit(run(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_killed_around_the_table_a_training_ends_in_the_same_run(small_weights: Path, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", landmarks=2, train=4, val=2, test=1)
     words = ["train", str(data.folder), "--backbone", "test_resnet", "--weights", str(small_weights)]

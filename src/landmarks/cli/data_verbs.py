@@ -336,7 +336,7 @@ def split(
         keep_test=keep_test,
         corrections=corrections,
         keep_corrections=keep_corrections,
-        copies={"look": True, "no": False}.get(copies, copies),
+        copies=copies,
     )
     rows = []
     for name in SPLITS:

@@ -25,6 +25,9 @@ from landmarks.support.tables import read_metadata, read_table, write_table
 SWALLOWED = 0.5
 """A group that holds more than this share of a landmark's images is reported."""
 
+LOOK, DO_NOT_LOOK = "look", "no"
+"""What `split` does about copies, where it is not told of some by a CSV."""
+
 
 @dataclass(frozen=True)
 class Division:
@@ -68,7 +71,7 @@ def split(
     keep_test: bool | None = None,
     corrections: Path | str | None = None,
     keep_corrections: bool = True,
-    copies: bool | Path | str = True,
+    copies: Path | str = LOOK,
 ) -> Dataset:
     """Divide the images of a dataset folder; write `splits.parquet` and the column `group`.
 
@@ -84,8 +87,8 @@ def split(
     to earlier ones, and holds from here on; `keep_corrections=False` takes the earlier ones back. Where nothing but
     corrections is asked for, images that have a split keep it.
 
-    With `copies` the images themselves are looked at for copies that are cropped, framed, recoloured or mirrored (see
-    `dataset.copies`); a CSV of pairs as `landmarks audit` writes adds those. Without, hashes alone decide which are
+    The images themselves are looked at for `copies` that are cropped, framed, recoloured or mirrored (see
+    `dataset.copies`); a CSV of pairs as `landmarks audit` writes adds those. With "no", hashes alone decide which are
     near-duplicates: cropped ones are mostly missed, and some others are joined.
 
     Raises:
@@ -123,12 +126,12 @@ def split(
         return store(dataset, result)
 
 
-def _copies_of(dataset: Dataset, asked: bool | Path | str) -> pl.DataFrame | None:
+def _copies_of(dataset: Dataset, asked: Path | str) -> pl.DataFrame | None:
     """Return the copies among a dataset's images (columns of `COPIES`), None where nobody is to look or can."""
-    if asked is False:
+    if asked == DO_NOT_LOOK:
         return None
     images = dataset.images
-    told = [] if asked is True else _told_copies(Path(asked), images["image_id"])
+    told = [] if asked == LOOK else _told_copies(Path(asked), images["image_id"])
     sketches = kept_sketches(dataset, images)
     if sketches is None:
         note("no image can be looked at: near-duplicates are found by their hashes alone")

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
 
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
@@ -59,6 +57,9 @@ def read_unknown(folder: Path, model: str, width: int) -> UnknownImages | None:
 
     None when there are none, or those of other weights than `model`; raises `LandmarksError` for a damaged file.
     """
+    from safetensors import SafetensorError  # not in the base install, which asks for keys alone
+    from safetensors.numpy import load
+
     path = folder / FILE
     if not path.is_file():
         return None
@@ -76,6 +77,8 @@ def read_unknown(folder: Path, model: str, width: int) -> UnknownImages | None:
 
 def write_unknown(folder: Path, unknown: UnknownImages, model: str) -> None:
     """Write the unknown images of a run, whole or not at all."""
+    from safetensors.numpy import save_file
+
     about = json.dumps({"model": model, "keys": unknown.keys}, ensure_ascii=False).encode()
     kept: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(unknown.images)}
     kept["about"] = np.frombuffer(about, dtype=np.uint8)
