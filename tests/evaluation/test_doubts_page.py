@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from real_browser import chromium
 
 import landmarks
 from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.evaluation.doubts import COPIES_FOUND, copies_in, doubts_of_copies, strangers
 from landmarks.evaluation.doubts_page import DOUBTS, write_doubts_page
-from tests.real_browser import chromium
 
 NAME = '</script><b>Taj "Mahal"'
 
