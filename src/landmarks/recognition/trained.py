@@ -202,7 +202,7 @@ def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch
     done = 0
     with torch.no_grad(), progress("fitting the temperature", total=len(images)) as advance:
         for outputs in _outputs(run, dataset, images, recogniser, batch_size):
-            logits[done : done + len(outputs)] = in_half_precision(outputs).cpu()
+            logits[done : done + len(outputs)] = in_half_precision(outputs).cpu().numpy()
             done += len(outputs)
             advance(len(outputs))
     labels = images["run_label"].to_numpy()
