@@ -22,9 +22,10 @@ from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import sketch
-from landmarks.evaluation.audit import _machine_of, _nearest_others, cross_validated, disagreements, features_of
+from landmarks.evaluation.audit import features_of, machine_of
 from landmarks.evaluation.doubts import nearest_cosines, strangers
 from landmarks.evaluation.intervals import group_places
+from landmarks.evaluation.label_estimates import cross_validated, disagreements, nearest_others
 from landmarks.recognition.directions import directions
 from landmarks.training.features import cached_features
 from landmarks.training.run import Run, open_run
@@ -44,7 +45,7 @@ def main(run: str, data: str, test: str) -> None:
 def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str, Any]]:
     images, features = features_of(run, dataset, "all")
     unknown = other.split("all").filter(pl.col("landmark_id").is_null())
-    values = cached_features(run.network(), other, unknown, machine=_machine_of(run, other, "auto")).values
+    values = cached_features(run.network(), other, unknown, machine=machine_of(run, other, "auto")).values
     known, classes = images["label"].cast(pl.Int64).to_numpy(), len(dataset.labels)
     groups = images["group"].cast(pl.Int64).to_numpy()
     rows = []
@@ -56,7 +57,7 @@ def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str
         within = np.concatenate([groups, np.full(INSERTED, -1)])
         estimates = cross_validated(points, labels, within, classes)
         listed, _ = disagreements(estimates, labels)
-        cosines, _ = _nearest_others(points, group_places(within, len(labels)))
+        cosines, _ = nearest_others(points, group_places(within, len(labels)))
         found, away = strangers(nearest_cosines(cosines), estimates.own, labels)
         inserted = np.arange(len(labels)) >= len(known)
         first = np.argsort(-away, kind="stable")[: 2 * INSERTED]

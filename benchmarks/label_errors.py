@@ -16,7 +16,8 @@ import polars as pl
 import results
 
 from landmarks.dataset.manifest import open_dataset
-from landmarks.evaluation.audit import audit, cross_validated, disagreements, features_of
+from landmarks.evaluation.audit import audit, features_of
+from landmarks.evaluation.label_estimates import cross_validated, disagreements
 from landmarks.recognition.directions import directions
 from landmarks.training.run import open_run
 

@@ -25,20 +25,16 @@ from landmarks.evaluation import audit as module
 from landmarks.evaluation.audit import (
     CAPTION,
     COLUMNS,
-    FOLDS,
     HEAD,
     LABEL_ERRORS,
     MOST,
-    SHARPNESS,
     SHEET_MARGIN,
     TILE,
-    Estimates,
     audit,
-    cross_validated,
-    disagreements,
     write_sheet,
 )
 from landmarks.evaluation.intervals import group_places
+from landmarks.evaluation.label_estimates import FOLDS, SHARPNESS, Estimates, cross_validated, disagreements
 from landmarks.evaluation.subsets import subsets
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
@@ -106,7 +102,7 @@ def test_blocks_give_what_the_definition_gives_all_at_once(
     labels = random.integers(0, 9, 150)  # with 40 classes most are shown by nothing
     images = directions(random.gamma(1.0, size=(9, 16))[labels] + random.gamma(1.0, 0.6, (150, 16)))
     groups = random.integers(-1, 40, 150)
-    monkeypatch.setattr(module, "COMPARED", compared)
+    monkeypatch.setattr("landmarks.evaluation.label_estimates.COMPARED", compared)
     monkeypatch.setattr(ridge, "BLOCK_BYTES", block_bytes)
     found = cross_validated(images, labels, groups, classes)
     expected = dense(images, labels, groups, classes)
