@@ -119,7 +119,9 @@ def train_and_judge(data: Path, test: Path, weights: Path, work: Path, job: Job)
         "peak_mb": record["peak_memory_mb"],
         "device": record["machine"]["device"],
         "seconds_of": record["seconds"],
-        "choices": [f"{one['what']}: {one['value']} ({one['why']})" for one in record["choices"]],
+        "choices": [
+            f"{one['what']}: {one['value']} ({one['why']})".replace(f"{weights}/", "") for one in record["choices"]
+        ],
     }
 
 

@@ -3,7 +3,7 @@
 Which box of the first is all of the second is known roughly. Gauss-Newton steps move its four sides until the grey
 levels agree best (Lucas & Kanade, IJCAI 1981; Baker & Matthews, IJCV 2004), with any contrast and brightness, and with
 little weight on what differs, such as lettering. Then the images are compared block by block: of two copies nearly
-every block that shows anything agrees, of two photographs of one place some, of others hardly any.
+every block that shows anything agrees, of two images of one place some, of others hardly any.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Copies: which images of a dataset show the same picture, cropped, framed, recoloured, written on, mirrored or not.
+"""Copies: which images of a dataset are one another, cropped, framed, recoloured, written on, mirrored or not.
 
 Candidates are images of which all is near some part of another, by their hashes (`sketches`); each is laid over that
 part and compared (`aligning`). What agrees is a copy, or was taken from the same spot at the same time.

@@ -110,7 +110,7 @@ _OF_WINDOW = np.outer(_COSINES @ FADING, _COSINES @ FADING)
 _TURNED = np.where(np.arange(_FREQUENCIES) % 2, -1, 1).astype(np.float32)  # a mirror image's odd frequencies across
 
 
-# ── Pictures within an image: what is inside of a border, a card, a screen ──────────────────────────────────────────
+# ── Images within an image: what is inside of a border, a card, a screen ──────────────────────────────────────────
 
 
 PLAIN = 0.8
@@ -124,7 +124,7 @@ STEP = 0.3
 
 
 def frames(pixels: NDArray[np.uint8]) -> list[Corners]:
-    """Return boxes of a square luminance image that may be a picture within it; none where nothing looks so.
+    """Return boxes of a square luminance image that may be another within it; none where nothing looks so.
 
     A margin ends with a plain line, beyond which much is another shade at once. Bars and captions end so too: a few
     ends are tried at each side, the innermost first.

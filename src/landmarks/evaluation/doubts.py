@@ -1,4 +1,4 @@
-"""What to doubt about a dataset beside its labels: leaks between splits, one picture with two labels, strangers.
+"""What to doubt about a dataset beside its labels: leaks between splits, copies with two labels, strangers.
 
 A leak is a pair of copies in two splits; a stranger is a training image that shows no landmark of the dataset at all:
 the images nearest to it are much farther away than those of others are, and no landmark is likely.

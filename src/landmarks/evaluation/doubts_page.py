@@ -94,9 +94,9 @@ def _items(dataset: Dataset, doubts: pl.DataFrame) -> list[dict[str, Any]]:
     if dataset.splits is not None:
         images = images.join(dataset.splits, on="image_id", how="left")
     rows = {row["image_id"]: row for row in images.iter_rows(named=True)}
-    reader, pictures = ImageReader(dataset), {}
+    reader, shown_as = ImageReader(dataset), {}
     for id, row in rows.items():
-        pictures[id] = _picture(reader, row)
+        shown_as[id] = _shown(reader, row)
 
     def about(id: str) -> dict[str, Any]:
         row = rows[id]
@@ -105,7 +105,7 @@ def _items(dataset: Dataset, doubts: pl.DataFrame) -> list[dict[str, Any]]:
             "landmark": row["landmark_id"],
             "name": names.get(row["landmark_id"]),
             "split": row.get("split"),
-            "image": pictures[id],
+            "image": shown_as[id],
         }
 
     return [
@@ -121,7 +121,7 @@ def _items(dataset: Dataset, doubts: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _picture(reader: ImageReader, row: dict[str, Any]) -> str:
+def _shown(reader: ImageReader, row: dict[str, Any]) -> str:
     """Return an image as a data address; an empty one where it cannot be read."""
     try:
         image = shrink(

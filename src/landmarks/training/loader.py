@@ -84,11 +84,10 @@ def batches(
     """Yield `images` (rows of `dataset.split(...)`) in their order, `batch_size` at a time, the last batch smaller.
 
     A sequence of batch sizes, some perhaps zero, divides them unevenly; `order` is which rows are seen, and when.
-    `workers` are so many threads, or processes that were started before.
-    Without `augment` an image is what evaluation sees (shorter side resized, centre cropped); with it, the draw of
-    (seed, epoch, id). `decoded` (P, R, R, 3) holds `images` decoded already: its rows are the batch's pixels, and their
-    crops are drawn in its look. `stretched` asks for whole images, made square. Raises `LandmarksError` that names an
-    image which cannot be read.
+    `workers` are so many threads, or processes that were started before. Without `augment` an image is what evaluation
+    sees (shorter side resized, centre cropped); with it, the draw of (seed, epoch, id). `decoded` (P, R, R, 3) holds
+    `images` decoded already: its rows are the batch's pixels, and their crops are drawn in its look. `stretched` asks
+    for whole images, made square. Raises `LandmarksError` that names an image which cannot be read.
     """
     reader, readers = Reader(dataset, preprocessing), workers if isinstance(workers, Readers) else None
     threads = workers.count if isinstance(workers, Readers) else workers or default_workers()

@@ -5,7 +5,7 @@ const by = (id) => document.getElementById(id);
 const buttons = [...document.querySelectorAll("[data-answer]")];
 const place = `landmarks-doubts-${digest}`;
 const kinds = {
-  label: "Labelled wrong?", across: "One picture, two landmarks", leak: "One picture in two splits",
+  label: "Labelled wrong?", across: "Copies with two landmarks", leak: "Copies in two splits",
   nothing: "Shows no landmark at all?",
 };
 
