@@ -44,7 +44,7 @@ STEPS_BETWEEN_LOOKS = 20
 
 
 MANY_STEPS = 10_000
-"""Steps in which a minute spent on finding the quickest algorithms comes back."""
+"""Steps from which a minute spent on finding the quickest algorithms is taken to come back; chosen, not measured."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
 def try_algorithms(machine: Machine, recipe: Recipe, steps: int) -> None:
     """Let cuDNN try its algorithms for each convolution and size of batch before it takes one, if that pays in `steps`.
 
-    To try them takes about a tenth of a second each, a minute for a network of a hundred convolutions, both ways.
+    To try them takes about a tenth of a second for each convolution, way and size, as far as the durations of trainings
+    on one card tell (`docs/engine.md`); nobody has timed it by itself.
     """
     if machine.device.type == "cuda" and not recipe.deterministic and steps >= MANY_STEPS:
         torch.backends.cudnn.benchmark = True
