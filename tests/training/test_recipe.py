@@ -45,7 +45,7 @@ def test_a_command_line_gives_the_options_that_are_not_none_and_its_settings() -
 
 @pytest.mark.parametrize("setting", ["max_grad_norm", "image_size", "micro_batch", "workers", "time_limit"])
 def test_what_can_be_none_can_be_set_to_none(setting: str) -> None:
-    started = replace(recipe_named("default"), **{setting: 1})
+    started = replace(recipe_named("default"), **{setting: 64})
     assert getattr(recipe_named(started, **{setting: None}), setting) is None
     assert getattr(recipe_named(started, **assigned([f"{setting}=null"])), setting) is None
 
@@ -54,6 +54,11 @@ def test_what_can_be_none_can_be_set_to_none(setting: str) -> None:
 def test_what_cannot_be_none_is_refused(setting: str) -> None:
     with pytest.raises(UsageError, match=f"{setting} cannot be used; received None"):
         recipe_named("default", **{setting: None})
+
+
+def test_images_too_small_for_networks_that_halve_them_five_times_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"image_size cannot be used; received 10; expected a whole number \(32 or"):
+        recipe_named("default", image_size=10)
 
 
 def test_flip_reaches_the_augmentation() -> None:

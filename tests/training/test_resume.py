@@ -116,6 +116,38 @@ def test_another_recipe_does_not_go_on_with_a_begun_training(
         train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, seed=4))
 
 
+def test_an_interruption_keeps_every_step_that_was_taken(
+    whole: Run, stripes: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "SECONDS_BETWEEN_CHECKPOINTS", math.inf)
+    original, calls = finetune.add_gradients, iter(range(1, 100))
+
+    def in_step_three(*arguments: Any) -> Any:
+        if next(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune, "add_gradients", in_step_three)
+        train(stripes.folder, tmp_path / "broken", recipe=recipe)
+    assert kept(tmp_path / "broken") == (0, 3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert train(stripes.folder, tmp_path / "broken", recipe=recipe).digest == whole.digest
+
+
+def test_an_interruption_during_validation_keeps_the_epoch(
+    whole: Run, stripes: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> object:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune, "measure", interrupted)
+        train(stripes.folder, tmp_path / "broken", recipe=recipe)
+    assert kept(tmp_path / "broken") == (0, STEPS)
+    assert train(stripes.folder, tmp_path / "broken", recipe=recipe).digest == whole.digest
+
+
 def dying(function: Callable[..., Any], *, at: Callable[..., bool], after: bool) -> Callable[..., Any]:
     """Return `function`, but that the first call for whose arguments `at` holds ends in a kill, before or after it."""
     dead = False

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from landmarks.support.errors import LandmarksError
 
@@ -25,6 +29,33 @@ def interrupt_when_asked_to_end() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def interruption_waits() -> Iterator[Callable[[], bool]]:
+    """Let a first Ctrl-C wait until the work inside asks for it, by the function given; a second one ends it at once.
+
+    The work can so keep what it has and raise `KeyboardInterrupt` itself. Signals that somebody else handles, and
+    threads beside the main one, which no signal reaches, are left as they are.
+    """
+    interrupted = False
+
+    def first(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            signal.default_int_handler(number, frame)
+        interrupted = True
+
+    mine: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        mine = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.default_int_handler]
+    for number in mine:
+        signal.signal(number, first)
+    try:
+        yield lambda: interrupted
+    finally:
+        for number in mine:
             signal.signal(number, signal.default_int_handler)
 
 

@@ -25,6 +25,7 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.support.console import progress
 from landmarks.support.seeds import generator
+from landmarks.support.systems import interruption_waits
 from landmarks.training.checkpoint import copy_of_weights, load_checkpoint, save_checkpoint
 from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
@@ -39,7 +40,8 @@ from landmarks.training.state import State, add_steps, epoch_line, finish_epoch,
 from landmarks.training.validation import measure
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
-"""How much work, at most, a killed training repeats."""
+"""How much work, at most, a killed training repeats; one that is interrupted or asked to end (Ctrl-C, SIGTERM) keeps
+what it has first."""
 
 
 def finetune(
@@ -62,27 +64,22 @@ def finetune(
     # ── What is trained, and where it stands ──
     weights = class_weights(labels_of(train), network.classes, recipe.balance)
     features = torch.compile(network.features, dynamic=True) if recipe.compile else network.features
-    decoded = None
-    if recipe.cache == "decoded":
-        decoded = decoded_images(dataset, train, network.preprocessing, machine=machine)
+    decode = recipe.cache == "decoded"
+    decoded = decoded_images(dataset, train, network.preprocessing, machine=machine) if decode else None
     training = Training(network, recipe, machine, weights.to(machine.device), features, decoded)
     optimizer = make_optimizer(network, recipe)
     optimizer.zero_grad(set_to_none=True)  # the last step of the head training has left its gradient in the head
     best_weights = copy_of_weights(network)
     if found := load_checkpoint(folder, network, optimizer):
         best_weights, state = found[0], State(**found[1])
-        machine.say(f"going on from a checkpoint: {state.epoch} epochs and {state.step} steps are done")
-        if state.processes != machine.processes:
-            machine.say(
-                f"it was begun with {state.processes} processes and goes on with {machine.processes}: each image is "
-                "still seen once an epoch, but batch normalisation and dropout see other parts of a step"
-            )
+        say_where_it_goes_on(machine, state)
         if state.scaler:
             training.scaler.load_state_dict(state.scaler)
     state.processes, state.scaler = machine.processes, training.scaler.state_dict()
 
-    def keep() -> None:
-        training.statistics.average(machine)
+    def keep(*, averaged: bool = False) -> None:
+        if not averaged:
+            training.statistics.average(machine)  # all processes meet here
         if machine.is_main:
             state.scaler = training.scaler.state_dict()
             save_checkpoint(folder, network, optimizer, best_weights, asdict(state))
@@ -99,7 +96,11 @@ def finetune(
             state.ended = f"{limit} was reached in epoch {state.epoch + 1}"
         training.statistics.average(machine)
         started = time.monotonic()
-        val_accuracy, val_loss = measure(network, dataset, val, machine=machine)
+        try:
+            val_accuracy, val_loss = measure(network, dataset, val, machine=machine)
+        except KeyboardInterrupt:
+            keep(averaged=True)  # no step is taken again, and no other process is waited for
+            raise
         # One clock for all processes: under a time limit the learning rate depends on it.
         state.seconds = machine.from_main(state.seconds + time.monotonic() - started)
         row = finish_epoch(state, val_accuracy, val_loss)
@@ -118,6 +119,16 @@ def finetune(
     network.load_state_dict(best_weights)
     state.ended = state.ended or (f"all {recipe.epochs} epochs" if recipe.epochs else "no fine-tuning was asked for")
     return state
+
+
+def say_where_it_goes_on(machine: Machine, state: State) -> None:
+    """Say what is behind a training that is taken up again, and what differs from before."""
+    machine.say(f"going on from a checkpoint: {state.epoch} epochs and {state.step} steps are done")
+    if state.processes != machine.processes:
+        machine.say(
+            f"it was begun with {state.processes} processes and goes on with {machine.processes}: each image is "
+            "still seen once an epoch, but batch normalisation and dropout see other parts of a step"
+        )
 
 
 def train_epoch(
@@ -160,7 +171,7 @@ def train_epoch(
     between = machine.steps_between_looks if recipe.time_limit is None else 1
     unseen: list[torch.Tensor] = []  # (3,) a step, on the device: sum of losses, right answers, norm of the gradient
 
-    with progress(f"epoch {epoch}/{recipe.epochs}", len(mine)) as advance:
+    with progress(f"epoch {epoch}/{recipe.epochs}", len(mine)) as advance, interruption_waits() as is_interrupted:
         for size, batch in zip(sizes[taken:], on_device(loaded, machine.device), strict=True):
             if is_time_up(state, recipe) and state.seen:  # every epoch takes a step, or there is nothing to show
                 break
@@ -186,15 +197,19 @@ def train_epoch(
 
             # ── What is shown, and what is kept ──
             now = time.monotonic()
-            looked = machine.looked_at(torch.stack(unseen), (state.seconds + now - last, now - last_checkpoint))
+            clock = (state.seconds + now - last, now - last_checkpoint)
+            looked = machine.looked_at(torch.stack(unseen), clock, interrupted=is_interrupted())
             state.seconds, since_checkpoint = looked.clock
             first = state.step - state.epoch * len(sizes) - len(unseen)
             add_steps(state, looked.steps, sizes[first:], recipe)
             advance(len(unseen), live_line(state, seen_before, seconds_before, recipe, len(train)))
             unseen, last = [], now
-            if since_checkpoint > SECONDS_BETWEEN_CHECKPOINTS:
+            if looked.interrupted or since_checkpoint > SECONDS_BETWEEN_CHECKPOINTS:
                 last_checkpoint = now
                 keep()
+            if looked.interrupted:
+                machine.say(f"a checkpoint is kept after step {state.step}")
+                raise KeyboardInterrupt
 
 
 def set_training(network: Network, *, freeze_bn: bool) -> None:

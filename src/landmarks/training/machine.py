@@ -53,6 +53,7 @@ class Looked:
 
     steps: list[list[float]]  # sum of losses, right answers, norm of the gradient
     clock: tuple[float, float]  # seconds of fine-tuning, and since the last checkpoint
+    interrupted: bool  # whether any process was asked to end
 
 
 @dataclass(frozen=True)
@@ -124,17 +125,19 @@ class Machine:
             raise is_gone(error) from error
         return total
 
-    def looked_at(self, steps: torch.Tensor, clock: tuple[float, float]) -> Looked:
+    def looked_at(self, steps: torch.Tensor, clock: tuple[float, float], *, interrupted: bool) -> Looked:
         """Fetch the numbers (n, 3) of n steps: sums of losses and of right answers, which are added over all processes,
-        and the gradient's norm, which is the same in each. Every process gets the main one's `clock`.
+        and the gradient's norm, which is the same in each. Every process gets the main one's `clock`, and hears when
+        any was interrupted.
         """
         if self.processes == 1:
-            return Looked(steps.tolist(), clock)
-        counted = torch.tensor(clock if self.is_main else (0.0, 0.0), dtype=torch.float64)
+            return Looked(steps.tolist(), clock, interrupted)
+        counted = torch.tensor([*(clock if self.is_main else (0.0, 0.0)), interrupted], dtype=torch.float64)
         flat = torch.cat([steps[:, :2].double().flatten(), counted.to(self.device)])
-        *sums, first, second = self.summed(flat).tolist()
+        *sums, first, second, interruptions = self.summed(flat).tolist()
         norms = steps[:, 2].tolist()
-        return Looked([[*sums[2 * n : 2 * n + 2], norm] for n, norm in enumerate(norms)], (first, second))
+        added = [[*sums[2 * n : 2 * n + 2], norm] for n, norm in enumerate(norms)]
+        return Looked(added, (first, second), interruptions > 0)
 
     def close(self) -> None:
         """End the connection between the processes; the last thing a training does."""

@@ -121,8 +121,8 @@ class Recipe:
     head_settings: Annotated[dict[str, Any], "settings of the head, as --set head.margin=0.3"] = field(
         default_factory=dict
     )
-    image_size: (
-        Annotated[int, Within(1, 8192), "side of the square image in pixels; null: what the weights were made for"]
+    image_size: (  # networks halve an image five times: of less than 32 pixels nothing would be left
+        Annotated[int, Within(32, 8192), "side of the square image in pixels; null: what the weights were made for"]
         | None
     ) = None
     seed: Annotated[int, Within(0, 2**63 - 1), "seed of every draw: the head's start, the order, the crops"] = 0
