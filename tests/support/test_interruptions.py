@@ -14,6 +14,7 @@ from landmarks.support.systems import interrupt_when_asked_to_end, interruption_
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it runs in background
     yield
     for name, handler in before.items():
         signal.signal(name, handler)
