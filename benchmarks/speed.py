@@ -66,7 +66,7 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.models.network import build_network
-    from landmarks.training.choices import choose_layout
+    from landmarks.training.choices import lay_out
     from landmarks.training.finetune import Training, add_gradients, set_training
     from landmarks.training.loader import Batch, batches
     from landmarks.training.machine import open_machine
@@ -77,8 +77,7 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
     dataset = open_dataset(data)
     machine, _ = open_machine(recipe, dataset.folder)
     network = build_network(backbone, classes=len(dataset.labels), weights="none", image_size=pixels)
-    if choose_layout(network).value == "channels last":
-        network.to(memory_format=torch.channels_last)
+    lay_out(network)
     set_training(network, freeze_bn=False)
     training = Training(network, recipe, machine, torch.ones(network.classes), network.features)
     optimizer = make_optimizer(network, recipe)

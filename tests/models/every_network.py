@@ -1,6 +1,6 @@
 """One step of training of any of timm's networks, on the meta device: shapes and gradients without memory or numbers.
 
-`python tests/networks/every_network.py [NAME ...]` tries those networks, or all of timm's, and prints a line for each.
+`python tests/models/every_network.py [NAME ...]` tries those networks, or all of timm's, and prints a line for each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
-from landmarks.training.choices import choose_layout
+from landmarks.training.choices import lay_out
 from landmarks.training.loader import normalised
 from landmarks.training.optimizer import parameter_groups
 from landmarks.training.recipe import recipe_named
@@ -43,8 +43,7 @@ def try_network(name: str, image_size: int | None = None) -> Outcome:
             assert "\n" not in str(error)
             return Outcome(name, refused=str(error))
     require_groups(network)
-    if choose_layout(network).value == "channels last":
-        network.to(memory_format=torch.channels_last)
+    lay_out(network)
     side = network.preprocessing.image_size
     pixels = torch.zeros(IMAGES, side, side, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
     labels = torch.zeros(IMAGES, dtype=torch.long, device="meta")
@@ -57,13 +56,14 @@ def try_network(name: str, image_size: int | None = None) -> Outcome:
     assert features.shape == (IMAGES, network.width)
     assert network.classify(features).shape == (IMAGES, CLASSES)
     network.head.loss(features.float(), labels).backward()
-    idle = tuple(name for name, parameter in network.named_parameters() if parameter.grad is None)
+    trained = ((name, one) for name, one in network.named_parameters() if one.requires_grad)
+    idle = tuple(name for name, one in trained if one.grad is None)
     return Outcome(name, maps=maps, idle=idle)
 
 
 def require_groups(network: Network) -> None:
     """Assert that an optimizer would move every parameter, once, whether trained from scratch or fine-tuned."""
-    wanted = sorted(id(parameter) for parameter in network.parameters())
+    wanted = sorted(id(parameter) for parameter in network.parameters() if parameter.requires_grad)  # timm froze others
     for recipe in (recipe_named("default", weights="none"), recipe_named("default", weights="imagenet")):
         groups = parameter_groups(network, recipe)
         assert sorted(id(parameter) for group in groups for parameter in group["params"]) == wanted

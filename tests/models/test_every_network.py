@@ -20,6 +20,8 @@ KINDS = {
     "coat_lite_tiny": False,  # tokens of which nobody says how many are patches'
     "volo_d1_224": False,
     "crossvit_9_240": False,  # two branches
+    "lambda_resnet26t": True,  # kernels of three dimensions, which know no channels last
+    "efficientvim_m1": False,  # a parameter that no gradient reaches, frozen by timm
 }
 
 

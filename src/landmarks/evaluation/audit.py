@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -38,7 +37,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import written_whole
 from landmarks.support.tables import write_csv
-from landmarks.training.choices import choose_device, choose_layout
+from landmarks.training.choices import choose_device, lay_out
 from landmarks.training.features import cached_features, positions
 from landmarks.training.machine import Machine, open_machine
 from landmarks.training.own_data import find_own, sightings
@@ -297,8 +296,7 @@ def features_of(
         together = pl.concat([_known(dataset, name) for name in ("train", "val")]).sort("image_id")
     machine = machine_of(run, dataset, device)
     network = run.network().to(machine.device)
-    if choose_layout(network).value == "channels last":
-        network.to(memory_format=torch.channels_last)
+    lay_out(network)
     values = cached_features(network, dataset, together, machine=machine).values
     return images, np.asarray(values[positions(together, images)])
 

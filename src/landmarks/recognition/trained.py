@@ -29,7 +29,7 @@ from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
-from landmarks.training.choices import choose_device, choose_layout
+from landmarks.training.choices import choose_device, lay_out
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import images_seen
@@ -125,8 +125,7 @@ def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "aut
     place = torch.device(choose_device(device).value)
     record: dict[str, Any] = read_record(run.folder / "model.json")
     network = folded(run.network().to(place))
-    if choose_layout(network).value == "channels last":
-        network.to(memory_format=torch.channels_last)
+    lay_out(network)
     ids = run.labels["landmark_id"].to_list()
     if network.classes != len(ids):
         raise LandmarksError(

@@ -99,8 +99,16 @@ def choose_precision(wanted: str, device: str) -> Choice:
     return Choice("precision", "float32", f"the processor has neither {' nor '.join(BFLOAT16_FLAGS)}")
 
 
+def lay_out(network: torch.nn.Module) -> None:
+    """Put the weights of `network` into memory in the layout that suits it."""
+    if choose_layout(network).value == "channels last":
+        network.to(memory_format=torch.channels_last)
+
+
 def choose_layout(network: torch.nn.Module) -> Choice:
     """Choose the memory layout of images and kernels: channels last for convolutions."""
+    if any(parameter.ndim > 4 for parameter in network.parameters()):  # torch would refuse
+        return Choice("memory layout", "channels first", "it has kernels of more than two dimensions")
     if any(isinstance(module, torch.nn.Conv2d) and module.kernel_size != module.stride for module in network.modules()):
         return Choice("memory layout", "channels last", "its convolutions are faster so")
     return Choice("memory layout", "channels first", "no convolutions beyond patches")

@@ -21,7 +21,7 @@ from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
 from landmarks.support.terminal import show
-from landmarks.training.choices import choose_layout
+from landmarks.training.choices import lay_out
 from landmarks.training.finetune import Training, add_gradients, set_training
 from landmarks.training.loader import Batch, batches, normalised
 from landmarks.training.machine import Machine, does_not_fit, fed, is_out_of_memory, open_machine, release
@@ -100,8 +100,7 @@ def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any)
         seed=chosen.seed,
         head_settings=chosen.head_settings,
     ).to(machine.device)
-    if choose_layout(network).value == "channels last":
-        network.to(memory_format=torch.channels_last)
+    lay_out(network)
     weights_mb = sum(t.numel() * t.element_size() for t in network.state_dict().values()) / MB
     trained = sum(parameter.numel() for parameter in network.parameters())
     optimizer_mb = 4 * trained * (1 + MOMENTS[chosen.optimizer]) / MB
