@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,21 +14,39 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from serving.conftest import Running
 
+import landmarks
 from landmarks.serving.app import create_app
+
+PATHS = [
+    ("post", "/recognise"),
+    ("get", "/landmarks"),
+    ("post", "/landmarks"),
+    ("delete", "/landmarks/{name}"),
+    ("get", "/healthz"),
+    ("get", "/metrics"),
+]
 
 
 @pytest.fixture(scope="module")
-def address(recogniser: Any) -> Iterator[str]:
-    """A server that answers with a run."""
-    running = Running(create_app(recogniser), seconds=30)
+def address(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that answers with a run, and may be taught."""
+    place = tmp_path_factory.mktemp("described") / "run"
+    shutil.copytree(run_folder, place)
+
+    def load() -> Any:
+        return landmarks.load(place, device="cpu")
+
+    running = Running(create_app(load(), place=place, load=load, teach=True, device="cpu"), seconds=30)
     yield running.url
     running.stop()
 
 
-@pytest.mark.parametrize("path", ["/recognise", "/landmarks", "/healthz", "/metrics"])
-def test_no_request_that_can_be_made_from_the_description_ends_in_a_fault(address: str, path: str) -> None:
+@pytest.mark.parametrize(("method", "path"), PATHS)
+def test_no_request_that_can_be_made_from_the_description_ends_in_a_fault(address: str, method: str, path: str) -> None:
     described = schemathesis.openapi.from_url(f"{address}/openapi.json")
-    (operation,) = (one.ok() for one in described.get_all_operations() if one.ok().path == path)
+    (operation,) = (
+        one.ok() for one in described.get_all_operations() if (one.ok().method, one.ok().path) == (method, path)
+    )
     statuses = set()
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -42,7 +62,7 @@ def test_no_request_that_can_be_made_from_the_description_ends_in_a_fault(addres
 
 def test_the_description_has_every_path_with_examples_and_errors(address: str) -> None:
     described = httpx.get(f"{address}/openapi.json").json()
-    assert set(described["paths"]) == {"/recognise", "/landmarks", "/healthz", "/metrics"}
+    assert set(described["paths"]) == {path for _, path in PATHS}
     operation = described["paths"]["/recognise"]["post"]
     assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}
     assert {"image/*", "multipart/form-data"} <= set(operation["requestBody"]["content"])

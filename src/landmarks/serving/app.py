@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException
 
 from landmarks import __version__
 from landmarks.recognition.answers import Answer
-from landmarks.serving.batching import TOP, Answering, Batches, Reply
+from landmarks.serving.batching import TOP, Answering, Asked, Batches, Reply
 from landmarks.serving.counters import CONTENT_TYPE, Counters
-from landmarks.serving.forms import Upload, require_images, uploads
+from landmarks.serving.forms import FORM_TYPE, HOW_TO_TEACH, Upload, lesson_of, require_images, uploads
 from landmarks.serving.front import Front, token_of_environment
 from landmarks.serving.reloading import keep_up, stamp
 from landmarks.serving.request_limits import (
@@ -34,7 +34,8 @@ from landmarks.serving.request_limits import (
     read_body,
     stopping,
 )
-from landmarks.serving.schemas import REQUEST_BODY, Health, Known, Recognised, problems
+from landmarks.serving.schemas import REQUEST_BODY, TEACH_BODY, Health, Known, Recognised, TaughtBody, problems
+from landmarks.serving.teaching import Taught, forgotten, require_teaching, taught
 from landmarks.serving.web_page import page_that_asks
 
 MAX_FORM_ON_LOOP = 256 * 1024
@@ -68,12 +69,15 @@ def create_app(
     allow_origin: Sequence[str] = (),
     place: Path | None = None,
     load: Callable[[], Answering] | None = None,
+    teach: bool = False,
+    device: str = "auto",
 ) -> FastAPI:
     """Return an ASGI application that answers with `recogniser`, for a server of your own.
 
     `token` is what every path but `/`, `/healthz` and `/openapi.json` then wants; None: what `LANDMARKS_TOKEN` holds,
     if anything. `allow_origin` names web origins whose pages may ask. With `place` and `load`, a recogniser that is put
-    in place of the one there is opened by `load` and asked from then on. Raises `UsageError` for a token that no header
+    in place of the one there is opened by `load` and asked from then on; with `teach` too, whoever may ask may
+    teach the run at `place` landmarks, on `device`. Raises `UsageError` for a token that no header
     can carry.
     """
     service = Service(limits or Limits())
@@ -102,13 +106,14 @@ def create_app(
     )
     app.state.service = service
     _add_paths(app, service)
+    _add_teaching(app, service, place=place if load is not None else None, load=load, teach=teach, device=device)
     _add_errors(app, service.counters)
     app.add_middleware(Front, counters=service.counters, token=token_of_environment() if token is None else token)
     if allow_origin:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(allow_origin),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"] if teach else ["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
@@ -166,6 +171,69 @@ def _add_paths(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Numbers for Prometheus", response_class=Response, responses=problems(401))
     async def _metrics() -> Response:
         return Response(service.counters.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _add_teaching(
+    app: FastAPI,
+    service: Service,
+    *,
+    place: Path | None,
+    load: Callable[[], Answering] | None,
+    teach: bool,
+    device: str,
+) -> None:
+    @app.post(
+        "/landmarks",
+        summary="Teach the served run a landmark from a few images",
+        response_model=TaughtBody,
+        responses=problems(400, 401, 403, 408, 409, 413, 415, 422, 500, 503),
+        openapi_extra={"requestBody": TEACH_BODY},
+    )
+    async def _teach(request: Request) -> Response:
+        run = require_teaching(teach, place)
+        assert load is not None
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
+            raise RefusalError(415, "a landmark is taught with a form", expected=FORM_TYPE, way_out=HOW_TO_TEACH)
+        body, limits = Body(service.held), service.limits
+        try:
+            if service.stopped.is_set():
+                raise stopping()
+            await read_body(request.receive, request.headers.get("content-length"), body, limits, service.stopped)
+            data, body.data = bytes(body.data), bytearray()
+            lesson = await asyncio.to_thread(lesson_of, content_type, data, limits.most_files)
+            del data
+            async with service.queue.exchanging:
+                now = await asyncio.to_thread(taught, run, lesson, load, max_pixels=limits.max_pixels, device=device)
+                return _json(_take(service, now, "taught"))
+        finally:
+            body.release()
+
+    @app.delete(
+        "/landmarks/{name:path}",
+        summary="Have the served run forget a landmark that it was taught",
+        response_model=TaughtBody,
+        responses=problems(401, 403, 404, 409, 422, 500, 503),
+    )
+    async def _forget(name: str) -> Response:
+        run = require_teaching(teach, place)
+        assert load is not None
+        async with service.queue.exchanging:
+            now = await asyncio.to_thread(forgotten, run, name, load)
+            return _json(_take(service, now, "forgotten"))
+
+
+def _take(service: Service, now: Taught, outcome: str) -> dict[str, Any]:
+    """Have every batch from here on answered by what was taught, and return what it knows."""
+    asked = service.queue.asked = Asked(now.recogniser, service.queue.asked.generation + 1, now.stamp)
+    service.counters.lessons.labels(outcome).inc()
+    pairs = zip(now.recogniser.landmark_ids, now.recogniser.names, strict=True)
+    known = [
+        {"label": label, "landmark_id": id, "name": name, "images": now.images.get(name)}
+        for label, (id, name) in enumerate(pairs)
+    ]
+    passed = [{"file": one.file, "problem": one.problem} for one in now.passed]
+    return {"landmarks": known, "passed": passed, "generation": asked.generation}
 
 
 async def _answered(service: Service, request: Request, body: Body, top: int, maps: bool) -> dict[str, Any]:
@@ -253,7 +321,8 @@ def _add_errors(app: FastAPI, counters: Counters) -> None:
             error.status_code,
             what.get(error.status_code, str(error.detail)),
             received=f"{request.method} {request.url.path[:100]}",
-            expected="GET / /landmarks /healthz /metrics /openapi.json, POST /recognise",
+            expected="GET / /landmarks /healthz /metrics /openapi.json, POST /recognise /landmarks, "
+            "DELETE /landmarks/NAME",
         )
         refusal.headers |= dict(error.headers or {})
         return response(refusal)

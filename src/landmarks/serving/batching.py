@@ -56,6 +56,8 @@ class Asked:
     recogniser: Answering
     generation: int = 1
     """Recognisers that have answered so far, this one included."""
+    stamp: tuple[tuple[int, int, int] | None, ...] | None = None
+    """Of the run's folder, where it was taught here: whoever watches the folder need not open it again."""
     refused: str | None = None
     """Why what lies in place now is not what answers."""
 
@@ -93,6 +95,7 @@ class Batches:
         self.asked = Asked(recogniser)
         self.limits = limits
         self.counters = counters
+        self.exchanging = asyncio.Lock()  # held while another recogniser is opened and put in place
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._accepted = 0  # images, until they are answered
@@ -200,7 +203,7 @@ def answer_all(asked: Asked, batch: Sequence[_Waiting], max_pixels: int) -> list
     """
     replies: dict[int, Reply | Exception] = {}
     for at, one in enumerate(batch):
-        if problem := _problem(one.data, max_pixels):
+        if problem := problem_of(one.data, max_pixels):
             replies[at] = Reply(Recognition(problem=problem), asked.generation)
     left = [at for at in range(len(batch)) if at not in replies]
     try:
@@ -235,7 +238,7 @@ def _ask(asked: Asked, batch: Sequence[_Waiting], chosen: list[int]) -> dict[int
     return {**replies}
 
 
-def _problem(data: bytes, max_pixels: int) -> str | None:
+def problem_of(data: bytes, max_pixels: int) -> str | None:
     """Return what is wrong with an image as far as its headers tell, None if nothing is."""
     try:
         width, height = size_of(data)

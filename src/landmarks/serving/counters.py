@@ -48,6 +48,12 @@ class Counters:
             ["outcome"],
             registry=self.registry,
         )
+        self.lessons = Counter(
+            "landmarks_lessons",
+            "Changes of what the served run knows: taught, forgotten.",
+            ["outcome"],
+            registry=self.registry,
+        )
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""

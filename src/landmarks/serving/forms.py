@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from landmarks.dataset.naming import plain
 from landmarks.serving.request_limits import RefusalError
 
 MAX_FIELD_BYTES = 64 * 1024
@@ -22,12 +23,42 @@ NO_ADDRESSES = "no addresses are fetched: whoever may ask this server is not the
 HOW_TO_SEND = "send an image's bytes: curl --data-binary @IMAGE.jpg -H 'Content-Type: image/jpeg' ADDRESS/recognise"
 
 
+HOW_TO_TEACH = "send a form: curl -F name=NAME -F images=@ONE.jpg -F images=@TWO.jpg ADDRESS/landmarks"
+
+TAUGHT_FIELDS = frozenset({"name", "landmark_id"})
+"""Text fields of a form that teaches."""
+
+
 @dataclass(frozen=True)
 class Upload:
     """One image of a request: its bytes, and the name that the client gave it."""
 
     data: bytes
     file: str | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A landmark that a request teaches: what it is called, and images of it."""
+
+    name: str
+    images: list[Upload]
+    landmark_id: int | None = None
+
+
+def lesson_of(content_type: str, data: bytes, most_files: int) -> Lesson:
+    """Return what a form teaches. Raises `RefusalError`: 400 for one without images, 422 for a wrong name or id."""
+    _, options = parse_options_header(content_type)
+    form = _of_form(data, options.get(b"boundary"), most_files, TAUGHT_FIELDS)
+    name = plain(_text(form.texts.get("name", b"")))
+    id = _text(form.texts.get("landmark_id", b""))
+    if not name:
+        raise RefusalError(422, "the landmark has no name", expected="a text field name", way_out=HOW_TO_TEACH)
+    if "landmark_id" in form.texts and not (id.isascii() and id.isdigit() and len(id) <= 18):
+        raise RefusalError(422, "no such landmark id", received=id, expected="a whole number from 0, or no such field")
+    if not form.files or not all(one.data for one in form.files):
+        raise RefusalError(400, "the request holds no image", expected="images' bytes", way_out=HOW_TO_TEACH)
+    return Lesson(name, form.files, int(id) if id else None)
 
 
 def require_images(content_type: str) -> None:
@@ -47,7 +78,7 @@ def require_images(content_type: str) -> None:
 def uploads(content_type: str, data: bytes, most_files: int) -> list[Upload]:
     """Return the images of a body: one, or every file of a form. Raises `RefusalError` for a body without any."""
     kind, options = parse_options_header(content_type)
-    found = [Upload(data)] if kind != FORM_TYPE.encode() else _of_form(data, options.get(b"boundary"), most_files)
+    found = [Upload(data)] if kind != FORM_TYPE.encode() else _of_form(data, options.get(b"boundary"), most_files).files
     if not found or not all(one.data for one in found):
         raise RefusalError(
             400, "an image without bytes" if found else "the request holds no image", expected="the bytes of an image",
@@ -58,9 +89,12 @@ def uploads(content_type: str, data: bytes, most_files: int) -> list[Upload]:
 
 @dataclass
 class _Form:
-    """Collects the files of a form; a text field is an error, because it could only be meant as an address."""
+    """Collects the files of a form; a text field not in `fields` is an error, because it could only be an address."""
 
     most_files: int
+    fields: frozenset[str] = frozenset()
+    texts: dict[str, bytes] = field(default_factory=dict)
+    text: str | None = None
     files: list[Upload] = field(default_factory=list)
     headers: dict[str, bytes] = field(default_factory=dict)
     name: bytearray = field(default_factory=bytearray)
@@ -92,10 +126,14 @@ class _Form:
 
     def headers_finished(self) -> None:
         _, options = parse_options_header(self.headers.get("content-disposition", b""))
-        if b"filename" not in options:
+        self.text = _text(options.get(b"name", b"")) if b"filename" not in options else None
+        if self.text in self.fields:
+            return
+        if self.text is not None:
             raise RefusalError(
-                422, NO_ADDRESSES, received=f'the text field "{_text(options.get(b"name", b""))}"',
-                expected="files alone", way_out="send files: curl -F images=@IMAGE.jpg ADDRESS/recognise",
+                422, NO_ADDRESSES, received=f'the text field "{self.text}"',
+                expected=" and ".join(("files", *sorted(self.fields))),
+                way_out="send files: curl -F images=@IMAGE.jpg ADDRESS/recognise",
             )  # fmt: skip
         if len(self.files) == self.most_files:
             raise RefusalError(
@@ -108,15 +146,18 @@ class _Form:
         self.data.append(data[start:end])
 
     def part_end(self) -> None:
+        if self.text is not None:
+            self.texts[self.text] = b"".join(self.data)
+            return
         self.files[-1] = Upload(b"".join(self.data), self.files[-1].file)
 
     def end(self) -> None:
         self.ended = True
 
 
-def _of_form(data: bytes, boundary: bytes | None, most_files: int) -> list[Upload]:
-    """Return the files of a form; all in memory, because no image is ever written to a disk."""
-    form = _Form(most_files)
+def _of_form(data: bytes, boundary: bytes | None, most_files: int, fields: frozenset[str] = frozenset()) -> _Form:
+    """Return the parts of a form; all in memory, because no image is ever written to a disk."""
+    form = _Form(most_files, fields)
     try:
         if boundary is None:
             raise FormParserError("it names no boundary")
@@ -141,7 +182,7 @@ def _of_form(data: bytes, boundary: bytes | None, most_files: int) -> list[Uploa
         raise RefusalError(
             400, "a form that cannot be read", received=str(error)[:200], expected=FORM_TYPE, way_out=HOW_TO_SEND
         ) from error
-    return form.files
+    return form
 
 
 def _text(name: bytes) -> str:

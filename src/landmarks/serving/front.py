@@ -67,7 +67,13 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in COUNTED else "other"
+        path = (
+            scope["path"]
+            if scope["path"] in COUNTED
+            else "/landmarks/{name}"
+            if scope["path"].startswith("/landmarks/")
+            else "other"
+        )
         began, status = time.perf_counter(), 0
 
         async def sending(message: MutableMapping[str, Any]) -> None:

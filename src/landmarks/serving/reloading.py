@@ -81,14 +81,22 @@ async def keep_up(place: Path, load: Callable[[], Answering], batches: Batches, 
         settled, before = now == before, now
         if now == seen or not settled:
             continue
-        seen = now
-        try:
-            recogniser = await asyncio.to_thread(opened, load)
-        except LandmarksError as error:
-            batches.asked = replace(batches.asked, refused=str(error))
-            batches.counters.reloads.labels("refused").inc()
-            note(f"{place} was replaced, but not by a recogniser that answers; the old one goes on: {error}")
-            continue
-        batches.asked = Asked(recogniser, batches.asked.generation + 1)
-        batches.counters.reloads.labels("taken").inc()
-        note(f"{place} was replaced: {len(recogniser.names)} landmarks, asked from now on")
+        async with batches.exchanging:
+            if await asyncio.to_thread(stamp, place) != now:
+                continue  # it was being taught, and is something else by now
+            seen = now
+            if now != batches.asked.stamp:
+                await _exchange(place, load, batches)
+
+
+async def _exchange(place: Path, load: Callable[[], Answering], batches: Batches) -> None:
+    try:
+        recogniser = await asyncio.to_thread(opened, load)
+    except LandmarksError as error:
+        batches.asked = replace(batches.asked, refused=str(error))
+        batches.counters.reloads.labels("refused").inc()
+        note(f"{place} was replaced, but not by a recogniser that answers; the old one goes on: {error}")
+        return
+    batches.asked = Asked(recogniser, batches.asked.generation + 1)
+    batches.counters.reloads.labels("taken").inc()
+    note(f"{place} was replaced: {len(recogniser.names)} landmarks, asked from now on")

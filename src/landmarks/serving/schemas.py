@@ -73,6 +73,27 @@ class Known(BaseModel):
     landmarks: list[LandmarkBody]
 
 
+class KnownFrom(LandmarkBody):
+    """One landmark, and how many images it was taught with."""
+
+    images: int | None = Field(description="Images that it was taught with; null for one that was trained.")
+
+
+class PassedBody(BaseModel):
+    """An image that nothing was learned from."""
+
+    file: str | None
+    problem: str
+
+
+class TaughtBody(BaseModel):
+    """What is known now, and what was passed by."""
+
+    landmarks: list[KnownFrom]
+    passed: list[PassedBody] = Field(description="Images that could not be read.")
+    generation: int = Field(description="Which recogniser answers from now on.")
+
+
 class Health(BaseModel):
     """The server is up and has a recogniser that answers."""
 
@@ -122,10 +143,32 @@ REQUEST_BODY: dict[str, Any] = {
     },
 }
 
+TEACH_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "A form: the landmark's name, one image or several, and an id if it has one.",
+    "content": {
+        FORM_TYPE: {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "minLength": 1},
+                    "landmark_id": {"type": "integer", "minimum": 0},
+                    "images": {"type": "array", "minItems": 1, "items": _BINARY["schema"]},
+                },
+                "required": ["name", "images"],
+                "additionalProperties": False,
+            }
+        }
+    },
+}
+
 STATUSES = {
     400: "A request without an image, or a form that cannot be read.",
     401: "No bearer token, or another one.",
+    403: "A server that is not taught: it was started without --teach.",
+    404: "Nothing of this name was learned.",
     408: "The request came too slowly.",
+    409: "A name or id that is taken, or an export, which cannot learn.",
     413: "Too many bytes, or too many images.",
     415: "A content type that holds no image; addresses are not fetched.",
     422: "An image that cannot be decoded or is too large, or a parameter out of its range.",

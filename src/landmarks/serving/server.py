@@ -63,6 +63,7 @@ def serve(
     seconds: float = Limits.seconds,
     allow_origin: str | Sequence[str] = (),
     device: str = "auto",
+    teach: bool = False,
 ) -> Served:
     """Answer images over HTTP with the run or export at `place` until SIGTERM or an interruption, then finish.
 
@@ -70,7 +71,8 @@ def serve(
     are told 503; a request has at most `max_bytes`, an image `max_pixels`, and `seconds` pass until its headers, and
     again until its body is there. `allow_origin` names web origins whose pages may ask. `device` is auto, cpu, cuda or
     mps. The environment variable LANDMARKS_TOKEN, where it is set, holds the token that requests must bear. Another run
-    or export put at `place` meanwhile is opened and asked from then on.
+    or export put at `place` meanwhile is opened and asked from then on. With `teach`, whoever may ask may teach the run
+    new landmarks too, and have it forget them (`POST /landmarks`, `DELETE /landmarks/NAME`).
 
     Returns what was done once SIGTERM ended it. Raises `KeyboardInterrupt` after an interruption, when everything
     accepted has been answered; `LandmarksError` when `place` cannot be opened or the address cannot be had.
@@ -89,6 +91,8 @@ def serve(
             allow_origin=origins,
             place=Path(place),
             load=load,
+            teach=teach,
+            device=device,
         )
         address = _address(listening)
 

@@ -1,0 +1,114 @@
+"""A served run is taught a landmark over HTTP, answers with it at once, and forgets it again."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from made_up_runs import image
+from serving.conftest import IMAGES, Running, Serving
+
+import landmarks
+from landmarks.serving.reloading import POLL_SECONDS
+
+JPEG = {"Content-Type": "image/jpeg"}
+FIVE = [image(58, number) for number in range(500, 505)]
+SIXTH = image(58, 700)
+
+
+@pytest.fixture
+def place(run_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run_folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def started(serving: Serving, place: Path, **options: Any) -> Running:
+    def load() -> Any:
+        return landmarks.load(place, device="cpu")
+
+    return serving(load(), place=place, load=load, device="cpu", **{"teach": True, **options})
+
+
+def taught(running: Running, images: list[bytes], headers: dict[str, str] | None = None, **fields: str) -> Any:
+    files = [("images", (f"{number}.jpg", data)) for number, data in enumerate(images)]
+    return httpx.post(f"{running.url}/landmarks", files=files, data=fields, headers=headers, timeout=None)
+
+
+def recognised(running: Running, data: bytes) -> Any:
+    answer = httpx.post(f"{running.url}/recognise", content=data, headers=JPEG, timeout=None)
+    return answer.json()["images"][0]
+
+
+def test_a_landmark_taught_with_five_images_is_recognised_in_the_sixth_and_forgotten_again(
+    serving: Serving, place: Path
+) -> None:
+    running = started(serving, place)
+    answer = taught(running, FIVE, name="Torre de Belém")
+    assert answer.status_code == 200, answer.text
+    said = answer.json()
+    assert said["landmarks"][-1] == {"label": 3, "landmark_id": -2, "name": "Torre de Belém", "images": 5}
+    assert [one["images"] for one in said["landmarks"][:-1]] == [None] * 3
+    now = recognised(running, SIXTH)  # at once: nobody waited for the folder to be looked at
+    assert (now["answers"][0]["name"], now["generation"]) == ("Torre de Belém", 2)
+    assert landmarks.load(place, device="cpu").recognise(SIXTH).answers[0].name == "Torre de Belém"
+    gone = httpx.delete(f"{running.url}/landmarks/Torre de Belém", timeout=None)
+    assert gone.status_code == 200, gone.text
+    assert len(gone.json()["landmarks"]) == 3
+    assert "Torre de Belém" not in [one["name"] for one in recognised(running, SIXTH)["answers"]]
+    assert running.counted("landmarks_lessons_total", outcome="taught") == 1
+    assert running.counted("landmarks_lessons_total", outcome="forgotten") == 1
+    assert httpx.delete(f"{running.url}/landmarks/Torre de Belém", timeout=None).status_code == 404
+    threading.Event().wait(3 * POLL_SECONDS)
+    assert running.counted("landmarks_reloads_total", outcome="taken") == 0  # what was taught here is not opened twice
+
+
+def test_broken_images_are_named_and_passed_by_and_with_all_broken_nothing_is_learned(
+    serving: Serving, place: Path
+) -> None:
+    running = started(serving, place)
+    refused = taught(running, [b"no image", b"nor this"], name="Broken")
+    assert refused.status_code == 422
+    assert not (place / "learned.safetensors").exists()
+    said = taught(running, [FIVE[0], b"no image"], name="One", landmark_id="400").json()
+    assert [one["file"] for one in said["passed"]] == ["1.jpg"]
+    assert said["landmarks"][-1] == {"label": 3, "landmark_id": 400, "name": "One", "images": 1}
+    trained = said["landmarks"][0]["name"]
+    assert taught(running, FIVE, name=trained).status_code == 409
+    assert taught(running, FIVE, name="Two", landmark_id="400").status_code == 409
+    assert taught(running, FIVE, name="Two", landmark_id="four").status_code == 422
+    assert taught(running, FIVE, name=" ").status_code == 422
+    assert taught(running, FIVE, name="Two", address="http://x").status_code == 422
+
+
+def test_a_server_is_taught_only_where_it_was_started_for_it_and_with_its_token(serving: Serving, place: Path) -> None:
+    off = started(serving, place, teach=False)
+    refused = taught(off, FIVE, name="New")
+    assert refused.status_code == 403
+    assert "--teach" in refused.json()["way_out"]
+    assert httpx.delete(f"{off.url}/landmarks/New").status_code == 403
+    locked = started(serving, place, token="secret")
+    assert taught(locked, FIVE, name="New").status_code == 401
+    assert httpx.delete(f"{locked.url}/landmarks/New").status_code == 401
+    assert taught(locked, FIVE, {"Authorization": "Bearer secret"}, name="New").status_code == 200
+
+
+def test_an_export_says_to_learn_with_the_run(serving: Serving, recogniser: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"an export")
+    running = serving(recogniser, place=tmp_path / "a.onnx", load=lambda: recogniser, teach=True)
+    refused = taught(running, FIVE, name="New")
+    assert refused.status_code == 409
+    assert "export again" in refused.json()["way_out"]
+
+
+def test_images_are_limited_as_they_are_for_recognition(serving: Serving, place: Path) -> None:
+    from landmarks.serving.request_limits import Limits
+
+    running = started(serving, place, limits=Limits(max_bytes=20_000, max_pixels=100, max_files=2))
+    assert taught(running, [b"x" * 30_000], name="New").status_code == 413
+    assert taught(running, [b"x"] * 3, name="New").status_code == 413
+    assert taught(running, [FIVE[0]], name="New").status_code == 422  # more pixels than allowed
+    assert recognised(started(serving, place), IMAGES[0])["problem"] is None
