@@ -17,6 +17,7 @@ from made_up_runs import LANDMARKS, image, make_dataset, make_run
 
 import landmarks
 from landmarks.recognition.answers import Answer, Explanation, Recognition
+from landmarks.recognition.learned_images import Learned
 from landmarks.serving.app import create_app
 from landmarks.serving.request_limits import Limits
 from landmarks.serving.server import Server, bound
@@ -45,6 +46,7 @@ class Held:
     names = ("Tower",)
     landmark_ids = (1,)
     seen_share = 1.0
+    learned = Learned()
 
     def __init__(self, go: bool = True) -> None:
         self.go = threading.Event()

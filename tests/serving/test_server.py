@@ -337,7 +337,8 @@ def test_numbers_for_prometheus_are_what_prometheus_reads(serving: Serving) -> N
 def test_it_knows_its_landmarks(serving: Serving, recogniser: Any) -> None:
     answer = httpx.get(f"{serving(recogniser).url}/landmarks").json()
     assert answer["landmarks"] == [
-        {"label": label, "landmark_id": id, "name": f"Tower {id}"} for label, id in enumerate((11, 22, 33))
+        {"label": label, "landmark_id": id, "name": f"Tower {id}", "images": None}
+        for label, id in enumerate((11, 22, 33))
     ]
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
-from made_up_runs import image
+from made_up_runs import _short_features, image
 from serving.conftest import IMAGES, Running, Serving
 
 import landmarks
 from landmarks.serving.reloading import POLL_SECONDS
+
+__all__ = ["_short_features"]
 
 JPEG = {"Content-Type": "image/jpeg"}
 FIVE = [image(58, number) for number in range(500, 505)]

@@ -53,37 +53,42 @@ LEARNED_TABLE = {
 
 def learn(
     run: Path | str,
-    images: Path | str | Sequence[Path | str],
+    images: Path | str | bytes | Sequence[Path | str | bytes],
     *,
     name: str,
     landmark_id: int | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
-    """Add the landmark `name` to `run` from `images` (files and folders) of it; return all that it learned so far.
+    """Add the landmark `name` to `run` from `images` of it; return all that it learned so far.
 
-    See `LEARNED_TABLE`. A landmark that was learned before gets these images too. Images that cannot be decoded are
-    named and passed by. The first time, the run's own dataset must be there: what is kept of it is made then. Raises
-    `LandmarksError` for a name or id that the run was trained on, and when no image can be read.
+    An image is a file, a file's bytes, or one of those in a folder. For what is returned see `LEARNED_TABLE`. A
+    landmark that was learned before gets these images too. Images that cannot be decoded are named and passed by. The
+    first time, the run's own dataset must be there: what is kept of it is made then. Raises `LandmarksError` for a
+    name or id that the run was trained on, and when no image can be read.
     """
-    opened = open_run(run)
-    paths = find_images([images] if isinstance(images, str | Path) else images)
+    opened, given = open_run(run), each_image([images] if isinstance(images, str | Path | bytes) else images)
     with held(opened.folder):
         recogniser = remembering(opened, device=device)
         features, failed = [], 0
-        for path in paths:
+        for one in given:
             try:
-                features.append(recogniser.embed(path)[0])
+                features.append(recogniser.embed(one)[0])
             except ImageError as error:
                 failed += 1
                 note(str(error))
         if not features:
-            raise LandmarksError(f'none of the {len(paths)} images of "{name}" can be read')
+            raise LandmarksError(f'none of the {len(given)} images of "{name}" can be read')
         learned = recogniser.with_features(np.stack(features), name, landmark_id).learned
         write_learned(opened.folder, learned, opened.digest)
     place = learned.names.index(plain(name))
     passed = f"; {failed} could not be read" if failed else ""
     note(f'"{name}" is known from {learned.counts()[place]} images{passed}')
     return table_of(opened, learned)
+
+
+def each_image(places: Sequence[Path | str | bytes]) -> list[Path | bytes]:
+    """Return files and files' bytes among `places`, and the images in the folders among them, in their order."""
+    return [image for one in places for image in ([one] if isinstance(one, bytes) else find_images([one]))]
 
 
 def forget(run: Path | str, name: str) -> pl.DataFrame:

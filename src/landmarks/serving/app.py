@@ -149,10 +149,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
 
     @app.get("/landmarks", summary="Everything the recogniser knows", response_model=Known, responses=problems(401))
     async def _landmarks() -> Response:
-        recogniser = service.queue.asked.recogniser
-        pairs = zip(recogniser.landmark_ids, recogniser.names, strict=True)
-        known = [{"label": label, "landmark_id": id, "name": name} for label, (id, name) in enumerate(pairs)]
-        return _json({"landmarks": known})
+        return _json({"landmarks": _known(service.queue.asked.recogniser)})
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Is the server up?", response_model=Health)
@@ -219,7 +216,7 @@ def _add_teaching(
         run = require_teaching(teach, place)
         assert load is not None
         async with service.queue.exchanging:
-            now = await asyncio.to_thread(forgotten, run, name, load)
+            now = await asyncio.to_thread(forgotten, run, name, load, service.queue.asked.recogniser)
             return _json(_take(service, now, "forgotten"))
 
 
@@ -227,13 +224,18 @@ def _take(service: Service, now: Taught, outcome: str) -> dict[str, Any]:
     """Have every batch from here on answered by what was taught, and return what it knows."""
     asked = service.queue.asked = Asked(now.recogniser, service.queue.asked.generation + 1, now.stamp)
     service.counters.lessons.labels(outcome).inc()
-    pairs = zip(now.recogniser.landmark_ids, now.recogniser.names, strict=True)
-    known = [
-        {"label": label, "landmark_id": id, "name": name, "images": now.images.get(name)}
+    passed = [{"file": one.file, "problem": one.problem} for one in now.passed]
+    return {"landmarks": _known(now.recogniser), "passed": passed, "generation": asked.generation}
+
+
+def _known(recogniser: Answering) -> list[dict[str, Any]]:
+    """Return everything that a recogniser knows, and how many images it was taught with, if it was."""
+    images = dict(zip(recogniser.learned.names, recogniser.learned.counts(), strict=True))
+    pairs = zip(recogniser.landmark_ids, recogniser.names, strict=True)
+    return [
+        {"label": label, "landmark_id": id, "name": name, "images": images.get(name)}
         for label, (id, name) in enumerate(pairs)
     ]
-    passed = [{"file": one.file, "problem": one.problem} for one in now.passed]
-    return {"landmarks": known, "passed": passed, "generation": asked.generation}
 
 
 async def _answered(service: Service, request: Request, body: Body, top: int, maps: bool) -> dict[str, Any]:

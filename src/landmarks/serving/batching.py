@@ -13,6 +13,7 @@ from typing import Protocol
 
 from landmarks.dataset.images import ImageError, size_of
 from landmarks.recognition.answers import Explanation, Recognition
+from landmarks.recognition.learned_images import Learned
 from landmarks.serving.counters import Counters
 from landmarks.serving.request_limits import Limits, RefusalError, busy
 from landmarks.support.errors import LandmarksError
@@ -41,6 +42,10 @@ class Answering(Protocol):
     @property
     def seen_share(self) -> float:
         """Share of an image's shorter side that the square in its middle has which the network sees."""
+
+    @property
+    def learned(self) -> Learned:
+        """Landmarks that were added to those it was trained for."""
 
     def recognise(self, images: Iterable[bytes], top: int) -> Sequence[Recognition]:
         """Return the answers to several images."""

@@ -65,18 +65,13 @@ class LandmarkBody(BaseModel):
     label: int
     landmark_id: int
     name: str
+    images: int | None = Field(description="Images that it was taught with; null for one that was trained.")
 
 
 class Known(BaseModel):
     """Everything that the recogniser knows."""
 
     landmarks: list[LandmarkBody]
-
-
-class KnownFrom(LandmarkBody):
-    """One landmark, and how many images it was taught with."""
-
-    images: int | None = Field(description="Images that it was taught with; null for one that was trained.")
 
 
 class PassedBody(BaseModel):
@@ -89,7 +84,7 @@ class PassedBody(BaseModel):
 class TaughtBody(BaseModel):
     """What is known now, and what was passed by."""
 
-    landmarks: list[KnownFrom]
+    landmarks: list[LandmarkBody]
     passed: list[PassedBody] = Field(description="Images that could not be read.")
     generation: int = Field(description="Which recogniser answers from now on.")
 
