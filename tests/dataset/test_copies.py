@@ -58,6 +58,33 @@ def on_a_screen(image: Pixels) -> Pixels:
     return decode(encode(np.asarray(screen), 80))
 
 
+def on_a_dark_screen(image: Pixels) -> Pixels:
+    """Two thirds of the width are the image: the words around it are the same for all."""
+    height, width = image.shape[:2]
+    screen = Image.new("RGB", (round(width / 0.65), round(1.12 * height / 0.65)), (24, 24, 28))
+    draw, font = ImageDraw.Draw(screen), ImageFont.load_default(size=screen.width // 24)
+    draw.rectangle((0, 0, screen.width, screen.height * 0.07), fill=(60, 90, 160))
+    draw.text((6, 0.015 * screen.height), "12:30   photo viewer", font=font, fill="white")
+    top = round(0.14 * screen.height)
+    screen.paste(Image.fromarray(image), ((screen.width - width) // 2, top))
+    words = "42 likes · what a view from up there\nthis was our second day"
+    draw.text((0.04 * screen.width, top + height + 4), words, font=font, fill=(230, 230, 230))
+    return decode(encode(np.asarray(screen), 80))
+
+
+def in_a_player(image: Pixels) -> Pixels:
+    """A third of the width shows other videos, the same ones for all."""
+    height, width = image.shape[:2]
+    player = Image.new("RGB", (round(width / 0.66), round(1.25 * height)), (15, 15, 15))
+    player.paste(Image.fromarray(image), (round(0.02 * width), height // 10))
+    random = np.random.default_rng(5)
+    side = player.width // 5
+    for place in range(4):
+        other = Image.fromarray(random.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((side, round(0.6 * side)))
+        player.paste(other, (round(0.72 * player.width), round(0.08 * height + 0.7 * place * side)))
+    return decode(encode(np.asarray(player), 85))
+
+
 CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "half the size": lambda image: shrink(image, max(image.shape) // 2),
     "quality 10": lambda image: decode(encode(image, 10)),
@@ -71,6 +98,8 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "with text": lettered,
     "in a white frame": lambda image: np.pad(image, ((9, 9), (9, 9), (0, 0)), constant_values=255),
     "on a screen": on_a_screen,
+    "on a dark screen": on_a_dark_screen,
+    "in a player": in_a_player,
 }
 
 

@@ -8,6 +8,9 @@ every block that shows anything agrees, of two images of one place some, of othe
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +27,12 @@ BLOCKS = 8
 LIKELY = 0.65
 """Correlation of the smallest images below which two are not compared further; of 400 copies one had less than 0.73."""
 
-HOPEFUL = 0.1
-"""Agreement at the middle size below which two are not compared further."""
+HOPEFUL, WELL = 0.1, 0.75
+"""Agreement at the middle size, and correlation there, of which two that are compared further have either: an image
+that was small within another is too blurred there for its blocks to agree."""
+
+BESIDE = 0.04
+"""How far from where a part is said to begin and end it is looked for first, in shares of a side."""
 
 COMPARED = 2
 """Pixels averaged along each side before images are compared."""
@@ -38,6 +45,16 @@ ALIKE = 0.8
 
 LEAST_SHOWN = 8
 """Blocks that must show something; where fewer do, the others count as not agreeing."""
+
+OTHER_IMAGE = 17
+"""Blocks that show something, in a box of at least half the width and height, by which two show different images if
+hardly any of them agrees: what agrees is what surrounds both, as the words of one app and the border of a card do."""
+
+OTHER_CENTRE = 6
+"""The same of the box in the middle, half as wide and high."""
+
+HARDLY_ANY = 0.1
+"""Share of the blocks of such a box."""
 
 AT_ONCE = 128
 """Pairs that are compared together."""
@@ -67,6 +84,8 @@ def _aligned(first: NDArray[np.uint8], second: NDArray[np.uint8], sides: Floats)
             break
         one, other = _averaged(first[alive], averaged), _averaged(second[alive], averaged)
         moved = sides[alive]
+        if averaged == STEPS[0][0]:
+            moved = _best_beside(one, other, moved)
         for _ in range(steps):
             moved = _moved(one, other, moved)
         sides[alive] = moved
@@ -77,7 +96,7 @@ def _aligned(first: NDArray[np.uint8], second: NDArray[np.uint8], sides: Floats)
         by = COMPARED if averaged == 1 else 1
         agreement[alive] = _compared(_averaged(values, by), _averaged(other, by), inside[:, ::by, ::by])
         if averaged > 1:
-            given_up = agreement[alive] < HOPEFUL
+            given_up = (agreement[alive] < HOPEFUL) & (_correlation(values, other, inside) < WELL)
             agreement[alive[given_up]] = 0
             alive = alive[~given_up]
     return agreement, sides
@@ -158,8 +177,36 @@ def _fitted(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
     return slope, mean_y - slope * mean_x
 
 
+def _best_beside(first: Floats, second: Floats, sides: Floats) -> Floats:
+    """Return the best correlated of the parts of which each side lies at `sides` (P, 4) or `BESIDE` it."""
+    size = first.shape[1]
+    pairs = np.array(list(itertools.product((0, -BESIDE, BESIDE), repeat=2)), np.float32)
+    found = []
+    for at in (1, 0):  # down, then across
+        ends = sides[:, None, (at, at + 2)] + pairs
+        along = ((np.arange(size) + 0.5) / size).astype(np.float32)
+        places = (ends[..., :1] + (ends[..., 1:] - ends[..., :1]) * along) * size - np.float32(0.5)
+        inside = (places >= -0.5) & (places <= size - 0.5)
+        clipped = np.asarray(np.clip(places, 0, size - 1).reshape(-1, size), dtype=np.float32)
+        found.append((ends, inside, _weights(clipped, size).reshape(len(first), len(pairs), size, size)))
+    (down, rows, weights_down), (across, columns, weights_across) = found
+    turned = weights_across.transpose(0, 1, 3, 2)
+    values: Floats = np.asarray((weights_down @ first[:, None])[:, :, None] @ turned[:, None], dtype=np.float32)
+    within = rows[:, :, None, :, None] & columns[:, None, :, None, :]
+    shape = (len(first) * len(pairs) ** 2, size, size)
+    other = np.broadcast_to(second[:, None, None], values.shape).reshape(shape)
+    alike = _correlation(values.reshape(shape), other, within.reshape(shape)).reshape(len(first), -1)
+    which_down, which_across = np.divmod(alike.argmax(axis=1), len(pairs))
+    every = np.arange(len(first))
+    top_bottom, left_right = down[every, which_down], across[every, which_across]
+    return np.stack([left_right[:, 0], top_bottom[:, 0], left_right[:, 1], top_bottom[:, 1]], axis=1)
+
+
 def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:
-    """Return the share (P,) of the blocks of texture that agree; slopes of brightness and straight lines are none."""
+    """Return the share (P,) of the blocks of texture that agree; slopes of brightness and straight lines are none.
+
+    It is 0 where a large box shows something else.
+    """
     count, block = len(values), SKETCH_SIDE // COMPARED // BLOCKS
 
     def blocks(images: NDArray[np.floating] | NDArray[np.bool_]) -> Floats:
@@ -171,8 +218,31 @@ def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floa
     spread_one, spread_other = np.sqrt((one**2).mean(axis=2)), np.sqrt((other**2).mean(axis=2))
     correlation = (one * other).mean(axis=2) / np.maximum(spread_one * spread_other, 1e-6)
     shown = whole & (np.maximum(spread_one, spread_other) >= TEXTURE)
-    agreeing = (shown & (correlation >= ALIKE)).sum(axis=1)
-    return np.asarray(agreeing / np.maximum(shown.sum(axis=1), LEAST_SHOWN), dtype=np.float32)
+    agreeing = shown & (correlation >= ALIKE)
+    agreement = agreeing.sum(axis=1) / np.maximum(shown.sum(axis=1), LEAST_SHOWN)
+    return np.asarray(np.where(_another_image(shown, agreeing), 0, agreement), dtype=np.float32)
+
+
+def _another_image(shown: NDArray[np.bool_], agreeing: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return in which pairs (P,) a large box of blocks `(P, B)` shows something, and hardly any of it agrees."""
+    boxes, least = _boxes()
+    show, agree = (blocks.astype(np.float32) @ boxes.T for blocks in (shown, agreeing))
+    return np.asarray(((show >= least) & (agree <= HARDLY_ANY * show)).any(axis=1))
+
+
+@functools.cache
+def _boxes() -> tuple[Floats, Floats]:
+    """Return which blocks (K, B) boxes hold that are at least half as wide and high as all, and how many must show
+    something (K,)."""
+    half, quarter = BLOCKS // 2, BLOCKS // 4
+    spans = [(start, end) for start in range(BLOCKS) for end in range(start + half, BLOCKS + 1)]
+    boxes = np.zeros((len(spans) ** 2, BLOCKS, BLOCKS), np.float32)
+    least = np.full(len(boxes), OTHER_IMAGE, np.float32)
+    for box, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, repeat=2)):
+        boxes[box, top:bottom, left:right] = 1
+        if (top, bottom, left, right) == (quarter, quarter + half, quarter, quarter + half):
+            least[box] = OTHER_CENTRE
+    return boxes.reshape(len(boxes), -1), least
 
 
 def _without_lines(blocks: Floats, side: int) -> Floats:
