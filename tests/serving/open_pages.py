@@ -99,7 +99,7 @@ class Opened:
 
 
 @contextmanager
-def opened(browser: Any, page: Path, *, offline: bool = True, **context: Any) -> Iterator[Opened]:
+def opened(browser: Any, page: Path | str, *, offline: bool = True, **context: Any) -> Iterator[Opened]:
     context.setdefault("viewport", {"width": 1280, "height": 900})
     own = browser.new_context(offline=offline, **context)
     tab = own.new_page()
@@ -109,7 +109,7 @@ def opened(browser: Any, page: Path, *, offline: bool = True, **context: Any) ->
     tab.on("console", lambda message: found.complaints.append(message.text))
     tab.on("pageerror", lambda error: found.complaints.append(str(error)))
     tab.on("filechooser", lambda _: None)  # so that choosers are caught from the start, not from the first press on
-    tab.goto(page.as_uri())
+    tab.goto(page.as_uri() if isinstance(page, Path) else page)
     tab.locator("#state", has_text="Ready").wait_for()
     try:
         yield found

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from made_up_runs import image
 from serving.conftest import IMAGES, command
 
 from landmarks.cli.main import run
@@ -27,8 +29,9 @@ def blocks(language: str) -> list[str]:
 def place(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the document's commands find what they name."""
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mobilenet").symlink_to(run_folder)
-    for name, data in zip(("paris.jpg", "rome.jpg"), IMAGES, strict=False):
+    shutil.copytree(run_folder, tmp_path / "runs" / "mobilenet")
+    new = [image(58, number) for number in range(2)]
+    for name, data in zip(("paris.jpg", "rome.jpg", "one.jpg", "two.jpg"), [*IMAGES[:2], *new], strict=True):
         (tmp_path / name).write_bytes(data)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -55,15 +58,22 @@ def said_by(line: str, url: str, environment: dict[str, str]) -> str:
 def test_every_command_answers(place: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     serving = [line for line in lines if line.startswith("landmarks serve")]
-    at = lines.index(serving[1])
+    at = lines.index(serving[2])
     export = lines[at - 1]
     assert export.startswith("export LANDMARKS_TOKEN=")
     token = said_by(f'{export}; echo "$LANDMARKS_TOKEN"', "", {}).strip()
     asked = [line for line in lines if line.startswith("curl ")]
     assert len(lines) == len(asked) + len(serving) + 1
     assert len(token) > 40
-    for words, environment in ((serving[0], {}), (serving[1], {"LANDMARKS_TOKEN": token})):
-        chosen = [line for line in asked if ("$LANDMARKS_TOKEN" in line) == bool(environment)]
+    assert "--teach" in serving[1]
+    to_teach = [line for line in asked if "-F name=" in line or "DELETE" in line]
+    with_token = [line for line in asked if "$LANDMARKS_TOKEN" in line]
+    others = [line for line in asked if line not in to_teach + with_token]
+    for words, chosen, environment in (
+        (serving[0], others, {}),
+        (serving[1], to_teach, {}),
+        (serving[2], with_token, {"LANDMARKS_TOKEN": token}),
+    ):
         assert chosen
         with command(*shlex.split(words.replace(" --port 8000", ""))[2:], **environment) as (process, url, _):
             for line in chosen:

@@ -105,7 +105,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name.strip("_"),
     )
     app.state.service = service
-    _add_paths(app, service)
+    _add_paths(app, service, place=place if load is not None else None, teach=teach)
     _add_teaching(app, service, place=place if load is not None else None, load=load, teach=teach, device=device)
     _add_errors(app, service.counters)
     app.add_middleware(Front, counters=service.counters, token=token_of_environment() if token is None else token)
@@ -120,7 +120,7 @@ def create_app(
     return app
 
 
-def _add_paths(app: FastAPI, service: Service) -> None:
+def _add_paths(app: FastAPI, service: Service, *, place: Path | None, teach: bool) -> None:
     page = page_that_asks()
     policy = {"Content-Security-Policy": policy_of(page)}
 
@@ -161,6 +161,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
                 "landmarks": len(asked.recogniser.names),
                 "generation": asked.generation,
                 "refused": asked.refused,
+                "teach": teach and place is not None and place.is_dir(),
                 "version": __version__,
             }
         )

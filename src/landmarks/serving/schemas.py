@@ -96,6 +96,7 @@ class Health(BaseModel):
     landmarks: int = Field(description="Landmarks that the recogniser knows.")
     generation: int
     refused: str | None = Field(description="Why what was put in place last is not asked.")
+    teach: bool = Field(description="Whether it may be taught landmarks: POST /landmarks.")
     version: str
 
 

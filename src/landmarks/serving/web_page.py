@@ -65,6 +65,7 @@ def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str
             "privacy": "This page works without a network. Its Content-Security-Policy forbids every connection, so no "
             "image can leave this device; nothing is kept when the page is closed.",
             "token": "",
+            "teach": "",
             "facts": f'<dl class="facts">{told}</dl>',
             "credits": _credits(facts),
         },
@@ -74,7 +75,7 @@ def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str
 def page_that_asks() -> str:
     """Return a page that asks the server which it came from: `POST recognise`, `landmarks` and `healthz` beside it."""
     return _page(
-        scripts=("pixels.js", "heat.js", "asking-the-server.js", "page.js"),
+        scripts=("pixels.js", "heat.js", "asking-the-server.js", "page.js", "teach.js"),
         data={},
         allowed="script-src {script}; connect-src 'self'",
         fill={
@@ -83,6 +84,7 @@ def page_that_asks() -> str:
             "unknown": _WITH_THRESHOLD,
             "privacy": "Images go to the server that this page came from, and nowhere else; it keeps none of them.",
             "token": _TOKEN,
+            "teach": _joined("teach.html").replace("{{where}}", _TAUGHT_THERE),
             "facts": "",
             "credits": "",
         },
@@ -95,6 +97,8 @@ _TOKEN = """    <form id="token" class="find" hidden>
       <button type="submit">Go on</button>
     </form>
 """
+
+_TAUGHT_THERE = "This server keeps what it learns, and answers with it whoever asks; the images are not kept."
 
 _WITH_THRESHOLD = (
     "An image that resembles none of them closely enough is called “not a landmark I know”; that can be wrong too."

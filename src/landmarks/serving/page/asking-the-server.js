@@ -1,6 +1,8 @@
 // Answers by the server that this page came from. It may want a token, and it may be busy.
 
 const PATIENCE = 5; // times that a busy server is asked again
+const LARGE_FILE_BYTES = 2 ** 21; // larger ones are sent smaller, for a request has its limit
+const SENT_SIDE = 2048;
 
 function openRecogniser() {
   const form = document.getElementById("token");
@@ -56,8 +58,47 @@ function openRecogniser() {
     return { answer: { ...image, maps: mapsOf(image.answers) }, preview };
   }
 
-  const landmarks = async () => (await ask("landmarks")).landmarks.map((landmark) => landmark.name);
-  return { ready: ask("healthz"), recognise, landmarks };
+  const known = async () => (await ask("landmarks")).landmarks;
+  const landmarks = async () => (await known()).map((landmark) => landmark.name);
+  const found = { recognise, landmarks, teaching: null };
+  found.ready = ask("healthz").then((health) => {
+    if (health.teach) found.teaching = { teach, forget, taught };
+  });
+  return found;
+
+  async function teach(name, files) {
+    const body = new FormData();
+    body.append("name", name);
+    for (const file of files) body.append("images", await sendable(file), file.name || "image");
+    return ask("landmarks", { method: "POST", body });
+  }
+
+  async function forget(name) {
+    await ask(`landmarks/${encodeURIComponent(name)}`, { method: "DELETE" });
+  }
+
+  async function taught() {
+    return (await known()).filter((landmark) => landmark.images !== null);
+  }
+}
+
+/** Return a file as it is sent: a large one at sides that any network can use, if this browser can decode it. */
+async function sendable(file) {
+  if (file.size <= LARGE_FILE_BYTES) return file;
+  try {
+    const bitmap = await decoded(file);
+    const scale = Math.min(1, SENT_SIDE / Math.max(bitmap.width, bitmap.height));
+    const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
+    const context = canvas.getContext("2d", { alpha: false });
+    context.fillStyle = "#fff"; // what is transparent is shown on white
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    bitmap.close();
+    return await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+  } catch {
+    return file;
+  }
 }
 
 function mapsOf(answers) {

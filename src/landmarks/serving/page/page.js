@@ -13,7 +13,10 @@ let numbered = 0;
 
 const recogniser = openRecogniser();
 recogniser.ready.then(
-  () => say("Ready"),
+  () => {
+    say("Ready");
+    if (recogniser.teaching) beginTeaching();
+  },
   (error) => {
     broken = true;
     state.classList.add("trouble");
@@ -67,7 +70,8 @@ addEventListener("drop", async (event) => {
   event.preventDefault();
   inside = 0;
   document.body.classList.remove("dragging");
-  add(await filesOf(event.dataTransfer));
+  const dropped = event.target instanceof Element && event.target.closest("#lesson") ? gather : add;
+  dropped(await filesOf(event.dataTransfer));
 });
 
 /** Return the files that were dropped, those inside dropped folders too. */
@@ -202,6 +206,7 @@ function show(job, { answers, known, maps, seen }, preview) {
   if (known === false) said.append(make("p", { class: "nearly" }, nearly));
   said.append(list);
   if (maps !== null && preview) said.append(make("label", { class: "switch" }, heat, "Show where it looked"));
+  if (recogniser.teaching) said.append(teachButton(job));
   job.card.className = known === false ? "card unknown" : "card";
   job.card.setAttribute("aria-labelledby", heading.id);
   if (!preview) job.card.classList.add("blind"); // a format that only the server can decode
@@ -210,6 +215,13 @@ function show(job, { answers, known, maps, seen }, preview) {
   draw();
   const sure = `${best.name}, ${percent(best.probability)}`;
   told.textContent = `${job.name}: ${known === false ? `${NOT_KNOWN}. ${nearly}` : sure}`;
+}
+
+function teachButton({ file, name }) {
+  const button = make("button", { type: "button", class: "quiet" }, "Teach it what this is");
+  button.append(make("span", { class: "unseen" }, `, from ${name}`));
+  button.addEventListener("click", () => teachFrom(file));
+  return button;
 }
 
 function answerRow({ name, probability }, position, number, chosen) {
@@ -238,7 +250,7 @@ async function listNames() {
     element("found").textContent = sentence(error.message);
     return;
   }
-  document.querySelector(".find").hidden = names.length <= FEW;
+  document.querySelector("label.find").hidden = names.length <= FEW;
   const list = () => {
     const wanted = element("find").value.trim().toLowerCase();
     const found = names.filter((name) => name.toLowerCase().includes(wanted));
