@@ -1,200 +1,14 @@
-"""The verbs that choose, fetch, import and divide images."""
+"""The verbs that make datasets of images people have, divide them, and look for what is wrong in them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from landmarks.cli.everywhere import Json, print_json
+from landmarks.cli.everywhere import Json, counts_of, print_json
 from landmarks.support.terminal import show, show_lines
-
-if TYPE_CHECKING:
-    from landmarks.dataset.manifest import Dataset
-
-SHOWN = 20
-
-
-def select(
-    mirror: Annotated[
-        str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
-    ],
-    *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the selection is written (parquet).")],
-    set: Annotated[str, typer.Option(help="train, or test (the recognition test set).")] = "train",
-    skip: Annotated[int, typer.Option(help="Leave out the landmarks with most images.")] = 0,
-    take: Annotated[int | None, typer.Option(help="Of the others, take those with most images.")] = None,
-    choose: Annotated[int | None, typer.Option(help="Of those, draw so many at random.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides what is drawn at random.")] = 0,
-    min_images: Annotated[int | None, typer.Option(help="Only landmarks with at least so many images.")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Only landmarks with at most so many images.")] = None,
-    landmarks: Annotated[
-        str | None, typer.Option(help="Only these: ids with commas, a file, a selection, a dataset or a run.")
-    ] = None,
-    exclude: Annotated[
-        str | None,
-        typer.Option(help="Not these: the same forms, or not-landmarks (a shipped list of categories that are none)."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Only names with these words, or this regular expression.")] = None,
-    supercategory: Annotated[str | None, typer.Option(help="Only landmarks of this supercategory.")] = None,
-    kind: Annotated[str | None, typer.Option(help="natural or human-made.")] = None,
-    license: Annotated[str | None, typer.Option(help="Only images whose licence has these words.")] = None,
-    clean: Annotated[bool, typer.Option("--clean", help="Only the images of the cleaned training set.")] = False,
-    images_per_landmark: Annotated[
-        int | None, typer.Option(help="Of landmarks with more images, draw so many at random.")
-    ] = None,
-    unknown: Annotated[
-        int | None, typer.Option(help="Test set: keep so many images of nothing known (default: all).")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Choose landmarks and their images by a rule.
-
-    Example, 20 landmarks drawn from those at ranks 50 to 149: landmarks select MIRROR -o twenty.parquet --skip 49
-    --take 100 --choose 20 --seed 0
-    """
-    from landmarks.archive.select import select as select_images
-    from landmarks.support.console import note, print_table
-
-    chosen = select_images(
-        mirror,
-        out,
-        set=set,
-        skip=skip,
-        take=take,
-        choose=choose,
-        seed=seed,
-        min_images=min_images,
-        max_images=max_images,
-        landmarks=landmarks,
-        exclude=exclude,
-        name=name,
-        supercategory=supercategory,
-        kind=kind,
-        license=license,
-        clean=clean,
-        images_per_landmark=images_per_landmark,
-        unknown=unknown,
-    )
-    known = chosen.images["landmark_id"].count()
-    total = {"images": len(chosen.images), "unknown": len(chosen.images) - known}
-    if json:
-        whole = {"path": out, "rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
-        print_json({**whole, "landmarks": chosen.landmarks})
-        return
-    shown = chosen.landmarks.head(SHOWN).with_columns(name=chosen.landmarks["name"].head(SHOWN).fill_null("–"))
-    print_table(["landmark", "name", "images"], shown.rows())
-    if len(chosen.landmarks) > SHOWN:
-        show(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
-    also = f" and {total['unknown']:,} images of nothing known" if total["unknown"] else ""
-    show(
-        f"{known:,} images of {len(chosen.landmarks):,} landmarks{also}, "
-        f"about {_size(chosen.expected_bytes)} in the mirror"
-    )
-    note(f"written to {out}")
-
-
-def _size(bytes_: int) -> str:
-    return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.1f} MB"
-
-
-# ── `landmarks locate` ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def locate(
-    mirror: Annotated[
-        str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
-    ],
-    *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The byte index (parquet).")],
-    set: Annotated[str, typer.Option(help="train, test or index.")] = "train",
-    workers: Annotated[int, typer.Option(help="TARs walked at once; one request each is under way.")] = 64,
-    json: Json = False,
-) -> int | None:
-    """Make the byte index of a mirror: where each image lies, so that fetch moves images and not TARs.
-
-    Moves half a kilobyte per image. Can be stopped at any time and run again.
-
-    Example: landmarks locate https://s3.amazonaws.com/google-landmark -o index.parquet
-    """
-    from landmarks.archive.locate import locate as locate_images
-    from landmarks.support.console import note
-
-    index = locate_images(mirror, out, set=set, workers=workers)
-    if json:
-        counts = {"tars": index.tar_count, "indexed": len(index.tars), "unindexed": index.unindexed}
-        print_json({"path": index.path, "set": index.set, "mirror": index.mirror, **counts})
-    note(f"{len(index.tars)} of {index.tar_count} TARs indexed, written to {out}")
-    return 1 if index.unindexed else None
-
-
-# ── `landmarks fetch` ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def fetch(
-    selection: Annotated[Path, typer.Argument(help="What landmarks select wrote.")],
-    *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The dataset's folder.")],
-    mirror: Annotated[
-        str | None, typer.Option(help="Where the TARs are, if not where the selection was made: a path or an address.")
-    ] = None,
-    index: Annotated[
-        str | None, typer.Option(help="A byte index (path or address): only the images travel, not whole TARs.")
-    ] = None,
-    max_side: Annotated[int, typer.Option(help="The longest side that is stored, in pixels.")] = 512,
-    workers: Annotated[int | None, typer.Option(help="TARs worked on at once (default: by the processors).")] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Let a Dask cluster do the work: its scheduler's address, tcp://host:8786.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="auto (by cost), ranges, or stream.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and stop.")] = False,
-    by_reference: Annotated[
-        bool,
-        typer.Option("--by-reference", help="From a dataset: leave the images in its shards, and read them there."),
-    ] = False,
-    add: Annotated[bool, typer.Option("--add", help="Add the images to the dataset that is in --out already.")] = False,
-    json: Json = False,
-) -> int | None:
-    """Fetch the selected images: upright, no larger than --max-side, one shard per TAR, MD5 checked.
-
-    Can be stopped at any time and run again. Ends with exit code 1 when a TAR could not be had.
-
-    Example: landmarks fetch twenty.parquet -o twenty --index https://example.org/index.parquet
-    """
-    from landmarks.archive.fetch import fetch as fetch_images
-    from landmarks.archive.fetch_plan import Plan
-
-    fetched = fetch_images(
-        selection,
-        out,
-        mirror=mirror,
-        index=index,
-        max_side=max_side,
-        workers=workers,
-        cluster=cluster,
-        method=method,  # type: ignore[arg-type]
-        dry_run=dry_run,
-        by_reference=by_reference,
-        add=add,
-    )
-    if isinstance(fetched, Plan):
-        if json:
-            told = ("requests", "bytes", "disk_bytes", "seconds", "bytes_per_second", "why")
-            print_json({"tars": len(fetched.tasks), **{name: getattr(fetched, name) for name in told}})
-        return None
-    if json:
-        print_json(_counts(fetched))
-    return 1 if fetched.record["failed"] else None
-
-
-def _counts(dataset: Dataset) -> dict[str, Any]:
-    """Return what there is in a dataset and what was left out, for programs."""
-    counts = {"images": len(dataset.images), "landmarks": len(dataset.labels)}
-    about = ("rejected", "failed", "set")
-    record = {name: dataset.record[name] for name in about if name in dataset.record}
-    return {"folder": dataset.folder, "digest": dataset.digest, **counts, **record}
-
 
 # ── `landmarks import` ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,7 +43,7 @@ def import_(
 
     dataset = import_images(source, out, labels=labels, copy=copy, max_side=max_side, add=add)
     if json:
-        print_json(_counts(dataset))
+        print_json(counts_of(dataset))
     else:
         show(f"{plural(len(dataset.images), 'image')} of {plural(len(dataset.labels), 'landmark')} in {out}")
 
@@ -260,7 +74,7 @@ def join(
 
     dataset = join_datasets(data, out, by_reference=by_reference, max_side=max_side)
     if json:
-        print_json(_counts(dataset))
+        print_json(counts_of(dataset))
     else:
         show(f"{plural(len(dataset.images), 'image')} of {plural(len(dataset.labels), 'landmark')} in {out}")
 

@@ -7,12 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from landmarks.support.errors import UsageError
 from landmarks.support.terminal import show_json
+
+if TYPE_CHECKING:
+    from landmarks.dataset.manifest import Dataset
 
 EXIT_CODES = {
     0: "done",
@@ -31,6 +34,14 @@ EPILOG = (
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs; everything else goes to standard error.")]
 """The option of every verb."""
+
+
+def counts_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what there is in a dataset and what was left out, for programs."""
+    counts = {"images": len(dataset.images), "landmarks": len(dataset.labels)}
+    about = ("rejected", "failed", "set")
+    record = {name: dataset.record[name] for name in about if name in dataset.record}
+    return {"folder": dataset.folder, "digest": dataset.digest, **counts, **record}
 
 
 def print_json(answer: Any) -> None:

@@ -35,7 +35,8 @@ app = typer.Typer(
 
 
 VERBS = {
-    "Data": ("data_verbs", ("select", "locate", "fetch", "import", "join", "split", "unpack", "credits", "audit")),
+    "The archive": ("archive_verbs", ("select", "locate", "fetch")),
+    "Data": ("data_verbs", ("import", "join", "split", "unpack", "credits", "audit")),
     "Training": ("training_verbs", ("networks", "recipe", "plan", "train", "tune")),
     "Results": ("result_verbs", ("evaluate", "score", "subsets", "explain", "compare", "report", "reproduce", "demo")),
     "Use": ("use_verbs", ("predict", "learn", "forget", "index", "search", "export", "serve")),
