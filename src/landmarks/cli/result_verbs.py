@@ -38,6 +38,7 @@ def evaluate(
     wrong: Annotated[
         Path | None, typer.Option(help="Write the images answered wrong to this CSV, the surest first.")
     ] = None,
+    by: Annotated[str | None, typer.Option(help="classifier, neighbours or both; else as validation chose.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
@@ -55,6 +56,7 @@ def evaluate(
         false_acceptance=false_acceptance,
         submission=submission,
         wrong=wrong,
+        by=by,
         device=device,
     )
     _show(numbers, json)

@@ -24,6 +24,7 @@ def predict(
         Path | None,
         typer.Option(help="Write the answers to this CSV file; the screen then counts them. - is standard output."),
     ] = None,
+    by: Annotated[str | None, typer.Option(help="classifier, neighbours or both; else as validation chose.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> int:
@@ -43,7 +44,7 @@ def predict(
     to_screen = str(csv) == "-"
     if json and to_screen:
         raise UsageError("--json and --csv - cannot both be printed", way_out="name a file for one of them")
-    table = predict_images(run, images, csv=None if to_screen else csv, top=top, device=device)
+    table = predict_images(run, images, csv=None if to_screen else csv, top=top, by=by, device=device)
     failed = table.filter(table["problem"].is_not_null())
     if json:
         print_json(_nested(table))

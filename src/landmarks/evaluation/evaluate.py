@@ -25,7 +25,7 @@ from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, halves_of
 from landmarks.recognition.known_scores import MSP, Rule
-from landmarks.recognition.recogniser import Recogniser, load
+from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
@@ -45,6 +45,7 @@ def evaluate(
     false_acceptance: float | None = None,
     submission: Path | str | None = None,
     wrong: Path | str | None = None,
+    by: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> Evaluation:
@@ -58,7 +59,9 @@ def evaluate(
     `unknown` is a dataset whose images all count as unknown, whatever they show, beside those of the split.
     `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
     `submission` is a file to write the split's answers to in the challenge's form, `wrong` a CSV for the images that
-    were answered wrong, the surest answers first (columns: see `wrong_answers`). `device` is auto, cpu, cuda or mps.
+    were answered wrong, the surest answers first (columns: see `wrong_answers`). `by` is who answers: classifier,
+    neighbours or both; without it what validation chose, which is done now where the run remembers its images or comes
+    to, and kept. What another answers is called `<name>-by-<by>`. `device` is auto, cpu, cuda or mps.
     Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its images, and
     when its own was divided anew.
     """
@@ -68,9 +71,14 @@ def evaluate(
             expected="a run's folder, or an export",
             way_out="landmarks score SUBMISSION.csv SOLUTION.csv measures a submission of the challenge",
         )
+    require_by(by)
     opened = open_measured(run)
     if isinstance(opened, MeasuredExport):
-        _require_data(opened, data, false_acceptance)
+        _require_data(opened, data, false_acceptance, by)
+    elif by is not None and false_acceptance is not None:
+        raise UsageError(
+            "a threshold is chosen for answers as validation chose them", received=f"by {by}", way_out="leave out --by"
+        )
     asked = ask(opened, data, split)
     if asked.own and asked.split in ("train", "val"):
         what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
@@ -80,7 +88,17 @@ def evaluate(
         name = name_of(opened, asked)
         strangers = bool(with_truth(asked.images, asked.labels)["truth"].list.len().eq(0).any())
         own = asked.dataset if asked.own else None
-        recogniser = prepare(opened, batch_size, remember=strangers or unknown is not None, own=own, device=device)
+        recogniser = prepare(
+            opened,
+            batch_size,
+            remember=strangers or unknown is not None,
+            own=own,
+            by=by,
+            anew=false_acceptance is not None,
+            device=device,
+        )
+        if by is not None and by != (recogniser.choice.by if recogniser.choice else CLASSIFIER):
+            name = f"{name}-by-{by}"
         if false_acceptance is not None and unknown is None:
             recogniser = remember_unknown(opened, asked, recogniser)
         path = write_predictions(opened, asked, name, recogniser, batch_size=batch_size)
@@ -93,10 +111,10 @@ def evaluate(
                 predictions, opened, asked, unknown, recogniser=recogniser, batch_size=batch_size
             )
             arrays = arrays_of(together)
-        about |= {"temperature": recogniser.temperature, "seconds": time.monotonic() - started}
+        about |= {"by": recogniser.by, "temperature": recogniser.temperature, "seconds": time.monotonic() - started}
         numbers = write_metrics(opened.folder, opened.labels, arrays, about, verb="evaluate", inputs=opened.digest)
         if false_acceptance is not None:
-            chosen = numbers["threshold"] = store_threshold(opened, arrays, false_acceptance)
+            chosen = numbers["threshold"] = store_threshold(opened, arrays, false_acceptance, by=recogniser.by)
             recogniser = replace(recogniser, rule=Rule(**chosen["rule"]))
         if submission is not None:
             export_submission(opened, recogniser, judged, submission)
@@ -107,7 +125,11 @@ def evaluate(
     return evaluation_of(numbers)
 
 
-def _require_data(export: MeasuredExport, data: Path | str | None, false_acceptance: float | None) -> None:
+def _require_data(
+    export: MeasuredExport, data: Path | str | None, false_acceptance: float | None, by: str | None
+) -> None:
+    if by is not None:
+        raise UsageError(f"{export.name} is an export, which answers as its run did when it was written", received=by)
     if data is None:
         raise UsageError(f"{export.name} is an export and has no dataset of its own", expected="--data DATA")
     if false_acceptance is not None:
@@ -177,16 +199,25 @@ def with_unknown(
 
 
 def prepare(
-    run: Run, batch_size: int, *, remember: bool, own: Dataset | None = None, device: str = "auto"
+    run: Run,
+    batch_size: int,
+    *,
+    remember: bool,
+    own: Dataset | None = None,
+    by: str | None = None,
+    anew: bool | None = None,
+    device: str = "auto",
 ) -> Recogniser:
     """Return the run's network, tempered on its validation images; with `remember`, knowing its training ones too.
 
     Both come from the run's dataset (`own`, where it is open already), while that is there. They are the images
-    that the run was validated with and trained on, whatever splits these are in now.
+    that the run was validated with and trained on, whatever splits these are in now. It answers `by` classifier,
+    neighbours or both, see `measured_by`; with `anew`, which may be false, it is chosen which where it is not yet.
     """
     if isinstance(run, MeasuredExport):
         return load(run.export.path)
     with naming_the_extra(f"evaluating the run {run.name}"):
+        from landmarks.recognition.choosing import measured_by
         from landmarks.recognition.gallery import ensure_gallery, open_gallery
         from landmarks.recognition.trained import ensure_temperature, open_recogniser
     recogniser = open_recogniser(run, device=device)
@@ -196,7 +227,9 @@ def prepare(
     gallery = open_gallery(run)
     if gallery is None and remember and own is not None:
         gallery = ensure_gallery(run, recogniser.trained, own, batch_size)
-    return replace(recogniser, gallery=gallery)
+    recogniser = replace(recogniser, gallery=gallery)
+    may_choose = anew is not None and own is not None
+    return measured_by(run, recogniser, by, may_choose=may_choose, anew=bool(anew), device=device)
 
 
 def _own_to_fit_on(run: Run) -> Dataset | None:
@@ -233,13 +266,13 @@ def remember_unknown(run: Run, asked: Asked, recogniser: Recogniser) -> Recognis
     return replace(recogniser, gallery=with_unknown_images(recogniser.gallery, unknown))
 
 
-def store_threshold(run: Run, arrays: Arrays, false_acceptance: float) -> dict[str, Any]:
-    """Choose how images of nothing known are told, and keep it in the run's `model.json`."""
+def store_threshold(run: Run, arrays: Arrays, false_acceptance: float, *, by: str) -> dict[str, Any]:
+    """Choose how images of nothing known are told, and keep it in the run's `model.json`, with who answered them."""
     from landmarks.recognition.trained import update_model
 
     halves = halves_of(arrays.usage, arrays.groups)
     chosen = choose_threshold(arrays.all_scores, arrays.truth.known, halves, false_acceptance)
-    update_model(run, rejection=chosen)
+    update_model(run, rejection={**chosen, "by": by})
     return chosen
 
 

@@ -50,6 +50,8 @@ DEFINITIONS = {
     **UNKNOWN_DEFINITIONS,
     **SCORE_DEFINITIONS,
     **GAP_DEFINITIONS,
+    "by": "Who answered: the trained classifier, the remembered images around an image (neighbours), or both; unless "
+    "asked otherwise as validation chose.",
     "answered": "Images that the submission gives an answer to.",
     "seconds": "From the start of the evaluation to its last answer; answers that were kept from earlier cost nothing.",
 }

@@ -93,7 +93,7 @@ def averages(maps: Tensor, features: Tensor) -> bool:
 
 def has_formula(head: Head) -> bool:
     """Return whether the gradient of `head` is written down here."""
-    return isinstance(head, LinearHead | MlpHead | ArcFaceHead)
+    return isinstance(head.drawn, LinearHead | MlpHead | ArcFaceHead)
 
 
 def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -101,6 +101,7 @@ def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) ->
 
     Raises `TypeError` for a head without a formula.
     """
+    head = head.drawn
     if isinstance(head, LinearHead):
         # Of labels the rows are (N, k, C) already, and widening them would freeze N in an export.
         weight = head.output.weight

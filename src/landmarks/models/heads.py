@@ -38,6 +38,11 @@ class Head(nn.Module):
     settings: dict[str, Any]
     """What `build_head` needs beside the sizes to make it again."""
 
+    @property
+    def drawn(self) -> Head:
+        """The head whose gradient heat maps show: its own, unless one stands behind it."""
+        return self
+
     def adapt(self, images: NDArray[np.int64]) -> None:
         """Take note of how many `images` (K,) of each landmark there are to train on; most heads do not care."""
 

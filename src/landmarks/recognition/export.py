@@ -31,7 +31,7 @@ from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.model_card import model_card
 from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, Outputs, open_export
 from landmarks.recognition.quantise import CALIBRATED_ON, WEIGHTS, quantised, with_half_weights
-from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
 from landmarks.support.console import note, progress
@@ -165,7 +165,7 @@ def export(
 def _export_to_timm(run: Run, out: Path, *, int8: bool) -> Export:
     if int8 or out.suffix.lower() == ".onnx":
         raise UsageError("--timm writes a folder of full weights", expected="-o FOLDER, without --int8")
-    recogniser = _ready(run)
+    recogniser = _ready(run, CLASSIFIER)
     if recogniser.learned.names:
         raise LandmarksError(
             f"timm has no place for landmarks that {run.name} has learned since its training",
@@ -177,9 +177,9 @@ def _export_to_timm(run: Run, out: Path, *, int8: bool) -> Export:
     return Export(out, size, "timm", maps=False, verification=None)
 
 
-def _ready(run: Run) -> Recogniser:
+def _ready(run: Run, by: str | None = None) -> Recogniser:
     """Return the run's recogniser on the processor, its temperature fitted while its dataset is there."""
-    recogniser = open_trained(run, "cpu")
+    recogniser = open_trained(run, "cpu", by)
     if recogniser.learned.names:  # which needs a temperature
         return recogniser
     try:

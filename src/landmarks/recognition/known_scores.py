@@ -19,6 +19,9 @@ COMPARING = frozenset({KNN, MAHALANOBIS, KNN_UNKNOWN, CONTRAST})
 WITH_UNKNOWN = frozenset({KNN_UNKNOWN, CONTRAST})
 """Scores that need remembered unknown images."""
 
+FROM_ANSWERS = frozenset({MSP, "energy"})
+"""Scores that come from the answers themselves, and differ with who gives them."""
+
 SCORE_DEFINITIONS = {
     "score": "The number that a submission gives with its answer.",
     "msp": "Largest probability of any landmark, after temperature (maximum softmax probability, Hendrycks and Gimpel, "

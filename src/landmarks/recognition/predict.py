@@ -10,8 +10,9 @@ import polars as pl
 
 from landmarks.dataset.sources import find_images
 from landmarks.recognition.answers import NOT_KNOWN, Recognition
-from landmarks.recognition.recogniser import load, require_top
+from landmarks.recognition.recogniser import CLASSIFIER, is_export, load, require_by, require_top
 from landmarks.support.console import progress
+from landmarks.support.errors import naming_the_extra
 from landmarks.support.systems import readable
 from landmarks.support.tables import write_csv
 
@@ -33,16 +34,24 @@ def predict(
     *,
     csv: Path | str | None = None,
     top: int = 3,
+    by: str | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
     """Return the `top` best answers of `run` to each image, see `PREDICTED`; `csv` writes the table there too.
 
     `run` is a run's folder, or an export, which needs no PyTorch. `images` are files and folders; a folder means every
-    image in it and below, by name. An image that cannot be decoded has one row that says why. `device` is auto, cpu,
-    cuda or mps. Raises `LandmarksError` when a path does not exist or holds no images.
+    image in it and below, by name. An image that cannot be decoded has one row that says why. `by` is who answers:
+    classifier, neighbours or both; without it what validation chose for the run. The first time neighbours are asked
+    the run's own dataset must be there. `device` is auto, cpu, cuda or mps. Raises `LandmarksError` when a path does
+    not exist or holds no images.
     """
     require_top(top)
-    recogniser = load(run, device=device)
+    require_by(by)
+    if by is not None and by != CLASSIFIER and not is_export(run):
+        with naming_the_extra("answering by neighbours"):
+            from landmarks.recognition.choosing import make_ready
+        make_ready(str(run), device=device)
+    recogniser = load(run, by=by, device=device)
     paths = find_images([images] if isinstance(images, str | Path) else images)
     rows: list[tuple[Any, ...]] = []
     with progress("answering", total=len(paths)) as advance:

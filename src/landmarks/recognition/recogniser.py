@@ -22,7 +22,7 @@ from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, Rul
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
-from landmarks.support.errors import LandmarksError, StaleError, UsageError, naming_the_extra
+from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
 from landmarks.support.files import digest_of
 from landmarks.training.run import Run, open_run
 
@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     import torch
 
     from landmarks.models.network import Network
+    from landmarks.recognition.answering import Choice
     from landmarks.recognition.closed_form import Memory
     from landmarks.recognition.gallery import Gallery
+
+CLASSIFIER, NEIGHBOURS, BOTH = BY = ("classifier", "neighbours", "both")
+"""Who may answer, see `answering.py`."""
 
 ANSWERS = 5
 """Answers kept per image; with fewer landmarks than that, all."""
@@ -69,6 +73,10 @@ class Recogniser:
     """What it keeps of its own images so that landmarks can be added; None: it cannot learn."""
     learned: Learned = field(default_factory=Learned)
     """Landmarks that were added to those it was trained for; their labels stand behind the others."""
+    by: str = CLASSIFIER
+    """Who answers: classifier, neighbours or both."""
+    choice: Choice | None = None
+    """Which of these validation chose; None: it was never asked."""
 
     def __repr__(self) -> str:
         told = "" if self.rule is None else ", tells known from unknown"
@@ -273,16 +281,21 @@ class Recogniser:
         """Changes with whatever, beside the weights, changes the answers."""
         if isinstance(self.network, ExportedNetwork):
             return self.network.digest
-        return digest_of(self.temperature, None if self.gallery is None else self.gallery.digest)
+        by = [] if self.by == CLASSIFIER else [self.by, repr(self.choice)]
+        return digest_of(self.temperature, None if self.gallery is None else self.gallery.digest, *by)
 
 
-def load(place: Run | Path | str, *, device: str = "auto") -> Recogniser:
+def load(place: Run | Path | str, *, by: str | None = None, device: str = "auto") -> Recogniser:
     """Open a run, its folder, or an export (`.onnx`) as a `Recogniser`: everything that answers need, read once.
 
-    `device` is auto, cpu, cuda or mps; an export is asked on the processor. Raises `LandmarksError` when `place` is
-    neither a finished run nor an export, `MissingExtraError` for a run where PyTorch is not installed.
+    `by` is who answers: classifier, neighbours or both; without it what validation chose for the run. `device` is auto,
+    cpu, cuda or mps; an export is asked on the processor. Raises `LandmarksError` when `place` is neither a finished
+    run nor an export, or keeps nothing to answer so by, `MissingExtraError` for a run where PyTorch is not installed.
     """
+    require_by(by)
     if not isinstance(place, Run) and is_export(place):
+        if by is not None:
+            raise UsageError(f"{place} is an export, which answers as its run did when it was written", received=by)
         network = open_export(place)
         record = network.record
         return Recogniser(
@@ -297,12 +310,18 @@ def load(place: Run | Path | str, *, device: str = "auto") -> Recogniser:
     with naming_the_extra(f"answering from the run {run.name}"):
         from landmarks.recognition.trained import open_trained
 
-        return open_trained(run, device)
+        return open_trained(run, device, by)
 
 
 def is_export(place: Path | str) -> bool:
     """Return whether `place` names a file that `landmarks export` may have written, by its name or as a file."""
     return Path(place).suffix.lower() == ".onnx" and not Path(place).is_dir()
+
+
+def require_by(by: str | None) -> None:
+    """Raise `UsageError` unless somebody of that name can answer; None is whoever the run has."""
+    if by is not None and by not in BY:
+        raise UsageError(f'nobody answers by "{by}"', expected=", ".join(BY), way_out=did_you_mean(by, BY))
 
 
 def require_top(top: int) -> None:

@@ -19,13 +19,14 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.models.gradcam import explain_images, scaled
 from landmarks.models.network import Network
 from landmarks.models.rewriting import folded
+from landmarks.recognition.answering import answering_by, as_kept
+from landmarks.recognition.answering_heads import trained_head
 from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
 from landmarks.recognition.gallery import Gallery, open_gallery, rejection_scores, sample
 from landmarks.recognition.known_scores import Rule
 from landmarks.recognition.learned import learned_head, read_learned, read_memory, with_learned, without_learned
-from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recogniser
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
@@ -86,11 +87,15 @@ def _normalised(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> 
     return normalised(pixels, recogniser.trained.preprocessing, recogniser.device)
 
 
-def open_trained(run: Run, device: str = "auto") -> Recogniser:
-    """Load a run with the gallery that it holds and the landmarks that it has learned, see `open_recogniser`."""
+def open_trained(run: Run, device: str = "auto", by: str | None = None) -> Recogniser:
+    """Load a run with the gallery that it holds and the landmarks that it has learned, see `open_recogniser`.
+
+    It answers `by` classifier, neighbours or both, without that by what validation chose.
+    """
     recogniser = replace(open_recogniser(run, open_gallery(run), device), memory=read_memory(run.folder, run.digest))
     learned = read_learned(run.folder, run.digest)
-    return taught(recogniser, learned) if learned.names else recogniser
+    recogniser = taught(recogniser, learned) if learned.names else recogniser
+    return as_kept(recogniser, read_record(run.folder / "model.json"), by, run.folder)
 
 
 def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
@@ -104,20 +109,24 @@ def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
             "this recogniser keeps nothing of its own images, and cannot learn",
             way_out="landmarks learn RUN IMAGES --name NAME, with the run's dataset there, makes what it needs",
         )
-    head = network.head.head if isinstance(network.head, LearnedHead) else network.head
+    head = trained_head(network.head)
     gallery = recogniser.gallery and without_learned(recogniser.gallery, trained)
     if learned.names:
         made = learned_head(head, network.width, recogniser.memory, learned, recogniser.temperature)
         head = made.to(recogniser.device).eval()
         gallery = gallery and with_learned(gallery, learned, trained)
-    return replace(
+    knowing = replace(
         recogniser,
         network=Network(network.backbone_name, network.backbone, network.head_name, head, network.preprocessing).eval(),
         names=[*recogniser.names[:trained], *learned.names],
         landmark_ids=[*recogniser.landmark_ids[:trained], *learned.landmark_ids],
         gallery=gallery,
         learned=learned,
+        by=BOTH if learned.names else CLASSIFIER,
     )
+    if recogniser.choice is None or (learned.names and recogniser.by != NEIGHBOURS):
+        return knowing
+    return answering_by(knowing, recogniser.choice.by if recogniser.learned.names else recogniser.by)
 
 
 def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "auto") -> Recogniser:

@@ -158,9 +158,9 @@ def _train_and_judge(run: Path, settings: dict[str, Any], dataset: Dataset, test
     step(["train", dataset.folder, "-o", run, *options(settings)], train, dataset.folder, run, **settings)
     for name in ("val", "test"):
         if not _is_judged(run, dataset, name):
-            step(["evaluate", run, "--split", name], evaluate, run, split=name)
+            step(["evaluate", run, "--split", name], evaluate, run, split=name, by="classifier")
     if test_set is not None and not _is_judged(run, test_set, test_set.folder.name):
-        step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder)
+        step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder, by="classifier")
 
 
 def _is_judged(run: Path, dataset: Dataset, name: str) -> bool:

@@ -1,0 +1,188 @@
+"""Who answers: the trained classifier, the remembered images nearest to an image, or both; chosen on validation.
+
+`neighbours` are the densities of remembered training images around an image (`kernel_density.py`), `both` is the mean
+of the classifier's probabilities and the closed form's (`learned_head.py`): each knows images that the other does not.
+Which answers the most validation images rightly is kept in the run's `model.json`, with the figures of all three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from landmarks.models.network import Network
+from landmarks.recognition.answering_heads import BothHead, NeighbourHead, trained_head
+from landmarks.recognition.closed_form import Memory
+from landmarks.recognition.gallery import Gallery
+from landmarks.recognition.kernel_density import MAX_IMAGES, Neighbourhood, neighbourhood_of
+from landmarks.recognition.known_scores import FROM_ANSWERS
+from landmarks.recognition.learned import learned_head
+from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recogniser
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.training.discriminant import least_loss, together
+
+RECORD = "answers_by"
+"""Where `model.json` holds the choice."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """What answering in one way is worth on the validation images."""
+
+    by: str
+    accuracy: float
+    log_loss: float
+    scale: float
+    """What its logarithms are divided by for the least log loss; of the classifier 1, which has its temperature."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way that answers most validation images rightly, and what each is worth."""
+
+    by: str
+    images: int
+    ways: tuple[Way, ...]
+
+    def way(self, by: str) -> Way:
+        """Return one of the ways; raise `LandmarksError` when the run cannot answer so."""
+        found = next((way for way in self.ways if way.by == by), None)
+        if found is None:
+            raise LandmarksError(
+                f"this run cannot answer by {by}", expected=f"as many landmarks as images it remembers, {MAX_IMAGES}"
+            )
+        return found
+
+    def __str__(self) -> str:
+        told = {way.by: f"{100 * way.accuracy:.1f} %" for way in self.ways}
+        best = told.pop(self.by)
+        others = ", ".join(f"by {by} {share}" for by, share in told.items())
+        return f"answers by {self.by}: right on {best} of {self.images} validation images ({others})"
+
+
+def choice_of(memory: Memory, near: Neighbourhood | None) -> Choice | None:
+    """Return which way answers most validation images of `memory` rightly; of equal ones the classifier, or the surer.
+
+    `near` are the remembered images. None without validation images, or where there are no neighbours to ask.
+    """
+    validation = memory.validation
+    if not len(validation.labels) or near is None:
+        return None
+    logs, truth = validation.logs.astype(np.float64), validation.labels
+    closed = memory.with_learned(Learned()).scores(validation.images)
+    found = {
+        CLASSIFIER: logs,
+        NEIGHBOURS: near.log_densities(validation.images, logs.shape[1]),
+        BOTH: together(logs, closed),
+    }
+    ways = tuple(_way(by, scores, truth) for by, scores in found.items())
+    return Choice(best_of(ways).by, len(truth), ways)
+
+
+def best_of(ways: Sequence[Way]) -> Way:
+    """Return the way that is right most often; of equal ones the classifier, or the surer."""
+    return max(ways, key=lambda way: (way.accuracy, way.by == CLASSIFIER, -way.log_loss))
+
+
+def _way(by: str, scores: NDArray[np.float64], truth: NDArray[np.int64]) -> Way:
+    scale = 1.0 if by == CLASSIFIER else least_loss(scores, truth).scale
+    logs = log_softmax(scores / scale, axis=1)[np.arange(len(truth)), truth]
+    return Way(by, float((scores.argmax(axis=1) == truth).mean()), float(-np.maximum(logs, -1e4).mean()), scale)
+
+
+def neighbours_of(memory: Memory, gallery: Gallery | None) -> Neighbourhood | None:
+    """Return the remembered images that neighbours are looked for among; None with more landmarks than fit."""
+    if memory.neighbourhood is not None or gallery is None:
+        return memory.neighbourhood
+    old = gallery.labels < len(memory.moments.counts)
+    return neighbourhood_of(memory.moments, gallery.images[old], gallery.labels[old])
+
+
+def answering_by(recogniser: Recogniser, by: str) -> Recogniser:
+    """Return `recogniser` answering by classifier, neighbours or both; see `Recogniser.choice`.
+
+    With landmarks that it has learned the classifier's answer is that of both, for the trained head does not know them.
+    """
+    network, learned, memory = recogniser.trained, recogniser.learned, recogniser.memory
+    head, width = trained_head(network.head), network.width
+    known = [network.head] if learned.names and not isinstance(network.head, NeighbourHead) else []
+    if by == CLASSIFIER and not learned.names:
+        return _with_head(recogniser, head, by)
+    if known and by != NEIGHBOURS:
+        return _with_head(recogniser, known[0], BOTH)
+    if memory is None or recogniser.choice is None:
+        raise LandmarksError(
+            f"this recogniser keeps nothing of its own images, and cannot answer by {by}",
+            way_out="landmarks evaluate RUN --by BY makes what it needs, with the run's dataset there",
+        )
+    temperature, way = recogniser.temperature, recogniser.choice.way(by)
+    if by == NEIGHBOURS:
+        near, old = neighbours_of(memory, recogniser.gallery), len(memory.moments.counts)
+        if near is None:
+            raise LandmarksError("this recogniser remembers none of its training images", way_out="evaluate it again")
+        if len(learned.names):
+            near = near.plus(learned.images, old + learned.places)
+        asked = NeighbourHead(head, width, near, classes=old + len(learned.names), factor=temperature / way.scale)
+        return _with_head(recogniser, asked.to(recogniser.device).eval(), by)
+    mixed = learned_head(head, width, memory, learned, temperature)
+    made = mixed if learned.names else BothHead(mixed, scale=way.scale)
+    return _with_head(recogniser, made.to(recogniser.device).eval(), BOTH)
+
+
+def _with_head(recogniser: Recogniser, head: Any, by: str) -> Recogniser:
+    network = recogniser.trained
+    made = Network(network.backbone_name, network.backbone, network.head_name, head, network.preprocessing).eval()
+    return replace(recogniser, network=made, by=by)
+
+
+def as_kept(recogniser: Recogniser, record: Mapping[str, Any], by: str | None, place: Path) -> Recogniser:
+    """Return `recogniser` answering `by` what is asked for, or without that as its run's `model.json` has it.
+
+    The threshold is left out, with a note, where it was chosen on another way's own scores.
+    """
+    recogniser = replace(recogniser, choice=read_choice(record, place))
+    wanted = by or (CLASSIFIER if recogniser.choice is None else recogniser.choice.by)
+    if by is None and wanted != CLASSIFIER and recogniser.memory is None:
+        note(f"{place.name} answers by classifier: what it remembered of its images is gone")
+        wanted = CLASSIFIER
+    answering = answering_by(recogniser, wanted)
+    chosen_by = (record.get("rejection") or {}).get("by", CLASSIFIER)
+    rule = answering.rule
+    if rule is None or recogniser.learned.names or chosen_by == answering.by or not FROM_ANSWERS & set(rule.weights):
+        return answering
+    note(f"the threshold was chosen for answers by {chosen_by}: by {answering.by} known and unknown are not told")
+    return replace(answering, rule=None, threshold=0.0)
+
+
+def record_of(choice: Choice) -> dict[str, Any]:
+    """Return a choice as it stands in `model.json`."""
+    return asdict(choice)
+
+
+def read_choice(record: Mapping[str, Any], place: Path) -> Choice | None:
+    """Return the choice in a run's `model.json`, None when none was made; raise when it is none to answer by."""
+    kept = record.get(RECORD)
+    if kept is None:
+        return None
+    try:
+        ways = tuple(
+            Way(str(one["by"]), float(one["accuracy"]), float(one["log_loss"]), float(one["scale"]))
+            for one in kept["ways"]
+        )
+        choice = Choice(str(kept["by"]), int(kept["images"]), ways)
+        sound = {way.by for way in ways} <= {CLASSIFIER, NEIGHBOURS, BOTH} and choice.by in {way.by for way in ways}
+        sound &= all(math.isfinite(way.scale) and way.scale > 0 for way in ways)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise LandmarksError(f"{place / 'model.json'} holds no way to answer ({type(error).__name__})") from error
+    if not sound:
+        raise LandmarksError(f"{place / 'model.json'} holds a way to answer that is none")
+    return choice

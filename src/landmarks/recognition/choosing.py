@@ -1,0 +1,99 @@
+"""Which way of answering is best for a run: chosen once, on its validation images, kept in the run, and said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from landmarks.recognition.answering import (
+    RECORD,
+    Choice,
+    as_kept,
+    best_of,
+    choice_of,
+    neighbours_of,
+    read_choice,
+    record_of,
+)
+from landmarks.recognition.gallery import open_gallery
+from landmarks.recognition.kernel_density import MAX_IMAGES
+from landmarks.recognition.learn import remembering
+from landmarks.recognition.learned import read_memory
+from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
+from landmarks.recognition.trained import update_model
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import held, read_record
+from landmarks.training.run import Run, open_run
+
+
+def choose(run: Run, *, anew: bool = False, device: str = "auto") -> None:
+    """Keep in `run` which way of answering its validation images speak for; make what it has to remember for it.
+
+    A run with a threshold goes on answering as it was chosen for, unless this is chosen `anew` too.
+    Call it while holding the run's folder. Raises `LandmarksError` when its dataset is not there, or when it has no
+    validation images or more landmarks than images are remembered.
+    """
+    if len(run.labels) > MAX_IMAGES:
+        raise LandmarksError(
+            f"{run.name} answers by classifier alone: it has more landmarks than images are remembered",
+            received=f"{len(run.labels)} landmarks",
+            expected=f"{MAX_IMAGES} at most",
+        )
+    remembering(run, device=device)
+    memory = read_memory(run.folder, run.digest)
+    choice = None if memory is None else choice_of(memory, neighbours_of(memory, open_gallery(run)))
+    if choice is None:
+        raise LandmarksError(f"{run.name} answers by classifier alone: it has no validation images to choose on")
+    _keep(run, choice, anew=anew)
+
+
+def _keep(run: Run, choice: Choice, *, anew: bool) -> None:
+    """Keep `choice` and say so; without `anew`, a run with a threshold keeps answering as this was chosen for."""
+    rejection, best = read_record(run.folder / "model.json").get("rejection"), choice.by
+    if rejection is not None and not anew:
+        choice = replace(choice, by=str(rejection.get("by", CLASSIFIER)))
+    update_model(run, **{RECORD: record_of(choice)})
+    note(str(choice))
+    if best != choice.by:
+        note(f"its threshold is for answers by {choice.by}: by {best} once evaluate --false-acceptance chooses another")
+
+
+def make_ready(place: Run | str, *, device: str = "auto") -> None:
+    """Let the run at `place` answer by neighbours or both: see `choose`, which is asked where that is not done."""
+    run = place if isinstance(place, Run) else open_run(place)
+    if not _is_ready(run):
+        with held(run.folder):
+            choose(run, device=device)
+
+
+def _is_ready(run: Run) -> bool:
+    kept = read_record(run.folder / "model.json").get(RECORD)
+    return kept is not None and read_memory(run.folder, run.digest) is not None
+
+
+def measured_by(
+    run: Run, recogniser: Recogniser, by: str | None, *, may_choose: bool, anew: bool = False, device: str = "auto"
+) -> Recogniser:
+    """Return `recogniser`, of `run` as it was trained, answering `by` that, without it as the run has chosen.
+
+    With `may_choose` it is chosen now where the run has not yet, and has validation images and a gallery to ask; `anew`
+    says that its threshold is chosen anew too. Call it while holding the run's folder.
+    """
+    place = run.folder / "model.json"
+    kept = read_choice(read_record(place), run.folder)
+    if by not in (None, CLASSIFIER) and not _is_ready(run):
+        choose(run, anew=anew, device=device)
+        recogniser = replace(recogniser, gallery=open_gallery(run))
+    elif kept is not None and anew and kept.by != best_of(kept.ways).by:
+        _keep(run, replace(kept, by=best_of(kept.ways).by), anew=True)
+    elif (
+        by is None and kept is None and may_choose and recogniser.gallery is not None and len(run.labels) <= MAX_IMAGES
+    ):
+        try:
+            choose(run, anew=anew, device=device)
+        except LandmarksError as error:
+            note(str(error))
+    record = read_record(place)
+    if by == CLASSIFIER or (by is None and record.get(RECORD) is None):
+        return recogniser
+    return as_kept(replace(recogniser, memory=read_memory(run.folder, run.digest)), record, by, run.folder)
