@@ -15,7 +15,7 @@ from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.recognition import indexing as room
 from landmarks.recognition.indexing import CONVINCING, open_index, remove
-from landmarks.recognition.vectors import Parts, inverted_file, lists_for, neighbours, whitening_of
+from landmarks.recognition.vectors import Parts, inverted_file, lists_for, neighbours, open_codes, whitening_of
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.training.run import Run
 
@@ -51,13 +51,48 @@ def test_codes_find_what_exact_search_finds_and_answer_with_true_cosines(vectors
     queries = clustered(100, seed=2).astype(np.float32)
     expected = neighbours(queries, vectors, 10)
     faiss.write_index(inverted_file(vectors), str(tmp_path / "codes"))
-    mapped = faiss.read_index(str(tmp_path / "codes"), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    mapped = open_codes(tmp_path / "codes")
     cosines, places = neighbours(queries, vectors, 10, index=mapped)
     assert (places[:, 0] == expected[1][:, 0]).mean() >= 0.97
     same = places[:, 0] == expected[1][:, 0]
     assert cosines[same, 0] == pytest.approx(expected[0][same, 0], abs=1e-5)
     gone = neighbours(queries, vectors, 10, index=mapped, removed=places[:, 0])[1]
     assert not np.isin(gone, places[:, 0]).any()
+
+
+@pytest.mark.linux
+def test_codes_are_mapped_and_not_read(tmp_path: Path) -> None:
+    faiss.write_index(inverted_file(Parts((clustered(200_000),))), str(tmp_path / "codes"))
+    size = (tmp_path / "codes").stat().st_size
+    before = _own_bytes()
+    mapped = open_codes(tmp_path / "codes")
+    assert size > 3_000_000 and _own_bytes() - before < size / 4
+    assert mapped.ntotal == 200_000
+
+
+def _own_bytes() -> int:
+    """Return the bytes of memory that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def test_codes_that_an_earlier_version_wrote_are_read(vectors: Parts, tmp_path: Path) -> None:
+    index = faiss.IndexIVFPQ(faiss.IndexFlatL2(32), 32, 64, 16, 8)
+    every = vectors.rows(np.arange(len(vectors)))
+    index.train(every)
+    index.add(every)
+    faiss.write_index(index, str(tmp_path / "codes"))
+    queries = clustered(50, seed=2).astype(np.float32)
+    found = neighbours(queries, vectors, 1, index=open_codes(tmp_path / "codes"))[1]
+    assert (found == neighbours(queries, vectors, 1)[1]).mean() >= 0.97
+
+
+@pytest.mark.parametrize("width", [1, 7, 100, 256])
+def test_vectors_of_any_length_have_codes(width: int) -> None:
+    values = Parts((clustered(300, width),))
+    places = neighbours(values.rows(np.arange(300)), values, 1, index=inverted_file(values))[1]
+    if width > 1:
+        assert (places[:, 0] == np.arange(300)).mean() > 0.95
 
 
 def test_more_neighbours_than_vectors_leaves_places_empty() -> None:

@@ -30,7 +30,16 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import find_images
 from landmarks.recognition.directions import directions
 from landmarks.recognition.recogniser import Recogniser, load
-from landmarks.recognition.vectors import MOST_EXACT, Parts, Whitening, add_to, inverted_file, neighbours, whitening_of
+from landmarks.recognition.vectors import (
+    MOST_EXACT,
+    Parts,
+    Whitening,
+    add_to,
+    inverted_file,
+    neighbours,
+    open_codes,
+    whitening_of,
+)
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, naming_the_extra
 from landmarks.support.files import held, read_record, write_record, written_whole
@@ -142,7 +151,7 @@ def open_index(folder: Path | str) -> Index:
             whitening = Whitening(kept["mean"], kept["matrix"])
     codes = None
     if record.get("codes") is not None:
-        codes = faiss.read_index(str(folder / str(record["codes"])), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        codes = open_codes(folder / str(record["codes"]))
     return Index(folder, record, images, removed, Parts(arrays), whitening, codes)
 
 

@@ -2,13 +2,15 @@
 
 Vectors have length 1 and lie on disk in half precision, in parts that are only ever added. Up to `MOST_EXACT` a query
 is compared with each of them. Beyond, faiss finds candidates in an inverted file (Jégou et al., PAMI 2011) of product
-quantised codes, which is mapped into memory, and the candidates' own vectors decide: what is answered are true cosines.
+quantised codes of four bits, compared in registers (André et al., PAMI 2021) and mapped into memory, and the
+candidates' own vectors decide: what is answered are true cosines.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -26,8 +28,10 @@ BLOCK = 65_536
 CANDIDATES = 256
 """Found by their codes, for each query, and then compared exactly."""
 
-PROBES = 64
-"""Lists of the inverted file that a query looks into."""
+PROBED = 8
+"""A query looks into one in so many lists of the inverted file, but into `LEAST_PROBES` at least."""
+
+LEAST_PROBES = 64
 
 TRAINED_PER_LIST = 50
 """Vectors that a list's centre is found from."""
@@ -92,19 +96,25 @@ def lists_for(count: int) -> int:
 def inverted_file(vectors: Parts, code_bytes: int | None = None, seed: int = 0) -> Any:
     """Return a faiss index of the codes of `vectors`, trained on some of them, drawn from `seed`.
 
-    `code_bytes` for each vector, half of its length without; ids are rows. Time grows with N times the root of N.
+    `code_bytes` for each vector, a quarter of its length without; ids are rows. Time grows with N times the root of N.
     """
     width = vectors.arrays[0].shape[1]
     count, lists = len(vectors), lists_for(len(vectors))
-    quantizer = faiss.IndexFlatL2(width)
-    index = faiss.IndexIVFPQ(quantizer, width, lists, code_bytes or max(1, width // 2), 8)
+    pieces = next(
+        number for number in range(min(width, 2 * (code_bytes or max(1, width // 4))), 0, -1) if width % number == 0
+    )
+    index = faiss.IndexIVFPQFastScan(faiss.IndexFlatL2(width), width, lists, pieces, 4)
     index.cp.niter = 8
     index.cp.seed = 1 + seed
-    index.pq.cp.niter = 12
     chosen = np.sort(generator(seed, "lists").choice(count, min(count, TRAINED_PER_LIST * lists), replace=False))
     index.train(vectors.rows(chosen))
     add_to(index, vectors, 0)
     return index
+
+
+def open_codes(path: Path | str) -> Any:
+    """Open a faiss index that `faiss.write_index` wrote, mapped into memory: what a query touches is read."""
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
 
 
 def add_to(index: Any, vectors: Parts, first: int) -> None:
@@ -121,7 +131,7 @@ def neighbours(
     *,
     index: Any = None,
     removed: NDArray[np.integer] | None = None,
-    probes: int = PROBES,
+    probes: int | None = None,
     candidates: int = CANDIDATES,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return cosines and rows `(Q, k)` of the nearest `vectors` to `queries` `(Q, D)`, best first, equal ones by row.
@@ -134,7 +144,7 @@ def neighbours(
     if index is None:
         return _exact(asked, vectors, k, gone)
     parameters = faiss.SearchParametersIVF()
-    parameters.nprobe = min(probes, index.nlist)
+    parameters.nprobe = min(probes or max(LEAST_PROBES, index.nlist // PROBED), index.nlist)
     _, found = index.search(asked, max(k, candidates), params=parameters)
     cosines = np.full((len(asked), k), -np.inf, dtype=np.float32)
     places = np.full((len(asked), k), -1, dtype=np.int64)
