@@ -271,8 +271,8 @@ def store_threshold(run: Run, arrays: Arrays, false_acceptance: float, *, by: st
     from landmarks.recognition.trained import update_model
 
     halves = halves_of(arrays.usage, arrays.groups)
-    chosen = choose_threshold(arrays.all_scores, arrays.truth.known, halves, false_acceptance)
-    update_model(run, rejection={**chosen, "by": by})
+    chosen = {**choose_threshold(arrays.all_scores, arrays.truth.known, halves, false_acceptance), "by": by}
+    update_model(run, rejection=chosen)
     return chosen
 
 

@@ -93,7 +93,11 @@ def averages(maps: Tensor, features: Tensor) -> bool:
 
 def has_formula(head: Head) -> bool:
     """Return whether the gradient of `head` is written down here."""
-    return isinstance(head.drawn, LinearHead | MlpHead | ArcFaceHead)
+    return isinstance(_drawn(head), LinearHead | MlpHead | ArcFaceHead)
+
+
+def _drawn(head: nn.Module) -> nn.Module:
+    return head.drawn if isinstance(head, Head) else head
 
 
 def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -101,18 +105,18 @@ def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) ->
 
     Raises `TypeError` for a head without a formula.
     """
-    head = head.drawn
-    if isinstance(head, LinearHead):
+    drawn = _drawn(head)
+    if isinstance(drawn, LinearHead):
         # Of labels the rows are (N, k, C) already, and widening them would freeze N in an export.
-        weight = head.output.weight
+        weight = drawn.output.weight
         return weight.expand(features.shape[0], -1, -1) if labels is None else weight[labels]
-    if isinstance(head, MlpHead):
-        awake = (head.hidden(features) > 0).to(features.dtype)
-        rows = head.output.weight if labels is None else head.output.weight[labels]
-        gradient: Tensor = (rows * awake[:, None]) @ head.hidden.weight
+    if isinstance(drawn, MlpHead):
+        awake = (drawn.hidden(features) > 0).to(features.dtype)
+        rows = drawn.output.weight if labels is None else drawn.output.weight[labels]
+        gradient: Tensor = (rows * awake[:, None]) @ drawn.hidden.weight
         return gradient
-    if isinstance(head, ArcFaceHead):
-        return _cosine_gradient(head, features, labels)
+    if isinstance(drawn, ArcFaceHead):
+        return _cosine_gradient(drawn, features, labels)
     raise TypeError(f"no formula for the gradient of {type(head).__name__}")
 
 

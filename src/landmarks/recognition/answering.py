@@ -151,9 +151,9 @@ def as_kept(recogniser: Recogniser, record: Mapping[str, Any], by: str | None, p
     """
     recogniser = replace(recogniser, choice=read_choice(record, place))
     wanted = by or (CLASSIFIER if recogniser.choice is None else recogniser.choice.by)
-    if by is None and wanted != CLASSIFIER and recogniser.memory is None:
-        note(f"{place.name} answers by classifier: what it remembered of its images is gone")
-        wanted = CLASSIFIER
+    if by is None and wanted != CLASSIFIER and not recogniser.learned.names and not _remembers(recogniser, wanted):
+        note(f"{place.name} answers by classifier: what it remembered of its images is gone; evaluate it again")
+        return recogniser
     answering = answering_by(recogniser, wanted)
     chosen_by = (record.get("rejection") or {}).get("by", CLASSIFIER)
     rule = answering.rule
@@ -161,6 +161,12 @@ def as_kept(recogniser: Recogniser, record: Mapping[str, Any], by: str | None, p
         return answering
     note(f"the threshold was chosen for answers by {chosen_by}: by {answering.by} known and unknown are not told")
     return replace(answering, rule=None, threshold=0.0)
+
+
+def _remembers(recogniser: Recogniser, by: str) -> bool:
+    if recogniser.memory is None:
+        return False
+    return by != NEIGHBOURS or neighbours_of(recogniser.memory, recogniser.gallery) is not None
 
 
 def record_of(choice: Choice) -> dict[str, Any]:

@@ -92,10 +92,11 @@ def open_trained(run: Run, device: str = "auto", by: str | None = None) -> Recog
 
     It answers `by` classifier, neighbours or both, without that by what validation chose.
     """
-    recogniser = replace(open_recogniser(run, open_gallery(run), device), memory=read_memory(run.folder, run.digest))
+    opened, record = _opened(run, open_gallery(run), device)
+    recogniser = replace(opened, memory=read_memory(run.folder, run.digest))
     learned = read_learned(run.folder, run.digest)
     recogniser = taught(recogniser, learned) if learned.names else recogniser
-    return as_kept(recogniser, read_record(run.folder / "model.json"), by, run.folder)
+    return as_kept(recogniser, record, by, run.folder)
 
 
 def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
@@ -131,6 +132,10 @@ def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
 
 def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "auto") -> Recogniser:
     """Load a run's network on `device` (see `choose_device`), with temperature and threshold from its `model.json`."""
+    return _opened(run, gallery, device)[0]
+
+
+def _opened(run: Run, gallery: Gallery | None, device: str) -> tuple[Recogniser, dict[str, Any]]:
     place = torch.device(choose_device(device).value)
     record: dict[str, Any] = read_record(run.folder / "model.json")
     network = folded(run.network().to(place))
@@ -143,7 +148,7 @@ def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "aut
             expected=len(ids),
         )
     temperature, rule, threshold = _calibration(run.folder / "model.json", record)
-    return Recogniser(
+    recogniser = Recogniser(
         network=network,
         names=[str(id) if name is None else name for id, name in zip(ids, run.labels["name"], strict=True)],
         landmark_ids=ids,
@@ -153,6 +158,7 @@ def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "aut
         threshold=threshold,
         device=place,
     )
+    return recogniser, record
 
 
 def _calibration(path: Path, record: dict[str, Any]) -> tuple[float, Rule | None, float]:
