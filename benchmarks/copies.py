@@ -93,6 +93,32 @@ def screen(share: float, dark: bool = False, phone: bool = False) -> Callable[[P
     return change
 
 
+def calendar(image: Pixels) -> Pixels:
+    """An image above the days of a month, which are the same for all."""
+    height, width = image.shape[:2]
+    sheet = Image.new("RGB", (width, int(1.65 * height)), "white")
+    sheet.paste(Image.fromarray(image))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((0.35 * width, 1.02 * height), "NOVEMBER", font=font(height / 12), fill="red")
+    for day in range(30):
+        at = (width * (0.04 + 0.135 * (day % 7)), height * (1.13 + 0.1 * (day // 7)))
+        draw.text(at, str(day + 1), font=font(height / 16), fill="black")
+    return decode(encode(np.asarray(sheet), 85))
+
+
+def player(image: Pixels) -> Pixels:
+    """An image on the left, and on the right a list of other small ones, which are the same for all."""
+    height, width = image.shape[:2]
+    shown = Image.new("RGB", (int(width / 0.66), int(1.25 * height)), (15, 15, 15))
+    shown.paste(Image.fromarray(image), (int(0.02 * width), int(0.1 * height)))
+    ImageDraw.Draw(shown).text((0.03 * width, 1.11 * height), "Holiday video no. 1", font=font(height / 14))
+    random, side = np.random.default_rng(5), int(0.2 * shown.width)
+    for place in range(5):
+        other = Image.fromarray(random.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((side, int(0.6 * side)))
+        shown.paste(other, (int(0.72 * shown.width), int(0.08 * height + 0.7 * place * side)))
+    return decode(encode(np.asarray(shown), 85))
+
+
 def turned_colours(image: Pixels) -> Pixels:
     values = np.array(Image.fromarray(image).convert("HSV"))
     values[..., 0] += 60
@@ -138,6 +164,8 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "screenshot": screen(0.8),
     "dark screenshot": screen(0.65, dark=True),
     "screenshot of a phone": screen(1.0, phone=True),
+    "sheet of a calendar": calendar,
+    "in a video player": player,
 }
 
 

@@ -46,15 +46,12 @@ ALIKE = 0.8
 LEAST_SHOWN = 8
 """Blocks that must show something; where fewer do, the others count as not agreeing."""
 
-OTHER_IMAGE = 17
-"""Blocks that show something, in a box of at least half the width and height, by which two show different images if
-hardly any of them agrees: what agrees is what surrounds both, as the words of one app and the border of a card do."""
+OTHER_IMAGE = 0.22
+"""Mean correlation of the blocks of a box below which two show different images in it, whatever surrounds both: the
+words of one app, the border of a card. Lettering over an image leaves more of it."""
 
-OTHER_CENTRE = 6
-"""The same of the box in the middle, half as wide and high."""
-
-HARDLY_ANY = 0.1
-"""Share of the blocks of such a box."""
+LEAST_IN_BOX, LEAST_IN_CENTRE = 13, 6
+"""Blocks that must show something in such a box, which is at least half as wide and high as all; and in the middle."""
 
 AT_ONCE = 128
 """Pairs that are compared together."""
@@ -83,23 +80,43 @@ def _aligned(first: NDArray[np.uint8], second: NDArray[np.uint8], sides: Floats)
         if not len(alive):
             break
         one, other = _averaged(first[alive], averaged), _averaged(second[alive], averaged)
-        moved = sides[alive]
-        if averaged == STEPS[0][0]:
-            moved = _best_beside(one, other, moved)
-        for _ in range(steps):
-            moved = _moved(one, other, moved)
+        moved, values, inside, alike = _best(one, other, sides[alive], steps, beside=averaged == STEPS[0][0])
         sides[alive] = moved
-        values, inside = _part(one, moved)
         if averaged == STEPS[0][0]:
-            alive = alive[_correlation(values, other, inside) >= LIKELY]
+            alive = alive[alike >= LIKELY]
             continue
         by = COMPARED if averaged == 1 else 1
         agreement[alive] = _compared(_averaged(values, by), _averaged(other, by), inside[:, ::by, ::by])
         if averaged > 1:
-            given_up = (agreement[alive] < HOPEFUL) & (_correlation(values, other, inside) < WELL)
+            given_up = (agreement[alive] < HOPEFUL) & (alike < WELL)
             agreement[alive[given_up]] = 0
             alive = alive[~given_up]
     return agreement, sides
+
+
+def _best(
+    first: Floats, second: Floats, sides: Floats, steps: int, *, beside: bool
+) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
+    """Return the best correlated of the parts at `sides` and where steps from there, or from `beside`, lead to.
+
+    Returned are its sides, its pixels, which of them the image has, and the correlation.
+    """
+    values, inside = _part(first, sides)
+    alike = _correlation(values, second, inside)
+    for start in (sides, _best_beside(first, second, sides)) if beside else (sides,):
+        moved = start
+        for _ in range(steps):
+            moved = _moved(first, second, moved)
+        values_there, inside_there = _part(first, moved)
+        alike_there = _correlation(values_there, second, inside_there)
+        better = alike_there > alike
+        sides = np.where(better[:, None], moved, sides)
+        values, inside = (
+            np.where(better[:, None, None], there, here)
+            for there, here in ((values_there, values), (inside_there, inside))
+        )
+        alike = np.where(better, alike_there, alike)
+    return sides, values, inside, alike
 
 
 def _averaged(images: NDArray[np.uint8] | Floats, by: int) -> Floats:
@@ -179,6 +196,7 @@ def _fitted(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
 
 def _best_beside(first: Floats, second: Floats, sides: Floats) -> Floats:
     """Return the best correlated of the parts of which each side lies at `sides` (P, 4) or `BESIDE` it."""
+    first, second = _averaged(first, 2), _averaged(second, 2)
     size = first.shape[1]
     pairs = np.array(list(itertools.product((0, -BESIDE, BESIDE), repeat=2)), np.float32)
     found = []
@@ -218,16 +236,16 @@ def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floa
     spread_one, spread_other = np.sqrt((one**2).mean(axis=2)), np.sqrt((other**2).mean(axis=2))
     correlation = (one * other).mean(axis=2) / np.maximum(spread_one * spread_other, 1e-6)
     shown = whole & (np.maximum(spread_one, spread_other) >= TEXTURE)
-    agreeing = shown & (correlation >= ALIKE)
-    agreement = agreeing.sum(axis=1) / np.maximum(shown.sum(axis=1), LEAST_SHOWN)
-    return np.asarray(np.where(_another_image(shown, agreeing), 0, agreement), dtype=np.float32)
+    agreeing = (shown & (correlation >= ALIKE)).sum(axis=1)
+    agreement = agreeing / np.maximum(shown.sum(axis=1), LEAST_SHOWN)
+    return np.asarray(np.where(_another_image(shown, correlation), 0, agreement), dtype=np.float32)
 
 
-def _another_image(shown: NDArray[np.bool_], agreeing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return in which pairs (P,) a large box of blocks `(P, B)` shows something, and hardly any of it agrees."""
+def _another_image(shown: NDArray[np.bool_], correlation: Floats) -> NDArray[np.bool_]:
+    """Return in which pairs (P,) a large box of blocks `(P, B)` shows something else."""
     boxes, least = _boxes()
-    show, agree = (blocks.astype(np.float32) @ boxes.T for blocks in (shown, agreeing))
-    return np.asarray(((show >= least) & (agree <= HARDLY_ANY * show)).any(axis=1))
+    show, alike = (blocks.astype(np.float32) @ boxes.T for blocks in (shown, shown * correlation))
+    return np.asarray(((show >= least) & (alike < OTHER_IMAGE * show)).any(axis=1))
 
 
 @functools.cache
@@ -237,11 +255,11 @@ def _boxes() -> tuple[Floats, Floats]:
     half, quarter = BLOCKS // 2, BLOCKS // 4
     spans = [(start, end) for start in range(BLOCKS) for end in range(start + half, BLOCKS + 1)]
     boxes = np.zeros((len(spans) ** 2, BLOCKS, BLOCKS), np.float32)
-    least = np.full(len(boxes), OTHER_IMAGE, np.float32)
+    least = np.full(len(boxes), LEAST_IN_BOX, np.float32)
     for box, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, repeat=2)):
         boxes[box, top:bottom, left:right] = 1
         if (top, bottom, left, right) == (quarter, quarter + half, quarter, quarter + half):
-            least[box] = OTHER_CENTRE
+            least[box] = LEAST_IN_CENTRE
     return boxes.reshape(len(boxes), -1), least
 
 

@@ -1,7 +1,7 @@
 """Copies: which images of a dataset are one another, cropped, framed, recoloured, written on, mirrored or not.
 
-Candidates are images of which all is near some part of another, by their hashes (`sketches`); each is laid over that
-part and compared (`aligning`). What agrees is a copy, or was taken from the same spot at the same time.
+Candidates are images of which all is near some part of another, by their hashes and shapes (`sketches`); each is
+laid over that part and compared (`aligning`). What agrees is a copy, or was taken from the same spot at the same time.
 
 What was found in a dataset is kept in its `copies.parquet`.
 """
@@ -22,7 +22,7 @@ from landmarks.dataset.aligning import agreements
 from landmarks.dataset.groups import NO_HASH
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.kept_sketches import Sketches
-from landmarks.dataset.sketches import CROPS, MIRRORED
+from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, shapes
 from landmarks.support.console import progress
 from landmarks.support.tables import read_table, write_table
 
@@ -44,8 +44,17 @@ SAME = 0.22
 """Agreement from which two images are copies. Of 4,779 real images 5,214 pairs show different landmarks and have near
 hashes: the one above it is a copy, and of 1,151 with an image of anything else two banknotes of one kind are above."""
 
-PARTS_TRIED = 4
-"""Parts of a pair that are tried, those with the nearest hashes."""
+PARTS_TRIED = 3
+"""Parts of one image that are tried for another, the nearest."""
+
+MOST_SHAPED = 11_000
+"""Images up to which candidates are found by the shapes of parts too, which tell more than their hashes."""
+
+OF_SHAPE = 3
+"""Candidates of an image by shape, the nearest."""
+
+LEAST_ALIKE = 0.75
+"""Cosine between shapes below which two are no candidates."""
 
 MOST_OF_ONE = 40
 """Candidates of an image that are compared, the nearest; copies of copies find one another through others."""
@@ -84,6 +93,8 @@ def find_copies(sketches: Sketches, landmark: NDArray[np.integer] | None = None)
     across = next((radius for radius, most in MOST_SEARCHED.items() if count <= most), min(MOST_SEARCHED) - 2)
     owner = np.repeat(np.arange(count), sketches.counts)
     hits = list(_near_parts(sketches, np.arange(count), owner, across))
+    if count <= MOST_SHAPED:
+        hits.extend(_alike_parts(sketches))
     if landmark is not None and across < RADIUS_OF_PARTS:
         order = np.argsort(landmark, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(landmark[order])) + 1):
@@ -111,12 +122,43 @@ def _near_parts(sketches: Sketches, members: Integers, owner: Integers, radius: 
         yield np.stack([part, image, bits, owner[part]], axis=1)
 
 
+def _alike_parts(sketches: Sketches) -> Iterator[Integers]:
+    """Yield rows as `_near_parts` does: of each image the `OF_SHAPE` others of which some part is most like all of it.
+
+    The bits are those that hashes at their angle are expected to differ in.
+    """
+    begins = np.cumsum(sketches.counts) - sketches.counts
+    shown = np.flatnonzero(sketches.whole != NO_HASH)
+    whole = np.concatenate([shapes(sketches.pixels[i], _ALL) for i in shown] or [np.zeros((0, 64), np.float32)])
+    nearest, cosine = np.zeros((OF_SHAPE, len(shown)), np.int64), np.full((OF_SHAPE, len(shown)), -1, np.float32)
+    kept = []
+    for place, i in enumerate(shown):
+        parts = shapes(sketches.pixels[i], sketches.corners[begins[i] : begins[i] + sketches.counts[i]])
+        kept.append(parts.astype(np.float16))
+        alike = (parts @ whole.T).max(axis=0)
+        alike[place] = -1
+        rank = cosine.argmin(axis=0)
+        better = np.flatnonzero(alike > cosine.min(axis=0))
+        nearest[rank[better], better], cosine[rank[better], better] = place, alike[better]
+    for image, owner in np.argwhere(cosine.T >= LEAST_ALIKE):
+        place = nearest[owner, image]
+        cosines = kept[place].astype(np.float32) @ whole[image]
+        tried = np.argsort(-cosines, kind="stable")[:PARTS_TRIED]
+        bits = 64 / np.pi * np.arccos(np.clip(cosines[tried], -1, 1))
+        row = [begins[shown[place]] + tried, np.full(len(tried), shown[image]), bits.astype(np.int64)]
+        yield np.stack([*row, np.full(len(tried), shown[place])], axis=1)
+
+
+_ALL = np.array([WHOLE])
+
+
 def _nearest(hits: Integers) -> Integers:
-    """Return the `PARTS_TRIED` nearest hits of each pair, and of each image only the nearest `MOST_OF_ONE` pairs."""
-    table = pl.DataFrame(hits, schema=["part", "image", "bits", "owner"], orient="row").unique()
+    """Return the `PARTS_TRIED` nearest hits of each pair either way, of each image only the nearest `MOST_OF_ONE`."""
+    table = pl.DataFrame(hits, schema=["part", "image", "bits", "owner"], orient="row")
+    table = table.group_by("part", "image", "owner").agg(pl.col("bits").min())
     table = table.with_columns(low=pl.min_horizontal("image", "owner"), high=pl.max_horizontal("image", "owner"))
     table = table.sort("bits", "low", "high", "part", "image")
-    table = table.group_by("low", "high", maintain_order=True).head(PARTS_TRIED)
+    table = table.group_by("image", "owner", maintain_order=True).head(PARTS_TRIED)
     pairs = table.group_by("low", "high", maintain_order=True).agg(pl.col("bits").first()).sort("bits", "low", "high")
     rank = [pl.int_range(pl.len()).over(side) < MOST_OF_ONE for side in ("low", "high")]
     kept = pairs.filter(rank[0] | rank[1]).select("low", "high")

@@ -20,7 +20,7 @@ from scipy.fft import dct
 
 from landmarks.dataset.groups import FADING, FLATTEST, LOWEST, NO_HASH, SIDE
 
-SKETCH_FORM = 1
+SKETCH_FORM = 2
 """Raised whenever `sketch` would give something else of the same image."""
 
 SKETCH_SIDE = 96
@@ -29,10 +29,10 @@ SKETCH_SIDE = 96
 CROP = 0.08
 """Share of a side that a crop leaves out: what was cropped by half of it more or less still looks much the same."""
 
-LARGEST_MARGIN = 0.45
+LARGEST_MARGIN = 0.65
 """Share of a side that a margin of a frame or of a screenshot takes at most."""
 
-MARGIN_ENDS = 3
+MARGIN_ENDS = 5
 """Lines at each side that are tried as the end of a margin, the innermost ones."""
 
 _FREQUENCIES = 12
@@ -73,6 +73,18 @@ def sketch(image: NDArray[np.uint8]) -> Sketch:
     waves[len(CROPS) : len(CROPS) + len(MIRRORED)] *= _TURNED
     parts = _hashes(waves)
     return Sketch(pixels, int(parts[0]), parts, np.array(corners, np.float32))
+
+
+def shapes(pixels: NDArray[np.uint8], corners: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return unit vectors (P, 64) of the parts `corners` (P, 4) of a sketch's `pixels`: what their hashes are signs of.
+
+    Bits within which two hashes are to be expected are 64 times the angle between two of them, in half turns.
+    """
+    values = pixels.astype(np.float32)
+    waves = np.stack([_waves(values, tuple(one)) for one in corners.tolist()])
+    waves[len(CROPS) : len(CROPS) + len(MIRRORED)] *= _TURNED
+    lowest = waves[:, LOWEST[0], LOWEST[1]]
+    return np.asarray(lowest / np.maximum(np.linalg.norm(lowest, axis=1, keepdims=True), 1e-6), dtype=np.float32)
 
 
 def _waves(pixels: NDArray[np.float32], part: Corners) -> NDArray[np.float32]:
