@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import simplejpeg
 
-from landmarks.archive.requests import Patience
+from landmarks.support.requests import Patience
 from landmarks.support.tables import write_table
 
 HASTY = Patience(tries=6, first_wait=0.01, longest_wait=0.05, connect_seconds=600, stall_seconds=600, connections=16)

@@ -18,8 +18,8 @@ from tar_mirror import HASTY, STALLING, make_mirror
 
 from landmarks.archive import requests as patience
 from landmarks.archive.mirror import Mirror, open_mirror
-from landmarks.archive.requests import AbsentError, MirrorError, RangesRefusedError, RefusedError, seconds_of
 from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError, RefusedError, seconds_of
 
 TAR = "train/images_000.tar"
 

@@ -16,7 +16,6 @@ from tar_mirror import HASTY, STALLING, image, made_up_id, make_mirror, put_tar,
 from landmarks.archive.index import Places, spans
 from landmarks.archive.locate import hop
 from landmarks.archive.mirror import Mirror, open_mirror
-from landmarks.archive.requests import MirrorError, RangesRefusedError
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,
@@ -27,6 +26,7 @@ from landmarks.archive.transfer import (
     ranged,
     streamed,
 )
+from landmarks.support.requests import MirrorError, RangesRefusedError
 
 TAR = "train/images_000.tar"
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from landmarks.archive.index import TarIndex, spans
 from landmarks.archive.mirror import Mirror, tar_path
-from landmarks.archive.requests import MirrorError
 from landmarks.archive.tar_to_shard import TarTask
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.requests import MirrorError
 
 Method = Literal["auto", "ranges", "stream"]
 METHODS: tuple[Method, ...] = ("auto", "ranges", "stream")

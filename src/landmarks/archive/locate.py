@@ -15,13 +15,13 @@ import polars as pl
 from landmarks.archive.executors import EndedError
 from landmarks.archive.index import MEMBERS, IndexedTar, TarIndex, read_index, write_index
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
-from landmarks.archive.requests import MirrorError, Patience
 from landmarks.archive.tar import MOST_BYTES_OF_A_IMAGE, Member, TruncatedError, members
 from landmarks.archive.transfer import ChangedError
 from landmarks.support.console import note, progress
 from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held
+from landmarks.support.requests import MirrorError, Patience
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 MEMBERS_BETWEEN_SAVES = 1000

@@ -26,7 +26,11 @@ from typing import Any
 import obstore
 import obstore.store
 
-from landmarks.archive.requests import (
+from landmarks.support.addresses import parse_address
+from landmarks.support.disk import remove_file
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import cache_folder, read_record, write_record, written_whole
+from landmarks.support.requests import (
     AbsentError,
     BrokenAnswerError,
     Host,
@@ -39,10 +43,6 @@ from landmarks.archive.requests import (
     place_of,
     reason_of,
 )
-from landmarks.support.addresses import parse_address
-from landmarks.support.disk import remove_file
-from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.files import cache_folder, read_record, write_record, written_whole
 
 MOST_TARS = 1000
 """`images_NNN.tar` has three digits."""

@@ -30,12 +30,12 @@ from landmarks.archive.csv_tables import (
     with_told,
 )
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
-from landmarks.archive.requests import AbsentError
 from landmarks.archive.rules import DATA, Rule, drawn, eligible, landmark_ids, refuse_unknown_supercategory
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest
+from landmarks.support.requests import AbsentError
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_lone_table
 

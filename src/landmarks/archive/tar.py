@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from landmarks.archive.requests import MirrorError
+from landmarks.support.requests import MirrorError
 
 BLOCK = 512
 

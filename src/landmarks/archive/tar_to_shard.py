@@ -17,7 +17,6 @@ import polars as pl
 
 from landmarks.archive.index import MEMBERS, Places, Span
 from landmarks.archive.mirror import Answer, Mirror, tar_path
-from landmarks.archive.requests import AbsentError, MirrorError, RangesRefusedError
 from landmarks.archive.tar import HeaderError, TruncatedError
 from landmarks.archive.transfer import (
     ChangedError,
@@ -35,6 +34,7 @@ from landmarks.dataset.images import DECODER, ImageError, prepare
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
+from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 STREAMED_TRIES = 3

@@ -13,8 +13,8 @@ import numpy as np
 
 from landmarks.archive.index import Places, Span
 from landmarks.archive.mirror import Answer, Mirror
-from landmarks.archive.requests import MirrorError
 from landmarks.archive.tar import BLOCK, MOST_BYTES_OF_A_IMAGE, HeaderError, image_id, members, parse_header
+from landmarks.support.requests import MirrorError
 
 Report = Callable[[int, int], None]
 """`report(bytes, images)` is told what has just been done; it may raise to end the work."""
