@@ -3,7 +3,7 @@
     python benchmarks/ranges.py ADDRESS PATH        e.g. http://127.0.0.1:8080 train/images_000.tar, served by nginx
 
 Fair weather: 5,000 ranges of 16 kB, 64 requests under way, per second of wall clock and per second of this processor.
-Foul weather: what each library does, left to itself, with the faults of `tests/archive/faulty_server.py`.
+Foul weather: what each library does, left to itself, with the faults of `tests/faulty_server.py`.
 
 fsspec needs aiohttp for HTTP, which is not in the lock: pip install fsspec aiohttp obstore, in an environment aside.
 
@@ -39,7 +39,7 @@ from pathlib import Path
 import fsspec
 import obstore
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests/archive"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from faulty_server import Fault, Request, serving
 
 RANGES, LENGTH, UNDER_WAY = 5_000, 16_384, 64

@@ -16,8 +16,8 @@ import pytest
 from faulty_server import Fault, Request, serving, weather
 from tar_mirror import HASTY, STALLING, make_mirror
 
-from landmarks.archive import requests as patience
 from landmarks.archive.mirror import Mirror, open_mirror
+from landmarks.support import requests as patience
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError, RefusedError, seconds_of
 

@@ -26,7 +26,7 @@ from typing import Any
 import obstore
 import obstore.store
 
-from landmarks.support.addresses import parse_address
+from landmarks.support.addresses import parse_address, place_of
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
@@ -40,7 +40,6 @@ from landmarks.support.requests import (
     RefusedError,
     open_store,
     pause_asked,
-    place_of,
     reason_of,
 )
 

@@ -52,7 +52,9 @@ def import_(
 
 
 def join(
-    data: Annotated[list[Path], typer.Argument(help="The folders of two datasets or more.")],
+    data: Annotated[
+        list[str], typer.Argument(help="Folders of two datasets or more; or addresses, of which one is enough.")
+    ],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the new dataset.")],
     by_reference: Annotated[
@@ -61,18 +63,24 @@ def join(
     max_side: Annotated[
         int | None, typer.Option(min=16, help="Shrink images with a longer side than so many pixels.")
     ] = None,
+    cache_gb: Annotated[
+        float,
+        typer.Option(min=0, help="Of images left at an address, keep so many gigabytes here once they were read."),
+    ] = 10.0,
     json: Json = False,
 ) -> None:
     """Make one dataset of several: ids, labels, groups, splits, authors and licences are kept, clashes are named.
 
-    Landmarks are the same by the archive's ids or by their names; an image that several hold is there once.
+    Landmarks are the same by the archive's ids or by their names; an image that several hold is there once. A
+    dataset in a bucket or on a web server is brought here; with --by-reference its tables alone, and its images are
+    read there whenever they are needed, so that a dataset larger than this disk can be trained on.
 
     Example: landmarks join data/twenty data/mine -o data/both
     """
     from landmarks.dataset.joining import join as join_datasets
     from landmarks.support.console import plural
 
-    dataset = join_datasets(data, out, by_reference=by_reference, max_side=max_side)
+    dataset = join_datasets(data, out, by_reference=by_reference, max_side=max_side, cache_gb=cache_gb)
     if json:
         print_json(counts_of(dataset))
     else:

@@ -6,8 +6,10 @@ come from the tables. Groups and leakage are found anew from the hashes, over al
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -28,8 +30,10 @@ from landmarks.dataset.manifest import (
     with_corrections,
     write_dataset,
 )
+from landmarks.dataset.remote import CACHE_GB, open_remote
 from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.dataset.split import Division, Earlier, extended, stored, tell, with_groups
+from landmarks.dataset.trust import AT_AN_ADDRESS
 from landmarks.dataset.uniting import United, unite
 from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
@@ -44,7 +48,12 @@ _TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", SPLIT_FILE, "
 
 
 def join(
-    data: Sequence[Path | str], out: Path | str, *, by_reference: bool = False, max_side: int | None = None
+    data: Sequence[Path | str],
+    out: Path | str,
+    *,
+    by_reference: bool = False,
+    max_side: int | None = None,
+    cache_gb: float = CACHE_GB,
 ) -> Dataset:
     """Make one dataset of several, and return it: ids, labels, groups, splits, authors and licences are kept.
 
@@ -52,26 +61,54 @@ def join(
     label and split count. What clashes is renamed and said. Bytes are copied, no longer than `max_side` pixels on any
     side where it is given, or with `by_reference` read from where they lie. A join that was killed goes on.
 
+    A dataset may lie at an address (http(s)://, s3://, gs://, az://), and may be the only one: it is brought here, or
+    by reference its tables alone; of its images at most about `cache_gb` gigabytes are kept here once they were read.
+
     Raises:
-        UsageError: fewer than two datasets, or a folder that holds something else.
+        UsageError: fewer than two datasets, none of which is at an address; several to refer to of which one is; or a
+            folder that holds something else.
         StaleError: `out` was joined of other datasets.
     """
-    if len(data) < 2:
-        raise UsageError("join takes two datasets or more", received=len(data))
+    remote = [str(one) for one in data if "://" in str(one)]
+    if len(data) < 2 and not remote:
+        raise UsageError("join takes two datasets or more, or one at an address", received=len(data))
+    if len(data) > 1 and remote and by_reference:
+        raise UsageError(
+            "images can be left at one address alone", received=len(data), way_out="leave --by-reference out"
+        )
     out = Path(out)
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
-    datasets = [open_dataset(one) for one in data]
+    with contextlib.ExitStack() as brought:
+        datasets = [
+            open_remote(
+                str(one),
+                Path(brought.enter_context(tempfile.TemporaryDirectory())),
+                cache_gb=cache_gb if by_reference else 0.0,
+            )
+            if "://" in str(one)
+            else open_dataset(one)
+            for one in data
+        ]
+        return _joined(datasets, out, by_reference=by_reference, max_side=max_side)
+
+
+def _joined(datasets: Sequence[Dataset], out: Path, *, by_reference: bool, max_side: int | None) -> Dataset:
     inputs = digest_of([dataset.digest for dataset in datasets], by_reference, max_side)
     with held(out):
         if (whole := finished(out, inputs)) is not None:
             return whole
         united = unite(datasets)
-        first = next((found for dataset in datasets if (found := stored(dataset.folder)) is not None), None)
-        earlier = None if united.splits is None or first is None else Earlier(united.splits, first.rule, first.added)
+        divided = (found for dataset in datasets if (found := stored(dataset.folder)) is not None)
+        first = next(divided, None) if len(datasets) > 1 else None  # one alone keeps its splits as they are
+        earlier = (
+            None
+            if united.splits is None or first is None or len(datasets) == 1
+            else Earlier(united.splits, first.rule, first.added)
+        )
         record = {
             "set": "join",
-            "origin": " and ".join(str(dataset.folder.absolute()) for dataset in datasets),
-            "rule": f"{len(datasets)} datasets joined",
+            "origin": " and ".join(dataset.origin for dataset in datasets),
+            "rule": f"{len(datasets)} datasets joined" if len(datasets) > 1 else f"all of {datasets[0].origin}",
             "max_side": max_side or max(dataset.record.get("max_side") or 0 for dataset in datasets) or None,
             "identified_by": united.identified_by,
             "decoders": sorted({name for dataset in datasets for name in dataset.record.get("decoders") or []}),
@@ -113,23 +150,31 @@ def gather(
     max_side: int | None = None,
 ) -> Dataset:
     """Make a dataset of images that lie in others; the caller holds `out`."""
-    if by_reference:
+    if by_reference and datasets[0].address is not None:
+        images, lost = united.images.select(list(IMAGES)).sort("image_id"), pl.DataFrame(schema=REJECTED)
+        record |= {name: datasets[0].record[name] for name in AT_AN_ADDRESS}
+    elif by_reference:
         images, lost = _referred(datasets, united.images), pl.DataFrame(schema=REJECTED)
         places = [place for place in images["shard"].unique() if PurePath(place).is_absolute()]
         record = {**record, "images_in": os.path.commonpath([str(Path(place).parent) for place in places])}
     else:
         images, lost = _copied(datasets, united.images, out, inputs, max_side)
     division = None if earlier is None else extended(images, earlier)
-    grouping = groups(images) if division is None else division.grouping
+    divided = None if division is None else (division.table, division.metadata(0))
+    if len(datasets) == 1 and verb == "join":  # nothing joins it: groups and splits are what they were
+        divided = None if datasets[0].splits is None else (datasets[0].splits, dict(datasets[0].split_metadata))
+    else:
+        grouping = groups(images) if division is None else division.grouping
+        images = images.with_columns(group=grouping.column)
     dataset = write_dataset(
         out,
         verb=verb,
-        images=images.with_columns(group=grouping.column),
+        images=images,
         labels=united.labels,
         rejected=pl.concat([united.rejected, lost]),
         record=record,
         inputs=inputs,
-        split=None if division is None else (division.table, division.metadata(0)),
+        split=divided,
     )
     remove_folder(out / UNFINISHED)
     known = dataset.images["landmark_id"].drop_nulls().len()
@@ -243,6 +288,11 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     ours, theirs = open_dataset(out), open_dataset(ready)
     united = unite([ours, theirs], [ours.as_fetched(), theirs.images])
     before, new = united.images.filter(pl.col("source") == 0), united.images.filter(pl.col("source") == 1)
+    if ours.address or theirs.address:
+        raise UsageError(
+            f"the images of {out} lie at an address, so that no others can join them",
+            way_out=f"bring them here first: landmarks join {ours.address or theirs.address} -o OTHER",
+        )
     names = {
         shard: shard if PurePath(shard).is_absolute() else f"{inputs[:8]}-{shard}" for shard in new["shard"].unique()
     }

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.trust import (
+    address_of_images,
     folder_of_images,
     place_of_shard,
     require_matching_record,
@@ -22,6 +23,7 @@ from landmarks.dataset.trust import (
     require_sound_labels,
     require_sound_splits,
 )
+from landmarks.support.addresses import without_secrets
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
@@ -160,6 +162,20 @@ class Dataset:
         """The folder below which the images lie that stayed where they were; None where all are in own shards."""
         return folder_of_images(self.folder, self.record)
 
+    @functools.cached_property
+    def address(self) -> str | None:
+        """The address at which the shards lie; None where they are on a disk."""
+        return address_of_images(self.folder, self.record)
+
+    @property
+    def origin(self) -> str:
+        """Where the images come from, for people: the address, or the whole path of the folder."""
+        return self.address or str(self.folder.absolute())
+
+    def place_of(self, shard: str) -> str:
+        """Return where a shard lies, for people: its path, or its address."""
+        return f"{self.address}/shards/{shard}" if self.address else str(self.path_of(shard))
+
     def name_of(self, labels: Sequence[int]) -> list[str]:
         """Return the readable names of `labels`."""
         return self.labels.sort("label")["name"].gather(list(labels)).to_list()
@@ -175,6 +191,12 @@ def open_dataset(folder: Path | str) -> Dataset:
 
     Nothing in it is believed before it was looked at (`trust`): a folder that is not sound is refused.
     """
+    if "://" in str(folder):
+        raise LandmarksError(
+            f"the dataset at {without_secrets(str(folder))} cannot be opened there",
+            way_out="bring its tables here, and its images when they are needed: "
+            "landmarks join ADDRESS -o DATA --by-reference",
+        )
     folder = Path(folder)
     if not folder.is_dir():
         raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
@@ -197,7 +219,7 @@ def open_dataset(folder: Path | str) -> Dataset:
     splits, metadata = read_with_metadata(split, SPLIT) if split.exists() else (None, {})
     if splits is not None:
         require_sound_splits(split, splits, SPLITS)
-    if elsewhere := folder_of_images(folder, record):
+    if elsewhere := address_of_images(folder, record) or folder_of_images(folder, record):
         _tell_once(f"the images of {folder} lie in {elsewhere}, from where they are read")
     return Dataset(
         folder=folder,

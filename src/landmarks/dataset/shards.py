@@ -12,10 +12,12 @@ import sys
 import tarfile
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Self
 
 from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.remote import RemoteImages
 from landmarks.dataset.trust import open_plain
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import written_whole
@@ -75,9 +77,16 @@ class ImageReader:
         self._dataset = dataset
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
+        self.remote = RemoteImages(dataset) if dataset.address is not None else None
+
+    def read_all(self, places: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        """Yield the bytes at each of `places` (shard, offset, length); at an address all are asked for at once."""
+        return self.remote.read_all(places) if self.remote else (self.read(*place) for place in places)
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
         """Return the `length` bytes at `offset` of a shard, or of a file imported by reference."""
+        if self.remote:
+            return self.remote.read(shard, offset, length)
         file = self._file(shard)  # by name: it must outlive the read, even when another thread drops it meanwhile
         data = file.read(length, offset)
         if len(data) != length:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import polars as pl
 
+from landmarks.support.addresses import parse_address, place_of
 from landmarks.support.errors import LandmarksError
 
 MAX_IMAGE_BYTES = 1 << 28
@@ -25,9 +26,17 @@ MAX_ID_BYTES = 255
 """What a file system takes as a name."""
 
 IMAGES_IN = "images_in"
-"""Key of `dataset.json`: the folder below which images lie that stay where they are; absent where all have shards."""
+"""Key of `dataset.json`: the folder below which images lie that stay where they are, or the address at which the shards
+do; absent where all are in shards here."""
 
-OWN_FOLDERS = ("shards", "features", "copies", ".import", ".parts")
+AT_AN_ADDRESS = (IMAGES_IN, "shards", "cache_gb", "bytes")
+"""Keys of `dataset.json` where shards lie at an address: it, what each shard is known by (size, ETag), how many
+gigabytes of images are kept here, and how many bytes all of them have."""
+
+ADDRESSES = ("http", "https", "s3", "gs", "az", "abfs", "abfss")
+"""Kinds of addresses at which shards may lie."""
+
+OWN_FOLDERS = ("shards", "features", "copies", "cache", ".import", ".parts")
 """Folders in a dataset's folder that are read from and written to: none of them may lead elsewhere."""
 
 
@@ -140,6 +149,8 @@ def _require_shards(folder: Path, ends: pl.DataFrame, record: dict[str, Any]) ->
 
 def folder_of_images(folder: Path, record: dict[str, Any]) -> Path | None:
     """Return below which folder images may lie that stayed where they are; None where all are in shards."""
+    if address_of_images(folder, record) is not None:
+        return None
     told = record.get(IMAGES_IN)
     if told is None and record.get("verb") == "import" and record.get("max_side", 0) is None:
         origin = record.get("origin")  # what the record said before it named the folder
@@ -149,6 +160,24 @@ def folder_of_images(folder: Path, record: dict[str, Any]) -> Path | None:
     if not isinstance(told, str) or "\0" in told or not Path(told).is_absolute():
         raise _impossible(folder / "dataset.json", IMAGES_IN, told, "the whole path of a folder")
     return Path(os.path.normpath(told))
+
+
+def address_of_images(folder: Path, record: dict[str, Any]) -> str | None:
+    """Return the address at which a dataset's shards lie; None where they are on a disk.
+
+    Raises `LandmarksError` for one that holds a name or a signature, or is without what its shards are known by.
+    """
+    told = record.get(IMAGES_IN)
+    if not isinstance(told, str) or "://" not in told:
+        return None
+    scheme = told.partition("://")[0]
+    if scheme not in ADDRESSES or place_of(told) != told or parse_address(told).query:
+        raise _impossible(folder / "dataset.json", IMAGES_IN, told, f"an address of {', '.join(ADDRESSES)}")
+    shards, *numbers = (record.get(name) for name in AT_AN_ADDRESS[1:])
+    known = isinstance(shards, dict) and all(isinstance(one, list) and len(one) == 2 for one in shards.values())
+    if not known or not all(isinstance(one, int | float) and one >= 0 for one in numbers):
+        raise _impossible(folder / "dataset.json", "shards", shards, "size and ETag of each, with cache_gb and bytes")
+    return told
 
 
 def place_of_shard(folder: Path, shard: str | None, elsewhere: Path | None) -> Path:

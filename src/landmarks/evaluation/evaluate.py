@@ -145,7 +145,7 @@ def wrong_answers(run: Run | MeasuredExport, asked: Asked, name: str) -> pl.Data
     Columns: image_id, file (the image, or the TAR that holds IMAGE_ID.jpg), shows, answer, probability, title.
     """
     places = asked.dataset.images.select("image_id", "title", "shard")
-    files = pl.col("shard").map_elements(lambda shard: str(asked.dataset.path_of(shard)), return_dtype=pl.String)
+    files = pl.col("shard").map_elements(asked.dataset.place_of, return_dtype=pl.String)
     wrong = (
         Run(run.folder, {}, run.labels)
         .predictions(name)

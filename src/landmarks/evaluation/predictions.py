@@ -162,7 +162,7 @@ def bytes_of(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:
             yield reader.read(shard, offset, length)
         except OSError as error:
             raise LandmarksError(
-                f"image {id} in {dataset.path_of(shard)} cannot be read ({error})",
+                f"image {id} in {dataset.place_of(shard)} cannot be read ({error})",
                 way_out="fetch or import the dataset again",
             ) from error
 

@@ -17,7 +17,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import REJECTED, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split
-from landmarks.dataset.trust import IMAGES_IN
+from landmarks.dataset.trust import AT_AN_ADDRESS, IMAGES_IN
 from landmarks.models.backbones import BASELINE, pretrained_record
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.weights import imagenet_file
@@ -95,6 +95,9 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
     elsewhere = source.images_in
     paths = {shard: source.path_of(shard) for shard in source.images["shard"].unique()}
     places = {shard: str(path.resolve() if elsewhere is None else path) for shard, path in paths.items()}
+    left: dict[str, Any] = {IMAGES_IN: str(elsewhere or source.folder.resolve())}
+    if source.address is not None:
+        places, left = {shard: shard for shard in paths}, {name: source.record[name] for name in AT_AN_ADDRESS}
     images = source.images.with_columns(pl.col("shard").replace_strict(places, return_dtype=pl.String))
     offsets = hashlib.blake2b(images["offset"].to_numpy().tobytes()).hexdigest()  # as text, millions are gigabytes
     inputs = digest_of(source.content_digest, sorted(places.items()), offsets)
@@ -110,7 +113,7 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
         images=images,
         labels=source.labels,
         rejected=read_table(source.folder / "rejected.parquet", REJECTED),
-        record={**about, IMAGES_IN: str(elsewhere or source.folder.resolve())},
+        record={**about, **left},
         inputs=inputs,
     )
 

@@ -56,6 +56,11 @@ def parse_address(text: str) -> Address:
     return Address(scheme, urllib.parse.unquote(user), urllib.parse.unquote(password), host, path, query)
 
 
+def place_of(address: str) -> str:
+    """Return what may be shown and stored of a path or an address: no user, no password, no query."""
+    return parse_address(address).bare if "://" in address else address
+
+
 def without_secrets(text: str) -> str:
     """Return `text` in which no address holds a user, a password or a signature any more."""
     if "://" not in text:

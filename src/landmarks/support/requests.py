@@ -234,11 +234,6 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
     raise UsageError(f"no way to read {scheme}://", expected=known)
 
 
-def place_of(address: str) -> str:
-    """Return what may be shown and stored of a path or an address: no user, no password, no query."""
-    return parse_address(address).bare if "://" in address else address
-
-
 def authorization(address: str) -> dict[str, str]:
     """Return the header that names the user of an address, or of `~/.netrc`, as HTTP's basic scheme wants it."""
     parts = parse_address(address)

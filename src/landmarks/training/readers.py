@@ -73,9 +73,10 @@ class Reader:
     def load(self, piece: Piece, pixels: NDArray[np.uint8]) -> None:
         """Write the images of `piece` to `pixels` (N, S, S, 3); raise `LandmarksError` that names one which cannot be
         read."""
-        for place, (identity, shard, offset, length, width, height) in enumerate(piece.rows):
+        everything = self._images.read_all([row[1:4] for row in piece.rows])
+        for place, (identity, shard, _, _, width, height) in enumerate(piece.rows):
             try:
-                data = self._images.read(shard, offset, length)
+                data = next(everything)
                 if piece.boxes is None:
                     pixels[place] = evaluation_image(data, self.preprocessing)
                 else:
@@ -83,7 +84,7 @@ class Reader:
                     pixels[place] = training_image(data, width, height, self.preprocessing, box)
             except (ImageError, OSError) as error:
                 raise LandmarksError(
-                    f"image {identity} in {self.dataset.path_of(shard)} cannot be read ({error})",
+                    f"image {identity} in {self.dataset.place_of(shard)} cannot be read ({error})",
                     way_out="fetch or import the dataset again",
                 ) from error
 

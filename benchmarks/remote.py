@@ -1,0 +1,143 @@
+"""Images read from a bucket, against the same ones read here: bytes that move per epoch, and images per second.
+
+    python benchmarks/remote.py DATA WORK [--share 0.1] [--epochs 3] [--pixels 160] [--workers 2]
+
+DATA is a dataset that was split. It is put into a bucket of an S3 look-alike (moto, in a process of its own on this
+machine), joined by reference into WORK with a cache of `--share` of its bytes, and the loader reads the train split as
+training does, an epoch here and an epoch there in turns. moto answers in Python and takes a share of this machine's
+cores: `answers_per_second` is what it gives when nothing but bytes are asked for, and bounds what the loader can reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from results import keep
+
+from landmarks.dataset.joining import join
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.remote import Bucket, RemoteImages
+from landmarks.models.preprocessing import Preprocessing
+from landmarks.training.loader import batches, order_of
+from landmarks.training.recipe import Augmentation
+
+ANSWERS = 500
+"""Images whose bytes alone are asked for first."""
+
+SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+PUT = """
+import boto3, pathlib, sys
+root, client = pathlib.Path(sys.argv[1]), boto3.client("s3")
+client.create_bucket(Bucket="bucket")
+for path in [*root.glob("*.json"), *root.glob("*.parquet"), *root.glob("shards/*.tar")]:
+    client.upload_file(path, "bucket", f"data/{path.relative_to(root)}")
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--pixels", type=int, default=160)
+    parser.add_argument("--workers", type=int, default=2)
+    chosen = parser.parse_args()
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
+    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    os.environ |= {"AWS_ACCESS_KEY_ID": "ann", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", PUT, chosen.data], check=True)
+    here = open_dataset(chosen.data)
+    total = int(here.images["length"].sum() or 0)
+    shutil.rmtree(chosen.work, ignore_errors=True)
+    there = join(["s3://bucket/data"], chosen.work, by_reference=True, cache_gb=chosen.share * total / 1e9)
+    places = here.images.select("shard", "offset", "length").rows()[:ANSWERS]
+    started = time.monotonic()
+    bare = RemoteImages(replace(there, record={**there.record, "cache_gb": 0.0}))
+    assert sum(map(len, bare.read_all(places))) == sum(place[2] for place in places)
+    answers = len(places) / (time.monotonic() - started)
+    moved, lock, read = [0], threading.Lock(), Bucket.read
+
+    def counted(bucket: Bucket, path: str, offset: int, length: int, state: Any) -> bytes:
+        with lock:
+            moved[0] += length
+        return read(bucket, path, offset, length, state)
+
+    Bucket.read = counted  # type: ignore[method-assign]
+    train_bytes = int(here.split("train")["length"].sum() or 0)
+    rows = []
+    for epoch in range(1, chosen.epochs + 1):
+        before = moved[0]
+        speed_here, speed_there = speed(here, chosen, epoch), speed(there, chosen, epoch)
+        now = moved[0] - before
+        rows.append(
+            {
+                "epoch": epoch,
+                "MB_moved": now / 1e6,
+                "share_moved": now / train_bytes,
+                "images_per_second_here": speed_here,
+                "images_per_second_there": speed_there,
+                "ratio": speed_there / speed_here,
+            }
+        )
+        print(rows[-1], flush=True)
+    server.stdin.close()
+    server.wait()
+    kept = sum(path.stat().st_size for path in (chosen.work / "cache").rglob("*") if path.is_file())
+    keep(
+        "remote",
+        rows,
+        answers_per_second=answers,
+        pixels=chosen.pixels,
+        workers=chosen.workers,
+        MB=total / 1e6,
+        MB_kept_here=kept / 1e6,
+    )
+
+
+def speed(dataset: Dataset, chosen: argparse.Namespace, epoch: int) -> float:
+    """Return images per second of an epoch of the loader."""
+    look = Preprocessing(image_size=chosen.pixels, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    images = dataset.split("train")
+    started = time.monotonic()
+    for _ in batches(
+        dataset,
+        images,
+        look,
+        batch_size=32,
+        workers=chosen.workers,
+        augment=Augmentation(),
+        epoch=epoch,
+        order=order_of(len(images), 0, epoch),
+    ):
+        pass
+    return len(images) / (time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Datasets whose images lie at an address: the tables are in a folder here, the bytes in a bucket or on a web server.
+
+    landmarks join s3://bucket/data -o data --by-reference
+
+An image is asked for when it is needed, by the byte range that the manifest knows, many at once. Of a dataset that is
+read epoch after epoch, a share is kept on this disk. Which images that are is decided by their places alone: every
+pass needs every image once, so what was read last is not wanted sooner than anything else, and processes that read side
+by side need not agree on anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import obstore
+
+from landmarks.dataset.manifest import CORRECTIONS_FILE, SPLIT_FILE, Dataset, open_dataset
+from landmarks.support.addresses import parse_address, place_of
+from landmarks.support.disk import make_folder
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import MAX_RECORD_BYTES, written_whole
+from landmarks.support.requests import (
+    AbsentError,
+    BrokenAnswerError,
+    Host,
+    MirrorError,
+    Patience,
+    open_store,
+    pause_asked,
+)
+
+CACHE = "cache"
+"""The folder of a dataset that holds images of its address."""
+
+CACHE_GB = 10.0
+"""Gigabytes of images that are kept here unless somebody says otherwise."""
+
+AT_ONCE = 16
+"""Images that one process asks for at the same time: a request waits, it does not compute."""
+
+_TABLES = {"dataset.json": True, "images.parquet": True, "labels.parquet": True, "rejected.parquet": True}
+_TABLES |= {SPLIT_FILE: False, CORRECTIONS_FILE: False}
+
+
+class Bucket:
+    """The files below one address, read through obstore with patience; any number of threads may ask."""
+
+    def __init__(self, address: str) -> None:
+        patience = Patience()
+        self.place = place_of(address).rstrip("/")
+        self._store, _ = open_store(address, patience)
+        self._host = Host(self.place, patience, functools.partial(pause_asked, address, patience))
+
+    def copy(self, path: str, to: Path, *, at_most: int | None = None) -> None:
+        """Write a file of it to `to`; raise `MirrorError` where it is absent, refused, or larger than `at_most`."""
+        answer = self._host.asked(path, lambda: obstore.get(self._store, path))
+        if at_most is not None and answer.meta["size"] > at_most:
+            raise MirrorError(f"{self.place}/{path} is too large", received=f"{answer.meta['size']:,} bytes")
+        try:
+            with written_whole(to) as aside, open(aside, "wb") as file:
+                for chunk in answer.stream():
+                    file.write(chunk)
+        except obstore.exceptions.BaseError as error:
+            raise MirrorError(f"{self.place}/{path} broke off", way_out="run the same command again") from error
+
+    def state(self, path: str) -> list[int | str | None]:
+        """Return size and ETag of a file: what it is known by."""
+        meta = self._host.asked(path, lambda: obstore.head(self._store, path))
+        return [meta["size"], meta["e_tag"]]
+
+    def read(self, path: str, offset: int, length: int, state: list[int | str | None]) -> bytes:
+        """Return `length` bytes at `offset` of a file; raise `MirrorError` where it is not in that `state` any more."""
+
+        def request() -> bytes:
+            answer = obstore.get(self._store, path, options={"range": (offset, offset + length)})
+            if [answer.meta["size"], answer.meta["e_tag"]] != state:
+                raise MirrorError(
+                    f"{self.place}/{path} is not what it was",
+                    received=f"{answer.meta['size']:,} bytes, ETag {answer.meta['e_tag']}",
+                    expected=f"{state[0]:,} bytes, ETag {state[1]}",
+                    way_out="join the dataset again into another folder",
+                )
+            data = bytes(answer.bytes())
+            if answer.range != (offset, offset + length) or len(data) != length:
+                raise BrokenAnswerError(f"{len(data)} bytes were sent for {length}")
+            return data
+
+        return self._host.asked(path, request)
+
+
+def open_remote(address: str, folder: Path, *, cache_gb: float = CACHE_GB) -> Dataset:
+    """Copy the tables of the dataset at `address` into `folder`, and return it as one whose images stay there.
+
+    Raises:
+        UsageError: an address that holds a signature, or of a kind that is not known.
+        LandmarksError: there is no dataset, or one whose images lie elsewhere.
+    """
+    if parse_address(address).query:
+        raise UsageError(
+            "a signed address, one with a query behind a ?, ends before a training does",
+            way_out="put credentials into the environment (AWS_…) or into ~/.netrc",
+        )
+    if cache_gb < 0:
+        raise UsageError("--cache-gb cannot be negative", received=cache_gb)
+    bucket = Bucket(address)
+    for name, needed in _TABLES.items():
+        try:
+            bucket.copy(name, folder / name, at_most=MAX_RECORD_BYTES if name.endswith(".json") else None)
+        except AbsentError as error:
+            if needed:
+                raise LandmarksError(f"there is no dataset at {bucket.place}: {error}") from error
+    dataset = open_dataset(folder)
+    if dataset.images_in is not None or dataset.address is not None:
+        raise LandmarksError(
+            f"the images of {bucket.place} lie elsewhere",
+            received=str(dataset.address or dataset.images_in),
+            expected="a dataset with its own shards",
+        )
+    shards = dataset.images["shard"].unique().sort()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        states = dict(zip(shards, pool.map(lambda name: bucket.state(f"shards/{name}"), shards), strict=True))
+    about = {"images_in": bucket.place, "shards": states, "cache_gb": cache_gb}
+    about["bytes"] = int(dataset.images["length"].sum() or 0)
+    return replace(dataset, record={**dataset.record, **about})
+
+
+class RemoteImages:
+    """Reads the images of one dataset from its address, and keeps a share of them in its folder."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        assert dataset.address is not None
+        self._bucket = Bucket(dataset.address)
+        self._shards: dict[str, list[int | str | None]] = dataset.record["shards"]
+        self._cache = dataset.folder / CACHE
+        self._share = min(1.0, 1e9 * dataset.record["cache_gb"] / max(dataset.record["bytes"], 1))
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="request")
+
+    def read(self, shard: str, offset: int, length: int) -> bytes:
+        """Return the `length` bytes at `offset` of a shard."""
+        mark = hashlib.blake2b(f"{shard}:{offset}".encode(), digest_size=16)
+        is_kept = int.from_bytes(mark.digest()[:8]) < self._share * 2**64
+        place = self._cache / mark.hexdigest()[:2] / mark.hexdigest()
+        if is_kept and (data := _kept(place, length)) is not None:
+            return data
+        if shard not in self._shards:
+            raise LandmarksError(f"{self._bucket.place} has no shard {shard}")
+        data = self._bucket.read(f"shards/{shard}", offset, length, self._shards[shard])
+        if is_kept:
+            with contextlib.suppress(OSError):  # a full disk keeps nothing more, and ends no training
+                _keep(place, data)
+        return data
+
+    def read_all(self, places: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        """Yield the bytes at each of `places`, all asked for at once."""
+        return self._pool.map(lambda place: self.read(*place), places)
+
+
+def _kept(place: Path, length: int) -> bytes | None:
+    """Return what was kept at `place`; None where nothing was, or a machine that lost its power left it torn."""
+    try:
+        data = place.read_bytes()
+    except OSError:
+        return None
+    image, check = data[:-4], data[-4:]
+    return image if len(image) == length and zlib.crc32(image).to_bytes(4) == check else None
+
+
+def _keep(place: Path, data: bytes) -> None:
+    make_folder(place.parent)
+    aside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
+    aside.write_bytes(data + zlib.crc32(data).to_bytes(4))
+    aside.replace(place)
