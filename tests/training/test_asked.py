@@ -154,7 +154,7 @@ def test_with_data_a_dataset_divided_anew_is_judged_without_what_the_run_has_see
     numbers = evaluate(place.run, data=place.data).record
     assert numbers["name"] == "data"
     assert place.answered("data") == after["test"] - seen
-    assert numbers["seen"] == {"images": len(seen), "first": sorted(seen)}
+    assert numbers["seen"] == {"images": len(seen), "copies": 0, "first": sorted(seen)}
     assert read_record(place.run / "metrics" / "data.json")["seen"] == numbers["seen"]
     told = capsys.readouterr().err
     assert f"{len(seen)} of the {len(after['test'])} images of {place.data} are left out" in told
@@ -212,7 +212,7 @@ def test_a_grown_datasets_copies_of_what_was_trained_on_are_left_out(place: Plac
     shutil.copy(source, place.folder / "new" / train_id[:-2] / "copy.jpg")
     tested = place.splits["test"]
     grow(open_dataset(place.data), place.folder / "new", {"copy": "test"})
-    assert evaluate(place.run).record["seen"] == {"images": 1, "first": ["copy"]}
+    assert evaluate(place.run).record["seen"] == {"images": 1, "copies": 0, "first": ["copy"]}
     assert place.answered("test") == tested
 
 
@@ -421,3 +421,20 @@ def test_the_record_is_json_for_programs(place: Place, capsys: pytest.CaptureFix
     assert landmarks(["evaluate", str(place.run), "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["own_data"] is True and numbers["matched"]["of"] == 3
+
+
+def test_a_changed_copy_of_a_training_image_in_another_dataset_is_left_out(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = sorted(place.splits["train"])[0]
+    source = next(path for path in (place.folder / "album").glob("*/*.jpg") if path.stem in name)
+    album(tmp_path / "other", each=3, first=50)
+    with Image.open(source) as image:
+        cut = image.crop((7, 3, 90, 93))
+    cut.save(tmp_path / "other" / NAMES[0] / "cut.jpg", quality=60)
+    data = import_(tmp_path / "other", tmp_path / "elsewhere")
+    evaluate(place.run, data=tmp_path / "elsewhere")
+    answered = set().union(*(place.answered(path.stem) for path in (place.run / "predictions").glob("*.parquet")))
+    copy = next(one for one in data.images["image_id"] if "cut" in one)
+    assert answered == set(data.images["image_id"]) - {copy}
+    assert "(1 of them cropped, framed, recoloured or otherwise changed)" in capsys.readouterr().err

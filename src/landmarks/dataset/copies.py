@@ -83,24 +83,27 @@ class Copies:
         )
 
 
-def find_copies(sketches: Sketches, landmark: NDArray[np.integer] | None = None) -> Copies:
+def find_copies(
+    sketches: Sketches, landmark: NDArray[np.integer] | None = None, *, side: NDArray[np.bool_] | None = None
+) -> Copies:
     """Return the copies among images with these sketches; `landmark` (N,) is what each shows, -1 for nothing known.
 
     Of one landmark all are compared; of all others those whose hashes are nearer, where there are many (see
-    `MOST_SEARCHED`).
+    `MOST_SEARCHED`). With `side` (N,) only images on different sides are compared.
     """
     count = len(sketches.whole)
     across = next((radius for radius, most in MOST_SEARCHED.items() if count <= most), min(MOST_SEARCHED) - 2)
     owner = np.repeat(np.arange(count), sketches.counts)
     hits = list(_near_parts(sketches, np.arange(count), owner, across))
     if count <= MOST_SHAPED:
-        hits.extend(_alike_parts(sketches))
+        hits.extend(_alike_parts(sketches, side))
     if landmark is not None and across < RADIUS_OF_PARTS:
         order = np.argsort(landmark, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(landmark[order])) + 1):
             if landmark[members[0]] >= 0 and len(members) > 1:
                 hits.extend(_near_parts(sketches, members, owner, RADIUS_OF_PARTS))
-    candidates = _nearest(np.concatenate(hits) if hits else np.zeros((0, 4), np.int64))
+    found = np.concatenate(hits) if hits else np.zeros((0, 4), np.int64)
+    candidates = _nearest(found if side is None else found[side[found[:, 1]] != side[found[:, 3]]])
     return _verified(sketches, candidates, owner, across)
 
 
@@ -122,7 +125,7 @@ def _near_parts(sketches: Sketches, members: Integers, owner: Integers, radius: 
         yield np.stack([part, image, bits, owner[part]], axis=1)
 
 
-def _alike_parts(sketches: Sketches) -> Iterator[Integers]:
+def _alike_parts(sketches: Sketches, side: NDArray[np.bool_] | None) -> Iterator[Integers]:
     """Yield rows as `_near_parts` does: of each image the `OF_SHAPE` others of which some part is most like all of it.
 
     The bits are those that hashes at their angle are expected to differ in.
@@ -137,6 +140,8 @@ def _alike_parts(sketches: Sketches) -> Iterator[Integers]:
         kept.append(parts.astype(np.float16))
         alike = (parts @ whole.T).max(axis=0)
         alike[place] = -1
+        if side is not None:
+            alike[side[shown] == side[i]] = -1
         rank = cosine.argmin(axis=0)
         better = np.flatnonzero(alike > cosine.min(axis=0))
         nearest[rank[better], better], cosine[rank[better], better] = place, alike[better]

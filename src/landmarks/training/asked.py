@@ -14,6 +14,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.training.own_data import as_seen, find_own, is_own, match_to, open_own, sightings
 from landmarks.training.run import SEEN, Run
+from landmarks.training.seen_copies import copies_of_seen
 
 NAMED = 5
 """Images and landmarks named in a line; the records of numbers name more."""
@@ -30,7 +31,8 @@ class Asked:
     split: str  # all: of a dataset without splits, or asked for
     own: bool  # whether it is the dataset that the run was trained on, divided as it was
     matching: Matching  # the dataset's landmarks and the run's labels
-    seen: pl.DataFrame  # images left out because the run has seen them, see `sightings`
+    seen: pl.DataFrame  # images left out because the run has seen them, see `sightings`, or a copy of them
+    copies: int = 0  # how many of those are changed copies, see `copies_of_seen`
 
     @property
     def labels(self) -> pl.DataFrame:
@@ -48,7 +50,11 @@ class Asked:
                 "of": len(self.dataset.labels),
                 "without_partner": self.matching.alone[:RECORDED],
             },
-            "seen": {"images": len(self.seen), "first": self.seen["image_id"].head(RECORDED).to_list()},
+            "seen": {
+                "images": len(self.seen),
+                "copies": self.copies,
+                "first": self.seen["image_id"].head(RECORDED).to_list(),
+            },
         }
 
 
@@ -74,10 +80,16 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
         )
     matching = _matched(run, dataset, required=not any_landmarks, told=not own and not any_landmarks)
     seen = _sightings(run, dataset, images, split, own=own)
+    copies = 0
+    if not own and (known := run.seen) is not None:
+        rest = images.join(seen, on="image_id", how="anti", maintain_order="left")
+        changed = copies_of_seen(run, dataset, rest, known)
+        copies, seen = len(changed), pl.concat([seen, changed.select(seen.columns)])
     before = pl.col("through").is_not_null()
     if keep_seen and (kept := len(seen.filter(~before))):
         note(f"{kept} of the {len(images)} images are ones that {run.name} has seen and are kept: {keep_seen}")
         seen = seen.filter(before)
+        copies = 0
     if len(seen):
         told = f"{len(seen)} of the {len(images)} images of {dataset.folder}"
         if len(seen) == len(images):
@@ -87,9 +99,10 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
                 way_out="name images that it was neither trained on nor validated with",
             )
         which = _named(seen["image_id"].to_list())
-        note(f"{told} are left out, because {run.name} has seen them in its training: {which}")
+        changed_too = f" ({copies} of them cropped, framed, recoloured or otherwise changed)" if copies else ""
+        note(f"{told} are left out, because {run.name} has seen them in its training{changed_too}: {which}")
         images = images.join(seen, on="image_id", how="anti", maintain_order="left")
-    return Asked(dataset, images, split, own, matching, seen)
+    return Asked(dataset, images, split, own, matching, seen, copies)
 
 
 def _matched(run: Run, dataset: Dataset, *, required: bool, told: bool) -> Matching:

@@ -1,0 +1,73 @@
+"""Changed copies of what a run has seen: cropped, framed, recoloured or mirrored, so that no hash tells them."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from landmarks.dataset.copies import find_copies
+from landmarks.dataset.kept_sketches import Sketches, kept_sketches
+from landmarks.dataset.manifest import Dataset
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.training.own_data import find_own
+from landmarks.training.run import Run
+
+MOST_COMPARED = 50_000
+"""Images of both datasets together up to which copies are looked for without being asked to."""
+
+
+def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
+    """Return which of `images`, rows of `dataset`, are copies of what `run` has `seen` in its own dataset.
+
+    Columns as of `sightings`. Both datasets' images are looked at; where they are gone or too many, a note says so.
+    """
+    nothing = pl.DataFrame(
+        schema={"image_id": pl.String, "seen_id": pl.String, "split": pl.String, "through": pl.String}
+    )
+    try:
+        own = find_own(run)
+    except LandmarksError:
+        note(f"whether some are changed copies of images {run.name} has seen is not known: its dataset is not there")
+        return nothing
+    if len(images) + len(seen) > MOST_COMPARED:
+        note(
+            f"changed copies of images {run.name} has seen are not looked for among so many; to see them: "
+            f"landmarks join {own.folder} {dataset.folder} -o BOTH, then landmarks split BOTH"
+        )
+        return nothing
+    known = own.images.join(
+        seen.filter(pl.col("through").is_null()).select("image_id", "split"), on="image_id", how="inner"
+    )
+    asked, before = _sketches(dataset, images), _sketches(own, known)
+    if asked is None or before is None:
+        return nothing
+    together = Sketches(
+        *(
+            np.concatenate([getattr(each, name) for each in (asked, before)])
+            for name in ("pixels", "whole", "parts", "corners", "counts")
+        )
+    )
+    found = find_copies(together, side=np.arange(len(images) + len(known)) < len(images))
+    at, of = found.pairs[:, 0], found.pairs[:, 1] - len(images)
+    table = images[at].select("image_id").with_columns(known[of].select(pl.col("image_id").alias("seen_id"), "split"))
+    return table.with_columns(through=pl.lit(None, pl.String)).unique("image_id", keep="first", maintain_order=True)
+
+
+def _sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
+    """Return the sketches of some images of a dataset; those of all its images are kept, for whoever asks next."""
+    every = dataset.images
+    sketches = kept_sketches(dataset, every)
+    if sketches is None or not len(images):
+        return None
+    place = dict(zip(every["image_id"], range(len(every)), strict=True))
+    rows = np.array([place[image_id] for image_id in images["image_id"]])
+    begins = np.cumsum(sketches.counts) - sketches.counts
+    parts = np.concatenate([np.arange(begins[row], begins[row] + sketches.counts[row]) for row in rows])
+    return Sketches(
+        sketches.pixels[rows],
+        sketches.whole[rows],
+        sketches.parts[parts],
+        sketches.corners[parts],
+        sketches.counts[rows],
+    )
