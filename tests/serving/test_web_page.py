@@ -49,7 +49,11 @@ def answering(facts: PageFacts) -> str:
     return page_that_answers(facts, runtime="var ort", wasm="AA", network="BB")
 
 
-@pytest.mark.parametrize("page", [answering(PageFacts(["A"], 0.5, 64)), page_that_asks()], ids=["answers", "asks"])
+@pytest.mark.parametrize(
+    "page",
+    [answering(PageFacts(["A"], 0.5, 64)), answering(PageFacts(["A"], 0.5, 64, learning={})), page_that_asks()],
+    ids=["answers", "learns", "asks"],
+)
 def test_the_policy_allows_the_script_and_the_style_of_the_page_and_no_others(page: str) -> None:
     read = Read(page)
     [policy] = [meta["content"] for meta, _ in read.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
@@ -69,6 +73,7 @@ def test_the_policy_allows_the_script_and_the_style_of_the_page_and_no_others(pa
 
 def test_a_page_that_answers_connects_to_nothing_and_one_that_asks_to_its_server_alone() -> None:
     assert "connect-src 'none'" in answering(PageFacts(["A"], 0.5, 64))
+    assert "connect-src 'none'" in answering(PageFacts(["A"], 0.5, 64, learning={}))
     assert "connect-src 'self'" in page_that_asks()
 
 
@@ -132,7 +137,7 @@ def test_a_file_format_newer_than_the_runtime_gets_the_number_that_its_operators
 
 
 def test_every_part_in_the_folder_is_in_a_page() -> None:
-    both = answering(PageFacts(["A"], 0.5, 64)) + page_that_asks()
+    both = answering(PageFacts(["A"], 0.5, 64, learning={})) + page_that_asks()
     for part in PARTS.glob("*.*s"):
         first_line = part.read_text(encoding="utf-8").splitlines()[0]
         assert first_line in both, part.name

@@ -186,6 +186,9 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="A quarter of the size: eight bits a number.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Half the size: weights in half precision.")] = False,
     timm: Annotated[bool, typer.Option("--timm", help="A folder for timm and the Hub, with a model card.")] = False,
+    learning: Annotated[
+        bool, typer.Option("--learning", help="So that the file, or the page, can be taught landmarks.")
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Verify on this dataset's images, not on the run's own validation split.")
     ] = None,
@@ -204,14 +207,14 @@ def export(
     if page is not None:
         from landmarks.serving.one_page import export_page
 
-        made = export_page(run, page, runtime=runtime, data=data)
+        made = export_page(run, page, runtime=runtime, data=data, learning=learning)
         show(f"{made.path}: {made.bytes / 1e6:.1f} MB, of which {made.network_bytes / 1e6:.1f} MB are the network")
         return
     if out is None:
         raise UsageError("nothing to write", expected="-o NAME.onnx, or --page NAME.html")
     from landmarks.recognition.export import export as export_run
 
-    written = export_run(run, out, int8=int8, half=half, timm=timm, data=data, images=images)
+    written = export_run(run, out, int8=int8, half=half, timm=timm, learning=learning, data=data, images=images)
     if json:
         print_json({**asdict(written), "path": str(written.path)})
         return

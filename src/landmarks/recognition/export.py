@@ -27,6 +27,7 @@ from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
 from landmarks.recognition.export_graph import graph_parts, joined
+from landmarks.recognition.export_learning import learning_of, told
 from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.model_card import model_card
 from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, Outputs, open_export
@@ -107,6 +108,7 @@ def export(
     int8: bool = False,
     half: bool = False,
     timm: bool = False,
+    learning: bool = False,
     data: Dataset | Path | str | None = None,
     images: int | None = None,
 ) -> Export:
@@ -119,6 +121,9 @@ def export(
     then), when the dataset is gone, or for a network that cannot be exported.
 
     `half` writes weights in half precision: half the size, the same answers within the same tolerance as without.
+
+    With `learning` the file can be taught landmarks, and so can a page of it: it carries what the run remembers of its
+    images for that, which is made from its dataset where it is not there yet.
 
     `timm` writes the folder `out` instead, in the Hub's form, from which `timm.create_model("local-dir:OUT",
     pretrained=True)` gives the run's logits; heads other than `linear` have no place in it and are refused.
@@ -137,7 +142,8 @@ def export(
     recogniser = _ready(opened)
     shown = _images_to_verify(opened, data, count)
     note(f"exporting {opened.name}: {recogniser.network.backbone_name}, {len(recogniser.names)} landmarks")
-    parts = graph_parts(recogniser, compact=int8 or half)
+    carried = learning_of(opened, recogniser) if learning else None
+    parts = graph_parts(recogniser, compact=int8 or half, learning=carried)
     if parts.maps:
         note(f"no heat maps: {parts.maps}")
     if half:
@@ -146,6 +152,9 @@ def export(
         parts = replace(parts, tail=with_half_weights(parts.tail))
     kind = "int8" if int8 else "float16" if half else "float32"
     record = describe(opened, recogniser, parts.maps, kind=kind)
+    if carried is not None:
+        told(carried)
+        record["learning"] = carried.record
     if int8:
         squares = _training_squares(opened, shown, recogniser)
         found = quantised(parts.backbone, squares)
@@ -355,7 +364,7 @@ def _refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
 def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> dict[str, Any]:
     """Return the record that an export carries in its metadata, without the figures of its verification."""
     network, rule = recogniser.trained, recogniser.rule
-    told = run.record.get("data") or {}
+    trained_on = run.record.get("data") or {}
     labels = [
         {"landmark_id": id, "name": name} for id, name in zip(recogniser.landmark_ids, recogniser.names, strict=True)
     ]
@@ -369,7 +378,7 @@ def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> di
         "preprocessing": network.preprocessing.record(),
         "decode": {"jpeg_min_side": network.preprocessing.shorter},
         "labels": labels,
-        "identified_by": identified_by(told, run.labels),
+        "identified_by": identified_by(trained_on, run.labels),
         "temperature": recogniser.temperature,
         "rule": None if rule is None else rule.record(),
         "threshold": None if rule is None else recogniser.threshold,
@@ -377,7 +386,7 @@ def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> di
         "maps": {"method": None if no_maps else ANALYTIC, "note": no_maps or None},
         "licence": _licence(run, network.backbone_name),
         "credits": _credits(run),
-        "run": {"name": run.name, "digest": run.digest, "data_digest": told.get("digest")},
+        "run": {"name": run.name, "digest": run.digest, "data_digest": trained_on.get("digest")},
     }
 
 

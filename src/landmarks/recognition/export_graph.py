@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from landmarks.models.gradcam import averages, channel_weights, has_formula, weighted
 from landmarks.models.network import Network
 from landmarks.recognition.directions import Directions
+from landmarks.recognition.export_learning import Learning, LearningScores
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, centre_of_unknown, sample
 from landmarks.recognition.known_scores import COMPARING, CONTRAST, KNN, KNN_UNKNOWN, MAHALANOBIS, MSP, WITH_UNKNOWN
+from landmarks.recognition.portable_learning import TRAINED_SCORES, WHITENED
 from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, preprocessing_model
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.errors import LandmarksError
@@ -50,9 +52,9 @@ class Parts:
     """Why there are no heat maps; empty: there are."""
 
 
-def graph_parts(recogniser: Recogniser, *, compact: bool = False) -> Parts:
+def graph_parts(recogniser: Recogniser, *, compact: bool = False, learning: Learning | None = None) -> Parts:
     """Return the parts of a trained recogniser's graph; `compact` keeps remembered images in fewer and smaller
-    numbers.
+    numbers, and with `learning` it says what landmarks are learned from.
 
     Raises `LandmarksError` for a network that PyTorch cannot export, with its reason.
     """
@@ -62,11 +64,13 @@ def graph_parts(recogniser: Recogniser, *, compact: bool = False) -> Parts:
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     backbone = _Backbone(network, with_maps=not why).eval()
     kind = _Tail if why else _TailWithMaps
-    tail = kind(recogniser, network, compact=compact).eval()
+    tail = kind(recogniser, network, compact=compact, learning=learning).eval()
     inputs, outputs = [FEATURES], [FEATURES]
     named = list(OUTPUTS[:3])
     if not why:
         inputs, outputs, named = [LAST_MAPS, FEATURES], [LAST_MAPS, FEATURES], list(OUTPUTS)
+    if learning is not None:
+        named += [WHITENED, TRAINED_SCORES]
     with torch.no_grad():
         between = backbone(images)
     return Parts(
@@ -108,17 +112,18 @@ class _Backbone(nn.Module):
 class _Tail(nn.Module):
     """What follows the features: all of it small, and kept in single precision."""
 
-    def __init__(self, recogniser: Recogniser, network: Network, *, compact: bool) -> None:
+    def __init__(self, recogniser: Recogniser, network: Network, *, compact: bool, learning: Learning | None) -> None:
         super().__init__()
         self.head, self.temperature = network.head, recogniser.temperature
         self.answers = min(MAPPED, network.classes)
         self.rule = recogniser.rule
         self.weights = {MSP: 1.0} if self.rule is None else dict(self.rule.weights)
         needs = COMPARING & set(self.weights)
+        self.learning = None if learning is None else LearningScores(learning, network.width)
         self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs, network.width, compact=compact)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Return probabilities, known_score and best of features (N, C)."""
+        """Return probabilities, known_score and best of features (N, C), and what is learned from."""
         logits = self.head(features)
         probabilities = (logits / self.temperature).softmax(1)
         best = logits.topk(self.answers, dim=1).indices  # in ONNX the smaller label of two equal ones is first
@@ -127,16 +132,16 @@ class _Tail(nn.Module):
             scores |= self.gallery(features)
         known = torch.stack([weight * scores[name] for name, weight in self.weights.items()]).sum(0)
         known = known + (0.0 if self.rule is None else self.rule.constant)
-        return probabilities, known, best
+        return (probabilities, known, best, *(() if self.learning is None else self.learning(features)))
 
 
 class _TailWithMaps(_Tail):
     def forward(self, last_maps: Tensor, features: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return what `_Tail` does and the heat maps of the best, from maps (N, C, h, w) and features (N, C)."""
-        probabilities, known, best = super().forward(features)
+        probabilities, known, best, *learning = super().forward(features)
         heat = weighted(last_maps, channel_weights(self.head, last_maps, features, best))
         warmest = heat.amax((-2, -1), keepdim=True).clamp(min=1e-30)  # where nothing is warm, 0 by it is 0
-        return probabilities, known, best, heat / warmest
+        return (probabilities, known, best, heat / warmest, *learning)
 
 
 class _GalleryScores(nn.Module):
@@ -285,7 +290,8 @@ def joined(parts: Parts) -> onnx.ModelProto:
     models = [parts.preprocessing, backbone, tail]
     given = parts.preprocessing.graph.input
     ends = {one.name: one for model in models[1:] for one in model.graph.output}
-    names = [name for name in ("probabilities", FEATURES, "known_score", "best", "maps") if name in ends]
+    order = ("probabilities", FEATURES, "known_score", "best", "maps", WHITENED, TRAINED_SCORES)
+    names = [name for name in order if name in ends]
     graph = helper.make_graph(
         [node for model in models for node in model.graph.node],
         "landmarks",

@@ -122,17 +122,17 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
         seen = images_seen(run, own, "val")
         limit = max(1, min(MAX_VALIDATION, MAX_NUMBERS // len(run.labels)))
         seen = seen.filter(pl.Series(sample(seen["run_label"].to_numpy(), limit)))
-        validation = _validation(run, recogniser, seen, gallery.images.shape[1])
+        validation = validation_of(run, recogniser, seen, gallery.images.shape[1])
         memory = memory_of(moments, validation, gallery.images, gallery.labels)
         write_memory(run.folder, memory, run.digest)
     return load(run, device=device)
 
 
-def _validation(run: Run, recogniser: Recogniser, seen: pl.DataFrame, width: int) -> Validation:
+def validation_of(run: Run, recogniser: Recogniser, seen: pl.DataFrame, width: int) -> Validation:
     """Return what the run's head says of its validation images `seen`, from kept features where there are any."""
     own, network, done = find_own(run), recogniser.trained, 0
     images = np.empty((len(seen), width), dtype=np.float16)
-    logs = np.empty((len(seen), len(run.labels)), dtype=np.float16)
+    logs = np.empty((len(seen), network.classes), dtype=np.float16)
     with torch.no_grad():
         for features in _features(run, recogniser, own, seen):
             said = torch.log_softmax(network.classify(features).float() / recogniser.temperature, dim=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,17 @@ from numpy.typing import NDArray
 from landmarks.models.preprocessing import Preprocessing, from_record
 from landmarks.recognition.answers import Answers, best_answers
 from landmarks.recognition.known_scores import Rule
+from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.portable_learning import (
+    TRAINED_SCORES,
+    WHITENED,
+    LearningRecord,
+    PortableLearner,
+    learner_of,
+    read_learning,
+)
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import file_digest
+from landmarks.support.files import digest_of, file_digest
 from landmarks.support.systems import usable_processors
 
 FORMAT = 1
@@ -64,6 +73,8 @@ class ExportRecord:
     identified_by: str | None
     run: str
     run_digest: str
+    learning: LearningRecord | None
+    """What it can learn landmarks with; None: it cannot."""
     whole: Mapping[str, Any]
     """The record as it is in the file; strings in it come from strangers."""
 
@@ -77,6 +88,7 @@ class Outputs:
     known_score: NDArray[np.float32]  # (N,)
     best: NDArray[np.int64]  # (N, A)
     maps: NDArray[np.float32] | None  # (N, A, h, w), None: the network has none, or they were not asked for
+    whitened: NDArray[np.float32] | None = None  # (N, D), what is learned from; None: it cannot learn
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +99,8 @@ class ExportedNetwork:
     record: ExportRecord
     session: Any
     """An `onnxruntime.InferenceSession`."""
+    learned: Learned = field(default_factory=Learned)
+    """Landmarks that it answers beside those in its graph, their images whitened; see `portable_learning`."""
 
     @property
     def backbone_name(self) -> str:
@@ -111,8 +125,17 @@ class ExportedNetwork:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with the file."""
-        return file_digest(self.path)
+        """Changes with the file, and with what it has learned."""
+        if not self.learned.names:
+            return file_digest(self.path)
+        return digest_of(file_digest(self.path), self.learned.names, self.learned.images.tobytes().hex())
+
+    @cached_property
+    def learner(self) -> PortableLearner | None:
+        """Return what answers with the learned landmarks; None: there are none."""
+        if self.record.learning is None or not self.learned.names:
+            return None
+        return learner_of(self.record.learning, self.learned)
 
     def outputs(self, images: Sequence[NDArray[np.uint8]], *, maps: bool = False) -> Outputs:
         """Return what the graph says about decoded RGB images, uint8 (H, W, 3) each, of any sizes.
@@ -120,10 +143,35 @@ class ExportedNetwork:
         Raises `LandmarksError` when the graph fails, or says something else than it promised.
         """
         wanted = [*OUTPUTS, *([MAPS] if maps and self.has_maps else [])]
+        wanted += [] if self.record.learning is None else [WHITENED, TRAINED_SCORES]
         parts = [self._run(np.stack(images[start:end]), wanted) for start, end in _runs_of_one_size(images)]
         joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        probabilities, features, known_score, best = joined[:4]
-        return Outputs(probabilities, features, known_score, best, joined[4] if len(joined) > 4 else None)
+        said = dict(zip(wanted, joined, strict=True))
+        found = Outputs(**{name: said[name] for name in OUTPUTS}, maps=said.get(MAPS), whitened=said.get(WHITENED))
+        return found if self.learner is None else self._with_learned(self.learner, found, said[TRAINED_SCORES])
+
+    def _with_learned(self, learner: PortableLearner, said: Outputs, scores: NDArray[np.float32]) -> Outputs:
+        """Return what the graph said with the learned landmarks' answers among it.
+
+        An image that resembles a learned landmark closely enough, and is answered so, is known whatever the rule says.
+        """
+        assert said.whitened is not None
+        probabilities = learner.probabilities(said.probabilities, said.whitened, scores)
+        best, _ = best_answers(probabilities, said.best.shape[1])
+        closeness = learner.resemblance(said.whitened) - learner.threshold
+        is_learned = best[:, 0] >= len(self.record.names)
+        known_score = np.where(
+            is_learned & (closeness > 0),
+            np.maximum(said.known_score, self.record.threshold + closeness),
+            said.known_score,
+        ).astype(np.float32)
+        if self.record.rule is None:
+            known_score = probabilities.max(axis=1)
+        maps = None
+        if said.maps is not None:  # nothing is drawn for a learned landmark
+            drawn = said.best[:, None, :] == best[:, :, None]  # (N, new, old)
+            maps = np.einsum("nab,nbhw->nahw", drawn.astype(np.float32), said.maps)
+        return replace(said, probabilities=probabilities, known_score=known_score, best=best, maps=maps)
 
     def _run(self, batch: NDArray[np.uint8], wanted: list[str]) -> list[NDArray[Any]]:
         try:
@@ -204,6 +252,10 @@ def _require_graph(session: Any, record: ExportRecord, path: Path) -> None:
     missing = [name for name in OUTPUTS if name not in shapes]
     if missing:
         raise LandmarksError(f"{path} does not answer as an export", expected=f"outputs {', '.join(missing)}")
+    learns = [WHITENED, TRAINED_SCORES] if record.learning is not None else []
+    widths = [shapes[name][-1] if name in shapes else None for name in learns]
+    if record.learning is not None and widths != [record.learning.width, len(record.names)]:
+        raise LandmarksError(f"{path} cannot learn as its record says", way_out="export the run again")
     classes = shapes["probabilities"][-1]
     if classes != len(record.names) or not isinstance(shapes["features"][-1], int):
         raise LandmarksError(
@@ -271,6 +323,7 @@ def _record(whole: dict[str, Any]) -> ExportRecord:
         identified_by=None if whole.get("identified_by") is None else _text(whole["identified_by"]),
         run=_text(run.get("name", "")),
         run_digest=_text(run.get("digest", "")),
+        learning=None if whole.get("learning") is None else read_learning(whole["learning"]),
         whole=whole,
     )
 

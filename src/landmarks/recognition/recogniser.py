@@ -21,6 +21,7 @@ from landmarks.recognition.answers import Answers, Explanation, Recognition, Rec
 from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, Rule
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
+from landmarks.recognition.portable_learning import LearningRecord
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
 from landmarks.support.files import digest_of
@@ -250,6 +251,13 @@ class Recogniser:
         before gets these images too. Raises `LandmarksError` when it cannot learn, or was trained for a landmark of
         that name or id, and `ImageError` for what is no image.
         """
+        if isinstance(self.network, ExportedNetwork):
+            network = self.network
+            require_learning(network)
+            seen = [network.outputs(pixels).whitened for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
+            vectors = [one for one in seen if one is not None]
+            name = self._require_free(name, landmark_id, sum(map(len, vectors)))
+            return with_learned(self, self.learned.plus(np.concatenate(vectors), name, landmark_id))
         return self.with_features(self.embed(images), name, landmark_id)
 
     def with_features(self, features: NDArray[np.floating], name: str, landmark_id: int | None = None) -> Recogniser:
@@ -257,8 +265,13 @@ class Recogniser:
         from landmarks.recognition.directions import directions
         from landmarks.recognition.trained import taught
 
+        name = self._require_free(name, landmark_id, len(features))
+        return taught(self, self.learned.plus(directions(features), name, landmark_id))
+
+    def _require_free(self, name: str, landmark_id: int | None, images: int) -> str:
+        """Return a landmark's name as it is kept; raise `LandmarksError` when it cannot be learned as this."""
         name, trained = plain(name), len(self.names) - len(self.learned.names)
-        if not name or not len(features):
+        if not name or not images:
             raise LandmarksError("a landmark is learned from a name and at least one image of it")
         taken = landmark_id is not None and landmark_id in self.landmark_ids and name not in self.learned.names
         if name in self.names[:trained] or taken:
@@ -268,10 +281,12 @@ class Recogniser:
                 else f"the landmark id {landmark_id} is taken",
                 way_out="choose another name or id for what is to be learned",
             )
-        return taught(self, self.learned.plus(directions(features), name, landmark_id))
+        return name
 
     def forget(self, name: str) -> Recogniser:
         """Return a recogniser without the learned landmark `name`; raise `LandmarksError` when it was not learned."""
+        if isinstance(self.network, ExportedNetwork):
+            return with_learned(self, self.learned.without(plain(name)))
         from landmarks.recognition.trained import taught
 
         return taught(self, self.learned.without(plain(name)))
@@ -311,6 +326,29 @@ def load(place: Run | Path | str, *, by: str | None = None, device: str = "auto"
         from landmarks.recognition.trained import open_trained
 
         return open_trained(run, device, by)
+
+
+def require_learning(network: ExportedNetwork) -> LearningRecord:
+    """Return what an export learns with; raise `LandmarksError` where it cannot."""
+    if network.record.learning is None:
+        raise LandmarksError(
+            f"{network.path} cannot learn landmarks", expected="an export that was made for it",
+            way_out="landmarks export RUN -o NAME.onnx --learning, or learn with the run and export it again",
+        )  # fmt: skip
+    return network.record.learning
+
+
+def with_learned(recogniser: Recogniser, learned: Learned) -> Recogniser:
+    """Return an export's recogniser with the `learned` landmarks, and no others, beside those in its graph."""
+    assert isinstance(recogniser.network, ExportedNetwork)
+    record = recogniser.network.record
+    return replace(
+        recogniser,
+        network=replace(recogniser.network, learned=learned),
+        names=[*record.names, *learned.names],
+        landmark_ids=[*record.landmark_ids, *learned.landmark_ids],
+        learned=learned,
+    )
 
 
 def is_export(place: Path | str) -> bool:

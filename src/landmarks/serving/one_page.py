@@ -55,12 +55,18 @@ def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> Writ
 
 
 def export_page(
-    run: Path | str, page: Path | str, *, runtime: Path | str | None = None, data: Path | str | None = None
+    run: Path | str,
+    page: Path | str,
+    *,
+    runtime: Path | str | None = None,
+    data: Path | str | None = None,
+    learning: bool = False,
 ) -> WrittenPage:
     """Write one HTML file that recognises images by itself, from a run (in eight bits) or from an export as it is.
 
     A network that eight bits change too much is taken in half precision, with a note. `runtime` is as in
-    `write_page`, `data` as in `landmarks.export`. Raises `LandmarksError` when the export or the runtime cannot be had.
+    `write_page`, `data` and `learning` as in `landmarks.export`. Raises `LandmarksError` when the export or the runtime
+    cannot be had.
     """
     page, runtime = Path(page), None if runtime is None else Path(runtime)
     if page.suffix.lower() not in (".html", ".htm"):
@@ -72,10 +78,10 @@ def export_page(
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "network.onnx"
         try:
-            landmarks.export(run, made, int8=True, data=data)
+            landmarks.export(run, made, int8=True, data=data, learning=learning)
         except DifferentAnswersError as error:
             note(f"in half precision, since: {error}")
-            landmarks.export(run, made, half=True, data=data)
+            landmarks.export(run, made, half=True, data=data, learning=learning)
         return write_page(made, page, runtime=runtime)
 
 
@@ -117,6 +123,7 @@ def page_facts(told: dict[str, Any]) -> PageFacts:
         threshold=None if threshold is None else float(threshold),
         image_size=size,
         crop=size / round(size / float(preprocessing.get("crop", 1))),
+        learning=told.get("learning"),
         details={name: str(text) for name, text in details.items() if text},
         authors=[str(name) for name in credits.get("authors") or ()],
         authors_in_all=int(credits.get("authors_in_all") or 0),

@@ -33,6 +33,8 @@ class PageFacts:
     """Side in pixels of the square that the network sees."""
     crop: float = 1.0
     """The share of an image's shorter side that this square has."""
+    learning: Mapping[str, object] | None = None
+    """What it can be taught landmarks with; None: it cannot."""
     details: Mapping[str, str] = field(default_factory=dict)
     """What else is told, each under a heading."""
     authors: Sequence[str] = ()
@@ -43,11 +45,17 @@ class PageFacts:
 
 def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str) -> str:
     """Return a page that answers by itself: onnxruntime's script, its wasm and the network (both gzip, then base64)."""
-    count = len(facts.names)
+    count, learns = len(facts.names), facts.learning is not None
     told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.details.items())
     worker = _joined("pixels.js", "worker.js")
     return _page(
-        scripts=("heat.js", "answering-here.js", "page.js"),
+        scripts=(
+            "heat.js",
+            *(("learning.js",) if learns else ()),
+            "answering-here.js",
+            "page.js",
+            *(("teach.js",) if learns else ()),
+        ),
         data={
             "licence": _joined("onnxruntime-licence.txt"),
             "runtime": runtime,
@@ -63,9 +71,9 @@ def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str
             "summary": f"The {count:,} landmarks it knows" if count > 1 else "The landmark it knows",
             "unknown": _WITHOUT_THRESHOLD if facts.threshold is None else _WITH_THRESHOLD,
             "privacy": "This page works without a network. Its Content-Security-Policy forbids every connection, so no "
-            "image can leave this device; nothing is kept when the page is closed.",
+            "image can leave this device; " + (_KEPT_HERE if learns else "nothing is kept when the page is closed."),
             "token": "",
-            "teach": "",
+            "teach": _teach_form(_TAUGHT_HERE) if learns else "",
             "facts": f'<dl class="facts">{told}</dl>',
             "credits": _credits(facts),
         },
@@ -84,7 +92,7 @@ def page_that_asks() -> str:
             "unknown": _WITH_THRESHOLD,
             "privacy": "Images go to the server that this page came from, and nowhere else; it keeps none of them.",
             "token": _TOKEN,
-            "teach": _joined("teach.html").replace("{{where}}", _TAUGHT_THERE),
+            "teach": _teach_form(_TAUGHT_THERE),
             "facts": "",
             "credits": "",
         },
@@ -99,6 +107,20 @@ _TOKEN = """    <form id="token" class="find" hidden>
 """
 
 _TAUGHT_THERE = "This server keeps what it learns, and answers with it whoever asks; the images are not kept."
+
+_TAUGHT_HERE = (
+    "It learns on this device, and keeps what it learned in this browser; the images are not kept, and never leave it."
+)
+
+_KEPT_HERE = (
+    "when the page is closed nothing is kept but what it was taught: names, and numbers that the network makes of "
+    "images."
+)
+
+
+def _teach_form(where: str) -> str:
+    return _joined("teach.html").replace("{{where}}", where)
+
 
 _WITH_THRESHOLD = (
     "An image that resembles none of them closely enough is called “not a landmark I know”; that can be wrong too."
@@ -137,6 +159,7 @@ def _as_json(facts: PageFacts) -> str:
         "threshold": facts.threshold,
         "image_size": facts.image_size,
         "crop": facts.crop,
+        "learning": facts.learning,
     }
     return json.dumps(told, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 

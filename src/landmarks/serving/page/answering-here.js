@@ -26,10 +26,67 @@ function openRecogniser() {
   const { image_size: imageSize, crop, threshold, names } = facts;
   const ready = ask({ open: { wasm: text("wasm"), network: text("network"), imageSize, crop, threshold } });
   for (const id of ["runtime", "worker", "wasm", "network"]) document.getElementById(id).remove(); // megabytes of text
+  const learned = facts.learning ? openLearned(facts.learning, names, ask) : null;
   const recognise = async (file) => {
-    const { answer, preview } = await ask({ file });
-    for (const one of answer.answers) one.name = names[one.label];
+    const { answer: said, preview } = await ask({ file });
+    const answer = learned?.learner ? withLearned(said, learned.learner, threshold) : said;
+    const all = learned ? learned.names() : names;
+    for (const one of answer.answers) one.name = all[one.label];
     return { answer, preview };
   };
-  return { ready, recognise, landmarks: async () => names };
+  return { ready, recognise, landmarks: async () => (learned ? learned.names() : names), teaching: learned?.teaching ?? null };
+}
+
+/** Return what this page has learned, and how it is taught; what it learns is kept in this browser. */
+function openLearned(told, trained, ask) {
+  const record = learningRecord(told);
+  const kept = keptLandmarks(record);
+  const found = { landmarks: [], learner: null, names: () => [...trained, ...found.landmarks.map((one) => one.name)] };
+  const take = (landmarks) => {
+    found.landmarks = landmarks;
+    found.learner = landmarks.length ? learnerOf(record, landmarks) : null;
+  };
+  const keep = (landmarks) => {
+    try {
+      kept.write(landmarks);
+    } catch {
+      throw new Error("this browser keeps nothing for this page, or no more: save what was taught as a file, and forget some");
+    }
+    take(landmarks);
+  };
+  try {
+    take(kept.read());
+  } catch (error) {
+    console.warn(`what was learned before cannot be read: ${error.message}`);
+  }
+  const requireFree = (name) => {
+    if (!name) throw new Error("it needs a name");
+    if (trained.includes(name)) throw new Error(`“${name}” is a landmark that it was trained for; choose another name`);
+  };
+  found.teaching = {
+    async teach(given, files) {
+      const name = plainName(given);
+      requireFree(name);
+      const [rows, passed] = [[], []];
+      for (const file of files) {
+        try {
+          rows.push((await ask({ file })).answer.whitened);
+        } catch (error) {
+          passed.push({ file: file.name, problem: error.message });
+        }
+      }
+      if (!rows.length) throw new Error(`no image of “${name}” can be read: ${passed[0].problem}`);
+      keep(plus(found.landmarks, name, rows));
+      return { passed };
+    },
+    forget: async (name) => keep(found.landmarks.filter((one) => one.name !== name)),
+    taught: async () => found.landmarks.map(({ name, images }) => ({ name, images: images.length })),
+    text: () => textOf(found.landmarks, record),
+    async read(file) {
+      const added = landmarksOf(await file.text(), record);
+      added.forEach(({ name }) => requireFree(name));
+      keep(added.reduce((all, { name, images }) => plus(all, name, images), found.landmarks));
+    },
+  };
+  return found;
 }

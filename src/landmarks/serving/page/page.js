@@ -192,8 +192,9 @@ function show(job, { answers, known, maps, seen }, preview) {
   const heat = make("input", { type: "checkbox", role: "switch", checked: "" });
   const draw = () => {
     const chosen = Number(list.querySelector("input:checked")?.value ?? 0);
-    const shown = maps !== null && heat.checked;
-    if (preview) drawImage(canvas, preview, maps, shown ? chosen : null, seen);
+    const which = answers[chosen].drawn === undefined ? chosen : answers[chosen].drawn; // null: a learned landmark has none
+    const shown = maps !== null && heat.checked && which !== null;
+    if (preview) drawImage(canvas, preview, maps, shown ? which : null, seen);
     const where = shown ? `, with the heat map of ${answers[chosen].name}` : "";
     canvas.setAttribute("aria-label", `${job.name}${where}`);
   };

@@ -8,6 +8,7 @@ let teaching = false;
 /** Show the form; call it once there is a recogniser that can be taught. */
 function beginTeaching() {
   element("teach").hidden = false;
+  element("learned-file").hidden = !recogniser.teaching.text;
   listTaught();
 }
 
@@ -70,7 +71,7 @@ lesson.addEventListener("submit", async (event) => {
   try {
     const { passed } = await recogniser.teaching.teach(name, pupils.map(({ file }) => file));
     const known = await listTaught();
-    const images = known.find((one) => one.name === name)?.images;
+    const images = known.find((one) => one.name === name.normalize("NFC"))?.images;
     const unread = passed.map(({ file, problem }) => `${file}: ${problem}`).join("; ");
     const passedBy = passed.length ? ` ${counted(passed.length, "image")} could not be used (${unread}).` : "";
     tell(`“${name}” is known${images ? ` from ${counted(images, "image")}` : ""} now.${passedBy}`);
@@ -84,6 +85,26 @@ lesson.addEventListener("submit", async (event) => {
   teaching = false;
 });
 
+element("save-learned").addEventListener("click", () => {
+  const address = URL.createObjectURL(new Blob([recogniser.teaching.text()], { type: "application/json" }));
+  make("a", { href: address, download: "learned.json" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+});
+element("read-learned").addEventListener("click", () => element("learned-files").click());
+element("learned-files").addEventListener("change", async ({ target }) => {
+  const [file] = target.files;
+  target.value = "";
+  if (!file) return;
+  try {
+    await recogniser.teaching.read(file);
+    tell(`${file.name} is read.`);
+    if (element("known").open) listNames();
+    await listTaught();
+  } catch (error) {
+    tell(sentence(error.message), true);
+  }
+});
+
 /** List what was taught, each with a button that forgets it when it is pressed twice. */
 async function listTaught() {
   let known = [];
@@ -94,6 +115,7 @@ async function listTaught() {
   }
   taughtList.replaceChildren(...known.map(taughtEntry));
   element("taught-part").hidden = !known.length;
+  element("save-learned").hidden = !known.length;
   return known;
 }
 

@@ -47,7 +47,7 @@ async function answered({ session, imageSize, crop, threshold }, file) {
   const seen = seenOf(bitmap.width, bitmap.height, crop);
   const { rgb, width, height } = pixelsOf(bitmap, imageSize);
   const preview = await previewOf(bitmap);
-  const { probabilities, features, known_score, best, maps } = await session.run({
+  const { probabilities, features, known_score, best, maps, whitened, trained_scores } = await session.run({
     image: new ort.Tensor("uint8", rgb, [1, height, width, 3]),
   });
   const labels = Array.from(best.data, Number);
@@ -59,6 +59,7 @@ async function answered({ session, imageSize, crop, threshold }, file) {
     features: features?.data,
     maps: maps ? { rows: maps.dims[2], columns: maps.dims[3], values: maps.data } : null,
     seen,
+    ...(whitened && { probabilities: probabilities.data, whitened: whitened.data, trainedScores: trained_scores.data }),
   };
   return { answer, preview };
 }

@@ -1,0 +1,153 @@
+// Landmarks that this page learns, as `recognition/portable_learning.py` does it: odds of each against all trained ones,
+// from what the network says of a few images, and a threshold for how closely an image must resemble them.
+
+const ACCEPTED = 0.02; // share of the images kept of other things that may be taken for learned landmarks
+const LEAST = 1e-30;
+const FILE_FORMAT = 1;
+const MAX_NAME = 200;
+
+const bytesOfBase64 = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const floatsOf = (text) => new Float32Array(bytesOfBase64(text).buffer);
+
+function base64OfFloats(numbers) {
+  return btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(numbers).buffer)));
+}
+
+/** Return the record of an export with its images unpacked: rows of numbers. */
+function learningRecord(told) {
+  const rows = ({ images, scales }) => {
+    const numbers = new Int8Array(bytesOfBase64(images).buffer);
+    return [...floatsOf(scales)].map((scale, at) =>
+      Float64Array.from(numbers.subarray(at * told.width, (at + 1) * told.width), (number) => number * scale),
+    );
+  };
+  const found = { ...told, validation: rows(told.validation), others: rows(told.others) };
+  found.evidence = floatsOf(told.evidence);
+  found.best = floatsOf(told.best);
+  if (!found.others.length) found.others = found.validation;
+  return found;
+}
+
+const dot = (first, second) => first.reduce((sum, number, at) => sum + number * second[at], 0);
+
+function lengthOne(row) {
+  const length = Math.max(Math.sqrt(dot(row, row)), 1e-12);
+  return Float64Array.from(row, (number) => number / length);
+}
+
+const logSumExp = (numbers) => {
+  const top = numbers.reduce((most, number) => Math.max(most, number), -Infinity);
+  return top + Math.log(numbers.reduce((sum, number) => sum + Math.exp(number - top), 0));
+};
+
+/** Return what answers with `landmarks`, each {name, landmark_id, images: rows that the network whitened}; one at least. */
+function learnerOf(record, landmarks) {
+  const known = landmarks.map(({ images }) => {
+    const mean = Float64Array.from({ length: record.width }, (_, at) => images.reduce((sum, row) => sum + row[at], 0) / images.length);
+    const bias = record.excess / images.length / 2 - dot(mean, mean) / 2;
+    return { mean, bias, directions: images.map(lengthOne) };
+  });
+  const others = record.others.map(lengthOne);
+  const kernel = (direction, other) => Math.exp(record.concentration * (dot(direction, other) - 1));
+  const density = (direction, images) =>
+    Math.log(Math.max(images.reduce((sum, one) => sum + kernel(direction, one), 0) / images.length, LEAST));
+  const scores = (row) => {
+    const direction = lengthOne(row);
+    return known.map(
+      ({ mean, bias, directions }) => record.discriminant * (dot(row, mean) + bias) + record.density * density(direction, directions),
+    );
+  };
+  /** How much more than other images those of the nearest learned landmark resemble a row; `itself` is left out. */
+  const resemblance = (row, itself = -1) => {
+    const direction = lengthOne(row);
+    const nearest = Math.max(...known.map(({ directions }) => density(direction, directions)));
+    const sum = others.reduce((total, one, at) => (at === itself ? total : total + kernel(direction, one)), 0);
+    const count = Math.max(others.length - (itself >= 0 ? 1 : 0), 1);
+    return nearest - Math.log(Math.max(sum / count, LEAST));
+  };
+  let offset = 0;
+  if (record.best.length) {
+    const margins = record.validation.map((row, at) => record.best[at] - (Math.max(...scores(row)) - record.evidence[at]));
+    margins.sort((first, second) => first - second);
+    offset = record.most_offset;
+    if (record.spare < margins.length) offset = Math.min(offset, margins[record.spare] - 1e-6);
+  }
+  let threshold = Infinity;
+  if (others.length > 1) {
+    const likeness = record.others.map((row, at) => resemblance(row, at)).sort((first, second) => first - second);
+    threshold = likeness[likeness.length - 1 - Math.floor(ACCEPTED * likeness.length)];
+  }
+  /** Return probabilities of the trained landmarks and of the learned ones behind them. */
+  const probabilities = (trained, row, trainedScores) => {
+    const evidence = logSumExp(trainedScores);
+    const old = Array.from(trained, (one, at) => Math.log(Math.max((one + Math.exp(trainedScores[at] - evidence)) / 2, LEAST)));
+    const logs = [...old, ...scores(row).map((score) => score - evidence + offset)];
+    const whole = logSumExp(logs);
+    return logs.map((one) => Math.exp(one - whole));
+  };
+  return { probabilities, closeness: (row) => resemblance(row) - threshold };
+}
+
+/** Return an answer of the network, with the probabilities behind it, as the learned landmarks make it. */
+function withLearned(answer, learner, threshold) {
+  const { probabilities, whitened, trainedScores } = answer;
+  const all = learner.probabilities(probabilities, whitened, trainedScores);
+  const labels = [...all.keys()].sort((first, second) => all[second] - all[first] || first - second);
+  const drawn = new Map(answer.answers.map(({ label }, at) => [label, at]));
+  const best = labels.slice(0, answer.answers.length);
+  const answers = best.map((label) => ({ label, probability: all[label], drawn: drawn.get(label) ?? null }));
+  const close = best[0] >= probabilities.length && learner.closeness(whitened) > 0;
+  return { ...answer, answers, known: threshold === null ? null : answer.known || close };
+}
+
+// ── What is kept: in this browser, and in a file that `landmarks learn NAME.onnx --from FILE.json` reads too ────────
+
+function keptLandmarks(record) {
+  const place = `landmarks ${record.digest}`;
+  const read = () => {
+    const text = localStorage.getItem(place);
+    return text === null ? [] : landmarksOf(text, record);
+  };
+  const write = (landmarks) => localStorage.setItem(place, textOf(landmarks, record));
+  return { read, write };
+}
+
+function textOf(landmarks, record) {
+  const told = landmarks.map(({ name, landmark_id, images }) => ({ name, landmark_id, images: images.map(base64OfFloats) }));
+  return JSON.stringify({ format: FILE_FORMAT, learned_with: record.digest, landmarks: told });
+}
+
+/** Return the landmarks of a file's text; it may be anybody's. */
+function landmarksOf(text, record) {
+  let told;
+  try {
+    told = JSON.parse(text);
+    if (told.format !== FILE_FORMAT || !Array.isArray(told.landmarks)) throw new Error();
+  } catch {
+    throw new Error("this is no file of learned landmarks");
+  }
+  if (told.learned_with !== record.digest) throw new Error("this was learned with another network; teach this one with images");
+  return told.landmarks.map(({ name, landmark_id, images }) => {
+    const rows = images.map(floatsOf);
+    const sound = rows.length && rows.every((row) => row.length === record.width && row.every(Number.isFinite));
+    if (typeof name !== "string" || !plainName(name) || !Number.isInteger(landmark_id) || !sound) {
+      throw new Error("this file holds a landmark that cannot be read");
+    }
+    return { name: plainName(name), landmark_id, images: rows };
+  });
+}
+
+const plainName = (name) => name.normalize("NFC").trim().slice(0, MAX_NAME);
+
+/** Return landmarks with images of one more, or more images of one; those that are there already are passed by. */
+function plus(landmarks, name, images) {
+  const own = landmarks.find((one) => one.name === name);
+  const there = new Set((own?.images ?? []).map(base64OfFloats));
+  const fresh = images.filter((row) => {
+    const text = base64OfFloats(row);
+    return !there.has(text) && there.add(text);
+  });
+  if (own) return landmarks.map((one) => (one === own ? { ...one, images: [...one.images, ...fresh] } : one));
+  const landmark_id = Math.min(-1, ...landmarks.map((one) => one.landmark_id)) - 1;
+  return [...landmarks, { name, landmark_id, images: fresh }];
+}
