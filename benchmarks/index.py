@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from results import keep
+from results import FOLDER, keep
 
 from landmarks.recognition.vectors import (
     CANDIDATES,
@@ -44,7 +45,9 @@ BLOCK = 65_536
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", type=Path)
-    parser.add_argument("--counts", type=int, nargs="*", default=[100_000, 1_000_000, 4_132_914, 10_000_000])
+    parser.add_argument("--counts", nargs="*", default=["real", "100000", "1000000", "4132914", "10000000"])
+    parser.add_argument("--defaults", type=int, default=4_132_914, help="faiss's own defaults up to so many")
+    parser.add_argument("--add", action="store_true", help="to the results that there are, in place of equal counts")
     parser.add_argument("--scratch", type=Path, default=None, help="a folder for 256 bytes a reference")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -60,13 +63,23 @@ def main() -> None:
         made = references(others, labels[left], len(left), place, chosen.seed)
         likeness = {"true": found_like(others, queries), "made": found_like(made.astype(np.float32), queries)}
         print(likeness, flush=True)
-        rows = measured("real", Parts((others.astype(np.float16),)), queries, Path(folder))
-        for count in chosen.counts:
-            del made
-            made = references(others, labels[left], count, place, chosen.seed)
-            rows += measured("made", Parts((made,)), queries, Path(folder))
-            about = {"seed": chosen.seed, "queries": QUERIES, "dimensions": DIMENSIONS, "likeness": likeness}
-            keep("index", rows, **about)
+        del made
+        rows: list[dict[str, Any]] = []
+        if chosen.add:
+            rows = json.loads((FOLDER / "index.json").read_text())["rows"]
+        for told in chosen.counts:
+            if told == "real":
+                kind, vectors = "real", Parts((others.astype(np.float16),))
+            else:
+                kind = "made"
+                vectors = Parts((references(others, labels[left], int(told), place, chosen.seed),))
+            rows = [row for row in rows if (row["references"], row["count"]) != (kind, len(vectors))]
+            for row in measured(kind, vectors, queries, Path(folder), defaults=chosen.defaults):
+                print(row, flush=True)
+                rows.append(row)
+                about = {"seed": chosen.seed, "queries": QUERIES, "dimensions": DIMENSIONS, "likeness": likeness}
+                keep("index", rows, **about)
+            del vectors
 
 
 def found_like(references: np.ndarray, queries: np.ndarray) -> dict[str, float]:
@@ -102,58 +115,58 @@ def references(true: np.ndarray, labels: np.ndarray, count: int, path: Path, see
     return np.load(path, mmap_mode="r")
 
 
-def measured(kind: str, vectors: Parts, queries: np.ndarray, folder: Path) -> list[dict[str, Any]]:
+def measured(
+    kind: str, vectors: Parts, queries: np.ndarray, folder: Path, *, defaults: int
+) -> Iterator[dict[str, Any]]:
     count = len(vectors)
     blocks = [np.arange(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
     shape = {"references": kind, "count": count}
-    found, truth = exactly(shape, vectors, queries, blocks)
+    row, truth = exactly(shape, vectors, queries, blocks)
+    yield row
 
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     index = inverted_file(vectors)
-    seconds = time.monotonic() - started
+    seconds = (time.monotonic() - started, time.process_time() - worked)
     given: dict[str, Any] = {"path": folder / "codes", "vectors": vectors, "queries": queries, "truth": truth}
     lists, centres = index.nlist, index.quantizer.reconstruct_n(0, index.nlist)
     most = max(LEAST_PROBES, lists // PROBED)
     name = f"ours: IVF{lists},PQ{DIMENSIONS // 2}x4fs"
     settings = ((most // 4, 128), (most // 2, CANDIDATES), (most, CANDIDATES), (most, 512))
-    found += asked(shape, name, index, settings=settings, **given, seconds=seconds)
+    yield from asked(shape, name, index, settings=settings, **given, seconds=seconds)
     del index
-    if count <= 4_132_914:
-        started = time.monotonic()
+    if count <= defaults:
+        started, worked = time.monotonic(), time.process_time()
         theirs = faiss.index_factory(DIMENSIONS, f"IVF{lists},PQ32", faiss.METRIC_INNER_PRODUCT)
         theirs.train(vectors.rows(np.arange(0, count, max(1, count // 200_000))))
         for rows in blocks:
             theirs.add(vectors.rows(rows))
-        seconds = time.monotonic() - started
+        seconds = (time.monotonic() - started, time.process_time() - worked)
         for probes in (1, most):
             theirs.nprobe = probes
-            found.append({**shape, "index": f"faiss: IVF{lists},PQ32, {probes} probes"})
-            found[-1] |= timed(lambda query: theirs.search(query, 10)[1], queries, truth)
-            found[-1] |= {"megabytes": count * 40 / 1e6, "build_seconds": seconds}
+            told = timed(lambda query: theirs.search(query, 10)[1], queries, truth)
+            size = {"megabytes": count * 40 / 1e6, "build_seconds": seconds[0], "build_processor_seconds": seconds[1]}
+            yield {**shape, "index": f"faiss: IVF{lists},PQ32, {probes} probes", **told, **size}
         del theirs
     if count <= 1_000_000:
         for name, other in others_than_chosen(centres):
-            started = time.monotonic()
+            started, worked = time.monotonic(), time.process_time()
             other.train(vectors.rows(blocks[0]))
             for rows in blocks:
                 other.add(vectors.rows(rows))
-            seconds = time.monotonic() - started
-            found += asked(shape, name, other, settings=((most, CANDIDATES),), **given, seconds=seconds)
-    for row in found:
-        print(row, flush=True)
-    return found
+            seconds = (time.monotonic() - started, time.process_time() - worked)
+            yield from asked(shape, name, other, settings=((most, CANDIDATES),), **given, seconds=seconds)
 
 
 def exactly(
     shape: dict[str, Any], vectors: Parts, queries: np.ndarray, blocks: list[np.ndarray]
-) -> tuple[list[dict[str, Any]], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray]:
     exact = faiss.IndexScalarQuantizer(DIMENSIONS, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for rows in blocks:
         exact.add(vectors.rows(rows))
     truth = exact.search(queries, 10)[1]
     told = timed(lambda query: exact.search(query, 10)[1], queries[:50], truth)
-    size = {"megabytes": len(vectors) * DIMENSIONS * 2 / 1e6, "build_seconds": None}
-    return [{**shape, "index": "exact", **told, **size}], truth
+    size = {"megabytes": len(vectors) * DIMENSIONS * 2 / 1e6, "build_seconds": None, "build_processor_seconds": None}
+    return {**shape, "index": "exact", **told, **size}, truth
 
 
 def others_than_chosen(centres: np.ndarray) -> Iterator[tuple[str, Any]]:
@@ -173,7 +186,7 @@ def asked(
     name: str,
     index: Any,
     *,
-    seconds: float,
+    seconds: tuple[float, float],
     path: Path,
     vectors: Parts,
     queries: np.ndarray,
@@ -189,21 +202,27 @@ def asked(
 
         told = f"{name}, {probes} probes, {candidates} compared again"
         rows.append({**shape, "index": told, **timed(ours, queries, truth)})
-        rows[-1] |= {"megabytes": path.stat().st_size / 1e6, "build_seconds": seconds}
+        rows[-1] |= {
+            "megabytes": path.stat().st_size / 1e6,
+            "build_seconds": seconds[0],
+            "build_processor_seconds": seconds[1],
+        }
     return rows
 
 
 def timed(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Return milliseconds of one query, and how often the true nearest, and the true ten, are found."""
-    milliseconds, first, ten = [], 0, 0
+    milliseconds, worked, first, ten = [], [], 0, 0
     for number in range(len(queries)):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         found = search(queries[number : number + 1])[0]
         milliseconds.append(1000 * (time.perf_counter() - started))
+        worked.append(1000 * (time.process_time() - before))
         first += int(found[0] == truth[number, 0])
         ten += len(np.intersect1d(found, truth[number]))
     return {
         "ms": float(np.median(milliseconds)),
+        "processor_ms": float(np.median(worked)),
         "ms_p95": float(np.percentile(milliseconds, 95)),
         "recall_at_1": first / len(queries),
         "recall_at_10": ten / (10 * len(queries)),

@@ -39,6 +39,12 @@ def evaluate(
         Path | None, typer.Option(help="Write the images answered wrong to this CSV, the surest first.")
     ] = None,
     by: Annotated[str | None, typer.Option(help="classifier, neighbours or both; else as validation chose.")] = None,
+    retrieval: Annotated[
+        bool, typer.Option("--retrieval", help="Recall and GAP by the nearest training images too.")
+    ] = False,
+    references: Annotated[
+        Path | None, typer.Option(help="mAP@100 of images of one landmark among this dataset's images too.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
@@ -57,6 +63,8 @@ def evaluate(
         submission=submission,
         wrong=wrong,
         by=by,
+        retrieval=retrieval,
+        references=references,
         device=device,
     )
     _show(numbers, json)
@@ -74,6 +82,9 @@ def _show(numbers: Evaluation, json: bool) -> None:
         return
     rows = [(name, value, MEANINGS[name]) for name, value in numbers.rows()]
     print_table(["number", "value", "what it says"], rows, numbers.title)
+    nearest = _nearest_rows(numbers.record)
+    if nearest:
+        print_table(["number", "value"], nearest, "by the nearest images")
     confused = [(pair.truth, pair.answer, pair.images) for pair in numbers.confused[:5]]
     if confused:
         print_table(["shows", "taken for", "images"], confused, "most confused")
@@ -84,6 +95,17 @@ def _show(numbers: Evaluation, json: bool) -> None:
             show("no threshold: fewer than 20 known images to choose one on, of which 5 % is less than one")
     if stored := numbers.threshold:
         show(stored)
+
+
+def _nearest_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what the nearest images are worth as (name, text), where that was measured."""
+    rows: list[tuple[str, str]] = []
+    for name in ("neighbour_recall_at", "neighbour_gap", "neighbour_gap_penalised", "map_at_100", "recall_at"):
+        told = record.get(name)
+        for key, value in (told if isinstance(told, dict) else {"": told}).items():
+            if value is not None:
+                rows.append((f"{name} {key}".strip(), f"{value:.3f}"))
+    return rows
 
 
 # ── `landmarks score`: a submission of the challenge against its solution ───────────────────────────────────────────

@@ -12,6 +12,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.evaluation.exported import MeasuredExport, open_measured
+from landmarks.evaluation.neighbours import neighbour_numbers
 from landmarks.evaluation.predictions import (
     Arrays,
     arrays_of,
@@ -46,6 +47,8 @@ def evaluate(
     submission: Path | str | None = None,
     wrong: Path | str | None = None,
     by: str | None = None,
+    retrieval: bool = False,
+    references: Path | str | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> Evaluation:
@@ -61,7 +64,8 @@ def evaluate(
     `submission` is a file to write the split's answers to in the challenge's form, `wrong` a CSV for the images that
     were answered wrong, the surest answers first (columns: see `wrong_answers`). `by` is who answers: classifier,
     neighbours or both; without it what validation chose, which is done now where the run remembers its images or comes
-    to, and kept. What another answers is called `<name>-by-<by>`. `device` is auto, cpu, cuda or mps.
+    to, and kept. What another answers is called `<name>-by-<by>`. `retrieval` adds recall and GAP by the nearest
+    remembered images, `references`, a dataset, mAP@100 among its images too. `device` is auto, cpu, cuda or mps.
     Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its images, and
     when its own was divided anew.
     """
@@ -91,7 +95,7 @@ def evaluate(
         recogniser = prepare(
             opened,
             batch_size,
-            remember=strangers or unknown is not None,
+            remember=strangers or retrieval or unknown is not None,
             own=own,
             by=by,
             anew=false_acceptance is not None,
@@ -111,6 +115,8 @@ def evaluate(
                 predictions, opened, asked, unknown, recogniser=recogniser, batch_size=batch_size
             )
             arrays = arrays_of(together)
+        if retrieval or references is not None:
+            about |= neighbour_numbers(opened, asked, recogniser, references)
         about |= {"by": recogniser.by, "temperature": recogniser.temperature, "seconds": time.monotonic() - started}
         numbers = write_metrics(opened.folder, opened.labels, arrays, about, verb="evaluate", inputs=opened.digest)
         if false_acceptance is not None:

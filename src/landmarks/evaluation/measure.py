@@ -32,6 +32,7 @@ from landmarks.evaluation.metrics import (
     risk_coverage,
     top_k,
 )
+from landmarks.evaluation.neighbours import NEIGHBOUR_DEFINITIONS
 from landmarks.evaluation.predictions import Arrays
 from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, compare_rules, halves_of, rules_of
 from landmarks.recognition.known_scores import SCORE_DEFINITIONS
@@ -50,6 +51,7 @@ DEFINITIONS = {
     **UNKNOWN_DEFINITIONS,
     **SCORE_DEFINITIONS,
     **GAP_DEFINITIONS,
+    **NEIGHBOUR_DEFINITIONS,
     "by": "Who answered: the trained classifier, the remembered images around an image (neighbours), or both; unless "
     "asked otherwise as validation chose.",
     "answered": "Images that the submission gives an answer to.",

@@ -1,0 +1,154 @@
+"""What an image's nearest images are worth: recall among remembered ones, GAP by them, mAP@100 among references.
+
+Images are compared by the cosine of their directions. The winners of the recognition challenge lowered the cosine to
+the nearest image of the answer by the mean cosine to the nearest images of nothing known (Henkel & Singer,
+arXiv:2010.01650): an image that resembles those is probably none of a landmark either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.evaluation.metrics import Truth, correct_answers, global_average_precision, truth_of
+from landmarks.evaluation.predictions import bytes_of, with_truth
+from landmarks.evaluation.retrieval import DEFINITIONS as RETRIEVAL
+from landmarks.evaluation.retrieval import MOST, retrieval_of
+from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.unknown_images import UnknownImages, key_of
+from landmarks.support.console import note, progress
+from landmarks.support.errors import LandmarksError, naming_the_extra
+from landmarks.training.asked import Asked
+from landmarks.training.own_data import match_to
+from landmarks.training.run import Run
+
+AT = (1, 5, 10)
+"""Nearest images that are looked at for recall."""
+
+PENALISED_BY = 10
+"""Nearest images of nothing known whose mean cosine is taken off."""
+
+AT_ONCE = 1024
+"""Images that are embedded between two writes."""
+
+NEIGHBOUR_DEFINITIONS = {
+    "neighbour_recall_at": "Share of known images with an image of one of the landmarks they show among the k training "
+    "images that the run remembers which are nearest by cosine.",
+    "neighbour_gap": "Global average precision, on all images and on those of each usage, of the nearest remembered "
+    "image's landmark, scored by its cosine.",
+    "neighbour_gap_penalised": "The same, scored by that cosine minus the mean cosine to the ten nearest of the "
+    "unknown images that the threshold was chosen on; an image is not compared with itself.",
+    "references": "Images among which known images looked for others of the landmarks they show, by cosine.",
+    "map_at_100": RETRIEVAL["map_at_100"],
+    "recall_at": RETRIEVAL["recall_at"],
+}
+
+
+def neighbour_numbers(
+    run: Run, asked: Asked, recogniser: Recogniser, references: Path | str | None = None
+) -> dict[str, Any]:
+    """Return the numbers of `NEIGHBOUR_DEFINITIONS` for the images `asked` of `run`.
+
+    Those among remembered images need a gallery, those at 100 a dataset `references`. Raises `LandmarksError` when
+    there is neither, or when no reference shows what any image shows.
+    """
+    images = with_truth(asked.images, asked.labels).sort("image_id")
+    if recogniser.gallery is None and references is None:
+        raise LandmarksError(
+            f"{run.name} remembers no images to look for neighbours among", way_out="name some with --references DATA"
+        )
+    with naming_the_extra("looking for neighbours"):
+        vectors = vectors_of(recogniser, asked.dataset, images)
+    numbers: dict[str, Any] = {}
+    if recogniser.gallery is not None:
+        cosines, places = recogniser.gallery.index.search(vectors.astype(np.float32), max(AT))
+        labels = np.where(places < 0, -1, recogniser.gallery.labels[places])
+        truth, ids = truth_of(images["truth"].to_list()), images["image_id"].to_numpy()
+        right = correct_answers(labels, truth)[truth.known]
+        numbers["neighbour_recall_at"] = {str(k): float(right[:, :k].any(axis=1).mean()) for k in AT if len(right)}
+        usage = images["usage"].to_numpy()
+        numbers["neighbour_gap"] = _gaps(ids, labels[:, 0], cosines[:, 0], truth, usage)
+        unknown = recogniser.gallery.unknown
+        if unknown is not None:
+            itself = unknown.places_of([key_of(asked.dataset.content_digest, id) for id in ids])
+            lowered = cosines[:, 0] - penalty(vectors, unknown, itself)
+            numbers["neighbour_gap_penalised"] = _gaps(ids, labels[:, 0], lowered, truth, usage)
+    if references is not None:
+        numbers |= _among(run, asked, recogniser, images=images, vectors=vectors, data=open_dataset(references))
+    return numbers
+
+
+def vectors_of(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame) -> NDArray[np.float16]:
+    """Return the directions (N, C) of `images` of `dataset`."""
+    from landmarks.recognition.directions import compared_width, directions
+
+    found = np.empty((len(images), compared_width(recogniser.network.width)), dtype=np.float16)
+    with progress("looking at images for their neighbours", total=len(images)) as advance:
+        for start in range(0, len(images), AT_ONCE):
+            some = images.slice(start, AT_ONCE)
+            found[start : start + len(some)] = directions(recogniser.embed(bytes_of(dataset, some)))
+            advance(len(some))
+    return found
+
+
+def penalty(
+    vectors: NDArray[np.float16], unknown: UnknownImages, itself: NDArray[np.int64], nearest: int = PENALISED_BY
+) -> NDArray[np.float32]:
+    """Return the mean cosine (N,) of `vectors` (N, C) to the `nearest` unknown images, none to `itself` (N,)."""
+    cosines = vectors.astype(np.float32) @ unknown.images.astype(np.float32).T
+    rows = np.flatnonzero(itself >= 0)
+    cosines[rows, itself[rows]] = -np.inf
+    ranked = -np.sort(-cosines, axis=1)[:, : min(nearest, cosines.shape[1] - 1)]
+    return np.asarray(ranked.mean(axis=1), dtype=np.float32)
+
+
+def _gaps(
+    ids: NDArray[np.object_],
+    answers: NDArray[np.int64],
+    scores: NDArray[np.floating],
+    truth: Truth,
+    usage: NDArray[np.object_],
+) -> dict[str, float | None]:
+    parts = {"all": np.ones(len(ids), dtype=bool)} | {one: usage == one for one in ("Public", "Private")}
+    found = {
+        name: global_average_precision(ids[part], answers[part], scores[part], truth.of(part))
+        for name, part in parts.items()
+        if part.any()
+    }
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
+
+
+def _among(
+    run: Run, asked: Asked, recogniser: Recogniser, *, images: pl.DataFrame, vectors: NDArray[np.float16], data: Dataset
+) -> dict[str, Any]:
+    from landmarks.recognition.vectors import Parts, neighbours
+
+    table = with_truth(data.split("all"), match_to(run, data).labels).sort("image_id")
+    if data.content_digest == asked.dataset.content_digest:  # what is asked is no reference for itself or others
+        table = table.join(images.select("image_id"), on="image_id", how="anti", maintain_order="left")
+    shows = table.select("image_id", "truth").explode("truth").drop_nulls().group_by("truth").agg("image_id")
+    of_landmark = {truth: frozenset(ids) for truth, ids in shows.iter_rows()}
+    shown = {
+        id: frozenset().union(*(of_landmark.get(label, frozenset()) for label in truth))
+        for id, truth in images.select("image_id", "truth").iter_rows()
+    }
+    shown = {id: ids for id, ids in shown.items() if ids}
+    if not shown:
+        raise LandmarksError(f"no image of {data.folder} shows a landmark that one of {asked.dataset.folder} shows")
+    queries = np.flatnonzero(images["image_id"].is_in(list(shown)).to_numpy())
+    note(f"{len(queries)} images look for others of their landmarks among {len(table)} of {data.folder}")
+    held = Parts((vectors_of(recogniser, data, table),))
+    _, places = neighbours(vectors[queries].astype(np.float32), held, MOST)
+    names = table["image_id"].to_numpy()
+    found = {
+        images["image_id"][int(query)]: [names[place] for place in row[row >= 0]]
+        for query, row in zip(queries, places, strict=True)
+    }
+    judged = retrieval_of(found, shown, dict(images.select("image_id", "usage").rows()))
+    at = {str(k): value for k, value in judged.recall_at.items()}
+    return {"references": len(table), "map_at_100": judged.map_at_100, "recall_at": at}
