@@ -51,6 +51,9 @@ def the_whole_way(mirror: Path, folder: Path) -> None:
     print(known, landmarks.forget(folder / "run", "Torre de Belém"), recogniser.learn(folder / "one.jpg", "One"))
     print(landmarks.serve(folder / "run", port=0, queue=64).answered)
     written = landmarks.export(folder / "run", folder / "run.onnx")
+    print(
+        landmarks.learn(written.path, from_=folder / "learned.json"), landmarks.forget(written.path, "Torre de Belém")
+    )
     print(landmarks.export_page(written.path, folder / "run.html").bytes)
     print(
         written.verification and written.verification.agreement,

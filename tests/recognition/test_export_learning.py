@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +21,18 @@ from landmarks.recognition.export import export
 from landmarks.recognition.gallery import open_gallery
 from landmarks.recognition.kernel_density import neighbourhood_of
 from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.portable import open_export, read_export_record
+from landmarks.recognition.portable import ExportedNetwork, open_export, read_export_record
 from landmarks.recognition.portable_learning import (
     ACCEPTED,
+    learned_file,
     learner_of,
     packed,
     read_learned_file,
     read_learning,
     write_learned_file,
 )
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import BusyError, LandmarksError, UsageError
+from landmarks.support.files import held_beside
 from landmarks.training.discriminant import moments_of
 from landmarks.training.run import Run
 
@@ -197,3 +201,144 @@ print(taught.recognise({str(tmp_path / "5.jpg")!r}).answers[0].name)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "New"
+
+
+# ── The verbs: kept in the file beside the export ───────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def own_export(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(exported, tmp_path / "mine.onnx"))
+
+
+def files_of(folder: Path, images: list[bytes]) -> Path:
+    folder.mkdir()
+    for number, data in enumerate(images):
+        (folder / f"{number}.jpg").write_bytes(data)
+    return folder
+
+
+def test_the_verb_keeps_what_an_export_learns_and_whoever_opens_it_answers_so(own_export: Path, tmp_path: Path) -> None:
+    in_memory = landmarks.load(own_export).learn(FIVE, "Torre de Belém")
+    table = landmarks.learn(own_export, files_of(tmp_path / "new", FIVE), name=" Torre de Bele\u0301m ")
+    assert table.rows() == [(3, -2, "Torre de Belém", 5)]
+    assert learned_file(own_export) == tmp_path / "mine.learned.json"
+    kept = landmarks.load(own_export)
+    asked = [SIXTH, *(image(landmark, 700) for landmark in LANDMARKS)]
+    assert kept.recognise(asked) == in_memory.recognise(asked)
+    assert landmarks.predict(own_export, tmp_path / "new", top=1)["name"].unique().to_list() == ["Torre de Belém"]
+    assert landmarks.learn(own_export, [*FIVE, SIXTH], name="Torre de Belém")["images"].to_list() == [6]
+    assert landmarks.forget(own_export, "Torre de Belém").is_empty()
+    assert not learned_file(own_export).exists()
+    assert landmarks.load(own_export).names == kept.names[:3]
+
+
+def test_evaluate_measures_an_export_with_what_it_learned(own_export: Path, tmp_path: Path) -> None:
+    asked = make_dataset(tmp_path / "asked", [[58]] * 4 + [[11]] * 4, first=3000)
+    before = evaluate(own_export, data=asked.folder)
+    landmarks.learn(own_export, FIVE, name="Tower 58", landmark_id=58)
+    after = evaluate(own_export, data=asked.folder)
+    assert (before.top1.value, after.top1.value) == (1.0, 1.0)
+    assert (before.known, after.known) == (4, 8)
+
+
+def test_a_file_of_the_page_is_read_in_memory_and_by_the_verb(own_export: Path, tmp_path: Path) -> None:
+    taught = landmarks.load(own_export).learn(FIVE, "From the page").learn(FIVE[:2], "Also", 400)
+    record = taught.network.record.learning  # type: ignore[union-attr]
+    assert record is not None
+    saved = tmp_path / "learned.json"
+    write_learned_file(saved, taught.learned, record.digest)
+    in_memory = landmarks.load(own_export).read_learned(saved)
+    assert in_memory.recognise(SIXTH) == taught.recognise(SIXTH)
+    landmarks.learn(own_export, FIVE[:1], name="Mine")  # which has the id -2 here
+    table = landmarks.learn(own_export, from_=saved)
+    assert table.select("name", "landmark_id", "images").rows() == [
+        ("Mine", -2, 1),
+        ("From the page", -3, 5),
+        ("Also", 400, 2),
+    ]
+    assert landmarks.learn(own_export, from_=saved).equals(table)  # nothing new in it
+    trained = Learned().plus(taught.learned.images[:1], "Tower 11")
+    write_learned_file(saved, trained, record.digest)
+    with pytest.raises(LandmarksError, match='"Tower 11" is a landmark that this recogniser was trained for'):
+        landmarks.learn(own_export, from_=saved)
+    write_learned_file(learned_file(own_export), trained, record.digest)
+    with pytest.raises(LandmarksError, match='"Tower 11" is a landmark that this recogniser was trained for'):
+        landmarks.load(own_export)
+
+
+def test_an_export_of_a_run_that_has_learned_gives_other_ids(own_export: Path) -> None:
+    plain = landmarks.load(own_export)
+    assert isinstance(plain.network, ExportedNetwork)
+    record = replace(plain.network.record, landmark_ids=[11, -2, 33])
+    learned_before = replace(plain, network=replace(plain.network, record=record), landmark_ids=[11, -2, 33])
+    assert learned_before.learn(FIVE, "New").landmark_ids == [11, -2, 33, -3]
+
+
+def test_what_an_export_cannot_learn_is_told_in_one_line_and_nothing_is_written(
+    run: Run, own_export: Path, tmp_path: Path
+) -> None:
+    bare = export(run, tmp_path / "bare.onnx", images=6).path
+    with pytest.raises(LandmarksError, match=r"cannot learn landmarks.*--learning"):
+        landmarks.learn(bare, FIVE, name="New")
+    with pytest.raises(LandmarksError, match='none of the 1 images of "New" can be read'):
+        landmarks.learn(own_export, b"no image", name="New")
+    with pytest.raises(LandmarksError, match="the landmark id 22 is taken"):
+        landmarks.learn(own_export, FIVE, name="New", landmark_id=22)
+    with pytest.raises(LandmarksError, match='no landmark "New" was learned'):
+        landmarks.forget(own_export, "New")
+    with pytest.raises(LandmarksError, match="cannot be read"):
+        landmarks.learn(own_export, from_=tmp_path / "none.json")
+    with pytest.raises(UsageError, match="from images of it, or from a file"):
+        landmarks.learn(own_export, FIVE, name="New", from_=tmp_path / "none.json")
+    with pytest.raises(UsageError, match="a name"):
+        landmarks.learn(own_export, FIVE)
+    with pytest.raises(UsageError, match="only an export"):
+        landmarks.learn(run.folder, from_=tmp_path / "none.json")
+    with pytest.raises(LandmarksError, match="there is no export"):
+        landmarks.learn(tmp_path / "none.onnx", FIVE, name="New")
+    assert not list(tmp_path.glob("*.json"))
+    landmarks.learn(own_export, [*FIVE, b"no image"], name="New")
+    with held_beside(learned_file(own_export)), pytest.raises(BusyError):
+        landmarks.learn(own_export, FIVE, name="Later")
+    learned_file(bare).write_bytes(learned_file(own_export).read_bytes())
+    with pytest.raises(LandmarksError, match=r"cannot learn landmarks.*bare.learned.json"):
+        landmarks.load(bare)
+
+
+def test_a_write_that_does_not_end_leaves_what_an_export_learned_before(
+    own_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landmarks.learn(own_export, FIVE, name="First")
+    before = learned_file(own_export).read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        landmarks.learn(own_export, FIVE, name="Second")
+    monkeypatch.undo()
+    assert learned_file(own_export).read_bytes() == before
+    assert landmarks.load(own_export).names[-1] == "First"
+
+
+def test_the_program_teaches_an_export_without_pytorch(own_export: Path, tmp_path: Path) -> None:
+    folder, saved = files_of(tmp_path / "new", FIVE), tmp_path / "saved.json"
+    program = f"""
+import sys
+sys.modules["torch"] = None
+from landmarks.cli.main import run
+export = {str(own_export)!r}
+assert run(["learn", export, {str(folder)!r}, "--name", "New"]) == 0
+assert run(["predict", export, {str(folder / "0.jpg")!r}, "--json"]) == 0
+import pathlib
+pathlib.Path({str(learned_file(own_export))!r}).rename({str(saved)!r})
+assert run(["learn", export, "--from", {str(saved)!r}]) == 0
+assert run(["forget", export, "--name", "New", "--json"]) == 0
+assert run(["learn", export]) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"name": "New"' in done.stdout
+    assert done.stdout.strip().endswith("[]")

@@ -126,35 +126,49 @@ def _nested(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def learn(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Images of the new landmark, or folders of them.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|NAME.onnx", help="The run's folder, or an export.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Images of the new landmark, or folders of them.")] = None,
     *,
-    name: Annotated[str, typer.Option(help="What it is called; one that was learned before gets these images too.")],
+    name: Annotated[
+        str | None, typer.Option(help="What it is called; one that was learned before gets these images too.")
+    ] = None,
     landmark_id: Annotated[int | None, typer.Option(help="Its number; without it one below -1 is given.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="A file that an export's page has saved, instead of images.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Teach a run a new landmark from one to a few images, in about a second and without training.
+    """Teach a run, or an export, a new landmark from one to a few images, in about a second and without training.
+
+    An export must have been written with --learning; it keeps what it learns in a file beside it.
 
     Example: landmarks learn runs/mobilenet belem/*.jpg --name "Torre de Belém"
+    landmarks learn mobilenet.onnx --from learned.json
     """
     from landmarks.recognition.learn import learn as learn_landmark
 
-    _show_learned(learn_landmark(run, images, name=name, landmark_id=landmark_id, device=device), json)
+    table = learn_landmark(run, images, name=name, landmark_id=landmark_id, from_=from_, device=device)
+    _show_learned(table, json)
 
 
 def forget(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    name: Annotated[str, typer.Argument(help="The name of a landmark that it learned.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|NAME.onnx", help="The run's folder, or an export.")],
+    name: Annotated[str | None, typer.Argument(help="The name of a landmark that it learned.")] = None,
     *,
+    named: Annotated[str | None, typer.Option("--name", help="The same, as learn takes it.")] = None,
     json: Json = False,
 ) -> None:
-    """Take a landmark that was learned out of a run again.
+    """Take a landmark that was learned out of a run, or an export, again.
 
     Example: landmarks forget runs/mobilenet "Torre de Belém"
     """
     from landmarks.recognition.learn import forget as forget_landmark
 
+    if name is None:
+        name, named = named, None
+    if name is None or named is not None:
+        raise UsageError("one landmark is forgotten at a time", expected="its name, as learn shows it")
     _show_learned(forget_landmark(run, name), json)
 
 

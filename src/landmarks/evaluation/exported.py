@@ -26,7 +26,7 @@ class MeasuredExport(Run):
 
     @property
     def digest(self) -> str:
-        """Changes with the file."""
+        """Changes with the file, and with what it has learned."""
         return self.export.digest
 
 
@@ -39,7 +39,7 @@ def open_measured(place: Run | Path | str) -> Run:
     export = open_export(place)
     record = export.record
     labels = pl.DataFrame(
-        {"label": range(len(record.names)), "landmark_id": record.landmark_ids, "name": record.names},
+        {"label": range(len(export.names)), "landmark_id": export.landmark_ids, "name": export.names},
         schema_overrides={"name": pl.String},
     )
     labels = labels.with_columns(

@@ -16,9 +16,9 @@ from landmarks.recognition.answering import (
 )
 from landmarks.recognition.gallery import open_gallery
 from landmarks.recognition.kernel_density import MAX_IMAGES
-from landmarks.recognition.learn import remembering
 from landmarks.recognition.learned import read_memory
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
+from landmarks.recognition.remembering import remembering
 from landmarks.recognition.trained import update_model
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError

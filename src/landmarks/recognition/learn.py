@@ -1,89 +1,120 @@
-"""The verbs `learn` and `forget`: new landmarks from a few images each, in about a second, without training."""
+"""The verbs `learn` and `forget`: new landmarks from a few images each, in about a second, without training.
+
+A run keeps them in its folder, an export in a file beside it, which needs no PyTorch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
+from numpy.typing import NDArray
 
 from landmarks.dataset.images import ImageError
-from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.naming import plain
 from landmarks.dataset.sources import find_images
-from landmarks.recognition.closed_form import memory_of
-from landmarks.recognition.directions import directions
-from landmarks.recognition.gallery import ensure_gallery, sample
-from landmarks.recognition.learned import (
-    read_learned,
-    read_memory,
-    write_learned,
-    write_memory,
-)
 from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.recogniser import Recogniser, load
-from landmarks.recognition.trained import ensure_temperature, open_recogniser
+from landmarks.recognition.portable_learning import learned_file, write_learned_file
+from landmarks.recognition.recogniser import Recogniser, is_export, load, require_learning
 from landmarks.support.console import note
-from landmarks.support.errors import LandmarksError
-from landmarks.support.files import held
-from landmarks.training.discriminant import Validation, moments_of
-from landmarks.training.features import kept_features
-from landmarks.training.loader import batches, normalised
-from landmarks.training.own_data import find_own, images_seen
-from landmarks.training.run import Run, open_run
-
-MAX_VALIDATION = 4096
-"""Validation images that new landmarks are held against."""
-
-MAX_NUMBERS = 1 << 24
-"""Of the head's answers to them that are kept, two bytes each."""
-
-BATCH_SIZE = 32
+from landmarks.support.disk import remove_file
+from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
+from landmarks.support.files import held, held_beside
+from landmarks.training.run import open_run
 
 LEARNED_TABLE = {
-    "label": pl.UInt32,  # behind those that the run was trained on
+    "label": pl.UInt32,  # behind those that it was trained for
     "landmark_id": pl.Int64,  # below -1 unless one was given
     "name": pl.String,
     "images": pl.UInt32,
 }
 """Columns of what `learn` and `forget` return, one row for each learned landmark."""
 
+Given = Path | str | bytes | Sequence[Path | str | bytes]
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is to be learned: images of one landmark, or a file of landmarks."""
+
+    images: list[Path | bytes]
+    name: str
+    landmark_id: int | None
+    file: Path | None
+
 
 def learn(
     run: Path | str,
-    images: Path | str | bytes | Sequence[Path | str | bytes],
+    images: Given | None = None,
     *,
-    name: str,
+    name: str | None = None,
     landmark_id: int | None = None,
+    from_: Path | str | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
-    """Add the landmark `name` to `run` from `images` of it; return all that it learned so far.
+    """Add the landmark `name` to `run`, or to an export, from `images` of it; return all that it learned so far.
 
     An image is a file, a file's bytes, or one of those in a folder. For what is returned see `LEARNED_TABLE`. A
-    landmark that was learned before gets these images too. Images that cannot be decoded are named and passed by. The
-    first time, the run's own dataset must be there: what is kept of it is made then. Raises `LandmarksError` for a
-    name or id that the run was trained on, and when no image can be read.
+    landmark that was learned before gets these images too. Images that cannot be decoded are named and passed by. A
+    run's own dataset must be there the first time: what is kept of it is made then. An export must have been written
+    with `learning`; it keeps what it learns in `NAME.learned.json` beside it, needs no PyTorch, and takes a file that
+    its page has saved too (`from_`, instead of images and a name). Raises `LandmarksError` for a name or id that it was
+    trained for, and when no image can be read.
     """
-    opened, given = open_run(run), each_image([images] if isinstance(images, str | Path | bytes) else images)
+    lesson = _lesson_of(images, name, landmark_id, from_)
+    if is_export(run):
+        return _learn_with_export(Path(run), lesson)
+    if lesson.file is not None:
+        raise UsageError(
+            f"{run} is a run, and only an export takes what its page has saved", received=f"from {lesson.file}",
+            way_out="give the images and a name, or name the export",
+        )  # fmt: skip
+    opened = open_run(run)
+    with naming_the_extra(f"learning with the run {opened.name}"):
+        from landmarks.recognition.learned import write_learned
+        from landmarks.recognition.remembering import remembering
     with held(opened.folder):
         recogniser = remembering(opened, device=device)
-        features, failed = [], 0
-        for one in given:
-            try:
-                features.append(recogniser.embed(one)[0])
-            except ImageError as error:
-                failed += 1
-                note(str(error))
-        if not features:
-            raise LandmarksError(f'none of the {len(given)} images of "{name}" can be read')
-        learned = recogniser.with_features(np.stack(features), name, landmark_id).learned
+        features = _each(lesson, recogniser.embed)
+        learned = recogniser.with_features(features, lesson.name, landmark_id).learned
         write_learned(opened.folder, learned, opened.digest)
-    place = learned.names.index(plain(name))
-    passed = f"; {failed} could not be read" if failed else ""
-    note(f'"{name}" is known from {learned.counts()[place]} images{passed}')
-    return table_of(opened, learned)
+    _say(lesson, learned, len(features))
+    return table_of(len(opened.labels), learned)
+
+
+def forget(run: Path | str, name: str) -> pl.DataFrame:
+    """Take the learned landmark `name` out of `run`, or of an export, again; return those left, see `LEARNED_TABLE`."""
+    if is_export(run):
+        with _held(Path(run)):
+            recogniser = load(run).forget(name)
+            _keep(recogniser)
+        return table_of(_trained(recogniser), recogniser.learned)
+    opened = open_run(run)
+    with naming_the_extra(f"forgetting with the run {opened.name}"):
+        from landmarks.recognition.learned import read_learned, write_learned
+    with held(opened.folder):
+        left = read_learned(opened.folder, opened.digest).without(plain(name))
+        write_learned(opened.folder, left, opened.digest)
+    return table_of(len(opened.labels), left)
+
+
+def _lesson_of(images: Given | None, name: str | None, landmark_id: int | None, file: Path | str | None) -> _Lesson:
+    if file is not None:
+        if images or name is not None or landmark_id is not None:
+            raise UsageError("landmarks are learned from images of it, or from a file that holds names and numbers")
+        return _Lesson([], "", None, Path(file))
+    given: Sequence[Path | str | bytes] = [images] if isinstance(images, str | Path | bytes) else images or []
+    if not given or name is None:
+        raise UsageError(
+            "a landmark is learned from images of it and a name",
+            received=f"{len(given)} images" if name is None else "no images",
+            way_out="landmarks learn RUN IMAGES --name NAME, or landmarks learn NAME.onnx --from FILE.json",
+        )
+    return _Lesson(each_image(given), name, landmark_id, None)
 
 
 def each_image(places: Sequence[Path | str | bytes]) -> list[Path | bytes]:
@@ -91,65 +122,62 @@ def each_image(places: Sequence[Path | str | bytes]) -> list[Path | bytes]:
     return [image for one in places for image in ([one] if isinstance(one, bytes) else find_images([one]))]
 
 
-def forget(run: Path | str, name: str) -> pl.DataFrame:
-    """Take the learned landmark `name` out of `run` again; return those that are left, see `LEARNED_TABLE`."""
-    opened = open_run(run)
-    with held(opened.folder):
-        left = read_learned(opened.folder, opened.digest).without(plain(name))
-        write_learned(opened.folder, left, opened.digest)
-    return table_of(opened, left)
+def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
+    with _held(place):
+        recogniser = load(place)
+        require_learning(recogniser.exported)
+        if lesson.file is not None:
+            recogniser = recogniser.read_learned(lesson.file)
+            note(f"{lesson.file} is read: {len(recogniser.learned.names)} landmarks are learned now")
+        else:
+            vectors = _each(lesson, recogniser.whitened)
+            recogniser = recogniser.with_whitened(vectors, lesson.name, lesson.landmark_id)
+            _say(lesson, recogniser.learned, len(vectors))
+        _keep(recogniser)
+    return table_of(_trained(recogniser), recogniser.learned)
 
 
-def table_of(run: Run, learned: Learned) -> pl.DataFrame:
-    """Return what was learned as `LEARNED_TABLE`."""
-    labels = range(len(run.labels), len(run.labels) + len(learned.names))
+def _held(export: Path) -> contextlib.AbstractContextManager[Path]:
+    """Hold what an export has learned; raise `LandmarksError` where there is no export."""
+    if not export.is_file():
+        raise LandmarksError(f"there is no export {export}")
+    return held_beside(learned_file(export))
+
+
+def _keep(recogniser: Recogniser) -> None:
+    """Write what an export's recogniser has learned beside the export; call it while holding that file."""
+    path = learned_file(recogniser.exported.path)
+    if recogniser.learned.names:
+        write_learned_file(path, recogniser.learned, require_learning(recogniser.exported).digest)
+    else:
+        remove_file(path)
+
+
+def _trained(recogniser: Recogniser) -> int:
+    return len(recogniser.names) - len(recogniser.learned.names)
+
+
+def _each(lesson: _Lesson, ask: Callable[[Path | bytes], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return what `ask` says of each image (m, D); those that cannot be read are named and passed by."""
+    found = []
+    for one in lesson.images:
+        try:
+            found.append(ask(one)[0])
+        except ImageError as error:
+            note(str(error))
+    if not found:
+        raise LandmarksError(f'none of the {len(lesson.images)} images of "{lesson.name}" can be read')
+    return np.stack(found)
+
+
+def _say(lesson: _Lesson, learned: Learned, read: int) -> None:
+    place, failed = learned.names.index(plain(lesson.name)), len(lesson.images) - read
+    passed = f"; {failed} could not be read" if failed else ""
+    note(f'"{lesson.name}" is known from {learned.counts()[place]} images{passed}')
+
+
+def table_of(trained: int, learned: Learned) -> pl.DataFrame:
+    """Return what was learned beside so many trained landmarks as `LEARNED_TABLE`."""
+    labels = range(trained, trained + len(learned.names))
     rows = zip(labels, learned.landmark_ids, learned.names, learned.counts(), strict=True)
     return pl.DataFrame(list(rows), schema=LEARNED_TABLE, orient="row")
-
-
-def remembering(run: Run, *, device: str = "auto") -> Recogniser:
-    """Return `run` as a recogniser that can learn: what it keeps of its own images is made now when it is not there.
-
-    Call it while holding the run's folder. Raises `LandmarksError` when that is needed and its dataset is not there.
-    """
-    if read_memory(run.folder, run.digest) is None:
-        recogniser, own = open_recogniser(run, device=device), find_own(run)
-        recogniser = ensure_temperature(run, own, recogniser, BATCH_SIZE)
-        gallery = ensure_gallery(run, recogniser.trained, own, BATCH_SIZE)
-        if gallery is None:
-            raise LandmarksError(f"{run.name} cannot learn landmarks: it remembers none of its training images")
-        moments = moments_of(gallery.images, gallery.labels, len(run.labels))
-        seen = images_seen(run, own, "val")
-        limit = max(1, min(MAX_VALIDATION, MAX_NUMBERS // len(run.labels)))
-        seen = seen.filter(pl.Series(sample(seen["run_label"].to_numpy(), limit)))
-        validation = validation_of(run, recogniser, seen, gallery.images.shape[1])
-        memory = memory_of(moments, validation, gallery.images, gallery.labels)
-        write_memory(run.folder, memory, run.digest)
-    return load(run, device=device)
-
-
-def validation_of(run: Run, recogniser: Recogniser, seen: pl.DataFrame, width: int) -> Validation:
-    """Return what the run's head says of its validation images `seen`, from kept features where there are any."""
-    own, network, done = find_own(run), recogniser.trained, 0
-    images = np.empty((len(seen), width), dtype=np.float16)
-    logs = np.empty((len(seen), network.classes), dtype=np.float16)
-    with torch.no_grad():
-        for features in _features(run, recogniser, own, seen):
-            said = torch.log_softmax(network.classify(features).float() / recogniser.temperature, dim=1)
-            rows = slice(done, done + len(features))
-            images[rows] = directions(features.cpu().numpy())
-            logs[rows] = said.clamp(min=-6e4).cpu().numpy()  # what half precision holds
-            done += len(features)
-    return Validation(images, seen["run_label"].cast(pl.Int64).to_numpy(), logs)
-
-
-def _features(run: Run, recogniser: Recogniser, own: Dataset, seen: pl.DataFrame) -> Iterator[torch.Tensor]:
-    kept = kept_features(run, own, seen)
-    if kept is not None:
-        for start in range(0, len(kept), BATCH_SIZE):
-            rows = np.asarray(kept[start : start + BATCH_SIZE], dtype=np.float32)
-            yield torch.from_numpy(rows).to(recogniser.device)
-        return
-    preprocessing = recogniser.trained.preprocessing
-    for batch in batches(own, seen, preprocessing, batch_size=BATCH_SIZE):
-        yield recogniser.trained.features(normalised(batch.pixels, preprocessing, recogniser.device)).float()

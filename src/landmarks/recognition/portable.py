@@ -26,8 +26,11 @@ from landmarks.recognition.portable_learning import (
     WHITENED,
     LearningRecord,
     PortableLearner,
+    learned_file,
     learner_of,
+    read_learned_file,
     read_learning,
+    require_free,
 )
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, file_digest
@@ -111,6 +114,16 @@ class ExportedNetwork:
     def preprocessing(self) -> Preprocessing:
         """Return how the graph prepares images."""
         return self.record.preprocessing
+
+    @property
+    def names(self) -> list[str]:
+        """Return what each label is called, those of learned landmarks last."""
+        return [*self.record.names, *self.learned.names]
+
+    @property
+    def landmark_ids(self) -> list[int]:
+        """Return what each label stands for."""
+        return [*self.record.landmark_ids, *self.learned.landmark_ids]
 
     @property
     def width(self) -> int:
@@ -215,7 +228,11 @@ def _runs_of_one_size(images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, in
 
 
 def open_export(path: Path | str, *, threads: int | None = None) -> ExportedNetwork:
-    """Open an export for answering; raise `LandmarksError` when it is none, or was written by a newer version."""
+    """Open an export for answering, with what it has learned (`NAME.learned.json` beside it).
+
+    Raises `LandmarksError` when it is none, or was written by a newer version, and when what lies beside it was
+    learned with another.
+    """
     import onnxruntime
 
     path = Path(path)
@@ -241,7 +258,23 @@ def open_export(path: Path | str, *, threads: int | None = None) -> ExportedNetw
         )
     record = read_export_record(text, str(path))
     _require_graph(session, record, path)
-    return ExportedNetwork(path, record, session)
+    return ExportedNetwork(path, record, session, _learned_beside(path, record))
+
+
+def _learned_beside(path: Path, record: ExportRecord) -> Learned:
+    """Return what an export has learned; raise `LandmarksError` when that cannot be read, or is another's."""
+    beside = learned_file(path)
+    if not beside.is_file():
+        return Learned()
+    if record.learning is None:
+        raise LandmarksError(
+            f"{path} cannot learn landmarks, but {beside.name} beside it holds some",
+            way_out=f"delete {beside.name}, or: landmarks export RUN -o {path.name} --learning",
+        )
+    learned = read_learned_file(beside, record.learning)
+    for name, id in zip(learned.names, learned.landmark_ids, strict=True):
+        require_free(name, id, record.names, record.landmark_ids)
+    return learned
 
 
 def _require_graph(session: Any, record: ExportRecord, path: Path) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,17 @@ def _logsumexp(scores: Array) -> Array:
     return found
 
 
+def require_free(name: str, landmark_id: int | None, names: Sequence[str], landmark_ids: Sequence[int]) -> None:
+    """Raise `LandmarksError` for what cannot be learned beside landmarks of these names and ids."""
+    if name in names or (landmark_id is not None and landmark_id in landmark_ids):
+        raise LandmarksError(
+            f'"{name}" is a landmark that this recogniser was trained for'
+            if name in names
+            else f"the landmark id {landmark_id} is taken",
+            way_out="choose another name or id for what is to be learned",
+        )
+
+
 # ── The file that keeps them: beside an export, and out of and into its page ────────────────────────────────────────
 
 
@@ -262,7 +273,8 @@ def read_learned_file(path: Path, record: LearningRecord) -> Learned:
         for one in told["landmarks"]:
             name, id = plain(str(one["name"])), one["landmark_id"]
             images = np.stack([_floats(text, record.width) for text in one["images"]])
-            if not name or name in found.names or type(id) is not int or not -(2**63) <= id < 2**63:
+            taken = name in found.names or id in found.landmark_ids
+            if not name or taken or type(id) is not int or not -(2**63) <= id < 2**63:
                 raise ValueError("a landmark's name or id")
             if images.shape[1] != record.width and digest == record.digest:
                 raise ValueError("its images")

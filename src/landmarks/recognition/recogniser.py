@@ -21,7 +21,7 @@ from landmarks.recognition.answers import Answers, Explanation, Recognition, Rec
 from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, Rule
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
-from landmarks.recognition.portable_learning import LearningRecord
+from landmarks.recognition.portable_learning import LearningRecord, read_learned_file, require_free
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
 from landmarks.support.files import digest_of
@@ -247,17 +247,12 @@ class Recogniser:
     def learn(self, images: ImageLike | Iterable[ImageLike], name: str, landmark_id: int | None = None) -> Recogniser:
         """Return a recogniser that knows the landmark `name` too, from one to a few `images` of it.
 
-        In memory alone: `landmarks.learn` keeps it in the run. This one stays as it is. A landmark that was learned
-        before gets these images too. Raises `LandmarksError` when it cannot learn, or was trained for a landmark of
-        that name or id, and `ImageError` for what is no image.
+        In memory alone: `landmarks.learn` keeps it in the run, or beside the export. This one stays as it is. A
+        landmark that was learned before gets these images too. Raises `LandmarksError` when it cannot learn, or was
+        trained for a landmark of that name or id, and `ImageError` for what is no image.
         """
         if isinstance(self.network, ExportedNetwork):
-            network = self.network
-            require_learning(network)
-            seen = [network.outputs(pixels).whitened for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
-            vectors = [one for one in seen if one is not None]
-            name = self._require_free(name, landmark_id, sum(map(len, vectors)))
-            return with_learned(self, self.learned.plus(np.concatenate(vectors), name, landmark_id))
+            return self.with_whitened(self.whitened(images), name, landmark_id)
         return self.with_features(self.embed(images), name, landmark_id)
 
     def with_features(self, features: NDArray[np.floating], name: str, landmark_id: int | None = None) -> Recogniser:
@@ -268,19 +263,56 @@ class Recogniser:
         name = self._require_free(name, landmark_id, len(features))
         return taught(self, self.learned.plus(directions(features), name, landmark_id))
 
+    def whitened(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
+        """Return what an export learns N images by, float32 (N, D).
+
+        Raises `LandmarksError` when it cannot learn, and `ImageError` for the first image that cannot be read.
+        """
+        network, width = self.exported, require_learning(self.exported).width
+        said = [network.outputs(pixels).whitened for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
+        return np.concatenate([np.zeros((0, width), dtype=np.float32), *(one for one in said if one is not None)])
+
+    def with_whitened(self, whitened: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Recogniser:
+        """Return what `learn` returns of an export, from what `whitened` gave (n, D)."""
+        name = self._require_free(name, landmark_id, len(whitened))
+        if landmark_id is None and name not in self.learned.names:  # a run that had learned may hold some of these ids
+            landmark_id = min(-1, *self.landmark_ids) - 1
+        return with_learned(self, self.learned.plus(whitened, name, landmark_id))
+
+    def read_learned(self, path: Path | str) -> Recogniser:
+        """Return an export's recogniser that knows the landmarks in a file too, which its page, or it, has saved.
+
+        In memory alone: `landmarks.learn(export, from_=path)` keeps them. Landmarks that were learned before get the
+        file's images too. Raises `LandmarksError` when it cannot learn, when the file was learned with another network,
+        and when it was trained for a landmark of that name or id.
+        """
+        given, found = read_learned_file(Path(path), require_learning(self.exported)), self
+        for place, (name, id) in enumerate(zip(given.names, given.landmark_ids, strict=True)):
+            own = None if id < 0 else id  # those below zero are given, by whoever learns, in the order of learning
+            found = found.with_whitened(given.images[given.places == place], name, own)
+        return found
+
+    @property
+    def exported(self) -> ExportedNetwork:
+        """Return the export that answers; raise `LandmarksError` for a run."""
+        if not isinstance(self.network, ExportedNetwork):
+            raise LandmarksError("this is the recogniser of a run", expected="one of an export, NAME.onnx")
+        return self.network
+
+    @property
+    def can_learn(self) -> bool:
+        """Whether landmarks can be added to it as it is."""
+        if isinstance(self.network, ExportedNetwork):
+            return self.network.record.learning is not None
+        return self.memory is not None
+
     def _require_free(self, name: str, landmark_id: int | None, images: int) -> str:
         """Return a landmark's name as it is kept; raise `LandmarksError` when it cannot be learned as this."""
         name, trained = plain(name), len(self.names) - len(self.learned.names)
         if not name or not images:
             raise LandmarksError("a landmark is learned from a name and at least one image of it")
-        taken = landmark_id is not None and landmark_id in self.landmark_ids and name not in self.learned.names
-        if name in self.names[:trained] or taken:
-            raise LandmarksError(
-                f'"{name}" is a landmark that this recogniser was trained for'
-                if name in self.names[:trained]
-                else f"the landmark id {landmark_id} is taken",
-                way_out="choose another name or id for what is to be learned",
-            )
+        ids = [] if name in self.learned.names else self.landmark_ids
+        require_free(name, landmark_id, self.names[:trained], ids)
         return name
 
     def forget(self, name: str) -> Recogniser:
@@ -315,11 +347,12 @@ def load(place: Run | Path | str, *, by: str | None = None, device: str = "auto"
         record = network.record
         return Recogniser(
             network=network,
-            names=record.names,
-            landmark_ids=record.landmark_ids,
+            names=network.names,
+            landmark_ids=network.landmark_ids,
             temperature=record.temperature,
             rule=record.rule,
             threshold=record.threshold,
+            learned=network.learned,
         )
     run = place if isinstance(place, Run) else open_run(place)
     with naming_the_extra(f"answering from the run {run.name}"):
@@ -340,15 +373,8 @@ def require_learning(network: ExportedNetwork) -> LearningRecord:
 
 def with_learned(recogniser: Recogniser, learned: Learned) -> Recogniser:
     """Return an export's recogniser with the `learned` landmarks, and no others, beside those in its graph."""
-    assert isinstance(recogniser.network, ExportedNetwork)
-    record = recogniser.network.record
-    return replace(
-        recogniser,
-        network=replace(recogniser.network, learned=learned),
-        names=[*record.names, *learned.names],
-        landmark_ids=[*record.landmark_ids, *learned.landmark_ids],
-        learned=learned,
-    )
+    network = replace(recogniser.exported, learned=learned)
+    return replace(recogniser, network=network, names=network.names, landmark_ids=network.landmark_ids, learned=learned)
 
 
 def is_export(place: Path | str) -> bool:

@@ -141,7 +141,25 @@ def refuse_other_formats(path: Path, format_number: int) -> None:
 def held(folder: Path | str) -> Iterator[Path]:
     """Create `folder` if needed and hold it for this process; a second process gets `BusyError` and touches nothing."""
     folder = make_folder(Path(folder))
-    mark = folder / LOCK
+    with _locked(folder / LOCK, folder):
+        remove_leftovers(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def held_beside(path: Path | str) -> Iterator[Path]:
+    """Hold one file for this process, by a lock beside it: for files in folders that no process holds.
+
+    A second process gets `BusyError` and touches nothing.
+    """
+    path = Path(path)
+    require_text(path)
+    with _locked(path.parent / f".{path.name}{LOCK}", path):
+        yield path
+
+
+@contextlib.contextmanager
+def _locked(mark: Path, what: Path) -> Iterator[None]:
     if mark.is_symlink() or (mark.exists() and not mark.is_file()):
         raise LandmarksError(f"{mark} is no plain file", received="a link or a pipe", way_out="remove it")
     lock = FileLock(mark, timeout=0)
@@ -149,16 +167,15 @@ def held(folder: Path | str) -> Iterator[Path]:
         lock.acquire()
     except Timeout as error:
         raise BusyError(
-            f"{folder} is being written by another process", way_out="wait for it to end, or choose another folder"
+            f"{what} is being written by another process", way_out="wait for it to end, or choose another folder"
         ) from error
     except (OSError, NotImplementedError) as error:  # the latter where a disk knows no locks
         raise LandmarksError(
-            f"{folder} cannot be written ({getattr(error, 'strerror', None) or error})",
+            f"{what} cannot be written ({getattr(error, 'strerror', None) or error})",
             way_out="choose a folder in which files can be made, or copy this one there",
         ) from error
     try:
-        remove_leftovers(folder)
-        yield folder
+        yield
     finally:
         lock.release()
 

@@ -1,0 +1,79 @@
+"""What a run keeps of its own images so that landmarks can be added, made once while its dataset is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+import torch
+
+from landmarks.dataset.manifest import Dataset
+from landmarks.recognition.closed_form import memory_of
+from landmarks.recognition.directions import directions
+from landmarks.recognition.gallery import ensure_gallery, sample
+from landmarks.recognition.learned import read_memory, write_memory
+from landmarks.recognition.recogniser import Recogniser, load
+from landmarks.recognition.trained import ensure_temperature, open_recogniser
+from landmarks.support.errors import LandmarksError
+from landmarks.training.discriminant import Validation, moments_of
+from landmarks.training.features import kept_features
+from landmarks.training.loader import batches, normalised
+from landmarks.training.own_data import find_own, images_seen
+from landmarks.training.run import Run
+
+MAX_VALIDATION = 4096
+"""Validation images that new landmarks are held against."""
+
+MAX_NUMBERS = 1 << 24
+"""Of the head's answers to them that are kept, two bytes each."""
+
+BATCH_SIZE = 32
+
+
+def remembering(run: Run, *, device: str = "auto") -> Recogniser:
+    """Return `run` as a recogniser that can learn: what it keeps of its own images is made now when it is not there.
+
+    Call it while holding the run's folder. Raises `LandmarksError` when that is needed and its dataset is not there.
+    """
+    if read_memory(run.folder, run.digest) is None:
+        recogniser, own = open_recogniser(run, device=device), find_own(run)
+        recogniser = ensure_temperature(run, own, recogniser, BATCH_SIZE)
+        gallery = ensure_gallery(run, recogniser.trained, own, BATCH_SIZE)
+        if gallery is None:
+            raise LandmarksError(f"{run.name} cannot learn landmarks: it remembers none of its training images")
+        moments = moments_of(gallery.images, gallery.labels, len(run.labels))
+        seen = images_seen(run, own, "val")
+        limit = max(1, min(MAX_VALIDATION, MAX_NUMBERS // len(run.labels)))
+        seen = seen.filter(pl.Series(sample(seen["run_label"].to_numpy(), limit)))
+        validation = validation_of(run, recogniser, seen, gallery.images.shape[1])
+        memory = memory_of(moments, validation, gallery.images, gallery.labels)
+        write_memory(run.folder, memory, run.digest)
+    return load(run, device=device)
+
+
+def validation_of(run: Run, recogniser: Recogniser, seen: pl.DataFrame, width: int) -> Validation:
+    """Return what the run's head says of its validation images `seen`, from kept features where there are any."""
+    own, network, done = find_own(run), recogniser.trained, 0
+    images = np.empty((len(seen), width), dtype=np.float16)
+    logs = np.empty((len(seen), network.classes), dtype=np.float16)
+    with torch.no_grad():
+        for features in _features(run, recogniser, own, seen):
+            said = torch.log_softmax(network.classify(features).float() / recogniser.temperature, dim=1)
+            rows = slice(done, done + len(features))
+            images[rows] = directions(features.cpu().numpy())
+            logs[rows] = said.clamp(min=-6e4).cpu().numpy()  # what half precision holds
+            done += len(features)
+    return Validation(images, seen["run_label"].cast(pl.Int64).to_numpy(), logs)
+
+
+def _features(run: Run, recogniser: Recogniser, own: Dataset, seen: pl.DataFrame) -> Iterator[torch.Tensor]:
+    kept = kept_features(run, own, seen)
+    if kept is not None:
+        for start in range(0, len(kept), BATCH_SIZE):
+            rows = np.asarray(kept[start : start + BATCH_SIZE], dtype=np.float32)
+            yield torch.from_numpy(rows).to(recogniser.device)
+        return
+    preprocessing = recogniser.trained.preprocessing
+    for batch in batches(own, seen, preprocessing, batch_size=BATCH_SIZE):
+        yield recogniser.trained.features(normalised(batch.pixels, preprocessing, recogniser.device)).float()
