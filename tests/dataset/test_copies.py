@@ -268,6 +268,27 @@ def test_an_unreadable_image_is_counted_and_the_others_are_compared(
     assert len(grouped(open_dataset(folder))) == 1
 
 
+def test_an_image_that_could_not_be_read_is_told_each_time_and_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = open_dataset(folder)
+    shard = data.path_of(data.images["shard"][0])
+    content = shard.read_bytes()
+    first = data.images.sort("offset").row(0, named=True)
+    shard.write_bytes(bytes(first["offset"] + first["length"]) + content[first["offset"] + first["length"] :])
+    told = "1 of 12 images could not be read: no copies of them are found"
+    for _ in range(2):
+        sketches = kept_sketches(data, data.images)
+        assert sketches is not None and (sketches.counts > 0).sum() == 11
+        assert told in capsys.readouterr().err
+    shard.write_bytes(content)
+    sketches = kept_sketches(data, data.images)
+    assert sketches is not None and sketches.counts.all()
+    monkeypatch.setattr("landmarks.dataset.kept_sketches.sketch", None)  # none is looked at any more
+    assert kept_sketches(data, data.images) is not None
+    assert told not in capsys.readouterr().err
+
+
 def test_the_copies_of_a_dataset_are_placed_among_other_images() -> None:
     table = pl.DataFrame({"image_id": ["a", "b", "c"], "copies": [["c"], [], []]}, schema=COPIES)
     pairs, searched = placed(table, pl.Series(["c", "d", "a"]))

@@ -27,6 +27,8 @@ from landmarks.reporting.page import report
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.support.tables import read_table, write_table
+from landmarks.training.run import open_run
+from landmarks.training.seen_copies import copies_of_seen
 from landmarks.training.train import train
 
 NAMES = ("arch", "bridge", "castle")
@@ -423,18 +425,71 @@ def test_the_record_is_json_for_programs(place: Place, capsys: pytest.CaptureFix
     assert numbers["own_data"] is True and numbers["matched"]["of"] == 3
 
 
-def test_a_changed_copy_of_a_training_image_in_another_dataset_is_left_out(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def elsewhere(place: Place) -> Dataset:
+    """Nine images that no run has seen, and one, `cut`, that is a training image cropped and compressed anew."""
     name = sorted(place.splits["train"])[0]
     source = next(path for path in (place.folder / "album").glob("*/*.jpg") if path.stem in name)
-    album(tmp_path / "other", each=3, first=50)
+    album(place.folder / "other", each=3, first=50)
     with Image.open(source) as image:
         cut = image.crop((7, 3, 90, 93))
-    cut.save(tmp_path / "other" / NAMES[0] / "cut.jpg", quality=60)
-    data = import_(tmp_path / "other", tmp_path / "elsewhere")
-    evaluate(place.run, data=tmp_path / "elsewhere")
+    cut.save(place.folder / "other" / NAMES[0] / "cut.jpg", quality=60)
+    return import_(place.folder / "other", place.folder / "elsewhere")
+
+
+COPY_TOLD = "(1 of them cropped, framed, recoloured or otherwise changed)"
+
+
+def test_a_changed_copy_of_a_training_image_in_another_dataset_is_left_out(
+    place: Place, elsewhere: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(place.run, data=elsewhere.folder)
     answered = set().union(*(place.answered(path.stem) for path in (place.run / "predictions").glob("*.parquet")))
-    copy = next(one for one in data.images["image_id"] if "cut" in one)
-    assert answered == set(data.images["image_id"]) - {copy}
-    assert "(1 of them cropped, framed, recoloured or otherwise changed)" in capsys.readouterr().err
+    assert answered == set(elsewhere.images["image_id"]) - {"cut"}
+    assert COPY_TOLD in capsys.readouterr().err
+
+
+def test_a_changed_copy_of_a_training_image_is_not_explained(
+    place: Place, elsewhere: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = explain(place.run, data=elsewhere.folder, count=10)["made"]
+    told = capsys.readouterr().err
+    assert COPY_TOLD in told
+    assert f"only {len(made)} of 9 images are recognised" in told
+    assert "cut" not in {entry["image_id"] for entry in made}
+
+
+def test_draws_leave_out_a_changed_copy_of_what_the_backbone_was_fine_tuned_on(
+    place: Place, elsewhere: Dataset
+) -> None:
+    seen = subsets(place.run, 2, data=elsewhere.folder, draws=2).record["seen"]
+    assert seen == {"images": 1, "copies": 1, "first": ["cut"]}
+
+
+def test_draws_keep_copies_of_what_a_backbone_that_was_not_fine_tuned_has_seen(
+    place: Place, elsewhere: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = read_record(place.run / "run.json")
+    record["best"]["phase"] = "head"
+    write_record(place.run / "run.json", record, verb="train", inputs=record["inputs"])
+    seen = subsets(place.run, 2, data=elsewhere.folder, draws=2).record["seen"]
+    assert seen == {"images": 0, "copies": 0, "first": []}
+    assert not (elsewhere.folder / "copies").exists()
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unreadable", ["data", "elsewhere"])
+def test_where_no_image_can_be_read_copies_of_what_was_seen_are_said_not_to_be_known(
+    place: Place, elsewhere: Dataset, unreadable: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, gone = open_run(place.run), place.folder / unreadable
+    assert run.seen is not None
+    for shard in gone.glob("shards/*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    shutil.rmtree(gone / "copies", ignore_errors=True)  # what `split` saw of them
+    for _ in range(2):  # what was kept of the first time is silent no more than that
+        assert not len(copies_of_seen(run, elsewhere, elsewhere.images, run.seen))
+        told = [line for line in capsys.readouterr().err.splitlines() if "not known" in line or "could not" in line]
+        assert told == [
+            f"whether some are changed copies of images run has seen is not known: no image of {gone} can be read"
+        ]

@@ -52,15 +52,17 @@ class Sketches:
 def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
     """Return the sketches of `images` (columns of a dataset's images), computed where they are not kept.
 
-    An image that cannot be read or decoded is near nothing, with a note; None where that is so of all.
+    An image that cannot be read or decoded is near nothing (none of the `parts` are its), with a note, and is tried
+    again the next time: a disk or a server may answer by then. None, for the caller to say, where that is so of all.
     """
     folder = _folder_of(dataset)
     before = _read(folder)
     asked = images.select(_CONTENT).with_row_index("row")
-    kept = asked.join(before.table.with_row_index("at"), on=list(_CONTENT), how="inner", nulls_equal=True)
+    known = asked.join(before.table.with_row_index("at"), on=list(_CONTENT), how="inner", nulls_equal=True)
+    kept = known.filter(pl.col("parts").list.len() > 0)
     missing = images.filter(~pl.Series(np.isin(np.arange(len(images)), kept["row"].to_numpy())))
-    if not len(missing):
-        return before.of(kept.sort("row")["at"].to_numpy())
+    if len(known) == len(images) and (not len(missing) or not any(_sketched(dataset, missing))):
+        return _told_unread(before.of(known.sort("row")["at"].to_numpy()))
     if missing["shard"].null_count() == len(images):
         return None
     name = f"pixels-{digest_of(SKETCH_FORM, images.select(_CONTENT).hash_rows(seed=0).to_list())}.npy"
@@ -88,11 +90,17 @@ def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
         if other.name != name:
             with contextlib.suppress(LandmarksError):
                 remove_file(other)
-    if unread := sum(one is None for one in made):
-        note(f"{unread:,} of {len(images):,} images could not be read: no copies of them are found")
-        if unread == len(images):
-            return None
-    return _read(folder).of(np.arange(len(images)))
+    return _told_unread(_read(folder).of(np.arange(len(images))))
+
+
+def _told_unread(sketches: Sketches) -> Sketches | None:
+    """Say how many images have no sketch; None where that is all of them."""
+    unread = int((sketches.counts == 0).sum())
+    if unread and unread == len(sketches.counts):
+        return None
+    if unread:
+        note(f"{unread:,} of {len(sketches.counts):,} images could not be read: no copies of them are found")
+    return sketches
 
 
 def _without_pixels(one: Sketch) -> Sketch:

@@ -198,9 +198,9 @@ def subsets(
 
     They are drawn from the landmarks with two groups of training images or more of the run's dataset, or of `data`
     (whole when it has no splits). A backbone that was fine-tuned knows its own training images: draws from them are
-    too good, and among those of `data` they are left out. Where the run has been judged already, the record says where
-    its own accuracy lies among the draws; that compares only if it tells as many landmarks apart. Raises `UsageError`
-    when there are fewer than are to be drawn.
+    too good, and among those of `data` they and their changed copies are left out; of one that was not they are kept.
+    Where the run has been judged already, the record says where its own accuracy lies among the draws; that compares
+    only if it tells as many landmarks apart. Raises `UsageError` when there are fewer than are to be drawn.
     """
     opened = open_run(run)
     phase = opened.record.get("best", {}).get("phase")

@@ -63,7 +63,8 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
 
     A dataset named with `data` that has no splits is taken whole. What the run was trained on or validated with, or
     what the run had seen whose weights it began from, is left out and named, except in the splits train and val of its
-    own dataset, where it is what is asked for; with `keep_seen` it is kept, for the reason given, and named.
+    own dataset, where it is what is asked for; so are changed copies of it in `data`. With `keep_seen` what the run
+    itself has seen is kept, for the reason given, and counted; copies of it are not looked for.
     Raises `LandmarksError` when its own dataset was divided anew, when nothing is left, or when it knows none of the
     dataset's landmarks (unless `any_landmarks`).
     """
@@ -81,7 +82,7 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
     matching = _matched(run, dataset, required=not any_landmarks, told=not own and not any_landmarks)
     seen = _sightings(run, dataset, images, split, own=own)
     copies = 0
-    if not own and (known := run.seen) is not None:
+    if not own and not keep_seen and (known := run.seen) is not None:
         rest = images.join(seen, on="image_id", how="anti", maintain_order="left")
         changed = copies_of_seen(run, dataset, rest, known)
         copies, seen = len(changed), pl.concat([seen, changed.select(seen.columns)])
@@ -89,7 +90,6 @@ def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = 
     if keep_seen and (kept := len(seen.filter(~before))):
         note(f"{kept} of the {len(images)} images are ones that {run.name} has seen and are kept: {keep_seen}")
         seen = seen.filter(before)
-        copies = 0
     if len(seen):
         told = f"{len(seen)} of the {len(images)} images of {dataset.folder}"
         if len(seen) == len(images):

@@ -20,7 +20,8 @@ MOST_COMPARED = 50_000
 def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
     """Return which of `images`, rows of `dataset`, are copies of what `run` has `seen` in its own dataset.
 
-    Columns as of `sightings`. Both datasets' images are looked at; where they are gone or too many, a note says so.
+    Columns as of `sightings`. Both datasets' images are looked at; where they are gone, cannot be read or are too many,
+    a note says so.
     """
     nothing = pl.DataFrame(
         schema={"image_id": pl.String, "seen_id": pl.String, "split": pl.String, "through": pl.String}
@@ -39,7 +40,10 @@ def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.Da
     known = own.images.join(
         seen.filter(pl.col("through").is_null()).select("image_id", "split"), on="image_id", how="inner"
     )
-    asked, before = _sketches(dataset, images), _sketches(own, known)
+    if not len(images) or not len(known):
+        return nothing
+    asked = _sketches(run, dataset, images)
+    before = _sketches(run, own, known) if asked is not None else None
     if asked is None or before is None:
         return nothing
     together = Sketches(
@@ -54,14 +58,21 @@ def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.Da
     return table.with_columns(through=pl.lit(None, pl.String)).unique("image_id", keep="first", maintain_order=True)
 
 
-def _sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
-    """Return the sketches of some images of a dataset; those of all its images are kept, for whoever asks next."""
+def _sketches(run: Run, dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
+    """Return the sketches of some images of a dataset; those of all its images are kept, for whoever asks next.
+
+    None, with a note, where none of them can be read.
+    """
     every = dataset.images
     sketches = kept_sketches(dataset, every)
-    if sketches is None or not len(images):
-        return None
     place = dict(zip(every["image_id"], range(len(every)), strict=True))
     rows = np.array([place[image_id] for image_id in images["image_id"]])
+    if sketches is None or not sketches.counts[rows].any():
+        note(
+            f"whether some are changed copies of images {run.name} has seen is not known: no image of "
+            f"{dataset.folder} can be read"
+        )
+        return None
     begins = np.cumsum(sketches.counts) - sketches.counts
     parts = np.concatenate([np.arange(begins[row], begins[row] + sketches.counts[row]) for row in rows])
     return Sketches(
