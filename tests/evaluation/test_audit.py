@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +19,9 @@ from scipy.special import softmax
 from sklearn.linear_model import Ridge
 
 from landmarks.cli.main import run as landmarks
-from landmarks.dataset.images import decode
+from landmarks.dataset.images import decode, encode
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.dataset.split import split
 from landmarks.evaluation import audit as module
 from landmarks.evaluation.audit import (
@@ -137,25 +139,66 @@ def test_confident_learning_worked_by_hand() -> None:
 def test_the_verb_writes_a_csv_to_correct_and_changes_nothing(
     run: Run, own_data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with_twins(own_data)
+    with_copies(own_data)
     before = own_data.folder.joinpath("images.parquet").read_bytes()
     out = tmp_path / "wrong.csv"
     assert landmarks(["audit", str(run.folder), "-o", str(out)]) == 0
     table = pl.read_csv(out, schema_overrides={"image_id": pl.String})
     assert table.columns == list(LABEL_ERRORS)
-    twins = table.filter(pl.col("why").str.starts_with("the same image as"))
-    assert sorted(twins["image_id"]) == ["0000000000000001", "0000000000000011"]
+    copies = table.filter(pl.col("why").str.starts_with("a copy of")).sort("image_id")
+    assert copies["image_id"].to_list() == COPIED
+    assert copies["landmark_id"].to_list() == [22, 33] and copies["suggested_landmark_id"].to_list() == [33, 22]
+    for why, other in zip(copies["why"], reversed(COPIED), strict=True):
+        assert re.fullmatch(rf"a copy of {other} \(\d+ % of what both show agrees\)", why)
     assert "nothing was changed" in capsys.readouterr().out
     assert open_dataset(own_data.folder).folder.joinpath("images.parquet").read_bytes() == before
 
 
-def with_twins(data: Dataset) -> None:
-    same = pl.when(pl.col("image_id").str.ends_with("1")).then(pl.lit(7, pl.UInt64)).otherwise("phash")
-    data.images.with_columns(phash=same).write_parquet(data.folder / "images.parquet")
+COPIED = ["0000000000000001", "0000000000000011"]
+"""A training image of landmark 22 and one of 33."""
+
+
+def with_copies(data: Dataset, *shown: bytes) -> Dataset:
+    """Let the images `COPIED` be one and the same, the second of them cropped, or what is `shown`; hashes stay."""
+    noise = np.random.default_rng(7).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC))
+    shown = shown or (encode(pixels, 95), encode(np.ascontiguousarray(pixels[6:114, 10:154]), 70))
+    rows = []
+    with ShardWriter(data.folder / "shards" / "1.tar") as shard:
+        for image_id, image in zip(COPIED, shown, strict=True):
+            height, width = decode(image).shape[:2]
+            rows.append((image_id, "1.tar", *shard.add(image_id, image), width, height))
+    names = ("image_id", "shard", "offset", "length", "width", "height")
+    kinds = {name: data.images.schema[name] for name in names}
+    data.images.update(pl.DataFrame(rows, schema=kinds, orient="row"), on="image_id").write_parquet(
+        data.folder / "images.parquet"
+    )
+    return open_dataset(data.folder)
+
+
+def test_a_copy_with_another_label_is_asked_about_once_on_the_page(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    with_copies(own_data)
+    audit(run.folder, tmp_path / "wrong.csv")
+    text = (tmp_path / "wrong.html").read_text(encoding="utf-8")
+    items = json.loads(text.split('id="items">', 1)[1].split("</script>", 1)[0])["items"]
+    assert [item["kind"] for item in items if item["id"] in COPIED and item["kind"] != "nothing"] == ["across"] * 2
+    pairs = pl.read_csv(tmp_path / "wrong.copies.csv", infer_schema=False)
+    assert (COPIED[1], COPIED[0]) in pairs.select("image_id", "copy_of").rows()
+
+
+def test_a_training_image_that_is_a_copy_of_a_test_image_with_another_label_is_listed(
+    run: Run, own_data: Dataset, tmp_path: Path
+) -> None:
+    assert own_data.splits is not None
+    moved = pl.when(pl.col("image_id") == COPIED[1]).then(pl.lit("test")).otherwise("split")
+    own_data.splits.with_columns(split=moved).write_parquet(own_data.folder / "splits.parquet")
+    with_copies(own_data)
+    table = audit(run.folder, tmp_path / "wrong.csv", data=own_data.folder)
+    assert table.filter(pl.col("why").str.starts_with("a copy of"))["image_id"].to_list() == COPIED[:1]
 
 
 def test_the_sheet_shows_the_listed_images(run: Run, own_data: Dataset, tmp_path: Path) -> None:
-    with_twins(own_data)
+    own_data = with_copies(own_data)
     table = audit(run.folder, tmp_path / "wrong.csv")
     with Image.open(tmp_path / "wrong.jpg") as sheet:
         columns = min(COLUMNS, len(table))
@@ -179,7 +222,7 @@ def test_a_sheet_ends_after_forty_images(own_data: Dataset, tmp_path: Path) -> N
 
 
 def test_what_a_person_decided_is_not_listed_again(run: Run, own_data: Dataset, tmp_path: Path) -> None:
-    with_twins(own_data)
+    with_copies(own_data)
     out = tmp_path / "wrong.csv"
     first = audit(run.folder, out)
     first.with_columns(correct_landmark_id=pl.col("landmark_id").cast(pl.String)).write_csv(out)
@@ -187,9 +230,15 @@ def test_what_a_person_decided_is_not_listed_again(run: Run, own_data: Dataset, 
     assert not set(audit(run.folder, tmp_path / "again.csv", split="all")["image_id"]) & set(first["image_id"])
 
 
-def test_images_without_structure_are_no_twins(run: Run, own_data: Dataset, tmp_path: Path) -> None:
-    own_data.images.with_columns(phash=pl.lit(0, pl.UInt64)).write_parquet(own_data.folder / "images.parquet")
-    assert not audit(run.folder, tmp_path / "wrong.csv")["why"].str.starts_with("the same").any()
+def test_images_without_structure_are_no_copies(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    flat = encode(np.full((48, 64, 3), 128, np.uint8))
+    with_copies(own_data, flat, flat)
+    assert not audit(run.folder, tmp_path / "wrong.csv")["why"].str.starts_with("a copy").any()
+
+
+def test_hashes_that_are_equal_by_chance_make_no_copies(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    own_data.images.with_columns(phash=pl.lit(7, pl.UInt64)).write_parquet(own_data.folder / "images.parquet")
+    assert not audit(run.folder, tmp_path / "wrong.csv")["why"].str.starts_with("a copy").any()
 
 
 def test_a_table_cannot_be_called_a_image(run: Run, tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""The verb `audit`: which labels are likely wrong? Images that look like another landmark, twins with two labels.
+"""The verb `audit`: which labels are likely wrong? Images that look like another landmark, copies with two labels.
 
-A label is doubted when its image, judged without its group, speaks for another landmark (`label_estimates`). Twins are
-two images of different landmarks whose perceptual hashes differ in at most `TWIN_BITS` of 64 bits.
+A label is doubted when its image, judged without its group, speaks for another landmark (`label_estimates`), or when
+the image is a copy of one with another label, anywhere in the dataset (`doubts.copies_in`).
 
-Beside these it lists what else to doubt (see `doubts`): copies in two splits or with two labels, and images that show
-no landmark at all.
+Beside these it lists what else to doubt (see `doubts`): copies in two splits, and images that show no landmark at all.
 
 A check never changes or deletes anything: it writes a sheet to look at, a page to decide on, and a CSV with an empty
 column for a person's decision, which `split --corrections` takes over.
@@ -21,8 +20,6 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from landmarks.dataset.groups import NO_HASH
-from landmarks.dataset.hamming import near_pairs
 from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
@@ -44,17 +41,14 @@ from landmarks.training.own_data import find_own, sightings
 from landmarks.training.recipe import recipe_named
 from landmarks.training.run import Run, open_run
 
-TWIN_BITS = 2
-"""Perceptual hashes (64 bits) that differ in at most so many bits are of one image, whatever their labels say."""
-
 LABEL_ERRORS = {
     "image_id": pl.String,
     "landmark_id": pl.Int64,  # the label it has
     "name": pl.String,
     "suggested_landmark_id": pl.Int64,
     "suggested_name": pl.String,
-    "probability": pl.Float64,  # of the suggested landmark; empty for twins
-    "margin": pl.Float64,  # probability of the suggested minus that of the given landmark; 1 for twins
+    "probability": pl.Float64,  # of the suggested landmark; empty for copies
+    "margin": pl.Float64,  # probability of the suggested minus that of the given landmark; 1 for copies
     "why": pl.String,
     "correct_landmark_id": pl.String,  # empty: for a person to fill in (an id, "none", "remove", or the given one)
 }
@@ -101,9 +95,9 @@ def audit(
             "why": "its features speak for the other landmark",
         }
     ).filter(pl.Series(listed))
-    table = _named(
-        pl.concat([_twins(images), rows]).unique(subset=["image_id"], keep="first", maintain_order=True), dataset
-    )
+    copies = copies_in(dataset)
+    copied = _copied(copies, images, dataset)
+    table = _named(pl.concat([copied, rows]).unique(subset=["image_id"], keep="first", maintain_order=True), dataset)
     table = table.join(dataset.corrections, on="image_id", how="anti").sort(
         "margin", "image_id", descending=[True, False]
     )
@@ -111,7 +105,9 @@ def audit(
     if len(table):
         write_sheet(dataset, table, sheet)
     cosines, _ = nearest_others(points, group_places(groups, len(labels)))
-    _write_doubts(dataset, table, _strange(dataset, images, cosines, estimates, labels), out)
+    by_features = table.join(copied, on="image_id", how="anti", maintain_order="left")
+    strange = _strange(dataset, images, cosines, estimates, labels)
+    _write_doubts(dataset, copies, by_features, strange, out)
     return table
 
 
@@ -136,13 +132,16 @@ def _strange(
     )
 
 
-def _write_doubts(dataset: Dataset, errors: pl.DataFrame, strange: pl.DataFrame, out: Path) -> None:
-    """Write what else there is to doubt beside the CSV `out`, and the page that asks about everything."""
-    copies = copies_in(dataset)
+def _write_doubts(
+    dataset: Dataset, copies: pl.DataFrame, errors: pl.DataFrame, strange: pl.DataFrame, out: Path
+) -> None:
+    """Write what else there is to doubt beside the CSV `out`, and the page that asks about everything.
+
+    `copies` are all of the dataset (columns of `COPIES_FOUND`), `errors` without those among them.
+    """
     write_csv(out.with_suffix(".copies.csv"), copies.select(list(COPIES_FOUND)))
     write_csv(out.with_suffix(".strangers.csv"), strange)
     others = doubts_of_copies(copies).join(dataset.corrections, on="image_id", how="anti", maintain_order="left")
-    labels = errors.filter(~pl.col("why").str.starts_with("the same"))  # twins are among the copies with two labels
     of_labels, of_strangers = (
         table.select(
             kind=pl.lit(kind),
@@ -152,7 +151,7 @@ def _write_doubts(dataset: Dataset, errors: pl.DataFrame, strange: pl.DataFrame,
             other_id=pl.lit(None, pl.String),
         ).cast(pl.Schema(DOUBTS))
         for table, kind in (
-            (labels.join(strange, on="image_id", how="anti", maintain_order="left"), "label"),
+            (errors.join(strange, on="image_id", how="anti", maintain_order="left"), "label"),
             (strange, "nothing"),
         )
     )
@@ -191,23 +190,25 @@ def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     return joined.select(pl.col(name).cast(kind) for name, kind in LABEL_ERRORS.items())
 
 
-def _twins(images: pl.DataFrame) -> pl.DataFrame:
-    """Return both images of every pair of twins with two labels, each suggesting the other's."""
-    images = images.filter(pl.col("phash").fill_null(NO_HASH) != NO_HASH)
-    pairs = near_pairs(images["phash"].to_numpy(), TWIN_BITS)
-    first, second = np.concatenate([pairs, pairs[:, ::-1]]).T if len(pairs) else (np.array([], int), np.array([], int))
-    both = pl.DataFrame(
-        {
-            "image_id": images["image_id"].gather(first),
-            "label": images["label"].gather(first).cast(pl.Int64),
-            "suggested": images["label"].gather(second).cast(pl.Int64),
-            "probability": pl.Series([None] * len(first), dtype=pl.Float64),
-            "margin": pl.Series([1.0] * len(first), dtype=pl.Float64),
-            "why": "the same image as " + images["image_id"].gather(second),
-        }
-    )
-    return both.filter(pl.col("label") != pl.col("suggested")).unique(
-        subset=["image_id"], keep="first", maintain_order=True
+def _copied(copies: pl.DataFrame, images: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """Return those of `images` that are a copy of one with another label, which it suggests; the surest of each.
+
+    `copies` has the columns of `COPIES_FOUND`. A copy that shows no landmark suggests none, and is left to the page.
+    """
+    labels = dataset.labels.select(suggested=pl.col("label").cast(pl.Int64), suggested_landmark_id="landmark_id")
+    across = doubts_of_copies(copies).filter(pl.col("kind") == "across")
+    return (
+        across.join(images.select("image_id", pl.col("label").cast(pl.Int64)), on="image_id", maintain_order="left")
+        .join(labels, on="suggested_landmark_id", maintain_order="left")
+        .unique("image_id", keep="first", maintain_order=True)
+        .select(
+            "image_id",
+            "label",
+            "suggested",
+            probability=pl.lit(None, pl.Float64),
+            margin=pl.lit(1.0),
+            why=pl.format("a copy of {} ({})", "other_id", "why"),
+        )
     )
 
 
