@@ -47,6 +47,7 @@ class Held:
     landmark_ids = (1,)
     seen_share = 1.0
     learned = Learned()
+    can_learn = False
 
     def __init__(self, go: bool = True) -> None:
         self.go = threading.Event()

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from made_up_runs import _short_features, image
-from serving.conftest import IMAGES, Running, Serving
+from serving.conftest import IMAGES, Held, Running, Serving
 
 import landmarks
 from landmarks.serving.reloading import POLL_SECONDS
@@ -98,12 +98,35 @@ def test_a_server_is_taught_only_where_it_was_started_for_it_and_with_its_token(
     assert taught(locked, FIVE, {"Authorization": "Bearer secret"}, name="New").status_code == 200
 
 
-def test_an_export_says_to_learn_with_the_run(serving: Serving, recogniser: Any, tmp_path: Path) -> None:
-    (tmp_path / "a.onnx").write_bytes(b"an export")
-    running = serving(recogniser, place=tmp_path / "a.onnx", load=lambda: recogniser, teach=True)
-    refused = taught(running, FIVE, name="New")
+def test_an_export_is_taught_beside_its_file_and_one_that_cannot_learn_says_how_to_make_one_that_can(
+    serving: Serving, recogniser: Any, run_folder: Path, tmp_path: Path
+) -> None:
+    made = landmarks.export(run_folder, tmp_path / "a.onnx", images=6, learning=True).path
+    running = started(serving, made)
+    assert httpx.get(f"{running.url}/healthz").json()["teach"] is True
+    said = taught(running, [*FIVE, b"no image"], name="Torre de Belém").json()
+    assert said["landmarks"][-1] == {"label": 3, "landmark_id": -2, "name": "Torre de Belém", "images": 5}
+    assert [one["file"] for one in said["passed"]] == ["5.jpg"]
+    now = recognised(running, SIXTH)
+    assert (now["answers"][0]["name"], now["generation"]) == ("Torre de Belém", 2)
+    assert landmarks.load(made).names[-1] == "Torre de Belém"
+    assert taught(running, FIVE, name=landmarks.load(made).names[0]).status_code == 409
+    landmarks.learn(made, FIVE, name="From elsewhere")  # is noticed, as an export put in place is
+    until_generation(running, 3)
+    gone = httpx.delete(f"{running.url}/landmarks/From elsewhere", timeout=None)
+    assert [one["name"] for one in gone.json()["landmarks"][3:]] == ["Torre de Belém"]
+    assert httpx.delete(f"{running.url}/landmarks/From elsewhere", timeout=None).status_code == 404
+    (tmp_path / "b.onnx").write_bytes(b"an export")
+    bare = serving(Held(), place=tmp_path / "b.onnx", load=lambda: recogniser, teach=True)
+    refused = taught(bare, FIVE, name="New")
     assert refused.status_code == 409
-    assert "export again" in refused.json()["way_out"]
+    assert "landmarks export RUN -o NAME.onnx --learning" in refused.json()["way_out"]
+    assert httpx.get(f"{bare.url}/healthz").json()["teach"] is False
+
+
+def until_generation(running: Running, wanted: int) -> None:
+    while httpx.get(f"{running.url}/healthz").json()["generation"] < wanted:
+        threading.Event().wait(0.1)
 
 
 def test_images_are_limited_as_they_are_for_recognition(serving: Serving, place: Path) -> None:

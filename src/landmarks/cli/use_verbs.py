@@ -85,7 +85,7 @@ def serve(
         list[str] | None, typer.Option(help="Web origin whose pages may ask; several times.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    teach: Annotated[bool, typer.Option("--teach", help="Whoever may ask may also teach the run landmarks.")] = False,
+    teach: Annotated[bool, typer.Option("--teach", help="Whoever may ask may also teach it landmarks.")] = False,
 ) -> int:
     """Answer images over HTTP, and show a page that asks.
 

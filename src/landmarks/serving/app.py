@@ -35,7 +35,7 @@ from landmarks.serving.request_limits import (
     stopping,
 )
 from landmarks.serving.schemas import REQUEST_BODY, TEACH_BODY, Health, Known, Recognised, TaughtBody, problems
-from landmarks.serving.teaching import Taught, forgotten, require_teaching, taught
+from landmarks.serving.teaching import Taught, can_be_taught, forgotten, require_teaching, taught
 from landmarks.serving.web_page import page_that_asks
 
 MAX_FORM_ON_LOOP = 256 * 1024
@@ -77,7 +77,7 @@ def create_app(
     `token` is what every path but `/`, `/healthz` and `/openapi.json` then wants; None: what `LANDMARKS_TOKEN` holds,
     if anything. `allow_origin` names web origins whose pages may ask. With `place` and `load`, a recogniser that is put
     in place of the one there is opened by `load` and asked from then on; with `teach` too, whoever may ask may
-    teach the run at `place` landmarks, on `device`. Raises `UsageError` for a token that no header
+    teach the run, or export, at `place` landmarks, on `device`. Raises `UsageError` for a token that no header
     can carry.
     """
     service = Service(limits or Limits())
@@ -161,7 +161,7 @@ def _add_paths(app: FastAPI, service: Service, *, place: Path | None, teach: boo
                 "landmarks": len(asked.recogniser.names),
                 "generation": asked.generation,
                 "refused": asked.refused,
-                "teach": teach and place is not None and place.is_dir(),
+                "teach": can_be_taught(teach, place, asked.recogniser),
                 "version": __version__,
             }
         )
@@ -182,13 +182,13 @@ def _add_teaching(
 ) -> None:
     @app.post(
         "/landmarks",
-        summary="Teach the served run a landmark from a few images",
+        summary="Teach the served run or export a landmark from a few images",
         response_model=TaughtBody,
         responses=problems(400, 401, 403, 408, 409, 413, 415, 422, 500, 503),
         openapi_extra={"requestBody": TEACH_BODY},
     )
     async def _teach(request: Request) -> Response:
-        run = require_teaching(teach, place)
+        run = require_teaching(teach, place, service.queue.asked.recogniser)
         assert load is not None
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
@@ -209,12 +209,12 @@ def _add_teaching(
 
     @app.delete(
         "/landmarks/{name:path}",
-        summary="Have the served run forget a landmark that it was taught",
+        summary="Have the served run or export forget a landmark that it was taught",
         response_model=TaughtBody,
         responses=problems(401, 403, 404, 409, 422, 500, 503),
     )
     async def _forget(name: str) -> Response:
-        run = require_teaching(teach, place)
+        run = require_teaching(teach, place, service.queue.asked.recogniser)
         assert load is not None
         async with service.queue.exchanging:
             now = await asyncio.to_thread(forgotten, run, name, load, service.queue.asked.recogniser)

@@ -47,6 +47,10 @@ class Answering(Protocol):
     def learned(self) -> Learned:
         """Landmarks that were added to those it was trained for."""
 
+    @property
+    def can_learn(self) -> bool:
+        """Whether landmarks can be added to it as it is."""
+
     def recognise(self, images: Iterable[bytes], top: int) -> Sequence[Recognition]:
         """Return the answers to several images."""
 

@@ -164,7 +164,7 @@ STATUSES = {
     403: "A server that is not taught: it was started without --teach.",
     404: "Nothing of this name was learned.",
     408: "The request came too slowly.",
-    409: "A name or id that is taken, or an export, which cannot learn.",
+    409: "A name or id that is taken, or an export that cannot learn.",
     413: "Too many bytes, or too many images.",
     415: "A content type that holds no image; addresses are not fetched.",
     422: "An image that cannot be decoded or is too large, or a parameter out of its range.",

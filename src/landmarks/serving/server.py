@@ -71,8 +71,9 @@ def serve(
     are told 503; a request has at most `max_bytes`, an image `max_pixels`, and `seconds` pass until its headers, and
     again until its body is there. `allow_origin` names web origins whose pages may ask. `device` is auto, cpu, cuda or
     mps. The environment variable LANDMARKS_TOKEN, where it is set, holds the token that requests must bear. Another run
-    or export put at `place` meanwhile is opened and asked from then on. With `teach`, whoever may ask may teach the run
-    new landmarks too, and have it forget them (`POST /landmarks`, `DELETE /landmarks/NAME`).
+    or export put at `place` meanwhile is opened and asked from then on. With `teach`, whoever may ask may teach the
+    run, or an export that can learn, new landmarks too, and have it forget them (`POST /landmarks`,
+    `DELETE /landmarks/NAME`).
 
     Returns what was done once SIGTERM ended it. Raises `KeyboardInterrupt` after an interruption, when everything
     accepted has been answered; `LandmarksError` when `place` cannot be opened or the address cannot be had.

@@ -1,4 +1,4 @@
-"""A served run is taught: landmarks learned from images that a request brought, and forgotten again."""
+"""A served run, or export, is taught: landmarks learned from images that a request brought, and forgotten again."""
 
 from __future__ import annotations
 
@@ -31,21 +31,26 @@ class Taught:
 
     recogniser: Answering
     stamp: Stamp
-    """Of the run's folder with this in it."""
+    """Of the run's folder, or the export, with this in it."""
     passed: tuple[Passed, ...] = ()
 
 
-def require_teaching(allowed: bool, place: Path | None) -> Path:
-    """Return the run's folder. Raises `RefusalError`: 403 where teaching is off, 409 for what is no run."""
+def can_be_taught(allowed: bool, place: Path | None, now: Answering) -> bool:
+    """Return whether whoever may ask may teach what lies at `place`, and it can learn; it answers as `now`."""
+    return allowed and place is not None and (place.is_dir() or now.can_learn)
+
+
+def require_teaching(allowed: bool, place: Path | None, now: Answering) -> Path:
+    """Return the run's folder, or the export. Raises `RefusalError`: 403 where teaching is off, 409 for what cannot."""
     if not allowed or place is None:
         raise RefusalError(
             403, "this server is not taught", expected="a server that was started for it",
             way_out="whoever runs it can start it with: landmarks serve RUN --teach", reason="teaching",
         )  # fmt: skip
-    if not place.is_dir():
+    if not can_be_taught(allowed, place, now):
         raise RefusalError(
-            409, "an export cannot learn landmarks here", expected="the folder of a run",
-            way_out="learn with the run that it was made from, and export again", reason="teaching",
+            409, "this export cannot learn landmarks", expected="a run, or an export that was made for it",
+            way_out="landmarks export RUN -o NAME.onnx --learning", reason="teaching",
         )  # fmt: skip
     return place
 
@@ -53,12 +58,14 @@ def require_teaching(allowed: bool, place: Path | None) -> Path:
 def taught(
     place: Path, lesson: Lesson, load: Callable[[], Answering], *, max_pixels: int, device: str = "auto"
 ) -> Taught:
-    """Teach the run at `place` a landmark, and open it again; nothing is written unless an image could be read.
+    """Teach the run, or export, at `place` a landmark, and open it again.
+
+    Nothing is written unless an image could be read.
 
     Raises `RefusalError`: 422 when no image can be read, 409 for a name or id that is taken, 503 for a run that another
     process is writing.
     """
-    import landmarks  # which brings PyTorch only now that a run is to learn
+    import landmarks  # which brings PyTorch only where a run is to learn
 
     problems = [_problem(one.data, max_pixels) for one in lesson.images]
     passed = [
@@ -80,7 +87,7 @@ def taught(
 
 
 def forgotten(place: Path, name: str, load: Callable[[], Answering], now: Answering) -> Taught:
-    """Take a learned landmark out of the run at `place`, which answers as `now`.
+    """Take a learned landmark out of the run, or export, at `place`, which answers as `now`.
 
     Raises `RefusalError`: 404 for one that was not learned, 409 for a run that cannot be changed, 503 for one that
     another process is writing.
