@@ -62,7 +62,7 @@ def test_a_replaced_file_answers_from_then_on_and_a_broken_one_does_not(
     load = loader(place)
     running = serving(opened(load), place=place, load=load)
     assert health(running.url) | {"version": ""} == {
-        "status": "ok", "landmarks": 1, "generation": 1, "refused": None, "version": "",
+        "status": "ok", "landmarks": 1, "generation": 1, "refused": None, "teach": False, "version": "",
     }  # fmt: skip
     put(place, "nonsense")
     until(running.url, status="stale", refused="export.onnx is no export", generation=1)
