@@ -12,7 +12,6 @@ import numpy as np
 from landmarks.dataset.images import encode
 from landmarks.recognition.answers import Recognition
 from landmarks.recognition.portable_learning import learned_file
-from landmarks.recognition.recogniser import is_export
 from landmarks.serving.batching import Answering, Asked, Batches
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
@@ -61,7 +60,7 @@ def stamp(place: Path) -> Stamp:
     """Return what changes when a file, or a run's folder, is replaced: numbers of the file system, no contents."""
     if place.is_dir():
         return tuple(_stamp(place / name) for name in RUN_FILES)
-    return tuple(map(_stamp, [place, learned_file(place)] if is_export(place) else [place]))
+    return tuple(map(_stamp, [place, learned_file(place)] if place.suffix.lower() == ".onnx" else [place]))
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
