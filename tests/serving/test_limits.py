@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import patient
 import pytest
 from PIL import Image
 from serving.conftest import IMAGES, Held, Serving
@@ -66,11 +67,11 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_image_is_named_and_harms_nothing(kind: str, serving: Serving, recogniser: Any) -> None:
     url = serving(recogniser).url
-    alone = httpx.post(f"{url}/recognise", content=BROKEN[kind], headers=JPEG)
+    alone = patient.post(f"{url}/recognise", content=BROKEN[kind], headers=JPEG)
     assert alone.status_code == 422
     assert facts(alone)["what"]
     form = [("images", ("good.jpg", IMAGES[0])), ("images", ("bad.jpg", BROKEN[kind])), ("i", ("g.jpg", IMAGES[1]))]
-    images = httpx.post(f"{url}/recognise", files=form).json()["images"]
+    images = patient.post(f"{url}/recognise", files=form).json()["images"]
     assert [bool(image["problem"]) for image in images] == [False, True, False]
     assert [len(image["answers"]) for image in images] == [3, 0, 3]
 
@@ -78,7 +79,7 @@ def test_a_broken_image_is_named_and_harms_nothing(kind: str, serving: Serving, 
 def test_an_image_of_more_pixels_than_allowed_is_refused_before_it_is_decoded(serving: Serving) -> None:
     held = Held()
     running = serving(held, limits=Limits(max_pixels=64 * 48 - 1))
-    answer = httpx.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG)
+    answer = patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG)
     assert answer.status_code == 422
     assert "received 64 × 48 pixels; expected at most 3,071 pixels" in facts(answer)["what"]
     assert held.asked == []
@@ -92,7 +93,7 @@ def test_other_formats_are_answered_whatever_type_they_are_sent_under(
     Image.open(io.BytesIO(IMAGES[0])).save(data, format)
     url = serving(recogniser).url
     for kind in ("application/octet-stream", "image/jpeg", f"IMAGE/{format}; charset=binary"):
-        answer = httpx.post(f"{url}/recognise", content=data.getvalue(), headers={"Content-Type": kind})
+        answer = patient.post(f"{url}/recognise", content=data.getvalue(), headers={"Content-Type": kind})
         assert answer.status_code == 200
     assert answer.json()["images"][0]["answers"][0]["name"] == recogniser.recognise(data.getvalue()).answers[0].name
 
@@ -108,7 +109,7 @@ def test_other_formats_are_answered_whatever_type_they_are_sent_under(
     ],
 )
 def test_a_type_that_holds_no_image_is_refused(kind: str, body: bytes, what: str, serving: Serving) -> None:
-    answer = httpx.post(f"{serving(Held()).url}/recognise", content=body, headers={"Content-Type": kind})
+    answer = patient.post(f"{serving(Held()).url}/recognise", content=body, headers={"Content-Type": kind})
     assert answer.status_code == 415
     assert facts(answer)["what"].startswith(what)
     assert "curl --data-binary" in facts(answer)["way_out"]
@@ -141,22 +142,22 @@ FORM = "multipart/form-data; boundary=XX"
 def test_a_request_without_an_image_is_told_why(
     kind: str, body: bytes, status: int, what: str, serving: Serving
 ) -> None:
-    answer = httpx.post(f"{serving(Held()).url}/recognise", content=body, headers={"Content-Type": kind})
+    answer = patient.post(f"{serving(Held()).url}/recognise", content=body, headers={"Content-Type": kind})
     assert answer.status_code == status
     assert facts(answer)["what"].startswith(what)
 
 
 def test_names_of_files_come_back_short_and_on_one_line(serving: Serving) -> None:
     form = {"images": ("é\u202e" + "x" * 500 + ".jpg", IMAGES[0])}
-    name = httpx.post(f"{serving(Held()).url}/recognise", files=form).json()["images"][0]["file"]
+    name = patient.post(f"{serving(Held()).url}/recognise", files=form).json()["images"][0]["file"]
     assert len(name) == 200
     assert name.isprintable()
 
 
 def test_a_huge_body_is_refused_with_and_without_its_length(serving: Serving) -> None:
     running = serving(Held(), limits=Limits(max_bytes=100_000))
-    said = httpx.post(f"{running.url}/recognise", content=b"x" * 100_001, headers=JPEG)
-    chunks = httpx.post(f"{running.url}/recognise", content=(b"x" * 9_000 for _ in range(12)), headers=JPEG)
+    said = patient.post(f"{running.url}/recognise", content=b"x" * 100_001, headers=JPEG)
+    chunks = patient.post(f"{running.url}/recognise", content=(b"x" * 9_000 for _ in range(12)), headers=JPEG)
     for answer in (said, chunks):
         assert (answer.status_code, facts(answer)["expected"]) == (413, "at most 100,000 bytes")
     assert facts(said)["received"] == "100,001 bytes"
@@ -189,7 +190,7 @@ def test_a_client_that_waits_for_leave_need_not_send_a_body_that_is_refused(serv
 def test_what_is_no_http_ends_that_connection_alone(sent: bytes, serving: Serving) -> None:
     running = serving(Held())
     assert exchange(running.address, sent).startswith(b"HTTP/1.1 400")
-    assert httpx.get(f"{running.url}/healthz").status_code == 200
+    assert patient.get(f"{running.url}/healthz").status_code == 200
 
 
 def test_endless_headers_end_that_connection_alone(serving: Serving) -> None:
@@ -198,7 +199,7 @@ def test_endless_headers_end_that_connection_alone(serving: Serving) -> None:
         exchange(running.address, HEAD, *[b"X: " + b"x" * 1000 + b"\r\n"] * 1000)
     while running.server.server_state.connections:
         time.sleep(0.01)
-    assert httpx.get(f"{running.url}/healthz").status_code == 200
+    assert patient.get(f"{running.url}/healthz").status_code == 200
 
 
 def test_slow_clients_are_told_and_do_not_stay(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +221,7 @@ def test_slow_clients_keep_nobody_else_waiting(serving: Serving) -> None:
     try:
         for client in slow:
             client.sendall(HEAD + b"Content-Length: 1000\r\n\r\nsome")
-        assert httpx.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
+        assert patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
     finally:
         for client in slow:
             client.close()
@@ -236,12 +237,12 @@ def test_many_uploads_at_once_are_bounded_together(serving: Serving) -> None:
         client.sendall(HEAD + b"Content-Length: 9000\r\n\r\n" + b"x" * 4000)
         while running.app.state.service.held.now < 4000:
             time.sleep(0.01)
-        answer = httpx.post(f"{running.url}/recognise", content=b"x" * 2000, headers=JPEG)
+        answer = patient.post(f"{running.url}/recognise", content=b"x" * 2000, headers=JPEG)
         assert (answer.status_code, facts(answer)["what"]) == (503, "too many uploads at once")
         assert answer.headers["Retry-After"] == "2"
     while running.app.state.service.held.now:
         time.sleep(0.01)
-    assert httpx.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
+    assert patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
 
 
 def test_an_answer_that_nobody_reads_does_not_hold_its_connection(serving: Serving) -> None:
@@ -271,13 +272,13 @@ def test_more_connections_than_can_be_kept_are_told(serving: Serving, monkeypatc
 
 def test_too_many_files_are_refused(serving: Serving) -> None:
     form = [("images", (f"{number}.jpg", IMAGES[0])) for number in range(33)]
-    answer = httpx.post(f"{serving(Held()).url}/recognise", files=form)
+    answer = patient.post(f"{serving(Held()).url}/recognise", files=form)
     assert (answer.status_code, facts(answer)["expected"]) == (413, "at most 32")
 
 
 @pytest.mark.parametrize("query", ["top=0", "top=6", "top=many", "maps=perhaps"])
 def test_a_parameter_out_of_its_range_is_named(query: str, serving: Serving) -> None:
-    answer = httpx.post(f"{serving(Held()).url}/recognise?{query}", content=IMAGES[0], headers=JPEG)
+    answer = patient.post(f"{serving(Held()).url}/recognise?{query}", content=IMAGES[0], headers=JPEG)
     name, _, value = query.partition("=")
     assert (answer.status_code, facts(answer)["what"]) == (422, f"the parameter {name} is wrong")
     assert facts(answer)["received"] == value
@@ -299,4 +300,4 @@ def test_no_image_is_written_to_a_disk(serving: Serving, monkeypatch: pytest.Mon
     monkeypatch.setattr("tempfile._TemporaryFileWrapper", refuse)
     monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", refuse)
     form = [("images", ("big.jpg", IMAGES[0] + b"\0" * 3_000_000))] * 2
-    assert httpx.post(f"{serving(Held()).url}/recognise", files=form).status_code == 200
+    assert patient.post(f"{serving(Held()).url}/recognise", files=form).status_code == 200

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import patient
 import pytest
 from serving.conftest import IMAGES, Held, Serving
 
@@ -46,7 +47,7 @@ def put(place: Path, text: str) -> None:
 
 
 def health(url: str) -> dict[str, Any]:
-    return dict(httpx.get(f"{url}/healthz").json())
+    return dict(patient.get(f"{url}/healthz").json())
 
 
 def until(url: str, **expected: Any) -> None:
@@ -66,14 +67,14 @@ def test_a_replaced_file_answers_from_then_on_and_a_broken_one_does_not(
     }  # fmt: skip
     put(place, "nonsense")
     until(running.url, status="stale", refused="export.onnx is no export", generation=1)
-    assert httpx.get(f"{running.url}/landmarks").json()["landmarks"][0]["name"] == "Tower 1"
-    assert httpx.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
+    assert patient.get(f"{running.url}/landmarks").json()["landmarks"][0]["name"] == "Tower 1"
+    assert patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
     put(place, "Tower 2")
     until(running.url, status="ok", refused=None, generation=2)
-    assert httpx.get(f"{running.url}/landmarks").json()["landmarks"][0]["name"] == "Tower 2"
+    assert patient.get(f"{running.url}/landmarks").json()["landmarks"][0]["name"] == "Tower 2"
     place.unlink()
     until(running.url, status="stale", generation=2)
-    assert httpx.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
+    assert patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
     told = capsys.readouterr().err
     assert told.count("was replaced, but not by a recogniser that answers; the old one goes on") == 2
     assert told.count("asked from now on") == 1

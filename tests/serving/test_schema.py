@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import patient
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -66,7 +66,7 @@ def test_no_request_that_can_be_made_from_the_description_ends_in_a_fault(addres
 
 
 def test_the_description_has_every_path_with_examples_and_errors(address: str) -> None:
-    described = httpx.get(f"{address}/openapi.json").json()
+    described = patient.get(f"{address}/openapi.json").json()
     assert set(described["paths"]) == {path for _, path in PATHS}
     operation = described["paths"]["/recognise"]["post"]
     assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}

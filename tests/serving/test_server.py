@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import patient
 import pytest
 from serving.conftest import IMAGES, Held, Serving, command
 
@@ -49,7 +50,9 @@ def test_its_answers_are_the_recognisers(serving: Serving, recogniser: Any) -> N
 
 
 def test_heat_maps_come_when_they_are_asked_for(serving: Serving, recogniser: Any) -> None:
-    answer = httpx.post(f"{serving(recogniser).url}/recognise?top=2&maps=true", content=IMAGES[0], headers=JPEG).json()
+    answer = patient.post(
+        f"{serving(recogniser).url}/recognise?top=2&maps=true", content=IMAGES[0], headers=JPEG
+    ).json()
     explained = recogniser.explain(IMAGES[0], top=2)
     for one, map in zip(answer["images"][0]["answers"], explained.maps, strict=True):
         assert one["map"] == pytest.approx(map.astype(float), abs=6e-4)
@@ -57,7 +60,7 @@ def test_heat_maps_come_when_they_are_asked_for(serving: Serving, recogniser: An
 
 
 def test_a_recogniser_without_maps_says_so(serving: Serving) -> None:
-    answer = httpx.post(f"{serving(Held()).url}/recognise?maps=true", content=IMAGES[0], headers=JPEG)
+    answer = patient.post(f"{serving(Held()).url}/recognise?maps=true", content=IMAGES[0], headers=JPEG)
     assert (answer.status_code, answer.json()["what"]) == (422, "this network has no maps")
     assert answer.json()["way_out"] == "ask without maps"
 
@@ -107,7 +110,7 @@ def test_one_image_that_the_recogniser_stumbles_over_takes_no_other_with_it(
     with ThreadPoolExecutor(4) as clients:
 
         def post(data: bytes) -> httpx.Response:
-            return httpx.post(f"{running.url}/recognise", content=data, headers=JPEG, timeout=None)
+            return patient.post(f"{running.url}/recognise", content=data, headers=JPEG)
 
         first = clients.submit(post, IMAGES[0])
         held.begun.acquire()
@@ -128,7 +131,7 @@ def test_a_full_queue_is_told_and_what_was_accepted_is_answered(serving: Serving
     with ThreadPoolExecutor(8) as clients:
 
         def post(data: bytes) -> httpx.Response:
-            return httpx.post(f"{running.url}/recognise", content=data, headers=JPEG, timeout=None)
+            return patient.post(f"{running.url}/recognise", content=data, headers=JPEG)
 
         accepted = [clients.submit(post, data) for data in IMAGES[:3]]
         while running.counted("landmarks_accepted_images") < 3:
@@ -137,12 +140,12 @@ def test_a_full_queue_is_told_and_what_was_accepted_is_answered(serving: Serving
         assert [one.status_code for one in refused] == [503] * 3
         assert all(1 <= int(one.headers["Retry-After"]) <= 60 for one in refused)
         assert refused[0].json()["what"] == "too many images are waiting"
-        assert httpx.get(f"{running.url}/healthz").status_code == 200
+        assert patient.get(f"{running.url}/healthz").status_code == 200
         held.go.set()
         assert [one.result().status_code for one in accepted] == [200] * 3
     assert post(IMAGES[6]).status_code == 200
     form = [("images", ("a.jpg", data)) for data in IMAGES[:4]]
-    assert httpx.post(f"{running.url}/recognise", files=form).status_code == 413  # more than could ever be accepted
+    assert patient.post(f"{running.url}/recognise", files=form).status_code == 413  # more than could ever be accepted
 
 
 def test_whoever_hangs_up_is_taken_out_of_the_queue(serving: Serving) -> None:
@@ -210,7 +213,7 @@ def test_sigterm_finishes_what_was_accepted_and_ends_with_0(run_folder: Path) ->
 @pytest.mark.linux
 def test_an_interruption_finishes_too_and_ends_with_130(run_folder: Path) -> None:
     with command(run_folder) as (process, url, lines):
-        assert httpx.post(f"{url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
+        assert patient.post(f"{url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
     assert "stopped: 1 of 1 accepted images answered" in "".join(lines)
@@ -230,7 +233,7 @@ def test_neither_images_nor_names_nor_the_token_reach_the_log(run_folder: Path) 
                 client.get("/secret-path"),
             ]
             assert [one.status_code for one in answers] == [200, 422, 415, 404]
-            assert httpx.post(f"{url}/recognise", headers={"Authorization": "Bearer wrong-secret"}).status_code == 401
+            assert patient.post(f"{url}/recognise", headers={"Authorization": "Bearer wrong-secret"}).status_code == 401
             assert not {"secret", "private", token} & set(client.get("/metrics").text.split('"'))
         with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port)) as client:
             client.sendall(b"secret nonsense\r\n\r\n")
@@ -256,12 +259,12 @@ def test_a_token_is_wanted_where_one_is_set(serving: Serving, monkeypatch: pytes
     url = serving(Held()).url
     for path in ("/landmarks", "/metrics", "/nothing"):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):
-            answer = httpx.get(url + path, headers=headers)
+            answer = patient.get(url + path, headers=headers)
             assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
             assert set(answer.json()) == {"what", "received", "expected", "way_out"}
-    assert httpx.post(f"{url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 401
-    assert httpx.get(f"{url}/landmarks", headers={"Authorization": "Bearer right"}).status_code == 200
-    assert [httpx.get(url + path).status_code for path in ("/", "/healthz", "/openapi.json")] == [200] * 3
+    assert patient.post(f"{url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 401
+    assert patient.get(f"{url}/landmarks", headers={"Authorization": "Bearer right"}).status_code == 200
+    assert [patient.get(url + path).status_code for path in ("/", "/healthz", "/openapi.json")] == [200] * 3
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "schlüssel"])
@@ -298,7 +301,7 @@ def test_an_address_that_cannot_be_had_is_one_line(run_folder: Path) -> None:
 def test_every_answer_forbids_what_a_browser_need_not_do(serving: Serving) -> None:
     url = serving(Held()).url
     for path in ("/", "/healthz", "/nothing", "/openapi.json"):
-        headers = httpx.get(url + path).headers
+        headers = patient.get(url + path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -312,7 +315,7 @@ def test_other_origins_may_ask_where_they_are_named(serving: Serving) -> None:
     allowed = httpx.options(f"{url}/recognise", headers=asked)
     assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, "https://a.example")
     assert httpx.options(f"{url}/recognise", headers=asked | {"Origin": "https://b.example"}).status_code == 400
-    answer = httpx.post(f"{url}/recognise", headers=JPEG | {"Origin": "https://a.example"})
+    answer = patient.post(f"{url}/recognise", headers=JPEG | {"Origin": "https://a.example"})
     assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (401, "https://a.example")
 
 
@@ -320,8 +323,8 @@ def test_numbers_for_prometheus_are_what_prometheus_reads(serving: Serving) -> N
     from prometheus_client.parser import text_string_to_metric_families
 
     running = serving(Held())
-    httpx.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG)
-    answer = httpx.get(f"{running.url}/metrics")
+    patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG)
+    answer = patient.get(f"{running.url}/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     samples = {
         (sample.name, tuple(sample.labels.values())): sample.value
@@ -335,7 +338,7 @@ def test_numbers_for_prometheus_are_what_prometheus_reads(serving: Serving) -> N
 
 
 def test_it_knows_its_landmarks(serving: Serving, recogniser: Any) -> None:
-    answer = httpx.get(f"{serving(recogniser).url}/landmarks").json()
+    answer = patient.get(f"{serving(recogniser).url}/landmarks").json()
     assert answer["landmarks"] == [
         {"label": label, "landmark_id": id, "name": f"Tower {id}", "images": None}
         for label, id in enumerate((11, 22, 33))
@@ -343,7 +346,7 @@ def test_it_knows_its_landmarks(serving: Serving, recogniser: Any) -> None:
 
 
 def test_the_page_may_run_what_stands_in_it_and_nothing_else(serving: Serving) -> None:
-    answer = httpx.get(f"{serving(Held()).url}/")
+    answer = patient.get(f"{serving(Held()).url}/")
     policy = answer.headers["Content-Security-Policy"]
     for kind in ("script", "style"):
         (text,) = re.findall(rf"<{kind}[^>]*>(.*?)</{kind}>", answer.text, re.DOTALL)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
+import patient
 import pytest
 from made_up_runs import _short_features, image
 from serving.conftest import IMAGES, Held, Running, Serving
@@ -37,11 +37,11 @@ def started(serving: Serving, place: Path, **options: Any) -> Running:
 
 def taught(running: Running, images: list[bytes], headers: dict[str, str] | None = None, **fields: str) -> Any:
     files = [("images", (f"{number}.jpg", data)) for number, data in enumerate(images)]
-    return httpx.post(f"{running.url}/landmarks", files=files, data=fields, headers=headers, timeout=None)
+    return patient.post(f"{running.url}/landmarks", files=files, data=fields, headers=headers)
 
 
 def recognised(running: Running, data: bytes) -> Any:
-    answer = httpx.post(f"{running.url}/recognise", content=data, headers=JPEG, timeout=None)
+    answer = patient.post(f"{running.url}/recognise", content=data, headers=JPEG)
     return answer.json()["images"][0]
 
 
@@ -57,13 +57,13 @@ def test_a_landmark_taught_with_five_images_is_recognised_in_the_sixth_and_forgo
     now = recognised(running, SIXTH)  # at once: nobody waited for the folder to be looked at
     assert (now["answers"][0]["name"], now["generation"]) == ("Torre de Belém", 2)
     assert landmarks.load(place, device="cpu").recognise(SIXTH).answers[0].name == "Torre de Belém"
-    gone = httpx.delete(f"{running.url}/landmarks/Torre de Belém", timeout=None)
+    gone = patient.delete(f"{running.url}/landmarks/Torre de Belém")
     assert gone.status_code == 200, gone.text
     assert len(gone.json()["landmarks"]) == 3
     assert "Torre de Belém" not in [one["name"] for one in recognised(running, SIXTH)["answers"]]
     assert running.counted("landmarks_lessons_total", outcome="taught") == 1
     assert running.counted("landmarks_lessons_total", outcome="forgotten") == 1
-    assert httpx.delete(f"{running.url}/landmarks/Torre de Belém", timeout=None).status_code == 404
+    assert patient.delete(f"{running.url}/landmarks/Torre de Belém").status_code == 404
     threading.Event().wait(3 * POLL_SECONDS)
     assert running.counted("landmarks_reloads_total", outcome="taken") == 0  # what was taught here is not opened twice
 
@@ -91,10 +91,10 @@ def test_a_server_is_taught_only_where_it_was_started_for_it_and_with_its_token(
     refused = taught(off, FIVE, name="New")
     assert refused.status_code == 403
     assert "--teach" in refused.json()["way_out"]
-    assert httpx.delete(f"{off.url}/landmarks/New").status_code == 403
+    assert patient.delete(f"{off.url}/landmarks/New").status_code == 403
     locked = started(serving, place, token="secret")
     assert taught(locked, FIVE, name="New").status_code == 401
-    assert httpx.delete(f"{locked.url}/landmarks/New").status_code == 401
+    assert patient.delete(f"{locked.url}/landmarks/New").status_code == 401
     assert taught(locked, FIVE, {"Authorization": "Bearer secret"}, name="New").status_code == 200
 
 

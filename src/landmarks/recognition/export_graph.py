@@ -21,7 +21,7 @@ from landmarks.recognition.export_learning import Learning, LearningScores
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, centre_of_unknown, sample
 from landmarks.recognition.known_scores import COMPARING, CONTRAST, KNN, KNN_UNKNOWN, MAHALANOBIS, MSP, WITH_UNKNOWN
 from landmarks.recognition.portable_learning import TRAINED_SCORES, WHITENED
-from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, preprocessing_model
+from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, READABLE, preprocessing_model
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.errors import LandmarksError
 
@@ -33,9 +33,6 @@ MAX_GALLERY_BYTES = 32 * 1024**2
 
 KEPT = 0.99
 """Share of the squares of remembered images' directions that a compact export keeps, on their main axes."""
-
-READABLE = 10
-"""Number of the ONNX file format that is written: the newest that onnxruntime 1.18, in phones too, reads."""
 
 LAST_MAPS, FEATURES = "last_maps", "features"
 OUTPUTS = ("probabilities", "known_score", "best", "maps")

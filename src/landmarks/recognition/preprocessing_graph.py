@@ -17,6 +17,9 @@ from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError
 
 OPSET = 18
+READABLE = 10
+"""Number of the ONNX file format that is written: the newest that onnxruntime 1.18, in phones too, reads."""
+
 IMAGE, NORMALISED = "image", "normalised"
 
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -73,7 +76,7 @@ def preprocessing_model(preprocessing: Preprocessing) -> onnx.ModelProto:
     given = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["N", "H", "W", 3])
     made = helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, ["N", 3, size, size])
     whole = helper.make_graph(graph.nodes, "preprocessing", [given], [made], graph.constants)
-    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)])
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=READABLE)
     onnx.checker.check_model(model)
     return model
 
