@@ -24,7 +24,8 @@ from landmarks.support.tables import read_metadata
 
 
 def image(seed: int, width: int = 60, height: int = 40) -> np.ndarray:
-    return resize(np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8), width, height)
+    spots = np.random.default_rng(seed).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+    return resize(spots, width, height)
 
 
 def put(path: Path, seed: int = 0) -> Path:

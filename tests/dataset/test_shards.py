@@ -24,7 +24,7 @@ IMAGES = st.dictionaries(IDS, st.binary(max_size=2000), max_size=8)
 class Folder:
     """A dataset as far as a reader needs one."""
 
-    images_in = None
+    images_in = address = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

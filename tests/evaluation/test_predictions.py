@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
-from made_up_runs import image, make_run
+from made_up_runs import make_run
 
+from landmarks.dataset.images import encode, resize
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import open_dataset
 from landmarks.dataset.split import split
@@ -24,11 +26,12 @@ from landmarks.training.run import Run
 
 
 def album(folder: Path, *names: str, each: int = 6, first: int = 0) -> Path:
-    """Write striped images, a folder per name; the stripes are the name's."""
+    """Write images that have nothing in common, a folder per name."""
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(first, first + each):
-            (folder / name / f"{name}{number}.jpg").write_bytes(image(sum(name.encode()) % 97, number))
+            spots = np.random.default_rng([number, *name.encode()]).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+            (folder / name / f"{name}{number}.jpg").write_bytes(encode(resize(spots, 64, 48)))
     return folder
 
 

@@ -103,7 +103,7 @@ def test_an_export_is_taught_beside_its_file_and_one_that_cannot_learn_says_how_
 ) -> None:
     made = landmarks.export(run_folder, tmp_path / "a.onnx", images=6, learning=True).path
     running = started(serving, made)
-    assert httpx.get(f"{running.url}/healthz").json()["teach"] is True
+    assert patient.get(f"{running.url}/healthz").json()["teach"] is True
     said = taught(running, [*FIVE, b"no image"], name="Torre de Belém").json()
     assert said["landmarks"][-1] == {"label": 3, "landmark_id": -2, "name": "Torre de Belém", "images": 5}
     assert [one["file"] for one in said["passed"]] == ["5.jpg"]
@@ -113,19 +113,19 @@ def test_an_export_is_taught_beside_its_file_and_one_that_cannot_learn_says_how_
     assert taught(running, FIVE, name=landmarks.load(made).names[0]).status_code == 409
     landmarks.learn(made, FIVE, name="From elsewhere")  # is noticed, as an export put in place is
     until_generation(running, 3)
-    gone = httpx.delete(f"{running.url}/landmarks/From elsewhere", timeout=None)
+    gone = patient.delete(f"{running.url}/landmarks/From elsewhere")
     assert [one["name"] for one in gone.json()["landmarks"][3:]] == ["Torre de Belém"]
-    assert httpx.delete(f"{running.url}/landmarks/From elsewhere", timeout=None).status_code == 404
+    assert patient.delete(f"{running.url}/landmarks/From elsewhere").status_code == 404
     (tmp_path / "b.onnx").write_bytes(b"an export")
     bare = serving(Held(), place=tmp_path / "b.onnx", load=lambda: recogniser, teach=True)
     refused = taught(bare, FIVE, name="New")
     assert refused.status_code == 409
     assert "landmarks export RUN -o NAME.onnx --learning" in refused.json()["way_out"]
-    assert httpx.get(f"{bare.url}/healthz").json()["teach"] is False
+    assert patient.get(f"{bare.url}/healthz").json()["teach"] is False
 
 
 def until_generation(running: Running, wanted: int) -> None:
-    while httpx.get(f"{running.url}/healthz").json()["generation"] < wanted:
+    while patient.get(f"{running.url}/healthz").json()["generation"] < wanted:
         threading.Event().wait(0.1)
 
 
