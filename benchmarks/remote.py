@@ -13,43 +13,27 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from results import keep
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from s3_server import bucket_of
+
 from landmarks.dataset.joining import join
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.remote import Bucket, RemoteImages
+from landmarks.dataset.remote import RemoteImages
 from landmarks.models.preprocessing import Preprocessing
+from landmarks.support.remote_files import Answer, Files
 from landmarks.training.loader import batches, order_of
 from landmarks.training.recipe import Augmentation
 
 ANSWERS = 500
 """Images whose bytes alone are asked for first."""
-
-SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-server.stop()
-"""
-
-PUT = """
-import boto3, pathlib, sys
-root, client = pathlib.Path(sys.argv[1]), boto3.client("s3")
-client.create_bucket(Bucket="bucket")
-for path in [*root.glob("*.json"), *root.glob("*.parquet"), *root.glob("shards/*.tar")]:
-    client.upload_file(path, "bucket", f"data/{path.relative_to(root)}")
-"""
 
 
 def main() -> None:
@@ -61,34 +45,29 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=160)
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdin is not None and server.stdout is not None
-    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    os.environ |= {"AWS_ACCESS_KEY_ID": "ann", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", PUT, chosen.data], check=True)
-    here = open_dataset(chosen.data)
+    with bucket_of(chosen.data) as (address, variables):
+        os.environ |= variables
+        compare(open_dataset(chosen.data), address, chosen)
+
+
+def compare(here: Dataset, address: str, chosen: argparse.Namespace) -> None:
+    """Read `here` and the same at `address` in turns, and keep the figures."""
     total = int(here.images["length"].sum() or 0)
     shutil.rmtree(chosen.work, ignore_errors=True)
-    there = join(["s3://bucket/data"], chosen.work, by_reference=True, cache_gb=chosen.share * total / 1e9)
+    there = join([address], chosen.work, by_reference=True, cache_gb=chosen.share * total / 1e9)
     places = here.images.select("shard", "offset", "length").rows()[:ANSWERS]
     started = time.monotonic()
     bare = RemoteImages(replace(there, record={**there.record, "cache_gb": 0.0}))
     assert sum(map(len, bare.read_all(places))) == sum(place[2] for place in places)
     answers = len(places) / (time.monotonic() - started)
-    moved, lock, read = [0], threading.Lock(), Bucket.read
+    moved, lock, read = [0], threading.Lock(), Files.range
 
-    def counted(bucket: Bucket, path: str, offset: int, length: int, state: Any) -> bytes:
+    def counted(files: Files, path: str, start: int, end: int) -> Answer:
         with lock:
-            moved[0] += length
-        return read(bucket, path, offset, length, state)
+            moved[0] += end - start
+        return read(files, path, start, end)
 
-    Bucket.read = counted  # type: ignore[method-assign]
+    Files.range = counted  # type: ignore[method-assign]
     train_bytes = int(here.split("train")["length"].sum() or 0)
     rows = []
     for epoch in range(1, chosen.epochs + 1):
@@ -106,8 +85,6 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-    server.stdin.close()
-    server.wait()
     kept = sum(path.stat().st_size for path in (chosen.work / "cache").rglob("*") if path.is_file())
     keep(
         "remote",

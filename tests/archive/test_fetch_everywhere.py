@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faulty_server import Fault, Request, serving
+from s3_server import bucket_of
 from tar_mirror import make_mirror, make_selection
 
 from landmarks.archive.fetch import fetch
@@ -99,43 +100,15 @@ def started_on_a_free_port(program: str, folder: Path, settings: str, user: str)
     pytest.fail(f"nginx does not start: {(folder / 'log').read_text()}")
 
 
-BUCKET = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-server.stop()
-"""
-
-
 @pytest.fixture
 def bucket(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of an S3 look-alike in a process of its own, with the mirror's files under a prefix."""
     if importlib.util.find_spec("moto") is None:
         pytest.skip("moto is not installed")
-    line = [sys.executable, "-W", "ignore", "-c", BUCKET]
-    process = subprocess.Popen(
-        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdin is not None and process.stdout is not None
-    address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    given = {"AWS_ACCESS_KEY_ID": "ann", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-    for name, value in {**given, "AWS_ENDPOINT_URL": address}.items():
-        monkeypatch.setenv(name, value)
-    put = (
-        "import boto3, pathlib, sys, time\n"
-        "root, client = pathlib.Path(sys.argv[1]), boto3.client('s3')\n"
-        "client.create_bucket(Bucket='archive')\n"
-        "for path in root.rglob('*'):\n"
-        "    if path.is_file(): client.upload_file(path, 'archive', f'gl/{path.relative_to(root)}')\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", put, mirror], check=True, env=dict(os.environ))
-    yield "s3://archive/gl"
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
+    with bucket_of(mirror) as (address, variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield address
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.archive.index import MEMBERS, Places, Span
-from landmarks.archive.mirror import Answer, Mirror, tar_path
+from landmarks.archive.mirror import Mirror, tar_path
 from landmarks.archive.tar import HeaderError, TruncatedError
 from landmarks.archive.transfer import (
     ChangedError,
@@ -34,6 +34,7 @@ from landmarks.dataset.images import DECODER, ImageError, prepare
 from landmarks.dataset.shards import ShardWriter
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
+from landmarks.support.remote_files import Answer
 from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError
 from landmarks.support.tables import read_metadata, read_table, write_table
 

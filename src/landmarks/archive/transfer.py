@@ -12,8 +12,9 @@ from itertools import islice
 import numpy as np
 
 from landmarks.archive.index import Places, Span
-from landmarks.archive.mirror import Answer, Mirror
+from landmarks.archive.mirror import Mirror
 from landmarks.archive.tar import BLOCK, MOST_BYTES_OF_A_IMAGE, HeaderError, image_id, members, parse_header
+from landmarks.support.remote_files import Answer
 from landmarks.support.requests import MirrorError
 
 Report = Callable[[int, int], None]

@@ -11,7 +11,6 @@ by side need not agree on anything.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import threading
@@ -21,22 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import obstore
-
 from landmarks.dataset.manifest import CORRECTIONS_FILE, SPLIT_FILE, Dataset, open_dataset
-from landmarks.support.addresses import parse_address, place_of
+from landmarks.support.addresses import parse_address
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import MAX_RECORD_BYTES, written_whole
-from landmarks.support.requests import (
-    AbsentError,
-    BrokenAnswerError,
-    Host,
-    MirrorError,
-    Patience,
-    open_store,
-    pause_asked,
-)
+from landmarks.support.remote_files import Files
+from landmarks.support.requests import AbsentError, Patience
 
 CACHE = "cache"
 """The folder of a dataset that holds images of its address."""
@@ -51,50 +41,8 @@ _TABLES = {"dataset.json": True, "images.parquet": True, "labels.parquet": True,
 _TABLES |= {SPLIT_FILE: False, CORRECTIONS_FILE: False}
 
 
-class Bucket:
-    """The files below one address, read through obstore with patience; any number of threads may ask."""
-
-    def __init__(self, address: str) -> None:
-        patience = Patience()
-        self.place = place_of(address).rstrip("/")
-        self._store, _ = open_store(address, patience)
-        self._host = Host(self.place, patience, functools.partial(pause_asked, address, patience))
-
-    def copy(self, path: str, to: Path, *, at_most: int | None = None) -> None:
-        """Write a file of it to `to`; raise `MirrorError` where it is absent, refused, or larger than `at_most`."""
-        answer = self._host.asked(path, lambda: obstore.get(self._store, path))
-        if at_most is not None and answer.meta["size"] > at_most:
-            raise MirrorError(f"{self.place}/{path} is too large", received=f"{answer.meta['size']:,} bytes")
-        try:
-            with written_whole(to) as aside, open(aside, "wb") as file:
-                for chunk in answer.stream():
-                    file.write(chunk)
-        except obstore.exceptions.BaseError as error:
-            raise MirrorError(f"{self.place}/{path} broke off", way_out="run the same command again") from error
-
-    def state(self, path: str) -> list[int | str | None]:
-        """Return size and ETag of a file: what it is known by."""
-        meta = self._host.asked(path, lambda: obstore.head(self._store, path))
-        return [meta["size"], meta["e_tag"]]
-
-    def read(self, path: str, offset: int, length: int, state: list[int | str | None]) -> bytes:
-        """Return `length` bytes at `offset` of a file; raise `MirrorError` where it is not in that `state` any more."""
-
-        def request() -> bytes:
-            answer = obstore.get(self._store, path, options={"range": (offset, offset + length)})
-            if [answer.meta["size"], answer.meta["e_tag"]] != state:
-                raise MirrorError(
-                    f"{self.place}/{path} is not what it was",
-                    received=f"{answer.meta['size']:,} bytes, ETag {answer.meta['e_tag']}",
-                    expected=f"{state[0]:,} bytes, ETag {state[1]}",
-                    way_out="join the dataset again into another folder",
-                )
-            data = bytes(answer.bytes())
-            if answer.range != (offset, offset + length) or len(data) != length:
-                raise BrokenAnswerError(f"{len(data)} bytes were sent for {length}")
-            return data
-
-        return self._host.asked(path, request)
+State = tuple[int, str | None]
+"""Size and ETag of a file: what it is known by."""
 
 
 def open_remote(address: str, folder: Path, *, cache_gb: float = CACHE_GB) -> Dataset:
@@ -111,24 +59,26 @@ def open_remote(address: str, folder: Path, *, cache_gb: float = CACHE_GB) -> Da
         )
     if cache_gb < 0:
         raise UsageError("--cache-gb cannot be negative", received=cache_gb)
-    bucket = Bucket(address)
+    there = Files(address, Patience())
     for name, needed in _TABLES.items():
         try:
-            bucket.copy(name, folder / name, at_most=MAX_RECORD_BYTES if name.endswith(".json") else None)
+            content = [there.read(name, MAX_RECORD_BYTES)] if name.endswith(".json") else there.stream(name)
+            with written_whole(folder / name) as aside, open(aside, "wb") as file:
+                file.writelines(content)
         except AbsentError as error:
             if needed:
-                raise LandmarksError(f"there is no dataset at {bucket.place}: {error}") from error
+                raise LandmarksError(f"there is no dataset at {there.place}: {error}") from error
     dataset = open_dataset(folder)
     if dataset.images_in is not None or dataset.address is not None:
         raise LandmarksError(
-            f"the images of {bucket.place} lie elsewhere",
+            f"the images of {there.place} lie elsewhere",
             received=str(dataset.address or dataset.images_in),
             expected="a dataset with its own shards",
         )
     shards = dataset.images["shard"].unique().sort()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        states = dict(zip(shards, pool.map(lambda name: bucket.state(f"shards/{name}"), shards), strict=True))
-    about = {"images_in": bucket.place, "shards": states, "cache_gb": cache_gb}
+        states = dict(zip(shards, pool.map(lambda name: [*there.head(f"shards/{name}")], shards), strict=True))
+    about = {"images_in": there.place, "shards": states, "cache_gb": cache_gb}
     about["bytes"] = int(dataset.images["length"].sum() or 0)
     return replace(dataset, record={**dataset.record, **about})
 
@@ -138,8 +88,8 @@ class RemoteImages:
 
     def __init__(self, dataset: Dataset) -> None:
         assert dataset.address is not None
-        self._bucket = Bucket(dataset.address)
-        self._shards: dict[str, list[int | str | None]] = dataset.record["shards"]
+        self._there = Files(dataset.address, Patience())
+        self._shards: dict[str, State] = {name: (size, etag) for name, (size, etag) in dataset.record["shards"].items()}
         self._cache = dataset.folder / CACHE
         self._share = min(1.0, 1e9 * dataset.record["cache_gb"] / max(dataset.record["bytes"], 1))
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="request")
@@ -151,13 +101,26 @@ class RemoteImages:
         place = self._cache / mark.hexdigest()[:2] / mark.hexdigest()
         if is_kept and (data := _kept(place, length)) is not None:
             return data
-        if shard not in self._shards:
-            raise LandmarksError(f"{self._bucket.place} has no shard {shard}")
-        data = self._bucket.read(f"shards/{shard}", offset, length, self._shards[shard])
+        data = self._asked_for(shard, offset, length)
         if is_kept:
             with contextlib.suppress(OSError):  # a full disk keeps nothing more, and ends no training
                 _keep(place, data)
         return data
+
+    def _asked_for(self, shard: str, offset: int, length: int) -> bytes:
+        """Return bytes from the address; raise `LandmarksError` where the shard is not what it was."""
+        expected = self._shards.get(shard)
+        if expected is None:
+            raise LandmarksError(f"{self._there.place} has no shard {shard}")
+        answer = self._there.range(f"shards/{shard}", offset, offset + length)
+        if (answer.size, answer.etag) != expected:
+            raise LandmarksError(
+                f"{self._there.place}/shards/{shard} is not what it was",
+                received=f"{answer.size:,} bytes, ETag {answer.etag}",
+                expected=f"{expected[0]:,} bytes, ETag {expected[1]}",
+                way_out="join the dataset again into another folder",
+            )
+        return bytes(answer.data)
 
     def read_all(self, places: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
         """Yield the bytes at each of `places`, all asked for at once."""
