@@ -32,7 +32,8 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.evaluation.evaluate import Evaluation, evaluate
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.models.network import build_network, save_network
-from landmarks.recognition.export import TIE, export
+from landmarks.recognition.export import export
+from landmarks.recognition.export_verification import TIE
 from landmarks.recognition.recogniser import load
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import open_run

@@ -10,13 +10,16 @@ import typer
 from landmarks.cli.everywhere import Json, counts_of, print_json
 from landmarks.support.terminal import show
 
+MirrorPlace = Annotated[
+    str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
+]
+
 SHOWN = 20
+"""Landmarks that are listed."""
 
 
 def select(
-    mirror: Annotated[
-        str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
-    ],
+    mirror: MirrorPlace,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the selection is written (parquet).")],
     set: Annotated[str, typer.Option(help="train, or test (the recognition test set).")] = "train",
@@ -100,9 +103,7 @@ def _size(bytes_: int) -> str:
 
 
 def locate(
-    mirror: Annotated[
-        str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
-    ],
+    mirror: MirrorPlace,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The byte index (parquet).")],
     set: Annotated[str, typer.Option(help="train, test or index.")] = "train",

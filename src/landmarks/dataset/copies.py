@@ -109,10 +109,7 @@ def find_copies(
 
 def _near_parts(sketches: Sketches, members: Integers, owner: Integers, radius: int) -> Iterator[Integers]:
     """Yield rows (part, image, bits, owner of the part): parts of some images near all of another of them."""
-    begins = np.cumsum(sketches.counts) - sketches.counts
-    some = len(members) < len(sketches.whole)
-    parts = np.concatenate([np.arange(begins[i], begins[i] + sketches.counts[i]) for i in members]) if some else None
-    asked = np.arange(len(sketches.parts)) if parts is None else parts
+    asked = np.arange(len(sketches.parts)) if len(members) == len(sketches.whole) else sketches.parts_of(members)
     asked = asked[sketches.parts[asked] != NO_HASH]
     keys = members[sketches.whole[members] != NO_HASH]
     if not len(asked) or not len(keys):

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,21 @@ class Sketches:
     parts: NDArray[np.uint64]  # (P,)
     corners: NDArray[np.float32]  # (P, 4)
     counts: Integers  # (N,) parts of each image
+
+    def parts_of(self, rows: Integers) -> Integers:
+        """Return the places among all parts of those of the images at `rows` (M,)."""
+        begins = np.cumsum(self.counts) - self.counts
+        return np.concatenate([np.arange(begins[row], begins[row] + self.counts[row]) for row in rows])
+
+    def of(self, rows: Integers) -> Sketches:
+        """Return the sketches of the images at `rows` (M,), in their order."""
+        parts = self.parts_of(rows)
+        return Sketches(self.pixels[rows], self.whole[rows], self.parts[parts], self.corners[parts], self.counts[rows])
+
+    def joined(self, others: Sketches) -> Sketches:
+        """Return these and, behind them, the `others`."""
+        pairs = ((getattr(self, one.name), getattr(others, one.name)) for one in fields(self))
+        return Sketches(*(np.concatenate(pair) for pair in pairs))
 
 
 def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:

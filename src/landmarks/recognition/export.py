@@ -7,86 +7,47 @@ validation split in onnxruntime, next to the run itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from landmarks import __version__
-from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import identified_by
-from landmarks.dataset.shards import ImageReader
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
 from landmarks.recognition.export_graph import graph_parts, joined
 from landmarks.recognition.export_learning import learning_of, told
+from landmarks.recognition.export_verification import (
+    EXACT,
+    SMALL,
+    Shown,
+    Tolerance,
+    Verification,
+    refuse_beyond,
+    verify,
+)
 from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.model_card import model_card
-from landmarks.recognition.portable import FORMAT, RECORD, ExportedNetwork, Outputs, open_export
+from landmarks.recognition.portable import FORMAT, RECORD, open_export
 from landmarks.recognition.quantise import CALIBRATED_ON, WEIGHTS, quantised, with_half_weights
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
-from landmarks.support.console import note, progress
-from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held, read_record, written_whole
 from landmarks.support.seeds import generator
-from landmarks.training.loader import normalised
 from landmarks.training.own_data import find_own, images_seen
 from landmarks.training.run import Run, open_run
 
 MAX_AUTHORS = 1_000
 """Authors of training images that are named in the file; `landmarks credits` lists all."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an export may differ by from its run and still be written."""
-
-    agreement: float
-    """Least share of images with the same best answer."""
-    probability: float
-    """Largest difference of any probability."""
-    features: float
-    """Largest distance of an image's features, of their length."""
-
-
-EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02)
-"""Single precision: what is left is the rounding of grey levels in the resize."""
-
-SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1)
-"""Whole numbers of eight bits: one in a hundred images may be answered otherwise, no more."""
-
-TIE = 0.005
-"""Two best answers whose probabilities the run holds for equal, within so much, agree whichever comes first."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How an export answered the images that its run answered beside it."""
-
-    images: int
-    agreement: float
-    """Share of images with the same best answer."""
-    largest_difference: float
-    """Of any probability of any image."""
-    mean_difference: float
-    features_difference: float
-    """Largest distance of an image's features, of their length."""
-    known_agreement: float | None
-    """Share of images that both call known, or both unknown; None: the run has no threshold."""
-    maps_difference: float | None
-    """Mean difference of heat maps from 0 to 1; None: there are none."""
-    data: str
-    """The dataset of the images."""
 
 
 @dataclass(frozen=True)
@@ -201,20 +162,6 @@ def _ready(run: Run, by: str | None = None) -> Recogniser:
         return ensure_temperature(run, own, recogniser, batch_size=32)
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Images that run and export are asked about."""
-
-    dataset: Dataset
-    images: pl.DataFrame
-
-    def decoded(self, min_side: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield the images as they are handed to an export, uint8 (H, W, 3)."""
-        reader = ImageReader(self.dataset)
-        for shard, offset, length in self.images.select("shard", "offset", "length").iter_rows():
-            yield decode(reader.read(shard, offset, length), min_side=min_side)
-
-
 def _images_to_verify(run: Run, data: Dataset | Path | str | None, count: int) -> Shown:
     if data is None:
         try:
@@ -263,7 +210,7 @@ def write_verified(
     """Write `model` with its `record` to `path`, once it has answered as `recogniser` does; raise when it does not."""
     _write(model, record, path)
     verification = verify(open_export(path), recogniser, shown)
-    _refuse_beyond(tolerance, verification)
+    refuse_beyond(tolerance, verification)
     _write(model, {**record, "verification": asdict(verification)}, path)
     open_export(path)
     return verification
@@ -277,88 +224,6 @@ def _write(model: onnx.ModelProto, record: dict[str, Any], path: Path) -> None:
         onnx.save_model(model, path)
     except ValueError as error:  # protobuf's limit of 2 GB
         raise LandmarksError(f"the network is too large for one ONNX file ({error})") from error
-
-
-@torch.no_grad()
-def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Verification:
-    """Return how `export` answers the images beside `recogniser`, the run that it was made of.
-
-    Images are asked one by one, and then several of one size together, which must change nothing.
-    """
-    network, agreed, known, maps = recogniser.trained, [], [], []
-    largest = total = features_apart = 0.0
-    with progress("verifying", total=len(shown.images)) as advance:
-        for pixels in shown.decoded(network.preprocessing.shorter):
-            said = export.outputs([pixels], maps=export.has_maps)
-            _require_one_answer(said)
-            seen = centre_crop(pixels, network.preprocessing)
-            tensor = torch.from_numpy(seen[None].copy()).permute(0, 3, 1, 2)
-            features = network.features(normalised(tensor, network.preprocessing))
-            wanted = (network.classify(features) / recogniser.temperature).softmax(1)[0].numpy()
-            apart = np.abs(wanted - said.probabilities[0])
-            largest, total = max(largest, float(apart.max())), total + float(apart.mean())
-            length = max(float(features.norm()), 1e-12)
-            features_apart = max(features_apart, float(np.linalg.norm(features.numpy() - said.features)) / length)
-            agreed.append(bool(wanted.max() - wanted[said.best[0, 0]] <= TIE))
-            if recogniser.rule is not None:
-                score = recogniser.known_scores(recogniser.answer([seen]))
-                known.append(bool((score >= recogniser.threshold) == (said.known_score >= recogniser.threshold)))
-            if said.maps is not None:
-                maps.append(_maps_apart(recogniser, pixels, said.best[0], said.maps[0]))
-            advance(1)
-    together = _batch_apart(export, next(shown.decoded(network.preprocessing.shorter)))
-    return Verification(
-        images=len(agreed),
-        agreement=float(np.mean(agreed)),
-        largest_difference=max(largest, together),
-        mean_difference=total / len(agreed),
-        features_difference=features_apart,
-        known_agreement=float(np.mean(known)) if known else None,
-        maps_difference=float(np.mean(maps)) if maps else None,
-        data=shown.dataset.folder.resolve().name,
-    )
-
-
-def _require_one_answer(said: Outputs) -> None:
-    """Raise where an export answers one image with several answers: the batch of its graph is frozen."""
-    answers = {len(one) for one in (said.probabilities, said.features, said.known_score, said.best)}
-    if answers != {1}:
-        raise DifferentAnswersError(
-            "the export does not answer like its run and was not written",
-            received=f"{max(answers)} answers to one image",
-            expected="one: the number of images must be left open in its graph",
-        )
-
-
-def _maps_apart(
-    recogniser: Recogniser, pixels: NDArray[np.uint8], best: NDArray[np.int64], maps: NDArray[np.float32]
-) -> float:
-    """Return the mean difference of heat maps (A, h, w) from the run's, for answers that both give."""
-    explained = recogniser.explain(pixels, top=len(best))
-    wanted = {answer.label: map_of_one for answer, map_of_one in zip(explained.answers, explained.maps, strict=True)}
-    pairs = [(wanted[label], one) for label, one in zip(best.tolist(), maps, strict=True) if label in wanted]
-    return float(np.mean([np.abs(first - second).mean() for first, second in pairs])) if pairs else 1.0
-
-
-def _batch_apart(export: ExportedNetwork, pixels: NDArray[np.uint8]) -> float:
-    """Return the largest difference of a batch of three images from the same images one by one."""
-    several = [pixels, pixels[:, ::-1].copy(), pixels[::-1].copy()]
-    together = export.outputs(several).probabilities
-    alone = np.concatenate([export.outputs([one]).probabilities for one in several])
-    return float(np.abs(together - alone).max())
-
-
-def _refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
-    fits = found.agreement >= tolerance.agreement and found.largest_difference <= tolerance.probability
-    if fits and found.features_difference <= tolerance.features:
-        return
-    raise DifferentAnswersError(
-        "the export does not answer like its run and was not written",
-        received=f"{100 * found.agreement:.1f} % agreement on {found.images} images, largest difference "
-        f"{found.largest_difference:.4f} of a probability and {found.features_difference:.4f} of the features",
-        expected=f"at least {100 * tolerance.agreement:g} %, at most {tolerance.probability:g} and "
-        f"{tolerance.features:g}",
-    )
 
 
 def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from landmarks.dataset.naming import plain
 from landmarks.recognition.learned_images import Learned
@@ -159,10 +160,11 @@ class PortableLearner:
     ) -> NDArray[np.float32]:
         """Return (N, K + L): `trained` probabilities (N, K) averaged with those of `scores`, and the learned ones."""
         wide = np.asarray(scores, dtype=np.float64)
-        evidence = _logsumexp(wide)
+        evidence = logsumexp(wide, axis=1)
         mean = (np.asarray(trained, dtype=np.float64) + np.exp(wide - evidence[:, None])) / 2
         logs = np.concatenate([np.log(np.maximum(mean, LEAST)), self.log_odds(whitened, evidence)], axis=1)
-        return np.exp(logs - _logsumexp(logs)[:, None]).astype(np.float32)
+        found: NDArray[np.float32] = np.exp(logs - logsumexp(logs, axis=1)[:, None]).astype(np.float32)
+        return found
 
 
 def learner_of(record: LearningRecord, learned: Learned) -> PortableLearner:
@@ -218,12 +220,6 @@ def _kernel(record: LearningRecord, first: Array, second: Array) -> Array:
 
 def _of_length_one(images: Array) -> Array:
     found: Array = images / np.maximum(np.linalg.norm(images, axis=1, keepdims=True), 1e-12)
-    return found
-
-
-def _logsumexp(scores: Array) -> Array:
-    top = scores.max(axis=1)
-    found: Array = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
     return found
 
 

@@ -46,13 +46,7 @@ def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.Da
     before = _sketches(run, own, known) if asked is not None else None
     if asked is None or before is None:
         return nothing
-    together = Sketches(
-        *(
-            np.concatenate([getattr(each, name) for each in (asked, before)])
-            for name in ("pixels", "whole", "parts", "corners", "counts")
-        )
-    )
-    found = find_copies(together, side=np.arange(len(images) + len(known)) < len(images))
+    found = find_copies(asked.joined(before), side=np.arange(len(images) + len(known)) < len(images))
     at, of = found.pairs[:, 0], found.pairs[:, 1] - len(images)
     table = images[at].select("image_id").with_columns(known[of].select(pl.col("image_id").alias("seen_id"), "split"))
     return table.with_columns(through=pl.lit(None, pl.String)).unique("image_id", keep="first", maintain_order=True)
@@ -73,12 +67,4 @@ def _sketches(run: Run, dataset: Dataset, images: pl.DataFrame) -> Sketches | No
             f"{dataset.folder} can be read"
         )
         return None
-    begins = np.cumsum(sketches.counts) - sketches.counts
-    parts = np.concatenate([np.arange(begins[row], begins[row] + sketches.counts[row]) for row in rows])
-    return Sketches(
-        sketches.pixels[rows],
-        sketches.whole[rows],
-        sketches.parts[parts],
-        sketches.corners[parts],
-        sketches.counts[rows],
-    )
+    return sketches.of(rows)

@@ -16,8 +16,8 @@ function gather(files) {
   for (const file of files) {
     const name = file.name || "pasted image";
     const entry = make("li");
-    const picture = make("img", { src: URL.createObjectURL(file), alt: name });
-    picture.addEventListener("load", () => URL.revokeObjectURL(picture.src));
+    const shown = make("img", { src: URL.createObjectURL(file), alt: name });
+    shown.addEventListener("load", () => URL.revokeObjectURL(shown.src));
     const button = make("button", { type: "button", class: "remove", "aria-label": `Do not learn from ${name}` }, "×");
     button.addEventListener("click", () => {
       const next = entry.nextElementSibling ?? entry.previousElementSibling;
@@ -26,7 +26,7 @@ function gather(files) {
       saySoFar();
       (next?.querySelector("button") ?? element("gather")).focus();
     });
-    entry.append(picture, button);
+    entry.append(shown, button);
     element("lesson-images").append(entry);
     pupils.push({ file, entry });
   }
