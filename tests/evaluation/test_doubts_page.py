@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
-from real_browser import chromium
 
 import landmarks
 from landmarks.dataset.images import encode
@@ -51,12 +49,6 @@ def page(data: Dataset, tmp_path: Path) -> Path:
     doubts = pl.DataFrame(rows, schema=DOUBTS, orient="row")
     assert write_doubts_page(data, doubts, tmp_path / "doubts.html", "decided.csv") == 4
     return tmp_path / "doubts.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 def test_decisions_by_keyboard_are_saved_as_the_csv_that_split_takes(

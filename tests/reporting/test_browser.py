@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real_browser import chromium
 from run_factory import NETWORKS, make_dataset, make_run
 
 from landmarks.reporting.page import report
@@ -21,12 +19,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_dataset(folder / "data", count=200, unknown=20)
     runs = [make_run(folder / name, data, name, maps=2) for name in NETWORKS]
     return report(runs, folder / "report.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 def opened(browser: Any, page: Path, width: int, **context: Any) -> tuple[Any, list[str], list[str]]:

@@ -18,6 +18,9 @@ from landmarks.dataset.images import ImageError, decode
 from landmarks.serving.npm_package import pinned_files, read_pinned
 from landmarks.support.errors import LandmarksError
 
+AXE = Path(__file__).with_name("axe.lock.json")
+PHONE = {"width": 360, "height": 740}
+
 
 def fetched(lock: Path) -> dict[str, bytes]:
     """Return the pinned files of a package, or skip where npm cannot be had or reaches nothing."""

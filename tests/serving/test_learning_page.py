@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from open_pages import Opened, fetched, opened
+from open_pages import AXE, PHONE, Opened, fetched, opened
 from PIL import Image
-from real_browser import chromium
 from taught_runs import HeldOut, run_that_can_learn
 
 import landmarks
@@ -22,15 +20,7 @@ from landmarks.serving.one_page import RUNTIME, write_page
 
 pytestmark = pytest.mark.slow
 
-AXE = Path(__file__).with_name("axe.lock.json")
-PHONE = {"width": 360, "height": 740}
 NAME = "Torre <b>de</b> Belém"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @dataclass(frozen=True)

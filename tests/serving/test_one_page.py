@@ -5,30 +5,19 @@ from __future__ import annotations
 import http.server
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from open_pages import Seen, export_of_miniature, fetched, opened
+from open_pages import AXE, PHONE, Seen, export_of_miniature, fetched, opened
 from PIL import Image
-from real_browser import chromium
 from toy_export import answer_of, write_toy_export
 
 from landmarks.dataset.images import decode
 from landmarks.serving.one_page import RUNTIME, write_page
 
 pytestmark = pytest.mark.slow
-
-AXE = Path(__file__).with_name("axe.lock.json")
-PHONE = {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from open_pages import Opened, fetched, opened
-from real_browser import chromium
+from open_pages import AXE, PHONE, Opened, fetched, opened
 from serving.conftest import Running, Serving
 from taught_runs import HeldOut, run_that_can_learn
 
@@ -18,15 +16,7 @@ import landmarks
 
 pytestmark = pytest.mark.slow
 
-AXE = Path(__file__).with_name("axe.lock.json")
-PHONE = {"width": 360, "height": 740}
 NAME = "Torre <b>de</b> Belém"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
