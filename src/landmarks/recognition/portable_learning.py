@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from landmarks.dataset.naming import plain
 from landmarks.recognition.learned_images import Learned
@@ -160,10 +159,10 @@ class PortableLearner:
     ) -> NDArray[np.float32]:
         """Return (N, K + L): `trained` probabilities (N, K) averaged with those of `scores`, and the learned ones."""
         wide = np.asarray(scores, dtype=np.float64)
-        evidence = logsumexp(wide, axis=1)
+        evidence = np.logaddexp.reduce(wide, axis=1)
         mean = (np.asarray(trained, dtype=np.float64) + np.exp(wide - evidence[:, None])) / 2
         logs = np.concatenate([np.log(np.maximum(mean, LEAST)), self.log_odds(whitened, evidence)], axis=1)
-        found: NDArray[np.float32] = np.exp(logs - logsumexp(logs, axis=1)[:, None]).astype(np.float32)
+        found: NDArray[np.float32] = np.exp(logs - np.logaddexp.reduce(logs, axis=1)[:, None]).astype(np.float32)
         return found
 
 
