@@ -253,6 +253,20 @@ def test_a_record_of_a_path_of_any_bytes_is_read_back_as_it_was(tmp_path: Path) 
     assert read_record(tmp_path / "run.json")["folder"] == path
 
 
+def test_an_attempt_to_write_that_was_killed_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "touch", lambda path, **_: (path.write_bytes(b""), killed()))
+        can_write(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert can_write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.linux
 def test_a_disk_that_may_only_be_read_is_told_in_one_line(tmp_path: Path, read_only: Callable[[Path], None]) -> None:
     (tmp_path / "table").write_text("old")

@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,10 +92,14 @@ def can_write(folder: Path) -> bool:
     """Return whether files can be made in `folder`, which is created if needed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # on Linux it never has a name: a kill here leaves nothing
-            return True
+        attempt = folder / f".attempt{ASIDE}"  # one name: what a kill leaves here, the next attempt removes
+        attempt.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):  # another process asks at this moment, and could write
+            attempt.touch(exist_ok=False)
+        attempt.unlink(missing_ok=True)
     except OSError:
         return False
+    return True
 
 
 def require_free_disk(folder: Path, needed_bytes: int) -> None:
