@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_what_was_kept_torn_is_asked_for_again(here: Dataset, server: Server, tm
     assert all_bytes(dataset) == all_bytes(here)
 
 
+@pytest.mark.linux
+def test_a_pipe_in_place_of_what_was_kept_is_not_waited_for(here: Dataset, server: Server, tmp_path: Path) -> None:
+    dataset = join([address(server)], tmp_path / "mine", by_reference=True)
+    all_bytes(dataset)
+    for path in (dataset.folder / CACHE).rglob("*"):
+        if path.is_file():
+            path.unlink()
+            os.mkfifo(path)
+    assert all_bytes(dataset) == all_bytes(here)
+
+
 def test_a_dataset_is_brought_here_whole(here: Dataset, tmp_path: Path) -> None:
     with serving(here.folder.parent) as server:
         dataset = join([address(server)], tmp_path / "mine")
@@ -139,6 +151,10 @@ def test_what_cannot_be_is_refused_in_one_line(here: Dataset, server: Server, tm
     for wrong in ("ftp://x/y", "http://ann:secret@x/y", "http://x/y?sig=1"):
         strange = replace(dataset, record={**dataset.record, "images_in": wrong})
         with pytest.raises(LandmarksError, match="images_in"):
+            _ = strange.address
+    for state in (7, [7], ["7", "x"], [7, 7], [7, "x", "y"]):
+        strange = replace(dataset, record={**dataset.record, "shards": {"one.tar": state}})
+        with pytest.raises(LandmarksError, match="an impossible shards"):
             _ = strange.address
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from landmarks.dataset.manifest import CORRECTIONS_FILE, SPLIT_FILE, Dataset, open_dataset
+from landmarks.dataset.trust import open_plain
 from landmarks.support.addresses import parse_address
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError, UsageError
@@ -98,7 +97,7 @@ class RemoteImages:
         """Return the `length` bytes at `offset` of a shard."""
         mark = hashlib.blake2b(f"{shard}:{offset}".encode(), digest_size=16)
         is_kept = int.from_bytes(mark.digest()[:8]) < self._share * 2**64
-        place = self._cache / mark.hexdigest()[:2] / mark.hexdigest()
+        place = self._cache / mark.hexdigest()
         if is_kept and (data := _kept(place, length)) is not None:
             return data
         data = self._asked_for(shard, offset, length)
@@ -128,17 +127,21 @@ class RemoteImages:
 
 
 def _kept(place: Path, length: int) -> bytes | None:
-    """Return what was kept at `place`; None where nothing was, or a machine that lost its power left it torn."""
+    """Return what was kept at `place`; None where nothing was, or what is no plain file, or was left torn."""
     try:
-        data = place.read_bytes()
-    except OSError:
+        with open_plain(place, place.parent) as file:
+            data = file.read(length + 5)
+    except (LandmarksError, OSError):
         return None
     image, check = data[:-4], data[-4:]
     return image if len(image) == length and zlib.crc32(image).to_bytes(4) == check else None
 
 
 def _keep(place: Path, data: bytes) -> None:
+    """Keep `data`; what is torn, where two processes do so at once, is noticed when it is read, and asked for anew."""
     make_folder(place.parent)
-    aside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
-    aside.write_bytes(data + zlib.crc32(data).to_bytes(4))
+    aside = place.with_name(f".{place.name}.part")
+    aside.unlink(missing_ok=True)  # what a kill left, or a stranger's link
+    with open(aside, "xb") as file:
+        file.write(data + zlib.crc32(data).to_bytes(4))
     aside.replace(place)

@@ -174,10 +174,18 @@ def address_of_images(folder: Path, record: dict[str, Any]) -> str | None:
     if scheme not in ADDRESSES or place_of(told) != told or parse_address(told).query:
         raise _impossible(folder / "dataset.json", IMAGES_IN, told, f"an address of {', '.join(ADDRESSES)}")
     shards, *numbers = (record.get(name) for name in AT_AN_ADDRESS[1:])
-    known = isinstance(shards, dict) and all(isinstance(one, list) and len(one) == 2 for one in shards.values())
+    known = isinstance(shards, dict) and all(map(_is_state, shards.values()))
     if not known or not all(isinstance(one, int | float) and one >= 0 for one in numbers):
         raise _impossible(folder / "dataset.json", "shards", shards, "size and ETag of each, with cache_gb and bytes")
     return told
+
+
+def _is_state(value: object) -> bool:
+    """Return whether a value is what a shard at an address is known by: its size and its ETag, if it has one."""
+    match value:
+        case [int(), None | str()]:
+            return True
+    return False
 
 
 def place_of_shard(folder: Path, shard: str | None, elsewhere: Path | None) -> Path:
