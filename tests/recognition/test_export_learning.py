@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from scipy.special import logsumexp, softmax
 
 import landmarks
 from landmarks.evaluation.evaluate import evaluate
+from landmarks.models.network import build_network, save_network
 from landmarks.recognition.directions import directions
 from landmarks.recognition.export import export
+from landmarks.recognition.export_learning import LearningScores
 from landmarks.recognition.gallery import open_gallery
 from landmarks.recognition.kernel_density import neighbourhood_of
 from landmarks.recognition.learned_images import Learned
@@ -34,7 +37,7 @@ from landmarks.recognition.portable_learning import (
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held_beside
 from landmarks.training.discriminant import moments_of
-from landmarks.training.run import Run
+from landmarks.training.run import Run, open_run
 
 FIVE = [image(58, number) for number in range(500, 505)]
 SIXTH = image(58, 700)
@@ -201,6 +204,46 @@ print(taught.recognise({str(tmp_path / "5.jpg")!r}).answers[0].name)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "New"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "half"])
+def test_a_small_export_learns_too(run: Run, tmp_path: Path, kind: str) -> None:
+    network = build_network("test_resnet", classes=3, weights="none", head="linear", image_size=64, seed=1)
+    save_network(network, run.folder, temperature=1.0)
+    written = export(open_run(run.folder), tmp_path / "small.onnx", images=6, learning=True, **{kind: True})
+    assert written.kind == ("int8" if kind == "int8" else "float16")
+    assert written.verification is not None and written.verification.learning is not None
+    assert 0 < written.verification.learning.whitened_difference < (0.5 if kind == "int8" else 0.2)
+    asked = [image(landmark, 700) for landmark in LANDMARKS]
+    before = landmarks.load(written.path).recognise(asked)
+    landmarks.learn(written.path, FIVE, name="New")
+    kept = landmarks.load(written.path)
+    assert [one.answers[0].name for one in kept.recognise([image(58, number) for number in range(700, 705)])] == [
+        "New"
+    ] * 5
+    assert "New" not in {one.answers[0].name for one in kept.recognise(asked)}
+    assert len(before) == 3
+
+
+def test_an_export_that_does_not_learn_like_its_run_is_not_written(
+    own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = LearningScores.forward
+
+    def turned(self: LearningScores, features: Any) -> Any:
+        whitened, scores = right(self, features)
+        return whitened.flip(1), scores
+
+    monkeypatch.setattr(LearningScores, "forward", turned)
+    with pytest.raises(LandmarksError, match="does not learn like its run and was not written"):
+        export(own_run, tmp_path / "run.onnx", images=6, learning=True)
+    monkeypatch.setattr(
+        LearningScores, "forward", lambda self, features: (right(self, features)[0], -right(self, features)[1])
+    )
+    with pytest.raises(LandmarksError, match="does not learn like its run and was not written"):
+        export(own_run, tmp_path / "run.onnx", images=6, learning=True)
+    assert not list(tmp_path.iterdir())
 
 
 # ── The verbs: kept in the file beside the export ───────────────────────────────────────────────────────────────────

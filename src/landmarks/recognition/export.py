@@ -22,7 +22,7 @@ from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
 from landmarks.recognition.export_graph import graph_parts, joined
-from landmarks.recognition.export_learning import learning_of, told
+from landmarks.recognition.export_learning import Learning, learning_of, told
 from landmarks.recognition.export_verification import (
     EXACT,
     SMALL,
@@ -128,7 +128,9 @@ def export(
         record["quantised"] = {"what": found.what, "calibrated_on": len(squares) // 2, "apart": found.apart}
     with written_whole(out) as aside:
         tolerance = SMALL if int8 else EXACT
-        verification = write_verified(joined(parts), record, aside, recogniser, shown, tolerance=tolerance)
+        verification = write_verified(
+            joined(parts), record, aside, recogniser, shown, tolerance=tolerance, learning=carried
+        )
     return Export(out, out.stat().st_size, kind, not parts.maps, verification)
 
 
@@ -206,10 +208,11 @@ def write_verified(
     shown: Shown,
     *,
     tolerance: Tolerance,
+    learning: Learning | None = None,
 ) -> Verification:
     """Write `model` with its `record` to `path`, once it has answered as `recogniser` does; raise when it does not."""
     _write(model, record, path)
-    verification = verify(open_export(path), recogniser, shown)
+    verification = verify(open_export(path), recogniser, shown, learning)
     refuse_beyond(tolerance, verification)
     _write(model, {**record, "verification": asdict(verification)}, path)
     open_export(path)

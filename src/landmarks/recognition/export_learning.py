@@ -46,6 +46,15 @@ class Learning:
     weights: Weights
     record: dict[str, Any]
 
+    def scores(self, images: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return `whitened` (N, D) and `trained_scores` (N, K) of directions (N, W), as the graph is to say them."""
+        near = self.neighbourhood
+        whitened = images.astype(np.float64) @ near.axes - near.origin
+        scores = self.weights.discriminant * (whitened @ self.centres.T + self.bias)
+        if self.weights.density:
+            scores = scores + self.weights.density * near.log_densities(images, len(self.centres))
+        return whitened, scores
+
 
 def learning_of(run: Run, recogniser: Recogniser) -> Learning:
     """Return what an export of `run` needs to learn; raise `LandmarksError` where its dataset is needed and gone."""

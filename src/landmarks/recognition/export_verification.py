@@ -9,11 +9,14 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.models.preprocessing import centre_crop
+from landmarks.recognition.directions import directions
+from landmarks.recognition.export_learning import Learning
 from landmarks.recognition.portable import ExportedNetwork, Outputs
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.console import progress
@@ -31,16 +34,30 @@ class Tolerance:
     """Largest difference of any probability."""
     features: float
     """Largest distance of an image's features, of their length."""
+    whitened: float
+    """Largest distance of what landmarks are learned from, of its length: whitening enlarges what features are off."""
 
 
-EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02)
+EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02, whitened=0.2)
 """Single precision: what is left is the rounding of grey levels in the resize."""
 
-SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1)
+SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1, whitened=0.5)
 """Whole numbers of eight bits: one in a hundred images may be answered otherwise, no more."""
 
 TIE = 0.005
 """Two best answers whose probabilities the run holds for equal, within so much, agree whichever comes first."""
+
+
+@dataclass(frozen=True)
+class LearningVerification:
+    """How what an export learns with agreed with what the run's images and features give."""
+
+    whitened_difference: float
+    """Largest distance of what landmarks are learned from, of its length."""
+    agreement: float
+    """Share of images whose best trained landmark by `trained_scores` is the same."""
+    largest_difference: float
+    """Of any probability by `trained_scores`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Verification:
     """Mean difference of heat maps from 0 to 1; None: there are none."""
     data: str
     """The dataset of the images."""
+    learning: LearningVerification | None = None
+    """What it is taught with; None: it cannot learn."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +97,16 @@ class Shown:
 
 
 @torch.no_grad()
-def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Verification:
+def verify(
+    export: ExportedNetwork, recogniser: Recogniser, shown: Shown, learning: Learning | None = None
+) -> Verification:
     """Return how `export` answers the images beside `recogniser`, the run that it was made of.
+
+    What it learns with is compared with what `learning`, of the run, gives of the run's features.
 
     Images are asked one by one, and then several of one size together, which must change nothing.
     """
-    network, agreed, known, maps = recogniser.trained, [], [], []
+    network, agreed, known, maps, learned = recogniser.trained, [], [], [], []
     largest = total = features_apart = 0.0
     with progress("verifying", total=len(shown.images)) as advance:
         for pixels in shown.decoded(network.preprocessing.shorter):
@@ -101,6 +124,8 @@ def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Ver
             if recogniser.rule is not None:
                 score = recogniser.known_scores(recogniser.answer([seen]))
                 known.append(bool((score >= recogniser.threshold) == (said.known_score >= recogniser.threshold)))
+            if learning is not None:
+                learned.append(_learning_apart(learning, features.numpy(), said))
             if said.maps is not None:
                 maps.append(_maps_apart(recogniser, pixels, said.best[0], said.maps[0]))
             advance(1)
@@ -114,6 +139,13 @@ def verify(export: ExportedNetwork, recogniser: Recogniser, shown: Shown) -> Ver
         known_agreement=float(np.mean(known)) if known else None,
         maps_difference=float(np.mean(maps)) if maps else None,
         data=shown.dataset.folder.resolve().name,
+        learning=LearningVerification(
+            whitened_difference=max(one.whitened_difference for one in learned),
+            agreement=float(np.mean([one.agreement for one in learned])),
+            largest_difference=max(one.largest_difference for one in learned),
+        )
+        if learned
+        else None,
     )
 
 
@@ -126,6 +158,19 @@ def _require_one_answer(said: Outputs) -> None:
             received=f"{max(answers)} answers to one image",
             expected="one: the number of images must be left open in its graph",
         )
+
+
+def _learning_apart(learning: Learning, features: NDArray[np.float32], said: Outputs) -> LearningVerification:
+    """Return how far apart both are for the features (1, C) of one image."""
+    assert said.whitened is not None and said.trained_scores is not None
+    whitened, scores = learning.scores(directions(features))
+    wanted, found = softmax(scores[0]), softmax(said.trained_scores[0].astype(np.float64))
+    length = max(float(np.linalg.norm(whitened)), 1e-12)
+    return LearningVerification(
+        whitened_difference=float(np.linalg.norm(whitened - said.whitened)) / length,
+        agreement=float(wanted.max() - wanted[found.argmax()] <= TIE),
+        largest_difference=float(np.abs(wanted - found).max()),
+    )
 
 
 def _maps_apart(
@@ -150,6 +195,7 @@ def refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
     """Raise `DifferentAnswersError`, with both figures, where `found` is beyond the `tolerance`."""
     fits = found.agreement >= tolerance.agreement and found.largest_difference <= tolerance.probability
     if fits and found.features_difference <= tolerance.features:
+        _refuse_to_teach_beyond(tolerance, found)
         return
     raise DifferentAnswersError(
         "the export does not answer like its run and was not written",
@@ -157,4 +203,21 @@ def refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
         f"{found.largest_difference:.4f} of a probability and {found.features_difference:.4f} of the features",
         expected=f"at least {100 * tolerance.agreement:g} %, at most {tolerance.probability:g} and "
         f"{tolerance.features:g}",
+    )
+
+
+def _refuse_to_teach_beyond(tolerance: Tolerance, verification: Verification) -> None:
+    found = verification.learning
+    if found is None:
+        return
+    fits = found.agreement >= tolerance.agreement and found.largest_difference <= tolerance.probability
+    if fits and found.whitened_difference <= tolerance.whitened:
+        return
+    raise DifferentAnswersError(
+        "the export does not learn like its run and was not written",
+        received=f"{100 * found.agreement:.1f} % agreement by what landmarks are learned with, on "
+        f"{verification.images} images, largest difference {found.largest_difference:.4f} of a probability and "
+        f"{found.whitened_difference:.4f} of the whitened features",
+        expected=f"at least {100 * tolerance.agreement:g} %, at most {tolerance.probability:g} and "
+        f"{tolerance.whitened:g}",
     )

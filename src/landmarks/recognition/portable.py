@@ -92,6 +92,7 @@ class Outputs:
     best: NDArray[np.int64]  # (N, A)
     maps: NDArray[np.float32] | None  # (N, A, h, w), None: the network has none, or they were not asked for
     whitened: NDArray[np.float32] | None = None  # (N, D), what is learned from; None: it cannot learn
+    trained_scores: NDArray[np.float32] | None = None  # (N, K), what learned landmarks are held against
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,16 +161,21 @@ class ExportedNetwork:
         parts = [self._run(np.stack(images[start:end]), wanted) for start, end in _runs_of_one_size(images)]
         joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
         said = dict(zip(wanted, joined, strict=True))
-        found = Outputs(**{name: said[name] for name in OUTPUTS}, maps=said.get(MAPS), whitened=said.get(WHITENED))
-        return found if self.learner is None else self._with_learned(self.learner, found, said[TRAINED_SCORES])
+        found = Outputs(
+            **{name: said[name] for name in OUTPUTS},
+            maps=said.get(MAPS),
+            whitened=said.get(WHITENED),
+            trained_scores=said.get(TRAINED_SCORES),
+        )
+        return found if self.learner is None else self._with_learned(self.learner, found)
 
-    def _with_learned(self, learner: PortableLearner, said: Outputs, scores: NDArray[np.float32]) -> Outputs:
+    def _with_learned(self, learner: PortableLearner, said: Outputs) -> Outputs:
         """Return what the graph said with the learned landmarks' answers among it.
 
         An image that resembles a learned landmark closely enough, and is answered so, is known whatever the rule says.
         """
-        assert said.whitened is not None
-        probabilities = learner.probabilities(said.probabilities, said.whitened, scores)
+        assert said.whitened is not None and said.trained_scores is not None
+        probabilities = learner.probabilities(said.probabilities, said.whitened, said.trained_scores)
         best, _ = best_answers(probabilities, said.best.shape[1])
         closeness = learner.resemblance(said.whitened) - learner.threshold
         is_learned = best[:, 0] >= len(self.record.names)
