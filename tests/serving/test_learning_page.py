@@ -189,3 +189,32 @@ def test_on_a_small_screen_nothing_is_cut_off_and_axe_finds_nothing(browser: Any
         it.tab.evaluate(f"{axe}; 0")
         found = it.tab.evaluate("axe.run()")
         assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]] == []
+
+
+def test_a_page_of_an_export_that_was_taught_knows_it_beside_what_the_browser_keeps_until_it_is_forgotten(
+    browser: Any, learning: Learning, tmp_path: Path
+) -> None:
+    export = tmp_path / "run.onnx"
+    export.write_bytes(learning.export.read_bytes())
+    count = len(learning.trained)
+    with opened(browser, write_page(export, tmp_path / "page.html").path) as it:
+        teach(it, "Another", learning.nothing[:2])
+        it.tab.locator(".lead", has_text=f"This page knows {count} landmarks and 1 that it was taught.").wait_for()
+        landmarks.learn(export, learning.images[:5], name=NAME, landmark_id=77)
+        it.tab.goto(write_page(export, tmp_path / "taught.html").path.as_uri())
+        it.tab.locator("#state", has_text="Ready").wait_for()
+        it.tab.locator(".lead", has_text=f"This page knows {count} landmarks and 2 that it was taught.").wait_for()
+        it.give(learning.images[5])
+        assert it.card(0).locator("h2").inner_text() == NAME
+        it.tab.get_by_text("Teach it a landmark").click()
+        with it.tab.expect_download() as download:
+            it.tab.get_by_role("button", name="Save what it was taught").click()
+        kept = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["landmarks"]
+        assert {one["name"]: one["landmark_id"] for one in kept} == {"Another": -2, NAME: 77}
+        it.tab.get_by_role("button", name=f"Forget {NAME}").click()
+        it.tab.get_by_role("button", name=f"Really forget {NAME}").click()
+        it.tab.locator("#lesson-said", has_text="is forgotten").wait_for()
+        reload(it)
+        it.give(learning.images[5])
+        assert NAME not in it.shown(0)
+        assert it.complaints == []

@@ -38,10 +38,10 @@ class Tolerance:
     """Largest distance of what landmarks are learned from, of its length: whitening enlarges what features are off."""
 
 
-EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02, whitened=0.2)
+EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02, whitened=0.05)
 """Single precision: what is left is the rounding of grey levels in the resize."""
 
-SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1, whitened=0.5)
+SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1, whitened=0.2)
 """Whole numbers of eight bits: one in a hundred images may be answered otherwise, no more."""
 
 TIE = 0.005

@@ -243,6 +243,13 @@ def learned_file(export: Path) -> Path:
 
 def write_learned_file(path: Path, learned: Learned, digest: str) -> None:
     """Write learned landmarks as JSON, whole or not at all."""
+    text = learned_text(learned, digest)
+    with written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def learned_text(learned: Learned, digest: str) -> str:
+    """Return what a file of learned landmarks holds; a page carries the same text."""
     landmarks = [
         {
             "name": name,
@@ -251,9 +258,7 @@ def write_learned_file(path: Path, learned: Learned, digest: str) -> None:
         }
         for place, (name, id) in enumerate(zip(learned.names, learned.landmark_ids, strict=True))
     ]
-    text = json.dumps({"format": FILE_FORMAT, "learned_with": digest, "landmarks": landmarks}, ensure_ascii=False)
-    with written_whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    return json.dumps({"format": FILE_FORMAT, "learned_with": digest, "landmarks": landmarks}, ensure_ascii=False)
 
 
 def read_learned_file(path: Path, record: LearningRecord) -> Learned:

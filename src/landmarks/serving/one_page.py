@@ -6,17 +6,18 @@ import base64
 import gzip
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
+from landmarks.recognition.portable_learning import learned_file, learned_text, read_learned_file, read_learning
 from landmarks.serving.npm_package import pinned_files, read_pinned
 from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
 from landmarks.support.console import note
 from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
-from landmarks.support.files import written_whole
+from landmarks.support.files import digest_of, written_whole
 
 RUNTIME = PARTS / "runtime.lock.json"
 """Which onnxruntime-web lies inside: the last version with a wasm for one thread, which phones have the memory for."""
@@ -40,6 +41,7 @@ class WrittenPage:
 def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> WrittenPage:
     """Write `page`, which holds the export `NAME.onnx` and all that answers with it; no image leaves it.
 
+    What the export was taught (`NAME.learned.json` beside it) goes along.
     `runtime` is a folder with the pinned onnxruntime-web; without one it comes through the npm client, once. Raises
     `LandmarksError` when `export` is none, or the runtime cannot be had.
     """
@@ -97,7 +99,20 @@ def facts_of(export: Path) -> PageFacts:
         raise LandmarksError(f"{export} cannot be opened ({str(error).splitlines()[0]})", expected=_EXPORT) from error
     if missing := NEEDED - outputs:
         raise LandmarksError(f"{export} does not answer {', '.join(sorted(missing))}", expected=_EXPORT)
-    return page_facts(told)
+    return replace(page_facts(told), learned=_learned_beside(export, told))
+
+
+def _learned_beside(export: Path, told: dict[str, Any]) -> dict[str, str] | None:
+    """Return what an export was taught; None where that is nothing. Raises `LandmarksError` as reading does."""
+    beside = learned_file(export)
+    if not told.get("learning") or not beside.exists():
+        return None
+    record = read_learning(told["learning"])
+    learned = read_learned_file(beside, record)
+    if not learned.names:
+        return None
+    text = learned_text(learned, record.digest)
+    return {"text": text, "digest": digest_of(text)}
 
 
 _EXPORT = "a file that `landmarks export` wrote"

@@ -35,6 +35,8 @@ class PageFacts:
     """The share of an image's shorter side that this square has."""
     learning: Mapping[str, object] | None = None
     """What it can be taught landmarks with; None: it cannot."""
+    learned: Mapping[str, str] | None = None
+    """What it was taught before: the `text` of a file of learned landmarks, and its `digest`; None: nothing."""
     details: Mapping[str, str] = field(default_factory=dict)
     """What else is told, each under a heading."""
     authors: Sequence[str] = ()
@@ -66,9 +68,9 @@ def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str
         },
         allowed="script-src {script} 'wasm-unsafe-eval'; worker-src blob:; connect-src 'none'",
         fill={
-            "lead": f"This page knows {count:,} landmark{'' if count == 1 else 's'}. "
+            "lead": f"This page knows {count:,} landmark{'' if count == 1 else 's'}{_AND_TAUGHT if learns else ''}. "
             "Images are recognised on this device and never leave it.",
-            "summary": f"The {count:,} landmarks it knows" if count > 1 else "The landmark it knows",
+            "summary": "The landmarks it knows" if learns or count > 1 else "The landmark it knows",
             "unknown": _WITHOUT_THRESHOLD if facts.threshold is None else _WITH_THRESHOLD,
             "privacy": "This page works without a network. Its Content-Security-Policy forbids every connection, so no "
             "image can leave this device; " + (_KEPT_HERE if learns else "nothing is kept when the page is closed."),
@@ -98,6 +100,8 @@ def page_that_asks() -> str:
         },
     )
 
+
+_AND_TAUGHT = '<span id="and-taught"></span>'
 
 _TOKEN = """    <form id="token" class="find" hidden>
       <label for="token-text">This server wants a token</label>
@@ -160,6 +164,7 @@ def _as_json(facts: PageFacts) -> str:
         "image_size": facts.image_size,
         "crop": facts.crop,
         "learning": facts.learning,
+        "learned": facts.learned,
     }
     return json.dumps(told, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 

@@ -26,7 +26,7 @@ function openRecogniser() {
   const { image_size: imageSize, crop, threshold, names } = facts;
   const ready = ask({ open: { wasm: text("wasm"), network: text("network"), imageSize, crop, threshold } });
   for (const id of ["runtime", "worker", "wasm", "network"]) document.getElementById(id).remove(); // megabytes of text
-  const learned = facts.learning ? openLearned(facts.learning, names, ask) : null;
+  const learned = facts.learning ? openLearned(facts, ask) : null;
   const recognise = async (file) => {
     const { answer: said, preview } = await ask({ file });
     const answer = learned?.learner ? withLearned(said, learned.learner, threshold) : said;
@@ -38,9 +38,9 @@ function openRecogniser() {
 }
 
 /** Return what this page has learned, and how it is taught; what it learns is kept in this browser. */
-function openLearned(told, trained, ask) {
-  const record = learningRecord(told);
-  const kept = keptLandmarks(record);
+function openLearned({ learning, learned, names: trained }, ask) {
+  const record = learningRecord(learning);
+  const kept = keptLandmarks(record, learned);
   const found = { landmarks: [], learner: null, names: () => [...trained, ...found.landmarks.map((one) => one.name)] };
   const take = (landmarks) => {
     found.landmarks = landmarks;
@@ -76,7 +76,7 @@ function openLearned(told, trained, ask) {
         }
       }
       if (!rows.length) throw new Error(`no image of “${name}” can be read: ${passed[0].problem}`);
-      keep(plus(found.landmarks, name, rows));
+      keep(plus(found.landmarks, { name, images: rows }));
       return { passed };
     },
     forget: async (name) => keep(found.landmarks.filter((one) => one.name !== name)),
@@ -85,7 +85,7 @@ function openLearned(told, trained, ask) {
     async read(file) {
       const added = landmarksOf(await file.text(), record);
       added.forEach(({ name }) => requireFree(name));
-      keep(added.reduce((all, { name, images }) => plus(all, name, images), found.landmarks));
+      keep(added.reduce(plus, found.landmarks));
     },
   };
   return found;

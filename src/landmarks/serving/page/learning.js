@@ -102,13 +102,28 @@ function withLearned(answer, learner, threshold) {
 
 // ── What is kept: in this browser, and in a file that `landmarks learn NAME.onnx --from FILE.json` reads too ────────
 
-function keptLandmarks(record) {
+/** Return how landmarks are kept. `brought` is {text, digest} of those that the page came with, null for none: they are
+    joined to what this browser keeps the first time that it sees them, and not again, for they may be forgotten. */
+function keptLandmarks(record, brought) {
   const place = `landmarks ${record.digest}`;
-  const read = () => {
-    const text = localStorage.getItem(place);
-    return text === null ? [] : landmarksOf(text, record);
+  const placeOfBrought = `${place} brought`;
+  const stored = (key) => {
+    try {
+      return localStorage.getItem(key);
+    } catch {
+      return null; // a browser that keeps nothing still answers with what came along
+    }
   };
-  const write = (landmarks) => localStorage.setItem(place, textOf(landmarks, record));
+  const read = () => {
+    const text = stored(place);
+    const own = text === null ? [] : landmarksOf(text, record);
+    if (brought === null || stored(placeOfBrought) === brought.digest) return own;
+    return landmarksOf(brought.text, record).reduce(plus, own);
+  };
+  const write = (landmarks) => {
+    localStorage.setItem(place, textOf(landmarks, record));
+    if (brought !== null) localStorage.setItem(placeOfBrought, brought.digest);
+  };
   return { read, write };
 }
 
@@ -140,7 +155,7 @@ function landmarksOf(text, record) {
 const plainName = (name) => name.normalize("NFC").trim().slice(0, MAX_NAME);
 
 /** Return landmarks with images of one more, or more images of one; those that are there already are passed by. */
-function plus(landmarks, name, images) {
+function plus(landmarks, { name, images, landmark_id: id }) {
   const own = landmarks.find((one) => one.name === name);
   const there = new Set((own?.images ?? []).map(base64OfFloats));
   const fresh = images.filter((row) => {
@@ -148,6 +163,7 @@ function plus(landmarks, name, images) {
     return !there.has(text) && there.add(text);
   });
   if (own) return landmarks.map((one) => (one === own ? { ...one, images: [...one.images, ...fresh] } : one));
-  const landmark_id = Math.min(-1, ...landmarks.map((one) => one.landmark_id)) - 1;
+  const taken = landmarks.map((one) => one.landmark_id);
+  const landmark_id = id === undefined || taken.includes(id) ? Math.min(-1, ...taken) - 1 : id;
   return [...landmarks, { name, landmark_id, images: fresh }];
 }

@@ -114,6 +114,8 @@ async function listTaught() {
     tell(sentence(error.message), true);
   }
   taughtList.replaceChildren(...known.map(taughtEntry));
+  const beside = document.getElementById("and-taught"); // in a page that answers by itself
+  if (beside) beside.textContent = known.length ? ` and ${known.length} that it was taught` : "";
   element("taught-part").hidden = !known.length;
   element("save-learned").hidden = !known.length;
   return known;
