@@ -215,6 +215,23 @@ def test_learned_landmarks_are_found_by_neighbours_too(run: Run, tmp_path: Path)
     assert landmarks.load(run.folder, by="neighbours").forget("New").names == ["Tower 11", "Tower 22", "Tower 33"]
 
 
+@pytest.mark.parametrize("by", ["both", "neighbours"])
+def test_heat_maps_are_drawn_of_the_answers_that_predict_gives(run: Run, tmp_path: Path, by: str) -> None:
+    landmarks.evaluate(run.folder, split="test", by="both")
+    asked = tmp_path / "asked.jpg"
+    asked.write_bytes(image(22, 900))
+    keep(run, by="classifier")
+    landmarks.explain(run.folder, [asked])
+    keep(run, by=by)
+    drawn = landmarks.explain(run.folder, count=1)["panels"]
+    [panel] = landmarks.explain(run.folder, [asked])["made"]
+    answers = landmarks.predict(run.folder, asked, top=3)
+    assert panel["by"] == by and [one["name"] for one in panel["answers"]] == answers["name"].to_list()
+    told = [one["probability"] for one in panel["answers"]]
+    assert told == pytest.approx(answers["probability"].to_list(), abs=1e-4)
+    assert {one["by"] for one in drawn} == {by}  # panels of other answers are not shown beside them
+
+
 def test_what_cannot_answer_is_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "1.jpg").write_bytes(image(11, 1))
     assert program(["predict", str(run.folder), str(tmp_path / "1.jpg"), "--by", "neighbors"]) == 2

@@ -16,8 +16,8 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import find_images
 from landmarks.explanation.drawing import Caption, panel
 from landmarks.recognition.answers import Explanation
-from landmarks.recognition.recogniser import Recogniser
-from landmarks.recognition.trained import open_recogniser
+from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
+from landmarks.recognition.trained import open_trained
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
@@ -44,8 +44,9 @@ def explain(
 
     `images` are files and folders. Without them the images come from `split` of `data` (or of the dataset the run
     was trained on): correctly recognised ones, from the landmarks in turn, none that the run has seen (see `ask`).
-    Writes `maps/<id>.jpg` into the run and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for
-    files that are no images, and `made`, the panels of this call. `device` is auto, cpu, cuda or mps. Raises
+    Answers are those of `predict`, by whoever answers for the run (see `landmarks.load`). Writes `maps/<id>.jpg` into
+    the run and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for files that are no images, and
+    `made`, the panels of this call. `device` is auto, cpu, cuda or mps. Raises
     `LandmarksError` when there is nothing to draw.
 
     With `faithfulness` nothing is drawn: how far the maps can be believed is measured on `count` (200) images of the
@@ -63,13 +64,13 @@ def explain(
     run = run if isinstance(run, Run) else open_run(run)
     if count < 1:
         raise UsageError("the number of images must be positive", received=count)
-    recogniser = open_recogniser(run, device=device)
+    recogniser = open_trained(run, device)
     with held(run.folder / "maps") as folder:
         if images:
             drawn = _of_files(run, recogniser, images, folder)
         else:
             drawn = _gallery(run, recogniser, ask(run, data, split), count, folder)
-        panels = _earlier(folder, run.digest) | {entry["image_id"]: entry for entry in drawn.made}
+        panels = _earlier(folder, run.digest, recogniser.by) | {entry["image_id"]: entry for entry in drawn.made}
         method = drawn.methods[-1] if drawn.methods else ""
         record = {"method": method, "panels": list(panels.values()), "rejected": drawn.rejected}
         if drawn.made:
@@ -77,7 +78,7 @@ def explain(
     return {**record, "made": drawn.made}
 
 
-def _draw(folder: Path, run: Run, identity: str, truth: int | None, seen: Explanation) -> dict[str, Any]:
+def _draw(folder: Path, run: Run, identity: str, truth: int | None, seen: Explanation, *, by: str) -> dict[str, Any]:
     """Write the panel of one image into `folder` and return its entry in the index."""
     truth_name = None if truth is None else run.name_of([truth])[0]
     captions = [Caption(one.name, one.probability, one.label == truth) for one in seen.answers]
@@ -90,6 +91,7 @@ def _draw(folder: Path, run: Run, identity: str, truth: int | None, seen: Explan
         "image": name,
         "truth": truth,
         "truth_name": truth_name,
+        "by": by,
         "answers": [{"label": one.label, "name": one.name, "probability": one.probability} for one in seen.answers],
         "correct": None if truth is None else seen.answers[0].label == truth,
     }
@@ -119,7 +121,7 @@ def _of_files(run: Run, recogniser: Recogniser, places: Sequence[Path | str], fo
                 drawn.leave_out(readable(file), seen.problem)
             else:
                 identity = readable(file.stem if named[file.stem] == 1 else file)
-                drawn.made.append(_draw(folder, run, identity, None, seen))
+                drawn.made.append(_draw(folder, run, identity, None, seen, by=recogniser.by))
                 drawn.methods.append(seen.method)
             advance(1)
     return drawn
@@ -135,7 +137,7 @@ def _gallery(run: Run, recogniser: Recogniser, asked: Asked, count: int, folder:
             if seen.problem is not None:
                 drawn.leave_out(image.id, seen.problem)
             elif seen.answers[0].label == image.truth:
-                drawn.made.append(_draw(folder, run, image.id, image.truth, seen))
+                drawn.made.append(_draw(folder, run, image.id, image.truth, seen, by=recogniser.by))
                 drawn.methods.append(seen.method)
                 advance(1)
             if len(drawn.made) == count:
@@ -147,13 +149,15 @@ def _gallery(run: Run, recogniser: Recogniser, asked: Asked, count: int, folder:
     return drawn
 
 
-def _earlier(folder: Path, digest: str) -> dict[str, dict[str, Any]]:
-    """Return the panels drawn earlier from the same weights, by image; others are forgotten."""
+def _earlier(folder: Path, digest: str, by: str) -> dict[str, dict[str, Any]]:
+    """Return the panels drawn earlier of the same weights' answers, `by` the same, for each image; others are left."""
     index = folder / "index.json"
     if not index.exists():
         return {}
     record = read_record(index)
-    return {entry["image_id"]: entry for entry in record["panels"]} if record["inputs"] == digest else {}
+    if record["inputs"] != digest:
+        return {}
+    return {entry["image_id"]: entry for entry in record["panels"] if entry.get("by", CLASSIFIER) == by}
 
 
 def _file_name(identity: str) -> str:
