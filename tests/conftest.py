@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ for name in list(os.environ):
     if foreign or name in OF_A_PERSON + OF_A_LAUNCHER:
         del os.environ[name]
 os.environ["NETRC"] = os.devnull
+
+# What a shell starts in the background ignores Ctrl-C, and so would all programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # sums are the same with any number of cores, and workers leave each other room
 
 

@@ -11,8 +11,14 @@ import timm
 import torch
 
 from landmarks.support.errors import UsageError
-from landmarks.training.choices import choose_device, choose_layout, choose_precision, cores_used_by_others
-from landmarks.training.machine import in_parts, is_out_of_memory, open_machine, peak_memory_mb
+from landmarks.training.choices import (
+    choose_device,
+    choose_layout,
+    choose_precision,
+    cores_used_by_others,
+    prepare_to_answer,
+)
+from landmarks.training.machine import in_parts, is_out_of_memory, open_machine, peak_memory_mb, share_of
 from landmarks.training.recipe import recipe_named
 
 
@@ -118,3 +124,23 @@ def test_a_tracker_that_is_not_installed_is_not_passed_by(monkeypatch: pytest.Mo
 def test_other_programs_use_no_more_cores_than_there_are() -> None:
     used = cores_used_by_others(0.02)
     assert 0 <= used <= (os.cpu_count() or 1)
+
+
+def test_batch_normalisation_by_few_images_a_process_is_said_with_the_way_out():
+    recipe = recipe_named("default", batch_size=64)
+    assert share_of(recipe, 4) == "each sees its share of every 64 images"
+    few = share_of(recipe, 8)
+    assert "goes by 8 images at a time" in few and "--batch-size 128 or --set freeze_bn=true" in few
+    assert "batch normalisation" not in share_of(recipe_named("default", batch_size=64, freeze_bn=True), 8)
+
+
+def test_answers_are_computed_in_tf32_on_an_nvidia_card_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        prepare_to_answer(torch.device("cpu"))
+        assert torch.get_float32_matmul_precision() == before and not torch.backends.cudnn.allow_tf32
+        prepare_to_answer(torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)

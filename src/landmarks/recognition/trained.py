@@ -30,7 +30,7 @@ from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recog
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
-from landmarks.training.choices import choose_device, lay_out
+from landmarks.training.choices import choose_device, lay_out, prepare_to_answer
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import images_seen
@@ -140,6 +140,7 @@ def _opened(run: Run, gallery: Gallery | None, device: str) -> tuple[Recogniser,
     record: dict[str, Any] = read_record(run.folder / "model.json")
     network = folded(run.network().to(place))
     lay_out(network)
+    prepare_to_answer(place)
     ids = run.labels["landmark_id"].to_list()
     if network.classes != len(ids):
         raise LandmarksError(

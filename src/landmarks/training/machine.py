@@ -43,6 +43,9 @@ STEPS_BETWEEN_LOOKS = 20
 """Steps of a graphics processor between two looks at what it has computed."""
 
 
+FEW_IMAGES = 16
+"""Images that batch normalisation needs to go by; with fewer errors grow (Wu and He 2018, figure 1)."""
+
 MANY_STEPS = 10_000
 """Steps from which a minute spent on finding the quickest algorithms is taken to come back; chosen, not measured."""
 
@@ -220,8 +223,7 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
     precision = choose_precision(recipe.precision, device.value)
     choices = [device, precision, choose_threads(recipe.threads)]
     if accelerator.num_processes > 1:
-        share = f"each sees its share of every {recipe.batch_size} images"
-        choices.append(Choice("processes", str(accelerator.num_processes), share))
+        choices.append(Choice("processes", str(accelerator.num_processes), share_of(recipe, accelerator.num_processes)))
     if device.value == "cuda":
         choices += set_up_cuda(deterministic=recipe.deterministic, precision=precision.value)
     return Machine(accelerator, precision.value, recipe.workers), choices
@@ -239,6 +241,18 @@ def fed(machine: Machine) -> Iterator[Machine]:
         yield replace(machine, workers=readers)
     finally:
         readers.close()
+
+
+def share_of(recipe: Recipe, processes: int) -> str:
+    """Return what is said of the images that each of several processes sees in a step."""
+    images = recipe.batch_size // processes
+    said = f"each sees its share of every {recipe.batch_size} images"
+    if recipe.freeze_bn or images >= FEW_IMAGES:
+        return said
+    return (
+        f"{said}; batch normalisation, where the network has it, goes by {images} images at a time, which is few: "
+        f"--batch-size {FEW_IMAGES * processes} or --set freeze_bn=true makes it steadier"
+    )
 
 
 def _tracker(tracking: str) -> str | None:
