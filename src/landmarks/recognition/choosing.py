@@ -79,21 +79,34 @@ def measured_by(
     With `may_choose` it is chosen now where the run has not yet, and has validation images and a gallery to ask; `anew`
     says that its threshold is chosen anew too. Call it while holding the run's folder.
     """
-    place = run.folder / "model.json"
-    kept = read_choice(read_record(place), run.folder)
-    if by not in (None, CLASSIFIER) and not _is_ready(run):
+    if by == CLASSIFIER:
+        return recogniser
+    if by is None:
+        can_choose = may_choose and recogniser.gallery is not None and len(run.labels) <= MAX_IMAGES
+        if not _settled(run, can_choose=can_choose, anew=anew, device=device):
+            return recogniser
+    elif not _is_ready(run):
         choose(run, anew=anew, device=device)
         recogniser = replace(recogniser, gallery=open_gallery(run))
-    elif kept is not None and anew and kept.by != best_of(kept.ways).by:
-        _keep(run, replace(kept, by=best_of(kept.ways).by), anew=True)
-    elif (
-        by is None and kept is None and may_choose and recogniser.gallery is not None and len(run.labels) <= MAX_IMAGES
-    ):
-        try:
-            choose(run, anew=anew, device=device)
-        except LandmarksError as error:
-            note(str(error))
-    record = read_record(place)
-    if by == CLASSIFIER or (by is None and record.get(RECORD) is None):
-        return recogniser
+    record = read_record(run.folder / "model.json")
     return as_kept(replace(recogniser, memory=read_memory(run.folder, run.digest)), record, by, run.folder)
+
+
+def _settled(run: Run, *, can_choose: bool, anew: bool, device: str) -> bool:
+    """Return whether `run` has chosen who answers; it does now where it has not and can, or where its threshold is
+    chosen `anew` and another way is best.
+    """
+    kept = read_choice(read_record(run.folder / "model.json"), run.folder)
+    if kept is not None:
+        best = best_of(kept.ways).by
+        if anew and kept.by != best:
+            _keep(run, replace(kept, by=best), anew=True)
+        return True
+    if not can_choose:
+        return False
+    try:
+        choose(run, anew=anew, device=device)
+    except LandmarksError as error:
+        note(str(error))
+        return False
+    return True
