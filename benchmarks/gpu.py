@@ -141,6 +141,7 @@ def steps(  # noqa: PLR0915, PLR0917
 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.models.network import build_network
+    from landmarks.training.augmentation import EpochAugmentation
     from landmarks.training.decoded import decoded_images
     from landmarks.training.feeding import on_device
     from landmarks.training.finetune import Training, add_gradients, set_training
@@ -200,9 +201,9 @@ def steps(  # noqa: PLR0915, PLR0917
         raise SystemExit(f"{len(train)} images are less than a batch")
 
     def shards(epoch: int, **how: Any) -> Iterator[tuple[Batch]]:
-        settings = {"batch_size": batch, "augment": recipe.augmentation, "epoch": epoch, **how}
-        order = np.random.default_rng(epoch).permutation(len(train))[:whole]
-        loaded = batches(dataset, train, network.preprocessing, order=order, **settings)
+        augment = EpochAugmentation(recipe.augmentation, epoch=epoch)
+        steps = np.split(np.random.default_rng(epoch).permutation(len(train))[:whole], whole // batch)
+        loaded = batches(dataset, train, network.preprocessing, steps=steps, augment=augment, **how)
         return ((some,) for some in on_device(loaded, device))
 
     layout = {"channels last": torch.channels_last}.get(timing.way.layout, torch.contiguous_format)

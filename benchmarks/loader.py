@@ -70,7 +70,7 @@ def row(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any]:  # noqa: PLR0912
+def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any]:  # noqa: PLR0912, PLR0915
     """Return processor milliseconds an image by stage, and images per second by number of workers."""
     import numpy as np
     import torch
@@ -92,7 +92,13 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
     preprocessing = Preprocessing(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
 
     def batches(some: int, workers: Any, epoch: int) -> Any:
-        settings = {"batch_size": BATCH, "workers": workers, "augment": Augmentation(), "epoch": epoch}
+        try:
+            from landmarks.training.augmentation import EpochAugmentation
+        except ImportError:  # versions before it are told the epoch beside
+            augment = {"augment": Augmentation(), "epoch": epoch}
+        else:
+            augment = {"augment": EpochAugmentation(Augmentation(), epoch=epoch)}
+        settings = {"batch_size": BATCH, "workers": workers, **augment}
         return loader.batches(dataset, chosen[:some], preprocessing, **settings)  # type: ignore[arg-type]
 
     for _ in batches(2 * BATCH, 1, 0):

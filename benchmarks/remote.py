@@ -29,7 +29,8 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.remote import RemoteImages
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.remote_files import Answer, Files
-from landmarks.training.loader import batches, order_of
+from landmarks.training.augmentation import EpochAugmentation
+from landmarks.training.loader import batches, order_of, shares
 from landmarks.training.recipe import Augmentation
 
 ANSWERS = 500
@@ -102,16 +103,8 @@ def speed(dataset: Dataset, chosen: argparse.Namespace, epoch: int) -> float:
     look = Preprocessing(image_size=chosen.pixels, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     images = dataset.split("train")
     started = time.monotonic()
-    for _ in batches(
-        dataset,
-        images,
-        look,
-        batch_size=32,
-        workers=chosen.workers,
-        augment=Augmentation(),
-        epoch=epoch,
-        order=order_of(len(images), 0, epoch),
-    ):
+    steps, augment = shares(order_of(len(images), 0, epoch), 32), EpochAugmentation(Augmentation(), epoch=epoch)
+    for _ in batches(dataset, images, look, steps=steps, workers=chosen.workers, augment=augment):
         pass
     return len(images) / (time.monotonic() - started)
 

@@ -66,6 +66,7 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.models.network import build_network
+    from landmarks.training.augmentation import EpochAugmentation
     from landmarks.training.choices import lay_out
     from landmarks.training.finetune import Training, add_gradients, set_training
     from landmarks.training.loader import Batch, batches
@@ -96,7 +97,8 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
     chosen = train[np.random.default_rng(0).permutation(len(train))[: (steps + 1) * batch_size]]
 
     def shards() -> Iterator[Batch]:
-        return batches(dataset, chosen, network.preprocessing, batch_size=batch_size, augment=recipe.augmentation)
+        augment = EpochAugmentation(recipe.augmentation)
+        return batches(dataset, chosen, network.preprocessing, batch_size=batch_size, augment=augment)
 
     ready = next(iter(shards()))
     found = {"tensors": rate(iter([ready] * (steps + 1))), "shards": rate(shards())}

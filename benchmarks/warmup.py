@@ -25,6 +25,7 @@ from results import keep
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.models.network import build_network
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.choices import lay_out
 from landmarks.training.features import Rows, cached_features, labels_of
 from landmarks.training.head_training import train_head
@@ -58,8 +59,8 @@ def main() -> None:
     labels = labels_of(train)
 
     def read(epoch: int | None = None) -> Iterator[Batch]:
-        augment = None if epoch is None else recipe.augmentation
-        return batches(dataset, train, network.preprocessing, batch_size=BATCH_SIZE, augment=augment, epoch=epoch or 0)
+        augment = None if epoch is None else EpochAugmentation(recipe.augmentation, epoch=epoch)
+        return batches(dataset, train, network.preprocessing, batch_size=BATCH_SIZE, augment=augment)
 
     @torch.no_grad()
     def features(batch: Batch) -> torch.Tensor:

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from landmarks.training.augmentation import Draws, Look, augmented, draw
+from landmarks.training.augmentation import Draws, EpochAugmentation, Look, augmented, draw
 from landmarks.training.recipe import Augmentation
 
 
 def drawn(count: int, width: int = 400, height: int = 300, *, seed: int = 0, epoch: int = 1, **limits: object) -> Draws:
     sides = np.full(count, width), np.full(count, height)
     ids = [f"{number:016x}" for number in range(count)]
-    return draw(Augmentation(**limits), *sides, ids, seed=seed, epoch=epoch)  # type: ignore[arg-type]
+    return draw(EpochAugmentation(Augmentation(**limits), seed, epoch), *sides, ids)  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32))
@@ -47,7 +47,7 @@ def test_areas_shapes_places_and_colours_are_spread_evenly_over_what_is_allowed(
 def test_a_draw_depends_on_seed_epoch_and_id_and_not_on_the_images_beside_it() -> None:
     whole, again = drawn(6), drawn(6)
     assert np.array_equal(whole.boxes, again.boxes)
-    few = draw(Augmentation(), np.array([400]), np.array([300]), [f"{4:016x}"], seed=0, epoch=1)
+    few = draw(EpochAugmentation(Augmentation(), 0, 1), np.array([400]), np.array([300]), [f"{4:016x}"])
     assert np.array_equal(few.boxes[0], whole.boxes[4]) and np.array_equal(few.factors[0], whole.factors[4])
     for other in (drawn(6, epoch=2), drawn(6, seed=1), drawn(6, seed=-1)):
         assert not np.isclose(other.boxes, whole.boxes).all(axis=1).any()

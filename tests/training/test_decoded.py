@@ -15,6 +15,7 @@ from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.errors import StaleError
 from landmarks.training import decoded as decoding
 from landmarks.training import finetune as finetuning
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.decoded import decoded_images
 from landmarks.training.loader import as_input, batches
 from landmarks.training.machine import Machine
@@ -38,12 +39,12 @@ def test_crops_are_those_of_the_shards_but_for_a_little_blur(dataset: Dataset, m
     images = dataset.split("train")
     kept = decoded_images(dataset, images, SMALL, machine=machine)
     assert kept.shape == (48, 40, 40, 3) and not kept.flags.writeable
-    settings = {"batch_size": 20, "augment": Augmentation(), "seed": 2, "epoch": 3}
-    order = np.random.default_rng(0).permutation(48)
+    augment = EpochAugmentation(Augmentation(), 2, 3)
+    steps = np.array_split(np.random.default_rng(0).permutation(48), 3)
     ways = [
         torch.cat(
-            [as_input(one, SMALL) for one in batches(dataset, images, SMALL, order=order, decoded=way, **settings)]
-        )  # type: ignore[arg-type]
+            [as_input(one, SMALL) for one in batches(dataset, images, SMALL, steps=steps, decoded=way, augment=augment)]
+        )
         for way in (None, kept)
     ]
     assert ways[1].shape == (48, 3, 32, 32)

@@ -13,6 +13,7 @@ from faulty_server import serving
 from landmarks.dataset.joining import join
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.preprocessing import Preprocessing
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.loader import batches
 from landmarks.training.readers import Readers
 from landmarks.training.recipe import Augmentation, Recipe
@@ -42,8 +43,15 @@ def test_processes_read_them_too(stripes: Dataset, elsewhere: Dataset) -> None:
     readers = Readers(2)
     try:
         pairs = zip(
-            batches(stripes, stripes.split("train"), SMALL, batch_size=12, augment=Augmentation()),
-            batches(elsewhere, elsewhere.split("train"), SMALL, batch_size=12, augment=Augmentation(), workers=readers),
+            batches(stripes, stripes.split("train"), SMALL, batch_size=12, augment=EpochAugmentation(Augmentation())),
+            batches(
+                elsewhere,
+                elsewhere.split("train"),
+                SMALL,
+                batch_size=12,
+                augment=EpochAugmentation(Augmentation()),
+                workers=readers,
+            ),
             strict=True,
         )
         for ours, theirs in pairs:

@@ -20,6 +20,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.preprocessing import Preprocessing, evaluation_image, from_pretrained
 from landmarks.support.errors import LandmarksError
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.loader import (
     Batch,
     as_input,
@@ -50,23 +51,24 @@ def test_images_come_in_the_order_they_were_asked_for(stripes: Dataset) -> None:
 
 def test_the_number_of_threads_changes_no_pixel(stripes: Dataset) -> None:
     images = stripes.split("train")
-    one, many = (load(stripes, images, workers=workers, augment=Augmentation(), seed=3, epoch=2) for workers in (1, 7))
+    augment = EpochAugmentation(Augmentation(), 3, 2)
+    one, many = (load(stripes, images, workers=workers, augment=augment) for workers in (1, 7))
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(one, many, strict=True))
 
 
 def test_an_order_of_rows_is_followed_and_its_first_batches_are_those_of_the_rows_themselves(stripes: Dataset) -> None:
     images, order = stripes.split("train"), order_of(48, 0, 1)
     chosen, whole = (
-        load(stripes, rows, augment=Augmentation(), seed=1, epoch=1, **named)
-        for rows, named in ((images, {"order": order}), (images[order], {}))
+        load(stripes, rows, augment=EpochAugmentation(Augmentation(), 1, 1), **named)
+        for rows, named in ((images, {"steps": np.split(order, 6)}), (images[order], {}))
     )
     assert [batch.ids for batch in chosen] == [batch.ids for batch in whole]
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(chosen, whole, strict=True))
-    assert load(stripes, images, order=order[:0]) == []
+    assert load(stripes, images, steps=[]) == []
 
 
 def test_a_part_of_a_batch_looks_as_it_does_in_the_whole(stripes: Dataset) -> None:
-    batch = load(stripes, stripes.split("train"), batch_size=12, augment=Augmentation(), epoch=3)[0]
+    batch = load(stripes, stripes.split("train"), batch_size=12, augment=EpochAugmentation(Augmentation(), epoch=3))[0]
     assert batch.look is not None and 0 < int(batch.look.flips.sum()) < 12
     before = batch.pixels.clone()
     whole = as_input(batch, SMALL)
@@ -77,15 +79,16 @@ def test_a_part_of_a_batch_looks_as_it_does_in_the_whole(stripes: Dataset) -> No
 
 def test_a_image_s_augmentation_depends_on_its_id_and_the_epoch_not_on_its_place(stripes: Dataset) -> None:
     images = stripes.split("train")
-    forwards = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=1)[0].pixels
-    backwards = load(stripes, images.reverse(), batch_size=48, augment=Augmentation(), epoch=1)[0].pixels
-    later = load(stripes, images, batch_size=48, augment=Augmentation(), epoch=2)[0].pixels
+    first, second = (EpochAugmentation(Augmentation(), epoch=epoch) for epoch in (1, 2))
+    forwards = load(stripes, images, batch_size=48, augment=first)[0].pixels
+    backwards = load(stripes, images.reverse(), batch_size=48, augment=first)[0].pixels
+    later = load(stripes, images, batch_size=48, augment=second)[0].pixels
     assert torch.equal(forwards, backwards.flip(0))
     assert not torch.equal(forwards, later)
 
 
 def test_batches_may_differ_in_size_and_be_empty(stripes: Dataset) -> None:
-    loaded = load(stripes, stripes.split("val")[:7], batch_size=[4, 0, 3])
+    loaded = load(stripes, stripes.split("val"), steps=np.split(np.arange(7), [4, 4]))
     assert [len(batch.ids) for batch in loaded] == [4, 0, 3]
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -18,6 +19,7 @@ from striped import make_dataset
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.loader import Batch, batches, order_of
 from landmarks.training.readers import Readers
 from landmarks.training.recipe import Augmentation
@@ -37,10 +39,10 @@ def load(dataset: Dataset, workers: int | Readers, **settings: object) -> list[B
     return list(batches(dataset, images, SMALL, batch_size=20, workers=workers, **settings))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("settings", [{}, {"augment": Augmentation(), "seed": 3, "epoch": 2}, {"stretched": True}])
+@pytest.mark.parametrize("settings", [{}, {"augment": EpochAugmentation(Augmentation(), 3, 2)}, {"stretched": True}])
 def test_processes_read_what_threads_read(stripes: Dataset, readers: Readers, settings: dict[str, object]) -> None:
     order = order_of(len(stripes.split("train")), 0, 1)
-    one, other = (load(stripes, workers, order=order, **settings) for workers in (1, readers))
+    one, other = (load(stripes, workers, steps=np.array_split(order, 3), **settings) for workers in (1, readers))
     assert [batch.ids for batch in one] == [batch.ids for batch in other]
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(one, other, strict=True))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from landmarks.models.heads import build_head
 from landmarks.support.errors import UsageError
-from landmarks.training.augmentation import draw
+from landmarks.training.augmentation import EpochAugmentation, draw
 from landmarks.training.recipe import FROM_RECIPE, SHIPPED, Augmentation, Recipe, annotations_of, assigned, recipe_named
 from landmarks.training.recipe import given as given_on_a_command_line
 
@@ -213,7 +213,7 @@ def require_usable(recipe: Recipe) -> None:
     again = json.loads(json.dumps(recipe.record(), allow_nan=False))
     assert Recipe(**{**again, "augmentation": Augmentation(**again["augmentation"])}) == recipe
     torch.manual_seed(recipe.seed)
-    drawn = draw(recipe.augmentation, np.array([64]), np.array([48]), ["image"], seed=recipe.seed, epoch=1)
+    drawn = draw(EpochAugmentation(recipe.augmentation, recipe.seed, 1), np.array([64]), np.array([48]), ["image"])
     left, top, right, bottom = drawn.boxes[0]
     assert 0 <= left < right <= 1 + 1e-9
     assert 0 <= top < bottom <= 1 + 1e-9

@@ -31,6 +31,15 @@ FORM = 2
 
 
 @dataclass(frozen=True)
+class EpochAugmentation:
+    """What an epoch draws an augmentation for each image from, and the key of its draws beside an image's id."""
+
+    augmentation: Augmentation
+    seed: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
 class Draws:
     """The augmentation of N images in one epoch."""
 
@@ -65,16 +74,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def draw(
-    augmentation: Augmentation,
-    widths: NDArray[np.integer],
-    heights: NDArray[np.integer],
-    ids: Sequence[str],
-    *,
-    seed: int,
-    epoch: int,
+    augment: EpochAugmentation, widths: NDArray[np.integer], heights: NDArray[np.integer], ids: Sequence[str]
 ) -> Draws:
     """Draw the augmentation of N images of `widths` × `heights` pixels (Szegedy et al. 2015 for the crop)."""
-    numbers = uniforms((seed, epoch), ids, 2 * TRIES + 6)
+    augmentation = augment.augmentation
+    numbers = uniforms((augment.seed, augment.epoch), ids, 2 * TRIES + 6)
     brightness, contrast, saturation, side = numbers[:, 2 * TRIES + 2 :].T
     reaches = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
     factors = [1 + reach * (2 * u - 1) for reach, u in zip(reaches, (brightness, contrast, saturation), strict=True)]

@@ -30,8 +30,9 @@ from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import cache_folder, digest_of, held, read_record, write_record, written_whole
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augmentation import FORM as AUGMENTED_FORM
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.feeding import on_device
-from landmarks.training.loader import as_input, batches, joined, shares
+from landmarks.training.loader import as_input, batches, shares
 from landmarks.training.machine import Machine, in_parts
 from landmarks.training.recipe import Augmentation
 
@@ -236,12 +237,9 @@ def _compute(folder: Path | None, work: _Work, kept: _Kept | None = None) -> Non
         work.dataset,
         images,
         network.preprocessing,
-        order=joined(mine),
-        batch_size=[len(step) for step in mine],
+        steps=mine,
         workers=machine.workers,
-        augment=view.augment,
-        seed=view.seed,
-        epoch=-view.number,
+        augment=None if view.augment is None else EpochAugmentation(view.augment, view.seed, -view.number),
     )
     rows_per_process = at_once = max((len(step) for steps in every for step in steps), default=0)
 

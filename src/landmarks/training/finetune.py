@@ -26,12 +26,13 @@ from landmarks.models.network import Network
 from landmarks.support.console import progress
 from landmarks.support.seeds import generator
 from landmarks.support.systems import interruption_waits
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.checkpoint import copy_of_weights, load_checkpoint, save_checkpoint
 from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
 from landmarks.training.feeding import on_device
 from landmarks.training.head_training import class_weights
-from landmarks.training.loader import Batch, as_input, batches, joined, order_of, shares
+from landmarks.training.loader import Batch, as_input, batches, order_of, shares
 from landmarks.training.machine import Machine, does_not_fit, is_out_of_memory, release
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.processes import GradientSums, Statistics
@@ -156,12 +157,9 @@ def train_epoch(
         dataset,
         train,
         network.preprocessing,
-        order=joined(mine),
-        batch_size=[len(step) for step in mine],
+        steps=mine,
         workers=machine.workers,
-        augment=recipe.augmentation,
-        seed=recipe.seed,
-        epoch=epoch,
+        augment=EpochAugmentation(recipe.augmentation, recipe.seed, epoch),
         decoded=training.decoded,
     )
     set_training(network, freeze_bn=recipe.freeze_bn)

@@ -27,9 +27,8 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
-from landmarks.training.augmentation import Look, augmented, draw, to_device
+from landmarks.training.augmentation import EpochAugmentation, Look, augmented, draw, to_device
 from landmarks.training.readers import COLUMNS, Piece, Reader, Readers
-from landmarks.training.recipe import Augmentation
 
 BATCHES_AHEAD = 3
 """Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
@@ -72,20 +71,18 @@ def batches(
     images: pl.DataFrame,
     preprocessing: Preprocessing,
     *,
-    batch_size: int | Sequence[int],
+    batch_size: int = 32,
+    steps: Sequence[NDArray[np.int64]] | None = None,
     workers: int | Readers | None = None,
-    augment: Augmentation | None = None,
-    seed: int = 0,
-    epoch: int = 0,
-    order: NDArray[np.int64] | None = None,
+    augment: EpochAugmentation | None = None,
     decoded: NDArray[np.uint8] | None = None,
     stretched: bool = False,
 ) -> Iterator[Batch]:
     """Yield `images` (rows of `dataset.split(...)`) in their order, `batch_size` at a time, the last batch smaller.
 
-    A sequence of batch sizes, some perhaps zero, divides them unevenly; `order` is which rows are seen, and when.
-    `workers` are so many threads, or processes that were started before. Without `augment` an image is what evaluation
-    sees (shorter side resized, centre cropped); with it, the draw of (seed, epoch, id). `decoded` (P, R, R, 3) holds
+    With `steps` a batch holds the rows that each of them names, perhaps none. `workers` are so many threads, or
+    processes that were started before. Without `augment` an image is what evaluation sees (shorter side resized, centre
+    cropped); with it, the draw of (seed, epoch, id). `decoded` (P, R, R, 3) holds
     `images` decoded already: its rows are the batch's pixels, and their crops are drawn in its look. `stretched` asks
     for whole images, made square. Raises `LandmarksError` that names an image which cannot be read.
     """
@@ -93,8 +90,9 @@ def batches(
     threads = workers.count if isinstance(workers, Readers) else workers or default_workers()
     threads = threads if decoded is None else min(threads, COPIERS)
     size, images = preprocessing.image_size, images.select(*COLUMNS, "label")
+    order = None if steps is None else joined(steps)
     count = len(images) if order is None else len(order)
-    bounds = list(_bounds(count, batch_size))
+    bounds = list(_bounds(count, batch_size if steps is None else [len(step) for step in steps]))
     ahead = BATCHES_AHEAD
     if readers is not None and count:
         ahead = max(ahead, math.ceil(2 * PIECE * threads * len(bounds) / count))
@@ -121,7 +119,7 @@ def batches(
                 rows = images[some[0][0] : some[-1][1]] if order is None else images[order[places]]
                 block = _Block.of(rows, places if order is None else order[places], some[0][0])
                 if augment is not None:
-                    block = block.drawn(augment, size, seed=seed, epoch=epoch, crops=decoded is not None)
+                    block = block.drawn(augment, size, crops=decoded is not None)
                 elif stretched:
                     block = replace(block, boxes=np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1)))
                 for start, end in some:
@@ -153,9 +151,9 @@ class _Block:
         labels = torch.from_numpy(rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy())
         return cls(start, rows["image_id"].to_list(), rows.select(COLUMNS).rows(), places, labels, sides_of(rows))
 
-    def drawn(self, augment: Augmentation, size: int, *, seed: int, epoch: int, crops: bool) -> _Block:
+    def drawn(self, augment: EpochAugmentation, size: int, *, crops: bool) -> _Block:
         """Return it with boxes and look as `augment` draws them; with `crops` the boxes are left to the device."""
-        drawn = draw(augment, *self.sides, self.ids, seed=seed, epoch=epoch)
+        drawn = draw(augment, *self.sides, self.ids)
         boxes = torch.from_numpy(drawn.boxes.astype(np.float32)) if crops else None
         look = Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), boxes, size)
         return replace(self, boxes=drawn.boxes, look=look)

@@ -21,6 +21,7 @@ from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
 from landmarks.support.terminal import show
+from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.choices import lay_out
 from landmarks.training.finetune import Training, add_gradients, set_training
 from landmarks.training.loader import Batch, batches, normalised
@@ -188,7 +189,8 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 def _some(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:
     rows = np.resize(np.arange(len(images)), count)  # a dataset smaller than a batch is seen more than once
-    loaded = batches(dataset, images[rows], network.preprocessing, batch_size=count, augment=recipe.augmentation)
+    augment = EpochAugmentation(recipe.augmentation)
+    loaded = batches(dataset, images[rows], network.preprocessing, batch_size=count, augment=augment)
     return next(iter(loaded))
 
 
@@ -237,8 +239,8 @@ def _loader_rate(dataset: Dataset, images: pl.DataFrame, network: Network, recip
     with fed(machine) as hands:
 
         def read(rows: NDArray[np.int64]) -> None:
-            settings = {"augment": recipe.augmentation, "workers": hands.workers, "order": rows}
-            for _ in batches(dataset, images, network.preprocessing, batch_size=32, **settings):  # type: ignore[arg-type]
+            augment = EpochAugmentation(recipe.augmentation)
+            for _ in batches(dataset, images[rows], network.preprocessing, workers=hands.workers, augment=augment):
                 pass
 
         read(rows[:32])  # processes, where there are any, have started

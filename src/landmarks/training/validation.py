@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.training.feeding import on_device
-from landmarks.training.loader import batches, joined, normalised, shares
+from landmarks.training.loader import batches, normalised, shares
 from landmarks.training.machine import Machine, in_parts
 
 
@@ -31,8 +31,7 @@ def measure(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine
         dataset,
         images,
         network.preprocessing,
-        order=joined(mine),
-        batch_size=[len(step) for step in mine],
+        steps=mine,
         workers=machine.workers,
     )
     for batch in on_device(loaded, machine.device):
