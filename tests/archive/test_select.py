@@ -172,6 +172,16 @@ def test_the_test_set_keeps_every_image_and_its_usage(mirror: Path, tmp_path: Pa
     assert selection.landmarks.select("landmark_id", "images").rows() == [(9, 2), (3, 1), (7, 1), (555, 1)]
 
 
+def test_test_images_that_count_nowhere_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = write_mirror(tmp_path / "mirror")
+    with open(mirror / "ground_truth/recognition_solution_v2.1.csv", "a") as file:
+        file.write(f"{'1' * 16},7,Ignored\n{'2' * 16},None,Ignored\n")
+    assert len(select(mirror, tmp_path / "s.parquet", set="test").images) == 6
+    assert "2 test images of usage Ignored are left out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "rule", [{"landmarks": [9, 7]}, {"clean": True}, {"exclude": [3, 555]}, {"name": "basilica|arena"}]
 )
@@ -294,7 +304,10 @@ def test_a_strange_row_of_train_csv_is_named(tmp_path: Path, row: str, told: str
     ("row", "told"),
     [
         ("0123456789abcdef,7 x,Public", 'line 8 is strange; received landmarks "7 x"'),
-        ("0123456789abcdef,7,Secret", 'line 8 is strange; received Usage "Secret"; expected Public or Private'),
+        (
+            "0123456789abcdef,7,Secret",
+            'line 8 is strange; received Usage "Secret"; expected Public, Private or Ignored',
+        ),
         ("abc,7,Public", 'line 8 is strange; received id "abc"'),
         (f"{'a' * 16},7,Public", "more than once (lines 2, 8)"),
     ],

@@ -6,6 +6,7 @@ import csv
 import inspect
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -91,6 +92,59 @@ def test_options_for_every_verb_may_stand_anywhere(words: list[str], place: int,
 
 def test_what_follows_two_dashes_is_left_alone() -> None:
     assert taken_out(["predict", "run", "--", "--quiet"]).words == ("predict", "run", "--", "--quiet")
+
+
+@pytest.mark.parametrize("words", [["predict", "run", ""], ["predict", "", "a.jpg"], ["import", "a", "--out="]])
+def test_an_empty_argument_is_no_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(words) == 2
+    assert "is empty; a variable of the shell may not be set" in capsys.readouterr().err
+
+
+def test_home_is_meant_where_the_shell_leaves_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = ["import", "~/images", "--out=~/data", "--name=a~/b", "x=~/y"]
+    home = os.path.expanduser("~")  # noqa: PTH111
+    assert taken_out(words).words == ("import", f"{home}/images", f"--out={home}/data", "--name=a~/b", "x=~/y")
+    (tmp_path / "~").mkdir()
+    assert taken_out(["import", "~/", "--", "~/x"]).words == ("import", "~/", "--", "~/x")
+
+
+@pytest.mark.linux
+def test_a_folder_that_is_gone_is_no_place_to_start_in(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [
+            "/bin/sh",
+            "-c",
+            'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m landmarks import a -o b',
+            sys.executable,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 1
+    assert "the folder in which this was started is not there any more" in told.stderr
+
+
+@pytest.mark.linux
+def test_a_log_on_a_full_disk_ends_no_verb(run: Run, inbox: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["predict", str(run.folder), str(inbox), "--log", "/dev/full"]) == 1  # one image is broken
+    told = capsys.readouterr().err
+    assert told.count("the log /dev/full is not written any more (No space left on device)") == 1
+
+
+@pytest.mark.parametrize("name", ["run.json", "model.safetensors"])
+def test_a_table_of_answers_replaces_no_file_of_another_kind(
+    run: Run, inbox: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / name
+    copy.write_bytes(b"kept")
+    assert command(["predict", str(run.folder), str(inbox), "--csv", str(copy)]) == 2
+    assert "is there already and is not .csv by its name" in capsys.readouterr().err
+    assert copy.read_bytes() == b"kept"
 
 
 @pytest.mark.parametrize("words", [["train", "--log"], ["--log="], ["--log", "--quiet"]])

@@ -209,3 +209,40 @@ def test_all_test_images_of_the_archive_are_judged_in_a_minute_and_1500_megabyte
     seconds, megabytes = map(float, printed.splitlines()[-1].split())
     assert megabytes < 1500
     assert seconds < 60  # of the processor: a busy machine is no failure
+
+
+def test_what_is_ignored_counts_nowhere_answered_or_not(tmp_path: Path, solution: Path) -> None:
+    path = submission(tmp_path, *PUBLISHED)
+    without = score(path, solution).record
+    more = "00000000000000f0,0 12,Ignored\n00000000000000f1,,Ignored\n00000000000000f2,None,Ignored\n"
+    solution.write_text(SOLUTION + more)
+    for answers in (PUBLISHED, (*PUBLISHED, "00000000000000f0,0 99.0", "00000000000000f1,3 98.0")):
+        found = score(submission(tmp_path, *answers), solution).record
+        assert {**found, "seconds": 0} == {**without, "seconds": 0}
+
+
+def test_a_solution_in_which_nothing_counts_is_one_line(tmp_path: Path, solution: Path) -> None:
+    solution.write_text("id,landmarks,Usage\n000000000000000a,,Ignored\n")
+    with pytest.raises(LandmarksError, match=r"no image of .* counts; received 1 of usage Ignored"):
+        score(submission(tmp_path, "000000000000000a,1 0.5"), solution)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "lacks the columns id, landmarks; received an empty file"),
+        ("id\tlandmarks\n", r'the header "id\\tlandmarks".*save it with commas'),
+        ("id;landmarks\n", "save it with commas"),
+    ],
+)
+def test_a_file_that_is_no_such_csv_is_told_with_what_it_is(
+    tmp_path: Path, solution: Path, text: str, told: str
+) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text(text)
+    with pytest.raises(LandmarksError, match=told):
+        score(path, solution)
+    with pytest.raises(LandmarksError, match="is a folder; expected a CSV file"):
+        score(tmp_path, solution)
+    with pytest.raises(LandmarksError, match="is a folder; expected a CSV file"):
+        score(submission(tmp_path, *PUBLISHED), tmp_path)

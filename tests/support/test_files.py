@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.support.disk import can_write, require_free_disk
+from landmarks.support.disk import can_write, make_folder, require_free_disk
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import (
     FORMAT,
@@ -25,6 +25,7 @@ from landmarks.support.files import (
     held,
     read_record,
     refuse_foreign,
+    refuse_other_kind,
     write_record,
     written_whole,
 )
@@ -68,6 +69,35 @@ def test_a_full_disk_is_told_in_one_line_and_replaces_nothing(tmp_path: Path) ->
     with pytest.raises(LandmarksError, match="No space left on device"), written_whole(path):
         Path("/dev/full").write_text("x")
     assert path.read_text() == "old"
+
+
+@pytest.mark.linux
+def test_a_device_and_a_pipe_are_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        told = f"{name} could not be written .it is no plain file"
+        with pytest.raises(LandmarksError, match=told), written_whole(tmp_path / name) as aside:
+            aside.write_text("x")
+        assert not (tmp_path / name).is_file()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["null", "pipe"]
+
+
+def test_a_file_of_another_kind_is_not_taken_for_the_one_to_write(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("an image")
+    with pytest.raises(UsageError, match=r"a\.jpg is there already and is not \.csv by its name.*another name"):
+        refuse_other_kind(tmp_path / "a.jpg", ".csv", ".txt")
+    for name in ("a.CSV", "a.txt", "a"):
+        (tmp_path / name).write_text("")
+        refuse_other_kind(tmp_path / name, ".csv", ".txt")
+    refuse_other_kind(tmp_path / "new.dat", ".csv")
+
+
+def test_no_folder_is_made_that_is_called_as_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LandmarksError, match=r"called ~; Path\(\"~/runs\"\)\.expanduser\(\) is at home"):
+        make_folder(Path("~/runs"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_that_is_not_the_disks_passes_through_a_block_unchanged(tmp_path: Path) -> None:

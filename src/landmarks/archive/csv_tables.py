@@ -32,8 +32,8 @@ class Column:
 IMAGE = Column(ID, "16 hexadecimal digits in lower case")
 IMAGES = Column(f"{ID}( +{ID})*", "image ids separated by spaces")
 LANDMARK = Column(NUMBER, "a landmark id, an integer from 0 on", pl.Int64)
-LANDMARKS = Column(f"( *{NUMBER})* *", "landmark ids separated by spaces, or nothing")
-USAGE = Column("Public|Private", "Public or Private")
+LANDMARKS = Column(f"( *{NUMBER})* *|None", "landmark ids separated by spaces, or nothing")
+USAGE = Column("Public|Private|Ignored", "Public, Private or Ignored")
 TEXT = Column("(?s:.*)", "any text")
 
 
@@ -65,10 +65,12 @@ def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
     header = _header(file)
     missing = [name for name in table.columns if name not in header]
     if missing:
+        received = ",".join(header)[:200].replace("\t", "\\t")
         raise LandmarksError(
             f"{file} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
-            received=f'the header "{",".join(header)[:200]}"',
+            received=f'the header "{received}"' if header else "an empty file",
             expected=",".join(table.columns),
+            way_out="save it with commas between the cells" if _other_separator(header) else "",
         )
     kinds = {name: column.kind for name, column in table.columns.items()}
     rows = pl.scan_csv(file, schema_overrides=kinds, infer_schema=False, glob=False, low_memory=True)
@@ -144,6 +146,10 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str], str]]:
                 yield line, cells, "" if _is_utf8(cells) else "bytes that are not UTF-8"
 
 
+def _other_separator(header: list[str]) -> bool:
+    return len(header) == 1 and any(mark in header[0] for mark in ";\t|")
+
+
 def _is_utf8(cells: list[str]) -> bool:
     try:
         "".join(cells).encode("utf-8")
@@ -153,6 +159,8 @@ def _is_utf8(cells: list[str]) -> bool:
 
 
 def _header(file: Path) -> list[str]:
+    if file.is_dir():
+        raise LandmarksError(f"{file} is a folder", expected="a CSV file")
     try:
         with _opened(file) as stream:
             header = next(csv.reader(stream), [])

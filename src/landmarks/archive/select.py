@@ -175,6 +175,9 @@ def _select_test(rule: Rule, files: Csvs) -> tuple[pl.DataFrame, pl.DataFrame]:
     file = files.needed(SOLUTION, "says what the test images show")
     rows = read_checked(SOLUTION, file)
     _refuse_strange_ids(rows, SOLUTION, file)
+    ignored = len(rows) - len(rows := rows.filter(pl.col("Usage") != "Ignored"))
+    if ignored:
+        note(f"{ignored:,} test images of usage Ignored are left out: they count in no number of the challenge")
     shown = rows.select(
         "image_id",
         usage="Usage",

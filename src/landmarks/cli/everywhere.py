@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,17 @@ class Everywhere:
     log: Path | None = None
 
 
+def _at_home(word: str) -> str:
+    """Return a word with its `~` expanded where the shell leaves it: behind `=`, and in quotes if no file is called so.
+
+    `--out=~/data` would otherwise make a folder that is called `~`.
+    """
+    option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    if (value == "~" or value.startswith("~/")) and not os.path.lexists(value):
+        return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111
+    return word
+
+
 def taken_out(arguments: Sequence[str]) -> Everywhere:
     """Return the options that hold for every verb, wherever they stand before a `--`, and the other words.
 
@@ -99,5 +111,10 @@ def taken_out(arguments: Sequence[str]) -> Everywhere:
                 raise UsageError("--log needs the name of a file", way_out="landmarks train … --log train.log")
             log = Path(value)
         else:
-            words.append(word)
+            words.append(_at_home(word))
+    empty = next((word for word in words if not word or (word.startswith("--") and word.endswith("="))), None)
+    if empty is not None:
+        raise UsageError(
+            f"{empty.removesuffix('=') or 'an argument'} is empty", way_out="a variable of the shell may not be set"
+        )
     return Everywhere(tuple(words), log=log, **flags)

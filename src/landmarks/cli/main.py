@@ -97,6 +97,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one verb and return its exit code."""
     try:
+        _require_a_place()
         given = taken_out(arguments)
         with heard_by(quiet=given.quiet, log=given.log):
             to_log(f"$ landmarks {shlex.join(given.words)}")
@@ -109,6 +110,16 @@ def run(arguments: list[str]) -> int:
             raise
         _say(f"error: {error}")
         return error.exit_code
+
+
+def _require_a_place() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise LandmarksError(
+            f"the folder in which this was started is not there any more ({error.strerror})",
+            way_out="cd to another one",
+        ) from error
 
 
 def _run(given: Everywhere) -> int:

@@ -9,7 +9,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note
-from landmarks.support.files import written_whole
+from landmarks.support.files import refuse_other_kind, written_whole
 from landmarks.support.systems import printable
 from landmarks.support.tables import csv_text
 
@@ -47,6 +47,7 @@ def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.Dat
             "to judge"
         )
     if out is not None:
+        refuse_other_kind(out, ".csv", ".txt", ".md")
         text = as_csv(listed) if Path(out).suffix.lower() == ".csv" else as_text(listed)
         with written_whole(out, tidy=True) as aside:
             aside.write_text(text, encoding="utf-8", newline="")

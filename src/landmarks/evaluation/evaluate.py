@@ -30,8 +30,8 @@ from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, requi
 from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
-from landmarks.support.files import held
-from landmarks.support.tables import write_csv
+from landmarks.support.files import held, refuse_other_kind
+from landmarks.support.tables import CSV_ENDINGS, write_csv
 from landmarks.training.asked import Asked, ask
 from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
 from landmarks.training.run import Run
@@ -83,6 +83,8 @@ def evaluate(
         raise UsageError(
             "a threshold is chosen for answers as validation chose them", received=f"by {by}", way_out="leave out --by"
         )
+    for table in (csv for csv in (submission, wrong) if csv is not None):
+        refuse_other_kind(table, *CSV_ENDINGS)  # before the work
     asked = ask(opened, data, split)
     if asked.own and asked.split in ("train", "val"):
         what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"

@@ -15,7 +15,7 @@ from landmarks.evaluation.measure import Measured, definitions_of, measure
 from landmarks.evaluation.metrics import Truth, refuse_twice
 from landmarks.evaluation.predictions import PREDICTIONS, Arrays
 from landmarks.evaluation.results import Evaluation, evaluation_of
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest, held, write_record
 from landmarks.support.tables import write_csv, write_table
@@ -25,12 +25,20 @@ def score(submission: Path | str, truth: Path | str, *, out: Path | str | None =
     """Return every number that a submission in the challenge's form allows, against the solution CSV `truth`.
 
     With `out`, a folder that `landmarks report` reads like a run's: predictions, metrics and the landmarks that occur.
-    Raises `LandmarksError` on rows that are no predictions, images predicted twice or not in the solution.
+    Images whose usage is `Ignored` count in no number. Raises `LandmarksError` on rows that are no predictions, images
+    predicted twice or not in the solution, and where no image counts.
     """
     started = time.monotonic()
     submitted, solution = read_submission(submission), read_solution(truth)
+    _refuse_strangers(submitted, solution)
+    counts = pl.col("usage") != IGNORED
+    ignored, solution = solution.filter(~counts), solution.filter(counts)
+    if solution.is_empty():
+        raise LandmarksError(f"no image of {truth} counts", received=f"{len(ignored):,} of usage {IGNORED}")
+    submitted = submitted.join(solution, on="image_id", how="semi", maintain_order="left")
     answered = int(submitted["landmark_id"].is_not_null().sum())
-    note(f"{len(solution)} images in the truth, {answered} of them answered by the submission")
+    left_out = f"; {len(ignored):,} of usage {IGNORED} count nowhere" if len(ignored) else ""
+    note(f"{len(solution):,} images in the truth, {answered:,} of them answered by the submission{left_out}")
     arrays, landmark_ids = submission_arrays(submitted, solution)
     labels = _labels(landmark_ids)
     name = Path(submission).stem
@@ -115,6 +123,9 @@ def _predictions(arrays: Arrays) -> pl.DataFrame:
 # the archive's `recognition_solution_v2.1.csv`.
 
 
+IGNORED = "Ignored"
+"""The usage of images that count in no number of the challenge."""
+
 SCORE = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 
 SUBMISSION = CsvTable(
@@ -157,11 +168,14 @@ def read_submission(path: Path | str) -> pl.DataFrame:
 
 
 def read_solution(path: Path | str) -> pl.DataFrame:
-    """Read the ground truth as `image_id` str, `landmarks` list[i64], `usage` str, sorted by id."""
+    """Read the ground truth as `image_id` str, `landmarks` list[i64], `usage` str, sorted by id.
+
+    Images of usage `Ignored` are among them; they count in no number.
+    """
     file = Path(path)
     rows = read_checked(SOLUTION, file)
     refuse_twice(rows["image_id"].to_list())
-    shown = pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64))
+    shown = pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64))  # of None, nothing
     return rows.select("image_id", landmarks=shown, usage="Usage").sort("image_id")
 
 
@@ -170,13 +184,7 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
 
     An image that the submission leaves out has no answer. Raises on images that the solution does not hold.
     """
-    strange = submission.join(solution, on="image_id", how="anti")
-    if len(strange):
-        raise LandmarksError(
-            f"{len(strange)} images of the submission are not in the solution",
-            received=strange["image_id"][0],
-            expected="the ids of the test set (train, index and test have ids of one kind)",
-        )
+    _refuse_strangers(submission, solution)
     table = solution.join(submission, on="image_id", how="left").sort("image_id")
     shown = table["landmarks"].explode(empty_as_null=False).drop_nulls()
     landmark_ids = pl.concat([shown, table["landmark_id"].drop_nulls()]).unique().sort()
@@ -193,3 +201,13 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
         usage=table["usage"].to_numpy(),
     )
     return arrays, landmark_ids
+
+
+def _refuse_strangers(submission: pl.DataFrame, solution: pl.DataFrame) -> None:
+    strange = submission.join(solution, on="image_id", how="anti", maintain_order="left")
+    if len(strange):
+        raise LandmarksError(
+            f"{plural(len(strange), 'image')} of the submission not in the solution",
+            received=strange["image_id"][0],
+            expected="the ids of the test set (train, index and test have ids of one kind)",
+        )

@@ -13,8 +13,9 @@ from landmarks.recognition.answers import NOT_KNOWN, Recognition
 from landmarks.recognition.recogniser import CLASSIFIER, is_export, load, require_by, require_top
 from landmarks.support.console import progress
 from landmarks.support.errors import naming_the_extra
+from landmarks.support.files import refuse_other_kind
 from landmarks.support.systems import readable
-from landmarks.support.tables import write_csv
+from landmarks.support.tables import CSV_ENDINGS, write_csv
 
 PREDICTED = {
     "path": pl.String,  # with \x.. where a byte of it is no UTF-8
@@ -47,6 +48,8 @@ def predict(
     """
     require_top(top)
     require_by(by)
+    if csv is not None:
+        refuse_other_kind(csv, *CSV_ENDINGS)  # before the work
     if by is not None and by != CLASSIFIER and not is_export(run):
         with naming_the_extra("answering by neighbours"):
             from landmarks.recognition.choosing import make_ready

@@ -36,7 +36,7 @@ from landmarks.reporting.wording import (
 )
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
-from landmarks.support.files import held, written_whole
+from landmarks.support.files import held, refuse_other_kind, written_whole
 
 FIGURES = "figures"
 """Folder beside the page where every figure also lies as SVG and its numbers as CSV."""
@@ -62,6 +62,7 @@ def report(
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {out}/report.html")
+    refuse_other_kind(out, ".html", ".htm")
     files = _best_first(read_run_files(folders))
     beside = None if study is None else read_study(study)
     with held(out.parent / FIGURES) as folder:

@@ -17,7 +17,7 @@ from landmarks.serving.npm_package import pinned_files, read_pinned
 from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
 from landmarks.support.console import note
 from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
-from landmarks.support.files import digest_of, written_whole
+from landmarks.support.files import digest_of, refuse_other_kind, written_whole
 
 RUNTIME = PARTS / "runtime.lock.json"
 """Which onnxruntime-web lies inside: the last version with a wasm for one thread, which phones have the memory for."""
@@ -45,6 +45,7 @@ def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> Writ
     `runtime` is a folder with the pinned onnxruntime-web; without one it comes through the npm client, once. Raises
     `LandmarksError` when `export` is none, or the runtime cannot be had.
     """
+    refuse_other_kind(page, ".html", ".htm")
     facts = facts_of(export)
     pinned = read_pinned(RUNTIME)
     script, wasm = (pinned_files(pinned, runtime)[name] for name in pinned.files)

@@ -58,7 +58,8 @@ def heard_by(*, quiet: bool = False, log: Path | str | None = None) -> Iterator[
         if log is not None:
             try:
                 make_folder(Path(log).parent)
-                file = stack.enter_context(open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1))
+                file = open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+                stack.callback(_close, file)
             except OSError as error:
                 raise LandmarksError(f"the log {log} cannot be written ({error.strerror or error})") from error
         _listeners.screen, _listeners.log = not quiet, file
@@ -66,6 +67,11 @@ def heard_by(*, quiet: bool = False, log: Path | str | None = None) -> Iterator[
             yield
         finally:
             _listeners.screen, _listeners.log = before
+
+
+def _close(file: TextIO) -> None:
+    with contextlib.suppress(OSError):  # a full disk, which `to_log` has told of
+        file.close()
 
 
 def note(text: str) -> None:

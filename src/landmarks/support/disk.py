@@ -58,6 +58,10 @@ def of_the_disk(error: BaseException) -> LandmarksError | None:
 def make_folder(folder: Path) -> Path:
     """Make `folder`, and those above it, unless it is there; raise `LandmarksError` where the disk refuses."""
     require_text(folder)
+    if folder.parts[:1] == ("~",):
+        raise LandmarksError(
+            f"{folder} would be made in a folder that is called ~", way_out=f'Path("{folder}").expanduser() is at home'
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

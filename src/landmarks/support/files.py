@@ -28,7 +28,7 @@ from landmarks.support.disk import (
     remove_leftovers,
 )
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
-from landmarks.support.systems import require_text
+from landmarks.support.systems import readable, require_text
 
 FORMAT = 3
 """The newest layout of records and tables that this version writes and reads."""
@@ -46,7 +46,8 @@ def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
 
     A block that fails, or a process that is killed, leaves no file at `path` (or the earlier one untouched). Only what
     the disk itself refuses becomes a `LandmarksError`; any other error of the block passes through unchanged. `tidy`
-    removes what killed writers of the same file left beside it: for files in folders that no process holds.
+    removes what killed writers of the same file left beside it: for files in folders that no process holds. A device or
+    a pipe at `path` is refused.
     """
     path = Path(path)
     require_text(path)
@@ -55,6 +56,8 @@ def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise not_written(path, "it is a folder")
+        if path.exists() and not path.is_file():  # /dev/null would be replaced by a file, for every program there is
+            raise not_written(path, "it is no plain file")
     except OSError as error:
         raise not_written(path, error.strerror) from error
     try:
@@ -77,6 +80,20 @@ def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # a disk that may only be read refuses even that
             aside.unlink(missing_ok=True)
+
+
+def refuse_other_kind(path: Path | str, *endings: str) -> None:
+    """Raise `UsageError` where a file is there already that is of another kind by its name: it was hardly meant.
+
+    `--csv *.jpg` would replace the first image, and `--csv RUN/run.json` end a run. Without an ending, any kind may be.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ("", *endings) and path.is_file():
+        raise UsageError(
+            f"{readable(path)} is there already and is not {endings[0]} by its name",
+            expected=" or ".join(f"NAME{ending}" for ending in endings),
+            way_out="choose another name, or remove it first",
+        )
 
 
 def _as_the_umask_has_it(aside: Path) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 from landmarks import __version__
 from landmarks.support.addresses import without_secrets
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import FORMAT, refuse_other_formats, written_whole
+from landmarks.support.files import FORMAT, refuse_other_formats, refuse_other_kind, written_whole
 from landmarks.support.systems import readable, require_text
 
 MOST_ROWS_UNASKED = 1_000_000
@@ -26,7 +26,11 @@ def write_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> No
 
 
 def write_lone_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> None:
-    """Write a table as `write_table`, in a folder that no process holds (see `written_whole`)."""
+    """Write a table as `write_table`, in a folder that no process holds (see `written_whole`).
+
+    A file that is there and is no table by its name is not replaced.
+    """
+    refuse_other_kind(path, ".parquet")
     _write(Path(path), table, metadata, tidy=True)
 
 
@@ -136,7 +140,14 @@ def unescaped(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(pl.col(name).str.replace(_ESCAPED, "${1}") for name in texts)
 
 
+CSV_ENDINGS = (".csv", ".tsv", ".txt")
+
+
 def write_csv(path: Path | str, table: pl.DataFrame) -> None:
-    """Write `table` as `csv_text`, whole or not at all, in a folder that no process needs to hold."""
+    """Write `table` as `csv_text`, whole or not at all, in a folder that no process needs to hold.
+
+    A file that is there and is no CSV by its name is not replaced.
+    """
+    refuse_other_kind(path, *CSV_ENDINGS)
     with written_whole(path, tidy=True) as aside:
         aside.write_text(csv_text(table), encoding="utf-8", newline="")
