@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exported_once import _exported_once
 from made_up_runs import _short_features, own_data, run, test_data
 
-__all__ = ["_short_features", "own_data", "run", "test_data"]
+__all__ = ["_exported_once", "_short_features", "own_data", "run", "test_data"]

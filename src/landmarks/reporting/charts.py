@@ -6,6 +6,7 @@ that `figures.py` exchanges for the page's own, so that a chart also reads on a 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import altair as alt
@@ -22,19 +23,25 @@ NAMED_CELLS = 40
 """Landmarks up to which a confusion matrix names its rows and columns."""
 
 _PERCENT = alt.Axis(format=".0%")
+_DESCRIPTION = alt.Description("description:N")  # altair looks long for what a mere text stands for
 
 
 def _data(frame: pl.DataFrame) -> Any:
-    """Return the rows as values in the chart itself, whatever their number."""
-    return alt.InlineData(values=frame.to_dicts())
+    """Return the rows as values in the chart itself, whatever their number.
+
+    As one text: altair copies and looks through everything else several times a chart.
+    """
+    return alt.InlineData(values=json.dumps(frame.to_dicts()), format=alt.JsonDataFormat(type="json"))
 
 
 def _styled(chart: Any) -> Any:
     """Give a chart the page's quiet look."""
-    return (
-        chart.configure(font="sans-serif", background="transparent", padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(
+    return chart.configure(
+        font="sans-serif",
+        background="transparent",
+        padding=4,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
             labelColor=MUTED,
             titleColor=MUTED,
             titleFontWeight="normal",
@@ -45,12 +52,12 @@ def _styled(chart: Any) -> Any:
             domain=False,
             tickColor=GRID,
             labelLimit=210,
-        )
-        .configure_legend(
+        ),
+        legend=alt.LegendConfig(
             orient="top", title=None, labelColor=INK, labelFontSize=12, symbolStrokeWidth=2, labelLimit=200, columns=3
-        )
-        .configure_title(color=MUTED, fontSize=12, fontWeight="normal", anchor="start")
-        .configure_text(color=INK, fontSize=12)
+        ),
+        title=alt.TitleConfig(color=MUTED, fontSize=12, fontWeight="normal", anchor="start"),
+        text=alt.MarkConfig(color=INK, fontSize=12),
     )
 
 
@@ -74,15 +81,15 @@ def accuracy_against(frame: pl.DataFrame, x: str, title: str) -> Any:
             axis=alt.Axis(tickCount=4, grid=False, format="~g"),
         ),
         color=alt.Color("run:N", scale=alt.Scale(domain=names, range=list(SERIES)), legend=None),
-        description="description:N",
+        description=_DESCRIPTION,
     )
     y = alt.Y("accuracy:Q", title="accuracy on test", axis=_PERCENT, scale=alt.Scale(zero=False, padding=30))
     bubbles = base.mark_circle(opacity=0.75).encode(
         y=y, size=alt.Size("parameters:Q", scale=alt.Scale(domainMin=0, range=[30, 1200]), legend=None)
     )
-    whiskers = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q")
+    whiskers = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
     above = alt.Y("high:Q")  # the end of its line, so that a name stands neither on that nor on its bubble
-    words = base.mark_text(dy=-24, fontWeight="bold", limit=220).encode(y=above, text="run:N")
+    words = base.mark_text(dy=-24, fontWeight="bold", limit=220).encode(y=above, text=alt.Text("run:N"))
     return _fitted(alt.layer(whiskers, bubbles, words))
 
 
@@ -112,7 +119,7 @@ def learning_curves(frame: pl.DataFrame, measure: str, percent: bool, kept: tupl
                 ),
                 y=y,
                 color=alt.Color("series:N", scale=alt.Scale(domain=series, range=list(SERIES))),
-                description="description:N",
+                description=_DESCRIPTION,
             )
         )
         panels.append(curves if kept is None or kept[0] != phase else curves + _kept_line(kept[1]))
@@ -123,7 +130,7 @@ def _kept_line(epoch: int) -> Any:
     return (
         alt.Chart(_data(pl.DataFrame({"epoch": [epoch]})))
         .mark_rule(color=MUTED, strokeDash=[4, 4], strokeWidth=1)
-        .encode(x="epoch:Q", description=alt.value(f"kept: epoch {epoch}"))
+        .encode(x=alt.X("epoch:Q"), description=alt.DescriptionValue(f"kept: epoch {epoch}"))
     )
 
 
@@ -166,8 +173,8 @@ def confusion_matrix(frame: pl.DataFrame, names: list[str]) -> Any:
             y=alt.Y("row_name:N", scale=scale, title="shown", axis=alt.Axis(**axis)),
             fill=alt.condition("datum.right", alt.value(RIGHT), alt.value(WRONG)),
             fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.25, 1]), legend=None),
-            strokeOpacity=alt.value(0),
-            description="description:N",
+            strokeOpacity=alt.StrokeOpacityValue(0),
+            description=_DESCRIPTION,
         )
     )
 
@@ -180,11 +187,11 @@ def landmark_bars(frame: pl.DataFrame, color: str = RIGHT) -> Any:
     names = frame["name"].to_list()
     base = alt.Chart(_data(frame)).encode(
         y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelColor=INK, ticks=False, labelPadding=8)),
-        description="description:N",
+        description=_DESCRIPTION,
     )
     scale = alt.Scale(domain=[0, 1])
     rules = base.mark_rule(strokeWidth=6, opacity=0.28, color=color, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=scale, title="accuracy and its 95 % interval", axis=_PERCENT), x2="high:Q"
+        x=alt.X("low:Q", scale=scale, title="accuracy and its 95 % interval", axis=_PERCENT), x2=alt.X2("high:Q")
     )
     dots = base.mark_circle(size=90, opacity=1, color=color).encode(x=alt.X("accuracy:Q", scale=scale))
     return _fitted(alt.layer(rules, dots), height=70 + 24 * len(names))
@@ -205,11 +212,11 @@ def protocols(frame: pl.DataFrame) -> Any:
             scale=alt.Scale(domain=series, range=list(SERIES)),
             legend=alt.Legend(symbolOpacity=1),
         ),
-        description="description:N",
+        description=_DESCRIPTION,
     )
     scale = alt.Scale(domain=[0, 1])
     rules = base.mark_rule(strokeWidth=6, opacity=0.28, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=scale, title="test accuracy and its 95 % interval", axis=_PERCENT), x2="high:Q"
+        x=alt.X("low:Q", scale=scale, title="test accuracy and its 95 % interval", axis=_PERCENT), x2=alt.X2("high:Q")
     )
     dots = base.mark_circle(size=90, opacity=1).encode(x=alt.X("accuracy:Q", scale=scale))
     return _fitted(alt.layer(rules, dots), height=100 + 20 * len(networks) * len(series))
@@ -222,9 +229,9 @@ def accuracy_histogram(frame: pl.DataFrame) -> Any:
         .mark_bar(color=RIGHT, binSpacing=1)
         .encode(
             x=alt.X("low:Q", bin="binned", title="accuracy of a landmark", axis=alt.Axis(format=".0%", grid=False)),
-            x2="high:Q",
+            x2=alt.X2("high:Q"),
             y=alt.Y("landmarks:Q", title="landmarks", axis=alt.Axis(format="~s")),
-            description="description:N",
+            description=_DESCRIPTION,
         )
     )
     return _fitted(bars)
@@ -237,9 +244,9 @@ def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
         .mark_bar(color=RIGHT, binSpacing=1)
         .encode(
             x=alt.X("low:Q", bin="binned", title="accuracy of a draw", axis=alt.Axis(format=".0%", grid=False)),
-            x2="high:Q",
+            x2=alt.X2("high:Q"),
             y=alt.Y("draws:Q", title="draws", axis=alt.Axis(format="~s", tickMinStep=1)),
-            description="description:N",
+            description=_DESCRIPTION,
         )
     )
     if own is None:
@@ -247,7 +254,7 @@ def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
     line = (
         alt.Chart(_data(pl.DataFrame({"own": [own]})))
         .mark_rule(color=INK, strokeDash=[4, 4], strokeWidth=2)
-        .encode(x="own:Q", description=alt.value("the run's own accuracy"))
+        .encode(x=alt.X("own:Q"), description=alt.DescriptionValue("the run's own accuracy"))
     )
     return _fitted(alt.layer(bars, line))
 
@@ -261,7 +268,7 @@ def reliability(frame: pl.DataFrame) -> Any:
     diagonal = (
         alt.Chart(_data(pl.DataFrame({"at": [0, 1]})))
         .mark_line(color=MUTED, strokeDash=[4, 4], strokeWidth=1)
-        .encode(x="at:Q", y="at:Q", description=alt.value("accuracy as stated"))
+        .encode(x=alt.X("at:Q"), y=alt.Y("at:Q"), description=alt.DescriptionValue("accuracy as stated"))
     )
     base = alt.Chart(_data(frame)).encode(
         x=alt.X("confidence:Q", title="stated probability", axis=_PERCENT, scale=unit),
@@ -270,7 +277,7 @@ def reliability(frame: pl.DataFrame) -> Any:
     line = base.mark_line(color=RIGHT, strokeWidth=2)
     points = base.mark_circle(color=RIGHT, opacity=0.9).encode(
         size=alt.Size("images:Q", scale=alt.Scale(domainMin=0, range=[20, 420]), legend=None),
-        description="description:N",
+        description=_DESCRIPTION,
     )
     return _fitted(alt.layer(diagonal, line, points))
 

@@ -68,7 +68,8 @@ class FigureFolder:
 
 def render(chart: Any) -> str:
     """Return an altair chart as a standalone SVG; nothing is fetched for it."""
-    svg: str = vl_convert.vegalite_to_svg(chart.to_json(), allowed_base_urls=[])
+    spec = chart.to_json(validate=False, indent=None)  # its parts are looked at as they are made
+    svg: str = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import importlib.resources
 import time
@@ -84,33 +85,41 @@ def _render(runs: list[RunFiles], figures: FigureFolder, page: str, study: dict[
         chapter(run, figures, panels=PANELS_OF_OTHERS if position else PANELS_OF_THE_FIRST)
         for position, run in enumerate(runs)
     ]
-    environment = jinja2.Environment(
+    script = _packaged("script.js")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=_title(runs),
+            finding=finding(runs),
+            results=results_table(runs),
+            results_file=f"{figures.folder.name}/{page}-results.csv",
+            compared=compared,
+            study=None if study is None else study_section(study, figures, page),
+            chapters=chapters,
+            with_images=any(one.has_images for one in chapters),
+            contents=_contents(chapters, with_study=study is not None),
+            datasets=_datasets(runs),
+            caveats=found_caveats(runs),
+            definitions=page_definitions(runs),
+            figures=figures.folder.name,
+            style=Markup(_packaged("style.css")),
+            script=Markup(script),
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            version=__version__,
+            today=datetime.date.today().isoformat(),
+        )
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("landmarks.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    script = _packaged("script.js")
-    return environment.get_template("report.html.j2").render(
-        title=_title(runs),
-        finding=finding(runs),
-        results=results_table(runs),
-        results_file=f"{figures.folder.name}/{page}-results.csv",
-        compared=compared,
-        study=None if study is None else study_section(study, figures, page),
-        chapters=chapters,
-        with_images=any(one.has_images for one in chapters),
-        contents=_contents(chapters, with_study=study is not None),
-        datasets=_datasets(runs),
-        caveats=found_caveats(runs),
-        definitions=page_definitions(runs),
-        figures=figures.folder.name,
-        style=Markup(_packaged("style.css")),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
-        today=datetime.date.today().isoformat(),
     )
 
 

@@ -1,0 +1,58 @@
+"""PyTorch's exporter takes seconds a network: it reads its operators once a session, and each network once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+
+class _Content(pickle.Pickler):
+    """Writes tensors as their numbers; as it stands, pickle writes down where they lie in memory."""
+
+    def reducer_override(self, given: Any) -> Any:
+        if isinstance(given, torch.Tensor):
+            numbers = given.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            return tuple, ((str(given.dtype), *given.shape, numbers),)
+        return NotImplemented
+
+
+def digest_of(*given: object) -> str:
+    """Return what two modules have in common that compute the same by the same code from the same numbers."""
+    content = io.BytesIO()
+    _Content(content).dump(given)
+    return hashlib.sha256(content.getvalue()).hexdigest()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exported_once() -> Iterator[None]:
+    """What is the same as before comes from before; everything else, and what fails, is exported as always."""
+    from landmarks.recognition import export_graph
+
+    real, made = export_graph._exported, dict[str, bytes]()
+
+    def exported(module: torch.nn.Module, *given: Any) -> onnx.ModelProto:
+        try:
+            digest = digest_of(module, *given)
+        except (pickle.PicklingError, AttributeError, TypeError):  # it holds what cannot be written down
+            return real(module, *given)
+        if digest not in made:
+            made[digest] = real(module, *given).SerializeToString()
+        return onnx.load_from_string(made[digest])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export_graph, "_exported", exported)
+        with contextlib.suppress(ImportError, AttributeError):  # a room of PyTorch's own, which may move
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            once = functools.cache(ONNXRegistry.from_torchlib)
+            patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
+        yield
