@@ -40,7 +40,7 @@ BOTH = [("a.jpg", "cat"), ("b.jpg", "dog")]
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_separators_ends_of_lines_and_marks_are_understood(folder: Path, separator: str, end: str, mark: str) -> None:
     lines = ["path,label", "img/a.jpg,cat", "", "img/b.jpg,dog", ",", ""]
     text = end.join(lines).replace(",", separator)
@@ -118,6 +118,8 @@ def test_labels_keep_their_zeros_quotes_and_ends_of_lines(folder: Path) -> None:
         ("IMG/A.JPG", "in another case"),
         (unicodedata.normalize("NFD", "img/Käse.png"), "another form of Unicode"),
         (" img/a.jpg ", "in another case"),
+        ("img/K%C3%A4se.png", "with letters for the %41"),
+        (r"img\c%20d.jpg", "with letters for the %41"),
     ],
 )
 def test_paths_of_another_system_are_found_and_counted(folder: Path, text: str, how: str) -> None:
@@ -140,7 +142,12 @@ def test_a_path_that_could_be_two_files_is_none(folder: Path) -> None:
     [
         ("img/x.jpg", "there is no such file"),
         ("img", "a folder"),
-        ("https://example.org/a.jpg", "an address, not a file"),
+        ("https://example.org/a.jpg", "an address, not a file: what lies there must be fetched first"),
+        (r"C:\data\img\a.jpg", "there is no such file; img/a.jpg is there: take C:/data off the paths"),
+        ("/img/a.jpg", "there is no such file; img/a.jpg is there: take / off the paths"),
+        ("/kaggle/input/x/img/a.jpg", "there is no such file; img/a.jpg is there: take /kaggle/input/x off the paths"),
+        ("a.jpg", "there is no such file; img/a.jpg is there: put the CSV into that folder"),
+        ("a", "there is no such file; img/a.jpg is there: put the CSV into that folder"),
         ("x" * 5000, "there can be no such file"),
     ],
 )
@@ -183,3 +190,54 @@ def test_whatever_a_csv_writer_writes_is_read_back(labels: list[str], separator:
         source = listed(Path(place), text.getvalue().encode())
         wanted = [unicodedata.normalize("NFC", label).strip() or None for label in labels]
         assert [one.name for one in source.found] == [None if label == "_unknown" else label for label in wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("img/a.jpg,cat\nimg/b.jpg,dog\n", "first line is an image already: put a line path,label before it"),
+        ("0,img/a.jpg,cat\n", "put a line path,label before it"),
+        ("img/a.jpg 0\n", "put a line path,label before it, and commas for the spaces between"),
+        ("path label\nimg/a.jpg cat\n", "put commas for the spaces between the cells"),
+        ("# made by me\npath,label\n", "delete the lines before the one that names the columns"),
+        ('"path,label"\n"img/a.jpg,cat"\n', "take those quotes off"),
+        ("'path','label'\n", "quotes of a CSV are double ones"),
+        ("img_path,breed\nimg/a.jpg,pug\n", 'call the column of labels "label"'),
+        ("path,label\nimg/a.jpg,c\0t\n", "line 2 holds a byte of zero"),
+        ("path,label\n".encode("utf-16-le"), "line 1 holds a byte of zero"),
+        ("<!DOCTYPE html>\n<html>", "it is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "save the table as CSV"),
+        ('path,label\nimg/a.jpg,"cat\n', "a quote in it is doubled"),
+    ],
+)
+def test_what_is_no_list_of_ours_is_told_with_what_to_change(folder: Path, text: str | bytes, told: str) -> None:
+    with pytest.raises(LandmarksError) as error:
+        listed(folder, text)
+    assert told in str(error.value)
+    assert "\0" not in str(error.value)
+
+
+def test_spaces_before_a_quoted_cell_do_no_harm(folder: Path) -> None:
+    assert rows(listed(folder, 'path, label\nimg/a.jpg, "cat, old"\nimg/b.jpg, dog\n')) == [
+        ("a.jpg", "cat, old"),
+        ("b.jpg", "dog"),
+    ]
+
+
+def test_whole_numbers_of_a_table_with_gaps_are_whole(folder: Path) -> None:
+    source = listed(folder, "path,label\nimg/a.jpg,3.0\nimg/b.jpg,12.0\nimg/c d.jpg,\n")
+    assert rows(source) == [("a.jpg", "3"), ("b.jpg", "12"), ("c d.jpg", None)]
+    assert "taken without the .0" in source.remarks[-1]
+    for labels in (("3.0", "12"), ("3.0", "3.00"), ("3.5", "3.0")):
+        assert [
+            name for _, name in rows(listed(folder, "path,label\nimg/a.jpg,{}\nimg/b.jpg,{}\n".format(*labels)))
+        ] == [*labels]
+
+
+def test_a_column_that_could_be_the_split_is_named(folder: Path) -> None:
+    text = "path,label,phase\nimg/a.jpg,cat,train\nimg/b.jpg,dog,{}\n"
+    told = 'every row of the column phase names a split: to have it taken, call the column "split"'
+    assert listed(folder, text.format("val")).remarks[-1] == told
+    assert told not in listed(folder, text.format("moon")).remarks
+    assert told not in listed(folder, "path,label,split,phase\nimg/a.jpg,cat,val,train\n").remarks

@@ -140,7 +140,7 @@ def test_a_csv_of_paths_and_labels_keeps_what_it_tells(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("datei,label\na.jpg,Tower\n", 'no column "path"'),
-        ("path,labels\na.jpg,Tower\n", 'did you mean "labels"'),
+        ("path,lable\na.jpg,Tower\n", 'did you mean "lable"'),
         ("path,label,part\na.jpg,Tower,training\nb.jpg,Tower,\n", "a split to some images only"),
         ("path,label,part\na.jpg,Tower,trial\n", 'the split "trial"; expected train, val, test'),
         ("path,label\na.jpg,Tower,more\n", "cannot be read as a CSV"),
@@ -244,7 +244,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
     assert dataset.images["image_id"].to_list() == ["T0", "T1", "inside"]
     assert rejected(dataset) == {
         "Tower/outside.jpg": "a link that leads outside the folder",
-        "Tower/nowhere.jpg": "not a file",
+        "Tower/nowhere.jpg": "a link to a file that is not there",
         "Tower/loop": "a link to a folder",
         "Arch": "a link to a folder",
     }

@@ -202,3 +202,32 @@ def test_links_that_lead_outside_are_named_with_a_way_out(tmp_path: Path) -> Non
     (tmp_path / "in/cat/1.jpg").symlink_to(tmp_path / "store/1.jpg")
     with pytest.raises(UsageError, match=r"cat/1\.jpg: a link that leads outside the folder.*cp -rL"):
         import_(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (
+            ["fold_0/cat/1.jpg", "fold_1/cat/2.jpg"],
+            "2 images lie in folders inside a landmark's folder, such as fold_0/cat",
+        ),
+        (["01_train/cat/1.jpg", "02_test/cat/2.jpg"], "01_train, 02_test may be meant as splits"),
+        (["seg_train/cat/1.jpg", "seg_test/cat/2.jpg", "seg_pred/3.jpg"], "seg_test, seg_train may be meant as splits"),
+        (["Cat/1.jpg", "cat/2.jpg"], '"Cat" and "cat"'),
+        (["train/Cat/1.jpg", "test/cat/2.jpg"], '"Cat" and "cat"'),
+        (["cat/1.jpg", "cat /2.jpg"], '"cat" = "cat "'),
+        (["Unknown/1.jpg", "cat/2.jpg"], "call it _unknown"),
+        (["all/cat/1.jpg", "all/dog/2.jpg"], "everything lies in the folder all"),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, files: list[str], told: str) -> None:
+    try:
+        put(tmp_path, *files)
+    except OSError:  # a disk that knows no such names
+        pytest.skip("a disk that takes these names for one")
+    assert told in "; ".join(list_source(tmp_path).remarks)
+
+
+def test_a_plain_folder_needs_no_remark(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.jpg", "dog/2.jpg", "_unknown/3.jpg")
+    assert list_source(tmp_path).remarks == []

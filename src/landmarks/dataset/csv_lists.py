@@ -8,9 +8,12 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote
 
+from landmarks.dataset.doubtful_names import whole_numbers
+from landmarks.dataset.formats import name_of
 from landmarks.dataset.manifest import SPLITS
 from landmarks.dataset.naming import UNKNOWN, plain
 from landmarks.dataset.sources import SUFFIXES, Found, Source
@@ -21,19 +24,24 @@ from landmarks.support.systems import readable
 _SEPARATORS = ",;\t|"
 _OTHER_FILES = {
     b"PK\3\4": "unpack the archive and give its folder; a spreadsheet is to be saved as CSV",
-    b"\x1f\x8b": "unpack the archive, and give its folder",
+    b"\x1f\x8b": "unpack the archive, and give its folder or the CSV in it",
     b"BZh": "unpack the archive, and give its folder",
     b"\xfd7zXZ": "unpack the archive, and give its folder",
     b"(\xb5/\xfd": "unpack the archive, and give its folder",
     b"7z\xbc\xaf": "unpack the archive, and give its folder",
     b"Rar!": "unpack the archive, and give its folder",
     b"\xd0\xcf\x11\xe0": "save the spreadsheet as CSV",
-    b"PAR1": "what landmarks select wrote is fetched with: landmarks fetch",
+    b"PAR1": "save the table as CSV; what landmarks select wrote is fetched with: landmarks fetch",
+    b"\x89HDF": "save the table as CSV",
     b"\xff\xd8\xff": "give the folder that the image lies in",
     b"\x89PNG": "give the folder that the image lies in",
     b"SQLite": "save the table as CSV",
     b"%PDF": "save the table as CSV",
 }
+
+
+_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""What a text begins with → its encoding; the longer marks first."""
 
 
 def list_csv(source: Path) -> Source:
@@ -48,6 +56,7 @@ def list_csv(source: Path) -> Source:
     rejected: list[tuple[str, str]] = []
     for line, cells in lines:
         one = table.row(source, line, cells)
+        table.look_at(cells)
         path, why = files.find(one.where)
         if path is None:
             rejected.append((readable(one.where), why))
@@ -60,6 +69,9 @@ def list_csv(source: Path) -> Source:
     _refuse_some_splits(source, list(taken.values()))
     found = [one.found for one in taken.values()]
     remarks = table.remarks(source) + files.remarks()
+    if whole := whole_numbers(one.name for one in found if one.name is not None):
+        found = [replace(one, name=whole.get(one.name or "", one.name)) for one in found]
+        remarks.append(f"labels such as {next(iter(whole))} are whole numbers, and taken without the .0")
     way_out = f"paths are relative to the folder of {source.name}" if rejected else ""
     return Source(f"the CSV {source.name}", found, rejected, remarks=remarks, way_out=way_out)
 
@@ -110,11 +122,19 @@ def _text_of(source: Path) -> str:
         way_out = "unpack the archive, and give its folder"
     if way_out:
         raise LandmarksError(f"{source} cannot be read as a CSV", way_out=way_out)
-    if data[:1] in (b"{", b"["):
-        raise LandmarksError(f"{source} cannot be read as a CSV: it is JSON", expected="columns path and label")
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    what = "JSON" if data[:1] in (b"{", b"[") else name_of(data[:64]) if data else ""
+    if what:
+        raise LandmarksError(f"{source} cannot be read as a CSV: it is {what}", expected="columns path and label")
+    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
+        if "\0" in text:
+            line = text.count("\n", 0, text.index("\0")) + 1
+            raise LandmarksError(
+                f"{source} cannot be read as a CSV: line {line} holds a byte of zero, as no text does",
+                way_out="save it as CSV UTF-8",
+            )
+        return text
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise LandmarksError(
@@ -133,13 +153,16 @@ def _lines(source: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         separator, text, skipped = (first.strip("\r")[4:5] or "\t"), rest, 1
     else:
         separator = _separator(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     while True:
         line = reader.line_num + 1 + skipped
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise LandmarksError(f"{source} cannot be read as a CSV: line {line}: {error}") from error
+            raise LandmarksError(
+                f"{source} cannot be read as a CSV: line {line}: {error}",
+                way_out="a cell that begins with a quote ends with one, and a quote in it is doubled",
+            ) from error
         if cells is None:
             return
         if any(cell.strip() for cell in cells):
@@ -166,6 +189,7 @@ class _Header:
 
     names: list[str]
     places: dict[str, int]
+    like_splits: set[int]  # columns not used whose cells all name splits so far
 
     @classmethod
     def of(cls, source: Path, names: list[str]) -> _Header:
@@ -185,10 +209,19 @@ class _Header:
                 raise UsageError(
                     f'{source} has no column "{required}"',
                     received=", ".join(names)[:200],
-                    expected=", ".join(COLUMNS),
-                    way_out=did_you_mean(required, names),
+                    expected="path and label; where known id, split, author, license, title",
+                    way_out=_hint(names)
+                    or did_you_mean(required, names)
+                    or f'call the column of {required}s "{required}"',
                 )
-        return cls(names, places)
+        unused = set(range(len(names))) - set(places.values())
+        return cls(names, places, unused if "split" not in places else set())
+
+    def look_at(self, cells: list[str]) -> None:
+        """Take note of which columns that are not used could be the split."""
+        self.like_splits.difference_update(
+            [place for place in self.like_splits if place >= len(cells) or split_meant(cells[place]) is None]
+        )
 
     def row(self, source: Path, line: int, cells: list[str]) -> _Row:
         """Return what a row says; raise where it has cells too many, or lacks one that is needed."""
@@ -222,10 +255,31 @@ class _Header:
         told = [f"of {source.name} the columns {', '.join(taken)} are taken"] if taken else []
         if named := [name for name in unused if name]:
             told.append(f"of {source.name} the columns {', '.join(named)[:200]} are not used")
+        if like := [self.names[place].strip() for place in sorted(self.like_splits)]:
+            told.append(f'every row of the column {like[0]} names a split: to have it taken, call the column "split"')
         return told
 
 
+def _hint(names: list[str]) -> str:
+    """Return what is likely wrong with a first line that names no columns, or an empty string."""
+    first = names[0].strip() if len(names) == 1 else ""
+    if any(f"{separator}label" in first.lower() or f"label{separator}" in first.lower() for separator in _SEPARATORS):
+        return "each line stands in quotes as a single cell: take those quotes off"
+    if any(name.strip()[:1] == name.strip()[-1:] == "'" for name in names):
+        return "quotes of a CSV are double ones"
+    if first.startswith("#"):
+        return "delete the lines before the one that names the columns"
+    if any(Path(word).suffix.lower() in SUFFIXES for name in names for word in name.split()):
+        commas = ", and commas for the spaces between" if len(first.split()) > 1 else ""
+        return f"its first line is an image already: put a line path,label before it{commas}"
+    return "put commas for the spaces between the cells" if len(first.split()) > 1 else ""
+
+
 # ── Paths ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+_MOST_FOLDERS = 20
+"""Folders beside a CSV in which a file of a bare name is looked for, to name it."""
 
 
 @dataclass
@@ -235,6 +289,7 @@ class _Files:
     folder: Path
     guessed: Counter[str] = field(default_factory=Counter)
     _seen: dict[Path, dict[str, list[str]]] = field(default_factory=dict)
+    _beside: list[Path] | None = None  # some folders beside the list
 
     def find(self, text: str) -> tuple[Path | None, str]:
         """Return the file, or None and why there is none."""
@@ -245,20 +300,42 @@ class _Files:
             if as_written.exists():
                 return None, "a folder" if as_written.is_dir() else "not a file"
         except (OSError, ValueError) as error:
-            return None, f"there can be no such file ({error})"
+            return None, f"there can be no such file ({getattr(error, 'strerror', None) or error})"
         if "://" in text:
-            return None, "an address, not a file"
+            return None, "an address, not a file: what lies there must be fetched first, or file:// be left out"
+        found, why = self._spelt(text)
+        if found is None and "%" in text:
+            found, _ = self._spelt(unquote(text))
+        if found is not None:
+            self.guessed[_difference(text, found.name)] += 1
+            return found, ""
+        return None, why
+
+    def _spelt(self, text: str) -> tuple[Path | None, str]:
+        """Return the file of a path that is spelt as another system would, or why there is none."""
         steps = [step for step in text.strip().replace("\\", "/").split("/") if step not in ("", ".")]
         here: Path | None = Path("/") if text.strip().startswith("/") else self.folder
         for number, step in enumerate(steps):
             here = self._inside(here, step, last=number == len(steps) - 1) if here is not None else None
         if here is not None and here.is_file():
-            self.guessed[_difference(text, here.name)] += 1
             return here, ""
-        hint = "" if Path(text).suffix.lower() in SUFFIXES else ", with no ending of an image either"
+        return None, f"there is no such file{self._nearby(text, steps)}"
+
+    def _nearby(self, text: str, steps: list[str]) -> str:
+        """Return where a file lies that a path may mean: nothing is guessed, as it could be another image."""
         if Path(text).is_file():
-            hint = "; paths are relative to the folder of the CSV"
-        return None, f"there is no such file{hint}"
+            return "; paths are relative to the folder of the CSV"
+        root = "/" if text.strip().startswith("/") else ""
+        for start in range(0 if root else 1, len(steps)):
+            if self.folder.joinpath(*steps[start:]).is_file():
+                return f"; {'/'.join(steps[start:])} is there: take {root}{'/'.join(steps[:start])} off the paths"
+        if self._beside is None:
+            self._beside = sorted(path for path in self.folder.iterdir() if path.is_dir())[:_MOST_FOLDERS]
+        for folder in self._beside if len(steps) == 1 else ():
+            if (meant := self._inside(folder, steps[-1], last=True)) is not None:
+                there = readable(f"{folder.name}/{meant.name}")
+                return f"; {there} is there: put the CSV into that folder, or the folder before the paths"
+        return "" if Path(text).suffix.lower() in SUFFIXES else ", with no ending of an image either"
 
     def _inside(self, folder: Path, step: str, *, last: bool) -> Path | None:
         if step == "..":
@@ -290,6 +367,8 @@ def _key(name: str) -> str:
 
 def _difference(text: str, name: str) -> str:
     written = text.strip().replace("\\", "/").rsplit("/", 1)[-1]
+    if _key(written) != _key(name) and _key(unquote(written)) == _key(name):
+        return "with letters for the %41 of the list"
     if _key(written) != _key(name):
         return "with an ending that the list does not have"
     if "\\" in text:

@@ -225,14 +225,22 @@ def _instead(listed: Source) -> str:
     return "; ".join(told) or "nothing"
 
 
+_LONGEST_TOLD = 300
+"""Letters of a path that are shown; it stands whole in `rejected.parquet`."""
+
+
 def _tell(dataset: Dataset, listed: Source, given: Iterable[str]) -> None:
     known = dataset.images["landmark_id"].drop_nulls().len()
-    note(f"{len(dataset.images):,} images, {known:,} of {len(dataset.labels):,} landmarks ({listed.rule})")
+    nothing = f", {len(dataset.images) - known:,} of nothing known" if known < len(dataset.images) else ""
+    note(
+        f"{plural(len(dataset.images), 'image')}, {known:,} of {plural(len(dataset.labels), 'landmark')}{nothing}"
+        f" ({listed.rule})"
+    )
     for remark in listed.remarks:
         note(remark)
     rejected = read_table(dataset.folder / "rejected.parquet", REJECTED)
     for _, where, why in rejected.head(5).iter_rows():
-        note(f"rejected: {where}: {why}")
+        note(f"rejected: {where if len(where) <= _LONGEST_TOLD else where[:_LONGEST_TOLD] + '…'}: {why}")
     if len(rejected) > 5:
         note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
     if listed.empty:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from landmarks.dataset.csv_lists import list_csv
+from landmarks.dataset.doubtful_names import doubts_about, one_landmark_of_several
 from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, plain, read_labels_csv
 from landmarks.dataset.sources import SYSTEM_FOLDERS, FolderImages, Found, Source, images_in, way_out_of, with_ids
 from landmarks.dataset.spelling import split_meant
@@ -28,7 +29,9 @@ def list_source(source: Path, known: Collection[str] = ()) -> Source:
     else:
         raise LandmarksError(f"there is no folder or CSV {source}")
     found = sorted(listed.found, key=lambda one: one.where)
-    return replace(listed, found=with_ids(found), rejected=sorted(listed.rejected))
+    named = () if known or listed.listed is not None else (one.name for one in found if one.name is not None)
+    remarks = [*listed.remarks, *doubts_about(named)]
+    return replace(listed, found=with_ids(found), rejected=sorted(listed.rejected), remarks=remarks)
 
 
 Steps = tuple[str, ...]  # the folders that lead to an image, and its name
@@ -53,6 +56,7 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
     images = steps[: len(inside.images)]
     _refuse_digits(source, images)
     layout = layout_of(source, images, known)
+    called: set[str] = set()
     found, rejected = (
         [],
         [(f"{_shown(folder, source)}/", f"cannot be listed ({why})") for folder, why in inside.unlisted],
@@ -65,6 +69,7 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
         else:
             assert not isinstance(place, str)
             name, split = place
+            called.add(name or UNKNOWN)
             found.append(Found(path, where, None if name in (None, UNKNOWN) else plain(name or ""), split))
     listed, remarks = _own_list(source)
     ours = (source / LABELS_CSV, source / UNPACKED) if listed is not None else ()
@@ -76,7 +81,7 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
         passed_by=left.passed_by(),
         listed=listed,
         empty=_empty(source, layout, images, {path for path, _ in inside.unlisted}),
-        remarks=layout.remarks + remarks,
+        remarks=layout.remarks + one_landmark_of_several(called) + remarks,
         way_out=_way_out(left, rejected),
     )
 
@@ -103,6 +108,10 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         )
     if deep or len(splits) > 1:
         remarks.append(f"{', '.join(splits)} may be meant as splits, but others lie beside: all are taken as landmarks")
+    elif len(like := [top for top in tops if any(split_meant(word) for word in _words(top))]) > 1:
+        remarks.append(
+            f"{', '.join(like)} may be meant as splits, but are called otherwise: they are taken as landmarks"
+        )
     inner = {steps[depth + 1] for steps in images if len(steps) == depth + 3 and steps[depth] in tops}
     if (
         len(tops) > 1
@@ -111,6 +120,12 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
     ):
         rule = "train, val and test in a folder per landmark"
         return Layout(rule, lambda steps: (steps[depth], split_meant(steps[depth + 1])), [base], remarks)
+
+    if deeper := [steps for steps in images if len(steps) > depth + 2]:
+        remarks.append(
+            f"{len(deeper):,} images lie in folders inside a landmark's folder, such as {'/'.join(deeper[0][:-1])}:"
+            f" these are taken for images of {deeper[0][depth]}"
+        )
 
     def read(steps: Steps) -> tuple[str | None, str | None]:
         return (steps[depth] if len(steps) > depth + 1 else None), None
@@ -177,7 +192,11 @@ def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) ->
         base = (*base, top)
     if not base:
         return base, []
-    return base, [f"everything lies in the folder {'/'.join(base)}: the folders in it are taken as landmarks"]
+    return base, [f"everything lies in the folder {'/'.join(base)}: the folders in it are taken as if they lay outside"]
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", name)
 
 
 def _refuse_digits(source: Path, images: Sequence[Steps]) -> None:
@@ -209,6 +228,8 @@ def _unfit(path: Path, source: Path) -> str:
     if path.is_symlink():
         if path.is_dir():
             return "a link to a folder"
+        if not path.exists():
+            return "a link to a file that is not there"
         if not path.resolve().is_relative_to(source.resolve()):
             return "a link that leads outside the folder"
     return "" if path.is_file() else "not a file"

@@ -15,10 +15,12 @@ _BESIDE = r"(?:sets?|data|split|part|images?|imgs?|photos?|pictures?|folder|dir|
 COLUMNS = {
     "path": (
         "path", "file", "filename", "filepath", "file_name", "file_path", "image", "image_path", "image_file",
-        "image_name", "imagepath", "imagename", "img", "img_path", "img_name", "image_filename", "photo", "picture",
+        "image_name", "fname", "imagepath", "imagename", "img", "img_path", "img_name", "image_filename", "photo",
+        "picture",
     ),
     "label": (
         "label", "class", "class_name", "classname", "label_name", "landmark", "landmark_name", "category", "target",
+        "labels", "cls", "species",
     ),
     "id": ("id", "image_id"),
     "split": ("split", "part", "subset", "partition", "set"),
@@ -28,7 +30,7 @@ COLUMNS = {
 }  # fmt: skip
 """Column → the names under which it is known; where the first is there, it is meant."""
 
-STAND_IN = {"path": ("image_id", "id"), "label": ("landmark_id", "class_id", "label_id")}
+STAND_IN = {"path": ("image_id", "imageid", "id"), "label": ("landmark_id", "class_id", "label_id")}
 """What is meant where no column has any of these names."""
 
 

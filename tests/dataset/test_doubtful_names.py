@@ -1,0 +1,58 @@
+"""Names that may not be meant as they stand are said, and taken all the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from landmarks.dataset.doubtful_names import doubts_about, one_landmark_of_several, whole_numbers
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["Cat", "cat", "dog"], '"Cat" and "cat"'),
+        (["cat", "\u200bcat"], "hardly differ"),
+        (["old town", "old_town", "Old  Town"], '"Old  Town" and "old town" and "old_town"'),
+        (["3", "3.0", "03"], '"03" and "3" and "3.0"'),
+        (["Unknown", "cat"], '"Unknown" is taken as a landmark; were it images of nothing known: call it _unknown'),
+        (["_Unknown", "cat"], "call it _unknown"),
+        (["nan", "cat"], '"nan" is taken as a landmark'),
+        (["-1", "0", "1"], 'positions of the sorted names and not the numbers in them, as "-1" is none'),
+        (["cat", "dog", "cat|dog"], '"cat|dog" is taken as one landmark, although cat and dog are landmarks too'),
+    ],
+)
+def test_what_is_doubtful_is_one_remark(names: list[str], told: str) -> None:
+    assert told in "; ".join(doubts_about(names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat", "dog"],
+        ["001", "002", "010"],
+        ["7", "8", "gate", "tower"],
+        ["Saint Mary, Rome", "Saint Mary, Paris"],
+        ["nanking", "noner"],
+        ["...", "---", "_", "-"],
+        [],
+    ],
+)
+def test_plain_names_raise_no_doubt(names: list[str]) -> None:
+    assert doubts_about(names) == []
+
+
+def test_many_doubts_are_counted() -> None:
+    (remark,) = doubts_about([f"{letter}{number}" for letter in "aA" for number in range(10)])
+    assert remark.endswith("and 7 more")
+
+
+def test_folders_that_become_one_landmark_are_named() -> None:
+    (remark,) = one_landmark_of_several(["cat", "cat ", "dog", "\u00e9", "e\u0301"])
+    assert '"cat" = "cat "' in remark
+    assert one_landmark_of_several(["cat", "dog"]) == []
+
+
+def test_whole_numbers_are_found_where_all_are_and_none_become_one() -> None:
+    assert whole_numbers(["3.0", "12.0", "3.0"]) == {"3.0": "3", "12.0": "12"}
+    for names in (["3.0", "12"], ["3.0", "3.00"], ["3.5"], ["003"], []):
+        assert whole_numbers(names) == {}
