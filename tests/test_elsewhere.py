@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -21,6 +22,7 @@ from made_up_exports import by_hand
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import landmarks
 from landmarks.cli.main import VERBS, run
 from landmarks.dataset.images import encode, resize
 from landmarks.miniature.make import make_miniature
@@ -258,3 +260,24 @@ def test_a_missing_module_leads_to_the_extra_that_installs_it(extra: str) -> Non
     by_module = [{canonicalize_name(name) for name in distributions[module]} for module in EXTRAS[extra]]
     assert required - {"landmarks"} <= set().union(*by_module)
     assert all(required & names for names in by_module)
+
+
+def imported_modules() -> set[str]:
+    """Return the top of every module of others that stands in an import of ours, wherever it stands."""
+    found = set()
+    for path in Path(landmarks.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"landmarks"}
+
+
+def test_whatever_is_imported_is_declared_and_its_extra_is_known() -> None:
+    base = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    distributions = packages_distributions()
+    of_the_base = {module for module, names in distributions.items() if base & set(map(canonicalize_name, names))}
+    of_an_extra = {module for modules in EXTRAS.values() for module in modules}
+    of_fastapi = {"pydantic"}  # which is part of its documented interface, and of what typer needs
+    assert sorted(imported_modules() - of_the_base - of_an_extra - of_fastapi) == []

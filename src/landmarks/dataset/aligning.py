@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landmarks.dataset.sketches import SKETCH_SIDE
+from landmarks.support.systems import usable_processors
 
 Floats = NDArray[np.float32]
 
@@ -67,9 +69,13 @@ def agreements(
     given up early, and the corners where they agree best (P, 4).
     """
     agreement, sides = np.zeros(len(first), np.float32), corners.astype(np.float32)
-    for start in range(0, len(first), AT_ONCE):
+
+    def align(start: int) -> None:
         some = slice(start, start + AT_ONCE)
         agreement[some], sides[some] = _aligned(first[some], second[some], sides[some])
+
+    with ThreadPoolExecutor(usable_processors()) as pool:
+        list(pool.map(align, range(0, len(first), AT_ONCE)))
     return agreement, sides
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from landmarks.dataset.aligning import agreements
 from landmarks.dataset.groups import NO_HASH
@@ -91,20 +92,22 @@ def find_copies(
     Of one landmark all are compared; of all others those whose hashes are nearer, where there are many (see
     `MOST_SEARCHED`). With `side` (N,) only images on different sides are compared.
     """
-    count = len(sketches.whole)
-    across = next((radius for radius, most in MOST_SEARCHED.items() if count <= most), min(MOST_SEARCHED) - 2)
-    owner = np.repeat(np.arange(count), sketches.counts)
-    hits = list(_near_parts(sketches, np.arange(count), owner, across))
-    if count <= MOST_SHAPED:
-        hits.extend(_alike_parts(sketches, side))
-    if landmark is not None and across < RADIUS_OF_PARTS:
-        order = np.argsort(landmark, kind="stable")
-        for members in np.split(order, np.flatnonzero(np.diff(landmark[order])) + 1):
-            if landmark[members[0]] >= 0 and len(members) > 1:
-                hits.extend(_near_parts(sketches, members, owner, RADIUS_OF_PARTS))
-    found = np.concatenate(hits) if hits else np.zeros((0, 4), np.int64)
-    candidates = _nearest(found if side is None else found[side[found[:, 1]] != side[found[:, 3]]])
-    return _verified(sketches, candidates, owner, across)
+    # Products are small and many: threads that share one only wait for each other.
+    with threadpool_limits(1, user_api="blas"):
+        count = len(sketches.whole)
+        across = next((radius for radius, most in MOST_SEARCHED.items() if count <= most), min(MOST_SEARCHED) - 2)
+        owner = np.repeat(np.arange(count), sketches.counts)
+        hits = list(_near_parts(sketches, np.arange(count), owner, across))
+        if count <= MOST_SHAPED:
+            hits.extend(_alike_parts(sketches, side))
+        if landmark is not None and across < RADIUS_OF_PARTS:
+            order = np.argsort(landmark, kind="stable")
+            for members in np.split(order, np.flatnonzero(np.diff(landmark[order])) + 1):
+                if landmark[members[0]] >= 0 and len(members) > 1:
+                    hits.extend(_near_parts(sketches, members, owner, RADIUS_OF_PARTS))
+        found = np.concatenate(hits) if hits else np.zeros((0, 4), np.int64)
+        candidates = _nearest(found if side is None else found[side[found[:, 1]] != side[found[:, 3]]])
+        return _verified(sketches, candidates, owner, across)
 
 
 def _near_parts(sketches: Sketches, members: Integers, owner: Integers, radius: int) -> Iterator[Integers]:

@@ -73,6 +73,7 @@ EXTRAS = {
         "faiss",
         "huggingface_hub",
         "jinja2",
+        "markupsafe",
         "onnx",
         "onnxscript",
         "psutil",
@@ -85,7 +86,7 @@ EXTRAS = {
     "tune": ("optuna",),
     "cluster": ("distributed",),
     "tracking": ("tensorboard",),
-    "serve": ("fastapi", "prometheus_client", "python_multipart", "uvicorn"),
+    "serve": ("fastapi", "h11", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "verify": ("cv2",),
     "heic": ("pillow_heif",),
 }
