@@ -7,9 +7,10 @@ from Rust is seen by the renaming that follows; there the file is cut in half be
 
     python disturbed.py JOB.json     # one line of JSON for each attempt
 
-A job: {"base": FOLDER, "place": FOLDER, "arguments": [...], "keep": [...], "attempts": [["kill", k], ["ENOSPC", k],
-["EROFS", k], …]}. Each attempt copies `base` to `place`, runs the command line's `arguments` there disturbed, and then
-again undisturbed. An attempt of ["count", 0] tells how many events there are.
+A job: {"base": FOLDER, "place": FOLDER, "arguments": [...], "keep": [...], "hows": ["kill", "ENOSPC", "EROFS", …],
+"most": k}. Each attempt copies `base` to `place`, runs the command line's `arguments` there disturbed, and then again
+undisturbed. The first one is not disturbed, and tells how many events there are; up to `most` of them are drawn from a
+seed, for each of `hows`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -157,7 +159,7 @@ def attempt(job: dict[str, Any], how: str, instant: int) -> dict[str, Any]:
         if how == "count":
             counted = hooked(place, lambda *_: None)
             code = verb()
-            (place.with_suffix(".count")).write_text(str(counted[0]))
+            place.with_suffix(".count").write_text(json.dumps([counted[0], *sys.modules]))
             return code
         hooked(place, kill_at(instant) if how == "kill" else refuse_from(instant, getattr(errno, how)))
         return verb()
@@ -169,7 +171,7 @@ def attempt(job: dict[str, Any], how: str, instant: int) -> dict[str, Any]:
     told["code"] = forked(disturbed, log)
     told["said"] = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
     if how == "count":
-        told["events"] = int(place.with_suffix(".count").read_text())
+        told["events"], *told["modules"] = json.loads(place.with_suffix(".count").read_text())
         told["text"] = log.read_text(encoding="utf-8")
     if how != "count":
         told["again"] = forked(verb, log)
@@ -185,8 +187,16 @@ def main() -> None:
     sys.path[:0] = job.get("path", [])
     for module in job.get("modules", []):
         __import__(module)
-    for how, instant in job["attempts"]:
-        print(json.dumps(attempt(job, how, instant)), flush=True)
+    undisturbed = attempt(job, "count", 0)
+    for module in undisturbed.pop("modules"):  # what the verb imports as it goes, so that no attempt has to
+        if module.startswith("landmarks."):
+            __import__(module)
+    print(json.dumps(undisturbed), flush=True)
+    events = range(1, undisturbed["events"] + 1)
+    instants = sorted(random.Random(0).sample(events, min(job["most"], len(events))))
+    for how in job["hows"]:
+        for instant in instants:
+            print(json.dumps(attempt(job, how, instant)), flush=True)
 
 
 if __name__ == "__main__":

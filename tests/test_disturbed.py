@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -93,23 +92,14 @@ def sweep(
     base: Path, place: Path, arguments: list[str], *, rooms: tuple[str, ...], most: int, hows: list[str]
 ) -> Sweep:
     """Disturb the command at up to `most` instants, drawn from a seed, in each of the ways `hows`."""
-    (undisturbed,) = attempted(base, place, arguments, rooms, [("count", 0)])
-    events = range(1, undisturbed["events"] + 1)
-    instants = sorted(random.Random(0).sample(events, min(most, len(events))))
-    tried = attempted(base, place, arguments, rooms, [(how, instant) for how in hows for instant in instants])
-    return Sweep(undisturbed, tried)
-
-
-def attempted(
-    base: Path, place: Path, arguments: list[str], rooms: tuple[str, ...], attempts: list[tuple[str, int]]
-) -> list[dict[str, Any]]:
     modules = [f"landmarks.{room}" for room in rooms]
-    job = {"base": str(base), "place": str(place), "arguments": arguments, "attempts": attempts, "modules": modules}
-    place.with_suffix(".job").write_text(json.dumps(job))
+    job = {"base": str(base), "place": str(place), "arguments": arguments, "modules": modules}
+    place.with_suffix(".job").write_text(json.dumps({**job, "most": most, "hows": hows}))
     line = [sys.executable, str(HERE / "disturbed.py"), str(place.with_suffix(".job"))]
     ended = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    return [json.loads(each) for each in ended.stdout.splitlines()]
+    undisturbed, *tried = [json.loads(each) for each in ended.stdout.splitlines()]
+    return Sweep(undisturbed, tried)
 
 
 def do(*arguments: str) -> None:
