@@ -39,6 +39,9 @@ for name in list(os.environ):
     if foreign or name in OF_A_PERSON + OF_A_LAUNCHER:
         del os.environ[name]
 os.environ["NETRC"] = os.devnull
+# Dozens of tests start the program anew, which is slow where it is compiled each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What a shell starts in the background ignores Ctrl-C, and so would all programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -203,7 +203,7 @@ def test_an_unforeseen_error_leaves_its_traceback_in_the_log(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a\nbug")
 
-    monkeypatch.setattr(main, "app", broken)
+    monkeypatch.setattr(main, "_program", broken)
     log = tmp_path / "day.log"
     assert command(["networks", "--log", str(log)]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
