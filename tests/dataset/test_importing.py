@@ -77,6 +77,14 @@ def test_by_reference_images_stay_where_they_are(tmp_path: Path) -> None:
     assert not (tmp_path / "out/shards").exists()
 
 
+def test_images_that_were_moved_since_are_told_with_the_way_out(tmp_path: Path) -> None:
+    source = album(tmp_path / "in", {"Tower": 2})
+    dataset = import_(source, tmp_path / "out", copy=False)
+    source.rename(tmp_path / "moved")
+    with pytest.raises(LandmarksError, match=r"T0\.jpg is not there any more; .* put them back, or import them anew"):
+        all_bytes(dataset)
+
+
 @pytest.mark.parametrize("word", ["--by-reference", "--reference"])
 def test_the_verb_leaves_images_where_they_are_by_either_word(tmp_path: Path, word: str) -> None:
     source = album(tmp_path / "in", {"Tower": 2, "Arch": 2})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from landmarks.dataset.layouts import list_source
-from landmarks.dataset.sources import SUFFIXES, find_images, images_in
+from landmarks.dataset.sources import SUFFIXES, find_images, images_in, way_out_of
 from landmarks.support.errors import LandmarksError
 
 
@@ -57,3 +58,45 @@ def test_a_folder_without_images_says_what_it_holds(folder: Path) -> None:
         find_images([folder])
     with pytest.raises(LandmarksError, match="there is no image"):
         find_images([folder / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("https://example.org/a.jpg", "there is no image https://example.org/a.jpg; an address is not fetched"),
+        ("s3://bucket/a.jpg", "there is no image s3://bucket/a.jpg; an address is not fetched"),
+        ("-", "standard input is not read"),
+        ("holiday/*.jpg", "patterns are replaced by the shell"),
+        ("@list.txt", "no lists are read"),
+        ("gone.jpg", "there is no image gone.jpg"),
+    ],
+)
+def test_a_name_that_is_no_file_is_told_with_what_to_do(name: str, told: str) -> None:
+    with pytest.raises(LandmarksError) as error:
+        find_images([name])
+    assert str(error.value).startswith("there is no image") and told in str(error.value)
+
+
+@pytest.mark.linux
+def test_a_pipe_is_there_and_no_plain_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(LandmarksError, match=r"a\.jpg is no plain file; expected an image"):
+        find_images([tmp_path / "a.jpg"])
+
+
+def test_a_dataset_is_no_folder_of_images(tmp_path: Path) -> None:
+    for name in ("dataset.json", "shards/import-00000.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"-")
+    with pytest.raises(LandmarksError, match=r"is a dataset, .* landmarks evaluate RUN --data"):
+        find_images([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("start", "told"), [(b"\xff\xd8\xff\xe0", True), (b"\x89PNG", True), (b"RIFF....WEBP", True), (b"text", False)]
+)
+def test_images_without_an_ending_are_known_by_their_first_bytes(tmp_path: Path, start: bytes, told: bool) -> None:
+    (tmp_path / "blob").write_bytes(start)
+    assert way_out_of([tmp_path / "blob"]) == (
+        "blob is an image by its first bytes: files need an ending, such as .jpg" if told else ""
+    )

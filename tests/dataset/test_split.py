@@ -152,11 +152,51 @@ def test_what_a_reader_should_know_is_told(tmp_path: Path, capfd: pytest.Capture
     dataset(tmp_path, rows)
     split(tmp_path)
     told = capfd.readouterr().err
-    assert "1 landmarks have a single image, which is in train" in told
+    assert "1 landmark has a single image, which is in train" in told
     assert "2 landmarks have no image in test" in told
     assert "one group holds 10 of the 10 images of landmark 3" in told
     swallowed = json.loads(read_metadata(tmp_path / "splits.parquet")["swallowed"])
     assert swallowed == [{"landmark_id": 3, "images": 10, "in_one_group": 10}]
+
+
+@pytest.mark.parametrize(
+    ("images", "told", "way_out"),
+    [
+        (
+            1,
+            "no image is in val: every landmark has a single image, which train needs",
+            "landmarks of two images or more",
+        ),
+        (
+            2,
+            "no image is in val: 0.15 of 2 images, the most that a landmark has, is none; --val 0.5 takes one",
+            "--val 0.5",
+        ),
+        (3, "no image is in test: 0.15 of 3 images", "--val 0.5"),
+    ],
+)
+def test_a_split_that_gets_no_image_is_told_with_what_would_give_it_some(
+    tmp_path: Path, images: int, told: str, way_out: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset(tmp_path, [(1 + row // images, hash, None) for row, hash in enumerate(far_apart(2 * images))])
+    without = split(tmp_path)
+    assert told in capfd.readouterr().err
+    with pytest.raises(LandmarksError, match=rf"the val split .*{way_out}$"):
+        check_data(without)
+    if images > 1:
+        split(tmp_path, val=0.5)
+        assert "no image is in val" not in capfd.readouterr().err
+        check_data(open_dataset(tmp_path))
+
+
+def test_a_split_of_near_duplicates_alone_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    dataset(
+        tmp_path, [(landmark, hash, "Ann") for landmark in (1, 2) for hash in far_apart(12)[6 * landmark - 6 :][:6]]
+    )
+    split(tmp_path)
+    assert (
+        "no image is in val: the images of each landmark are near-duplicates of one another" in capfd.readouterr().err
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from made_up_runs import image
 
 from landmarks.cli.main import run as landmarks
-from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.recognition.answers import NOT_KNOWN
 from landmarks.recognition.predict import PREDICTED, predict
@@ -113,6 +113,15 @@ def test_clumsy_calls_are_one_line(run: Run, tmp_path: Path) -> None:
         predict(run.folder, tmp_path / "empty")
     with pytest.raises(UsageError, match="1 to 5"):
         predict(run.folder, tmp_path, top=0)
+
+
+def test_what_is_no_run_is_told_with_what_it_is(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match="is a dataset, and no run; train a run on it with: landmarks train"):
+        predict(own_data.folder, tmp_path)
+    with pytest.raises(LandmarksError, match=r"model\.safetensors is a file, and no run's folder"):
+        predict(run.folder / "model.safetensors", tmp_path)
+    with pytest.raises(LandmarksError, match="is a run, and no dataset"):
+        open_dataset(run.folder)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])

@@ -202,6 +202,11 @@ def open_dataset(folder: Path | str) -> Dataset:
         raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
     require_text(folder)
     if not (folder / "dataset.json").exists():
+        if (folder / "run.json").is_file():
+            raise LandmarksError(
+                f"{folder} is a run, and no dataset",
+                way_out="name the dataset: landmarks import, fetch and join make one",
+            )
         unfinished = any((folder / name).exists() for name in (".parts", ".import"))
         raise LandmarksError(
             f"{folder} is no dataset: there is no dataset.json in {folder}",

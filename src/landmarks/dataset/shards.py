@@ -103,7 +103,14 @@ class ImageReader:
             file = self._open.get(shard)
             if file is None:
                 within = self._dataset.folder if self._dataset.images_in is None else None
-                file = self._open[shard] = _OpenFile(self._dataset.path_of(shard), within)
+                path = self._dataset.path_of(shard)
+                if within is None and not path.exists():
+                    raise LandmarksError(
+                        f"{path} is not there any more",
+                        way_out=f"the images of {self._dataset.folder} are read where they lay when they were imported:"
+                        " put them back, or import them anew",
+                    )
+                file = self._open[shard] = _OpenFile(path, within)
                 if len(self._open) > MAX_OPEN_FILES:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard)

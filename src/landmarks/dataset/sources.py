@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from landmarks.dataset.naming import Landmark, plain, safe_name, with_digest
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, NothingThereError
+from landmarks.support.systems import readable
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
@@ -114,6 +116,11 @@ def find_images(places: Sequence[Path | str]) -> list[Path]:
     for place in map(Path, places):
         if place.is_dir():
             listed = images_in(place)
+            if (place / "dataset.json").is_file() and not listed.images:
+                raise LandmarksError(
+                    f"{readable(place)} is a dataset, whose images lie in shards",
+                    way_out="landmarks evaluate RUN --data FOLDER answers it; landmarks unpack writes its images",
+                )
             images = [path for path in listed.images if path.is_file()]
             passed_by = listed.passed_by(len(listed.linked_folders) + len(listed.images) - len(images))
             for folder, why in listed.unlisted:
@@ -131,9 +138,29 @@ def find_images(places: Sequence[Path | str]) -> list[Path]:
             found += images
         elif place.is_file():
             found.append(place)
+        elif place.exists():
+            raise LandmarksError(f"{readable(place)} is no plain file", expected="an image, or a folder of images")
         else:
-            raise LandmarksError(f"there is no image {place}")
+            raise LandmarksError(f"there is no image {_as_given(place)}", way_out=_way_out_of_name(place))
     return found
+
+
+def _as_given(place: Path) -> str:
+    return re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", r"\1://", readable(place))  # of two slashes a path keeps one
+
+
+def _way_out_of_name(place: Path) -> str:
+    """Return what can be done where nothing has a name that was given for an image."""
+    name = _as_given(place)
+    if "://" in name:
+        return "an address is not fetched: bring the image here first"
+    if name == "-":
+        return "standard input is not read: name files or folders"
+    if any(mark in name for mark in "*?"):
+        return "patterns are replaced by the shell, where it finds something: name a folder for all images in it"
+    if name.startswith("@"):
+        return "no lists are read: xargs puts the lines of one behind a command"
+    return ""
 
 
 def passed_by_text(others: Sequence[Path], hidden: int, system: int = 0, more_others: int = 0) -> str:
@@ -143,7 +170,7 @@ def passed_by_text(others: Sequence[Path], hidden: int, system: int = 0, more_ot
     counted = {
         "that are no images by name" + (f" ({told})" if told else ""): len(others) + more_others,
         "hidden": hidden,
-        "folders of a system's own": system,
+        "folders of a system's own" if system != 1 else "folder of a system's own": system,
     }
     return ", ".join(f"{count:,} {what}" for what, count in counted.items() if count)
 
@@ -158,7 +185,19 @@ def way_out_of(others: Sequence[Path]) -> str:
             return f"{path.name} is a spreadsheet: save it as CSV with the columns path and label, and give that"
         if suffix in (".csv", ".tsv"):
             return f"with paths and labels in {path.name}: landmarks import {path}"
+    nameless = next((path for path in others if not path.suffix and _begins_as_an_image(path)), None)
+    if nameless is not None:
+        return f"{readable(nameless.name)} is an image by its first bytes: files need an ending, such as .jpg"
     return ""
+
+
+def _begins_as_an_image(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")) or start[8:12] in (b"WEBP", b"avif")
 
 
 def with_ids(found: list[Found]) -> list[Found]:

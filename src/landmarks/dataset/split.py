@@ -358,6 +358,16 @@ def _swallowed(images: pl.DataFrame, grouping: Grouping) -> list[dict[str, Any]]
     return large.select("landmark_id", "images", in_one_group="len").to_dicts()
 
 
+def _why_empty(images: pl.Series, name: str, share: float) -> str:
+    """Return why a split got no image, of landmarks with so many `images` each, and what would give it some."""
+    most = int(images.max() or 0)  # type: ignore[arg-type]
+    if most < 2:
+        return "every landmark has a single image, which train needs"
+    if most < ENOUGH and most * share < 0.5:
+        return f"{share:g} of {most} images, the most that a landmark has, is none; --{name} 0.5 takes one"
+    return "the images of each landmark are near-duplicates of one another, and stay together; --by random parts them"
+
+
 def tell(division: Division, labels: pl.DataFrame) -> None:
     """Say how large the splits are, what they give away, and which landmarks are badly off."""
     assigned, leakage, swallowed = division.assigned, division.leakage, division.swallowed
@@ -373,8 +383,10 @@ def tell(division: Division, labels: pl.DataFrame) -> None:
     size = landmark_of.drop_nulls().value_counts()
     alone = int((size["count"] == 1).sum())
     if alone:
-        note(f"{alone:,} landmarks have a single image, which is in train")
-    for which, name in ((VAL, "val"), (TEST, "test")):
+        note(f"{plural(alone, 'landmark')} {'has' if alone == 1 else 'have'} a single image, which is in train")
+    for which, name, share in ((VAL, "val", division.rule.val), (TEST, "test", division.rule.test)):
+        if not counts[which] and share:
+            note(f"no image is in {name}: {_why_empty(size['count'], name, share)}")
         absent = len(size) - landmark_of.filter(pl.Series(assigned == which)).drop_nulls().n_unique()
         if counts[which] and absent:
             note(f"{plural(absent, 'landmark')} {'has' if absent == 1 else 'have'} no image in {name}")

@@ -144,11 +144,16 @@ def open_run(folder: Path | str) -> Run:
     A run may come from a stranger: its record and labels are looked at here, its weights where they are loaded.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise LandmarksError(f"{folder} is a file, and no run's folder", expected=f"a folder with {RECORD}")
     if not folder.is_dir():
         raise LandmarksError(f"there is no run {folder}", way_out=f"train one with: landmarks train DATA -o {folder}")
     if not (folder / RECORD).exists():
         if (folder / "checkpoint").is_dir():
             raise LandmarksError(f"{folder} is not trained to its end", way_out="run the same landmarks train again")
+        if (folder / "dataset.json").is_file():
+            way_out = f"train a run on it with: landmarks train {folder} -o RUN"
+            raise LandmarksError(f"{folder} is a dataset, and no run", way_out=way_out)
         raise LandmarksError(f"{folder} is not a run", expected=f"a folder with {RECORD}, as landmarks train writes it")
     require_own_folders(folder, OWN_FOLDERS)
     record = read_record(folder / RECORD)

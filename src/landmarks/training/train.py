@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from landmarks.dataset.divide import ENOUGH
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.rewriting import checkpoint_gradients
+from landmarks.support.console import plural
 from landmarks.support.disk import remove_leftovers
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record, write_record
@@ -273,7 +275,7 @@ def check_data(dataset: Dataset) -> TrainingImages:
     landmarks = len(dataset.labels)
     if landmarks < 2:
         raise LandmarksError(
-            f"{dataset.folder} cannot be trained on", received=f"{landmarks} landmarks", expected="2 or more"
+            f"{dataset.folder} cannot be trained on", received=plural(landmarks, "landmark"), expected="2 or more"
         )
     known = {split: _known(dataset, split) for split in ("train", "val")}
     if not len(known["train"]):
@@ -282,12 +284,16 @@ def check_data(dataset: Dataset) -> TrainingImages:
             way_out=f"divide everything anew with: landmarks split {dataset.folder} --anew",
         )
     if not len(known["val"]):
-        way_out = f"divide it with: landmarks split {dataset.folder} --val 0.15"
+        most = int(known["train"]["label"].value_counts()["count"].max() or 0)  # type: ignore[arg-type]
+        share = 0.15 if most >= ENOUGH else 0.5  # of a few images 0.15 is none
+        way_out = f"divide it with: landmarks split {dataset.folder} --val {share}"
         if dataset.count("test"):
             way_out = (
                 "take some out of train, while test stays as it is, with: "
-                f"landmarks split {dataset.folder} --val 0.15 --keep-test"
+                f"landmarks split {dataset.folder} --val {share} --keep-test"
             )
+        if most < 2:
+            way_out = "every landmark has a single image to train on: validation takes landmarks of two images or more"
         raise LandmarksError(f"the val split of {dataset.folder} shows no known landmark", way_out=way_out)
     counts = known["train"]["label"].value_counts()
     seen = set(counts["label"].to_list())
