@@ -290,7 +290,7 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
 def test_opening_what_is_no_run(stripes: Dataset, tmp_path: Path) -> None:
     with pytest.raises(LandmarksError, match="landmarks train DATA"):
         open_run(tmp_path / "nothing")
-    with pytest.raises(LandmarksError, match="is not a run"):
+    with pytest.raises(LandmarksError, match="is a dataset, and no run"):
         open_run(stripes.folder)
     (tmp_path / "half" / "checkpoint").mkdir(parents=True)
     with pytest.raises(LandmarksError, match="not trained to its end"):
