@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
+from landmarks.dataset import copies
 from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import Dataset, write_dataset
 from landmarks.dataset.naming import identified_by
@@ -21,6 +27,7 @@ from landmarks.training.run import SEEN_FILE, Run, open_run
 LANDMARKS = (11, 22, 33)
 
 
+@functools.cache
 def image(landmark: int, number: int) -> bytes:
     """One image: stripes whose direction and colour tell the landmark, noise that tells the image."""
     random = np.random.default_rng(landmark * 1000 + number)
@@ -121,6 +128,23 @@ def make_run(folder: Path, dataset: Dataset, *, seed: int = 0) -> Run:
 def _short_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """The baseline's features are longer than is compared; covariances of 2,048 numbers would cost a second a test."""
     monkeypatch.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compared_once() -> Iterator[None]:
+    """Which images are copies is asked of the same images in test after test, and takes most of a test's time."""
+    real, known = copies.agreements, dict[bytes, tuple[NDArray[Any], NDArray[Any]]]()
+
+    def agreements(*given: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        parts = [f"{one.dtype} {one.shape}".encode() + one.tobytes() for one in given]
+        digest = hashlib.sha256(b"".join(parts)).digest()
+        if digest not in known:
+            known[digest] = real(*given)
+        return known[digest]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(copies, "agreements", agreements)
+        yield
 
 
 @pytest.fixture

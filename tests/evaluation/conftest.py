@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from made_up_runs import _short_features, own_data, run, test_data
+from made_up_runs import _compared_once, _short_features, own_data, run, test_data
 
-__all__ = ["_short_features", "own_data", "run", "test_data"]
+__all__ = ["_compared_once", "_short_features", "own_data", "run", "test_data"]

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from exported_once import _exported_once
-from made_up_runs import _short_features, own_data, run, test_data
+from made_up_runs import _compared_once, _short_features, own_data, run, test_data
 
-__all__ = ["_exported_once", "_short_features", "own_data", "run", "test_data"]
+__all__ = ["_compared_once", "_exported_once", "_short_features", "own_data", "run", "test_data"]
