@@ -25,7 +25,7 @@ demo: .venv/ready
 	$(BIN)/landmarks demo
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -54,4 +54,4 @@ $(UV):
 	touch .venv-lowest/ready
 
 test-lowest: .venv-lowest/ready
-	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest --numprocesses auto
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest --numprocesses auto --dist worksteal
