@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,11 +17,15 @@ from landmarks.support.errors import LandmarksError
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # what comes out are grey levels
 
 
+@functools.cache
+def session_of(preprocessing: Preprocessing) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(preprocessing_model(preprocessing).SerializeToString())
+
+
 def resized(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Return the graph's pixels (S, S, 3), or a batch of them, of an image or a batch."""
-    session = onnxruntime.InferenceSession(preprocessing_model(preprocessing).SerializeToString())
     batch = pixels if pixels.ndim == 4 else pixels[None]
-    found = session.run(None, {"image": batch})[0].transpose(0, 2, 3, 1)
+    found = session_of(preprocessing).run(None, {"image": batch})[0].transpose(0, 2, 3, 1)
     return found if pixels.ndim == 4 else found[0]
 
 
@@ -28,7 +34,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     wave = 128 + 90 * np.sin(rows / 7)[..., None] * np.cos(columns / 5)[..., None]
-    return np.clip(wave + random.normal(0, 60, (height, width, 3)), 0, 255).astype(np.uint8)
+    return np.clip(wave + 60 * random.standard_normal((height, width, 3), np.float32), 0, 255).astype(np.uint8)
 
 
 SIDES = st.integers(1, 400)

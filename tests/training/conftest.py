@@ -31,7 +31,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_recipe(small_weights: Path) -> Recipe:
     return recipe_named(
         "default",
