@@ -266,6 +266,10 @@ def test_what_is_stored_has_the_form_that_its_number_says() -> None:
         (b"\0\5\x16\7\0\2\0\0Mac OS X", "AppleDouble"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
         (b"PK\3\4" + bytes(40), "ZIP"),
+        (b"404 Not Found\n", r'text \("404 Not Found"\)'),
+        (b'{"error":\n "gone"}', r'text \("{"error": "gone"}"\)'),
+        (b"\x1b]0;title\x07", "^not an image; expected"),
+        (b"caf\xe9", "^not an image; expected"),
     ],
 )
 def test_what_is_no_image_is_named_by_what_it_is(data: bytes, named: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_what_is_no_whole_image_is_named_and_nothing_else_is_lost(tmp_path: Path
     dataset = import_(source, tmp_path / "out")
     assert len(dataset.images) == 3
     assert {where: why.split(";")[0].split(" (")[0] for where, why in rejected(dataset).items()} == {
-        "Tower/text.jpg": "not an image",
+        "Tower/text.jpg": "not an image that is decoded here: text",
         "Tower/empty.png": "not an image that is decoded here: an empty file",
         "Tower/cut.jpg": "a damaged or truncated JPEG",
     }

@@ -64,7 +64,7 @@ def test_two_datasets_become_one_with_the_bytes_and_labels_of_both(
     assert both.labels.select("landmark_id", "name", "images").rows() == [
         (0, "apple", 3), (1, "pear", 7), (1_000_000, "fig", 2),
     ]  # fmt: skip
-    assert "1 landmarks of " in capsys.readouterr().err
+    assert "1 landmark has an id that stands for others before, of " in capsys.readouterr().err
     assert (tmp_path / "both/shards").exists() is not by_reference
     assert both.images.drop("shard", "offset", "group", "landmark_id").equals(
         pl.concat([one.images for one in two]).sort("image_id").drop("shard", "offset", "group", "landmark_id")
@@ -137,6 +137,16 @@ def test_wrong_joins_are_one_line(
     assert "holds no dataset" in capsys.readouterr().err
     assert run(["join", str(two[0].folder), str(two[1].folder), "-o", str(tmp_path / "ok"), "--by-reference"]) == 0
     assert "14 images of 3 landmarks" in capsys.readouterr().out
+
+
+def test_ids_that_change_are_told_of_the_folder_that_was_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_(album(tmp_path / "in1", {"apple": 3, "pear": 3}), tmp_path / "data")
+    import_(album(tmp_path / "in2", {"fig": 3}, first=50), tmp_path / "data", add=True)
+    told = capsys.readouterr().err
+    assert f"1 landmark has an id that stands for others before, of {tmp_path / 'in2'}: fig: 0 is now" in told
+    assert ".adding" not in told
 
 
 def test_a_dataset_grows_by_an_import_and_its_old_images_stay_where_they_are(tmp_path: Path) -> None:

@@ -516,16 +516,34 @@ def test_what_cannot_be_meant_is_one_line_that_names_the_row(
     ("content", "told"),
     [
         (b"", "is empty"),
-        (b"image_id;correct_landmark_id\n1;2\n", "lacks the column image_id"),
-        (b"\xff\xfe\x00", "cannot be read as CSV|lacks the column"),
+        (b"image;correct_landmark_id\n1;2\n", "lacks the column image_id; received image, correct_landmark_id"),
+        (b"\xff\xfe\x00", "cannot be read as a CSV: line 1"),
+        (b"image_id,correct_landmark_id\n1,caf\xe9\n", "line 2 is not UTF-8; .*save it as CSV UTF-8"),
+        (b"PK\3\4", "saved as CSV"),
     ],
 )
 def test_what_is_no_such_csv_is_refused(data: Dataset, tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "strange.csv").write_bytes(content)
     with pytest.raises(LandmarksError, match=told):
         split(data.folder, corrections=tmp_path / "strange.csv")
-    with pytest.raises(LandmarksError, match=r"nowhere\.csv"):
+    with pytest.raises(LandmarksError, match=r"there is no .*nowhere\.csv"):
         split(data.folder, corrections=tmp_path / "nowhere.csv")
+    with pytest.raises(LandmarksError, match=r"cannot be read as a CSV .Is a directory"):
+        split(data.folder, corrections=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16"), (",", "utf-8-sig"), ("|", "utf-8")]
+)
+def test_corrections_are_read_as_spreadsheets_save_them(
+    data: Dataset, tmp_path: Path, separator: str, encoding: str
+) -> None:
+    file = csv(tmp_path, {0: "9", 1: "none"})
+    as_it_was = split(data.folder, corrections=file).corrections
+    text = file.read_text().replace('"a, or b"', "a or b").replace(",", separator).replace("\n", "\r\n")
+    file.write_bytes(text.encode(encoding))
+    again = split(data.folder, corrections=file, keep_corrections=False).corrections
+    assert again.drop("csv").equals(as_it_was.drop("csv"))
 
 
 def test_the_verb_takes_corrections_and_tells_their_number(

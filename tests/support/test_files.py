@@ -90,7 +90,13 @@ def test_a_file_of_another_kind_is_not_taken_for_the_one_to_write(tmp_path: Path
     for name in ("a.CSV", "a.txt", "a"):
         (tmp_path / name).write_text("")
         refuse_other_kind(tmp_path / name, ".csv", ".txt")
-    refuse_other_kind(tmp_path / "new.dat", ".csv")
+    refuse_other_kind(tmp_path / "new.json", ".csv")
+    (tmp_path / "mine.dat").write_text("")
+    refuse_other_kind(tmp_path / "mine.dat", ".csv")  # what we wrote the day before
+    (tmp_path / "mine.csv").write_bytes(b"PAR1...")
+    refuse_other_kind(tmp_path / "mine.csv", ".parquet", begins=b"PAR1")
+    with pytest.raises(UsageError, match=r"not \.parquet by its name"):
+        refuse_other_kind(tmp_path / "a.jpg", ".parquet", begins=b"PAR1")
 
 
 def test_no_folder_is_made_that_is_called_as_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,3 +75,8 @@ def test_a_table_cut_at_any_place_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "cut.parquet").write_bytes(whole[:length])
         with pytest.raises(LandmarksError):
             read_table(tmp_path / "cut.parquet", {"id": pl.String})
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match="is a folder, and no table"):
+        read_table(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from landmarks.dataset.csv_text import SEPARATORS, text_of
 from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, Dataset
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
@@ -79,12 +80,16 @@ def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
 def columns_of(csv: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame:
     """Return columns of a CSV as text without spaces around it, empty where there is none; raise where one lacks."""
     require_text(csv)
+    text = text_of(csv)
+    header = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=lambda mark: sum(name.strip(' "\r') in wanted for name in header.split(mark)))
     try:
-        table = pl.read_csv(csv, infer_schema=False, glob=False)
+        table = pl.read_csv(text.encode(), infer_schema=False, separator=separator)
     except pl.exceptions.NoDataError as error:
         raise LandmarksError(f"{csv} is empty") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except pl.exceptions.PolarsError as error:
         raise LandmarksError(f"{csv} cannot be read as CSV ({str(error).splitlines()[0]})") from error
+    table = table.rename({name: name.strip() for name in table.columns if name.strip() not in table.columns})
     missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise LandmarksError(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
+from landmarks.dataset.csv_text import SEPARATORS, text_of
 from landmarks.dataset.doubtful_names import whole_numbers
-from landmarks.dataset.formats import name_of
 from landmarks.dataset.manifest import SPLITS
 from landmarks.dataset.naming import UNKNOWN, plain
 from landmarks.dataset.sources import SUFFIXES, Found, Source
@@ -21,32 +21,10 @@ from landmarks.dataset.spelling import COLUMNS, STAND_IN, column_key, columns_me
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.systems import readable
 
-_SEPARATORS = ",;\t|"
-_OTHER_FILES = {
-    b"PK\3\4": "unpack the archive and give its folder; a spreadsheet is to be saved as CSV",
-    b"\x1f\x8b": "unpack the archive, and give its folder or the CSV in it",
-    b"BZh": "unpack the archive, and give its folder",
-    b"\xfd7zXZ": "unpack the archive, and give its folder",
-    b"(\xb5/\xfd": "unpack the archive, and give its folder",
-    b"7z\xbc\xaf": "unpack the archive, and give its folder",
-    b"Rar!": "unpack the archive, and give its folder",
-    b"\xd0\xcf\x11\xe0": "save the spreadsheet as CSV",
-    b"PAR1": "save the table as CSV; what landmarks select wrote is fetched with: landmarks fetch",
-    b"\x89HDF": "save the table as CSV",
-    b"\xff\xd8\xff": "give the folder that the image lies in",
-    b"\x89PNG": "give the folder that the image lies in",
-    b"SQLite": "save the table as CSV",
-    b"%PDF": "save the table as CSV",
-}
-
-
-_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-"""What a text begins with → its encoding; the longer marks first."""
-
 
 def list_csv(source: Path) -> Source:
     """List the images that a CSV names; errors name the line."""
-    lines = _lines(source, _text_of(source))
+    lines = _lines(source, text_of(source))
     header = next(lines, None)
     if header is None:
         raise LandmarksError(f"{source} cannot be read as a CSV: it is empty", expected="columns path and label")
@@ -112,38 +90,6 @@ def _refuse_some_splits(source: Path, taken: list[_Taken]) -> None:
 # ── Text: encodings, separators, lines ──────────────────────────────────────────────────────────────────────────────
 
 
-def _text_of(source: Path) -> str:
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise LandmarksError(f"{source} cannot be read as a CSV ({error.strerror})") from error
-    way_out = next((way_out for start, way_out in _OTHER_FILES.items() if data.startswith(start)), "")
-    if data[257:262] == b"ustar":
-        way_out = "unpack the archive, and give its folder"
-    if way_out:
-        raise LandmarksError(f"{source} cannot be read as a CSV", way_out=way_out)
-    what = "JSON" if data[:1] in (b"{", b"[") else name_of(data[:64]) if data else ""
-    if what:
-        raise LandmarksError(f"{source} cannot be read as a CSV: it is {what}", expected="columns path and label")
-    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
-    try:
-        text = data.decode(encoding)
-        if "\0" in text:
-            line = text.count("\n", 0, text.index("\0")) + 1
-            raise LandmarksError(
-                f"{source} cannot be read as a CSV: line {line} holds a byte of zero, as no text does",
-                way_out="save it as CSV UTF-8",
-            )
-        return text
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise LandmarksError(
-            f"{source} cannot be read as a CSV: line {line} is not UTF-8",
-            received=repr(data[data.rfind(b"\n", 0, error.start) + 1 : error.start + 20].splitlines()[0][-80:])[2:-1],
-            way_out="save it as CSV UTF-8",
-        ) from error
-
-
 def _lines(source: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, cells) of every row that is not blank; cells may hold ends of lines, where they are quoted."""
     first, _, rest = text.partition("\n")
@@ -177,7 +123,7 @@ def _separator(text: str) -> str:
         names = next(csv.reader([header], delimiter=separator), [])
         return sum(bool(columns_meant(names, wanted)) for wanted in ("path", "label")), len(names)
 
-    return max(_SEPARATORS, key=worth)
+    return max(SEPARATORS, key=worth)
 
 
 # ── Columns ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -263,7 +209,7 @@ class _Header:
 def _hint(names: list[str]) -> str:
     """Return what is likely wrong with a first line that names no columns, or an empty string."""
     first = names[0].strip() if len(names) == 1 else ""
-    if any(f"{separator}label" in first.lower() or f"label{separator}" in first.lower() for separator in _SEPARATORS):
+    if any(f"{separator}label" in first.lower() or f"label{separator}" in first.lower() for separator in SEPARATORS):
         return "each line stands in quotes as a single cell: take those quotes off"
     if any(name.strip()[:1] == name.strip()[-1:] == "'" for name in names):
         return "quotes of a CSV are double ones"

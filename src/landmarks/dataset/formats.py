@@ -57,6 +57,13 @@ def name_of(data: bytes) -> str:
     return "nothing but zeros" if not any(data[:4096]) else ""
 
 
+def text_in(data: bytes) -> str:
+    """Return `text ("404 Not Found")` where a file is plain text, as servers answer for what is gone; else nothing."""
+    start = data[:40].decode("ascii", errors="replace").strip()
+    plain = start and all((letter.isprintable() and letter != "\ufffd") or letter in "\r\n\t" for letter in start)
+    return f'text ("{" ".join(start.split())}")' if plain else ""
+
+
 @functools.lru_cache(maxsize=1)
 def heif_is_read() -> bool:
     """Have Pillow read HEIC where the extra is installed that can, and return whether it is."""

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from landmarks.dataset.beside import Beside, beside_jpeg, beside_pillow, turned_size
 from landmarks.dataset.colours import in_rgb, pixels_in_srgb
-from landmarks.dataset.formats import heif_is_read, is_heif, name_of, without_large_texts
+from landmarks.dataset.formats import heif_is_read, is_heif, name_of, text_in, without_large_texts
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 MAX_PIXELS = 89_478_485
@@ -226,7 +226,7 @@ def _open_with_pillow(data: bytes) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(without_large_texts(data)), formats=formats)
     except UnidentifiedImageError as error:
-        name = name_of(data)
+        name = name_of(data) or text_in(data)
         what = f"not an image that is decoded here: {name}" if name else "not an image"
         raise ImageError(what, expected=f"one of {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -34,15 +34,12 @@ from landmarks.dataset.remote import CACHE_GB, open_remote
 from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.dataset.split import Division, Earlier, extended, stored, tell, with_groups
 from landmarks.dataset.trust import AT_AN_ADDRESS
-from landmarks.dataset.uniting import United, unite
+from landmarks.dataset.uniting import ADDING, United, unite
 from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
 from landmarks.support.errors import StaleError, UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
 from landmarks.support.tables import read_table, write_table
-
-ADDING = ".adding"
-"""The folder in a dataset in which images are made ready that are to be added to it."""
 
 _TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", SPLIT_FILE, "dataset.json")
 

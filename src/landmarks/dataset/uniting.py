@@ -14,6 +14,9 @@ from landmarks.support.console import note
 from landmarks.support.files import digest_of
 from landmarks.support.tables import read_table
 
+ADDING = ".adding"
+"""The folder in a dataset in which images are made ready that are to be added to it."""
+
 OWN_IDS = 1_000_000
 """New landmark ids begin here: the archive's end at 203,093."""
 
@@ -89,7 +92,9 @@ def _with_landmarks(labels: pl.DataFrame, by: str, theirs: Dataset) -> tuple[pl.
         new.append((ids[id], name, category))
     if moved:
         told = ", ".join(moved[:5]) + (" …" if len(moved) > 5 else "")
-        note(f"{len(moved):,} landmarks of {theirs.folder} have ids that stand for others before: {told}")
+        where = theirs.record.get("origin") if theirs.folder.parent.name == ADDING else None  # no folder of a person's
+        have = "landmark has an id that stands" if len(moved) == 1 else "landmarks have ids that stand"
+        note(f"{len(moved):,} {have} for others before, of {where or theirs.folder}: {told}")
     columns = ["landmark_id", "name", "category"]
     added = pl.DataFrame(new, schema={name: LABELS[name] for name in columns}, orient="row")
     together = pl.concat([labels.select(columns), added]).sort("landmark_id").with_row_index("label")

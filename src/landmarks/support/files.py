@@ -82,18 +82,37 @@ def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def refuse_other_kind(path: Path | str, *endings: str) -> None:
+_KINDS = frozenset(
+    {
+        ".jpg", ".jpeg", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".mp4",
+        ".svg", ".pdf", ".zip", ".tar", ".gz", ".json", ".parquet", ".safetensors", ".onnx", ".npy", ".npz", ".pt",
+        ".pth", ".csv", ".tsv", ".xlsx", ".html", ".htm", ".md", ".py", ".ipynb", ".toml", ".yaml", ".yml",
+    }
+)  # fmt: skip
+"""Endings that say what a file is; of others nothing is known."""
+
+
+def refuse_other_kind(path: Path | str, *endings: str, begins: bytes | None = None) -> None:
     """Raise `UsageError` where a file is there already that is of another kind by its name: it was hardly meant.
 
-    `--csv *.jpg` would replace the first image, and `--csv RUN/run.json` end a run. Without an ending, any kind may be.
+    `--csv *.jpg` would replace the first image, and `--csv RUN/run.json` end a run. A file that `begins` as what is
+    written does may have any name.
     """
     path = Path(path)
-    if path.suffix.lower() not in ("", *endings) and path.is_file():
+    if path.suffix.lower() in _KINDS.difference(endings) and path.is_file() and not _begins(path, begins):
         raise UsageError(
             f"{readable(path)} is there already and is not {endings[0]} by its name",
             expected=" or ".join(f"NAME{ending}" for ending in endings),
             way_out="choose another name, or remove it first",
         )
+
+
+def _begins(path: Path, begins: bytes | None) -> bool:
+    if begins is None:
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(len(begins)) == begins
+    return False
 
 
 def _as_the_umask_has_it(aside: Path) -> None:

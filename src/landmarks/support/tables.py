@@ -30,7 +30,7 @@ def write_lone_table(path: Path | str, table: pl.DataFrame, **metadata: object) 
 
     A file that is there and is no table by its name is not replaced.
     """
-    refuse_other_kind(path, ".parquet")
+    refuse_other_kind(path, ".parquet", begins=b"PAR1")
     _write(Path(path), table, metadata, tidy=True)
 
 
@@ -68,6 +68,8 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 def _require_file(path: Path) -> None:
     require_text(path)
+    if path.is_dir():
+        raise LandmarksError(f"{path} is a folder, and no table", expected="a parquet file")
     if not path.is_file():
         raise LandmarksError(f"there is no table {path}")
 

@@ -1,0 +1,65 @@
+"""The text of a CSV as people have it: encodings, separators, and other files that are given for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from landmarks.dataset.formats import name_of
+from landmarks.support.errors import LandmarksError
+
+SEPARATORS = ",;\t|"
+_OTHER_FILES = {
+    b"PK\3\4": "unpack the archive and give its folder; a spreadsheet is to be saved as CSV",
+    b"\x1f\x8b": "unpack the archive, and give its folder or the CSV in it",
+    b"BZh": "unpack the archive, and give its folder",
+    b"\xfd7zXZ": "unpack the archive, and give its folder",
+    b"(\xb5/\xfd": "unpack the archive, and give its folder",
+    b"7z\xbc\xaf": "unpack the archive, and give its folder",
+    b"Rar!": "unpack the archive, and give its folder",
+    b"\xd0\xcf\x11\xe0": "save the spreadsheet as CSV",
+    b"PAR1": "save the table as CSV; what landmarks select wrote is fetched with: landmarks fetch",
+    b"\x89HDF": "save the table as CSV",
+    b"\xff\xd8\xff": "give the folder that the image lies in",
+    b"\x89PNG": "give the folder that the image lies in",
+    b"SQLite": "save the table as CSV",
+    b"%PDF": "save the table as CSV",
+}
+
+
+_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""What a text begins with → its encoding; the longer marks first."""
+
+
+def text_of(source: Path) -> str:
+    """Return the text of a CSV in any of the encodings that spreadsheets write; raise where it is none, and say why."""
+    try:
+        data = source.read_bytes()
+    except FileNotFoundError as error:
+        raise LandmarksError(f"there is no {source}") from error
+    except OSError as error:
+        raise LandmarksError(f"{source} cannot be read as a CSV ({error.strerror})") from error
+    way_out = next((way_out for start, way_out in _OTHER_FILES.items() if data.startswith(start)), "")
+    if data[257:262] == b"ustar":
+        way_out = "unpack the archive, and give its folder"
+    if way_out:
+        raise LandmarksError(f"{source} cannot be read as a CSV", way_out=way_out)
+    what = "JSON" if data[:1] in (b"{", b"[") else name_of(data[:64]) if data else ""
+    if what:
+        raise LandmarksError(f"{source} cannot be read as a CSV: it is {what}", expected="columns path and label")
+    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+        if "\0" in text:
+            line = text.count("\n", 0, text.index("\0")) + 1
+            raise LandmarksError(
+                f"{source} cannot be read as a CSV: line {line} holds a byte of zero, as no text does",
+                way_out="save it as CSV UTF-8",
+            )
+        return text
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise LandmarksError(
+            f"{source} cannot be read as a CSV: line {line} is not UTF-8",
+            received=repr(data[data.rfind(b"\n", 0, error.start) + 1 : error.start + 20].splitlines()[0][-80:])[2:-1],
+            way_out="save it as CSV UTF-8",
+        ) from error
