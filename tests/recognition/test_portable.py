@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +106,24 @@ def test_a_graph_that_answers_no_numbers_is_refused_when_asked(tmp_path: Path) -
     network = open_export(written(tmp_path, model.SerializeToString()))
     with pytest.raises(LandmarksError, match="does not answer as it promised"):
         network.outputs([np.full((2, 2, 3), 9, np.uint8)])
+
+
+@pytest.mark.parametrize("decided", [None, "0"])
+def test_answering_tells_nobody_and_leaves_no_id_at_home_unless_the_user_wants_it(
+    decided: str | None, tmp_path: Path
+) -> None:
+    export, home = written(tmp_path, by_hand()), tmp_path / "home"
+    home.mkdir()
+    there = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    there |= {"HOME": str(home), "USERPROFILE": str(home)} | ({"ORT_DISABLE_TELEMETRY": decided} if decided else {})
+    program = (
+        "import os, sys; import landmarks; landmarks.load(sys.argv[1]); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program, str(export)], env=there, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == (decided or "1")
+    if decided is None:
+        assert [path for path in home.rglob("*") if "onnxruntime" in path.name.lower()] == []
