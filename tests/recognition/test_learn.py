@@ -14,10 +14,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 import landmarks
 from landmarks.cli.main import run as program
 from landmarks.models.heads import build_head
+from landmarks.recognition.answering_heads import LearnedHead
 from landmarks.recognition.closed_form import ClosedForm, Memory, Weights, memory_of
 from landmarks.recognition.directions import directions
 from landmarks.recognition.learned import LEARNED, learned_head
-from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held

@@ -1,8 +1,8 @@
 """Who answers: the trained classifier, the remembered images nearest to an image, or both; chosen on validation.
 
 `neighbours` are the densities of remembered training images around an image (`kernel_density.py`), `both` is the mean
-of the classifier's probabilities and the closed form's (`learned_head.py`): each knows images that the other does not.
-Which answers the most validation images rightly is kept in the run's `model.json`, with the figures of all three.
+of the classifier's probabilities and the closed form's (`answering_heads.py`): each knows images that the other does
+not. Which answers the most validation images rightly is kept in the run's `model.json`, with the figures of all three.
 """
 
 from __future__ import annotations

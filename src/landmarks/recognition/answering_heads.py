@@ -1,14 +1,59 @@
-"""Heads that answer by remembered images: by them alone, or by the trained head and them together."""
+"""Heads that answer by remembered images: by them alone, with the trained head, or with landmarks learned since.
+
+Scores of all landmarks, old and new, are the weighted sum of the discriminant's and of the log densities of remembered
+images around the image. Let p_k be the trained head's probabilities of the old landmarks, after temperature, and q_k
+those of the scores; let o_j be the odds of new landmark j against all old ones together, from the scores. Then, up to
+the same divisor, P(old k) is the mean of p_k and q_k, and P(new j) is o_j. Written as logits whose sum of exponentials
+over the old ones is the head's own, so that temperature, energy, heat maps and exports need to know nothing of it.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from landmarks.models.heads import Head
+from landmarks.recognition.closed_form import ClosedForm
 from landmarks.recognition.directions import Directions
 from landmarks.recognition.kernel_density import LogDensities, Neighbourhood
-from landmarks.recognition.learned_head import LearnedHead
+
+
+class LearnedHead(Head):
+    """A trained `head`, and behind it the logits of the landmarks of a closed form that it does not know."""
+
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, head: Head, width: int, closed: ClosedForm, *, temperature: float, offset: float) -> None:
+        """Take features of length `width`, the head's `temperature`, and what is added to the new ones' log odds."""
+        super().__init__()
+        discriminant, self.density_weight = closed.discriminant, closed.weights.density
+        self.head, self.old, self.classes = head, head.classes, discriminant.weights.shape[1]
+        self.settings = {"learned": self.classes - self.old}
+        self.temperature, self.offset = temperature, offset
+        self.directions = Directions(width)
+        near = closed.neighbourhood
+        self.densities = None if near is None else LogDensities(near, self.classes)
+        self.register_buffer("weights", torch.from_numpy(discriminant.weights * closed.weights.discriminant).float())
+        self.register_buffer("bias", torch.from_numpy(discriminant.bias * closed.weights.discriminant).float())
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the scores (N, K + L) of pooled features (N, C)."""
+        directions = self.directions(features.float())
+        scores: Tensor = directions @ self.weights + self.bias
+        return scores if self.densities is None else scores + self.density_weight * self.densities(directions)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, K + L) of pooled features (N, C): K old landmarks, then L learned ones."""
+        scaled = self.head(features).float() / self.temperature
+        scores = self.scores(features)
+        own, new = scores[:, : self.old], scores[:, self.old :]
+        mean = torch.logaddexp(torch.log_softmax(scaled, 1), torch.log_softmax(own, 1)) - math.log(2)
+        odds = new - torch.logsumexp(own, 1, keepdim=True) + self.offset
+        logits: Tensor = torch.logsumexp(scaled, 1, keepdim=True) + torch.cat([mean, odds], 1)
+        return self.temperature * logits
 
 
 class NeighbourHead(Head):

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save_file
 
 from landmarks.models.heads import Head
+from landmarks.recognition.answering_heads import LearnedHead
 from landmarks.recognition.closed_form import Memory, Weights
 from landmarks.recognition.gallery import Gallery
 from landmarks.recognition.kernel_density import Neighbourhood
-from landmarks.recognition.learned_head import LearnedHead
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole

@@ -4,7 +4,7 @@ The graph whitens an image's features along a few axes (`kernel_density.py`), an
 trained for there: `whitened` w (D,) and `trained_scores` s_k (K,). A learned landmark j of n_j images w_i with mean m_j
 has the score v · (wᵀm_j - |m_j|²/2 + excess/(2 n_j)) + u · log(Σ exp(concentration · (cos(w, w_i) - 1)) / n_j): the
 discriminant and the density of a run's own `learn` (`closed_form.py`), with the covariance of the trained landmarks.
-From the scores follow the odds of each learned landmark against all trained ones, as in `learned_head.py`.
+From the scores follow the odds of each learned landmark against all trained ones, as in `answering_heads.py`.
 
 Whether an image shows a learned landmark at all is told by how much denser that landmark's images lie around it than
 others do, which the record holds: at most the share `ACCEPTED` of these would be taken for any learned landmark.
