@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import faiss
@@ -14,7 +15,7 @@ from landmarks.cli.main import run as program
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.recognition import indexing as room
-from landmarks.recognition.indexing import CONVINCING, open_index, remove
+from landmarks.recognition.indexing import CONVINCING, open_index
 from landmarks.recognition.vectors import Parts, inverted_file, lists_for, neighbours, open_codes, whitening_of
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.training.run import Run
@@ -154,10 +155,21 @@ def test_an_index_grows_by_other_datasets_and_forgets_images(
     path = tmp_path / "asked.jpg"
     path.write_bytes(image(44, 101))
     assert landmarks.search(found, path, top=1)["image_id"].to_list() == [f"{101:016x}"]
-    assert len(remove(found, [f"{101:016x}"])) == 41
+    assert len(landmarks.index([], found, remove=[f"{101:016x}"])) == 41
     assert f"{101:016x}" not in landmarks.search(found, path, top=41)["image_id"].to_list()
     with pytest.raises(LandmarksError, match=f"1 images are not in .*received {101:016x}"):
-        remove(found, [f"{101:016x}"])
+        landmarks.index([], found, remove=[f"{101:016x}"])
+    assert len(landmarks.index(other.folder, found)) == 42  # what was taken out by mistake comes back
+    assert landmarks.search(found, path, top=1)["image_id"].to_list() == [f"{101:016x}"]
+
+
+def test_the_verb_takes_images_out_and_says_what_it_needs(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program(["index", "-o", str(found), "--remove", f"{4:016x}", "--remove", f"{5:016x}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 28
+    assert program(["index", "-o", str(found)]) == 2
+    assert "nothing to add to an index and nothing to remove" in capsys.readouterr().err
+    assert program(["index", "data", "-o", str(found.parent / "none")]) == 2
+    assert "expected --run RUN" in capsys.readouterr().err
 
 
 def test_beyond_what_is_compared_one_by_one_the_answers_come_from_an_inverted_file(

@@ -246,21 +246,24 @@ def export(
 
 
 def index(
-    data: Annotated[list[Path], typer.Argument(help="Dataset folders.")],
+    data: Annotated[list[Path] | None, typer.Argument(help="Dataset folders.")] = None,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write, or to add to.")],
-    run: Annotated[Path, typer.Option(help="The run whose network looks at the images.")],
+    run: Annotated[Path | None, typer.Option(help="The run whose network looks at the images.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="The id of an image to take out; may be repeated.")] = None,
     dimensions: Annotated[int, typer.Option(help="Numbers kept of each image, two bytes each.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
     """Make an index of all images of datasets, or add them to one; search finds those that look alike in it.
 
+    An index that is there knows its run. Images that are taken out (--remove) are not found any more.
+
     Example: landmarks index data testdata --run runs/mobilenet -o images.index
     """
     from landmarks.recognition.indexing import index as index_images
 
-    made = index_images(data, out, run=run, dimensions=dimensions, device=device)
+    made = index_images(data or [], out, run=run, remove=remove or (), dimensions=dimensions, device=device)
     landmarks = made.images["landmark_id"].drop_nulls().n_unique()
     if json:
         print_json({"folder": made.folder, "images": len(made), "landmarks": landmarks})

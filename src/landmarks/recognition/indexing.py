@@ -99,6 +99,11 @@ class Index:
     whitening: Whitening | None
     codes: Any = field(default=None, repr=False)
 
+    @property
+    def answered(self) -> pl.DataFrame:
+        """Return the images that were not removed, with their `row`."""
+        return self.images.with_row_index("row").join(self.removed.cast({"row": pl.UInt32}), on="row", how="anti")
+
     def __len__(self) -> int:
         return len(self.images) - len(self.removed)
 
@@ -111,24 +116,35 @@ def index(
     data: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
-    run: Path | str,
+    run: Path | str | None = None,
+    remove: Sequence[str] = (),
     dimensions: int = DIMENSIONS,
     device: str = "auto",
 ) -> Index:
     """Add the images of the dataset folders `data` to the index `out` of `run`, made now where there is none.
 
-    Images that are in it already are passed by. Killed and called again, it goes on. Raises `StaleError` when the index
-    was made with another network.
+    Images that are in it already are passed by. An index that is there knows its `run`. The images `remove`, by their
+    ids, are taken out first, whatever dataset they are of. Killed and called again, it goes on. Raises `LandmarksError`
+    for an id that is not in it, `StaleError` when the index was made with another network.
     """
-    folder, opened = Path(out), open_run(run)
+    folder, places = Path(out), [data] if isinstance(data, str | Path) else list(data)
     if dimensions < 1:
         raise UsageError("vectors need a length", received=dimensions, expected="1 or more")
+    if not places and not remove:
+        raise UsageError("nothing to add to an index and nothing to remove", expected="dataset folders, or --remove ID")
+    is_there = (folder / RECORD).is_file()
+    if run is None and not is_there:
+        raise UsageError(f"there is no index {out} yet", expected="--run RUN, whose network looks at the images")
     with held(folder):
-        there = open_index(folder) if (folder / RECORD).is_file() else _empty(folder, opened, dimensions)
-        _require_same(there, opened)
-        recogniser = load(opened, device=device)
-        for place in [data] if isinstance(data, str | Path) else data:
-            there = _with_dataset(there, open_dataset(place), recogniser)
+        there = open_index(folder) if is_there else _empty(folder, open_run(run or ""), dimensions)
+        if remove:
+            there = _without(there, remove)
+        if places:
+            opened = run_of(there) if run is None else open_run(run)
+            _require_same(there, opened)
+            recogniser = load(opened, device=device)
+            for place in places:
+                there = _with_dataset(there, open_dataset(place), recogniser)
     return there
 
 
@@ -155,20 +171,16 @@ def open_index(folder: Path | str) -> Index:
     return Index(folder, record, images, removed, Parts(arrays), whitening, codes)
 
 
-def remove(index: Path | str, image_ids: Sequence[str]) -> Index:
-    """Take images out of an index, whatever dataset they are of; raise `LandmarksError` for one that is not in it."""
-    with held(Path(index)):
-        there = open_index(index)
-        rows = there.images.with_row_index("row").join(there.removed.cast({"row": pl.UInt32}), on="row", how="anti")
-        chosen = rows.filter(pl.col("image_id").is_in(list(image_ids)))
-        strange = set(image_ids) - set(chosen["image_id"])
-        if strange:
-            raise LandmarksError(f"{len(strange)} images are not in {index}", received=sorted(strange)[0])
-        removed = pl.concat([there.removed, chosen.select(pl.col("row").cast(pl.Int64))]).sort("row")
-        name = f"removed-{len(removed)}.parquet"
-        write_table(there.folder / name, removed)
-        _write(there, removed=name)
-        return open_index(index)
+def _without(there: Index, image_ids: Sequence[str]) -> Index:
+    chosen = there.answered.filter(pl.col("image_id").is_in(list(image_ids)))
+    strange = set(image_ids) - set(chosen["image_id"])
+    if strange:
+        raise LandmarksError(f"{len(strange)} images are not in {there.folder}", received=sorted(strange)[0])
+    removed = pl.concat([there.removed, chosen.select(pl.col("row").cast(pl.Int64))]).sort("row")
+    name = f"removed-{len(removed)}.parquet"
+    write_table(there.folder / name, removed)
+    _write(there, removed=name)
+    return open_index(there.folder)
 
 
 def search(
@@ -290,7 +302,7 @@ def _write(there: Index, **changes: object) -> None:
 def _with_dataset(there: Index, dataset: Dataset, recogniser: Recogniser) -> Index:
     place = readable(dataset.folder.resolve())
     images = dataset.split("all").join(dataset.labels.select("landmark_id", "name"), on="landmark_id", how="left")
-    known = there.images.filter(pl.col("data") == place)
+    known = there.answered.filter(pl.col("data") == place)
     fresh = images.join(known, on="image_id", how="anti").sort("image_id")
     if len(fresh) < len(images):
         note(f"{len(images) - len(fresh)} images of {dataset.folder} are in {there.folder} already")
