@@ -84,7 +84,7 @@ def columns_of(csv: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame
     header = text.partition("\n")[0]
     separator = max(SEPARATORS, key=lambda mark: sum(name.strip(' "\r') in wanted for name in header.split(mark)))
     try:
-        table = pl.read_csv(text.encode(), infer_schema=False, separator=separator)
+        table = pl.read_csv(text.encode(), infer_schema=False, separator=separator, glob=False)
     except pl.exceptions.NoDataError as error:
         raise LandmarksError(f"{csv} is empty") from error
     except pl.exceptions.PolarsError as error:
