@@ -358,7 +358,7 @@ def test_select_tells_how_many_images_show_nothing_known(
     assert (
         run(["select", mirror_of_select_command, "-o", str(tmp_path / "t"), "--set", "test", "--landmarks", "7"]) == 0
     )
-    assert "1 images of 1 landmarks and 5 images of nothing known" in capsys.readouterr().out
+    assert "1 image of 1 landmark and 5 images of nothing known" in capsys.readouterr().out
 
 
 def test_select_prints_json_for_programs(

@@ -157,7 +157,7 @@ def test_an_index_grows_by_other_datasets_and_forgets_images(
     assert landmarks.search(found, path, top=1)["image_id"].to_list() == [f"{101:016x}"]
     assert len(landmarks.index([], found, remove=[f"{101:016x}"])) == 41
     assert f"{101:016x}" not in landmarks.search(found, path, top=41)["image_id"].to_list()
-    with pytest.raises(LandmarksError, match=f"1 images are not in .*received {101:016x}"):
+    with pytest.raises(LandmarksError, match=f"1 image to remove not in .*received {101:016x}"):
         landmarks.index([], found, remove=[f"{101:016x}"])
     assert len(landmarks.index(other.folder, found)) == 42  # what was taken out by mistake comes back
     assert landmarks.search(found, path, top=1)["image_id"].to_list() == [f"{101:016x}"]

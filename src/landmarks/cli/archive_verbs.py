@@ -55,7 +55,7 @@ def select(
     --take 100 --choose 20 --seed 0
     """
     from landmarks.archive.select import select as select_images
-    from landmarks.support.console import note, print_table
+    from landmarks.support.console import note, plural, print_table
 
     chosen = select_images(
         mirror,
@@ -87,9 +87,9 @@ def select(
     print_table(["landmark", "name", "images"], shown.rows())
     if len(chosen.landmarks) > SHOWN:
         show(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
-    also = f" and {total['unknown']:,} images of nothing known" if total["unknown"] else ""
+    also = f" and {plural(total['unknown'], 'image')} of nothing known" if total["unknown"] else ""
     show(
-        f"{known:,} images of {len(chosen.landmarks):,} landmarks{also}, "
+        f"{plural(known, 'image')} of {plural(len(chosen.landmarks), 'landmark')}{also}, "
         f"about {_size(chosen.expected_bytes)} in the mirror"
     )
     note(f"written to {out}")

@@ -260,14 +260,14 @@ def compare(
     """
 
     from landmarks.evaluation.compare import compare as compare_runs
-    from landmarks.support.console import print_table
+    from landmarks.support.console import plural, print_table
 
     numbers = compare_runs(first, second, name=name)
     if json:
         print_json(numbers.record)
         return
     columns = ["run", "top-1", "right where the other is wrong"]
-    print_table(columns, numbers.rows(), f"{numbers.name}: {numbers.images} images")
+    print_table(columns, numbers.rows(), f"{numbers.name}: {plural(numbers.images, 'image')}")
     show(numbers.verdict)
 
 

@@ -37,7 +37,7 @@ def predict(
     from landmarks.recognition.answers import NOT_KNOWN
     from landmarks.recognition.predict import counts
     from landmarks.recognition.predict import predict as predict_images
-    from landmarks.support.console import note, print_table
+    from landmarks.support.console import note, plural, print_table
     from landmarks.support.errors import UsageError
     from landmarks.support.tables import csv_text
 
@@ -65,7 +65,7 @@ def predict(
     for path, problem in failed.select("path", "problem").iter_rows():
         note(f"{path}: {problem}")
     if len(failed):
-        note(f"{len(failed)} of {table['path'].n_unique()} images could not be answered")
+        note(f"{len(failed)} of {plural(table['path'].n_unique(), 'image')} could not be answered")
     return 1 if len(failed) else 0
 
 
@@ -262,13 +262,14 @@ def index(
     Example: landmarks index data testdata --run runs/mobilenet -o images.index
     """
     from landmarks.recognition.indexing import index as index_images
+    from landmarks.support.console import plural
 
     made = index_images(data or [], out, run=run, remove=remove or (), dimensions=dimensions, device=device)
     landmarks = made.images["landmark_id"].drop_nulls().n_unique()
     if json:
         print_json({"folder": made.folder, "images": len(made), "landmarks": landmarks})
     else:
-        show(f"{out} holds {len(made):,} images of {landmarks:,} landmarks")
+        show(f"{out} holds {plural(len(made), 'image')} of {plural(landmarks, 'landmark')}")
 
 
 def search(

@@ -28,7 +28,7 @@ from landmarks.evaluation.unknown import choose_threshold, halves_of
 from landmarks.recognition.known_scores import MSP, Rule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held, refuse_other_kind
 from landmarks.support.tables import CSV_ENDINGS, write_csv
@@ -129,7 +129,7 @@ def evaluate(
         if wrong is not None:
             listed = wrong_answers(opened, asked, name)
             write_csv(wrong, listed)
-            note(f"{len(listed)} images answered wrong, written to {wrong}")
+            note(f"{plural(len(listed), 'image')} answered wrong, written to {wrong}")
     return evaluation_of(numbers)
 
 

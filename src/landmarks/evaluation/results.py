@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from landmarks.evaluation.intervals import wilson
-from landmarks.support.console import html_table
+from landmarks.support.console import html_table, plural
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Evaluation:
     def title(self) -> str:
         """What was judged, in words."""
         unknown = f", {self.unknown} of anything else" if self.unknown else ""
-        return f"{self.name}: {self.known} images of {self.landmarks} landmarks{unknown}"
+        return f"{self.name}: {plural(self.known, 'image')} of {plural(self.landmarks, 'landmark')}{unknown}"
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the numbers that exist as (name, text)."""
@@ -202,7 +202,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         columns = ["run", "top-1", "right where the other is wrong"]
-        table = html_table(columns, self.rows(), f"{self.name}: {self.images} images")
+        table = html_table(columns, self.rows(), f"{self.name}: {plural(self.images, 'image')}")
         return f"{table}<p>{escape(self.verdict)}</p>"
 
 

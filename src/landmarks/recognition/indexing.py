@@ -40,7 +40,7 @@ from landmarks.recognition.vectors import (
     open_codes,
     whitening_of,
 )
-from landmarks.support.console import note, progress
+from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, naming_the_extra
 from landmarks.support.files import held, read_record, write_record, written_whole
 from landmarks.support.systems import readable
@@ -175,7 +175,8 @@ def _without(there: Index, image_ids: Sequence[str]) -> Index:
     chosen = there.answered.filter(pl.col("image_id").is_in(list(image_ids)))
     strange = set(image_ids) - set(chosen["image_id"])
     if strange:
-        raise LandmarksError(f"{len(strange)} images are not in {there.folder}", received=sorted(strange)[0])
+        what = f"{plural(len(strange), 'image')} to remove not in {there.folder}"
+        raise LandmarksError(what, received=sorted(strange)[0])
     removed = pl.concat([there.removed, chosen.select(pl.col("row").cast(pl.Int64))]).sort("row")
     name = f"removed-{len(removed)}.parquet"
     write_table(there.folder / name, removed)

@@ -23,6 +23,7 @@ from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.portable_learning import LearningRecord, read_learned_file, require_free
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
+from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
 from landmarks.support.files import digest_of
 from landmarks.training.run import Run, open_run
@@ -83,7 +84,7 @@ class Recogniser:
         told = "" if self.rule is None else ", tells known from unknown"
         place = "cpu" if self.device is None else self.device.type
         kind = f"export {self.network.record.kind}" if isinstance(self.network, ExportedNetwork) else f"on {place}"
-        return f"Recogniser({self.network.backbone_name}, {len(self.names)} landmarks, {kind}{told})"
+        return f"Recogniser({self.network.backbone_name}, {plural(len(self.names), 'landmark')}, {kind}{told})"
 
     @property
     def trained(self) -> Network:
