@@ -168,6 +168,8 @@ def test_the_verb_takes_images_out_and_says_what_it_needs(found: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["images"] == 28
     assert program(["index", "-o", str(found)]) == 2
     assert "nothing to add to an index and nothing to remove" in capsys.readouterr().err
+    assert program(["search", str(found.parent), "one.jpg"]) == 1
+    assert "is no index; expected a folder with index.json" in capsys.readouterr().err
     assert program(["index", "data", "-o", str(found.parent / "none")]) == 2
     assert "expected --run RUN" in capsys.readouterr().err
 
@@ -202,6 +204,13 @@ def test_a_part_whose_writing_was_killed_is_written_again(
         monkeypatch.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
         assert len(open_index(found)) == 30
     assert len(landmarks.index(other.folder, found, run=run.folder)) == 36
+
+
+def test_no_index_is_written_among_other_things(run: Run, own_data: Dataset) -> None:
+    before = sorted(own_data.folder.iterdir())
+    with pytest.raises(LandmarksError, match=r"exists and is no index; received a folder with .*; choose another"):
+        landmarks.index(own_data.folder, own_data.folder, run=run.folder)
+    assert sorted(own_data.folder.iterdir()) == before
 
 
 def test_an_index_of_another_network_is_refused(found: Path, own_data: Dataset, tmp_path: Path) -> None:

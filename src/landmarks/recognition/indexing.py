@@ -14,6 +14,7 @@ killed is not named in `index.json`, and is written again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +136,7 @@ def index(
     is_there = (folder / RECORD).is_file()
     if run is None and not is_there:
         raise UsageError(f"there is no index {out} yet", expected="--run RUN, whose network looks at the images")
+    _require_own(folder)
     with held(folder):
         there = open_index(folder) if is_there else _empty(folder, open_run(run or ""), dimensions)
         if remove:
@@ -148,9 +150,27 @@ def index(
     return there
 
 
+def _require_own(folder: Path) -> None:
+    """Raise where an index would be written among other things, a dataset's or a run's."""
+    if not folder.is_dir() or (folder / RECORD).is_file():
+        return
+    begun = re.compile(r"\.lock|whitening\.npz|(vectors|images|removed|codes)-\d+\..*|\..*\.part")  # by a killed call
+    strangers = sorted(entry.name for entry in folder.iterdir() if not begun.fullmatch(entry.name))
+    if strangers:
+        raise LandmarksError(
+            f"{folder} exists and is no index", received=f"a folder with {strangers[0]}",
+            way_out="choose another folder with -o",
+        )  # fmt: skip
+
+
 def open_index(folder: Path | str) -> Index:
     """Open an index folder; raise `LandmarksError` when it is none, or was written by a newer version."""
     folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise LandmarksError(
+            f"{folder} is no index", expected=f"a folder with {RECORD}, as landmarks index writes it",
+            way_out="make one with: landmarks index DATA --run RUN -o INDEX",
+        )  # fmt: skip
     record = read_record(folder / RECORD)
     numbers = range(int(record["parts"]))
     arrays = tuple(np.load(folder / f"vectors-{number}.npy", mmap_mode="r") for number in numbers)
