@@ -76,6 +76,20 @@ def test_only_the_selected_images_are_kept_in_shards_named_like_the_tars(tmp_pat
     assert data.record["failed"] == [] and data.record["rejected"] == 0
 
 
+def test_nothing_is_fetched_into_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=1, each=3)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("run.json", "images.parquet"):  # a dataset has a table of that name too
+        (run / name).write_text("somebody's")
+    with pytest.raises(UsageError, match=r"is not empty and holds no dataset; received images\.parquet"):
+        fetch(selection, run)
+    assert {path.name: path.read_text() for path in run.iterdir()} == dict.fromkeys(
+        ("run.json", "images.parquet"), "somebody's"
+    )
+
+
 def test_path_server_streaming_and_ranges_give_the_same_bytes(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=4, each=12)
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::3])

@@ -56,6 +56,15 @@ def test_a_subset_taken_out_of_a_dataset_equals_the_one_fetched_directly(
     assert isinstance(again, Dataset) and again.images.equals(made.images)
 
 
+def test_nothing_is_taken_into_a_folder_that_holds_something_else(all_six: Dataset, tmp_path: Path) -> None:
+    chosen = select(all_six.folder, tmp_path / "two.parquet", take=4, choose=2, seed=5)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "images.parquet").write_text("somebody's")
+    with pytest.raises(UsageError, match=r"is not empty and holds no dataset; received images\.parquet"):
+        fetch(chosen.path, tmp_path / "run")
+    assert (tmp_path / "run" / "images.parquet").read_text() == "somebody's"
+
+
 def test_splits_of_the_dataset_are_kept_in_the_subset(all_six: Dataset, tmp_path: Path) -> None:
     divided = split(all_six.folder, seed=2)
     chosen = select(divided.folder, tmp_path / "two.parquet", take=2)

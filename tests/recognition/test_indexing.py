@@ -208,7 +208,7 @@ def test_a_part_whose_writing_was_killed_is_written_again(
 
 def test_no_index_is_written_among_other_things(run: Run, own_data: Dataset) -> None:
     before = sorted(own_data.folder.iterdir())
-    with pytest.raises(LandmarksError, match=r"exists and is no index; received a folder with .*; choose another"):
+    with pytest.raises(LandmarksError, match=r"is not empty and holds no index; received .*; choose another"):
         landmarks.index(own_data.folder, own_data.folder, run=run.folder)
     assert sorted(own_data.folder.iterdir()) == before
 

@@ -65,6 +65,16 @@ def test_what_timm_has_no_place_for_is_one_line(run: Run, tmp_path: Path) -> Non
         export(run, tmp_path / "run.onnx", timm=True)
 
 
+def test_a_run_is_not_written_over_by_weights_of_the_same_name(run: Run, tmp_path: Path) -> None:
+    changed = with_network(run, "test_resnet")
+    weights = (changed.folder / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="is not empty and holds no folder for timm"):
+        export(changed, changed.folder, timm=True)
+    assert (changed.folder / "model.safetensors").read_bytes() == weights
+    export(changed, tmp_path / "folder", timm=True)
+    assert export(changed, tmp_path / "folder", timm=True).path == tmp_path / "folder"  # its own is written anew
+
+
 def test_the_card_has_numbers_with_intervals_and_no_markup_of_strangers(
     run: Run, own_data: Dataset, tmp_path: Path
 ) -> None:

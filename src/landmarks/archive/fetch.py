@@ -39,8 +39,19 @@ from landmarks.dataset.manifest import (
 from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.files import digest_of, file_digest, held, read_record, write_record, written_whole
+from landmarks.support.files import (
+    digest_of,
+    file_digest,
+    held,
+    read_record,
+    refuse_foreign,
+    write_record,
+    written_whole,
+)
 from landmarks.support.tables import read_metadata, read_table
+
+ORDER = "order.json"
+"""What a folder was begun for, among its parts."""
 
 SPARE_BYTES = 100_000_000
 """Disk that is wanted free beyond the images themselves."""
@@ -129,6 +140,7 @@ def fetch(
         plan = make_plan(blank, ids, None if index is None else read_index(index), method)
         note(str(plan))
         return plan
+    refuse_foreign(out, ("dataset.json", f"{parts_folder(out).name}/{ORDER}"), "dataset")
     with held(out):
         whole = finished_dataset(out, order.digest)
         if whole is not None:
@@ -202,7 +214,7 @@ def _take_possession(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
     make_folder(parts)
     for folder in (parts, out / "shards"):
         remove_leftovers(folder)
-    mark = parts / "order.json"
+    mark = parts / ORDER
     if mark.exists():
         begun = read_record(mark)
         if begun.get("order") != digest:

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.fetch_plan import Plan
+from landmarks.dataset.importing import UNFINISHED
 from landmarks.dataset.joining import finished, gather
 from landmarks.dataset.manifest import LABELS, REJECTED, Dataset
 from landmarks.dataset.naming import identified_by
@@ -15,7 +16,7 @@ from landmarks.dataset.split import Earlier, stored
 from landmarks.dataset.uniting import United
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import digest_of, file_digest, held
+from landmarks.support.files import digest_of, file_digest, held, refuse_foreign
 from landmarks.support.tables import read_metadata, read_table
 
 
@@ -43,11 +44,10 @@ def fetch_from_data(
         note(str(plan))
         return plan
     inputs = digest_of(data.digest, file_digest(selection), max_side, by_reference)
+    refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
     with held(out):
         if (whole := finished(out, inputs)) is not None:
             return whole
-        if (out / "shards").exists() and not (out / ".import").exists():
-            raise LandmarksError(f"{out} holds other images", way_out="choose another folder")
         earlier = stored(data.folder)
         if earlier is not None:
             kept = earlier.table.join(images.select("image_id"), on="image_id", how="semi")

@@ -14,7 +14,6 @@ killed is not named in `index.json`, and is written again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +42,7 @@ from landmarks.recognition.vectors import (
 )
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, naming_the_extra
-from landmarks.support.files import held, read_record, write_record, written_whole
+from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
 from landmarks.support.systems import readable
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.loader import batches, normalised
@@ -136,9 +135,11 @@ def index(
     is_there = (folder / RECORD).is_file()
     if run is None and not is_there:
         raise UsageError(f"there is no index {out} yet", expected="--run RUN, whose network looks at the images")
-    _require_own(folder)
+    refuse_foreign(folder, (RECORD,), "index")
     with held(folder):
-        there = open_index(folder) if is_there else _empty(folder, open_run(run or ""), dimensions)
+        if not is_there:
+            _begin(folder, open_run(run or ""), dimensions)
+        there = open_index(folder)
         if remove:
             there = _without(there, remove)
         if places:
@@ -148,19 +149,6 @@ def index(
             for place in places:
                 there = _with_dataset(there, open_dataset(place), recogniser)
     return there
-
-
-def _require_own(folder: Path) -> None:
-    """Raise where an index would be written among other things, a dataset's or a run's."""
-    if not folder.is_dir() or (folder / RECORD).is_file():
-        return
-    begun = re.compile(r"\.lock|whitening\.npz|(vectors|images|removed|codes)-\d+\..*|\..*\.part")  # by a killed call
-    strangers = sorted(entry.name for entry in folder.iterdir() if not begun.fullmatch(entry.name))
-    if strangers:
-        raise LandmarksError(
-            f"{folder} exists and is no index", received=f"a folder with {strangers[0]}",
-            way_out="choose another folder with -o",
-        )  # fmt: skip
 
 
 def open_index(folder: Path | str) -> Index:
@@ -308,10 +296,10 @@ def _require_same(there: Index, run: Run) -> None:
         )
 
 
-def _empty(folder: Path, run: Run, dimensions: int) -> Index:
+def _begin(folder: Path, run: Run, dimensions: int) -> None:
+    """Write down whose index a folder is, before anything else stands in it."""
     record = {"run": whereabouts(run.folder, beside=folder), "model": run.digest, "dimensions": dimensions, "parts": 0}
-    nothing = pl.DataFrame(schema={"row": pl.Int64})
-    return Index(folder, record, pl.DataFrame(schema=INDEXED), nothing, Parts(()), None)
+    write_record(folder / RECORD, record, verb="index", inputs="")
 
 
 def _write(there: Index, **changes: object) -> None:

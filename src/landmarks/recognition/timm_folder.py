@@ -22,8 +22,11 @@ from landmarks.models.heads import LinearHead
 from landmarks.models.network import Network
 from landmarks.models.weights import storable
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import held, written_whole
+from landmarks.support.files import held, refuse_foreign, written_whole
 from landmarks.training.run import Run
+
+OWN = ("README.md", "config.json", "model.safetensors")
+"""What stands in such a folder."""
 
 TOLERANCE = 1e-5
 """Largest difference of the folder's logits from the run's, of the largest logit."""
@@ -38,6 +41,7 @@ def write_timm_folder(run: Run, names: list[str], folder: Path, card: str) -> fl
     network = run.network()
     model = timm_model(network)
     config = _config(network, names)
+    refuse_foreign(folder, (), "folder for timm", own=OWN)  # a run's weights are called as these
     with held(folder):
         (folder / "config.json").unlink(missing_ok=True)
         with written_whole(folder / "model.safetensors") as aside:

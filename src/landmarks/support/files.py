@@ -245,18 +245,19 @@ def file_digest(path: Path | str) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def refuse_foreign(out: Path, marks: tuple[str, ...], what: str) -> None:
+def refuse_foreign(out: Path, marks: tuple[str, ...], what: str, *, own: tuple[str, ...] = ()) -> None:
     """Raise when `out` is a file, or a folder with contents that are none of ours (it holds none of `marks`).
 
-    What a kill in the first second leaves, a lock and half-written files, is nobody's; where another process holds the
-    folder, it is that one's (`BusyError`).
+    What a kill in the first second leaves, a lock and half-written files, is nobody's, and so are files that are called
+    as one of `own`; where another process holds the folder, it is that one's (`BusyError`).
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", way_out="choose another folder")
     try:
         if not out.exists() or any((out / mark).exists() for mark in marks):
             return
-        contents = sorted(entry.name for entry in out.iterdir() if not is_leftover(entry.name))
+        names = sorted(entry.name for entry in out.iterdir())
+        contents = [name for name in names if name not in own and not is_leftover(name)]
     except OSError as error:
         raise LandmarksError(f"{out} cannot be looked into ({error.strerror})") from error
     if not contents:
