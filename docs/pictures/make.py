@@ -38,7 +38,7 @@ def main(demo: Path) -> None:
         page = Path(folder) / "page.html"
         landmarks.export_page(demo / RUN, page)
         asked = next(
-            path for path in sorted((Path(folder) / "files").rglob("*.jpg")) if drawn[1]["image_id"] in path.name
+            path for path in sorted((Path(folder) / "files").rglob("*.jpg")) if drawn[0]["image_id"] in path.name
         )
         keep("page", answered(browser, page, asked))
         browser.close()
@@ -54,7 +54,7 @@ def report(browser: Any, path: Path) -> bytes:
 
 def answered(browser: Any, path: Path, image: Path) -> bytes:
     """Return a page after it has answered an image, on a screen of a phone's width, as PNG."""
-    tab = browser.new_context(offline=True, viewport={"width": 400, "height": 820}, device_scale_factor=2).new_page()
+    tab = browser.new_context(offline=True, viewport={"width": 400, "height": 1000}, device_scale_factor=2).new_page()
     tab.goto(path.as_uri())
     tab.locator("#state", has_text="Ready").wait_for(timeout=0)
     tab.set_input_files("#files", str(image))
