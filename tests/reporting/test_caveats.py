@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def judged(name: str, known: int, unknown: int = 0) -> Evaluation:
 
 def told(*runs: RunFiles) -> str:
     return " ".join(found_caveats(runs))
+
+
+def test_who_answered_is_said_where_it_was_not_the_classifier_alone() -> None:
+    by_both = replace(judged("test", 2000), metrics={**judged("test", 2000).metrics, "by": "both"})
+    assert "classifier" not in told(run(tests=(judged("test", 2000), judged("val", 900))))
+    said = told(run("xception", tests=(by_both, judged("val", 900))))
+    assert "Of xception, test by the classifier and remembered training images together" in said
+    assert "val by the trained classifier alone; their accuracies are of different answers." in said
 
 
 @pytest.mark.parametrize("rule", ["random", "by random, val 0.15, test 0.15"])

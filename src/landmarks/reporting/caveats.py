@@ -87,10 +87,31 @@ def _told(metrics: Mapping[str, object]) -> dict[str, str]:
 
 def found_caveats(runs: Sequence[RunFiles]) -> list[str]:
     """Return what a careful reader must know before believing the page, the gravest first."""
-    found = [*_about_test(runs), *_about_seen(runs), *_about_comparison(runs)]
+    found = [*_about_test(runs), *_about_seen(runs), *_about_answers(runs), *_about_comparison(runs)]
     for text in (*_about_split(runs), *_about_pretraining(runs), *_about_scope(runs)):
         if text not in found:
             found.append(text)
+    return found
+
+
+_ANSWERING = {
+    "classifier": "the trained classifier alone",
+    "neighbours": "the nearest remembered training images",
+    "both": "the classifier and remembered training images together",
+}
+
+
+def _about_answers(runs: Sequence[RunFiles]) -> list[str]:
+    """Say who answered, where that was not the classifier alone for everything."""
+    found = []
+    for run in runs:
+        by: dict[str, list[str]] = {}
+        for one in run.evaluations:
+            by.setdefault(str(one.metrics.get("by", "classifier")), []).append(readable(one.name, 40))
+        if set(by) - {"classifier"}:
+            told = ", ".join(f"{_listed(names)} by {_ANSWERING.get(way, way)}" for way, names in sorted(by.items()))
+            beside = "; their accuracies are of different answers" if len(by) > 1 else ""
+            found.append(f"Of {run.name}, {told}{beside}.")
     return found
 
 
