@@ -86,17 +86,20 @@ def test_no_request_is_lost_while_recognisers_come_and_go(serving: Serving, tmp_
     put(place, "Tower 1")
     load = loader(place)
     running = serving(opened(load), place=place, load=load)
-    done = threading.Event()
+    begun, done = threading.Barrier(5), threading.Event()
 
     def ask() -> list[httpx.Response]:
         with httpx.Client(base_url=running.url, timeout=None) as client:
-            answers = []
-            while not done.is_set():
+            answers, is_last = [client.post("/recognise", content=IMAGES[0], headers=JPEG)], False
+            begun.wait()  # the first recogniser has answered
+            while not is_last:
+                is_last = done.is_set()  # asked before, so that the last one answers too
                 answers.append(client.post("/recognise", content=IMAGES[0], headers=JPEG))
             return answers
 
     with ThreadPoolExecutor(4) as clients:
         asking = [clients.submit(ask) for _ in range(4)]
+        begun.wait()
         for generation in range(2, 6):
             put(place, "broken")
             until(running.url, status="stale")
