@@ -137,8 +137,8 @@ def index(
         raise UsageError(f"there is no index {out} yet", expected="--run RUN, whose network looks at the images")
     refuse_foreign(folder, (RECORD,), "index")
     with held(folder):
-        if not is_there:
-            _begin(folder, open_run(run or ""), dimensions)
+        if run is not None and not is_there:
+            _begin(folder, open_run(run), dimensions)
         there = open_index(folder)
         if remove:
             there = _without(there, remove)
