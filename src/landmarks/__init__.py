@@ -10,9 +10,9 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+# onnxruntime 1.32 writes a device's id into the home folder as soon as it is loaded, and tells its makers what it does,
+# unless this is set. Whatever is imported of this package comes here first; what the user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-# Unless the user decided: onnxruntime 1.32 writes a device's id into the home folder as soon as it is loaded, and tells
-# its makers what it does. Whatever is imported of this package comes here first.
 
 if TYPE_CHECKING:
     from landmarks.archive.fetch import fetch as fetch

@@ -31,10 +31,10 @@ def one_landmark_of_several(folders: Iterable[str]) -> list[str]:
     for folder in folders:
         called.setdefault(plain(folder), set()).add(folder)
     several = [sorted(same) for same in called.values() if len(same) > 1]
-    return [
-        "folders that differ by spaces around their names, or by the form of Unicode, are one landmark: "
-        + _some(" = ".join(f'"{name}"' for name in same) for same in several)
-    ] * bool(several)
+    if not several:
+        return []
+    told = _some(" = ".join(f'"{name}"' for name in same) for same in several)
+    return [f"folders that differ by spaces around their names, or by the form of Unicode, are one landmark: {told}"]
 
 
 def whole_numbers(names: Iterable[str]) -> dict[str, str]:

@@ -150,7 +150,7 @@ def _gallery(run: Run, recogniser: Recogniser, asked: Asked, count: int, folder:
 
 
 def _earlier(folder: Path, digest: str, by: str) -> dict[str, dict[str, Any]]:
-    """Return the panels drawn earlier of the same weights' answers, `by` the same, for each image; others are left."""
+    """Return the panels drawn earlier of the same weights' answers, `by` the same, by image; others are forgotten."""
     index = folder / "index.json"
     if not index.exists():
         return {}

@@ -74,7 +74,7 @@ class Files:
         return meta["size"], meta["e_tag"]
 
     def exists(self, path: str) -> bool:
-        """Say whether the mirror has the file."""
+        """Return whether there is such a file."""
         try:
             self.head(path)
         except AbsentError:
@@ -100,7 +100,7 @@ class Files:
         """Return the bytes from `start` up to `end` (left out) of a file.
 
         Raises:
-            RangesRefusedError: the mirror answers with the whole file, or compresses.
+            RangesRefusedError: the server answers with the whole file, or compresses.
         """
 
         def request() -> Answer:
@@ -117,11 +117,11 @@ class Files:
         return self.host.asked(path, request)
 
     def ask(self, path: str, start: int, end: int) -> Future[Answer]:
-        """Begin `range` in one of the threads that all users of this mirror share."""
+        """Begin `range` in one of the threads that all users of this address share."""
         return self._pool.submit(self.range, path, start, end)
 
     def ranges(self, path: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
-        """Return several ranges of a file, one request each, as many at once as the mirror's connections allow."""
+        """Return several ranges of a file, one request each, as many at once as its connections allow."""
         under_way = [self.ask(path, start, end) for start, end in zip(starts, ends, strict=True)]
         return [bytes(answer.result().data) for answer in under_way]
 
