@@ -281,9 +281,9 @@ def test_weights_of_another_network(stripes: Dataset, small_weights: Path, tmp_p
 
 def test_a_folder_that_holds_something_else(stripes: Dataset, tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("sea")
-    with pytest.raises(LandmarksError, match=r"exists and is no run; received a folder with holiday\.txt"):
+    with pytest.raises(LandmarksError, match=r"is not empty and holds no run; received holiday\.txt"):
         train(stripes.folder, tmp_path, backbone="baseline")
-    with pytest.raises(LandmarksError, match="exists and is no run"):
+    with pytest.raises(LandmarksError, match="is not empty and holds no run"):
         train(stripes.folder, stripes.folder, backbone="baseline")
 
 

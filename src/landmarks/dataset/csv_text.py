@@ -38,6 +38,28 @@ def text_of(source: Path) -> str:
         raise LandmarksError(f"there is no {source}") from error
     except OSError as error:
         raise LandmarksError(f"{source} cannot be read as a CSV ({error.strerror})") from error
+    _refuse_other_files(source, data)
+    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line, begin = data.count(b"\n", 0, error.start) + 1, data.rfind(b"\n", 0, error.start) + 1
+        raise LandmarksError(
+            f"{source} cannot be read as a CSV: line {line} is not UTF-8",
+            received=repr(data[begin : error.start + 20].splitlines()[0][-80:])[2:-1],
+            way_out="save it as CSV UTF-8",
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise LandmarksError(
+            f"{source} cannot be read as a CSV: line {line} holds a byte of zero, as no text does",
+            way_out="save it as CSV UTF-8",
+        )
+    return text
+
+
+def _refuse_other_files(source: Path, data: bytes) -> None:
+    """Raise where the bytes of `source` are those of an archive, a spreadsheet, an image: of anything but text."""
     way_out = next((way_out for start, way_out in _OTHER_FILES.items() if data.startswith(start)), "")
     if data[257:262] == b"ustar":
         way_out = "unpack the archive, and give its folder"
@@ -46,20 +68,3 @@ def text_of(source: Path) -> str:
     what = "JSON" if data[:1] in (b"{", b"[") else name_of(data[:64]) if data else ""
     if what:
         raise LandmarksError(f"{source} cannot be read as a CSV: it is {what}", expected="columns path and label")
-    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
-    try:
-        text = data.decode(encoding)
-        if "\0" in text:
-            line = text.count("\n", 0, text.index("\0")) + 1
-            raise LandmarksError(
-                f"{source} cannot be read as a CSV: line {line} holds a byte of zero, as no text does",
-                way_out="save it as CSV UTF-8",
-            )
-        return text
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise LandmarksError(
-            f"{source} cannot be read as a CSV: line {line} is not UTF-8",
-            received=repr(data[data.rfind(b"\n", 0, error.start) + 1 : error.start + 20].splitlines()[0][-80:])[2:-1],
-            way_out="save it as CSV UTF-8",
-        ) from error

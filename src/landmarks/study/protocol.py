@@ -27,7 +27,7 @@ from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
 from landmarks.support.tables import read_metadata, read_table
 from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.train import check_data
+from landmarks.training.training_images import check_data
 
 VAL, TEST = 0.15, 0.15
 """Shares of the images that are kept out of training; the study's own are not known here."""

@@ -46,7 +46,7 @@ from landmarks.study.protocol import (
 )
 from landmarks.support.console import note, options, step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
-from landmarks.support.files import digest_of, held, read_record, write_record
+from landmarks.support.files import digest_of, held, read_record, refuse_foreign, write_record
 from landmarks.support.tables import read_metadata, read_table, write_csv
 from landmarks.training.machine import is_out_of_memory, release
 from landmarks.training.run import RECORD as RUN_RECORD
@@ -293,21 +293,13 @@ def _top1(run: RunFiles, name: str | None) -> dict[str, Any] | None:
 
 def refuse_another(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise unless `folder` is new, empty, or holds a reproduction with the same `settings`."""
-    if not folder.exists():
-        return
-    if (folder / RECORD).exists():
-        begun = read_record(folder / RECORD)["settings"]
-        for name, value in settings.items():
-            if begun.get(name) != value:
-                raise StaleError(
-                    f"{folder} holds another reproduction",
-                    received=f"{name} {value}",
-                    expected=f"{name} {begun.get(name)}, with which it was begun",
-                    way_out="choose another folder with -o",
-                )
-        return
-    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock") if folder.is_dir() else ["it"]
-    if strangers:
-        raise LandmarksError(
-            f"{folder} exists and is no reproduction", received=strangers[0], way_out="choose another folder with -o"
-        )
+    refuse_foreign(folder, (RECORD,), "reproduction")
+    begun = read_record(folder / RECORD)["settings"] if (folder / RECORD).exists() else settings
+    for name, value in settings.items():
+        if begun.get(name) != value:
+            raise StaleError(
+                f"{folder} holds another reproduction",
+                received=f"{name} {value}",
+                expected=f"{name} {begun.get(name)}, with which it was begun",
+                way_out="choose another folder with -o",
+            )

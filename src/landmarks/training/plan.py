@@ -28,7 +28,7 @@ from landmarks.training.loader import Batch, batches, normalised
 from landmarks.training.machine import Machine, does_not_fit, fed, is_out_of_memory, open_machine, release
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.train import check_data
+from landmarks.training.training_images import check_data
 
 STEPS = 3
 """Steps that are timed, after one that is not."""

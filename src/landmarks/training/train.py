@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from landmarks.dataset.divide import ENOUGH
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.rewriting import checkpoint_gradients
-from landmarks.support.console import plural
-from landmarks.support.disk import remove_leftovers
-from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record, write_record
 from landmarks.training.checkpoint import FILE as CHECKPOINT
 from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
+from landmarks.training.identity import begin, check_folder, finished, identity
 from landmarks.training.machine import Machine, fed, open_machine, try_algorithms
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
@@ -38,6 +34,10 @@ from landmarks.training.ridge import ridge_probe
 from landmarks.training.run import RECORD, Run, open_run, write_run
 from landmarks.training.state import State
 from landmarks.training.timing import LAYOUTS, choose_by_timing
+from landmarks.training.training_images import TrainingImages, check_data
+
+MACHINE = "machine.json"
+"""In `checkpoint/`: what number format and memory layout were chosen for this training."""
 
 PROBE_CLASSES = 20_000
 """With more landmarks than this the closed-form probe would take longer than it is worth."""
@@ -150,9 +150,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         if machine.is_main:
             record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
             record |= {"validated_on": len(splits.val), "identity": wanted}
-            sentence = last_sentence(
-                out, record, state.rows
-            )  # whatever may fail comes first: what is written is finished
+            sentence = last_sentence(out, record, state.rows)  # before the writing: a run that is written is finished
             write_run(out, network, dataset.labels, state.rows, record, seen=seen)
             shutil.rmtree(checkpoint, ignore_errors=True)  # killed just before this, the next call does it
         machine.wait()
@@ -237,121 +235,6 @@ def tracked(machine: Machine, recipe: Recipe, out: Path, state: State) -> Iterat
         tracker.finish()
 
 
-# What must hold before anything is computed: data that can be trained on, and a folder that holds nothing else.
-
-
-STARTED = "started.json"
-"""In `checkpoint/`, from the first moment on: what is being trained."""
-
-MACHINE = "machine.json"
-"""In `checkpoint/`: what number format and memory layout were chosen for this training."""
-
-NOT_THE_RESULT = (
-    "device",
-    "precision",
-    "deterministic",
-    "compile",
-    "workers",
-    "threads",
-    "time_limit",
-    "micro_batch",
-    "tracking",
-    "gradient_checkpointing",
-)
-"""Settings of a recipe that may change between the two halves of a training that was interrupted."""
-
-
-@dataclass(frozen=True)
-class TrainingImages:
-    """The images to train on and to validate with: known ones, with their labels."""
-
-    train: pl.DataFrame
-    val: pl.DataFrame
-    notes: tuple[str, ...] = ()  # what the user should know about them
-
-
-def check_data(dataset: Dataset) -> TrainingImages:
-    """Return the images to train on; raise `LandmarksError` when the dataset cannot be trained on."""
-    landmarks = len(dataset.labels)
-    if landmarks < 2:
-        raise LandmarksError(
-            f"{dataset.folder} cannot be trained on", received=plural(landmarks, "landmark"), expected="2 or more"
-        )
-    known = {split: _known(dataset, split) for split in ("train", "val")}
-    if not len(known["train"]):
-        raise LandmarksError(
-            f"the train split of {dataset.folder} shows no known landmark",
-            way_out=f"divide everything anew with: landmarks split {dataset.folder} --anew",
-        )
-    if not len(known["val"]):
-        most = int(known["train"]["label"].value_counts()["count"].max() or 0)  # type: ignore[arg-type]
-        share = 0.15 if most >= ENOUGH else 0.5  # of a few images 0.15 is none
-        way_out = f"divide it with: landmarks split {dataset.folder} --val {share}"
-        if dataset.count("test"):
-            way_out = (
-                "take some out of train, while test stays as it is, with: "
-                f"landmarks split {dataset.folder} --val {share} --keep-test"
-            )
-        if most < 2:
-            way_out = "every landmark has a single image to train on: validation takes landmarks of two images or more"
-        raise LandmarksError(f"the val split of {dataset.folder} shows no known landmark", way_out=way_out)
-    counts = known["train"]["label"].value_counts()
-    seen = set(counts["label"].to_list())
-    absent = dataset.labels.filter(~pl.col("label").is_in(list(seen)))
-    notes = []
-    if len(absent):
-        notes.append(
-            f"{len(absent)} of {landmarks} landmarks have no image to train on and will never be answered: "
-            + ", ".join(str(name) for name in absent["name"].head(3).fill_null("?"))
-            + (", …" if len(absent) > 3 else "")
-        )
-    single = int((counts["count"] == 1).sum())
-    if single:
-        notes.append(f"{single} landmark{'s have' if single > 1 else ' has'} a single image to train on")
-    unknown = dataset.count("train") - len(known["train"])
-    if unknown:
-        notes.append(f"{unknown} images of nothing known are left out of training")
-    return TrainingImages(known["train"], known["val"], tuple(notes))
-
-
-def _known(dataset: Dataset, split: str) -> pl.DataFrame:
-    """Return the images of a split that show a known landmark, without what a person reads of them."""
-    images = dataset.split(split).drop("author", "license", "title", "usage", "landmarks")
-    return images.filter(pl.col("label").is_not_null()) if images["label"].null_count() else images
-
-
-def check_folder(out: Path) -> None:
-    """Raise unless `out` is new, empty, or a training's: nothing else is ever written into."""
-    if not out.is_dir() or (out / RECORD).exists() or (out / "checkpoint" / STARTED).exists():
-        return
-    strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in (".lock", "checkpoint"))
-    if strangers:
-        raise LandmarksError(
-            f"{out} exists and is no run",
-            received=f"a folder with {strangers[0]}",
-            way_out="choose another folder with -o",
-        )
-
-
-def identity(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """Return what decides a training's result: the same folder may only be gone on with when all of it is the same."""
-    settings = {name: value for name, value in recipe.record().items() if name not in NOT_THE_RESULT}
-    if Path(recipe.weights).exists():
-        settings["weights"] = str(Path(recipe.weights).resolve())
-    return {**settings, "data": dataset.digest}
-
-
-def begin(checkpoint: Path, wanted: dict[str, Any], backbone: str, machine: Machine) -> None:
-    """Note in `checkpoint` what is being trained, or raise when it holds the beginnings of something else."""
-    if machine.is_main:
-        remove_leftovers(checkpoint)
-        if (checkpoint / STARTED).exists():
-            require_same(checkpoint.parent, read_record(checkpoint / STARTED), {**wanted, "backbone": backbone})
-        else:
-            write_record(checkpoint / STARTED, {**wanted, "backbone": backbone}, verb="train")
-    machine.wait()
-
-
 def settle(
     network: Network, machine: Machine, recipe: Recipe, checkpoint: Path, choices: list[Choice]
 ) -> tuple[Machine, list[Choice]]:
@@ -373,30 +256,3 @@ def settle(
     precision, layout = found
     network.to(memory_format=LAYOUTS[layout.value])
     return replace(machine, precision=precision.value), found
-
-
-def finished(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
-    """Return the finished run in `out` when it is the one that is wanted; raise when it is another."""
-    run = open_run(out)
-    require_same(out, run.record.get("identity", {}), wanted)
-    if machine.is_main:
-        shutil.rmtree(out / "checkpoint", ignore_errors=True)  # of a training killed when all but this was done
-    machine.say(f"{out} is trained already; nothing is done again")
-    return run
-
-
-def require_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise `LandmarksError` that names the first thing in which `found` differs from `wanted`."""
-    for name, value in wanted.items():
-        if found.get(name) != json.loads(json.dumps(value)):
-            raise LandmarksError(
-                f"{out} holds another training",
-                received=f"{name} {value}",
-                expected=f"{name} {found.get(name)}, with which it was begun",
-                way_out=f"choose another folder with -o{_from_there(out)}",
-            )
-
-
-def _from_there(out: Path) -> str:
-    """Return how a training with other settings can begin with the weights of the finished one in `out`."""
-    return f"; to begin with the weights of this one: --weights {out} -o OTHER" if (out / RECORD).exists() else ""

@@ -22,7 +22,7 @@ from landmarks.training.head_training import train_head
 from landmarks.training.limits import Within, require
 from landmarks.training.machine import open_machine
 from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.train import check_data
+from landmarks.training.training_images import check_data
 
 TRIALS = {
     "trial": pl.UInt32,  # 0 is the recipe as it is

@@ -1,0 +1,71 @@
+"""The images of a dataset that a network is trained on and validated with, and what the user should know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from landmarks.dataset.divide import ENOUGH
+from landmarks.dataset.manifest import Dataset
+from landmarks.support.console import plural
+from landmarks.support.errors import LandmarksError
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images to train on and to validate with: known ones, with their labels."""
+
+    train: pl.DataFrame
+    val: pl.DataFrame
+    notes: tuple[str, ...] = ()  # what the user should know about them
+
+
+def check_data(dataset: Dataset) -> TrainingImages:
+    """Return the images to train on; raise `LandmarksError` when the dataset cannot be trained on."""
+    landmarks = len(dataset.labels)
+    if landmarks < 2:
+        raise LandmarksError(
+            f"{dataset.folder} cannot be trained on", received=plural(landmarks, "landmark"), expected="2 or more"
+        )
+    known = {split: _known(dataset, split) for split in ("train", "val")}
+    if not len(known["train"]):
+        raise LandmarksError(
+            f"the train split of {dataset.folder} shows no known landmark",
+            way_out=f"divide everything anew with: landmarks split {dataset.folder} --anew",
+        )
+    if not len(known["val"]):
+        most = int(known["train"]["label"].value_counts()["count"].max() or 0)  # type: ignore[arg-type]
+        share = 0.15 if most >= ENOUGH else 0.5  # of a few images 0.15 is none
+        way_out = f"divide it with: landmarks split {dataset.folder} --val {share}"
+        if dataset.count("test"):
+            way_out = (
+                "take some out of train, while test stays as it is, with: "
+                f"landmarks split {dataset.folder} --val {share} --keep-test"
+            )
+        if most < 2:
+            way_out = "every landmark has a single image to train on: validation takes landmarks of two images or more"
+        raise LandmarksError(f"the val split of {dataset.folder} shows no known landmark", way_out=way_out)
+    counts = known["train"]["label"].value_counts()
+    seen = set(counts["label"].to_list())
+    absent = dataset.labels.filter(~pl.col("label").is_in(list(seen)))
+    notes = []
+    if len(absent):
+        notes.append(
+            f"{len(absent)} of {landmarks} landmarks have no image to train on and will never be answered: "
+            + ", ".join(str(name) for name in absent["name"].head(3).fill_null("?"))
+            + (", …" if len(absent) > 3 else "")
+        )
+    single = int((counts["count"] == 1).sum())
+    if single:
+        notes.append(f"{single} landmark{'s have' if single > 1 else ' has'} a single image to train on")
+    unknown = dataset.count("train") - len(known["train"])
+    if unknown:
+        notes.append(f"{unknown} images of nothing known are left out of training")
+    return TrainingImages(known["train"], known["val"], tuple(notes))
+
+
+def _known(dataset: Dataset, split: str) -> pl.DataFrame:
+    """Return the images of a split that show a known landmark, without what a person reads of them."""
+    images = dataset.split(split).drop("author", "license", "title", "usage", "landmarks")
+    return images.filter(pl.col("label").is_not_null()) if images["label"].null_count() else images
