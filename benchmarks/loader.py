@@ -77,10 +77,13 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.dataset.shards import ImageReader
-    from landmarks.models.preprocessing import Preprocessing
     from landmarks.training import loader
     from landmarks.training.recipe import Augmentation
 
+    try:
+        from landmarks.models.preprocessing import Preprocessing
+    except ImportError:  # versions before it kept it beside the network
+        from landmarks.models.network import Preprocessing  # type: ignore[attr-defined, no-redef]
     try:
         from landmarks.training import readers as reading
     except ImportError:  # versions before it had threads alone
