@@ -246,7 +246,7 @@ def test_wrong_words_are_told_before_anything_is_written(data: Dataset, tmp_path
     with pytest.raises(LandmarksError, match="there is no folder"):
         reproduce(tmp_path / "nowhere", out)
     assert not out.exists()
-    with pytest.raises(LandmarksError, match="is no reproduction"):
+    with pytest.raises(LandmarksError, match="holds no reproduction"):
         reproduce(data.folder, data.folder)
 
 
