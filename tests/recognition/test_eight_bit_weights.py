@@ -66,6 +66,36 @@ def test_any_number_of_images_is_answered_as_each_alone(backbone: onnx.ModelProt
     np.testing.assert_allclose(together, features_of(small, images[:3]), rtol=1e-3, atol=1e-4)
 
 
+class _Products(nn.Module):
+    """A small and a large weight, and one that lies across, as heads and remembered images do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Linear(30, 400), nn.Linear(400, 5)
+        self.register_buffer("across", torch.randn(400, 60))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        wide = self.large(features).relu()
+        return torch.cat([self.small(wide), wide @ self.across], dim=1)  # type: ignore[operator]
+
+
+def test_without_images_the_large_weights_of_any_part_are_rounded_to_the_nearest() -> None:
+    torch.manual_seed(0)
+    module = _Products().eval()
+    part = _exported(module, (torch.randn(2, 30),), ["features"], ["scores"], "test")
+    small = with_eight_bit_weights(part, least=10_000)
+    onnx.checker.check_model(small)
+    assert sorted(one.size for one in map(numpy_helper.to_array, small.graph.initializer) if one.dtype == np.int8) == [
+        30 * 400, 60 * 400
+    ]  # fmt: skip
+    for weight, axis in ((module.large.weight, 1), (module.across, 0)):
+        scale = weight.abs().amax(axis, keepdim=True) / 127
+        weight.data = (weight / scale).round() * scale
+    features = torch.randn(7, 30)
+    said = onnxruntime.InferenceSession(small.SerializeToString()).run(None, {"features": features.numpy()})[0]
+    np.testing.assert_allclose(said, module(features).detach().numpy(), rtol=1e-3, atol=1e-3)
+
+
 def outputs_apart(
     matrix: NDArray[np.float32], inputs: NDArray[np.float64], whole: NDArray[np.int8], scales: NDArray[np.float32]
 ) -> float:

@@ -22,6 +22,9 @@ from landmarks.support.seeds import generator
 SMALL = 16384
 """Weights of fewer numbers stay in single precision: first layers suffer most from rounding and take little room."""
 
+LARGE = 65536
+"""Behind the backbone, weights of fewer numbers are worth more bits than they take."""
+
 POSITIONS = 256
 """Places of an image at which a layer's inputs are looked at."""
 
@@ -61,12 +64,18 @@ class _Layer:
         return bool(self.attribute("group", 1) == 1 and self.attribute("auto_pad", b"NOTSET") == b"NOTSET")
 
 
-def with_eight_bit_weights(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> onnx.ModelProto:
-    """Return `backbone` with its large weights in eight bits, rounded for normalised `images` (N, 3, S, S)."""
+def with_eight_bit_weights(
+    part: onnx.ModelProto, images: NDArray[np.float32] | None = None, *, least: int = SMALL
+) -> onnx.ModelProto:
+    """Return `part` of a graph with its weights of `least` numbers or more in eight bits.
+
+    A backbone's are rounded for normalised `images` (N, 3, S, S); without these each number is rounded to the nearest.
+    """
     model = onnx.ModelProto()
-    model.CopyFrom(backbone)
-    layers = _layers(model)
-    moments = _second_moments(model, {name: layer for name, layer in layers.items() if layer.is_looked_at}, images)
+    model.CopyFrom(part)
+    layers = _layers(model, least)
+    looked_at = {} if images is None else {name: layer for name, layer in layers.items() if layer.is_looked_at}
+    moments = {} if images is None else _second_moments(model, looked_at, images)
     made = []
     for tensor in list(model.graph.initializer):
         layer = layers.get(tensor.name)
@@ -118,15 +127,15 @@ def rounded(
     return back.astype(np.int8), scales
 
 
-def _layers(model: onnx.ModelProto) -> dict[str, _Layer]:
-    """Return weight's name → layer for those that are worth rounding; a weight of two layers is looked at in one."""
+def _layers(model: onnx.ModelProto, least: int) -> dict[str, _Layer]:
+    """Return weight's name → layer for those of `least` numbers or more; a weight of two layers is looked at in one."""
     weights = {one.name: one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT}
     found: dict[str, _Layer] = {}
     for node in model.graph.node:
         if node.op_type not in ("Conv", "MatMul", "Gemm") or node.input[1] not in weights or node.input[1] in found:
             continue
         weight = numpy_helper.to_array(weights[node.input[1]])
-        if weight.size < SMALL or (node.op_type != "Conv" and weight.ndim != 2):
+        if weight.size < least or (node.op_type != "Conv" and weight.ndim != 2):
             continue
         as_it_lies = _Layer(node, weight, transposed=False)
         lies_across = node.op_type == "MatMul" or (node.op_type == "Gemm" and not as_it_lies.attribute("transB", 0))

@@ -21,6 +21,7 @@ from landmarks.dataset.naming import identified_by
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
+from landmarks.recognition.eight_bit_weights import LARGE, with_eight_bit_weights
 from landmarks.recognition.export_graph import graph_parts, joined
 from landmarks.recognition.export_learning import Learning, learning_of, told
 from landmarks.recognition.export_verification import (
@@ -109,6 +110,8 @@ def export(
         note(f"no heat maps: {parts.maps}")
     if half:
         parts = replace(parts, backbone=with_half_weights(parts.backbone))
+    if int8 and carried is None:  # what landmarks are learned from bears no rounding
+        parts = replace(parts, tail=with_eight_bit_weights(parts.tail, least=LARGE))
     if int8 or half:
         parts = replace(parts, tail=with_half_weights(parts.tail))
     kind = "int8" if int8 else "float16" if half else "float32"

@@ -256,7 +256,7 @@ def refuse_foreign(out: Path, marks: tuple[str, ...], what: str, *, own: tuple[s
     try:
         if not out.exists() or any((out / mark).exists() for mark in marks):
             return
-        names = sorted(entry.name for entry in out.iterdir())
+        names = sorted((entry.name for entry in out.iterdir()), key=lambda name: (name.startswith("."), name))
         contents = [name for name in names if name not in own and not is_leftover(name)]
     except OSError as error:
         raise LandmarksError(f"{out} cannot be looked into ({error.strerror})") from error
