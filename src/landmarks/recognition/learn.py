@@ -18,8 +18,9 @@ from landmarks.dataset.images import ImageError
 from landmarks.dataset.naming import plain
 from landmarks.dataset.sources import find_images
 from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.portable_answers import require_learning
 from landmarks.recognition.portable_learning import learned_file, write_learned_file
-from landmarks.recognition.recogniser import Recogniser, is_export, load, require_learning
+from landmarks.recognition.recogniser import Recogniser, is_export, load
 from landmarks.support.console import note
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
@@ -79,10 +80,10 @@ def learn(
         from landmarks.recognition.remembering import remembering
     with held(opened.folder):
         recogniser = remembering(opened, device=device)
-        features = _each(lesson, recogniser.embed)
-        learned = recogniser.with_features(features, lesson.name, landmark_id).learned
+        vectors = _each(lesson, recogniser.vectors)
+        learned = recogniser.with_vectors(vectors, lesson.name, landmark_id).learned
         write_learned(opened.folder, learned, opened.digest)
-    _say(lesson, learned, len(features))
+    _say(lesson, learned, len(vectors))
     return table_of(len(opened.labels), learned)
 
 
@@ -130,8 +131,8 @@ def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
             recogniser = recogniser.read_learned(lesson.file)
             note(f"{lesson.file} is read: {len(recogniser.learned.names)} landmarks are learned now")
         else:
-            vectors = _each(lesson, recogniser.whitened)
-            recogniser = recogniser.with_whitened(vectors, lesson.name, lesson.landmark_id)
+            vectors = _each(lesson, recogniser.vectors)
+            recogniser = recogniser.with_vectors(vectors, lesson.name, lesson.landmark_id)
             _say(lesson, recogniser.learned, len(vectors))
         _keep(recogniser)
     return table_of(_trained(recogniser), recogniser.learned)

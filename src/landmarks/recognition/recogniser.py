@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import ImageError
 from landmarks.dataset.manifest import NO_LABEL
 from landmarks.dataset.naming import plain
-from landmarks.models.preprocessing import as_normalised, centre_crop
+from landmarks.models.preprocessing import as_normalised
+from landmarks.recognition import portable_answers
 from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
 from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, Rule
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
-from landmarks.recognition.portable_learning import LearningRecord, read_learned_file, require_free
+from landmarks.recognition.portable_answers import require_learning
+from landmarks.recognition.portable_learning import read_learned_file, require_free
 from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
@@ -127,6 +129,15 @@ class Recogniser:
                 found = Recognition(problem=one.problem) if one.pixels is None else next(answered)
                 yield replace(found, path=one.path)
 
+    @property
+    def _asked(self) -> _Asked:
+        """What asks its network: an export's graph, or a run's in PyTorch."""
+        if isinstance(self.network, ExportedNetwork):
+            return portable_answers
+        from landmarks.recognition import trained
+
+        return trained
+
     def _lacks(self, scores: set[str]) -> bool:
         """Return whether any of `scores` compares with images that are not remembered."""
         if isinstance(self.network, ExportedNetwork):
@@ -175,15 +186,8 @@ class Recogniser:
         Raises `ImageError` for the first image that cannot be read or decoded.
         """
         found = [np.zeros((0, self.network.width), dtype=np.float32)]
-        found += [self._features(pixels) for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
+        found += [self._asked.features_of_images(self, pixels) for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
         return np.concatenate(found)
-
-    def _features(self, seen: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        if isinstance(self.network, ExportedNetwork):
-            return self.network.outputs(seen).features
-        from landmarks.recognition.trained import features_of_images
-
-        return features_of_images(self, seen)
 
     @overload
     def explain(self, images: ImageLike, top: int = 4) -> Explanation: ...  # type: ignore[overload-overlap]
@@ -204,27 +208,10 @@ class Recogniser:
             raise UsageError("that many answers cannot be explained", received=top, expected="1 or more")
         for batch in self.read(images, EXPLAINED_AT_ONCE):
             seen = _pixels_of(batch)
-            explained = self._explanations(seen, top) if seen else iter(())
+            explained = self._asked.explanations_of_images(self, seen, top) if seen else iter(())
             for one in batch:
                 found = Explanation(problem=one.problem) if one.pixels is None else next(explained)
                 yield replace(found, path=one.path)
-
-    def _explanations(self, seen: Sequence[NDArray[np.uint8]], top: int) -> Iterator[Explanation]:
-        if not isinstance(self.network, ExportedNetwork):
-            from landmarks.recognition.trained import explanations_of_images
-
-            yield from explanations_of_images(self, seen, top)
-            return
-        said = self.network.outputs(seen, maps=True)
-        if said.maps is None:
-            raise LandmarksError(
-                f"{self.network.path} draws no heat maps", way_out="explain the run that it was exported from"
-            )
-        for pixels, best, probabilities, maps in zip(seen, said.best, said.probabilities, said.maps, strict=True):
-            labels = best[:top].tolist()
-            answers = answers_of(self.names, self.landmark_ids, labels, probabilities[labels].tolist())
-            image = centre_crop(pixels, self.network.preprocessing)
-            yield Explanation(answers, maps[:top], image, self.network.record.maps_method)
 
     def answer(
         self,
@@ -239,11 +226,7 @@ class Recogniser:
         A run's network takes the evaluation's squares uint8 (S, S, 3), an export decoded images (H, W, 3) of any size.
         """
         first = np.full(len(images), NO_LABEL) if first is None else first
-        if isinstance(self.network, ExportedNetwork):
-            return self.network.answer(images, first, ANSWERS)
-        from landmarks.recognition.trained import answers_to_images
-
-        return answers_to_images(self, images, first, ANSWERS, itself)
+        return self._asked.answers_to_images(self, images, first, ANSWERS, itself)
 
     def learn(self, images: ImageLike | Iterable[ImageLike], name: str, landmark_id: int | None = None) -> Recogniser:
         """Return a recogniser that knows the landmark `name` too, from one to a few `images` of it.
@@ -252,33 +235,26 @@ class Recogniser:
         landmark that was learned before gets these images too. Raises `LandmarksError` when it cannot learn, or was
         trained for a landmark of that name or id, and `ImageError` for what is no image.
         """
-        if isinstance(self.network, ExportedNetwork):
-            return self.with_whitened(self.whitened(images), name, landmark_id)
-        return self.with_features(self.embed(images), name, landmark_id)
+        return self.with_vectors(self.vectors(images), name, landmark_id)
 
-    def with_features(self, features: NDArray[np.floating], name: str, landmark_id: int | None = None) -> Recogniser:
-        """Return what `learn` returns, from features `(n, C)` that `embed` gave."""
-        from landmarks.recognition.directions import directions
-        from landmarks.recognition.trained import taught
+    def vectors(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
+        """Return what landmarks are learned by, float32 (N, D), of N images: directions of features, or whitened ones.
 
-        name = self._require_free(name, landmark_id, len(features))
-        return taught(self, self.learned.plus(directions(features), name, landmark_id))
-
-    def whitened(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
-        """Return what an export learns N images by, float32 (N, D).
-
-        Raises `LandmarksError` when it cannot learn, and `ImageError` for the first image that cannot be read.
+        Raises `LandmarksError` for an export that cannot learn, and `ImageError` for what is no image.
         """
-        network, width = self.exported, require_learning(self.exported).width
-        said = [network.outputs(pixels).whitened for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
-        return np.concatenate([np.zeros((0, width), dtype=np.float32), *(one for one in said if one is not None)])
+        found = [self._asked.vectors_of_images(self, pixels) for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
+        return np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)
 
-    def with_whitened(self, whitened: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Recogniser:
-        """Return what `learn` returns of an export, from what `whitened` gave (n, D)."""
-        name = self._require_free(name, landmark_id, len(whitened))
-        if landmark_id is None and name not in self.learned.names:  # a run that had learned may hold some of these ids
+    def with_vectors(self, vectors: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Recogniser:
+        """Return what `learn` returns, from what `vectors` gave (n, D)."""
+        name, trained = plain(name), len(self.names) - len(self.learned.names)
+        if not name or not len(vectors):
+            raise LandmarksError("a landmark is learned from a name and at least one image of it")
+        is_new = name not in self.learned.names
+        require_free(name, landmark_id, self.names[:trained], self.landmark_ids if is_new else [])
+        if is_new and landmark_id is None:  # a run that had learned before its export may hold some of those below -1
             landmark_id = min(-1, *self.landmark_ids) - 1
-        return with_learned(self, self.learned.plus(whitened, name, landmark_id))
+        return self._asked.taught(self, self.learned.plus(vectors, name, landmark_id))
 
     def read_learned(self, path: Path | str) -> Recogniser:
         """Return an export's recogniser that knows the landmarks in a file too, which its page, or it, has saved.
@@ -290,7 +266,7 @@ class Recogniser:
         given, found = read_learned_file(Path(path), require_learning(self.exported)), self
         for place, (name, id) in enumerate(zip(given.names, given.landmark_ids, strict=True)):
             own = None if id < 0 else id  # those below zero are given, by whoever learns, in the order of learning
-            found = found.with_whitened(given.images[given.places == place], name, own)
+            found = found.with_vectors(given.images[given.places == place], name, own)
         return found
 
     @property
@@ -307,22 +283,9 @@ class Recogniser:
             return self.network.record.learning is not None
         return self.memory is not None
 
-    def _require_free(self, name: str, landmark_id: int | None, images: int) -> str:
-        """Return a landmark's name as it is kept; raise `LandmarksError` when it cannot be learned as this."""
-        name, trained = plain(name), len(self.names) - len(self.learned.names)
-        if not name or not images:
-            raise LandmarksError("a landmark is learned from a name and at least one image of it")
-        ids = [] if name in self.learned.names else self.landmark_ids
-        require_free(name, landmark_id, self.names[:trained], ids)
-        return name
-
     def forget(self, name: str) -> Recogniser:
         """Return a recogniser without the learned landmark `name`; raise `LandmarksError` when it was not learned."""
-        if isinstance(self.network, ExportedNetwork):
-            return with_learned(self, self.learned.without(plain(name)))
-        from landmarks.recognition.trained import taught
-
-        return taught(self, self.learned.without(plain(name)))
+        return self._asked.taught(self, self.learned.without(plain(name)))
 
     @property
     def digest(self) -> str:
@@ -331,6 +294,27 @@ class Recogniser:
             return self.network.digest
         by = [] if self.by == CLASSIFIER else [self.by, repr(self.choice)]
         return digest_of(self.temperature, None if self.gallery is None else self.gallery.digest, *by)
+
+
+class _Asked(Protocol):
+    """The modules `trained` and `portable_answers`: what a run's network says of squares, an export's of images."""
+
+    def answers_to_images(
+        self,
+        recogniser: Recogniser,
+        images: Sequence[NDArray[np.uint8]],
+        first: NDArray[np.int64],
+        answers: int,
+        itself: NDArray[np.int64] | None = None,
+    ) -> Answers: ...
+    def features_of_images(
+        self, recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]
+    ) -> NDArray[np.float32]: ...
+    def explanations_of_images(
+        self, recogniser: Recogniser, images: Sequence[NDArray[np.uint8]], top: int
+    ) -> Iterator[Explanation]: ...
+    def vectors_of_images(self, recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]: ...
+    def taught(self, recogniser: Recogniser, learned: Learned) -> Recogniser: ...
 
 
 def load(place: Run | Path | str, *, by: str | None = None, device: str = "auto") -> Recogniser:
@@ -360,22 +344,6 @@ def load(place: Run | Path | str, *, by: str | None = None, device: str = "auto"
         from landmarks.recognition.trained import open_trained
 
         return open_trained(run, device, by)
-
-
-def require_learning(network: ExportedNetwork) -> LearningRecord:
-    """Return what an export learns with; raise `LandmarksError` where it cannot."""
-    if network.record.learning is None:
-        raise LandmarksError(
-            f"{network.path} cannot learn landmarks", expected="an export that was made for it",
-            way_out="landmarks export RUN -o NAME.onnx --learning, or learn with the run and export it again",
-        )  # fmt: skip
-    return network.record.learning
-
-
-def with_learned(recogniser: Recogniser, learned: Learned) -> Recogniser:
-    """Return an export's recogniser with the `learned` landmarks, and no others, beside those in its graph."""
-    network = replace(recogniser.exported, learned=learned)
-    return replace(recogniser, network=network, names=network.names, landmark_ids=network.landmark_ids, learned=learned)
 
 
 def is_export(place: Path | str) -> bool:

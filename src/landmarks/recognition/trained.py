@@ -22,6 +22,7 @@ from landmarks.models.rewriting import folded
 from landmarks.recognition.answering import answering_by, as_kept
 from landmarks.recognition.answering_heads import trained_head
 from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
+from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import Gallery, open_gallery, rejection_scores, sample
 from landmarks.recognition.known_scores import Rule
 from landmarks.recognition.learned import learned_head, read_learned, read_memory, with_learned, without_learned
@@ -68,6 +69,11 @@ def features_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8
     """Return the pooled features float32 (N, C) of the evaluation's squares uint8 (S, S, 3)."""
     features: NDArray[np.float32] = recogniser.trained.features(_normalised(recogniser, images)).float().cpu().numpy()
     return features
+
+
+def vectors_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Return what a run learns the evaluation's squares uint8 (S, S, 3) by: the directions (N, D) of their features."""
+    return directions(features_of_images(recogniser, images))
 
 
 def explanations_of_images(
