@@ -162,7 +162,7 @@ ONE_PLACE = {
     r"\.write_csv\([^)]*(aside|path|out|file)": ("tables.py",),
     r"csv\.writer\(": ("metadata.py",),  # of the made-up archive, whose CSVs are as the archive's
     r"\.write_parquet\(": ("tables.py",),
-    r"\.mkdir\(|rmtree\(": ("disk.py", "files.py", "weights.py", "make.py", "train.py"),
+    r"\.mkdir\(|rmtree\(": ("disk.py", "files.py", "weights.py", "make.py", "checkpoint.py"),
 }
 """What is written in one place alone: pattern → the files that may."""
 

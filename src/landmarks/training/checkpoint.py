@@ -7,6 +7,7 @@ JSON in its header. There is no state of random generators to keep: every draw i
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def load_checkpoint(
     except (ValueError, IndexError) as error:
         raise _does_not_fit(path, str(error)) from error
     return _under("best.", tensors), json.loads(metadata["state"])
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove what a finished training no longer needs; what a kill in the middle leaves, the next call removes."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def copy_of_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:

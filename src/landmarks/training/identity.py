@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.support.disk import remove_leftovers
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, refuse_foreign, write_record
+from landmarks.training.checkpoint import remove_checkpoint
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
 from landmarks.training.run import RECORD, Run, open_run
@@ -62,7 +62,7 @@ def finished(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
     run = open_run(out)
     require_same(out, run.record.get("identity", {}), wanted)
     if machine.is_main:
-        shutil.rmtree(out / "checkpoint", ignore_errors=True)  # of a training killed when all but this was done
+        remove_checkpoint(out / "checkpoint")  # of a training killed when all but this was done
     machine.say(f"{out} is trained already; nothing is done again")
     return run
 

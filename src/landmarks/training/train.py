@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.rewriting import checkpoint_gradients
 from landmarks.support.files import held, read_record, write_record
 from landmarks.training.checkpoint import FILE as CHECKPOINT
+from landmarks.training.checkpoint import remove_checkpoint
 from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
@@ -152,7 +152,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             record |= {"validated_on": len(splits.val), "identity": wanted}
             sentence = last_sentence(out, record, state.rows)  # before the writing: a run that is written is finished
             write_run(out, network, dataset.labels, state.rows, record, seen=seen)
-            shutil.rmtree(checkpoint, ignore_errors=True)  # killed just before this, the next call does it
+            remove_checkpoint(checkpoint)
         machine.wait()
         run = open_run(out)
         machine.say(sentence)
