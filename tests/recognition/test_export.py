@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from landmarks.recognition.export_graph import joined
 from landmarks.recognition.known_scores import CONTRAST, KNN, KNN_UNKNOWN
 from landmarks.recognition.predict import predict
 from landmarks.recognition.quantise import ALL, WEIGHTS
-from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run, open_run
 
@@ -259,6 +261,10 @@ def test_clumsy_calls_are_one_line(
         evaluate(exported, data=tmp_path, false_acceptance=0.1)
     assert command(["export", str(tmp_path / "none"), "-o", str(tmp_path / "x.onnx")]) == 1
     assert "there is no run" in capsys.readouterr().err
+    beside = (["--page", "p.html", "-o", "x.onnx"], ["--page", "p.html", "--int8"], ["-o", "x.onnx", "--runtime", "r"])
+    for words in (*beside, ["-o", "folder", "--timm", "--half"]):
+        assert command(["export", str(run.folder), *words]) == 2
+        assert "says nothing beside" in capsys.readouterr().err
 
 
 def test_without_the_runs_dataset_any_images_will_do(run: Run, own_data: Dataset, tmp_path: Path) -> None:
@@ -269,3 +275,16 @@ def test_without_the_runs_dataset_any_images_will_do(run: Run, own_data: Dataset
     found = export(run, tmp_path / "run.onnx", data=other).verification
     assert found is not None and found.images == 2
     assert record_of(tmp_path / "run.onnx")["credits"]["note"].startswith("not known")
+
+
+def test_an_export_that_is_copied_or_sent_to_a_process_answers_as_it_did(exported: Path) -> None:
+    first = landmarks.load(exported)
+    for copied in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert copied.recognise(image(22, 2)) == first.recognise(image(22, 2))
+    written = pickle.dumps(first)
+    model = onnx.load(exported)
+    told = {**record_of(exported), "temperature": 2.5}
+    model.metadata_props[0].value = json.dumps(told)
+    onnx.save(model, exported)
+    with pytest.raises(StaleError, match="was replaced by another export"):
+        pickle.loads(written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from made_up_runs import LANDMARKS, image, make_dataset, make_run
 from scipy.special import logsumexp, softmax
 
 import landmarks
+from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.models.network import build_network, save_network
 from landmarks.recognition.directions import directions
@@ -328,6 +330,9 @@ def test_what_an_export_cannot_learn_is_told_in_one_line_and_nothing_is_written(
         landmarks.learn(own_export, b"no image", name="New")
     with pytest.raises(LandmarksError, match="the landmark id 22 is taken"):
         landmarks.learn(own_export, FIVE, name="New", landmark_id=22)
+    for id in (2**63, "5"):
+        with pytest.raises(LandmarksError, match="no landmark has such an id"):
+            landmarks.learn(own_export, FIVE, name="New", landmark_id=id)  # type: ignore[arg-type]
     with pytest.raises(LandmarksError, match='no landmark "New" was learned'):
         landmarks.forget(own_export, "New")
     with pytest.raises(LandmarksError, match="cannot be read"):
@@ -385,3 +390,16 @@ assert run(["learn", export]) == 2
     assert done.returncode == 0, done.stderr
     assert '"name": "New"' in done.stdout
     assert done.stdout.strip().endswith("[]")
+
+
+def test_what_an_export_has_learned_is_not_made_useless_by_another_in_its_place(
+    run: Run, own_data: Dataset, own_export: Path, tmp_path: Path
+) -> None:
+    landmarks.learn(own_export, FIVE, name="New")
+    before = own_export.read_bytes()
+    with pytest.raises(LandmarksError, match=r"cannot learn landmarks, but .*\.learned\.json beside it holds some"):
+        export(run, own_export, images=6)
+    with pytest.raises(LandmarksError, match="was learned with another network"):
+        export(make_run(tmp_path / "second", own_data, seed=5), own_export, images=6, learning=True)
+    assert own_export.read_bytes() == before and landmarks.load(own_export).names[-1] == "New"
+    assert pickle.loads(pickle.dumps(landmarks.load(own_export))).names[-1] == "New"

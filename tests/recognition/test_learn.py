@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 import torch
 from made_up_runs import image
+from PIL import Image
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import landmarks
 from landmarks.cli.main import run as program
+from landmarks.dataset.images import decode
 from landmarks.models.heads import build_head
 from landmarks.recognition.answering_heads import LearnedHead
 from landmarks.recognition.closed_form import ClosedForm, Memory, Weights, memory_of
@@ -195,6 +197,11 @@ def test_what_cannot_be_learned_is_told_in_one_line(run: Run, tmp_path: Path) ->
         landmarks.learn(run.folder, files, name="Tower 11")
     with pytest.raises(LandmarksError, match="the landmark id 22 is taken"):
         landmarks.learn(run.folder, files, name="New", landmark_id=22)
+    for id in (2**63, -(2**63) - 1, "5", 5.0):
+        with pytest.raises(LandmarksError, match=r"no landmark has such an id; received .*; expected a whole number"):
+            landmarks.learn(run.folder, files, name="New", landmark_id=id)  # type: ignore[arg-type]
+    with pytest.raises(LandmarksError, match="learned from a name and at least one image"):
+        landmarks.learn(run.folder, files, name=5)  # type: ignore[arg-type]
     assert not (run.folder / LEARNED).exists()
     landmarks.learn(run.folder, [*files, broken], name="New")
     with pytest.raises(LandmarksError, match='expected New; did you mean "New"'):
@@ -237,3 +244,11 @@ def test_the_program_learns_predicts_and_forgets(run: Run, tmp_path: Path, capsy
     assert answers["name"].unique().to_list() == ["Torre de Belém"] and answers["probability"].dtype == pl.Float32
     assert program(["forget", str(run.folder), "Torre de Belém", "--json"]) == 0
     assert capsys.readouterr().out.strip() == "[]"
+
+
+def test_images_in_memory_are_learned_from_as_files_are(run: Run, tmp_path: Path) -> None:
+    files = files_of(tmp_path / "new", 58, 2)
+    pixels = [decode(file.read_bytes()) for file in files]
+    landmarks.learn(run.folder, [pixels[0], Image.open(files[1])], name="New")
+    assert [one.answers[0].name for one in landmarks.load(run.folder).recognise(files)] == ["New", "New"]
+    assert landmarks.learn(run.folder, pixels[0], name="New")["images"].to_list() == [2]  # known already

@@ -4,9 +4,12 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from made_up_runs import image
+from PIL import Image
 
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset, open_dataset
@@ -57,6 +60,7 @@ def test_a_image_gets_the_answers_that_evaluation_gave_it(run: Run, own_data: Da
 
 def test_what_does_not_decode_is_named_and_the_rest_answered(run: Run, holiday: Path) -> None:
     table = predict(run.folder, [holiday], top=1)
+    assert predict(run, (path for path in [holiday]), top=1).equals(table)
     assert dict(table.schema) == PREDICTED
     assert [Path(path).name for path in table["path"]] == ["a.jpg", "c.jpg", "b.JPG"]
     assert table["rank"].to_list() == [1, None, 1]
@@ -147,3 +151,9 @@ def test_a_name_that_is_not_utf8_is_answered_like_any_other(
     capsys.readouterr()
     assert landmarks([*words, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+@pytest.mark.parametrize("given", [b"bytes", np.zeros((8, 8, 3), np.uint8), Image.new("RGB", (8, 8)), [b"bytes"], None])
+def test_images_in_memory_are_sent_to_the_recogniser(given: Any, run: Run) -> None:
+    with pytest.raises(UsageError, match=r"no path of a file or folder; received .*landmarks\.load\(RUN\)\.recognise"):
+        predict(run.folder, given)

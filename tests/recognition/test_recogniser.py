@@ -53,6 +53,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "path": lambda file: file,
     "text": str,
     "bytes": lambda file: file.read_bytes(),
+    "open file": lambda file: io.BytesIO(file.read_bytes()),
     "pillow": Image.open,
     "pixels": lambda file: np.asarray(Image.open(file)),
 }
@@ -89,7 +90,7 @@ def test_many_images_come_back_in_their_order_whatever_is_wrong_with_some(
     assert [one.problem is None for one in found] == [True, False, False, False, True, False, True]
     assert [len(one.answers) for one in found] == [2, 0, 0, 0, 2, 0, 2]
     assert found[0].answers == found[6].answers != found[4].answers
-    assert "cannot be read" in str(found[2]) and "damaged or truncated" in str(found[3])
+    assert "there is no such file" in str(found[2]) and "damaged or truncated" in str(found[3])
 
 
 def test_a_turned_image_of_pillow_is_answered_upright(run: Run) -> None:
@@ -165,13 +166,14 @@ WRONG: list[tuple[Any, str]] = [
     (np.zeros((8, 8), np.uint8), r"received a uint8 array \(8, 8\)"),
     (np.zeros((8, 8, 3)), r"received a float64 array \(8, 8, 3\)"),
     (torch.zeros(1, 3, 8, 8), "received torch.Tensor"),
+    (io.StringIO("a file that was opened as text"), "received _io.StringIO"),
 ]
 
 
 @pytest.mark.parametrize(("given", "received"), WRONG)
 @pytest.mark.parametrize("method", ["recognise", "embed", "explain"])
 def test_anything_else_is_one_line(method: str, given: Any, received: str, run: Run) -> None:
-    with pytest.raises(UsageError, match=rf"{received}; expected a path, bytes, a Pillow image") as raised:
+    with pytest.raises(UsageError, match=rf"{received}; expected a path, bytes, an open file, a Pil") as raised:
         getattr(landmarks.load(run), method)(given)
     assert "\n" not in str(raised.value)
 
@@ -242,3 +244,35 @@ def test_an_explanation_shows_the_image_and_a_heat_map_for_each_answer(run: Run,
     found = load(run, device="cpu").explain(pixels, top=2)
     assert found._repr_html_().count("<figure") == 3
     assert "no such" in Explanation(problem="no such image", path="<x>")._repr_html_()
+
+
+def test_an_open_file_is_one_image_from_its_beginning_and_no_lines(run: Run, file: Path) -> None:
+    recogniser = landmarks.load(run)
+    with open(file, "rb") as opened:
+        opened.read(100)
+        assert recogniser.recognise(opened).answers == recogniser.recognise(file).answers
+        assert recogniser.embed([opened, opened]).shape[0] == 2
+    assert "closed file" in str(recogniser.recognise(opened).problem)
+
+
+@pytest.mark.parametrize("empty", [Image.new("RGB", (0, 5)), np.zeros((5, 0, 3), np.uint8)])
+def test_an_image_without_pixels_has_no_answer(empty: Any, run: Run) -> None:
+    found = landmarks.load(run).recognise(empty)
+    assert (found.answers, found.problem) == ((), "an image without pixels")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("https://example.org/a.jpg", "an address is not fetched: bring what lies there here first"),
+        ("file:///holiday/a.jpg", "name the file by its path, without file://"),
+        ("holiday/*.jpg", "patterns are replaced by the shell"),
+    ],
+)
+def test_a_name_that_no_file_has_is_told_as_predict_tells_it(name: str, said: str, run: Run) -> None:
+    assert f"there is no such file; {said}" in str(landmarks.load(run).recognise(name))
+
+
+def test_recognisers_are_told_apart_and_kept_in_sets(run: Run) -> None:
+    first, second = landmarks.load(run), landmarks.load(run)
+    assert first != second and first in [second, first] and len({first, second, first}) == 2

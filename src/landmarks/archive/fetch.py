@@ -48,6 +48,7 @@ from landmarks.support.files import (
     write_record,
     written_whole,
 )
+from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata, read_table
 
 ORDER = "order.json"
@@ -73,11 +74,11 @@ class Order:
 
 
 def fetch(
-    selection: str | Path,
-    out: str | Path,
+    selection: Place,
+    out: Place,
     *,
-    mirror: str | Path | Mirror | None = None,
-    index: str | Path | None = None,
+    mirror: Place | Mirror | None = None,
+    index: Place | None = None,
     max_side: int = 512,
     workers: int | None = None,
     cluster: str | None = None,
@@ -181,7 +182,7 @@ def _refuse_grown(out: Path) -> None:
         )
 
 
-def _read_order(path: Path, mirror: str | Path | Mirror | None, max_side: int) -> Order:
+def _read_order(path: Path, mirror: Place | Mirror | None, max_side: int) -> Order:
     images = read_table(path, {"image_id": pl.String, "landmark_id": pl.Int64})
     metadata = read_metadata(path)
     if len(images) == 0:

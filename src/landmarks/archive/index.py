@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from landmarks.archive.mirror import open_mirror
 from landmarks.archive.tar import BLOCK
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of
+from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata, write_lone_table
 
 INDEX = {"image_id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UInt32}
@@ -50,6 +52,9 @@ class TarIndex:
     tar_count: int
     tars: Mapping[int, IndexedTar]
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @property
     def unindexed(self) -> list[int]:
         """The TARs of the set that the index does not cover."""
@@ -67,15 +72,15 @@ class TarIndex:
         return found
 
 
-def read_index(place: str | Path) -> TarIndex:
+def read_index(place: Place) -> TarIndex:
     """Open a byte index at a path, or at an address (a copy is kept and checked).
 
     Raises:
         LandmarksError: it is not there, is no byte index, or was written by a newer version.
     """
     path = Path(place)
-    if "://" in str(place):
-        folder, _, name = str(place).rpartition("/")
+    if "://" in os.fspath(place):
+        folder, _, name = os.fspath(place).rpartition("/")
         path = open_mirror(folder).local(name)
     metadata = read_metadata(path)
     columns = pl.read_parquet_schema(path)

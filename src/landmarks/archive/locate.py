@@ -22,6 +22,7 @@ from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held
 from landmarks.support.requests import MirrorError, Patience
+from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 MEMBERS_BETWEEN_SAVES = 1000
@@ -45,7 +46,7 @@ class _Hop:
         return tar_path(self.set, self.tar.tar)
 
 
-def locate(mirror: str | Path | Mirror, out: str | Path, *, set: str = "train", workers: int = 64) -> TarIndex:
+def locate(mirror: Place | Mirror, out: Place, *, set: str = "train", workers: int = 64) -> TarIndex:
     """Make the byte index of a set and write it to `out`; `workers` TARs are walked at once.
 
     Can be stopped at any time and run again: what has been walked is kept beside `out` until the index is written, and

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
 from landmarks.support.remote_files import Files
 from landmarks.support.requests import AbsentError, MirrorError, Patience, RefusedError
+from landmarks.support.systems import Place
 
 MOST_TARS = 1000
 """`images_NNN.tar` has three digits."""
@@ -30,7 +32,7 @@ MOST_TARS = 1000
 _PAGES = (b"<!doctype html", b"<html")
 
 
-def open_mirror(place: str | Path | Mirror, *, patience: Patience | None = None) -> Mirror:
+def open_mirror(place: Place | Mirror, *, patience: Patience | None = None) -> Mirror:
     """Open a mirror at a path or at an `http(s)://`, `s3://`, `gs://` or `az://` address; nothing is asked for yet.
 
     Raises:
@@ -39,14 +41,14 @@ def open_mirror(place: str | Path | Mirror, *, patience: Patience | None = None)
     """
     if isinstance(place, Mirror):
         return place
-    address = parse_address(str(place)) if "://" in str(place) else None
+    address = parse_address(os.fspath(place)) if "://" in os.fspath(place) else None
     if address is not None and address.query:
         raise UsageError(
             f"a signed address, one with a query behind a ?, is of no use for a whole mirror: {address.bare}",
             way_out="take s3://, gs:// or az:// with credentials in the environment (AZURE_STORAGE_SAS_TOKEN=… for a"
             " signature of Azure's), or copy the files into a folder",
         )
-    return Mirror(str(place), patience or Patience())
+    return Mirror(os.fspath(place), patience or Patience())
 
 
 def tar_path(set: str, tar: int) -> str:

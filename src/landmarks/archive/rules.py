@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from landmarks.archive.csv_tables import named, not_landmarks
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.seeds import generator
-from landmarks.support.systems import require_text
+from landmarks.support.systems import Place, require_text
 from landmarks.support.tables import read_table
 
 KINDS = ("natural", "human-made")
@@ -184,7 +185,7 @@ NOT_LANDMARKS = "not-landmarks"
 _MOST_BYTES = 100_000_000
 
 
-def landmark_ids(wanted: str | Path | Sequence[int]) -> list[int]:
+def landmark_ids(wanted: Place | int | Sequence[int]) -> list[int]:
     """Return the landmark ids that `wanted` names, sorted, each once.
 
     `wanted` is ids separated by commas or spaces (`6051,9633`), the word `not-landmarks`, a text or CSV file (whose
@@ -193,9 +194,9 @@ def landmark_ids(wanted: str | Path | Sequence[int]) -> list[int]:
     Raises:
         UsageError: it is none of these. LandmarksError: it cannot be read, or names no landmark.
     """
-    if not isinstance(wanted, str | Path):
-        return sorted({int(landmark) for landmark in wanted})
-    text = str(wanted)
+    if not isinstance(wanted, str | os.PathLike):
+        return sorted({int(landmark) for landmark in ([wanted] if isinstance(wanted, int) else wanted)})
+    text = os.fspath(wanted)
     if text == NOT_LANDMARKS:
         return not_landmarks()["landmark_id"].sort().to_list()
     if re.fullmatch(r"[\s,]*[0-9]{1,18}([\s,]+[0-9]{1,18})*[\s,]*", text):

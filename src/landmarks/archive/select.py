@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest
 from landmarks.support.requests import AbsentError
 from landmarks.support.seeds import generator
+from landmarks.support.systems import Place
 from landmarks.support.tables import write_lone_table
 
 SELECTION: dict[str, Any] = {
@@ -55,7 +57,10 @@ SELECTION: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Selection:
-    """What `select` chose: the images (columns `SELECTION`), their landmarks by rank, and what they weigh."""
+    """What `select` chose: the images (columns `SELECTION`), their landmarks by rank, and what they weigh.
+
+    It may be named wherever its file may.
+    """
 
     path: Path
     images: pl.DataFrame
@@ -63,10 +68,13 @@ class Selection:
     rule: str
     expected_bytes: int
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
 
 def select(
-    mirror: Mirror | Path | str,
-    out: Path | str,
+    mirror: Mirror | Place,
+    out: Place,
     *,
     set: str = "train",
     skip: int = 0,
@@ -75,8 +83,8 @@ def select(
     seed: int = 0,
     min_images: int | None = None,
     max_images: int | None = None,
-    landmarks: str | Path | Sequence[int] | None = None,
-    exclude: str | Path | Sequence[int] | None = None,
+    landmarks: Place | int | Sequence[int] | None = None,
+    exclude: Place | int | Sequence[int] | None = None,
     name: str | None = None,
     supercategory: str | None = None,
     kind: str | None = None,
@@ -281,9 +289,9 @@ def _tell_missing(rule: Rule, told: pl.DataFrame, chosen: pl.DataFrame) -> None:
 # ── From a dataset: the same rules, and its own tables instead of the archive's ─────────────────────────────────────
 
 
-def dataset_at(place: Mirror | Path | str) -> Dataset | None:
+def dataset_at(place: Mirror | Place) -> Dataset | None:
     """Return the dataset in a folder; None for a mirror, and for what is no folder."""
-    if isinstance(place, Mirror) or "://" in str(place) or not (Path(place) / "dataset.json").is_file():
+    if isinstance(place, Mirror) or "://" in os.fspath(place) or not (Path(place) / "dataset.json").is_file():
         return None
     return open_dataset(place)
 

@@ -221,11 +221,18 @@ def export(
     if page is not None:
         from landmarks.serving.one_page import export_page
 
+        _refuse_beside("--page", {"-o": out, "--int8": int8, "--half": half, "--timm": timm, "--images": images})
         made = export_page(run, page, runtime=runtime, data=data, learning=learning)
+        if json:
+            print_json(made)
+            return
         show(f"{made.path}: {made.bytes / 1e6:.1f} MB, of which {made.network_bytes / 1e6:.1f} MB are the network")
         return
     if out is None:
         raise UsageError("nothing to write", expected="-o NAME.onnx, or --page NAME.html")
+    _refuse_beside("-o", {"--runtime": runtime})
+    if timm:
+        _refuse_beside("--timm", {"--half": half, "--learning": learning, "--data": data, "--images": images})
     from landmarks.recognition.export import export as export_run
 
     written = export_run(run, out, int8=int8, half=half, timm=timm, learning=learning, data=data, images=images)
@@ -240,6 +247,13 @@ def export(
         f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.kind}; {100 * found.agreement:.1f} % agreement with "
         f"the run on {found.images} images, largest difference of a probability {found.largest_difference:.4f}"
     )
+
+
+def _refuse_beside(option: str, others: dict[str, object]) -> None:
+    """Raise `UsageError` where one of `others` was given, which says nothing beside `option`."""
+    given = [name for name, value in others.items() if value not in (None, False)]
+    if given:
+        raise UsageError(f"{given[0]} says nothing beside {option}", way_out=f"leave one of them out: {given[0]}")
 
 
 # ── `landmarks index` and `landmarks search`: neighbours among any number of images ─────────────────────────────────

@@ -16,7 +16,7 @@ from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, Dataset
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest
-from landmarks.support.systems import require_text
+from landmarks.support.systems import Place, require_text
 from landmarks.support.tables import unescaped, write_table
 
 NOTHING = "none"
@@ -41,7 +41,7 @@ def remove_corrections(dataset: Dataset) -> int:
     return len(dataset.corrections)
 
 
-def read_corrections(dataset: Dataset, csv: Path | str) -> pl.DataFrame:
+def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
     """Return the decisions (columns of `CORRECTIONS`, sorted by id) in a CSV as `landmarks audit` writes.
 
     Columns `image_id` and `correct_landmark_id`: a landmark of the dataset, `none` for nothing known, or `remove` for

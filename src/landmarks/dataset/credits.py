@@ -10,7 +10,7 @@ import polars as pl
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note
 from landmarks.support.files import refuse_other_kind, written_whole
-from landmarks.support.systems import printable
+from landmarks.support.systems import Place, printable
 from landmarks.support.tables import csv_text
 
 CREDITS = {
@@ -26,7 +26,7 @@ CREDITS = {
 UNKNOWN_AUTHOR = "unknown author"
 
 
-def credits(data: Dataset | Path | str, out: Path | str | None = None) -> pl.DataFrame:
+def credits(data: Place, out: Place | None = None) -> pl.DataFrame:
     """Return the credits of every image of a dataset, one row each (columns `CREDITS`).
 
     With `out` they are also written there: as CSV when its name ends with `.csv`, else as text, one paragraph for each

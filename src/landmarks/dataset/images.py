@@ -67,6 +67,9 @@ _UPRIGHT = {  # EXIF orientation → what makes the image upright, TIFF 6.0 tag 
 }
 
 
+NO_PIXELS = "an image without pixels"
+
+
 class ImageError(LandmarksError):
     """Bytes that are no image, a damaged one, or one that claims to be too large."""
 
@@ -241,6 +244,8 @@ def pixels_of_pillow(opened: Image.Image) -> np.ndarray[Any, Any]:
 
     Raises `ImageError` when its pixels cannot be had, or are more than `MAX_PIXELS`.
     """
+    if 0 in opened.size:
+        raise ImageError(NO_PIXELS)
     _refuse_large(*opened.size)
     try:
         opened.load()

@@ -36,15 +36,15 @@ from landmarks.support.console import Advance, note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, remove_leftovers
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
-from landmarks.support.systems import require_text, usable_processors
+from landmarks.support.systems import Place, require_text, usable_processors
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 
 def import_(
-    source: Path | str,
-    out: Path | str,
+    source: Place,
+    out: Place,
     *,
-    labels: Path | str | None = None,
+    labels: Place | None = None,
     copy: bool = True,
     max_side: int = 512,
     add: bool = False,

@@ -39,14 +39,15 @@ from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
 from landmarks.support.errors import StaleError, UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
+from landmarks.support.systems import Place, paths_of
 from landmarks.support.tables import read_table, write_table
 
 _TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", SPLIT_FILE, "dataset.json")
 
 
 def join(
-    data: Sequence[Path | str],
-    out: Path | str,
+    data: Place | Sequence[Place],
+    out: Place,
     *,
     by_reference: bool = False,
     max_side: int | None = None,
@@ -66,7 +67,8 @@ def join(
             folder that holds something else.
         StaleError: `out` was joined of other datasets.
     """
-    remote = [str(one) for one in data if "://" in str(one)]
+    data = paths_of(data)
+    remote = [one for one in data if "://" in os.fspath(one)]
     if len(data) < 2 and not remote:
         raise UsageError("join takes two datasets or more, or one at an address", received=len(data))
     if len(data) > 1 and remote and by_reference:
@@ -78,11 +80,11 @@ def join(
     with contextlib.ExitStack() as brought:
         datasets = [
             open_remote(
-                str(one),
+                os.fspath(one),
                 Path(brought.enter_context(tempfile.TemporaryDirectory())),
                 cache_gb=cache_gb if by_reference else 0.0,
             )
-            if "://" in str(one)
+            if "://" in os.fspath(one)
             else open_dataset(one)
             for one in data
         ]

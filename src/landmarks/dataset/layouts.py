@@ -11,10 +11,19 @@ from pathlib import Path
 from landmarks.dataset.csv_lists import list_csv
 from landmarks.dataset.doubtful_names import doubts_about, one_landmark_of_several
 from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, plain, read_labels_csv
-from landmarks.dataset.sources import SYSTEM_FOLDERS, FolderImages, Found, Source, images_in, way_out_of, with_ids
+from landmarks.dataset.sources import (
+    SYSTEM_FOLDERS,
+    FolderImages,
+    Found,
+    Source,
+    images_in,
+    way_out_of,
+    way_out_of_name,
+    with_ids,
+)
 from landmarks.dataset.spelling import split_meant
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.systems import is_text, readable
+from landmarks.support.systems import as_given, is_text, readable
 
 
 def list_source(source: Path, known: Collection[str] = ()) -> Source:
@@ -27,7 +36,8 @@ def list_source(source: Path, known: Collection[str] = ()) -> Source:
     elif source.is_file():
         listed = list_csv(source)
     else:
-        raise LandmarksError(f"there is no folder or CSV {source}")
+        told = as_given(source)
+        raise LandmarksError(f"there is no folder or CSV {told}", way_out=way_out_of_name(told))
     found = sorted(listed.found, key=lambda one: one.where)
     named = () if known or listed.listed is not None else (one.name for one in found if one.name is not None)
     remarks = [*listed.remarks, *doubts_about(named)]

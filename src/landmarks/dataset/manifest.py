@@ -24,10 +24,10 @@ from landmarks.dataset.trust import (
     require_sound_splits,
 )
 from landmarks.support.addresses import without_secrets
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
-from landmarks.support.systems import require_text
+from landmarks.support.systems import Place, as_given, require_text
 from landmarks.support.tables import read_table, read_with_metadata, write_table
 
 SPLITS = ("train", "val", "test")
@@ -83,9 +83,9 @@ NO_LABEL = -1
 """Stands in arrays of labels for: nothing known, or no answer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """One dataset folder, its tables in memory and its images on disk."""
+    """One dataset folder, its tables in memory and its images on disk; it may be named wherever its folder may."""
 
     folder: Path
     record: dict[str, Any]
@@ -94,6 +94,16 @@ class Dataset:
     splits: pl.DataFrame | None
     split_metadata: dict[str, str]  # what stands beside the splits, read with them: rule, seed, leakage
     corrections: pl.DataFrame  # empty where nobody made any
+
+    def __repr__(self) -> str:
+        counts = "not divided yet"
+        if self.splits is not None:
+            counts = ", ".join(f"{self.count(name)} {name}" for name in SPLITS)
+        told = f"{plural(len(self.images), 'image')} of {plural(len(self.labels), 'landmark')}"
+        return f"Dataset({self.folder}, {told}, {counts})"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -186,14 +196,14 @@ class Dataset:
         return dataset_html(self)
 
 
-def open_dataset(folder: Path | str) -> Dataset:
+def open_dataset(folder: Place) -> Dataset:
     """Open a dataset folder; raise when it is none, is half-written, or was written by a newer version.
 
     Nothing in it is believed before it was looked at (`trust`): a folder that is not sound is refused.
     """
-    if "://" in str(folder):
+    if "://" in (address := as_given(Path(folder))):
         raise LandmarksError(
-            f"the dataset at {without_secrets(str(folder))} cannot be opened there",
+            f"the dataset at {without_secrets(address)} cannot be opened there",
             way_out="bring its tables here, and its images when they are needed: "
             "landmarks join ADDRESS -o DATA --by-reference",
         )

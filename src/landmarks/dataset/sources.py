@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from landmarks.dataset.naming import Landmark, plain, safe_name, with_digest
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, NothingThereError
-from landmarks.support.systems import readable
+from landmarks.support.systems import Place, as_given, paths_of, readable
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
@@ -106,14 +106,14 @@ def images_in(folder: Path) -> FolderImages:
     return FolderImages(sorted(images), linked, sorted(others), hidden, system, unlisted)
 
 
-def find_images(places: Sequence[Path | str]) -> list[Path]:
-    """Return the files among `places` and the images in the folders among them, sorted by name in each folder.
+def find_images(places: Place | Iterable[Place]) -> list[Path]:
+    """Return the files among `places`, one or several, and the images in the folders among them, sorted by name.
 
     What is passed by in a folder is counted in a note. Raises `LandmarksError` when a place does not exist or is a
-    folder without images.
+    folder without images, and `UsageError` for what is no path.
     """
     found: list[Path] = []
-    for place in map(Path, places):
+    for place in map(Path, paths_of(places, way_out=_IN_MEMORY)):
         if place.is_dir():
             listed = images_in(place)
             if (place / "dataset.json").is_file() and not listed.images:
@@ -141,26 +141,27 @@ def find_images(places: Sequence[Path | str]) -> list[Path]:
         elif place.exists():
             raise LandmarksError(f"{readable(place)} is no plain file", expected="an image, or a folder of images")
         else:
-            raise LandmarksError(f"there is no image {_as_given(place)}", way_out=_way_out_of_name(place))
+            raise LandmarksError(f"there is no image {as_given(place)}", way_out=way_out_of_name(as_given(place)))
     return found
 
 
-def _as_given(place: Path) -> str:
-    return re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", r"\1://", readable(place))  # of two slashes a path keeps one
+_IN_MEMORY = "landmarks.load(RUN).recognise answers bytes, arrays and Pillow's images"
 
 
-def _way_out_of_name(place: Path) -> str:
-    """Return what can be done where nothing has a name that was given for an image."""
-    name = _as_given(place)
-    if "://" in name:
-        return "an address is not fetched: bring the image here first"
-    if name == "-":
-        return "standard input is not read: name files or folders"
-    if any(mark in name for mark in "*?"):
-        return "patterns are replaced by the shell, where it finds something: name a folder for all images in it"
-    if name.startswith("@"):
-        return "no lists are read: xargs puts the lines of one behind a command"
-    return ""
+def way_out_of_name(name: str) -> str:
+    """Return what can be done where nothing has the name that was given for an image."""
+    return next((way_out for pattern, way_out in _OF_NAMES.items() if re.search(pattern, name)), "")
+
+
+_OF_NAMES = {
+    "^file:": "name the file by its path, without file://",
+    "://": "an address is not fetched: bring what lies there here first",
+    "^-$": "standard input is not read: name files or folders",
+    "[*?]": "patterns are replaced by the shell, where it finds something: name a folder for all images in it",
+    "^@": "no lists are read: xargs puts the lines of one behind a command",
+    r"\\": "folders are separated by / here",
+}
+"""What a name that nothing has looks like → what can be done."""
 
 
 def passed_by_text(others: Sequence[Path], hidden: int, system: int = 0, more_others: int = 0) -> str:

@@ -20,6 +20,7 @@ from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import held
+from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 SWALLOWED = 0.5
@@ -62,16 +63,16 @@ class Division:
 
 
 def split(
-    data: Path | str,
+    data: Place,
     *,
     by: str | None = None,
     val: float | None = None,
     test: float | None = None,
     seed: int | None = None,
     keep_test: bool | None = None,
-    corrections: Path | str | None = None,
+    corrections: Place | None = None,
     keep_corrections: bool = True,
-    copies: Path | str = LOOK,
+    copies: Place = LOOK,
 ) -> Dataset:
     """Divide the images of a dataset folder; write `splits.parquet` and the column `group`.
 
@@ -126,7 +127,7 @@ def split(
         return store(dataset, result)
 
 
-def _copies_of(dataset: Dataset, asked: Path | str) -> pl.DataFrame | None:
+def _copies_of(dataset: Dataset, asked: Place) -> pl.DataFrame | None:
     """Return the copies among a dataset's images (columns of `COPIES`), None where nobody is to look or can."""
     if asked == DO_NOT_LOOK:
         return None
@@ -293,7 +294,7 @@ def _division(
     return Division(images.select("image_id", "landmark_id"), assigned, grouping, rule, added, leakage, swallowed)
 
 
-def _corrected(dataset: Dataset, csv: Path | str | None, keep: bool) -> Dataset:
+def _corrected(dataset: Dataset, csv: Place | None, keep: bool) -> Dataset:
     """Return the dataset with the corrections asked for, and say how many there are."""
     if csv is not None:
         decided = read_corrections(dataset, csv)  # before anything is taken back, since it may not be readable

@@ -30,12 +30,13 @@ from landmarks.support.console import progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
+from landmarks.support.systems import Place
 
 _MARK = UNPACKED
 _LONGEST = 200  # bytes of a name that every file system still takes with a suffix
 
 
-def unpack(data: Path | str, out: Path | str) -> Path:
+def unpack(data: Place, out: Place) -> Path:
     """Write every image of a dataset as a file, in folders per split and landmark: `out/train/<landmark>/<id>.jpg`.
 
     Without a split there are no folders per split; images that show nothing known are in `_unknown`. Files appear

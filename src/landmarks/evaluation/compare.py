@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,6 +14,7 @@ from landmarks.evaluation.predictions import read_predictions
 from landmarks.evaluation.results import Comparison, comparison_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata
 from landmarks.training.own_data import ARCHIVE_ID
 from landmarks.training.run import Run
@@ -39,7 +39,7 @@ DEFINITIONS = {
 }
 
 
-def compare(first: Path | str, second: Path | str, *, name: str | None = None) -> Comparison:
+def compare(first: Place, second: Place, *, name: str | None = None) -> Comparison:
     """Return whether `second` is really better or worse than `first` on the predictions called `name` of both.
 
     Each is a run's folder, or an export that was evaluated. Without `name`: `test` where both have it, else the only

@@ -31,6 +31,7 @@ from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, Unkno
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held, refuse_other_kind
+from landmarks.support.systems import Place
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 from landmarks.training.asked import Asked, ask
 from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
@@ -38,17 +39,17 @@ from landmarks.training.run import Run
 
 
 def evaluate(
-    run: Path | str,
+    run: Place,
     *,
-    data: Path | str | None = None,
+    data: Place | None = None,
     split: str = "test",
-    unknown: Path | str | None = None,
+    unknown: Place | None = None,
     false_acceptance: float | None = None,
-    submission: Path | str | None = None,
-    wrong: Path | str | None = None,
+    submission: Place | None = None,
+    wrong: Place | None = None,
     by: str | None = None,
     retrieval: bool = False,
-    references: Path | str | None = None,
+    references: Place | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> Evaluation:
@@ -133,9 +134,7 @@ def evaluate(
     return evaluation_of(numbers)
 
 
-def _require_data(
-    export: MeasuredExport, data: Path | str | None, false_acceptance: float | None, by: str | None
-) -> None:
+def _require_data(export: MeasuredExport, data: Place | None, false_acceptance: float | None, by: str | None) -> None:
     if by is not None:
         raise UsageError(f"{export.name} is an export, which answers as its run did when it was written", received=by)
     if data is None:
@@ -177,7 +176,7 @@ def with_unknown(
     predictions: pl.DataFrame,
     run: Run,
     judged: Asked,
-    data: Path | str,
+    data: Place,
     *,
     recogniser: Recogniser,
     batch_size: int,
@@ -284,7 +283,7 @@ def store_threshold(run: Run, arrays: Arrays, false_acceptance: float, *, by: st
     return chosen
 
 
-def export_submission(run: Run, recogniser: Recogniser, arrays: Arrays, path: Path | str) -> None:
+def export_submission(run: Run, recogniser: Recogniser, arrays: Arrays, path: Place) -> None:
     """Write the best answers in the challenge's form, scored by the rule that the model keeps, else by probability."""
     rule = recogniser.rule or Rule(MSP, {MSP: 1.0})
     if isinstance(run, MeasuredExport):  # whose graph has applied the rule

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from landmarks.dataset.manifest import LABELS
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.recogniser import is_export
+from landmarks.support.systems import Place
 from landmarks.training.run import Run, open_run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MeasuredExport(Run):
     """An export as far as evaluation asks a run; `folder` is where its predictions and numbers are written."""
 
     export: ExportedNetwork
+
+    def __fspath__(self) -> str:
+        return str(self.export.path)
 
     @property
     def name(self) -> str:
@@ -30,7 +33,7 @@ class MeasuredExport(Run):
         return self.export.digest
 
 
-def open_measured(place: Run | Path | str) -> Run:
+def open_measured(place: Place) -> Run:
     """Open a run's folder, or an export, whose numbers are kept in the folder `NAME.evaluation` beside it."""
     if isinstance(place, Run):
         return place

@@ -7,7 +7,6 @@ arXiv:2010.01650): an image that resembles those is probably none of a landmark 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from landmarks.recognition.recogniser import Recogniser
 from landmarks.recognition.unknown_images import UnknownImages, key_of
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, naming_the_extra
+from landmarks.support.systems import Place
 from landmarks.training.asked import Asked
 from landmarks.training.own_data import match_to
 from landmarks.training.run import Run
@@ -50,7 +50,7 @@ NEIGHBOUR_DEFINITIONS = {
 
 
 def neighbour_numbers(
-    run: Run, asked: Asked, recogniser: Recogniser, references: Path | str | None = None
+    run: Run, asked: Asked, recogniser: Recogniser, references: Place | None = None
 ) -> dict[str, Any]:
     """Return the numbers of `NEIGHBOUR_DEFINITIONS` for the images `asked` of `run`.
 

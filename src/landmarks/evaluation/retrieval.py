@@ -15,6 +15,7 @@ import numpy as np
 from landmarks.archive.csv_tables import ID, IMAGE, Column, CsvTable, read_checked
 from landmarks.evaluation.metrics import refuse_twice
 from landmarks.support.errors import LandmarksError
+from landmarks.support.systems import Place
 
 MOST = 100
 """Images of a query that count."""
@@ -64,7 +65,7 @@ class Retrieval:
     median_position: float
 
 
-def score_retrieval(submission: Path | str, truth: Path | str) -> Retrieval:
+def score_retrieval(submission: Place, truth: Place) -> Retrieval:
     """Return what a submission to the retrieval task reaches against its solution CSV.
 
     Raises `LandmarksError` that names the line of a cell that holds no image ids, a query that is answered twice, and
@@ -88,7 +89,7 @@ def score_retrieval(submission: Path | str, truth: Path | str) -> Retrieval:
     return retrieval_of(found, shown, usage)
 
 
-def is_retrieval(truth: Path | str) -> bool:
+def is_retrieval(truth: Place) -> bool:
     """Return whether a solution is one of the retrieval task, by its header."""
     with open(truth, encoding="utf-8-sig", errors="replace") as file:
         return "images" in [name.strip().strip('"') for name in file.readline().split(",")]

@@ -18,10 +18,11 @@ from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest, held, write_record
+from landmarks.support.systems import Place
 from landmarks.support.tables import write_csv, write_table
 
 
-def score(submission: Path | str, truth: Path | str, *, out: Path | str | None = None) -> Evaluation:
+def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evaluation:
     """Return every number that a submission in the challenge's form allows, against the solution CSV `truth`.
 
     With `out`, a folder that `landmarks report` reads like a run's: predictions, metrics and the landmarks that occur.
@@ -135,7 +136,7 @@ SUBMISSION = CsvTable(
 """Columns of a submission; a score is a finite decimal number."""
 
 
-def write_submission(path: Path | str, ids: pl.Series, landmark_ids: pl.Series, scores: pl.Series) -> None:
+def write_submission(path: Place, ids: pl.Series, landmark_ids: pl.Series, scores: pl.Series) -> None:
     """Write one answer per image, none where the landmark is null; refuse an id twice and a NaN score."""
     refuse_twice(ids.to_list())
     answered = landmark_ids.is_not_null()
@@ -147,7 +148,7 @@ def write_submission(path: Path | str, ids: pl.Series, landmark_ids: pl.Series, 
     write_csv(path, table.select(id="image_id", landmarks=answers))
 
 
-def read_submission(path: Path | str) -> pl.DataFrame:
+def read_submission(path: Place) -> pl.DataFrame:
     """Read a submission as `image_id` str, `landmark_id` i64?, `score` f64?, in the order of its rows.
 
     Raises `LandmarksError` that names the line of a cell that is neither empty nor one landmark and a finite score, and
@@ -167,7 +168,7 @@ def read_submission(path: Path | str) -> pl.DataFrame:
     return table
 
 
-def read_solution(path: Path | str) -> pl.DataFrame:
+def read_solution(path: Place) -> pl.DataFrame:
     """Read the ground truth as `image_id` str, `landmarks` list[i64], `usage` str, sorted by id.
 
     Images of usage `Ignored` are among them; they count in no number.

@@ -23,6 +23,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, read_record, write_record
 from landmarks.support.seeds import generator
+from landmarks.support.systems import Place
 from landmarks.training.asked import ask
 from landmarks.training.ridge import ridge_scores
 from landmarks.training.run import open_run
@@ -186,10 +187,10 @@ DRAWS = 200
 
 
 def subsets(
-    run: Path | str,
+    run: Place,
     landmarks: int = 20,
     *,
-    data: Path | str | None = None,
+    data: Place | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     device: str = "auto",

@@ -9,7 +9,6 @@ as the heat map's, and the distance from the centre, where photographers put thi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, write_record
 from landmarks.support.seeds import generator
+from landmarks.support.systems import Place
 from landmarks.support.tables import write_table
 from landmarks.training.asked import ask
 from landmarks.training.loader import normalised
@@ -44,9 +44,9 @@ MEASURES = tuple(f"{curve}_{kind}" for kind in KINDS for curve in ("deletion", "
 
 
 def faithfulness(
-    run: Run | Path | str,
+    run: Place,
     *,
-    data: Path | str | None = None,
+    data: Place | None = None,
     split: str = "test",
     count: int = 200,
     device: str = "auto",

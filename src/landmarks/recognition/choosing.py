@@ -23,6 +23,7 @@ from landmarks.recognition.trained import update_model
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record
+from landmarks.support.systems import Place
 from landmarks.training.run import Run, open_run
 
 
@@ -58,7 +59,7 @@ def _keep(run: Run, choice: Choice, *, anew: bool) -> None:
         note(f"its threshold is for answers by {choice.by}: by {best} once evaluate --false-acceptance chooses another")
 
 
-def make_ready(place: Run | str, *, device: str = "auto") -> None:
+def make_ready(place: Place, *, device: str = "auto") -> None:
     """Let the run at `place` answer by neighbours or both: see `choose`, which is asked where that is not done."""
     run = place if isinstance(place, Run) else open_run(place)
     if not _is_ready(run):

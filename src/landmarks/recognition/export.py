@@ -35,15 +35,17 @@ from landmarks.recognition.export_verification import (
 )
 from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.model_card import model_card
-from landmarks.recognition.portable import FORMAT, RECORD, open_export
+from landmarks.recognition.portable import FORMAT, RECORD, learned_beside, open_export, read_export_record
 from landmarks.recognition.quantise import CALIBRATED_ON, WEIGHTS, quantised, with_half_weights
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
 from landmarks.support.console import note
+from landmarks.support.disk import require_a_place_here
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held, read_record, written_whole
 from landmarks.support.seeds import generator
+from landmarks.support.systems import Place
 from landmarks.training.own_data import find_own, images_seen
 from landmarks.training.run import Run, open_run
 
@@ -62,16 +64,19 @@ class Export:
     verification: Verification | None
     """None: a folder for timm, whose logits are the run's."""
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
 
 def export(
-    run: Run | Path | str,
-    out: Path | str,
+    run: Place,
+    out: Place,
     *,
     int8: bool = False,
     half: bool = False,
     timm: bool = False,
     learning: bool = False,
-    data: Dataset | Path | str | None = None,
+    data: Place | None = None,
     images: int | None = None,
 ) -> Export:
     """Write `run` to `out`, one ONNX file, when it answers like the run; see `docs/export.md` for what is in it.
@@ -80,7 +85,8 @@ def export(
     from training images, where its features bear that, else its weights alone, rounded for training images.
     So many `images` (64; 256 with `int8`) of the run's validation split, or of `data`, are answered by both. Raises
     `LandmarksError` with agreement and largest difference when the export answers differently (nothing is written
-    then), when the dataset is gone, or for a network that cannot be exported.
+    then), when the dataset is gone, for a network that cannot be exported, and when `out` has learned landmarks that
+    the new one could not answer.
 
     `half` writes weights in half precision: half the size, the same answers within the same tolerance as without.
 
@@ -96,6 +102,7 @@ def export(
         return _export_to_timm(opened, out, int8=int8)
     if out.suffix.lower() != ".onnx":
         raise UsageError("an export is one ONNX file", received=out.name, expected="a name that ends with .onnx")
+    require_a_place_here(out)
     count = (256 if int8 else 64) if images is None else images
     if count < 1:
         raise UsageError("an export is verified on images", received=images, expected="1 or more")
@@ -119,6 +126,7 @@ def export(
     if carried is not None:
         told(carried)
         record["learning"] = carried.record
+    learned_beside(out, read_export_record(json.dumps(record), str(out)))  # or the file that is written is of no use
     if int8:
         squares = _training_squares(opened, shown, recogniser)
         found = quantised(parts.backbone, squares)
@@ -167,7 +175,7 @@ def _ready(run: Run, by: str | None = None) -> Recogniser:
         return ensure_temperature(run, own, recogniser, batch_size=32)
 
 
-def _images_to_verify(run: Run, data: Dataset | Path | str | None, count: int) -> Shown:
+def _images_to_verify(run: Run, data: Place | None, count: int) -> Shown:
     if data is None:
         try:
             dataset = find_own(run)

@@ -6,9 +6,11 @@ A run keeps them in its folder, an export in a file beside it, which needs no Py
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
@@ -20,11 +22,13 @@ from landmarks.dataset.sources import find_images
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable_answers import require_learning
 from landmarks.recognition.portable_learning import learned_file, write_learned_file
+from landmarks.recognition.reading import ImageLike, each_of
 from landmarks.recognition.recogniser import Recogniser, is_export, load
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held, held_beside
+from landmarks.support.systems import Place
 from landmarks.training.run import open_run
 
 LEARNED_TABLE = {
@@ -35,31 +39,31 @@ LEARNED_TABLE = {
 }
 """Columns of what `learn` and `forget` return, one row for each learned landmark."""
 
-Given = Path | str | bytes | Sequence[Path | str | bytes]
+Given: TypeAlias = ImageLike | Iterable[ImageLike]
 
 
 @dataclass(frozen=True)
 class _Lesson:
     """What is to be learned: images of one landmark, or a file of landmarks."""
 
-    images: list[Path | bytes]
+    images: list[ImageLike]
     name: str
     landmark_id: int | None
     file: Path | None
 
 
 def learn(
-    run: Path | str,
+    run: Place,
     images: Given | None = None,
     *,
     name: str | None = None,
     landmark_id: int | None = None,
-    from_: Path | str | None = None,
+    from_: Place | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
     """Add the landmark `name` to `run`, or to an export, from `images` of it; return all that it learned so far.
 
-    An image is a file, a file's bytes, or one of those in a folder. For what is returned see `LEARNED_TABLE`. A
+    An image is as in `Recogniser`, or one of those in a folder. For what is returned see `LEARNED_TABLE`. A
     landmark that was learned before gets these images too. Images that cannot be decoded are named and passed by. A
     run's own dataset must be there the first time: what is kept of it is made then. An export must have been written
     with `learning`; it keeps what it learns in `NAME.learned.json` beside it, needs no PyTorch, and takes a file that
@@ -87,7 +91,7 @@ def learn(
     return table_of(len(opened.labels), learned)
 
 
-def forget(run: Path | str, name: str) -> pl.DataFrame:
+def forget(run: Place, name: str) -> pl.DataFrame:
     """Take the learned landmark `name` out of `run`, or of an export, again; return those left, see `LEARNED_TABLE`."""
     if is_export(run):
         with _held(Path(run)):
@@ -103,12 +107,12 @@ def forget(run: Path | str, name: str) -> pl.DataFrame:
     return table_of(len(opened.labels), left)
 
 
-def _lesson_of(images: Given | None, name: str | None, landmark_id: int | None, file: Path | str | None) -> _Lesson:
+def _lesson_of(images: Given | None, name: str | None, landmark_id: int | None, file: Place | None) -> _Lesson:
+    given = [] if images is None else list(each_of(images))
     if file is not None:
-        if images or name is not None or landmark_id is not None:
+        if given or name is not None or landmark_id is not None:
             raise UsageError("landmarks are learned from images of it, or from a file that holds names and numbers")
         return _Lesson([], "", None, Path(file))
-    given: Sequence[Path | str | bytes] = [images] if isinstance(images, str | Path | bytes) else images or []
     if not given or name is None:
         raise UsageError(
             "a landmark is learned from images of it and a name",
@@ -118,9 +122,9 @@ def _lesson_of(images: Given | None, name: str | None, landmark_id: int | None, 
     return _Lesson(each_image(given), name, landmark_id, None)
 
 
-def each_image(places: Sequence[Path | str | bytes]) -> list[Path | bytes]:
-    """Return files and files' bytes among `places`, and the images in the folders among them, in their order."""
-    return [image for one in places for image in ([one] if isinstance(one, bytes) else find_images([one]))]
+def each_image(given: Sequence[ImageLike]) -> list[ImageLike]:
+    """Return images in memory and files among `given`, and the images in the folders among them, in their order."""
+    return [image for one in given for image in (find_images(one) if isinstance(one, str | os.PathLike) else [one])]
 
 
 def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
@@ -129,7 +133,7 @@ def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
         require_learning(recogniser.exported)
         if lesson.file is not None:
             recogniser = recogniser.read_learned(lesson.file)
-            note(f"{lesson.file} is read: {len(recogniser.learned.names)} landmarks are learned now")
+            note(f"{lesson.file} is read: {plural(len(recogniser.learned.names), 'landmark')} learned so far")
         else:
             vectors = _each(lesson, recogniser.vectors)
             recogniser = recogniser.with_vectors(vectors, lesson.name, lesson.landmark_id)
@@ -158,7 +162,7 @@ def _trained(recogniser: Recogniser) -> int:
     return len(recogniser.names) - len(recogniser.learned.names)
 
 
-def _each(lesson: _Lesson, ask: Callable[[Path | bytes], NDArray[np.float32]]) -> NDArray[np.float32]:
+def _each(lesson: _Lesson, ask: Callable[[ImageLike], NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return what `ask` says of each image (m, D); those that cannot be read are named and passed by."""
     found = []
     for one in lesson.images:
@@ -174,7 +178,7 @@ def _each(lesson: _Lesson, ask: Callable[[Path | bytes], NDArray[np.float32]]) -
 def _say(lesson: _Lesson, learned: Learned, read: int) -> None:
     place, failed = learned.names.index(plain(lesson.name)), len(lesson.images) - read
     passed = f"; {failed} could not be read" if failed else ""
-    note(f'"{lesson.name}" is known from {learned.counts()[place]} images{passed}')
+    note(f'"{lesson.name}" is known from {plural(learned.counts()[place], "image")}{passed}')
 
 
 def table_of(trained: int, learned: Learned) -> pl.DataFrame:

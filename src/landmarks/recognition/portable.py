@@ -26,15 +26,16 @@ from landmarks.recognition.portable_learning import (
     WHITENED,
     LearningRecord,
     PortableLearner,
+    is_landmark_id,
     learned_file,
     learner_of,
     read_learned_file,
     read_learning,
     require_free,
 )
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import digest_of, file_digest
-from landmarks.support.systems import usable_processors
+from landmarks.support.systems import Place, usable_processors
 
 FORMAT = 1
 """The newest layout of exports that this version writes and reads."""
@@ -105,6 +106,10 @@ class ExportedNetwork:
     """An `onnxruntime.InferenceSession`."""
     learned: Learned = field(default_factory=Learned)
     """Landmarks that it answers beside those in its graph, their images whitened; see `portable_learning`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy, or send to another process, by opening the file again: onnxruntime's sessions stay where they are."""
+        return _opened_again, (self.path.absolute(), self.record.whole, self.learned)
 
     @property
     def backbone_name(self) -> str:
@@ -233,7 +238,7 @@ def _runs_of_one_size(images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, in
     return list(zip(starts, [*starts[1:], len(images)], strict=True))
 
 
-def open_export(path: Path | str, *, threads: int | None = None) -> ExportedNetwork:
+def open_export(path: Place, *, threads: int | None = None) -> ExportedNetwork:
     """Open an export for answering, with what it has learned (`NAME.learned.json` beside it).
 
     Raises `LandmarksError` when it is none, or was written by a newer version, and when what lies beside it was
@@ -264,10 +269,17 @@ def open_export(path: Path | str, *, threads: int | None = None) -> ExportedNetw
         )
     record = read_export_record(text, str(path))
     _require_graph(session, record, path)
-    return ExportedNetwork(path, record, session, _learned_beside(path, record))
+    return ExportedNetwork(path, record, session, learned_beside(path, record))
 
 
-def _learned_beside(path: Path, record: ExportRecord) -> Learned:
+def _opened_again(path: Path, whole: Mapping[str, Any], learned: Learned) -> ExportedNetwork:
+    opened = open_export(path)
+    if opened.record.whole != whole:
+        raise StaleError(f"{path} was replaced by another export", way_out="open it again with landmarks.load")
+    return replace(opened, learned=learned)
+
+
+def learned_beside(path: Path, record: ExportRecord) -> Learned:
     """Return what an export has learned; raise `LandmarksError` when that cannot be read, or is another's."""
     beside = learned_file(path)
     if not beside.is_file():
@@ -374,7 +386,7 @@ def _text(value: object) -> str:
 
 
 def _integer(value: object) -> int:
-    if type(value) is not int or not -(2**63) <= value < 2**63:
+    if not is_landmark_id(value):
         raise ValueError("a landmark_id that is no integer of 64 bits")
     return value
 

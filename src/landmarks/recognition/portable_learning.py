@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,8 +222,20 @@ def _of_length_one(images: Array) -> Array:
     return found
 
 
+def is_landmark_id(value: object) -> TypeGuard[int]:
+    """Return whether a value can be kept as the id of a landmark."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
 def require_free(name: str, landmark_id: int | None, names: Sequence[str], landmark_ids: Sequence[int]) -> None:
-    """Raise `LandmarksError` for what cannot be learned beside landmarks of these names and ids."""
+    """Raise `LandmarksError` for what cannot be learned beside landmarks of these names and ids.
+
+    What is no text or no number of 64 bits is refused too: no file would keep it.
+    """
+    if landmark_id is not None and not is_landmark_id(landmark_id):
+        raise LandmarksError(
+            "no landmark has such an id", received=repr(landmark_id)[:100], expected="a whole number of 64 bits"
+        )
     if name in names or (landmark_id is not None and landmark_id in landmark_ids):
         raise LandmarksError(
             f'"{name}" is a landmark that this recogniser was trained for'
@@ -274,7 +286,7 @@ def read_learned_file(path: Path, record: LearningRecord) -> Learned:
             name, id = plain(str(one["name"])), one["landmark_id"]
             images = np.stack([_floats(text, record.width) for text in one["images"]])
             taken = name in found.names or id in found.landmark_ids
-            if not name or taken or type(id) is not int or not -(2**63) <= id < 2**63:
+            if not name or taken or not is_landmark_id(id):
                 raise ValueError("a landmark's name or id")
             if images.shape[1] != record.width and digest == record.digest:
                 raise ValueError("its images")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,7 +13,7 @@ from landmarks.recognition.recogniser import CLASSIFIER, is_export, load, requir
 from landmarks.support.console import progress
 from landmarks.support.errors import naming_the_extra
 from landmarks.support.files import refuse_other_kind
-from landmarks.support.systems import readable
+from landmarks.support.systems import Place, readable
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 
 PREDICTED = {
@@ -30,10 +29,10 @@ PREDICTED = {
 
 
 def predict(
-    run: Path | str,
-    images: Path | str | Sequence[Path | str],
+    run: Place,
+    images: Place | Sequence[Place],
     *,
-    csv: Path | str | None = None,
+    csv: Place | None = None,
     top: int = 3,
     by: str | None = None,
     device: str = "auto",
@@ -53,9 +52,9 @@ def predict(
     if by is not None and by != CLASSIFIER and not is_export(run):
         with naming_the_extra("answering by neighbours"):
             from landmarks.recognition.choosing import make_ready
-        make_ready(str(run), device=device)
+        make_ready(run, device=device)
     recogniser = load(run, by=by, device=device)
-    paths = find_images([images] if isinstance(images, str | Path) else images)
+    paths = find_images(images)
     rows: list[tuple[Any, ...]] = []
     with progress("answering", total=len(paths)) as advance:
         for path, found in zip(paths, recogniser.recognitions(paths, top), strict=True):

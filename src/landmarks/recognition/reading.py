@@ -9,22 +9,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from landmarks.dataset.images import ImageError, decode, pixels_of_pillow
+from landmarks.dataset.images import NO_PIXELS, ImageError, decode, pixels_of_pillow
+from landmarks.dataset.sources import way_out_of_name
 from landmarks.models.preprocessing import Preprocessing, centre_crop, evaluation_image
 from landmarks.support.errors import UsageError
-from landmarks.support.systems import readable, usable_processors
+from landmarks.support.systems import as_given, usable_processors
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
-"""An image: the path of a file, a file's bytes, one of Pillow's images, or RGB pixels (H, W, 3)."""
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
+"""An image: a file's path, its bytes, a file opened for reading them, one of Pillow's, or RGB pixels (H, W, 3)."""
 
 MAX_FILE_BYTES = 256 * 1024**2
 """A file beyond this size is named as a problem and not read."""
+
+_TOO_LARGE = f"the file is larger than {MAX_FILE_BYTES >> 20} MB"
 
 BATCHES_AHEAD = 3
 """Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
@@ -32,7 +35,7 @@ BATCHES_AHEAD = 3
 WHOLE_AT_ONCE = 8
 """The most images in a batch of whole ones, which are larger than a network's squares; and one batch ahead of it."""
 
-EXPECTED = "a path, bytes, a Pillow image, a uint8 array (H, W, 3), or a sequence of these"
+EXPECTED = "a path, bytes, an open file, a Pillow image, a uint8 array (H, W, 3), or a sequence of these"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,13 @@ class ReadImage:
 
 def is_image_like(images: object) -> bool:
     """Return whether `images` is a single image rather than several."""
-    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray)
+    alone = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray)
+    return alone or _is_open_file(images)
+
+
+def _is_open_file(image: object) -> bool:
+    """Return whether bytes can be read from `image`; its lines would pass for as many images."""
+    return callable(getattr(image, "read", None))
 
 
 def each_of(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
@@ -96,16 +105,33 @@ def _given(image: object) -> Given:
         except ImageError as error:
             return error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return image if image.size else ImageError("an image without pixels")
+        return image if image.size else ImageError(NO_PIXELS)
+    if _is_open_file(image):
+        return _bytes_of_open_file(image)
     raise _wrong(image)
 
 
+def _bytes_of_open_file(image: Any) -> Given:
+    """Return all bytes of a file that is open for reading them, from its beginning as Pillow does."""
+    try:
+        if callable(getattr(image, "seekable", None)) and image.seekable():
+            image.seek(0)
+        data = image.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        return ImageError(f"it cannot be read ({getattr(error, 'strerror', None) or error})")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise _wrong(image)  # opened as text
+    return bytes(data) if len(data) <= MAX_FILE_BYTES else ImageError(_TOO_LARGE)
+
+
 def _read(image: Given, preprocessing: Preprocessing, whole: bool) -> ReadImage:
-    path = readable(image) if isinstance(image, Path) else None
+    path = as_given(image) if isinstance(image, Path) else None
     try:
         return ReadImage(path, _seen(image, preprocessing, whole))
     except ImageError as error:
         return ReadImage(path, None, str(error))
+    except FileNotFoundError:
+        return ReadImage(path, None, str(ImageError("there is no such file", way_out=way_out_of_name(str(path)))))
     except OSError as error:
         return ReadImage(path, None, f"it cannot be read ({error.strerror})")
 
@@ -123,7 +149,7 @@ def _seen(image: Given, preprocessing: Preprocessing, whole: bool) -> NDArray[np
 def _bytes_of(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ImageError(f"the file is larger than {MAX_FILE_BYTES >> 20} MB")
+            raise ImageError(_TOO_LARGE)
         return path.read_bytes()
     except ValueError as error:  # a name that no file can have, with a null in it
         raise ImageError(f"it cannot be read ({error})") from error

@@ -28,6 +28,7 @@ from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_imag
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
 from landmarks.support.files import digest_of
+from landmarks.support.systems import Place
 from landmarks.training.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -51,12 +52,13 @@ EXPLAINED_AT_ONCE = 8
 """Images whose heat maps are computed at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recogniser:
     """Answers images: a network, what its answers are called, and what tells known from unknown.
 
-    `landmarks.load` opens one from a run's folder or an export. An image is the path of a file, a file's bytes, one of
-    Pillow's images, or RGB pixels uint8 (H, W, 3); wherever one can be given, a sequence of them can.
+    `landmarks.load` opens one from a run's folder or an export. An image is the path of a file, a file's bytes, a file
+    opened for reading them, one of Pillow's images, or RGB pixels uint8 (H, W, 3); wherever one can be given, several
+    can.
     """
 
     network: Network | ExportedNetwork
@@ -247,7 +249,7 @@ class Recogniser:
 
     def with_vectors(self, vectors: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Recogniser:
         """Return what `learn` returns, from what `vectors` gave (n, D)."""
-        name, trained = plain(name), len(self.names) - len(self.learned.names)
+        name, trained = plain(name) if isinstance(name, str) else "", len(self.names) - len(self.learned.names)
         if not name or not len(vectors):
             raise LandmarksError("a landmark is learned from a name and at least one image of it")
         is_new = name not in self.learned.names
@@ -256,7 +258,7 @@ class Recogniser:
             landmark_id = min(-1, *self.landmark_ids) - 1
         return self._asked.taught(self, self.learned.plus(vectors, name, landmark_id))
 
-    def read_learned(self, path: Path | str) -> Recogniser:
+    def read_learned(self, path: Place) -> Recogniser:
         """Return an export's recogniser that knows the landmarks in a file too, which its page, or it, has saved.
 
         In memory alone: `landmarks.learn(export, from_=path)` keeps them. Landmarks that were learned before get the
@@ -317,7 +319,7 @@ class _Asked(Protocol):
     def taught(self, recogniser: Recogniser, learned: Learned) -> Recogniser: ...
 
 
-def load(place: Run | Path | str, *, by: str | None = None, device: str = "auto") -> Recogniser:
+def load(place: Place, *, by: str | None = None, device: str = "auto") -> Recogniser:
     """Open a run, its folder, or an export (`.onnx`) as a `Recogniser`: everything that answers need, read once.
 
     `by` is who answers: classifier, neighbours or both; without it what validation chose for the run. `device` is auto,
@@ -346,7 +348,7 @@ def load(place: Run | Path | str, *, by: str | None = None, device: str = "auto"
         return open_trained(run, device, by)
 
 
-def is_export(place: Path | str) -> bool:
+def is_export(place: Place) -> bool:
     """Return whether `place` names a file that `landmarks export` may have written, by its name or as a file."""
     return Path(place).suffix.lower() == ".onnx" and not Path(place).is_dir()
 

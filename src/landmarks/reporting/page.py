@@ -38,6 +38,7 @@ from landmarks.reporting.wording import (
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, refuse_other_kind, written_whole
+from landmarks.support.systems import Place, paths_of
 
 FIGURES = "figures"
 """Folder beside the page where every figure also lies as SVG and its numbers as CSV."""
@@ -47,9 +48,7 @@ PANELS_OF_OTHERS = 4
 """Heat maps taken into the page: all of the run that the page is about, a few of the others, to keep it small."""
 
 
-def report(
-    runs: Path | str | Sequence[Path | str], out: Path | str = "report.html", *, study: Path | str | None = None
-) -> Path:
+def report(runs: Place | Sequence[Place], out: Place = "report.html", *, study: Place | None = None) -> Path:
     """Write one self-contained HTML page about one or several run folders, and return where it lies.
 
     The page asks for nothing over a network. Figures are also written as SVG and CSV under `figures/` beside it:
@@ -59,7 +58,7 @@ def report(
     `UsageError` for none, or one named twice.
     """
     started = time.monotonic()
-    folders = [Path(runs)] if isinstance(runs, Path | str) else [Path(run) for run in runs]
+    folders = [Path(run) for run in paths_of(runs)]
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {out}/report.html")

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -29,12 +28,13 @@ from landmarks.reporting.report_tables import Cell, Column, Table
 from landmarks.reporting.wording import bounds, duration, interval, millions, number, percent, readable
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record
+from landmarks.support.systems import Place
 
 NOT_GIVEN = "not given here"
 """In place of a figure that the study has and we do not know."""
 
 
-def read_study(path: Path | str) -> dict[str, Any]:
+def read_study(path: Place) -> dict[str, Any]:
     """Read the record of a reproduction; raise `LandmarksError` when it is something else."""
     record = read_record(path)
     if not isinstance(record.get("rows"), list) or not record["rows"]:

@@ -18,6 +18,7 @@ from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
 from landmarks.support.console import note
 from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
 from landmarks.support.files import digest_of, refuse_other_kind, written_whole
+from landmarks.support.systems import Place
 
 RUNTIME = PARTS / "runtime.lock.json"
 """Which onnxruntime-web lies inside: the last version with a wasm for one thread, which phones have the memory for."""
@@ -58,11 +59,11 @@ def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> Writ
 
 
 def export_page(
-    run: Path | str,
-    page: Path | str,
+    run: Place,
+    page: Place,
     *,
-    runtime: Path | str | None = None,
-    data: Path | str | None = None,
+    runtime: Place | None = None,
+    data: Place | None = None,
     learning: bool = False,
 ) -> WrittenPage:
     """Write one HTML file that recognises images by itself, from a run (in eight bits) or from an export as it is.

@@ -15,6 +15,7 @@ from landmarks.explanation.explain import explain
 from landmarks.miniature.make import make_miniature
 from landmarks.reporting.page import report
 from landmarks.support.console import options, print_table, say, step
+from landmarks.support.systems import Place
 from landmarks.training.run import open_run
 from landmarks.training.train import train
 
@@ -31,7 +32,7 @@ class Size:
     heat_maps: int = 12
 
 
-def demo(out: Path | str = "demo", *, seed: int = 0, size: Size | None = None) -> Path:
+def demo(out: Place = "demo", *, seed: int = 0, size: Size | None = None) -> Path:
     """Walk the whole way in the folder `out` and return where the report lies.
 
     Every step is printed as the command that does the same; what an earlier, interrupted walk finished is not done

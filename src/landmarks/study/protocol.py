@@ -25,6 +25,7 @@ from landmarks.support.console import options, say, step
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
+from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata, read_table
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.training_images import check_data
@@ -172,7 +173,7 @@ class Attempt:
 
 def attempts(
     networks: str | Sequence[str],
-    weights: str | Mapping[str, Path | str],
+    weights: str | Mapping[str, Place],
     *,
     image_size: int | None,
     epochs: int | None,
@@ -207,7 +208,7 @@ def _names(networks: str | Sequence[str]) -> list[str]:
     return names
 
 
-def starts(networks: Sequence[str], weights: str | Mapping[str, Path | str]) -> dict[str, str]:
+def starts(networks: Sequence[str], weights: str | Mapping[str, Place]) -> dict[str, str]:
     """Return what each network starts from: `imagenet`, `none`, a file, or another run's folder.
 
     `weights` is a mapping, or a text such as `imagenet`, `none`, `xception=FILE` or `none,resnet50=FILE`. A network

@@ -47,6 +47,7 @@ from landmarks.study.protocol import (
 from landmarks.support.console import note, options, step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign, write_record
+from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata, read_table, write_csv
 from landmarks.training.machine import is_out_of_memory, release
 from landmarks.training.run import RECORD as RUN_RECORD
@@ -58,14 +59,14 @@ HEAT_MAPS = 12
 
 
 def reproduce(
-    data: Path | str,
-    out: Path | str = "reproduction",
+    data: Place,
+    out: Place = "reproduction",
     *,
-    test: Path | str | None = None,
+    test: Place | None = None,
     networks: str | Sequence[str] = IN_THE_TABLE,
     image_size: int | None = None,
     epochs: int | None = None,
-    weights: str | Mapping[str, Path | str] = "imagenet",
+    weights: str | Mapping[str, Place] = "imagenet",
     seed: int = 0,
 ) -> dict[str, Any]:
     """Train and judge `networks` on `data` as the study did and as it should be done; return the table as a record.

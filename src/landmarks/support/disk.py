@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from landmarks.support.errors import LandmarksError
-from landmarks.support.systems import readable, require_text
+from landmarks.support.systems import as_given, readable, require_text
 
 ASIDE = ".part"
 """What the names of files end with that are still being written; they begin with a dot."""
@@ -55,13 +55,22 @@ def of_the_disk(error: BaseException) -> LandmarksError | None:
     return LandmarksError(f"{place}: {error.strerror or error}", way_out="nothing was half-written")
 
 
+def require_a_place_here(path: Path) -> None:
+    """Raise `LandmarksError` for a path whose first folder would be called `~`, or as the scheme of an address."""
+    require_text(path)
+    if path.parts[:1] == ("~",):
+        raise LandmarksError(
+            f"{path} would be made in a folder called ~", way_out=f'Path("{path}").expanduser() is at home'
+        )
+    if "://" in (address := as_given(path)):
+        raise LandmarksError(
+            f"nothing is written at an address: {address}", way_out="name a place here, and copy it there afterwards"
+        )
+
+
 def make_folder(folder: Path) -> Path:
     """Make `folder`, and those above it, unless it is there; raise `LandmarksError` where the disk refuses."""
-    require_text(folder)
-    if folder.parts[:1] == ("~",):
-        raise LandmarksError(
-            f"{folder} would be made in a folder that is called ~", way_out=f'Path("{folder}").expanduser() is at home'
-        )
+    require_a_place_here(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

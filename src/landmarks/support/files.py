@@ -26,9 +26,10 @@ from landmarks.support.disk import (
     not_written,
     refusal,
     remove_leftovers,
+    require_a_place_here,
 )
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
-from landmarks.support.systems import readable, require_text
+from landmarks.support.systems import Place, readable, require_text
 
 FORMAT = 3
 """The newest layout of records and tables that this version writes and reads."""
@@ -41,7 +42,7 @@ MAX_RECORD_BYTES = 1 << 26
 
 
 @contextlib.contextmanager
-def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
+def written_whole(path: Place, *, tidy: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; when the block ends well it is flushed to disk and renamed to `path`.
 
     A block that fails, or a process that is killed, leaves no file at `path` (or the earlier one untouched). Only what
@@ -50,7 +51,7 @@ def written_whole(path: Path | str, *, tidy: bool = False) -> Iterator[Path]:
     a pipe at `path` is refused.
     """
     path = Path(path)
-    require_text(path)
+    require_a_place_here(path)
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{ASIDE}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,13 +93,14 @@ _KINDS = frozenset(
 """Endings that say what a file is; of others nothing is known."""
 
 
-def refuse_other_kind(path: Path | str, *endings: str, begins: bytes | None = None) -> None:
+def refuse_other_kind(path: Place, *endings: str, begins: bytes | None = None) -> None:
     """Raise `UsageError` where a file is there already that is of another kind by its name: it was hardly meant.
 
     `--csv *.jpg` would replace the first image, and `--csv RUN/run.json` end a run. A file that `begins` as what is
     written does may have any name.
     """
     path = Path(path)
+    require_a_place_here(path)
     if path.suffix.lower() in _KINDS.difference(endings) and path.is_file() and not _begins(path, begins):
         raise UsageError(
             f"{readable(path)} is there already and is not {endings[0]} by its name",
@@ -127,7 +129,7 @@ def _as_the_umask_has_it(aside: Path) -> None:
         new.unlink()
 
 
-def write_record(path: Path | str, record: dict[str, Any], *, verb: str, inputs: str = "") -> None:
+def write_record(path: Place, record: dict[str, Any], *, verb: str, inputs: str = "") -> None:
     """Write `record` as JSON with `format`, the `verb` and version that wrote it and the digest of its `inputs`."""
     whole = {"format": FORMAT, "verb": verb, "version": __version__, "inputs": inputs, **record}
     text = without_secrets(json.dumps(whole, indent=2, ensure_ascii=False)) + "\n"
@@ -135,7 +137,7 @@ def write_record(path: Path | str, record: dict[str, Any], *, verb: str, inputs:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def read_record(path: Path | str) -> dict[str, Any]:
+def read_record(path: Place) -> dict[str, Any]:
     """Read a record that `write_record` wrote; a missing, damaged or newer one is an error of one line."""
     path = Path(path)
     require_text(path)
@@ -174,7 +176,7 @@ def refuse_other_formats(path: Path, format_number: int) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path | str) -> Iterator[Path]:
+def held(folder: Place) -> Iterator[Path]:
     """Create `folder` if needed and hold it for this process; a second process gets `BusyError` and touches nothing."""
     folder = make_folder(Path(folder))
     with _locked(folder / LOCK, folder):
@@ -183,7 +185,7 @@ def held(folder: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held_beside(path: Path | str) -> Iterator[Path]:
+def held_beside(path: Place) -> Iterator[Path]:
     """Hold one file for this process, by a lock beside it: for files in folders that no process holds.
 
     A second process gets `BusyError` and touches nothing.
@@ -239,7 +241,7 @@ def digest_of(*parts: object) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
 
-def file_digest(path: Path | str) -> str:
+def file_digest(path: Place) -> str:
     """Return 32 hex digits (BLAKE2b) of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -7,14 +7,19 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any, TypeAlias
 
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
+
+Place: TypeAlias = str | os.PathLike[str]
+"""Where something lies: a path as text or `Path`, or what a verb has returned, such as a run or a dataset."""
 
 
 def usable_processors() -> int:
@@ -109,6 +114,25 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def paths_of(places: Place | Iterable[Place], *, way_out: str = "") -> list[Place]:
+    """Return what was given for one path or several as several; raise `UsageError` for what is no path."""
+    given: list[Any]
+    if isinstance(places, str | os.PathLike | bytes) or not isinstance(places, Iterable):
+        given = [places]
+    else:
+        given = list(places)
+    strange = [one for one in given if not isinstance(one, str | os.PathLike)]
+    if strange:
+        raise UsageError("that is no path of a file or folder", received=type(strange[0]).__qualname__, way_out=way_out)
+    return given
+
+
+def as_given(path: Path) -> str:
+    """Return a path as text, an address with all of its slashes, of which a path keeps one."""
+    slashes = r"\1:///" if str(path).startswith("file:") else r"\1://"
+    return re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", slashes, readable(path))
 
 
 def is_text(path: Path | str) -> bool:

@@ -14,18 +14,18 @@ from landmarks import __version__
 from landmarks.support.addresses import without_secrets
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_other_formats, refuse_other_kind, written_whole
-from landmarks.support.systems import readable, require_text
+from landmarks.support.systems import Place, readable, require_text
 
 MOST_ROWS_UNASKED = 1_000_000
 """A table with fewer rows is read however few bytes it has."""
 
 
-def write_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> None:
+def write_table(path: Place, table: pl.DataFrame, **metadata: object) -> None:
     """Write `table` as parquet, whole or not at all, with `metadata` kept as strings beside the columns."""
     _write(Path(path), table, metadata, tidy=False)
 
 
-def write_lone_table(path: Path | str, table: pl.DataFrame, **metadata: object) -> None:
+def write_lone_table(path: Place, table: pl.DataFrame, **metadata: object) -> None:
     """Write a table as `write_table`, in a folder that no process holds (see `written_whole`).
 
     A file that is there and is no table by its name is not replaced.
@@ -41,7 +41,7 @@ def _write(path: Path, table: pl.DataFrame, metadata: dict[str, object], *, tidy
         table.write_parquet(aside, metadata=texts)
 
 
-def read_table(path: Path | str, schema: dict[str, Any] | None = None) -> pl.DataFrame:
+def read_table(path: Place, schema: dict[str, Any] | None = None) -> pl.DataFrame:
     """Read a parquet table; with `schema` (column → polars type) those columns must be there and are cast to it."""
     path = Path(path)
     read_metadata(path)
@@ -59,7 +59,7 @@ def read_with_metadata(path: Path, schema: dict[str, Any]) -> tuple[pl.DataFrame
     return _read(path, io.BytesIO(content), schema), metadata
 
 
-def read_metadata(path: Path | str) -> dict[str, str]:
+def read_metadata(path: Place) -> dict[str, str]:
     """Read the metadata that `write_table` kept; a missing, damaged or newer table is an error of one line."""
     path = Path(path)
     _require_file(path)
@@ -145,7 +145,7 @@ def unescaped(table: pl.DataFrame) -> pl.DataFrame:
 CSV_ENDINGS = (".csv", ".tsv", ".txt")
 
 
-def write_csv(path: Path | str, table: pl.DataFrame) -> None:
+def write_csv(path: Place, table: pl.DataFrame) -> None:
     """Write `table` as `csv_text`, whole or not at all, in a folder that no process needs to hold.
 
     A file that is there and is no CSV by its name is not replaced.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -12,6 +11,7 @@ from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import Matching
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
+from landmarks.support.systems import Place
 from landmarks.training.own_data import as_seen, find_own, is_own, match_to, open_own, sightings
 from landmarks.training.run import SEEN, Run
 from landmarks.training.seen_copies import copies_of_seen
@@ -58,7 +58,7 @@ class Asked:
         }
 
 
-def ask(run: Run, data: Path | str | None, split: str, *, any_landmarks: bool = False, keep_seen: str = "") -> Asked:
+def ask(run: Run, data: Place | None, split: str, *, any_landmarks: bool = False, keep_seen: str = "") -> Asked:
     """Return the images of a split of the run's own dataset, or of `data`, that the run may be asked about.
 
     A dataset named with `data` that has no splits is taken whole. What the run was trained on or validated with, or

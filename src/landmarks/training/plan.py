@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
+from landmarks.support.systems import Place
 from landmarks.support.terminal import show
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.choices import lay_out
@@ -81,7 +81,7 @@ class Plan:
         return f"{fits} ({100 * share:.0f} % of the memory that is free now), and takes about {took}"
 
 
-def plan(data: Path | str, *, recipe: str | Recipe = "default", **settings: Any) -> Plan:
+def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) -> Plan:
     """Take a few steps as `train` would with the same recipe and settings, and say what the whole will need.
 
     The network starts from random weights, so that nothing is downloaded; nothing is written. Raises what `train`

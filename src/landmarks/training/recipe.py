@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import importlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 from landmarks.support.console import html_table
 from landmarks.support.errors import UsageError, did_you_mean
+from landmarks.support.systems import Place
 from landmarks.training.limits import OneOf, Within, annotations_of, require, require_fields, shown
 
 SHIPPED = ("default", "instant", "study")
@@ -249,7 +251,7 @@ class Recipe:
         return html_table(COLUMNS, rows_of(self), f"recipe {self.name}")
 
 
-def recipe_named(name: str | Path | Recipe, /, **changes: Any) -> Recipe:
+def recipe_named(name: Place | Recipe, /, **changes: Any) -> Recipe:
     """Return the recipe `name` with `changes`, but for those that are `FROM_RECIPE`.
 
     `name` is one that ships, a given one, a TOML file or a run. Changes are fields of `Recipe` or of its
@@ -263,8 +265,8 @@ def recipe_named(name: str | Path | Recipe, /, **changes: Any) -> Recipe:
 
         told = read_recipe(Path(name))
         name, changes = told.pop("name"), told | changes
-    if isinstance(changes.get("weights"), Path):
-        changes["weights"] = str(changes["weights"])
+    if isinstance(changes.get("weights"), os.PathLike):
+        changes["weights"] = os.fspath(changes["weights"])
     for setting, value in changes.items():
         _require_setting(setting, value)
     recipe = name if isinstance(name, Recipe) else _shipped(str(name), from_scratch=_scratch(changes))
@@ -346,9 +348,9 @@ def _scratch(changes: dict[str, Any]) -> bool:
     return str(changes.get("weights")) == "none"
 
 
-def is_place(name: str | Path) -> bool:
+def is_place(name: Place) -> bool:
     """Whether `name` is a TOML file or a run's folder rather than the name of a recipe that ships."""
-    return isinstance(name, Path) or name.endswith(".toml") or (name not in SHIPPED and Path(name).is_dir())
+    return not isinstance(name, str) or name.endswith(".toml") or (name not in SHIPPED and Path(name).is_dir())
 
 
 def _shipped(name: str, *, from_scratch: bool) -> Recipe:
@@ -364,7 +366,7 @@ def _shipped(name: str, *, from_scratch: bool) -> Recipe:
     return recipe
 
 
-def recipe(name: str | Path = "default", **changes: Any) -> Recipe:
+def recipe(name: Place = "default", **changes: Any) -> Recipe:
     """Return a recipe that ships, a TOML file's or a run's, with `changes`; a notebook shows it as a table.
 
     `changes` are any fields of `Recipe` or `Augmentation`. Raises `UsageError` for names and values that cannot be.

@@ -11,8 +11,10 @@ import polars as pl
 
 from landmarks.dataset.manifest import LABELS
 from landmarks.dataset.trust import require_own_folders, require_sound_labels
+from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest, read_record, write_record
+from landmarks.support.systems import Place, as_given
 from landmarks.support.tables import read_table, write_table
 
 if TYPE_CHECKING:
@@ -54,13 +56,24 @@ OWN_FOLDERS = ("predictions", "metrics", "maps", "checkpoint", "gallery")
 SEEN_FILE = "images.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One run folder: its record, the labels its network answers, and the network itself when asked for."""
+    """One run folder: its record, the labels its network answers, and the network itself when asked for.
+
+    It may be named wherever its folder may.
+    """
 
     folder: Path
     record: dict[str, Any]
     labels: pl.DataFrame
+
+    def __repr__(self) -> str:
+        backbone = (self.record.get("network") or {}).get("backbone")
+        told = [str(self.folder), *([backbone] if backbone else []), plural(len(self.labels), "landmark")]
+        return f"Run({', '.join(told)})"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @property
     def name(self) -> str:
@@ -138,7 +151,7 @@ class Run:
         return self.labels["name"].gather(labels).to_list()
 
 
-def open_run(folder: Path | str) -> Run:
+def open_run(folder: Place) -> Run:
     """Open a run folder; raise `LandmarksError` when it is none, is unfinished, or was written by a newer version.
 
     A run may come from a stranger: its record and labels are looked at here, its weights where they are loaded.
@@ -146,6 +159,8 @@ def open_run(folder: Path | str) -> Run:
     folder = Path(folder)
     if folder.is_file():
         raise LandmarksError(f"{folder} is a file, and no run's folder", expected=f"a folder with {RECORD}")
+    if "://" in (address := as_given(folder)):
+        raise LandmarksError(f"a run is not opened at an address: {address}", way_out="bring its folder here first")
     if not folder.is_dir():
         raise LandmarksError(f"there is no run {folder}", way_out=f"train one with: landmarks train DATA -o {folder}")
     if not (folder / RECORD).exists():

@@ -19,6 +19,7 @@ from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.rewriting import checkpoint_gradients
 from landmarks.support.files import held, read_record, write_record
+from landmarks.support.systems import Place
 from landmarks.training.checkpoint import FILE as CHECKPOINT
 from landmarks.training.checkpoint import remove_checkpoint
 from landmarks.training.choices import Choice, choose_layout
@@ -44,12 +45,12 @@ PROBE_CLASSES = 20_000
 
 
 def train(
-    data: Path | str,
-    out: Path | str,
+    data: Place,
+    out: Place,
     *,
-    recipe: str | Recipe = "default",
+    recipe: Place | Recipe = "default",
     backbone: str | FromRecipe = FROM_RECIPE,
-    weights: str | Path | FromRecipe = FROM_RECIPE,
+    weights: Place | FromRecipe = FROM_RECIPE,
     head: str | FromRecipe = FROM_RECIPE,
     image_size: int | FromRecipe | None = FROM_RECIPE,
     epochs: int | FromRecipe = FROM_RECIPE,

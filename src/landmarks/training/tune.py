@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from landmarks.models.heads import HEADS, build_head
 from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, naming_the_extra
+from landmarks.support.systems import Place
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
 from landmarks.training.limits import Within, require
@@ -38,7 +38,7 @@ TRIALS = {
 
 
 def tune(
-    data: Path | str, *, recipe: str | Recipe = "default", trials: int = 30, seed: int = 0, **settings: Any
+    data: Place, *, recipe: Place | Recipe = "default", trials: int = 30, seed: int = 0, **settings: Any
 ) -> pl.DataFrame:
     """Search head and head training settings with Optuna for the best validation accuracy; return all trials, best
     first.

@@ -1,0 +1,102 @@
+"""What verbs return is named as its folder or file is, and prints as one line; what is no path is told as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_runs import image, make_dataset, own_data, run
+
+import landmarks
+from landmarks import LandmarksError
+from landmarks.cli.main import run as program
+from landmarks.dataset.manifest import Dataset
+from landmarks.support.errors import UsageError
+from landmarks.support.systems import paths_of
+from landmarks.training.run import Run
+
+__all__ = ["own_data", "run"]
+
+
+def test_a_dataset_is_named_wherever_its_folder_is(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", [[11], [22], [11]], splits=["train", "train", "test"])
+    assert repr(dataset) == f"Dataset({tmp_path / 'data'}, 3 images of 2 landmarks, 2 train, 0 val, 1 test)"
+    again = landmarks.open_dataset(dataset)
+    assert again.digest == dataset.digest and dataset != again and dataset in {dataset, again}
+    assert landmarks.unpack(dataset, tmp_path / "files").is_dir()
+    assert len(landmarks.select(dataset, tmp_path / "all.parquet", landmarks=dataset).images) == 3
+    chosen = landmarks.select(dataset, tmp_path / "chosen.parquet", landmarks=11)
+    assert len(landmarks.fetch(chosen, tmp_path / "some").images) == 2
+    assert len(landmarks.split(dataset, by="random", test=0.4, val=0.3).images) == 3
+    with pytest.raises(UsageError, match="join takes two datasets or more, or one at an address; received 1"):
+        landmarks.join(dataset, tmp_path / "both")
+
+
+def test_a_run_is_named_wherever_its_folder_is(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    assert repr(run) == f"Run({run.folder}, 3 landmarks)"
+    assert landmarks.open_run(run) != run and run in [run]
+    assert landmarks.evaluate(run, data=own_data).images == landmarks.evaluate(run.folder).images
+    (tmp_path / "one.jpg").write_bytes(image(11, 1))
+    assert landmarks.predict(run, tmp_path / "one.jpg", by="both").equals(
+        landmarks.predict(run.folder, str(tmp_path / "one.jpg"), by="both")
+    )
+    assert landmarks.learn(run, tmp_path / "one.jpg", name="New").equals(landmarks.learn(run, tmp_path, name="New"))
+    found = landmarks.index(own_data, tmp_path / "index", run=run, dimensions=16)
+    assert len(landmarks.search(found, tmp_path / "one.jpg", top=2)) == 2
+    assert [one["image_id"] for one in landmarks.explain(run, str(tmp_path / "one.jpg"))["made"]] == ["one"]
+    assert landmarks.report(run, tmp_path / "report.html").is_file()
+    with pytest.raises(LandmarksError, match="holds no recipe"):  # as a run that was made up
+        landmarks.recipe(run)
+    written = landmarks.export(run, tmp_path / "run.onnx", images=4)
+    assert landmarks.load(written).names[-1] == "New"
+
+
+@pytest.mark.parametrize("given", [b"bytes", 5, None, [Path("one"), 5], [[Path("one")]]])
+def test_what_is_no_path_is_told_by_its_type(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"that is no path of a file or folder; received [a-zA-Z]+; so"):
+        paths_of(given, way_out="so")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x", "https://example.org/x", "gs://b/x", "file:///tmp/x", "~/x"])
+def test_nothing_is_written_into_a_folder_that_is_called_as_an_address_or_a_home_begins(
+    address: str, own_data: Dataset, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    calls: list[Callable[[], object]] = [
+        lambda: landmarks.unpack(own_data, address),
+        lambda: landmarks.import_(own_data, address),
+        lambda: landmarks.train(own_data, address, backbone="baseline"),
+        lambda: landmarks.export(run, f"{address}.onnx"),
+        lambda: landmarks.evaluate(run, wrong=f"{address}.csv"),
+        lambda: landmarks.report(run, f"{address}.html"),
+        lambda: landmarks.index(own_data, address, run=run),
+        lambda: landmarks.join([own_data, own_data], address),
+        lambda: landmarks.credits(own_data, f"{address}.csv"),
+        lambda: landmarks.select(own_data, f"{address}.parquet"),
+    ]
+    (tmp_path / "album" / "tower").mkdir(parents=True)
+    (tmp_path / "album" / "tower" / "1.jpg").write_bytes(image(11, 1))
+    calls[1] = lambda: landmarks.import_("album", address)
+    for call in calls:
+        with pytest.raises(LandmarksError, match=r"nothing is written at an address: |in a folder called ~"):
+            call()
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "album"])
+
+
+@pytest.mark.parametrize("verb", ["split", "unpack", "evaluate", "predict", "import", "train"])
+def test_what_is_not_fetched_is_told_with_its_address_and_a_way_out(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"unpack": ["-o", "x"], "predict": ["one.jpg"], "import": ["-o", "x"], "train": ["-o", "x"]}.get(verb, [])
+    assert program([verb, "s3://key:secret@bucket/x", *words]) == 1
+    said = capsys.readouterr().err
+    assert "s3://bucket/x" in said and "here" in said and "secret" not in said
+
+
+def test_one_path_and_several_come_as_several() -> None:
+    assert paths_of("one") == ["one"] and paths_of(Path("one")) == [Path("one")]
+    assert paths_of(name for name in ("one", "two")) == ["one", "two"] and paths_of([]) == []
+    assert issubclass(UsageError, LandmarksError)
