@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -128,7 +131,7 @@ def test_an_image_of_the_index_finds_itself_and_its_landmark(found: Path, tmp_pa
     path.write_bytes(image(22, 4))
     table = landmarks.search(found, path, top=3)
     assert table["image_id"][0] == f"{4:016x}" and table["name"][0] == "Tower 22"
-    assert table["cosine"][0] == pytest.approx(1, abs=2e-3)
+    assert table["cosine"][0] == pytest.approx(1, abs=2e-3) and table["cosine"][0] <= 1
     assert table["cosine"].is_sorted(descending=True) and table["rank"].to_list() == [1, 2, 3]
 
 
@@ -229,3 +232,67 @@ def test_the_program_indexes_and_searches_and_names_what_is_no_image(
     assert program(["search", str(out), str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top", "1"]) == 1
     told = capsys.readouterr()
     assert "30 images of 3 landmarks" in told.out and "Tower 33" in told.out and "bad.jpg" in told.err
+
+
+def test_drawings_stand_in_a_folder_of_their_own_and_each_image_has_one(found: Path, tmp_path: Path) -> None:
+    holiday = tmp_path / "holiday"
+    for folder, landmark in (("a", 11), ("b", 22)):
+        (holiday / folder).mkdir(parents=True)
+        (holiday / folder / "1.jpg").write_bytes(image(landmark, 4))
+    for among in (holiday / "a", holiday):
+        with pytest.raises(LandmarksError, match="is not empty and holds no drawings"):
+            landmarks.search(found, holiday / "a", verify=True, drawings=among)
+    assert (holiday / "a" / "1.jpg").read_bytes() == image(11, 4)
+    for _ in range(2):
+        landmarks.search(found, holiday, verify=True, drawings=tmp_path / "drawn")
+        assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 2
+    with pytest.raises(LandmarksError, match=r"drawings show points that agree; .*add --verify"):
+        landmarks.search(found, holiday, drawings=tmp_path / "other")
+
+
+def test_run_dataset_and_index_that_are_moved_together_are_found_again(
+    run: Run, own_data: Dataset, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    for folder in (run.folder, own_data.folder):
+        shutil.copytree(folder, home / folder.name)
+    data = landmarks.open_dataset(home / own_data.folder.name)
+    landmarks.index(data, home / "index", run=home / run.folder.name, dimensions=16)
+    home.rename(tmp_path / "elsewhere")
+    asked = tmp_path / "asked.jpg"
+    asked.write_bytes(image(22, 4))
+    moved = tmp_path / "elsewhere"
+    assert landmarks.search(moved / "index", asked, top=1, verify=True)["inliers"].null_count() == 0
+    assert len(landmarks.index(moved / data.folder.name, moved / "index")) == 30  # the same images, none twice
+    shutil.rmtree(moved / data.folder.name)
+    with pytest.raises(LandmarksError, match=r"the dataset .* is not there any more; bring it back, or leave"):
+        landmarks.search(moved / "index", asked, top=1, verify=True)
+
+
+HOSTILE: dict[str, Callable[[Path, dict[str, Any]], object]] = {
+    "parts that are none": lambda folder, record: record.update(parts="x"),
+    "no parts": lambda folder, record: record.pop("parts"),
+    "more parts than there are": lambda folder, record: record.update(parts=9),
+    "codes elsewhere": lambda folder, record: record.update(codes="/etc/passwd"),
+    "removed elsewhere": lambda folder, record: record.update(removed="../labels.parquet"),
+    "no run": lambda folder, record: record.update(run=None),
+    "datasets that are none": lambda folder, record: record.update(data={"here": 5}),
+    "vectors of something": lambda folder, record: (folder / "vectors-0.npy").write_bytes(b"junk"),
+    "objects for vectors": lambda folder, record: np.save(folder / "vectors-0.npy", np.array([{}] * 30)),
+    "short vectors": lambda folder, record: np.save(folder / "vectors-0.npy", np.zeros((30, 3), np.float16)),
+    "no vectors": lambda folder, record: (folder / "vectors-0.npy").unlink(),
+    "whitening of something": lambda folder, record: (folder / "whitening.npz").write_bytes(b"junk"),
+    "a table of something": lambda folder, record: (folder / "images-0.parquet").write_bytes(b"junk"),
+    "codes of something": lambda folder, record: (record.update(codes="c"), (folder / "c").write_bytes(b"root:x:0:0")),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_index_that_is_not_sound_is_one_line(kind: str, found: Path, tmp_path: Path) -> None:
+    record = json.loads((found / "index.json").read_text())
+    HOSTILE[kind](found, record)
+    (found / "index.json").write_text(json.dumps(record))
+    (tmp_path / "asked.jpg").write_bytes(image(22, 4))
+    with pytest.raises(LandmarksError) as raised:
+        landmarks.search(found, tmp_path / "asked.jpg")
+    assert str(found) in str(raised.value) and "\n" not in str(raised.value)

@@ -14,6 +14,8 @@ killed is not named in `index.json`, and is written again.
 
 from __future__ import annotations
 
+import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 
 from landmarks.dataset.images import decode, encode
 from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.naming import with_digest
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import find_images
 from landmarks.recognition.directions import directions
@@ -43,7 +46,7 @@ from landmarks.recognition.vectors import (
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, naming_the_extra
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
-from landmarks.support.systems import readable
+from landmarks.support.systems import Place, paths_of, readable
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import places_of, whereabouts
@@ -107,17 +110,20 @@ class Index:
     def __len__(self) -> int:
         return len(self.images) - len(self.removed)
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def __repr__(self) -> str:
         kind = "compared one by one" if self.codes is None else "an inverted file"
         return f"Index({self.folder}, {len(self):,} images, {kind})"
 
 
 def index(
-    data: Path | str | Sequence[Path | str],
-    out: Path | str,
+    data: Place | Sequence[Place],
+    out: Place,
     *,
-    run: Path | str | None = None,
-    remove: Sequence[str] = (),
+    run: Place | None = None,
+    remove: str | Sequence[str] = (),
     dimensions: int = DIMENSIONS,
     device: str = "auto",
 ) -> Index:
@@ -127,7 +133,7 @@ def index(
     ids, are taken out first, whatever dataset they are of. Killed and called again, it goes on. Raises `LandmarksError`
     for an id that is not in it, `StaleError` when the index was made with another network.
     """
-    folder, places = Path(out), [data] if isinstance(data, str | Path) else list(data)
+    folder, places = Path(out), paths_of(data)
     if dimensions < 1:
         raise UsageError("vectors need a length", received=dimensions, expected="1 or more")
     if not places and not remove:
@@ -141,7 +147,7 @@ def index(
             _begin(folder, open_run(run), dimensions)
         there = open_index(folder)
         if remove:
-            there = _without(there, remove)
+            there = _without(there, [remove] if isinstance(remove, str) else remove)
         if places:
             opened = run_of(there) if run is None else open_run(run)
             _require_same(there, opened)
@@ -151,7 +157,7 @@ def index(
     return there
 
 
-def open_index(folder: Path | str) -> Index:
+def open_index(folder: Place) -> Index:
     """Open an index folder; raise `LandmarksError` when it is none, or was written by a newer version."""
     folder = Path(folder)
     if not (folder / RECORD).is_file():
@@ -160,23 +166,46 @@ def open_index(folder: Path | str) -> Index:
             way_out="make one with: landmarks index DATA --run RUN -o INDEX",
         )  # fmt: skip
     record = read_record(folder / RECORD)
+    try:
+        return _opened(folder, record)
+    except (KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"  # numpy and faiss have kinds of their own
+        raise LandmarksError(
+            f"{folder} is not as it was written ({why})", way_out="delete it, and index again"
+        ) from error
+
+
+def _opened(folder: Path, record: dict[str, Any]) -> Index:
+    """Return the index in `folder`, which may be a stranger's; anything may be raised where it is not sound."""
     numbers = range(int(record["parts"]))
     arrays = tuple(np.load(folder / f"vectors-{number}.npy", mmap_mode="r") for number in numbers)
     tables = [read_table(folder / f"images-{number}.parquet", INDEXED) for number in numbers]
     images = pl.concat([pl.DataFrame(schema=INDEXED), *tables])
     if sum(map(len, arrays)) != len(images):
-        raise LandmarksError(f"{folder} holds other vectors than images", way_out="delete it, and index again")
+        raise ValueError("it holds other vectors than images")
     removed = pl.DataFrame(schema={"row": pl.Int64})
     if record.get("removed") is not None:
-        removed = read_table(folder / str(record["removed"]), {"row": pl.Int64})
+        removed = read_table(_own_file(folder, record["removed"]), {"row": pl.Int64})
     whitening = None
     if numbers:
         with np.load(folder / "whitening.npz", allow_pickle=False) as kept:
             whitening = Whitening(kept["mean"], kept["matrix"])
+        widths = {array.shape[1:] for array in arrays} | {whitening.matrix.shape[1:]}
+        if len(widths) > 1 or whitening.mean.shape != whitening.matrix.shape[:1]:
+            raise ValueError("its vectors are of several lengths")
     codes = None
     if record.get("codes") is not None:
-        codes = open_codes(folder / str(record["codes"]))
+        codes = open_codes(_own_file(folder, record["codes"]))
+    data = record.get("data") or {}
+    if not all(isinstance(told, dict) for told in (record["run"], data, *data.values())):
+        raise TypeError("it does not say where its run and datasets lie")
     return Index(folder, record, images, removed, Parts(arrays), whitening, codes)
+
+
+def _own_file(folder: Path, name: object) -> Path:
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError("it names a file elsewhere")
+    return folder / name
 
 
 def _without(there: Index, image_ids: Sequence[str]) -> Index:
@@ -193,12 +222,12 @@ def _without(there: Index, image_ids: Sequence[str]) -> Index:
 
 
 def search(
-    index: Path | str,
-    images: Path | str | Sequence[Path | str],
+    index: Place,
+    images: Place | Sequence[Place],
     *,
     top: int = 10,
     verify: bool = False,
-    drawings: Path | str | None = None,
+    drawings: Place | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
     """Return the `top` images of `index` that look most like each of `images` (files and folders), see `FOUND`.
@@ -209,12 +238,15 @@ def search(
     """
     if top < 1:
         raise UsageError("that many images cannot be found", received=top, expected="1 or more")
+    if drawings is not None and not verify:
+        raise UsageError("drawings show points that agree", received="no --verify", way_out="add --verify")
     there = open_index(index)
     if there.whitening is None or not len(there):
         raise LandmarksError(f"{index} holds no images", way_out=f"add some with: landmarks index DATA -o {index}")
     recogniser = load(run_of(there), device=device)
-    paths = find_images([images] if isinstance(images, str | Path) else images)
-    reader = _Images()
+    paths = find_images(images)
+    drawn = {} if drawings is None else _places_of_drawings(Path(drawings), paths)
+    reader = _Images(there)
     rows: list[tuple[Any, ...]] = []
     with progress("searching", total=len(paths)) as advance:
         for path in paths:
@@ -227,31 +259,59 @@ def search(
                 cosines, places = found_in(there, vector, top)
                 kept = places[0] >= 0
                 near = there.images[places[0][kept]]
-                near = near.with_columns(cosine=pl.Series(cosines[0][kept]), inliers=pl.lit(None, pl.UInt32))
+                near = near.with_columns(
+                    cosine=pl.Series(cosines[0][kept].clip(-1, 1)), inliers=pl.lit(None, pl.UInt32)
+                )
                 if verify:
-                    near = _verified(near, path, reader, drawings)
+                    near = _verified(near, path, reader, drawn.get(path))
                 for rank, one in enumerate(near.select(list(FOUND)[2:-1]).iter_rows(), 1):
                     rows.append((told, rank, *one, None))
             advance(1)
     return pl.DataFrame(rows, schema=FOUND, orient="row")
 
 
+DRAWINGS = "drawings.json"
+"""Stands in a folder of drawings, so that nothing else is replaced by one."""
+
+
+def _places_of_drawings(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return where the drawing of each image is written: two of one name are two."""
+    refuse_foreign(folder, (DRAWINGS,), "drawings")
+    write_record(folder / DRAWINGS, {}, verb="search")
+    named = Counter(path.stem for path in paths)
+    names = {path: path.stem if named[path.stem] == 1 else with_digest(path.stem, str(path)) for path in paths}
+    return {path: folder / f"{name}.jpg" for path, name in names.items()}
+
+
 @dataclass(frozen=True)
 class _Images:
     """The indexed images themselves, by their datasets, each opened once."""
 
+    there: Index
     opened: dict[str, tuple[ImageReader, dict[str, tuple[str, int, int]]]] = field(default_factory=dict)
 
     def pixels(self, data: str, image_id: str) -> NDArray[np.uint8]:
         if data not in self.opened:
-            dataset = open_dataset(data)
+            dataset = _dataset_of(self.there, data)
             table = dataset.images.select("image_id", "shard", "offset", "length")
             self.opened[data] = ImageReader(dataset), {row[0]: row[1:] for row in table.iter_rows()}
         reader, places = self.opened[data]
         return decode(reader.read(*places[image_id]))
 
 
-def _verified(near: pl.DataFrame, path: Path, reader: _Images, drawings: Path | str | None) -> pl.DataFrame:
+def _dataset_of(there: Index, data: str) -> Dataset:
+    """Return the dataset that was indexed as `data`, beside the index or where it was; raise when it is gone."""
+    told = (there.record.get("data") or {}).get(data) or {"folder": data}
+    for place in places_of(told, beside=there.folder):
+        if (place / "dataset.json").is_file():
+            return open_dataset(place)
+    raise LandmarksError(
+        f"the dataset {data}, whose images are to be compared, is not there any more",
+        way_out="bring it back, or leave out --verify",
+    )
+
+
+def _verified(near: pl.DataFrame, path: Path, reader: _Images, drawing: Path | None) -> pl.DataFrame:
     """Return `near` with the points in which its first `VERIFIED` agree with the image at `path`, most first."""
     with naming_the_extra("comparing images point by point"):
         from landmarks.recognition.verify import drawn, local_features, matched
@@ -264,8 +324,8 @@ def _verified(near: pl.DataFrame, path: Path, reader: _Images, drawings: Path | 
         counts[number] = len(match)
         if len(match) > best[0]:
             best = (len(match), other, match)
-    if drawings is not None and best[0] >= 0:
-        with written_whole(Path(drawings) / f"{path.stem}.jpg") as aside:
+    if drawing is not None and best[0] >= 0:
+        with written_whole(drawing) as aside:
             aside.write_bytes(encode(drawn(asked, best[1], best[2])))
     table = near.with_columns(inliers=pl.Series(counts, dtype=pl.UInt32))
     first = pl.when(pl.col("inliers") >= CONVINCING).then("inliers").otherwise(0)
@@ -283,7 +343,10 @@ def run_of(there: Index) -> Run:
     told = there.record["run"]
     places = [place for place in places_of(told, beside=there.folder) if (place / "run.json").is_file()]
     if not places:
-        raise LandmarksError(f"the run that {there.folder} was made with is not at {told.get('folder')} any more")
+        raise LandmarksError(
+            f"the run that {there.folder} was made with is not at {told.get('folder')} any more",
+            way_out="bring it back, or move run and index together",
+        )
     run = open_run(places[0])
     _require_same(there, run)
     return run
@@ -311,7 +374,10 @@ def _write(there: Index, **changes: object) -> None:
 def _with_dataset(there: Index, dataset: Dataset, recogniser: Recogniser) -> Index:
     place = readable(dataset.folder.resolve())
     images = dataset.split("all").join(dataset.labels.select("landmark_id", "name"), on="landmark_id", how="left")
-    known = there.answered.filter(pl.col("data") == place)
+    about = {**whereabouts(dataset.folder, beside=there.folder), "digest": dataset.record.get("digest")}
+    earlier: dict[str, Any] = there.record.get("data") or {}
+    alike = [one for one, told in earlier.items() if told.get("digest") == about["digest"] is not None]
+    known = there.answered.filter(pl.col("data").is_in([place, *alike]))
     fresh = images.join(known, on="image_id", how="anti").sort("image_id")
     if len(fresh) < len(images):
         note(f"{len(images) - len(fresh)} images of {dataset.folder} are in {there.folder} already")
@@ -338,7 +404,7 @@ def _with_dataset(there: Index, dataset: Dataset, recogniser: Recogniser) -> Ind
     table = fresh.select("image_id", "landmark_id", "name", data=pl.lit(place))
     write_table(there.folder / f"images-{number}.parquet", table.cast(INDEXED))  # type: ignore[arg-type]
     parts = Parts((*there.vectors.arrays, np.load(path, mmap_mode="r")))
-    _write(there, parts=number + 1, codes=_codes(there, parts))
+    _write(there, parts=number + 1, codes=_codes(there, parts), data={**earlier, place: about})
     return open_index(there.folder)
 
 
