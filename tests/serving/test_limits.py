@@ -101,7 +101,7 @@ def test_other_formats_are_answered_whatever_type_they_are_sent_under(
 @pytest.mark.parametrize(
     ("kind", "body", "what"),
     [
-        ("application/json", b'{"urls": ["http://x/a.jpg"]}', "no addresses are fetched"),
+        ("application/json", b'{"urls": ["http://x/a.jpg"]}', "images come as bytes and not in JSON; no addr"),
         ("text/uri-list", b"http://x/a.jpg", "no addresses are fetched"),
         ("application/x-www-form-urlencoded", b"url=http://x", "a request of this type holds no image"),
         ("text/plain", b"x", "a request of this type holds no image"),
@@ -133,8 +133,13 @@ FORM = "multipart/form-data; boundary=XX"
             400,
             "an image with",
         ),
-        (FORM, b'--XX\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttp://x\r\n--XX--', 422, "no addresses"),
-        (FORM, b"--XX\r\nContent-Type: image/png\r\n\r\nx\r\n--XX--", 422, "no addresses are fetched"),
+        (
+            FORM,
+            b'--XX\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttp://x\r\n--XX--',
+            422,
+            "a text field is no image, and no addresses",
+        ),
+        (FORM, b"--XX\r\nContent-Type: image/png\r\n\r\nx\r\n--XX--", 422, "a text field is no image"),
         (FORM, b"--XX\r\nX: " + b"x" * 100_000 + b"\r\n\r\nx\r\n--XX--", 400, "a "),
         ("image/jpeg", b"", 400, "an image without bytes"),
     ],
@@ -284,7 +289,7 @@ def test_a_parameter_out_of_its_range_is_named(query: str, serving: Serving) -> 
     assert facts(answer)["received"] == value
 
 
-@pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_pixels": 0}, {"queue": 0}, {"seconds": 0}])
+@pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_pixels": 0}, {"queue": 0}, {"seconds": 0}, {"threads": 0}])
 def test_a_limit_that_lets_nothing_through_is_a_wrong_command(options: dict[str, Any]) -> None:
     with pytest.raises(landmarks.LandmarksError, match="too small") as caught:
         landmarks.serve("nothing", **options)
@@ -301,3 +306,19 @@ def test_no_image_is_written_to_a_disk(serving: Serving, monkeypatch: pytest.Mon
     monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", refuse)
     form = [("images", ("big.jpg", IMAGES[0] + b"\0" * 3_000_000))] * 2
     assert patient.post(f"{serving(Held()).url}/recognise", files=form).status_code == 200
+
+
+def test_a_file_that_was_not_chosen_takes_no_other_with_it(serving: Serving, capfd: pytest.CaptureFixture[str]) -> None:
+    url = f"{serving(Held()).url}/recognise"
+
+    def part(named: bytes, data: bytes) -> bytes:
+        return b'--XX\r\nContent-Disposition: form-data; name="i"; filename="' + named + b'"\r\n\r\n' + data + b"\r\n"
+
+    for empty, answers in ((b"", 1), (b"b.jpg", 2)):  # as browsers send a field left empty, and a file without bytes
+        body = part(b"a.jpg", IMAGES[0]) + part(empty, b"") + b"--XX--"
+        answer = patient.post(url, content=body, headers={"Content-Type": FORM})
+        assert answer.status_code == 200
+        problems = [one["problem"] for one in answer.json()["images"]]
+        assert len(problems) == answers and problems[0] is None and all(problems[1:])
+    patient.post(url, content=part(b"a.jpg", IMAGES[0]), headers={"Content-Type": FORM.replace("XX", "YY")})
+    assert "boundary" not in capfd.readouterr().err

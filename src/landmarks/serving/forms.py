@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
@@ -9,6 +10,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from landmarks.dataset.naming import plain
 from landmarks.serving.request_limits import RefusalError
+
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # what is wrong with a form, its sender is told
 
 MAX_FIELD_BYTES = 64 * 1024
 """Headers of one part of a form, together."""
@@ -56,7 +59,7 @@ def lesson_of(content_type: str, data: bytes, most_files: int) -> Lesson:
         raise RefusalError(422, "the landmark has no name", expected="a text field name", way_out=HOW_TO_TEACH)
     if "landmark_id" in form.texts and not (id.isascii() and id.isdigit() and len(id) <= 18):
         raise RefusalError(422, "no such landmark id", received=id, expected="a whole number from 0, or no such field")
-    if not form.files or not all(one.data for one in form.files):
+    if not any(one.data for one in form.files):
         raise RefusalError(400, "the request holds no image", expected="images' bytes", way_out=HOW_TO_TEACH)
     return Lesson(name, form.files, int(id) if id else None)
 
@@ -67,7 +70,9 @@ def require_images(content_type: str) -> None:
     if kind.startswith("image/") or kind in (RAW_TYPES[1], FORM_TYPE):
         return
     what = "a request of this type holds no image"
-    if kind in ("application/json", "text/uri-list"):
+    if kind == "application/json":
+        what = f"images come as bytes and not in JSON; {NO_ADDRESSES}"
+    if kind == "text/uri-list":
         what = NO_ADDRESSES
     raise RefusalError(
         415, what, received=kind[:100] or "no Content-Type", expected=", ".join((*RAW_TYPES, FORM_TYPE)),
@@ -79,7 +84,7 @@ def uploads(content_type: str, data: bytes, most_files: int) -> list[Upload]:
     """Return the images of a body: one, or every file of a form. Raises `RefusalError` for a body without any."""
     kind, options = parse_options_header(content_type)
     found = [Upload(data)] if kind != FORM_TYPE.encode() else _of_form(data, options.get(b"boundary"), most_files).files
-    if not found or not all(one.data for one in found):
+    if not any(one.data for one in found):
         raise RefusalError(
             400, "an image without bytes" if found else "the request holds no image", expected="the bytes of an image",
             way_out=HOW_TO_SEND,
@@ -131,9 +136,9 @@ class _Form:
             return
         if self.text is not None:
             raise RefusalError(
-                422, NO_ADDRESSES, received=f'the text field "{self.text}"',
+                422, f"a text field is no image, and {NO_ADDRESSES}", received=f'the text field "{self.text}"',
                 expected=" and ".join(("files", *sorted(self.fields))),
-                way_out="send files: curl -F images=@IMAGE.jpg ADDRESS/recognise",
+                way_out="send files: curl -F images=@IMAGE.jpg 'ADDRESS/recognise?top=3'; parameters stand there",
             )  # fmt: skip
         if len(self.files) == self.most_files:
             raise RefusalError(
@@ -150,6 +155,8 @@ class _Form:
             self.texts[self.text] = b"".join(self.data)
             return
         self.files[-1] = Upload(b"".join(self.data), self.files[-1].file)
+        if not self.files[-1].data and not self.files[-1].file:  # what a browser sends where no file was chosen
+            del self.files[-1]
 
     def end(self) -> None:
         self.ended = True

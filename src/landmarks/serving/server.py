@@ -26,7 +26,7 @@ from landmarks.serving.reloading import opened
 from landmarks.serving.request_limits import Limits
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.systems import usable_processors
+from landmarks.support.systems import Place, usable_processors
 
 LINGER_SECONDS = 5.0
 """How long the rest of a body is read and thrown away after an answer that did not wait for it."""
@@ -52,7 +52,7 @@ class Served:
 
 
 def serve(
-    place: Path | str,
+    place: Place,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -78,6 +78,8 @@ def serve(
     Returns what was done once SIGTERM ended it. Raises `KeyboardInterrupt` after an interruption, when everything
     accepted has been answered; `LandmarksError` when `place` cannot be opened or the address cannot be had.
     """
+    if threads is not None and threads < 1:
+        raise UsageError("--threads is too small", received=threads, expected="1 or more")
     limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, seconds=seconds)
     token = token_of_environment()
     origins = [allow_origin] if isinstance(allow_origin, str) else list(allow_origin)
