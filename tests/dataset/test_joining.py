@@ -149,7 +149,9 @@ def test_ids_that_change_are_told_of_the_folder_that_was_added(
     assert ".adding" not in told
 
 
-def test_a_dataset_grows_by_an_import_and_its_old_images_stay_where_they_are(tmp_path: Path) -> None:
+def test_a_dataset_grows_by_an_import_and_its_old_images_stay_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data"
     before = split(import_(album(tmp_path / "in1", {"apple": 9, "pear": 9}), data).folder, seed=3)
     old_bytes = all_bytes(before)
@@ -165,6 +167,7 @@ def test_a_dataset_grows_by_an_import_and_its_old_images_stay_where_they_are(tmp
     assert import_(tmp_path / "in2", data, add=True).images.equals(grown.images)
     put(tmp_path / "in2/fig/new.jpg", 999)
     assert len(import_(tmp_path / "in2", data, add=True).images) == 28
+    assert f"9 images of {tmp_path / 'in2'} are there already" in capsys.readouterr().err
     assert import_(tmp_path / "in1", data).images.height == 28  # the first import's own command finds it done
 
 

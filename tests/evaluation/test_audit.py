@@ -241,11 +241,6 @@ def test_hashes_that_are_equal_by_chance_make_no_copies(run: Run, own_data: Data
     assert not audit(run.folder, tmp_path / "wrong.csv")["why"].str.starts_with("a copy").any()
 
 
-def test_a_table_cannot_be_called_a_image(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"ends in \.csv"):
-        audit(run.folder, tmp_path / "wrong.jpg")
-
-
 # Label checks and draws of landmarks see what training saw, where training saw it, without computing it again.
 
 
@@ -355,3 +350,17 @@ def test_a_part_without_known_landmarks_is_told(run: Run, own_data: Dataset) -> 
     without = replace(own_data, splits=own_data.splits.filter(own_data.splits["split"] != "test"))
     with pytest.raises(LandmarksError, match=r"the test split of .* shows no known landmark"):
         module.features_of(run, without, "test")
+
+
+def test_what_stands_beside_the_table_replaces_neither_it_nor_a_file_of_somebody_elses(tmp_path: Path) -> None:
+    run = tmp_path / "run"  # not looked at before
+    for ending in (".jpg", ".html"):
+        with pytest.raises(UsageError, match=r"is to hold a table; expected a name that ends in \.csv"):
+            audit(run, tmp_path / f"doubted{ending}")
+    (tmp_path / "holiday.jpg").write_bytes(b"an image of mine")
+    with pytest.raises(UsageError, match=r"holiday\.jpg is there already, and one of this name stands beside"):
+        audit(run, tmp_path / "holiday.csv")
+    (tmp_path / "holiday.csv").write_text("image_id")  # as an earlier audit has left it
+    with pytest.raises(LandmarksError, match="there is no run"):
+        audit(run, tmp_path / "holiday.csv")
+    assert (tmp_path / "holiday.jpg").read_bytes() == b"an image of mine"

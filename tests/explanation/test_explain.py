@@ -49,7 +49,10 @@ def test_files_and_folders_are_explained_and_what_is_no_image_is_named(colour_ru
     (folder / "summer, 1.jpg").write_bytes(good)
     (folder / "text.jpg").write_bytes(b"not an image")
     (folder / "notes.txt").write_bytes(b"not taken")
-    result = explain(colour_run, [folder])
+    for named in ({"count": 2}, {"data": striped}):
+        with pytest.raises(UsageError, match="the images to explain are named already"):
+            explain(colour_run, [folder], **named)
+    result = explain(colour_run, folder)
     (entry,) = result["panels"]
     assert (entry["image_id"], entry["truth"], entry["correct"]) == ("summer, 1", None, None)
     assert entry["answers"][0]["name"] == NAMES[0]

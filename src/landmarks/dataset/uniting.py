@@ -92,9 +92,8 @@ def _with_landmarks(labels: pl.DataFrame, by: str, theirs: Dataset) -> tuple[pl.
         new.append((ids[id], name, category))
     if moved:
         told = ", ".join(moved[:5]) + (" …" if len(moved) > 5 else "")
-        where = theirs.record.get("origin") if theirs.folder.parent.name == ADDING else None  # no folder of a person's
         have = "landmark has an id that stands" if len(moved) == 1 else "landmarks have ids that stand"
-        note(f"{len(moved):,} {have} for others before, of {where or theirs.folder}: {told}")
+        note(f"{len(moved):,} {have} for others before, of {_called(theirs)}: {told}")
     columns = ["landmark_id", "name", "category"]
     added = pl.DataFrame(new, schema={name: LABELS[name] for name in columns}, orient="row")
     together = pl.concat([labels.select(columns), added]).sort("landmark_id").with_row_index("label")
@@ -127,6 +126,12 @@ class _Names:
         return joined.with_columns(image_id=pl.coalesce("renamed", "image_id")).select(table.columns)
 
 
+def _called(dataset: Dataset) -> str:
+    """Return what a person knows a dataset by: what is being added lies in no folder of theirs."""
+    adding = dataset.folder.parent.name == ADDING
+    return str((dataset.record.get("origin") if adding else None) or dataset.folder)
+
+
 def _without_copies(ours: pl.DataFrame, theirs: pl.DataFrame, of: Dataset) -> tuple[pl.DataFrame, pl.DataFrame, _Names]:
     """Return the rows of `theirs` that are other images than `ours`, what is to be said of labels, and the names."""
     columns = [*_CONTENT, "landmark_id"]
@@ -153,9 +158,11 @@ def _without_copies(ours: pl.DataFrame, theirs: pl.DataFrame, of: Dataset) -> tu
         apart = (
             f"; {len(differs):,} of them have another label there, that of the first is kept" if len(differs) else ""
         )
-        note(f"{len(shared):,} images of {of.folder} are there already{apart}")
+        note(f"{len(shared):,} images of {_called(of)} are there already{apart}")
     if len(new):
-        note(f"{len(new):,} images of {of.folder} have ids of other images, and get longer ones: {new['renamed'][0]} …")
+        note(
+            f"{len(new):,} images of {_called(of)} have ids of other images, and get longer ones: {new['renamed'][0]} …"
+        )
     return rows, clashes, names
 
 

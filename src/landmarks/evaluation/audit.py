@@ -33,6 +33,7 @@ from landmarks.recognition.directions import directions
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import written_whole
+from landmarks.support.systems import Place
 from landmarks.support.tables import write_csv
 from landmarks.training.choices import choose_device, lay_out
 from landmarks.training.features import cached_features, positions
@@ -56,10 +57,10 @@ LABEL_ERRORS = {
 
 
 def audit(
-    run: Path | str,
-    out: Path | str,
+    run: Place,
+    out: Place,
     *,
-    data: Path | str | None = None,
+    data: Place | None = None,
     split: str = "train",
     device: str = "auto",
 ) -> pl.DataFrame:
@@ -74,8 +75,7 @@ def audit(
     """
     out = Path(out)
     sheet = out.with_suffix(".jpg")
-    if sheet == out:
-        raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")
+    _refuse_to_replace(out)
     opened = open_run(run)
     dataset = find_own(opened) if data is None else open_dataset(data)
     images, features = features_of(opened, dataset, split, device)
@@ -109,6 +109,18 @@ def audit(
     strange = _strange(dataset, images, cosines, estimates, labels)
     _write_doubts(dataset, copies, by_features, strange, out)
     return table
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """Raise `UsageError` where what stands beside the CSV `out` would replace it, or a file of somebody else's."""
+    beside = [out.with_suffix(ending) for ending in (".jpg", ".html", ".copies.csv", ".strangers.csv")]
+    if out in beside:
+        raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")
+    if not out.exists() and (there := next((path for path in beside if path.exists()), None)):
+        raise UsageError(
+            f"{there} is there already, and one of this name stands beside {out.name}",
+            way_out="choose another name, or remove it first",
+        )
 
 
 def _strange(

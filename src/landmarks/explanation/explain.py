@@ -22,7 +22,7 @@ from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
 from landmarks.support.seeds import generator
-from landmarks.support.systems import readable
+from landmarks.support.systems import Place, readable
 from landmarks.training.asked import Asked, ask
 from landmarks.training.run import Run, open_run
 
@@ -31,10 +31,10 @@ ANSWERS = 4
 
 
 def explain(
-    run: Run | Path | str,
-    images: Sequence[Path | str] | None = None,
+    run: Place,
+    images: Sequence[Place] | None = None,
     *,
-    data: Path | str | None = None,
+    data: Place | None = None,
     split: str = "test",
     count: int | None = None,
     faithfulness: bool = False,
@@ -60,6 +60,11 @@ def explain(
         return measurement.faithfulness(
             run, data=data, split=split, count=200 if count is None else count, device=device
         )
+    if images and (count is not None or data is not None):
+        raise UsageError(
+            "the images to explain are named already", received=f"--{'data' if data else 'count'} too",
+            way_out="leave it out, or the images",
+        )  # fmt: skip
     count = 12 if count is None else count
     run = run if isinstance(run, Run) else open_run(run)
     if count < 1:
@@ -111,7 +116,7 @@ class _Drawn:
         self.rejected.append({"image": name, "why": why})
 
 
-def _of_files(run: Run, recogniser: Recogniser, places: Sequence[Path | str], folder: Path) -> _Drawn:
+def _of_files(run: Run, recogniser: Recogniser, places: Sequence[Place], folder: Path) -> _Drawn:
     files = find_images(places)
     named = Counter(file.stem for file in files)
     drawn = _Drawn()
