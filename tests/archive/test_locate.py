@@ -142,3 +142,12 @@ def test_what_is_no_index_is_told(tmp_path: Path) -> None:
         locate(tmp_path, tmp_path)
     with pytest.raises(UsageError, match="at least 1"):
         locate(tmp_path, tmp_path / "index.parquet", workers=0)
+
+
+def test_the_index_of_another_set_is_not_replaced(tmp_path: Path) -> None:
+    make_mirror(tmp_path, tars=1, each=4)
+    locate(tmp_path, tmp_path / "index.parquet")
+    before = (tmp_path / "index.parquet").read_bytes()
+    with pytest.raises(UsageError, match="is the index of another set; received --set test; expected --set train"):
+        locate(tmp_path, tmp_path / "index.parquet", set="test")
+    assert (tmp_path / "index.parquet").read_bytes() == before

@@ -224,6 +224,24 @@ def test_a_name_that_holds_the_replacement_character_is_a_name(tmp_path: Path) -
     assert rejected(dataset) == {}
 
 
+@pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\u202e", "\u0085"])
+def test_a_name_with_a_letter_that_steers_a_terminal_becomes_an_id_that_is_read_again(
+    letter: str, tmp_path: Path
+) -> None:
+    source = album(tmp_path / "in", {"Tower": 1, "Arch": 1})
+    put(source / "Tower" / f"old{letter}town.jpg", 9)
+    dataset = import_(source, tmp_path / "out")
+    assert open_dataset(dataset.folder).images.filter(pl.col("image_id").str.starts_with("old_town-")).height == 1
+
+
+def test_images_of_nothing_known_alone_are_imported_with_the_labels_of_a_run(tmp_path: Path) -> None:
+    dataset = import_(album(tmp_path / "in", {"Tower": 2}), tmp_path / "out")
+    strangers = album(tmp_path / "strangers", {"_unknown": 2})
+    with pytest.raises(UsageError, match="images of nothing known alone are imported with --labels RUN"):
+        import_(strangers, tmp_path / "unknown")
+    assert import_(strangers, tmp_path / "unknown", labels=dataset).images["landmark_id"].null_count() == 2
+
+
 def test_a_source_whose_own_name_is_not_utf8_is_imported_and_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
     source = album(Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr mich")), {"Tower": 1})
     dataset = import_(source, tmp_path / "out")

@@ -471,7 +471,7 @@ def test_corrections_are_added_to_earlier_ones_until_they_are_taken_back(
     data: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     split(data.folder, corrections=csv(tmp_path, {0: "9", 1: "9"}))
-    split(data.folder, corrections=csv(tmp_path, {1: "none", 2: "8"}, "more.csv"))
+    split(data.folder, corrections=csv(tmp_path, {1: "none", 2: "8.0"}, "more.csv"))  # as a column with gaps is written
     assert open_dataset(data.folder).images["landmark_id"].to_list()[:3] == [9, None, 8]
     split(data.folder, seed=1)
     assert open_dataset(data.folder).images["landmark_id"].to_list()[:3] == [9, None, 8]
@@ -497,7 +497,8 @@ def test_a_split_is_made_of_the_corrected_labels(data: Dataset, tmp_path: Path) 
         ({1: "8", "ffff": "8"}, 'row 3: .* holds no image "ffff"'),
         ({"1.1E+15": "8"}, "a spreadsheet turned the id into a number"),
         ({1: "", 2: "12"}, 'row 3: .* knows no landmark "12"; expected the landmark_id of one of its 3 landmarks'),
-        ({2: "b"}, 'row 2: .* knows no landmark "b"'),
+        ({2: "B"}, 'row 2: .* knows no landmark "b"; .*; "b" has the landmark_id 8'),
+        ({2: "8.5"}, 'row 2: .* knows no landmark "8.5"'),
         ({2: "8", "0000000000000002 ": "9"}, 'row 3: the image "0000000000000002" is decided on twice'),
     ],
 )

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
-from landmarks.evaluation.compare import compare, paired_test
+from landmarks.evaluation.compare import compare, paired_test, verdict
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import Run
@@ -34,6 +34,12 @@ def test_a_clear_difference_is_real_and_none_is_not() -> None:
     same = paired_test(first, first)
     assert (same["p_value"], same["real"], same["difference"]["value"]) == (1.0, False, 0.0)
     assert same["difference"]["low"] < 0 < same["difference"]["high"]
+
+
+def test_nothing_is_told_as_minus_zero() -> None:
+    numbers = {"difference": {"value": -0.5, "low": -1.0, "high": 0.0}, "p_value": 0.5, "real": False, "images": 3}
+    said = verdict({"first": "one", "second": "other"}, numbers)
+    assert "(+50.0 points, 95 % interval +0.0 to +100.0, p = 0.5)" in said
 
 
 def test_by_luck_alone_a_difference_is_called_real_in_at_most_about_5_of_100_cases() -> None:

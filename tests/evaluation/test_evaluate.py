@@ -22,7 +22,7 @@ from landmarks.recognition.answers import best_answers
 from landmarks.recognition.gallery import open_gallery
 from landmarks.recognition.known_scores import Rule
 from landmarks.recognition.recogniser import Recogniser
-from landmarks.support.errors import BusyError, LandmarksError, StaleError
+from landmarks.support.errors import BusyError, LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record
 from landmarks.support.tables import read_metadata
 from landmarks.training.run import Run
@@ -249,3 +249,16 @@ def test_best_answers_agree_with_a_stable_sort() -> None:
     probabilities = random.integers(0, 6, size=(200, 9)).astype(np.float32) / 6
     labels, _ = best_answers(probabilities, 5)
     assert (labels == np.argsort(-probabilities, axis=1, kind="stable")[:, :5]).all()
+
+
+def test_what_is_needed_last_is_looked_at_first(run: Run, tmp_path: Path) -> None:
+    nowhere, table = tmp_path / "nowhere", tmp_path / "a.csv"
+    for rate in (0.0, 1.0, -0.1, 5, float("nan")):
+        with pytest.raises(UsageError, match="no such false-acceptance rate"):
+            evaluate(run.folder, false_acceptance=rate)
+    with pytest.raises(UsageError, match=r"two tables cannot be one file; received .*a\.csv twice"):
+        evaluate(run.folder, submission=table, wrong=tmp_path / "." / "a.csv")
+    for named in ({"unknown": nowhere}, {"references": nowhere}):
+        with pytest.raises(LandmarksError, match="there is no folder"):
+            evaluate(run.folder, **named)  # type: ignore[arg-type]
+    assert not (run.folder / "predictions").exists() and not table.exists()

@@ -16,7 +16,7 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.evaluation.submission import read_solution, read_submission, score, write_submission
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record
 from landmarks.training.run import Run
 
@@ -246,3 +246,20 @@ def test_a_file_that_is_no_such_csv_is_told_with_what_it_is(
         score(tmp_path, solution)
     with pytest.raises(LandmarksError, match="is a folder; expected a CSV file"):
         score(submission(tmp_path, *PUBLISHED), tmp_path)
+
+
+def test_numbers_of_a_submission_are_written_into_no_run_and_no_dataset(
+    run: Run, own_data: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "solution.csv").write_text("id,landmarks,Usage\n00000000000000aa,1,Public\n")
+    (tmp_path / "answers.csv").write_text("id,landmarks\n00000000000000aa,1 0.5\n")
+    answers, solution = tmp_path / "answers.csv", tmp_path / "solution.csv"
+    for folder in (run.folder, own_data.folder):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(
+            UsageError, match=r"is a run, whose files would be replaced|holds no numbers of a submission"
+        ):
+            score(answers, solution, out=folder)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    for _ in range(2):
+        assert score(answers, solution, out=tmp_path / "scored").top1.value == 1

@@ -354,3 +354,11 @@ def test_the_page_may_run_what_stands_in_it_and_nothing_else(serving: Serving) -
         assert f"{kind}-src 'sha256-{digest}';" in policy
     assert "connect-src 'self'" in policy
     assert "unsafe" not in policy
+
+
+def test_a_server_in_a_notebook_is_told_of_its_loop_and_of_a_thread() -> None:
+    async def cell() -> None:
+        landmarks.serve("nothing")
+
+    with pytest.raises(landmarks.LandmarksError, match=r"an event loop is running already.*threading\.Thread"):
+        asyncio.run(cell())

@@ -23,6 +23,9 @@ from landmarks.training.recipe_file import rows_of, toml_of
 def test_a_recipe_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(toml_of(recipe_named(name)), encoding="utf-8")
     assert recipe_named(tmp_path / "mine.toml") == recipe_named(name)
+    for encoding in ("utf-8-sig", "utf-16"):  # as Notepad saves it, and `>` of PowerShell
+        (tmp_path / "edited.toml").write_text(toml_of(recipe_named(name)), encoding=encoding)
+        assert recipe_named(tmp_path / "edited.toml") == recipe_named(name)
     assert recipe_named(str(tmp_path / "mine.toml"), epochs=3, head="arcface", head_solver="gradient") == recipe_named(
         name, epochs=3, head="arcface", head_solver="gradient"
     )

@@ -55,6 +55,7 @@ def locate(mirror: Place | Mirror, out: Place, *, set: str = "train", workers: i
 
     Raises:
         LandmarksError: the mirror has no such set, or not one TAR could be walked.
+        UsageError: `out` is the index of another set.
         BusyError: another process makes the same index.
     """
     if workers < 1:
@@ -64,10 +65,16 @@ def locate(mirror: Place | Mirror, out: Place, *, set: str = "train", workers: i
     mirror, out = open_mirror(mirror, patience=patience), Path(out)
     if out.is_dir():
         raise UsageError(f"{out} is a folder", expected="the name of a file, such as index.parquet")
+    earlier = _earlier(out)
+    if earlier is not None and earlier.set != set:
+        raise UsageError(
+            f"{out} is the index of another set", received=f"--set {set}", expected=f"--set {earlier.set}",
+            way_out="choose another name, or remove it first",
+        )  # fmt: skip
     aside = out.with_name(f".{out.name}.parts")
     with held(aside):
         count = mirror.tar_count(set)
-        known = _earlier(out, mirror, set)
+        known = None if earlier is None or earlier.mirror != mirror.place else dict(earlier.tars)
         with ThreadPoolExecutor(min(workers, 32)) as pool:
             hops = list(pool.map(lambda tar: _described(mirror, set, tar, aside), range(count)))
         whole = [hop for hop in hops if hop is not None]
@@ -123,12 +130,10 @@ def _described(mirror: Mirror, set: str, tar: int, aside: Path) -> _Hop | None:
     return _Hop(mirror, set, IndexedTar(tar, size, etag, mirror.md5(set, tar)), part)
 
 
-def _earlier(out: Path, mirror: Mirror, set: str) -> dict[int, IndexedTar] | None:
-    """Return the TARs of the index that is already there, if it is of the same mirror and set."""
+def _earlier(out: Path) -> TarIndex | None:
+    """Return the index that is there already; None where there is none that can be read."""
     with contextlib.suppress(LandmarksError):
-        index = read_index(out)
-        if (index.mirror, index.set) == (mirror.place, set):
-            return dict(index.tars)
+        return read_index(out)
     return None
 
 

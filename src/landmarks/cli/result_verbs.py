@@ -241,8 +241,8 @@ def _show_faithfulness(record: dict[str, Any]) -> None:
 def _told(curve: dict[str, float | None]) -> str:
     if "gain" not in curve:
         return f"{curve['area']:.3f}"
-    interval = "" if curve["low"] is None else f"; {curve['low']:+.3f} to {curve['high']:+.3f}"
-    return f"{curve['area']:.3f} ({curve['gain']:+.3f}{interval})"
+    interval = "" if curve["low"] is None else f"; {curve['low']:+z.3f} to {curve['high']:+z.3f}"
+    return f"{curve['area']:.3f} ({curve['gain']:+z.3f}{interval})"
 
 
 # ── `landmarks compare`: is one run really better than another? ─────────────────────────────────────────────────────

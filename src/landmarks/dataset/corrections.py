@@ -57,17 +57,20 @@ def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
         NOTHING: None,
         REMOVE: None,
     }
+    # `8.0` is what tables with gaps make of whole numbers.
+    whole = pl.col("correct_landmark_id").str.to_lowercase().str.replace(r"^(-?[0-9]+)\.0+$", "${1}")
     decided: dict[str, str] = {}
-    for row, id, answer in rows.select("row", "image_id", "correct_landmark_id").iter_rows():
+    for row, id, answer in rows.select("row", "image_id", whole).iter_rows():
         where = f"{csv}, row {row}"
         if id not in fetched:
             raise LandmarksError(f'{where}: {dataset.folder} holds no image "{id}"', way_out=_about_id(id))
-        if answer.lower() not in known:
+        if answer not in known:
             raise LandmarksError(
                 f'{where}: {dataset.folder} knows no landmark "{answer}"',
                 expected=f'the landmark_id of one of its {len(dataset.labels)} landmarks, "{NOTHING}" or "{REMOVE}"',
+                way_out=_about_name(dataset, answer),
             )
-        if decided.setdefault(id, answer.lower()) != answer.lower():
+        if decided.setdefault(id, answer) != answer:
             raise LandmarksError(f'{where}: the image "{id}" is decided on twice, not the same both times')
     digest = file_digest(csv)
     return pl.DataFrame(
@@ -96,6 +99,12 @@ def columns_of(csv: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame
             f"{csv} lacks the column {missing[0]}", received=", ".join(table.columns)[:200], way_out=way_out
         )
     return unescaped(table.select(pl.col(name).fill_null("").str.strip_chars() for name in wanted))
+
+
+def _about_name(dataset: Dataset, answer: str) -> str:
+    """Return the id of the landmark that is called so, where it is one."""
+    called = dataset.labels.filter(pl.col("name").str.to_lowercase() == answer)
+    return f'"{called["name"][0]}" has the landmark_id {called["landmark_id"][0]}' if len(called) == 1 else ""
 
 
 def _about_id(id: str) -> str:

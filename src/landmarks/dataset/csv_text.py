@@ -39,9 +39,8 @@ def text_of(source: Path) -> str:
     except OSError as error:
         raise LandmarksError(f"{source} cannot be read as a CSV ({error.strerror})") from error
     _refuse_other_files(source, data)
-    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     try:
-        text = data.decode(encoding)
+        text = decoded(data)
     except UnicodeDecodeError as error:
         line, begin = data.count(b"\n", 0, error.start) + 1, data.rfind(b"\n", 0, error.start) + 1
         raise LandmarksError(
@@ -56,6 +55,11 @@ def text_of(source: Path) -> str:
             way_out="save it as CSV UTF-8",
         )
     return text
+
+
+def decoded(data: bytes) -> str:
+    """Return the text in bytes: UTF-8 unless a mark at their beginning says another encoding; raise `ValueError`."""
+    return data.decode(next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig"))
 
 
 def _refuse_other_files(source: Path, data: bytes) -> None:

@@ -78,7 +78,8 @@ def import_(
             f"{source} holds no image of a named landmark",
             received=_instead(listed),
             expected="a folder per landmark with images inside, or a CSV of paths and labels",
-            way_out=listed.way_out,
+            way_out=listed.way_out
+            or ("images of nothing known alone are imported with --labels RUN" if listed.found else ""),
         )
     inputs = digest_of([_fingerprint(one) for one in listed.found], earlier is None or earlier.rows(), copy, max_side)
     if add and (out / "dataset.json").exists():

@@ -50,9 +50,14 @@ def plain(name: str) -> str:
 
 def safe_name(name: str, longest: int = _LONGEST) -> str:
     """Return `name` as one for any file system: no separators, dots or control characters, at most 80 bytes."""
-    kept = ("_" if letter in _UNSAFE or unicodedata.category(letter)[0] == "C" else letter for letter in plain(name))
+    kept = ("_" if letter in _UNSAFE or _steers(letter) else letter for letter in plain(name))
     safe = "".join(kept).encode()[:longest].decode(errors="ignore").strip()
     return f"{safe}_" if safe.casefold() in _OF_WINDOWS else safe
+
+
+def _steers(letter: str) -> bool:
+    """Return whether a letter is a control character, or a line's or paragraph's end of Unicode."""
+    return unicodedata.category(letter)[0] == "C" or unicodedata.category(letter) in ("Zl", "Zp")
 
 
 def with_digest(name: str, whole: str) -> str:

@@ -98,7 +98,7 @@ def verdict(about: dict[str, Any], numbers: dict[str, Any]) -> str:
     better = about["second"] if points >= 0 else about["first"]
     if points < 0:  # told as what the better one gains
         points, low, high = -points, -high, -low
-    words = f"{points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
+    words = f"{points:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}, p = {numbers['p_value']:.2g}"
     if numbers["real"]:
         return f"{better} is really better ({words})"
     return f"these {numbers['images']} images do not show that one is better ({words})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.dataset.manifest import NO_LABEL, Dataset
+from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.evaluation.exported import MeasuredExport, open_measured
 from landmarks.evaluation.neighbours import neighbour_numbers
 from landmarks.evaluation.predictions import (
@@ -24,7 +25,7 @@ from landmarks.evaluation.predictions import (
 )
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
-from landmarks.evaluation.unknown import choose_threshold, halves_of
+from landmarks.evaluation.unknown import choose_threshold, halves_of, require_rate
 from landmarks.recognition.known_scores import MSP, Rule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
@@ -84,8 +85,7 @@ def evaluate(
         raise UsageError(
             "a threshold is chosen for answers as validation chose them", received=f"by {by}", way_out="leave out --by"
         )
-    for table in (csv for csv in (submission, wrong) if csv is not None):
-        refuse_other_kind(table, *CSV_ENDINGS)  # before the work
+    _require_what_comes_later(submission, wrong, (unknown, references), false_acceptance)
     asked = ask(opened, data, split)
     if asked.own and asked.split in ("train", "val"):
         what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
@@ -132,6 +132,22 @@ def evaluate(
             write_csv(wrong, listed)
             note(f"{plural(len(listed), 'image')} answered wrong, written to {wrong}")
     return evaluation_of(numbers)
+
+
+def _require_what_comes_later(
+    submission: Place | None, wrong: Place | None, datasets: Sequence[Place | None], false_acceptance: float | None
+) -> None:
+    """Raise for tables that cannot be written, datasets that cannot be opened and a rate that cannot be: before all."""
+    tables = [Path(csv) for csv in (submission, wrong) if csv is not None]
+    for table in tables:
+        refuse_other_kind(table, *CSV_ENDINGS)
+    if len({table.resolve() for table in tables}) < len(tables):
+        raise UsageError("two tables cannot be one file", received=f"{submission} twice", way_out="name another one")
+    for data in datasets:
+        if data is not None:
+            open_dataset(data)
+    if false_acceptance is not None:
+        require_rate(false_acceptance)
 
 
 def _require_data(export: MeasuredExport, data: Place | None, false_acceptance: float | None, by: str | None) -> None:

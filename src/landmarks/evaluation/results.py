@@ -118,9 +118,7 @@ class Evaluation:
         """Return the numbers that exist as (name, text)."""
         shown = [(name, str(getattr(self, name))) for name in ("top1", "top5", "macro")]
         plain = [(name, getattr(self, name)) for name in ("log_loss", "ece", "gap")]
-        return shown + [
-            (name, f"{round(value, 3) + 0.0:.3f}") for name, value in plain if value is not None
-        ]  # no -0.000
+        return shown + [(name, f"{value:z.3f}") for name, value in plain if value is not None]  # no -0.000
 
     def score_rows(self) -> list[tuple[str, str, str, str]]:
         """Return what each score for known against unknown is worth: name, AUROC, unknown rejected, landmarks lost."""

@@ -16,10 +16,11 @@ from landmarks.evaluation.metrics import Truth, refuse_twice
 from landmarks.evaluation.predictions import PREDICTIONS, Arrays
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.support.console import note, plural
-from landmarks.support.errors import LandmarksError
-from landmarks.support.files import file_digest, held, write_record
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import file_digest, held, read_record, refuse_foreign, write_record
 from landmarks.support.systems import Place
 from landmarks.support.tables import write_csv, write_table
+from landmarks.training.run import RECORD
 
 
 def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evaluation:
@@ -29,6 +30,8 @@ def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evalu
     Images whose usage is `Ignored` count in no number. Raises `LandmarksError` on rows that are no predictions, images
     predicted twice or not in the solution, and where no image counts.
     """
+    if out is not None:
+        _refuse_other_folders(Path(out))
     started = time.monotonic()
     submitted, solution = read_submission(submission), read_solution(truth)
     _refuse_strangers(submitted, solution)
@@ -55,8 +58,15 @@ def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evalu
         )
         about["seconds"] = time.monotonic() - started
         numbers = write_metrics(folder, labels, arrays, about, verb="score", inputs=file_digest(submission))
-        write_record(folder / "run.json", {"data": {"folder": str(truth)}}, verb="score")
+        write_record(folder / RECORD, {"data": {"folder": str(truth)}}, verb="score")
     return evaluation_of(numbers)
+
+
+def _refuse_other_folders(out: Path) -> None:
+    """Raise `UsageError` for a folder that holds something else than numbers of a submission: a run, above all."""
+    refuse_foreign(out, (RECORD,), "numbers of a submission")
+    if (out / RECORD).is_file() and read_record(out / RECORD).get("verb") != "score":
+        raise UsageError(f"{out} is a run, whose files would be replaced", way_out="choose another folder")
 
 
 def write_metrics(

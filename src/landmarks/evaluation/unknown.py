@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Integers, auroc, threshold_for_false_acceptance, threshold_for_loss
 from landmarks.recognition.known_scores import Rule, Scores, combined_rule
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator
 
 LOSS = 0.05
@@ -101,14 +101,18 @@ def can_choose_by_loss(known: Flags, halves: Halves) -> bool:
     return bool((halves.chosen & known).sum() * LOSS >= 1)
 
 
+def require_rate(false_acceptance: float) -> None:
+    """Raise `UsageError` for a share of unknown images that cannot be asked for."""
+    if not 0 < false_acceptance < 1:
+        raise UsageError("no such false-acceptance rate", received=false_acceptance, expected="between 0 and 1")
+
+
 def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_acceptance: float) -> dict[str, Any]:
     """Return the record that is stored with a model: the best rule on the chosen part and the threshold that lets at
     most `false_acceptance` (0..1) of its unknown images pass, with what both do on the part reported on.
 
     Raises when there are no unknown images to choose on.
     """
-    if not 0 < false_acceptance < 1:
-        raise LandmarksError("no such false-acceptance rate", received=false_acceptance, expected="between 0 and 1")
     others = int((halves.chosen & ~known).sum())
     if others * false_acceptance < 1:
         raise LandmarksError(

@@ -143,6 +143,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise LandmarksError(f"there are no weights {path}") from error
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose words advise to run what the file says
+            reason = "it is no file of PyTorch's, or holds more than tensors"
         raise LandmarksError(
             f"{path} cannot be read as weights ({reason})", expected="a .safetensors file, or a .pth of tensors alone"
         ) from error

@@ -78,6 +78,12 @@ def serve(
     Returns what was done once SIGTERM ended it. Raises `KeyboardInterrupt` after an interruption, when everything
     accepted has been answered; `LandmarksError` when `place` cannot be opened or the address cannot be had.
     """
+    if _in_a_loop():
+        raise LandmarksError(
+            "a server cannot be started where an event loop is running already, as in a notebook",
+            way_out="start it in a terminal with: landmarks serve RUN, or in a thread: "
+            "threading.Thread(target=landmarks.serve, args=[RUN], daemon=True).start()",
+        )
     if threads is not None and threads < 1:
         raise UsageError("--threads is too small", received=threads, expected="1 or more")
     limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, seconds=seconds)
@@ -111,6 +117,14 @@ def serve(
     if server.ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     return done
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _loader(place: Path, device: str) -> Callable[[], Answering]:

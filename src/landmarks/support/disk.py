@@ -74,7 +74,9 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LandmarksError(f"{folder} cannot be made a folder ({error.strerror})") from error
+        raise LandmarksError(
+            f"{folder} cannot be made a folder ({error.strerror})", way_out="choose a place where folders can be made"
+        ) from error
     return folder
 
 

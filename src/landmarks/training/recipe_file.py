@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from landmarks.dataset.csv_text import decoded
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
 from landmarks.training.limits import allowed
@@ -28,7 +29,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         augmentation = recorded.pop("augmentation", {})
         return {**recorded, **augmentation}
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        told = tomllib.loads(decoded(path.read_bytes()))
     except OSError as error:
         raise UsageError(f"the recipe {path} cannot be read ({error.strerror})") from error
     except ValueError as error:  # not UTF-8, or not TOML
