@@ -310,7 +310,7 @@ def test_every_answer_forbids_what_a_browser_need_not_do(serving: Serving) -> No
 
 
 def test_other_origins_may_ask_where_they_are_named(serving: Serving) -> None:
-    url = serving(Held(), allow_origin=["https://a.example"], token="right").url
+    url = serving(Held(), allow_origin=["https://a.example/"], token="right").url  # as it stands in an address bar
     asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     allowed = httpx.options(f"{url}/recognise", headers=asked)
     assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, "https://a.example")
@@ -362,3 +362,12 @@ def test_a_server_in_a_notebook_is_told_of_its_loop_and_of_a_thread() -> None:
 
     with pytest.raises(landmarks.LandmarksError, match=r"an event loop is running already.*threading\.Thread"):
         asyncio.run(cell())
+
+
+@pytest.mark.parametrize(
+    "origin", ["a.example", "localhost:3000", "https://a.example/path", "ftp://a.example", "", "*.a.example"]
+)
+def test_what_no_browser_sends_as_its_origin_is_a_wrong_command(origin: str, run_folder: Path) -> None:
+    with pytest.raises(landmarks.LandmarksError, match="no web origin, and no page would be let in") as caught:
+        landmarks.serve(run_folder, port=0, allow_origin=[origin])
+    assert caught.value.exit_code == 2

@@ -37,6 +37,7 @@ from landmarks.serving.request_limits import (
 from landmarks.serving.schemas import REQUEST_BODY, TEACH_BODY, Health, Known, Recognised, TaughtBody, problems
 from landmarks.serving.teaching import Taught, can_be_taught, forgotten, require_teaching, taught
 from landmarks.serving.web_page import page_that_asks
+from landmarks.support.errors import UsageError
 
 MAX_FORM_ON_LOOP = 256 * 1024
 """A form beyond this is taken apart in a thread, so that no other request waits for it."""
@@ -78,8 +79,9 @@ def create_app(
     if anything. `allow_origin` names web origins whose pages may ask. With `place` and `load`, a recogniser that is put
     in place of the one there is opened by `load` and asked from then on; with `teach` too, whoever may ask may
     teach the run, or export, at `place` landmarks, on `device`. Raises `UsageError` for a token that no header
-    can carry.
+    can carry, and for what is no web origin.
     """
+    origins = [_origin(one) for one in allow_origin]
     service = Service(limits or Limits())
     seen = () if place is None else stamp(place)
 
@@ -109,15 +111,26 @@ def create_app(
     _add_teaching(app, service, place=place if load is not None else None, load=load, teach=teach, device=device)
     _add_errors(app, service.counters)
     app.add_middleware(Front, counters=service.counters, token=token_of_environment() if token is None else token)
-    if allow_origin:
+    if origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(allow_origin),
+            allow_origins=origins,
             allow_methods=["GET", "POST", "DELETE"] if teach else ["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
     return app
+
+
+def _origin(given: str) -> str:
+    """Return a web origin as browsers send it, without the slash that addresses end with; raise for what is none."""
+    origin = given.removesuffix("/")
+    if origin not in ("*", "null") and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+        raise UsageError(
+            "that is no web origin, and no page would be let in", received=given,
+            expected="https://app.example or http://localhost:3000, or * for every one",
+        )  # fmt: skip
+    return origin
 
 
 def _add_paths(app: FastAPI, service: Service, *, place: Path | None, teach: bool) -> None:
