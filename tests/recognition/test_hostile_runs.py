@@ -104,6 +104,20 @@ HOSTILE: dict[str, Change] = {
     "predictions that lead out": instead("predictions", lambda path: path.symlink_to("/tmp")),
     "a gallery of rubbish": instead("gallery.safetensors", lambda path: path.write_bytes(b"x" * 99)),
     "a gallery of nothing": gallery_of_nothing,
+    **{
+        f"a record with {wrong}": told("run.json", **wrong)
+        for wrong in (
+            {"seconds": "x"},
+            {"seconds": {"total": "x"}},
+            {"machine": 5},
+            {"choices": 7},
+            {"versions": 3},
+            {"best": {"phase": 5}},
+            {"best": {"val_accuracy": "y"}},
+            {"network": {"backbone": 5}},
+            {"data": {"images": 7}},
+        )
+    },
 }
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -168,6 +169,34 @@ HOSTILE = (
     "the same",
     "the same",
 )
+
+
+@pytest.mark.parametrize(
+    ("file", "wrong"),
+    [
+        ("metrics/test.json", {"confused": [{"truth": 999, "answer": -1, "count": 3}]}),
+        ("metrics/test.json", {"confused": 7}),
+        ("maps/index.json", {"panels": 5}),
+        ("metrics/test.subsets.json", {"accuracies": "x"}),
+        ("metrics/test.subsets.json", {"accuracies": [0.5, None]}),
+        ("run.json", {"machine": 5}),
+    ],
+)
+def test_records_that_hold_something_else_than_is_read_from_them_are_one_line(
+    file: str, wrong: dict[str, Any], runs: list[Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs[1], tmp_path / "run"))
+    told = read_record(run / file) if (run / file).is_file() else {"format": 3}
+    (run / file).write_text(json.dumps(told | wrong))
+    with pytest.raises(LandmarksError, match=re.escape(f"{file} cannot be meant")):
+        report(run, tmp_path / "report.html")
+
+
+def test_a_history_of_other_columns_is_one_line(runs: list[Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs[1], tmp_path / "run"))
+    write_table(run / "history.parquet", pl.DataFrame({"phase": ["head"]}))
+    with pytest.raises(LandmarksError, match=r"history\.parquet lacks the column"):
+        report(run, tmp_path / "report.html")
 
 
 def test_hostile_names_stay_texts_everywhere(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_a_run_s_record_is_a_recipe(tmp_path: Path) -> None:
     write_record(tmp_path / "run.json", {"recipe": trained.record()}, verb="train")
     assert recipe_named(tmp_path) == trained
     assert recipe(str(tmp_path), epochs=2).epochs == 2
+    write_record(tmp_path / "run.json", {"recipe": {"epochs": 3, "augmentation": 5}}, verb="train")  # of a stranger's
+    assert recipe_named(tmp_path) == recipe_named("default", epochs=3)
 
 
 @pytest.mark.parametrize(

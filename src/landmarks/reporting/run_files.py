@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,10 @@ import polars as pl
 
 from landmarks.evaluation.predictions import SUFFIX
 from landmarks.reporting.wording import display_names, number, readable
-from landmarks.support.errors import UsageError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, read_record
 from landmarks.support.tables import read_table
-from landmarks.training.run import open_run
+from landmarks.training.run import HISTORY, open_run
 
 
 @dataclass(frozen=True)
@@ -138,17 +138,29 @@ def _read_run(folder: Path) -> RunFiles:
     model = folder / "model.json"
     judged = sorted((folder / "metrics").glob("*.json"))
     subsets = [path for path in judged if path.name.endswith(SUFFIX)]
+    history = folder / "history.parquet"
     return RunFiles(
         name=readable(run.name, 60),
         folder=folder,
         record=_in_gmacs(run.record),
         labels=run.labels,
-        history=_table(folder / "history.parquet"),
+        history=read_table(history, HISTORY) if history.is_file() else None,
         model=read_record(model) if model.is_file() else {},
-        evaluations=tuple(_read_evaluation(folder, path.stem) for path in judged if path not in subsets),
-        maps=read_record(maps) if maps.is_file() else None,
-        subsets=tuple(read_record(path) for path in subsets),
+        evaluations=tuple(
+            _read_evaluation(folder, path.stem, len(run.labels)) for path in judged if path not in subsets
+        ),
+        maps=_list_in(maps, "panels", lambda one: isinstance(one, dict)) if maps.is_file() else None,
+        subsets=tuple(_list_in(path, "accuracies", lambda one: number(one) is not None) for path in subsets),
     )
+
+
+def _list_in(path: Path, name: str, sound: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return a record, which may be a stranger's; raise where the list `name` in it is none, or not of `sound` ones."""
+    record = read_record(path)
+    told = record.get(name) or []
+    if not isinstance(told, list) or not all(map(sound, told)):
+        raise LandmarksError(f"{path} cannot be meant", received=f'"{name}" {told!r}'[:100], way_out="remove it")
+    return record
 
 
 def _in_gmacs(record: dict[str, Any]) -> dict[str, Any]:
@@ -160,11 +172,15 @@ def _in_gmacs(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "network": {"gmacs": operations / 2, **rest}}
 
 
-def _read_evaluation(folder: Path, name: str) -> Evaluation:
+def _read_evaluation(folder: Path, name: str, landmarks: int) -> Evaluation:
+    def is_pair(told: Any) -> bool:
+        ends = [told.get(end) for end in ("truth", "answer")] if isinstance(told, dict) else [None]
+        return all(type(end) is int and 0 <= end < landmarks for end in ends)
+
     predictions = folder / "predictions" / f"{name}.parquet"
     return Evaluation(
         name=name,
-        metrics=read_record(folder / "metrics" / f"{name}.json"),
+        metrics=_list_in(folder / "metrics" / f"{name}.json", "confused", is_pair),
         landmarks=_table(folder / "metrics" / f"{name}.landmarks.parquet"),
         confusion=_table(folder / "metrics" / f"{name}.confusion.parquet"),
         predictions=predictions if predictions.is_file() else None,

@@ -27,7 +27,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         if not isinstance(recorded, dict):
             raise UsageError(f"{path} holds no recipe", expected="a run's folder, or a TOML file")
         augmentation = recorded.pop("augmentation", {})
-        return {**recorded, **augmentation}
+        return {"name": "default", **recorded, **(augmentation if isinstance(augmentation, dict) else {})}
     try:
         told = tomllib.loads(decoded(path.read_bytes()))
     except OSError as error:

@@ -172,12 +172,37 @@ def open_run(folder: Place) -> Run:
         raise LandmarksError(f"{folder} is not a run", expected=f"a folder with {RECORD}, as landmarks train writes it")
     require_own_folders(folder, OWN_FOLDERS)
     record = read_record(folder / RECORD)
-    for name in ("data", "recipe", "network", "best"):
-        if not isinstance(record.get(name) or {}, dict):
-            raise LandmarksError(f"{folder / RECORD} cannot be meant", received=f'"{name}" {record[name]!r}'[:100])
+    _require_meant(folder / RECORD, record)
     labels = read_table(folder / "labels.parquet", LABELS).sort("label")
     require_sound_labels(folder, labels)
     return Run(folder=folder, record=record, labels=labels)
+
+
+NUMBER = (int, float)
+
+MEANT: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("data", "recipe", "network", "best", "seconds", "machine", "versions"), dict),
+    "choices": list,
+    "ended": str,
+    "peak_memory_mb": NUMBER,
+    **dict.fromkeys(("data.folder", "data.relative", "data.digest", "data.seen", "data.origin", "data.set"), str),
+    **dict.fromkeys(("data.images", "data.split"), dict),
+    "network.backbone": str,
+    "network.image_size": int,
+    "best.phase": str,
+    "best.epoch": int,
+    **dict.fromkeys(("best.val_accuracy", "best.val_loss", "seconds.total"), NUMBER),
+}
+"""What stands in a run's record → what it is, where it is there at all."""
+
+
+def _require_meant(path: Path, record: dict[str, Any]) -> None:
+    """Raise `LandmarksError` where a record, which may be a stranger's, holds something else than is read from it."""
+    for place, kind in MEANT.items():
+        above, _, name = place.rpartition(".")
+        value = (record.get(above) or {} if above else record).get(name)
+        if value is not None and not isinstance(value, kind):
+            raise LandmarksError(f"{path} cannot be meant", received=f'"{place}" {value!r}'[:100])
 
 
 def write_run(

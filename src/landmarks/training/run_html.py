@@ -24,7 +24,7 @@ def run_html(run: Run) -> str:
         ("dataset", data.get("folder")),
     ]
     if best.get("val_accuracy") is not None:
-        where = "head training" if best["phase"] == "head" else f"epoch {best['epoch']}"
+        where = "head training" if best.get("phase") == "head" else f"epoch {best.get('epoch')}"
         rows.append(("validation", f"{100 * best['val_accuracy']:.1f} % after {where}"))
     seconds = (record.get("seconds") or {}).get("total")
     if seconds is not None:
