@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from landmarks import LandmarksError
 from landmarks.cli.main import run as program
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.errors import UsageError
-from landmarks.support.systems import paths_of
+from landmarks.support.systems import as_given, paths_of
 from landmarks.training.run import Run
 
 __all__ = ["own_data", "run"]
@@ -100,3 +100,11 @@ def test_one_path_and_several_come_as_several() -> None:
     assert paths_of("one") == ["one"] and paths_of(Path("one")) == [Path("one")]
     assert paths_of(name for name in ("one", "two")) == ["one", "two"] and paths_of([]) == []
     assert issubclass(UsageError, LandmarksError)
+
+
+@pytest.mark.parametrize("flavour", [PurePosixPath, PureWindowsPath])
+def test_an_address_that_became_a_path_is_known_on_every_system(flavour: type[PurePosixPath | PureWindowsPath]) -> None:
+    for address in ("s3://bucket/a/b", "https://example.org/x.jpg", "file:///tmp/x"):
+        assert as_given(flavour(address)) == address
+    for place in ("C:/data/x", "data/x", "a:b/c"):
+        assert as_given(flavour(place)) == str(flavour(place))

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -129,13 +129,15 @@ def paths_of(places: Place | Iterable[Place], *, way_out: str = "") -> list[Plac
     return given
 
 
-def as_given(path: Path) -> str:
+def as_given(path: PurePath) -> str:
     """Return a path as text, an address with all of its slashes, of which a path keeps one."""
-    slashes = r"\1:///" if str(path).startswith("file:") else r"\1://"
-    return re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", slashes, readable(path))
+    posix = path.as_posix()
+    slashes = r"\1:///" if posix.startswith("file:") else r"\1://"
+    address, found = re.subn(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", slashes, posix)
+    return readable(address if found else path)
 
 
-def is_text(path: Path | str) -> bool:
+def is_text(path: PurePath | str) -> bool:
     """Return whether a path can be written as UTF-8: on Linux a file's name may be any bytes, and many once were."""
     try:
         str(path).encode()
@@ -144,7 +146,7 @@ def is_text(path: Path | str) -> bool:
     return True
 
 
-def readable(path: Path | str) -> str:
+def readable(path: PurePath | str) -> str:
     r"""Return a path as text that can be stored anywhere: `caf\xe9.jpg` where a byte of it is no UTF-8."""
     return str(path) if is_text(path) else os.fsencode(path).decode(errors="backslashreplace")
 
