@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import timm
 import torch
 from results import keep
+from sklearn.metrics import roc_auc_score
 
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import open_dataset
@@ -34,7 +36,9 @@ from landmarks.evaluation.predictions import read_predictions
 from landmarks.models.network import build_network, save_network
 from landmarks.recognition.export import export
 from landmarks.recognition.export_verification import TIE
-from landmarks.recognition.recogniser import load
+from landmarks.recognition.known_scores import SCORE_DEFINITIONS
+from landmarks.recognition.portable import ExportedNetwork
+from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import open_run
 
@@ -133,9 +137,7 @@ def agreement(run: Path, first: Evaluation, data: Path, place: Path, kind: str) 
     same = best == wanted["label"].list.first()
     scores = zip(wanted["label"], wanted["score"], best, strict=True)
     ties = [dict(zip(labels, values, strict=True)).get(label, 0) >= values[0] - TIE for labels, values, label in scores]
-    rule = first.record["rejection"], second.record["rejection"]
-    aurocs = [{row["score"]: row["auroc"] for row in rows} for rows in rule]
-    name = load(place).network.record.score  # type: ignore[union-attr]
+    numbers = [top1_and_auroc(table, load(one, device="cpu")) for table, one in ((wanted, run), (found, place))]
     assert written.verification is not None
     return {
         "network": run.name.removeprefix("run-"),
@@ -148,13 +150,32 @@ def agreement(run: Path, first: Evaluation, data: Path, place: Path, kind: str) 
         "same_from_whole_jpeg": from_whole_jpeg(
             wanted["image_id"].to_list(), wanted["label"].list.first().to_numpy(), data, place
         ),
-        "top1": second.top1.value,
-        "top1_of_run": first.top1.value,
-        "auroc": aurocs[1].get(name),
-        "auroc_of_run": aurocs[0].get(name),
+        "top1": numbers[1][0],
+        "top1_of_run": numbers[0][0],
+        "auroc": numbers[1][1],
+        "auroc_of_run": numbers[0][1],
         "largest_difference": written.verification.largest_difference,
         "features_apart": written.verification.features_difference,
     }
+
+
+def top1_and_auroc(predictions: pl.DataFrame, recogniser: Recogniser) -> tuple[float, float]:
+    """Return the share of right answers to known images, and the AUROC of known against unknown on Private.
+
+    An evaluation's own numbers would not do: a run leaves out what it has seen in training, which an export cannot.
+    """
+    known = (predictions["truth"].list.len().fill_null(0) > 0).to_numpy()
+    right = predictions.select(pl.col("truth").list.contains(pl.col("label").list.first())).to_series().to_numpy()
+    scores = {name: predictions[name].to_numpy() for name in SCORE_DEFINITIONS if name in predictions.columns}
+    scores["msp"] = predictions["score"].list.first().to_numpy()
+    if recogniser.rule is None:
+        score = scores["msp"]
+    elif isinstance(recogniser.network, ExportedNetwork):
+        score = predictions[recogniser.network.record.score].to_numpy()
+    else:
+        score = recogniser.rule.apply(scores)
+    asked = (predictions["usage"] != "Public").fill_null(value=True).to_numpy()  # those of Public may be remembered
+    return float(right[known].mean()), float(roc_auc_score(known[asked], score[asked]))
 
 
 @torch.no_grad()
