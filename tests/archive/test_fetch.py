@@ -76,6 +76,15 @@ def test_only_the_selected_images_are_kept_in_shards_named_like_the_tars(tmp_pat
     assert data.record["failed"] == [] and data.record["rejected"] == 0
 
 
+def test_a_plan_and_an_index_say_what_they_are_in_a_line(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=2, each=3)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    plan = fetch(selection, tmp_path / "data", dry_run=True)
+    assert repr(plan) == str(plan) and repr(plan).startswith("2 TARs (0 by byte ranges")
+    index = locate(tmp_path / "mirror", tmp_path / "index.parquet")
+    assert repr(index) == f"TarIndex({tmp_path / 'index.parquet'}: 2 of 2 TARs of train)"
+
+
 def test_nothing_is_fetched_into_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=1, each=3)
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)

@@ -32,6 +32,12 @@ def test_no_rule_selects_everything_ranked_by_images_and_then_by_id(mirror: Path
     assert selection.images["image_id"].to_list() == expected
 
 
+def test_a_selection_says_what_it_is_in_a_line_and_shows_its_landmarks(mirror: Path, tmp_path: Path) -> None:
+    selection = select(mirror, tmp_path / "s.parquet", take=2)
+    assert repr(selection) == f"Selection({tmp_path / 's.parquet'}: 10 images of 2 landmarks; --set train --take 2)"
+    assert "10 images" in selection._repr_html_() and "Saint Peter&#x27;s Basilica" in selection._repr_html_()
+
+
 def test_the_file_holds_the_selection_and_says_how_it_was_made(mirror: Path, tmp_path: Path) -> None:
     selection = select(mirror, tmp_path / "s.parquet", skip=1, take=3, choose=2, seed=5)
     assert read_table(selection.path, SELECTION).equals(selection.images)

@@ -41,4 +41,5 @@ def test_the_notebook_runs_and_shows_tables_images_and_curves(tmp_path: Path) ->
     (tmp_path / "tour.html").write_text(page, encoding="utf-8")
     for shown in ("<caption", "data:image/jpeg;base64,", "<svg", "top1", "label_smoothing"):
         assert shown in page
+    assert "Warning" not in page  # of a library, in red
     assert "Traceback" not in page and (tmp_path / "report.html").is_file()

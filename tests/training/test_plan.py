@@ -93,6 +93,7 @@ def test_a_plan_that_needs_nearly_all_memory_says_so(stripes: Dataset) -> None:
     found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
     tight = replace(found, memory_free_mb=found.memory_mb / 0.9)
     assert "tight" in tight.verdict and "90 %" in tight.verdict
+    assert repr(tight).startswith("Plan(images: ") and tight.verdict in repr(tight) and "\n" not in repr(tight)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ class Plan:
             f"about {_duration(self.seconds)} of transfer at {amount(self.bytes_per_second)}/s; {self.why}"
         )
 
+    __repr__ = __str__
+
 
 def make_plan(task: TarTask, ids: np.ndarray[Any, np.dtype[np.uint64]], index: TarIndex | None, method: Method) -> Plan:
     """Decide for every TAR how it is read. `task` holds what is the same for all; `ids` are the selected images.

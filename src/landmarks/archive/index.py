@@ -55,6 +55,9 @@ class TarIndex:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def __repr__(self) -> str:
+        return f"TarIndex({self.path}: {len(self.tars)} of {self.tar_count} TARs of {self.set})"
+
     @property
     def unindexed(self) -> list[int]:
         """The TARs of the set that the index does not cover."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from landmarks.archive.csv_tables import (
 from landmarks.archive.mirror import Mirror, open_mirror, tar_path
 from landmarks.archive.rules import DATA, Rule, drawn, eligible, landmark_ids, refuse_unknown_supercategory
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest
 from landmarks.support.requests import AbsentError
@@ -67,6 +68,13 @@ class Selection:
     landmarks: pl.DataFrame  # landmark_id, name, images
     rule: str
     expected_bytes: int
+
+    def __repr__(self) -> str:
+        what = f"{plural(len(self.images), 'image')} of {plural(len(self.landmarks), 'landmark')}"
+        return f"Selection({self.path}: {what}; {self.rule})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.landmarks._repr_html_()}"
 
     def __fspath__(self) -> str:
         return str(self.path)

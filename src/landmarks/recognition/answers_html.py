@@ -43,7 +43,8 @@ def explanation_html(explanation: Explanation) -> str:
     """Return the image as the network saw it, and once more for each answer with its heat map over it."""
     if explanation.problem is not None:
         return f"<p>{escape(explanation.path or '')}: {escape(explanation.problem)}</p>"
-    shown = [_figure(explanation.image, escape(explanation.path or "as the network sees it"))]
+    name = "as the network sees it" if explanation.path is None else Path(explanation.path).name
+    shown = [_figure(explanation.image, escape(name))]
     for answer, heat in zip(explanation.answers, explanation.maps, strict=True):
         caption = f"{escape(answer.name)}<br>{answer.probability:.1%}"
         shown.append(_figure(warmed(explanation.image, heat), caption))

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import shlex
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape as html_escape
@@ -23,6 +24,9 @@ from landmarks.support.terminal import shown
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+# In a notebook without ipywidgets tqdm, which shows the downloads of the Hub, is text; nobody need be warned of that.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 SECONDS_BETWEEN_LINES = 30.0
 """How often a log, which has no place for a bar, gets a line about the progress."""

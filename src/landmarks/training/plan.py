@@ -67,6 +67,11 @@ class Plan:
     limit: str  # what an epoch of training waits for: step or loader
     hours: dict[str, float]  # features, one epoch, total
 
+    def __repr__(self) -> str:
+        images = ", ".join(f"{count:,} of {split}" for split, count in self.images.items())
+        room = f"{self.memory_mb:,.0f} MB of memory, {self.disk_mb:,.0f} MB of disk"
+        return f"Plan(images: {images}; {room}; {self.verdict})"
+
     @property
     def memory_mb(self) -> float:
         """What training holds at its peak, beside what Python and its libraries take."""
