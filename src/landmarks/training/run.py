@@ -185,7 +185,7 @@ MEANT: dict[str, type | tuple[type, ...]] = {
     "choices": list,
     "ended": str,
     "peak_memory_mb": NUMBER,
-    **dict.fromkeys(("data.folder", "data.relative", "data.digest", "data.seen", "data.origin", "data.set"), str),
+    **dict.fromkeys(("data.digest", "data.seen", "data.origin", "data.set"), str),
     **dict.fromkeys(("data.images", "data.split"), dict),
     "network.backbone": str,
     "network.image_size": int,
