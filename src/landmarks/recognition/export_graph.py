@@ -9,8 +9,10 @@ import logging
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import compose, helper
 from torch import Tensor, nn
 
@@ -145,7 +147,8 @@ class _GalleryScores(nn.Module):
     """What compares an image with the run's training images, see `recognition.gallery`; weights in half precision.
 
     A compact one keeps remembered images in eight bits a number, with a scale each, on the axes that hold `KEPT` of
-    their squares where that takes less room.
+    their squares where that takes less room; and what whitens in eight bits, but for its diagonal, which is some fifty
+    times as large as what stands beside it.
     """
 
     images: Tensor
@@ -155,8 +158,6 @@ class _GalleryScores(nn.Module):
     labels: Tensor
     mean: Tensor
     centres: Tensor
-    within: Tensor
-    overall: Tensor
     unknown: Tensor
     unknown_centre: Tensor
 
@@ -187,8 +188,9 @@ class _GalleryScores(nn.Module):
             self.register_buffer("scales", scales)
             self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
         if {MAHALANOBIS, CONTRAST} & needs:
-            for name in ("mean", "centres", "within", "overall"):
+            for name in ("mean", "centres"):
                 self.register_buffer(name, torch.from_numpy(getattr(gallery, name)).half())
+            self.within, self.overall = _Whitening(gallery.within, compact), _Whitening(gallery.overall, compact)
         if gallery.unknown is not None and needs & WITH_UNKNOWN:
             self.register_buffer("unknown", torch.from_numpy(gallery.unknown.images.T.copy()))
             centre = torch.from_numpy(centre_of_unknown(gallery, gallery.unknown))
@@ -211,14 +213,40 @@ class _GalleryScores(nn.Module):
             cosines = (images @ self.unknown.float()).topk(min(NEIGHBOURS, self.unknown.shape[1]), dim=1).values
             scores[KNN_UNKNOWN] = -((cosines - 1) / WARMTH).exp().sum(1).clamp(min=1e-30).log()
         if {MAHALANOBIS, CONTRAST} & self.needs:
-            white, centres = images @ self.within.float(), self.centres.float()
+            white, centres = self.within(images), self.centres.float()
             nearest = white.square().sum(1) + (centres.square().sum(1) - 2 * white @ centres.T).amin(1)
             if MAHALANOBIS in self.needs:
-                overall = ((images - self.mean.float()) @ self.overall.float()).square().sum(1)
+                overall = self.overall(images - self.mean.float()).square().sum(1)
                 scores[MAHALANOBIS] = overall - nearest
             if CONTRAST in self.needs:
                 scores[CONTRAST] = (white - self.unknown_centre.float()).square().sum(1) - nearest
         return scores
+
+
+class _Whitening(nn.Module):
+    """Multiplies images (N, C) by a matrix (C, C): in half precision, or in eight bits beside a diagonal in single."""
+
+    matrix: Tensor
+    scales: Tensor
+    diagonal: Tensor
+
+    def __init__(self, matrix: NDArray[np.float32], compact: bool) -> None:
+        super().__init__()
+        whole = torch.from_numpy(matrix)
+        self.compact = compact
+        if not compact:
+            self.register_buffer("matrix", whole.half())
+            return
+        diagonal = whole.diagonal().clone()
+        for name, values in zip(("matrix", "scales"), _in_eight_bits(whole - diagonal.diag()), strict=True):
+            self.register_buffer(name, values)
+        self.register_buffer("diagonal", diagonal)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the product (N, C)."""
+        if not self.compact:
+            return images @ self.matrix.float()
+        return (images @ self.matrix.float()) * self.scales + images * self.diagonal
 
 
 def _main_axes(images: Tensor) -> Tensor:
