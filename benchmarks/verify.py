@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 import landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.recognition.indexing import CONVINCING
+from landmarks.recognition.searching import CONVINCING
 
 NEW, EACH = 5, 5
 

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from landmarks.models.catalogue import networks as networks
     from landmarks.recognition.export import export as export
     from landmarks.recognition.indexing import index as index
-    from landmarks.recognition.indexing import search as search
     from landmarks.recognition.learn import forget as forget
     from landmarks.recognition.learn import learn as learn
     from landmarks.recognition.predict import predict as predict
     from landmarks.recognition.recogniser import load as load
+    from landmarks.recognition.searching import search as search
     from landmarks.reporting.page import report as report
     from landmarks.serving.one_page import export_page as export_page
     from landmarks.serving.server import serve as serve
@@ -78,7 +78,7 @@ _PLACES = {
     "learn": "landmarks.recognition.learn",
     "forget": "landmarks.recognition.learn",
     "index": "landmarks.recognition.indexing",
-    "search": "landmarks.recognition.indexing",
+    "search": "landmarks.recognition.searching",
     "load": "landmarks.recognition.recogniser",
     "serve": "landmarks.serving.server",
     "compare": "landmarks.evaluation.compare",

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 from csv_mirror import COMMONS, IMAGES, image, write_mirror
 
-from landmarks.archive.select import PUBLISHED_BYTES, SELECTION, select
+from landmarks.archive.local_csvs import PUBLISHED_BYTES
+from landmarks.archive.select import SELECTION, select
 from landmarks.cli.main import run
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest

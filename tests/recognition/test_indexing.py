@@ -18,7 +18,8 @@ from landmarks.cli.main import run as program
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.recognition import indexing as room
-from landmarks.recognition.indexing import CONVINCING, open_index
+from landmarks.recognition.indexing import open_index
+from landmarks.recognition.searching import CONVINCING
 from landmarks.recognition.vectors import Parts, inverted_file, lists_for, neighbours, open_codes, whitening_of
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.training.run import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -31,13 +31,12 @@ from landmarks.archive.csv_tables import (
     with_names,
     with_told,
 )
-from landmarks.archive.mirror import Mirror, open_mirror, tar_path
+from landmarks.archive.local_csvs import Csvs, bytes_of_one
+from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.rules import DATA, Rule, drawn, eligible, landmark_ids, refuse_unknown_supercategory
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.files import file_digest
-from landmarks.support.requests import AbsentError
 from landmarks.support.seeds import generator
 from landmarks.support.systems import Place
 from landmarks.support.tables import write_lone_table
@@ -347,64 +346,3 @@ def select_from_data(rule: Rule, data: Dataset, out: Path, set: str) -> Selectio
     about = {"set": str(of), "rule": selection.rule, "digests": json.dumps({"dataset": data.content_digest})}
     write_lone_table(out, selection.images, mirror=str(data.folder.absolute()), landmarks=len(chosen), **about)
     return selection
-
-
-# The CSV files of a mirror as local files, with their digests, and what an image of the mirror weighs.
-
-
-PUBLISHED_BYTES = {"train": 121_000, "test": 85_000}
-"""Mean size of an image in the published archive, for mirrors whose TARs cannot be asked."""
-
-_TARS_ASKED = 16
-
-
-class Csvs:
-    """The mirror's CSVs as local files; the digest of each one used is computed meanwhile in other threads."""
-
-    def __init__(self, mirror: Mirror, aside: ThreadPoolExecutor) -> None:
-        self.mirror = mirror
-        self.place = str(mirror.root or mirror.place)
-        self._aside = aside
-        self._digests: dict[str, Future[str]] = {}
-
-    def given(self, table: CsvTable) -> Path | None:
-        """Return the table's file, or None when the mirror does not have it."""
-        try:
-            file = self.mirror.local(table.path)
-        except AbsentError:
-            return None
-        if table.path not in self._digests:
-            self._digests[table.path] = self._aside.submit(file_digest, file)
-        return file
-
-    def needed(self, table: CsvTable, why: str) -> Path:
-        """Return the table's file, or raise an error that says what it is needed for."""
-        file = self.given(table)
-        if file is not None:
-            return file
-        way_out = "add it to the mirror, from where the archive is published"
-        root = self.mirror.root
-        if root is not None and (root.parent / table.path).is_file():
-            way_out = f"did you mean {root.parent}?"
-        elif table in (TRAIN, SOLUTION):
-            way_out = "is it a mirror of the archive?"
-        raise LandmarksError(f"{self.place} has no {table.path}, which {why}", way_out=way_out)
-
-    def digests(self) -> dict[str, str]:
-        """Return path → digest of every CSV used so far."""
-        return {path: digest.result() for path, digest in sorted(self._digests.items())}
-
-
-def bytes_of_one(files: Csvs, set: str) -> float:
-    """Return the mean size of an image of a set, from the sizes of some of its TARs where they can be asked."""
-    mirror = files.mirror
-    table = TRAIN if set == "train" else SOLUTION
-    rows = files.given(table)
-    try:
-        tars = mirror.tar_count(set)
-        asked = range(0, tars, -(-tars // _TARS_ASKED))
-        total = sum(mirror.head(tar_path(set, tar))[0] for tar in asked) * tars / len(asked)
-    except LandmarksError:
-        return PUBLISHED_BYTES[set]
-    count = 0 if rows is None else pl.scan_csv(rows, infer_schema=False, glob=False).select(pl.len()).collect().item()
-    return total / count if count else PUBLISHED_BYTES[set]

@@ -302,7 +302,7 @@ def search(
 
     Example: landmarks search images.index holiday/1.jpg --top 5
     """
-    from landmarks.recognition.indexing import search as search_images
+    from landmarks.recognition.searching import search as search_images
     from landmarks.support.console import note, print_table
 
     table = search_images(index, images, top=top, verify=verify, drawings=drawings, device=device)

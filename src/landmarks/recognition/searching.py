@@ -1,0 +1,166 @@
+"""The verb `search`: which indexed images look most like these, and agree with them point by point?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from landmarks.dataset.images import decode, encode
+from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.naming import with_digest
+from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.sources import find_images
+from landmarks.recognition.directions import directions
+from landmarks.recognition.indexing import Index, open_index, run_of
+from landmarks.recognition.recogniser import load
+from landmarks.recognition.vectors import (
+    neighbours,
+)
+from landmarks.support.console import progress
+from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
+from landmarks.support.files import refuse_foreign, write_record, written_whole
+from landmarks.support.systems import Place, readable
+from landmarks.training.own_data import places_of
+
+VERIFIED = 10
+"""Images that are compared point by point, of those that look most alike."""
+
+CONVINCING = 8
+"""Points that have to agree before an image comes before those that merely look alike."""
+
+FOUND = {
+    "path": pl.String,  # with \x.. where a byte of it is no UTF-8
+    "rank": pl.UInt32,  # from 1; null where the image could not be searched for
+    "image_id": pl.String,
+    "landmark_id": pl.Int64,
+    "name": pl.String,
+    "cosine": pl.Float32,
+    "inliers": pl.UInt32,  # points that agree, see `verify.py`; null: not compared
+    "data": pl.String,
+    "problem": pl.String,
+}
+"""Columns of the table that `search` returns, images in the order they were named, nearest first."""
+
+
+def search(
+    index: Place,
+    images: Place | Sequence[Place],
+    *,
+    top: int = 10,
+    verify: bool = False,
+    drawings: Place | None = None,
+    device: str = "auto",
+) -> pl.DataFrame:
+    """Return the `top` images of `index` that look most like each of `images` (files and folders), see `FOUND`.
+
+    With `verify` the best `VERIFIED` are compared point by point, and those that agree in more points come first;
+    `drawings` is a folder for a drawing of the best one beside each image, with the points that agree. An image that
+    cannot be decoded has one row that says why. Raises `LandmarksError` when the index is empty, or its run is gone.
+    """
+    if top < 1:
+        raise UsageError("that many images cannot be found", received=top, expected="1 or more")
+    if drawings is not None and not verify:
+        raise UsageError("drawings show points that agree", received="no --verify", way_out="add --verify")
+    there = open_index(index)
+    if there.whitening is None or not len(there):
+        raise LandmarksError(f"{index} holds no images", way_out=f"add some with: landmarks index DATA -o {index}")
+    recogniser = load(run_of(there), device=device)
+    paths = find_images(images)
+    drawn = {} if drawings is None else _places_of_drawings(Path(drawings), paths)
+    reader = _Images(there)
+    rows: list[tuple[Any, ...]] = []
+    with progress("searching", total=len(paths)) as advance:
+        for path in paths:
+            told = readable(path)
+            try:
+                vector = there.whitening.apply(directions(recogniser.embed(path)))
+            except LandmarksError as error:
+                rows.append((told, *[None] * 7, str(error)))
+            else:
+                cosines, places = found_in(there, vector, top)
+                kept = places[0] >= 0
+                near = there.images[places[0][kept]]
+                near = near.with_columns(
+                    cosine=pl.Series(cosines[0][kept].clip(-1, 1)), inliers=pl.lit(None, pl.UInt32)
+                )
+                if verify:
+                    near = _verified(near, path, reader, drawn.get(path))
+                for rank, one in enumerate(near.select(list(FOUND)[2:-1]).iter_rows(), 1):
+                    rows.append((told, rank, *one, None))
+            advance(1)
+    return pl.DataFrame(rows, schema=FOUND, orient="row")
+
+
+DRAWINGS = "drawings.json"
+"""Stands in a folder of drawings, so that nothing else is replaced by one."""
+
+
+def _places_of_drawings(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return where the drawing of each image is written: two of one name are two."""
+    refuse_foreign(folder, (DRAWINGS,), "drawings")
+    write_record(folder / DRAWINGS, {}, verb="search")
+    named = Counter(path.stem for path in paths)
+    names = {path: path.stem if named[path.stem] == 1 else with_digest(path.stem, str(path)) for path in paths}
+    return {path: folder / f"{name}.jpg" for path, name in names.items()}
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The indexed images themselves, by their datasets, each opened once."""
+
+    there: Index
+    opened: dict[str, tuple[ImageReader, dict[str, tuple[str, int, int]]]] = field(default_factory=dict)
+
+    def pixels(self, data: str, image_id: str) -> NDArray[np.uint8]:
+        if data not in self.opened:
+            dataset = _dataset_of(self.there, data)
+            table = dataset.images.select("image_id", "shard", "offset", "length")
+            self.opened[data] = ImageReader(dataset), {row[0]: row[1:] for row in table.iter_rows()}
+        reader, places = self.opened[data]
+        return decode(reader.read(*places[image_id]))
+
+
+def _dataset_of(there: Index, data: str) -> Dataset:
+    """Return the dataset that was indexed as `data`, beside the index or where it was; raise when it is gone."""
+    told = (there.record.get("data") or {}).get(data) or {"folder": data}
+    for place in places_of(told, beside=there.folder):
+        if (place / "dataset.json").is_file():
+            return open_dataset(place)
+    raise LandmarksError(
+        f"the dataset {data}, whose images are to be compared, is not there any more",
+        way_out="bring it back, or leave out --verify",
+    )
+
+
+def _verified(near: pl.DataFrame, path: Path, reader: _Images, drawing: Path | None) -> pl.DataFrame:
+    """Return `near` with the points in which its first `VERIFIED` agree with the image at `path`, most first."""
+    with naming_the_extra("comparing images point by point"):
+        from landmarks.recognition.verify import drawn, local_features, matched
+    asked = local_features(decode(path.read_bytes()))
+    counts: list[int | None] = [None] * len(near)
+    best: tuple[int, Any, Any] = (-1, None, None)
+    for number, one in enumerate(near.head(VERIFIED).iter_rows(named=True)):
+        other = local_features(reader.pixels(one["data"], one["image_id"]))
+        match = matched(asked, other)
+        counts[number] = len(match)
+        if len(match) > best[0]:
+            best = (len(match), other, match)
+    if drawing is not None and best[0] >= 0:
+        with written_whole(drawing) as aside:
+            aside.write_bytes(encode(drawn(asked, best[1], best[2])))
+    table = near.with_columns(inliers=pl.Series(counts, dtype=pl.UInt32))
+    first = pl.when(pl.col("inliers") >= CONVINCING).then("inliers").otherwise(0)
+    return table.sort(first, descending=True, maintain_order=True)
+
+
+def found_in(there: Index, vectors: NDArray[np.float32], top: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return cosines and rows `(Q, top)` of the images of an index nearest to `vectors` `(Q, D)`."""
+    gone = there.removed["row"].to_numpy()
+    return neighbours(vectors, there.vectors, top, index=there.codes, removed=gone)
