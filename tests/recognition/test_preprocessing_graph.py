@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from landmarks.models.preprocessing import Preprocessing, centre_crop
@@ -48,13 +48,15 @@ def apart(height: int, width: int, preprocessing: Preprocessing) -> np.ndarray:
     return np.abs(resized(pixels, preprocessing) - centre_crop(pixels, preprocessing).astype(np.float32))
 
 
+@example(182, 1, 7, 1.0, "bilinear")
 @given(SIDES, SIDES, st.sampled_from([7, 33, 64]), CROPS, KINDS)
 def test_pixels_are_those_of_pillow_but_for_values_between_two_grey_levels(
     height: int, width: int, size: int, crop: float, interpolation: str
 ) -> None:
     found = apart(height, width, Preprocessing(size, **PLAIN, interpolation=interpolation, crop=crop))
     assert found.max() <= 2.01
-    assert found.sum() < 6 + 0.03 * found.size
+    repeated = max(1, size / min(height, width))  # a value of a narrow image stands in several columns, or rows
+    assert found.sum() < (6 + 0.03 * found.size) * repeated
 
 
 @given(st.integers(200, 500), st.integers(200, 500), st.sampled_from([64, 160]), CROPS, KINDS)
