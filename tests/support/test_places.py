@@ -39,16 +39,22 @@ def test_a_run_is_named_wherever_its_folder_is(run: Run, own_data: Dataset, tmp_
     assert landmarks.open_run(run) != run and run in [run]
     assert landmarks.evaluate(run, data=own_data).images == landmarks.evaluate(run.folder).images
     (tmp_path / "one.jpg").write_bytes(image(11, 1))
-    assert landmarks.predict(run, tmp_path / "one.jpg", by="both").equals(
-        landmarks.predict(run.folder, str(tmp_path / "one.jpg"), by="both")
-    )
-    assert landmarks.learn(run, tmp_path / "one.jpg", name="New").equals(landmarks.learn(run, tmp_path, name="New"))
+    assert landmarks.predict(run, tmp_path / "one.jpg").equals(landmarks.predict(run.folder, str(tmp_path / "one.jpg")))
     found = landmarks.index(own_data, tmp_path / "index", run=run, dimensions=16)
     assert len(landmarks.search(found, tmp_path / "one.jpg", top=2)) == 2
     assert [one["image_id"] for one in landmarks.explain(run, str(tmp_path / "one.jpg"))["made"]] == ["one"]
     assert landmarks.report(run, tmp_path / "report.html").is_file()
     with pytest.raises(LandmarksError, match="holds no recipe"):  # as a run that was made up
         landmarks.recipe(run)
+
+
+@pytest.mark.slow  # features of four thousand numbers are whitened each time
+def test_a_run_that_learns_is_named_by_itself_too(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "one.jpg").write_bytes(image(11, 1))
+    assert landmarks.predict(run, tmp_path / "one.jpg", by="both").equals(
+        landmarks.predict(run.folder, str(tmp_path / "one.jpg"), by="both")
+    )
+    assert landmarks.learn(run, tmp_path / "one.jpg", name="New").equals(landmarks.learn(run, tmp_path, name="New"))
 
 
 @pytest.mark.parametrize("given", [b"bytes", 5, None, [Path("one"), 5], [[Path("one")]]])
