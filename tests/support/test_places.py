@@ -14,7 +14,7 @@ from landmarks import LandmarksError
 from landmarks.cli.main import run as program
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.errors import UsageError
-from landmarks.support.systems import as_given, paths_of
+from landmarks.support.places import as_given, paths_of
 from landmarks.training.run import Run
 
 __all__ = ["own_data", "run"]

@@ -48,7 +48,7 @@ from landmarks.support.files import (
     write_record,
     written_whole,
 )
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, read_table
 
 ORDER = "order.json"

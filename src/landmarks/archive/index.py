@@ -22,7 +22,7 @@ from landmarks.archive.mirror import open_mirror
 from landmarks.archive.tar import BLOCK
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, write_lone_table
 
 INDEX = {"image_id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UInt32}

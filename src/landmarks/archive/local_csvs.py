@@ -7,11 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from landmarks.archive.csv_tables import (
-    SOLUTION,
-    TRAIN,
-    CsvTable,
-)
+from landmarks.archive.csv_tables import SOLUTION, TRAIN, CsvTable
 from landmarks.archive.mirror import Mirror, tar_path
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest

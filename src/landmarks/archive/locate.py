@@ -21,8 +21,8 @@ from landmarks.support.console import note, progress
 from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held
+from landmarks.support.places import Place
 from landmarks.support.requests import MirrorError, Patience
-from landmarks.support.systems import Place
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 MEMBERS_BETWEEN_SAVES = 1000

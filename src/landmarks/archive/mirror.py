@@ -22,9 +22,9 @@ from landmarks.support.addresses import parse_address
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
+from landmarks.support.places import Place
 from landmarks.support.remote_files import Files
 from landmarks.support.requests import AbsentError, MirrorError, Patience, RefusedError
-from landmarks.support.systems import Place
 
 MOST_TARS = 1000
 """`images_NNN.tar` has three digits."""

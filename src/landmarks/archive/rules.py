@@ -17,8 +17,9 @@ import polars as pl
 from landmarks.archive.csv_tables import named, not_landmarks
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.support.systems import Place, require_text
+from landmarks.support.systems import require_text
 from landmarks.support.tables import read_table
 
 KINDS = ("natural", "human-made")

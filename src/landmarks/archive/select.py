@@ -37,8 +37,8 @@ from landmarks.archive.rules import DATA, Rule, drawn, eligible, landmark_ids, r
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.support.systems import Place
 from landmarks.support.tables import write_lone_table
 
 SELECTION: dict[str, Any] = {

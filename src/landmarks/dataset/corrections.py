@@ -16,7 +16,8 @@ from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, Dataset
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest
-from landmarks.support.systems import Place, require_text
+from landmarks.support.places import Place
+from landmarks.support.systems import require_text
 from landmarks.support.tables import unescaped, write_table
 
 NOTHING = "none"

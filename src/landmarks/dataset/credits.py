@@ -10,7 +10,8 @@ import polars as pl
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note
 from landmarks.support.files import refuse_other_kind, written_whole
-from landmarks.support.systems import Place, printable
+from landmarks.support.places import Place
+from landmarks.support.systems import printable
 from landmarks.support.tables import csv_text
 
 CREDITS = {

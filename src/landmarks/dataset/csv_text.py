@@ -6,6 +6,7 @@ from pathlib import Path
 
 from landmarks.dataset.formats import name_of
 from landmarks.support.errors import LandmarksError
+from landmarks.support.systems import decoded
 
 SEPARATORS = ",;\t|"
 _OTHER_FILES = {
@@ -24,10 +25,6 @@ _OTHER_FILES = {
     b"SQLite": "save the table as CSV",
     b"%PDF": "save the table as CSV",
 }
-
-
-_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-"""What a text begins with → its encoding; the longer marks first."""
 
 
 def text_of(source: Path) -> str:
@@ -55,11 +52,6 @@ def text_of(source: Path) -> str:
             way_out="save it as CSV UTF-8",
         )
     return text
-
-
-def decoded(data: bytes) -> str:
-    """Return the text in bytes: UTF-8 unless a mark at their beginning says another encoding; raise `ValueError`."""
-    return data.decode(next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig"))
 
 
 def _refuse_other_files(source: Path, data: bytes) -> None:

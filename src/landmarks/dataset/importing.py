@@ -36,7 +36,8 @@ from landmarks.support.console import Advance, note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, remove_leftovers
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
-from landmarks.support.systems import Place, require_text, usable_processors
+from landmarks.support.places import Place
+from landmarks.support.systems import require_text, usable_processors
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 

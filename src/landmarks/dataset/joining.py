@@ -39,7 +39,7 @@ from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
 from landmarks.support.errors import StaleError, UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
-from landmarks.support.systems import Place, paths_of
+from landmarks.support.places import Place, paths_of
 from landmarks.support.tables import read_table, write_table
 
 _TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", SPLIT_FILE, "dataset.json")

@@ -23,7 +23,8 @@ from landmarks.dataset.sources import (
 )
 from landmarks.dataset.spelling import split_meant
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.systems import as_given, is_text, readable
+from landmarks.support.places import as_given
+from landmarks.support.systems import is_text, readable
 
 
 def list_source(source: Path, known: Collection[str] = ()) -> Source:

@@ -12,7 +12,8 @@ from pathlib import Path
 from landmarks.dataset.naming import Landmark, plain, safe_name, with_digest
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, NothingThereError
-from landmarks.support.systems import Place, as_given, paths_of, readable
+from landmarks.support.places import Place, as_given, paths_of
+from landmarks.support.systems import readable
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",

@@ -20,7 +20,7 @@ from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import held
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 SWALLOWED = 0.5

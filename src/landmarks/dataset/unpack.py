@@ -30,7 +30,7 @@ from landmarks.support.console import progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 
 _MARK = UNPACKED
 _LONGEST = 200  # bytes of a name that every file system still takes with a suffix

@@ -33,7 +33,7 @@ from landmarks.recognition.directions import directions
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import written_whole
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import write_csv
 from landmarks.training.choices import choose_device, lay_out
 from landmarks.training.features import cached_features, positions

@@ -14,7 +14,7 @@ from landmarks.evaluation.predictions import read_predictions
 from landmarks.evaluation.results import Comparison, comparison_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata
 from landmarks.training.own_data import ARCHIVE_ID
 from landmarks.training.run import Run

@@ -32,7 +32,7 @@ from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, Unkno
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held, refuse_other_kind
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 from landmarks.training.asked import Asked, ask
 from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts

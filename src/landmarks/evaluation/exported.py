@@ -9,7 +9,7 @@ import polars as pl
 from landmarks.dataset.manifest import LABELS
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.recogniser import is_export
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.run import Run, open_run
 
 

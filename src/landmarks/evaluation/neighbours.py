@@ -22,7 +22,7 @@ from landmarks.recognition.recogniser import Recogniser
 from landmarks.recognition.unknown_images import UnknownImages, key_of
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, naming_the_extra
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.asked import Asked
 from landmarks.training.own_data import match_to
 from landmarks.training.run import Run

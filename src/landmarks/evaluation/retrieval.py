@@ -15,7 +15,7 @@ import numpy as np
 from landmarks.archive.csv_tables import ID, IMAGE, Column, CsvTable, read_checked
 from landmarks.evaluation.metrics import refuse_twice
 from landmarks.support.errors import LandmarksError
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 
 MOST = 100
 """Images of a query that count."""

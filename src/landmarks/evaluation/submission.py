@@ -18,7 +18,7 @@ from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest, held, read_record, refuse_foreign, write_record
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import write_csv, write_table
 from landmarks.training.run import RECORD
 

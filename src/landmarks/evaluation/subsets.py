@@ -22,8 +22,8 @@ from landmarks.recognition.directions import directions
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, read_record, write_record
+from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.support.systems import Place
 from landmarks.training.asked import ask
 from landmarks.training.ridge import ridge_scores
 from landmarks.training.run import open_run

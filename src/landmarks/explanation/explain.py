@@ -21,8 +21,9 @@ from landmarks.recognition.trained import open_trained
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
+from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.support.systems import Place, readable
+from landmarks.support.systems import readable
 from landmarks.training.asked import Asked, ask
 from landmarks.training.run import Run, open_run
 

@@ -26,8 +26,8 @@ from landmarks.recognition.trained import open_recogniser
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, write_record
+from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.support.systems import Place
 from landmarks.support.tables import write_table
 from landmarks.training.asked import ask
 from landmarks.training.loader import normalised

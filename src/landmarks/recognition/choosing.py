@@ -23,7 +23,7 @@ from landmarks.recognition.trained import update_model
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.run import Run, open_run
 
 

@@ -44,8 +44,8 @@ from landmarks.support.console import note
 from landmarks.support.disk import require_a_place_here
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held, read_record, written_whole
+from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.support.systems import Place
 from landmarks.training.own_data import find_own, images_seen
 from landmarks.training.run import Run, open_run
 

@@ -40,7 +40,8 @@ from landmarks.recognition.vectors import (
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
-from landmarks.support.systems import Place, paths_of, readable
+from landmarks.support.places import Place, paths_of
+from landmarks.support.systems import readable
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import places_of, whereabouts

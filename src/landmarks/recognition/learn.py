@@ -28,7 +28,7 @@ from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held, held_beside
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.run import open_run
 
 LEARNED_TABLE = {

@@ -35,7 +35,8 @@ from landmarks.recognition.portable_learning import (
 )
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import digest_of, file_digest
-from landmarks.support.systems import Place, usable_processors
+from landmarks.support.places import Place
+from landmarks.support.systems import usable_processors
 
 FORMAT = 1
 """The newest layout of exports that this version writes and reads."""

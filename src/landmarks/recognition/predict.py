@@ -13,7 +13,8 @@ from landmarks.recognition.recogniser import CLASSIFIER, is_export, load, requir
 from landmarks.support.console import progress
 from landmarks.support.errors import naming_the_extra
 from landmarks.support.files import refuse_other_kind
-from landmarks.support.systems import Place, readable
+from landmarks.support.places import Place
+from landmarks.support.systems import readable
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 
 PREDICTED = {

@@ -19,7 +19,8 @@ from landmarks.dataset.images import NO_PIXELS, ImageError, decode, pixels_of_pi
 from landmarks.dataset.sources import way_out_of_name
 from landmarks.models.preprocessing import Preprocessing, centre_crop, evaluation_image
 from landmarks.support.errors import UsageError
-from landmarks.support.systems import as_given, usable_processors
+from landmarks.support.places import as_given
+from landmarks.support.systems import usable_processors
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
 """An image: a file's path, its bytes, a file opened for reading them, one of Pillow's, or RGB pixels (H, W, 3)."""

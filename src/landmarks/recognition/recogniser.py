@@ -28,7 +28,7 @@ from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_imag
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
 from landmarks.support.files import digest_of
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class Recogniser:
                 yield replace(found, path=one.path)
 
     @property
-    def _asked(self) -> _Asked:
-        """What asks its network: an export's graph, or a run's in PyTorch."""
+    def _backend(self) -> _Backend:
+        """How its network is asked: an export's graph, or a run's in PyTorch."""
         if isinstance(self.network, ExportedNetwork):
             return portable_answers
         from landmarks.recognition import trained
@@ -188,7 +188,9 @@ class Recogniser:
         Raises `ImageError` for the first image that cannot be read or decoded.
         """
         found = [np.zeros((0, self.network.width), dtype=np.float32)]
-        found += [self._asked.features_of_images(self, pixels) for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
+        found += [
+            self._backend.features_of_images(self, pixels) for pixels in _all_pixels(self.read(images, BATCH_SIZE))
+        ]
         return np.concatenate(found)
 
     @overload
@@ -210,7 +212,7 @@ class Recogniser:
             raise UsageError("that many answers cannot be explained", received=top, expected="1 or more")
         for batch in self.read(images, EXPLAINED_AT_ONCE):
             seen = _pixels_of(batch)
-            explained = self._asked.explanations_of_images(self, seen, top) if seen else iter(())
+            explained = self._backend.explanations_of_images(self, seen, top) if seen else iter(())
             for one in batch:
                 found = Explanation(problem=one.problem) if one.pixels is None else next(explained)
                 yield replace(found, path=one.path)
@@ -228,7 +230,7 @@ class Recogniser:
         A run's network takes the evaluation's squares uint8 (S, S, 3), an export decoded images (H, W, 3) of any size.
         """
         first = np.full(len(images), NO_LABEL) if first is None else first
-        return self._asked.answers_to_images(self, images, first, ANSWERS, itself)
+        return self._backend.answers_to_images(self, images, first, ANSWERS, itself)
 
     def learn(self, images: ImageLike | Iterable[ImageLike], name: str, landmark_id: int | None = None) -> Recogniser:
         """Return a recogniser that knows the landmark `name` too, from one to a few `images` of it.
@@ -244,7 +246,7 @@ class Recogniser:
 
         Raises `LandmarksError` for an export that cannot learn, and `ImageError` for what is no image.
         """
-        found = [self._asked.vectors_of_images(self, pixels) for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
+        found = [self._backend.vectors_of_images(self, pixels) for pixels in _all_pixels(self.read(images, BATCH_SIZE))]
         return np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)
 
     def with_vectors(self, vectors: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Recogniser:
@@ -256,7 +258,7 @@ class Recogniser:
         require_free(name, landmark_id, self.names[:trained], self.landmark_ids if is_new else [])
         if is_new and landmark_id is None:  # a run that had learned before its export may hold some of those below -1
             landmark_id = min(-1, *self.landmark_ids) - 1
-        return self._asked.taught(self, self.learned.plus(vectors, name, landmark_id))
+        return self._backend.taught(self, self.learned.plus(vectors, name, landmark_id))
 
     def read_learned(self, path: Place) -> Recogniser:
         """Return an export's recogniser that knows the landmarks in a file too, which its page, or it, has saved.
@@ -287,7 +289,7 @@ class Recogniser:
 
     def forget(self, name: str) -> Recogniser:
         """Return a recogniser without the learned landmark `name`; raise `LandmarksError` when it was not learned."""
-        return self._asked.taught(self, self.learned.without(plain(name)))
+        return self._backend.taught(self, self.learned.without(plain(name)))
 
     @property
     def digest(self) -> str:
@@ -298,7 +300,7 @@ class Recogniser:
         return digest_of(self.temperature, None if self.gallery is None else self.gallery.digest, *by)
 
 
-class _Asked(Protocol):
+class _Backend(Protocol):
     """The modules `trained` and `portable_answers`: what a run's network says of squares, an export's of images."""
 
     def answers_to_images(

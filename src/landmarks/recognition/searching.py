@@ -26,7 +26,8 @@ from landmarks.recognition.vectors import (
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import refuse_foreign, write_record, written_whole
-from landmarks.support.systems import Place, readable
+from landmarks.support.places import Place
+from landmarks.support.systems import readable
 from landmarks.training.own_data import places_of
 
 VERIFIED = 10

@@ -38,7 +38,7 @@ from landmarks.reporting.wording import (
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, refuse_other_kind, written_whole
-from landmarks.support.systems import Place, paths_of
+from landmarks.support.places import Place, paths_of
 
 FIGURES = "figures"
 """Folder beside the page where every figure also lies as SVG and its numbers as CSV."""

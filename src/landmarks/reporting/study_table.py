@@ -28,7 +28,7 @@ from landmarks.reporting.report_tables import Cell, Column, Table
 from landmarks.reporting.wording import bounds, duration, interval, millions, number, percent, readable
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 
 NOT_GIVEN = "not given here"
 """In place of a figure that the study has and we do not know."""

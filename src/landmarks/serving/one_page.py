@@ -18,7 +18,7 @@ from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
 from landmarks.support.console import note
 from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
 from landmarks.support.files import digest_of, refuse_other_kind, written_whole
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 
 RUNTIME = PARTS / "runtime.lock.json"
 """Which onnxruntime-web lies inside: the last version with a wasm for one thread, which phones have the memory for."""

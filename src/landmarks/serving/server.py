@@ -26,7 +26,8 @@ from landmarks.serving.reloading import opened
 from landmarks.serving.request_limits import Limits
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.systems import Place, usable_processors
+from landmarks.support.places import Place
+from landmarks.support.systems import usable_processors
 
 LINGER_SECONDS = 5.0
 """How long the rest of a body is read and thrown away after an answer that did not wait for it."""

@@ -15,7 +15,7 @@ from landmarks.explanation.explain import explain
 from landmarks.miniature.make import make_miniature
 from landmarks.reporting.page import report
 from landmarks.support.console import options, print_table, say, step
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.run import open_run
 from landmarks.training.train import train
 

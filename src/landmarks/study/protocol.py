@@ -25,7 +25,7 @@ from landmarks.support.console import options, say, step
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, read_table
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.training_images import check_data

@@ -47,7 +47,7 @@ from landmarks.study.protocol import (
 from landmarks.support.console import note, options, step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign, write_record
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, read_table, write_csv
 from landmarks.training.machine import is_out_of_memory, release
 from landmarks.training.run import RECORD as RUN_RECORD

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from landmarks.support.errors import LandmarksError
-from landmarks.support.systems import as_given, readable, require_text
+from landmarks.support.places import as_given
+from landmarks.support.systems import readable, require_text
 
 ASIDE = ".part"
 """What the names of files end with that are still being written; they begin with a dot."""

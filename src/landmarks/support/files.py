@@ -29,7 +29,8 @@ from landmarks.support.disk import (
     require_a_place_here,
 )
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
-from landmarks.support.systems import Place, readable, require_text
+from landmarks.support.places import Place
+from landmarks.support.systems import readable, require_text
 
 FORMAT = 3
 """The newest layout of records and tables that this version writes and reads."""

@@ -1,4 +1,4 @@
-"""What differs between systems: processors and their threads, signals, and names that are no text."""
+"""What differs between systems: processors and their threads, signals, encodings, and names that are no text."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ import contextlib
 import io
 import json
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from types import FrameType
-from typing import Any, TypeAlias
 
-from landmarks.support.errors import LandmarksError, UsageError
-
-Place: TypeAlias = str | os.PathLike[str]
-"""Where something lies: a path as text or `Path`, or what a verb has returned, such as a run or a dataset."""
+from landmarks.support.errors import LandmarksError
 
 
 def usable_processors() -> int:
@@ -116,27 +111,6 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def paths_of(places: Place | Iterable[Place], *, way_out: str = "") -> list[Place]:
-    """Return what was given for one path or several as several; raise `UsageError` for what is no path."""
-    given: list[Any]
-    if isinstance(places, str | os.PathLike | bytes) or not isinstance(places, Iterable):
-        given = [places]
-    else:
-        given = list(places)
-    strange = [one for one in given if not isinstance(one, str | os.PathLike)]
-    if strange:
-        raise UsageError("that is no path of a file or folder", received=type(strange[0]).__qualname__, way_out=way_out)
-    return given
-
-
-def as_given(path: PurePath) -> str:
-    """Return a path as text, an address with all of its slashes, of which a path keeps one."""
-    posix = path.as_posix()
-    slashes = r"\1:///" if posix.startswith("file:") else r"\1://"
-    address, found = re.subn(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", slashes, posix)
-    return readable(address if found else path)
-
-
 def is_text(path: PurePath | str) -> bool:
     """Return whether a path can be written as UTF-8: on Linux a file's name may be any bytes, and many once were."""
     try:
@@ -160,3 +134,12 @@ def require_text(path: Path | str) -> None:
 def printable(text: str) -> str:
     """Return `text` on one line, without control characters: names come from strangers."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""What a text begins with → its encoding; the longer marks first."""
+
+
+def decoded(data: bytes) -> str:
+    """Return the text in bytes: UTF-8 unless a mark at their beginning says another encoding; raise `ValueError`."""
+    return data.decode(next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig"))

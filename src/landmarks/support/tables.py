@@ -14,7 +14,8 @@ from landmarks import __version__
 from landmarks.support.addresses import without_secrets
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_other_formats, refuse_other_kind, written_whole
-from landmarks.support.systems import Place, readable, require_text
+from landmarks.support.places import Place
+from landmarks.support.systems import readable, require_text
 
 MOST_ROWS_UNASKED = 1_000_000
 """A table with fewer rows is read however few bytes it has."""

@@ -11,7 +11,7 @@ from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import Matching
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.own_data import as_seen, find_own, is_own, match_to, open_own, sightings
 from landmarks.training.run import SEEN, Run
 from landmarks.training.seen_copies import copies_of_seen

@@ -19,7 +19,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, checkpoint_gradients
 from landmarks.support.console import print_table
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.support.terminal import show
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.choices import lay_out

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from landmarks.support.console import html_table
 from landmarks.support.errors import UsageError, did_you_mean
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.limits import OneOf, Within, annotations_of, require, require_fields, shown
 
 SHIPPED = ("default", "instant", "study")

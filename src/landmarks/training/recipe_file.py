@@ -7,9 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from landmarks.dataset.csv_text import decoded
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
+from landmarks.support.systems import decoded
 from landmarks.training.limits import allowed
 from landmarks.training.recipe import HEAD_SETTINGS, Recipe, settings
 

@@ -14,7 +14,7 @@ from landmarks.dataset.trust import require_own_folders, require_sound_labels
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest, read_record, write_record
-from landmarks.support.systems import Place, as_given
+from landmarks.support.places import Place, as_given
 from landmarks.support.tables import read_table, write_table
 
 if TYPE_CHECKING:
@@ -172,33 +172,31 @@ def open_run(folder: Place) -> Run:
         raise LandmarksError(f"{folder} is not a run", expected=f"a folder with {RECORD}, as landmarks train writes it")
     require_own_folders(folder, OWN_FOLDERS)
     record = read_record(folder / RECORD)
-    _require_meant(folder / RECORD, record)
+    _require_kinds(folder / RECORD, record)
     labels = read_table(folder / "labels.parquet", LABELS).sort("label")
     require_sound_labels(folder, labels)
     return Run(folder=folder, record=record, labels=labels)
 
 
-NUMBER = (int, float)
-
-MEANT: dict[str, type | tuple[type, ...]] = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data", "recipe", "network", "best", "seconds", "machine", "versions"), dict),
     "choices": list,
     "ended": str,
-    "peak_memory_mb": NUMBER,
+    "peak_memory_mb": (int, float),
     **dict.fromkeys(("data.digest", "data.seen", "data.origin", "data.set"), str),
     **dict.fromkeys(("data.images", "data.split"), dict),
     "network.backbone": str,
     "network.image_size": int,
     "best.phase": str,
     "best.epoch": int,
-    **dict.fromkeys(("best.val_accuracy", "best.val_loss", "seconds.total"), NUMBER),
+    **dict.fromkeys(("best.val_accuracy", "best.val_loss", "seconds.total"), (int, float)),
 }
 """What stands in a run's record → what it is, where it is there at all."""
 
 
-def _require_meant(path: Path, record: dict[str, Any]) -> None:
+def _require_kinds(path: Path, record: dict[str, Any]) -> None:
     """Raise `LandmarksError` where a record, which may be a stranger's, holds something else than is read from it."""
-    for place, kind in MEANT.items():
+    for place, kind in KINDS.items():
         above, _, name = place.rpartition(".")
         value = (record.get(above) or {} if above else record).get(name)
         if value is not None and not isinstance(value, kind):

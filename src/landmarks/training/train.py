@@ -19,7 +19,7 @@ from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.rewriting import checkpoint_gradients
 from landmarks.support.files import held, read_record, write_record
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.checkpoint import FILE as CHECKPOINT
 from landmarks.training.checkpoint import remove_checkpoint
 from landmarks.training.choices import Choice, choose_layout

@@ -16,7 +16,7 @@ from landmarks.models.heads import HEADS, build_head
 from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, naming_the_extra
-from landmarks.support.systems import Place
+from landmarks.support.places import Place
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
 from landmarks.training.limits import Within, require
