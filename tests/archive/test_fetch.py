@@ -15,17 +15,7 @@ import polars as pl
 import pytest
 from faulty_server import Fault, Request, serving, weather
 from PIL import Image
-from tar_mirror import (
-    HASTY,
-    STALLING,
-    image,
-    made_up_id,
-    make_mirror,
-    make_selection,
-    member_name,
-    put_tar,
-    tar_of,
-)
+from tar_mirror import HASTY, STALLING, image, made_up_id, make_mirror, make_selection, member_name, put_tar, tar_of
 
 from landmarks.archive import fetch as fetching
 from landmarks.archive.fetch import fetch

@@ -10,16 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tar_mirror import made_up_id, member_name, tar_of
 
-from landmarks.archive.tar import (
-    BLOCK,
-    HeaderError,
-    Member,
-    TruncatedError,
-    image_id,
-    members,
-    parse_header,
-    parse_pax,
-)
+from landmarks.archive.tar import BLOCK, HeaderError, Member, TruncatedError, image_id, members, parse_header, parse_pax
 
 FORMATS = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)
 

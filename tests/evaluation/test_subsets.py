@@ -14,14 +14,7 @@ from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.audit import features_of
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.subsets import (
-    describe,
-    held_out,
-    learning_curves,
-    place_of,
-    subset_accuracies,
-    subsets,
-)
+from landmarks.evaluation.subsets import describe, held_out, learning_curves, place_of, subset_accuracies, subsets
 from landmarks.recognition.directions import directions
 from landmarks.reporting.run_files import read_run_files
 from landmarks.support.errors import UsageError

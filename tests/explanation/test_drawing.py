@@ -5,17 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landmarks.explanation.drawing import (
-    CAPTION,
-    MARGIN,
-    TILE,
-    Caption,
-    colours,
-    fitted,
-    lettering,
-    overlay,
-    panel,
-)
+from landmarks.explanation.drawing import CAPTION, MARGIN, TILE, Caption, colours, fitted, lettering, overlay, panel
 from landmarks.support.systems import printable
 
 

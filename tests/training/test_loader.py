@@ -21,14 +21,7 @@ from landmarks.models.backbones import pretrained_record
 from landmarks.models.preprocessing import Preprocessing, evaluation_image, from_pretrained
 from landmarks.support.errors import LandmarksError
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.loader import (
-    Batch,
-    as_input,
-    batches,
-    normalised,
-    order_of,
-    shares,
-)
+from landmarks.training.loader import Batch, as_input, batches, normalised, order_of, shares
 from landmarks.training.readers import resized_crop, training_image
 from landmarks.training.recipe import Augmentation
 

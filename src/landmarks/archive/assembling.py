@@ -11,12 +11,7 @@ import polars as pl
 from landmarks.archive.fetch_plan import Plan
 from landmarks.archive.index import MEMBERS, IndexedTar, write_index
 from landmarks.archive.mirror import tar_path
-from landmarks.archive.tar_to_shard import (
-    Outcome,
-    TarTask,
-    finished_part,
-    members_file,
-)
+from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, members_file
 from landmarks.dataset.groups import groups
 from landmarks.dataset.manifest import (
     IMAGES,

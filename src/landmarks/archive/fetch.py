@@ -21,21 +21,12 @@ from landmarks.archive.fetch_plan import METHODS, Method, Plan, amount, make_pla
 from landmarks.archive.index import read_index
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.select import dataset_at
-from landmarks.archive.tar_to_shard import (
-    Outcome,
-    TarTask,
-    finished_part,
-    parts_folder,
-    tar_to_shard,
-    wanted_file,
-)
+from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, parts_folder, tar_to_shard, wanted_file
 from landmarks.dataset.groups import HASH_FORM
 from landmarks.dataset.images import STORED_FORM
 from landmarks.dataset.joining import add as add_images
 from landmarks.dataset.joining import already_added, ready_folder
-from landmarks.dataset.manifest import (
-    Dataset,
-)
+from landmarks.dataset.manifest import Dataset
 from landmarks.support.console import note, progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean

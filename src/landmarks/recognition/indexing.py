@@ -28,15 +28,7 @@ from numpy.typing import NDArray
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.recognition.directions import directions
 from landmarks.recognition.recogniser import Recogniser, load
-from landmarks.recognition.vectors import (
-    MOST_EXACT,
-    Parts,
-    Whitening,
-    add_to,
-    inverted_file,
-    open_codes,
-    whitening_of,
-)
+from landmarks.recognition.vectors import MOST_EXACT, Parts, Whitening, add_to, inverted_file, open_codes, whitening_of
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole

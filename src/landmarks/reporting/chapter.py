@@ -15,13 +15,7 @@ from landmarks.reporting.drawings import (
     subset_figures,
 )
 from landmarks.reporting.figures import Figure, FigureFolder
-from landmarks.reporting.report_tables import (
-    Table,
-    evaluations_table,
-    landmarks_numbers,
-    per_landmark,
-    rejection,
-)
+from landmarks.reporting.report_tables import Table, evaluations_table, landmarks_numbers, per_landmark, rejection
 from landmarks.reporting.run_files import Evaluation, RunFiles
 from landmarks.reporting.thumbnails import (
     ConfusedPair,
@@ -33,17 +27,7 @@ from landmarks.reporting.thumbnails import (
     find_dataset,
     heat_map_panels,
 )
-from landmarks.reporting.wording import (
-    count,
-    duration,
-    facts,
-    in_words,
-    interval,
-    millions,
-    number,
-    percent,
-    readable,
-)
+from landmarks.reporting.wording import count, duration, facts, in_words, interval, millions, number, percent, readable
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import Run
 

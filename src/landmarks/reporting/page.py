@@ -19,22 +19,12 @@ from markupsafe import Markup
 from landmarks import __version__
 from landmarks.reporting.caveats import found_caveats, page_definitions
 from landmarks.reporting.chapter import Chapter, chapter
-from landmarks.reporting.drawings import (
-    overview,
-)
+from landmarks.reporting.drawings import overview
 from landmarks.reporting.figures import FigureFolder
-from landmarks.reporting.report_tables import (
-    results_table,
-)
+from landmarks.reporting.report_tables import results_table
 from landmarks.reporting.run_files import RunFiles, read_run_files, slug
 from landmarks.reporting.study_table import read_study, study_section
-from landmarks.reporting.wording import (
-    facts,
-    interval,
-    percent,
-    plural,
-    readable,
-)
+from landmarks.reporting.wording import facts, interval, percent, plural, readable
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, refuse_other_kind, written_whole

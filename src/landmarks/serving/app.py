@@ -24,16 +24,7 @@ from landmarks.serving.counters import CONTENT_TYPE, Counters
 from landmarks.serving.forms import FORM_TYPE, HOW_TO_TEACH, Upload, lesson_of, require_images, uploads
 from landmarks.serving.front import Front, token_of_environment
 from landmarks.serving.reloading import keep_up, stamp
-from landmarks.serving.request_limits import (
-    Body,
-    Held,
-    HungUpError,
-    Limits,
-    Receive,
-    RefusalError,
-    read_body,
-    stopping,
-)
+from landmarks.serving.request_limits import Body, Held, HungUpError, Limits, Receive, RefusalError, read_body, stopping
 from landmarks.serving.schemas import REQUEST_BODY, TEACH_BODY, Health, Known, Recognised, TaughtBody, problems
 from landmarks.serving.teaching import Taught, can_be_taught, forgotten, require_teaching, taught
 from landmarks.serving.web_page import page_that_asks
