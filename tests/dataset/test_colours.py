@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from landmarks.dataset.images import decode, prepare
+from landmarks.dataset.images import ImageError, decode, prepare
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -65,6 +66,41 @@ def test_integers_of_32_bits_are_scaled_and_not_clipped(factor: int) -> None:
     values = (np.round(ramp()) * factor).astype(np.int32)
     image = decode(saved(Image.fromarray(values), "TIFF"))
     assert np.abs(image[..., 0] - ramp()).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("factor", [1, 4, 16])
+def test_ten_or_twelve_bits_in_sixteen_are_no_black_image(kind: str, factor: int) -> None:
+    values = (np.round(ramp()) * factor).astype(np.uint16)
+    assert np.abs(decode(saved(Image.fromarray(values), kind))[..., 0] - ramp()).max() <= 2
+    assert decode(saved(Image.fromarray(np.zeros((40, 40), np.uint16)), kind)).max() == 0
+
+
+def tiff_of_sixteen_bits(values: np.ndarray[Any, Any], *, planes: bool) -> bytes:
+    """Return a TIFF of colours (H, W, 3) in 16 bits, one after the other for each pixel or in planes."""
+    height, width, _ = values.shape
+    data = (values.transpose(2, 0, 1) if planes else values).astype("<u2").tobytes()
+    parts = 3 if planes else 1
+    starts = [200 + part * len(data) // parts for part in range(parts)]
+    tags = [(256, 3, [width]), (257, 3, [height]), (258, 3, [16] * 3), (259, 3, [1]), (262, 3, [2])]
+    tags += [(273, 4, starts), (277, 3, [3]), (279, 4, [len(data) // parts] * parts), (284, 3, [1 + planes])]
+    entries, beside, place = b"", b"", 8 + 2 + 12 * len(tags) + 4
+    for tag, kind, content in tags:
+        packed = struct.pack("<" + {3: "H", 4: "I"}[kind] * len(content), *content)
+        where = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", place + len(beside))
+        beside += packed if len(packed) > 4 else b""
+        entries += struct.pack("<HHI", tag, kind, len(content)) + where
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + beside
+    return head.ljust(200, b"\0") + data
+
+
+def test_colours_of_sixteen_bits_are_read_or_refused_and_never_others() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint16)
+    assert (decode(tiff_of_sixteen_bits(colours * 257, planes=False)) == colours).all()
+    with pytest.raises(ImageError, match=r"colours lie one after the other.*save it as JPEG or PNG"):
+        decode(tiff_of_sixteen_bits(colours * 257, planes=True))
+    with pytest.raises(ImageError, match=r"uses the darkest of them alone.*scale it to 8 bits"):
+        decode(tiff_of_sixteen_bits(colours * 8, planes=False))
 
 
 def test_zero_is_white_where_a_tiff_says_so() -> None:

@@ -130,6 +130,14 @@ def test_paths_of_another_system_are_found_and_counted(folder: Path, text: str, 
     assert how.replace("\\\\", "\\") in source.remarks[0]
 
 
+def test_ids_of_the_archive_are_found_in_the_folders_of_its_tars(folder: Path) -> None:
+    (folder / "0/0/c").mkdir(parents=True)
+    (folder / "0/0/c/00cba0067c078490.jpg").write_bytes(b"-")
+    source = listed(folder, "id,url,landmark_id\n00cba0067c078490,http://example.org/x.jpg,27\n")
+    assert rows(source) == [("00cba0067c078490.jpg", "27")]
+    assert "in the folders of an id's first digits" in " ".join(source.remarks)
+
+
 def test_a_path_that_could_be_two_files_is_none(folder: Path) -> None:
     (folder / "img/a.png").write_bytes(b"-")
     source = listed(folder, "path,label\nimg/a,cat\nimg/b.jpg,dog\n")
@@ -146,12 +154,15 @@ def test_a_path_that_could_be_two_files_is_none(folder: Path) -> None:
         (r"C:\data\img\a.jpg", "there is no such file; img/a.jpg is there: take C:/data off the paths"),
         ("/img/a.jpg", "there is no such file; img/a.jpg is there: take / off the paths"),
         ("/kaggle/input/x/img/a.jpg", "there is no such file; img/a.jpg is there: take /kaggle/input/x off the paths"),
-        ("a.jpg", "there is no such file; img/a.jpg is there: put the CSV into that folder"),
-        ("a", "there is no such file; img/a.jpg is there: put the CSV into that folder"),
+        ("a.jpg", "there is no such file; img/a.jpg is there: put the CSV into img, or img/ before"),
+        ("a", "there is no such file; img/a.jpg is there: put the CSV into img, or img/ before"),
+        ("cat/c.jpg", "there is no such file; train/cat/c.jpg is there: put the CSV into train, or train/ before"),
         ("x" * 5000, "there can be no such file"),
     ],
 )
 def test_what_is_not_there_is_rejected_with_its_reason(folder: Path, text: str, why: str) -> None:
+    (folder / "train/cat").mkdir(parents=True)
+    (folder / "train/cat/c.jpg").write_bytes(b"-")
     source = listed(folder, f"path,label\n{text},cat\nimg/b.jpg,dog\n")
     assert rows(source) == [("b.jpg", "dog")]
     assert source.rejected[0][1].startswith(why)
@@ -202,7 +213,13 @@ def test_whatever_a_csv_writer_writes_is_read_back(labels: list[str], separator:
         ("# made by me\npath,label\n", "delete the lines before the one that names the columns"),
         ('"path,label"\n"img/a.jpg,cat"\n', "take those quotes off"),
         ("'path','label'\n", "quotes of a CSV are double ones"),
-        ("img_path,breed\nimg/a.jpg,pug\n", 'call the column of labels "label"'),
+        ("img_path,breed\nimg/a.jpg,pug\n", 'were "breed" the label: call that column "label"'),
+        ("Image,Id\nimg/a.jpg,w_1\n", 'were "Id" the label: call that column "label"'),
+        ("img_path,breed,size\nimg/a.jpg,pug,2\n", 'call the column of labels "label"'),
+        ("filename, cat, dog\nimg/a.jpg,1,0\n", "the columns cat, dog hold 0 and 1 for each label"),
+        ("image_id,healthy,rust,scab\nimg/a.jpg,0.0,1.0,0.0\n", "healthy, rust, scab hold 0 and 1"),
+        ("landmark_id,images\n7,00cba0067c078490 00f928e383e1d121\n", "landmarks select MIRROR --clean reads it"),
+        ('{"file_name": "a.jpg", "label": "cat"}\n', "path and the label of each image into a CSV"),
         ("path,label\nimg/a.jpg,c\0t\n", "line 2 holds a byte of zero"),
         ("path,label\n".encode("utf-16-le"), "line 1 holds a byte of zero"),
         ("<!DOCTYPE html>\n<html>", "it is a web page"),

@@ -97,6 +97,18 @@ def test_a_truncated_jpeg_is_refused_even_with_a_proper_end(keep: float, end: by
         decode(data[: int(keep * len(data))] + end)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_jpeg_that_lacks_the_mark_of_its_end_alone_has_all_its_pixels(lost: int, progressive: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(noise), "JPEG", progressive=progressive)
+    assert (decode(data[:-lost]) == decode(data)).all()
+    stored, _ = prepare(data[:-lost], 512)
+    assert stored.endswith(b"\xff\xd9")
+    with pytest.raises(ImageError, match="damaged or truncated JPEG"):
+        decode(data[: -lost - 2])
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
 def test_other_truncated_images_are_refused(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8))
@@ -244,7 +256,7 @@ def test_what_is_stored_has_the_form_that_its_number_says() -> None:
     shrunk, image = prepare(saved(scene(1200, 800), "PNG"), 512)
     stored = Image.open(io.BytesIO(shrunk))
     ours = Image.open(io.BytesIO(saved(Image.fromarray(image), "JPEG", quality=92, subsampling="4:2:0")))
-    assert (images.STORED_FORM, stored.format, stored.size) == (2, "JPEG", (512, 341))
+    assert (images.STORED_FORM, stored.format, stored.size) == (3, "JPEG", (512, 341))
     assert stored.quantization == ours.quantization
     assert [one[1:3] for one in stored.layer] == [(2, 2), (1, 1), (1, 1)]
     wanted = scene(1200, 800).resize((512, 341), Image.Resampling.LANCZOS)
@@ -301,6 +313,16 @@ def test_a_text_of_megabytes_in_a_png_harms_nothing(suffix: bytes) -> None:
     texts.add_text("Title", "kept")
     data = saved(scene(), "PNG", pnginfo=texts)
     assert difference(decode(data), np.asarray(scene())) == 0
+    assert size_of(data) == (120, 80)
+
+
+def test_a_profile_of_megabytes_in_a_png_is_read() -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(3_000_000)
+    data = saved(scene(), "PNG", icc_profile=profile)
+    assert difference(decode(data), np.asarray(scene())) == 0
+    assert images._open_with_pillow(data).info["icc_profile"] == profile
     assert size_of(data) == (120, 80)
 
 

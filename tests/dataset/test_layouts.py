@@ -94,6 +94,62 @@ def test_splits_are_found_in_a_wrapper_and_a_wrapper_in_splits(tmp_path: Path) -
     assert "each split holds the folder images alone" in source.remarks[0]
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train/train", "test/test"),
+        ("train/seg_train", "test/seg_test"),
+        ("train/Train", "val"),
+        ("train/data", "test/images"),
+    ],
+)
+def test_each_split_may_have_a_wrapper_of_its_own(tmp_path: Path, folders: tuple[str, str]) -> None:
+    put(
+        tmp_path, *(f"{folder}/{name}/{number}.jpg" for number, folder in enumerate(folders) for name in ("cat", "dog"))
+    )
+    source = list_source(tmp_path)
+    assert {one.name for one in source.found} == {"cat", "dog"}
+    assert {one.split for one in source.found} == {"train", "val" if folders[1] == "val" else "test"}
+    assert any("alone: the folders in it are taken as landmarks" in remark for remark in source.remarks)
+
+
+def test_a_landmark_that_is_alone_in_its_split_wraps_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/album/3.jpg")
+    assert places(list_source(tmp_path)) == {("train", "cat"), ("train", "dog"), ("test", "cat")}
+
+
+@pytest.mark.parametrize("folder", ["images", "ILSVRC2012_img_val", "test_images"])
+def test_a_folder_of_images_in_a_split_is_no_landmark(tmp_path: Path, folder: str) -> None:
+    put(tmp_path, "train/cat/images/1.jpg", "train/dog/images/2.jpg", f"val/{folder}/3.jpg", f"test/{folder}/4.jpg")
+    source = list_source(tmp_path)
+    assert {one.name for one in source.found} == {"cat", "dog"}
+    assert sorted(where for where, _ in source.rejected) == [f"test/{folder}/4.jpg", f"val/{folder}/3.jpg"]
+    assert any("test, val hold images but no folders of landmarks" in remark for remark in source.remarks)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["train/images/1.jpg", "train/labels/1.txt", "valid/images/2.jpg"], "no folders of landmarks in them"),
+        (["train/1.jpg", "train/metadata.csv", "test/2.jpg"], r"landmarks import .*train/metadata\.csv"),
+        (["train/images/1.jpg", "train/_classes.csv", "test/images/2.jpg"], r"landmarks import .*train/_classes\.csv"),
+        (["data/1.jpg", "data/2.jpg", "labels.json"], "labels.json.* into a CSV"),
+        (["images/1.jpg", "images/2.jpg", "train.csv"], r"landmarks import .*train\.csv"),
+        (["images/1.jpg", "images/2.jpg"], "rename it to the landmark"),
+        (["1.jpg", "metadata.jsonl"], "metadata.jsonl.* into a CSV"),
+        (["cat/1.jpg_large", "cat/2.jpg_large"], "1.jpg_large is an image by its first bytes"),
+    ],
+)
+def test_a_folder_of_images_without_labels_is_no_landmark(tmp_path: Path, files: list[str], told: str) -> None:
+    from landmarks.dataset.importing import import_
+
+    put(tmp_path / "in", *files)
+    for file in tmp_path.rglob("*.jpg_large"):
+        file.write_bytes(b"\xff\xd8\xff\xe0" + bytes(20))
+    with pytest.raises(UsageError, match=told):
+        import_(tmp_path / "in", tmp_path / "out")
+
+
 def test_splits_in_each_landmarks_folder_are_splits(tmp_path: Path) -> None:
     put(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "dog/Train/3.jpg", "dog/Test/4.jpg")
     assert places(list_source(tmp_path)) == {(split, name) for split in ("train", "test") for name in ("cat", "dog")}
@@ -218,6 +274,9 @@ def test_links_that_lead_outside_are_named_with_a_way_out(tmp_path: Path) -> Non
         (["cat/1.jpg", "cat /2.jpg"], '"cat" = "cat "'),
         (["Unknown/1.jpg", "cat/2.jpg"], "call it _unknown"),
         (["all/cat/1.jpg", "all/dog/2.jpg"], "everything lies in the folder all"),
+        (["train/Aves/Corvus/1.jpg", "train/Insecta/Apis/2.jpg"], "2 images lie in folders inside a landmark's folder"),
+        (["images/a/1.jpg", "images/b/2.jpg", "meta/train.txt"], "meta/train.txt may list the images of splits"),
+        (["Other/1.jpg", "cat/2.jpg"], "call it _unknown"),
     ],
 )
 def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, files: list[str], told: str) -> None:

@@ -87,6 +87,30 @@ def _sample(mode: str) -> Image.Image:
     return Image.frombytes(mode, (colours.shape[1], 1), colours.tobytes())
 
 
+def lost_depth(image: Image.Image) -> str:
+    """Return what Pillow would lose of an image's colours of 16 bits, in words, before it has loaded it; else nothing.
+
+    It reads planes of a TIFF that are not packed as if they had eight bits.
+    """
+    tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if tags.get(284) == 2 and tags.get(259, 1) == 1 and max(tags.get(258, (8,))) > 8 and len(image.getbands()) > 1:
+        return "a TIFF of 16 bits whose colours lie one after the other"
+    return ""
+
+
+def too_dark(image: Image.Image, raw: str) -> bool:
+    """Return whether nothing is left of an image in colours of 16 bits, as its file's form `raw` tells, but black.
+
+    Pillow keeps their upper eight bits, and cameras and satellites write 10 or 12 bits into 16.
+    """
+    return ";16" in raw and not _deep(image) and max(high for _, high in _ranges(image)) < 256 * _LEAST_SHARE
+
+
+def _ranges(image: Image.Image) -> list[tuple[int, int]]:
+    colours = [image.getchannel(band).getextrema() for band in image.getbands() if band != "A"]
+    return [(int(low), int(high)) for low, high in colours]  # type: ignore[arg-type]
+
+
 def _deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;")
 
@@ -94,16 +118,19 @@ def _deep(image: Image.Image) -> bool:
 def _in_eight_bits(image: Image.Image) -> Image.Image:
     """Scale greys of more than eight bits, which Pillow would clip.
 
-    Sixteen bits (or as many as a TIFF says) are cut to their upper eight. Elsewhere a file does not say how bright
-    white is: of 1, 255, 65,535 and the largest 32-bit integers it is the first that no pixel exceeds, if the brightest
-    pixel comes near; else the darkest pixel becomes black and the brightest white.
+    Sixteen bits (or as many as a TIFF says) are cut to their upper eight, unless no pixel comes near the brightest of
+    them: cameras write 10 or 12 bits into 16. There, and elsewhere, a file does not say how bright white is: of 1, 255,
+    65,535 and the largest 32-bit integers it is the first that no pixel exceeds, if the brightest pixel comes near;
+    else the darkest pixel becomes black and the brightest white.
     """
     tags: Any = getattr(image, "tag_v2", {}) if getattr(image, "format", None) == "TIFF" else {}
     values = np.asarray(image)
     if image.mode.startswith("I;"):
         told = tags.get(258, (16,))[0]
         bits = told if 8 < told < 16 and int(values.max(initial=0)) >> told == 0 else 16
-        grey = (values >> (bits - 8)).astype(np.uint8)
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        dim = low < high < _LEAST_SHARE * 2**bits
+        grey = _scaled(values.astype(np.float32)) if dim else (values >> (bits - 8)).astype(np.uint8)
     else:
         if image.mode == "I" and tags.get(339, (1,))[0] == 1 and tags and values.min(initial=0) < 0:
             values = values.view(np.uint32)  # a TIFF of unsigned integers, which Pillow reads as signed ones

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
-import unicodedata
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote
 
+from landmarks.dataset.csv_paths import ListedFiles
 from landmarks.dataset.csv_text import SEPARATORS, text_of
 from landmarks.dataset.doubtful_names import whole_numbers
 from landmarks.dataset.manifest import SPLITS
@@ -28,8 +27,10 @@ def list_csv(source: Path) -> Source:
     header = next(lines, None)
     if header is None:
         raise LandmarksError(f"{source} cannot be read as a CSV: it is empty", expected="columns path and label")
-    table = _Header.of(source, header[1])
-    files = _Files(source.parent)
+    first = next(lines, None)
+    table = _Header.of(source, header[1], first[1] if first else [])
+    lines = itertools.chain([first] if first else [], lines)
+    files = ListedFiles(source.parent)
     taken: dict[str, _Taken] = {}
     rejected: list[tuple[str, str]] = []
     for line, cells in lines:
@@ -138,7 +139,8 @@ class _Header:
     like_splits: set[int]  # columns not used whose cells all name splits so far
 
     @classmethod
-    def of(cls, source: Path, names: list[str]) -> _Header:
+    def of(cls, source: Path, names: list[str], first: list[str]) -> _Header:
+        """Find the columns of a header, beneath which the `first` row of cells stands."""
         places: dict[str, int] = {}
         for wanted in COLUMNS:
             meant = [place for place in columns_meant(names, wanted) if place not in places.values()]
@@ -158,6 +160,7 @@ class _Header:
                     expected="path and label; where known id, split, author, license, title",
                     way_out=_hint(names)
                     or did_you_mean(required, names)
+                    or (_label_hint(names, first, places) if required == "label" else "")
                     or f'call the column of {required}s "{required}"',
                 )
         unused = set(range(len(names))) - set(places.values())
@@ -208,6 +211,8 @@ class _Header:
 
 def _hint(names: list[str]) -> str:
     """Return what is likely wrong with a first line that names no columns, or an empty string."""
+    if {column_key(name) for name in names} == {"landmark_id", "images"}:
+        return "it is a list of the archive, of ids and no files: landmarks select MIRROR --clean reads it"
     first = names[0].strip() if len(names) == 1 else ""
     if any(f"{separator}label" in first.lower() or f"label{separator}" in first.lower() for separator in SEPARATORS):
         return "each line stands in quotes as a single cell: take those quotes off"
@@ -221,102 +226,12 @@ def _hint(names: list[str]) -> str:
     return "put commas for the spaces between the cells" if len(first.split()) > 1 else ""
 
 
-# ── Paths ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-_MOST_FOLDERS = 20
-"""Folders beside a CSV in which a file of a bare name is looked for, to name it."""
-
-
-@dataclass
-class _Files:
-    """Finds the files that a list names, also where it spells them as another system would."""
-
-    folder: Path
-    guessed: Counter[str] = field(default_factory=Counter)
-    _seen: dict[Path, dict[str, list[str]]] = field(default_factory=dict)
-    _beside: list[Path] | None = None  # some folders beside the list
-
-    def find(self, text: str) -> tuple[Path | None, str]:
-        """Return the file, or None and why there is none."""
-        try:
-            as_written = self.folder / text
-            if as_written.is_file():
-                return as_written, ""
-            if as_written.exists():
-                return None, "a folder" if as_written.is_dir() else "not a file"
-        except (OSError, ValueError) as error:
-            return None, f"there can be no such file ({getattr(error, 'strerror', None) or error})"
-        if "://" in text:
-            return None, "an address, not a file: what lies there must be fetched first, or file:// be left out"
-        found, why = self._spelt(text)
-        if found is None and "%" in text:
-            found, _ = self._spelt(unquote(text))
-        if found is not None:
-            self.guessed[_difference(text, found.name)] += 1
-            return found, ""
-        return None, why
-
-    def _spelt(self, text: str) -> tuple[Path | None, str]:
-        """Return the file of a path that is spelt as another system would, or why there is none."""
-        steps = [step for step in text.strip().replace("\\", "/").split("/") if step not in ("", ".")]
-        here: Path | None = Path("/") if text.strip().startswith("/") else self.folder
-        for number, step in enumerate(steps):
-            here = self._inside(here, step, last=number == len(steps) - 1) if here is not None else None
-        if here is not None and here.is_file():
-            return here, ""
-        return None, f"there is no such file{self._nearby(text, steps)}"
-
-    def _nearby(self, text: str, steps: list[str]) -> str:
-        """Return where a file lies that a path may mean: nothing is guessed, as it could be another image."""
-        if Path(text).is_file():
-            return "; paths are relative to the folder of the CSV"
-        root = "/" if text.strip().startswith("/") else ""
-        for start in range(0 if root else 1, len(steps)):
-            if self.folder.joinpath(*steps[start:]).is_file():
-                return f"; {'/'.join(steps[start:])} is there: take {root}{'/'.join(steps[:start])} off the paths"
-        if self._beside is None:
-            self._beside = sorted(path for path in self.folder.iterdir() if path.is_dir())[:_MOST_FOLDERS]
-        for folder in self._beside if len(steps) == 1 else ():
-            if (meant := self._inside(folder, steps[-1], last=True)) is not None:
-                there = readable(f"{folder.name}/{meant.name}")
-                return f"; {there} is there: put the CSV into that folder, or the folder before the paths"
-        return "" if Path(text).suffix.lower() in SUFFIXES else ", with no ending of an image either"
-
-    def _inside(self, folder: Path, step: str, *, last: bool) -> Path | None:
-        if step == "..":
-            return folder / step
-        if folder not in self._seen:
-            names: dict[str, list[str]] = {}
-            try:
-                for path in folder.iterdir():
-                    names.setdefault(_key(path.name), []).append(path.name)
-                    if path.suffix.lower() in SUFFIXES:
-                        names.setdefault(f"{_key(path.stem)}\0", []).append(path.name)
-            except OSError:
-                names = {}
-            self._seen[folder] = names
-        known = self._seen[folder]
-        meant = known.get(_key(step)) or (known.get(f"{_key(step)}\0") if last else None) or []
-        exact = [name for name in meant if name == step]
-        meant = exact or meant
-        return folder / meant[0] if len(meant) == 1 else None
-
-    def remarks(self) -> list[str]:
-        """Say how many paths were found otherwise than written, and in which way."""
-        return [f"{count:,} paths were found {how}" for how, count in sorted(self.guessed.items())]
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip().casefold()
-
-
-def _difference(text: str, name: str) -> str:
-    written = text.strip().replace("\\", "/").rsplit("/", 1)[-1]
-    if _key(written) != _key(name) and _key(unquote(written)) == _key(name):
-        return "with letters for the %41 of the list"
-    if _key(written) != _key(name):
-        return "with an ending that the list does not have"
-    if "\\" in text:
-        return "with / for the \\ of the list"
-    return "in another case, or another form of Unicode"
+def _label_hint(names: list[str], first: list[str], places: dict[str, int]) -> str:
+    """Return which columns without a name of ours could say the label, or an empty string."""
+    others = [place for place, name in enumerate(names) if name.strip()]
+    others = [place for place in others if all(wanted == "id" or place != at for wanted, at in places.items())]
+    cells = {first[place].strip() for place in others if place < len(first)}
+    if len(others) > 1 and cells and cells <= {"0", "1", "0.0", "1.0", "0.", "1."}:
+        told = ", ".join(names[place].strip() for place in others[:3])
+        return f"the columns {told} hold 0 and 1 for each label: write the label itself into one column, label"
+    return f'were "{names[others[0]].strip()}" the label: call that column "label"' if len(others) == 1 else ""

@@ -63,4 +63,8 @@ def _refuse_other_files(source: Path, data: bytes) -> None:
         raise LandmarksError(f"{source} cannot be read as a CSV", way_out=way_out)
     what = "JSON" if data[:1] in (b"{", b"[") else name_of(data[:64]) if data else ""
     if what:
-        raise LandmarksError(f"{source} cannot be read as a CSV: it is {what}", expected="columns path and label")
+        raise LandmarksError(
+            f"{source} cannot be read as a CSV: it is {what}",
+            expected="columns path and label",
+            way_out="write the path and the label of each image into a CSV" if what == "JSON" else "",
+        )

@@ -11,7 +11,8 @@ from landmarks.dataset.naming import UNKNOWN, plain
 _NOTHING = frozenset(
     {
         "unknown", "unknowns", "none", "nan", "null", "na", "n/a", "nothing", "unlabeled", "unlabelled", "no label",
-        "not a landmark", "no landmark", "undefined", "background",
+        "not a landmark", "no landmark", "non landmark", "undefined", "background", "other", "others", "negative",
+        "negatives", "distractor", "distractors", "clutter",
     }
 )  # fmt: skip
 """What people call images that show nothing known, as `_alike` gives it."""

@@ -75,19 +75,36 @@ def heif_is_read() -> bool:
 
 
 def without_large_texts(data: bytes) -> bytes:
-    """Return a PNG without texts of more than `_MOST_TEXT` bytes, for which Pillow would refuse it; else `data`."""
-    if not data.startswith(b"\x89PNG") or (len(data) < _MOST_TEXT and b"zTXt" not in data and b"iTXt" not in data):
+    """Return a PNG without texts and profiles of more than `_MOST_TEXT` bytes, for which Pillow would refuse it.
+
+    Anything else is returned as it is.
+    """
+    packed = any(kind in data[:_MOST_TEXT] for kind in (b"zTXt", b"iTXt", b"iCCP"))
+    if not data.startswith(b"\x89PNG") or (len(data) < _MOST_TEXT and not packed):
         return data
     kept, left_out = [data[:8]], False
     total = 0
     for kind, chunk in _chunks(data):
-        size = _text_bytes(kind, chunk) if kind in (b"tEXt", b"zTXt", b"iTXt") else 0
+        size = _text_bytes(kind, chunk) if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") else 0
         total += size
         if size >= _MOST_TEXT or (size and total >= 16 * _MOST_TEXT):
             left_out = True
         else:
             kept.append(chunk)
     return b"".join(kept) if left_out else data
+
+
+def large_profile(data: bytes) -> bytes | None:
+    """Return the colour profile of a PNG that `without_large_texts` takes out, up to 16 MB of it; None for none."""
+    for kind, chunk in _chunks(data) if data.startswith(b"\x89PNG") and b"iCCP" in data[:_MOST_TEXT] else ():
+        if kind == b"IDAT":
+            break
+        if kind == b"iCCP" and _text_bytes(kind, chunk) >= _MOST_TEXT:
+            packed = chunk[8:-4].partition(b"\0")[2][1:]
+            unpacking = zlib.decompressobj()
+            profile = unpacking.decompress(packed, 16 * _MOST_TEXT)
+            return None if unpacking.unconsumed_tail else profile
+    return None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -103,7 +120,7 @@ def _text_bytes(kind: bytes, chunk: bytes) -> int:
     """Return how many bytes the text of a chunk has, up to a little over `_MOST_TEXT` where it is compressed."""
     body = chunk[8:-4]
     keyword, _, rest = body.partition(b"\0")
-    packed = rest[1:] if kind == b"zTXt" else None
+    packed = rest[1:] if kind in (b"zTXt", b"iCCP") else None
     if kind == b"iTXt" and rest[:1] == b"\1":
         packed = rest[2:].split(b"\0", 2)[-1]
     if packed is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import logging
 import math
 from typing import Any
 
@@ -17,9 +18,11 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from landmarks.dataset.beside import Beside, beside_jpeg, beside_pillow, turned_size
-from landmarks.dataset.colours import in_rgb, pixels_in_srgb
-from landmarks.dataset.formats import heif_is_read, is_heif, name_of, text_in, without_large_texts
+from landmarks.dataset.colours import in_rgb, lost_depth, pixels_in_srgb, too_dark
+from landmarks.dataset.formats import heif_is_read, is_heif, large_profile, name_of, text_in, without_large_texts
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it says of each odd file, bare
 
 MAX_PIXELS = 89_478_485
 """No more pixels come of one image: 256 MB as RGB, Pillow's own limit. Checked before anything is allocated."""
@@ -36,7 +39,7 @@ LONGEST_SIDE = 65_500
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 """What is decoded; other plugins of Pillow stay shut, because some of them start programs."""
 
-PIXEL_FORM = 2
+PIXEL_FORM = 3
 """Raised whenever `decode` gives other pixels of the same bytes."""
 
 DECODER = (
@@ -45,7 +48,7 @@ DECODER = (
 )
 """Name and version of what turns bytes into pixels."""
 
-STORED_FORM = 2
+STORED_FORM = 3
 """Raised whenever `prepare` would store something else of the same image; another decoder's grey levels are not."""
 
 INTERPOLATIONS = {
@@ -66,6 +69,8 @@ _UPRIGHT = {  # EXIF orientation → what makes the image upright, TIFF 6.0 tag 
     8: Image.Transpose.ROTATE_90,
 }
 
+
+_SAVE_OTHERWISE = "save it as JPEG or PNG, of 8 bits"
 
 NO_PIXELS = "an image without pixels"
 
@@ -161,10 +166,10 @@ def _decoded(data: bytes, min_side: int | None) -> tuple[np.ndarray[Any, Any], b
     if size is not None:
         beside = beside_jpeg(data)
         _refuse_large_jpeg(*size, beside)
-        image = _decode_jpeg(data, _least_sides(*size, min_side))
+        image, whole = _decode_jpeg(data, _least_sides(*size, min_side))
         if image is not None:
             image = _turned(pixels_in_srgb(image, beside.profile), beside.orientation)
-            return image, beside.orientation == 1
+            return image, whole and beside.orientation == 1
     return pixels_of_pillow(_open_with_pillow(data)), False
 
 
@@ -203,18 +208,30 @@ def _least_sides(width: int, height: int, min_side: int | None) -> tuple[int, in
     return most if min_side is None else (min(most[0], min_side), min(most[1], min_side))
 
 
-def _decode_jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray[Any, Any] | None:
-    """Decode with libjpeg-turbo, not yet upright; None when the file is sound but not for this decoder (CMYK, say)."""
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", min_width=least[0], min_height=least[1]))
-    except KeyError:
-        return None
-    except ValueError as error:
-        reason = str(error)
-        # Bytes between two markers harm nothing; every other warning about the data means lost pixels.
-        if ("orrupt" in reason or "remature" in reason) and "extraneous" not in reason:
-            raise ImageError(f"a damaged or truncated JPEG ({reason})") from error
-        return None
+def _decode_jpeg(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray[Any, Any] | None, bool]:
+    """Decode with libjpeg-turbo, not yet upright; None when the file is sound but not for this decoder (CMYK, say).
+
+    A file that lacks no more than the mark of its end has all pixels; that it is not whole is returned beside them.
+    """
+    sides = {"min_width": least[0], "min_height": least[1]}
+    ends = data if data.endswith(_JPEG_END) else data.removesuffix(_JPEG_END[:1]) + _JPEG_END
+    reason = ""
+    for attempt in (data, ends):
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(attempt, colorspace="RGB", **sides)), attempt is data
+        except KeyError:
+            return None, True
+        except ValueError as error:
+            reason = reason or str(error)
+            if "remature end of JPEG file" not in str(error):
+                break
+    # Bytes between two markers harm nothing; every other warning about the data means lost pixels.
+    if ("orrupt" in reason or "remature" in reason) and "extraneous" not in reason:
+        raise ImageError(f"a damaged or truncated JPEG ({reason})")
+    return None, True
+
+
+_JPEG_END = b"\xff\xd9"
 
 
 def _open_with_pillow(data: bytes) -> Image.Image:
@@ -231,11 +248,14 @@ def _open_with_pillow(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         name = name_of(data) or text_in(data)
         what = f"not an image that is decoded here: {name}" if name else "not an image"
-        raise ImageError(what, expected=f"one of {', '.join(FORMATS)}") from error
+        way_out = _SAVE_OTHERWISE if "TIFF" in name else ""
+        raise ImageError(what, expected=f"one of {', '.join(FORMATS)}", way_out=way_out) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"an image is too large to be decoded safely ({error})", way_out="resize it") from error
     except Exception as error:  # a strange file can make Pillow's plugins raise anything
         raise ImageError(f"an image whose header cannot be read ({error})") from error
+    if (profile := large_profile(data)) is not None:
+        opened.info["icc_profile"] = profile
     return opened
 
 
@@ -247,12 +267,22 @@ def pixels_of_pillow(opened: Image.Image) -> np.ndarray[Any, Any]:
     if 0 in opened.size:
         raise ImageError(NO_PIXELS)
     _refuse_large(*opened.size)
+    tiles = getattr(opened, "tile", ())
+    if lost := lost_depth(opened):
+        raise ImageError(f"{lost} is not decoded", way_out=_SAVE_OTHERWISE)
     try:
         opened.load()
+        dark = any(too_dark(opened, str(tile[3])) for tile in tiles)
         beside = beside_pillow(opened)
         image = np.asarray(in_rgb(opened, beside.profile))
     except Exception as error:
         raise ImageError(f"a damaged or truncated image ({error})") from error
+    if dark:
+        raise ImageError(
+            "an image of 16 bits that uses the darkest of them alone",
+            expected="colours up to the brightest",
+            way_out="scale it to 8 bits: it would be black",
+        )
     return _turned(image, beside.orientation)
 
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from landmarks.dataset.csv_lists import list_csv
 from landmarks.dataset.doubtful_names import doubts_about, one_landmark_of_several
 from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, plain, read_labels_csv
 from landmarks.dataset.sources import (
-    SYSTEM_FOLDERS,
+    LISTS,
     FolderImages,
     Found,
     Source,
+    folders_in,
+    image_by_its_bytes,
     images_in,
     way_out_of,
     way_out_of_name,
     with_ids,
 )
-from landmarks.dataset.spelling import split_meant
+from landmarks.dataset.spelling import split_meant, words_of
+from landmarks.dataset.split_folders import Layout, Steps, deeper_remark, divided, is_of_images, list_near
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.places import as_given
 from landmarks.support.systems import is_text, readable
@@ -43,19 +45,6 @@ def list_source(source: Path, known: Collection[str] = ()) -> Source:
     named = () if known or listed.listed is not None else (one.name for one in found if one.name is not None)
     remarks = [*listed.remarks, *doubts_about(named)]
     return replace(listed, found=with_ids(found), rejected=sorted(listed.rejected), remarks=remarks)
-
-
-Steps = tuple[str, ...]  # the folders that lead to an image, and its name
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which of the folders that lead to an image is its landmark, and which its split."""
-
-    rule: str
-    read: Callable[[Steps], tuple[str | None, str | None] | str]  # (landmark, split), or why the image has no place
-    levels: list[Steps]  # the folders in which the folders of landmarks lie
-    remarks: list[str] = field(default_factory=list)
 
 
 def _list_folder(source: Path, known: Collection[str]) -> Source:
@@ -85,6 +74,7 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
     listed, remarks = _own_list(source)
     ours = (source / LABELS_CSV, source / UNPACKED) if listed is not None else ()
     left = replace(inside, others=[path for path in inside.others if path not in ours])
+    remarks += _unread(source, left.others, found, rejected)
     return Source(
         layout.rule,
         found,
@@ -109,7 +99,7 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
     splits = {top: split for top in tops if (split := split_meant(top))}
     deep = [top for top in splits if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
     if splits and len(splits) == len(tops):
-        return _divided(source, images, base, (splits, deep), remarks)
+        return divided(source, images, base, (splits, deep), remarks)
     looks = {splits[top] for top in deep}
     if len(looks) > 1 and "train" in looks:
         odd = next(top for top in tops if top not in splits)
@@ -119,7 +109,7 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         )
     if deep or len(splits) > 1:
         remarks.append(f"{', '.join(splits)} may be meant as splits, but others lie beside: all are taken as landmarks")
-    elif len(like := [top for top in tops if any(split_meant(word) for word in _words(top))]) > 1:
+    elif len(like := [top for top in tops if any(split_meant(word) for word in words_of(top))]) > 1:
         remarks.append(
             f"{', '.join(like)} may be meant as splits, but are called otherwise: they are taken as landmarks"
         )
@@ -132,59 +122,19 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         rule = "train, val and test in a folder per landmark"
         return Layout(rule, lambda steps: (steps[depth], split_meant(steps[depth + 1])), [base], remarks)
 
-    if deeper := [steps for steps in images if len(steps) > depth + 2]:
-        remarks.append(
-            f"{len(deeper):,} images lie in folders inside a landmark's folder, such as {'/'.join(deeper[0][:-1])}:"
-            f" these are taken for images of {deeper[0][depth]}"
+    if len(tops) == 1 and is_of_images(tops[0]) and not known:
+        raise UsageError(
+            f"{source} holds images in the folder {tops[0]} alone, and no folders of landmarks: they have no labels",
+            expected="a folder per landmark with images inside, or a CSV of paths and labels",
+            way_out=list_near([source.joinpath(*base), source.joinpath(*base, tops[0])])
+            or f"were {tops[0]} a landmark: rename it to the landmark that its images show",
         )
+    remarks += deeper_remark([steps for steps in images if len(steps) > depth + 2], depth)
 
     def read(steps: Steps) -> tuple[str | None, str | None]:
         return (steps[depth] if len(steps) > depth + 1 else None), None
 
     return Layout("a folder per landmark", read, [base], remarks)
-
-
-def _divided(
-    source: Path, images: Sequence[Steps], base: Steps, tops: tuple[dict[str, str], list[str]], remarks: list[str]
-) -> Layout:
-    """Return the layout of a folder whose `tops` are all splits, of which the second list hold folders themselves."""
-    (splits, deep), depth = tops, len(base)
-    if not deep:
-        raise UsageError(
-            f"{source} holds images in {', '.join(splits)}, but no folders of landmarks in them: they have no labels",
-            expected="train/LANDMARK/IMAGE.jpg and the same for val and test, or a CSV of path, label and split",
-            way_out=way_out_of(
-                sorted(path for path in source.joinpath(*base).iterdir() if path.suffix.lower() == ".csv")
-            )
-            or "images to be answered need no import: landmarks predict RUN FOLDER",
-        )
-    wrapper = {steps[depth + 1] for steps in images if len(steps) > depth + 2 and steps[depth] in deep}
-    wrapped = (
-        len(wrapper) == 1
-        and wrapper != {UNKNOWN}
-        and all(len(steps) > depth + 3 for steps in images if len(steps) > depth + 1 and steps[depth] in deep)
-    )
-    if wrapped:
-        remarks.append(
-            f"each split holds the folder {next(iter(wrapper))} alone: the folders in it are taken as landmarks"
-        )
-    at = depth + 1 + wrapped
-    flat = [top for top in splits if top not in deep]
-    for folder in _folders_in(source.joinpath(*base)):
-        if folder.name not in splits and split_meant(folder.name):
-            remarks.append(f"the folder {readable(folder.name)} holds no image")
-    if flat:
-        remarks.append(f"{', '.join(flat)} holds images but no folders of landmarks: without labels they are left out")
-
-    def read(steps: Steps) -> tuple[str | None, str | None] | str:
-        if len(steps) <= depth + 1 or steps[depth] == UNKNOWN:
-            return "it lies beside the folders of splits, in none of them"
-        if steps[depth] in flat:
-            return f"it lies in {steps[depth]}, in no folder of a landmark: what it shows is not known"
-        return (steps[at] if len(steps) > at + 1 else None), splits.get(steps[depth], "train")
-
-    levels = [(*base, top, *(wrapper if wrapped else ())) for top in deep]
-    return Layout(f"a folder per landmark in {', '.join(deep)}", read, levels, remarks)
 
 
 def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) -> tuple[Steps, list[str]]:
@@ -197,17 +147,13 @@ def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) ->
         alone = len(tops) == 1 and all(len(steps) > depth + 2 for steps in images)
         if not alone or top == UNKNOWN or split_meant(top) or plain(top) in known:
             break
-        beside = [folder for folder in _folders_in(source.joinpath(*base)) if folder.name != top]
+        beside = [folder for folder in folders_in(source.joinpath(*base)) if folder.name != top]
         if any(not any(folder.iterdir()) for folder in beside):  # an empty folder: of a landmark, by the look of it
             break
         base = (*base, top)
     if not base:
         return base, []
     return base, [f"everything lies in the folder {'/'.join(base)}: the folders in it are taken as if they lay outside"]
-
-
-def _words(name: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", name)
 
 
 def _refuse_digits(source: Path, images: Sequence[Steps]) -> None:
@@ -217,8 +163,8 @@ def _refuse_digits(source: Path, images: Sequence[Steps]) -> None:
         raise UsageError(
             f"the folders in {source} are the first digits of images' ids, as in the archive's TARs: no landmarks",
             received="/".join(spelt[0]),
-            way_out="landmarks select and fetch take images out of the TARs; or name path and label in a CSV (the"
-            " archive's train.csv knows which id shows which landmark)",
+            way_out="landmarks select and fetch take images out of the TARs; or put the archive's train.csv, which"
+            " knows what they show, into the folder that holds 0 to f, and import that",
         )
 
 
@@ -259,24 +205,33 @@ def _own_list(source: Path) -> tuple[dict[str, Landmark] | None, list[str]]:
     return None, [told + f"; were it a list of paths and labels: landmarks import {path}"]
 
 
+def _unread(
+    source: Path, others: Sequence[Path], found: Sequence[Found], rejected: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Return remarks about files that were passed by and may matter: lists of splits, images by another name."""
+    remarks = []
+    lists = [path for path in others if path.suffix.lower() in (*LISTS, ".txt", ".lst")]
+    lists = [path for path in lists if any(split_meant(word) for word in words_of(path.stem))]
+    if lists and (rejected or not any(one.split for one in found)):
+        told = ", ".join(_shown(path, source) for path in lists[:3]) + (" …" if len(lists) > 3 else "")
+        remarks.append(
+            f"{told} may list the images of splits; in a folder no list is read: write a CSV with a column"
+            " split, and give that"
+        )
+    if found and (images := image_by_its_bytes(others)):
+        remarks.append(f"left out: {images}")
+    return remarks
+
+
 def _empty(source: Path, layout: Layout, images: Sequence[Steps], unlisted: set[Path]) -> list[str]:
     """Return the folders of landmarks that hold no image in any split; those that cannot be listed are told of so."""
     full: set[str] = set()
     named: set[str] = set()
     for level in layout.levels:
-        folders = _folders_in(source.joinpath(*level))
+        folders = folders_in(source.joinpath(*level))
         named |= {folder.name for folder in folders if folder not in unlisted and not folder.is_symlink()}
         full |= {steps[len(level)] for steps in images if steps[: len(level)] == level and len(steps) > len(level) + 1}
     return sorted(readable(name) for name in named - full - {UNKNOWN})
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:  # told elsewhere, by its name
-        return []
-    return sorted(folder / name for name in names if name.casefold() not in SYSTEM_FOLDERS)
 
 
 def _way_out(inside: FolderImages, rejected: Sequence[tuple[str, str]]) -> str:

@@ -181,6 +181,12 @@ def names_of_folders(landmarks: list[Landmark]) -> list[set[str]]:
 
 def read_labels(place: Path) -> pl.DataFrame:
     """Read `labels.parquet` of a dataset or a run."""
+    if place.is_file():
+        with open(place, "rb") as file:
+            if file.read(4) != b"PAR1":
+                raise UsageError(
+                    f"{place} is no table of labels", expected="a dataset, a run, or labels.parquet of one"
+                )
     return read_table(place / "labels.parquet" if place.is_dir() else place, LABELS)
 
 

@@ -33,6 +33,7 @@ SYSTEM_FOLDERS = frozenset(
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,20 @@ def way_out_of(others: Sequence[Path]) -> str:
             return f"{path.name} is a spreadsheet: save it as CSV with the columns path and label, and give that"
         if suffix in (".csv", ".tsv"):
             return f"with paths and labels in {path.name}: landmarks import {path}"
-    nameless = next((path for path in others if not path.suffix and _begins_as_an_image(path)), None)
-    if nameless is not None:
-        return f"{readable(nameless.name)} is an image by its first bytes: files need an ending, such as .jpg"
+    for path in others:
+        if path.suffix.lower() in LISTS:
+            return f"{path.name} is JSON: write the path and the label of each image into a CSV, and give that"
+    return image_by_its_bytes(others)
+
+
+def image_by_its_bytes(others: Sequence[Path]) -> str:
+    """Return what can be done where files that are no images by name are images; empty where none is.
+
+    One file of each ending is looked at.
+    """
+    for path in {path.suffix: path for path in reversed(others)}.values():
+        if _begins_as_an_image(path):
+            return f"{readable(path.name)} is an image by its first bytes: files need an ending, such as .jpg"
     return ""
 
 
@@ -199,7 +211,18 @@ def _begins_as_an_image(path: Path) -> bool:
             start = file.read(16)
     except OSError:
         return False
-    return start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")) or start[8:12] in (b"WEBP", b"avif")
+    bitmap = not path.suffix and start.startswith(b"BM")  # two letters are too few where a name says something else
+    return bitmap or start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or start[8:12] in (b"WEBP", b"avif")
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones and a system's own; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:  # told elsewhere, by its name
+        return []
+    return sorted(folder / name for name in names if name.casefold() not in SYSTEM_FOLDERS)
 
 
 def with_ids(found: list[Found]) -> list[Found]:

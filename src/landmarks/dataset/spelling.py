@@ -16,7 +16,7 @@ COLUMNS = {
     "path": (
         "path", "file", "filename", "filepath", "file_name", "file_path", "image", "image_path", "image_file",
         "image_name", "fname", "imagepath", "imagename", "img", "img_path", "img_name", "image_filename", "photo",
-        "picture",
+        "picture", "filenames", "filepaths", "image_names", "image_paths", "paths",
     ),
     "label": (
         "label", "class", "class_name", "classname", "label_name", "landmark", "landmark_name", "category", "target",
@@ -42,6 +42,11 @@ def split_meant(name: str) -> str | None:
             if bare in words:
                 return split
     return None
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a name, in its own case, without numbers and what stands between."""
+    return re.findall(r"[^\W\d_]+", name)
 
 
 def column_key(name: str) -> str:

@@ -391,9 +391,25 @@ def tell(division: Division, labels: pl.DataFrame) -> None:
         absent = len(size) - landmark_of.filter(pl.Series(assigned == which)).drop_nulls().n_unique()
         if counts[which] and absent:
             note(f"{plural(absent, 'landmark')} {'has' if absent == 1 else 'have'} no image in {name}")
+    if told := _never_learned(division, labels):
+        note(told)
     for one in swallowed[:5]:
         label = labels.filter(pl.col("landmark_id") == one["landmark_id"])["name"]
         name = label[0] if len(label) else one["landmark_id"]
         note(f"one group holds {one['in_one_group']:,} of the {one['images']:,} images of {name}")
     if len(swallowed) > 5:
         note(f"and so for {len(swallowed) - 5:,} more landmarks")
+
+
+def _never_learned(division: Division, labels: pl.DataFrame) -> str:
+    """Return which landmarks have images in val or test alone, and what that means; empty where none has."""
+    images = division.images.with_columns(train=pl.Series(division.assigned == TRAIN))
+    if not images["train"].any():  # a test set by itself
+        return ""
+    without = images.group_by("landmark_id").agg(pl.col("train").any()).drop_nulls().filter(~pl.col("train"))
+    names = labels.join(without, on="landmark_id", how="semi", maintain_order="left")["name"].to_list()
+    if not names:
+        return ""
+    told = ", ".join(map(str, names[:5])) + (" …" if len(names) > 5 else "")
+    have = "has" if len(names) == 1 else "have"
+    return f"{plural(len(names), 'landmark')} {have} no image in train, and can never be answered: {told}"
