@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -154,6 +155,26 @@ def test_being_asked_to_end_is_an_interruption(number: int, tmp_path: Path) -> N
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 130
     assert ended.stderr == "interrupted; nothing is half-written; run the same command again\n"
+
+
+@pytest.mark.linux
+def test_who_asks_twice_does_not_wait_for_threads_and_sees_no_traceback() -> None:
+    code = (
+        "import os, signal, threading, time, sys, landmarks.dataset.credits as credits\n"
+        "def waiting(*_, **__):\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "credits.credits = waiting\n"
+        "from landmarks.cli.main import main; sys.argv = ['landmarks', 'credits', 'x']; main()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as asked:
+        assert asked.stderr is not None
+        assert asked.stderr.readline() == "interrupted; nothing is half-written; run the same command again\n"
+        time.sleep(0.2)  # it begins to wait for its thread
+        asked.send_signal(signal.SIGINT)
+        assert asked.stderr.read() == ""
+    assert asked.returncode == 130
 
 
 SOURCES = sorted(Path(landmarks.__file__).parent.rglob("*.py"))

@@ -82,9 +82,9 @@ from landmarks.training.loader import batches
 from landmarks.training.readers import Readers
 dataset, readers = open_dataset(sys.argv[1]), Readers(2)
 small = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-while True:
-    for _ in batches(dataset, dataset.split("train"), small, batch_size=8, workers=readers):
-        print("a batch", flush=True)
+for _ in batches(dataset, dataset.split("train"), small, batch_size=8, workers=readers):
+    print("a batch", flush=True)
+    time.sleep(600)  # the others are read ahead; a query of polars would be interrupted twice, by itself and by Python
 """
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import os
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -93,7 +95,15 @@ def main() -> None:
     wait_without_spinning()
     accept_any_text()
     interrupt_when_asked_to_end()
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except (
+        KeyboardInterrupt
+    ):  # a second one while the first is told of; where polars is interrupted there always are two
+        code = 130
+    if code == 130:  # threads may be waited for now, and who asks again does not want to see where
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
