@@ -158,6 +158,8 @@ def test_bad_weather_costs_nothing_but_the_tar_with_the_false_md5(
     lost = ids[30:40]
     assert [one["tar"] for one in data.record["failed"]] == ["train/images_003.tar"]
     assert "wrong MD5" in data.record["failed"][0]["why"] and streams >= 2
+    assert "the same each time" in data.record["failed"][0]["why"]
+    assert "--method ranges" in data.record["failed"][0]["why"]
     told = rejected(data)
     assert sorted(told) == sorted(lost)
     assert all(where == "train/images_003.tar" and "wrong MD5" in why for where, why in told.values())

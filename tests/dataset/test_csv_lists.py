@@ -56,7 +56,8 @@ def test_excels_own_line_about_the_separator_is_no_header(folder: Path) -> None:
 @pytest.mark.parametrize(
     "header",
     ["file,label", "Filename,Class", "image,landmark", " Image Path ,CLASS NAME", "img,category", "image_id,label",
-     "id,label", "path,landmark_id", "FILE_NAME,target"],
+     "id,label", "path,landmark_id", "FILE_NAME,target", "Filename,ClassId", "ImageID,LabelName",
+     "image-path,category_id"],
 )  # fmt: skip
 def test_columns_are_known_by_the_names_people_use(folder: Path, header: str) -> None:
     assert rows(listed(folder, f"{header}\nimg/a.jpg,cat\nimg/b.jpg,dog\n")) == BOTH
@@ -250,6 +251,13 @@ def test_whole_numbers_of_a_table_with_gaps_are_whole(folder: Path) -> None:
         assert [
             name for _, name in rows(listed(folder, "path,label\nimg/a.jpg,{}\nimg/b.jpg,{}\n".format(*labels)))
         ] == [*labels]
+
+
+@pytest.mark.parametrize(("column", "cells"), [("is_valid", "True,False"), ("kfold", "0,4"), ("IsTrain", "1,0")])
+def test_a_column_that_says_the_split_in_other_words_is_named(folder: Path, column: str, cells: str) -> None:
+    first, second = cells.split(",")
+    source = listed(folder, f"path,label,{column}\nimg/a.jpg,cat,{first}\nimg/b.jpg,dog,{second}\n")
+    assert any(f"the column {column} may say the split" in remark for remark in source.remarks)
 
 
 def test_a_column_that_could_be_the_split_is_named(folder: Path) -> None:

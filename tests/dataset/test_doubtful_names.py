@@ -19,6 +19,8 @@ from landmarks.dataset.doubtful_names import doubts_about, one_landmark_of_sever
         (["nan", "cat"], '"nan" is taken as a landmark'),
         (["-1", "0", "1"], 'positions of the sorted names and not the numbers in them, as "-1" is none'),
         (["cat", "dog", "cat|dog"], '"cat|dog" is taken as one landmark, although cat and dog are landmarks too'),
+        (["cat", "dog", "cat dog"], '"cat dog" is taken as one landmark, although cat and dog are landmarks too'),
+        (["cat", "dog", "cat & dog"], "although cat and dog are landmarks too"),
     ],
 )
 def test_what_is_doubtful_is_one_remark(names: list[str], told: str) -> None:

@@ -106,6 +106,20 @@ def test_a_threshold_that_lets_more_pass_than_was_asked_for_says_so() -> None:
     assert "asked for" not in str(replace(chosen, accepted_unknown=0.03))
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_near_duplicates_of_training_images_are_told_where_the_split_parts_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], apart: bool
+) -> None:
+    shown = [[11], [11], [22], [22], [11], [11], [22], [22]]  # two and two are of one group
+    parted = ["train", "test", "train", "test", "val", "val", "test", "train"]
+    whole = ["train", "train", "test", "test", "val", "val", "train", "train"]
+    data = make_dataset(tmp_path / "data", shown, splits=parted if apart else whole)
+    evaluate(make_run(tmp_path / "run", data).folder)
+    told = capfd.readouterr().err
+    assert ("3 of the 3 images are near-duplicates of ones that run was trained on" in told) == apart
+    assert "run answers 2 landmarks, which are all among the best five: top5 says nothing" in told
+
+
 def test_landmarks_of_another_dataset_are_found_by_their_ids(run: Run, test_data: Dataset) -> None:
     numbers = evaluate(run.folder, data=test_data.folder).record
     table = read_predictions(run.folder / "predictions" / "elsewhere.parquet")

@@ -123,12 +123,14 @@ def tar_to_shard(task: TarTask, report: Report) -> Outcome:
         except MirrorError as error:
             return Outcome(task.tar, failure=str(error), lost=_all_ids(task.places), remarks=tuple(remarks))
     seen: set[str] = set()
+    wrong: set[str] = set()
     for tried in range(1, STREAMED_TRIES + 1):
         contents = Contents()
         try:
             return _write(task, _by_streaming(task, contents, report), contents, report, remarks)
         except (WrongMd5Error, TruncatedError, HeaderError, RangesRefusedError) as error:
             failure = str(error)
+            wrong.add(failure)
             if tried < STREAMED_TRIES:
                 remarks.append(f"{failure}; streamed again")
         except MirrorError as error:
@@ -136,6 +138,11 @@ def tar_to_shard(task: TarTask, report: Report) -> Outcome:
             break
         finally:
             seen.update(contents.ids)
+    if len(wrong) == 1 and "wrong MD5" in failure:
+        failure += (
+            ", the same each time: the mirror's file is another than the published one. With a byte index"
+            " (landmarks locate) --method ranges takes single images, each of which is looked at"
+        )
     wanted = is_among(np.load(wanted_file(task.out), mmap_mode="r"))
     lost = tuple(sorted(id for id in seen if wanted(id)))
     return Outcome(task.tar, failure=failure, lost=lost, remarks=tuple(remarks))

@@ -16,7 +16,7 @@ from landmarks.dataset.doubtful_names import whole_numbers
 from landmarks.dataset.manifest import SPLITS
 from landmarks.dataset.naming import UNKNOWN, plain
 from landmarks.dataset.sources import SUFFIXES, Found, Source
-from landmarks.dataset.spelling import COLUMNS, STAND_IN, column_key, columns_meant, split_meant
+from landmarks.dataset.spelling import COLUMNS, column_key, columns_meant, is_stand_in, may_be_split, split_meant
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.systems import readable
 
@@ -199,13 +199,15 @@ class _Header:
     def remarks(self, source: Path) -> list[str]:
         """Say which columns were taken for which, where that is not plain, and which were not used."""
         others = {wanted: self.names[place].strip() for wanted, place in self.places.items()}
-        taken = [f"{name} as {wanted}" for wanted, name in others.items() if name in STAND_IN.get(wanted, ())]
+        taken = [f"{name} as {wanted}" for wanted, name in others.items() if is_stand_in(name, wanted)]
         unused = [name.strip() for place, name in enumerate(self.names) if place not in self.places.values()]
         told = [f"of {source.name} the columns {', '.join(taken)} are taken"] if taken else []
         if named := [name for name in unused if name]:
             told.append(f"of {source.name} the columns {', '.join(named)[:200]} are not used")
         if like := [self.names[place].strip() for place in sorted(self.like_splits)]:
             told.append(f'every row of the column {like[0]} names a split: to have it taken, call the column "split"')
+        elif "split" not in self.places and (may := [name for name in unused if may_be_split(name)]):
+            told.append(f"the column {may[0]} may say the split: one with train, val or test, called split, is taken")
         return told
 
 

@@ -76,7 +76,7 @@ def _numbers(names: list[str]) -> list[str]:
 
 def _several(names: list[str]) -> list[str]:
     known = set(names)
-    for separator in "|;,":
+    for separator in "|;,/+& ":
         for name in names:
             parts = [plain(part) for part in name.split(separator)]
             if len(parts) > 1 and known.issuperset(parts):

@@ -30,7 +30,10 @@ COLUMNS = {
 }  # fmt: skip
 """Column → the names under which it is known; where the first is there, it is meant."""
 
-STAND_IN = {"path": ("image_id", "imageid", "id"), "label": ("landmark_id", "class_id", "label_id")}
+STAND_IN = {
+    "path": ("image_id", "imageid", "id"),
+    "label": ("landmark_id", "class_id", "label_id", "category_id", "class_index", "label_index"),
+}
 """What is meant where no column has any of these names."""
 
 
@@ -55,15 +58,35 @@ def column_key(name: str) -> str:
 
 
 def columns_meant(names: Sequence[str], wanted: str) -> list[int]:
-    """Return where in a header the column `wanted` stands; several places where that cannot be known."""
-    keys = [column_key(name) for name in names]
+    """Return where in a header the column `wanted` stands; several places where that cannot be known.
+
+    Words may be joined by `_` or by nothing: `ClassId` is `class_id`.
+    """
+    keys = [column_key(name).replace("_", "") for name in names]
     exact = [place for place, key in enumerate(keys) if key == COLUMNS[wanted][0]]
     if exact:
         return exact
-    known = [place for place, key in enumerate(keys) if key in COLUMNS[wanted]]
+    known = [place for place, key in enumerate(keys) if key in _joined(COLUMNS[wanted])]
     if known:
         return known
-    for stand_in in STAND_IN.get(wanted, ()):
+    for stand_in in _joined(STAND_IN.get(wanted, ())):
         if stand_in in keys:
             return [place for place, key in enumerate(keys) if key == stand_in]
     return []
+
+
+def is_stand_in(name: str, wanted: str) -> bool:
+    """Return whether a column of this name is taken for `wanted` only where no better one is there."""
+    return column_key(name).replace("_", "") in _joined(STAND_IN.get(wanted, ()))
+
+
+def _joined(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.replace("_", "") for name in names))
+
+
+def may_be_split(name: str) -> bool:
+    """Return whether a column is called as columns are that say the split in other words: `is_valid`, `fold`."""
+    return re.sub(r"^is", "", column_key(name).replace("_", "")) in _SPLIT_COLUMNS
+
+
+_SPLIT_COLUMNS = frozenset({*(word for words in _MEANT.values() for word in words), "fold", "folds", "kfold", "cvfold"})

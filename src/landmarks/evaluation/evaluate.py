@@ -34,7 +34,7 @@ from landmarks.support.errors import LandmarksError, UsageError, naming_the_extr
 from landmarks.support.files import held, refuse_other_kind
 from landmarks.support.places import Place
 from landmarks.support.tables import CSV_ENDINGS, write_csv
-from landmarks.training.asked import Asked, ask
+from landmarks.training.asked import Asked, ask, kin_of_training
 from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
 from landmarks.training.run import Run
 
@@ -87,9 +87,7 @@ def evaluate(
         )
     _require_what_comes_later(submission, wrong, (unknown, references), false_acceptance)
     asked = ask(opened, data, split)
-    if asked.own and asked.split in ("train", "val"):
-        what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
-        note(f"{opened.name} was {what} these images: the numbers say little about new images")
+    _tell_what_weakens(opened, asked)
     with held(opened.folder):
         started = time.monotonic()
         name = name_of(opened, asked)
@@ -132,6 +130,21 @@ def evaluate(
             write_csv(wrong, listed)
             note(f"{plural(len(listed), 'image')} answered wrong, written to {wrong}")
     return evaluation_of(numbers)
+
+
+def _tell_what_weakens(run: Run | MeasuredExport, asked: Asked) -> None:
+    """Say what a reader must know of the images or the landmarks before believing a number."""
+    if asked.own and asked.split in ("train", "val"):
+        what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
+        note(f"{run.name} was {what} these images: the numbers say little about new images")
+    elif kin := kin_of_training(asked):
+        note(
+            f"{kin:,} of the {len(asked.images):,} images are near-duplicates of ones that {run.name} was trained on"
+            " or validated with, as the split parts them: the numbers say less about new images"
+            f" (landmarks split {asked.dataset.folder} --anew keeps them together)"
+        )
+    if (answered := len(run.labels)) <= 5:
+        note(f"{run.name} answers {answered} landmarks, which are all among the best five: top5 says nothing")
 
 
 def _require_what_comes_later(

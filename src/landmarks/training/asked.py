@@ -105,6 +105,17 @@ def ask(run: Run, data: Place | None, split: str, *, any_landmarks: bool = False
     return Asked(dataset, images, split, own, matching, seen, copies)
 
 
+def kin_of_training(asked: Asked) -> int:
+    """Return how many of the images asked for are grouped with images that the run learned from or was chosen by.
+
+    Groups are near-duplicates: a split that came with the images, or was drawn at random, may part them.
+    """
+    if not asked.own or asked.split not in SPLITS:
+        return 0
+    learned = [asked.dataset.split(name)["group"] for name in ("train", "val") if name != asked.split]
+    return int(asked.images["group"].drop_nulls().is_in(pl.concat(learned).drop_nulls().implode()).sum())
+
+
 def _matched(run: Run, dataset: Dataset, *, required: bool, told: bool) -> Matching:
     matching = match_to(run, dataset)
     theirs = len(dataset.labels)
