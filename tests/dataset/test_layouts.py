@@ -30,7 +30,7 @@ def places(source: Source) -> set[tuple[str | None, str | None]]:
     ("name", "split"),
     [
         *((name, "train") for name in ("train", "Train", "TRAINING", "Training Set", "train_images", "trainset")),
-        *((name, "val") for name in ("val", "Valid", "VALIDATION", "dev", "validation_data", "val2017", "development")),
+        *((name, "val") for name in ("val", "Valid", "VALIDATION", "dev", "validation_data", "val2017", "eval")),
         *((name, "test") for name in ("test", "Testing", "TEST_SET", "images_test", "test.split", "tests")),
         *((name, None) for name in ("trainer", "value", "testament", "valley", "training camp", "set", "", "contest")),
     ],
@@ -111,6 +111,46 @@ def test_each_split_may_have_a_wrapper_of_its_own(tmp_path: Path, folders: tuple
     assert {one.name for one in source.found} == {"cat", "dog"}
     assert {one.split for one in source.found} == {"train", "val" if folders[1] == "val" else "test"}
     assert any("alone: the folders in it are taken as landmarks" in remark for remark in source.remarks)
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("01_train", "02_test"), {"train", "test"}),
+        (("X_train", "X_test"), {"train", "test"}),
+        (("train_256", "val_256"), {"train", "val"}),
+        (("cropped_train/cropped_train", "cropped_test/cropped_test"), {"train", "test"}),
+        (("train", "test1"), {"train", "test"}),
+        (("train", "eval"), {"train", "val"}),
+    ],
+)
+def test_folders_that_hold_the_same_and_tell_a_split_in_a_word_are_splits(
+    tmp_path: Path, folders: tuple[str, str], splits: set[str]
+) -> None:
+    put(
+        tmp_path, *(f"{folder}/{name}/{number}.jpg" for number, folder in enumerate(folders) for name in ("cat", "dog"))
+    )
+    source = list_source(tmp_path)
+    assert places(source) == {(split, name) for split in splits for name in ("cat", "dog")}
+    if folders != ("train", "eval"):
+        assert any("taken as splits: they hold folders of the same names" in remark for remark in source.remarks)
+
+
+@pytest.mark.parametrize(
+    ("files", "odd"),
+    [
+        (["train/cat/1.jpg", "train/dog/2.jpg", "holdout/cat/3.jpg"], "holdout beside it"),
+        (["seg_train/cat/1.jpg", "seg_test/cat/2.jpg", "seg_pred/3.jpg"], "seg_pred beside them"),
+        (
+            ["seg_train/seg_train/cat/1.jpg", "seg_test/seg_test/cat/2.jpg", "seg_pred/seg_pred/3.jpg"],
+            "seg_pred beside",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_split_beside_such_is_asked_about(tmp_path: Path, files: list[str], odd: str) -> None:
+    put(tmp_path, *files)
+    with pytest.raises(UsageError, match=f"looks divided into .*, but the folder {odd}.*call it val or test"):
+        list_source(tmp_path)
 
 
 def test_a_landmark_that_is_alone_in_its_split_wraps_nothing(tmp_path: Path) -> None:
@@ -267,8 +307,10 @@ def test_links_that_lead_outside_are_named_with_a_way_out(tmp_path: Path) -> Non
             ["fold_0/cat/1.jpg", "fold_1/cat/2.jpg"],
             "2 images lie in folders inside a landmark's folder, such as fold_0/cat",
         ),
-        (["01_train/cat/1.jpg", "02_test/cat/2.jpg"], "01_train, 02_test may be meant as splits"),
-        (["seg_train/cat/1.jpg", "seg_test/cat/2.jpg", "seg_pred/3.jpg"], "seg_test, seg_train may be meant as splits"),
+        (["01_train/cat/1.jpg", "02_test/dog/2.jpg"], "01_train, 02_test may be meant as splits"),
+        (["fold_0/cat/1.jpg", "fold_0/dog/1.jpg", "fold_1/cat/2.jpg", "fold_1/dog/2.jpg"], "the same names (cat, dog)"),
+        (["bus/day/1.jpg", "car/day/2.jpg", "train/day/3.jpg", "train/night/4.jpg"], "train may be meant as splits"),
+        (["Train Station/day/1.jpg", "Castle/day/2.jpg"], "2 images lie in folders inside a landmark's folder"),
         (["Cat/1.jpg", "cat/2.jpg"], '"Cat" and "cat"'),
         (["train/Cat/1.jpg", "test/cat/2.jpg"], '"Cat" and "cat"'),
         (["cat/1.jpg", "cat /2.jpg"], '"cat" = "cat "'),

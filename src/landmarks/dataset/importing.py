@@ -207,7 +207,9 @@ def _finished(out: Path, inputs: str) -> Dataset | None:
     if not (out / "dataset.json").exists():
         return None
     if read_record(out / "dataset.json")["inputs"] != inputs:
-        raise StaleError(f"{out} holds a dataset of other images or settings", way_out="choose another folder")
+        raise StaleError(
+            f"{out} holds a dataset of other images or settings", way_out="choose another folder; --add adds to it"
+        )
     remove_folder(out / UNFINISHED)  # of an import that was killed when all but this was done
     note(f"{out} already holds exactly this")
     return open_dataset(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from landmarks.dataset.sources import (
     way_out_of_name,
     with_ids,
 )
-from landmarks.dataset.spelling import split_meant, words_of
+from landmarks.dataset.spelling import split_in, split_meant, words_of
 from landmarks.dataset.split_folders import Layout, Steps, deeper_remark, divided, is_of_images, list_near
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.places import as_given
@@ -100,12 +100,21 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
     deep = [top for top in splits if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
     if splits and len(splits) == len(tops):
         return divided(source, images, base, (splits, deep), remarks)
+    likely = {top: split for top in tops if (split := split_in(top))}
+    odd = [top for top in tops if top not in likely]
+    alike = _hold_the_same(images, depth, likely, tops)
+    if alike and not odd:
+        remarks.append(f"{', '.join(tops)} are taken as splits: they hold folders of the same names")
+        deep = [top for top in tops if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
+        return divided(source, images, base, (likely, deep), remarks)
     looks = {splits[top] for top in deep}
-    if len(looks) > 1 and "train" in looks:
-        odd = next(top for top in tops if top not in splits)
+    sure = "train" in looks or len(set(likely.values())) > 1  # `Train Station` alone says nothing
+    if (len(looks) > 1 and "train" in looks) or (alike and sure and len(likely) >= len(odd)):
+        beside = next(top for top in tops if top not in (likely if alike else splits))
         raise UsageError(
-            f"{source} looks divided into {', '.join(deep)}, but the folder {odd} beside them is no split",
-            way_out=f"move {odd} elsewhere, or name the images in a CSV of path, label and split",
+            f"{source} looks divided into {', '.join(likely if alike else deep)}, but the folder {beside} beside"
+            f" {'them' if len(likely) > 1 else 'it'} is no split",
+            way_out=f"call it val or test, move {beside} elsewhere, or name the images in a CSV of path, label and split",
         )
     if deep or len(splits) > 1:
         remarks.append(f"{', '.join(splits)} may be meant as splits, but others lie beside: all are taken as landmarks")
@@ -129,12 +138,35 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
             way_out=list_near([source.joinpath(*base), source.joinpath(*base, tops[0])])
             or f"were {tops[0]} a landmark: rename it to the landmark that its images show",
         )
-    remarks += deeper_remark([steps for steps in images if len(steps) > depth + 2], depth)
+    deeper = [steps for steps in images if len(steps) > depth + 2]
+    remarks += deeper_remark(deeper, depth)
+    if len(tops) > 1 and len(deeper) == len(images) and len(inner) > 1:
+        each = [{steps[depth + 1] for steps in deeper if steps[depth] == top} for top in tops]
+        if all(names == inner for names in each):
+            remarks.append(
+                f"all of them hold folders of the same names ({', '.join(sorted(inner)[:3])}): were those the"
+                " landmarks, give one of the folders, or name path, label and split in a CSV"
+            )
 
     def read(steps: Steps) -> tuple[str | None, str | None]:
         return (steps[depth] if len(steps) > depth + 1 else None), None
 
     return Layout("a folder per landmark", read, [base], remarks)
+
+
+def _hold_the_same(images: Sequence[Steps], depth: int, likely: Mapping[str, str], tops: Sequence[str]) -> list[str]:
+    """Return the folders beside train that hold folders of the names that train holds, as splits do and landmarks not.
+
+    A folder that is alone in its split wraps the others.
+    """
+    named: dict[str, set[str]] = {}
+    for top in tops:
+        below = [steps[depth + 1 :] for steps in images if len(steps) > depth + 2 and steps[depth] == top]
+        if len({steps[0] for steps in below}) == 1 and all(len(steps) > 2 for steps in below):
+            below = [steps[1:] for steps in below]
+        named[top] = {steps[0] for steps in below} - {UNKNOWN}
+    trained = set().union(*(named[top] for top, split in likely.items() if split == "train"))
+    return [top for top in tops if likely.get(top) != "train" and named[top] & trained]
 
 
 def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) -> tuple[Steps, list[str]]:

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 
 _MEANT = {
     "train": ("train", "training", "trn", "learn", "learning"),
-    "val": ("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"),
+    "val": (
+        "val",
+        "valid",
+        "validation",
+        "validate",
+        "validating",
+        "dev",
+        "devel",
+        "development",
+        "eval",
+        "evaluation",
+    ),
     "test": ("test", "testing", "tests", "tst"),
 }
 _BESIDE = r"(?:sets?|data|split|part|images?|imgs?|photos?|pictures?|folder|dir|[0-9]{4})"
@@ -45,6 +56,12 @@ def split_meant(name: str) -> str | None:
             if bare in words:
                 return split
     return None
+
+
+def split_in(name: str) -> str | None:
+    """Return the one split that a name tells in its words (`X_train`, `test1`); None for none and for several."""
+    told = {split for word in words_of(name) if (split := split_meant(word))}
+    return split_meant(name) or (told.pop() if len(told) == 1 else None)
 
 
 def words_of(name: str) -> list[str]:

@@ -135,8 +135,10 @@ def evaluate(
 def _tell_what_weakens(run: Run | MeasuredExport, asked: Asked) -> None:
     """Say what a reader must know of the images or the landmarks before believing a number."""
     if asked.own and asked.split in ("train", "val"):
-        what = "trained on" if asked.split == "train" else "validated with, which chose its best epoch"
-        note(f"{run.name} was {what} these images: the numbers say little about new images")
+        what = (
+            "trained on these images" if asked.split == "train" else "validated with these, which chose its best epoch"
+        )
+        note(f"{run.name} was {what}: the numbers say little about new images")
     elif kin := kin_of_training(asked):
         note(
             f"{kin:,} of the {len(asked.images):,} images are near-duplicates of ones that {run.name} was trained on"
