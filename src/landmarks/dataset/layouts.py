@@ -114,7 +114,7 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         raise UsageError(
             f"{source} looks divided into {', '.join(likely if alike else deep)}, but the folder {beside} beside"
             f" {'them' if len(likely) > 1 else 'it'} is no split",
-            way_out=f"call it val or test, move {beside} elsewhere, or name the images in a CSV of path, label and split",
+            way_out=f"call it val or test, move {beside} elsewhere, or name the images in a CSV that tells the split",
         )
     if deep or len(splits) > 1:
         remarks.append(f"{', '.join(splits)} may be meant as splits, but others lie beside: all are taken as landmarks")
