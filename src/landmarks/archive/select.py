@@ -23,14 +23,12 @@ from landmarks.archive.csv_tables import (
     TRAIN,
     CsvTable,
     collect,
-    holds,
     lines_of,
     read_checked,
     scan,
     strange_row,
-    with_names,
-    with_told,
 )
+from landmarks.archive.landmark_names import holds, with_names, with_told
 from landmarks.archive.local_csvs import Csvs, bytes_of_one
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.rules import DATA, Rule, drawn, eligible, landmark_ids, refuse_unknown_supercategory
