@@ -131,10 +131,10 @@ def test_no_file_of_the_house_has_the_name_of_another() -> None:
 
 def test_an_interruption_ends_with_130_and_one_line(tmp_path: Path) -> None:
     code = (
-        "import sys, landmarks.support.console as console, landmarks.study.demo as demo\n"
+        "import sys, landmarks.archive.fetch as fetching\n"
         "def interrupted(*_, **__): raise KeyboardInterrupt\n"
-        "demo.demo = interrupted\n"
-        "from landmarks.cli.main import run; sys.exit(run(['demo', '-o', sys.argv[1]]))\n"
+        "fetching.fetch = interrupted\n"
+        "from landmarks.cli.main import run; sys.exit(run(['fetch', 'x.parquet', '-o', sys.argv[1]]))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 130

@@ -115,6 +115,7 @@ def test_a_pattern_lists_all_that_are_called_so():
         networks("resnest18x*")
 
 
+@pytest.mark.slow  # they are large
 def test_a_network_without_features_is_left_out_of_a_pattern_and_refused_by_name(capsys: pytest.CaptureFixture[str]):
     assert "mobilenetv5_300m_enc" not in networks("mobilenetv5_300m*", image_size=64)["network"].to_list()
     assert "are left out" in capsys.readouterr().err
