@@ -177,6 +177,10 @@ def test_a_folder_of_images_in_a_split_is_no_landmark(tmp_path: Path, folder: st
         (["images/1.jpg", "images/2.jpg", "train.csv"], r"landmarks import .*train\.csv"),
         (["images/1.jpg", "images/2.jpg"], "rename it to the landmark"),
         (["1.jpg", "metadata.jsonl"], "metadata.jsonl.* into a CSV"),
+        (["train/data-0.parquet"], "holds images as a table does: write them as files"),
+        (["cat/1.mov"], "is a video: save frames"),
+        (["cat/1.NEF"], "is a camera's raw file: save it as JPEG"),
+        (["cat/1.jp2"], "of a kind that is not decoded here: save it as JPEG or PNG"),
         (["cat/1.jpg_large", "cat/2.jpg_large"], "1.jpg_large is an image by its first bytes"),
     ],
 )

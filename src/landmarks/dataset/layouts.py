@@ -122,7 +122,7 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         remarks.append(
             f"{', '.join(like)} may be meant as splits, but are called otherwise: they are taken as landmarks"
         )
-    inner = {steps[depth + 1] for steps in images if len(steps) == depth + 3 and steps[depth] in tops}
+    inner = {steps[depth + 1] for steps in images if len(steps) == depth + 3 and steps[depth] != UNKNOWN}
     if (
         len(tops) > 1
         and len({split_meant(name) for name in inner}) > 1
@@ -141,8 +141,8 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
     deeper = [steps for steps in images if len(steps) > depth + 2]
     remarks += deeper_remark(deeper, depth)
     if len(tops) > 1 and len(deeper) == len(images) and len(inner) > 1:
-        each = [{steps[depth + 1] for steps in deeper if steps[depth] == top} for top in tops]
-        if all(names == inner for names in each):
+        each = _named_inside(images, depth)
+        if all(each.get(top) == inner for top in tops):
             remarks.append(
                 f"all of them hold folders of the same names ({', '.join(sorted(inner)[:3])}): were those the"
                 " landmarks, give one of the folders, or name path, label and split in a CSV"
@@ -159,14 +159,28 @@ def _hold_the_same(images: Sequence[Steps], depth: int, likely: Mapping[str, str
 
     A folder that is alone in its split wraps the others.
     """
-    named: dict[str, set[str]] = {}
-    for top in tops:
-        below = [steps[depth + 1 :] for steps in images if len(steps) > depth + 2 and steps[depth] == top]
-        if len({steps[0] for steps in below}) == 1 and all(len(steps) > 2 for steps in below):
-            below = [steps[1:] for steps in below]
-        named[top] = {steps[0] for steps in below} - {UNKNOWN}
-    trained = set().union(*(named[top] for top, split in likely.items() if split == "train"))
-    return [top for top in tops if likely.get(top) != "train" and named[top] & trained]
+    if "train" not in likely.values():
+        return []
+    named = _named_inside(images, depth)
+    trained = set().union(*(named.get(top, set()) for top, split in likely.items() if split == "train"))
+    return [top for top in tops if likely.get(top) != "train" and named.get(top, set()) & trained]
+
+
+def _named_inside(images: Sequence[Steps], depth: int) -> dict[str, set[str]]:
+    """Return folder → the folders in it that hold images, in one pass; one that is alone and wraps others is none."""
+    direct: dict[str, set[str]] = {}
+    second: dict[str, set[str]] = {}
+    flat: set[str] = set()
+    for steps in images:
+        if len(steps) > depth + 2:
+            top, name = steps[depth], steps[depth + 1]
+            direct.setdefault(top, set()).add(name)
+            if len(steps) > depth + 3:
+                second.setdefault(top, set()).add(steps[depth + 2])
+            else:
+                flat.add(top)
+    wrapped = {top for top, names in direct.items() if len(names) == 1 and top not in flat}
+    return {top: (second[top] if top in wrapped else names) - {UNKNOWN} for top, names in direct.items()}
 
 
 def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) -> tuple[Steps, list[str]]:

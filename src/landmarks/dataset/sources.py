@@ -191,7 +191,22 @@ def way_out_of(others: Sequence[Path]) -> str:
     for path in others:
         if path.suffix.lower() in LISTS:
             return f"{path.name} is JSON: write the path and the label of each image into a CSV, and give that"
+        for endings, way_out in _OTHER_KINDS.items():
+            if path.suffix.lower() in endings:
+                return f"{path.name} {way_out}"
     return image_by_its_bytes(others)
+
+
+_OTHER_KINDS = {
+    (".parquet", ".arrow", ".tfrecord", ".tfrecords", ".mdb", ".lmdb", ".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl",
+     ".pickle", ".rec", ".bin"): "holds images as a table does: write them as files, in a folder per landmark",
+    (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"): "is a video: save frames of it as JPEG",
+    (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"):
+        "is a camera's raw file: save it as JPEG",
+    (".jp2", ".j2k", ".jxl", ".psd", ".svg", ".pdf", ".ico", ".tga", ".pcx", ".xcf", ".eps", ".dcm"):
+        "is an image of a kind that is not decoded here: save it as JPEG or PNG",
+}  # fmt: skip
+"""Endings of what is no image file here → what it is, and what can be done."""
 
 
 def image_by_its_bytes(others: Sequence[Path]) -> str:

@@ -94,8 +94,8 @@ def deeper_remark(deeper: Sequence[Steps], depth: int) -> list[str]:
 
 def list_near(folders: Sequence[Path]) -> str:
     """Return what can be done with a list of labels that lies in one of these folders; empty where there is none."""
-    found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if path.is_file()]
-    return way_out_of([path for path in found if path.suffix.lower() in LISTS])
+    lists = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.suffix.lower() in LISTS]
+    return way_out_of(sorted(path for path in lists if path.is_file()))
 
 
 def _wrappers(inside: dict[str, list[Steps]]) -> dict[str, str]:

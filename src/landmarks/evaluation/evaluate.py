@@ -145,6 +145,10 @@ def _tell_what_weakens(run: Run | MeasuredExport, asked: Asked) -> None:
             " or validated with, as the split parts them: the numbers say less about new images"
             f" (landmarks split {asked.dataset.folder} --anew keeps them together)"
         )
+    shown = with_truth(asked.images, asked.labels)["truth"].explode(empty_as_null=False).n_unique()
+    if 0 < shown < len(run.labels):
+        rest = plural(len(run.labels) - shown, "landmark")
+        note(f"none of these images shows {rest} of the {len(run.labels):,} that {run.name} answers: none tells of it")
     if (answered := len(run.labels)) <= 5:
         note(f"{run.name} answers {answered} landmarks, which are all among the best five: top5 says nothing")
 
