@@ -22,7 +22,7 @@ from landmarks.models.preprocessing import Preprocessing, evaluation_image, from
 from landmarks.support.errors import LandmarksError
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.loader import Batch, as_input, batches, normalised, order_of, shares
-from landmarks.training.readers import resized_crop, training_image
+from landmarks.training.readers import Piece, Reader, resized_crop, training_image
 from landmarks.training.recipe import Augmentation
 
 SMALL = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.875)
@@ -161,3 +161,23 @@ def test_a_network_made_for_images_with_a_border_sees_all_of_them_without_one() 
     seen = evaluation_image(encode(painted(0, 0)), from_pretrained(record, 48))
     whole = evaluation_image(encode(painted(0, 0)), replace(from_pretrained(record, 48), crop=1.0))
     assert seen.shape == (48, 48, 3) and np.array_equal(seen, whole)
+
+
+def test_a_thread_that_reads_computes_alone_and_the_one_that_trains_as_before(
+    stripes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Preprocessing(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    threads: list[int] = []
+
+    def counted(self: Reader, piece: Piece, pixels: np.ndarray) -> None:
+        threads.append(torch.get_num_threads())
+
+    monkeypatch.setattr(Reader, "load", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(batches(stripes, stripes.split("train"), small, batch_size=8, workers=2))
+        assert set(threads) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

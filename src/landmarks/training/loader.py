@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.models.preprocessing import Preprocessing
@@ -97,7 +98,7 @@ def batches(
     if readers is not None and count:
         ahead = max(ahead, math.ceil(2 * PIECE * threads * len(bounds) / count))
     pending: deque[tuple[Batch, list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="images", initializer=_compute_alone) as pool:
 
         def begin(block: _Block, start: int, end: int) -> None:
             part = slice(start - block.start, end - block.start)
@@ -130,6 +131,18 @@ def batches(
                 yield _finished(*pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compute_alone() -> None:
+    """Let the thread that calls this resize by itself. PyTorch would start a team of threads for each that reads: more
+    than there are cores, and OpenMP then has the team that trains sleep at every turn instead of spinning."""
+    torch.get_num_threads()  # sets their number when a thread first asks, and would undo what follows
+    _thread_pools().limit(limits=1, user_api="openmp")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True)
