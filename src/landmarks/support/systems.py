@@ -61,9 +61,9 @@ def interruption_waits() -> Iterator[Callable[[], bool]]:
 
 # The threads that compute, and how they wait for each other.
 #
-# OpenMP's threads spin while they wait. On an idle machine that costs nothing; beside another program a thread that
-# spins takes the core from one that has work. With the policy PASSIVE they sleep instead: as fast on an idle machine
-# (`benchmarks/busy.py`). OpenMP reads the policy when it is loaded, so it has to be set before torch is.
+# OpenMP's threads spin while they wait. Beside another program a thread that spins takes the core from one that has
+# work; with the policy PASSIVE they sleep instead (`benchmarks/busy.py`). What that costs on an idle machine, and how
+# to have it otherwise, stands in docs/engine.md. OpenMP reads the policy when it is loaded, so before torch is.
 
 
 POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
