@@ -417,3 +417,10 @@ def test_credits_of_a_folder_that_is_no_dataset_ends_in_one_line(
 ) -> None:
     assert run(["credits", str(tmp_path)]) == 1
     assert "there is no dataset.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["chosen.csv", "chosen.JSON"])
+def test_a_selection_is_not_called_what_it_is_not(mirror: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"a table in parquet, .*-o .*chosen\.parquet"):
+        select(mirror, tmp_path / name)
+    assert not list(tmp_path.iterdir())

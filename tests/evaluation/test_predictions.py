@@ -168,3 +168,13 @@ def test_ids_of_the_archive_match_whatever_they_are_called(run: Run, tmp_path: P
     assert truths(run, "elsewhere")["2250"] == ["Tower 22"]
     assert open_dataset(numbered.folder).labels["landmark_id"].to_list() == [22, 44]
     assert read_record(run.folder / "metrics" / "elsewhere.json")["known"] == 2
+
+
+def test_damaged_numbers_are_refused_with_the_way_out(fruit: Run, tmp_path: Path) -> None:
+    some = import_(album(tmp_path / "some", "pear", each=2, first=50), tmp_path / "torn")
+    evaluate(fruit.folder, data=some.folder)
+    (fruit.folder / "metrics" / "torn.json").write_text('{"format": ')
+    with pytest.raises(LandmarksError, match=r"cannot be read as JSON .*remove it: evaluate writes it anew"):
+        evaluate(fruit.folder, data=some.folder)
+    (fruit.folder / "metrics" / "torn.json").unlink()
+    assert evaluate(fruit.folder, data=some.folder).record["known"] == 2

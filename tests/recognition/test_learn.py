@@ -170,6 +170,17 @@ def test_a_run_learns_a_landmark_and_forgets_it_again(run: Run, tmp_path: Path) 
     assert landmarks.load(run.folder).recognise(asked) == landmarks.load(run).recognise(asked)
 
 
+def test_a_name_that_is_hardly_another_is_told_of(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "1.jpg"
+    file.write_bytes(image(44, 900))
+    landmarks.learn(run.folder, [file], name="TOWER 11")
+    assert '"TOWER 11" is a landmark of its own beside "Tower 11"' in capsys.readouterr().err
+    landmarks.forget(run.folder, "TOWER 11")
+    landmarks.learn(run.folder, [file], name="Chapel")
+    assert "of its own" not in capsys.readouterr().err
+    landmarks.forget(run.folder, "Chapel")
+
+
 def test_a_recogniser_learns_in_memory_what_the_verb_keeps(run: Run, tmp_path: Path) -> None:
     files = files_of(tmp_path / "new", 58, 4)
     landmarks.learn(run.folder, files_of(tmp_path / "other", 44, 2), name="Other")

@@ -26,7 +26,7 @@ from landmarks.dataset.manifest import (
 )
 from landmarks.dataset.naming import ARCHIVE_IDS
 from landmarks.dataset.split import extended, stored, tell, with_groups
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import write_record
 from landmarks.support.tables import read_metadata, read_table
@@ -185,7 +185,8 @@ def _tell(dataset: Dataset, retries: int, failures: dict[int, str]) -> None:
         note(f"rejected {id} ({where}): {why}")
     if len(rejected) > SHOWN:
         note(f"… and {len(rejected) - SHOWN:,} more, all in {dataset.folder / 'rejected.parquet'}")
-    counts = f"{len(dataset.images):,} images of {len(dataset.labels):,} landmarks, {len(rejected):,} rejected"
+    counts = f"{plural(len(dataset.images), 'image')} of {plural(len(dataset.labels), 'landmark')}"
+    counts += f", {len(rejected):,} rejected"
     note(counts + (f", {retries} requests were repeated" if retries else ""))
     if failures:
         note(f"{len(failures)} TARs could not be had; run the same command again to try only those")

@@ -111,9 +111,14 @@ def select(
     `unknown` are drawn.
 
     Raises:
-        UsageError: options that contradict each other or name something unknown.
+        UsageError: options that contradict each other or name something unknown, or `out` is called a CSV.
         LandmarksError: a file is missing or strange, or nothing is left.
     """
+    if Path(out).suffix.lower() in (".csv", ".tsv", ".json", ".xlsx"):
+        raise UsageError(
+            f"a selection is a table in parquet, and {out} is called something else",
+            way_out=f"-o {Path(out).with_suffix('.parquet')}",
+        )
     data = dataset_at(mirror)
     rule = Rule(
         set=set if data is None else DATA,

@@ -217,7 +217,7 @@ def credits(
     """
     from landmarks.dataset.credits import as_text, by_license
     from landmarks.dataset.credits import credits as list_credits
-    from landmarks.support.console import note, print_table
+    from landmarks.support.console import note, plural, print_table
 
     to_screen = str(out) == "-"
     listed = list_credits(data, None if to_screen else out)
@@ -229,7 +229,7 @@ def credits(
         print_table(["licence", "images", "authors"], by_license(listed).rows())
         note(f"the whole list, as licences ask: landmarks credits {data} -o CREDITS.txt")
     if out is not None and not to_screen:
-        note(f"credits of {len(listed):,} images written to {out}")
+        note(f"credits of {plural(len(listed), 'image')} written to {out}")
 
 
 # ── `landmarks audit` ───────────────────────────────────────────────────────────────────────────────────────────────

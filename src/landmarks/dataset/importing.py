@@ -217,15 +217,15 @@ def _finished(out: Path, inputs: str) -> Dataset | None:
 
 def _instead(listed: Source) -> str:
     """Return what a source holds that holds no image of a named landmark: counts, and the first reason."""
-    told = [f"{len(listed.found):,} images in no landmark's folder"] if listed.found else []
+    told = [f"{plural(len(listed.found), 'image')} in no landmark's folder"] if listed.found else []
     if listed.rejected:
         where, why = listed.rejected[0]
         more = f" (and {len(listed.rejected) - 1:,} more)" if len(listed.rejected) > 1 else ""
-        told.append(f"{len(listed.rejected):,} files that cannot be taken, such as {where}: {why}{more}")
+        told.append(f"{plural(len(listed.rejected), 'file')} that cannot be taken, such as {where}: {why}{more}")
     if listed.passed_by:
         told.append(listed.passed_by)
     if listed.empty:
-        told.append(f"{len(listed.empty):,} folders without an image: {_some(listed.empty)}")
+        told.append(f"{plural(len(listed.empty), 'folder')} without an image: {_some(listed.empty)}")
     return "; ".join(told) or "nothing"
 
 

@@ -35,7 +35,7 @@ from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.dataset.split import Division, Earlier, extended, stored, tell, with_groups
 from landmarks.dataset.trust import AT_AN_ADDRESS
 from landmarks.dataset.uniting import ADDING, United, unite
-from landmarks.support.console import note, progress
+from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
 from landmarks.support.errors import StaleError, UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
@@ -177,7 +177,8 @@ def gather(
     )
     remove_folder(out / UNFINISHED)
     known = dataset.images["landmark_id"].drop_nulls().len()
-    note(f"{len(dataset.images):,} images, {known:,} of {len(dataset.labels):,} landmarks, none decoded again")
+    shown = f"{known:,} of {plural(len(dataset.labels), 'landmark')}"
+    note(f"{plural(len(dataset.images), 'image')}, {shown}, none decoded again")
     if division is not None:
         tell(division, dataset.labels)
     return dataset
@@ -278,7 +279,7 @@ def add(out: Path, inputs: str) -> Dataset:
                 (tables / name).replace(out / name)
     remove_folder(ready)
     dataset = open_dataset(out)
-    note(f"{out} holds {len(dataset.images):,} images of {len(dataset.labels):,} landmarks now")
+    note(f"{out} holds {plural(len(dataset.images), 'image')} of {plural(len(dataset.labels), 'landmark')} now")
     return dataset
 
 
@@ -325,7 +326,7 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
         inputs=str(ours.record["inputs"]),
         split=None if division is None else (division.table, division.metadata(len(changing(ours.corrections)))),
     )
-    note(f"{len(new):,} images are new, {len(before):,} stay as they are")
+    note(f"new: {plural(len(new), 'image')}; {len(before):,} stay as they are")
 
 
 def _linked(shard: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import SKETCH_FORM, SKETCH_SIDE, Sketch, sketch
-from landmarks.support.console import note, progress
+from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import can_write, remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder, digest_of, written_whole
@@ -83,7 +83,7 @@ def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
     name = f"pixels-{digest_of(SKETCH_FORM, images.select(_CONTENT).hash_rows(seed=0).to_list())}.npy"
     require_free_disk(folder, len(images) * SKETCH_SIDE**2)
     if len(kept):
-        note(f"sketches of {len(kept):,} images are kept from before, {len(missing):,} computed")
+        note(f"sketches of {plural(len(kept), 'image')} are kept from before, {len(missing):,} computed")
     rows = np.setdiff1d(np.arange(len(images)), kept["row"].to_numpy())
     made: list[Sketch | None] = []
     with written_whole(folder / name) as aside:

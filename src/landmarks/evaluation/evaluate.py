@@ -230,7 +230,7 @@ def with_unknown(
         raise LandmarksError(f"every image of {data} is judged already", way_out="name images of other things")
     known = asked.images.join(asked.labels, on="landmark_id", how="semi")
     called = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
-    note(f"{len(asked.images)} images of {data} count as unknown{called}")
+    note(f"{plural(len(asked.images), 'image')} of {data} count as unknown{called}")
     name = name_of(run, asked)
     path = write_predictions(run, asked, name, recogniser, batch_size=batch_size)
     taken, nothing = predictions["image_id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
@@ -300,7 +300,7 @@ def remember_unknown(run: Run, asked: Asked, recogniser: Recogniser) -> Recognis
     if recogniser.gallery is None or len(chosen) < LEAST_IMAGES:
         return recogniser
     chosen = chosen.sample(min(MAX_IMAGES, len(chosen)), seed=0).sort("image_id")
-    note(f"remembering {len(chosen)} images of nothing known from {halves.chosen_on}")
+    note(f"remembering {plural(len(chosen), 'image')} of nothing known from {halves.chosen_on}")
     vectors = directions(recogniser.embed(bytes_of(asked.dataset, chosen))).astype(np.float16)
     keys = tuple(key_of(asked.dataset.content_digest, id) for id in chosen["image_id"])
     unknown = UnknownImages(vectors, keys)

@@ -42,7 +42,7 @@ def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evalu
     submitted = submitted.join(solution, on="image_id", how="semi", maintain_order="left")
     answered = int(submitted["landmark_id"].is_not_null().sum())
     left_out = f"; {len(ignored):,} of usage {IGNORED} count nowhere" if len(ignored) else ""
-    note(f"{len(solution):,} images in the truth, {answered:,} of them answered by the submission{left_out}")
+    note(f"{plural(len(solution), 'image')} in the truth, {answered:,} of them answered by the submission{left_out}")
     arrays, landmark_ids = submission_arrays(submitted, solution)
     labels = _labels(landmark_ids)
     name = Path(submission).stem

@@ -85,9 +85,10 @@ def learn(
     with held(opened.folder):
         recogniser = remembering(opened, device=device)
         vectors = _each(lesson, recogniser.vectors)
-        learned = recogniser.with_vectors(vectors, lesson.name, landmark_id).learned
+        taught = recogniser.with_vectors(vectors, lesson.name, landmark_id)
+        learned = taught.learned
         write_learned(opened.folder, learned, opened.digest)
-    _say(lesson, learned, len(vectors))
+    _say(lesson, taught, len(vectors))
     return table_of(len(opened.labels), learned)
 
 
@@ -137,7 +138,7 @@ def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
         else:
             vectors = _each(lesson, recogniser.vectors)
             recogniser = recogniser.with_vectors(vectors, lesson.name, lesson.landmark_id)
-            _say(lesson, recogniser.learned, len(vectors))
+            _say(lesson, recogniser, len(vectors))
         _keep(recogniser)
     return table_of(_trained(recogniser), recogniser.learned)
 
@@ -175,10 +176,13 @@ def _each(lesson: _Lesson, ask: Callable[[ImageLike], NDArray[np.float32]]) -> N
     return np.stack(found)
 
 
-def _say(lesson: _Lesson, learned: Learned, read: int) -> None:
-    place, failed = learned.names.index(plain(lesson.name)), len(lesson.images) - read
-    passed = f"; {failed} could not be read" if failed else ""
-    note(f'"{lesson.name}" is known from {plural(learned.counts()[place], "image")}{passed}')
+def _say(lesson: _Lesson, taught: Recogniser, read: int) -> None:
+    """Say what a lesson came to, and where its landmark is hardly another than one there was."""
+    name, learned = plain(lesson.name), taught.learned
+    passed = f"; {len(lesson.images) - read} could not be read" if read < len(lesson.images) else ""
+    note(f'"{name}" is known from {plural(learned.counts()[learned.names.index(name)], "image")}{passed}')
+    if alike := [one for one in taught.names if one != name and one.casefold() == name.casefold()]:
+        note(f'"{name}" is a landmark of its own beside "{alike[0]}"; to take it back: landmarks forget, same name')
 
 
 def table_of(trained: int, learned: Learned) -> pl.DataFrame:

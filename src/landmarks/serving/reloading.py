@@ -13,7 +13,7 @@ from landmarks.dataset.images import encode
 from landmarks.recognition.answers import Recognition
 from landmarks.recognition.portable_learning import learned_file
 from landmarks.serving.batching import Answering, Asked, Batches
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 
 POLL_SECONDS = 1.0
@@ -102,4 +102,4 @@ async def _exchange(place: Path, load: Callable[[], Answering], batches: Batches
         return
     batches.asked = Asked(recogniser, batches.asked.generation + 1)
     batches.counters.reloads.labels("taken").inc()
-    note(f"{place} was replaced: {len(recogniser.names)} landmarks, asked from now on")
+    note(f"{place} was replaced: {plural(len(recogniser.names), 'landmark')}, asked from now on")

@@ -138,8 +138,11 @@ def write_record(path: Place, record: dict[str, Any], *, verb: str, inputs: str 
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def read_record(path: Place) -> dict[str, Any]:
-    """Read a record that `write_record` wrote; a missing, damaged or newer one is an error of one line."""
+def read_record(path: Place, *, way_out: str = "") -> dict[str, Any]:
+    """Read a record that `write_record` wrote; a missing, damaged or newer one is an error of one line.
+
+    `way_out` is what to do about a damaged one.
+    """
     path = Path(path)
     require_text(path)
     try:
@@ -154,11 +157,15 @@ def read_record(path: Place) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise LandmarksError(f"there is no {path.name} in {path.parent}") from error
     except RecursionError as error:
-        raise LandmarksError(f"{path} cannot be read as JSON (brackets within brackets without end)") from error
+        raise LandmarksError(
+            f"{path} cannot be read as JSON (brackets within brackets without end)", way_out=way_out
+        ) from error
     except (OSError, ValueError) as error:
-        raise LandmarksError(f"{path} cannot be read as JSON ({error})") from error
+        raise LandmarksError(f"{path} cannot be read as JSON ({error})", way_out=way_out) from error
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise LandmarksError(f"{path} is not one of our records", expected='an object with an integer "format"')
+        raise LandmarksError(
+            f"{path} is not one of our records", expected='an object with an integer "format"', way_out=way_out
+        )
     refuse_other_formats(path, record["format"])
     return record
 
