@@ -243,6 +243,19 @@ def test_a_server_that_compresses_is_unpacked_while_streaming(folder: Path) -> N
         assert whole(open_mirror(server.address, patience=HASTY)) == (folder / TAR).read_bytes()
 
 
+def in_two_parts(data: bytes) -> bytes:
+    return gzip.compress(data[:1000]) + gzip.compress(data[1000:])
+
+
+def test_what_is_packed_in_several_parts_is_unpacked_whole_and_a_missing_end_is_told(folder: Path) -> None:
+    parts = Fault(headers={"Content-Encoding": "gzip"}, body=in_two_parts)
+    with serving(folder, lambda _: parts) as server:
+        assert whole(open_mirror(server.address, patience=HASTY)) == (folder / TAR).read_bytes()
+    cut = Fault(headers={"Content-Encoding": "gzip"}, body=lambda data: gzip.compress(data)[:-900])
+    with serving(folder, lambda _: cut) as server, pytest.raises(MirrorError, match="its end is missing"):
+        whole(open_mirror(server.address, patience=HASTY))
+
+
 def test_an_oversized_small_file_is_refused_before_it_is_read(folder: Path) -> None:
     huge = Fault(headers={"Content-Length": str(10**12)})
     with serving(folder, lambda _: huge) as server, pytest.raises(MirrorError, match="too large"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -30,6 +31,15 @@ from landmarks.support.files import (
     written_whole,
 )
 from landmarks.support.tables import write_table
+
+
+def refusing(number: int) -> Callable[..., None]:
+    """Give what stands for a call that this system's disk does not know."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refused
 
 
 @pytest.mark.linux
@@ -188,6 +198,45 @@ def test_bytes_are_on_disk_before_the_rename_and_the_rename_before_the_block_is_
         aside.write_text("new")
     written = (tmp_path / "table").stat().st_ino
     assert happened == [("file", written), ("rename", written), ("folder", tmp_path.stat().st_ino)]
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_that_knows_no_flushing_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(number))
+    with written_whole(tmp_path / "table") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "table").read_text() == "new"
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(LandmarksError, match=r"could not be written \(Input/output error\)"):
+        write_record(tmp_path / "record", {}, verb="test")
+    assert not (tmp_path / "record").exists()
+
+
+@pytest.mark.linux
+def test_a_disk_whose_files_are_anothers_keeps_the_modes_that_it_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "chmod", refusing(errno.EPERM))
+    with written_whole(tmp_path / "weights") as aside:
+        aside.touch(mode=0o600)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_on_a_disk_that_knows_no_locks_work_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", refusing(number))
+    with held(tmp_path / "data") as folder:
+        write_record(folder / "record", {}, verb="test")
+    assert (tmp_path / "data/record").is_file()
+    assert "knows no locks" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_platform_that_cannot_open_folders_writes_files_all_the_same(

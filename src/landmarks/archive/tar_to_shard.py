@@ -32,6 +32,7 @@ from landmarks.dataset import in_flight
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, ImageError, prepare
 from landmarks.dataset.shards import ShardWriter
+from landmarks.support.arrays import mapped
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.remote_files import Answer
@@ -143,7 +144,7 @@ def tar_to_shard(task: TarTask, report: Report) -> Outcome:
             ", the same each time: the mirror's file is another than the published one. With a byte index"
             " (landmarks locate) --method ranges takes single images, each of which is looked at"
         )
-    wanted = is_among(np.load(wanted_file(task.out), mmap_mode="r"))
+    wanted = is_among(mapped(wanted_file(task.out)))
     lost = tuple(sorted(id for id in seen if wanted(id)))
     return Outcome(task.tar, failure=failure, lost=lost, remarks=tuple(remarks))
 
@@ -176,7 +177,7 @@ def _by_ranges(task: TarTask, report: Report) -> Iterator[FetchedImage]:
 
 
 def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator[FetchedImage]:
-    wanted = is_among(np.load(wanted_file(task.out), mmap_mode="r"))
+    wanted = is_among(mapped(wanted_file(task.out)))
     path = tar_path(task.set, task.tar)
     try:
         md5 = task.mirror.md5(task.set, task.tar)

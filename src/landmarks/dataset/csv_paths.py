@@ -74,6 +74,8 @@ class ListedFiles:
         for start in range(0 if root else 1, len(steps)):
             if self.folder.joinpath(*steps[start:]).is_file():
                 return f"; {'/'.join(steps[start:])} is there: take {root}{'/'.join(steps[:start])} off the paths"
+        if (other := self._of_another_ending(steps)) is not None:
+            return f"; {readable(other.relative_to(self.folder).as_posix())} is there, of another ending"
         if self._beside is None:
             self._beside = sorted(path for path in self.folder.iterdir() if path.is_dir())[:_MOST_FOLDERS]
         for folder in self._beside:
@@ -82,6 +84,13 @@ class ListedFiles:
                 there = readable(meant.relative_to(self.folder).as_posix())
                 return f"; {there} is there: put the CSV into {folder.name}, or {folder.name}/ before the paths"
         return "" if Path(text).suffix.lower() in SUFFIXES else ", with no ending of an image either"
+
+    def _of_another_ending(self, steps: list[str]) -> Path | None:
+        """Return the image that has the name of a path before its ending: `a.jpg` for `a.jpeg`; one, or none."""
+        if not steps or Path(steps[-1]).suffix.lower() not in SUFFIXES:
+            return None
+        meant = self._below(self.folder, [*steps[:-1], Path(steps[-1]).stem])
+        return meant if meant is not None and meant.is_file() and meant.is_relative_to(self.folder) else None
 
     def _inside(self, folder: Path, step: str, *, last: bool) -> Path | None:
         if step == "..":

@@ -23,6 +23,7 @@ from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import SKETCH_FORM, SKETCH_SIDE, Sketch, sketch
+from landmarks.support.arrays import array_writer, mapped
 from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import can_write, remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError
@@ -86,19 +87,15 @@ def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
         note(f"sketches of {plural(len(kept), 'image')} are kept from before, {len(missing):,} computed")
     rows = np.setdiff1d(np.arange(len(images)), kept["row"].to_numpy())
     made: list[Sketch | None] = []
-    with written_whole(folder / name) as aside:
-        pixels = np.lib.format.open_memmap(
-            aside, mode="w+", dtype=np.uint8, shape=(len(images), SKETCH_SIDE, SKETCH_SIDE)
-        )
+    shape = (len(images), SKETCH_SIDE, SKETCH_SIDE)
+    with written_whole(folder / name) as aside, array_writer(aside, np.uint8, shape) as write:
         for start in range(0, len(kept), 4096):
             some = kept[start : start + 4096]
-            pixels[some["row"].to_numpy()] = before.pixels[some["at"].to_numpy()]
+            write(some["row"].to_numpy().astype(np.int64), before.pixels[some["at"].to_numpy()])
         for row, one in zip(rows, _sketched(dataset, missing), strict=True):
             made.append(None if one is None else _without_pixels(one))
             if one is not None:
-                pixels[row] = one.pixels
-        pixels.flush()
-        del pixels  # Windows would not rename a file that is still mapped
+                write(np.array([row]), one.pixels[None])
     table = pl.concat([kept.select("row", *_SKETCHES), _table_of(missing, rows, made)]).sort("row").drop("row")
     write_table(folder / "sketches.parquet", table, form=SKETCH_FORM, pixels=name)
     for other in folder.glob("pixels-*.npy"):
@@ -183,7 +180,7 @@ def _read(folder: Path) -> _Kept:
     try:
         metadata, table = read_metadata(path), read_table(path, _SKETCHES)
         name = Path(metadata.get("pixels", "")).name
-        pixels = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        pixels = mapped(folder / name)
     except (LandmarksError, OSError, ValueError):
         return nothing
     lengths = table.select(parts=pl.col("parts").list.len(), corners=pl.col("corners").list.len())

@@ -14,6 +14,7 @@ killed is not named in `index.json`, and is written again.
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.recognition.directions import directions
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.recognition.vectors import MOST_EXACT, Parts, Whitening, add_to, inverted_file, open_codes, whitening_of
+from landmarks.support.arrays import array_writer, mapped
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
@@ -146,7 +148,7 @@ def open_index(folder: Place) -> Index:
 def _opened(folder: Path, record: dict[str, Any]) -> Index:
     """Return the index in `folder`, which may be a stranger's; anything may be raised where it is not sound."""
     numbers = range(int(record["parts"]))
-    arrays = tuple(np.load(folder / f"vectors-{number}.npy", mmap_mode="r") for number in numbers)
+    arrays = tuple(mapped(folder / f"vectors-{number}.npy") for number in numbers)
     tables = [read_table(folder / f"images-{number}.parquet", INDEXED) for number in numbers]
     images = pl.concat([pl.DataFrame(schema=INDEXED), *tables])
     if sum(map(len, arrays)) != len(images):
@@ -236,7 +238,7 @@ def _with_dataset(there: Index, dataset: Dataset, recogniser: Recogniser) -> Ind
         return there
     number, whitening = int(there.record["parts"]), there.whitening
     path, waiting, done = there.folder / f"vectors-{number}.npy", list[Any](), 0
-    with written_whole(path) as aside:
+    with written_whole(path) as aside, contextlib.ExitStack() as opened:
         for some, left in _directions(dataset, fresh, recogniser):
             waiting.append(some)
             if whitening is None:
@@ -247,14 +249,14 @@ def _with_dataset(there: Index, dataset: Dataset, recogniser: Recogniser) -> Ind
                     np.savez(file, mean=whitening.mean, matrix=whitening.matrix)
             if not done:
                 shape = (len(fresh), whitening.matrix.shape[1])
-                np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=shape)
-            for rows in waiting:  # mapped for each batch anew: Windows renames no file that is still mapped
-                np.lib.format.open_memmap(aside, mode="r+")[done : done + len(rows)] = whitening.apply(rows)
+                write = opened.enter_context(array_writer(aside, np.float16, shape))
+            for rows in waiting:
+                write(np.arange(done, done + len(rows)), whitening.apply(rows))
                 done += len(rows)
             waiting.clear()
     table = fresh.select("image_id", "landmark_id", "name", data=pl.lit(place))
     write_table(there.folder / f"images-{number}.parquet", table.cast(INDEXED))  # type: ignore[arg-type]
-    parts = Parts((*there.vectors.arrays, np.load(path, mmap_mode="r")))
+    parts = Parts((*there.vectors.arrays, mapped(path)))
     _write(there, parts=number + 1, codes=_codes(there, parts), data={**earlier, place: about})
     return open_index(there.folder)
 

@@ -20,6 +20,9 @@ ASIDE = ".part"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *((39, 112) if os.name == "nt" else ())}
 """Numbers that only writing ends with: the disk, the user's share of it, or the largest file it can hold is full."""
 
+LACKING = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Numbers that a disk answers which does not know what it is asked for: buckets and others' folders behind FUSE, 9p."""
+
 _TOLD_BY_RUST = re.compile(r"(?P<why>[^: ][^:]*) \(os error (?P<number>\d+)\)")
 
 
@@ -129,6 +132,16 @@ def require_free_disk(folder: Path, needed_bytes: int) -> None:
             expected=f"{needed_bytes / 1e9:.2f} GB",
             way_out="free some space, choose another folder, or select fewer images",
         )
+
+
+def flush_file(path: Path) -> None:
+    """Flush what `path` holds, without which a power failure can empty it; not where the disk knows no flushing."""
+    with open(path, "rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in LACKING:
+                raise
 
 
 def flush_names(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,10 +17,13 @@ from filelock import FileLock, Timeout
 
 from landmarks import __version__
 from landmarks.support.addresses import without_secrets
+from landmarks.support.console import note
 from landmarks.support.disk import (
     ASIDE,
+    LACKING,
     alone,
     can_write,
+    flush_file,
     flush_names,
     is_leftover,
     make_folder,
@@ -72,8 +76,7 @@ def written_whole(path: Place, *, tidy: bool = False) -> Iterator[Path]:
                 raise
             raise not_written(path, why) from error
         try:
-            with open(aside, "rb+") as file:
-                os.fsync(file.fileno())
+            flush_file(aside)
             _as_the_umask_has_it(aside)
             aside.replace(path)
         except OSError as error:
@@ -125,7 +128,8 @@ def _as_the_umask_has_it(aside: Path) -> None:
     new = aside.with_name(f"{aside.name}{ASIDE}")
     new.touch(exist_ok=False)  # the umask itself can only be read by changing it, for all threads
     try:
-        aside.chmod(new.stat().st_mode & 0o777)
+        with contextlib.suppress(PermissionError):  # a disk of which another owns every file: vfat, a host's folder
+            aside.chmod(new.stat().st_mode & 0o777)
     finally:
         new.unlink()
 
@@ -215,7 +219,11 @@ def _locked(mark: Path, what: Path) -> Iterator[None]:
         raise BusyError(
             f"{what} is being written by another process", way_out="wait for it to end, or choose another folder"
         ) from error
-    except (OSError, NotImplementedError) as error:  # the latter where a disk knows no locks
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) in (errno.ENOLCK, *LACKING):
+            note(f"this disk knows no locks: see to it that nothing else writes {readable(what)} meanwhile")
+            yield
+            return
         raise LandmarksError(
             f"{what} cannot be written ({getattr(error, 'strerror', None) or error})",
             way_out="choose a folder in which files can be made, or copy this one there",

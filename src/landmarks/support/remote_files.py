@@ -184,9 +184,13 @@ class Files:
             for chunk in chunks:
                 rest = bytes(chunk)
                 while rest:  # in pieces, so that a small answer cannot claim all memory
+                    if unpack.eof:  # a file may be packed in several parts, one behind the other
+                        unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
                     yield unpack.decompress(rest, _CHUNK_BYTES)
-                    rest = unpack.unconsumed_tail
+                    rest = unpack.unused_data.lstrip(b"\0") if unpack.eof else unpack.unconsumed_tail
             yield unpack.flush()
+            if not unpack.eof:
+                raise MirrorError(f"{self._name(path)}: it was packed for the way, and its end is missing")
         except (zlib.error, obstore.exceptions.BaseError, OSError) as error:
             raise MirrorError(f"{self._name(path)}: {reason_of(error)}") from error
 

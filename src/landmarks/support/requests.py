@@ -164,6 +164,7 @@ def reason_of(error: Exception) -> str:
         "IncompleteMessage": "the connection was dropped",
         "kind: Body": "the connection was dropped",
         "UnexpectedRange": "a wrong range was sent",
+        "Content-Length Header missing": "the mirror does not say how long the file is (is there a proxy on the way?)",
         "builder error": "it leads to an address that is not http(s)",
         "Connect": "no connection could be made",
     }

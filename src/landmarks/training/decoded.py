@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.preprocessing import Preprocessing
+from landmarks.support.arrays import array_writer, mapped
 from landmarks.support.console import note, progress
 from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, StaleError
@@ -100,13 +101,15 @@ def _make(
 def _decode(folder: Path, dataset: Dataset, images: pl.DataFrame, kept: Preprocessing, machine: Machine) -> None:
     side = kept.image_size
     require_free_disk(folder, 3 * side * side * len(images) + 4096)
-    with written_whole(folder / PIXELS) as aside, progress("decoding", len(images)) as advance:
-        np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(len(images), side, side, 3))
+    shape = (len(images), side, side, 3)
+    with (
+        written_whole(folder / PIXELS) as aside,
+        progress("decoding", len(images)) as advance,
+        array_writer(aside, np.uint8, shape) as write,
+    ):
         done = 0
         for batch in batches(dataset, images, kept, batch_size=BLOCK, workers=machine.workers, stretched=True):
-            # Mapped for each block anew: Windows would not rename a file that is still mapped at the end.
-            mapped = np.lib.format.open_memmap(aside, mode="r+")
-            mapped[done : done + len(batch.ids)] = batch.pixels.permute(0, 2, 3, 1).numpy()
+            write(np.arange(done, done + len(batch.ids)), batch.pixels.permute(0, 2, 3, 1).numpy())
             done += len(batch.ids)
             advance(len(batch.ids))
 
@@ -114,7 +117,7 @@ def _decode(folder: Path, dataset: Dataset, images: pl.DataFrame, kept: Preproce
 def _open(folder: Path, key: dict[str, Any], count: int, side: int) -> NDArray[np.uint8]:
     record = read_record(folder / RECORD)
     try:
-        pixels: NDArray[np.uint8] = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
+        pixels: NDArray[np.uint8] = mapped(folder / PIXELS)
     except (OSError, ValueError) as error:
         raise StaleError(f"the decoded images in {folder} cannot be read ({error})", way_out="delete it") from error
     if (

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
+from landmarks.support.arrays import array_writer, mapped
 from landmarks.support.console import note, progress
 from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
@@ -288,7 +289,7 @@ def _kept_before(key: dict[str, Any], work: _Work) -> _Kept | None:
                 if {**read_record(record)["key"], "images": ""} != {**key, "images": ""}:
                     continue
                 known = read_table(record.parent / "ids.parquet")
-                values: NDArray[np.float16] = np.load(record.parent / "features.npy", mmap_mode="r", allow_pickle=False)
+                values: NDArray[np.float16] = mapped(record.parent / "features.npy")
                 if not {"image_id", *CONTENT} <= set(known.columns) or values.shape != (len(known), work.network.width):
                     continue
                 met = asked.join(known.with_row_index("position"), on=["image_id", *CONTENT], how="inner")
@@ -308,8 +309,11 @@ def _writer(folder: Path | None, shape: tuple[int, int], view: View) -> Iterator
         yield None
         return
     what = "features" if not view.number else f"features, augmented view {view.number}"
-    with written_whole(folder / "features.npy") as aside, progress(what, shape[0]) as advance:
-        np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=shape)
+    with (
+        written_whole(folder / "features.npy") as aside,
+        progress(what, shape[0]) as advance,
+        array_writer(aside, np.float16, shape) as store,
+    ):
         started, done = time.monotonic(), 0
 
         def write(rows: NDArray[np.int64], features: torch.Tensor) -> None:
@@ -319,8 +323,7 @@ def _writer(folder: Path | None, shape: tuple[int, int], view: View) -> Iterator
                 raise LandmarksError(
                     "the backbone gives features that half precision cannot hold", way_out="try --precision float32"
                 )
-            # Mapped for each batch anew: Windows would not rename a file that is still mapped at the end.
-            np.lib.format.open_memmap(aside, mode="r+")[rows] = half.numpy()
+            store(rows, half.numpy())
             done += len(rows)
             advance(len(rows), f"{done / (time.monotonic() - started):.0f} images/s")
 
@@ -331,7 +334,7 @@ def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np
     """Map a cache into memory; raise `StaleError` when it is not what `key` and `images` ask for."""
     record = read_record(folder / RECORD)
     try:
-        values: NDArray[np.float16] = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        values: NDArray[np.float16] = mapped(folder / "features.npy")
     except (OSError, ValueError) as error:
         raise StaleError(f"the cached features in {folder} cannot be read ({error})", way_out="delete it") from error
     ids = read_table(folder / "ids.parquet", {"image_id": pl.String})["image_id"]
