@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         if ranged and not fault.ignore_range:
             first = int(ranged.group(1)) + fault.shift_range
             last = min(int(ranged.group(2) or len(data)) + fault.shift_range, len(data) - 1)
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            headers.setdefault("Content-Range", f"bytes {first}-{last}/{len(data)}")
             self._answer(206, headers, data[first : last + 1], fault)
         else:
             self._answer(200, headers, data, fault)

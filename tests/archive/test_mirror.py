@@ -243,6 +243,23 @@ def test_a_server_that_compresses_is_unpacked_while_streaming(folder: Path) -> N
         assert whole(open_mirror(server.address, patience=HASTY)) == (folder / TAR).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["MD5 (images_000.tar) = {}\n", "{}", "\\{} *images_000.tar\r\n", "\ufeff{}  images_000.tar\n", "MD5(x.tar)= {}"],
+)
+def test_md5_files_of_other_systems_are_read(folder: Path, text: str) -> None:
+    (folder / "md5sum/train/md5.images_000.txt").write_text(text.format("0123456789ABCDEF" * 2), encoding="utf-8")
+    assert open_mirror(folder).md5("train", 0) == "0123456789abcdef" * 2
+
+
+def test_a_server_that_leaves_the_length_out_of_a_range_is_streamed_from(folder: Path) -> None:
+    def answer(request: object) -> Fault:
+        return Fault(headers={"Content-Range": "bytes 0-9/*"})
+
+    with serving(folder, answer) as server, pytest.raises(RangesRefusedError):
+        open_mirror(server.address, patience=HASTY).range(TAR, 0, 10)
+
+
 def in_two_parts(data: bytes) -> bytes:
     return gzip.compress(data[:1000]) + gzip.compress(data[1000:])
 

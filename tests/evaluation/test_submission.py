@@ -96,6 +96,16 @@ def test_a_image_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> N
         score(submission(tmp_path, "000000000000000b,0 0.5", "000000000000000b,0 0.4"), solution)
 
 
+def test_landmarks_of_another_table_are_told(
+    tmp_path: Path, solution: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(submission(tmp_path, "000000000000000b,7 0.5", "000000000000000d,"), solution).record["gap"] == 0.0
+    assert "none of the landmarks that the submission names" in " ".join(capsys.readouterr().err.split())
+    score(submission(tmp_path, "000000000000000b,7 0.5", "000000000000000c,1 0.1"), solution)
+    score(submission(tmp_path, "000000000000000b,"), solution)
+    assert "none of the landmarks" not in capsys.readouterr().err
+
+
 def test_an_empty_submission_scores_nothing(tmp_path: Path, solution: Path) -> None:
     numbers = score(submission(tmp_path, "000000000000000b,"), solution).record
     assert numbers["gap"] == numbers["top1"]["value"] == 0.0

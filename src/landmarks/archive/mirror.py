@@ -133,7 +133,8 @@ class Mirror(Files):
             if tar > 0:  # a bucket that may not be listed answers so about absent files
                 return None
             raise
-        match = re.match(r"\\?([0-9a-fA-F]{32})\b", text.strip())
+        # As md5sum writes it, or macOS and BSD: "MD5 (images_000.tar) = …".
+        match = re.match(r"(?:MD5 ?\(.*\) ?= ?)?\\?([0-9a-fA-F]{32})\b", text.lstrip("\ufffd").strip())
         if match is None:
             raise MirrorError(f"{self._name(path)} holds no MD5", received=repr(text[:40]))
         return match.group(1).lower()

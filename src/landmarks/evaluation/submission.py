@@ -43,6 +43,12 @@ def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evalu
     answered = int(submitted["landmark_id"].is_not_null().sum())
     left_out = f"; {len(ignored):,} of usage {IGNORED} count nowhere" if len(ignored) else ""
     note(f"{plural(len(solution), 'image')} in the truth, {answered:,} of them answered by the submission{left_out}")
+    named = submitted["landmark_id"].drop_nulls()
+    if len(named) and not named.is_in(solution["landmarks"].explode(empty_as_null=False).implode()).any():
+        note(
+            "none of the landmarks that the submission names is one that the solution shows: are its ids the archive's,"
+            " or numbers of another table?"
+        )
     arrays, landmark_ids = submission_arrays(submitted, solution)
     labels = _labels(landmark_ids)
     name = Path(submission).stem

@@ -183,7 +183,7 @@ def _raise_unless_worth_repeating(what: str, error: Exception) -> None:
     status = _status(error)
     if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError) and status in ("", "404"):
         raise AbsentError(f"{what} is not there") from error
-    if isinstance(error, obstore.exceptions.NotSupportedError):
+    if isinstance(error, obstore.exceptions.NotSupportedError) or "CONTENT_RANGE" in str(error):
         raise RangesRefusedError(f"{what}: the mirror does not answer byte ranges") from error
     no_entry = PermissionError | obstore.exceptions.PermissionDeniedError | obstore.exceptions.UnauthenticatedError
     if isinstance(error, no_entry):
