@@ -14,6 +14,7 @@ from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import LABELS, Dataset
 from landmarks.dataset.naming import ARCHIVE_IDS, LISTED, NUMBERS, SORTED_NAMES, identified_by, match_landmarks
 from landmarks.dataset.unpack import unpack
+from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
 
 
@@ -98,6 +99,25 @@ def test_a_dataset_says_how_it_came_by_its_ids(tmp_path: Path) -> None:
     assert (
         kind(import_(album(tmp_path / "z", "York"), tmp_path / "e", labels=listed.folder / "labels.parquet")) == LISTED
     )
+
+
+@pytest.mark.parametrize("name", ["names.csv", "classes.txt", "LOC_synset_mapping.txt", "class_index.json"])
+def test_a_list_of_names_is_no_table_of_labels_and_is_told_where_names_come_from(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("n02954340 cap\nn02954938 cap, hat\n")
+    told = r"is no table of labels; expected a dataset, a run, .*come from a CSV of path,label"
+    with pytest.raises(UsageError, match=told):
+        import_(album(tmp_path / "album", "n02954340"), tmp_path / "data", labels=tmp_path / name)
+    assert not (tmp_path / "data").exists()
+
+
+def test_landmarks_that_train_lacks_are_named_when_they_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, names in (("train", ("apple", "pear")), ("val", ("apple", "pear", "quince"))):
+        album(tmp_path / "fruit" / split, *names)
+    import_(tmp_path / "fruit", tmp_path / "data")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 landmark has no image in train, and can never be answered: quince" in told
 
 
 @pytest.mark.parametrize("source", ["pear apple", "0012 7"])

@@ -14,6 +14,7 @@ import polars as pl
 from landmarks.dataset.manifest import LABELS
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
+from landmarks.support.systems import readable
 from landmarks.support.tables import read_table, unescaped, write_csv
 
 UNKNOWN = "_unknown"
@@ -185,7 +186,9 @@ def read_labels(place: Path) -> pl.DataFrame:
         with open(place, "rb") as file:
             if file.read(4) != b"PAR1":
                 raise UsageError(
-                    f"{place} is no table of labels", expected="a dataset, a run, or labels.parquet of one"
+                    f"{readable(place)} is no table of labels",
+                    expected="a dataset, a run, or labels.parquet of one",
+                    way_out="other names than the folders' come from a CSV of path,label that is imported itself",
                 )
     return read_table(place / "labels.parquet" if place.is_dir() else place, LABELS)
 
