@@ -16,6 +16,7 @@ from made_up_runs import image, make_dataset, make_run
 import landmarks
 from landmarks.cli.main import run as program
 from landmarks.dataset.images import decode
+from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import Dataset
 from landmarks.recognition import indexing as room
 from landmarks.recognition.indexing import open_index
@@ -176,6 +177,25 @@ def test_the_verb_takes_images_out_and_says_what_it_needs(found: Path, capsys: p
     assert "is no index; expected a folder with index.json" in capsys.readouterr().err
     assert program(["index", "data", "-o", str(found.parent / "none")]) == 2
     assert "expected --run RUN" in capsys.readouterr().err
+
+
+def test_landmarks_of_several_datasets_are_counted_by_their_names_and_one_id_in_two_is_told(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("gate", "hill")):  # each is landmark 0 of its dataset
+        (tmp_path / "images" / name / name).mkdir(parents=True)
+        for one in ("one", name):
+            (tmp_path / "images" / name / name / f"{one}.jpg").write_bytes(image(11, 2 * number + len(one)))
+        import_(tmp_path / "images" / name, tmp_path / name)
+    out = str(tmp_path / "both.index")
+    assert program(["index", str(tmp_path / "gate"), str(tmp_path / "hill"), "--run", str(run.folder), "-o", out]) == 0
+    assert "4 images of 2 landmarks" in capsys.readouterr().out
+    assert program(["index", "-o", out, "--remove", "one"]) == 0
+    told = capsys.readouterr()
+    assert "2 images of 2 landmarks" in told.out and "2 images are taken out" in told.err
+    assert program(["index", "-o", out, "--remove", "gate"]) == 0
+    told = capsys.readouterr()
+    assert "1 image of 1 landmark" in told.out and "taken out" not in told.err
 
 
 def test_beyond_what_is_compared_one_by_one_the_answers_come_from_an_inverted_file(

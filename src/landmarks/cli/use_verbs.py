@@ -279,11 +279,10 @@ def index(
     from landmarks.support.console import plural
 
     made = index_images(data or [], out, run=run, remove=remove or (), dimensions=dimensions, device=device)
-    landmarks = made.images["landmark_id"].drop_nulls().n_unique()
     if json:
-        print_json({"folder": made.folder, "images": len(made), "landmarks": landmarks})
+        print_json({"folder": made.folder, "images": len(made), "landmarks": made.landmarks})
     else:
-        show(f"{out} holds {plural(len(made), 'image')} of {plural(landmarks, 'landmark')}")
+        show(f"{out} holds {plural(len(made), 'image')} of {plural(made.landmarks, 'landmark')}")
 
 
 def search(

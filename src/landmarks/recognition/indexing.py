@@ -77,6 +77,12 @@ class Index:
         """Return the images that were not removed, with their `row`."""
         return self.images.with_row_index("row").join(self.removed.cast({"row": pl.UInt32}), on="row", how="anti")
 
+    @property
+    def landmarks(self) -> int:
+        """Return how many landmarks the images show, by name: two datasets may give one number to two landmarks."""
+        named = pl.coalesce("name", pl.col("landmark_id").cast(pl.String)).drop_nulls()
+        return int(self.answered.select(named.n_unique()).item())
+
     def __len__(self) -> int:
         return len(self.images) - len(self.removed)
 
@@ -184,6 +190,8 @@ def _without(there: Index, image_ids: Sequence[str]) -> Index:
     if strange:
         what = f"{plural(len(strange), 'image')} to remove not in {there.folder}"
         raise LandmarksError(what, received=sorted(strange)[0])
+    if len(chosen) > len(set(image_ids)):
+        note(f"{len(chosen)} images are taken out: some of these ids stand in several datasets")
     removed = pl.concat([there.removed, chosen.select(pl.col("row").cast(pl.Int64))]).sort("row")
     name = f"removed-{len(removed)}.parquet"
     write_table(there.folder / name, removed)
