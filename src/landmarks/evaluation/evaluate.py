@@ -148,7 +148,7 @@ def _tell_what_weakens(run: Run | MeasuredExport, asked: Asked) -> None:
     shown = with_truth(asked.images, asked.labels)["truth"].explode(empty_as_null=False).n_unique()
     if 0 < shown < len(run.labels):
         rest = plural(len(run.labels) - shown, "landmark")
-        note(f"none of these images shows {rest} of the {len(run.labels):,} that {run.name} answers: none tells of it")
+        note(f"not judged, as no image here shows any: {rest} of the {len(run.labels):,} that {run.name} answers")
     if (answered := len(run.labels)) <= 5:
         note(f"{run.name} answers {answered} landmarks, which are all among the best five: top5 says nothing")
 
