@@ -345,7 +345,6 @@ INSTANT_PROGRAM = """
 import os, pathlib, shutil, signal, sys
 from landmarks.training import finetune, validation
 from landmarks.training.train import train
-module = sys.modules["landmarks.training.train"]
 instant, data, out, weights = sys.argv[1:]
 finetune.SECONDS_BETWEEN_CHECKPOINTS = -1.0
 steps = 4
@@ -372,7 +371,7 @@ elif instant == "after the last step's checkpoint":
 elif instant == "before the epoch is kept":
     finetune.epoch_line = die
 elif instant == "while the checkpoint is deleted":
-    module.shutil.rmtree = die_after(lambda folder, **_: (pathlib.Path(folder) / "state.safetensors").unlink())
+    shutil.rmtree = die_after(lambda folder, **_: (pathlib.Path(folder) / "state.safetensors").unlink())
 elif instant != "never":
     pathlib.Path.replace = half_written
 train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=3, batch_size=12, head_epochs=3,
