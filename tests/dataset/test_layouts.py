@@ -282,7 +282,7 @@ def test_somebody_elses_labels_csv_is_passed_by_and_said(tmp_path: Path) -> None
         (["photos.zip"], "photos.zip is an archive: unpack it"),
         (["labels.xlsx"], "save it as CSV"),
         ([".hidden/1.jpg"], "1 hidden"),
-        (["1.jpg", "labels.csv"], "1 images in no landmark's folder"),
+        (["1.jpg", "labels.csv"], "1 image in no landmark's folder"),
         (["1.jpg", "labels.csv"], "landmarks import .*labels.csv"),
     ],
 )
