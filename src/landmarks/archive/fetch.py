@@ -132,7 +132,7 @@ def fetch(
         plan = make_plan(blank, ids, None if index is None else read_index(index), method)
         note(str(plan))
         return plan
-    refuse_foreign(out, ("dataset.json", f"{parts_folder(out).name}/{ORDER}"), "dataset")
+    refuse_foreign(out, ("dataset.json", f"{parts_folder(out).name}/{ORDER}"), "dataset", own=(parts_folder(out).name,))
     with held(out):
         whole = finished_dataset(out, order.digest)
         if whole is not None:
