@@ -219,19 +219,17 @@ def _locked(mark: Path, what: Path) -> Iterator[None]:
         raise BusyError(
             f"{what} is being written by another process", way_out="wait for it to end, or choose another folder"
         ) from error
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", errno.ENOSYS) in (errno.ENOLCK, *LACKING):
-            note(f"this disk knows no locks: see to it that nothing else writes {readable(what)} meanwhile")
-            yield
-            return
-        raise LandmarksError(
-            f"{what} cannot be written ({getattr(error, 'strerror', None) or error})",
-            way_out="choose a folder in which files can be made, or copy this one there",
-        ) from error
+    except (OSError, NotImplementedError) as error:  # the latter from a system without locks
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOLCK, *LACKING):
+            raise LandmarksError(
+                f"{what} cannot be written ({getattr(error, 'strerror', None) or error})",
+                way_out="choose a folder in which files can be made, or copy this one there",
+            ) from error
+        note(f"this disk knows no locks: see to it that nothing else writes {readable(what)} meanwhile")
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # does nothing where none was had
 
 
 def cache_folder() -> Path:
