@@ -12,6 +12,7 @@ from landmarks.archive.fetch_plan import Plan
 from landmarks.archive.index import MEMBERS, IndexedTar, write_index
 from landmarks.archive.mirror import tar_path
 from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, members_file
+from landmarks.dataset.division import extended, stored, with_groups
 from landmarks.dataset.groups import groups
 from landmarks.dataset.manifest import (
     IMAGES,
@@ -25,7 +26,7 @@ from landmarks.dataset.manifest import (
     write_dataset,
 )
 from landmarks.dataset.naming import ARCHIVE_IDS
-from landmarks.dataset.split import extended, stored, tell, with_groups
+from landmarks.dataset.split import tell
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import write_record

@@ -8,11 +8,11 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.fetch_plan import Plan
+from landmarks.dataset.division import Earlier, stored
 from landmarks.dataset.importing import UNFINISHED
 from landmarks.dataset.joining import finished, gather
 from landmarks.dataset.manifest import LABELS, REJECTED, Dataset
 from landmarks.dataset.naming import identified_by
-from landmarks.dataset.split import Earlier, stored
 from landmarks.dataset.uniting import United
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset import in_flight
+from landmarks.dataset.division import given
 from landmarks.dataset.groups import HASH_FORM, NO_HASH, groups, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
 from landmarks.dataset.layouts import list_source
@@ -30,7 +31,7 @@ from landmarks.dataset.naming import (
 )
 from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import Found, Source
-from landmarks.dataset.split import given, store
+from landmarks.dataset.split import store
 from landmarks.dataset.trust import IMAGES_IN, MAX_IMAGE_BYTES
 from landmarks.support.console import Advance, note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, remove_leftovers

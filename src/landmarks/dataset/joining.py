@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from landmarks.dataset.division import Division, Earlier, extended, stored, with_groups
 from landmarks.dataset.groups import groups, perceptual_hash
 from landmarks.dataset.images import ImageError, prepare
 from landmarks.dataset.importing import IMAGES_PER_SHARD, UNFINISHED, clear_away, in_parallel
@@ -32,7 +33,7 @@ from landmarks.dataset.manifest import (
 )
 from landmarks.dataset.remote import CACHE_GB, open_remote
 from landmarks.dataset.shards import ImageReader, ShardWriter
-from landmarks.dataset.split import Division, Earlier, extended, stored, tell, with_groups
+from landmarks.dataset.split import tell
 from landmarks.dataset.trust import AT_AN_ADDRESS
 from landmarks.dataset.uniting import ADDING, United, unite
 from landmarks.support.console import note, plural, progress
