@@ -326,6 +326,13 @@ def test_a_killed_fetch_goes_on_and_repeats_no_finished_tar(tmp_path: Path) -> N
     assert not list(data.folder.rglob(".*.part"))
 
 
+def test_a_fetch_killed_before_its_order_stood_goes_on(tmp_path: Path) -> None:
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", make_mirror(tmp_path / "mirror", tars=1))
+    (tmp_path / "data/.parts").mkdir(parents=True)
+    (tmp_path / "data/.lock").touch()
+    assert contents(fetched(selection, tmp_path / "data")) == contents(fetched(selection, tmp_path / "plain"))
+
+
 def test_a_lost_shard_is_fetched_again(tmp_path: Path) -> None:
     ids = make_mirror(tmp_path / "mirror", tars=3)
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
