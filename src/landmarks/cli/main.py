@@ -97,9 +97,8 @@ def main() -> None:
     interrupt_when_asked_to_end()
     try:
         code = run(sys.argv[1:])
-    except (
-        KeyboardInterrupt
-    ):  # a second one while the first is told of; where polars is interrupted there always are two
+    except KeyboardInterrupt:
+        # A second one while the first is told of; where a query of polars is interrupted there always are two.
         code = 130
     if code == 130:  # threads may be waited for now, and who asks again does not want to see where
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))

@@ -134,8 +134,11 @@ def batches(
 
 
 def _compute_alone() -> None:
-    """Let the thread that calls this resize by itself. PyTorch would start a team of threads for each that reads: more
-    than there are cores, and OpenMP then has the team that trains sleep at every turn instead of spinning."""
+    """Let the thread that calls this resize by itself.
+
+    PyTorch would start a team of threads for each that reads. These are more than there are cores, and OpenMP then has
+    the team that trains sleep at every turn, where it would spin.
+    """
     torch.get_num_threads()  # sets their number when a thread first asks, and would undo what follows
     _thread_pools().limit(limits=1, user_api="openmp")
 
