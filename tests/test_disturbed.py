@@ -116,7 +116,7 @@ def data_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         do("select", "mirror", "-o", "chosen.parquet")
         do("fetch", "chosen.parquet", "-o", "data", "--mirror", "mirror")
-        do("split", "data", "--by", "random", "--val", "0.2", "--test", "0.3")
+        do("split", "data", "--by", "random", "--val", "0.2", "--test", "0.3", "--copies", "no")
         do("unpack", "data", "-o", "unpacked")
         (base / "unpacked" / "train").rename(base / "folder")
         shutil.rmtree(base / "unpacked")

@@ -105,6 +105,14 @@ def test_a_landmark_of_one_group_cannot_be_drawn() -> None:
         subset_accuracies(features, labels, groups, landmarks=4, draws=2)
 
 
+def test_where_too_few_landmarks_can_be_drawn_it_says_why() -> None:
+    features, labels, _ = copied(landmarks=3, originals=3)
+    each_shown_once = labels + 100
+    each_shown_once[labels == 0] = -1
+    with pytest.raises(UsageError, match="received 1 such of 3; expected 2 or more; name a dataset"):
+        subset_accuracies(features, labels, each_shown_once, landmarks=2, draws=2)
+
+
 def test_more_images_help_and_more_landmarks_hurt() -> None:
     features, labels = made_up()
     curves = learning_curves(features, labels, images=(1, 5, 20, 500), landmarks=(5, 10, 30, 99), at=10, draws=5)

@@ -67,6 +67,13 @@ def subset_accuracies(
     """
     out = held_out(labels, groups, seed)
     names = drawable(labels, out)
+    if len(names) < 2:
+        raise UsageError(
+            "too few landmarks to draw from; a landmark is drawn when two groups of near-duplicates or more show it",
+            received=f"{len(names)} such of {len(np.unique(labels))}",
+            expected="2 or more",
+            way_out="name a dataset of more landmarks with --data",
+        )
     if not 2 <= landmarks <= len(names):
         raise UsageError("that many landmarks cannot be drawn", received=landmarks, expected=f"2 to {len(names)}")
     order = _shuffled_by_landmark(labels, seed)
