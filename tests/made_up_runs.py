@@ -21,7 +21,7 @@ from landmarks.dataset.shards import ShardWriter
 from landmarks.models.network import build_network, save_network
 from landmarks.support.files import file_digest, write_record
 from landmarks.support.tables import write_table
-from landmarks.training.own_data import as_seen, whereabouts
+from landmarks.training.own_data import location_record, seen_rows
 from landmarks.training.run import SEEN_FILE, Run, open_run
 
 LANDMARKS = (11, 22, 33)
@@ -111,9 +111,9 @@ def make_run(folder: Path, dataset: Dataset, *, seed: int = 0) -> Run:
     save_network(network, folder)
     write_table(folder / "labels.parquet", dataset.labels)
     known = [dataset.split(split).filter(pl.col("label").is_not_null()) for split in ("train", "val")]
-    write_table(folder / SEEN_FILE, pl.concat([as_seen(known[0], "train"), as_seen(known[1], "val")]))
+    write_table(folder / SEEN_FILE, pl.concat([seen_rows(known[0], "train"), seen_rows(known[1], "val")]))
     data = {
-        **whereabouts(dataset.folder, beside=folder),
+        **location_record(dataset.folder, beside=folder),
         "digest": dataset.digest,
         "content_digest": dataset.content_digest,
         "identified_by": identified_by(dataset.record, dataset.labels),

@@ -21,7 +21,7 @@ from landmarks.reporting.page import report
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.support.tables import read_metadata
-from landmarks.training.asked import ask
+from landmarks.training.eligible_images import eligible_images
 from landmarks.training.run import Run
 
 
@@ -67,7 +67,7 @@ def test_a_test_folder_that_lacks_a_landmark_shifts_no_label(
 
 def test_what_is_explained_is_matched_by_name_too(fruit: Run, tmp_path: Path) -> None:
     fewer = import_(album(tmp_path / "some", "pear", "quince", each=2, first=50), tmp_path / "fewer")
-    images = images_in_turn(fruit, ask(fruit, fewer.folder, "test"))
+    images = images_in_turn(fruit, eligible_images(fruit, fewer.folder, "test"))
     assert {image.id: fruit.name_of([image.truth]) for image in images} == {"pear50": ["pear"], "pear51": ["pear"]}
 
 

@@ -14,7 +14,7 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.explanation.explain import explain, images_in_turn
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held, read_record
-from landmarks.training.asked import ask
+from landmarks.training.eligible_images import eligible_images
 from landmarks.training.run import Run
 
 NAMES = ["Charles Bridge", "Český Krumlov, zámek", "Łódź"]
@@ -80,10 +80,10 @@ def test_later_panels_join_earlier_ones_of_the_same_weights(colour_run: Run):
 
 
 def test_the_order_of_images_does_not_depend_on_the_table(colour_run: Run, striped: Dataset):
-    images = images_in_turn(colour_run, ask(colour_run, None, "test"))
+    images = images_in_turn(colour_run, eligible_images(colour_run, None, "test"))
     assert len(images) == 12 and len({image.id for image in images}) == 12
     assert sorted(image.truth for image in images[:3]) == [0, 1, 2]
-    assert images == images_in_turn(colour_run, ask(colour_run, striped.folder, "test"))
+    assert images == images_in_turn(colour_run, eligible_images(colour_run, striped.folder, "test"))
 
 
 def test_fewer_recognised_images_than_asked_for_are_counted_aloud(colour_run: Run, capsys):

@@ -17,7 +17,7 @@ import landmarks.training.run as run_files
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.files import file_digest, read_record
 from landmarks.support.tables import read_table
-from landmarks.training.own_data import as_seen, sightings
+from landmarks.training.own_data import find_seen, seen_rows
 from landmarks.training.recipe import Recipe
 from landmarks.training.run import SEEN, open_run
 from landmarks.training.train import train
@@ -166,13 +166,13 @@ SAME = [
 def test_a_image_is_the_same_when(
     asked: tuple[str, int | None, int], seen: tuple[str, int | None, int], same: bool
 ) -> None:
-    found = sightings(rows(asked), as_seen(rows(seen), "train"))
+    found = find_seen(rows(asked), seen_rows(rows(seen), "train"))
     assert found.rows() == ([(asked[0], seen[0], "train", None)] if same else [])
 
 
 def test_each_image_is_sighted_once_in_its_own_training_first() -> None:
-    mine, before = as_seen(rows(("a", 7, 9), ("b", 7, 9)), "train"), as_seen(rows(("a", 7, 9)), "val")
+    mine, before = seen_rows(rows(("a", 7, 9), ("b", 7, 9)), "train"), seen_rows(rows(("a", 7, 9)), "val")
     seen = pl.concat([before.with_columns(through=pl.lit("first")), mine])
-    found = sightings(rows(("a", 7, 9), ("c", 7, 9)), seen)
+    found = find_seen(rows(("a", 7, 9), ("c", 7, 9)), seen)
     assert found.rows()[0] == ("a", "a", "train", None)
     assert found["image_id"].to_list() == ["a", "c"] and found["through"].null_count() == 2

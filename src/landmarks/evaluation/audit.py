@@ -38,7 +38,7 @@ from landmarks.support.tables import write_csv
 from landmarks.training.choices import choose_device, lay_out
 from landmarks.training.features import cached_features, positions
 from landmarks.training.machine import Machine, open_machine
-from landmarks.training.own_data import find_own, sightings
+from landmarks.training.own_data import find_own_dataset, find_seen
 from landmarks.training.recipe import recipe_named
 from landmarks.training.run import Run, open_run
 
@@ -77,7 +77,7 @@ def audit(
     sheet = out.with_suffix(".jpg")
     _refuse_to_replace(out)
     opened = open_run(run)
-    dataset = find_own(opened) if data is None else open_dataset(data)
+    dataset = find_own_dataset(opened) if data is None else open_dataset(data)
     images, features = features_of(opened, dataset, split, device)
     _tell_seen(opened, images)
     labels = images["label"].cast(pl.Int64).to_numpy()
@@ -183,7 +183,7 @@ def _write_doubts(
 def _tell_seen(run: Run, images: pl.DataFrame) -> None:
     """Say how many of `images` a fine-tuned run has seen: to check labels that is no harm, but it hides some."""
     seen = run.seen
-    found = 0 if seen is None else len(sightings(images, seen))
+    found = 0 if seen is None else len(find_seen(images, seen))
     if found and (run.record.get("best") or {}).get("phase") == "finetune":
         note(
             f"{found} of the {len(images)} images checked are ones that {run.name} was fine-tuned on or validated "

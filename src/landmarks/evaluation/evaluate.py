@@ -34,8 +34,8 @@ from landmarks.support.errors import LandmarksError, UsageError, naming_the_extr
 from landmarks.support.files import held, refuse_other_kind
 from landmarks.support.places import Place
 from landmarks.support.tables import CSV_ENDINGS, write_csv
-from landmarks.training.asked import Asked, ask, kin_of_training
-from landmarks.training.own_data import as_seen, find_own, is_own, sightings, whereabouts
+from landmarks.training.eligible_images import EligibleImages, eligible_images, near_duplicates_of_training
+from landmarks.training.own_data import find_own_dataset, find_seen, is_own_dataset, location_record, seen_rows
 from landmarks.training.run import Run
 
 
@@ -86,13 +86,13 @@ def evaluate(
             "a threshold is chosen for answers as validation chose them", received=f"by {by}", way_out="leave out --by"
         )
     _require_what_comes_later(submission, wrong, (unknown, references), false_acceptance)
-    asked = ask(opened, data, split)
-    _tell_what_weakens(opened, asked)
+    eligible = eligible_images(opened, data, split)
+    _tell_what_weakens(opened, eligible)
     with held(opened.folder):
         started = time.monotonic()
-        name = name_of(opened, asked)
-        strangers = bool(with_truth(asked.images, asked.labels)["truth"].list.len().eq(0).any())
-        own = asked.dataset if asked.own else None
+        name = name_of(opened, eligible)
+        strangers = bool(with_truth(eligible.images, eligible.labels)["truth"].list.len().eq(0).any())
+        own = eligible.dataset if eligible.own else None
         recogniser = prepare(
             opened,
             batch_size,
@@ -105,19 +105,19 @@ def evaluate(
         if by is not None and by != (recogniser.choice.by if recogniser.choice else CLASSIFIER):
             name = f"{name}-by-{by}"
         if false_acceptance is not None and unknown is None:
-            recogniser = remember_unknown(opened, asked, recogniser)
-        path = write_predictions(opened, asked, name, recogniser, batch_size=batch_size)
+            recogniser = remember_unknown(opened, eligible, recogniser)
+        path = write_predictions(opened, eligible, name, recogniser, batch_size=batch_size)
         predictions = read_predictions(path)
         judged = arrays_of(predictions)
-        about: dict[str, Any] = {"name": name, "run": opened.name, **_about(opened, asked)}
+        about: dict[str, Any] = {"name": name, "run": opened.name, **_about(opened, eligible)}
         arrays = judged
         if unknown is not None:
             together, about["unknown_data"] = with_unknown(
-                predictions, opened, asked, unknown, recogniser=recogniser, batch_size=batch_size
+                predictions, opened, eligible, unknown, recogniser=recogniser, batch_size=batch_size
             )
             arrays = arrays_of(together)
         if retrieval or references is not None:
-            about |= neighbour_numbers(opened, asked, recogniser, references)
+            about |= neighbour_numbers(opened, eligible, recogniser, references)
         about |= {"by": recogniser.by, "temperature": recogniser.temperature, "seconds": time.monotonic() - started}
         numbers = write_metrics(opened.folder, opened.labels, arrays, about, verb="evaluate", inputs=opened.digest)
         if false_acceptance is not None:
@@ -126,26 +126,28 @@ def evaluate(
         if submission is not None:
             export_submission(opened, recogniser, judged, submission)
         if wrong is not None:
-            listed = wrong_answers(opened, asked, name)
+            listed = wrong_answers(opened, eligible, name)
             write_csv(wrong, listed)
             note(f"{plural(len(listed), 'image')} answered wrong, written to {wrong}")
     return evaluation_of(numbers)
 
 
-def _tell_what_weakens(run: Run | MeasuredExport, asked: Asked) -> None:
+def _tell_what_weakens(run: Run | MeasuredExport, eligible: EligibleImages) -> None:
     """Say what a reader must know of the images or the landmarks before believing a number."""
-    if asked.own and asked.split in ("train", "val"):
+    if eligible.own and eligible.split in ("train", "val"):
         what = (
-            "trained on these images" if asked.split == "train" else "validated with these, which chose its best epoch"
+            "trained on these images"
+            if eligible.split == "train"
+            else "validated with these, which chose its best epoch"
         )
         note(f"{run.name} was {what}: the numbers say little about new images")
-    elif kin := kin_of_training(asked):
+    elif kin := near_duplicates_of_training(eligible):
         note(
-            f"{kin:,} of the {len(asked.images):,} images are near-duplicates of ones that {run.name} was trained on"
+            f"{kin:,} of the {len(eligible.images):,} images are near-duplicates of ones that {run.name} was trained on"
             " or validated with, as the split parts them: the numbers say less about new images"
-            f" (landmarks split {asked.dataset.folder} --anew keeps them together)"
+            f" (landmarks split {eligible.dataset.folder} --anew keeps them together)"
         )
-    shown = with_truth(asked.images, asked.labels)["truth"].explode(empty_as_null=False).n_unique()
+    shown = with_truth(eligible.images, eligible.labels)["truth"].explode(empty_as_null=False).n_unique()
     if 0 < shown < len(run.labels):
         rest = plural(len(run.labels) - shown, "landmark")
         note(f"not judged, as no image here shows any: {rest} of the {len(run.labels):,} that {run.name} answers")
@@ -181,13 +183,13 @@ def _require_data(export: MeasuredExport, data: Place | None, false_acceptance: 
         )
 
 
-def wrong_answers(run: Run | MeasuredExport, asked: Asked, name: str) -> pl.DataFrame:
-    """Return the images of `asked` that the predictions called `name` get wrong, the surest answer first.
+def wrong_answers(run: Run | MeasuredExport, eligible: EligibleImages, name: str) -> pl.DataFrame:
+    """Return the images of `eligible` that the predictions called `name` get wrong, the surest answer first.
 
     Columns: image_id, file (the image, or the TAR that holds IMAGE_ID.jpg), shows, answer, probability, title.
     """
-    places = asked.dataset.images.select("image_id", "title", "shard")
-    files = pl.col("shard").map_elements(asked.dataset.place_of, return_dtype=pl.String)
+    places = eligible.dataset.images.select("image_id", "title", "shard")
+    files = pl.col("shard").map_elements(eligible.dataset.place_of, return_dtype=pl.String)
     wrong = (
         Run(run.folder, {}, run.labels)
         .predictions(name)
@@ -200,17 +202,17 @@ def wrong_answers(run: Run | MeasuredExport, asked: Asked, name: str) -> pl.Data
     return told.sort(["probability", "image_id"], descending=[True, False])
 
 
-def _about(run: Run, asked: Asked) -> dict[str, Any]:
+def _about(run: Run, eligible: EligibleImages) -> dict[str, Any]:
     """Return what a record of numbers says about the images: where they lie, and what was decided on the way."""
-    place = whereabouts(asked.dataset.folder, beside=run.folder)
-    told = {"data": place["folder"], "split": asked.split, **asked.record()}
+    place = location_record(eligible.dataset.folder, beside=run.folder)
+    told = {"data": place["folder"], "split": eligible.split, **eligible.record()}
     return told | ({"data_relative": place["relative"]} if "relative" in place else {})
 
 
 def with_unknown(
     predictions: pl.DataFrame,
     run: Run,
-    judged: Asked,
+    judged: EligibleImages,
     data: Place,
     *,
     recogniser: Recogniser,
@@ -221,23 +223,25 @@ def with_unknown(
     With it comes the record of these. What the run has seen is left out, and what is among the `judged` images.
     Public and Private are forgotten, since these are neither: halves of the groups take their place.
     """
-    asked = ask(run, data, "all", any_landmarks=True)
-    twice = sightings(asked.images, as_seen(judged.images, "judged"))
+    eligible = eligible_images(run, data, "all", any_landmarks=True)
+    twice = find_seen(eligible.images, seen_rows(judged.images, "judged"))
     if len(twice):
-        note(f"{len(twice)} of the {len(asked.images)} images of {data} are among those judged, and left out")
-        asked = replace(asked, images=asked.images.join(twice, on="image_id", how="anti", maintain_order="left"))
-    if not len(asked.images):
+        note(f"{len(twice)} of the {len(eligible.images)} images of {data} are among those judged, and left out")
+        eligible = replace(
+            eligible, images=eligible.images.join(twice, on="image_id", how="anti", maintain_order="left")
+        )
+    if not len(eligible.images):
         raise LandmarksError(f"every image of {data} is judged already", way_out="name images of other things")
-    known = asked.images.join(asked.labels, on="landmark_id", how="semi")
+    known = eligible.images.join(eligible.labels, on="landmark_id", how="semi")
     called = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
-    note(f"{plural(len(asked.images), 'image')} of {data} count as unknown{called}")
-    name = name_of(run, asked)
-    path = write_predictions(run, asked, name, recogniser, batch_size=batch_size)
+    note(f"{plural(len(eligible.images), 'image')} of {data} count as unknown{called}")
+    name = name_of(run, eligible)
+    path = write_predictions(run, eligible, name, recogniser, batch_size=batch_size)
     taken, nothing = predictions["image_id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
     apart = pl.when(pl.col("image_id").is_in(taken)).then(pl.format(f"{{}} ({name})", "image_id")).otherwise("image_id")
     strangers = read_predictions(path).with_columns(image_id=apart, truth=nothing, truth_score=None, group=None)
     together = pl.concat([predictions, strangers], how="vertical_relaxed").sort("image_id")
-    return together.with_columns(usage=pl.lit(None, pl.String)), _about(run, asked)
+    return together.with_columns(usage=pl.lit(None, pl.String)), _about(run, eligible)
 
 
 def prepare(
@@ -276,17 +280,17 @@ def prepare(
 
 def _own_to_fit_on(run: Run) -> Dataset | None:
     try:
-        own = find_own(run)
+        own = find_own_dataset(run)
     except LandmarksError as error:
         note(f"nothing new is fitted: {error}")
         return None
-    if run.seen is None and not is_own(run, own):
+    if run.seen is None and not is_own_dataset(run, own):
         note(f"nothing new is fitted: {own.folder} is not as it was, and what {run.name} was trained on is not known")
         return None
     return own
 
 
-def remember_unknown(run: Run, asked: Asked, recogniser: Recogniser) -> Recogniser:
+def remember_unknown(run: Run, eligible: EligibleImages, recogniser: Recogniser) -> Recogniser:
     """Return `recogniser` remembering, as its run does from now on, the unknown images that a threshold is chosen on.
 
     As it was where it remembers no training images, or where the unknown ones are too few.
@@ -294,15 +298,15 @@ def remember_unknown(run: Run, asked: Asked, recogniser: Recogniser) -> Recognis
     from landmarks.recognition.directions import directions
     from landmarks.recognition.gallery import with_unknown_images
 
-    images = with_truth(asked.images, asked.labels).sort("image_id")
+    images = with_truth(eligible.images, eligible.labels).sort("image_id")
     halves = halves_of(images["usage"].to_numpy(), images["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy())
     chosen = images.filter(pl.Series(halves.chosen) & (pl.col("truth").list.len() == 0))
     if recogniser.gallery is None or len(chosen) < LEAST_IMAGES:
         return recogniser
     chosen = chosen.sample(min(MAX_IMAGES, len(chosen)), seed=0).sort("image_id")
     note(f"remembering {plural(len(chosen), 'image')} of nothing known from {halves.chosen_on}")
-    vectors = directions(recogniser.embed(bytes_of(asked.dataset, chosen))).astype(np.float16)
-    keys = tuple(key_of(asked.dataset.content_digest, id) for id in chosen["image_id"])
+    vectors = directions(recogniser.embed(bytes_of(eligible.dataset, chosen))).astype(np.float16)
+    keys = tuple(key_of(eligible.dataset.content_digest, id) for id in chosen["image_id"])
     unknown = UnknownImages(vectors, keys)
     write_unknown(run.folder, unknown, run.digest)
     return replace(recogniser, gallery=with_unknown_images(recogniser.gallery, unknown))

@@ -23,8 +23,8 @@ from landmarks.recognition.unknown_images import UnknownImages, key_of
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, naming_the_extra
 from landmarks.support.places import Place
-from landmarks.training.asked import Asked
-from landmarks.training.own_data import match_to
+from landmarks.training.eligible_images import EligibleImages
+from landmarks.training.own_data import match_dataset
 from landmarks.training.run import Run
 
 AT = (1, 5, 10)
@@ -50,20 +50,20 @@ NEIGHBOUR_DEFINITIONS = {
 
 
 def neighbour_numbers(
-    run: Run, asked: Asked, recogniser: Recogniser, references: Place | None = None
+    run: Run, eligible: EligibleImages, recogniser: Recogniser, references: Place | None = None
 ) -> dict[str, Any]:
-    """Return the numbers of `NEIGHBOUR_DEFINITIONS` for the images `asked` of `run`.
+    """Return the numbers of `NEIGHBOUR_DEFINITIONS` for the images `eligible` of `run`.
 
     Those among remembered images need a gallery, those at 100 a dataset `references`. Raises `LandmarksError` when
     there is neither, or when no reference shows what any image shows.
     """
-    images = with_truth(asked.images, asked.labels).sort("image_id")
+    images = with_truth(eligible.images, eligible.labels).sort("image_id")
     if recogniser.gallery is None and references is None:
         raise LandmarksError(
             f"{run.name} remembers no images to look for neighbours among", way_out="name some with --references DATA"
         )
     with naming_the_extra("looking for neighbours"):
-        vectors = vectors_of(recogniser, asked.dataset, images)
+        vectors = vectors_of(recogniser, eligible.dataset, images)
     numbers: dict[str, Any] = {}
     if recogniser.gallery is not None:
         cosines, places = recogniser.gallery.index.search(vectors.astype(np.float32), max(AT))
@@ -75,11 +75,11 @@ def neighbour_numbers(
         numbers["neighbour_gap"] = _gaps(ids, labels[:, 0], cosines[:, 0], truth, usage)
         unknown = recogniser.gallery.unknown
         if unknown is not None:
-            itself = unknown.places_of([key_of(asked.dataset.content_digest, id) for id in ids])
+            itself = unknown.places_of([key_of(eligible.dataset.content_digest, id) for id in ids])
             lowered = cosines[:, 0] - penalty(vectors, unknown, itself)
             numbers["neighbour_gap_penalised"] = _gaps(ids, labels[:, 0], lowered, truth, usage)
     if references is not None:
-        numbers |= _among(run, asked, recogniser, images=images, vectors=vectors, data=open_dataset(references))
+        numbers |= _among(run, eligible, recogniser, images=images, vectors=vectors, data=open_dataset(references))
     return numbers
 
 
@@ -124,12 +124,18 @@ def _gaps(
 
 
 def _among(
-    run: Run, asked: Asked, recogniser: Recogniser, *, images: pl.DataFrame, vectors: NDArray[np.float16], data: Dataset
+    run: Run,
+    eligible: EligibleImages,
+    recogniser: Recogniser,
+    *,
+    images: pl.DataFrame,
+    vectors: NDArray[np.float16],
+    data: Dataset,
 ) -> dict[str, Any]:
     from landmarks.recognition.vectors import Parts, neighbours
 
-    table = with_truth(data.split("all"), match_to(run, data).labels).sort("image_id")
-    if data.content_digest == asked.dataset.content_digest:  # what is asked is no reference for itself or others
+    table = with_truth(data.split("all"), match_dataset(run, data).labels).sort("image_id")
+    if data.content_digest == eligible.dataset.content_digest:  # what is asked is no reference for itself or others
         table = table.join(images.select("image_id"), on="image_id", how="anti", maintain_order="left")
     shows = table.select("image_id", "truth").explode("truth").drop_nulls().group_by("truth").agg("image_id")
     of_landmark = {truth: frozenset(ids) for truth, ids in shows.iter_rows()}
@@ -139,7 +145,7 @@ def _among(
     }
     shown = {id: ids for id, ids in shown.items() if ids}
     if not shown:
-        raise LandmarksError(f"no image of {data.folder} shows a landmark that one of {asked.dataset.folder} shows")
+        raise LandmarksError(f"no image of {data.folder} shows a landmark that one of {eligible.dataset.folder} shows")
     queries = np.flatnonzero(images["image_id"].is_in(list(shown)).to_numpy())
     note(f"{len(queries)} images look for others of their landmarks among {len(table)} of {data.folder}")
     held = Parts((vectors_of(recogniser, data, table),))

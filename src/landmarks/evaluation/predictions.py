@@ -28,7 +28,7 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, digest_of, read_record, written_whole
 from landmarks.support.systems import readable
 from landmarks.support.tables import read_metadata, read_table, write_table
-from landmarks.training.asked import Asked
+from landmarks.training.eligible_images import EligibleImages
 from landmarks.training.run import Run
 
 PREDICTIONS = {
@@ -47,16 +47,18 @@ CHUNK = 4096
 """Images written aside at a time: about 0.5 MB, and at most some minutes of work lost to a kill."""
 
 
-def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser, *, batch_size: int) -> Path:
-    """Answer the images of `asked` and write `predictions/<name>.parquet`; return its path.
+def write_predictions(
+    run: Run, eligible: EligibleImages, name: str, recogniser: Recogniser, *, batch_size: int
+) -> Path:
+    """Answer the images of `eligible` and write `predictions/<name>.parquet`; return its path.
 
     A file that the same model made of the same images is left as it is. Call it while holding the run's folder.
     """
-    dataset = asked.dataset
+    dataset = eligible.dataset
     path = run.folder / "predictions" / f"{name}.parquet"
-    images = with_truth(asked.images, asked.labels).sort("image_id")
+    images = with_truth(eligible.images, eligible.labels).sort("image_id")
     made_of = {
-        "split": asked.split,
+        "split": eligible.split,
         "data_digest": dataset.digest,
         "model_digest": digest_of(run.digest, recogniser.digest),
         "images": _digest_of(images),
@@ -70,7 +72,7 @@ def write_predictions(run: Run, asked: Asked, name: str, recogniser: Recogniser,
         "run": readable(run.name),
         "data": place,
         "content_digest": str(dataset.content_digest),
-        "own_data": str(asked.own),
+        "own_data": str(eligible.own),
     }
     key = digest_of(made_of, CHUNK)
     with progress(f"answering {name}", total=len(images)) as advance:
@@ -242,17 +244,17 @@ SUFFIX = ".subsets.json"
 """What follows the name of an evaluation in `metrics/`, where the accuracies on subsets stand beside it."""
 
 
-def name_of(run: Run, asked: Asked, split: str | None = None) -> str:
-    """Return what the numbers of `asked` (or of another `split` of its dataset) are called.
+def name_of(run: Run, eligible: EligibleImages, split: str | None = None) -> str:
+    """Return what the numbers of `eligible` (or of another `split` of its dataset) are called.
 
     In the run's own dataset that is the split; elsewhere the folder's name, with the split behind it unless it is the
     test or all there is, and `data-` before it where a split of the run's own dataset is called so. When numbers of
     another dataset have that name already, the name of the folder above stands before it, or the dataset's digest
     behind it.
     """
-    dataset, split = asked.dataset, split or asked.split
+    dataset, split = eligible.dataset, split or eligible.split
     folder, digest = dataset.folder.resolve(), dataset.digest[:8]
-    if asked.own:
+    if eligible.own:
         names = [split, f"own-{split}"]
     else:
         whole = dataset.splits is None or split == "test"
@@ -261,10 +263,10 @@ def name_of(run: Run, asked: Asked, split: str | None = None) -> str:
         first = f"data-{name}" if own.get(name) or name == "all" else name
         names = [first, f"{folder.parent.name}-{name}"]
     last = f"{names[0]}-{digest}"
-    return next((name for name in names if _is_free(run.folder, name, asked, split)), last)
+    return next((name for name in names if _is_free(run.folder, name, eligible, split)), last)
 
 
-def _is_free(run: Path, name: str, asked: Asked, split: str) -> bool:
+def _is_free(run: Path, name: str, eligible: EligibleImages, split: str) -> bool:
     """Return whether nothing is called `name` yet, or only numbers of the same split of the same dataset."""
     metrics, subsets = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
     predictions = run / "predictions" / f"{name}.parquet"
@@ -272,7 +274,7 @@ def _is_free(run: Path, name: str, asked: Asked, split: str) -> bool:
     numbers |= read_record(metrics, way_out="remove it: evaluate writes it anew") if metrics.exists() else {}
     draws = read_record(subsets, way_out="remove it: subsets writes it anew") if subsets.exists() else {}
     of_split = not numbers or numbers.get("split") == split
-    return of_split and all(_is_of(told, asked.dataset, own=asked.own) for told in (numbers, draws) if told)
+    return of_split and all(_is_of(told, eligible.dataset, own=eligible.own) for told in (numbers, draws) if told)
 
 
 def _is_of(told: Mapping[str, Any], dataset: Dataset, *, own: bool) -> bool:

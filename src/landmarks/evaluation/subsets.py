@@ -24,7 +24,7 @@ from landmarks.support.errors import UsageError
 from landmarks.support.files import held, read_record, write_record
 from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.training.asked import ask
+from landmarks.training.eligible_images import eligible_images
 from landmarks.training.ridge import ridge_scores
 from landmarks.training.run import open_run
 
@@ -213,23 +213,23 @@ def subsets(
     opened = open_run(run)
     phase = opened.record.get("best", {}).get("phase")
     untouched = "its backbone was not trained on them" if phase == "head" else ""
-    asked = ask(opened, data, "train", any_landmarks=True, keep_seen=untouched)
-    dataset, split = asked.dataset, asked.split
-    if asked.own and phase == "finetune":
+    eligible = eligible_images(opened, data, "train", any_landmarks=True, keep_seen=untouched)
+    dataset, split = eligible.dataset, eligible.split
+    if eligible.own and phase == "finetune":
         note(f"{opened.name} was fine-tuned on the very images that are drawn from: its draws are too good")
     images, features = features_of(opened, dataset, split, device)
-    unseen = images["image_id"].is_in(asked.images["image_id"].implode()).to_numpy()
+    unseen = images["image_id"].is_in(eligible.images["image_id"].implode()).to_numpy()
     images, features = images.filter(pl.Series(unseen)), features[unseen]
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     accuracies = subset_accuracies(directions(features), labels, groups, landmarks=landmarks, draws=draws, seed=seed)
-    name = name_of(opened, asked, "all" if split == "all" else "test")
+    name = name_of(opened, eligible, "all" if split == "all" else "test")
     numbers: dict[str, Any] = {
         "name": name,
         "data": str(dataset.folder.resolve()),
         "split": split,
-        "own_data": asked.own,
-        "seen": asked.record()["seen"],
+        "own_data": eligible.own,
+        "seen": eligible.record()["seen"],
         "landmarks": landmarks,
         "of": len(drawable(labels, held_out(labels, groups, seed))),
         **describe(accuracies),

@@ -24,7 +24,7 @@ from landmarks.support.files import digest_of, held, read_record, write_record, 
 from landmarks.support.places import Place
 from landmarks.support.seeds import generator
 from landmarks.support.systems import readable
-from landmarks.training.asked import Asked, ask
+from landmarks.training.eligible_images import EligibleImages, eligible_images
 from landmarks.training.run import Run, open_run
 
 ANSWERS = 4
@@ -75,7 +75,7 @@ def explain(
         if images:
             drawn = _of_files(run, recogniser, images, folder)
         else:
-            drawn = _gallery(run, recogniser, ask(run, data, split), count, folder)
+            drawn = _gallery(run, recogniser, eligible_images(run, data, split), count, folder)
         panels = _earlier(folder, run.digest, recogniser.by) | {entry["image_id"]: entry for entry in drawn.made}
         method = drawn.methods[-1] if drawn.methods else ""
         record = {"method": method, "panels": list(panels.values()), "rejected": drawn.rejected}
@@ -133,9 +133,9 @@ def _of_files(run: Run, recogniser: Recogniser, places: Sequence[Place], folder:
     return drawn
 
 
-def _gallery(run: Run, recogniser: Recogniser, asked: Asked, count: int, folder: Path) -> _Drawn:
-    images = images_in_turn(run, asked)
-    reader = ImageReader(asked.dataset)
+def _gallery(run: Run, recogniser: Recogniser, eligible: EligibleImages, count: int, folder: Path) -> _Drawn:
+    images = images_in_turn(run, eligible)
+    reader = ImageReader(eligible.dataset)
     drawn = _Drawn()
     explanations = recogniser.explanations((reader.read(*image.place) for image in images), ANSWERS)
     with progress("explaining", total=count) as advance:
@@ -149,7 +149,7 @@ def _gallery(run: Run, recogniser: Recogniser, asked: Asked, count: int, folder:
             if len(drawn.made) == count:
                 break
     if not drawn.made:
-        raise LandmarksError(f"{run.name} recognises none of the {len(images)} images of {asked.dataset.folder}")
+        raise LandmarksError(f"{run.name} recognises none of the {len(images)} images of {eligible.dataset.folder}")
     if len(drawn.made) < count:
         note(f"only {len(drawn.made)} of {len(images)} images are recognised; {count} were asked for")
     return drawn
@@ -186,16 +186,16 @@ class KnownImage:
     """Shard, offset, length."""
 
 
-def images_in_turn(run: Run, asked: Asked) -> list[KnownImage]:
-    """Return those of the images `asked` that show a landmark the run knows: one of each, then a second, …
+def images_in_turn(run: Run, eligible: EligibleImages) -> list[KnownImage]:
+    """Return those of the images `eligible` that show a landmark the run knows: one of each, then a second, …
 
     The order within a landmark and of the landmarks is drawn from their ids, so it is the same everywhere.
     """
-    known = dict(zip(asked.labels["landmark_id"], asked.labels["label"], strict=True))
-    table = asked.images.filter(pl.col("landmark_id").is_in(list(known)))
+    known = dict(zip(eligible.labels["landmark_id"], eligible.labels["label"], strict=True))
+    table = eligible.images.filter(pl.col("landmark_id").is_in(list(known)))
     if table.is_empty():
         raise LandmarksError(
-            f"{asked.dataset.folder} holds no image of a landmark that {run.name} knows", received=asked.split
+            f"{eligible.dataset.folder} holds no image of a landmark that {run.name} knows", received=eligible.split
         )
     queues: dict[int, list[KnownImage]] = {}
     for row in table.select("image_id", "landmark_id", "shard", "offset", "length").iter_rows(named=True):

@@ -29,7 +29,7 @@ from landmarks.support.files import held, write_record
 from landmarks.support.places import Place
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_table
-from landmarks.training.asked import ask
+from landmarks.training.eligible_images import eligible_images
 from landmarks.training.loader import normalised
 from landmarks.training.run import Run, open_run
 
@@ -58,9 +58,9 @@ def faithfulness(
     95 % intervals (1.96 standard errors over images).
     """
     run = run if isinstance(run, Run) else open_run(run)
-    asked = ask(run, data, split)
-    images = images_in_turn(run, asked)[:count]
-    recogniser, reader = open_recogniser(run, device=device), ImageReader(asked.dataset)
+    eligible = eligible_images(run, data, split)
+    images = images_in_turn(run, eligible)[:count]
+    recogniser, reader = open_recogniser(run, device=device), ImageReader(eligible.dataset)
     rows: list[dict[str, Any]] = []
     method = ""
     with held(run.folder / "maps") as folder, progress("deleting and inserting", total=len(images)) as advance:
@@ -75,7 +75,11 @@ def faithfulness(
         landmarks = table.group_by("label").agg(pl.len().alias("images"), *(pl.mean(each) for each in MEASURES))
         landmarks = names.join(landmarks.cast({"label": pl.UInt32}), on="label").sort("label")
         record = {"images": len(table), "steps": STEPS, "maps": summary(table), "method": method}
-        record |= {"data": str(asked.dataset.folder.resolve()), "split": asked.split, "seen": asked.record()["seen"]}
+        record |= {
+            "data": str(eligible.dataset.folder.resolve()),
+            "split": eligible.split,
+            "seen": eligible.record()["seen"],
+        }
         write_table(folder / "faithfulness.parquet", landmarks, run=run.folder, digest=run.digest)
         write_record(folder / "faithfulness.json", record, verb="explain", inputs=run.digest)
     return record

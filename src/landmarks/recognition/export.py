@@ -46,7 +46,7 @@ from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held, read_record, written_whole
 from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.training.own_data import find_own, images_seen
+from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run, open_run
 
 MAX_AUTHORS = 1_000
@@ -166,7 +166,7 @@ def _ready(run: Run, by: str | None = None) -> Recogniser:
     if recogniser.learned.names:  # which needs a temperature
         return recogniser
     try:
-        own = find_own(run)
+        own = find_own_dataset(run)
     except LandmarksError:
         return recogniser
     if read_record(run.folder / "model.json").get("temperature") is not None:
@@ -178,7 +178,7 @@ def _ready(run: Run, by: str | None = None) -> Recogniser:
 def _images_to_verify(run: Run, data: Place | None, count: int) -> Shown:
     if data is None:
         try:
-            dataset = find_own(run)
+            dataset = find_own_dataset(run)
         except LandmarksError as error:
             raise LandmarksError(
                 f"the export cannot be verified: {error}", way_out="name any dataset of images with --data DATA"
@@ -198,7 +198,7 @@ def _images_to_verify(run: Run, data: Place | None, count: int) -> Shown:
 def _training_squares(run: Run, shown: Shown, recogniser: Recogniser) -> NDArray[np.float32]:
     """Return normalised images (N, 3, S, S) that the run was trained on; others where these are gone, with a note."""
     try:
-        own = find_own(run)
+        own = find_own_dataset(run)
         images = images_seen(run, own, "train")
     except LandmarksError:
         own, images = shown.dataset, shown.images[:0]
@@ -282,7 +282,7 @@ def _licence(run: Run, backbone_name: str) -> dict[str, Any]:
 def _credits(run: Run) -> dict[str, Any]:
     """Return whose images the run was trained on, and under which licences, as far as its dataset tells."""
     try:
-        images = images_seen(run, find_own(run), "train")
+        images = images_seen(run, find_own_dataset(run), "train")
     except LandmarksError:
         return {"note": "not known: the run's dataset is not there"}
     authors = images["author"].drop_nulls().unique().sort().to_list()

@@ -29,7 +29,7 @@ from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, held
 from landmarks.training.discriminant import LOST, MOST_OFFSET, Validation, least_loss, moments_of, within_of
-from landmarks.training.own_data import find_own, images_seen
+from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run
 
 KEPT = 512
@@ -58,7 +58,7 @@ class Learning:
 
 def learning_of(run: Run, recogniser: Recogniser) -> Learning:
     """Return what an export of `run` needs to learn; raise `LandmarksError` where its dataset is needed and gone."""
-    own = find_own(run)
+    own = find_own_dataset(run)
     gallery = recogniser.gallery
     if gallery is None:
         with held(run.folder):

@@ -38,7 +38,7 @@ from landmarks.support.places import Place, paths_of
 from landmarks.support.systems import readable
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.loader import batches, normalised
-from landmarks.training.own_data import places_of, whereabouts
+from landmarks.training.own_data import location_record, recorded_locations
 from landmarks.training.run import Run, open_run
 
 RECORD = "index.json"
@@ -202,7 +202,7 @@ def _without(there: Index, image_ids: Sequence[str]) -> Index:
 def run_of(there: Index) -> Run:
     """Return the run that an index was made with, beside it or where it was; raise when it is gone or another."""
     told = there.record["run"]
-    places = [place for place in places_of(told, beside=there.folder) if (place / "run.json").is_file()]
+    places = [place for place in recorded_locations(told, beside=there.folder) if (place / "run.json").is_file()]
     if not places:
         raise LandmarksError(
             f"the run that {there.folder} was made with is not at {told.get('folder')} any more",
@@ -222,7 +222,12 @@ def _require_same(there: Index, run: Run) -> None:
 
 def _begin(folder: Path, run: Run, dimensions: int) -> None:
     """Write down whose index a folder is, before anything else stands in it."""
-    record = {"run": whereabouts(run.folder, beside=folder), "model": run.digest, "dimensions": dimensions, "parts": 0}
+    record = {
+        "run": location_record(run.folder, beside=folder),
+        "model": run.digest,
+        "dimensions": dimensions,
+        "parts": 0,
+    }
     write_record(folder / RECORD, record, verb="index", inputs="")
 
 
@@ -235,7 +240,7 @@ def _write(there: Index, **changes: object) -> None:
 def _with_dataset(there: Index, dataset: Dataset, recogniser: Recogniser) -> Index:
     place = readable(dataset.folder.resolve())
     images = dataset.split("all").join(dataset.labels.select("landmark_id", "name"), on="landmark_id", how="left")
-    about = {**whereabouts(dataset.folder, beside=there.folder), "digest": dataset.record.get("digest")}
+    about = {**location_record(dataset.folder, beside=there.folder), "digest": dataset.record.get("digest")}
     earlier: dict[str, Any] = there.record.get("data") or {}
     alike = [one for one, told in earlier.items() if told.get("digest") == about["digest"] is not None]
     known = there.answered.filter(pl.col("data").is_in([place, *alike]))

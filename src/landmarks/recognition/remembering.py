@@ -19,7 +19,7 @@ from landmarks.support.errors import LandmarksError
 from landmarks.training.discriminant import Validation, moments_of
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
-from landmarks.training.own_data import find_own, images_seen
+from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run
 
 MAX_VALIDATION = 4096
@@ -37,7 +37,7 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
     Call it while holding the run's folder. Raises `LandmarksError` when that is needed and its dataset is not there.
     """
     if read_memory(run.folder, run.digest) is None:
-        recogniser, own = open_recogniser(run, device=device), find_own(run)
+        recogniser, own = open_recogniser(run, device=device), find_own_dataset(run)
         recogniser = ensure_temperature(run, own, recogniser, BATCH_SIZE)
         gallery = ensure_gallery(run, recogniser.trained, own, BATCH_SIZE)
         if gallery is None:
@@ -54,7 +54,7 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
 
 def validation_of(run: Run, recogniser: Recogniser, seen: pl.DataFrame, width: int) -> Validation:
     """Return what the run's head says of its validation images `seen`, from kept features where there are any."""
-    own, network, done = find_own(run), recogniser.trained, 0
+    own, network, done = find_own_dataset(run), recogniser.trained, 0
     images = np.empty((len(seen), width), dtype=np.float16)
     logs = np.empty((len(seen), network.classes), dtype=np.float16)
     with torch.no_grad():

@@ -26,7 +26,7 @@ from landmarks.support.errors import LandmarksError, UsageError, naming_the_extr
 from landmarks.support.files import refuse_foreign, write_record, written_whole
 from landmarks.support.places import Place
 from landmarks.support.systems import readable
-from landmarks.training.own_data import places_of
+from landmarks.training.own_data import recorded_locations
 
 VERIFIED = 10
 """Images that are compared point by point, of those that look most alike."""
@@ -129,7 +129,7 @@ class _Images:
 def _dataset_of(there: Index, data: str) -> Dataset:
     """Return the dataset that was indexed as `data`, beside the index or where it was; raise when it is gone."""
     told = (there.record.get("data") or {}).get(data) or {"folder": data}
-    for place in places_of(told, beside=there.folder):
+    for place in recorded_locations(told, beside=there.folder):
         if (place / "dataset.json").is_file():
             return open_dataset(place)
     raise LandmarksError(

@@ -18,7 +18,7 @@ from landmarks.reporting.run_files import Evaluation, RunFiles
 from landmarks.reporting.wording import percent, readable
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_table
-from landmarks.training.own_data import find_own, places_of
+from landmarks.training.own_data import find_own_dataset, recorded_locations
 from landmarks.training.run import Run
 
 PAIRS_SHOWN = 10
@@ -189,9 +189,9 @@ def find_dataset(run: Run, judged: Mapping[str, Any] | None) -> Dataset:
     Raises `LandmarksError` when it is not there, or is not what was judged: its images would be others of that name.
     """
     if judged is None or judged.get("own_data", judged.get("name") in SPLITS):
-        return find_own(run)
+        return find_own_dataset(run)
     told = {"folder": judged.get("data"), "relative": judged.get("data_relative")}
-    there = [place for place in places_of(told, beside=run.folder) if (place / "dataset.json").is_file()]
+    there = [place for place in recorded_locations(told, beside=run.folder) if (place / "dataset.json").is_file()]
     if not there:
         raise LandmarksError(f"the images that {run.name} was judged on are not at {told['folder']} any more")
     digest = judged.get("data_digest")

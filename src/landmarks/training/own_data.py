@@ -31,17 +31,17 @@ ARCHIVE_ID = "^[0-9a-f]{16}$"
 
 def seen_in_training(train: pl.DataFrame, val: pl.DataFrame, weights: str, machine: Machine) -> pl.DataFrame:
     """Return the table `SEEN` of a training on `train` and `val` (rows of a dataset) that begins from `weights`."""
-    tables = [as_seen(train, "train"), as_seen(val, "val"), _seen_before(weights, machine)]
+    tables = [seen_rows(train, "train"), seen_rows(val, "val"), _seen_before(weights, machine)]
     return pl.concat(tables).sort("image_id", "through", nulls_last=False)
 
 
-def as_seen(images: pl.DataFrame, split: str) -> pl.DataFrame:
+def seen_rows(images: pl.DataFrame, split: str) -> pl.DataFrame:
     """Return rows of a dataset in the columns of `SEEN`."""
     rows = images.with_columns(split=pl.lit(split), through=None)
     return rows.select(pl.col(name).cast(kind) for name, kind in SEEN.items())
 
 
-def sightings(images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
+def find_seen(images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
     """Return which of `images` (columns of `IMAGES`) are among `seen`: `id`, and `seen_id`, `split`, `through` there.
 
     The same image has the same id, or the same perceptual hash; two files of one name are two images unless
@@ -97,7 +97,7 @@ def _seen_before(weights: str, machine: Machine) -> pl.DataFrame:
 TRAIN_AGAIN = "train again to have a run that knows what it has seen"
 
 
-def whereabouts(folder: Path, *, beside: Path) -> dict[str, str]:
+def location_record(folder: Path, *, beside: Path) -> dict[str, str]:
     """Return where `folder` lies, as a record in the folder `beside` keeps it: whole, and as seen from there.
 
     A pair of folders that is moved together is found again by the second.
@@ -109,8 +109,8 @@ def whereabouts(folder: Path, *, beside: Path) -> dict[str, str]:
     return told
 
 
-def places_of(told: dict[str, Any], *, beside: Path) -> list[Path]:
-    """Return where what `whereabouts` told of may lie, the likeliest first."""
+def recorded_locations(told: dict[str, Any], *, beside: Path) -> list[Path]:
+    """Return where what `location_record` told of may lie, the likeliest first."""
     relative, folder = (
         place if isinstance(place, str) and "\0" not in place else ""
         for place in (told.get("relative"), told.get("folder"))
@@ -120,13 +120,13 @@ def places_of(told: dict[str, Any], *, beside: Path) -> list[Path]:
     return list(dict.fromkeys(place.resolve() for place in places))
 
 
-def find_own(run: Run) -> Dataset:
+def find_own_dataset(run: Run) -> Dataset:
     """Return the dataset that `run` was trained on, as it is now; beside the run first, then where it was then.
 
     Raises `LandmarksError` when it is at neither place, or when what lies there holds none of its images.
     """
     told = run.record.get("data") or {}
-    there = [place for place in places_of(told, beside=run.folder) if (place / "dataset.json").is_file()]
+    there = [place for place in recorded_locations(told, beside=run.folder) if (place / "dataset.json").is_file()]
     if not there:
         raise LandmarksError(
             f"the dataset that {run.name} was trained on is not at {told.get('folder')} any more",
@@ -148,13 +148,13 @@ def find_own(run: Run) -> Dataset:
     )
 
 
-def open_own(run: Run) -> Dataset:
+def open_own_dataset(run: Run) -> Dataset:
     """Return the dataset that `run` was trained on, when what it has seen is still in the splits it was in then.
 
     A dataset to which images were added is told and returned. Raises `StaleError` when it was divided anew: its
     split "test" would hold images that the run was trained on.
     """
-    dataset = find_own(run)
+    dataset = find_own_dataset(run)
     told = run.record.get("data") or {}
     if told.get("digest") in (None, dataset.digest):
         return dataset
@@ -185,12 +185,12 @@ def open_own(run: Run) -> Dataset:
     return dataset
 
 
-def is_own(run: Run, dataset: Dataset) -> bool:
+def is_own_dataset(run: Run, dataset: Dataset) -> bool:
     """Return whether `dataset`, wherever it lies, is what `run` was trained on, divided as it was then."""
     return bool((run.record.get("data") or {}).get("digest") == dataset.digest)
 
 
-def match_to(run: Run, dataset: Dataset) -> Matching:
+def match_dataset(run: Run, dataset: Dataset) -> Matching:
     """Return which landmarks of `dataset` are which labels of `run`."""
     ours = identified_by(run.record.get("data") or {}, run.labels)
     return match_landmarks(run.labels, ours, dataset.labels, identified_by(dataset.record, dataset.labels))
@@ -203,7 +203,7 @@ def images_seen(run: Run, dataset: Dataset, split: str) -> pl.DataFrame:
     now. Images that are gone, or show nothing known any more, are left out. Raises `StaleError` when the run does not
     say which they are and its dataset is not as it was.
     """
-    if is_own(run, dataset):
+    if is_own_dataset(run, dataset):
         images = dataset.split(split)
     elif (seen := run.seen) is None:
         if (run.record.get("data") or {}).get("digest") is not None:
@@ -212,14 +212,14 @@ def images_seen(run: Run, dataset: Dataset, split: str) -> pl.DataFrame:
     else:
         wanted = _here(seen, dataset).filter(pl.col("split") == split)
         images = dataset.split("all").join(wanted, on="image_id", how="semi", maintain_order="left")
-    labels = match_to(run, dataset).labels.select("landmark_id", pl.col("label").alias("run_label"))
+    labels = match_dataset(run, dataset).labels.select("landmark_id", pl.col("label").alias("run_label"))
     return images.join(labels, on="landmark_id", how="inner").sort("image_id")
 
 
 def _here(seen: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     """Return which images of `dataset` are, under their own ids, those that a run saw in its own training."""
     own = seen.filter(pl.col("through").is_null())
-    return sightings(dataset.images, own).filter(pl.col("image_id") == pl.col("seen_id"))
+    return find_seen(dataset.images, own).filter(pl.col("image_id") == pl.col("seen_id"))
 
 
 def _tell_changes(run: Run, dataset: Dataset, gone: int) -> None:

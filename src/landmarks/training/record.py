@@ -14,7 +14,7 @@ from landmarks.models.catalogue import gmacs
 from landmarks.models.network import Network, count_parameters, has_maps
 from landmarks.training.choices import Choice
 from landmarks.training.machine import Machine, describe_machine, peak_memory_mb, versions
-from landmarks.training.own_data import whereabouts
+from landmarks.training.own_data import location_record
 from landmarks.training.recipe import Recipe
 from landmarks.training.state import State
 
@@ -37,7 +37,7 @@ def record_of(
     return {
         "recipe": recipe.record(),
         "data": {
-            **whereabouts(dataset.folder, beside=out),
+            **location_record(dataset.folder, beside=out),
             "digest": dataset.digest,
             "content_digest": dataset.content_digest,
             "identified_by": identified_by(dataset.record, dataset.labels),

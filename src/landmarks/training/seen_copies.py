@@ -10,7 +10,7 @@ from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.training.own_data import find_own
+from landmarks.training.own_data import find_own_dataset
 from landmarks.training.run import Run
 
 MOST_COMPARED = 50_000
@@ -20,14 +20,14 @@ MOST_COMPARED = 50_000
 def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
     """Return which of `images`, rows of `dataset`, are copies of what `run` has `seen` in its own dataset.
 
-    Columns as of `sightings`. Both datasets' images are looked at; where they are gone, cannot be read or are too many,
+    Columns as of `find_seen`. Both datasets' images are looked at; where they are gone, cannot be read or are too many,
     a note says so.
     """
     nothing = pl.DataFrame(
         schema={"image_id": pl.String, "seen_id": pl.String, "split": pl.String, "through": pl.String}
     )
     try:
-        own = find_own(run)
+        own = find_own_dataset(run)
     except LandmarksError:
         note(f"whether some are changed copies of images {run.name} has seen is not known: its dataset is not there")
         return nothing

@@ -1,0 +1,199 @@
+"""The images that a run may be evaluated on: those of a split, without the ones it saw in its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
+from landmarks.dataset.naming import Matching
+from landmarks.support.console import note
+from landmarks.support.errors import LandmarksError
+from landmarks.support.places import Place
+from landmarks.training.own_data import (
+    find_own_dataset,
+    find_seen,
+    is_own_dataset,
+    match_dataset,
+    open_own_dataset,
+    seen_rows,
+)
+from landmarks.training.run import SEEN, Run
+from landmarks.training.seen_copies import copies_of_seen
+
+NAMED = 5
+"""How many images or landmarks a message names; records of metrics name up to `RECORDED`."""
+
+RECORDED = 100
+
+
+@dataclass(frozen=True)
+class EligibleImages:
+    """Images that a run may be evaluated on, and how they were chosen."""
+
+    dataset: Dataset
+    images: pl.DataFrame  # rows of `dataset.split(split)`
+    split: str  # "all" for a dataset without splits, or when the caller chose it
+    own: bool  # whether `dataset` is what the run was trained on, with the same splits
+    matching: Matching  # of the dataset's landmarks to the run's labels
+    seen: pl.DataFrame  # images left out because the run saw them or a copy of them; columns of `find_seen`
+    copies: int = 0  # how many of `seen` are changed copies, see `copies_of_seen`
+
+    @property
+    def labels(self) -> pl.DataFrame:
+        """`landmark_id` (the dataset's ids) and `label` (the run's labels) of each matched landmark."""
+        return self.matching.labels
+
+    def record(self) -> dict[str, Any]:
+        """Return the description of these images that is stored with their metrics, as JSON."""
+        return {
+            "own_data": self.own,
+            "data_digest": self.dataset.digest,
+            "matched": {
+                "by": self.matching.by,
+                "landmarks": self.matching.matched,
+                "of": len(self.dataset.labels),
+                "without_partner": self.matching.alone[:RECORDED],
+            },
+            "seen": {
+                "images": len(self.seen),
+                "copies": self.copies,
+                "first": self.seen["image_id"].head(RECORDED).to_list(),
+            },
+        }
+
+
+def eligible_images(
+    run: Run, data: Place | None, split: str, *, any_landmarks: bool = False, keep_seen: str = ""
+) -> EligibleImages:
+    """Return the images of a split of the run's own dataset, or of `data`, that the run may be evaluated on.
+
+    If `data` has no splits, all its images are used. Images that the run was trained on or validated with are left out
+    with a note, and so are changed copies of them in `data` and images seen by the run whose weights this one began
+    from. The splits train and val of the run's own dataset are an exception: they keep the run's own images. With
+    `keep_seen` (the reason, shown in the note) images that the run itself saw are kept and counted, and copies are not
+    searched.
+
+    Raises `LandmarksError` when the run's own dataset was divided anew, when no image is left, or when the run knows
+    none of the dataset's landmarks (unless `any_landmarks`).
+    """
+    dataset = open_own_dataset(run) if data is None else open_dataset(data)
+    own = data is None or is_own_dataset(run, dataset)
+    if not own and dataset.splits is None:
+        split = "all"
+    images = dataset.split(split)
+    if not len(images):
+        filled = [name for name in SPLITS if dataset.splits is not None and dataset.count(name)]
+        raise LandmarksError(
+            f'the split "{split}" of {dataset.folder} holds no images',
+            way_out=f"name another with --split: {', '.join(filled)}" if filled else "",
+        )
+    matching = _matched(run, dataset, required=not any_landmarks, verbose=not own and not any_landmarks)
+    seen = _find_seen(run, dataset, images, split, own=own)
+    copies = 0
+    if not own and not keep_seen and (run_seen := run.seen) is not None:
+        rest = images.join(seen, on="image_id", how="anti", maintain_order="left")
+        changed = copies_of_seen(run, dataset, rest, run_seen)
+        copies, seen = len(changed), pl.concat([seen, changed.select(seen.columns)])
+    by_earlier_run = pl.col("through").is_not_null()
+    if keep_seen and (kept := len(seen.filter(~by_earlier_run))):
+        note(f"{kept} of the {len(images)} images are ones that {run.name} has seen and are kept: {keep_seen}")
+        seen = seen.filter(by_earlier_run)
+    if len(seen):
+        if len(seen) == len(images):
+            raise LandmarksError(
+                f'{run.name} has seen every image of the split "{split}" of {dataset.folder} in its training',
+                received=_first_names(seen["image_id"].to_list()),
+                way_out="name images that it was neither trained on nor validated with",
+            )
+        names = _first_names(seen["image_id"].to_list())
+        changed_too = f" ({copies} of them cropped, framed, recoloured or otherwise changed)" if copies else ""
+        note(
+            f"{len(seen)} of the {len(images)} images of {dataset.folder} are left out, because {run.name} has seen "
+            f"them in its training{changed_too}: {names}"
+        )
+        images = images.join(seen, on="image_id", how="anti", maintain_order="left")
+    return EligibleImages(dataset, images, split, own, matching, seen, copies)
+
+
+def near_duplicates_of_training(eligible: EligibleImages) -> int:
+    """Return how many eligible images share a group with images that the run was trained on or validated with.
+
+    Groups are near-duplicates. Only a split that came with the images, or one drawn at random, divides a group.
+    """
+    if not eligible.own or eligible.split not in SPLITS:
+        return 0
+    groups = [eligible.dataset.split(name)["group"] for name in ("train", "val") if name != eligible.split]
+    return int(eligible.images["group"].drop_nulls().is_in(pl.concat(groups).drop_nulls().implode()).sum())
+
+
+def _matched(run: Run, dataset: Dataset, *, required: bool, verbose: bool) -> Matching:
+    matching = match_dataset(run, dataset)
+    landmarks = len(dataset.labels)
+    if required and landmarks and not matching.matched:
+        names = run.labels["name"].fill_null("?").to_list()
+        raise LandmarksError(
+            f"the run {run.folder} does not fit the data {dataset.folder}: no landmark has the same {matching.by}",
+            received=_first_names(matching.alone),
+            expected=f"some of its {len(names)}: {_first_names(names)}",
+        )
+    if verbose:
+        unknown = f"; without a partner, so unknown to it: {_first_names(matching.alone)}" if matching.alone else ""
+        note(
+            f"{matching.matched} of the {landmarks} landmarks of {dataset.folder} are known to {run.name}, matched by "
+            f"{matching.by}{unknown}"
+        )
+    return matching
+
+
+def _find_seen(run: Run, dataset: Dataset, images: pl.DataFrame, split: str, *, own: bool) -> pl.DataFrame:
+    """Return which of `images` to leave out; columns of `find_seen`.
+
+    In the run's own dataset, train and val keep what the run itself saw, and test keeps images that merely look like
+    ones in train: a random split may divide such copies, and `split` reports them.
+    """
+    seen = run.seen if own else _seen_by(run)
+    if seen is None:
+        return find_seen(images, pl.DataFrame(schema=SEEN))
+    found = find_seen(images, seen)
+    by_earlier_run = pl.col("through").is_not_null()
+    if own and split in ("train", "val"):
+        return found.filter(by_earlier_run)
+    if own and is_own_dataset(run, dataset):
+        return found.filter(by_earlier_run | (pl.col("image_id") == pl.col("seen_id")))
+    return found
+
+
+def _seen_by(run: Run) -> pl.DataFrame | None:
+    """Return what `run` saw: from its record or, for an older run, from its dataset if that is unchanged.
+
+    None, with a note, when neither says.
+    """
+    seen = run.seen
+    if seen is not None:
+        return seen
+    if run.record.get("export"):
+        note(
+            f"{run.name} does not say which images it was trained on: some of these may be among them (evaluating its "
+            "run leaves them out)"
+        )
+        return None
+    try:
+        own = find_own_dataset(run)
+    except LandmarksError:
+        own = None
+    if own is None or not is_own_dataset(run, own) or own.splits is None:
+        note(
+            f"whether {run.name} was trained on some of these images cannot be known: it was trained before runs "
+            "kept that, and its dataset is not there as it was; train again to have a run that knows"
+        )
+        return None
+    return pl.concat(
+        [seen_rows(own.split(split).filter(pl.col("label").is_not_null()), split) for split in ("train", "val")]
+    )
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f", … ({len(names)} in all)" if len(names) > NAMED else "")
