@@ -14,7 +14,7 @@ from PIL import Image
 
 from landmarks.cli.main import run
 from landmarks.cli.main import run as landmarks
-from landmarks.dataset.divide import ENOUGH, NOT_YET, divide
+from landmarks.dataset.divide import MIN_IMAGES_TO_SPLIT, UNASSIGNED, divide
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import IMAGES, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split
@@ -88,7 +88,7 @@ def test_shares_are_met_landmark_by_landmark_where_groups_are_single(counts: lis
     for landmark, count in enumerate(counts):
         in_parts = np.bincount(split[landmarks.to_numpy() == landmark], minlength=3)
         expected = int(0.15 * count + 0.5)
-        if count >= ENOUGH:
+        if count >= MIN_IMAGES_TO_SPLIT:
             expected = max(1, expected)
         assert in_parts[VAL] == in_parts[TEST] == expected
 
@@ -242,14 +242,14 @@ def test_what_is_divided_already_stays_and_its_groups_are_joined(
     images: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int, data: st.DataObject
 ) -> None:
     landmarks, group = pl.Series(images[0], dtype=pl.Int64), np.array(images[1])
-    told = st.sampled_from([NOT_YET, NOT_YET, TRAIN, VAL, TEST])
-    known = np.array(data.draw(st.lists(told, min_size=len(group), max_size=len(group))))
-    split = divide(landmarks, group, *shares, seed, known=known)
-    divided = known != NOT_YET
-    assert (split[divided] == known[divided]).all()
+    splits = st.sampled_from([UNASSIGNED, UNASSIGNED, TRAIN, VAL, TEST])
+    fixed = np.array(data.draw(st.lists(splits, min_size=len(group), max_size=len(group))))
+    split = divide(landmarks, group, *shares, seed, fixed=fixed)
+    divided = fixed != UNASSIGNED
+    assert (split[divided] == fixed[divided]).all()
     for one in set(images[1]):
         own = split[(group == one) & ~divided]
-        there = Counter(known[(group == one) & divided].tolist())
+        there = Counter(fixed[(group == one) & divided].tolist())
         assert len(set(own)) <= 1
         if there and len(own):
             assert there[own[0]] == max(there.values())
@@ -262,11 +262,11 @@ def test_what_is_divided_already_stays_and_its_groups_are_joined(
 
 def test_shares_are_met_however_often_images_are_added() -> None:
     landmarks = pl.Series(np.tile(np.arange(20), 60))  # one more of every landmark each time
-    known = np.full(20, NOT_YET)
+    fixed = np.full(20, UNASSIGNED)
     for count in range(1, 61):
-        known = np.append(known, np.full(20 * count - len(known), NOT_YET))
-        known = divide(landmarks[: 20 * count], np.arange(20 * count), 0.15, 0.2, 0, known=known).astype(int)
-    in_parts = np.stack([np.bincount(known[landmarks.to_numpy() == landmark], minlength=3) for landmark in range(20)])
+        fixed = np.append(fixed, np.full(20 * count - len(fixed), UNASSIGNED))
+        fixed = divide(landmarks[: 20 * count], np.arange(20 * count), 0.15, 0.2, 0, fixed=fixed).astype(int)
+    in_parts = np.stack([np.bincount(fixed[landmarks.to_numpy() == landmark], minlength=3) for landmark in range(20)])
     assert (in_parts == [39, 9, 12]).all()
 
 

@@ -12,21 +12,21 @@ from landmarks.archive.fetch_plan import Plan
 from landmarks.archive.index import MEMBERS, IndexedTar, write_index
 from landmarks.archive.mirror import tar_path
 from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, members_file
-from landmarks.dataset.division import extended, stored, with_groups
+from landmarks.dataset.division import extend_division, read_division, with_groups
 from landmarks.dataset.groups import groups
 from landmarks.dataset.manifest import (
     IMAGES,
     LABELS,
     REJECTED,
     Dataset,
-    changing,
+    effective_corrections,
     open_dataset,
     stored_corrections,
     with_corrections,
     write_dataset,
 )
 from landmarks.dataset.naming import ARCHIVE_IDS
-from landmarks.dataset.split import tell
+from landmarks.dataset.split import note_division
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import write_record
@@ -62,8 +62,8 @@ def assemble(
     rejected = _rejected(blank, selection, parts, plan, outcomes)
     images, labels = _images(kept, selection).sort("image_id"), _labels(kept, selection)
     corrections = stored_corrections(blank.out)
-    corrected, earlier = with_corrections(images, corrections), stored(blank.out)
-    division = None if earlier is None else extended(corrected, earlier)
+    corrected, earlier = with_corrections(images, corrections), read_division(blank.out)
+    division = None if earlier is None else extend_division(corrected, earlier)
     grouping = groups(corrected) if division is None else division.grouping
     remarks = [remark for outcome in outcomes for remark in outcome.remarks]
     if len(decoders) > 1:
@@ -81,7 +81,9 @@ def assemble(
         verb="fetch",
         images=with_groups(images, corrected["image_id"], grouping),
         labels=labels,
-        split=None if division is None else (division.table, division.metadata(len(changing(corrections)))),
+        split=None
+        if division is None
+        else (division.table, division.metadata(len(effective_corrections(corrections)))),
         rejected=rejected,
         record={
             "set": blank.set,
@@ -97,7 +99,7 @@ def assemble(
     )
     _tell(dataset, host.retries, failures)
     if division is not None:
-        tell(division, labels)
+        note_division(division, labels)
     return dataset
 
 

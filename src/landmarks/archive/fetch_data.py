@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.fetch_plan import Plan
-from landmarks.dataset.division import Earlier, stored
+from landmarks.dataset.division import EarlierDivision, read_division
 from landmarks.dataset.importing import UNFINISHED
 from landmarks.dataset.joining import finished, gather
 from landmarks.dataset.manifest import LABELS, REJECTED, Dataset
@@ -48,10 +48,10 @@ def fetch_from_data(
     with held(out):
         if (whole := finished(out, inputs)) is not None:
             return whole
-        earlier = stored(data.folder)
+        earlier = read_division(data.folder)
         if earlier is not None:
             kept = earlier.table.join(images.select("image_id"), on="image_id", how="semi")
-            earlier = Earlier(kept, earlier.rule)
+            earlier = EarlierDivision(kept, earlier.rule)
         united = United(
             images=images.with_columns(source=pl.lit(0, pl.UInt32)).sort("image_id"),
             labels=_labels(images, chosen, data),

@@ -1,4 +1,4 @@
-"""Which image of a dataset is in which split: made by a rule, taken up again, or given; and what that gives away."""
+"""The division of a dataset into splits: by a rule, extended by new images, or as it came with them; its leakage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.copies import placed, stored_copies
-from landmarks.dataset.divide import ENOUGH, FROM_SOURCE, NOT_YET, TEST, TRAIN, VAL, Rule, divide, rule_of
+from landmarks.dataset.divide import (
+    FROM_SOURCE,
+    MIN_IMAGES_TO_SPLIT,
+    TEST,
+    TRAIN,
+    UNASSIGNED,
+    VAL,
+    SplitRule,
+    divide,
+    rule_from_metadata,
+)
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
 from landmarks.dataset.manifest import SPLIT, SPLIT_FILE, SPLITS
 from landmarks.support.console import note
@@ -23,13 +33,13 @@ SWALLOWED = 0.5
 
 @dataclass(frozen=True)
 class Division:
-    """Images and the split that each of them is in, with what that gives away."""
+    """The split of each image, and how much information leaks between splits."""
 
     images: pl.DataFrame  # `image_id` and the corrected `landmark_id`, sorted by id
     assigned: np.ndarray[Any, Any]  # (N,) positions in `SPLITS`
     grouping: Grouping
-    rule: Rule
-    added: int  # images that joined after the division was made
+    rule: SplitRule
+    added: int  # images that were added after the division was made
     leakage: dict[str, int]
     swallowed: list[dict[str, Any]]
     copies_looked_for: bool = False
@@ -40,7 +50,7 @@ class Division:
         return self.images.select("image_id", split=pl.Series(np.asarray(SPLITS)[self.assigned], dtype=pl.String))
 
     def metadata(self, corrected: int) -> dict[str, object]:
-        """Return what stands beside the table, of which so many images have a `corrected` label."""
+        """Return the metadata of `splits.parquet`; `corrected` is the number of corrected images."""
         radii = f"near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks"
         radii = "copies by their pixels" if self.copies_looked_for else radii
         return {
@@ -54,53 +64,55 @@ class Division:
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A division that is there already."""
+class EarlierDivision:
+    """A division made earlier, whose images keep their split."""
 
     table: pl.DataFrame  # columns of `SPLIT`
-    rule: Rule
+    rule: SplitRule
     added: int = 0
-    copies: pl.DataFrame | None = None  # columns of `COPIES`; None where nobody looked
+    copies: pl.DataFrame | None = None  # columns of `COPIES`; None if none were looked for
 
     def groups_of(self, images: pl.DataFrame) -> Grouping:
-        """Return the groups of `images`: by the copies that were found, and by hash where nobody looked."""
-        return groups_with(images, self.copies)
+        """Return the groups of `images`: by the copies found, and by hash where none were looked for."""
+        return groups_with_copies(images, self.copies)
 
-    def parts_of(self, images: pl.DataFrame) -> np.ndarray[Any, Any]:
-        """Return the split `(N,)` of each of `images`, `NOT_YET` for those it does not know."""
+    def splits_of(self, images: pl.DataFrame) -> np.ndarray[Any, Any]:
+        """Return the split `(N,)` of each of `images`, `UNASSIGNED` for new ones."""
         assigned = images.select("image_id").join(self.table, on="image_id", how="left", maintain_order="left")["split"]
         return assigned.replace_strict(
-            list(SPLITS), range(len(SPLITS)), default=NOT_YET, return_dtype=pl.Int64
+            list(SPLITS), range(len(SPLITS)), default=UNASSIGNED, return_dtype=pl.Int64
         ).to_numpy()
 
 
-def groups_with(images: pl.DataFrame, copies: pl.DataFrame | None) -> Grouping:
-    """Return the groups of `images` with the copies found among some of them (columns of `COPIES`), None for none."""
+def groups_with_copies(images: pl.DataFrame, copies: pl.DataFrame | None) -> Grouping:
+    """Return the groups of `images`, given the copies found among some of them (columns of `COPIES`)."""
     if copies is None:
         return groups(images)
     pairs, searched = placed(copies, images["image_id"])
     return groups(images, copies=pairs, searched=searched)
 
 
-def stored(folder: Path) -> Earlier | None:
-    """Return the division in a dataset's folder; None where there is none."""
+def read_division(folder: Path) -> EarlierDivision | None:
+    """Return the division in a dataset's folder; None if there is none."""
     path = folder / SPLIT_FILE
     if not path.exists():
         return None
     table, metadata = read_table(path, SPLIT), read_metadata(path)
-    return Earlier(table, rule_of(metadata, table["split"]), int(metadata.get("added", "0")), stored_copies(folder))
+    return EarlierDivision(
+        table, rule_from_metadata(metadata, table["split"]), int(metadata.get("added", "0")), stored_copies(folder)
+    )
 
 
-def extended(images: pl.DataFrame, earlier: Earlier) -> Division:
-    """Return the division of `images`, sorted by id, in which those that are divided already keep their split.
+def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
+    """Return the division of `images`, sorted by id, in which images of the `earlier` division keep their split.
 
-    Another one joins the split in which most of its group is, where the rule keeps groups together; the rest is divided
-    by the same rule, seed and shares. What was done is told in one line.
+    If the rule keeps groups together, a new image joins the split that holds most of its group. The others are divided
+    by the same rule, seed and shares. A note says how many there were of each.
     """
-    known, grouping, rule = earlier.parts_of(images), earlier.groups_of(images), earlier.rule
+    before, grouping, rule = earlier.splits_of(images), earlier.groups_of(images), earlier.rule
     group = np.arange(len(images)) if rule.by == "random" else grouping.group
-    assigned = divide(images["landmark_id"], group, rule.val, rule.test, rule.seed or 0, known=known)
-    new = known == NOT_YET
+    assigned = divide(images["landmark_id"], group, rule.val, rule.test, rule.seed or 0, fixed=before)
+    new = before == UNASSIGNED
     if new.any():
         joined = int((new & np.isin(group, group[~new])).sum())
         how = f"by the split's own rule (by group, as in it are val {rule.val:.2g}, test {rule.test:.2g})"
@@ -115,16 +127,16 @@ def extended(images: pl.DataFrame, earlier: Earlier) -> Division:
     return replace(division, copies_looked_for=earlier.copies is not None)
 
 
-def given(images: pl.DataFrame, assigned: np.ndarray[Any, Any]) -> Division:
-    """Return the division of `images`, sorted by id, into splits that came with them."""
+def division_from_source(images: pl.DataFrame, assigned: np.ndarray[Any, Any]) -> Division:
+    """Return the division of `images` `(N,)`, sorted by id, into the splits `assigned` `(N,)` that came with them."""
     val, test = (float((assigned == which).mean()) for which in (VAL, TEST))
-    return division_of(images, assigned, groups(images), Rule(FROM_SOURCE, val, test, None))
+    return division_of(images, assigned, groups(images), SplitRule(FROM_SOURCE, val, test, None))
 
 
-def by_rule(
-    images: pl.DataFrame, rule: Rule, group: np.ndarray[Any, Any], before: np.ndarray[Any, Any]
+def assign_by_rule(
+    images: pl.DataFrame, rule: SplitRule, group: np.ndarray[Any, Any], before: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    """Return the split of each image by `rule`; where it keeps test, those that are in it `before` stay there."""
+    """Return the split `(N,)` of each image by `rule`; if that keeps test, images in it `before` `(N,)` stay there."""
     group = np.arange(len(images)) if rule.by == "random" else group
     others = (before != TEST) | (not rule.test_kept)
     assigned = np.full(len(images), TEST, np.uint8)
@@ -134,22 +146,22 @@ def by_rule(
 
 
 def division_of(
-    images: pl.DataFrame, assigned: np.ndarray[Any, Any], grouping: Grouping, rule: Rule, added: int = 0
+    images: pl.DataFrame, assigned: np.ndarray[Any, Any], grouping: Grouping, rule: SplitRule, added: int = 0
 ) -> Division:
     """Return the division that puts `images` `(N,)`, sorted by id, into the splits `assigned` `(N,)`."""
-    at_random = by_rule(images, replace(rule, by="random"), grouping.group, assigned)
+    at_random = assign_by_rule(images, replace(rule, by="random"), grouping.group, assigned)
     leakage, swallowed = _leakage(grouping, assigned, at_random), _swallowed(images, grouping)
     return Division(images.select("image_id", "landmark_id"), assigned, grouping, rule, added, leakage, swallowed)
 
 
 def with_groups(images: pl.DataFrame, ids: pl.Series, grouping: Grouping) -> pl.DataFrame:
-    """Return `images` with the column `group` of a grouping of the images `ids`; removed ones have none."""
-    known = pl.DataFrame({"image_id": ids, "group": grouping.column})
-    return images.drop("group").join(known, on="image_id", how="left", maintain_order="left").select(images.columns)
+    """Return `images` with the column `group` of a grouping of the images `ids`; null for any other image."""
+    group = pl.DataFrame({"image_id": ids, "group": grouping.column})
+    return images.drop("group").join(group, on="image_id", how="left", maintain_order="left").select(images.columns)
 
 
 def _leakage(grouping: Grouping, assigned: np.ndarray[Any, Any], at_random: np.ndarray[Any, Any]) -> dict[str, int]:
-    """Return what a split gives away: near-duplicates in two splits, images of val and test with kin in train."""
+    """Return counts of near-duplicates in different splits, and of images in val and test with kin in train."""
     return {
         "near_duplicate_pairs": grouping.near_duplicates,
         "straddling_pairs": grouping.straddling(assigned),
@@ -160,16 +172,16 @@ def _leakage(grouping: Grouping, assigned: np.ndarray[Any, Any], at_random: np.n
 
 
 def _with_kin(group: np.ndarray[Any, Any], assigned: np.ndarray[Any, Any]) -> int:
-    """Return how many images of val and test share a group with a training image."""
+    """Return the number of images in val and test that share a group with a training image."""
     return int(np.isin(group[assigned != TRAIN], group[assigned == TRAIN]).sum())
 
 
 def _swallowed(images: pl.DataFrame, grouping: Grouping) -> list[dict[str, Any]]:
-    """Return landmarks of which one group holds more than `SWALLOWED`, the largest share first."""
+    """Return the landmarks of which one group holds more than `SWALLOWED`, the largest share first."""
     shown = images.select("landmark_id", group=pl.Series(grouping.group)).drop_nulls("landmark_id")
     counts = shown.group_by("landmark_id", "group").len()
     counts = counts.with_columns(images=pl.sum("len").over("landmark_id"))
-    large = counts.filter(pl.col("images") >= ENOUGH, pl.col("len") > SWALLOWED * pl.col("images"))
+    large = counts.filter(pl.col("images") >= MIN_IMAGES_TO_SPLIT, pl.col("len") > SWALLOWED * pl.col("images"))
     large = large.with_columns(share=pl.col("len") / pl.col("images"))
     large = large.sort("share", "landmark_id", descending=[True, False])
     return large.select("landmark_id", "images", in_one_group="len").to_dicts()

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset import in_flight
-from landmarks.dataset.division import given
+from landmarks.dataset.division import division_from_source
 from landmarks.dataset.groups import HASH_FORM, NO_HASH, groups, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
 from landmarks.dataset.layouts import list_source
@@ -31,7 +31,7 @@ from landmarks.dataset.naming import (
 )
 from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import Found, Source
-from landmarks.dataset.split import store
+from landmarks.dataset.split import store_division
 from landmarks.dataset.trust import IMAGES_IN, MAX_IMAGE_BYTES
 from landmarks.support.console import Advance, note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, remove_leftovers
@@ -186,7 +186,7 @@ def _labels(stored: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) 
 def _keep_splits(dataset: Dataset, listed: Source) -> Dataset:
     splits = {one.id: SPLITS.index(one.split) for one in listed.found if one.split is not None}
     split = np.asarray([splits[id] for id in dataset.images["image_id"]], np.uint8)
-    return store(dataset, given(dataset.images, split))
+    return store_division(dataset, division_from_source(dataset.images, split))
 
 
 def _fingerprint(one: Found) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.division import Division, Earlier, extended, stored, with_groups
+from landmarks.dataset.division import Division, EarlierDivision, extend_division, read_division, with_groups
 from landmarks.dataset.groups import groups, perceptual_hash
 from landmarks.dataset.images import ImageError, prepare
 from landmarks.dataset.importing import IMAGES_PER_SHARD, UNFINISHED, clear_away, in_parallel
@@ -26,14 +26,14 @@ from landmarks.dataset.manifest import (
     REJECTED,
     SPLIT_FILE,
     Dataset,
-    changing,
+    effective_corrections,
     open_dataset,
     with_corrections,
     write_dataset,
 )
 from landmarks.dataset.remote import CACHE_GB, open_remote
 from landmarks.dataset.shards import ImageReader, ShardWriter
-from landmarks.dataset.split import tell
+from landmarks.dataset.split import note_division
 from landmarks.dataset.trust import AT_AN_ADDRESS
 from landmarks.dataset.uniting import ADDING, United, unite
 from landmarks.support.console import note, plural, progress
@@ -98,12 +98,12 @@ def _joined(datasets: Sequence[Dataset], out: Path, *, by_reference: bool, max_s
         if (whole := finished(out, inputs)) is not None:
             return whole
         united = unite(datasets)
-        divided = (found for dataset in datasets if (found := stored(dataset.folder)) is not None)
+        divided = (found for dataset in datasets if (found := read_division(dataset.folder)) is not None)
         first = next(divided, None) if len(datasets) > 1 else None  # one alone keeps its splits as they are
         earlier = (
             None
             if united.splits is None or first is None or len(datasets) == 1
-            else Earlier(united.splits, first.rule, first.added)
+            else EarlierDivision(united.splits, first.rule, first.added)
         )
         record = {
             "set": "join",
@@ -145,7 +145,7 @@ def gather(
     verb: str,
     record: dict[str, Any],
     inputs: str,
-    earlier: Earlier | None = None,
+    earlier: EarlierDivision | None = None,
     by_reference: bool = False,
     max_side: int | None = None,
 ) -> Dataset:
@@ -159,7 +159,7 @@ def gather(
         record = {**record, "images_in": os.path.commonpath([str(Path(place).parent) for place in places])}
     else:
         images, lost = _copied(datasets, united.images, out, inputs, max_side)
-    division = None if earlier is None else extended(images, earlier)
+    division = None if earlier is None else extend_division(images, earlier)
     divided = None if division is None else (division.table, division.metadata(0))
     if len(datasets) == 1 and verb == "join":  # nothing joins it: groups and splits are what they were
         divided = None if datasets[0].splits is None else (datasets[0].splits, dict(datasets[0].split_metadata))
@@ -181,7 +181,7 @@ def gather(
     shown = f"{known:,} of {plural(len(dataset.labels), 'landmark')}"
     note(f"{plural(len(dataset.images), 'image')}, {shown}, none decoded again")
     if division is not None:
-        tell(division, dataset.labels)
+        note_division(division, dataset.labels)
     return dataset
 
 
@@ -304,11 +304,11 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     new = new.with_columns(pl.col("shard").replace(names))
     images = pl.concat([before, new]).select(list(IMAGES)).sort("image_id")
     shown = with_corrections(images, ours.corrections)
-    earlier = stored(out)
+    earlier = read_division(out)
     division: Division | None = None
     if earlier is not None:
         known = earlier.table if united.splits is None else united.splits
-        division = extended(shown, replace(earlier, table=known))
+        division = extend_division(shown, replace(earlier, table=known))
     grouping = groups(shown) if division is None else division.grouping
     record = {name: value for name, value in ours.record.items() if name not in ("format", "verb", "version", "inputs")}
     added = {**(record.get("added") or {}), inputs: theirs.record.get("rule") or ""}
@@ -325,7 +325,9 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
         rejected=united.rejected,
         record=record,
         inputs=str(ours.record["inputs"]),
-        split=None if division is None else (division.table, division.metadata(len(changing(ours.corrections)))),
+        split=None
+        if division is None
+        else (division.table, division.metadata(len(effective_corrections(ours.corrections)))),
     )
     note(f"new: {plural(len(new), 'image')}; {len(before):,} stay as they are")
 

@@ -1,4 +1,4 @@
-"""A dataset folder: which images there are, where their bytes lie, what they show and which split they are in."""
+"""Dataset folders: their tables, and how they are opened and written."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ IMAGES: dict[str, Any] = {
     "width": pl.UInt32,  # upright, in pixels, as stored
     "height": pl.UInt32,
     "phash": pl.UInt64,  # perceptual hash, see groups.py
-    "group": pl.UInt32,  # images that must land in the same split, see groups.py; null: a person removed it
+    "group": pl.UInt32,  # images that must land in the same split, see groups.py; null: removed by a correction
     "author": pl.String,
     "license": pl.String,
     "title": pl.String,
     "usage": pl.String,  # Public or Private in the recognition test set, else null
-    "landmarks": pl.List(pl.Int64),  # all landmarks shown, `landmark_id` among them; null: just `landmark_id`
+    "landmarks": pl.List(pl.Int64),  # all landmarks shown, including `landmark_id`; null: only `landmark_id`
 }
 """Columns of `images.parquet`, sorted by id."""
 
@@ -67,10 +67,10 @@ SPLIT_FILE = "splits.parquet"
 
 CORRECTIONS: dict[str, Any] = {
     "image_id": pl.String,
-    "landmark_id": pl.Int64,  # what a person said it shows; null: nothing known
-    "fetched_landmark_id": pl.Int64,  # as it stands in images.parquet; where both are the same it was confirmed
-    "csv": pl.String,  # digest of the file that the decision came with
-    "removed": pl.Boolean,  # the image is left out of everything; not in tables of earlier versions
+    "landmark_id": pl.Int64,  # the landmark decided on; null: nothing known
+    "fetched_landmark_id": pl.Int64,  # the value in images.parquet; equal to `landmark_id` where that was confirmed
+    "csv": pl.String,  # digest of the CSV that holds the decision
+    "removed": pl.Boolean,  # whether the image is left out of the dataset; missing in tables of earlier versions
 }
 """Columns of `corrections.parquet`, sorted by id; see `corrections.py`."""
 
@@ -81,65 +81,66 @@ REJECTED: dict[str, Any] = {"image_id": pl.String, "where": pl.String, "why": pl
 
 
 NO_LABEL = -1
-"""Stands in arrays of labels for: nothing known, or no answer."""
+"""In arrays of labels: nothing known is shown, or no answer was given."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One dataset folder, its tables in memory and its images on disk; it may be named wherever its folder may."""
+    """A dataset folder, with its tables in memory and its images on disk.
+
+    It is accepted wherever the path of its folder is.
+    """
 
     folder: Path
     record: dict[str, Any]
     images: pl.DataFrame  # with corrected labels
     labels: pl.DataFrame
     splits: pl.DataFrame | None
-    split_metadata: dict[str, str]  # what stands beside the splits, read with them: rule, seed, leakage
-    corrections: pl.DataFrame  # empty where nobody made any
+    split_metadata: dict[str, str]  # metadata of `splits.parquet`: rule, seed, leakage
+    corrections: pl.DataFrame  # empty if there are none
 
     def __repr__(self) -> str:
         counts = "not divided yet"
         if self.splits is not None:
             counts = ", ".join(f"{self.count(name)} {name}" for name in SPLITS)
-        told = f"{plural(len(self.images), 'image')} of {plural(len(self.labels), 'landmark')}"
-        return f"Dataset({self.folder}, {told}, {counts})"
+        size = f"{plural(len(self.images), 'image')} of {plural(len(self.labels), 'landmark')}"
+        return f"Dataset({self.folder}, {size}, {counts})"
 
     def __fspath__(self) -> str:
         return str(self.folder)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Changes with the images, their labels and the split, not with where the folder lies."""
+        """The digest of the images, their labels and their splits; the place of the folder is no part of it."""
         if self.splits is None:
             return digest_of(self.content_digest, "")
-        # What `digest_of` makes of the digest and all lines in one text, a slice at a time.
-        digest, between = hashlib.blake2b(f'[{json.dumps(self.content_digest)},"'.encode(), digest_size=16), b""
+        # The same as `digest_of(self.content_digest, "\n".join(lines))`, computed slice by slice to save memory.
+        digest, separator = hashlib.blake2b(f'[{json.dumps(self.content_digest)},"'.encode(), digest_size=16), b""
         for rows in self.splits.iter_slices(100_000):
             lines = "\n".join(rows["image_id"] + " " + rows["split"])
-            digest.update(between + json.dumps(lines)[1:-1].encode())
-            between = b"\\n"
+            digest.update(separator + json.dumps(lines)[1:-1].encode())
+            separator = b"\\n"
         digest.update(b'"]')
         return digest.hexdigest()
 
     @property
     def content_digest(self) -> Any:
-        """Changes with the images and their labels, corrected ones included, whatever the split."""
+        """The digest of the images and their labels, corrections included; the splits are no part of it."""
         written, corrected = self.record.get("digest"), self.corrected
         return digest_of(written, corrected.rows()) if len(corrected) else written
 
     @property
     def corrected(self) -> pl.DataFrame:
-        """`image_id` and `landmark_id` of the images whose label is not the one they were fetched with, or removed."""
-        return changing(self.corrections)
+        """`image_id` and `landmark_id` of the images that were removed or whose label was changed."""
+        return effective_corrections(self.corrections)
 
     def as_fetched(self) -> pl.DataFrame:
-        """Return `images` as the file holds it, with the labels that the images came with."""
+        """Return `images` as `images.parquet` holds it: without corrections."""
         return read_table(self.folder / "images.parquet", IMAGES)
 
     def split(self, name: str) -> pl.DataFrame:
-        """Return the images of one split, sorted by id, with their `label` (null: nothing known).
-
-        Nothing but the rows that are wanted is copied: a split of the whole archive is a large part of memory.
-        """
+        """Return the images of one split, or of `"all"`, sorted by id and with their `label` (null: nothing known)."""
+        # Only the rows needed are copied: a split of the whole archive takes a large part of memory.
         images = self.images if name == "all" else self.images.filter(self._is_in(name))
         labels = images.select("landmark_id").join(
             self.labels.select("landmark_id", "label"), on="landmark_id", how="left", maintain_order="left"
@@ -148,47 +149,47 @@ class Dataset:
         return images if images["image_id"].is_sorted() else images.sort("image_id")
 
     def count(self, name: str) -> int:
-        """Return how many images one split has."""
+        """Return the number of images in one split, or in `"all"`."""
         return len(self.images) if name == "all" else int(self._is_in(name).sum())
 
     def _is_in(self, name: str) -> pl.Series:
-        """Return for each of `images` whether it is in a split."""
+        """Return a mask of the `images` in a split."""
         if name not in SPLITS:
             raise LandmarksError(f'no split "{name}"', expected=f"one of {', '.join((*SPLITS, 'all'))}")
         if self.splits is None:
             raise LandmarksError(
                 f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {self.folder}"
             )
-        there = self.splits["split"] == name
+        in_split = self.splits["split"] == name
         if self.splits["image_id"].equals(self.images["image_id"]):  # both are kept sorted
-            return there
-        return self.images["image_id"].is_in(self.splits["image_id"].filter(there).implode())
+            return in_split
+        return self.images["image_id"].is_in(self.splits["image_id"].filter(in_split).implode())
 
     def path_of(self, shard: str) -> Path:
-        """Return where the bytes of a shard (or of an image imported by reference) lie."""
+        """Return the path of a shard, or of an image imported by reference."""
         return place_of_shard(self.folder, shard, folder_of_images(self.folder, self.record))
 
     @property
     def images_in(self) -> Path | None:
-        """The folder below which the images lie that stayed where they were; None where all are in own shards."""
+        """The folder that holds all images imported by reference; None if all images are in shards."""
         return folder_of_images(self.folder, self.record)
 
     @functools.cached_property
     def address(self) -> str | None:
-        """The address at which the shards lie; None where they are on a disk."""
+        """The address at which the shards lie; None if they are on disk."""
         return address_of_images(self.folder, self.record)
 
     @property
     def origin(self) -> str:
-        """Where the images come from, for people: the address, or the whole path of the folder."""
+        """The address of the images, or the absolute path of the folder, to show to people."""
         return self.address or str(self.folder.absolute())
 
     def place_of(self, shard: str) -> str:
-        """Return where a shard lies, for people: its path, or its address."""
+        """Return the path or the address of a shard, to show to people."""
         return f"{self.address}/shards/{shard}" if self.address else str(self.path_of(shard))
 
     def name_of(self, labels: Sequence[int]) -> list[str]:
-        """Return the readable names of `labels`."""
+        """Return the landmark names of `labels`."""
         return self.labels.sort("label")["name"].gather(list(labels)).to_list()
 
     def _repr_html_(self) -> str:
@@ -198,9 +199,9 @@ class Dataset:
 
 
 def open_dataset(folder: Place) -> Dataset:
-    """Open a dataset folder; raise when it is none, is half-written, or was written by a newer version.
+    """Open a dataset folder and check its tables (see `trust`).
 
-    Nothing in it is believed before it was looked at (`trust`): a folder that is not sound is refused.
+    Raises `LandmarksError` if it is no dataset, is unfinished or damaged, or was written by a newer version.
     """
     if "://" in (address := as_given(Path(folder))):
         raise LandmarksError(
@@ -235,8 +236,8 @@ def open_dataset(folder: Place) -> Dataset:
     splits, metadata = read_with_metadata(split, SPLIT) if split.exists() else (None, {})
     if splits is not None:
         require_sound_splits(split, splits, SPLITS)
-    if elsewhere := address_of_images(folder, record) or folder_of_images(folder, record):
-        _tell_once(f"the images of {folder} lie in {elsewhere}, from where they are read")
+    if place := address_of_images(folder, record) or folder_of_images(folder, record):
+        _note_once(f"the images of {folder} lie in {place}, from where they are read")
     return Dataset(
         folder=folder,
         record=record,
@@ -249,18 +250,20 @@ def open_dataset(folder: Place) -> Dataset:
 
 
 @functools.cache
-def _tell_once(text: str) -> None:
+def _note_once(text: str) -> None:
     note(text)
 
 
 def stored_corrections(folder: Path) -> pl.DataFrame:
-    """Return the corrections in a dataset's folder, an empty table where nobody made any."""
+    """Return the corrections in a dataset's folder, an empty table if there are none."""
     path = folder / CORRECTIONS_FILE
     if not path.exists():
         return pl.DataFrame(schema=CORRECTIONS)
-    there = {name: kind for name, kind in CORRECTIONS.items() if name != "removed" or name in read_table(path).columns}
-    corrections = read_table(path, there)
-    if "removed" not in there:  # as earlier versions wrote them
+    schema = dict(CORRECTIONS)
+    if "removed" not in read_table(path).columns:  # written by an earlier version
+        del schema["removed"]
+    corrections = read_table(path, schema)
+    if "removed" not in schema:
         corrections = corrections.with_columns(removed=pl.lit(False))
     corrections = corrections.with_columns(pl.col("removed").fill_null(False))
     require_sound_corrections(path, corrections)
@@ -268,8 +271,10 @@ def stored_corrections(folder: Path) -> pl.DataFrame:
 
 
 def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.DataFrame:
-    """Return `images` without those that people removed, with the labels they decided on, which are then all that an
-    image shows."""
+    """Return `images` with corrected labels and without the removed images.
+
+    A corrected label replaces all landmarks of the image.
+    """
     if corrections.is_empty():
         return images
     images = images.join(corrections.filter("removed"), on="image_id", how="anti", maintain_order="left")
@@ -282,19 +287,18 @@ def with_corrections(images: pl.DataFrame, corrections: pl.DataFrame) -> pl.Data
     ).select(images.columns)
 
 
-def changing(corrections: pl.DataFrame) -> pl.DataFrame:
-    """Return `id` and `landmark_id` of the corrections that say something else than what was fetched."""
+def effective_corrections(corrections: pl.DataFrame) -> pl.DataFrame:
+    """Return `image_id` and `landmark_id` of the corrections that change a label or remove an image."""
     differs = pl.col("landmark_id").ne_missing(pl.col("fetched_landmark_id"))
     return corrections.filter(differs | pl.col("removed")).select("image_id", "landmark_id")
 
 
-def _in_shape(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
+def _with_schema(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
     return table.select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
 def _digest_of_rows(images: pl.DataFrame) -> str:
-    """Return the digest of what the images are, a slice at a time: as text, millions of rows are gigabytes."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)  # slice by slice: as text, millions of rows are gigabytes
     for rows in images.select("image_id", "landmark_id", "length", "width", "height").iter_slices(100_000):
         digest.update(rows.write_csv(include_header=False).encode())
     return digest.hexdigest()
@@ -311,23 +315,25 @@ def write_dataset(
     inputs: str = "",
     split: tuple[pl.DataFrame, dict[str, object]] | None = None,
 ) -> Dataset:
-    """Write a dataset's tables and, last, the `dataset.json` that makes the folder a dataset.
+    """Write a dataset's tables, then the `dataset.json` that makes the folder a dataset, and open it.
 
-    `record` says what the images come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of the
-    images and labels are added here; `inputs` is the digest of what the dataset was made from; `split` is the
-    table of its splits (columns of `SPLIT`) with the metadata to keep beside it.
+    `record` says where the images come from (`set`, `origin`, `rule`, `max_side`); counts and the digest of images
+    and labels are added to it. `inputs` is the digest of what the dataset was made from. `split` holds the table
+    `splits.parquet` (columns of `SPLIT`) and its metadata.
     """
-    images = _in_shape(images, IMAGES).sort("image_id")
-    labels = _in_shape(labels, LABELS).sort("label")
-    twice = images.filter(pl.col("image_id").is_duplicated())
-    if len(twice):
-        raise LandmarksError(f"{len(twice)} images share an id", received=f'"{twice["image_id"][0]}" more than once')
-    rejected = _in_shape(rejected, REJECTED).sort("image_id", "why")
+    images = _with_schema(images, IMAGES).sort("image_id")
+    labels = _with_schema(labels, LABELS).sort("label")
+    duplicates = images.filter(pl.col("image_id").is_duplicated())
+    if len(duplicates):
+        raise LandmarksError(
+            f"{len(duplicates)} images share an id", received=f'"{duplicates["image_id"][0]}" more than once'
+        )
+    rejected = _with_schema(rejected, REJECTED).sort("image_id", "why")
     write_table(folder / "images.parquet", images)
     write_table(folder / "labels.parquet", labels)
     write_table(folder / "rejected.parquet", rejected)
     if split is not None:
-        write_table(folder / SPLIT_FILE, _in_shape(split[0], SPLIT).sort("image_id"), **split[1])
+        write_table(folder / SPLIT_FILE, _with_schema(split[0], SPLIT).sort("image_id"), **split[1])
     digest = digest_of(_digest_of_rows(images), labels["landmark_id"].to_list())
     counts = {"images": len(images), "landmarks": len(labels), "rejected": len(rejected)}
     write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)

@@ -1,4 +1,4 @@
-"""Divide a dataset into train, val and test, so that nothing in one split gives away what is asked in another."""
+"""The verb `split`: divide a dataset into train, val and test without leakage between them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import polars as pl
 
 from landmarks.dataset.copies import COPIES, COPIES_FILE, find_copies, write_copies
 from landmarks.dataset.corrections import add_corrections, columns_of, read_corrections, remove_corrections
-from landmarks.dataset.divide import ENOUGH, FROM_SOURCE, NOT_YET, TEST, TRAIN, VAL, Rule
+from landmarks.dataset.divide import FROM_SOURCE, MIN_IMAGES_TO_SPLIT, TEST, TRAIN, UNASSIGNED, VAL, SplitRule
 from landmarks.dataset.division import (
     Division,
-    Earlier,
-    by_rule,
+    EarlierDivision,
+    assign_by_rule,
     division_of,
-    extended,
-    groups_with,
-    stored,
+    extend_division,
+    groups_with_copies,
+    read_division,
     with_groups,
 )
 from landmarks.dataset.kept_sketches import kept_sketches
@@ -31,7 +31,7 @@ from landmarks.support.places import Place
 from landmarks.support.tables import write_table
 
 LOOK, DO_NOT_LOOK = "look", "no"
-"""What `split` does about copies, where it is not told of some by a CSV."""
+"""Values of `split`'s `copies` other than the path of a CSV."""
 
 
 def split(
@@ -46,49 +46,52 @@ def split(
     keep_corrections: bool = True,
     copies: Place = LOOK,
 ) -> Dataset:
-    """Divide the images of a dataset folder; write `splits.parquet` and the column `group`.
+    """Divide the images of a dataset folder; write `splits.parquet` and the column `group` of `images.parquet`.
 
-    `by` "group" (as when it is not given) puts whole groups (see `groups`) into one split, "random" each image by
-    itself. Either way it is done landmark by landmark, images that show nothing known included; `val` and `test`
-    are shares (0.15 when not given), 0 for none; `seed` is 0 when not given. Every landmark keeps a training
-    image. The leakage of this split and of a random one is printed and stored.
+    Images are divided landmark by landmark, and those that show nothing known likewise. Every landmark keeps a
+    training image. The leakage of this split and of a random one is printed and stored.
 
-    `keep_test` leaves the test split as it is and divides the others into train and val; that is done without being
-    asked where the test split came with the images, unless it is False.
-
-    `corrections` is a CSV of what images truly show (see `read_corrections`): it is kept beside the labels, added
-    to earlier ones, and holds from here on; `keep_corrections=False` takes the earlier ones back. Where nothing but
-    corrections is asked for, images that have a split keep it.
-
-    The images themselves are looked at for `copies` that are cropped, framed, recoloured or mirrored (see
-    `dataset.copies`); a CSV of pairs as `landmarks audit` writes adds those. With "no", hashes alone decide which are
-    near-duplicates: cropped ones are mostly missed, and some others are joined.
+    Args:
+        data: The dataset folder.
+        by: "group" (the default) puts whole groups (see `groups`) into one split, "random" each image by itself.
+        val: Share of the validation split, 0 for none; 0.15 by default.
+        test: Share of the test split, 0 for none; 0.15 by default.
+        seed: Seed of the random order; 0 by default.
+        keep_test: Whether to keep the test split and divide only the other images into train and val. By default a
+            test split that came with the images is kept.
+        corrections: A CSV of corrected labels (see `read_corrections`). They are added to earlier corrections and
+            hold from now on. If nothing else is asked for, images that have a split keep it.
+        keep_corrections: False takes back all earlier corrections.
+        copies: By default the pixels are searched for copies that are cropped, framed, recoloured or mirrored (see
+            `dataset.copies`). A CSV of pairs, as `landmarks audit` writes, adds these. With "no", near-duplicates are
+            found by their hashes alone: most cropped copies are missed, and some other images are joined.
 
     Raises:
-        UsageError: an unknown `by`, impossible shares, no test split to keep, or one that is kept and to be drawn.
-        LandmarksError: there is no dataset, or the CSV cannot be meant.
+        UsageError: an unknown `by`, impossible shares, no test split to keep, or a share for a test split that is
+            kept.
+        LandmarksError: there is no dataset, or a CSV is invalid.
     """
     shares = (0.15 if val is None else val, 0.15 if test is None else test)
     if by not in (None, "group", "random"):
         raise UsageError(
             f'cannot split by "{by}"', expected="group or random", way_out=did_you_mean(by, ["group", "random"])
         )
-    if not (min(shares) >= 0 and sum(shares) < 1):  # not what is no number either
+    if not (min(shares) >= 0 and sum(shares) < 1):  # also true of NaN
         raise UsageError(
             "impossible shares", received=f"val {shares[0]}, test {shares[1]}", expected="0 or more, below 1 together"
         )
-    rule = Rule(by or "group", *shares, seed or 0)
-    asked = not all(wish is None for wish in (by, val, test, seed, keep_test))
+    rule = SplitRule(by or "group", *shares, seed or 0)
+    divide_anew = any(option is not None for option in (by, val, test, seed, keep_test))
     with held(open_dataset(data).folder):
         dataset = open_dataset(data)
-        earlier = stored(dataset.folder)
-        stay = not asked and earlier is not None and (corrections is not None or not keep_corrections)
+        earlier = read_division(dataset.folder)
+        stay = not divide_anew and earlier is not None and (corrections is not None or not keep_corrections)
         if not stay:
             rule = _with_kept_test(dataset, rule, earlier, test, keep_test)
         dataset = _corrected(dataset, corrections, keep_corrections)
         if stay and earlier is not None:
             note("every image stays in its split; --by, --val, --test, --seed or --anew divide again")
-            result = extended(dataset.images, earlier)
+            result = extend_division(dataset.images, earlier)
         else:
             found = _copies_of(dataset, copies)
             result = _divided(dataset.images, rule, earlier, found)
@@ -96,60 +99,63 @@ def split(
                 write_copies(dataset.folder, found)
             else:
                 remove_file(dataset.folder / COPIES_FILE)
-        return store(dataset, result)
+        return store_division(dataset, result)
 
 
-def _copies_of(dataset: Dataset, asked: Place) -> pl.DataFrame | None:
-    """Return the copies among a dataset's images (columns of `COPIES`), None where nobody is to look or can."""
-    if asked == DO_NOT_LOOK:
+def _copies_of(dataset: Dataset, copies: Place) -> pl.DataFrame | None:
+    """Return the copies among a dataset's images (columns of `COPIES`); None if they are not searched for.
+
+    `copies` is that of `split`.
+    """
+    if copies == DO_NOT_LOOK:
         return None
     images = dataset.images
-    told = [] if asked == LOOK else _told_copies(Path(asked), images["image_id"])
+    listed = [] if copies == LOOK else _listed_copies(Path(copies), images["image_id"])
     sketches = kept_sketches(dataset, images)
     if sketches is None:
         note("no image can be looked at: near-duplicates are found by their hashes alone")
-        return None if not told else _with_told(pl.DataFrame({"image_id": []}, schema=COPIES), told)
+        return None if not listed else _with_listed(pl.DataFrame({"image_id": []}, schema=COPIES), listed)
     found = find_copies(sketches, images["landmark_id"].fill_null(-1).to_numpy())
     note(
         f"{len(found.pairs):,} pairs of copies, {int(found.mirrored.sum()):,} of them mirrored,"
         f" among {len(images):,} images"
     )
-    return _with_told(found.named(images["image_id"]), told)
+    return _with_listed(found.named(images["image_id"]), listed)
 
 
-def _told_copies(csv: Path, ids: pl.Series) -> list[tuple[str, str]]:
-    """Return the pairs in a CSV with columns `image_id` and `copy_of`; raise where one names an image of no dataset."""
+def _listed_copies(csv: Path, ids: pl.Series) -> list[tuple[str, str]]:
+    """Return the pairs in a CSV with columns `image_id` and `copy_of`; raise if an id is not among `ids`."""
     table = columns_of(csv, ("image_id", "copy_of"), "landmarks audit RUN -o FILE.csv writes FILE.copies.csv")
     known = set(ids)
     for row, pair in enumerate(table.iter_rows(), 2):
-        if strange := [id for id in pair if id not in known]:
-            raise LandmarksError(f'{csv}, row {row}: the dataset holds no image "{strange[0]}"')
+        if missing := [id for id in pair if id not in known]:
+            raise LandmarksError(f'{csv}, row {row}: the dataset holds no image "{missing[0]}"')
     return [(min(pair), max(pair)) for pair in table.iter_rows() if pair[0] != pair[1]]
 
 
-def _with_told(found: pl.DataFrame, told: list[tuple[str, str]]) -> pl.DataFrame:
-    if not told:
+def _with_listed(found: pl.DataFrame, listed: list[tuple[str, str]]) -> pl.DataFrame:
+    if not listed:
         return found
-    long = pl.DataFrame(told, schema={"image_id": pl.String, "copies": pl.String}, orient="row")
-    added = long.group_by("image_id").agg("copies")
+    pairs = pl.DataFrame(listed, schema={"image_id": pl.String, "copies": pl.String}, orient="row")
+    added = pairs.group_by("image_id").agg("copies")
     together = pl.concat([found, added]).explode("copies", empty_as_null=True).unique()
     return together.group_by("image_id").agg(pl.col("copies").drop_nulls().sort()).sort("image_id")
 
 
 def _with_kept_test(
-    dataset: Dataset, rule: Rule, earlier: Earlier | None, test: float | None, keep: bool | None
-) -> Rule:
-    """Return the rule with the test split that is to be kept; raise `UsageError` where that cannot be meant."""
-    given = earlier is not None and earlier.rule.test_is_given
-    if not (given if keep is None else keep):
-        if given:
+    dataset: Dataset, rule: SplitRule, earlier: EarlierDivision | None, test: float | None, keep: bool | None
+) -> SplitRule:
+    """Return the rule changed to keep the test split, if it is to be kept; raise `UsageError` if it cannot be."""
+    from_source = earlier is not None and earlier.rule.test_from_source
+    if not (from_source if keep is None else keep):
+        if from_source:
             note("the test split that came with the images is divided anew with all others")
         return rule
     if earlier is None or "test" not in earlier.table["split"]:
         raise UsageError(f"{dataset.folder} has no test split to keep", way_out="leave --keep-test out")
     if test:
         raise UsageError(
-            f"the test split of {dataset.folder} is kept{', since it came with the images' if given else ''}",
+            f"the test split of {dataset.folder} is kept{', since it came with the images' if from_source else ''}",
             received=f"--test {test:g}",
             way_out="leave --test out, or divide everything with --anew",
         )
@@ -160,15 +166,17 @@ def _with_kept_test(
             way_out="divide everything with --anew",
         )
     note(f"the test split of {held_out:,} images stays as it is; the others are divided into train and val")
-    return replace(rule, test=0.0, test_kept=FROM_SOURCE if given else "split")
+    return replace(rule, test=0.0, test_kept=FROM_SOURCE if from_source else "split")
 
 
-def _divided(images: pl.DataFrame, rule: Rule, earlier: Earlier | None, copies: pl.DataFrame | None) -> Division:
-    """Divide `images` by a rule, and say how many were in another split before."""
-    before = np.full(len(images), NOT_YET) if earlier is None else earlier.parts_of(images)
-    grouping = groups_with(images, copies)
-    assigned = by_rule(images, rule, grouping.group, before)
-    moved = (before != NOT_YET) & (before != assigned)
+def _divided(
+    images: pl.DataFrame, rule: SplitRule, earlier: EarlierDivision | None, copies: pl.DataFrame | None
+) -> Division:
+    """Divide `images` by a rule, and note how many were in another split before."""
+    before = np.full(len(images), UNASSIGNED) if earlier is None else earlier.splits_of(images)
+    grouping = groups_with_copies(images, copies)
+    assigned = assign_by_rule(images, rule, grouping.group, before)
+    moved = (before != UNASSIGNED) & (before != assigned)
     if moved.any():
         into = int((moved & (assigned == TEST)).sum())
         note(
@@ -179,9 +187,9 @@ def _divided(images: pl.DataFrame, rule: Rule, earlier: Earlier | None, copies: 
 
 
 def _corrected(dataset: Dataset, csv: Place | None, keep: bool) -> Dataset:
-    """Return the dataset with the corrections asked for, and say how many there are."""
+    """Store new corrections and remove earlier ones, and return the dataset that has them; `csv` None adds none."""
     if csv is not None:
-        decided = read_corrections(dataset, csv)  # before anything is taken back, since it may not be readable
+        decided = read_corrections(dataset, csv)  # it may be unreadable: nothing is taken back before it was read
     if not keep:
         note(f"{remove_corrections(dataset):,} earlier corrections taken back")
         dataset = open_dataset(dataset.folder)
@@ -201,27 +209,27 @@ def _corrected(dataset: Dataset, csv: Place | None, keep: bool) -> Dataset:
     return dataset
 
 
-def store(dataset: Dataset, division: Division) -> Dataset:
-    """Write a division, say what a reader should know of it, and open the dataset anew. The caller holds the folder."""
+def store_division(dataset: Dataset, division: Division) -> Dataset:
+    """Write a division, note what it is like, and return the dataset opened anew. The caller holds the folder."""
     images = with_groups(dataset.as_fetched(), division.images["image_id"], division.grouping)
     write_table(dataset.folder / "images.parquet", images)
     write_table(dataset.folder / SPLIT_FILE, division.table, **division.metadata(len(dataset.corrected)))
-    tell(division, dataset.labels)
+    note_division(division, dataset.labels)
     return open_dataset(dataset.folder)
 
 
 def _why_empty(images: pl.Series, name: str, share: float) -> str:
-    """Return why a split got no image, of landmarks with so many `images` each, and what would give it some."""
+    """Return why a split got no image, and what would give it some; `images` is each landmark's number of images."""
     most = int(images.max() or 0)  # type: ignore[arg-type]
     if most < 2:
         return "every landmark has a single image, which train needs"
-    if most < ENOUGH and most * share < 0.5:
+    if most < MIN_IMAGES_TO_SPLIT and most * share < 0.5:
         return f"{share:g} of {most} images, the most that a landmark has, is none; --{name} 0.5 takes one"
     return "the images of each landmark are near-duplicates of one another, and stay together; --by random parts them"
 
 
-def tell(division: Division, labels: pl.DataFrame) -> None:
-    """Say how large the splits are, what they give away, and which landmarks are badly off."""
+def note_division(division: Division, labels: pl.DataFrame) -> None:
+    """Note the sizes of the splits, their leakage, and the landmarks that lack images in one of them."""
     assigned, leakage, swallowed = division.assigned, division.leakage, division.swallowed
     counts = np.bincount(assigned, minlength=len(SPLITS))
     note(", ".join(f"{name} {count:,}" for name, count in zip(SPLITS, counts, strict=True)) + " images")
@@ -233,34 +241,34 @@ def tell(division: Division, labels: pl.DataFrame) -> None:
     )
     landmark_of = division.images["landmark_id"]
     size = landmark_of.drop_nulls().value_counts()
-    alone = int((size["count"] == 1).sum())
-    if alone:
-        note(f"{plural(alone, 'landmark')} {'has' if alone == 1 else 'have'} a single image, which is in train")
+    single = int((size["count"] == 1).sum())
+    if single:
+        note(f"{plural(single, 'landmark')} {'has' if single == 1 else 'have'} a single image, which is in train")
     for which, name, share in ((VAL, "val", division.rule.val), (TEST, "test", division.rule.test)):
         if not counts[which] and share:
             note(f"no image is in {name}: {_why_empty(size['count'], name, share)}")
         absent = len(size) - landmark_of.filter(pl.Series(assigned == which)).drop_nulls().n_unique()
         if counts[which] and absent:
             note(f"{plural(absent, 'landmark')} {'has' if absent == 1 else 'have'} no image in {name}")
-    if told := _never_learned(division, labels):
-        note(told)
-    for one in swallowed[:5]:
-        label = labels.filter(pl.col("landmark_id") == one["landmark_id"])["name"]
-        name = label[0] if len(label) else one["landmark_id"]
-        note(f"one group holds {one['in_one_group']:,} of the {one['images']:,} images of {name}")
+    if warning := _never_learned(division, labels):
+        note(warning)
+    for landmark in swallowed[:5]:
+        label = labels.filter(pl.col("landmark_id") == landmark["landmark_id"])["name"]
+        name = label[0] if len(label) else landmark["landmark_id"]
+        note(f"one group holds {landmark['in_one_group']:,} of the {landmark['images']:,} images of {name}")
     if len(swallowed) > 5:
         note(f"and so for {len(swallowed) - 5:,} more landmarks")
 
 
 def _never_learned(division: Division, labels: pl.DataFrame) -> str:
-    """Return which landmarks have images in val or test alone, and what that means; empty where none has."""
+    """Return a warning about landmarks that have images in val or test only; empty if there are none."""
     images = division.images.with_columns(train=pl.Series(division.assigned == TRAIN))
-    if not images["train"].any():  # a test set by itself
+    if not images["train"].any():  # a dataset that is only a test set
         return ""
     without = images.group_by("landmark_id").agg(pl.col("train").any()).drop_nulls().filter(~pl.col("train"))
     names = labels.join(without, on="landmark_id", how="semi", maintain_order="left")["name"].to_list()
     if not names:
         return ""
-    told = ", ".join(map(str, names[:5])) + (" …" if len(names) > 5 else "")
+    some = ", ".join(map(str, names[:5])) + (" …" if len(names) > 5 else "")
     have = "has" if len(names) == 1 else "have"
-    return f"{plural(len(names), 'landmark')} {have} no image in train, and can never be answered: {told}"
+    return f"{plural(len(names), 'landmark')} {have} no image in train, and can never be answered: {some}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from landmarks.dataset.divide import ENOUGH
+from landmarks.dataset.divide import MIN_IMAGES_TO_SPLIT
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError
@@ -36,7 +36,7 @@ def check_data(dataset: Dataset) -> TrainingImages:
         )
     if not len(known["val"]):
         most = int(known["train"]["label"].value_counts()["count"].max() or 0)  # type: ignore[arg-type]
-        share = 0.15 if most >= ENOUGH else 0.5  # of a few images 0.15 is none
+        share = 0.15 if most >= MIN_IMAGES_TO_SPLIT else 0.5  # of a few images 0.15 is none
         way_out = f"divide it with: landmarks split {dataset.folder} --val {share}"
         if dataset.count("test"):
             way_out = (
