@@ -30,7 +30,7 @@ from landmarks.recognition.vectors import (
     CANDIDATES,
     LEAST_PROBES,
     PROBED,
-    Parts,
+    StoredVectors,
     inverted_file,
     neighbours,
     open_codes,
@@ -69,10 +69,10 @@ def main() -> None:
             rows = json.loads((FOLDER / "index.json").read_text())["rows"]
         for told in chosen.counts:
             if told == "real":
-                kind, vectors = "real", Parts((others.astype(np.float16),))
+                kind, vectors = "real", StoredVectors((others.astype(np.float16),))
             else:
                 kind = "made"
-                vectors = Parts((references(others, labels[left], int(told), place, chosen.seed),))
+                vectors = StoredVectors((references(others, labels[left], int(told), place, chosen.seed),))
             rows = [row for row in rows if (row["references"], row["count"]) != (kind, len(vectors))]
             for row in measured(kind, vectors, queries, Path(folder), defaults=chosen.defaults):
                 print(row, flush=True)
@@ -116,7 +116,7 @@ def references(true: np.ndarray, labels: np.ndarray, count: int, path: Path, see
 
 
 def measured(
-    kind: str, vectors: Parts, queries: np.ndarray, folder: Path, *, defaults: int
+    kind: str, vectors: StoredVectors, queries: np.ndarray, folder: Path, *, defaults: int
 ) -> Iterator[dict[str, Any]]:
     count = len(vectors)
     blocks = [np.arange(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
@@ -158,7 +158,7 @@ def measured(
 
 
 def exactly(
-    shape: dict[str, Any], vectors: Parts, queries: np.ndarray, blocks: list[np.ndarray]
+    shape: dict[str, Any], vectors: StoredVectors, queries: np.ndarray, blocks: list[np.ndarray]
 ) -> tuple[dict[str, Any], np.ndarray]:
     exact = faiss.IndexScalarQuantizer(DIMENSIONS, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for rows in blocks:
@@ -188,7 +188,7 @@ def asked(
     *,
     seconds: tuple[float, float],
     path: Path,
-    vectors: Parts,
+    vectors: StoredVectors,
     queries: np.ndarray,
     truth: np.ndarray,
     settings: tuple[tuple[int, int], ...],

@@ -20,7 +20,7 @@ from landmarks.evaluation.results import StoredThreshold
 from landmarks.models.network import save_network
 from landmarks.recognition.answers import best_answers
 from landmarks.recognition.gallery import open_gallery
-from landmarks.recognition.known_scores import Rule
+from landmarks.recognition.known_scores import KnownRule
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.errors import BusyError, LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record
@@ -217,7 +217,7 @@ def test_the_unknown_images_that_a_threshold_is_chosen_on_are_remembered_and_no_
     assert places.tolist() == list(range(len(public)))
     recogniser = landmarks.load(run.folder)
     assert recogniser.gallery is not None and recogniser.gallery.digest == gallery.digest
-    rule = Rule("against", {"contrast": 1.0})
+    rule = KnownRule("against", {"contrast": 1.0})
     forgetful = replace(recogniser, rule=rule, gallery=replace(gallery, unknown=None))
     with pytest.raises(StaleError, match="not the images that it compares with"):
         forgetful.recognise(image(11, 1))

@@ -27,7 +27,7 @@ from landmarks.recognition import directions as compared
 from landmarks.recognition import trained as tempering
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import make_gallery, rejection_scores, sample, with_unknown_images
-from landmarks.recognition.known_scores import Rule, combined_rule
+from landmarks.recognition.known_scores import KnownRule, combined_rule
 from landmarks.recognition.unknown_images import UnknownImages, read_unknown, write_unknown
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
@@ -186,7 +186,7 @@ def test_rule_and_threshold_are_chosen_without_the_private_part() -> None:
     blind = {name: np.where(usage == "Private", 0, values) for name, values in scores.items()}
     told_nothing = choose_threshold(blind, known, halves, 0.1)
     assert (stored["rule"], stored["threshold"]) == (told_nothing["rule"], told_nothing["threshold"])
-    values = Rule(**stored["rule"]).apply(scores)
+    values = KnownRule(**stored["rule"]).apply(scores)
     public_others = values[(usage == "Public") & ~known]
     assert np.mean(public_others >= stored["threshold"]) <= 0.1
     assert 0.03 < stored["accepted_unknown"] < 0.25
@@ -212,7 +212,7 @@ def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(
     scores = {"energy": groups.astype(np.float32), "knn": random.normal(size=len(groups)).astype(np.float32)}
     fitted = []
 
-    def spied(splits: dict[str, np.ndarray], flags: np.ndarray) -> Rule:
+    def spied(splits: dict[str, np.ndarray], flags: np.ndarray) -> KnownRule:
         fitted.append(np.bincount(splits["energy"].astype(int), minlength=60))
         return combined_rule(splits, flags)
 

@@ -21,7 +21,7 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.recognition import indexing as room
 from landmarks.recognition.indexing import open_index
 from landmarks.recognition.searching import CONVINCING
-from landmarks.recognition.vectors import Parts, inverted_file, lists_for, neighbours, open_codes, whitening_of
+from landmarks.recognition.vectors import StoredVectors, inverted_file, lists_for, neighbours, open_codes, whitening_of
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.training.run import Run
 
@@ -34,13 +34,13 @@ def clustered(count: int, width: int = 32, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def vectors() -> Parts:
+def vectors() -> StoredVectors:
     values = clustered(6000)
-    return Parts((values[:1000], values[1000:1001], values[1001:]))
+    return StoredVectors((values[:1000], values[1000:1001], values[1001:]))
 
 
 def test_exact_neighbours_are_those_of_a_whole_matrix_over_all_parts(
-    vectors: Parts, monkeypatch: pytest.MonkeyPatch
+    vectors: StoredVectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("landmarks.recognition.vectors.BLOCK", 700)
     queries = clustered(20, seed=1).astype(np.float32)
@@ -53,7 +53,9 @@ def test_exact_neighbours_are_those_of_a_whole_matrix_over_all_parts(
     assert not np.isin(without, places[:, 0]).any()
 
 
-def test_codes_find_what_exact_search_finds_and_answer_with_true_cosines(vectors: Parts, tmp_path: Path) -> None:
+def test_codes_find_what_exact_search_finds_and_answer_with_true_cosines(
+    vectors: StoredVectors, tmp_path: Path
+) -> None:
     queries = clustered(100, seed=2).astype(np.float32)
     expected = neighbours(queries, vectors, 10)
     faiss.write_index(inverted_file(vectors), str(tmp_path / "codes"))
@@ -68,7 +70,7 @@ def test_codes_find_what_exact_search_finds_and_answer_with_true_cosines(vectors
 
 @pytest.mark.linux
 def test_codes_are_mapped_and_not_read(tmp_path: Path) -> None:
-    faiss.write_index(inverted_file(Parts((clustered(200_000),))), str(tmp_path / "codes"))
+    faiss.write_index(inverted_file(StoredVectors((clustered(200_000),))), str(tmp_path / "codes"))
     size = (tmp_path / "codes").stat().st_size
     before = _own_bytes()
     mapped = open_codes(tmp_path / "codes")
@@ -82,7 +84,7 @@ def _own_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def test_codes_that_an_earlier_version_wrote_are_read(vectors: Parts, tmp_path: Path) -> None:
+def test_codes_that_an_earlier_version_wrote_are_read(vectors: StoredVectors, tmp_path: Path) -> None:
     index = faiss.IndexIVFPQ(faiss.IndexFlatL2(32), 32, 64, 16, 8)
     every = vectors.rows(np.arange(len(vectors)))
     index.train(every)
@@ -95,14 +97,14 @@ def test_codes_that_an_earlier_version_wrote_are_read(vectors: Parts, tmp_path: 
 
 @pytest.mark.parametrize("width", [1, 7, 100, 256])
 def test_vectors_of_any_length_have_codes(width: int) -> None:
-    values = Parts((clustered(300, width),))
+    values = StoredVectors((clustered(300, width),))
     places = neighbours(values.rows(np.arange(300)), values, 1, index=inverted_file(values))[1]
     if width > 1:
         assert (places[:, 0] == np.arange(300)).mean() > 0.95
 
 
 def test_more_neighbours_than_vectors_leaves_places_empty() -> None:
-    few = Parts((clustered(3),))
+    few = StoredVectors((clustered(3),))
     cosines, places = neighbours(clustered(1, seed=5), few, 5, removed=np.array([1]))
     assert places[0, 2:].tolist() == [-1, -1, -1] and np.isneginf(cosines[0, 2:]).all()
 

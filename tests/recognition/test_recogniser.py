@@ -23,7 +23,7 @@ from landmarks.dataset.images import decode
 from landmarks.models.preprocessing import evaluation_image
 from landmarks.recognition import trained
 from landmarks.recognition.answers import NOT_KNOWN, Answer, Explanation, Recognition
-from landmarks.recognition.answers_html import warmed
+from landmarks.recognition.answers_html import overlay_heat_map
 from landmarks.recognition.predict import predict
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.recognition.trained import in_half_precision
@@ -234,7 +234,7 @@ def test_a_heat_map_lies_over_the_image_where_it_is_warm() -> None:
     image = np.full((8, 8, 3), 100, dtype=np.uint8)
     heat = np.zeros((8, 8), dtype=np.float32)
     heat[:4] = 1
-    shown = warmed(image, heat)
+    shown = overlay_heat_map(image, heat)
     assert (shown[6:] == 100).all()
     assert shown[0, 0].tolist() == [201, 82, 35]  # 35 % of the image, 65 % of the colour
 

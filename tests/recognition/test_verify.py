@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.recognition.verify import LONGEST, drawn, local_features, matched
+from landmarks.recognition.verify import LONGEST, draw_matches, local_features, matched
 
 
 def scene(seed: int, size: tuple[int, int] = (300, 400)) -> np.ndarray:
@@ -29,7 +29,7 @@ def test_a_turned_and_shrunk_copy_agrees_in_many_points_that_lie_where_it_was_mo
     assert len(match) > 40
     expected = match.first @ move[:, :2].T + move[:, 2]
     assert np.median(np.linalg.norm(expected - match.second, axis=1)) < 1.5
-    picture_of_both = drawn(first, second, match)
+    picture_of_both = draw_matches(first, second, match)
     assert picture_of_both.shape == (300, 808, 3)
     assert (picture_of_both[:, :400] != picture).any()
 

@@ -1,4 +1,4 @@
-"""Pinned files of an npm package: fetched once by the client, kept, and never any others."""
+"""PinnedPackage files of an npm package: fetched once by the client, kept, and never any others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from landmarks.serving.npm_package import Pinned, pinned_files
+from landmarks.serving.npm_package import PinnedPackage, pinned_files
 from landmarks.support.errors import LandmarksError
 
 SCRIPT, WASM = b"let ort;", b"\0asm"
@@ -67,15 +67,15 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Npm:
 
 
 @pytest.fixture
-def pinned(npm: Npm) -> Pinned:
+def pinned(npm: Npm) -> PinnedPackage:
     served = archive({"package/dist/a.js": SCRIPT, "package/dist/a.wasm": WASM, "package/../../evil": b"no"})
     npm.archive.write_bytes(served)
     files = {"dist/a.js": sri("sha256", SCRIPT), "dist/a.wasm": sri("sha256", WASM)}
-    return Pinned("@a/package", "1.2.3", sri("sha512", served), 1, files)
+    return PinnedPackage("@a/package", "1.2.3", sri("sha512", served), 1, files)
 
 
 def test_what_was_fetched_once_is_kept_and_a_damaged_copy_is_fetched_anew(
-    npm: Npm, pinned: Pinned, capsys: pytest.CaptureFixture[str]
+    npm: Npm, pinned: PinnedPackage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = {"dist/a.js": SCRIPT, "dist/a.wasm": WASM}
     assert pinned_files(pinned) == wanted
@@ -89,7 +89,7 @@ def test_what_was_fetched_once_is_kept_and_a_damaged_copy_is_fetched_anew(
     assert len(npm.asked) == 2
 
 
-def test_another_archive_than_the_pinned_one_is_refused_and_not_kept(npm: Npm, pinned: Pinned) -> None:
+def test_another_archive_than_the_pinned_one_is_refused_and_not_kept(npm: Npm, pinned: PinnedPackage) -> None:
     npm.archive.write_bytes(archive({"package/dist/a.js": SCRIPT, "package/dist/a.wasm": WASM + b"more"}))
     with pytest.raises(LandmarksError, match=r"what npm fetched is not the @a/package 1\.2\.3 that is pinned"):
         pinned_files(pinned)
@@ -97,7 +97,7 @@ def test_another_archive_than_the_pinned_one_is_refused_and_not_kept(npm: Npm, p
 
 
 def test_without_npm_or_without_a_way_to_the_registry_one_line_says_what_to_do(
-    npm: Npm, pinned: Pinned, monkeypatch: pytest.MonkeyPatch
+    npm: Npm, pinned: PinnedPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     npm.archive.unlink()
     way_out = r"give the unpacked package with --runtime FOLDER \(anywhere: npm pack @a/package@1\.2\.3, then tar -xf\)"
@@ -109,7 +109,7 @@ def test_without_npm_or_without_a_way_to_the_registry_one_line_says_what_to_do(
 
 
 def test_a_folder_is_taken_unpacked_or_flat_and_nothing_else_in_place_of_the_pinned_files(
-    npm: Npm, pinned: Pinned, tmp_path: Path
+    npm: Npm, pinned: PinnedPackage, tmp_path: Path
 ) -> None:
     for number, name in enumerate(["package/dist/", "dist/", ""]):
         folder = tmp_path / f"folder-{number}"
@@ -126,7 +126,7 @@ def test_a_folder_is_taken_unpacked_or_flat_and_nothing_else_in_place_of_the_pin
 
 
 def test_where_the_cache_cannot_be_written_a_line_says_so_and_the_work_goes_on(
-    pinned: Pinned,
+    pinned: PinnedPackage,
     tmp_path: Path,
     read_only: Callable[[Path], None],
     monkeypatch: pytest.MonkeyPatch,

@@ -26,7 +26,7 @@ from landmarks.evaluation.predictions import (
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, halves_of, require_rate
-from landmarks.recognition.known_scores import MSP, Rule
+from landmarks.recognition.known_scores import MSP, KnownRule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
 from landmarks.support.console import note, plural
@@ -122,7 +122,7 @@ def evaluate(
         numbers = write_metrics(opened.folder, opened.labels, arrays, about, verb="evaluate", inputs=opened.digest)
         if false_acceptance is not None:
             chosen = numbers["threshold"] = store_threshold(opened, arrays, false_acceptance, by=recogniser.by)
-            recogniser = replace(recogniser, rule=Rule(**chosen["rule"]))
+            recogniser = replace(recogniser, rule=KnownRule(**chosen["rule"]))
         if submission is not None:
             export_submission(opened, recogniser, judged, submission)
         if wrong is not None:
@@ -324,9 +324,9 @@ def store_threshold(run: Run, arrays: Arrays, false_acceptance: float, *, by: st
 
 def export_submission(run: Run, recogniser: Recogniser, arrays: Arrays, path: Place) -> None:
     """Write the best answers in the challenge's form, scored by the rule that the model keeps, else by probability."""
-    rule = recogniser.rule or Rule(MSP, {MSP: 1.0})
+    rule = recogniser.rule or KnownRule(MSP, {MSP: 1.0})
     if isinstance(run, MeasuredExport):  # whose graph has applied the rule
-        rule = Rule(rule.name, {rule.name: 1.0})
+        rule = KnownRule(rule.name, {rule.name: 1.0})
     landmark_ids = run.labels["landmark_id"].gather(arrays.labels[:, 0])
     scores = pl.Series(rule.apply(arrays.all_scores))
     write_submission(path, pl.Series(arrays.ids, dtype=pl.String), landmark_ids, scores)

@@ -132,7 +132,7 @@ def _among(
     vectors: NDArray[np.float16],
     data: Dataset,
 ) -> dict[str, Any]:
-    from landmarks.recognition.vectors import Parts, neighbours
+    from landmarks.recognition.vectors import StoredVectors, neighbours
 
     table = with_truth(data.split("all"), match_dataset(run, data).labels).sort("image_id")
     if data.content_digest == eligible.dataset.content_digest:  # what is asked is no reference for itself or others
@@ -148,7 +148,7 @@ def _among(
         raise LandmarksError(f"no image of {data.folder} shows a landmark that one of {eligible.dataset.folder} shows")
     queries = np.flatnonzero(images["image_id"].is_in(list(shown)).to_numpy())
     note(f"{len(queries)} images look for others of their landmarks among {len(table)} of {data.folder}")
-    held = Parts((vectors_of(recogniser, data, table),))
+    held = StoredVectors((vectors_of(recogniser, data, table),))
     _, places = neighbours(vectors[queries].astype(np.float32), held, MOST)
     names = table["image_id"].to_numpy()
     found = {

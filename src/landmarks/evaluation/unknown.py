@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Integers, auroc, threshold_for_false_acceptance, threshold_for_loss
-from landmarks.recognition.known_scores import Rule, Scores, combined_rule
+from landmarks.recognition.known_scores import KnownRule, Scores, combined_rule
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator
 
@@ -58,7 +58,7 @@ def halves_of(usage: NDArray[np.object_], groups: Integers, seed: int = 0) -> Ha
     return Halves(chosen, ~chosen, places, "one half of the groups", "the other half of the groups")
 
 
-def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[Rule, float]]:
+def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[KnownRule, float]]:
     """Return every rule that `scores` (name → `(N,)`) allow, each with its AUROC on the chosen images.
 
     The combined rule is fitted on them, and judged there by cross-validation over whole groups. Best rule first, ties
@@ -66,7 +66,7 @@ def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[Rule, f
     """
     rules, chosen = [], halves.chosen
     for name, values in scores.items():
-        rules.append((Rule(name, {name: 1.0}), auroc(values[chosen & known], values[chosen & ~known])))
+        rules.append((KnownRule(name, {name: 1.0}), auroc(values[chosen & known], values[chosen & ~known])))
     parts = {name: values[chosen] for name, values in scores.items() if name not in ("msp", "score")}
     fold = _folds(halves.groups[chosen], known[chosen])
     if len(parts) > 1 and fold is not None:
@@ -76,7 +76,7 @@ def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[Rule, f
 
 
 def compare_rules(
-    rules: list[tuple[Rule, float]], scores: Scores, known: Flags, halves: Halves
+    rules: list[tuple[KnownRule, float]], scores: Scores, known: Flags, halves: Halves
 ) -> list[dict[str, Any]]:
     """Return one row per rule, in their order: what it reaches on the part reported on, see `DEFINITIONS`."""
     rows, enough = [], can_choose_by_loss(known, halves)

@@ -46,7 +46,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Choice:
+class AnsweringChoice:
     """The way that answers most validation images rightly, and what each is worth."""
 
     by: str
@@ -69,7 +69,7 @@ class Choice:
         return f"answers by {self.by}: right on {best} of {self.images} validation images ({others})"
 
 
-def choice_of(memory: Memory, near: Neighbourhood | None) -> Choice | None:
+def choice_of(memory: Memory, near: Neighbourhood | None) -> AnsweringChoice | None:
     """Return which way answers most validation images of `memory` rightly; of equal ones the classifier, or the surer.
 
     `near` are the remembered images. None without validation images, or where there are no neighbours to ask.
@@ -85,7 +85,7 @@ def choice_of(memory: Memory, near: Neighbourhood | None) -> Choice | None:
         BOTH: together(logs, closed),
     }
     ways = tuple(_way(by, scores, truth) for by, scores in found.items())
-    return Choice(best_of(ways).by, len(truth), ways)
+    return AnsweringChoice(best_of(ways).by, len(truth), ways)
 
 
 def best_of(ways: Sequence[Way]) -> Way:
@@ -144,7 +144,7 @@ def _with_head(recogniser: Recogniser, head: Any, by: str) -> Recogniser:
     return replace(recogniser, network=made, by=by)
 
 
-def as_kept(recogniser: Recogniser, record: Mapping[str, Any], by: str | None, place: Path) -> Recogniser:
+def answering_as_stored(recogniser: Recogniser, record: Mapping[str, Any], by: str | None, place: Path) -> Recogniser:
     """Return `recogniser` answering `by` what is asked for, or without that as its run's `model.json` has it.
 
     The threshold is left out, with a note, where it was chosen on another way's own scores.
@@ -169,12 +169,12 @@ def _remembers(recogniser: Recogniser, by: str) -> bool:
     return by != NEIGHBOURS or neighbours_of(recogniser.memory, recogniser.gallery) is not None
 
 
-def record_of(choice: Choice) -> dict[str, Any]:
+def record_of(choice: AnsweringChoice) -> dict[str, Any]:
     """Return a choice as it stands in `model.json`."""
     return asdict(choice)
 
 
-def read_choice(record: Mapping[str, Any], place: Path) -> Choice | None:
+def read_choice(record: Mapping[str, Any], place: Path) -> AnsweringChoice | None:
     """Return the choice in a run's `model.json`, None when none was made; raise when it is none to answer by."""
     kept = record.get(RECORD)
     if kept is None:
@@ -184,7 +184,7 @@ def read_choice(record: Mapping[str, Any], place: Path) -> Choice | None:
             Way(str(one["by"]), float(one["accuracy"]), float(one["log_loss"]), float(one["scale"]))
             for one in kept["ways"]
         )
-        choice = Choice(str(kept["by"]), int(kept["images"]), ways)
+        choice = AnsweringChoice(str(kept["by"]), int(kept["images"]), ways)
         sound = {way.by for way in ways} <= {CLASSIFIER, NEIGHBOURS, BOTH} and choice.by in {way.by for way in ways}
         sound &= all(math.isfinite(way.scale) and way.scale > 0 for way in ways)
     except (KeyError, TypeError, ValueError, OverflowError) as error:

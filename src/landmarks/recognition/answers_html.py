@@ -47,11 +47,11 @@ def explanation_html(explanation: Explanation) -> str:
     shown = [_figure(explanation.image, escape(name))]
     for answer, heat in zip(explanation.answers, explanation.maps, strict=True):
         caption = f"{escape(answer.name)}<br>{answer.probability:.1%}"
-        shown.append(_figure(warmed(explanation.image, heat), caption))
+        shown.append(_figure(overlay_heat_map(explanation.image, heat), caption))
     return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(shown)}</div>'
 
 
-def warmed(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+def overlay_heat_map(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return an image (S, S, 3) with a heat map (h, w) from 0 to 1 over it."""
     size = (image.shape[1], image.shape[0])
     large = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))

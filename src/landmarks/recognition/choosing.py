@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from landmarks.recognition.answering import (
     RECORD,
-    Choice,
-    as_kept,
+    AnsweringChoice,
+    answering_as_stored,
     best_of,
     choice_of,
     neighbours_of,
@@ -48,7 +48,7 @@ def choose(run: Run, *, anew: bool = False, device: str = "auto") -> None:
     _keep(run, choice, anew=anew)
 
 
-def _keep(run: Run, choice: Choice, *, anew: bool) -> None:
+def _keep(run: Run, choice: AnsweringChoice, *, anew: bool) -> None:
     """Keep `choice` and say so; without `anew`, a run with a threshold keeps answering as this was chosen for."""
     rejection, best = read_record(run.folder / "model.json").get("rejection"), choice.by
     if rejection is not None and not anew:
@@ -90,7 +90,7 @@ def measured_by(
         choose(run, anew=anew, device=device)
         recogniser = replace(recogniser, gallery=open_gallery(run))
     record = read_record(run.folder / "model.json")
-    return as_kept(replace(recogniser, memory=read_memory(run.folder, run.digest)), record, by, run.folder)
+    return answering_as_stored(replace(recogniser, memory=read_memory(run.folder, run.digest)), record, by, run.folder)
 
 
 def _settled(run: Run, *, can_choose: bool, anew: bool, device: str) -> bool:

@@ -27,9 +27,9 @@ from landmarks.recognition.export_learning import Learning, learning_of, told
 from landmarks.recognition.export_verification import (
     EXACT,
     SMALL,
-    Shown,
     Tolerance,
     Verification,
+    VerificationImages,
     refuse_beyond,
     verify,
 )
@@ -122,7 +122,7 @@ def export(
     if int8 or half:
         parts = replace(parts, tail=with_half_weights(parts.tail))
     kind = "int8" if int8 else "float16" if half else "float32"
-    record = describe(opened, recogniser, parts.maps, kind=kind)
+    record = export_record(opened, recogniser, parts.maps, kind=kind)
     if carried is not None:
         told(carried)
         record["learning"] = carried.record
@@ -154,7 +154,7 @@ def _export_to_timm(run: Run, out: Path, *, int8: bool) -> Export:
             f"timm has no place for landmarks that {run.name} has learned since its training",
             way_out="landmarks export RUN -o NAME.onnx holds them",
         )
-    card = model_card(run, describe(run, recogniser, "not drawn by timm", kind="timm"))
+    card = model_card(run, export_record(run, recogniser, "not drawn by timm", kind="timm"))
     write_timm_folder(run, recogniser.names, out, card)
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     return Export(out, size, "timm", maps=False, verification=None)
@@ -175,7 +175,7 @@ def _ready(run: Run, by: str | None = None) -> Recogniser:
         return ensure_temperature(run, own, recogniser, batch_size=32)
 
 
-def _images_to_verify(run: Run, data: Place | None, count: int) -> Shown:
+def _images_to_verify(run: Run, data: Place | None, count: int) -> VerificationImages:
     if data is None:
         try:
             dataset = find_own_dataset(run)
@@ -192,10 +192,10 @@ def _images_to_verify(run: Run, data: Place | None, count: int) -> Shown:
     if not len(images):
         raise LandmarksError(f"{dataset.folder} holds no images to verify the export on")
     chosen = np.sort(generator(0, "verification").permutation(len(images))[:count])
-    return Shown(dataset, images[chosen.tolist()])
+    return VerificationImages(dataset, images[chosen.tolist()])
 
 
-def _training_squares(run: Run, shown: Shown, recogniser: Recogniser) -> NDArray[np.float32]:
+def _training_squares(run: Run, shown: VerificationImages, recogniser: Recogniser) -> NDArray[np.float32]:
     """Return normalised images (N, 3, S, S) that the run was trained on; others where these are gone, with a note."""
     try:
         own = find_own_dataset(run)
@@ -206,7 +206,7 @@ def _training_squares(run: Run, shown: Shown, recogniser: Recogniser) -> NDArray
         note("the images that the run was trained on are gone: scales come from those that the export is verified on")
         own, images = shown.dataset, shown.images
     chosen = np.sort(generator(0, "calibration").permutation(len(images))[: 2 * CALIBRATED_ON])
-    preprocessing, some = recogniser.network.preprocessing, Shown(own, images[chosen.tolist()])
+    preprocessing, some = recogniser.network.preprocessing, VerificationImages(own, images[chosen.tolist()])
     squares = [centre_crop(pixels, preprocessing) for pixels in some.decoded(preprocessing.shorter)]
     return as_normalised(np.stack(squares)[generator(1, "calibration").permutation(len(squares))], preprocessing)
 
@@ -216,7 +216,7 @@ def write_verified(
     record: dict[str, Any],
     path: Path,
     recogniser: Recogniser,
-    shown: Shown,
+    shown: VerificationImages,
     *,
     tolerance: Tolerance,
     learning: Learning | None = None,
@@ -240,7 +240,7 @@ def _write(model: onnx.ModelProto, record: dict[str, Any], path: Path) -> None:
         raise LandmarksError(f"the network is too large for one ONNX file ({error})") from error
 
 
-def describe(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> dict[str, Any]:
+def export_record(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> dict[str, Any]:
     """Return the record that an export carries in its metadata, without the figures of its verification."""
     network, rule = recogniser.trained, recogniser.rule
     trained_on = run.record.get("data") or {}

@@ -83,7 +83,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Shown:
+class VerificationImages:
     """Images that run and export are asked about."""
 
     dataset: Dataset
@@ -98,7 +98,7 @@ class Shown:
 
 @torch.no_grad()
 def verify(
-    export: ExportedNetwork, recogniser: Recogniser, shown: Shown, learning: Learning | None = None
+    export: ExportedNetwork, recogniser: Recogniser, shown: VerificationImages, learning: Learning | None = None
 ) -> Verification:
     """Return how `export` answers the images beside `recogniser`, the run that it was made of.
 

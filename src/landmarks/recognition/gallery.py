@@ -153,7 +153,7 @@ def _save(path: Path, gallery: Gallery, model: str) -> None:
 # Does an image show a landmark the run knows? Scores from one pass of the network, larger: more surely known.
 #
 # `msp` and `energy` come from the outputs alone; `knn` and `mahalanobis` compare an image's features with
-# those of the training images (`Gallery`). A `Rule` is what a threshold is set on: one score, or a weighted sum.
+# those of the training images (`Gallery`). A `KnownRule` is what a threshold is set on: one score, or a weighted sum.
 
 
 NEIGHBOURS = 10

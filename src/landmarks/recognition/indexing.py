@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.recognition.directions import directions
 from landmarks.recognition.recogniser import Recogniser, load
-from landmarks.recognition.vectors import MOST_EXACT, Parts, Whitening, add_to, inverted_file, open_codes, whitening_of
+from landmarks.recognition.vectors import (
+    MOST_EXACT,
+    StoredVectors,
+    Whitening,
+    add_to,
+    inverted_file,
+    open_codes,
+    whitening_of,
+)
 from landmarks.support.arrays import array_writer, mapped
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
@@ -68,7 +76,7 @@ class Index:
     record: dict[str, Any]
     images: pl.DataFrame  # `INDEXED`, all parts together
     removed: pl.DataFrame  # row
-    vectors: Parts
+    vectors: StoredVectors
     whitening: Whitening | None
     codes: Any = field(default=None, repr=False)
 
@@ -175,7 +183,7 @@ def _opened(folder: Path, record: dict[str, Any]) -> Index:
     data = record.get("data") or {}
     if not all(isinstance(told, dict) for told in (record["run"], data, *data.values())):
         raise TypeError("it does not say where its run and datasets lie")
-    return Index(folder, record, images, removed, Parts(arrays), whitening, codes)
+    return Index(folder, record, images, removed, StoredVectors(arrays), whitening, codes)
 
 
 def _own_file(folder: Path, name: object) -> Path:
@@ -269,12 +277,12 @@ def _with_dataset(there: Index, dataset: Dataset, recogniser: Recogniser) -> Ind
             waiting.clear()
     table = fresh.select("image_id", "landmark_id", "name", data=pl.lit(place))
     write_table(there.folder / f"images-{number}.parquet", table.cast(INDEXED))  # type: ignore[arg-type]
-    parts = Parts((*there.vectors.arrays, mapped(path)))
+    parts = StoredVectors((*there.vectors.arrays, mapped(path)))
     _write(there, parts=number + 1, codes=_codes(there, parts), data={**earlier, place: about})
     return open_index(there.folder)
 
 
-def _codes(there: Index, parts: Parts) -> str | None:
+def _codes(there: Index, parts: StoredVectors) -> str | None:
     """Write the inverted file of all `parts`, grown from the one that is there, and return its name; None: no need."""
     if len(parts) <= MOST_EXACT:
         return None

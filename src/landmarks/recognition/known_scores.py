@@ -41,7 +41,7 @@ SCORE_DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class Rule:
+class KnownRule:
     """What is compared with a threshold: the sum of `weights[name] * score` plus `constant`."""
 
     name: str
@@ -58,7 +58,7 @@ class Rule:
         return asdict(self)
 
 
-def combined_rule(scores: Scores, known: NDArray[np.bool_]) -> Rule:
+def combined_rule(scores: Scores, known: NDArray[np.bool_]) -> KnownRule:
     """Return the rule that best tells `known` `(N,)` from unknown: a logistic regression on standardised scores.
 
     Known and unknown weigh the same whatever their numbers, and the weights are held small (C = 1).
@@ -71,4 +71,4 @@ def combined_rule(scores: Scores, known: NDArray[np.bool_]) -> Rule:
     model = LogisticRegression(C=1.0, class_weight="balanced").fit((matrix - mean) / deviation, known)
     weights = model.coef_[0] / deviation
     constant = float(model.intercept_[0] - weights @ mean)
-    return Rule("combined", {name: float(weight) for name, weight in zip(names, weights, strict=True)}, constant)
+    return KnownRule("combined", {name: float(weight) for name, weight in zip(names, weights, strict=True)}, constant)

@@ -22,7 +22,7 @@ from landmarks.dataset.sources import find_images
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable_answers import require_learning
 from landmarks.recognition.portable_learning import learned_file, write_learned_file
-from landmarks.recognition.reading import ImageLike, each_of
+from landmarks.recognition.reading import ImageLike, as_iterable
 from landmarks.recognition.recogniser import Recogniser, is_export, load
 from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
@@ -109,7 +109,7 @@ def forget(run: Place, name: str) -> pl.DataFrame:
 
 
 def _lesson_of(images: Given | None, name: str | None, landmark_id: int | None, file: Place | None) -> _Lesson:
-    given = [] if images is None else list(each_of(images))
+    given = [] if images is None else list(as_iterable(images))
     if file is not None:
         if given or name is not None or landmark_id is not None:
             raise UsageError("landmarks are learned from images of it, or from a file that holds names and numbers")

@@ -14,7 +14,7 @@ MAX_NAMED = 200
 
 
 def model_card(run: Run, described: dict[str, Any]) -> str:
-    """Return the card as Markdown, from the record of an export (`export.describe`) and the run's own metrics."""
+    """Return the card as Markdown, from the record of an export (`export.export_record`) and the run's own metrics."""
     names = [_plain(label["name"]) for label in described["labels"]]
     licence, credits = described["licence"], described["credits"]
     lines = [

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from landmarks.models.preprocessing import Preprocessing, from_record
 from landmarks.recognition.answers import Answers, best_answers
-from landmarks.recognition.known_scores import Rule
+from landmarks.recognition.known_scores import KnownRule
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable_learning import (
     TRAINED_SCORES,
@@ -70,7 +70,7 @@ class ExportRecord:
     names: list[str]
     landmark_ids: list[int]
     temperature: float
-    rule: Rule | None
+    rule: KnownRule | None
     threshold: float
     score: str
     """What `known_score` is: the name of the rule, or msp where there is none."""
@@ -357,7 +357,7 @@ def _record(whole: dict[str, Any]) -> ExportRecord:
     rule, threshold = None, whole.get("threshold")
     if whole.get("rule") is not None:
         weights = {str(name): float(weight) for name, weight in whole["rule"]["weights"].items()}
-        rule = Rule(_text(whole["rule"]["name"]), weights, float(whole["rule"]["constant"]))
+        rule = KnownRule(_text(whole["rule"]["name"]), weights, float(whole["rule"]["constant"]))
         if threshold is None or not math.isfinite(float(threshold)):
             raise ValueError("threshold")
     run = whole.get("run") or {}

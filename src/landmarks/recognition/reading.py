@@ -59,7 +59,7 @@ def _is_open_file(image: object) -> bool:
     return callable(getattr(image, "read", None))
 
 
-def each_of(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+def as_iterable(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     """Return `images` as several, also when it is a single one; raise `UsageError` when it is neither."""
     if is_image_like(images):
         return [images]  # type: ignore[list-item]

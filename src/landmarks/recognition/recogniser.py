@@ -19,12 +19,12 @@ from landmarks.dataset.naming import plain
 from landmarks.models.preprocessing import as_normalised
 from landmarks.recognition import portable_answers
 from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
-from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, Rule
+from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, KnownRule
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.portable_answers import require_learning
 from landmarks.recognition.portable_learning import read_learned_file, require_free
-from landmarks.recognition.reading import ImageLike, ReadImage, each_of, is_image_like, read_ahead
+from landmarks.recognition.reading import ImageLike, ReadImage, as_iterable, is_image_like, read_ahead
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra
 from landmarks.support.files import digest_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from landmarks.models.network import Network
-    from landmarks.recognition.answering import Choice
+    from landmarks.recognition.answering import AnsweringChoice
     from landmarks.recognition.closed_form import Memory
     from landmarks.recognition.gallery import Gallery
 
@@ -69,7 +69,7 @@ class Recogniser:
     temperature: float = 1.0
     gallery: Gallery | None = None
     """What it remembers of its training images; None: nothing."""
-    rule: Rule | None = None
+    rule: KnownRule | None = None
     """The score that is compared with `threshold`; None: it does not tell known from unknown."""
     threshold: float = 0.0
     """Below this an image shows nothing that it knows."""
@@ -81,7 +81,7 @@ class Recogniser:
     """Landmarks that were added to those it was trained for; their labels stand behind the others."""
     by: str = CLASSIFIER
     """Who answers: classifier, neighbours or both."""
-    choice: Choice | None = None
+    choice: AnsweringChoice | None = None
     """Which of these validation chose; None: it was never asked."""
 
     def __repr__(self) -> str:
@@ -151,7 +151,7 @@ class Recogniser:
     def read(self, images: ImageLike | Iterable[ImageLike], batch_size: int) -> Iterator[list[ReadImage]]:
         """Yield images as the network takes them: the evaluation's square, or decoded whole for an export's graph."""
         whole = isinstance(self.network, ExportedNetwork)
-        return read_ahead(each_of(images), self.network.preprocessing, batch_size, whole=whole)
+        return read_ahead(as_iterable(images), self.network.preprocessing, batch_size, whole=whole)
 
     def _recognitions(self, seen: Sequence[NDArray[np.uint8]], top: int) -> Iterator[Recognition]:
         answers = self.answer(seen)
@@ -178,7 +178,7 @@ class Recogniser:
         """
         preprocessing = self.network.preprocessing
         found = [np.zeros((0, 3, *[preprocessing.image_size] * 2), dtype=np.float32)]
-        for squares in _all_pixels(read_ahead(each_of(images), preprocessing, BATCH_SIZE)):
+        for squares in _all_pixels(read_ahead(as_iterable(images), preprocessing, BATCH_SIZE)):
             found.append(as_normalised(np.stack(squares), preprocessing))
         return np.concatenate(found)
 

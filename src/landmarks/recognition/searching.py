@@ -141,7 +141,7 @@ def _dataset_of(there: Index, data: str) -> Dataset:
 def _verified(near: pl.DataFrame, path: Path, reader: _Images, drawing: Path | None) -> pl.DataFrame:
     """Return `near` with the points in which its first `VERIFIED` agree with the image at `path`, most first."""
     with naming_the_extra("comparing images point by point"):
-        from landmarks.recognition.verify import drawn, local_features, matched
+        from landmarks.recognition.verify import draw_matches, local_features, matched
     asked = local_features(decode(path.read_bytes()))
     counts: list[int | None] = [None] * len(near)
     best: tuple[int, Any, Any] = (-1, None, None)
@@ -153,7 +153,7 @@ def _verified(near: pl.DataFrame, path: Path, reader: _Images, drawing: Path | N
             best = (len(match), other, match)
     if drawing is not None and best[0] >= 0:
         with written_whole(drawing) as aside:
-            aside.write_bytes(encode(drawn(asked, best[1], best[2])))
+            aside.write_bytes(encode(draw_matches(asked, best[1], best[2])))
     table = near.with_columns(inliers=pl.Series(counts, dtype=pl.UInt32))
     first = pl.when(pl.col("inliers") >= CONVINCING).then("inliers").otherwise(0)
     return table.sort(first, descending=True, maintain_order=True)

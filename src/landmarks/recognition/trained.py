@@ -19,12 +19,12 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.models.gradcam import explain_images, scaled
 from landmarks.models.network import Network
 from landmarks.models.rewriting import folded
-from landmarks.recognition.answering import answering_by, as_kept
+from landmarks.recognition.answering import answering_as_stored, answering_by
 from landmarks.recognition.answering_heads import trained_head
 from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import Gallery, open_gallery, rejection_scores, sample
-from landmarks.recognition.known_scores import Rule
+from landmarks.recognition.known_scores import KnownRule
 from landmarks.recognition.learned import learned_head, read_learned, read_memory, with_learned, without_learned
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recogniser
@@ -102,7 +102,7 @@ def open_trained(run: Run, device: str = "auto", by: str | None = None) -> Recog
     recogniser = replace(opened, memory=read_memory(run.folder, run.digest))
     learned = read_learned(run.folder, run.digest)
     recogniser = taught(recogniser, learned) if learned.names else recogniser
-    return as_kept(recogniser, record, by, run.folder)
+    return answering_as_stored(recogniser, record, by, run.folder)
 
 
 def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
@@ -168,12 +168,12 @@ def _opened(run: Run, gallery: Gallery | None, device: str) -> tuple[Recogniser,
     return recogniser, record
 
 
-def _calibration(path: Path, record: dict[str, Any]) -> tuple[float, Rule | None, float]:
+def _calibration(path: Path, record: dict[str, Any]) -> tuple[float, KnownRule | None, float]:
     """Return temperature, rule and threshold of a run's `model.json`; raise when they are no numbers to answer by."""
     rejection = record.get("rejection")
     try:
         temperature = float(record.get("temperature") or 1.0)
-        rule = None if rejection is None else Rule(**rejection["rule"])
+        rule = None if rejection is None else KnownRule(**rejection["rule"])
         threshold = 0.0 if rejection is None else float(rejection["threshold"])
         numbers = [threshold] if rule is None else [threshold, rule.constant, *rule.weights.values()]
         sound = 0 < temperature < math.inf and all(math.isfinite(number) for number in numbers)

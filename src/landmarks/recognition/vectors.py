@@ -38,7 +38,7 @@ TRAINED_PER_LIST = 50
 
 
 @dataclass(frozen=True)
-class Parts:
+class StoredVectors:
     """The stored vectors: N rows in several arrays, memory maps most often, read a few at a time."""
 
     arrays: tuple[NDArray[np.float16], ...]  # each (n, D)
@@ -93,7 +93,7 @@ def lists_for(count: int) -> int:
     return int(2 ** round(math.log2(2 * math.sqrt(max(count, 1)))))
 
 
-def inverted_file(vectors: Parts, code_bytes: int | None = None, seed: int = 0) -> Any:
+def inverted_file(vectors: StoredVectors, code_bytes: int | None = None, seed: int = 0) -> Any:
     """Return a faiss index of the codes of `vectors`, trained on some of them, drawn from `seed`.
 
     `code_bytes` for each vector, a quarter of its length without; ids are rows. Time grows with N times the root of N.
@@ -117,7 +117,7 @@ def open_codes(path: Path | str) -> Any:
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
 
 
-def add_to(index: Any, vectors: Parts, first: int) -> None:
+def add_to(index: Any, vectors: StoredVectors, first: int) -> None:
     """Add the rows of `vectors` from `first` on to the codes of `index`, a block at a time."""
     for start in range(first, len(vectors), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(vectors)))
@@ -126,7 +126,7 @@ def add_to(index: Any, vectors: Parts, first: int) -> None:
 
 def neighbours(
     queries: NDArray[np.floating],
-    vectors: Parts,
+    vectors: StoredVectors,
     k: int,
     *,
     index: Any = None,
@@ -157,7 +157,7 @@ def neighbours(
 
 
 def _exact(
-    asked: NDArray[np.float32], vectors: Parts, k: int, gone: NDArray[np.int64]
+    asked: NDArray[np.float32], vectors: StoredVectors, k: int, gone: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     cosines = np.full((len(asked), k), -np.inf, dtype=np.float32)
     places = np.full((len(asked), k), -1, dtype=np.int64)

@@ -85,7 +85,7 @@ def matched(first: LocalFeatures, second: LocalFeatures) -> Match:
     return Match(from_[chosen], to[chosen]) if chosen.sum() >= LEAST else nothing
 
 
-def drawn(first: LocalFeatures, second: LocalFeatures, match: Match) -> NDArray[np.uint8]:
+def draw_matches(first: LocalFeatures, second: LocalFeatures, match: Match) -> NDArray[np.uint8]:
     """Return both images side by side, RGB (H, W, 3), with a line from each point that agrees to its partner."""
     height = max(len(first.image), len(second.image))
     left, gap = first.image.shape[1], 8

@@ -19,14 +19,14 @@ from starlette.exceptions import HTTPException
 
 from landmarks import __version__
 from landmarks.recognition.answers import Answer
-from landmarks.serving.batching import TOP, Answering, Asked, Batches, Reply
+from landmarks.serving.batching import TOP, Answering, Batches, Reply, ServedRecogniser
 from landmarks.serving.counters import CONTENT_TYPE, Counters
-from landmarks.serving.forms import FORM_TYPE, HOW_TO_TEACH, Upload, lesson_of, require_images, uploads
+from landmarks.serving.forms import FORM_TYPE, HOW_TO_TEACH, Upload, lesson_of, require_image_type, uploads
 from landmarks.serving.front import Front, token_of_environment
 from landmarks.serving.reloading import keep_up, stamp
 from landmarks.serving.request_limits import Body, Held, HungUpError, Limits, Receive, RefusalError, read_body, stopping
 from landmarks.serving.schemas import REQUEST_BODY, TEACH_BODY, Health, Known, Recognised, TaughtBody, problems
-from landmarks.serving.teaching import Taught, can_be_taught, forgotten, require_teaching, taught
+from landmarks.serving.teaching import TeachingResult, can_be_taught, forget_landmark, require_teaching, teach_landmark
 from landmarks.serving.web_page import page_that_asks
 from landmarks.support.errors import UsageError
 
@@ -153,19 +153,19 @@ def _add_paths(app: FastAPI, service: Service, *, place: Path | None, teach: boo
 
     @app.get("/landmarks", summary="Everything the recogniser knows", response_model=Known, responses=problems(401))
     async def _landmarks() -> Response:
-        return _json({"landmarks": _known(service.queue.asked.recogniser)})
+        return _json({"landmarks": _known(service.queue.served.recogniser)})
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Is the server up?", response_model=Health)
     async def _healthz() -> Response:
-        asked = service.queue.asked
+        served = service.queue.served
         return _json(
             {
-                "status": "ok" if asked.refused is None else "stale",
-                "landmarks": len(asked.recogniser.names),
-                "generation": asked.generation,
-                "refused": asked.refused,
-                "teach": can_be_taught(teach, place, asked.recogniser),
+                "status": "ok" if served.refused is None else "stale",
+                "landmarks": len(served.recogniser.names),
+                "generation": served.generation,
+                "refused": served.refused,
+                "teach": can_be_taught(teach, place, served.recogniser),
                 "version": __version__,
             }
         )
@@ -192,7 +192,7 @@ def _add_teaching(
         openapi_extra={"requestBody": TEACH_BODY},
     )
     async def _teach(request: Request) -> Response:
-        run = require_teaching(teach, place, service.queue.asked.recogniser)
+        run = require_teaching(teach, place, service.queue.served.recogniser)
         assert load is not None
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
@@ -206,8 +206,10 @@ def _add_teaching(
             lesson = await asyncio.to_thread(lesson_of, content_type, data, limits.most_files)
             del data
             async with service.queue.exchanging:
-                now = await asyncio.to_thread(taught, run, lesson, load, max_pixels=limits.max_pixels, device=device)
-                return _json(_take(service, now, "taught"))
+                result = await asyncio.to_thread(
+                    teach_landmark, run, lesson, load, max_pixels=limits.max_pixels, device=device
+                )
+                return _json(_serve_result(service, result, "taught"))
         finally:
             body.release()
 
@@ -218,19 +220,20 @@ def _add_teaching(
         responses=problems(401, 403, 404, 409, 422, 500, 503),
     )
     async def _forget(name: str) -> Response:
-        run = require_teaching(teach, place, service.queue.asked.recogniser)
+        run = require_teaching(teach, place, service.queue.served.recogniser)
         assert load is not None
         async with service.queue.exchanging:
-            now = await asyncio.to_thread(forgotten, run, name, load, service.queue.asked.recogniser)
-            return _json(_take(service, now, "forgotten"))
+            result = await asyncio.to_thread(forget_landmark, run, name, load, service.queue.served.recogniser)
+            return _json(_serve_result(service, result, "forgotten"))
 
 
-def _take(service: Service, now: Taught, outcome: str) -> dict[str, Any]:
-    """Have every batch from here on answered by what was taught, and return what it knows."""
-    asked = service.queue.asked = Asked(now.recogniser, service.queue.asked.generation + 1, now.stamp)
+def _serve_result(service: Service, result: TeachingResult, outcome: str) -> dict[str, Any]:
+    """Answer every batch from now on with the changed recogniser; return the body of the response."""
+    generation = service.queue.served.generation + 1
+    service.queue.served = ServedRecogniser(result.recogniser, generation, result.stamp)
     service.counters.lessons.labels(outcome).inc()
-    passed = [{"file": one.file, "problem": one.problem} for one in now.passed]
-    return {"landmarks": _known(now.recogniser), "passed": passed, "generation": asked.generation}
+    skipped = [{"file": image.file, "problem": image.problem} for image in result.skipped]
+    return {"landmarks": _known(result.recogniser), "passed": skipped, "generation": generation}
 
 
 def _known(recogniser: Answering) -> list[dict[str, Any]]:
@@ -246,7 +249,7 @@ def _known(recogniser: Answering) -> list[dict[str, Any]]:
 async def _answered(service: Service, request: Request, body: Body, top: int, maps: bool) -> dict[str, Any]:
     """Read a request, have its images answered, and return the body of the response."""
     content_type = request.headers.get("content-type", "")
-    require_images(content_type)
+    require_image_type(content_type)
     if service.stopped.is_set():
         raise stopping()
     service.queue.require_places(1)  # before a byte of the body is read

@@ -59,7 +59,7 @@ class Answering(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ServedRecogniser:
     """The recogniser that answers now, and what became of others that were put in its place."""
 
     recogniser: Answering
@@ -97,11 +97,11 @@ class Batches:
     """The queue before a recogniser: takes images until it is full, and answers them in batches.
 
     One thread prepares a batch (decoding, in the recogniser's own threads) while another one answers; what arrives in
-    the meantime makes up the next. `asked` may be exchanged at any time: a batch keeps the one it began with.
+    the meantime makes up the next. `served` may be exchanged at any time: a batch keeps the one it began with.
     """
 
     def __init__(self, recogniser: Answering, limits: Limits, counters: Counters, *, threads: int = 2) -> None:
-        self.asked = Asked(recogniser)
+        self.served = ServedRecogniser(recogniser)
         self.limits = limits
         self.counters = counters
         self.exchanging = asyncio.Lock()  # held while another recogniser is opened and put in place
@@ -188,7 +188,7 @@ class Batches:
         found: list[Reply | Exception]
         try:
             found = await asyncio.get_running_loop().run_in_executor(
-                self._threads, answer_all, self.asked, batch, self.limits.max_pixels
+                self._threads, answer_all, self.served, batch, self.limits.max_pixels
             )
         except Exception as error:  # nobody waits for ever, whatever happened
             found = [error] * len(batch)
@@ -205,49 +205,49 @@ class Batches:
         self._seconds_per_image += 0.1 * (seconds - self._seconds_per_image)
 
 
-def answer_all(asked: Asked, batch: Sequence[_Waiting], max_pixels: int) -> list[Reply | Exception]:
+def answer_all(served: ServedRecogniser, batch: Sequence[_Waiting], max_pixels: int) -> list[Reply | Exception]:
     """Return a reply for each image of a batch, or the exception that answering it ended with.
 
     One image that the recogniser stumbles over takes no other with it: each is asked again alone.
     """
     replies: dict[int, Reply | Exception] = {}
     for at, one in enumerate(batch):
-        if problem := problem_of(one.data, max_pixels):
-            replies[at] = Reply(Recognition(problem=problem), asked.generation)
+        if problem := image_problem(one.data, max_pixels):
+            replies[at] = Reply(Recognition(problem=problem), served.generation)
     left = [at for at in range(len(batch)) if at not in replies]
     try:
-        replies |= _ask(asked, batch, left)
+        replies |= _ask(served, batch, left)
     except Exception as error:
         for at in left:
             try:
-                replies |= _ask(asked, batch, [at]) if len(left) > 1 else {at: error}
+                replies |= _ask(served, batch, [at]) if len(left) > 1 else {at: error}
             except Exception as alone:
                 replies[at] = alone
     return [replies[at] for at in range(len(batch))]
 
 
-def _ask(asked: Asked, batch: Sequence[_Waiting], chosen: list[int]) -> dict[int, Reply | Exception]:
+def _ask(served: ServedRecogniser, batch: Sequence[_Waiting], chosen: list[int]) -> dict[int, Reply | Exception]:
     if not chosen:
         return {}
-    found = asked.recogniser.recognise([batch[at].data for at in chosen], top=TOP)
+    found = served.recogniser.recognise([batch[at].data for at in chosen], top=TOP)
     replies = {
-        at: Reply(replace(one, answers=one.answers[: batch[at].top]), asked.generation)
+        at: Reply(replace(one, answers=one.answers[: batch[at].top]), served.generation)
         for at, one in zip(chosen, found, strict=True)
     }
     wanted = [at for at in chosen if batch[at].maps and replies[at].found.problem is None]
     if wanted:
         top = max(batch[at].top for at in wanted)
         try:
-            explained = asked.recogniser.explain([batch[at].data for at in wanted], top=top)
+            explained = served.recogniser.explain([batch[at].data for at in wanted], top=top)
         except LandmarksError as error:
             raise RefusalError(422, str(error), received="maps=true", way_out="ask without maps") from error
         for at, explanation in zip(wanted, explained, strict=True):
-            seen = seen_square(asked.recogniser, size_of(batch[at].data))
+            seen = visible_square(served.recogniser, size_of(batch[at].data))
             replies[at] = replace(replies[at], explained=explanation, seen=seen)
     return {**replies}
 
 
-def problem_of(data: bytes, max_pixels: int) -> str | None:
+def image_problem(data: bytes, max_pixels: int) -> str | None:
     """Return what is wrong with an image as far as its headers tell, None if nothing is."""
     try:
         width, height = size_of(data)
@@ -258,7 +258,7 @@ def problem_of(data: bytes, max_pixels: int) -> str | None:
     return None
 
 
-def seen_square(recogniser: Answering, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def visible_square(recogniser: Answering, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Return left, top, right and bottom, as shares, of the square in the middle that a recogniser sees of an image."""
     width, height = size
     side = min(width, height) * recogniser.seen_share

@@ -64,7 +64,7 @@ def lesson_of(content_type: str, data: bytes, most_files: int) -> Lesson:
     return Lesson(name, form.files, int(id) if id else None)
 
 
-def require_images(content_type: str) -> None:
+def require_image_type(content_type: str) -> None:
     """Raise `RefusalError` (415) unless a body of this type can hold images."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind in (RAW_TYPES[1], FORM_TYPE):

@@ -23,7 +23,7 @@ from landmarks.support.files import cache_folder, written_whole
 
 
 @dataclass(frozen=True)
-class Pinned:
+class PinnedPackage:
     """A package of one version: what its archive and the wanted files must hold."""
 
     package: str
@@ -39,12 +39,12 @@ class Pinned:
         return f"{self.package} {self.version}"
 
 
-def read_pinned(lock: Path) -> Pinned:
+def read_pinned(lock: Path) -> PinnedPackage:
     """Read a lock file of the project."""
-    return Pinned(**json.loads(lock.read_text(encoding="utf-8")))
+    return PinnedPackage(**json.loads(lock.read_text(encoding="utf-8")))
 
 
-def pinned_files(pinned: Pinned, folder: Path | None = None) -> dict[str, bytes]:
+def pinned_files(pinned: PinnedPackage, folder: Path | None = None) -> dict[str, bytes]:
     """Return the wanted files of a package by their paths in it, exactly as they are pinned.
 
     They come from `folder` (the unpacked package, or the files alone) where one is given; otherwise out of the user's
@@ -68,7 +68,7 @@ def pinned_files(pinned: Pinned, folder: Path | None = None) -> dict[str, bytes]
     return files
 
 
-def _kept(pinned: Pinned, cache: Path) -> dict[str, bytes] | None:
+def _kept(pinned: PinnedPackage, cache: Path) -> dict[str, bytes] | None:
     """Return the files of the cache; None when one is missing, or damaged."""
     try:
         files = {name: (cache / Path(name).name).read_bytes() for name in pinned.files}
@@ -77,7 +77,7 @@ def _kept(pinned: Pinned, cache: Path) -> dict[str, bytes] | None:
     return None if _differing(pinned, files) else files
 
 
-def _from_folder(pinned: Pinned, folder: Path) -> dict[str, bytes]:
+def _from_folder(pinned: PinnedPackage, folder: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for name in pinned.files:
         places = [folder / name, folder / "package" / name, folder / Path(name).name]
@@ -92,7 +92,7 @@ def _from_folder(pinned: Pinned, folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _fetched(pinned: Pinned) -> dict[str, bytes]:
+def _fetched(pinned: PinnedPackage) -> dict[str, bytes]:
     npm = shutil.which("npm")
     if npm is None:
         raise LandmarksError(
@@ -133,7 +133,7 @@ def _reason(complaint: str) -> str:
     return next((line for line in told if not line.startswith(("code ", "errno ", "syscall "))), "it says nothing")
 
 
-def _differing(pinned: Pinned, files: Mapping[str, bytes]) -> list[str]:
+def _differing(pinned: PinnedPackage, files: Mapping[str, bytes]) -> list[str]:
     return [name for name, data in files.items() if _integrity("sha256", data) != pinned.files[name]]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from landmarks.dataset.images import encode
 from landmarks.recognition.answers import Recognition
 from landmarks.recognition.portable_learning import learned_file
-from landmarks.serving.batching import Answering, Asked, Batches
+from landmarks.serving.batching import Answering, Batches, ServedRecogniser
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 
@@ -88,7 +88,7 @@ async def keep_up(place: Path, load: Callable[[], Answering], batches: Batches, 
             if await asyncio.to_thread(stamp, place) != now:
                 continue  # it was being taught, and is something else by now
             seen = now
-            if now != batches.asked.stamp:
+            if now != batches.served.stamp:
                 await _exchange(place, load, batches)
 
 
@@ -96,10 +96,10 @@ async def _exchange(place: Path, load: Callable[[], Answering], batches: Batches
     try:
         recogniser = await asyncio.to_thread(opened, load)
     except LandmarksError as error:
-        batches.asked = replace(batches.asked, refused=str(error))
+        batches.served = replace(batches.served, refused=str(error))
         batches.counters.reloads.labels("refused").inc()
         note(f"{place} was replaced, but not by a recogniser that answers; the old one goes on: {error}")
         return
-    batches.asked = Asked(recogniser, batches.asked.generation + 1)
+    batches.served = ServedRecogniser(recogniser, batches.served.generation + 1)
     batches.counters.reloads.labels("taken").inc()
     note(f"{place} was replaced: {plural(len(recogniser.names), 'landmark')}, asked from now on")

@@ -1,4 +1,4 @@
-"""A served run, or export, is taught: landmarks learned from images that a request brought, and forgotten again."""
+"""Teaching a running server: landmarks are learned from the images of a request, and forgotten again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from landmarks.dataset.images import ImageError, decode
 from landmarks.dataset.naming import plain
-from landmarks.serving.batching import Answering, problem_of
+from landmarks.serving.batching import Answering, image_problem
 from landmarks.serving.forms import Lesson
 from landmarks.serving.reloading import Stamp, opened, stamp
 from landmarks.serving.request_limits import RefusalError, busy
@@ -18,7 +18,7 @@ RETRY_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class Passed:
+class SkippedImage:
     """An image of a lesson that nothing was learned from."""
 
     file: str | None
@@ -26,28 +26,28 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a run answers with after it was changed."""
+class TeachingResult:
+    """The recogniser after a landmark was learned or forgotten."""
 
     recogniser: Answering
     stamp: Stamp
-    """Of the run's folder, or the export, with this in it."""
-    passed: tuple[Passed, ...] = ()
+    """Of the run's folder, or the export, after the change."""
+    skipped: tuple[SkippedImage, ...] = ()
 
 
-def can_be_taught(allowed: bool, place: Path | None, now: Answering) -> bool:
-    """Return whether whoever may ask may teach what lies at `place`, and it can learn; it answers as `now`."""
-    return allowed and place is not None and (place.is_dir() or now.can_learn)
+def can_be_taught(allowed: bool, place: Path | None, recogniser: Answering) -> bool:
+    """Return whether teaching is `allowed`, and the run or export at `place` (opened as `recogniser`) can learn."""
+    return allowed and place is not None and (place.is_dir() or recogniser.can_learn)
 
 
-def require_teaching(allowed: bool, place: Path | None, now: Answering) -> Path:
-    """Return the run's folder, or the export. Raises `RefusalError`: 403 where teaching is off, 409 for what cannot."""
+def require_teaching(allowed: bool, place: Path | None, recogniser: Answering) -> Path:
+    """Return `place`. Raises `RefusalError`: 403 where teaching is off, 409 for an export that cannot learn."""
     if not allowed or place is None:
         raise RefusalError(
             403, "this server is not taught", expected="a server that was started for it",
             way_out="whoever runs it can start it with: landmarks serve RUN --teach", reason="teaching",
         )  # fmt: skip
-    if not can_be_taught(allowed, place, now):
+    if not can_be_taught(allowed, place, recogniser):
         raise RefusalError(
             409, "this export cannot learn landmarks", expected="a run, or an export that was made for it",
             way_out="landmarks export RUN -o NAME.onnx --learning", reason="teaching",
@@ -55,42 +55,44 @@ def require_teaching(allowed: bool, place: Path | None, now: Answering) -> Path:
     return place
 
 
-def taught(
+def teach_landmark(
     place: Path, lesson: Lesson, load: Callable[[], Answering], *, max_pixels: int, device: str = "auto"
-) -> Taught:
+) -> TeachingResult:
     """Teach the run, or export, at `place` a landmark, and open it again.
 
-    Nothing is written unless an image could be read.
+    Nothing is written unless at least one image could be read.
 
-    Raises `RefusalError`: 422 when no image can be read, 409 for a name or id that is taken, 503 for a run that another
-    process is writing.
+    Raises `RefusalError`: 422 when no image can be read, 409 for a name or id that is taken, 503 when another process
+    is writing the run.
     """
-    import landmarks  # which brings PyTorch only where a run is to learn
+    import landmarks  # loads PyTorch only when a run learns
 
-    problems = [_problem(one.data, max_pixels) for one in lesson.images]
-    passed = [
-        Passed(one.file, problem) for one, problem in zip(lesson.images, problems, strict=True) if problem is not None
+    problems = [_problem(image.data, max_pixels) for image in lesson.images]
+    skipped = [
+        SkippedImage(image.file, problem)
+        for image, problem in zip(lesson.images, problems, strict=True)
+        if problem is not None
     ]
-    images = [one.data for one, problem in zip(lesson.images, problems, strict=True) if problem is None]
+    images = [image.data for image, problem in zip(lesson.images, problems, strict=True) if problem is None]
     if not images:
         raise RefusalError(
-            422, f'no image of "{lesson.name}" can be read', received=passed[0].problem,
+            422, f'no image of "{lesson.name}" can be read', received=skipped[0].problem,
             way_out="send JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF images",
         )  # fmt: skip
     try:
         landmarks.learn(place, images, name=lesson.name, landmark_id=lesson.landmark_id, device=device)
-        return _opened_again(place, load, passed)
+        return _opened_again(place, load, skipped)
     except BusyError as error:
         raise busy(str(error), retry_after=RETRY_SECONDS) from error
     except LandmarksError as error:
         raise RefusalError(409, str(error), reason="teaching") from error
 
 
-def forgotten(place: Path, name: str, load: Callable[[], Answering], now: Answering) -> Taught:
-    """Take a learned landmark out of the run, or export, at `place`, which answers as `now`.
+def forget_landmark(place: Path, name: str, load: Callable[[], Answering], recogniser: Answering) -> TeachingResult:
+    """Remove a learned landmark from the run, or export, at `place`, which is opened as `recogniser`.
 
-    Raises `RefusalError`: 404 for one that was not learned, 409 for a run that cannot be changed, 503 for one that
-    another process is writing.
+    Raises `RefusalError`: 404 for a landmark that was not learned, 409 for a run that cannot be changed, 503 when
+    another process is writing it.
     """
     import landmarks
 
@@ -100,7 +102,7 @@ def forgotten(place: Path, name: str, load: Callable[[], Answering], now: Answer
     except BusyError as error:
         raise busy(str(error), retry_after=RETRY_SECONDS) from error
     except LandmarksError as error:
-        if plain(name) in now.learned.names:
+        if plain(name) in recogniser.learned.names:
             raise RefusalError(409, str(error), reason="teaching") from error
         raise RefusalError(
             404, "no such landmark was learned", received=plain(name)[:200], expected="a landmark that was taught",
@@ -108,14 +110,14 @@ def forgotten(place: Path, name: str, load: Callable[[], Answering], now: Answer
         ) from error  # fmt: skip
 
 
-def _opened_again(place: Path, load: Callable[[], Answering], passed: list[Passed]) -> Taught:
-    seen = stamp(place)  # before it is opened: what changes in between is opened once more, and never missed
-    return Taught(opened(load), seen, tuple(passed))
+def _opened_again(place: Path, load: Callable[[], Answering], skipped: list[SkippedImage]) -> TeachingResult:
+    before = stamp(place)  # a change while it is being opened gives another stamp, and the watcher opens it once more
+    return TeachingResult(opened(load), before, tuple(skipped))
 
 
 def _problem(data: bytes, max_pixels: int) -> str | None:
-    """Return why nothing can be learned from an image; None: it can."""
-    if problem := problem_of(data, max_pixels):
+    """Return why nothing can be learned from an image; None if it can be used."""
+    if problem := image_problem(data, max_pixels):
         return problem
     try:
         decode(data, min_side=1)
