@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.archive.landmark_names import TOLD, not_landmarks, readable_name, with_names, with_told
+from landmarks.archive.landmark_names import LANDMARK_DETAILS, not_landmarks, readable_name, with_details, with_names
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ def test_no_category_makes_a_name_of_several_lines(category: str) -> None:
     assert readable_name(category).isprintable()
 
 
-def test_without_files_nothing_is_told() -> None:
-    told = with_names(with_told(pl.DataFrame({"landmark_id": [5]}), None, None))
-    assert told.columns == ["landmark_id", *TOLD, "name"]
-    assert told.row(0) == (5, None, None, None, None, None)
+def test_without_files_all_details_are_null() -> None:
+    table = with_names(with_details(pl.DataFrame({"landmark_id": [5]}), None, None))
+    assert table.columns == ["landmark_id", *LANDMARK_DETAILS, "name"]
+    assert table.row(0) == (5, None, None, None, None, None)
 
 
 @pytest.mark.shared

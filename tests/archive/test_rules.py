@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.archive.rules import Rule, drawn, landmark_ids
+from landmarks.archive.rules import SelectionRule, landmark_ids, ranked_and_drawn
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.tables import write_table
 
@@ -28,16 +28,16 @@ from landmarks.support.tables import write_table
 )
 def test_an_impossible_rule_is_refused_with_its_reason(rule: dict[str, object], told: str) -> None:
     with pytest.raises(UsageError) as error:
-        Rule(**rule)  # type: ignore[arg-type]
+        SelectionRule(**rule)  # type: ignore[arg-type]
     assert told in str(error.value)
 
 
 def test_a_rule_reads_as_its_command() -> None:
-    assert str(Rule()) == "--set train"
-    assert str(Rule(clean=True, name="St. Peter's", skip=49, take=100, choose=20)) == (
+    assert str(SelectionRule()) == "--set train"
+    assert str(SelectionRule(clean=True, name="St. Peter's", skip=49, take=100, choose=20)) == (
         "--set train --clean --name 'St. Peter'\"'\"'s' --skip 49 --take 100 --choose 20 --seed 0"
     )
-    assert str(Rule(set="test", landmarks=range(25))) == "--set test --landmarks 0,1,2,3,4,5,6,7,8,9,… (25)"
+    assert str(SelectionRule(set="test", landmarks=range(25))) == "--set test --landmarks 0,1,2,3,4,5,6,7,8,9,… (25)"
 
 
 @given(
@@ -49,12 +49,12 @@ def test_ranking_is_by_images_and_then_by_landmark(images: dict[int, int], skip:
     landmarks = pl.DataFrame({"landmark_id": list(images), "images": list(images.values())})
     expected = sorted(images, key=lambda landmark: (-images[landmark], landmark))[skip : skip + take]
     if expected:
-        assert drawn(Rule(skip=skip, take=take), landmarks)["landmark_id"].to_list() == expected
+        assert ranked_and_drawn(SelectionRule(skip=skip, take=take), landmarks)["landmark_id"].to_list() == expected
 
 
 def test_the_draw_of_seed_0_is_pinned() -> None:
     landmarks = pl.DataFrame({"landmark_id": range(100), "images": [1] * 100})
-    assert drawn(Rule(choose=5, seed=0), landmarks)["landmark_id"].to_list() == [16, 29, 36, 50, 78]
+    assert ranked_and_drawn(SelectionRule(choose=5, seed=0), landmarks)["landmark_id"].to_list() == [16, 29, 36, 50, 78]
 
 
 @pytest.mark.parametrize("text", ["9,6051", "6051, 9", " 9 6051 ", "9,6051,9,"])

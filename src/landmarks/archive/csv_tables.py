@@ -1,4 +1,4 @@
-"""The archive's CSV files: four million rows read in a second, and a strange row named by its file and line."""
+"""Read the archive's CSV files: four million rows in a second, with errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ NUMBER = "[0-9]{1,18}"
 
 
 @dataclass(frozen=True)
-class Column:
-    """What the cells of one column look like: a regular expression for the whole cell, and its words for a person."""
+class CsvColumn:
+    """One column: the regular expression that a whole cell matches, its description for messages, and its type."""
 
     pattern: str
     meaning: str
-    kind: type[pl.DataType] = pl.String
+    dtype: type[pl.DataType] = pl.String
 
 
-IMAGE = Column(ID, "16 hexadecimal digits in lower case")
-IMAGES = Column(f"{ID}( +{ID})*", "image ids separated by spaces")
-LANDMARK = Column(NUMBER, "a landmark id, an integer from 0 on", pl.Int64)
-LANDMARKS = Column(f"( *{NUMBER})* *|None", "landmark ids separated by spaces, or nothing")
-USAGE = Column("Public|Private|Ignored", "Public, Private or Ignored")
-TEXT = Column("(?s:.*)", "any text")
+IMAGE = CsvColumn(ID, "16 hexadecimal digits in lower case")
+IMAGES = CsvColumn(f"{ID}( +{ID})*", "image ids separated by spaces")
+LANDMARK = CsvColumn(NUMBER, "a landmark id, an integer from 0 on", pl.Int64)
+LANDMARKS = CsvColumn(f"( *{NUMBER})* *|None", "landmark ids separated by spaces, or nothing")
+USAGE = CsvColumn("Public|Private|Ignored", "Public, Private or Ignored")
+TEXT = CsvColumn("(?s:.*)", "any text")
 
 
 @dataclass(frozen=True)
 class CsvTable:
-    """One CSV of the archive: where it lies in a mirror, and the columns that are read."""
+    """One CSV of the archive: its path in a mirror, and the columns that are read."""
 
     path: str
-    columns: Mapping[str, Column]
+    columns: Mapping[str, CsvColumn]
 
 
 TRAIN = CsvTable("metadata/train.csv", {"id": IMAGE, "url": TEXT, "landmark_id": LANDMARK})
@@ -56,9 +56,9 @@ SOLUTION = CsvTable("ground_truth/recognition_solution_v2.1.csv", {"id": IMAGE, 
 
 
 def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
-    """Return the table's columns, `id` as `image_id`, blank lines left out.
+    """Return the table's columns, with `id` renamed to `image_id` and blank lines left out.
 
-    Raises when the file lacks one of them or holds no row.
+    Raises `LandmarksError` when the file lacks one of the columns.
     """
     require_text(file)
     header = _header(file)
@@ -71,15 +71,15 @@ def scan(table: CsvTable, file: Path) -> pl.LazyFrame:
             expected=",".join(table.columns),
             way_out="save it with commas between the cells" if _other_separator(header) else "",
         )
-    kinds = {name: column.kind for name, column in table.columns.items()}
-    rows = pl.scan_csv(file, schema_overrides=kinds, infer_schema=False, glob=False, low_memory=True)
-    # A condition on all columns: polars counts the cells of a row only where it reads the last of them.
+    dtypes = {name: column.dtype for name, column in table.columns.items()}
+    rows = pl.scan_csv(file, schema_overrides=dtypes, infer_schema=False, glob=False, low_memory=True)
+    # The condition is on all columns because polars checks a row's number of cells only when it reads the last column.
     rows = rows.filter(~pl.all_horizontal(pl.all().is_null())).select(list(table.columns))
     return rows.rename({"id": "image_id"}) if "id" in table.columns else rows
 
 
 def collect(rows: pl.LazyFrame, table: CsvTable, file: Path) -> pl.DataFrame:
-    """Compute `rows`, which were made from `scan(table, file)`; a row that cannot be read is named by its line."""
+    """Compute `rows`, a query on `scan(table, file)`; raise an error that names the line of an unreadable row."""
     try:
         return rows.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
@@ -87,26 +87,29 @@ def collect(rows: pl.LazyFrame, table: CsvTable, file: Path) -> pl.DataFrame:
 
 
 def read_checked(table: CsvTable, file: Path) -> pl.DataFrame:
-    """Return a CSV's rows as text; raise the error that names the first line which does not fit the patterns."""
-    as_text = CsvTable(table.path, {name: Column(one.pattern, one.meaning) for name, one in table.columns.items()})
+    """Return a CSV's rows as text; raise an error that names the first line whose cells do not match the patterns."""
+    text_columns = {name: CsvColumn(column.pattern, column.meaning) for name, column in table.columns.items()}
+    as_text = CsvTable(table.path, text_columns)
     rows = collect(scan(as_text, file), as_text, file)
-    ours = {"image_id" if name == "id" else name: f"^(?:{one.pattern})$" for name, one in table.columns.items()}
-    fits = [pl.col(name).fill_null("").str.contains(pattern) for name, pattern in ours.items()]
-    if not rows.select(pl.all_horizontal(fits).all()).item():
+    matches = [
+        pl.col("image_id" if name == "id" else name).fill_null("").str.contains(f"^(?:{column.pattern})$")
+        for name, column in table.columns.items()
+    ]
+    if not rows.select(pl.all_horizontal(matches).all()).item():
         raise strange_row(as_text, file)
     return rows
 
 
 def strange_row(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksError:
-    """Return the error that names the first row which does not fit the table's columns, found by a slow reading.
+    """Return an error that names the first row whose cells do not match the table's columns.
 
-    `reason` is told when every row fits, and the file is refused all the same.
+    The file is read again, slowly. `reason` is given when every row matches, yet the file could not be read.
     """
     patterns = {name: re.compile(column.pattern) for name, column in table.columns.items()}
     header = _header(file)
-    for line, cells, why in _rows(file):
-        if why:
-            return LandmarksError(f"{file} line {line} is strange", received=why)
+    for line, cells, problem in _rows(file):
+        if problem:
+            return LandmarksError(f"{file} line {line} is strange", received=problem)
         if len(cells) != len(header):
             return LandmarksError(
                 f"{file} line {line} is strange", received=f"{len(cells)} cells", expected=len(header)
@@ -121,15 +124,15 @@ def strange_row(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksEr
     return LandmarksError(f"{file} cannot be read as CSV", received=reason)
 
 
-def lines_of(file: Path, image: str) -> list[int]:
-    """Return the lines on which an image's id stands."""
+def lines_of(file: Path, image_id: str) -> list[int]:
+    """Return the numbers of the lines with this image id."""
     position = _header(file).index("id")
-    return [line for line, cells, _ in _rows(file) if cells[position : position + 1] == [image]]
+    return [line for line, cells, _ in _rows(file) if cells[position : position + 1] == [image_id]]
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str], str]]:
-    """Yield (line, cells, why it is unreadable or "") of every row below the header that is not blank."""
-    with _opened(file) as stream:
+    """Yield the line number, the cells and the problem, if any, of every row below the header that is not blank."""
+    with _open(file) as stream:
         reader = csv.reader(stream, strict=True)
         next(reader, None)
         while True:
@@ -152,7 +155,7 @@ def _other_separator(header: list[str]) -> bool:
 def _is_utf8(cells: list[str]) -> bool:
     try:
         "".join(cells).encode("utf-8")
-    except UnicodeEncodeError:  # a surrogate: the reader's stand-in for a byte that it could not decode
+    except UnicodeEncodeError:  # a surrogate, which stands for a byte that could not be decoded
         return False
     return True
 
@@ -161,7 +164,7 @@ def _header(file: Path) -> list[str]:
     if file.is_dir():
         raise LandmarksError(f"{file} is a folder", expected="a CSV file")
     try:
-        with _opened(file) as stream:
+        with _open(file) as stream:
             header = next(csv.reader(stream), [])
     except FileNotFoundError as error:
         raise LandmarksError(f"there is no {file}") from error
@@ -172,5 +175,5 @@ def _header(file: Path) -> list[str]:
     return header
 
 
-def _opened(file: Path) -> TextIO:
+def _open(file: Path) -> TextIO:
     return open(file, encoding="utf-8-sig", newline="", errors="surrogateescape")

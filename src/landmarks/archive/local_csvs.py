@@ -1,4 +1,4 @@
-"""The CSV files of a mirror as local files, with their digests, and what an image of the mirror weighs."""
+"""The CSV files of a mirror as local files, with their digests, and the mean size of the mirror's images."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from landmarks.support.files import file_digest
 from landmarks.support.requests import AbsentError
 
 PUBLISHED_BYTES = {"train": 121_000, "test": 85_000}
-"""Mean size of an image in the published archive, for mirrors whose TARs cannot be asked."""
+"""Mean size of an image in the published archive, for mirrors whose TARs' sizes are not available."""
 
-_TARS_ASKED = 16
+_SAMPLED_TARS = 16
 
 
-class Csvs:
-    """The mirror's CSVs as local files; the digest of each one used is computed meanwhile in other threads."""
+class MirrorCsvs:
+    """The mirror's CSVs as local files; the digest of each file used is computed in `pool` meanwhile."""
 
-    def __init__(self, mirror: Mirror, aside: ThreadPoolExecutor) -> None:
+    def __init__(self, mirror: Mirror, pool: ThreadPoolExecutor) -> None:
         self.mirror = mirror
         self.place = str(mirror.root or mirror.place)
-        self._aside = aside
+        self._pool = pool
         self._digests: dict[str, Future[str]] = {}
 
-    def given(self, table: CsvTable) -> Path | None:
-        """Return the table's file, or None when the mirror does not have it."""
+    def find(self, table: CsvTable) -> Path | None:
+        """Return the table's file, or None when the mirror lacks it."""
         try:
             file = self.mirror.local(table.path)
         except AbsentError:
             return None
         if table.path not in self._digests:
-            self._digests[table.path] = self._aside.submit(file_digest, file)
+            self._digests[table.path] = self._pool.submit(file_digest, file)
         return file
 
-    def needed(self, table: CsvTable, why: str) -> Path:
+    def require(self, table: CsvTable, why: str) -> Path:
         """Return the table's file, or raise an error that says what it is needed for."""
-        file = self.given(table)
+        file = self.find(table)
         if file is not None:
             return file
         way_out = "add it to the mirror, from where the archive is published"
@@ -52,20 +52,22 @@ class Csvs:
         raise LandmarksError(f"{self.place} has no {table.path}, which {why}", way_out=way_out)
 
     def digests(self) -> dict[str, str]:
-        """Return path → digest of every CSV used so far."""
+        """Return the digest of every CSV used so far, by its path."""
         return {path: digest.result() for path, digest in sorted(self._digests.items())}
 
 
-def bytes_of_one(files: Csvs, set: str) -> float:
-    """Return the mean size of an image of a set, from the sizes of some of its TARs where they can be asked."""
-    mirror = files.mirror
-    table = TRAIN if set == "train" else SOLUTION
-    rows = files.given(table)
+def mean_image_bytes(csvs: MirrorCsvs, set: str) -> float:
+    """Return the mean size of a set's images in bytes, estimated from the sizes of some of its TARs.
+
+    Where these are not available, it is that of the published archive.
+    """
+    mirror = csvs.mirror
+    file = csvs.find(TRAIN if set == "train" else SOLUTION)
     try:
         tars = mirror.tar_count(set)
-        asked = range(0, tars, -(-tars // _TARS_ASKED))
-        total = sum(mirror.head(tar_path(set, tar))[0] for tar in asked) * tars / len(asked)
+        sample = range(0, tars, -(-tars // _SAMPLED_TARS))
+        total = sum(mirror.head(tar_path(set, tar))[0] for tar in sample) * tars / len(sample)
     except LandmarksError:
         return PUBLISHED_BYTES[set]
-    count = 0 if rows is None else pl.scan_csv(rows, infer_schema=False, glob=False).select(pl.len()).collect().item()
-    return total / count if count else PUBLISHED_BYTES[set]
+    images = 0 if file is None else pl.scan_csv(file, infer_schema=False, glob=False).select(pl.len()).collect().item()
+    return total / images if images else PUBLISHED_BYTES[set]

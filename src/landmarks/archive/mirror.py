@@ -6,7 +6,7 @@
     mirror.range("train/images_000.tar", 0, 512)    # the first header
 
 Proxies come from the environment (`HTTPS_PROXY`, `NO_PROXY`), credentials from the usual places (`AWS_*` and the AWS
-files, `~/.netrc`, `user:password@` in an address). They stay inside `Mirror`: `Mirror.place` never holds any.
+files, `~/.netrc`, `user:password@` in an address). Credentials stay inside `Mirror`; `Mirror.place` holds none.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from landmarks.support.places import Place
 from landmarks.support.remote_files import Files
 from landmarks.support.requests import AbsentError, MirrorError, Patience, RefusedError
 
-MOST_TARS = 1000
+MAX_TARS = 1000
 """`images_NNN.tar` has three digits."""
 
-_PAGES = (b"<!doctype html", b"<html")
+_HTML_STARTS = (b"<!doctype html", b"<html")
 
 
 def open_mirror(place: Place | Mirror, *, patience: Patience | None = None) -> Mirror:
-    """Open a mirror at a path or at an `http(s)://`, `s3://`, `gs://` or `az://` address; nothing is asked for yet.
+    """Open a mirror at a path or at an `http(s)://`, `s3://`, `gs://` or `az://` address, without a request yet.
 
     Raises:
         LandmarksError: there is no such folder.
-        UsageError: the address has a scheme that is not known, or is a signed one.
+        UsageError: the address is signed, or its scheme is not supported.
     """
     if isinstance(place, Mirror):
         return place
@@ -52,19 +52,19 @@ def open_mirror(place: Place | Mirror, *, patience: Patience | None = None) -> M
 
 
 def tar_path(set: str, tar: int) -> str:
-    """Return where TAR number `tar` of a set lies in a mirror."""
+    """Return the path in a mirror of TAR number `tar` of a set."""
     return f"{set}/images_{tar:03d}.tar"
 
 
 class Mirror(Files):
-    """One mirror: what the archive publishes, among the files below an address."""
+    """A mirror of the archive: the published files below one address."""
 
     def __init__(self, address: str, patience: Patience) -> None:
         super().__init__(address, patience)
         self._md5: dict[str, list[str]] = {}
 
     def tar_count(self, set: str) -> int:
-        """Return how many TARs a set has: the first MD5 file that is absent after a success ends the list."""
+        """Return the number of a set's TARs, counting MD5 files up to the first that is missing."""
         return len(self._md5_list(set))
 
     def md5(self, set: str, tar: int) -> str:
@@ -77,29 +77,32 @@ class Mirror(Files):
         return md5
 
     def local(self, path: str) -> Path:
-        """Return a file of the mirror as a local file: itself, or a copy that is kept and checked by size and ETag."""
+        """Return a local path of one of the mirror's files.
+
+        Of a remote file that is a cached copy, downloaded again when the size or ETag has changed.
+        """
         if self.root is not None:
             if not (self.root / path).is_file():
                 raise AbsentError(f"{self._name(path)} is not there")
             return self.root / path
         size, etag = self.head(path)
-        place = hashlib.blake2b(self.place.encode(), digest_size=8).hexdigest()
-        copy = cache_folder() / "mirrors" / place / path
-        seal = copy.with_name(copy.name + ".json")
+        mirror_digest = hashlib.blake2b(self.place.encode(), digest_size=8).hexdigest()
+        copy = cache_folder() / "mirrors" / mirror_digest / path
+        record_file = copy.with_name(copy.name + ".json")
         with contextlib.suppress(LandmarksError):
-            known = read_record(seal)
-            if copy.is_file() and (known.get("size"), known.get("etag")) == (size, etag) and etag:
+            record = read_record(record_file)
+            if copy.is_file() and (record.get("size"), record.get("etag")) == (size, etag) and etag:
                 return copy
-        remove_file(seal)
-        with written_whole(copy, tidy=True) as aside, open(aside, "wb") as file:
+        remove_file(record_file)
+        with written_whole(copy, tidy=True) as temporary, open(temporary, "wb") as file:
             for number, chunk in enumerate(self.stream(path)):
-                if number == 0 and chunk[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
+                if number == 0 and chunk[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_HTML_STARTS):
                     raise MirrorError(
                         f"{self._name(path)}: a web page came instead of the file",
                         way_out="does the address lead to the mirror itself, and not to a page about it or a portal?",
                     )
                 file.write(chunk)
-        write_record(seal, {"place": self.place, "path": path, "size": size, "etag": etag}, verb="select")
+        write_record(record_file, {"place": self.place, "path": path, "size": size, "etag": etag}, verb="select")
         return copy
 
     def _md5_list(self, set: str) -> list[str]:
@@ -109,9 +112,9 @@ class Mirror(Files):
 
     def _read_md5_list(self, set: str) -> list[str]:
         found: list[str] = []
-        batch = 32  # as many at once; the TARs of a set are far more than one and at most a thousand
-        for first in range(0, MOST_TARS, batch):
-            tars = range(first, min(first + batch, MOST_TARS))
+        batch = 32  # requests at once, since a set has hundreds of TARs
+        for first in range(0, MAX_TARS, batch):
+            tars = range(first, min(first + batch, MAX_TARS))
             for md5 in self._pool.map(functools.partial(self._published_md5, set), tars):
                 if md5 is None and not found:
                     raise AbsentError(
@@ -130,10 +133,10 @@ class Mirror(Files):
         except AbsentError:
             return None
         except RefusedError:
-            if tar > 0:  # a bucket that may not be listed answers so about absent files
+            if tar > 0:  # a bucket whose listing is forbidden answers 403 for absent files
                 return None
             raise
-        # As md5sum writes it, or macOS and BSD: "MD5 (images_000.tar) = …".
+        # The format of md5sum, or that of macOS and BSD: "MD5 (images_000.tar) = …".
         match = re.match(r"(?:MD5 ?\(.*\) ?= ?)?\\?([0-9a-fA-F]{32})\b", text.lstrip("\ufffd").strip())
         if match is None:
             raise MirrorError(f"{self._name(path)} holds no MD5", received=repr(text[:40]))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.archive.csv_tables import ID, IMAGE, Column, CsvTable, read_checked
+from landmarks.archive.csv_tables import ID, IMAGE, CsvColumn, CsvTable, read_checked
 from landmarks.evaluation.metrics import refuse_twice
 from landmarks.support.errors import LandmarksError
 from landmarks.support.places import Place
@@ -24,13 +24,13 @@ AT = (1, 5, 10, 100)
 """Images looked at for precision and recall."""
 
 _IDS = f" *({ID}( +{ID})*)? *"
-SUBMISSION = CsvTable("", {"id": IMAGE, "images": Column(_IDS, "image ids separated by spaces, or nothing")})
+SUBMISSION = CsvTable("", {"id": IMAGE, "images": CsvColumn(_IDS, "image ids separated by spaces, or nothing")})
 SOLUTION = CsvTable(
     "ground_truth/retrieval_solution_v2.1.csv",
     {
         "id": IMAGE,
-        "images": Column(f"{_IDS}|None", "image ids separated by spaces, or None"),
-        "Usage": Column("Public|Private|Ignored", "Public, Private or Ignored"),
+        "images": CsvColumn(f"{_IDS}|None", "image ids separated by spaces, or None"),
+        "Usage": CsvColumn("Public|Private|Ignored", "Public, Private or Ignored"),
     },
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.archive.csv_tables import IMAGE, SOLUTION, Column, CsvTable, read_checked
+from landmarks.archive.csv_tables import IMAGE, SOLUTION, CsvColumn, CsvTable, read_checked
 from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.measure import Measured, definitions_of, measure
 from landmarks.evaluation.metrics import Truth, refuse_twice
@@ -147,7 +147,7 @@ SCORE = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 
 SUBMISSION = CsvTable(
     "",
-    {"id": IMAGE, "landmarks": Column(f" *([0-9]{{1,18}} +{SCORE})? *", "a landmark id and a score, or nothing")},
+    {"id": IMAGE, "landmarks": CsvColumn(f" *([0-9]{{1,18}} +{SCORE})? *", "a landmark id and a score, or nothing")},
 )
 """Columns of a submission; a score is a finite decimal number."""
 
