@@ -22,7 +22,7 @@ from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import sketch
-from landmarks.evaluation.audit import features_of, machine_of
+from landmarks.evaluation.audit import machine_of, split_features
 from landmarks.evaluation.doubts import nearest_cosines, strangers
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.label_estimates import cross_validated, disagreements, nearest_others
@@ -43,7 +43,7 @@ def main(run: str, data: str, test: str) -> None:
 
 
 def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str, Any]]:
-    images, features = features_of(run, dataset, "all")
+    images, features = split_features(run, dataset, "all")
     unknown = other.split("all").filter(pl.col("landmark_id").is_null())
     values = cached_features(run.network(), other, unknown, machine=machine_of(run, other, "auto")).values
     known, classes = images["label"].cast(pl.Int64).to_numpy(), len(dataset.labels)

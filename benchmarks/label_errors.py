@@ -16,7 +16,7 @@ import polars as pl
 import results
 
 from landmarks.dataset.manifest import open_dataset
-from landmarks.evaluation.audit import audit, features_of
+from landmarks.evaluation.audit import audit, split_features
 from landmarks.evaluation.label_estimates import cross_validated, disagreements
 from landmarks.recognition.directions import directions
 from landmarks.training.run import open_run
@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 
 def main(run: str, data: str, split: str = "all") -> None:
     dataset = open_dataset(data)
-    images, features = features_of(open_run(run), dataset, split)
+    images, features = split_features(open_run(run), dataset, split)
     points, classes = directions(features), len(dataset.labels)
     true = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).to_numpy()

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from landmarks.evaluation.subsets import describe, learning_curves, subset_accuracies
+from landmarks.evaluation.subsets import distribution, learning_curves, subset_accuracies
 
 
 def main(path: str) -> None:
@@ -21,7 +21,7 @@ def main(path: str) -> None:
     accuracies = subset_accuracies(features, labels, groups, landmarks=20, draws=200)
     seconds = time.monotonic() - started
     print(f"200 draws of 20 landmarks in {seconds:.1f} s")
-    for name, value in describe(accuracies).items():
+    for name, value in distribution(accuracies).items():
         print(f"  {name:10s} {value:.4g}")
     counts, edges = np.histogram(accuracies, bins=12)
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):

@@ -21,7 +21,7 @@ from scipy.special import log_softmax, softmax
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.evaluation.metrics import Truth, global_average_precision
-from landmarks.evaluation.unknown import compare_rules, halves_of, rules_of
+from landmarks.evaluation.unknown import candidate_rules, compare_rules, threshold_parts
 from landmarks.models.network import build_network
 from landmarks.models.rewriting import folded
 from landmarks.recognition.closed_form import memory_of
@@ -75,16 +75,16 @@ def measured(
     x, queries = directions(features), directions(asked)
     solved = discriminant_of(moments_of(x[train], label[train], len(names)))
     logits = solved.scores(queries) / least_loss_scale(solved.scores(x[val]), label[val])
-    halves = halves_of(table["usage"].to_numpy(), np.full(len(table), -1))
+    parts = threshold_parts(table["usage"].to_numpy(), np.full(len(table), -1))
     gallery = make_gallery(x[train].astype(np.float16), label[train], "")
-    strangers = np.flatnonzero(halves.chosen & ~known)
+    strangers = np.flatnonzero(parts.chosen & ~known)
     unknown = UnknownImages(queries[strangers].astype(np.float16), tuple(map(str, strangers)))
     itself = unknown.places_of(list(map(str, range(len(asked)))))
     rows: list[dict[str, object]] = []
     for when, remembering in (("before", gallery), ("after", with_unknown_images(gallery, unknown))):
         scores = {"msp": softmax(logits, axis=1).max(axis=1).astype(np.float32)}
         scores |= rejection_scores(asked, logits.astype(np.float32), remembering, itself)
-        for row in compare_rules(rules_of(scores, known, halves), scores, known, halves):
+        for row in compare_rules(candidate_rules(scores, known, parts), scores, known, parts):
             if when == "before" or row["score"] in ("knn_unknown", "contrast", "combined"):
                 told = {"backbone": name, "unknown_images": when, "score": row["score"], "auroc": row["auroc"]}
                 rows.append(told | {"kept": 1 - row["lost"], "of_other_images": 1 - row["rejected"]})
@@ -114,8 +114,8 @@ def answers(
     itself = unknown.places_of(list(map(str, range(len(asked)))))
     logits = closed.discriminant.scores(queries) * closed.weights.discriminant
     compared = rejection_scores(asked, logits.astype(np.float32), with_unknown_images(gallery, unknown), itself)
-    halves = halves_of(table["usage"].to_numpy(), np.full(len(table), -1))
-    rule = rules_of(compared, known, halves)[0][0].apply(compared)
+    parts = threshold_parts(table["usage"].to_numpy(), np.full(len(table), -1))
+    rule = candidate_rules(compared, known, parts)[0][0].apply(compared)
     ids, rows = table["image_id"].to_numpy(), np.flatnonzero(known)
     shows = Truth(rows, truth[rows], len(truth)).of(~public)
     rows_of = []

@@ -322,7 +322,7 @@ def test_where_the_training_s_device_is_missing_another_is_taken(
     run = trained(device="cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run.record["recipe"]["device"] = "cuda"
-    images, values = module.features_of(run, own_data, "train")
+    images, values = module.split_features(run, own_data, "train")
     assert len(images) == len(values) == 18
 
 
@@ -341,7 +341,7 @@ def test_the_device_is_the_one_asked_for_or_else_the_training_s(
     run.record["recipe"] = {"device": trained_on, "precision": "bfloat16", "tracking": "wandb"}
     monkeypatch.setattr(module, "open_machine", looked_at)
     monkeypatch.setattr(module, "cached_features", lambda *_, **__: features.Features(np.ones((24, 4)), 0.0))
-    module.features_of(run, own_data, "train", asked)
+    module.split_features(run, own_data, "train", asked)
     assert [(recipe.device, recipe.precision, recipe.tracking) for recipe in recipes] == [(opened, "bfloat16", "none")]
 
 
@@ -349,7 +349,7 @@ def test_a_part_without_known_landmarks_is_told(run: Run, own_data: Dataset) -> 
     assert own_data.splits is not None
     without = replace(own_data, splits=own_data.splits.filter(own_data.splits["split"] != "test"))
     with pytest.raises(LandmarksError, match=r"the test split of .* shows no known landmark"):
-        module.features_of(run, without, "test")
+        module.split_features(run, without, "test")
 
 
 def test_what_stands_beside_the_table_replaces_neither_it_nor_a_file_of_somebody_elses(tmp_path: Path) -> None:

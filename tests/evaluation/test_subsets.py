@@ -12,9 +12,16 @@ from sklearn.linear_model import Ridge
 
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
-from landmarks.evaluation.audit import features_of
+from landmarks.evaluation.audit import split_features
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.subsets import describe, held_out, learning_curves, place_of, subset_accuracies, subsets
+from landmarks.evaluation.subsets import (
+    distribution,
+    held_out,
+    learning_curves,
+    percentile_rank,
+    subset_accuracies,
+    subsets,
+)
 from landmarks.recognition.directions import directions
 from landmarks.reporting.run_files import read_run_files
 from landmarks.support.errors import UsageError
@@ -77,7 +84,7 @@ def test_near_copies_do_not_make_noise_look_like_knowledge() -> None:
     features, labels, groups = copied(landmarks=30, originals=8)
     assert subset_accuracies(features, labels, landmarks=10, draws=20).mean() > 0.6  # what it looks like without groups
     assert subset_accuracies(features, labels, groups, landmarks=10, draws=20).mean() == pytest.approx(0.1, abs=0.04)
-    curves = learning_curves(features, labels, groups, images=(20,), landmarks=(10,), at=10, draws=20)
+    curves = learning_curves(features, labels, groups, images=(20,), landmarks=(10,), fixed_landmarks=10, draws=20)
     assert curves["mean"].to_list() == pytest.approx([0.1, 0.1], abs=0.04)
 
 
@@ -115,7 +122,9 @@ def test_where_too_few_landmarks_can_be_drawn_it_says_why() -> None:
 
 def test_more_images_help_and_more_landmarks_hurt() -> None:
     features, labels = made_up()
-    curves = learning_curves(features, labels, images=(1, 5, 20, 500), landmarks=(5, 10, 30, 99), at=10, draws=5)
+    curves = learning_curves(
+        features, labels, images=(1, 5, 20, 500), landmarks=(5, 10, 30, 99), fixed_landmarks=10, draws=5
+    )
     grown = curves.filter(varied="images")
     fallen = curves.filter(varied="landmarks")
     assert grown["value"].to_list() == [1, 5, 20]
@@ -126,9 +135,9 @@ def test_more_images_help_and_more_landmarks_hurt() -> None:
 
 def test_where_one_draw_lies() -> None:
     accuracies = np.array([0.8, 0.85, 0.9, 0.9])
-    assert place_of(0.9, accuracies) == 0.75
-    assert place_of(0.7, accuracies) == 0.0
-    assert describe(accuracies)["q50"] == pytest.approx(0.875)
+    assert percentile_rank(0.9, accuracies) == 0.75
+    assert percentile_rank(0.7, accuracies) == 0.0
+    assert distribution(accuracies)["q50"] == pytest.approx(0.875)
 
 
 def test_more_landmarks_than_there_are_cannot_be_drawn() -> None:
@@ -139,14 +148,14 @@ def test_more_landmarks_than_there_are_cannot_be_drawn() -> None:
 
 def test_the_record_holds_every_draw_and_where_the_run_lies(run: Run, own_data: Dataset) -> None:
     numbers = subsets(run.folder, 2, draws=12, seed=4).record
-    images, features = features_of(run, own_data, "train")
+    images, features = split_features(run, own_data, "train")
     labels, groups = (images[name].cast(pl.Int64).to_numpy() for name in ("label", "group"))
     drawn = subset_accuracies(directions(features), labels, groups, landmarks=2, draws=12, seed=4)
     assert numbers["accuracies"] == drawn.tolist()
     assert (numbers["landmarks"], numbers["of"], numbers["draws"], numbers["own"]) == (2, 3, 12, None)
     judged = evaluate(run.folder).record["top1"]["value"]
     own = subsets(run.folder, 2, draws=12, seed=4).record["own"]
-    assert own == {"accuracy": judged, "landmarks": 3, "place": place_of(judged, drawn)}
+    assert own == {"accuracy": judged, "landmarks": 3, "place": percentile_rank(judged, drawn)}
     assert read_record(run.folder / "metrics" / "test.subsets.json")["own"] == own
 
 

@@ -22,7 +22,13 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation import unknown as choice
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.intervals import group_places
-from landmarks.evaluation.unknown import Halves, choose_threshold, compare_rules, halves_of, rules_of
+from landmarks.evaluation.unknown import (
+    ThresholdParts,
+    candidate_rules,
+    choose_threshold,
+    compare_rules,
+    threshold_parts,
+)
 from landmarks.recognition import directions as compared
 from landmarks.recognition import trained as tempering
 from landmarks.recognition.directions import directions
@@ -181,10 +187,10 @@ def some_scores() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
 
 def test_rule_and_threshold_are_chosen_without_the_private_part() -> None:
     scores, known, usage = some_scores()
-    halves = halves_of(usage, np.full(400, -1))
-    stored = choose_threshold(scores, known, halves, 0.1)
+    parts = threshold_parts(usage, np.full(400, -1))
+    stored = choose_threshold(scores, known, parts, 0.1)
     blind = {name: np.where(usage == "Private", 0, values) for name, values in scores.items()}
-    told_nothing = choose_threshold(blind, known, halves, 0.1)
+    told_nothing = choose_threshold(blind, known, parts, 0.1)
     assert (stored["rule"], stored["threshold"]) == (told_nothing["rule"], told_nothing["threshold"])
     values = KnownRule(**stored["rule"]).apply(scores)
     public_others = values[(usage == "Public") & ~known]
@@ -194,9 +200,9 @@ def test_rule_and_threshold_are_chosen_without_the_private_part() -> None:
 
 def test_rules_are_compared_with_thresholds_from_the_chosen_part() -> None:
     scores, known, usage = some_scores()
-    halves = halves_of(usage, np.full(400, -1))
-    rules = rules_of(scores, known, halves)
-    rows = compare_rules(rules, scores, known, halves)
+    parts = threshold_parts(usage, np.full(400, -1))
+    rules = candidate_rules(scores, known, parts)
+    rows = compare_rules(rules, scores, known, parts)
     assert {row["score"] for row in rows} == {"msp", "energy", "knn", "combined"}
     assert rows[-1]["score"] == "msp"
     assert rows[0]["auroc"] > 0.85
@@ -218,7 +224,7 @@ def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(
 
     monkeypatch.setattr(choice, "combined_rule", spied)
     whole = np.ones(len(groups), dtype=bool)
-    rules_of(scores, known, Halves(whole, ~whole, group_places(groups, len(groups)), "all", "none"))
+    candidate_rules(scores, known, ThresholdParts(whole, ~whole, group_places(groups, len(groups)), "all", "none"))
     assert (fitted[0] == sizes).all() and len(fitted) == 1 + 5
     left_out = np.stack([counts == 0 for counts in fitted[1:]])
     assert all(((counts == 0) | (counts == sizes)).all() for counts in fitted[1:])
@@ -229,21 +235,23 @@ def test_the_combined_rule_is_judged_on_groups_it_was_not_fitted_to(
 def test_a_handful_of_images_many_times_over_is_too_little_to_judge_a_combined_rule() -> None:
     scores, known, usage = some_scores()
     groups = np.where(known, 0, 1) + 2 * (np.arange(400) // 2 % 4)
-    assert "combined" in {rule.name for rule, _ in rules_of(scores, known, halves_of(usage, np.full(400, -1)))}
-    assert "combined" not in {rule.name for rule, _ in rules_of(scores, known, halves_of(usage, groups))}
+    assert "combined" in {
+        rule.name for rule, _ in candidate_rules(scores, known, threshold_parts(usage, np.full(400, -1)))
+    }
+    assert "combined" not in {rule.name for rule, _ in candidate_rules(scores, known, threshold_parts(usage, groups))}
 
 
 def test_without_public_and_private_whole_groups_are_set_aside() -> None:
     groups = np.repeat(np.arange(50), 4)
-    halves = halves_of(np.full(200, None, dtype=object), groups)
-    assert not (set(groups[halves.chosen]) & set(groups[halves.reported]))
-    assert 0.3 < halves.chosen.mean() < 0.7
+    parts = threshold_parts(np.full(200, None, dtype=object), groups)
+    assert not (set(groups[parts.chosen]) & set(groups[parts.reported]))
+    assert 0.3 < parts.chosen.mean() < 0.7
 
 
 def test_too_few_others_for_a_rate_is_said() -> None:
     scores, known, usage = some_scores()
     with pytest.raises(LandmarksError, match="too few images of anything else"):
-        choose_threshold(scores, known, halves_of(usage, np.full(400, -1)), 0.001)
+        choose_threshold(scores, known, threshold_parts(usage, np.full(400, -1)), 0.001)
 
 
 def test_remembered_images_are_as_even_over_landmarks_as_can_be() -> None:

@@ -173,7 +173,7 @@ def subsets(
     Example: landmarks subsets runs/mobilenet --landmarks 20
     """
 
-    from landmarks.evaluation.predictions import SUFFIX
+    from landmarks.evaluation.predictions import SUBSETS_SUFFIX
     from landmarks.evaluation.results import percent
     from landmarks.evaluation.subsets import subsets as draw_subsets
     from landmarks.support.console import print_table
@@ -188,7 +188,7 @@ def subsets(
             f"the run's own accuracy, {percent(numbers.own_accuracy)} on {numbers.record['own']['landmarks']} "
             f"landmarks, is above that of {percent(numbers.place)} of the draws"
         )
-    show(f"written to {run / 'metrics' / numbers.record['name']}{SUFFIX}")
+    show(f"written to {run / 'metrics' / numbers.record['name']}{SUBSETS_SUFFIX}")
 
 
 # ── `landmarks explain`: where a network looked ─────────────────────────────────────────────────────────────────────

@@ -78,7 +78,7 @@ def audit(
     _refuse_to_replace(out)
     opened = open_run(run)
     dataset = find_own_dataset(opened) if data is None else open_dataset(data)
-    images, features = features_of(opened, dataset, split, device)
+    images, features = split_features(opened, dataset, split, device)
     _tell_seen(opened, images)
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
@@ -290,7 +290,7 @@ def _line(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, 
 # What a run's backbone sees in the images of a split: the features that head training was trained on, if they are kept.
 
 
-def features_of(
+def split_features(
     run: Run, dataset: Dataset, split: str, device: str = "auto"
 ) -> tuple[pl.DataFrame, NDArray[np.float16]]:
     """Return the images of `split` that show known landmarks, with their `label`, and their features `(P, C)`.

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: answer the images of a split, write the answers down, and compute every number from them."""
+"""The verb `evaluate`: answer the images of a split, store the answers, and compute every number from them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from landmarks.evaluation.neighbours import neighbour_numbers
 from landmarks.evaluation.predictions import (
     Arrays,
     arrays_of,
-    bytes_of,
-    name_of,
+    evaluation_name,
     read_predictions,
+    stored_bytes,
     with_truth,
     write_predictions,
 )
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.submission import write_metrics, write_submission
-from landmarks.evaluation.unknown import choose_threshold, halves_of, require_rate
+from landmarks.evaluation.unknown import choose_threshold, require_rate, threshold_parts
 from landmarks.recognition.known_scores import MSP, KnownRule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
@@ -56,20 +56,24 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `run` on a split of its own dataset, or of `data`, and return the numbers.
 
-    `run` is a run's folder, or an export, which is measured itself: on `data`, and into `NAME.evaluation` beside it.
+    `run` is a run's folder or an export. An export is evaluated on `data`, and its results go to the folder
+    `NAME.evaluation` beside it.
 
-    Writes `predictions/<name>.parquet`, then from it `metrics/<name>.json` and two tables beside; `<name>` is the
-    split, or comes from the folder name of `data` (see `name_of`). A dataset without splits is evaluated whole. Which
-    images are judged, and how landmarks are matched, is decided by `ask`.
-    `unknown` is a dataset whose images all count as unknown, whatever they show, beside those of the split.
-    `false_acceptance` chooses the rule that tells known from unknown, and stores it with the model for `predict`;
-    `submission` is a file to write the split's answers to in the challenge's form, `wrong` a CSV for the images that
-    were answered wrong, the surest answers first (columns: see `wrong_answers`). `by` is who answers: classifier,
-    neighbours or both; without it what validation chose, which is done now where the run remembers its images or comes
-    to, and kept. What another answers is called `<name>-by-<by>`. `retrieval` adds recall and GAP by the nearest
-    remembered images, `references`, a dataset, mAP@100 among its images too. `device` is auto, cpu, cuda or mps.
-    Raises `LandmarksError` when the run knows none of the dataset's landmarks or has seen all of its images, and
-    when its own was divided anew.
+    Writes `predictions/<name>.parquet` and, computed from it, `metrics/<name>.json` and two tables. `<name>` is the
+    split, or comes from the folder name of `data` (see `evaluation_name`). A dataset without splits is evaluated as a
+    whole. `eligible_images` decides which images are judged and how landmarks are matched.
+
+    All images of the dataset `unknown` are judged too and count as unknown, whatever they show. `false_acceptance`
+    chooses the rule that separates known from unknown images, and stores it with the model for `predict`. `submission`
+    is a file for the split's answers in the challenge's form. `wrong` is a CSV for the misclassified images, most
+    confident first (columns: see `misclassified_images`).
+    `by` is the way of answering: classifier, neighbours or both. The default is the one that validation chose; a run
+    that has a gallery but no choice yet makes it now and stores it. Results of any other way are called
+    `<name>-by-<by>`. `retrieval` adds recall and GAP by the nearest images of the gallery, and the dataset `references`
+    adds mAP@100 among its images. `device` is auto, cpu, cuda or mps.
+
+    Raises `LandmarksError` when the run knows none of the dataset's landmarks, when it has seen all of the images, and
+    when its own dataset has been split again since.
     """
     if Path(run).suffix.lower() == ".csv" and Path(run).is_file():
         raise UsageError(
@@ -85,21 +89,20 @@ def evaluate(
         raise UsageError(
             "a threshold is chosen for answers as validation chose them", received=f"by {by}", way_out="leave out --by"
         )
-    _require_what_comes_later(submission, wrong, (unknown, references), false_acceptance)
+    _check_outputs_and_inputs(submission, wrong, (unknown, references), false_acceptance)
     eligible = eligible_images(opened, data, split)
-    _tell_what_weakens(opened, eligible)
+    _note_caveats(opened, eligible)
     with held(opened.folder):
         started = time.monotonic()
-        name = name_of(opened, eligible)
-        strangers = bool(with_truth(eligible.images, eligible.labels)["truth"].list.len().eq(0).any())
-        own = eligible.dataset if eligible.own else None
-        recogniser = prepare(
+        name = evaluation_name(opened, eligible)
+        has_unknown = bool(with_truth(eligible.images, eligible.labels)["truth"].list.len().eq(0).any())
+        recogniser = prepare_recogniser(
             opened,
             batch_size,
-            remember=strangers or retrieval or unknown is not None,
-            own=own,
+            needs_gallery=has_unknown or retrieval or unknown is not None,
+            own=eligible.dataset if eligible.own else None,
             by=by,
-            anew=false_acceptance is not None,
+            choose_again=false_acceptance is not None,
             device=device,
         )
         if by is not None and by != (recogniser.choice.by if recogniser.choice else CLASSIFIER):
@@ -109,13 +112,13 @@ def evaluate(
         path = write_predictions(opened, eligible, name, recogniser, batch_size=batch_size)
         predictions = read_predictions(path)
         judged = arrays_of(predictions)
-        about: dict[str, Any] = {"name": name, "run": opened.name, **_about(opened, eligible)}
+        about: dict[str, Any] = {"name": name, "run": opened.name, **_provenance(opened, eligible)}
         arrays = judged
         if unknown is not None:
-            together, about["unknown_data"] = with_unknown(
+            combined, about["unknown_data"] = with_unknown(
                 predictions, opened, eligible, unknown, recogniser=recogniser, batch_size=batch_size
             )
-            arrays = arrays_of(together)
+            arrays = arrays_of(combined)
         if retrieval or references is not None:
             about |= neighbour_numbers(opened, eligible, recogniser, references)
         about |= {"by": recogniser.by, "temperature": recogniser.temperature, "seconds": time.monotonic() - started}
@@ -126,14 +129,14 @@ def evaluate(
         if submission is not None:
             export_submission(opened, recogniser, judged, submission)
         if wrong is not None:
-            listed = wrong_answers(opened, eligible, name)
-            write_csv(wrong, listed)
-            note(f"{plural(len(listed), 'image')} answered wrong, written to {wrong}")
+            misclassified = misclassified_images(opened, eligible, name)
+            write_csv(wrong, misclassified)
+            note(f"{plural(len(misclassified), 'image')} answered wrong, written to {wrong}")
     return evaluation_of(numbers)
 
 
-def _tell_what_weakens(run: Run | MeasuredExport, eligible: EligibleImages) -> None:
-    """Say what a reader must know of the images or the landmarks before believing a number."""
+def _note_caveats(run: Run | MeasuredExport, eligible: EligibleImages) -> None:
+    """Say what makes the numbers less meaningful: images seen in training, landmarks without images, few landmarks."""
     if eligible.own and eligible.split in ("train", "val"):
         what = (
             "trained on these images"
@@ -155,10 +158,10 @@ def _tell_what_weakens(run: Run | MeasuredExport, eligible: EligibleImages) -> N
         note(f"{run.name} answers {answered} landmarks, which are all among the best five: top5 says nothing")
 
 
-def _require_what_comes_later(
+def _check_outputs_and_inputs(
     submission: Place | None, wrong: Place | None, datasets: Sequence[Place | None], false_acceptance: float | None
 ) -> None:
-    """Raise for tables that cannot be written, datasets that cannot be opened and a rate that cannot be: before all."""
+    """Raise, before any work, for tables that cannot be written, unreadable datasets and an impossible rate."""
     tables = [Path(csv) for csv in (submission, wrong) if csv is not None]
     for table in tables:
         refuse_other_kind(table, *CSV_ENDINGS)
@@ -183,8 +186,8 @@ def _require_data(export: MeasuredExport, data: Place | None, false_acceptance: 
         )
 
 
-def wrong_answers(run: Run | MeasuredExport, eligible: EligibleImages, name: str) -> pl.DataFrame:
-    """Return the images of `eligible` that the predictions called `name` get wrong, the surest answer first.
+def misclassified_images(run: Run | MeasuredExport, eligible: EligibleImages, name: str) -> pl.DataFrame:
+    """Return the images of `eligible` that the predictions called `name` get wrong, most confident first.
 
     Columns: image_id, file (the image, or the TAR that holds IMAGE_ID.jpg), shows, answer, probability, title.
     """
@@ -196,17 +199,15 @@ def wrong_answers(run: Run | MeasuredExport, eligible: EligibleImages, name: str
         .filter(pl.col("correct").not_())
         .join(places, on="image_id", how="left")
     )
-    told = wrong.select(
-        "image_id", files.alias("file"), pl.col("shows").list.join(", "), "answer", "probability", "title"
-    )
-    return told.sort(["probability", "image_id"], descending=[True, False])
+    columns = ("image_id", files.alias("file"), pl.col("shows").list.join(", "), "answer", "probability", "title")
+    return wrong.select(*columns).sort(["probability", "image_id"], descending=[True, False])
 
 
-def _about(run: Run, eligible: EligibleImages) -> dict[str, Any]:
-    """Return what a record of numbers says about the images: where they lie, and what was decided on the way."""
+def _provenance(run: Run, eligible: EligibleImages) -> dict[str, Any]:
+    """Return what a metrics file records about the images: where they are, and how they were selected and matched."""
     place = location_record(eligible.dataset.folder, beside=run.folder)
-    told = {"data": place["folder"], "split": eligible.split, **eligible.record()}
-    return told | ({"data_relative": place["relative"]} if "relative" in place else {})
+    record = {"data": place["folder"], "split": eligible.split, **eligible.record()}
+    return record | ({"data_relative": place["relative"]} if "relative" in place else {})
 
 
 def with_unknown(
@@ -218,47 +219,49 @@ def with_unknown(
     recogniser: Recogniser,
     batch_size: int,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return `predictions` with those of all images of the dataset `data`, which show nothing known.
+    """Return `predictions` with those of all images of the dataset `data`, counted as unknown, and their provenance.
 
-    With it comes the record of these. What the run has seen is left out, and what is among the `judged` images.
-    Public and Private are forgotten, since these are neither: halves of the groups take their place.
+    Images that the run has seen and images among `judged` are left out. The column `usage` is emptied, because the
+    added images are neither Public nor Private: thresholds are then chosen and reported on halves of the groups.
     """
     eligible = eligible_images(run, data, "all", any_landmarks=True)
-    twice = find_seen(eligible.images, seen_rows(judged.images, "judged"))
-    if len(twice):
-        note(f"{len(twice)} of the {len(eligible.images)} images of {data} are among those judged, and left out")
+    repeated = find_seen(eligible.images, seen_rows(judged.images, "judged"))
+    if len(repeated):
+        note(f"{len(repeated)} of the {len(eligible.images)} images of {data} are among those judged, and left out")
         eligible = replace(
-            eligible, images=eligible.images.join(twice, on="image_id", how="anti", maintain_order="left")
+            eligible, images=eligible.images.join(repeated, on="image_id", how="anti", maintain_order="left")
         )
     if not len(eligible.images):
         raise LandmarksError(f"every image of {data} is judged already", way_out="name images of other things")
     known = eligible.images.join(eligible.labels, on="landmark_id", how="semi")
-    called = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
-    note(f"{plural(len(eligible.images), 'image')} of {data} count as unknown{called}")
-    name = name_of(run, eligible)
+    labelled = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
+    note(f"{plural(len(eligible.images), 'image')} of {data} count as unknown{labelled}")
+    name = evaluation_name(run, eligible)
     path = write_predictions(run, eligible, name, recogniser, batch_size=batch_size)
-    taken, nothing = predictions["image_id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
-    apart = pl.when(pl.col("image_id").is_in(taken)).then(pl.format(f"{{}} ({name})", "image_id")).otherwise("image_id")
-    strangers = read_predictions(path).with_columns(image_id=apart, truth=nothing, truth_score=None, group=None)
-    together = pl.concat([predictions, strangers], how="vertical_relaxed").sort("image_id")
-    return together.with_columns(usage=pl.lit(None, pl.String)), _about(run, eligible)
+    used_ids, nothing = predictions["image_id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))
+    renamed = pl.format(f"{{}} ({name})", "image_id")
+    unique_id = pl.when(pl.col("image_id").is_in(used_ids)).then(renamed).otherwise("image_id")
+    unknown = read_predictions(path).with_columns(image_id=unique_id, truth=nothing, truth_score=None, group=None)
+    combined = pl.concat([predictions, unknown], how="vertical_relaxed").sort("image_id")
+    return combined.with_columns(usage=pl.lit(None, pl.String)), _provenance(run, eligible)
 
 
-def prepare(
+def prepare_recogniser(
     run: Run,
     batch_size: int,
     *,
-    remember: bool,
-    own: Dataset | None = None,
-    by: str | None = None,
-    anew: bool | None = None,
-    device: str = "auto",
+    needs_gallery: bool,
+    own: Dataset | None,
+    by: str | None,
+    choose_again: bool,
+    device: str,
 ) -> Recogniser:
-    """Return the run's network, tempered on its validation images; with `remember`, knowing its training ones too.
+    """Return the run's recogniser with a fitted temperature and, with `needs_gallery`, a gallery.
 
-    Both come from the run's dataset (`own`, where it is open already), while that is there. They are the images
-    that the run was validated with and trained on, whatever splits these are in now. It answers `by` classifier,
-    neighbours or both, see `measured_by`; with `anew`, which may be false, it is chosen which where it is not yet.
+    Both are computed where they are missing, from the images that the run was validated with and trained on, whatever
+    splits these are in now; `own` is the run's dataset where it is open already. Without that dataset nothing is added.
+    The recogniser answers `by` classifier, neighbours or both (see `measured_by`). With `choose_again` the run may
+    change the way it has chosen, as its threshold is chosen again too.
     """
     if isinstance(run, MeasuredExport):
         return load(run.export.path)
@@ -267,18 +270,18 @@ def prepare(
         from landmarks.recognition.gallery import ensure_gallery, open_gallery
         from landmarks.recognition.trained import ensure_temperature, open_recogniser
     recogniser = open_recogniser(run, device=device)
-    own = own or _own_to_fit_on(run)
+    own = own or _dataset_to_fit_on(run)
     if own is not None:
         recogniser = ensure_temperature(run, own, recogniser, batch_size)
     gallery = open_gallery(run)
-    if gallery is None and remember and own is not None:
+    if gallery is None and needs_gallery and own is not None:
         gallery = ensure_gallery(run, recogniser.trained, own, batch_size)
     recogniser = replace(recogniser, gallery=gallery)
-    may_choose = anew is not None and own is not None
-    return measured_by(run, recogniser, by, may_choose=may_choose, anew=bool(anew), device=device)
+    return measured_by(run, recogniser, by, may_choose=own is not None, anew=choose_again, device=device)
 
 
-def _own_to_fit_on(run: Run) -> Dataset | None:
+def _dataset_to_fit_on(run: Run) -> Dataset | None:
+    """Return the run's own dataset, or None, with a note, where it is gone or no longer as it was."""
     try:
         own = find_own_dataset(run)
     except LandmarksError as error:
@@ -291,41 +294,45 @@ def _own_to_fit_on(run: Run) -> Dataset | None:
 
 
 def remember_unknown(run: Run, eligible: EligibleImages, recogniser: Recogniser) -> Recogniser:
-    """Return `recogniser` remembering, as its run does from now on, the unknown images that a threshold is chosen on.
+    """Add the unknown images that a threshold is chosen on to the recogniser's gallery and to the run's, and return it.
 
-    As it was where it remembers no training images, or where the unknown ones are too few.
+    Nothing changes where there is no gallery or where there are too few unknown images.
     """
     from landmarks.recognition.directions import directions
     from landmarks.recognition.gallery import with_unknown_images
 
     images = with_truth(eligible.images, eligible.labels).sort("image_id")
-    halves = halves_of(images["usage"].to_numpy(), images["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy())
-    chosen = images.filter(pl.Series(halves.chosen) & (pl.col("truth").list.len() == 0))
-    if recogniser.gallery is None or len(chosen) < LEAST_IMAGES:
+    groups = images["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
+    parts = threshold_parts(images["usage"].to_numpy(), groups)
+    unknown_images = images.filter(pl.Series(parts.chosen) & (pl.col("truth").list.len() == 0))
+    if recogniser.gallery is None or len(unknown_images) < LEAST_IMAGES:
         return recogniser
-    chosen = chosen.sample(min(MAX_IMAGES, len(chosen)), seed=0).sort("image_id")
-    note(f"remembering {plural(len(chosen), 'image')} of nothing known from {halves.chosen_on}")
-    vectors = directions(recogniser.embed(bytes_of(eligible.dataset, chosen))).astype(np.float16)
-    keys = tuple(key_of(eligible.dataset.content_digest, id) for id in chosen["image_id"])
+    unknown_images = unknown_images.sample(min(MAX_IMAGES, len(unknown_images)), seed=0).sort("image_id")
+    note(f"remembering {plural(len(unknown_images), 'image')} of nothing known from {parts.chosen_on}")
+    vectors = directions(recogniser.embed(stored_bytes(eligible.dataset, unknown_images))).astype(np.float16)
+    keys = tuple(key_of(eligible.dataset.content_digest, id) for id in unknown_images["image_id"])
     unknown = UnknownImages(vectors, keys)
     write_unknown(run.folder, unknown, run.digest)
     return replace(recogniser, gallery=with_unknown_images(recogniser.gallery, unknown))
 
 
 def store_threshold(run: Run, arrays: Arrays, false_acceptance: float, *, by: str) -> dict[str, Any]:
-    """Choose how images of nothing known are told, and keep it in the run's `model.json`, with who answered them."""
+    """Choose the rule and threshold for unknown images, and store them in the run's `model.json`.
+
+    `by` is the way of answering that the scores come from.
+    """
     from landmarks.recognition.trained import update_model
 
-    halves = halves_of(arrays.usage, arrays.groups)
-    chosen = {**choose_threshold(arrays.all_scores, arrays.truth.known, halves, false_acceptance), "by": by}
+    parts = threshold_parts(arrays.usage, arrays.groups)
+    chosen = {**choose_threshold(arrays.all_scores, arrays.truth.known, parts, false_acceptance), "by": by}
     update_model(run, rejection=chosen)
     return chosen
 
 
 def export_submission(run: Run, recogniser: Recogniser, arrays: Arrays, path: Place) -> None:
-    """Write the best answers in the challenge's form, scored by the rule that the model keeps, else by probability."""
+    """Write the best answers in the challenge's form, scored by the model's stored rule, else by probability."""
     rule = recogniser.rule or KnownRule(MSP, {MSP: 1.0})
-    if isinstance(run, MeasuredExport):  # whose graph has applied the rule
+    if isinstance(run, MeasuredExport):  # its graph has applied the rule already
         rule = KnownRule(rule.name, {rule.name: 1.0})
     landmark_ids = run.labels["landmark_id"].gather(arrays.labels[:, 0])
     scores = pl.Series(rule.apply(arrays.all_scores))

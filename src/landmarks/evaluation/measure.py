@@ -1,4 +1,4 @@
-"""From predictions as arrays to numbers: every metric once, with its interval and its definition."""
+"""Compute every metric of an evaluation from arrays of predictions, with intervals and definitions."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from landmarks.evaluation.metrics import (
 )
 from landmarks.evaluation.neighbours import NEIGHBOUR_DEFINITIONS
 from landmarks.evaluation.predictions import Arrays
-from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, compare_rules, halves_of, rules_of
+from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, candidate_rules, compare_rules, threshold_parts
 from landmarks.recognition.known_scores import SCORE_DEFINITIONS
 
 MOST_CONFUSED = 20
-"""Pairs of landmarks listed; all pairs stand in the table beside."""
+"""Pairs of landmarks listed in the record; `<name>.confusion.parquet` holds all."""
 
 CURVE_POINTS = 101
 """Points of the risk–coverage curve that are kept; its area is computed from all."""
@@ -57,12 +57,12 @@ DEFINITIONS = {
     "answered": "Images that the submission gives an answer to.",
     "seconds": "From the start of the evaluation to its last answer; answers that were kept from earlier cost nothing.",
 }
-"""Of every number that the record of an evaluation may hold; a record carries those of the numbers it holds."""
+"""The definition of every number that an evaluation's record may hold; a record carries those that apply to it."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What `measure` returns: a flat record, and the two tables that stand beside it."""
+    """The record of an evaluation and its two tables."""
 
     record: dict[str, Any]
     landmarks: pl.DataFrame  # label, images, correct, accuracy, low, high
@@ -70,7 +70,7 @@ class Measured:
 
 
 def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
-    """Return every number that `arrays` allow; a number that does not exist (an accuracy of nothing) is None."""
+    """Return every number that `arrays` allow; one that is undefined (an accuracy of no images) is None."""
     known = arrays.truth.known
     truth = arrays.truth.of(known)
     labels, confidence, groups = arrays.labels[known], arrays.scores[known, 0], arrays.groups[known]
@@ -97,25 +97,25 @@ def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
 
 
 def definitions_of(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """Return the definition of every number that is there in the record of an evaluation, and of no other."""
-    there = names_of(numbers)
-    return {name: text for name, text in DEFINITIONS.items() if name in there}
+    """Return the definitions of the numbers that an evaluation's record holds, and of no others."""
+    present = measured_names(numbers)
+    return {name: text for name, text in DEFINITIONS.items() if name in present}
 
 
-def names_of(numbers: Mapping[str, Any]) -> set[str]:
-    """Return what the record of an evaluation holds: its own entries, and what it says of scores that were compared."""
-    there = {name for name, value in numbers.items() if not _is_nothing(value)}
+def measured_names(numbers: Mapping[str, Any]) -> set[str]:
+    """Return the names of the numbers in an evaluation's record, those of its compared rejection scores included."""
+    present = {name for name, value in numbers.items() if not _is_empty(value)}
     for row in numbers.get("rejection") or []:
-        there |= (row.keys() - {"score"}) | {row["score"]}
-    if "top1" in there:
-        there |= {"interval", "landmark_accuracy"}  # the latter in the table beside the record
-    return there
+        present |= (row.keys() - {"score"}) | {row["score"]}
+    if "top1" in present:
+        present |= {"interval", "landmark_accuracy"}  # the latter is in a table beside the record
+    return present
 
 
-def _is_nothing(value: Any) -> bool:
-    """Return whether `value` is no number, or a record of none: what would be measured of no images."""
+def _is_empty(value: Any) -> bool:
+    """Return whether `value` is None, an empty list, or a record of nothing else."""
     if isinstance(value, dict):
-        return value["value"] is None if "value" in value else all(_is_nothing(one) for one in value.values())
+        return value["value"] is None if "value" in value else all(_is_empty(inner) for inner in value.values())
     return value is None or value == []
 
 
@@ -132,16 +132,16 @@ def _interval(value: float, bounds: Bounds) -> dict[str, Any]:
 
 
 def _gaps(arrays: Arrays, known: Flags) -> dict[str, Any]:
-    def of(split: Flags) -> float:
+    def gap(chosen: Flags) -> float:
         return global_average_precision(
-            arrays.ids[split], arrays.labels[split, 0], arrays.scores[split, 0], arrays.truth.of(split)
+            arrays.ids[chosen], arrays.labels[chosen, 0], arrays.scores[chosen, 0], arrays.truth.of(chosen)
         )
 
     usages = sorted({usage for usage in arrays.usage.tolist() if usage})
     return {
-        "gap": of(np.ones(len(known), dtype=bool)),
-        "gap_of_known": of(known),
-        "gap_of_usage": {usage: of(arrays.usage == usage) for usage in usages},
+        "gap": gap(np.ones(len(known), dtype=bool)),
+        "gap_of_known": gap(known),
+        "gap_of_usage": {usage: gap(arrays.usage == usage) for usage in usages},
     }
 
 
@@ -174,17 +174,17 @@ def _risk_coverage(confidence: Floats, correct: Flags) -> dict[str, Any]:
 def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
     if known.all() or not known.any():
         return {"rejection": [], "rejection_parts": None}
-    halves = halves_of(arrays.usage, arrays.groups, seed)
+    parts = threshold_parts(arrays.usage, arrays.groups, seed)
     scores = arrays.all_scores
-    rules = rules_of(scores, known, halves)
-    rows = compare_rules(rules, scores, known, halves)
-    reported = halves.reported
+    rules = candidate_rules(scores, known, parts)
+    rows = compare_rules(rules, scores, known, parts)
+    reported = parts.reported
     for row, (rule, _) in zip(rows, rules, strict=True):
         values = rule.apply(scores)[reported]
         row["gap"] = global_average_precision(
             arrays.ids[reported], arrays.labels[reported, 0], values, arrays.truth.of(reported)
         )
-    return {"rejection": rows, "rejection_parts": {"chosen_on": halves.chosen_on, "reported_on": halves.reported_on}}
+    return {"rejection": rows, "rejection_parts": {"chosen_on": parts.chosen_on, "reported_on": parts.reported_on}}
 
 
 def _pairs(pairs: list[tuple[int, int, int]]) -> list[dict[str, int]]:
@@ -195,12 +195,13 @@ def _landmarks(first: Integers, correct: Flags) -> pl.DataFrame:
     labels, images, hits = per_landmark(first, correct)
     low, high = wilson(hits, images)
     accuracy = hits / images
-    columns = {"label": labels, "images": images, "correct": hits, "accuracy": accuracy, "low": low}
-    return pl.DataFrame({**columns, "high": high})
+    return pl.DataFrame(
+        {"label": labels, "images": images, "correct": hits, "accuracy": accuracy, "low": low, "high": high}
+    )
 
 
 def _without_nan(value: Any) -> Any:
-    """Return `value` with None for every number that is none: JSON has no NaN."""
+    """Return `value` with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""Accuracy of answers, from arrays: what is right, per landmark and on average, and what is mistaken for what.
+"""Metrics as functions of arrays: accuracy, confusion, GAP, selective prediction and calibration.
 
-`N` images, `T` truths (an image may show several landmarks, or none), `k` answers an image, best first.
+Shapes: `N` images, `k` answers per image, best first, `T` truths (an image may show several landmarks, or none).
 Labels are integers that need not be dense: nothing here allocates by the number of landmarks.
 """
 
@@ -37,63 +37,63 @@ ACCURACY_DEFINITIONS = {
     "confused": "Ordered pairs (landmark shown first, wrong best answer), counted over known images, most "
     "frequent first, ties by truth and then by answer; an image without an answer is in no pair.",
 }
-"""What each number means, in one sentence; carried beside the numbers wherever they are stored."""
+"""What each number means, in one sentence; stored with the numbers."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Which landmarks each of `images` images shows: image `rows[i]` shows `labels[i]`.
+    """Which landmarks each of N images shows: image `rows[i]` shows `labels[i]`.
 
-    `rows` ascend; an image's first entry is the landmark it counts for.
+    `rows` ascend; an image counts for the landmark of its first entry.
     """
 
-    rows: Integers
-    labels: Integers
-    images: int
+    rows: Integers  # (T,)
+    labels: Integers  # (T,)
+    images: int  # N
 
     @property
     def known(self) -> Flags:
-        """`(N,)`: does the image show any landmark?"""
+        """`(N,)`: whether the image shows any landmark."""
         known = np.zeros(self.images, dtype=bool)
         known[self.rows] = True
         return known
 
     @property
     def first(self) -> Integers:
-        """`(N,)`: the landmark that an image counts for, `NO_LABEL` where it shows none."""
+        """`(N,)`: the landmark that the image counts for, `NO_LABEL` where it shows none."""
         first = np.full(self.images, NO_LABEL, dtype=np.int64)
         first[self.rows[::-1]] = self.labels[::-1]
         return first
 
     def of(self, chosen: Flags) -> Truth:
-        """Return the truth of the images marked in `chosen` `(N,)`, renumbered in their order."""
+        """Return the truth of the images where `chosen` `(N,)` is true, renumbered in their order."""
         renumbered = np.cumsum(chosen) - 1
         kept = chosen[self.rows]
         return Truth(renumbered[self.rows[kept]], self.labels[kept], int(chosen.sum()))
 
 
 def truth_of(lists: list[list[int]] | list[set[int]]) -> Truth:
-    """Return the `Truth` of one list of labels per image."""
+    """Return the `Truth` of images given as one list of labels each."""
     counts = [len(labels) for labels in lists]
     flat = np.array([label for labels in lists for label in labels], dtype=np.int64)
     return Truth(np.repeat(np.arange(len(lists)), counts), flat, len(lists))
 
 
 def correct_answers(labels: Integers, truth: Truth) -> Flags:
-    """Return `(N, k)`: is the answer among the landmarks that its image shows?"""
+    """Return `(N, k)`: whether the answer is among the landmarks that its image shows."""
     require_images(labels, truth.images)
     if not truth.rows.size or not labels.size:
         return np.zeros(labels.shape, dtype=bool)
     names, places = np.unique(np.concatenate([labels.ravel(), truth.labels]), return_inverse=True)
     rows = np.repeat(np.arange(labels.shape[0]), labels.shape[1])
-    asked = rows * len(names) + places[: labels.size]
-    true = truth.rows * len(names) + places[labels.size :]
-    right: Flags = np.isin(asked, true).reshape(labels.shape) & (labels != NO_LABEL)
+    answered_pairs = rows * len(names) + places[: labels.size]  # one number per pair of image and label
+    true_pairs = truth.rows * len(names) + places[labels.size :]
+    right: Flags = np.isin(answered_pairs, true_pairs).reshape(labels.shape) & (labels != NO_LABEL)
     return right
 
 
 def top_k(labels: Integers, truth: Truth, k: int) -> Flags:
-    """Return `(N,)`: is one of the first `k` answers right? Images of nothing known are always False."""
+    """Return `(N,)`: whether one of the first `k` answers is right; False for unknown images."""
     right: Flags = np.any(correct_answers(labels[:, :k], truth), axis=1)
     return right
 
@@ -120,9 +120,9 @@ def macro_accuracy(first: Integers, correct: Flags) -> float:
 
 
 def confusion_pairs(first: Integers, answers: Integers, correct: Flags) -> tuple[Integers, Integers, Integers]:
-    """Return `(truth, answer, count)` of every pair that occurs, sorted by truth, then answer: the sparse matrix.
+    """Return the confusion matrix in sparse form: `(truth, answer, count)` of every pair that occurs, sorted.
 
-    Where an answer is right although it is not the first landmark shown, the image counts as that landmark's.
+    An image counts for the landmark answered where that is right, else for the first landmark it shows.
     """
     shown = np.where(correct, answers, first)
     pairs, counts = np.unique(np.stack([shown, answers], axis=1), axis=0, return_counts=True)
@@ -138,7 +138,7 @@ def most_confused(truth: Integers, answer: Integers, count: Integers, limit: int
 
 
 def require_numbers(values: Floats, what: str) -> None:
-    """Raise when `values` hold NaN or infinity: no order and no mean of them means anything."""
+    """Raise `LandmarksError` when `values` hold NaN or infinity, which have no order and no mean."""
     broken = ~np.isfinite(values)
     if broken.any():
         raise LandmarksError(
@@ -147,12 +147,12 @@ def require_numbers(values: Floats, what: str) -> None:
 
 
 def require_images(values: NDArray[np.generic], images: int) -> None:
-    """Raise when `values` are not one row per image."""
+    """Raise `LandmarksError` when `values` does not have one row per image."""
     if len(values) != images:
         raise LandmarksError("answers and truth differ in length", received=len(values), expected=images)
 
 
-# ── Global average precision (GAP, also µAP), the number the landmark recognition challenge ranked by ───────────────
+# Global average precision (GAP, also µAP), the metric of the landmark recognition challenge.
 
 
 GAP_DEFINITIONS = {
@@ -171,9 +171,9 @@ def global_average_precision(
 
     `ids` `(N,)` unique, `answers` `(N,)` landmarks with `NO_LABEL` where there is none, `scores` `(N,)` finite where
     there is an answer. As published with Google Landmarks v2 (Weyand et al., CVPR 2020, §4.2; Perronnin et al. 2009).
-    Raises on an id that occurs twice and on scores that are no numbers.
+    Raises `LandmarksError` on an id that occurs twice and on scores that are not finite.
     """
-    refuse_twice(ids)
+    require_unique_ids(ids)
     answered = answers != NO_LABEL
     require_numbers(scores[answered], "scores")
     landmarks = int(truth.known.sum())
@@ -190,19 +190,19 @@ def _precision_sum(correct: Flags) -> float:
     return float(np.sum(np.arange(1, len(ranks) + 1) / ranks))
 
 
-def refuse_twice(ids: Sequence[str] | NDArray[np.object_]) -> None:
-    """Raise when an id occurs more than once: an image has one prediction."""
+def require_unique_ids(ids: Sequence[str] | NDArray[np.object_]) -> None:
+    """Raise `LandmarksError` when an id occurs more than once: an image has one prediction."""
     array = np.sort(np.asarray(ids, dtype=str))
-    again = np.flatnonzero(array[1:] == array[:-1])
-    if len(again):
+    repeated = np.flatnonzero(array[1:] == array[:-1])
+    if len(repeated):
         raise LandmarksError(
-            f"{len(again)} image{'s are' if len(again) > 1 else ' is'} predicted more than once",
-            received=f'"{array[again[0]]}" twice',
+            f"{len(repeated)} image{'s are' if len(repeated) > 1 else ' is'} predicted more than once",
+            received=f'"{array[repeated[0]]}" twice',
             expected="one prediction per image",
         )
 
 
-# Answering only when sure: the risk–coverage curve, and how well a score tells known images from others.
+# Selective prediction: the risk–coverage curve, and how well a score separates known from unknown images.
 
 
 SELECTIVE_DEFINITIONS = {
@@ -214,10 +214,10 @@ SELECTIVE_DEFINITIONS = {
 
 
 def risk_coverage(confidence: Floats, correct: Flags) -> tuple[Floats, Floats]:
-    """Return `(coverage, risk)`, each `(N,)`, of answering the 1, 2, .. N surest images.
+    """Return `(coverage, risk)`, each `(N,)`, of answering the 1, 2, .. N most confident images.
 
-    Within equal confidences the expected number of mistakes over all orders counts, so the order of the rows does not
-    matter (Geifman & El-Yaniv, NeurIPS 2017).
+    Images of equal confidence share their mistakes evenly, which is the mean over all their orders: the order of the
+    rows does not matter (Geifman & El-Yaniv, NeurIPS 2017).
     """
     require_numbers(confidence, "confidences")
     _, block, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
@@ -233,9 +233,9 @@ def risk_area(risk: Floats) -> float:
 
 
 def auroc(known: Floats, unknown: Floats) -> float:
-    """Return the area under the receiver operating characteristic of scores that should be larger for `known`.
+    """Return the area under the receiver operating characteristic (AUROC) of scores, larger for `known` images.
 
-    The Mann–Whitney statistic by ranks: O(n log n); NaN when either side is empty.
+    Computed as the Mann–Whitney statistic, in O(n log n); NaN when either side is empty.
     """
     require_numbers(known, "scores")
     require_numbers(unknown, "scores")
@@ -248,7 +248,7 @@ def auroc(known: Floats, unknown: Floats) -> float:
 
 
 def threshold_for_false_acceptance(unknown: Floats, rate: float) -> float:
-    """Return the smallest threshold that lets at most the share `rate` of `unknown` `(N,)` score at or above it."""
+    """Return the smallest threshold that at most the share `rate` of `unknown` `(N,)` reaches."""
     require_numbers(unknown, "scores")
     allowed = math.floor(rate * len(unknown))
     descending = np.sort(unknown)[::-1]
@@ -258,18 +258,18 @@ def threshold_for_false_acceptance(unknown: Floats, rate: float) -> float:
 
 
 def threshold_for_loss(known: Floats, share: float) -> float:
-    """Return the largest threshold below which at most the share `share` of `known` `(N,)` scores."""
+    """Return the largest threshold that at most the share `share` of `known` `(N,)` falls below."""
     require_numbers(known, "scores")
     if not len(known):
         return -math.inf
     return float(np.sort(known)[min(math.floor(share * len(known)), len(known) - 1)])
 
 
-# Are 80 % sure answers right in 80 of 100 cases? Expected calibration error, the reliability curve, temperature.
+# Calibration: expected calibration error, the reliability curve, temperature.
 
 
 BINS = 15
-"""Bins of equal width, the number most papers use, so that values can be compared."""
+"""Number of bins of equal width: what most papers use, so that values can be compared."""
 
 CALIBRATION_DEFINITIONS = {
     "ece": "Expected calibration error: known images fall into 15 bins of equal width by the probability of "
@@ -290,10 +290,10 @@ def reliability(confidence: Floats, correct: Flags, bins: int = BINS) -> tuple[F
     edges = np.linspace(0, 1, bins + 1)
     places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     counts = np.bincount(places, minlength=bins)
-    held = counts > 0
-    means = np.bincount(places, weights=confidence, minlength=bins)[held] / counts[held]
-    accuracy = np.bincount(places, weights=correct, minlength=bins)[held] / counts[held]
-    return means, accuracy, counts[held]
+    filled = counts > 0
+    means = np.bincount(places, weights=confidence, minlength=bins)[filled] / counts[filled]
+    accuracy = np.bincount(places, weights=correct, minlength=bins)[filled] / counts[filled]
+    return means, accuracy, counts[filled]
 
 
 def calibration_error(confidence: Floats, correct: Flags, bins: int = BINS) -> float:

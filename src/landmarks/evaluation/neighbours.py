@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.evaluation.metrics import Truth, correct_answers, global_average_precision, truth_of
-from landmarks.evaluation.predictions import bytes_of, with_truth
+from landmarks.evaluation.predictions import stored_bytes, with_truth
 from landmarks.evaluation.retrieval import DEFINITIONS as RETRIEVAL
 from landmarks.evaluation.retrieval import MOST, retrieval_of
 from landmarks.recognition.recogniser import Recogniser
@@ -91,7 +91,7 @@ def vectors_of(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame) -
     with progress("looking at images for their neighbours", total=len(images)) as advance:
         for start in range(0, len(images), AT_ONCE):
             some = images.slice(start, AT_ONCE)
-            found[start : start + len(some)] = directions(recogniser.embed(bytes_of(dataset, some)))
+            found[start : start + len(some)] = directions(recogniser.embed(stored_bytes(dataset, some)))
             advance(len(some))
     return found
 

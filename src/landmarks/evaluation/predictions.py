@@ -1,7 +1,7 @@
-"""The predictions file: what a run's network answers to each image of a split, and what the images show.
+"""The predictions file: what a run answers to each image of a split, and what the images show.
 
-Images are answered in the order of their ids, a batch at a time; every few thousand are written aside, so that
-memory does not grow with their number and a killed evaluation goes on where it was.
+Images are answered in the order of their ids, a batch at a time. Every few thousand answers go to a temporary file, so
+that memory does not grow with the number of images and a killed evaluation resumes where it was.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PREDICTIONS = {
     "truth": pl.List(pl.UInt32),  # labels of the run that the image shows, the one it counts for first
     "label": pl.List(pl.UInt32),  # the best answers, at most five, by score descending, then label ascending
     "score": pl.List(pl.Float32),  # their probabilities, after temperature
-    "truth_score": pl.Float32,  # natural logarithm of the probability of the first truth; null: it shows none
+    "truth_score": pl.Float32,  # natural logarithm of the probability of the first truth; null: no truth
     "untempered": pl.Float32,  # the largest probability before temperature
     "group": pl.UInt32,
     "usage": pl.String,
@@ -44,7 +44,7 @@ PREDICTIONS = {
 """Columns of `predictions/<name>.parquet`, sorted by id; after them one Float32 column per rejection score."""
 
 CHUNK = 4096
-"""Images written aside at a time: about 0.5 MB, and at most some minutes of work lost to a kill."""
+"""Images per temporary file: about 0.5 MB, and a kill loses a few minutes of work at most."""
 
 
 def write_predictions(
@@ -52,20 +52,20 @@ def write_predictions(
 ) -> Path:
     """Answer the images of `eligible` and write `predictions/<name>.parquet`; return its path.
 
-    A file that the same model made of the same images is left as it is. Call it while holding the run's folder.
+    A file that the same model made from the same images is left as it is. The caller holds the run's folder.
     """
     dataset = eligible.dataset
     path = run.folder / "predictions" / f"{name}.parquet"
     images = with_truth(eligible.images, eligible.labels).sort("image_id")
-    made_of = {
+    inputs = {
         "split": eligible.split,
         "data_digest": dataset.digest,
         "model_digest": digest_of(run.digest, recogniser.digest),
         "images": _digest_of(images),
     }
     aside = path.with_name(f".{name}.chunks")
-    if path.exists() and all(read_metadata(path).get(key) == value for key, value in made_of.items()):
-        remove_folder(aside)  # of an evaluation that was killed when all but this was done
+    if path.exists() and all(read_metadata(path).get(key) == value for key, value in inputs.items()):
+        remove_folder(aside)  # left by an evaluation that was killed just before it removed this
         return path
     place = readable(dataset.folder.resolve())
     about = {
@@ -74,27 +74,28 @@ def write_predictions(
         "content_digest": str(dataset.content_digest),
         "own_data": str(eligible.own),
     }
-    key = digest_of(made_of, CHUNK)
+    key = digest_of(inputs, CHUNK)
     with progress(f"answering {name}", total=len(images)) as advance:
         chunks = []
         for start in range(0, len(images), CHUNK):
             chunk = aside / f"{start:09d}.parquet"
-            some = images.slice(start, CHUNK)
+            rows = images.slice(start, CHUNK)
             if not (chunk.exists() and read_metadata(chunk).get("key") == key):
-                answers = _answers(recogniser, dataset, some, batch_size)
-                write_table(chunk, _table(some, answers, advance), key=key)
+                answers = _answers(recogniser, dataset, rows, batch_size)
+                write_table(chunk, _table(rows, answers, advance), key=key)
             else:
-                advance(len(some))
+                advance(len(rows))
             chunks.append(chunk)
-    _join(chunks, path, {**about, **made_of})
+    _join(chunks, path, {**about, **inputs})
     remove_folder(aside)
     return path
 
 
 def with_truth(images: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
-    """Return `images` with `truth`: the labels, in a run's `labels`, of the landmarks they show, the main one first.
+    """Return `images` with a column `truth`: the run's labels of the landmarks they show, the main one first.
 
-    A landmark that the run does not know is left out; an image of nothing the run knows has an empty list.
+    `labels` maps `landmark_id` to the run's `label`. Landmarks that the run does not know are left out, so an unknown
+    image has an empty list.
     """
     main = pl.col("landmark_id")
     others = pl.col("landmarks").fill_null([]).list.set_difference(pl.concat_list(main.fill_null(-1)))
@@ -133,7 +134,7 @@ def rejection_columns(predictions: pl.DataFrame) -> list[str]:
 
 
 def _digest_of(images: pl.DataFrame) -> str:
-    """Return the digest of which images are answered and what they show, a slice at a time."""
+    """Return a digest of which images are answered and what they show, computed a slice at a time."""
     digests = [digest_of(rows.rows()) for rows in images.select("image_id", "truth").iter_slices(100_000)]
     return digest_of(digests)
 
@@ -143,21 +144,21 @@ def _answers(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame, bat
     ids, start, itself = images["image_id"].to_list(), 0, None
     if recogniser.gallery is not None and recogniser.gallery.unknown is not None:
         itself = recogniser.gallery.unknown.places_of([key_of(dataset.content_digest, id) for id in ids])
-    for batch in recogniser.read(bytes_of(dataset, images), batch_size):
-        for id, one in zip(ids[start : start + len(batch)], batch, strict=True):
-            if one.problem is not None:
+    for batch in recogniser.read(stored_bytes(dataset, images), batch_size):
+        for id, image in zip(ids[start : start + len(batch)], batch, strict=True):
+            if image.problem is not None:
                 raise LandmarksError(
-                    f"image {id} in {dataset.folder} cannot be read ({one.problem})",
+                    f"image {id} in {dataset.folder} cannot be read ({image.problem})",
                     way_out="fetch or import the dataset again",
                 )
-        pixels = [one.pixels for one in batch if one.pixels is not None]
+        pixels = [image.pixels for image in batch if image.pixels is not None]
         rows = slice(start, start + len(batch))
         yield recogniser.answer(pixels, first[rows], None if itself is None else itself[rows])
         start += len(batch)
 
 
-def bytes_of(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:
-    """Yield the bytes of each of `images` of `dataset`."""
+def stored_bytes(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:
+    """Yield the stored bytes of each of `images` of `dataset`."""
     reader = ImageReader(dataset)
     for id, shard, offset, length in images.select("image_id", "shard", "offset", "length").iter_rows():
         try:
@@ -170,50 +171,49 @@ def bytes_of(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:
 
 
 def _table(images: pl.DataFrame, answers: Iterator[Answers], advance: Advance) -> pl.DataFrame:
-    splits = []
-    for some in answers:
-        advance(len(some.labels))
+    batches = []
+    for batch in answers:
+        advance(len(batch.labels))
         columns = {
-            "label": pl.Series(some.labels.tolist(), dtype=pl.List(pl.UInt32)),
-            "score": pl.Series(some.scores.tolist(), dtype=pl.List(pl.Float32)),
-            "truth_score": pl.Series(some.truth_log_scores).fill_nan(None),
-            "untempered": some.untempered,
-            **some.rejection,
+            "label": pl.Series(batch.labels.tolist(), dtype=pl.List(pl.UInt32)),
+            "score": pl.Series(batch.scores.tolist(), dtype=pl.List(pl.Float32)),
+            "truth_score": pl.Series(batch.truth_log_scores).fill_nan(None),
+            "untempered": batch.untempered,
+            **batch.rejection,
         }
-        splits.append(pl.DataFrame(columns))
-    answered = pl.concat(splits)
-    told = images.select("image_id", "truth", "group", "usage")
-    rejection = [name for name in answered.columns if name not in PREDICTIONS]
-    return pl.concat([told, answered], how="horizontal").select(*PREDICTIONS, *rejection)
+        batches.append(pl.DataFrame(columns))
+    answered = pl.concat(batches)
+    described = images.select("image_id", "truth", "group", "usage")
+    return pl.concat([described, answered], how="horizontal").select(*PREDICTIONS, *rejection_columns(answered))
 
 
 def _join(chunks: list[Path], path: Path, metadata: dict[str, str]) -> None:
     table = pl.concat([pl.scan_parquet(chunk, glob=False) for chunk in chunks])
-    texts = {**metadata, "landmarks.format": str(FORMAT), "landmarks.version": __version__}
-    with written_whole(path) as whole:
-        table.sink_parquet(whole, metadata=texts, maintain_order=True, row_group_size=CHUNK * 16)
+    metadata = {**metadata, "landmarks.format": str(FORMAT), "landmarks.version": __version__}
+    with written_whole(path) as aside:
+        table.sink_parquet(aside, metadata=metadata, maintain_order=True, row_group_size=CHUNK * 16)
 
 
-# Predictions as arrays: what the metrics take, whether a run's file or somebody's submission brought them.
+# Predictions as arrays: the input of the metrics, made from a run's file or from a submission.
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """The predictions of N images, whatever file they came from."""
+    """The predictions of N images."""
 
     ids: NDArray[np.object_]
     truth: Truth
     labels: Integers  # (N, k), NO_LABEL after the last answer
-    scores: Floats  # (N, k), larger is surer; probabilities when the file is ours
+    scores: Floats  # (N, k), larger is more confident; probabilities in a run's predictions
     groups: Integers  # (N,), -1: none
-    usage: NDArray[np.object_]  # (N,), None: not told
+    usage: NDArray[np.object_]  # (N,), None: unspecified
     rejection: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # score name → (N,)
-    truth_log_scores: Floats | None = None  # (N,), None: not told
-    untempered: Floats | None = None  # (N,), largest probability before temperature, None: no probabilities
+    truth_log_scores: Floats | None = None  # (N,), None: a submission, which has no probabilities
+    untempered: Floats | None = None  # (N,), largest probability before temperature; None: as above
 
     @property
     def all_scores(self) -> dict[str, NDArray[np.float32]]:
-        """The scores that may tell known from unknown: the best answer's own, then `rejection`."""
+        """The scores that can separate known from unknown images: the best answer's own, then `rejection`."""
         name = "score" if self.untempered is None else "msp"
         return {name: self.scores[:, 0].astype(np.float32), **self.rejection}
 
@@ -237,50 +237,50 @@ def arrays_of(predictions: pl.DataFrame) -> Arrays:
     )
 
 
-# What the predictions and numbers of a set of images are called in a run's folder: no two sets share a name.
+# The name of an evaluation in a run's folder: no two sets of images share one.
 
 
-SUFFIX = ".subsets.json"
-"""What follows the name of an evaluation in `metrics/`, where the accuracies on subsets stand beside it."""
+SUBSETS_SUFFIX = ".subsets.json"
+"""Ending of the files in `metrics/` that hold the accuracies on subsets, after the name of an evaluation."""
 
 
-def name_of(run: Run, eligible: EligibleImages, split: str | None = None) -> str:
-    """Return what the numbers of `eligible` (or of another `split` of its dataset) are called.
+def evaluation_name(run: Run, eligible: EligibleImages, split: str | None = None) -> str:
+    """Return the name of the evaluation on `eligible`, or on another `split` of its dataset.
 
-    In the run's own dataset that is the split; elsewhere the folder's name, with the split behind it unless it is the
-    test or all there is, and `data-` before it where a split of the run's own dataset is called so. When numbers of
-    another dataset have that name already, the name of the folder above stands before it, or the dataset's digest
-    behind it.
+    For the run's own dataset it is the split. For another dataset it is the folder's name: followed by the split,
+    unless that is test or all images, and preceded by `data-` where a split of the run's own dataset has that name.
+    If numbers of another dataset have the name already, it is preceded by the parent folder's name or followed by the
+    dataset's digest.
     """
     dataset, split = eligible.dataset, split or eligible.split
     folder, digest = dataset.folder.resolve(), dataset.digest[:8]
     if eligible.own:
         names = [split, f"own-{split}"]
     else:
-        whole = dataset.splits is None or split == "test"
-        name = folder.name if whole else f"{folder.name}-{split}"
-        own = (run.record.get("data") or {}).get("images") or dict.fromkeys(SPLITS, 1)
-        first = f"data-{name}" if own.get(name) or name == "all" else name
+        name = folder.name if dataset.splits is None or split == "test" else f"{folder.name}-{split}"
+        own_counts = (run.record.get("data") or {}).get("images") or dict.fromkeys(SPLITS, 1)
+        first = f"data-{name}" if own_counts.get(name) or name == "all" else name
         names = [first, f"{folder.parent.name}-{name}"]
     last = f"{names[0]}-{digest}"
-    return next((name for name in names if _is_free(run.folder, name, eligible, split)), last)
+    return next((name for name in names if _is_available(run.folder, name, eligible, split)), last)
 
 
-def _is_free(run: Path, name: str, eligible: EligibleImages, split: str) -> bool:
-    """Return whether nothing is called `name` yet, or only numbers of the same split of the same dataset."""
-    metrics, subsets = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUFFIX}"
+def _is_available(run: Path, name: str, eligible: EligibleImages, split: str) -> bool:
+    """Return whether `name` is unused, or used by numbers of the same split of the same dataset."""
+    metrics, subsets = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUBSETS_SUFFIX}"
     predictions = run / "predictions" / f"{name}.parquet"
     numbers: dict[str, Any] = dict(read_metadata(predictions)) if predictions.exists() else {}
     numbers |= read_record(metrics, way_out="remove it: evaluate writes it anew") if metrics.exists() else {}
     draws = read_record(subsets, way_out="remove it: subsets writes it anew") if subsets.exists() else {}
-    of_split = not numbers or numbers.get("split") == split
-    return of_split and all(_is_of(told, eligible.dataset, own=eligible.own) for told in (numbers, draws) if told)
+    same_split = not numbers or numbers.get("split") == split
+    records = (record for record in (numbers, draws) if record)
+    return same_split and all(_describes(record, eligible.dataset, own=eligible.own) for record in records)
 
 
-def _is_of(told: Mapping[str, Any], dataset: Dataset, *, own: bool) -> bool:
-    """Return whether numbers are of `dataset`, as it is, or as it was in the same place."""
-    if told.get("own_data") in (True, "True"):
+def _describes(record: Mapping[str, Any], dataset: Dataset, *, own: bool) -> bool:
+    """Return whether a record's numbers are of `dataset`, as it is now or as it was before in the same place."""
+    if record.get("own_data") in (True, "True"):
         return own
-    digests = (told.get("data_digest"), told.get("inputs"))
-    place = told.get("data")
+    digests = (record.get("data_digest"), record.get("inputs"))
+    place = record.get("data")
     return dataset.digest in digests or (bool(place) and Path(str(place)).resolve() == dataset.folder.resolve())

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from landmarks.archive.csv_tables import ID, IMAGE, CsvColumn, CsvTable, read_checked
-from landmarks.evaluation.metrics import refuse_twice
+from landmarks.evaluation.metrics import require_unique_ids
 from landmarks.support.errors import LandmarksError
 from landmarks.support.places import Place
 
@@ -72,13 +72,13 @@ def score_retrieval(submission: Place, truth: Place) -> Retrieval:
     one that the solution does not hold.
     """
     solution = read_checked(SOLUTION, Path(truth))
-    refuse_twice(solution["image_id"].to_list())
+    require_unique_ids(solution["image_id"].to_list())
     usage = dict(solution.select("image_id", "Usage").rows())
     shown: dict[str, frozenset[str]] = {
         query: frozenset(images.split()) for query, images, used in solution.rows() if used != "Ignored"
     }
     table = read_checked(SUBMISSION, Path(submission))
-    refuse_twice(table["image_id"].to_list())
+    require_unique_ids(table["image_id"].to_list())
     strange = [query for query in table["image_id"] if query not in usage]
     if strange:
         raise LandmarksError(f"{len(strange)} queries of the submission are not in the solution", received=strange[0])

@@ -12,7 +12,7 @@ import polars as pl
 from landmarks.archive.csv_tables import IMAGE, SOLUTION, CsvColumn, CsvTable, read_checked
 from landmarks.dataset.manifest import NO_LABEL
 from landmarks.evaluation.measure import Measured, definitions_of, measure
-from landmarks.evaluation.metrics import Truth, refuse_twice
+from landmarks.evaluation.metrics import Truth, require_unique_ids
 from landmarks.evaluation.predictions import PREDICTIONS, Arrays
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.support.console import note, plural
@@ -154,7 +154,7 @@ SUBMISSION = CsvTable(
 
 def write_submission(path: Place, ids: pl.Series, landmark_ids: pl.Series, scores: pl.Series) -> None:
     """Write one answer per image, none where the landmark is null; refuse an id twice and a NaN score."""
-    refuse_twice(ids.to_list())
+    require_unique_ids(ids.to_list())
     answered = landmark_ids.is_not_null()
     if not scores.filter(answered).is_finite().all():
         raise LandmarksError("a score is no number", received=str(scores.filter(~scores.is_finite())[0]))
@@ -180,7 +180,7 @@ def read_submission(path: Place) -> pl.DataFrame:
     )
     if not table["score"].drop_nulls().is_finite().all():
         raise LandmarksError(f"{file} holds a score beyond the largest number that can be stored")
-    refuse_twice(table["image_id"].to_list())
+    require_unique_ids(table["image_id"].to_list())
     return table
 
 
@@ -191,7 +191,7 @@ def read_solution(path: Place) -> pl.DataFrame:
     """
     file = Path(path)
     rows = read_checked(SOLUTION, file)
-    refuse_twice(rows["image_id"].to_list())
+    require_unique_ids(rows["image_id"].to_list())
     shown = pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64))  # of None, nothing
     return rows.select("image_id", landmarks=shown, usage="Usage").sort("image_id")
 

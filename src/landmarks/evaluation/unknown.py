@@ -1,7 +1,7 @@
-"""Which score tells known from unknown best, and where its threshold lies: chosen on one part, reported on another.
+"""Choose the score, and its threshold, that separates known from unknown images best; report it on other images.
 
-The recognition test set says which images are for choosing (Public) and which for reporting (Private); elsewhere
-half of the groups, drawn by their number, are for choosing.
+The recognition test set says which images are for choosing (Public) and which for reporting (Private). Elsewhere a
+random half of the groups is for choosing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNKNOWN_DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class Halves:
+class ThresholdParts:
     """Which images a rule and its threshold are chosen on, and which they are reported on."""
 
     chosen: Flags  # (N,)
@@ -47,100 +47,102 @@ class Halves:
     reported_on: str
 
 
-def halves_of(usage: NDArray[np.object_], groups: Integers, seed: int = 0) -> Halves:
-    """Return Public and Private where `usage` `(N,)` has both, else two halves made of whole `groups` `(N,)`."""
+def threshold_parts(usage: NDArray[np.object_], groups: Integers, seed: int = 0) -> ThresholdParts:
+    """Return Public and Private where `usage` `(N,)` has both, else two random halves of whole `groups` `(N,)`."""
     public, private = usage == "Public", usage == "Private"
     places = group_places(groups, len(groups))
     if public.any() and private.any():
-        return Halves(public, private, places, "Public", "Private")
-    first = generator(seed, "halves").permutation(int(places.max(initial=-1)) + 1) % 2 == 0
-    chosen = first[places]
-    return Halves(chosen, ~chosen, places, "one half of the groups", "the other half of the groups")
+        return ThresholdParts(public, private, places, "Public", "Private")
+    in_first_half = generator(seed, "halves").permutation(int(places.max(initial=-1)) + 1) % 2 == 0
+    chosen = in_first_half[places]
+    return ThresholdParts(chosen, ~chosen, places, "one half of the groups", "the other half of the groups")
 
 
-def rules_of(scores: Scores, known: Flags, halves: Halves) -> list[tuple[KnownRule, float]]:
-    """Return every rule that `scores` (name → `(N,)`) allow, each with its AUROC on the chosen images.
+def candidate_rules(scores: Scores, known: Flags, parts: ThresholdParts) -> list[tuple[KnownRule, float]]:
+    """Return every rule that can be made of `scores` (name → `(N,)`), each with its AUROC on the part chosen on.
 
-    The combined rule is fitted on them, and judged there by cross-validation over whole groups. Best rule first, ties
-    by name.
+    The combined rule is fitted on that part, so its AUROC there comes from cross-validation over whole groups. The
+    best rule comes first, ties are ordered by name.
     """
-    rules, chosen = [], halves.chosen
+    rules, chosen = [], parts.chosen
     for name, values in scores.items():
         rules.append((KnownRule(name, {name: 1.0}), auroc(values[chosen & known], values[chosen & ~known])))
-    parts = {name: values[chosen] for name, values in scores.items() if name not in ("msp", "score")}
-    fold = _folds(halves.groups[chosen], known[chosen])
-    if len(parts) > 1 and fold is not None:
-        rule = combined_rule(parts, known[chosen])
-        rules.append((rule, _cross_validated(parts, known[chosen], fold)))
+    combined = {name: values[chosen] for name, values in scores.items() if name not in ("msp", "score")}
+    fold = _folds(parts.groups[chosen], known[chosen])
+    if len(combined) > 1 and fold is not None:
+        rule = combined_rule(combined, known[chosen])
+        rules.append((rule, _cross_validated(combined, known[chosen], fold)))
     return sorted(rules, key=lambda pair: (-pair[1] if math.isfinite(pair[1]) else math.inf, pair[0].name))
 
 
 def compare_rules(
-    rules: list[tuple[KnownRule, float]], scores: Scores, known: Flags, halves: Halves
+    rules: list[tuple[KnownRule, float]], scores: Scores, known: Flags, parts: ThresholdParts
 ) -> list[dict[str, Any]]:
-    """Return one row per rule, in their order: what it reaches on the part reported on, see `DEFINITIONS`."""
-    rows, enough = [], can_choose_by_loss(known, halves)
+    """Return one row per rule, in their order, measured on the part reported on; keys as in `UNKNOWN_DEFINITIONS`."""
+    rows, enough = [], can_choose_by_loss(known, parts)
     for rule, auroc_chosen in rules:
         values = rule.apply(scores)
-        threshold = threshold_for_loss(values[halves.chosen & known], LOSS) if enough else math.nan
-        landmarks, others = values[halves.reported & known], values[halves.reported & ~known]
+        threshold = threshold_for_loss(values[parts.chosen & known], LOSS) if enough else math.nan
+        known_values, unknown_values = values[parts.reported & known], values[parts.reported & ~known]
         row = {
             "score": rule.name,
-            "auroc": auroc(landmarks, others),
+            "auroc": auroc(known_values, unknown_values),
             "auroc_chosen": auroc_chosen,
             "threshold": threshold,
-            "lost": _share(landmarks < threshold) if enough else math.nan,
-            "rejected": _share(others < threshold) if enough else math.nan,
+            "lost": _share(known_values < threshold) if enough else math.nan,
+            "rejected": _share(unknown_values < threshold) if enough else math.nan,
         }
         rows.append(row)
     return rows
 
 
-def can_choose_by_loss(known: Flags, halves: Halves) -> bool:
-    """Return whether `LOSS` of the known images chosen on is one image at least: else a threshold means nothing."""
-    return bool((halves.chosen & known).sum() * LOSS >= 1)
+def can_choose_by_loss(known: Flags, parts: ThresholdParts) -> bool:
+    """Return whether `LOSS` of the known images chosen on is at least one image: else a threshold means nothing."""
+    return bool((parts.chosen & known).sum() * LOSS >= 1)
 
 
 def require_rate(false_acceptance: float) -> None:
-    """Raise `UsageError` for a share of unknown images that cannot be asked for."""
+    """Raise `UsageError` for a false-acceptance rate that is not between 0 and 1."""
     if not 0 < false_acceptance < 1:
         raise UsageError("no such false-acceptance rate", received=false_acceptance, expected="between 0 and 1")
 
 
-def choose_threshold(scores: Scores, known: Flags, halves: Halves, false_acceptance: float) -> dict[str, Any]:
-    """Return the record that is stored with a model: the best rule on the chosen part and the threshold that lets at
-    most `false_acceptance` (0..1) of its unknown images pass, with what both do on the part reported on.
+def choose_threshold(scores: Scores, known: Flags, parts: ThresholdParts, false_acceptance: float) -> dict[str, Any]:
+    """Return the best rule and its threshold, as the record that is stored with a model.
 
-    Raises when there are no unknown images to choose on.
+    The rule is the best on the part chosen on. The threshold lets at most `false_acceptance` (0..1) of the unknown
+    images there pass. The record also says what both do on the part reported on.
+    Raises `LandmarksError` when there are too few unknown images to choose on.
     """
-    others = int((halves.chosen & ~known).sum())
-    if others * false_acceptance < 1:
+    unknown_images = int((parts.chosen & ~known).sum())
+    if unknown_images * false_acceptance < 1:
         raise LandmarksError(
             "too few images of anything else to choose a threshold on",
-            received=others,
+            received=unknown_images,
             expected=f"at least {math.ceil(1 / false_acceptance)} for a rate of {false_acceptance:g}",
         )
-    rule, auroc_chosen = rules_of(scores, known, halves)[0]
+    rule, auroc_chosen = candidate_rules(scores, known, parts)[0]
     values = rule.apply(scores)
-    threshold = threshold_for_false_acceptance(values[halves.chosen & ~known], false_acceptance)
+    threshold = threshold_for_false_acceptance(values[parts.chosen & ~known], false_acceptance)
     passed = values >= threshold
     return {
         "rule": rule.record(),
         "threshold": threshold,
         "false_acceptance": false_acceptance,
-        "chosen_on": halves.chosen_on,
+        "chosen_on": parts.chosen_on,
         "auroc_chosen": auroc_chosen,
-        "reported_on": halves.reported_on,
-        "accepted_unknown": _share(passed[halves.reported & ~known]),
-        "reported_unknown": int((halves.reported & ~known).sum()),
-        "lost_known": _share(~passed[halves.reported & known]),
+        "reported_on": parts.reported_on,
+        "accepted_unknown": _share(passed[parts.reported & ~known]),
+        "reported_unknown": int((parts.reported & ~known).sum()),
+        "lost_known": _share(~passed[parts.reported & known]),
     }
 
 
 def _folds(groups: Integers, known: Flags) -> Integers | None:
-    """Return the fold `(N,)` of each image, whole `groups` `(N,)` in one; None where too few show either.
+    """Return the fold `(N,)` of each image, with whole `groups` `(N,)` in one fold.
 
-    Groups of known and of unknown images are dealt out in turn; one that shows both counts as known.
+    None where there are too few known or too few unknown images. Groups of known and groups of unknown images are
+    spread evenly over the folds; a group with both counts as known.
     """
     places = np.unique(groups, return_inverse=True)[1]
     group_known = np.zeros(int(places.max(initial=-1)) + 1, dtype=bool)
@@ -156,13 +158,13 @@ def _folds(groups: Integers, known: Flags) -> Integers | None:
 
 
 def _cross_validated(scores: Scores, known: Flags, fold: Integers) -> float:
-    """Return the mean AUROC over the folds of the combined rule, each judged by a rule fitted on the others."""
+    """Return the mean AUROC of the combined rule over the folds, each time fitted on the other folds."""
     values = []
     for number in range(FOLDS):
         inside = fold == number
-        rule = combined_rule({name: part[~inside] for name, part in scores.items()}, known[~inside])
-        judged = rule.apply({name: part[inside] for name, part in scores.items()})
-        values.append(auroc(judged[known[inside]], judged[~known[inside]]))
+        rule = combined_rule({name: score[~inside] for name, score in scores.items()}, known[~inside])
+        combined = rule.apply({name: score[inside] for name, score in scores.items()})
+        values.append(auroc(combined[known[inside]], combined[~known[inside]]))
     return float(np.mean(values))
 
 

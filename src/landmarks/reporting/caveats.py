@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from landmarks.evaluation.measure import names_of
+from landmarks.evaluation.measure import measured_names
 from landmarks.reporting.report_tables import tested_on, trained_epochs
 from landmarks.reporting.run_files import RunFiles
 from landmarks.reporting.wording import bounds, number, percent, plural, readable, titled
@@ -53,7 +53,7 @@ def page_definitions(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
     told = {name: text for name, text in DEFINITIONS.items() if any(_counted(run, name) for run in runs)}
     for run in runs:
         for one in run.evaluations:
-            there = names_of(one.metrics)
+            there = measured_names(one.metrics)
             told |= {name: text for name, text in _told(one.metrics).items() if name in there}
         for held in run.subsets:
             meant = _told(held)

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.evaluation.predictions import SUFFIX
+from landmarks.evaluation.predictions import SUBSETS_SUFFIX
 from landmarks.reporting.wording import display_names, number, readable
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, read_record
@@ -137,7 +137,7 @@ def _read_run(folder: Path) -> RunFiles:
     maps = folder / "maps" / "index.json"
     model = folder / "model.json"
     judged = sorted((folder / "metrics").glob("*.json"))
-    subsets = [path for path in judged if path.name.endswith(SUFFIX)]
+    subsets = [path for path in judged if path.name.endswith(SUBSETS_SUFFIX)]
     history = folder / "history.parquet"
     return RunFiles(
         name=readable(run.name, 60),
