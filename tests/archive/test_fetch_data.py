@@ -74,6 +74,18 @@ def test_splits_of_the_dataset_are_kept_in_the_subset(all_six: Dataset, tmp_path
     assert made.splits.join(divided.splits, on=["image_id", "split"], how="anti").is_empty()
 
 
+def test_at_most_as_many_images_per_landmark_are_drawn_of_a_dataset_as_asked_for(
+    all_six: Dataset, tmp_path: Path
+) -> None:
+    drawn = [
+        select(all_six.folder, tmp_path / "some.parquet", take=3, images_per_landmark=2, seed=seed) for seed in range(8)
+    ]
+    assert all(chosen.images["landmark_id"].value_counts()["count"].to_list() == [2, 2, 2] for chosen in drawn)
+    assert all(chosen.landmarks["images"].to_list() == [2, 2, 2] for chosen in drawn)
+    assert len({tuple(chosen.images["image_id"]) for chosen in drawn}) > 1
+    assert "--images-per-landmark 2 --seed 0" in drawn[0].rule
+
+
 def test_rules_that_a_dataset_cannot_answer_are_refused(all_six: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "none.parquet"
     for rule, told in (
@@ -98,6 +110,8 @@ def test_a_test_set_becomes_one_of_fewer_landmarks_and_more_unknown(miniature: P
     assert made.images.select("image_id", "landmark_id", "usage").equals(
         direct.images.select("image_id", "landmark_id", "usage")
     )
+    with pytest.raises(UsageError, match="--images-per-landmark: only with --set train"):
+        select(everything.folder, tmp_path / "few.parquet", set="test", images_per_landmark=2)
 
 
 def test_images_that_the_dataset_lacks_are_named(miniature: Path, all_six: Dataset, tmp_path: Path) -> None:

@@ -191,9 +191,7 @@ def _select_train(rule: SelectionRule, csvs: MirrorCsvs) -> tuple[pl.DataFrame, 
     images = images.join(chosen.select("landmark_id", "name", "category"), on="landmark_id", how="inner")
     _refuse_invalid_ids(images, table, file)
     if rule.images_per_landmark is not None:
-        images = _draw_images_per_landmark(images, rule.images_per_landmark, rule.seed)
-        counts = images.group_by("landmark_id").agg(images=pl.len())
-        chosen = chosen.drop("images").join(counts, on="landmark_id", how="left", maintain_order="left")
+        images, chosen = _draw_images_per_landmark(images, chosen, rule.images_per_landmark, rule.seed)
     nulls = [pl.lit(None).alias("usage"), pl.lit(None).alias("landmarks")]
     return _with_credits(images, csvs).with_columns(nulls), chosen
 
@@ -232,12 +230,19 @@ def _select_test(rule: SelectionRule, csvs: MirrorCsvs) -> tuple[pl.DataFrame, p
     return images.with_columns(nulls), known
 
 
-def _draw_images_per_landmark(images: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
-    """Draw at most `most` images of each landmark by the seed; the order of `images` makes no difference."""
+def _draw_images_per_landmark(
+    images: pl.DataFrame, landmarks: pl.DataFrame, most: int, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Draw at most `most` images of each landmark by the seed; the order of `images` makes no difference.
+
+    Return these images, and the landmarks with their number of images.
+    """
     images = images.sort("image_id")
     lots = pl.Series("lot", generator(seed, "images of a landmark").random(len(images)))
     rank = pl.col("lot").rank("ordinal").over("landmark_id")
-    return images.with_columns(lots).filter(rank <= most).drop("lot")
+    images = images.with_columns(lots).filter(rank <= most).drop("lot")
+    counts = images.group_by("landmark_id").agg(images=pl.len())
+    return images, landmarks.drop("images").join(counts, on="landmark_id", how="left", maintain_order="left")
 
 
 def _clean_rows(file: Path) -> pl.LazyFrame:
@@ -328,6 +333,8 @@ def select_from_data(rule: SelectionRule, data: Dataset, out: Path, set: str) ->
         raise UsageError(
             f"{data.folder} is a dataset of {set_of_data}, not of the archive's test set", way_out="leave --set out"
         )
+    if set == "test" and rule.images_per_landmark is not None:
+        raise UsageError("--images-per-landmark: only with --set train", way_out="leave it out")
     known = data.images.filter(pl.col("landmark_id").is_not_null())
     if rule.license is not None:
         known = known.filter(contains_pattern(pl.col("license").fill_null(""), rule.license))
@@ -344,8 +351,10 @@ def select_from_data(rule: SelectionRule, data: Dataset, out: Path, set: str) ->
         first = pl.when(shows_chosen).then("landmark_id").otherwise(pl.col("landmarks").list.first())
         images = images.with_columns(landmark_id=first)
     else:
-        kept = known.filter(shows_chosen).select("image_id")
-        unknown = data.images.filter(pl.col("landmark_id").is_null()).select("image_id")
+        kept = known.filter(shows_chosen)
+        if rule.images_per_landmark is not None:
+            kept, chosen = _draw_images_per_landmark(kept, chosen, rule.images_per_landmark, rule.seed)
+        unknown = data.images.filter(pl.col("landmark_id").is_null())
         images = images.join(pl.concat([kept, unknown]), on="image_id", how="semi")
     images = _draw_unknown(rule, images)
     images = images.join(chosen.select("landmark_id", "name", "category"), on="landmark_id", how="left")
