@@ -95,17 +95,19 @@ def test_the_shipped_list_holds_the_largest_class_of_the_clean_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("content", "message"),
     [
-        ("5\nchurch\n", 'line 2 is strange; received "church"'),
-        ("landmark_id\nx\n", 'landmark_id "x"'),
-        ("\n", "names no"),
+        (b"5\nchurch\n", 'line 2 is strange; received "church"'),
+        (b"landmark_id\nx\n", 'landmark_id "x"'),
+        (b"\n", "names no"),
+        (b'landmark_id,name\n5,"a\n6,b\n', "cannot be read as CSV; received CSV malformed"),
+        (b"name,landmark_id\na,\xff\xfe\n", "cannot be read as CSV; received invalid utf-8"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "list.txt"
-    file.write_text(text)
-    with pytest.raises(LandmarksError, match=told):
+    file.write_bytes(content)
+    with pytest.raises(LandmarksError, match=message):
         landmark_ids(file)
 
 

@@ -243,7 +243,10 @@ def _ids_of_file(file: Path) -> list[int]:
 
 def _ids_of_csv(file: Path) -> list[int]:
     require_text(file)
-    cells = pl.read_csv(file, columns=["landmark_id"], infer_schema=False, glob=False)["landmark_id"].drop_nulls()
+    try:
+        cells = pl.read_csv(file, columns=["landmark_id"], infer_schema=False, glob=False)["landmark_id"].drop_nulls()
+    except pl.exceptions.PolarsError as error:
+        raise LandmarksError(f"{file} cannot be read as CSV", received=str(error).splitlines()[0]) from error
     strange = cells.filter(~cells.str.contains("^[0-9]{1,18}$"))
     if len(strange):
         raise LandmarksError(f"{file} is strange", received=f'landmark_id "{strange[0][:80]}"', expected="ids")
