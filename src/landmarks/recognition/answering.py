@@ -1,8 +1,9 @@
-"""Who answers: the trained classifier, the remembered images nearest to an image, or both; chosen on validation.
+"""Three ways of answering: by the trained classifier, by the nearest remembered images, or by both.
 
-`neighbours` are the densities of remembered training images around an image (`kernel_density.py`), `both` is the mean
-of the classifier's probabilities and the closed form's (`answering_heads.py`): each knows images that the other does
-not. Which answers the most validation images rightly is kept in the run's `model.json`, with the figures of all three.
+`neighbours` answers by the density of remembered training images around an image (`kernel_density.py`). `both` is the
+mean of the classifier's probabilities and those of the closed form (`answering_heads.py`); each is right on images that
+the other gets wrong. The way with the most correct answers to validation images is stored in the run's `model.json`,
+with the figures of all three.
 """
 
 from __future__ import annotations
@@ -31,65 +32,65 @@ from landmarks.support.errors import LandmarksError
 from landmarks.training.discriminant import least_loss, together
 
 RECORD = "answers_by"
-"""Where `model.json` holds the choice."""
+"""The key of the choice in `model.json`."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """What answering in one way is worth on the validation images."""
+    """One way of answering, measured on the validation images."""
 
     by: str
     accuracy: float
     log_loss: float
     scale: float
-    """What its logarithms are divided by for the least log loss; of the classifier 1, which has its temperature."""
+    """Divisor of its log probabilities that minimises the log loss; 1 for the classifier, which has a temperature."""
 
 
 @dataclass(frozen=True)
 class AnsweringChoice:
-    """The way that answers most validation images rightly, and what each is worth."""
+    """The way that answers the most validation images correctly, with the figures of all ways."""
 
     by: str
     images: int
     ways: tuple[Way, ...]
 
     def way(self, by: str) -> Way:
-        """Return one of the ways; raise `LandmarksError` when the run cannot answer so."""
-        found = next((way for way in self.ways if way.by == by), None)
-        if found is None:
-            raise LandmarksError(
-                f"this run cannot answer by {by}", expected=f"as many landmarks as images it remembers, {MAX_IMAGES}"
-            )
-        return found
+        """Return the figures of one way; raise `LandmarksError` when the run cannot answer that way."""
+        for way in self.ways:
+            if way.by == by:
+                return way
+        raise LandmarksError(
+            f"this run cannot answer by {by}", expected=f"as many landmarks as images it remembers, {MAX_IMAGES}"
+        )
 
     def __str__(self) -> str:
-        told = {way.by: f"{100 * way.accuracy:.1f} %" for way in self.ways}
-        best = told.pop(self.by)
-        others = ", ".join(f"by {by} {share}" for by, share in told.items())
+        accuracies = {way.by: f"{100 * way.accuracy:.1f} %" for way in self.ways}
+        best = accuracies.pop(self.by)
+        others = ", ".join(f"by {by} {accuracy}" for by, accuracy in accuracies.items())
         return f"answers by {self.by}: right on {best} of {self.images} validation images ({others})"
 
 
 def choice_of(memory: Memory, near: Neighbourhood | None) -> AnsweringChoice | None:
-    """Return which way answers most validation images of `memory` rightly; of equal ones the classifier, or the surer.
+    """Return the way that answers the most validation images of `memory` correctly; see `best_of` for ties.
 
-    `near` are the remembered images. None without validation images, or where there are no neighbours to ask.
+    `near` holds the remembered images. None without validation images or remembered images.
     """
     validation = memory.validation
     if not len(validation.labels) or near is None:
         return None
     logs, truth = validation.logs.astype(np.float64), validation.labels
     closed = memory.with_learned(Learned()).scores(validation.images)
-    found = {
+    scores_by = {
         CLASSIFIER: logs,
         NEIGHBOURS: near.log_densities(validation.images, logs.shape[1]),
         BOTH: together(logs, closed),
     }
-    ways = tuple(_way(by, scores, truth) for by, scores in found.items())
+    ways = tuple(_way(by, scores, truth) for by, scores in scores_by.items())
     return AnsweringChoice(best_of(ways).by, len(truth), ways)
 
 
 def best_of(ways: Sequence[Way]) -> Way:
-    """Return the way that is right most often; of equal ones the classifier, or the surer."""
+    """Return the most accurate way; ties go to the classifier, then to the smaller log loss."""
     return max(ways, key=lambda way: (way.accuracy, way.by == CLASSIFIER, -way.log_loss))
 
 
@@ -100,7 +101,7 @@ def _way(by: str, scores: NDArray[np.float64], truth: NDArray[np.int64]) -> Way:
 
 
 def neighbours_of(memory: Memory, gallery: Gallery | None) -> Neighbourhood | None:
-    """Return the remembered images that neighbours are looked for among; None with more landmarks than fit."""
+    """Return the remembered images among which neighbours are searched; None when there are too many landmarks."""
     if memory.neighbourhood is not None or gallery is None:
         return memory.neighbourhood
     old = gallery.labels < len(memory.moments.counts)
@@ -110,15 +111,14 @@ def neighbours_of(memory: Memory, gallery: Gallery | None) -> Neighbourhood | No
 def answering_by(recogniser: Recogniser, by: str) -> Recogniser:
     """Return `recogniser` answering by classifier, neighbours or both; see `Recogniser.choice`.
 
-    With landmarks that it has learned the classifier's answer is that of both, for the trained head does not know them.
+    With learned landmarks, which the trained head does not know, the classifier answers as `both`.
     """
     network, learned, memory = recogniser.trained, recogniser.learned, recogniser.memory
     head, width = trained_head(network.head), network.width
-    known = [network.head] if learned.names and not isinstance(network.head, NeighbourHead) else []
     if by == CLASSIFIER and not learned.names:
         return _with_head(recogniser, head, by)
-    if known and by != NEIGHBOURS:
-        return _with_head(recogniser, known[0], BOTH)
+    if by != NEIGHBOURS and learned.names and not isinstance(network.head, NeighbourHead):
+        return _with_head(recogniser, network.head, BOTH)
     if memory is None or recogniser.choice is None:
         raise LandmarksError(
             f"this recogniser keeps nothing of its own images, and cannot answer by {by}",
@@ -131,23 +131,25 @@ def answering_by(recogniser: Recogniser, by: str) -> Recogniser:
             raise LandmarksError("this recogniser remembers none of its training images", way_out="evaluate it again")
         if len(learned.names):
             near = near.plus(learned.images, old + learned.places)
-        asked = NeighbourHead(head, width, near, classes=old + len(learned.names), factor=temperature / way.scale)
-        return _with_head(recogniser, asked.to(recogniser.device).eval(), by)
+        by_neighbours = NeighbourHead(
+            head, width, near, classes=old + len(learned.names), factor=temperature / way.scale
+        )
+        return _with_head(recogniser, by_neighbours.to(recogniser.device).eval(), by)
     mixed = learned_head(head, width, memory, learned, temperature)
-    made = mixed if learned.names else BothHead(mixed, scale=way.scale)
-    return _with_head(recogniser, made.to(recogniser.device).eval(), BOTH)
+    by_both = mixed if learned.names else BothHead(mixed, scale=way.scale)
+    return _with_head(recogniser, by_both.to(recogniser.device).eval(), BOTH)
 
 
 def _with_head(recogniser: Recogniser, head: Any, by: str) -> Recogniser:
     network = recogniser.trained
-    made = Network(network.backbone_name, network.backbone, network.head_name, head, network.preprocessing).eval()
-    return replace(recogniser, network=made, by=by)
+    changed = Network(network.backbone_name, network.backbone, network.head_name, head, network.preprocessing).eval()
+    return replace(recogniser, network=changed, by=by)
 
 
 def answering_as_stored(recogniser: Recogniser, record: Mapping[str, Any], by: str | None, place: Path) -> Recogniser:
-    """Return `recogniser` answering `by` what is asked for, or without that as its run's `model.json` has it.
+    """Return `recogniser` answering `by` the given way, or by the one stored in its run's `model.json`.
 
-    The threshold is left out, with a note, where it was chosen on another way's own scores.
+    The threshold is dropped, with a note, if it was chosen on scores of another way of answering.
     """
     recogniser = replace(recogniser, choice=read_choice(record, place))
     wanted = by or (CLASSIFIER if recogniser.choice is None else recogniser.choice.by)
@@ -170,21 +172,21 @@ def _remembers(recogniser: Recogniser, by: str) -> bool:
 
 
 def record_of(choice: AnsweringChoice) -> dict[str, Any]:
-    """Return a choice as it stands in `model.json`."""
+    """Return a choice as a JSON object for `model.json`."""
     return asdict(choice)
 
 
 def read_choice(record: Mapping[str, Any], place: Path) -> AnsweringChoice | None:
-    """Return the choice in a run's `model.json`, None when none was made; raise when it is none to answer by."""
-    kept = record.get(RECORD)
-    if kept is None:
+    """Return the choice in a run's `model.json`, None if none was made. Raises `LandmarksError` for an invalid one."""
+    stored = record.get(RECORD)
+    if stored is None:
         return None
     try:
         ways = tuple(
-            Way(str(one["by"]), float(one["accuracy"]), float(one["log_loss"]), float(one["scale"]))
-            for one in kept["ways"]
+            Way(str(way["by"]), float(way["accuracy"]), float(way["log_loss"]), float(way["scale"]))
+            for way in stored["ways"]
         )
-        choice = AnsweringChoice(str(kept["by"]), int(kept["images"]), ways)
+        choice = AnsweringChoice(str(stored["by"]), int(stored["images"]), ways)
         sound = {way.by for way in ways} <= {CLASSIFIER, NEIGHBOURS, BOTH} and choice.by in {way.by for way in ways}
         sound &= all(math.isfinite(way.scale) and way.scale > 0 for way in ways)
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -1,10 +1,11 @@
-"""Heads that answer by remembered images: by them alone, with the trained head, or with landmarks learned since.
+"""Heads that answer by remembered images: by these alone, with the trained head, or with landmarks learned later.
 
-Scores of all landmarks, old and new, are the weighted sum of the discriminant's and of the log densities of remembered
-images around the image. Let p_k be the trained head's probabilities of the old landmarks, after temperature, and q_k
-those of the scores; let o_j be the odds of new landmark j against all old ones together, from the scores. Then, up to
-the same divisor, P(old k) is the mean of p_k and q_k, and P(new j) is o_j. Written as logits whose sum of exponentials
-over the old ones is the head's own, so that temperature, energy, heat maps and exports need to know nothing of it.
+The scores of all landmarks, old (trained) and new (learned), are the weighted sum of the discriminant's scores and the
+log densities of remembered images around the image. Let p_k be the trained head's probabilities of the old landmarks,
+after temperature, and q_k the probabilities from the scores; let o_j be the odds, from the scores, of new landmark j
+against all old ones together. Then, up to a common divisor, P(old k) is the mean of p_k and q_k, and P(new j) is o_j.
+The heads return logits whose sum of exponentials over the old landmarks equals that of the trained head, so that
+temperature, energy, heat maps and exports work unchanged.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from landmarks.recognition.kernel_density import LogDensities, Neighbourhood
 
 
 class LearnedHead(Head):
-    """A trained `head`, and behind it the logits of the landmarks of a closed form that it does not know."""
+    """The logits of a trained `head` mixed with a closed form's, followed by those of the closed form's new landmarks."""
 
     weights: Tensor
     bias: Tensor
 
     def __init__(self, head: Head, width: int, closed: ClosedForm, *, temperature: float, offset: float) -> None:
-        """Take features of length `width`, the head's `temperature`, and what is added to the new ones' log odds."""
+        """Take features of length `width`; `offset` is added to the log odds of the new landmarks."""
         super().__init__()
         discriminant, self.density_weight = closed.discriminant, closed.weights.density
         self.head, self.old, self.classes = head, head.classes, discriminant.weights.shape[1]
@@ -46,18 +47,18 @@ class LearnedHead(Head):
         return scores if self.densities is None else scores + self.density_weight * self.densities(directions)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits (N, K + L) of pooled features (N, C): K old landmarks, then L learned ones."""
+        """Return logits (N, K + L) of pooled features (N, C): K old landmarks, then L new ones."""
         scaled = self.head(features).float() / self.temperature
         scores = self.scores(features)
-        own, new = scores[:, : self.old], scores[:, self.old :]
-        mean = torch.logaddexp(torch.log_softmax(scaled, 1), torch.log_softmax(own, 1)) - math.log(2)
-        odds = new - torch.logsumexp(own, 1, keepdim=True) + self.offset
+        old, new = scores[:, : self.old], scores[:, self.old :]
+        mean = torch.logaddexp(torch.log_softmax(scaled, 1), torch.log_softmax(old, 1)) - math.log(2)
+        odds = new - torch.logsumexp(old, 1, keepdim=True) + self.offset
         logits: Tensor = torch.logsumexp(scaled, 1, keepdim=True) + torch.cat([mean, odds], 1)
         return self.temperature * logits
 
 
 class NeighbourHead(Head):
-    """Answers by how densely the remembered images of each landmark lie around an image; `head` waits behind it."""
+    """Answers by the density of each landmark's remembered images around an image; `head` is kept, but not used."""
 
     def __init__(self, head: Head, width: int, near: Neighbourhood, *, classes: int, factor: float) -> None:
         """Take features of length `width`; logits are `factor` times the log densities of `classes` landmarks."""
@@ -72,10 +73,10 @@ class NeighbourHead(Head):
 
 
 class BothHead(Head):
-    """Answers by the mean of the trained head's probabilities and the closed form's; heat maps are the former's."""
+    """Answers by the mean of the trained head's probabilities and the closed form's; heat maps are the trained head's."""
 
     def __init__(self, mixed: LearnedHead, *, scale: float) -> None:
-        """Take a head that has learned nothing new, and what its log probabilities are divided by."""
+        """Take a head without new landmarks; its log probabilities are divided by `scale`."""
         super().__init__()
         self.mixed, self.classes, self.settings, self.scale = mixed, mixed.classes, {}, scale
 
@@ -86,21 +87,21 @@ class BothHead(Head):
 
     @property
     def drawn(self) -> Head:
-        """The trained head, whose gradient is written down."""
+        """The trained head, from whose gradient heat maps are computed."""
         return self.mixed.head
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (N, K) of pooled features (N, C)."""
-        # The sum of exponentials stays the trained head's own, as in `LearnedHead`, so that energy means what it did.
+        # The sum of exponentials stays that of the trained head, as in `LearnedHead`, so that energy keeps its meaning.
         logits = self.mixed(features) / self.mixed.temperature
-        whole = torch.logsumexp(logits, 1, keepdim=True)
-        own = torch.log_softmax((logits - whole) / self.scale, 1)
-        scaled: Tensor = self.mixed.temperature * (whole + own)
+        total = torch.logsumexp(logits, 1, keepdim=True)
+        shares = torch.log_softmax((logits - total) / self.scale, 1)
+        scaled: Tensor = self.mixed.temperature * (total + shares)
         return scaled
 
 
 def trained_head(head: Head) -> Head:
-    """Return the head that training made, whatever stands around it."""
+    """Return the head that training made, without the heads around it."""
     while isinstance(head, NeighbourHead | BothHead | LearnedHead):
         head = head.head
     return head

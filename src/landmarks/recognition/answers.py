@@ -1,4 +1,4 @@
-"""What a recogniser says about an image: its answers with their probabilities, and where it looked for them."""
+"""What a recogniser returns for an image: answers with probabilities, and heat maps that explain them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Answer:
     """One landmark that an image may show."""
 
     label: int
-    """The landmark's position among those the recogniser knows, from 0."""
+    """The landmark's position among those that the recogniser knows, from 0."""
     landmark_id: int
     name: str
     probability: float
@@ -27,15 +27,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a recogniser says about one image, best answer first; a notebook shows it as a table with bars."""
+    """The answers to one image, best first; a notebook shows them as a table with bars."""
 
     answers: tuple[Answer, ...] = ()
     known: bool | None = None
-    r"""Whether the image shows a landmark that the recogniser knows; None where it has no threshold to tell."""
+    """Whether the image shows a landmark that the recogniser knows; None if it has no threshold."""
     problem: str | None = None
     """Why there are no answers: the image cannot be read or decoded."""
     path: str | None = None
-    r"""The file, with \x.. where a byte of its name is no UTF-8; None for an image that came as bytes or pixels."""
+    r"""The file, with \x.. for bytes of its name that are not UTF-8; None for an image given as bytes or pixels."""
 
     def __str__(self) -> str:
         lines = [] if self.path is None else [printable(self.path)]
@@ -43,17 +43,17 @@ class Recognition:
             lines.append(f"no answer: {printable(self.problem)}")
         if self.known is False:
             lines.append(NOT_KNOWN)
-        return "\n".join(lines + [f"{one.probability:7.1%}  {printable(one.name)}" for one in self.answers])
+        return "\n".join(lines + [f"{answer.probability:7.1%}  {printable(answer.name)}" for answer in self.answers])
 
     def _repr_html_(self) -> str:
         from landmarks.recognition.answers_html import answers_html
 
-        first = self.problem if self.problem is not None else NOT_KNOWN if self.known is False else None
-        return answers_html(self.answers, first, self.path)
+        remark = self.problem if self.problem is not None else NOT_KNOWN if self.known is False else None
+        return answers_html(self.answers, remark, self.path)
 
 
 class Recognitions(tuple[Recognition, ...]):
-    """What a recogniser says about several images, in their order."""
+    """The answers to several images, in their order."""
 
     __slots__ = ()
 
@@ -61,7 +61,7 @@ class Recognitions(tuple[Recognition, ...]):
         return "\n".join(map(str, self))
 
     def _repr_html_(self) -> str:
-        return "".join(one._repr_html_() for one in self)
+        return "".join(recognition._repr_html_() for recognition in self)
 
 
 def _no_maps() -> NDArray[np.float32]:
@@ -74,17 +74,17 @@ def _no_image() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The best answers to one image, and where the network looked for each; both empty where there is a `problem`."""
+    """The best answers to one image, with a heat map for each; both are empty where there is a `problem`."""
 
-    answers: tuple[Answer, ...] = ()  # k of them, best first
+    answers: tuple[Answer, ...] = ()  # k, best first
     maps: NDArray[np.float32] = field(default_factory=_no_maps)
-    """Heat maps (k, h, w), each from 0 to 1 at its warmest position; all 0 where nothing speaks for the answer."""
+    """Heat maps (k, h, w), each from 0 to 1 at its warmest position; all 0 where nothing supports the answer."""
     image: NDArray[np.uint8] = field(default_factory=_no_image)
     """The image as the network saw it, RGB (S, S, 3)."""
     method: str = ""
     """How the maps were computed."""
     problem: str | None = None
-    """Why there are none: the image cannot be read or decoded."""
+    """Why there are no answers: the image cannot be read or decoded."""
     path: str | None = None
     """The file, as in `Recognition`."""
 
@@ -97,29 +97,29 @@ class Explanation:
 def answers_of(
     names: Sequence[str], landmark_ids: Sequence[int], labels: Sequence[int], probabilities: Sequence[float]
 ) -> tuple[Answer, ...]:
-    """Return the answers `labels` with their `probabilities`, given what each label stands for."""
+    """Return the answers with these `labels` and `probabilities`, given the name and id of every label."""
     pairs = zip(labels, probabilities, strict=True)
     return tuple(Answer(label, landmark_ids[label], names[label], probability) for label, probability in pairs)
 
 
-# What a network says about images in numbers: what predictions and metrics are made of.
+# The answers to many images as arrays, from which predictions and metrics are made.
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the network says about N images, best answer first, k = 5 or the number of landmarks."""
+    """The k best answers to each of N images; k is 5, or the number of landmarks if that is smaller."""
 
     labels: NDArray[np.int64]  # (N, k), by score descending, equal scores by label ascending
     scores: NDArray[np.float32]  # (N, k), probabilities after temperature
-    truth_log_scores: NDArray[np.float32]  # (N,), natural logarithm of the probability of `first`; NaN where none
+    truth_log_scores: NDArray[np.float32]  # (N,), natural logarithm of the true label's probability; NaN where none
     untempered: NDArray[np.float32]  # (N,), the largest probability before temperature
-    rejection: dict[str, NDArray[np.float32]]  # score name → (N,), larger: more surely a known landmark
+    rejection: dict[str, NDArray[np.float32]]  # score name → (N,), larger for known landmarks
 
 
 def best_answers(probabilities: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return `(labels, scores)` `(N, k)` of the `k` largest of `probabilities` `(N, K)`; equal ones by label ascending.
 
-    Linear in K: only rows whose k-th value occurs more often than there is room for it are sorted whole.
+    Linear in K: only rows with more values equal to the k-th than fit are fully sorted.
     """
     k = min(k, probabilities.shape[1])
     chosen = np.argpartition(-probabilities, k - 1, axis=1)[:, :k].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which way of answering is best for a run: chosen once, on its validation images, kept in the run, and said."""
+"""Choosing the best way of answering for a run: once, on its validation images; the choice is stored in the run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from landmarks.training.run import Run, open_run
 
 
 def choose(run: Run, *, anew: bool = False, device: str = "auto") -> None:
-    """Keep in `run` which way of answering its validation images speak for; make what it has to remember for it.
+    """Choose on the validation images how `run` answers, and store the choice and what the run remembers for it.
 
-    A run with a threshold goes on answering as it was chosen for, unless this is chosen `anew` too.
-    Call it while holding the run's folder. Raises `LandmarksError` when its dataset is not there, or when it has no
-    validation images or more landmarks than images are remembered.
+    A run with a threshold keeps the way of answering that the threshold was chosen for, unless the threshold is chosen
+    `anew` too. Call it while holding the run's folder. Raises `LandmarksError` when the dataset is not there, or when
+    the run has no validation images, or more landmarks than images are remembered.
     """
     if len(run.labels) > MAX_IMAGES:
         raise LandmarksError(
@@ -49,7 +49,7 @@ def choose(run: Run, *, anew: bool = False, device: str = "auto") -> None:
 
 
 def _keep(run: Run, choice: AnsweringChoice, *, anew: bool) -> None:
-    """Keep `choice` and say so; without `anew`, a run with a threshold keeps answering as this was chosen for."""
+    """Store `choice`, with a note; without `anew`, a run with a threshold keeps the threshold's way of answering."""
     rejection, best = read_record(run.folder / "model.json").get("rejection"), choice.by
     if rejection is not None and not anew:
         choice = replace(choice, by=str(rejection.get("by", CLASSIFIER)))
@@ -60,7 +60,7 @@ def _keep(run: Run, choice: AnsweringChoice, *, anew: bool) -> None:
 
 
 def make_ready(place: Place, *, device: str = "auto") -> None:
-    """Let the run at `place` answer by neighbours or both: see `choose`, which is asked where that is not done."""
+    """Make the run at `place` able to answer by neighbours or both: calls `choose` if that was not done yet."""
     run = place if isinstance(place, Run) else open_run(place)
     if not _is_ready(run):
         with held(run.folder):
@@ -68,17 +68,17 @@ def make_ready(place: Place, *, device: str = "auto") -> None:
 
 
 def _is_ready(run: Run) -> bool:
-    kept = read_record(run.folder / "model.json").get(RECORD)
-    return kept is not None and read_memory(run.folder, run.digest) is not None
+    has_choice = read_record(run.folder / "model.json").get(RECORD) is not None
+    return has_choice and read_memory(run.folder, run.digest) is not None
 
 
 def measured_by(
     run: Run, recogniser: Recogniser, by: str | None, *, may_choose: bool, anew: bool = False, device: str = "auto"
 ) -> Recogniser:
-    """Return `recogniser`, of `run` as it was trained, answering `by` that, without it as the run has chosen.
+    """Return the recogniser of `run` as it was trained, answering `by` the given way, or as the run has chosen.
 
-    With `may_choose` it is chosen now where the run has not yet, and has validation images and a gallery to ask; `anew`
-    says that its threshold is chosen anew too. Call it while holding the run's folder.
+    With `may_choose` a run without a choice chooses now, if it has validation images and a gallery. `anew` says that
+    the threshold is about to be chosen again. Call it while holding the run's folder.
     """
     if by == CLASSIFIER:
         return recogniser
@@ -94,14 +94,15 @@ def measured_by(
 
 
 def _settled(run: Run, *, can_choose: bool, anew: bool, device: str) -> bool:
-    """Return whether `run` has chosen who answers; it does now where it has not and can, or where its threshold is
-    chosen `anew` and another way is best.
+    """Return whether `run` has a choice, making one if it `can_choose`.
+
+    With `anew`, a run that kept another way for its threshold changes to the best one.
     """
-    kept = read_choice(read_record(run.folder / "model.json"), run.folder)
-    if kept is not None:
-        best = best_of(kept.ways).by
-        if anew and kept.by != best:
-            _keep(run, replace(kept, by=best), anew=True)
+    choice = read_choice(read_record(run.folder / "model.json"), run.folder)
+    if choice is not None:
+        best = best_of(choice.ways).by
+        if anew and choice.by != best:
+            _keep(run, replace(choice, by=best), anew=True)
         return True
     if not can_choose:
         return False

@@ -1,4 +1,4 @@
-"""Answers from an export: what `trained.py` does with a run's network, done with the graph of one ONNX file."""
+"""Answers from an export: the counterpart of `trained.py`, which answers from a run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def answers_to_images(
     recogniser: Recogniser,
     images: Sequence[NDArray[np.uint8]],
-    first: NDArray[np.int64],
+    truth: NDArray[np.int64],
     answers: int,
-    itself: NDArray[np.int64] | None = None,  # its graph remembers no keys of unknown images
+    excluded: NDArray[np.int64] | None = None,  # unused: an export does not know which unknown images it remembers
 ) -> Answers:
     """Answer decoded images uint8 (H, W, 3) of any sizes, as `Recogniser.answer` does."""
-    return recogniser.exported.answer(images, first, answers)
+    return recogniser.exported.answer(images, truth, answers)
 
 
 def features_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -41,34 +41,36 @@ def explanations_of_images(
 ) -> Iterator[Explanation]:
     """Yield the `top` best answers to decoded images uint8 (H, W, 3), with heat maps.
 
-    Raises `LandmarksError` for a graph that draws none.
+    Raises `LandmarksError` for a graph without heat maps.
     """
     network = recogniser.exported
-    said = network.outputs(images, maps=True)
-    if said.maps is None:
+    outputs = network.outputs(images, maps=True)
+    if outputs.maps is None:
         raise LandmarksError(f"{network.path} draws no heat maps", way_out="explain the run that it was exported from")
-    for pixels, best, probabilities, maps in zip(images, said.best, said.probabilities, said.maps, strict=True):
+    for pixels, best, probabilities, maps in zip(
+        images, outputs.best, outputs.probabilities, outputs.maps, strict=True
+    ):
         labels = best[:top].tolist()
         answers = answers_of(recogniser.names, recogniser.landmark_ids, labels, probabilities[labels].tolist())
         yield Explanation(answers, maps[:top], centre_crop(pixels, network.preprocessing), network.record.maps_method)
 
 
 def vectors_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Return what an export learns decoded images by, float32 (N, D); raise `LandmarksError` where it cannot."""
+    """Return the whitened features float32 (N, D) of decoded images; raise `LandmarksError` if it cannot learn."""
     require_learning(recogniser.exported)
     whitened = recogniser.exported.outputs(images).whitened
-    assert whitened is not None  # its record says that it learns, and `open_export` held the graph to it
+    assert whitened is not None  # `open_export` has checked that a graph whose record says so can learn
     return whitened
 
 
 def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
-    """Return `recogniser` with the landmarks `learned`, and no other than these, beside those in its graph."""
+    """Return `recogniser` with exactly the landmarks `learned` in addition to those in its graph."""
     network = replace(recogniser.exported, learned=learned)
     return replace(recogniser, network=network, names=network.names, landmark_ids=network.landmark_ids, learned=learned)
 
 
 def require_learning(network: ExportedNetwork) -> LearningRecord:
-    """Return what an export learns with; raise `LandmarksError` where it cannot."""
+    """Return what an export learns with; raise `LandmarksError` if it cannot learn."""
     if network.record.learning is None:
         raise LandmarksError(
             f"{network.path} cannot learn landmarks", expected="an export that was made for it",

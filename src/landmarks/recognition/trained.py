@@ -1,4 +1,4 @@
-"""Answers from a run: its network in PyTorch, the gallery it remembers, and the temperature it is fitted with."""
+"""Answers from a run: its PyTorch network, its gallery of remembered images, and its fitted temperature."""
 
 from __future__ import annotations
 
@@ -42,44 +42,44 @@ from landmarks.training.run import Run
 def answers_to_images(
     recogniser: Recogniser,
     images: Sequence[NDArray[np.uint8]],
-    first: NDArray[np.int64],
+    truth: NDArray[np.int64],
     answers: int,
-    itself: NDArray[np.int64] | None = None,
+    excluded: NDArray[np.int64] | None = None,
 ) -> Answers:
-    """Answer the evaluation's squares uint8 (S, S, 3) by a run's network, as `Recogniser.answer` does."""
+    """Answer cropped squares uint8 (S, S, 3) by a run's network, as `Recogniser.answer` does."""
     network, device, temperature = recogniser.trained, recogniser.device, recogniser.temperature
     features = network.features(_normalised(recogniser, images)).float()
     logits = network.classify(features).float()
     probabilities = torch.softmax(logits / temperature, dim=1)
     labels, scores = best_answers(probabilities.cpu().numpy(), answers)
-    truth = torch.from_numpy(np.maximum(first, 0)).to(device)
-    rows = torch.arange(len(truth), device=device)
-    logs = torch.log_softmax(logits / temperature, dim=1)[rows, truth].cpu().numpy()
+    columns = torch.from_numpy(np.maximum(truth, 0)).to(device)
+    rows = torch.arange(len(columns), device=device)
+    truth_logs = torch.log_softmax(logits / temperature, dim=1)[rows, columns].cpu().numpy()
     return Answers(
         labels=labels,
         scores=scores,
-        truth_log_scores=np.where(first == NO_LABEL, np.nan, logs).astype(np.float32),
+        truth_log_scores=np.where(truth == NO_LABEL, np.nan, truth_logs).astype(np.float32),
         untempered=torch.softmax(logits, dim=1).amax(dim=1).cpu().numpy(),
-        rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), recogniser.gallery, itself),
+        rejection=rejection_scores(features.cpu().numpy(), logits.cpu().numpy(), recogniser.gallery, excluded),
     )
 
 
 @torch.no_grad()
 def features_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Return the pooled features float32 (N, C) of the evaluation's squares uint8 (S, S, 3)."""
+    """Return the pooled features float32 (N, C) of cropped squares uint8 (S, S, 3)."""
     features: NDArray[np.float32] = recogniser.trained.features(_normalised(recogniser, images)).float().cpu().numpy()
     return features
 
 
 def vectors_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Return what a run learns the evaluation's squares uint8 (S, S, 3) by: the directions (N, D) of their features."""
+    """Return the directions (N, D) of the features of cropped squares uint8 (S, S, 3), which a run learns from."""
     return directions(features_of_images(recogniser, images))
 
 
 def explanations_of_images(
     recogniser: Recogniser, images: Sequence[NDArray[np.uint8]], top: int
 ) -> Iterator[Explanation]:
-    """Yield the `top` best answers to the evaluation's squares uint8 (S, S, 3), with heat maps."""
+    """Yield the `top` best answers to cropped squares uint8 (S, S, 3), with heat maps."""
     explained = explain_images(recogniser.trained, _normalised(recogniser, images), top, recogniser.temperature)
     probabilities = explained.probabilities.gather(1, explained.labels).tolist()
     maps = scaled(explained.maps).float().cpu().numpy()
@@ -94,9 +94,9 @@ def _normalised(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> 
 
 
 def open_trained(run: Run, device: str = "auto", by: str | None = None) -> Recogniser:
-    """Load a run with the gallery that it holds and the landmarks that it has learned, see `open_recogniser`.
+    """Load a run with its gallery and learned landmarks; see `open_recogniser`.
 
-    It answers `by` classifier, neighbours or both, without that by what validation chose.
+    It answers `by` classifier, neighbours or both; by default the way that validation chose.
     """
     opened, record = _opened(run, open_gallery(run), device)
     recogniser = replace(opened, memory=read_memory(run.folder, run.digest))
@@ -106,9 +106,9 @@ def open_trained(run: Run, device: str = "auto", by: str | None = None) -> Recog
 
 
 def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
-    """Return `recogniser` with the landmarks `learned`, and no other than these, beside those it was trained for.
+    """Return `recogniser` with exactly the landmarks `learned` in addition to those it was trained for.
 
-    Raises `LandmarksError` when it keeps nothing of its own images, which new landmarks have to be told apart from.
+    Raises `LandmarksError` when it has no memory of its own images, which new landmarks are told apart from.
     """
     network, trained = recogniser.trained, len(recogniser.names) - len(recogniser.learned.names)
     if recogniser.memory is None:
@@ -119,10 +119,10 @@ def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
     head = trained_head(network.head)
     gallery = recogniser.gallery and without_learned(recogniser.gallery, trained)
     if learned.names:
-        made = learned_head(head, network.width, recogniser.memory, learned, recogniser.temperature)
-        head = made.to(recogniser.device).eval()
+        mixed = learned_head(head, network.width, recogniser.memory, learned, recogniser.temperature)
+        head = mixed.to(recogniser.device).eval()
         gallery = gallery and with_learned(gallery, learned, trained)
-    knowing = replace(
+    changed = replace(
         recogniser,
         network=Network(network.backbone_name, network.backbone, network.head_name, head, network.preprocessing).eval(),
         names=[*recogniser.names[:trained], *learned.names],
@@ -132,8 +132,8 @@ def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
         by=BOTH if learned.names else CLASSIFIER,
     )
     if recogniser.choice is None or (learned.names and recogniser.by != NEIGHBOURS):
-        return knowing
-    return answering_by(knowing, recogniser.choice.by if recogniser.learned.names else recogniser.by)
+        return changed
+    return answering_by(changed, recogniser.choice.by if recogniser.learned.names else recogniser.by)
 
 
 def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "auto") -> Recogniser:
@@ -169,7 +169,7 @@ def _opened(run: Run, gallery: Gallery | None, device: str) -> tuple[Recogniser,
 
 
 def _calibration(path: Path, record: dict[str, Any]) -> tuple[float, KnownRule | None, float]:
-    """Return temperature, rule and threshold of a run's `model.json`; raise when they are no numbers to answer by."""
+    """Return temperature, rule and threshold of a run's `model.json`. Raises `LandmarksError` for invalid ones."""
     rejection = record.get("rejection")
     try:
         temperature = float(record.get("temperature") or 1.0)
@@ -185,31 +185,30 @@ def _calibration(path: Path, record: dict[str, Any]) -> tuple[float, KnownRule |
 
 
 def update_model(run: Run, **changes: object) -> None:
-    """Rewrite the run's `model.json` with `changes`, keeping all else, what wrote it included."""
+    """Update `changes` in the run's `model.json`, keeping everything else, including the verb that wrote it."""
     path = run.folder / "model.json"
     record = {**read_record(path), **changes}
     verb, inputs = record.pop("verb", "train"), record.pop("inputs", "")
     write_record(path, record, verb=verb, inputs=inputs)
 
 
-# ── The temperature of a run's network: fitted once, on the validation split, and stored with the model ──────────────
+# ── The temperature: fitted once, on the validation split, and stored with the model ─────────────────────────────────
 
 
 MAX_BYTES = 128 * 1024**2
-"""Size of the outputs that the temperature is fitted on, in half precision: 300 images of 203,094 landmarks."""
-
+"""Size of the logits that the temperature is fitted on, in half precision: 300 images of 203,094 landmarks."""
 
 LEAST_WRONG = 3
-"""Wrong answers below which no temperature is fitted: without any the best one would be 0, which says that every
-answer is certain; one or two decide it alone."""
+"""Wrong answers needed to fit a temperature. Without any the best temperature would be 0, which makes every answer
+certain; one or two would decide it alone."""
 
 
 def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch_size: int) -> Recogniser:
-    """Return `recogniser` with its run's temperature, fitted now and stored in `model.json` when there is none yet.
+    """Return `recogniser` with its run's temperature, which is fitted now and stored in `model.json` if it has none.
 
-    It is fitted on what the run was validated with in `dataset`, its own; on features that head training kept, where
-    the backbone is still the same. Without validation images, or with fewer than `LEAST_WRONG` wrong answers to them,
-    it stays 1, with a note. Call it while holding the run's folder.
+    It is fitted on the run's validation images in `dataset`, its own, from the features that head training cached if
+    the backbone has not changed since. Without validation images, or with fewer than `LEAST_WRONG` wrong answers to
+    them, it stays 1, with a note. Call it while holding the run's folder.
     """
     record = read_record(run.folder / "model.json")
     if record.get("temperature") is not None:
@@ -256,10 +255,10 @@ def _outputs(
 
 
 def in_half_precision(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits (N, K) less each row's largest, which changes no probability, as float16.
+    """Return logits (N, K) minus each row's largest, as float16; the probabilities stay the same.
 
-    A network that has learnt little yet may answer with outputs beyond what half precision holds; what lies further
-    than that below the largest has no probability anyway.
+    A network that has learnt little may have logits beyond the range of half precision. Those that are clamped lie so
+    far below the largest that their probability is 0 anyway.
     """
     below = logits.float() - logits.float().amax(dim=1, keepdim=True)
     return below.clamp(min=torch.finfo(torch.float16).min).half()
@@ -268,8 +267,8 @@ def in_half_precision(logits: torch.Tensor) -> torch.Tensor:
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer], rows_at_once: int = 4096) -> float:
     """Return the temperature that minimises the log loss of `logits / temperature` `(N, K)` for `labels` `(N,)`.
 
-    Bounded to 0.05..20: with every validation image right the best temperature would be 0. The loss is convex in
-    1/temperature, so the minimum found is the only one (Guo et al., ICML 2017).
+    Bounded to 0.05..20, since with every validation image right the best temperature would be 0. The loss is convex in
+    1/temperature, so the minimum is unique (Guo et al., ICML 2017).
     """
     if not len(labels):
         raise LandmarksError("no validation images to fit the temperature on")
