@@ -48,7 +48,7 @@ def open_measured(place: Place) -> Run:
     labels = labels.with_columns(
         pl.lit(None).cast(kind).alias(name) for name, kind in LABELS.items() if name not in labels.columns
     )
-    data = {"identified_by": record.identified_by, "digest": (record.whole.get("run") or {}).get("data_digest")}
+    data = {"identified_by": record.identified_by, "digest": (record.raw.get("run") or {}).get("data_digest")}
     return MeasuredExport(
         folder=export.path.with_suffix(".evaluation"),
         record={"data": data, "export": True},

@@ -22,7 +22,7 @@ from landmarks.recognition.kernel_density import LogDensities, Neighbourhood
 
 
 class LearnedHead(Head):
-    """The logits of a trained `head` mixed with a closed form's, followed by those of the closed form's new landmarks."""
+    """A trained `head` mixed with a closed form, and the logits of the landmarks that only the closed form knows."""
 
     weights: Tensor
     bias: Tensor
@@ -73,7 +73,7 @@ class NeighbourHead(Head):
 
 
 class BothHead(Head):
-    """Answers by the mean of the trained head's probabilities and the closed form's; heat maps are the trained head's."""
+    """Answers by the mean probabilities of the trained head and the closed form; heat maps are the trained head's."""
 
     def __init__(self, mixed: LearnedHead, *, scale: float) -> None:
         """Take a head without new landmarks; its log probabilities are divided by `scale`."""

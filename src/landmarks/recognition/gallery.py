@@ -1,4 +1,4 @@
-"""What a run remembers of its training images: made once after training, kept in the run's folder, bounded."""
+"""The gallery: what a run remembers of its training images, made once and stored in its folder, of bounded size."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from landmarks.training.run import Run
 FILE = "gallery.safetensors"
 
 MAX_BYTES = 128 * 1024**2
-"""Size of the features that are remembered: 50,000 images of 1,280 half-precision numbers."""
+"""Size of the remembered features: 50,000 images of 1,280 half-precision numbers."""
 
 UNKNOWN_MARK = " unknown "
-"""Stands in a gallery's digest before that of the unknown images."""
+"""Precedes the digest of the unknown images in a gallery's digest."""
 
-SPLITS = ("images", "labels", "mean", "centres", "within", "overall")
+ARRAYS = ("images", "labels", "mean", "centres", "within", "overall")
 
 
 def open_gallery(run: Run) -> Gallery | None:
-    """Return what `run` remembers of its training images; None when it holds nothing, or of other weights."""
+    """Return the gallery of `run`; None when it has none, or one made with other weights."""
     path = run.folder / FILE
     if not path.exists():
         return None
@@ -49,7 +49,7 @@ def open_gallery(run: Run) -> Gallery | None:
         tensors = load_file(path) if path.is_file() else {}
         if bytes(tensors.pop("model")).decode() != run.digest:
             return None
-        images, labels, mean, centres, within, overall = (tensors[name] for name in SPLITS)
+        images, labels, mean, centres, within, overall = (tensors[name] for name in ARRAYS)
         digest = bytes(tensors["digest"]).decode()
         gallery = Gallery(images, labels, mean, centres, within, overall, digest)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -60,32 +60,32 @@ def open_gallery(run: Run) -> Gallery | None:
 
 
 def with_unknown_images(gallery: Gallery, unknown: UnknownImages) -> Gallery:
-    """Return `gallery` with these unknown images, and no others."""
-    own = gallery.digest.partition(UNKNOWN_MARK)[0]
-    return replace(gallery, unknown=unknown, digest=own + UNKNOWN_MARK + unknown.digest)
+    """Return `gallery` with exactly these unknown images."""
+    base = gallery.digest.partition(UNKNOWN_MARK)[0]
+    return replace(gallery, unknown=unknown, digest=base + UNKNOWN_MARK + unknown.digest)
 
 
 def _require_sound(path: Path, gallery: Gallery, landmarks: int) -> None:
-    """Raise unless all that a gallery holds fits together and is finite."""
+    """Raise `LandmarksError` unless all arrays of a gallery have matching shapes and finite values."""
     count, width = gallery.images.shape if gallery.images.ndim == 2 else (-1, -1)
     shapes = {"labels": (count,), "mean": (width,), "centres": (landmarks, width)}
     shapes |= {"within": (width, width), "overall": (width, width)}
     fits = all(getattr(gallery, name).shape == shape for name, shape in shapes.items())
-    fits = fits and all(bool(np.isfinite(getattr(gallery, name)).all()) for name in SPLITS)
+    fits = fits and all(bool(np.isfinite(getattr(gallery, name)).all()) for name in ARRAYS)
     fits = fits and count > 0 and int(gallery.labels.min()) >= 0 and int(gallery.labels.max()) < landmarks
     if not fits:
         raise LandmarksError(f"{path} does not fit the run's {landmarks} landmarks", way_out="delete it")
 
 
 def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int) -> Gallery | None:
-    """Return the run's gallery, made now from what it was trained on in `dataset` (its own) when it holds none yet.
+    """Return the run's gallery, made now from its training images in `dataset` (its own) if it has none yet.
 
-    The features are those that head training kept, where the backbone is still the same. None, with a note, when
-    there are more landmarks than images fit. Call it while holding the run's folder.
+    Uses the features that head training cached if the backbone has not changed since. None, with a note, when there are
+    more landmarks than images fit. Call it while holding the run's folder.
     """
-    known = open_gallery(run)
-    if known is not None:
-        return known
+    gallery = open_gallery(run)
+    if gallery is not None:
+        return gallery
     limit = MAX_BYTES // (2 * compared_width(network.width))
     images = images_seen(run, dataset, "train")
     if not len(images):
@@ -106,7 +106,7 @@ def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int
 
 
 def sample(labels: NDArray[np.integer], limit: int, seed: int = 0) -> NDArray[np.bool_]:
-    """Return `(N,)`: which images to keep so that at most `limit` remain, as evenly over `labels` as can be."""
+    """Return the mask `(N,)` of at most `limit` images to keep, spread as evenly as possible over `labels`."""
     if len(labels) <= limit:
         return np.ones(len(labels), dtype=bool)
     shuffled = generator(seed, "reference").permutation(len(labels))
@@ -135,7 +135,7 @@ def _directions_of_images(
 
 
 def _directions_of(features: Rows) -> NDArray[np.float16]:
-    """Return the directions of kept features, some at a time: they may be wider than what is compared."""
+    """Return the directions of cached features, computed in blocks, as features may be wider than directions."""
     values = np.empty((len(features), compared_width(features.shape[1])), dtype=np.float16)
     for start in range(0, len(features), 4096):
         values[start : start + 4096] = directions(features[start : start + 4096])
@@ -143,41 +143,40 @@ def _directions_of(features: Rows) -> NDArray[np.float16]:
 
 
 def _save(path: Path, gallery: Gallery, model: str) -> None:
-    tensors = {name: np.ascontiguousarray(getattr(gallery, name)) for name in SPLITS}
+    tensors = {name: np.ascontiguousarray(getattr(gallery, name)) for name in ARRAYS}
     for name, text in {"model": model, "digest": gallery.digest}.items():
         tensors[name] = np.frombuffer(text.encode(), dtype=np.uint8)
     with written_whole(path) as aside:
         save_file(tensors, aside)
 
 
-# Does an image show a landmark the run knows? Scores from one pass of the network, larger: more surely known.
-#
-# `msp` and `energy` come from the outputs alone; `knn` and `mahalanobis` compare an image's features with
-# those of the training images (`Gallery`). A `KnownRule` is what a threshold is set on: one score, or a weighted sum.
+# Does an image show a landmark that the run knows? The scores, larger for known landmarks, come from one pass of the
+# network: `msp` and `energy` from its outputs alone; `knn` and `mahalanobis` compare an image's features with those of
+# the training images (`Gallery`). A threshold is set on a `KnownRule`: one score, or a weighted sum.
 
 
 NEIGHBOURS = 10
-"""Training images that vote on how near an image is to a landmark."""
+"""Nearest training images that vote for landmarks."""
 
 WARMTH = 0.05
-"""Difference in cosine by which a neighbour's vote falls to 1/e."""
+"""Decrease in cosine that reduces a neighbour's vote to 1/e."""
 
 SHRINKAGE = 0.1
-"""Share of the round covariance mixed into the measured one, which has fewer images than it has entries."""
+"""Share of an isotropic covariance mixed into the measured one, which has more entries than there are images."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a run remembers of its training images: M of them, directions of length C, L landmarks."""
+    """M remembered training images of L landmarks, as directions of length C."""
 
     images: NDArray[np.float16]  # (M, C), the `directions` of their features
     labels: NDArray[np.int64]  # (M,)
     mean: NDArray[np.float32]  # (C,)
-    centres: NDArray[np.float32]  # (L, C), whitened within landmarks
-    within: NDArray[np.float32]  # (C, C), whitens what differs within a landmark
-    overall: NDArray[np.float32]  # (C, C), whitens what differs among all images
+    centres: NDArray[np.float32]  # (L, C), means of landmarks, whitened by `within`
+    within: NDArray[np.float32]  # (C, C), whitens the differences within landmarks
+    overall: NDArray[np.float32]  # (C, C), whitens the differences among all images
     digest: str
-    unknown: UnknownImages | None = None  # of nothing known, where a threshold was chosen
+    unknown: UnknownImages | None = None  # images of no known landmark, if a threshold was chosen with them
 
     @cached_property
     def index(self) -> Any:
@@ -191,14 +190,14 @@ class Gallery:
 
 
 def make_gallery(images: NDArray[np.floating], labels: NDArray[np.integer], digest: str) -> Gallery:
-    """Return the `Gallery` of training images with `directions` `images` `(M, C)` that show `labels` `(M,)`."""
+    """Return the `Gallery` of training images, given their `directions` as `images` `(M, C)`, and `labels` `(M,)`."""
     _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     width = images.shape[1]
     sums, squares = np.zeros((len(counts), width)), np.zeros((width, width))
     for start in range(0, len(images), 4096):
-        some = images[start : start + 4096].astype(np.float32)
-        np.add.at(sums, places[start : start + 4096], some)
-        squares += some.T @ some
+        block = images[start : start + 4096].astype(np.float32)
+        np.add.at(sums, places[start : start + 4096], block)
+        squares += block.T @ block
     squares /= len(images)
     mean, centres = sums.sum(axis=0) / len(images), sums / counts[:, None]
     overall = _whitening(squares - np.outer(mean, mean))
@@ -212,12 +211,12 @@ def rejection_scores(
     features: NDArray[np.float32],
     logits: NDArray[np.float32],
     gallery: Gallery | None,
-    itself: NDArray[np.int64] | None = None,
+    excluded: NDArray[np.int64] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Return score name → `(N,)` for `features` `(N, C)` and `logits` `(N, K)`; see `SCORE_DEFINITIONS`.
 
-    Without a `gallery` there are only the scores that come from the outputs. `itself` `(N,)` says which of its unknown
-    images each image is, -1 where none.
+    Without a `gallery` there are only the scores that come from the outputs. `excluded` `(N,)` is the row of each image
+    among the gallery's unknown images, -1 for an image that is not there; it is not compared with itself.
     """
     scores = {"energy": logsumexp(logits, axis=1).astype(np.float32)}
     if gallery is not None:
@@ -225,9 +224,9 @@ def rejection_scores(
         scores["knn"] = _knn(images, gallery)
         scores["mahalanobis"] = _mahalanobis(images, gallery)
         if gallery.unknown is not None:
-            itself = np.full(len(images), -1) if itself is None else itself
-            scores["knn_unknown"] = _knn_unknown(images, gallery.unknown, itself)
-            scores["contrast"] = _contrast(images, gallery, gallery.unknown, itself)
+            excluded = np.full(len(images), -1) if excluded is None else excluded
+            scores["knn_unknown"] = _knn_unknown(images, gallery.unknown, excluded)
+            scores["contrast"] = _contrast(images, gallery, gallery.unknown, excluded)
     return scores
 
 
@@ -251,21 +250,23 @@ def _to_nearest(white: NDArray[np.float32], gallery: Gallery) -> NDArray[np.floa
     return np.asarray(nearest, dtype=np.float32)
 
 
-def _knn_unknown(images: NDArray[np.float32], unknown: UnknownImages, itself: NDArray[np.int64]) -> NDArray[np.float32]:
+def _knn_unknown(
+    images: NDArray[np.float32], unknown: UnknownImages, excluded: NDArray[np.int64]
+) -> NDArray[np.float32]:
     cosines = images @ unknown.images.astype(np.float32).T
-    rows = np.flatnonzero(itself >= 0)
-    cosines[rows, itself[rows]] = -np.inf
+    rows = np.flatnonzero(excluded >= 0)
+    cosines[rows, excluded[rows]] = -np.inf
     nearest = np.partition(cosines, -min(NEIGHBOURS, cosines.shape[1]), axis=1)[:, -NEIGHBOURS:]
     votes = np.exp((nearest - 1) / WARMTH).sum(axis=1)
     return np.asarray(-np.log(np.maximum(votes, 1e-30)), dtype=np.float32)
 
 
 def _contrast(
-    images: NDArray[np.float32], gallery: Gallery, unknown: UnknownImages, itself: NDArray[np.int64]
+    images: NDArray[np.float32], gallery: Gallery, unknown: UnknownImages, excluded: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     white, count = images @ gallery.within, len(unknown.keys)
     to_unknown = np.square(white - centre_of_unknown(gallery, unknown)).sum(axis=1)
-    to_unknown[itself >= 0] *= (count / (count - 1)) ** 2  # as far as from the mean of the others
+    to_unknown[excluded >= 0] *= (count / (count - 1)) ** 2  # the distance from the mean of the other images
     return np.asarray(to_unknown - _to_nearest(white, gallery), dtype=np.float32)
 
 
@@ -276,9 +277,9 @@ def centre_of_unknown(gallery: Gallery, unknown: UnknownImages) -> NDArray[np.fl
 
 
 def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return W `(C, C)` with `W @ W.T` the inverse of the shrunk `covariance` `(C, C)`."""
+    """Return W `(C, C)` such that `W @ W.T` is the inverse of the shrunk `covariance` `(C, C)`."""
     size = len(covariance)
-    spread = max(float(np.trace(covariance)), 1e-3)  # of 1 at most; 0 where every landmark has one image
-    round_one = spread / size * np.eye(size)
-    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * round_one
+    spread = max(float(np.trace(covariance)), 1e-3)  # at most 1; 0 if every landmark has a single image
+    isotropic = spread / size * np.eye(size)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * isotropic
     return np.asarray(np.linalg.cholesky(np.linalg.inv(shrunk)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What tells known from unknown: scores by their names in the literature, and the rule a threshold is set on."""
+"""Telling known from unknown: the scores, by their names in the literature, and the rule that combines them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WITH_UNKNOWN = frozenset({KNN_UNKNOWN, CONTRAST})
 """Scores that need remembered unknown images."""
 
 FROM_ANSWERS = frozenset({MSP, "energy"})
-"""Scores that come from the answers themselves, and differ with who gives them."""
+"""Scores computed from the answers, which differ between ways of answering."""
 
 SCORE_DEFINITIONS = {
     "score": "The number that a submission gives with its answer.",
@@ -42,14 +42,14 @@ SCORE_DEFINITIONS = {
 
 @dataclass(frozen=True)
 class KnownRule:
-    """What is compared with a threshold: the sum of `weights[name] * score` plus `constant`."""
+    """The value that is compared with a threshold: the sum of `weights[name] * score` plus `constant`."""
 
     name: str
     weights: dict[str, float]
     constant: float = 0.0
 
     def apply(self, scores: Scores) -> NDArray[np.float32]:
-        """Return the values `(N,)` of the rule."""
+        """Return the value of the rule for each image `(N,)`."""
         total = sum(weight * scores[name].astype(np.float64) for name, weight in self.weights.items())
         return np.asarray(total + self.constant, dtype=np.float32)
 
@@ -61,7 +61,7 @@ class KnownRule:
 def combined_rule(scores: Scores, known: NDArray[np.bool_]) -> KnownRule:
     """Return the rule that best tells `known` `(N,)` from unknown: a logistic regression on standardised scores.
 
-    Known and unknown weigh the same whatever their numbers, and the weights are held small (C = 1).
+    Known and unknown images have equal total weight, and the coefficients are regularised (C = 1).
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -32,19 +32,19 @@ from landmarks.support.places import Place
 from landmarks.training.run import open_run
 
 LEARNED_TABLE = {
-    "label": pl.UInt32,  # behind those that it was trained for
+    "label": pl.UInt32,  # follows those of the trained landmarks
     "landmark_id": pl.Int64,  # below -1 unless one was given
     "name": pl.String,
     "images": pl.UInt32,
 }
-"""Columns of what `learn` and `forget` return, one row for each learned landmark."""
+"""Columns of the table that `learn` and `forget` return, one row per learned landmark."""
 
-Given: TypeAlias = ImageLike | Iterable[ImageLike]
+Images: TypeAlias = ImageLike | Iterable[ImageLike]
 
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What is to be learned: images of one landmark, or a file of landmarks."""
+    """What to learn: images of one landmark, or a file of learned landmarks."""
 
     images: list[ImageLike]
     name: str
@@ -54,21 +54,22 @@ class _Lesson:
 
 def learn(
     run: Place,
-    images: Given | None = None,
+    images: Images | None = None,
     *,
     name: str | None = None,
     landmark_id: int | None = None,
     from_: Place | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
-    """Add the landmark `name` to `run`, or to an export, from `images` of it; return all that it learned so far.
+    """Add the landmark `name` to `run`, or to an export, from `images` of it; return all learned landmarks.
 
-    An image is as in `Recogniser`, or one of those in a folder. For what is returned see `LEARNED_TABLE`. A
-    landmark that was learned before gets these images too. Images that cannot be decoded are named and passed by. A
-    run's own dataset must be there the first time: what is kept of it is made then. An export must have been written
-    with `learning`; it keeps what it learns in `NAME.learned.json` beside it, needs no PyTorch, and takes a file that
-    its page has saved too (`from_`, instead of images and a name). Raises `LandmarksError` for a name or id that it was
-    trained for, and when no image can be read.
+    `images` are as in `Recogniser`, or folders of images. The table returned has the columns `LEARNED_TABLE`. A
+    landmark that was learned before gets these images too. Images that cannot be decoded are skipped, with a note.
+
+    A run needs its own dataset the first time, to compute what it then keeps for learning. An export must have been
+    written with `learning`. It stores what it learns in `NAME.learned.json` beside it, needs no PyTorch, and also takes
+    a file saved by its page (`from_`, instead of images and a name). Raises `LandmarksError` for a name or id of a
+    trained landmark, and when no image can be read.
     """
     lesson = _lesson_of(images, name, landmark_id, from_)
     if is_export(run):
@@ -84,16 +85,15 @@ def learn(
         from landmarks.recognition.remembering import remembering
     with held(opened.folder):
         recogniser = remembering(opened, device=device)
-        vectors = _each(lesson, recogniser.vectors)
-        taught = recogniser.with_vectors(vectors, lesson.name, landmark_id)
-        learned = taught.learned
-        write_learned(opened.folder, learned, opened.digest)
-    _say(lesson, taught, len(vectors))
-    return table_of(len(opened.labels), learned)
+        vectors = _vectors_of(lesson, recogniser)
+        recogniser = recogniser.with_vectors(vectors, lesson.name, landmark_id)
+        write_learned(opened.folder, recogniser.learned, opened.digest)
+    _report(lesson, recogniser, len(vectors))
+    return table_of(len(opened.labels), recogniser.learned)
 
 
 def forget(run: Place, name: str) -> pl.DataFrame:
-    """Take the learned landmark `name` out of `run`, or of an export, again; return those left, see `LEARNED_TABLE`."""
+    """Remove the learned landmark `name` from `run`, or from an export; return those left, as `LEARNED_TABLE`."""
     if is_export(run):
         with _held(Path(run)):
             recogniser = load(run).forget(name)
@@ -108,7 +108,7 @@ def forget(run: Place, name: str) -> pl.DataFrame:
     return table_of(len(opened.labels), left)
 
 
-def _lesson_of(images: Given | None, name: str | None, landmark_id: int | None, file: Place | None) -> _Lesson:
+def _lesson_of(images: Images | None, name: str | None, landmark_id: int | None, file: Place | None) -> _Lesson:
     given = [] if images is None else list(as_iterable(images))
     if file is not None:
         if given or name is not None or landmark_id is not None:
@@ -124,8 +124,8 @@ def _lesson_of(images: Given | None, name: str | None, landmark_id: int | None, 
 
 
 def each_image(given: Sequence[ImageLike]) -> list[ImageLike]:
-    """Return images in memory and files among `given`, and the images in the folders among them, in their order."""
-    return [image for one in given for image in (find_images(one) if isinstance(one, str | os.PathLike) else [one])]
+    """Return `given` with every path replaced by the image files that it names, in order."""
+    return [image for item in given for image in (find_images(item) if isinstance(item, str | os.PathLike) else [item])]
 
 
 def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
@@ -136,22 +136,22 @@ def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
             recogniser = recogniser.read_learned(lesson.file)
             note(f"{lesson.file} is read: {plural(len(recogniser.learned.names), 'landmark')} learned so far")
         else:
-            vectors = _each(lesson, recogniser.vectors)
+            vectors = _vectors_of(lesson, recogniser)
             recogniser = recogniser.with_vectors(vectors, lesson.name, lesson.landmark_id)
-            _say(lesson, recogniser, len(vectors))
+            _report(lesson, recogniser, len(vectors))
         _keep(recogniser)
     return table_of(_trained(recogniser), recogniser.learned)
 
 
 def _held(export: Path) -> contextlib.AbstractContextManager[Path]:
-    """Hold what an export has learned; raise `LandmarksError` where there is no export."""
+    """Lock the file of what an export has learned; raise `LandmarksError` if there is no export."""
     if not export.is_file():
         raise LandmarksError(f"there is no export {export}")
     return held_beside(learned_file(export))
 
 
 def _keep(recogniser: Recogniser) -> None:
-    """Write what an export's recogniser has learned beside the export; call it while holding that file."""
+    """Write what an export's recogniser has learned beside the export; call it while holding the lock."""
     path = learned_file(recogniser.exported.path)
     if recogniser.learned.names:
         write_learned_file(path, recogniser.learned, require_learning(recogniser.exported).digest)
@@ -163,30 +163,30 @@ def _trained(recogniser: Recogniser) -> int:
     return len(recogniser.names) - len(recogniser.learned.names)
 
 
-def _each(lesson: _Lesson, ask: Callable[[ImageLike], NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return what `ask` says of each image (m, D); those that cannot be read are named and passed by."""
-    found = []
-    for one in lesson.images:
+def _vectors_of(lesson: _Lesson, recogniser: Recogniser) -> NDArray[np.float32]:
+    """Return the vectors (m, D) of a lesson's images; those that cannot be read are skipped, with a note."""
+    vectors = []
+    for image in lesson.images:
         try:
-            found.append(ask(one)[0])
+            vectors.append(recogniser.vectors(image)[0])
         except ImageError as error:
             note(str(error))
-    if not found:
+    if not vectors:
         raise LandmarksError(f'none of the {len(lesson.images)} images of "{lesson.name}" can be read')
-    return np.stack(found)
+    return np.stack(vectors)
 
 
-def _say(lesson: _Lesson, taught: Recogniser, read: int) -> None:
-    """Say what a lesson came to, and where its landmark is hardly another than one there was."""
-    name, learned = plain(lesson.name), taught.learned
-    passed = f"; {len(lesson.images) - read} could not be read" if read < len(lesson.images) else ""
-    note(f'"{name}" is known from {plural(learned.counts()[learned.names.index(name)], "image")}{passed}')
-    if alike := [one for one in taught.names if one != name and one.casefold() == name.casefold()]:
+def _report(lesson: _Lesson, recogniser: Recogniser, read: int) -> None:
+    """Note what was learned, and warn when the name differs from another landmark's only in case."""
+    name, learned = plain(lesson.name), recogniser.learned
+    skipped = f"; {len(lesson.images) - read} could not be read" if read < len(lesson.images) else ""
+    note(f'"{name}" is known from {plural(learned.counts()[learned.names.index(name)], "image")}{skipped}')
+    if alike := [other for other in recogniser.names if other != name and other.casefold() == name.casefold()]:
         note(f'"{name}" is a landmark of its own beside "{alike[0]}"; to take it back: landmarks forget, same name')
 
 
 def table_of(trained: int, learned: Learned) -> pl.DataFrame:
-    """Return what was learned beside so many trained landmarks as `LEARNED_TABLE`."""
+    """Return learned landmarks as `LEARNED_TABLE`, given how many landmarks were `trained`."""
     labels = range(trained, trained + len(learned.names))
     rows = zip(labels, learned.landmark_ids, learned.names, learned.counts(), strict=True)
     return pl.DataFrame(list(rows), schema=LEARNED_TABLE, orient="row")

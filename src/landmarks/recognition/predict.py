@@ -18,7 +18,7 @@ from landmarks.support.systems import readable
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 
 PREDICTED = {
-    "path": pl.String,  # with \x.. where a byte of it is no UTF-8
+    "path": pl.String,  # with \x.. for bytes that are not UTF-8
     "rank": pl.UInt32,  # from 1; null where the image could not be answered
     "landmark_id": pl.Int64,
     "name": pl.String,
@@ -38,13 +38,13 @@ def predict(
     by: str | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
-    """Return the `top` best answers of `run` to each image, see `PREDICTED`; `csv` writes the table there too.
+    """Return the `top` best answers of `run` to each image, as `PREDICTED`; `csv` also writes the table to a file.
 
-    `run` is a run's folder, or an export, which needs no PyTorch. `images` are files and folders; a folder means every
-    image in it and below, by name. An image that cannot be decoded has one row that says why. `by` is who answers:
-    classifier, neighbours or both; without it what validation chose for the run. The first time neighbours are asked
-    the run's own dataset must be there. `device` is auto, cpu, cuda or mps. Raises `LandmarksError` when a path does
-    not exist or holds no images.
+    `run` is a run's folder, or an export, which needs no PyTorch. `images` are files and folders; a folder stands for
+    all images in it and below, sorted by name. An image that cannot be decoded has one row that says why. `by` is the
+    way of answering: classifier, neighbours or both; by default the one that validation chose for the run. Answering by
+    neighbours for the first time needs the run's own dataset. `device` is auto, cpu, cuda or mps. Raises
+    `LandmarksError` when a path does not exist or holds no images.
     """
     require_top(top)
     require_by(by)
@@ -58,8 +58,8 @@ def predict(
     paths = find_images(images)
     rows: list[tuple[Any, ...]] = []
     with progress("answering", total=len(paths)) as advance:
-        for path, found in zip(paths, recogniser.recognitions(paths, top), strict=True):
-            rows += _rows(readable(path), found)
+        for path, recognition in zip(paths, recogniser.recognitions(paths, top), strict=True):
+            rows += _rows(readable(path), recognition)
             advance(1)
     table = pl.DataFrame(rows, schema=PREDICTED, orient="row")
     if csv is not None:
@@ -68,16 +68,16 @@ def predict(
 
 
 def counts(table: pl.DataFrame) -> pl.DataFrame:
-    """Return how many images of a table of `predict` got which best answer, most images first: name, images."""
+    """Return how many images of a table of `predict` have each best answer, most images first: name, images."""
     best = table.filter(pl.col("rank") == 1)
-    said = pl.when(pl.col("known").fill_null(True)).then(pl.col("name")).otherwise(pl.lit(NOT_KNOWN)).alias("name")
-    counted = best.select(said).group_by("name").agg(images=pl.len())
+    answer = pl.when(pl.col("known").fill_null(True)).then(pl.col("name")).otherwise(pl.lit(NOT_KNOWN)).alias("name")
+    counted = best.select(answer).group_by("name").agg(images=pl.len())
     return counted.sort(["images", "name"], descending=[True, False])
 
 
-def _rows(path: str, found: Recognition) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of `PREDICTED` of one file."""
-    if found.problem is not None:
-        yield (path, None, None, None, None, None, found.problem)
-    for rank, answer in enumerate(found.answers, 1):
-        yield (path, rank, answer.landmark_id, answer.name, answer.probability, found.known, None)
+def _rows(path: str, recognition: Recognition) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of `PREDICTED` for one file."""
+    if recognition.problem is not None:
+        yield (path, None, None, None, None, None, recognition.problem)
+    for rank, answer in enumerate(recognition.answers, 1):
+        yield (path, rank, answer.landmark_id, answer.name, answer.probability, recognition.known, None)

@@ -161,7 +161,7 @@ class Recogniser:
             yield Recognition(answers_of(self.names, self.landmark_ids, labels[:top], scores[:top]), is_known)
 
     def known_scores(self, answers: Answers) -> NDArray[np.float32]:
-        """Return the scores (N,) that `threshold` is compared with: the rule's, or without one the largest probability."""
+        """Return the scores (N,) to compare with `threshold`: the rule's, or without one the largest probabilities."""
         scores = {MSP: answers.scores[:, 0], **answers.rejection}
         if self.rule is None:
             return scores[MSP]

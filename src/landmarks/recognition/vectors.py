@@ -1,9 +1,9 @@
-"""Neighbours among any number of vectors: exact up to about a million, by compressed codes and a second look beyond.
+"""Nearest neighbours among any number of vectors: exact up to about a million, by compressed codes beyond.
 
-Vectors have length 1 and lie on disk in half precision, in parts that are only ever added. Up to `MOST_EXACT` a query
-is compared with each of them. Beyond, faiss finds candidates in an inverted file (Jégou et al., PAMI 2011) of product
-quantised codes of four bits, compared in registers (André et al., PAMI 2021) and mapped into memory, and the
-candidates' own vectors decide: what is answered are true cosines.
+Vectors have length 1 and lie on disk in half precision, in parts; parts are only ever added. Up to `MOST_EXACT` a query
+is compared with every vector. Beyond that faiss finds candidates in an inverted file (Jégou et al., PAMI 2011) of
+product-quantised 4-bit codes, which are compared in registers (André et al., PAMI 2021) and mapped into memory. The
+candidates are then ranked by their exact cosines.
 """
 
 from __future__ import annotations
@@ -20,65 +20,65 @@ from numpy.typing import NDArray
 from landmarks.support.seeds import generator
 
 MOST_EXACT = 1_000_000
-"""Vectors that are compared one by one."""
+"""Most vectors that are searched exhaustively."""
 
 BLOCK = 65_536
-"""Vectors at a time."""
+"""Vectors processed at a time."""
 
 CANDIDATES = 256
-"""Found by their codes, for each query, and then compared exactly."""
+"""Candidates per query that are found by their codes, then compared exactly."""
 
 PROBED = 8
-"""A query looks into one in so many lists of the inverted file, but into `LEAST_PROBES` at least."""
+"""A query probes one in this many lists of the inverted file, and at least `LEAST_PROBES`."""
 
 LEAST_PROBES = 64
 
 TRAINED_PER_LIST = 50
-"""Vectors that a list's centre is found from."""
+"""Vectors per list that the centres are trained on."""
 
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """The stored vectors: N rows in several arrays, memory maps most often, read a few at a time."""
+    """N vectors as the rows of several arrays, usually memory-mapped and read a few at a time."""
 
     arrays: tuple[NDArray[np.float16], ...]  # each (n, D)
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """Where each array begins among all rows, and where the last ends."""
-        return np.cumsum([0, *(len(one) for one in self.arrays)]).astype(np.int64)
+        """The first row of each array, and the total number of rows."""
+        return np.cumsum([0, *map(len, self.arrays)]).astype(np.int64)
 
     def __len__(self) -> int:
         return sum(map(len, self.arrays))
 
     def rows(self, places: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return the vectors at `places` `(n,)` as `(n, D)`."""
-        found = np.empty((len(places), self.arrays[0].shape[1]), dtype=np.float32)
-        part = np.searchsorted(self.starts, places, side="right") - 1
-        for number in np.unique(part):
-            mine = part == number
-            found[mine] = self.arrays[number][places[mine] - self.starts[number]]
-        return found
+        """Return the vectors `(n, D)` at rows `places` `(n,)`."""
+        vectors = np.empty((len(places), self.arrays[0].shape[1]), dtype=np.float32)
+        numbers = np.searchsorted(self.starts, places, side="right") - 1
+        for number in np.unique(numbers):
+            inside = numbers == number
+            vectors[inside] = self.arrays[number][places[inside] - self.starts[number]]
+        return vectors
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """Directions become vectors: less `mean`, times `matrix`, of length 1."""
+    """Turns directions into vectors: subtracts `mean`, multiplies by `matrix`, and normalises to length 1."""
 
     mean: NDArray[np.float32]  # (C,)
     matrix: NDArray[np.float32]  # (C, D)
 
     def apply(self, images: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return directions `(N, C)` as vectors `(N, D)` of length 1."""
+        """Return the vectors `(N, D)`, of length 1, of directions `(N, C)`."""
         values = (images.astype(np.float32) - self.mean) @ self.matrix
         length = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
         return np.asarray(values / length, dtype=np.float32)
 
 
 def whitening_of(images: NDArray[np.floating], dimensions: int, power: float = 0.5) -> Whitening:
-    """Return the whitening learned on `images` `(N, C)`: their principal axes, each divided by its spread to a power.
+    """Return the whitening learned on `images` `(N, C)`: principal axes, each divided by its spread to the `power`.
 
-    Half of the whole (power 0.5) keeps what noise there is in the last axes small (Jégou & Chum, ECCV 2012).
+    Power 0.5, rather than full whitening with 1, limits the noise in the last axes (Jégou & Chum, ECCV 2012).
     """
     mean = images.mean(axis=0, dtype=np.float64)
     centred = images.astype(np.float64) - mean
@@ -89,14 +89,15 @@ def whitening_of(images: NDArray[np.floating], dimensions: int, power: float = 0
 
 
 def lists_for(count: int) -> int:
-    """Return how many lists an inverted file of `count` vectors has: about twice the root of it, a power of two."""
+    """Return the number of lists for `count` vectors: about twice its square root, rounded to a power of two."""
     return int(2 ** round(math.log2(2 * math.sqrt(max(count, 1)))))
 
 
 def inverted_file(vectors: StoredVectors, code_bytes: int | None = None, seed: int = 0) -> Any:
-    """Return a faiss index of the codes of `vectors`, trained on some of them, drawn from `seed`.
+    """Return a faiss index of the codes of `vectors`, trained on a sample of them that is drawn from `seed`.
 
-    `code_bytes` for each vector, a quarter of its length without; ids are rows. Time grows with N times the root of N.
+    `code_bytes` is the size of a code, by default a quarter of the vectors' length. Ids are rows. The time grows with N
+    times the square root of N.
     """
     width = vectors.arrays[0].shape[1]
     count, lists = len(vectors), lists_for(len(vectors))
@@ -113,12 +114,12 @@ def inverted_file(vectors: StoredVectors, code_bytes: int | None = None, seed: i
 
 
 def open_codes(path: Path | str) -> Any:
-    """Open a faiss index that `faiss.write_index` wrote, mapped into memory: what a query touches is read."""
+    """Open a file of `faiss.write_index`, mapped into memory; only what queries touch is read."""
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
 
 
 def add_to(index: Any, vectors: StoredVectors, first: int) -> None:
-    """Add the rows of `vectors` from `first` on to the codes of `index`, a block at a time."""
+    """Add the codes of all `vectors` from row `first` on to `index`, a block at a time."""
     for start in range(first, len(vectors), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(vectors)))
         index.add_with_ids(vectors.rows(rows), rows)
@@ -134,40 +135,41 @@ def neighbours(
     probes: int | None = None,
     candidates: int = CANDIDATES,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return cosines and rows `(Q, k)` of the nearest `vectors` to `queries` `(Q, D)`, best first, equal ones by row.
+    """Return cosines and rows `(Q, k)` of the `vectors` nearest to `queries` `(Q, D)`, best first, ties by row.
 
-    Without an `index` every vector is compared. Rows that are `removed` are never answered; where fewer than `k` are
-    found the rest has row -1 and cosine -inf.
+    Without an `index` every vector is compared. Rows in `removed` are never returned. Where fewer than `k` are found,
+    the rest has row -1 and cosine -inf.
     """
-    asked = np.ascontiguousarray(queries, dtype=np.float32)
-    gone = np.zeros(0, dtype=np.int64) if removed is None else np.asarray(removed, dtype=np.int64)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    excluded = np.zeros(0, dtype=np.int64) if removed is None else np.asarray(removed, dtype=np.int64)
     if index is None:
-        return _exact(asked, vectors, k, gone)
+        return _exact(queries, vectors, k, excluded)
     parameters = faiss.SearchParametersIVF()
     parameters.nprobe = min(probes or max(LEAST_PROBES, index.nlist // PROBED), index.nlist)
-    _, found = index.search(asked, max(k, candidates), params=parameters)
-    cosines = np.full((len(asked), k), -np.inf, dtype=np.float32)
-    places = np.full((len(asked), k), -1, dtype=np.int64)
-    for row, mine in enumerate(found):
-        kept = np.sort(mine[(mine >= 0) & ~np.isin(mine, gone)])  # in the order in which they lie on the disk
-        near = vectors.rows(kept) @ asked[row]
-        best = np.lexsort((kept, -near))[:k]
-        cosines[row, : len(best)], places[row, : len(best)] = near[best], kept[best]
+    _, found = index.search(queries, max(k, candidates), params=parameters)
+    cosines = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    places = np.full((len(queries), k), -1, dtype=np.int64)
+    for number, candidate_rows in enumerate(found):
+        is_kept = (candidate_rows >= 0) & ~np.isin(candidate_rows, excluded)
+        rows = np.sort(candidate_rows[is_kept])  # sorted to read the disk in order
+        near = vectors.rows(rows) @ queries[number]
+        best = np.lexsort((rows, -near))[:k]
+        cosines[number, : len(best)], places[number, : len(best)] = near[best], rows[best]
     return cosines, places
 
 
 def _exact(
-    asked: NDArray[np.float32], vectors: StoredVectors, k: int, gone: NDArray[np.int64]
+    queries: NDArray[np.float32], vectors: StoredVectors, k: int, removed: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    cosines = np.full((len(asked), k), -np.inf, dtype=np.float32)
-    places = np.full((len(asked), k), -1, dtype=np.int64)
+    cosines = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    places = np.full((len(queries), k), -1, dtype=np.int64)
     for array, start in zip(vectors.arrays, vectors.starts, strict=False):
         for first in range(0, len(array), BLOCK):
-            some = array[first : first + BLOCK]
-            near = asked @ some.astype(np.float32).T
-            rows = start + first + np.arange(len(some))
-            near[:, np.isin(rows, gone)] = -np.inf
-            top = min(k, len(some))
+            block = array[first : first + BLOCK]
+            near = queries @ block.astype(np.float32).T
+            rows = start + first + np.arange(len(block))
+            near[:, np.isin(rows, removed)] = -np.inf
+            top = min(k, len(block))
             chosen = np.argpartition(-near, top - 1, axis=1)[:, :top]
             cosines = np.concatenate([cosines, np.take_along_axis(near, chosen, axis=1)], axis=1)
             places = np.concatenate([places, rows[chosen]], axis=1)
