@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from landmarks.dataset.doubtful_names import doubts_about, one_landmark_of_several, whole_numbers
+from landmarks.dataset.doubtful_names import integer_labels, remarks_about_folders, remarks_about_names
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from landmarks.dataset.doubtful_names import doubts_about, one_landmark_of_sever
     ],
 )
 def test_what_is_doubtful_is_one_remark(names: list[str], told: str) -> None:
-    assert told in "; ".join(doubts_about(names))
+    assert told in "; ".join(remarks_about_names(names))
 
 
 @pytest.mark.parametrize(
@@ -40,21 +40,21 @@ def test_what_is_doubtful_is_one_remark(names: list[str], told: str) -> None:
     ],
 )
 def test_plain_names_raise_no_doubt(names: list[str]) -> None:
-    assert doubts_about(names) == []
+    assert remarks_about_names(names) == []
 
 
 def test_many_doubts_are_counted() -> None:
-    (remark,) = doubts_about([f"{letter}{number}" for letter in "aA" for number in range(10)])
+    (remark,) = remarks_about_names([f"{letter}{number}" for letter in "aA" for number in range(10)])
     assert remark.endswith("and 7 more")
 
 
 def test_folders_that_become_one_landmark_are_named() -> None:
-    (remark,) = one_landmark_of_several(["cat", "cat ", "dog", "\u00e9", "e\u0301"])
+    (remark,) = remarks_about_folders(["cat", "cat ", "dog", "\u00e9", "e\u0301"])
     assert '"cat" = "cat "' in remark
-    assert one_landmark_of_several(["cat", "dog"]) == []
+    assert remarks_about_folders(["cat", "dog"]) == []
 
 
 def test_whole_numbers_are_found_where_all_are_and_none_become_one() -> None:
-    assert whole_numbers(["3.0", "12.0", "3.0"]) == {"3.0": "3", "12.0": "12"}
+    assert integer_labels(["3.0", "12.0", "3.0"]) == {"3.0": "3", "12.0": "12"}
     for names in (["3.0", "12"], ["3.0", "3.00"], ["3.5"], ["003"], []):
-        assert whole_numbers(names) == {}
+        assert integer_labels(names) == {}

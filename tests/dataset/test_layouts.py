@@ -10,7 +10,7 @@ import pytest
 
 from landmarks.dataset.layouts import list_source
 from landmarks.dataset.sources import SYSTEM_FOLDERS, Source, find_images
-from landmarks.dataset.spelling import split_meant
+from landmarks.dataset.spelling import parse_split
 from landmarks.support.errors import LandmarksError, UsageError
 
 
@@ -36,7 +36,7 @@ def places(source: Source) -> set[tuple[str | None, str | None]]:
     ],
 )  # fmt: skip
 def test_splits_are_known_by_what_people_call_them(name: str, split: str | None) -> None:
-    assert split_meant(name) == split
+    assert parse_split(name) == split
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_systems_own_folder_is_no_landmark_and_is_counted(tmp_path: Path, fold
     put(tmp_path, "cat/1.jpg", "dog/2.jpg", f"{folder}/3.jpg", f"cat/{folder}/1.jpg/SYNOPHOTO_THUMB_XL.jpg")
     source = list_source(tmp_path)
     assert places(source) == {(None, "cat"), (None, "dog")}
-    assert "2 folders of a system's own" in source.passed_by
+    assert "2 folders of a system's own" in source.ignored
     assert (source.empty, source.rejected) == ([], [])
     assert len(find_images([tmp_path])) == 2
 

@@ -31,7 +31,7 @@ def test_hidden_files_and_those_of_another_name_are_passed_by_and_counted(
 def test_an_import_lists_the_same_files_and_counts_the_same_ones(folder: Path) -> None:
     source, listed = list_source(folder), images_in(folder)
     assert [one.path for one in source.found] == find_images([folder]) == listed.images
-    assert source.passed_by == listed.passed_by() == "1 that are no images by name (.txt), 2 hidden"
+    assert source.ignored == listed.ignored() == "1 that are no images by name (.txt), 2 hidden"
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -9,8 +9,8 @@ import polars as pl
 
 from landmarks.archive.fetch_plan import Plan
 from landmarks.dataset.division import EarlierDivision, read_division
-from landmarks.dataset.importing import UNFINISHED
-from landmarks.dataset.joining import finished, gather
+from landmarks.dataset.importing import UNFINISHED, finished_dataset
+from landmarks.dataset.joining import gather
 from landmarks.dataset.manifest import LABELS, REJECTED, Dataset
 from landmarks.dataset.naming import identified_by
 from landmarks.dataset.uniting import United
@@ -46,8 +46,8 @@ def fetch_from_data(
     inputs = digest_of(data.digest, file_digest(selection), max_side, by_reference)
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
     with held(out):
-        if (whole := finished(out, inputs)) is not None:
-            return whole
+        if (dataset := finished_dataset(out, inputs)) is not None:
+            return dataset
         earlier = read_division(data.folder)
         if earlier is not None:
             kept = earlier.table.join(images.select("image_id"), on="image_id", how="semi")

@@ -1,10 +1,10 @@
-"""The text of a CSV as people have it: encodings, separators, and other files that are given for one."""
+"""Reading the text of a CSV in any encoding, and refusing files that are no CSV."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from landmarks.dataset.formats import name_of
+from landmarks.dataset.formats import kind_of_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.systems import decoded
 
@@ -28,7 +28,7 @@ _OTHER_FILES = {
 
 
 def text_of(source: Path) -> str:
-    """Return the text of a CSV in any of the encodings that spreadsheets write; raise where it is none, and say why."""
+    """Return the text of a CSV in any encoding that spreadsheets write; raise `LandmarksError` if it is none."""
     try:
         data = source.read_bytes()
     except FileNotFoundError as error:
@@ -55,13 +55,13 @@ def text_of(source: Path) -> str:
 
 
 def _refuse_other_files(source: Path, data: bytes) -> None:
-    """Raise where the bytes of `source` are those of an archive, a spreadsheet, an image: of anything but text."""
+    """Raise if `data` are the bytes of an archive, a spreadsheet, an image or anything else that is no text."""
     way_out = next((way_out for start, way_out in _OTHER_FILES.items() if data.startswith(start)), "")
     if data[257:262] == b"ustar":
         way_out = "unpack the archive, and give its folder"
     if way_out:
         raise LandmarksError(f"{source} cannot be read as a CSV", way_out=way_out)
-    what = "JSON" if data[:1] in (b"{", b"[") else name_of(data[:64]) if data else ""
+    what = "JSON" if data[:1] in (b"{", b"[") else kind_of_file(data[:64]) if data else ""
     if what:
         raise LandmarksError(
             f"{source} cannot be read as a CSV: it is {what}",

@@ -1,4 +1,4 @@
-"""Names of landmarks that may not be meant as they stand: two spellings of one, numbers, and words for no landmark."""
+"""Remarks about doubtful names of landmarks: two spellings of one, numbers, and words for no landmark."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ _NOTHING = frozenset(
         "negatives", "distractor", "distractors", "clutter",
     }
 )  # fmt: skip
-"""What people call images that show nothing known, as `_alike` gives it."""
+"""What people call images that show nothing known, in the form that `_key` returns."""
 
-_TOLD = 3
+_SHOWN = 3
 
 
-def doubts_about(names: Iterable[str]) -> list[str]:
-    """Return remarks about names of landmarks that a person should look at; they are all taken as they stand."""
+def remarks_about_names(names: Iterable[str]) -> list[str]:
+    """Return remarks about names of landmarks that the user should check; all are taken as they are."""
     names = sorted(set(names))
     return [*_spellings(names), *_nothing(names), *_numbers(names), *_several(names)]
 
 
-def one_landmark_of_several(folders: Iterable[str]) -> list[str]:
-    """Return a remark about folders that are one landmark although they are called differently, `cat` and `cat `."""
-    called: dict[str, set[str]] = {}
+def remarks_about_folders(folders: Iterable[str]) -> list[str]:
+    """Return a remark about folders that are one landmark although their names differ, such as `cat` and `cat `."""
+    folders_of: dict[str, set[str]] = {}
     for folder in folders:
-        called.setdefault(plain(folder), set()).add(folder)
-    several = [sorted(same) for same in called.values() if len(same) > 1]
+        folders_of.setdefault(plain(folder), set()).add(folder)
+    several = [sorted(same) for same in folders_of.values() if len(same) > 1]
     if not several:
         return []
-    told = _some(" = ".join(f'"{name}"' for name in same) for same in several)
-    return [f"folders that differ by spaces around their names, or by the form of Unicode, are one landmark: {told}"]
+    some = _some(" = ".join(f'"{name}"' for name in same) for same in several)
+    return [f"folders that differ by spaces around their names, or by the form of Unicode, are one landmark: {some}"]
 
 
-def whole_numbers(names: Iterable[str]) -> dict[str, str]:
-    """Return `3` for each `3.0` where all names are such numbers, as a table with gaps writes whole ones; else nothing.
+def integer_labels(names: Iterable[str]) -> dict[str, str]:
+    """Return name → `3` for names such as `3.0`, if all names are such numbers; else an empty dict.
 
-    Two that would become one, such as `3.0` and `3.00`, stay as they are.
+    Tables with gaps write integers in this form. If two names would become one, such as `3.0` and `3.00`, all stay.
     """
     found = {name: re.fullmatch(r"([0-9]{1,18})\.0+", name) for name in set(names)}
-    whole = {name: number[1] for name, number in found.items() if number is not None}
-    return whole if len(set(whole.values())) == len(found) else {}
+    integers = {name: number[1] for name, number in found.items() if number is not None}
+    return integers if len(set(integers.values())) == len(found) else {}
 
 
 def _spellings(names: list[str]) -> list[str]:
-    alike: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(_alike(name), []).append(name)
-    several = [same for same in alike.values() if len(same) > 1]
+        names_of.setdefault(_key(name), []).append(name)
+    several = [same for same in names_of.values() if len(same) > 1]
     if not several:
         return []
-    told = _some(" and ".join(f'"{name}"' for name in same) for same in several)
-    return [f"names that hardly differ are taken as different landmarks: {told}"]
+    some = _some(" and ".join(f'"{name}"' for name in same) for same in several)
+    return [f"names that hardly differ are taken as different landmarks: {some}"]
 
 
 def _nothing(names: list[str]) -> list[str]:
-    found = [name for name in names if _alike(name).strip("_") in _NOTHING]
+    found = [name for name in names if _key(name).strip("_") in _NOTHING]
     if not found:
         return []
-    told = _some(f'"{name}"' for name in found)
-    return [f"{told} is taken as a landmark; were it images of nothing known: call it {UNKNOWN}"]
+    some = _some(f'"{name}"' for name in found)
+    return [f"{some} is taken as a landmark; were it images of nothing known: call it {UNKNOWN}"]
 
 
 def _numbers(names: list[str]) -> list[str]:
@@ -84,14 +84,17 @@ def _several(names: list[str]) -> list[str]:
     return []
 
 
-def _alike(name: str) -> str:
-    """Return what is the same for names that a person takes for one: case, spaces, what is invisible, 3 = 3.0 = 03."""
-    seen = "".join(letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
-    seen = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", seen.casefold().strip()) or name
-    number = re.fullmatch(r"0*([0-9]+?)(?:\.0+)?", seen)
-    return number[1] if number else seen
+def _key(name: str) -> str:
+    """Return a key that is equal for names a person takes for the same.
+
+    It ignores case, separators and invisible letters; 3, 3.0 and 03 are the same.
+    """
+    visible = "".join(letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
+    key = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", visible.casefold().strip()) or name
+    number = re.fullmatch(r"0*([0-9]+?)(?:\.0+)?", key)
+    return number[1] if number else key
 
 
-def _some(told: Iterable[str]) -> str:
-    told = list(told)
-    return ", ".join(told[:_TOLD]) + (f" and {len(told) - _TOLD:,} more" if len(told) > _TOLD else "")
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")

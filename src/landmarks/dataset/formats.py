@@ -1,4 +1,4 @@
-"""Files known by their first bytes: what a file is that is no image, what reads HEIC, what Pillow chokes on."""
+"""File formats known by their bytes: other kinds of files, HEIC, and PNGs that Pillow refuses."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _MOST_TEXT = 1 << 20  # Pillow refuses a PNG with a text of more bytes
 
 
 def is_heif(data: bytes) -> bool:
-    """Return whether these bytes begin as HEIC (HEIF) does, whatever the file is called."""
+    """Return whether these bytes begin like HEIC (HEIF)."""
     if data[4:8] != b"ftyp" or data[8:12] in (b"avif", b"avis"):
         return False
     brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
     return data[8:12] in _HEIF_BRANDS and b"avif" not in brands
 
 
-def name_of(data: bytes) -> str:
-    """Return what a file that is not decoded is, as far as its first bytes tell; empty where they do not."""
+def kind_of_file(data: bytes) -> str:
+    """Return the kind of a file that is not decoded, judged by its first bytes; empty if they do not tell."""
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower() if data[:1] in b"\xef <\t\r\n" else data[:64]
     for signature, name in _SIGNATURES.items():
         if start.startswith(signature) and (signature or not data):
@@ -58,7 +58,7 @@ def name_of(data: bytes) -> str:
 
 
 def text_in(data: bytes) -> str:
-    """Return `text ("404 Not Found")` where a file is plain text, as servers answer for what is gone; else nothing."""
+    """Return for example `text ("404 Not Found")` if a file is plain text, such as a server's error; else empty."""
     start = data[:40].decode("ascii", errors="replace").strip()
     plain = start and all((letter.isprintable() and letter != "\ufffd") or letter in "\r\n\t" for letter in start)
     return f'text ("{" ".join(start.split())}")' if plain else ""
@@ -66,7 +66,7 @@ def text_in(data: bytes) -> str:
 
 @functools.lru_cache(maxsize=1)
 def heif_is_read() -> bool:
-    """Have Pillow read HEIC where the extra is installed that can, and return whether it is."""
+    """Register HEIC with Pillow if the extra for it is installed, and return whether it is."""
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
@@ -75,9 +75,9 @@ def heif_is_read() -> bool:
 
 
 def without_large_texts(data: bytes) -> bytes:
-    """Return a PNG without texts and profiles of more than `_MOST_TEXT` bytes, for which Pillow would refuse it.
+    """Return a PNG without texts and profiles larger than `_MOST_TEXT` bytes, because Pillow refuses files with these.
 
-    Anything else is returned as it is.
+    Anything else is returned unchanged.
     """
     packed = any(kind in data[:_MOST_TEXT] for kind in (b"zTXt", b"iTXt", b"iCCP"))
     if not data.startswith(b"\x89PNG") or (len(data) < _MOST_TEXT and not packed):
@@ -95,7 +95,7 @@ def without_large_texts(data: bytes) -> bytes:
 
 
 def large_profile(data: bytes) -> bytes | None:
-    """Return the colour profile of a PNG that `without_large_texts` takes out, up to 16 MB of it; None for none."""
+    """Return the colour profile of a PNG that `without_large_texts` removes, if it has at most 16 MB; else None."""
     for kind, chunk in _chunks(data) if data.startswith(b"\x89PNG") and b"iCCP" in data[:_MOST_TEXT] else ():
         if kind == b"IDAT":
             break
@@ -108,7 +108,7 @@ def large_profile(data: bytes) -> bytes | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the kind of each chunk of a PNG, and the chunk whole; the last may be cut short."""
+    """Yield the kind and the bytes of each chunk of a PNG; the last may be truncated."""
     position = 8
     while position < len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
@@ -117,7 +117,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _text_bytes(kind: bytes, chunk: bytes) -> int:
-    """Return how many bytes the text of a chunk has, up to a little over `_MOST_TEXT` where it is compressed."""
+    """Return the number of bytes in a chunk's text; a compressed one is counted up to a little over `_MOST_TEXT`."""
     body = chunk[8:-4]
     keyword, _, rest = body.partition(b"\0")
     packed = rest[1:] if kind in (b"zTXt", b"iCCP") else None

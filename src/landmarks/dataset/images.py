@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from landmarks.dataset.beside import Beside, beside_jpeg, beside_pillow, turned_size
 from landmarks.dataset.colours import in_rgb, lost_depth, pixels_in_srgb, too_dark
-from landmarks.dataset.formats import heif_is_read, is_heif, large_profile, name_of, text_in, without_large_texts
+from landmarks.dataset.formats import heif_is_read, is_heif, kind_of_file, large_profile, text_in, without_large_texts
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it says of each odd file, bare
@@ -246,7 +246,7 @@ def _open_with_pillow(data: bytes) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(without_large_texts(data)), formats=formats)
     except UnidentifiedImageError as error:
-        name = name_of(data) or text_in(data)
+        name = kind_of_file(data) or text_in(data)
         what = f"not an image that is decoded here: {name}" if name else "not an image"
         way_out = _SAVE_OTHERWISE if "TIFF" in name else ""
         raise ImageError(what, expected=f"one of {', '.join(FORMATS)}", way_out=way_out) from error

@@ -1,4 +1,4 @@
-"""Folders of images that people have anyway become a dataset: the verb `import`."""
+"""The verb `import`: make a dataset of a folder of images or a CSV."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from landmarks.dataset.naming import (
     read_labels,
 )
 from landmarks.dataset.shards import ShardWriter
-from landmarks.dataset.sources import Found, Source
+from landmarks.dataset.sources import FoundImage, Source
 from landmarks.dataset.split import store_division
 from landmarks.dataset.trust import IMAGES_IN, MAX_IMAGE_BYTES
 from landmarks.support.console import Advance, note, plural, progress
@@ -51,24 +51,31 @@ def import_(
     max_side: int = 512,
     add: bool = False,
 ) -> Dataset:
-    """Make a dataset of a folder per landmark, of train/val/test folders of these (which stay splits), or of a CSV.
+    """Make a dataset of a folder per landmark, of train/val/test folders of these, or of a CSV.
 
-    Images are copied into shards, no side longer than `max_side` pixels, or with `copy=False` left where they are.
-    Landmark ids come from the sorted names, or with `labels` from an earlier dataset or run, so that a missing folder
-    shifts nothing. Images in no folder, or in `_unknown`, show nothing known. What is no whole image is named in
-    `rejected.parquet`. A CSV (of commas, semicolons or tabs) has the columns `path` (relative to it) and `label`, and
-    where known `id`, `split`, `author`, `license`, `title`; `file`, `image`, `class` and the like are understood. An
-    import that was killed goes on where it stopped. With `add`, the images join those of the dataset that is in `out`
-    already, which keep their ids, labels, splits and cached features.
+    Folders of train, val and test become splits. Images in no folder, or in `_unknown`, show nothing known. A CSV has
+    the columns `path` (relative to the CSV) and `label`, and optionally `id`, `split`, `author`, `license` and `title`;
+    names such as `file`, `image` and `class` are understood too. Files that cannot be decoded are listed in
+    `rejected.parquet`. An import that was killed goes on where it stopped.
+
+    Args:
+        source: The folder or the CSV.
+        out: The folder of the dataset.
+        labels: An earlier dataset or run whose labels and landmark ids are used. By default landmark ids are the
+            positions of the sorted names, which a missing folder shifts.
+        copy: Whether to copy the images into shards; False leaves them where they are.
+        max_side: Longest side of the copies in pixels; larger images are shrunk.
+        add: Whether to add the images to the dataset that is already in `out`. Its images keep their ids, labels,
+            splits and cached features.
     """
     source, out = Path(source), Path(out)
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
     earlier = read_labels(Path(labels)) if labels is not None else None
-    known = [] if earlier is None else names_of_folders(landmarks_of(earlier))
-    listed = list_source(source, set().union(*known))
-    names = [one.name for one in listed.found if one.name is not None]
+    folder_names = [] if earlier is None else names_of_folders(landmarks_of(earlier))
+    listed = list_source(source, set().union(*folder_names))
+    names = [image.name for image in listed.found if image.name is not None]
     if earlier is None:
         landmarks = identify(names, listed.listed)
         identified = identified_from(source, landmarks.values(), listed.listed)
@@ -78,23 +85,24 @@ def import_(
     if not listed.found or not (landmarks or earlier is not None):
         raise UsageError(
             f"{source} holds no image of a named landmark",
-            received=_instead(listed),
+            received=_contents(listed),
             expected="a folder per landmark with images inside, or a CSV of paths and labels",
             way_out=listed.way_out
             or ("images of nothing known alone are imported with --labels RUN" if listed.found else ""),
         )
-    inputs = digest_of([_fingerprint(one) for one in listed.found], earlier is None or earlier.rows(), copy, max_side)
+    fingerprints = [_fingerprint(image) for image in listed.found]
+    inputs = digest_of(fingerprints, earlier is None or earlier.rows(), copy, max_side)
     if add and (out / "dataset.json").exists():
         from landmarks.dataset import joining
 
-        if (whole := joining.already_added(out, inputs)) is not None:
-            return whole
+        if (grown := joining.already_added(out, inputs)) is not None:
+            return grown
         ready = joining.ready_folder(out, inputs)
         if not (ready / "tables" / "dataset.json").exists():
             import_(source, ready, labels=labels, copy=copy, max_side=max_side)
         return joining.add(out, inputs)
     with held(out):
-        dataset = _finished(out, inputs)
+        dataset = finished_dataset(out, inputs, way_out="choose another folder; --add adds to it")
         if dataset is None:
             dataset = _make(
                 listed,
@@ -122,21 +130,21 @@ def _make(
     inputs: str,
     max_side: int | None,
 ) -> Dataset:
-    """Take the images in, then write the tables; `max_side` None leaves the images where they are."""
-    taken = take_in(listed.found, out, inputs=inputs, max_side=max_side)
-    unfit = [("", where, why) for where, why in listed.rejected]
-    rejected = pl.concat([taken.rejected, pl.DataFrame(unfit, schema=REJECTED, orient="row")])
+    """Store the images, then write the tables; `max_side` None leaves the images where they are."""
+    stored = store_images(listed.found, out, inputs=inputs, max_side=max_side)
+    rejected_by_name = [("", where, why) for where, why in listed.rejected]
+    rejected = pl.concat([stored.rejected, pl.DataFrame(rejected_by_name, schema=REJECTED, orient="row")])
     ids = pl.DataFrame(
-        [(one.id, landmarks[one.name].landmark_id if one.name is not None else None) for one in listed.found],
+        [(image.id, landmarks[image.name].landmark_id if image.name is not None else None) for image in listed.found],
         schema={"image_id": pl.String, "landmark_id": pl.Int64},
         orient="row",
     )
-    table = taken.images.join(ids, on="image_id", how="left", maintain_order="left")
+    table = stored.images.join(ids, on="image_id", how="left", maintain_order="left")
     table = table.with_columns(
         pl.lit(None).cast(IMAGES[name]).alias(name) for name in IMAGES if name not in table.columns
     )
     if table.is_empty():
-        _, where, why = taken.rejected.row(0)
+        _, where, why = stored.rejected.row(0)
         raise LandmarksError(
             f"none of the {len(listed.found):,} files in {source} is an image", received=f"{where}: {why}"
         )
@@ -154,7 +162,7 @@ def _make(
             "origin": str(source.absolute()),
             "rule": listed.rule,
             "max_side": max_side,
-            "decoders": taken.decoders,
+            "decoders": stored.decoders,
             "identified_by": identified_by,
             "empty": listed.empty,
             **({IMAGES_IN: _common_folder(table["shard"].to_list())} if max_side is None else {}),
@@ -162,79 +170,82 @@ def _make(
         inputs=inputs,
     )
     remove_folder(out / UNFINISHED)
-    _tell(dataset, listed, (landmarks[one.name].name for one in listed.found if one.name is not None))
+    _note_result(dataset, listed, (landmarks[image.name].name for image in listed.found if image.name is not None))
     return dataset
 
 
 def _common_folder(places: list[str]) -> str:
-    """Return the folder below which all of these files lie."""
+    """Return the innermost folder that contains all of these files."""
     return os.path.commonpath([os.path.dirname(os.path.normpath(place)) for place in places])  # noqa: PTH120
 
 
-def _labels(stored: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) -> pl.DataFrame:
-    """Return the table of labels; a landmark without an image keeps its label only when labels were given."""
-    images = dict(stored["landmark_id"].drop_nulls().value_counts().iter_rows())
+def _labels(images: pl.DataFrame, landmarks: list[Landmark], *, keep_all: bool) -> pl.DataFrame:
+    """Return the table of labels of `images`; landmarks without an image are in it only with `keep_all`."""
+    counts = dict(images["landmark_id"].drop_nulls().value_counts().iter_rows())
     rows = [
-        (one.landmark_id, one.name, one.category, images.get(one.landmark_id, 0))
-        for one in sorted(landmarks, key=lambda one: one.landmark_id)
-        if keep_all or one.landmark_id in images
+        (landmark.landmark_id, landmark.name, landmark.category, counts.get(landmark.landmark_id, 0))
+        for landmark in sorted(landmarks, key=lambda landmark: landmark.landmark_id)
+        if keep_all or landmark.landmark_id in counts
     ]
     columns = [name for name in LABELS if name != "label"]
     return pl.DataFrame(rows, schema={name: LABELS[name] for name in columns}, orient="row").with_row_index("label")
 
 
 def _keep_splits(dataset: Dataset, listed: Source) -> Dataset:
-    splits = {one.id: SPLITS.index(one.split) for one in listed.found if one.split is not None}
+    splits = {image.id: SPLITS.index(image.split) for image in listed.found if image.split is not None}
     split = np.asarray([splits[id] for id in dataset.images["image_id"]], np.uint8)
     return store_division(dataset, division_from_source(dataset.images, split))
 
 
-def _fingerprint(one: Found) -> tuple[Any, ...]:
-    status = one.path.stat()
+def _fingerprint(image: FoundImage) -> tuple[Any, ...]:
+    status = image.path.stat()
     return (
-        one.where,
-        one.name,
-        one.split,
-        one.id,
-        one.author,
-        one.license,
-        one.title,
+        image.where,
+        image.name,
+        image.split,
+        image.id,
+        image.author,
+        image.license,
+        image.title,
         status.st_size,
         status.st_mtime_ns,
     )
 
 
-def _finished(out: Path, inputs: str) -> Dataset | None:
+def finished_dataset(out: Path, inputs: str, way_out: str = "choose another folder") -> Dataset | None:
+    """Return the dataset in `out` if it was made from the same `inputs`, None if there is none.
+
+    Raises `StaleError`, with `way_out`, if it was made from others.
+    """
     if not (out / "dataset.json").exists():
         return None
     if read_record(out / "dataset.json")["inputs"] != inputs:
-        raise StaleError(
-            f"{out} holds a dataset of other images or settings", way_out="choose another folder; --add adds to it"
-        )
-    remove_folder(out / UNFINISHED)  # of an import that was killed when all but this was done
+        raise StaleError(f"{out} holds a dataset of other images or settings", way_out=way_out)
+    remove_folder(out / UNFINISHED)  # left if the process was killed just before it removed the folder itself
     note(f"{out} already holds exactly this")
     return open_dataset(out)
 
 
-def _instead(listed: Source) -> str:
-    """Return what a source holds that holds no image of a named landmark: counts, and the first reason."""
-    told = [f"{plural(len(listed.found), 'image')} in no landmark's folder"] if listed.found else []
+def _contents(listed: Source) -> str:
+    """Return what a source without images of named landmarks holds: counts, and the reason of the first rejection."""
+    parts = [f"{plural(len(listed.found), 'image')} in no landmark's folder"] if listed.found else []
     if listed.rejected:
         where, why = listed.rejected[0]
         more = f" (and {len(listed.rejected) - 1:,} more)" if len(listed.rejected) > 1 else ""
-        told.append(f"{plural(len(listed.rejected), 'file')} that cannot be taken, such as {where}: {why}{more}")
-    if listed.passed_by:
-        told.append(listed.passed_by)
+        parts.append(f"{plural(len(listed.rejected), 'file')} that cannot be taken, such as {where}: {why}{more}")
+    if listed.ignored:
+        parts.append(listed.ignored)
     if listed.empty:
-        told.append(f"{plural(len(listed.empty), 'folder')} without an image: {_some(listed.empty)}")
-    return "; ".join(told) or "nothing"
+        parts.append(f"{plural(len(listed.empty), 'folder')} without an image: {_some(listed.empty)}")
+    return "; ".join(parts) or "nothing"
 
 
-_LONGEST_TOLD = 300
-"""Letters of a path that are shown; it stands whole in `rejected.parquet`."""
+_MOST_LETTERS = 300
+"""Letters of a path that are printed; `rejected.parquet` holds all of it."""
 
 
-def _tell(dataset: Dataset, listed: Source, given: Iterable[str]) -> None:
+def _note_result(dataset: Dataset, listed: Source, names: Iterable[str]) -> None:
+    """Note the size of an imported dataset, and what was rejected; `names` are the landmarks of the images found."""
     known = dataset.images["landmark_id"].drop_nulls().len()
     nothing = f", {len(dataset.images) - known:,} of nothing known" if known < len(dataset.images) else ""
     note(
@@ -245,21 +256,21 @@ def _tell(dataset: Dataset, listed: Source, given: Iterable[str]) -> None:
         note(remark)
     rejected = read_table(dataset.folder / "rejected.parquet", REJECTED)
     for _, where, why in rejected.head(5).iter_rows():
-        note(f"rejected: {where if len(where) <= _LONGEST_TOLD else where[:_LONGEST_TOLD] + '…'}: {why}")
+        note(f"rejected: {where if len(where) <= _MOST_LETTERS else where[:_MOST_LETTERS] + '…'}: {why}")
     if len(rejected) > 5:
         note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
     if listed.empty:
         note(f"{len(listed.empty):,} folders hold no image, and are no landmarks: {_some(listed.empty)}")
     left = set(dataset.labels.filter(pl.col("images") > 0)["name"])
-    if lost := sorted(name for name in set(given) if name not in left):
+    if lost := sorted(set(names) - left):
         note(f"{plural(len(lost), 'landmark')} left without an image, as all are rejected: {_some(lost)}")
-    if listed.passed_by:
-        note(f"left out: {listed.passed_by}")
-    _tell_of_copies(dataset)
+    if listed.ignored:
+        note(f"left out: {listed.ignored}")
+    _note_contradictions(dataset)
 
 
-def _tell_of_copies(dataset: Dataset) -> None:
-    """Say which images lie, as one and the same file, in the folders of several landmarks."""
+def _note_contradictions(dataset: Dataset) -> None:
+    """Note which images lie, as the same file, in the folders of several landmarks."""
     same = dataset.images.filter(pl.col("phash") != NO_HASH, pl.col("landmark_id").is_not_null())
     same = same.group_by("phash", "length", "width", "height").agg("image_id", pl.col("landmark_id").n_unique())
     same = same.filter(pl.col("landmark_id") > 1)
@@ -273,78 +284,79 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
-# Files into a dataset: read, decoded, shrunk, hashed and put into shards, on all processors and a shard at a time.
+# Storing images: they are read, decoded, shrunk, hashed and put into shards, on all processors and a shard at a time.
 
 
 IMAGES_PER_SHARD = 2_000
-"""Also how much work is repeated when an import is killed."""
+"""Also the number of images that are imported again after a kill, at most."""
 
 UNFINISHED = ".import"
-"""The folder that holds what is known of the finished shards until the whole dataset is."""
+"""The folder that holds a table for each finished shard until the whole dataset is finished."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
-class Intake:
-    """What came of some files."""
+class StoredImages:
+    """The images that were stored, and those that were rejected."""
 
-    images: pl.DataFrame  # the columns of `IMAGES` that a file tells
-    rejected: pl.DataFrame
+    images: pl.DataFrame  # the columns of `IMAGES` that come from the files themselves
+    rejected: pl.DataFrame  # columns of `REJECTED`
     decoders: list[str]
 
 
-def take_in(found: list[Found], out: Path, *, inputs: str, max_side: int | None) -> Intake:
-    """Store `found` in shards under `out`, or with `max_side` None only look at them.
+def store_images(found: list[FoundImage], out: Path, *, inputs: str, max_side: int | None) -> StoredImages:
+    """Store `found` in shards under `out`; with `max_side` None they are only decoded and stay where they are.
 
-    `inputs` is the digest of what is taken in and how: shards that were finished under the same one are taken over, but
-    not from a version that stores or hashes images otherwise.
+    `inputs` is the digest of the images and settings. Shards that were finished under the same digest are kept, unless
+    they come from a version that stores or hashes images differently.
     """
     tables = []
     inputs = digest_of(inputs, STORED_FORM, HASH_FORM)
-    clear_away(out, inputs)
+    remove_unfinished(out, inputs)
     with progress("importing", total=len(found)) as advance:
         for number, start in enumerate(range(0, len(found), IMAGES_PER_SHARD)):
             some = found[start : start + IMAGES_PER_SHARD]
-            tables.append(_store(some, out, number, advance, inputs=inputs, max_side=max_side))
+            tables.append(_store_shard(some, out, number, advance, inputs=inputs, max_side=max_side))
     rows = pl.concat(tables)
     sound = pl.col("why").is_null()
-    decoders = {read_metadata(done)["decoder"] for done in (out / UNFINISHED / inputs).glob("*.parquet")}
-    return Intake(rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED), sorted(decoders))
+    decoders = {read_metadata(table)["decoder"] for table in (out / UNFINISHED / inputs).glob("*.parquet")}
+    images, rejected = rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED)
+    return StoredImages(images, rejected, sorted(decoders))
 
 
-def clear_away(out: Path, inputs: str) -> None:
-    """Remove what a killed import left half-written, and all of it if that was of other images or settings."""
+def remove_unfinished(out: Path, inputs: str) -> None:
+    """Remove the half-written files of a killed import, and all of its files if it had other `inputs`."""
     if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
-        for done in (out / UNFINISHED).iterdir():
-            remove_folder(done)
+        for folder in (out / UNFINISHED).iterdir():
+            remove_folder(folder)
         remove_folder(out / "shards")
-    make_folder(out / UNFINISHED / inputs)  # first, so that the folder is known for an import's
+    make_folder(out / UNFINISHED / inputs)  # first, as it marks the folder `out` as that of an import
     for folder in (out / "shards", out / UNFINISHED / inputs):
         remove_leftovers(folder)
 
 
-def _store(
-    some: list[Found], out: Path, number: int, advance: Advance, *, inputs: str, max_side: int | None
+def _store_shard(
+    some: list[FoundImage], out: Path, number: int, advance: Advance, *, inputs: str, max_side: int | None
 ) -> pl.DataFrame:
-    """Store up to a shard of images and return a row for each; what was done before a kill is taken over."""
-    done, shard = out / UNFINISHED / inputs / f"{number:05d}.parquet", f"import-{number:05d}.tar"
-    if done.exists():
+    """Store the images of one shard and return a row for each; a shard that was finished before is not made again."""
+    table_path, shard = out / UNFINISHED / inputs / f"{number:05d}.parquet", f"import-{number:05d}.tar"
+    if table_path.exists():
         advance(len(some))
-        return read_table(done)
+        return read_table(table_path)
 
-    def take(one: Found) -> tuple[dict[str, Any], bytes]:
-        return _take(one, max_side)
+    def read(image: FoundImage) -> tuple[dict[str, Any], bytes]:
+        return _read_image(image, max_side)
 
     rows = []
     if max_side is None:
-        for row, _ in in_parallel(take, some):
+        for row, _ in in_parallel(read, some):
             rows.append(row)
             advance()
     else:
         with ShardWriter(out / "shards" / shard) as writer:
-            for row, jpeg in in_parallel(take, some):
+            for row, jpeg in in_parallel(read, some):
                 if row["why"] is None:
                     row["shard"], (row["offset"], row["length"]) = shard, writer.add(row["image_id"], jpeg)
                 rows.append(row)
@@ -352,31 +364,34 @@ def _store(
     columns = ("image_id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
     schema = {**{name: IMAGES[name] for name in columns}, "where": pl.String, "why": pl.String}
     table = pl.DataFrame(rows, schema=schema)
-    write_table(done, table, decoder=DECODER)
+    write_table(table_path, table, decoder=DECODER)
     return table
 
 
-def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
-    """Read and decode one file; return its row, with the reason in `why` when it is no whole image, and its JPEG."""
+def _read_image(file: FoundImage, max_side: int | None) -> tuple[dict[str, Any], bytes]:
+    """Read and decode a file; return its row and the JPEG to store.
+
+    If it is no intact image, `why` in the row holds the reason. With `max_side` None, nothing is to be stored.
+    """
     row: dict[str, Any] = {
-        "image_id": one.id,
-        "where": one.where,
+        "image_id": file.id,
+        "where": file.where,
         "why": None,
-        "author": one.author,
-        "license": one.license,
-        "title": one.title,
+        "author": file.author,
+        "license": file.license,
+        "title": file.title,
     }
     try:
-        size = one.path.stat().st_size
+        size = file.path.stat().st_size
         if size > MAX_IMAGE_BYTES:
             raise LandmarksError("a file too large to be an image", received=f"{size:,} bytes")
         with in_flight.BYTES.taking(size):
-            data = one.path.read_bytes()
+            data = file.path.read_bytes()
             with in_flight.PIXELS.taking(in_flight.pixels_decoded(data, max_side)):
                 if max_side is None:
-                    require_text(one.path.absolute())  # it stands in the table as it is
+                    require_text(file.path.absolute())  # the table holds it unescaped
                     image = decode(data)
-                    row |= {"shard": str(one.path.absolute()), "offset": 0, "length": len(data)}
+                    row |= {"shard": str(file.path.absolute()), "offset": 0, "length": len(data)}
                     data = b""
                 else:
                     data, image = prepare(data, max_side)
@@ -388,7 +403,10 @@ def _take(one: Found, max_side: int | None) -> tuple[dict[str, Any], bytes]:
 
 
 def in_parallel(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """Yield the results in the order of `items`, from threads; no more are in flight than twice the workers."""
+    """Yield `function(item)` in the order of `items`, computed in threads.
+
+    At most twice as many results as there are threads are in memory at once.
+    """
     workers = usable_processors()
     waiting: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(workers) as pool:

@@ -20,7 +20,7 @@ import polars as pl
 from landmarks.dataset.division import Division, EarlierDivision, extend_division, read_division, with_groups
 from landmarks.dataset.groups import groups, perceptual_hash
 from landmarks.dataset.images import ImageError, prepare
-from landmarks.dataset.importing import IMAGES_PER_SHARD, UNFINISHED, clear_away, in_parallel
+from landmarks.dataset.importing import IMAGES_PER_SHARD, UNFINISHED, finished_dataset, in_parallel, remove_unfinished
 from landmarks.dataset.manifest import (
     IMAGES,
     REJECTED,
@@ -38,7 +38,7 @@ from landmarks.dataset.trust import AT_AN_ADDRESS
 from landmarks.dataset.uniting import ADDING, United, unite
 from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
-from landmarks.support.errors import StaleError, UsageError
+from landmarks.support.errors import UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
 from landmarks.support.places import Place, paths_of
 from landmarks.support.tables import read_table, write_table
@@ -95,8 +95,8 @@ def join(
 def _joined(datasets: Sequence[Dataset], out: Path, *, by_reference: bool, max_side: int | None) -> Dataset:
     inputs = digest_of([dataset.digest for dataset in datasets], by_reference, max_side)
     with held(out):
-        if (whole := finished(out, inputs)) is not None:
-            return whole
+        if (dataset := finished_dataset(out, inputs)) is not None:
+            return dataset
         united = unite(datasets)
         divided = (found for dataset in datasets if (found := read_division(dataset.folder)) is not None)
         first = next(divided, None) if len(datasets) > 1 else None  # one alone keeps its splits as they are
@@ -125,16 +125,6 @@ def _joined(datasets: Sequence[Dataset], out: Path, *, by_reference: bool, max_s
             by_reference=by_reference,
             max_side=max_side,
         )
-
-
-def finished(out: Path, inputs: str) -> Dataset | None:
-    """Return the dataset in `out` if it was made from the same `inputs`; raise `StaleError` if from others."""
-    if not (out / "dataset.json").exists():
-        return None
-    if read_record(out / "dataset.json")["inputs"] != inputs:
-        raise StaleError(f"{out} holds a dataset of other images or settings", way_out="choose another folder")
-    note(f"{out} already holds exactly this")
-    return open_dataset(out)
 
 
 def gather(
@@ -199,7 +189,7 @@ def _copied(
     datasets: Sequence[Dataset], images: pl.DataFrame, out: Path, inputs: str, max_side: int | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Copy the bytes of images into shards of `out`; return the images where they are now, and those that are lost."""
-    clear_away(out, inputs)
+    remove_unfinished(out, inputs)
     done = out / UNFINISHED / inputs
     require_free_disk(out, int(images["length"].sum() or 0))
     readers = [ImageReader(dataset) for dataset in datasets]

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: files by name, nothing opened yet, and everything that is passed by counted."""
+"""The files in a folder of images, found by their names alone, and a count of those that are ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
     ".dib", ".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif", ".heics", ".hif", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-"""Files that call themselves images. Some cannot be decoded; they are rejected by name rather than overlooked."""
+"""Endings of image files. Files that cannot be decoded are rejected by name rather than overlooked."""
 
 SYSTEM_FOLDERS = frozenset(
     {
@@ -29,7 +29,7 @@ SYSTEM_FOLDERS = frozenset(
         "~snapshot", "ipod photo cache", "lightroom previews.lrdata",
     }
 )  # fmt: skip
-"""Folders (lower case) that systems, network disks and programs make among a person's, for thumbnails and waste."""
+"""Folders (lower case) that systems, network disks and programs create by themselves, for thumbnails and waste."""
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
@@ -37,12 +37,12 @@ LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
-class Found:
-    """One file that should become an image."""
+class FoundImage:
+    """A file that should become an image of the dataset."""
 
     path: Path
     where: str  # relative to the source, with forward slashes
-    name: str | None  # of the landmark; None: nothing known
+    name: str | None  # of the landmark; None: shows nothing known
     split: str | None = None
     id: str = ""
     author: str | None = None
@@ -52,16 +52,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything found at one place."""
+    """Everything found in a folder or a CSV that is imported."""
 
-    rule: str
-    found: list[Found] = field(default_factory=list)  # sorted by `where`, each with its own id
+    rule: str  # how it is laid out, in words
+    found: list[FoundImage] = field(default_factory=list)  # sorted by `where`, each with its own id
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (where, why)
-    passed_by: str = ""  # what was left out by name, counted, in words
-    listed: dict[str, Landmark] | None = None  # from labels.csv
+    ignored: str = ""  # counts of the files that were ignored because of their names, in words
+    listed: dict[str, Landmark] | None = None  # folder → landmark, from labels.csv
     empty: list[str] = field(default_factory=list)  # folders of landmarks without any image
-    remarks: list[str] = field(default_factory=list)  # what was guessed, and what a person should look at
-    way_out: str = ""  # where nothing is found, what could help
+    remarks: list[str] = field(default_factory=list)  # guesses that were made, and what the user should check
+    way_out: str = ""  # advice for the case that nothing is found
 
     @property
     def has_splits(self) -> bool:
@@ -71,18 +71,18 @@ class Source:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """What lies in a folder and below it, by name alone."""
+    """The contents of a folder and the folders below it, by name alone."""
 
-    images: list[Path]  # sorted; links and things that are no files among them, so that they can be named
+    images: list[Path]  # sorted; with links and special files, so that these can be named in messages
     linked_folders: list[Path]  # not followed
-    others: list[Path]  # no images by name
-    hidden: int  # files and folders whose names begin with a dot, nothing in such a folder counted
-    system: list[Path] = field(default_factory=list)  # folders among `SYSTEM_FOLDERS`, nothing in them counted
+    others: list[Path]  # files that are no images by name
+    hidden: int  # number of files and folders whose names begin with a dot; such folders are not entered
+    system: list[Path] = field(default_factory=list)  # folders among `SYSTEM_FOLDERS`; they are not entered
     unlisted: list[tuple[Path, str]] = field(default_factory=list)  # folders that cannot be read, and why
 
-    def passed_by(self, more_others: int = 0) -> str:
-        """Return what was passed by, counted, in words; empty for nothing."""
-        return passed_by_text(self.others, self.hidden, len(self.system), more_others)
+    def ignored(self, more_others: int = 0) -> str:
+        """Return a count of what was ignored, in words; empty if nothing was."""
+        return ignored_text(self.others, self.hidden, len(self.system), more_others)
 
 
 def images_in(folder: Path) -> FolderImages:
@@ -109,10 +109,10 @@ def images_in(folder: Path) -> FolderImages:
 
 
 def find_images(places: Place | Iterable[Place]) -> list[Path]:
-    """Return the files among `places`, one or several, and the images in the folders among them, sorted by name.
+    """Return the files among `places`, and the images in the folders among `places`, sorted by name in each folder.
 
-    What is passed by in a folder is counted in a note. Raises `LandmarksError` when a place does not exist or is a
-    folder without images, and `UsageError` for what is no path.
+    A note counts what is ignored in a folder. Raises `LandmarksError` if a place does not exist or is a folder without
+    images, and `UsageError` if it is no path.
     """
     found: list[Path] = []
     for place in map(Path, paths_of(places, way_out=_IN_MEMORY)):
@@ -124,19 +124,19 @@ def find_images(places: Place | Iterable[Place]) -> list[Path]:
                     way_out="landmarks evaluate RUN --data FOLDER answers it; landmarks unpack writes its images",
                 )
             images = [path for path in listed.images if path.is_file()]
-            passed_by = listed.passed_by(len(listed.linked_folders) + len(listed.images) - len(images))
+            ignored = listed.ignored(len(listed.linked_folders) + len(listed.images) - len(images))
             for folder, why in listed.unlisted:
                 note(f"{folder} cannot be listed ({why}): what lies in it is left out")
             if not images:
-                received = passed_by or "an empty folder"
+                received = ignored or "an empty folder"
                 raise NothingThereError(
                     f"the folder {place} holds no images",
                     received=received,
                     expected=" or ".join(SUFFIXES[:2]),
                     way_out=way_out_of(listed.others),
                 )
-            if passed_by:
-                note(f"{place}: passed by {passed_by}")
+            if ignored:
+                note(f"{place}: passed by {ignored}")
             found += images
         elif place.is_file():
             found.append(place)
@@ -151,11 +151,11 @@ _IN_MEMORY = "landmarks.load(RUN).recognise answers bytes, arrays and Pillow's i
 
 
 def way_out_of_name(name: str) -> str:
-    """Return what can be done where nothing has the name that was given for an image."""
-    return next((way_out for pattern, way_out in _OF_NAMES.items() if re.search(pattern, name)), "")
+    """Return advice for a name under which no image was found; empty if there is none."""
+    return next((way_out for pattern, way_out in _WAYS_OUT_OF_NAMES.items() if re.search(pattern, name)), "")
 
 
-_OF_NAMES = {
+_WAYS_OUT_OF_NAMES = {
     "^file:": "name the file by its path, without file://",
     "://": "an address is not fetched: bring what lies there here first",
     "^-$": "standard input is not read: name files or folders",
@@ -163,15 +163,15 @@ _OF_NAMES = {
     "^@": "no lists are read: xargs puts the lines of one behind a command",
     r"\\": "folders are separated by / here",
 }
-"""What a name that nothing has looks like → what can be done."""
+"""Pattern of a name under which nothing was found → advice."""
 
 
-def passed_by_text(others: Sequence[Path], hidden: int, system: int = 0, more_others: int = 0) -> str:
-    """Return `2 that are no images by name (.txt), 1 hidden`: what a folder holds beside images; empty for nothing."""
+def ignored_text(others: Sequence[Path], hidden: int, system: int = 0, more_others: int = 0) -> str:
+    """Return a text such as `2 that are no images by name (.txt), 1 hidden`; empty if all counts are 0."""
     endings = Counter(path.suffix.lower() or "without an ending" for path in others)
-    told = ", ".join(ending for ending, _ in endings.most_common(3)) + (" …" if len(endings) > 3 else "")
+    common = ", ".join(ending for ending, _ in endings.most_common(3)) + (" …" if len(endings) > 3 else "")
     counted = {
-        "that are no images by name" + (f" ({told})" if told else ""): len(others) + more_others,
+        "that are no images by name" + (f" ({common})" if common else ""): len(others) + more_others,
         "hidden": hidden,
         "folders of a system's own" if system != 1 else "folder of a system's own": system,
     }
@@ -179,7 +179,7 @@ def passed_by_text(others: Sequence[Path], hidden: int, system: int = 0, more_ot
 
 
 def way_out_of(others: Sequence[Path]) -> str:
-    """Return what can be done where only such files were found: archives, spreadsheets, lists."""
+    """Return advice for a folder of archives, spreadsheets or lists instead of images; empty if none applies."""
     for path in others:
         suffix = path.suffix.lower()
         if suffix in ARCHIVES:
@@ -206,51 +206,51 @@ _OTHER_KINDS = {
     (".jp2", ".j2k", ".jxl", ".psd", ".svg", ".pdf", ".ico", ".tga", ".pcx", ".xcf", ".eps", ".dcm"):
         "is an image of a kind that is not decoded here: save it as JPEG or PNG",
 }  # fmt: skip
-"""Endings of what is no image file here → what it is, and what can be done."""
+"""Endings of files that cannot be imported → what they are, and advice."""
 
 
 def image_by_its_bytes(others: Sequence[Path]) -> str:
-    """Return what can be done where files that are no images by name are images; empty where none is.
+    """Return advice if a file that is no image by name is one by its first bytes; empty if there is none.
 
-    One file of each ending is looked at.
+    One file of each ending is checked.
     """
     for path in {path.suffix: path for path in reversed(others)}.values():
-        if _begins_as_an_image(path):
+        if _is_image_by_bytes(path):
             return f"{readable(path.name)} is an image by its first bytes: files need an ending, such as .jpg"
     return ""
 
 
-def _begins_as_an_image(path: Path) -> bool:
+def _is_image_by_bytes(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             start = file.read(16)
     except OSError:
         return False
-    bitmap = not path.suffix and start.startswith(b"BM")  # two letters are too few where a name says something else
+    bitmap = not path.suffix and start.startswith(b"BM")  # with another ending, two letters prove too little
     return bitmap or start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or start[8:12] in (b"WEBP", b"avif")
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and a system's own; none where it cannot be read."""
+    """Return the folders in a folder, sorted, without hidden and system folders; none if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:  # told elsewhere, by its name
+    except OSError:  # reported elsewhere: see `FolderImages.unlisted`
         return []
     return sorted(folder / name for name in names if name.casefold() not in SYSTEM_FOLDERS)
 
 
-def with_ids(found: list[Found]) -> list[Found]:
-    """Return `found` with an id for each: the file's name where no other file has it, else with a digest of its path.
+def with_image_ids(found: list[FoundImage]) -> list[FoundImage]:
+    """Return `found` with an id for each image: the name of its file, with a digest of its path if it is not unique.
 
-    So images keep their ids through `unpack` and `import`, and two files of one name stay two images.
+    Images thus keep their ids through `unpack` and `import`, and two files of the same name stay two images.
     """
-    stems = [one.path.stem for one in found]
-    often = Counter(plain(stem).casefold() for stem in stems)
-    whole = []
-    for one, stem in zip(found, stems, strict=True):
-        mine = one.id or (stem if often[plain(stem).casefold()] == 1 else "")
-        if not mine or mine != safe_name(mine):
-            mine = with_digest(mine or stem, one.where)
-        whole.append(replace(one, id=mine))
-    return whole
+    stems = [image.path.stem for image in found]
+    counts = Counter(plain(stem).casefold() for stem in stems)
+    identified = []
+    for image, stem in zip(found, stems, strict=True):
+        id = image.id or (stem if counts[plain(stem).casefold()] == 1 else "")
+        if not id or id != safe_name(id):
+            id = with_digest(id or stem, image.where)
+        identified.append(replace(image, id=id))
+    return identified

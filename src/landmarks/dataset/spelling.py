@@ -1,11 +1,11 @@
-"""Words as people spell them: names of splits and of a CSV's columns, in any case, with or without `set` and `_`."""
+"""Names of splits and of CSV columns in the spellings that people use."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-_MEANT = {
+_SPLIT_WORDS = {
     "train": ("train", "training", "trn", "learn", "learning"),
     "val": (
         "val",
@@ -21,7 +21,7 @@ _MEANT = {
     ),
     "test": ("test", "testing", "tests", "tst"),
 }
-_BESIDE = r"(?:sets?|data|split|part|images?|imgs?|photos?|pictures?|folder|dir|[0-9]{4})"
+_AFFIX = r"(?:sets?|data|split|part|images?|imgs?|photos?|pictures?|folder|dir|[0-9]{4})"
 
 COLUMNS = {
     "path": (
@@ -39,43 +39,43 @@ COLUMNS = {
     "license": ("license", "licence"),
     "title": ("title",),
 }  # fmt: skip
-"""Column → the names under which it is known; where the first is there, it is meant."""
+"""Column → the names it may have in a CSV; the first takes precedence over the others."""
 
-STAND_IN = {
+FALLBACKS = {
     "path": ("image_id", "imageid", "id"),
     "label": ("landmark_id", "class_id", "label_id", "category_id", "class_index", "label_index"),
 }
-"""What is meant where no column has any of these names."""
+"""Column → names that are taken for it only if the CSV has none of the names in `COLUMNS`."""
 
 
-def split_meant(name: str) -> str | None:
-    """Return train, val or test for what people call them (`Training Set`, `valid`, `test_images`); None for others."""
+def parse_split(name: str) -> str | None:
+    """Return train, val or test for names such as `Training Set`, `valid` and `test_images`; None for any other."""
     word = re.sub(r"[\s_.-]+", "", name).casefold()
-    for bare in (word, re.sub(f"{_BESIDE}+$", "", word), re.sub(f"^{_BESIDE}+", "", word)):
-        for split, words in _MEANT.items():
+    for bare in (word, re.sub(f"{_AFFIX}+$", "", word), re.sub(f"^{_AFFIX}+", "", word)):
+        for split, words in _SPLIT_WORDS.items():
             if bare in words:
                 return split
     return None
 
 
-def split_in(name: str) -> str | None:
-    """Return the one split that a name tells in its words (`X_train`, `test1`); None for none and for several."""
-    told = {split for word in words_of(name) if (split := split_meant(word))}
-    return split_meant(name) or (told.pop() if len(told) == 1 else None)
+def split_in_words(name: str) -> str | None:
+    """Return the split among the words of a name (`X_train`, `test1`); None if there is none or more than one."""
+    splits = {split for word in words_of(name) if (split := parse_split(word))}
+    return parse_split(name) or (splits.pop() if len(splits) == 1 else None)
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words of a name, in its own case, without numbers and what stands between."""
+    """Return the words of a name, in its own case, without numbers and separators."""
     return re.findall(r"[^\W\d_]+", name)
 
 
 def column_key(name: str) -> str:
-    """Return a column's name as it is compared: lower case, words joined by `_`, nothing around it."""
+    """Return a column's name for comparison: lower case, words joined by `_`, stripped."""
     return re.sub(r"[\s-]+", "_", name.strip().strip("\ufeff").strip().casefold())
 
 
-def columns_meant(names: Sequence[str], wanted: str) -> list[int]:
-    """Return where in a header the column `wanted` stands; several places where that cannot be known.
+def find_columns(names: Sequence[str], wanted: str) -> list[int]:
+    """Return the positions in a header of the column `wanted`; more than one if it is ambiguous.
 
     Words may be joined by `_` or by nothing: `ClassId` is `class_id`.
     """
@@ -83,27 +83,29 @@ def columns_meant(names: Sequence[str], wanted: str) -> list[int]:
     exact = [place for place, key in enumerate(keys) if key == COLUMNS[wanted][0]]
     if exact:
         return exact
-    known = [place for place, key in enumerate(keys) if key in _joined(COLUMNS[wanted])]
-    if known:
-        return known
-    for stand_in in _joined(STAND_IN.get(wanted, ())):
-        if stand_in in keys:
-            return [place for place, key in enumerate(keys) if key == stand_in]
+    synonyms = [place for place, key in enumerate(keys) if key in _joined(COLUMNS[wanted])]
+    if synonyms:
+        return synonyms
+    for fallback in _joined(FALLBACKS.get(wanted, ())):
+        if fallback in keys:
+            return [place for place, key in enumerate(keys) if key == fallback]
     return []
 
 
-def is_stand_in(name: str, wanted: str) -> bool:
-    """Return whether a column of this name is taken for `wanted` only where no better one is there."""
-    return column_key(name).replace("_", "") in _joined(STAND_IN.get(wanted, ()))
+def is_fallback(name: str, wanted: str) -> bool:
+    """Return whether a column of this name is taken for `wanted` only if there is no better one."""
+    return column_key(name).replace("_", "") in _joined(FALLBACKS.get(wanted, ()))
 
 
 def _joined(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.replace("_", "") for name in names))
 
 
-def may_be_split(name: str) -> bool:
-    """Return whether a column is called as columns are that say the split in other words: `is_valid`, `fold`."""
+def may_be_split_column(name: str) -> bool:
+    """Return whether a column of this name may hold the split in another form: `is_valid`, `fold`."""
     return re.sub(r"^is", "", column_key(name).replace("_", "")) in _SPLIT_COLUMNS
 
 
-_SPLIT_COLUMNS = frozenset({*(word for words in _MEANT.values() for word in words), "fold", "folds", "kfold", "cvfold"})
+_SPLIT_COLUMNS = frozenset(
+    {*(word for words in _SPLIT_WORDS.values() for word in words), "fold", "folds", "kfold", "cvfold"}
+)
