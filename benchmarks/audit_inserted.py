@@ -22,8 +22,8 @@ from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import sketch
-from landmarks.evaluation.audit import machine_of, split_features
-from landmarks.evaluation.doubts import nearest_cosines, strangers
+from landmarks.evaluation.audit import open_training_machine, split_features
+from landmarks.evaluation.doubts import find_strangers, nearest_cosines
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.label_estimates import cross_validated, disagreements, nearest_others
 from landmarks.recognition.directions import directions
@@ -45,7 +45,7 @@ def main(run: str, data: str, test: str) -> None:
 def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str, Any]]:
     images, features = split_features(run, dataset, "all")
     unknown = other.split("all").filter(pl.col("landmark_id").is_null())
-    values = cached_features(run.network(), other, unknown, machine=machine_of(run, other, "auto")).values
+    values = cached_features(run.network(), other, unknown, machine=open_training_machine(run, other, "auto")).values
     known, classes = images["label"].cast(pl.Int64).to_numpy(), len(dataset.labels)
     groups = images["group"].cast(pl.Int64).to_numpy()
     rows = []
@@ -58,7 +58,7 @@ def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str
         estimates = cross_validated(points, labels, within, classes)
         listed, _ = disagreements(estimates, labels)
         cosines, _ = nearest_others(points, group_places(within, len(labels)))
-        found, away = strangers(nearest_cosines(cosines), estimates.own, labels)
+        found, away = find_strangers(nearest_cosines(cosines), estimates.own, labels)
         inserted = np.arange(len(labels)) >= len(known)
         first = np.argsort(-away, kind="stable")[: 2 * INSERTED]
         rows.append(

@@ -14,7 +14,7 @@ from PIL import Image
 import landmarks
 from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.evaluation.doubts import COPIES_FOUND, copies_in, doubts_of_copies, strangers
+from landmarks.evaluation.doubts import COPIES_FOUND, copies_in, doubts_of_copies, find_strangers
 from landmarks.evaluation.doubts_page import DOUBTS, write_doubts_page
 
 NAME = '</script><b>Taj "Mahal"'
@@ -178,6 +178,6 @@ def test_a_stranger_is_far_from_all_and_unlike_its_label() -> None:
     nearest, own = 0.8 + 0.02 * random.standard_normal(200), 0.7 + 0.1 * random.random(200)
     labels = np.arange(200) % 4
     nearest[[3, 50]], own[[3, 90]] = 0.5, 0.01  # 50 is far but surely its landmark, 90 the other way round
-    found, away = strangers(nearest, own, labels)
+    found, away = find_strangers(nearest, own, labels)
     assert np.flatnonzero(found).tolist() == [3]
     assert away.argmax() == 3

@@ -174,7 +174,7 @@ def subsets(
     """
 
     from landmarks.evaluation.predictions import SUBSETS_SUFFIX
-    from landmarks.evaluation.results import percent
+    from landmarks.evaluation.results import format_share
     from landmarks.evaluation.subsets import subsets as draw_subsets
     from landmarks.support.console import print_table
 
@@ -185,8 +185,8 @@ def subsets(
     print_table(["accuracy", "value"], numbers.rows(), numbers.title)
     if numbers.place is not None:
         show(
-            f"the run's own accuracy, {percent(numbers.own_accuracy)} on {numbers.record['own']['landmarks']} "
-            f"landmarks, is above that of {percent(numbers.place)} of the draws"
+            f"the run's own accuracy, {format_share(numbers.own_accuracy)} on {numbers.record['own']['landmarks']} "
+            f"landmarks, is above that of {format_share(numbers.place)} of the draws"
         )
     show(f"written to {run / 'metrics' / numbers.record['name']}{SUBSETS_SUFFIX}")
 

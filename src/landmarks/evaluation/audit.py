@@ -1,12 +1,11 @@
-"""The verb `audit`: which labels are likely wrong? Images that look like another landmark, copies with two labels.
+"""The verb `audit`: find likely label errors, copies in two splits, and images that show no landmark.
 
-A label is doubted when its image, judged without its group, speaks for another landmark (`label_estimates`), or when
-the image is a copy of one with another label, anywhere in the dataset (`doubts.copies_in`).
+A label is likely wrong when the image's features, estimated without its group, indicate another landmark
+(`label_estimates`), or when the image is a copy of one with another label, anywhere in the dataset
+(`doubts.copies_in`). See `doubts` for copies in two splits and images without a landmark.
 
-Beside these it lists what else to doubt (see `doubts`): copies in two splits, and images that show no landmark at all.
-
-A check never changes or deletes anything: it writes a sheet to look at, a page to decide on, and a CSV with an empty
-column for a person's decision, which `split --corrections` takes over.
+An audit never changes or deletes anything. It writes a sheet of images, a page to decide on, and a CSV with an empty
+column for a person's decision, which `split --corrections` applies.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from PIL import Image, ImageDraw
 from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.evaluation.doubts import COPIES_FOUND, copies_in, doubts_of_copies, nearest_cosines, strangers
+from landmarks.evaluation.doubts import COPIES_FOUND, copies_in, doubts_of_copies, find_strangers, nearest_cosines
 from landmarks.evaluation.doubts_page import DOUBTS, write_doubts_page
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.label_estimates import Estimates, cross_validated, disagreements, nearest_others
@@ -49,11 +48,11 @@ LABEL_ERRORS = {
     "suggested_landmark_id": pl.Int64,
     "suggested_name": pl.String,
     "probability": pl.Float64,  # of the suggested landmark; empty for copies
-    "margin": pl.Float64,  # probability of the suggested minus that of the given landmark; 1 for copies
+    "margin": pl.Float64,  # probability of the suggested minus that of the labelled landmark; 1 for copies
     "why": pl.String,
-    "correct_landmark_id": pl.String,  # empty: for a person to fill in (an id, "none", "remove", or the given one)
+    "correct_landmark_id": pl.String,  # empty, for a person to fill in (an id, "none", "remove", or the present one)
 }
-"""Columns of the CSV, the widest margin first."""
+"""Columns of the CSV; rows are sorted by margin, the widest first."""
 
 
 def audit(
@@ -66,12 +65,14 @@ def audit(
 ) -> pl.DataFrame:
     """Return the likely label errors of a split of the run's dataset (or of `data`), and write them to the CSV `out`.
 
-    Beside it the first of them are shown on a sheet, `out` with the ending `.jpg`. The page, with the ending `.html`,
-    asks about them too, about copies in two splits or with two labels, which `.copies.csv` lists for `split --copies`,
-    and about images that show no landmark at all, which `.strangers.csv` lists as `out` does. Images a person has
-    decided on are not listed again. What the run was trained on is checked like anything else, with a note. The
-    features are those of the run's backbone, from the cache where they are there. A backbone that was fine-tuned on
-    wrong labels has learned some of them: a run that stopped after the head training sees more.
+    More files are written beside `out`, with its name and other endings: `.jpg`, a sheet of the first images;
+    `.copies.csv`, copies in two splits or with two labels, for `split --copies`; `.strangers.csv`, images that show no
+    landmark at all, with the columns of `out`; and `.html`, a page that asks about all of these. Images that a person
+    has already decided on are not listed again.
+
+    Features come from the run's backbone, cached where possible. A backbone that was fine-tuned on wrong labels has
+    learned some of them, so a run that stopped after head training finds more. Images that the run was trained on are
+    checked like any others, with a note.
     """
     out = Path(out)
     sheet = out.with_suffix(".jpg")
@@ -79,12 +80,12 @@ def audit(
     opened = open_run(run)
     dataset = find_own_dataset(opened) if data is None else open_dataset(data)
     images, features = split_features(opened, dataset, split, device)
-    _tell_seen(opened, images)
+    _note_seen(opened, images)
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     points = directions(features)
     estimates = cross_validated(points, labels, groups, len(dataset.labels))
-    listed, margin = disagreements(estimates, labels)
+    likely_wrong, margin = disagreements(estimates, labels)
     rows = pl.DataFrame(
         {
             "image_id": images["image_id"],
@@ -94,10 +95,11 @@ def audit(
             "margin": margin,
             "why": "its features speak for the other landmark",
         }
-    ).filter(pl.Series(listed))
+    ).filter(pl.Series(likely_wrong))
     copies = copies_in(dataset)
-    copied = _copied(copies, images, dataset)
-    table = _named(pl.concat([copied, rows]).unique(subset=["image_id"], keep="first", maintain_order=True), dataset)
+    copied = _copies_with_other_labels(copies, images, dataset)
+    errors = pl.concat([copied, rows]).unique(subset=["image_id"], keep="first", maintain_order=True)
+    table = _with_names(errors, dataset)
     table = table.join(dataset.corrections, on="image_id", how="anti").sort(
         "margin", "image_id", descending=[True, False]
     )
@@ -106,54 +108,54 @@ def audit(
         write_sheet(dataset, table, sheet)
     cosines, _ = nearest_others(points, group_places(groups, len(labels)))
     by_features = table.join(copied, on="image_id", how="anti", maintain_order="left")
-    strange = _strange(dataset, images, cosines, estimates, labels)
-    _write_doubts(dataset, copies, by_features, strange, out)
+    without_landmark = _strangers(dataset, images, cosines, estimates, labels)
+    _write_doubts(dataset, copies, by_features, without_landmark, out)
     return table
 
 
 def _refuse_to_replace(out: Path) -> None:
-    """Raise `UsageError` where what stands beside the CSV `out` would replace it, or a file of somebody else's."""
+    """Raise `UsageError` where a file written beside the CSV `out` would replace it or a foreign file."""
     beside = [out.with_suffix(ending) for ending in (".jpg", ".html", ".copies.csv", ".strangers.csv")]
     if out in beside:
         raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")
-    if not out.exists() and (there := next((path for path in beside if path.exists()), None)):
+    if not out.exists() and (present := next((path for path in beside if path.exists()), None)):
         raise UsageError(
-            f"{there} is there already, and one of this name stands beside {out.name}",
+            f"{present} is there already, and one of this name stands beside {out.name}",
             way_out="choose another name, or remove it first",
         )
 
 
-def _strange(
+def _strangers(
     dataset: Dataset, images: pl.DataFrame, cosines: Floats, estimates: Estimates, labels: Integers
 ) -> pl.DataFrame:
-    """Return the images that show no landmark (columns of `LABEL_ERRORS`), the surest first."""
-    found, away = strangers(nearest_cosines(cosines), estimates.own, labels)
+    """Return the images that show no landmark (columns of `LABEL_ERRORS`), the clearest first."""
+    found, strangeness = find_strangers(nearest_cosines(cosines), estimates.own, labels)
     rows = pl.DataFrame(
         {
             "image_id": images["image_id"],
             "label": labels,
             "suggested": pl.Series([None] * len(images), dtype=pl.Int64),
             "probability": pl.Series([None] * len(images), dtype=pl.Float64),
-            "margin": away,
+            "margin": strangeness,
             "why": "it is far from all others, and nothing speaks for its landmark",
         }
     )
-    listed = _named(rows.filter(pl.Series(found)), dataset)
-    return listed.join(dataset.corrections, on="image_id", how="anti").sort(
+    table = _with_names(rows.filter(pl.Series(found)), dataset)
+    return table.join(dataset.corrections, on="image_id", how="anti").sort(
         "margin", "image_id", descending=[True, False]
     )
 
 
 def _write_doubts(
-    dataset: Dataset, copies: pl.DataFrame, errors: pl.DataFrame, strange: pl.DataFrame, out: Path
+    dataset: Dataset, copies: pl.DataFrame, errors: pl.DataFrame, strangers: pl.DataFrame, out: Path
 ) -> None:
-    """Write what else there is to doubt beside the CSV `out`, and the page that asks about everything.
+    """Write the CSVs of copies and strangers beside the CSV `out`, and the page that asks about all doubts.
 
-    `copies` are all of the dataset (columns of `COPIES_FOUND`), `errors` without those among them.
+    `copies` are those of the whole dataset (columns of `COPIES_FOUND`), `errors` the label errors that are no copies.
     """
     write_csv(out.with_suffix(".copies.csv"), copies.select(list(COPIES_FOUND)))
-    write_csv(out.with_suffix(".strangers.csv"), strange)
-    others = doubts_of_copies(copies).join(dataset.corrections, on="image_id", how="anti", maintain_order="left")
+    write_csv(out.with_suffix(".strangers.csv"), strangers)
+    of_copies = doubts_of_copies(copies).join(dataset.corrections, on="image_id", how="anti", maintain_order="left")
     of_labels, of_strangers = (
         table.select(
             kind=pl.lit(kind),
@@ -163,11 +165,11 @@ def _write_doubts(
             other_id=pl.lit(None, pl.String),
         ).cast(pl.Schema(DOUBTS))
         for table, kind in (
-            (errors.join(strange, on="image_id", how="anti", maintain_order="left"), "label"),
-            (strange, "nothing"),
+            (errors.join(strangers, on="image_id", how="anti", maintain_order="left"), "label"),
+            (strangers, "nothing"),
         )
     )
-    doubts = pl.concat([others, of_labels, of_strangers])
+    doubts = pl.concat([of_copies, of_labels, of_strangers])
     counts = dict(doubts.group_by("kind").len().iter_rows())
     note(
         f"{counts.get('leak', 0):,} leaks between splits,"
@@ -180,8 +182,8 @@ def _write_doubts(
         note(f"decide on them with the keyboard: {page}")
 
 
-def _tell_seen(run: Run, images: pl.DataFrame) -> None:
-    """Say how many of `images` a fine-tuned run has seen: to check labels that is no harm, but it hides some."""
+def _note_seen(run: Run, images: pl.DataFrame) -> None:
+    """Say how many of `images` a fine-tuned run has seen: it may have learned their wrong labels."""
     seen = run.seen
     found = 0 if seen is None else len(find_seen(images, seen))
     if found and (run.record.get("best") or {}).get("phase") == "finetune":
@@ -191,8 +193,8 @@ def _tell_seen(run: Run, images: pl.DataFrame) -> None:
         )
 
 
-def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """Return `rows` in the columns of `LABEL_ERRORS`."""
+def _with_names(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """Return `rows` with the columns of `LABEL_ERRORS`, names of landmarks included."""
     names = dataset.labels.select("label", "landmark_id", "name").cast({"label": pl.Int64})
     suggested = names.rename(lambda name: "suggested_" + name)
     joined = rows.join(names, on="label", how="left", maintain_order="left").join(
@@ -202,10 +204,11 @@ def _named(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     return joined.select(pl.col(name).cast(kind) for name, kind in LABEL_ERRORS.items())
 
 
-def _copied(copies: pl.DataFrame, images: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """Return those of `images` that are a copy of one with another label, which it suggests; the surest of each.
+def _copies_with_other_labels(copies: pl.DataFrame, images: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """Return those of `images` that are a copy of an image with another label, and suggest that label.
 
-    `copies` has the columns of `COPIES_FOUND`. A copy that shows no landmark suggests none, and is left to the page.
+    `copies` has the columns of `COPIES_FOUND`; of several copies the one that agrees most counts. A copy without a
+    label suggests none and only appears on the page.
     """
     labels = dataset.labels.select(suggested=pl.col("label").cast(pl.Int64), suggested_landmark_id="landmark_id")
     across = doubts_of_copies(copies).filter(pl.col("kind") == "across")
@@ -224,33 +227,36 @@ def _copied(copies: pl.DataFrame, images: pl.DataFrame, dataset: Dataset) -> pl.
     )
 
 
-# A sheet to look at: images whose label is likely wrong, with the label they have and the one suggested.
+# The sheet: images whose label is likely wrong, with the label they have and the one suggested.
 
 
 MOST = 40
-"""Images on a sheet; the CSV beside it names all."""
+"""Images on a sheet; the CSV lists all."""
 
 COLUMNS = 5
 TILE, SHEET_MARGIN, CAPTION, HEAD = 260, 16, 70, 40
 PAPER, EMPTY, INK, QUIET, DOUBT = "#ffffff", "#ececef", "#1c1c1e", "#6b6b70", "#b3261e"
 
 
-def write_sheet(dataset: Dataset, listed: pl.DataFrame, path: Path) -> None:
-    """Write the first `MOST` of `listed` (columns of `LABEL_ERRORS`) as a JPEG, row by row, with captions."""
-    shown = listed.head(MOST)
+def write_sheet(dataset: Dataset, errors: pl.DataFrame, path: Path) -> None:
+    """Write the first `MOST` images of `errors` (columns of `LABEL_ERRORS`) to one JPEG, with captions."""
+    shown = errors.head(MOST)
     columns = min(COLUMNS, max(1, len(shown)))
     rows = -(-len(shown) // columns)
     size = SHEET_MARGIN + columns * (TILE + SHEET_MARGIN), HEAD + rows * (TILE + CAPTION + SHEET_MARGIN)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    _line(draw, (SHEET_MARGIN, 12), f"{len(shown)} of {len(listed)} likely label errors", 18, INK)
-    places = {row["image_id"]: row for row in _places(dataset, shown).iter_rows(named=True)}
+    _line(draw, (SHEET_MARGIN, 12), f"{len(shown)} of {len(errors)} likely label errors", 18, INK)
+    locations = dataset.images.join(shown.select("image_id"), on="image_id", how="semi").select(
+        "image_id", "shard", "offset", "length"
+    )
+    places = {row["image_id"]: row for row in locations.iter_rows(named=True)}
     reader = ImageReader(dataset)
     for number, row in enumerate(shown.iter_rows(named=True)):
         left = SHEET_MARGIN + number % columns * (TILE + SHEET_MARGIN)
         top = HEAD + number // columns * (TILE + CAPTION + SHEET_MARGIN)
         draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=EMPTY)
-        image = _image(reader, places[row["image_id"]])
+        image = _tile(reader, places[row["image_id"]])
         if image is not None:
             tile = Image.fromarray(image)
             sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
@@ -259,14 +265,8 @@ def write_sheet(dataset: Dataset, listed: pl.DataFrame, path: Path) -> None:
         sheet.save(aside, format="JPEG", quality=88)
 
 
-def _places(dataset: Dataset, shown: pl.DataFrame) -> pl.DataFrame:
-    return dataset.images.join(shown.select("image_id"), on="image_id", how="semi").select(
-        "image_id", "shard", "offset", "length"
-    )
-
-
-def _image(reader: ImageReader, place: dict[str, Any]) -> np.ndarray[Any, Any] | None:
-    """Return an image no side of which is longer than a tile; None where it cannot be decoded."""
+def _tile(reader: ImageReader, place: dict[str, Any]) -> np.ndarray[Any, Any] | None:
+    """Return an image shrunk to fit a tile; None where it cannot be decoded."""
     try:
         return shrink(decode(reader.read(place["shard"], place["offset"], place["length"])), TILE)
     except ImageError:
@@ -274,11 +274,11 @@ def _image(reader: ImageReader, place: dict[str, Any]) -> np.ndarray[Any, Any] |
 
 
 def _caption(draw: ImageDraw.ImageDraw, left: int, top: int, row: dict[str, Any]) -> None:
-    against = row["why"]
+    doubt = row["why"]
     if row["probability"] is not None:
-        against = f"{100 * row['probability']:.0f} % {row['suggested_name'] or row['suggested_landmark_id']}"
+        doubt = f"{100 * row['probability']:.0f} % {row['suggested_name'] or row['suggested_landmark_id']}"
     _line(draw, (left, top), str(row["name"] or row["landmark_id"]), 16, INK)
-    _line(draw, (left, top + 22), against, 16, DOUBT)
+    _line(draw, (left, top + 22), doubt, 16, DOUBT)
     _line(draw, (left, top + 44), row["image_id"], 13, QUIET)
 
 
@@ -287,38 +287,38 @@ def _line(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, 
     draw.text(at, fitted(text, font, TILE if size < 18 else 4 * TILE), fill=colour, font=font)
 
 
-# What a run's backbone sees in the images of a split: the features that head training was trained on, if they are kept.
+# The features of a split by a run's backbone: those that head training used, where they are still cached.
 
 
 def split_features(
     run: Run, dataset: Dataset, split: str, device: str = "auto"
 ) -> tuple[pl.DataFrame, NDArray[np.float16]]:
-    """Return the images of `split` that show known landmarks, with their `label`, and their features `(P, C)`.
+    """Return the images of `split` that show known landmarks, with their `label`, and their features `(N, C)`.
 
-    Training keeps the features of train and val together, so both are asked for where one of them is wanted. They are
-    computed as in training, in the same precision and, with `device` auto and where it is there, on the same device.
+    Training caches the features of train and val together, so both are requested where one of them is wanted. They are
+    computed as in training, in the same precision and, with `device` auto, on the same device if it is available.
     Raises `LandmarksError` when the split shows no known landmark.
     """
-    images = _known(dataset, split)
+    images = _labelled_images(dataset, split)
     if not len(images):
         raise LandmarksError(
             f"the {split} split of {dataset.folder} shows no known landmark: there is nothing to compare"
         )
-    together = images
+    cached = images
     if split in ("train", "val"):
-        together = pl.concat([_known(dataset, name) for name in ("train", "val")]).sort("image_id")
-    machine = machine_of(run, dataset, device)
+        cached = pl.concat([_labelled_images(dataset, name) for name in ("train", "val")]).sort("image_id")
+    machine = open_training_machine(run, dataset, device)
     network = run.network().to(machine.device)
     lay_out(network)
-    values = cached_features(network, dataset, together, machine=machine).values
-    return images, np.asarray(values[positions(together, images)])
+    values = cached_features(network, dataset, cached, machine=machine).values
+    return images, np.asarray(values[positions(cached, images)])
 
 
-def machine_of(run: Run, dataset: Dataset, device: str) -> Machine:
-    """Open this machine as the run's training did; a device that is not here is replaced by the best there is."""
-    trained = run.record.get("recipe", {})
-    same = {name: trained[name] for name in ("device", "precision") if name in trained}
-    recipe = recipe_named("default", **same, tracking="none")
+def open_training_machine(run: Run, dataset: Dataset, device: str) -> Machine:
+    """Open the device and precision that the run was trained with, or the best available device in its place."""
+    recorded = run.record.get("recipe", {})
+    settings = {name: recorded[name] for name in ("device", "precision") if name in recorded}
+    recipe = recipe_named("default", **settings, tracking="none")
     if device != "auto":
         recipe = replace(recipe, device=device)
     else:
@@ -329,5 +329,5 @@ def machine_of(run: Run, dataset: Dataset, device: str) -> Machine:
     return open_machine(recipe, dataset.folder)[0]
 
 
-def _known(dataset: Dataset, split: str) -> pl.DataFrame:
+def _labelled_images(dataset: Dataset, split: str) -> pl.DataFrame:
     return dataset.split(split).filter(pl.col("label").is_not_null())

@@ -1,4 +1,4 @@
-"""The verb `compare`: is one run better than another, or is it chance? Paired tests over the same images."""
+"""The verb `compare`: is one run better than another, or is it chance? Paired tests on the same images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from landmarks.training.own_data import ARCHIVE_ID
 from landmarks.training.run import Run
 
 LEVEL = 0.05
-"""A difference is called real when chance alone would show one so large in fewer than 5 of 100 cases."""
+"""Significance level: a difference is called real when its p-value is below this and its interval excludes 0."""
 
 DEFINITIONS = {
     "images": "Images that both runs answered, of landmarks that both know.",
@@ -40,22 +40,22 @@ DEFINITIONS = {
 
 
 def compare(first: Place, second: Place, *, name: str | None = None) -> Comparison:
-    """Return whether `second` is really better or worse than `first` on the predictions called `name` of both.
+    """Compare the top-1 accuracy of two runs on the predictions called `name` that both have.
 
-    Each is a run's folder, or an export that was evaluated. Without `name`: `test` where both have it, else the only
-    one they share. The runs may know different landmarks; only images count that show one which both know. Raises
-    `LandmarksError` when the runs share no predictions, or no images, or when ids that are names of files come from two
-    datasets.
+    Each run is a run's folder or an export that has been evaluated. The default for `name` is `test` where both have
+    it, else the only name they share. The runs may know different landmarks: only images of landmarks that both know
+    count.
+    Raises `LandmarksError` when the runs share no predictions or no images, and when their image ids are file names
+    from two datasets, so that equal ids may be different images.
     """
     runs = open_measured(first), open_measured(second)
     name = _shared_name(runs, name)
-    same = _of_one_dataset(runs, name)
     tables = [
-        _answered(run, name).rename({"correct": side, "answer": f"answer_{side}"})
+        _answers(run, name).rename({"correct": side, "answer": f"answer_{side}"})
         for run, side in zip(runs, ("first", "second"), strict=True)
     ]
     both = tables[0].join(tables[1].drop("group"), on="image_id", how="inner").sort("image_id")
-    if not same and not both["image_id"].str.contains(ARCHIVE_ID).all():
+    if not _same_dataset(runs, name) and not both["image_id"].str.contains(ARCHIVE_ID).all():
         raise LandmarksError(
             f"{runs[0].name} and {runs[1].name} were not judged on one dataset as {name}: two files that are called "
             f"{both['image_id'][0]} may be two images",
@@ -63,22 +63,25 @@ def compare(first: Place, second: Place, *, name: str | None = None) -> Comparis
         )
     if not len(both):
         raise LandmarksError(f"{runs[0].name} and {runs[1].name} share no image of a landmark that both know")
-    alone = len(tables[0]) + len(tables[1]) - 2 * len(both)
-    if alone:
-        note(f"{alone} images that only one of the runs answered, or knows the landmark of, are left out")
+    left_out = len(tables[0]) + len(tables[1]) - 2 * len(both)
+    if left_out:
+        note(f"{left_out} images that only one of the runs answered, or knows the landmark of, are left out")
     groups = both["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     numbers = paired_test(both["first"].to_numpy(), both["second"].to_numpy(), groups)
-    about = {"first": runs[0].name, "second": runs[1].name, "name": name, "left_out": alone}
+    about = {"first": runs[0].name, "second": runs[1].name, "name": name, "left_out": left_out}
     numbers["same_answer"] = float((both["answer_first"] == both["answer_second"]).mean())  # type: ignore[arg-type]
     return comparison_of({**about, **numbers, "verdict": verdict(about, numbers), "definitions": DEFINITIONS})
 
 
 def paired_test(first: Flags, second: Flags, groups: Integers | None = None, seed: int = 0) -> dict[str, Any]:
-    """Return the difference of two runs that answered the same images `(N,)` right or wrong; how sure is it?"""
+    """Return the difference in accuracy of two runs, with its interval and p-value (keys as in `DEFINITIONS`).
+
+    `first` and `second` `(N,)` say which images each run answers right; `groups` `(N,)` are resampled whole.
+    """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     bounds = mean_interval(second.astype(float) - first.astype(float), groups, seed, least=-1.0)
-    apart = only_first + only_second
-    p_value = float(binomtest(only_second, apart).pvalue) if apart else 1.0
+    discordant = only_first + only_second
+    p_value = float(binomtest(only_second, discordant).pvalue) if discordant else 1.0
     return {
         "images": len(first),
         "top1_first": float(first.mean()),
@@ -96,7 +99,7 @@ def verdict(about: dict[str, Any], numbers: dict[str, Any]) -> str:
     difference = numbers["difference"]
     points, low, high = (100 * difference[key] for key in ("value", "low", "high"))
     better = about["second"] if points >= 0 else about["first"]
-    if points < 0:  # told as what the better one gains
+    if points < 0:  # phrased as what the better run gains
         points, low, high = -points, -high, -low
     words = f"{points:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}, p = {numbers['p_value']:.2g}"
     if numbers["real"]:
@@ -105,6 +108,7 @@ def verdict(about: dict[str, Any], numbers: dict[str, Any]) -> str:
 
 
 def _shared_name(runs: tuple[Run, Run], name: str | None) -> str:
+    """Return `name`, or its default, if both runs have predictions called so; raise otherwise."""
     names = [{path.stem for path in (run.folder / "predictions").glob("*.parquet")} for run in runs]
     shared = sorted(names[0] & names[1])
     if name is None and ("test" in shared or len(shared) == 1):
@@ -115,22 +119,22 @@ def _shared_name(runs: tuple[Run, Run], name: str | None) -> str:
         raise UsageError("the runs share several predictions", expected=f"--name with one of {', '.join(shared)}")
     raise LandmarksError(
         f"{runs[0].name} and {runs[1].name} do not share predictions{f' called {name}' if name else ''}",
-        received=" and ".join(", ".join(sorted(of)) or "none" for of in names),
+        received=" and ".join(", ".join(sorted(stems)) or "none" for stems in names),
         way_out=did_you_mean(name or "", shared) or "evaluate both on the same data first",
     )
 
 
-def _of_one_dataset(runs: tuple[Run, Run], name: str) -> bool:
-    """Return whether both runs' predictions are of the same images under the same ids, however divided."""
-    told = [read_metadata(run.folder / "predictions" / f"{name}.parquet") for run in runs]
+def _same_dataset(runs: tuple[Run, Run], name: str) -> bool:
+    """Return whether both runs' predictions come from one dataset, whatever its splits."""
+    first, second = (read_metadata(run.folder / "predictions" / f"{name}.parquet") for run in runs)
     return any(
-        told[0].get(key) not in (None, "None") and told[0].get(key) == told[1].get(key)
+        first.get(key) not in (None, "None") and first.get(key) == second.get(key)
         for key in ("content_digest", "data_digest")
     )
 
 
-def _answered(run: Run, name: str) -> pl.DataFrame:
-    """Return id, group, the best answer and whether it was right, of the images of landmarks that the run knows."""
+def _answers(run: Run, name: str) -> pl.DataFrame:
+    """Return image_id, group, correct and answer (a landmark_id) of the images of landmarks that the run knows."""
     table = read_predictions(run.folder / "predictions" / f"{name}.parquet").filter(pl.col("truth").list.len() > 0)
     answer, names = pl.col("label").list.first(), run.labels.select(label=pl.col("label"), answer="landmark_id")
     table = table.select("image_id", "group", label=answer, correct=pl.col("truth").list.contains(answer))

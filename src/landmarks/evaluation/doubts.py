@@ -1,7 +1,7 @@
-"""What to doubt about a dataset beside its labels: leaks between splits, copies with two labels, strangers.
+"""Doubts about a dataset beside likely wrong labels: leaks between splits, copies with two labels, strangers.
 
-A leak is a pair of copies in two splits; a stranger is a training image that shows no landmark of the dataset at all:
-the images nearest to it are much farther away than those of others are, and no landmark is likely.
+A leak is a pair of copies in two splits. A stranger is a training image that shows no landmark of the dataset at all:
+its nearest images are much farther away than those of other images, and its label is improbable.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ COPIES_FOUND = {
 """Columns of the CSV of copies, which `split --copies` takes; a row that is no copy is deleted from it."""
 
 FAR = 1.3
-"""How many times the median distance of an image from its nearest a stranger is away, less what speaks for its label.
-Of 20 images of anything else put among 3,582 with labels at random the list held 16 or 17, and some 65 others,
-among them images of a landmark that show none (`benchmarks/audit_inserted.py`)."""
+"""Least strangeness of a stranger, in median distances of an image from its nearest images (see `find_strangers`).
+Of 20 images of anything else, inserted with random labels among 3,582 images, 16 or 17 were listed, together with
+some 65 others, among them images filed under a landmark that they do not show (`benchmarks/audit_inserted.py`)."""
 
 NEAREST = 5
-"""Images that a stranger is far from."""
+"""Number of nearest images whose mean cosine counts."""
 
 
 def copies_in(dataset: Dataset) -> pl.DataFrame:
-    """Return the copies among all images of a dataset (columns of `COPIES_FOUND`), the surest first."""
+    """Return the copies among all images of a dataset (columns of `COPIES_FOUND`), those that agree most first."""
     images = dataset.images
     if dataset.splits is not None:
         images = images.join(dataset.splits, on="image_id", how="left", maintain_order="left")
@@ -68,9 +68,9 @@ def copies_in(dataset: Dataset) -> pl.DataFrame:
 
 
 def doubts_of_copies(copies: pl.DataFrame) -> pl.DataFrame:
-    """Return the doubts (columns of `DOUBTS`) that copies give: in two splits, or with two labels.
+    """Return the doubts (columns of `DOUBTS`) about copies in two splits or with two labels.
 
-    Of two copies in two splits the one that is not in train is asked about, of two with two labels both are.
+    Of a pair in two splits, the image that is not in train is asked about; of a pair with two labels, both are.
     """
     across = copies.filter(pl.col("landmark_id").ne_missing(pl.col("landmark_id_of_copy")))
     leaks = copies.filter((pl.col("split") != pl.col("split_of_copy")).fill_null(False))
@@ -79,14 +79,14 @@ def doubts_of_copies(copies: pl.DataFrame) -> pl.DataFrame:
         (100 * pl.col("agreement")).round().cast(pl.Int64),
         pl.when("mirrored").then(pl.lit(", mirrored")).otherwise(pl.lit("")),
     )
-    turned = {"image_id": "copy_of", "copy_of": "image_id"}
-    turned |= {"landmark_id": "landmark_id_of_copy", "landmark_id_of_copy": "landmark_id"}
-    turned |= {"split": "split_of_copy", "split_of_copy": "split"}
-    both = pl.concat([across, across.rename(turned).select(across.columns)]).sort(
+    swapped = {"image_id": "copy_of", "copy_of": "image_id"}
+    swapped |= {"landmark_id": "landmark_id_of_copy", "landmark_id_of_copy": "landmark_id"}
+    swapped |= {"split": "split_of_copy", "split_of_copy": "split"}
+    both = pl.concat([across, across.rename(swapped).select(across.columns)]).sort(
         "agreement", "image_id", "copy_of", descending=[True, False, False]
     )
-    in_train = leaks.filter(pl.col("split") == "train").rename(turned).select(leaks.columns)
-    asked = pl.concat([leaks.filter(pl.col("split") != "train"), in_train]).sort(
+    from_train = leaks.filter(pl.col("split") == "train").rename(swapped).select(leaks.columns)
+    outside_train = pl.concat([leaks.filter(pl.col("split") != "train"), from_train]).sort(
         "agreement", "image_id", "copy_of", descending=[True, False, False]
     )
 
@@ -101,24 +101,25 @@ def doubts_of_copies(copies: pl.DataFrame) -> pl.DataFrame:
             other_id="copy_of",
         ).cast(pl.Schema(DOUBTS))
 
-    return pl.concat([doubts(asked, "leak"), doubts(both, "across")])
+    return pl.concat([doubts(outside_train, "leak"), doubts(both, "across")])
 
 
-def strangers(nearest: Floats, own: Floats, labels: Integers) -> tuple[Flags, Floats]:
-    """Return which images show no landmark at all, and how surely, both `(N,)`.
+def find_strangers(nearest: Floats, own: Floats, labels: Integers) -> tuple[Flags, Floats]:
+    """Return which images show no landmark at all, and their strangeness, both `(N,)`.
 
-    `nearest` are mean cosines to the nearest images of other groups, `own` the probability of the label `labels` that
-    each has. What counts is the distance times what the label lacks of the probability that is usual for its images.
+    `nearest` `(N,)` holds the mean cosine to the nearest images of other groups, `own` `(N,)` the probability of each
+    image's own label in `labels`. Strangeness is the distance (1 - cosine, relative to the median of all images) times
+    the doubt in the label: one minus its probability relative to the mean for images of that label.
     """
     counts = np.bincount(labels)
     usual = np.bincount(labels, weights=own) / np.maximum(counts, 1)
     distance = 1 - nearest
-    lacking = np.clip(1 - own / np.maximum(usual[labels], 1e-9), 0, 1)
-    away = distance * lacking / max(float(np.median(distance)), 1e-9)
-    return away >= FAR, away
+    doubt = np.clip(1 - own / np.maximum(usual[labels], 1e-9), 0, 1)
+    strangeness = distance * doubt / max(float(np.median(distance)), 1e-9)
+    return strangeness >= FAR, strangeness
 
 
 def nearest_cosines(cosines: NDArray[np.floating]) -> Floats:
-    """Return the mean of the `NEAREST` largest of each row `(N, k)`, those there are."""
-    kept = -np.sort(-np.where(np.isfinite(cosines), cosines, np.nan), axis=1)[:, :NEAREST]
-    return np.asarray(np.nan_to_num(np.nanmean(kept, axis=1)), dtype=np.float64)
+    """Return `(N,)` the mean of the `NEAREST` largest finite values of each row of `cosines` `(N, k)`."""
+    largest = -np.sort(-np.where(np.isfinite(cosines), cosines, np.nan), axis=1)[:, :NEAREST]
+    return np.asarray(np.nan_to_num(np.nanmean(largest, axis=1)), dtype=np.float64)

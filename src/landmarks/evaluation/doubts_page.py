@@ -1,7 +1,7 @@
-"""A page to decide doubts on: one HTML file with the images in it, for the keyboard, that saves a CSV.
+"""The page to decide on doubts: one HTML file, operated by keyboard, that saves the decisions as a CSV.
 
-Everything stands inside it, and its Content-Security-Policy allows no connection. Names come from strangers: they are
-text in a block of data that no browser runs, and the script puts them into the page as text.
+The file contains its images and scripts, and its Content-Security-Policy allows no connection. Names are untrusted:
+they stay in a JSON block that no browser runs, and the script inserts them as text.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from landmarks.support.files import digest_of, written_whole
 PARTS = Path(__file__).parent / "doubts"
 
 MOST_ON_PAGE = 400
-"""Doubts on a page, the first of each kind in turn; the CSVs name all."""
+"""Doubts on a page, the first of each kind in turn; the CSVs list all."""
 
 SIDE_ON_PAGE = 400
-"""Longer side in pixels of the images in it."""
+"""Longer side of the images on the page, in pixels."""
 
 DOUBTS: dict[str, Any] = {
     "kind": pl.String,  # label, across, leak or nothing
     "image_id": pl.String,
     "suggested_landmark_id": pl.Int64,
     "why": pl.String,
-    "other_id": pl.String,  # the image that it is a copy of
+    "other_id": pl.String,  # the image that this is a copy of
 }
-"""Columns of what a page asks, the surest doubt first."""
+"""Columns of a table of doubts, the strongest doubt first."""
 
 
 def write_doubts_page(dataset: Dataset, doubts: pl.DataFrame, path: Path, csv: str) -> int:
-    """Write the page of `doubts` (columns of `DOUBTS`) to `path`, whose decisions it saves as `csv`.
+    """Write a page of `doubts` (columns of `DOUBTS`) to `path`, and return how many are on it.
 
-    Returns how many are on it: no more than `MOST_ON_PAGE`.
+    At most `MOST_ON_PAGE` are. The page saves the decisions as a file called `csv`.
     """
-    shown = _fairly_chosen(doubts)
+    shown = _first_of_each_kind(doubts)
     items = _items(dataset, shown)
     data = json.dumps(
         {"digest": digest_of(str(dataset.content_digest), shown.rows()), "file": csv, "items": items},
@@ -74,13 +74,13 @@ def write_doubts_page(dataset: Dataset, doubts: pl.DataFrame, path: Path, csv: s
     }
     page = (PARTS / "page.html").read_text(encoding="utf-8")
     with written_whole(path, tidy=True) as aside:
-        text = re.sub(r"\{\{(\w+)\}\}", lambda found: fill[found[1]], page)
+        text = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], page)
         aside.write_text(text, encoding="utf-8", newline="")
     return len(items)
 
 
-def _fairly_chosen(doubts: pl.DataFrame) -> pl.DataFrame:
-    """Return the first of each kind in turn, as many as a page holds, kind by kind."""
+def _first_of_each_kind(doubts: pl.DataFrame) -> pl.DataFrame:
+    """Return as many doubts as a page holds, taken from the kinds in turn, in their original order."""
     ranked = doubts.with_columns(rank=pl.int_range(pl.len()).over("kind"), row=pl.int_range(pl.len()))
     return ranked.sort("rank", "row").head(MOST_ON_PAGE).sort("row").drop("rank", "row")
 
@@ -89,14 +89,13 @@ def _items(dataset: Dataset, doubts: pl.DataFrame) -> list[dict[str, Any]]:
     names = dict(
         dataset.labels.select("landmark_id", pl.coalesce("name", pl.col("landmark_id").cast(pl.String))).iter_rows()
     )
-    asked = pl.concat([doubts["image_id"], doubts["other_id"].drop_nulls()]).unique()
-    images = dataset.images.filter(pl.col("image_id").is_in(asked.implode()))
+    ids = pl.concat([doubts["image_id"], doubts["other_id"].drop_nulls()]).unique()
+    images = dataset.images.filter(pl.col("image_id").is_in(ids.implode()))
     if dataset.splits is not None:
         images = images.join(dataset.splits, on="image_id", how="left")
     rows = {row["image_id"]: row for row in images.iter_rows(named=True)}
-    reader, shown_as = ImageReader(dataset), {}
-    for id, row in rows.items():
-        shown_as[id] = _shown(reader, row)
+    reader = ImageReader(dataset)
+    data_urls = {id: _data_url(reader, row) for id, row in rows.items()}
 
     def about(id: str) -> dict[str, Any]:
         row = rows[id]
@@ -105,7 +104,7 @@ def _items(dataset: Dataset, doubts: pl.DataFrame) -> list[dict[str, Any]]:
             "landmark": row["landmark_id"],
             "name": names.get(row["landmark_id"]),
             "split": row.get("split"),
-            "image": shown_as[id],
+            "image": data_urls[id],
         }
 
     return [
@@ -121,8 +120,8 @@ def _items(dataset: Dataset, doubts: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(reader: ImageReader, row: dict[str, Any]) -> str:
-    """Return an image as a data address; an empty one where it cannot be read."""
+def _data_url(reader: ImageReader, row: dict[str, Any]) -> str:
+    """Return an image as a data URL, an empty one where it cannot be read."""
     try:
         image = shrink(
             decode(reader.read(row["shard"], row["offset"], row["length"]), min_side=SIDE_ON_PAGE), SIDE_ON_PAGE

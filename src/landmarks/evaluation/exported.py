@@ -1,4 +1,4 @@
-"""An export in the place of a run: so that what measures runs measures an export in the same way."""
+"""An export that can be evaluated like a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from landmarks.training.run import Run, open_run
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MeasuredExport(Run):
-    """An export as far as evaluation asks a run; `folder` is where its predictions and numbers are written."""
+    """An export with the interface of a run that evaluation needs; `folder` is where its results are written."""
 
     export: ExportedNetwork
 
@@ -24,17 +24,17 @@ class MeasuredExport(Run):
 
     @property
     def name(self) -> str:
-        """What tables call it: the name of its file."""
+        """The name of its file."""
         return self.export.path.name
 
     @property
     def digest(self) -> str:
-        """Changes with the file, and with what it has learned."""
+        """A digest that changes with the file and with the landmarks it has learned."""
         return self.export.digest
 
 
 def open_measured(place: Place) -> Run:
-    """Open a run's folder, or an export, whose numbers are kept in the folder `NAME.evaluation` beside it."""
+    """Open a run's folder or an export; results of an export go to the folder `NAME.evaluation` beside it."""
     if isinstance(place, Run):
         return place
     if not is_export(place):

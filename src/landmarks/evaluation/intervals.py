@@ -1,4 +1,4 @@
-"""How sure a share is: Wilson's interval for one landmark, the bootstrap over groups for a whole split."""
+"""Confidence intervals: Wilson's for the accuracy of one landmark, the bootstrap over groups for a whole split."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from landmarks.evaluation.metrics import Flags, Floats, Integers, require_images
 from landmarks.support.seeds import generator
 
 Z_95 = 1.959963984540054
-"""Half the width, in standard deviations, of the central 95 % of a normal distribution."""
+"""The 97.5th percentile of the standard normal distribution."""
 
 DRAWS = 1000
-"""Resamples of a bootstrap interval: its ends then move by a few hundredths of their distance between seeds."""
+"""Resamples of a bootstrap interval: its ends then vary between seeds by a few hundredths of its width."""
 
 INTERVAL_DEFINITIONS = {
     "interval": "Percentile bootstrap: the central 95 % of the number over 1000 resamples, with replacement, of whole "
@@ -49,13 +49,15 @@ def wilson(correct: Integers, images: Integers) -> tuple[Floats, Floats]:
 
 
 def group_places(groups: Integers | None, images: int) -> Integers:
-    """Return `(N,)` positions 0..G-1 of each image's group; negative or absent groups are groups of one."""
+    """Return `(N,)` the position 0..G-1 of each image's group; an image without one (negative) is a group of its own.
+
+    Without `groups` every image is.
+    """
     if groups is None:
         return np.arange(images)
     require_images(groups, images)
-    alone = groups < 0
-    apart = np.where(alone, groups.max(initial=0) + 1 + np.arange(images), groups)
-    return np.asarray(np.unique(apart, return_inverse=True)[1])
+    unique = np.where(groups < 0, groups.max(initial=0) + 1 + np.arange(images), groups)
+    return np.asarray(np.unique(unique, return_inverse=True)[1])
 
 
 def mean_interval(
@@ -63,8 +65,8 @@ def mean_interval(
 ) -> Bounds:
     """Return the bootstrap 95 % interval of the mean of `values` `(N,)`, resampling whole `groups` `(N,)`.
 
-    A resample's mean is the sum over its images divided by their number, which varies with the groups drawn. A single
-    image's value lies between `least` and 1; it bounds the interval where all groups have the same mean.
+    A resample's mean is the sum over its images divided by their number, which varies with the groups drawn. Values
+    lie between `least` and 1, which bounds the interval where all groups have the same mean.
     """
     if not len(values):
         return Bounds(math.nan, math.nan, "no images")
@@ -81,7 +83,11 @@ def mean_interval(
 def macro_interval(
     first: Integers, correct: Flags, groups: Integers | None, seed: int = 0, draws: int = DRAWS
 ) -> Bounds:
-    """Return the bootstrap 95 % interval of the macro accuracy; landmarks that a resample lost are left out of it."""
+    """Return the bootstrap 95 % interval of the macro accuracy.
+
+    `first` `(N,)` is the landmark each image counts for, `correct` `(N,)` whether it is answered right. Landmarks
+    without images in a resample are left out of its mean.
+    """
     if not len(first):
         return Bounds(math.nan, math.nan, "no images")
     places = group_places(groups, len(first))
@@ -98,16 +104,16 @@ def macro_interval(
 
 
 def _bounds(means: NDArray[np.float64], mean: float, groups: Integers | None, group_count: int, least: float) -> Bounds:
-    """Return the central 95 % of resampled `means`; Wilson's bounds where they are all alike."""
-    whole = "groups" if groups is not None and (groups >= 0).any() else "images"
+    """Return the central 95 % of resampled `means`, or Wilson's bounds where all means are equal."""
+    unit = "groups" if groups is not None and (groups >= 0).any() else "images"
     low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
     if high - low > _ROUNDING:
-        return Bounds(low, high, f"95 % by bootstrap over {whole}")
-    unseen = float(wilson(np.array([0]), np.array([group_count]))[1][0])
+        return Bounds(low, high, f"95 % by bootstrap over {unit}")
+    unseen = float(wilson(np.array([0]), np.array([group_count]))[1][0])  # upper bound for groups of any other kind
     low, high = (1 - unseen) * mean + unseen * least, (1 - unseen) * mean + unseen
-    count = f"{group_count} {whole if group_count != 1 else whole.removesuffix('s')}"
+    count = f"{group_count} {unit if group_count != 1 else unit.removesuffix('s')}"
     return Bounds(min(low, mean), max(high, mean), f"95 % by Wilson over {count}, all alike")
 
 
 _ROUNDING = 1e-9
-"""Resampled means that differ by no more than this are one number, summed in another order."""
+"""Resampled means within this are equal: they differ only by the order of summation."""

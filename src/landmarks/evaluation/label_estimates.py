@@ -1,9 +1,9 @@
-"""What a labelled image shows, estimated without its group, and which labels that speaks against.
+"""Estimate what labelled images show, each without its own group, and find the labels that this contradicts.
 
-Five-fold cross-validation over whole groups gives each image the mean of two estimates, a ridge regression and
-the votes of its ten nearest images, none of its own group; a label is likely wrong when another landmark is likelier
-than the given one by at least `MARGIN` of how likely that other landmark is, on average, for its own images (after
-confident learning, Northcutt et al., JAIR 2021, with a margin in place of a probability).
+Five-fold cross-validation over whole groups gives each image the mean of two estimates: a ridge regression and the
+votes of its ten nearest images of other groups. A label is likely wrong when another landmark is more probable by at
+least `MARGIN` times that landmark's mean probability for its own images (after confident learning, Northcutt et al.,
+JAIR 2021, with a margin in place of a probability).
 """
 
 from __future__ import annotations
@@ -26,43 +26,40 @@ COMPARED = 8192
 """Images that others are compared with at a time."""
 
 SHARPNESS = 8.0
-"""Factor on the ridge regression's values before the softmax: makes its probabilities about as sure as it is right."""
+"""Factor on the ridge regression's values before the softmax, which calibrates its probabilities approximately."""
 
 MARGIN = 0.8
-"""Of a landmark's usual probability: how far it must be ahead of the given one. Of 3 % falsified labels among 3,582
-images the list held 83 %, and 73 of 100 on it were falsified (`benchmarks/label_errors.py`, mean of three draws); with
-less, more are found and more are listed in vain."""
+"""Share of a landmark's mean probability by which it must exceed the labelled one. With 3 % of the labels of 3,582
+images falsified, 83 % of these were listed, and 73 % of the list were falsified (`benchmarks/label_errors.py`, mean of
+three draws). A smaller margin finds more, with more false alarms."""
 
 
 @dataclass(frozen=True)
 class Estimates:
     """What each of N images shows, estimated without its group."""
 
-    own: Floats  # (N,) probability of the label it has
-    highest: Floats  # (N,) of the likeliest label
-    likeliest: Integers  # (N,)
+    own: Floats  # (N,) probability of the image's own label
+    highest: Floats  # (N,) probability of the likeliest label
+    likeliest: Integers  # (N,) that label
 
 
 @dataclass(frozen=True)
 class _Votes:
-    """The labels of each image's nearest ones, its own last, and their shares of all votes; the rest have `rest`.
+    """The votes of each image's nearest images."""
 
-    A label that stands there twice has the same share both times.
-    """
-
-    labels: Integers  # (N, M)
-    shares: Floats  # (N, M)
-    rest: Floats  # (N,)
+    labels: Integers  # (N, M) of the nearest images, the image's own last
+    shares: Floats  # (N, M) of all votes, per label; a label that occurs twice has the same share both times
+    rest: Floats  # (N,) share of every other label
 
 
 def cross_validated(
     images: NDArray[np.float32], labels: Integers, groups: Integers, classes: int, seed: int = 0
 ) -> Estimates:
-    """Return what `images` `(N, C)` show, each estimated without the images of its group.
+    """Estimate what images with features `(N, C)` show, each without the images of its group.
 
-    A label's probability is the mean of a ridge regression's softmax, fitted on the other folds, and of its share of
-    the votes of the nearest images of other groups. Of all `classes` only the likeliest is kept, and a label that
-    nobody votes for can only be that if it is the regression's: nothing is held for images × landmarks.
+    A label's probability is the mean of two numbers: the softmax of a ridge regression fitted on the other folds, and
+    the label's share of the votes of the nearest images of other groups. Only the likeliest of all `classes` is kept,
+    so memory does not grow with images × landmarks: candidates are the labels with votes and the regression's best.
     """
     places = group_places(groups, len(labels))
     fold = generator(seed, "audit").permutation(int(places.max(initial=-1)) + 1)[places] % FOLDS
@@ -74,7 +71,7 @@ def cross_validated(
         softmax = _softmax(ridge, images, inside, votes.labels)
         shown = np.hstack([votes.labels[inside], softmax.top[:, None]])
         voted = np.hstack([votes.shares[inside], votes.rest[inside, None]])
-        same = shown[:, :-1] == shown[:, -1:]  # the regression's label may have votes, too
+        same = shown[:, :-1] == shown[:, -1:]  # the regression's best label may have votes, too
         voted[:, -1] = np.where(same.any(axis=1), (same * votes.shares[inside]).max(axis=1), voted[:, -1])
         probabilities = (np.hstack([softmax.shares, softmax.top_share[:, None]]) + voted) / 2
         highest = probabilities.max(axis=1)
@@ -85,7 +82,7 @@ def cross_validated(
 
 
 def disagreements(estimates: Estimates, labels: Integers) -> tuple[Flags, Floats]:
-    """Return which labels are likely wrong, and by what margin another landmark is likelier, each `(N,)`."""
+    """Return which labels are likely wrong, and the margin by which another landmark is more probable, both `(N,)`."""
     classes = 1 + int(max(labels.max(initial=-1), estimates.likeliest.max(initial=-1)))
     counts = np.bincount(labels, minlength=classes)
     usual = np.bincount(labels, weights=estimates.own, minlength=classes) / np.maximum(counts, 1)
@@ -96,37 +93,40 @@ def disagreements(estimates: Estimates, labels: Integers) -> tuple[Flags, Floats
 
 @dataclass(frozen=True)
 class _Softmax:
-    """A regression's probabilities of some labels of each of R images, and of the label that has the largest."""
+    """A regression's probabilities of M labels for each of R images, and its likeliest label."""
 
     shares: Floats  # (R, M)
     top: Integers  # (R,)
     top_share: Floats  # (R,)
 
 
-def _softmax(ridge: Ridge, images: NDArray[np.float32], rows: Integers, asked: Integers) -> _Softmax:
-    """Return the softmax over all labels for `rows` of `images`, at the labels `asked` `(N, M)`; a block at a time."""
+def _softmax(ridge: Ridge, images: NDArray[np.float32], rows: Integers, labels: Integers) -> _Softmax:
+    """Return the softmax over all classes for `rows` of `images`, at the given `labels` `(N, M)`.
+
+    Computed over blocks of classes and of rows, with a running maximum, so that memory stays small.
+    """
     largest, total = np.full(len(rows), -np.inf), np.zeros(len(rows))
-    top, found = np.zeros(len(rows), np.int64), np.zeros((len(rows), asked.shape[1]))
+    top, logits = np.zeros(len(rows), np.int64), np.zeros((len(rows), labels.shape[1]))
     step = rows_at_once(images.shape[1])
     for first, last in ridge.blocks():
         weights = ridge.weights(first, last)
         for start in range(0, len(rows), step):
-            split = slice(start, start + step)
-            values = SHARPNESS * ridge.values(images[rows[split]], weights, first)
+            block = slice(start, start + step)
+            values = SHARPNESS * ridge.values(images[rows[block]], weights, first)
             highest = values.max(axis=1)
-            top[split] = np.where(highest > largest[split], first + values.argmax(axis=1), top[split])
-            raised = np.maximum(highest, largest[split])
-            total[split] = total[split] * np.exp(largest[split] - raised)
-            total[split] += np.exp(values - raised[:, None]).sum(axis=1)
-            largest[split] = raised
-            labels = asked[rows[split]]
-            row, column = np.nonzero((labels >= first) & (labels < last))
-            found[start + row, column] = values[row, labels[row, column] - first]
-    return _Softmax(np.exp(found - largest[:, None]) / total[:, None], top, 1 / total)
+            top[block] = np.where(highest > largest[block], first + values.argmax(axis=1), top[block])
+            raised = np.maximum(highest, largest[block])
+            total[block] = total[block] * np.exp(largest[block] - raised)
+            total[block] += np.exp(values - raised[:, None]).sum(axis=1)
+            largest[block] = raised
+            wanted = labels[rows[block]]
+            row, column = np.nonzero((wanted >= first) & (wanted < last))
+            logits[start + row, column] = values[row, wanted[row, column] - first]
+    return _Softmax(np.exp(logits - largest[:, None]) / total[:, None], top, 1 / total)
 
 
 def _votes(images: NDArray[np.float32], labels: Integers, places: Integers, classes: int) -> _Votes:
-    """Return the votes of the `NEIGHBOURS` images that are nearest to each and not of its group."""
+    """Return the votes of the `NEIGHBOURS` nearest images of other groups, weighted by their cosines."""
     cosines, nearest = nearest_others(images, places)
     weights = np.exp((cosines - 1) / WARMTH).astype(np.float64)
     shown = np.hstack([labels[nearest], labels[:, None]])
@@ -138,24 +138,24 @@ def _votes(images: NDArray[np.float32], labels: Integers, places: Integers, clas
 
 
 def nearest_others(images: NDArray[np.float32], places: Integers) -> tuple[Floats, Integers]:
-    """Return the cosines `(N, k)` and positions of the nearest images of other groups; -inf where there are less.
+    """Return the cosines and positions, both `(N, k)`, of each image's nearest images of other groups.
 
-    Blocks of images are compared with blocks of images, and the best are kept.
+    The cosine is -inf where there are fewer than k. Images are compared block by block.
     """
     k = min(NEIGHBOURS, len(images))
     cosines, nearest = np.empty((len(images), k), np.float32), np.empty((len(images), k), np.int64)
     for start in range(0, len(images), 512):
         rows = slice(start, min(start + 512, len(images)))
         best = np.empty((rows.stop - start, 0), np.float32)
-        where = np.empty((rows.stop - start, 0), np.int64)
+        found = np.empty((rows.stop - start, 0), np.int64)
         for first in range(0, len(images), COMPARED):
             others = slice(first, min(first + COMPARED, len(images)))
             block = images[rows] @ images[others].T
             block[places[rows, None] == places[None, others]] = -np.inf
             best = np.hstack([best, block])
-            where = np.hstack([where, np.broadcast_to(np.arange(first, others.stop), block.shape)])
+            found = np.hstack([found, np.broadcast_to(np.arange(first, others.stop), block.shape)])
             if best.shape[1] > k:
                 kept = np.argpartition(-best, k - 1, axis=1)[:, :k]
-                best, where = np.take_along_axis(best, kept, axis=1), np.take_along_axis(where, kept, axis=1)
-        cosines[rows], nearest[rows] = best, where
+                best, found = np.take_along_axis(best, kept, axis=1), np.take_along_axis(found, kept, axis=1)
+        cosines[rows], nearest[rows] = best, found
     return cosines, nearest

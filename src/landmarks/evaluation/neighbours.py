@@ -1,8 +1,8 @@
-"""What an image's nearest images are worth: recall among remembered ones, GAP by them, mAP@100 among references.
+"""Metrics of nearest neighbours: recall and GAP among the gallery's images, mAP@100 among reference images.
 
-Images are compared by the cosine of their directions. The winners of the recognition challenge lowered the cosine to
-the nearest image of the answer by the mean cosine to the nearest images of nothing known (Henkel & Singer,
-arXiv:2010.01650): an image that resembles those is probably none of a landmark either.
+Images are compared by the cosine of their directions. The penalised score follows the winners of the recognition
+challenge (Henkel & Singer, arXiv:2010.01650): it subtracts the mean cosine to the nearest images without a landmark,
+because an image that resembles those probably shows none either.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.evaluation.metrics import Truth, correct_answers, global_average_precision, truth_of
 from landmarks.evaluation.predictions import stored_bytes, with_truth
 from landmarks.evaluation.retrieval import DEFINITIONS as RETRIEVAL
-from landmarks.evaluation.retrieval import MOST, retrieval_of
+from landmarks.evaluation.retrieval import MOST, measure_retrieval
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.recognition.unknown_images import UnknownImages, key_of
 from landmarks.support.console import note, progress
@@ -28,13 +28,13 @@ from landmarks.training.own_data import match_dataset
 from landmarks.training.run import Run
 
 AT = (1, 5, 10)
-"""Nearest images that are looked at for recall."""
+"""Numbers of nearest images for recall."""
 
 PENALISED_BY = 10
-"""Nearest images of nothing known whose mean cosine is taken off."""
+"""Nearest unknown images whose mean cosine is subtracted."""
 
 AT_ONCE = 1024
-"""Images that are embedded between two writes."""
+"""Images embedded at a time."""
 
 NEIGHBOUR_DEFINITIONS = {
     "neighbour_recall_at": "Share of known images with an image of one of the landmarks they show among the k training "
@@ -54,8 +54,8 @@ def neighbour_numbers(
 ) -> dict[str, Any]:
     """Return the numbers of `NEIGHBOUR_DEFINITIONS` for the images `eligible` of `run`.
 
-    Those among remembered images need a gallery, those at 100 a dataset `references`. Raises `LandmarksError` when
-    there is neither, or when no reference shows what any image shows.
+    Those with `neighbour` in their name need a gallery, the others a dataset `references`.
+    Raises `LandmarksError` when there is neither, and when no image shares a landmark with a reference image.
     """
     images = with_truth(eligible.images, eligible.labels).sort("image_id")
     if recogniser.gallery is None and references is None:
@@ -79,27 +79,32 @@ def neighbour_numbers(
             lowered = cosines[:, 0] - penalty(vectors, unknown, itself)
             numbers["neighbour_gap_penalised"] = _gaps(ids, labels[:, 0], lowered, truth, usage)
     if references is not None:
-        numbers |= _among(run, eligible, recogniser, images=images, vectors=vectors, data=open_dataset(references))
+        numbers |= _reference_numbers(
+            run, eligible, recogniser, images=images, vectors=vectors, data=open_dataset(references)
+        )
     return numbers
 
 
 def vectors_of(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame) -> NDArray[np.float16]:
-    """Return the directions (N, C) of `images` of `dataset`."""
+    """Return the directions `(N, C)` of `images` of `dataset`."""
     from landmarks.recognition.directions import compared_width, directions
 
-    found = np.empty((len(images), compared_width(recogniser.network.width)), dtype=np.float16)
+    vectors = np.empty((len(images), compared_width(recogniser.network.width)), dtype=np.float16)
     with progress("looking at images for their neighbours", total=len(images)) as advance:
         for start in range(0, len(images), AT_ONCE):
-            some = images.slice(start, AT_ONCE)
-            found[start : start + len(some)] = directions(recogniser.embed(stored_bytes(dataset, some)))
-            advance(len(some))
-    return found
+            batch = images.slice(start, AT_ONCE)
+            vectors[start : start + len(batch)] = directions(recogniser.embed(stored_bytes(dataset, batch)))
+            advance(len(batch))
+    return vectors
 
 
 def penalty(
     vectors: NDArray[np.float16], unknown: UnknownImages, itself: NDArray[np.int64], nearest: int = PENALISED_BY
 ) -> NDArray[np.float32]:
-    """Return the mean cosine (N,) of `vectors` (N, C) to the `nearest` unknown images, none to `itself` (N,)."""
+    """Return the mean cosine `(N,)` of `vectors` `(N, C)` to the `nearest` unknown images.
+
+    `itself` `(N,)` is the position of an image among the unknown ones, which is left out; negative: not among them.
+    """
     cosines = vectors.astype(np.float32) @ unknown.images.astype(np.float32).T
     rows = np.flatnonzero(itself >= 0)
     cosines[rows, itself[rows]] = -np.inf
@@ -114,16 +119,16 @@ def _gaps(
     truth: Truth,
     usage: NDArray[np.object_],
 ) -> dict[str, float | None]:
-    parts = {"all": np.ones(len(ids), dtype=bool)} | {one: usage == one for one in ("Public", "Private")}
-    found = {
+    parts = {"all": np.ones(len(ids), dtype=bool)} | {name: usage == name for name in ("Public", "Private")}
+    gaps = {
         name: global_average_precision(ids[part], answers[part], scores[part], truth.of(part))
         for name, part in parts.items()
         if part.any()
     }
-    return {name: value if np.isfinite(value) else None for name, value in found.items()}
+    return {name: value if np.isfinite(value) else None for name, value in gaps.items()}
 
 
-def _among(
+def _reference_numbers(
     run: Run,
     eligible: EligibleImages,
     recogniser: Recogniser,
@@ -135,7 +140,7 @@ def _among(
     from landmarks.recognition.vectors import StoredVectors, neighbours
 
     table = with_truth(data.split("all"), match_dataset(run, data).labels).sort("image_id")
-    if data.content_digest == eligible.dataset.content_digest:  # what is asked is no reference for itself or others
+    if data.content_digest == eligible.dataset.content_digest:  # the query images are not references
         table = table.join(images.select("image_id"), on="image_id", how="anti", maintain_order="left")
     shows = table.select("image_id", "truth").explode("truth").drop_nulls().group_by("truth").agg("image_id")
     of_landmark = {truth: frozenset(ids) for truth, ids in shows.iter_rows()}
@@ -148,13 +153,13 @@ def _among(
         raise LandmarksError(f"no image of {data.folder} shows a landmark that one of {eligible.dataset.folder} shows")
     queries = np.flatnonzero(images["image_id"].is_in(list(shown)).to_numpy())
     note(f"{len(queries)} images look for others of their landmarks among {len(table)} of {data.folder}")
-    held = StoredVectors((vectors_of(recogniser, data, table),))
-    _, places = neighbours(vectors[queries].astype(np.float32), held, MOST)
+    stored = StoredVectors((vectors_of(recogniser, data, table),))
+    _, places = neighbours(vectors[queries].astype(np.float32), stored, MOST)
     names = table["image_id"].to_numpy()
-    found = {
+    ranked = {
         images["image_id"][int(query)]: [names[place] for place in row[row >= 0]]
         for query, row in zip(queries, places, strict=True)
     }
-    judged = retrieval_of(found, shown, dict(images.select("image_id", "usage").rows()))
-    at = {str(k): value for k, value in judged.recall_at.items()}
-    return {"references": len(table), "map_at_100": judged.map_at_100, "recall_at": at}
+    retrieval = measure_retrieval(ranked, shown, dict(images.select("image_id", "usage").rows()))
+    recall_at = {str(k): value for k, value in retrieval.recall_at.items()}
+    return {"references": len(table), "map_at_100": retrieval.map_at_100, "recall_at": recall_at}

@@ -1,4 +1,4 @@
-"""What the verbs that judge return: numbers with names and intervals, which a notebook shows as tables."""
+"""The values that evaluate, compare and subsets return: numbers with intervals, shown as tables in a notebook."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A pair of landmarks that were taken for one another."""
+    """A landmark that was mistaken for another."""
 
     truth: str
-    """What the images show."""
+    """The landmark that the images show."""
     answer: str
-    """What they were taken for."""
+    """The landmark that was answered."""
     images: int
 
 
 @dataclass(frozen=True)
 class KnownScore:
-    """What one score is worth that may tell known from unknown images, on the images reported on."""
+    """How well one score separates known from unknown images, on the images reported on."""
 
     score: str
     auroc: float | None
@@ -54,41 +54,41 @@ class KnownScore:
 
 @dataclass(frozen=True)
 class StoredThreshold:
-    """The rule and threshold that were stored with the model, and what they do on the images reported on."""
+    """The rule and threshold that were stored with the model, and their error rates on the images reported on."""
 
     rule: str
     threshold: float
     false_acceptance: float
-    """The share of unknown images that was to pass, and that passes of those chosen on."""
+    """The rate asked for: at most this share of the unknown images chosen on passes."""
     accepted_unknown: float | None
     lost_known: float | None
     chosen_on: str
     reported_on: str
     reported_unknown: int
-    """Unknown images that were reported on."""
+    """Number of unknown images reported on."""
 
     def __str__(self) -> str:
-        told = (
-            f"predict now answers by {self.rule}: on {self.reported_on}, {percent(self.accepted_unknown)} of unknown "
-            f"images pass, {percent(self.lost_known)} of landmarks are lost"
+        text = (
+            f"predict now answers by {self.rule}: on {self.reported_on}, {format_share(self.accepted_unknown)} of "
+            f"unknown images pass, {format_share(self.lost_known)} of landmarks are lost"
         )
         if self.accepted_unknown is None or self.accepted_unknown <= self.false_acceptance:
-            return told
+            return text
         images = np.array([self.reported_unknown])
         low, high = wilson(np.round(self.accepted_unknown * images).astype(int), images)
         return (
-            f"{told}; more pass than the {percent(self.false_acceptance)} asked for, which was met on "
+            f"{text}; more pass than the {format_share(self.false_acceptance)} asked for, which was met on "
             f"{self.chosen_on}: from {self.reported_unknown} images the share is known to "
-            f"{percent(low[0])} to {percent(high[0])}"
+            f"{format_share(low[0])} to {format_share(high[0])}"
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers of one evaluation; `record` holds all of them, with definitions, as they stand in its JSON file."""
+    """The numbers of one evaluation; `record` is its whole JSON file, definitions included."""
 
     name: str
-    """What the predictions and metrics files are called."""
+    """Name of the predictions and metrics files."""
     images: int
     known: int
     unknown: int
@@ -100,30 +100,32 @@ class Evaluation:
     log_loss: float | None
     ece: float | None
     confused: tuple[Confusion, ...]
-    """Most images first."""
+    """The pair with most images first."""
     known_scores: tuple[KnownScore, ...]
     """Best first; empty without unknown images."""
     halves: tuple[str, str] | None
-    """Which images thresholds were chosen on, and which they are reported on."""
+    """The names of the parts that thresholds were chosen on and reported on; None without unknown images."""
     threshold: StoredThreshold | None
+    """None unless a false-acceptance rate was asked for."""
     record: dict[str, Any] = field(repr=False, compare=False)
 
     @property
     def title(self) -> str:
-        """What was judged, in words."""
+        """The name and the numbers of images and landmarks, in words."""
         unknown = f", {self.unknown} of anything else" if self.unknown else ""
         return f"{self.name}: {plural(self.known, 'image')} of {plural(self.landmarks, 'landmark')}{unknown}"
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the numbers that exist as (name, text)."""
+        """Return the numbers that were measured as (name, text)."""
         shown = [(name, str(getattr(self, name))) for name in ("top1", "top5", "macro")]
         plain = [(name, getattr(self, name)) for name in ("log_loss", "ece", "gap")]
         return shown + [(name, f"{value:z.3f}") for name, value in plain if value is not None]  # no -0.000
 
     def score_rows(self) -> list[tuple[str, str, str, str]]:
-        """Return what each score for known against unknown is worth: name, AUROC, unknown rejected, landmarks lost."""
+        """Return (name, AUROC, unknown rejected, landmarks lost) of each score for known against unknown."""
         return [
-            (one.score, plain_number(one.auroc), percent(one.rejected), percent(one.lost)) for one in self.known_scores
+            (row.score, format_number(row.auroc), format_share(row.rejected), format_share(row.lost))
+            for row in self.known_scores
         ]
 
     def __str__(self) -> str:
@@ -132,7 +134,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         tables = [html_table(["number", "value"], self.rows(), self.title)]
         if self.confused:
-            rows = [(one.truth, one.answer, one.images) for one in self.confused[:5]]
+            rows = [(pair.truth, pair.answer, pair.images) for pair in self.confused[:5]]
             tables.append(html_table(["shows", "taken for", "images"], rows, "most confused"))
         if self.known_scores:
             columns = ["score", "AUROC", "unknown rejected", "landmarks lost"]
@@ -141,7 +143,7 @@ class Evaluation:
 
 
 def evaluation_of(record: dict[str, Any]) -> Evaluation:
-    """Return the record of `metrics/<name>.json` with its numbers by name."""
+    """Return the record of `metrics/<name>.json` as an `Evaluation`."""
     chosen, parts = record.get("threshold"), record["rejection_parts"]
     names = ("score", "auroc", "rejected", "lost", "gap")
     return Evaluation(
@@ -155,19 +157,19 @@ def evaluation_of(record: dict[str, Any]) -> Evaluation:
         ),
         known_scores=tuple(KnownScore(**{name: row[name] for name in names}) for row in record["rejection"]),
         halves=None if parts is None else (parts["chosen_on"], parts["reported_on"]),
-        threshold=None if chosen is None else _stored(chosen),
+        threshold=None if chosen is None else _stored_threshold(chosen),
         record=record,
     )
 
 
-def _stored(chosen: Mapping[str, Any]) -> StoredThreshold:
+def _stored_threshold(chosen: Mapping[str, Any]) -> StoredThreshold:
     names = [name for name in StoredThreshold.__dataclass_fields__ if name != "rule"]
     return StoredThreshold(rule=chosen["rule"]["name"], **{name: chosen[name] for name in names})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether the second of two runs is better than the first on the images that both answered."""
+    """The difference between two runs on the images that both answered, and whether it is more than chance."""
 
     first: str
     second: str
@@ -185,14 +187,14 @@ class Comparison:
     p_value: float
     real: bool
     verdict: str
-    """All of it in one sentence."""
+    """The comparison in one sentence."""
     record: dict[str, Any] = field(repr=False, compare=False)
 
     def rows(self) -> list[tuple[str, str, int]]:
-        """Return (run, top-1, images right where the other is wrong) of both."""
+        """Return (run, top-1, images right where the other is wrong) for each run."""
         return [
-            (self.first, percent(self.top1_first), self.only_first),
-            (self.second, percent(self.top1_second), self.only_second),
+            (self.first, format_share(self.top1_first), self.only_first),
+            (self.second, format_share(self.top1_second), self.only_second),
         ]
 
     def __str__(self) -> str:
@@ -205,9 +207,9 @@ class Comparison:
 
 
 def comparison_of(record: dict[str, Any]) -> Comparison:
-    """Return the record of a comparison with its numbers by name."""
-    known = {name: record[name] for name in Comparison.__dataclass_fields__ if name not in ("record", "difference")}
-    return Comparison(**known, difference=Interval(**record["difference"]), record=record)
+    """Return the record of a comparison as a `Comparison`."""
+    plain = {name: record[name] for name in Comparison.__dataclass_fields__ if name not in ("record", "difference")}
+    return Comparison(**plain, difference=Interval(**record["difference"]), record=record)
 
 
 @dataclass(frozen=True)
@@ -216,37 +218,47 @@ class Draws:
 
     draws: int
     landmarks: int
+    """Landmarks per draw."""
     of: int
-    """Landmarks they were drawn from."""
+    """Landmarks that could be drawn."""
     accuracies: tuple[float, ...] = field(repr=False)
     mean: float
     deviation: float
     own_accuracy: float | None
-    """The run's own, as it was judged."""
+    """The run's evaluated accuracy; None before it has been evaluated."""
     place: float | None
-    """Share of the draws whose accuracy is below the run's own."""
+    """Share of the draws whose accuracy is below the run's own, equal ones counted half."""
     record: dict[str, Any] = field(repr=False, compare=False)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the distribution as (word, share)."""
-        names = {"mean": "mean", "deviation": "standard deviation", "smallest": "smallest", "q05": "5th percentile"}
-        names |= {"q25": "25th percentile", "q50": "median", "q75": "75th percentile", "q95": "95th percentile"}
-        return [(word, percent(self.record[name])) for name, word in (names | {"largest": "largest"}).items()]
+        """Return the distribution as (statistic, share)."""
+        statistics = {
+            "mean": "mean",
+            "deviation": "standard deviation",
+            "smallest": "smallest",
+            "q05": "5th percentile",
+            "q25": "25th percentile",
+            "q50": "median",
+            "q75": "75th percentile",
+            "q95": "95th percentile",
+            "largest": "largest",
+        }
+        return [(text, format_share(self.record[name])) for name, text in statistics.items()]
 
     @property
     def title(self) -> str:
-        """What was drawn, in words."""
+        """The numbers of draws and landmarks, in words."""
         return f"{self.draws} draws of {self.landmarks} of {self.of} landmarks"
 
     def __str__(self) -> str:
-        return f"{self.title}: accuracy {percent(self.mean)}, standard deviation {percent(self.deviation)}"
+        return f"{self.title}: accuracy {format_share(self.mean)}, standard deviation {format_share(self.deviation)}"
 
     def _repr_html_(self) -> str:
         return html_table(["accuracy", "value"], self.rows(), self.title)
 
 
 def draws_of(record: dict[str, Any]) -> Draws:
-    """Return the record of `subsets` with its numbers by name."""
+    """Return the record of `metrics/<name>.subsets.json` as `Draws`."""
     own = record["own"] or {}
     return Draws(
         **{name: record[name] for name in ("draws", "landmarks", "of", "mean", "deviation")},
@@ -265,14 +277,14 @@ MEANINGS = {
     "ece": "how far stated probabilities are off on average; 0 is perfect",
     "gap": "global average precision, as the challenge counts it; 1 is perfect",
 }
-"""What each number of `Evaluation.rows` says, in a few words; its record holds the definitions."""
+"""What each number of `Evaluation.rows` means, in a few words; its record holds the full definitions."""
 
 
-def plain_number(value: float | None) -> str:
-    """Return a number with three decimals, "-" for none."""
+def format_number(value: float | None) -> str:
+    """Return `0.934` for a number, "-" for None."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def percent(value: float | None) -> str:
-    """Return a share from 0 to 1 in percent, "-" for none."""
+def format_share(value: float | None) -> str:
+    """Return `93.4 %` for a share of 0.934, "-" for None."""
     return "-" if value is None else f"{100 * value:.1f} %"

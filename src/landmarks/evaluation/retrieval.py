@@ -1,7 +1,7 @@
-"""The challenge's retrieval task: which images of the index set show what a query shows, best first, at most 100.
+"""The challenge's retrieval task: for each query, the images of the index set with the same landmark, at most 100.
 
-A submission has the columns `id,images`, the solution `id,images,Usage`; images are ids with spaces between. Queries of
-usage `Ignored` count nowhere. What a submission says after the hundredth image, or twice, counts as nothing found.
+A submission has the columns `id,images`, the solution `id,images,Usage`; `images` holds ids separated by spaces, best
+first. Queries of usage `Ignored` do not count. Images after the hundredth are ignored, repeated ones are wrong.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.places import Place
 
 MOST = 100
-"""Images of a query that count."""
+"""Images per query that count."""
 
 AT = (1, 5, 10, 100)
-"""Images looked at for precision and recall."""
+"""Numbers of images for precision and recall."""
 
 _IDS = f" *({ID}( +{ID})*)? *"
 SUBMISSION = CsvTable("", {"id": IMAGE, "images": CsvColumn(_IDS, "image ids separated by spaces, or nothing")})
@@ -37,8 +37,8 @@ SOLUTION = CsvTable(
 Ranked = Mapping[str, Sequence[str]]
 """Query → images found, best first."""
 
-Shown = Mapping[str, frozenset[str]]
-"""Query → all images that show the same."""
+Relevant = Mapping[str, frozenset[str]]
+"""Query → all images that show the same landmark."""
 
 DEFINITIONS = {
     "map_at_100": "Mean over queries of the average precision of the first 100 images: at each rank that holds a right "
@@ -53,7 +53,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What a retrieval submission reaches; every number is defined in `DEFINITIONS`."""
+    """The metrics of a retrieval submission, as defined in `DEFINITIONS`."""
 
     queries: int
     answered: int
@@ -66,47 +66,50 @@ class Retrieval:
 
 
 def score_retrieval(submission: Place, truth: Place) -> Retrieval:
-    """Return what a submission to the retrieval task reaches against its solution CSV.
+    """Measure a submission to the retrieval task against its solution CSV `truth`.
 
-    Raises `LandmarksError` that names the line of a cell that holds no image ids, a query that is answered twice, and
-    one that the solution does not hold.
+    Raises `LandmarksError` that names the line of a cell that holds no image ids, a query that is answered twice, or
+    one that is not in the solution.
     """
     solution = read_checked(SOLUTION, Path(truth))
     require_unique_ids(solution["image_id"].to_list())
     usage = dict(solution.select("image_id", "Usage").rows())
-    shown: dict[str, frozenset[str]] = {
+    relevant: dict[str, frozenset[str]] = {
         query: frozenset(images.split()) for query, images, used in solution.rows() if used != "Ignored"
     }
     table = read_checked(SUBMISSION, Path(submission))
     require_unique_ids(table["image_id"].to_list())
-    strange = [query for query in table["image_id"] if query not in usage]
-    if strange:
-        raise LandmarksError(f"{len(strange)} queries of the submission are not in the solution", received=strange[0])
-    found = {query: (images or "").split() for query, images in table.rows() if query in shown}
-    empty = [query for query, images in shown.items() if not images]
+    extra = [query for query in table["image_id"] if query not in usage]
+    if extra:
+        raise LandmarksError(f"{len(extra)} queries of the submission are not in the solution", received=extra[0])
+    found = {query: (images or "").split() for query, images in table.rows() if query in relevant}
+    empty = [query for query, images in relevant.items() if not images]
     if empty:
         raise LandmarksError(f"{truth} names no image for a query that counts", received=empty[0])
-    return retrieval_of(found, shown, usage)
+    return measure_retrieval(found, relevant, usage)
 
 
 def is_retrieval(truth: Place) -> bool:
-    """Return whether a solution is one of the retrieval task, by its header."""
+    """Return whether the header of a solution is that of the retrieval task."""
     with open(truth, encoding="utf-8-sig", errors="replace") as file:
         return "images" in [name.strip().strip('"') for name in file.readline().split(",")]
 
 
-def retrieval_of(found: Ranked, shown: Shown, usage: Mapping[str, str]) -> Retrieval:
-    """Return every number of `found` against `shown`, whose queries are all that count."""
-    precise = {query: average_precision(found.get(query, ()), images) for query, images in shown.items()}
-    positions = np.array([first_right(found.get(query, ()), images) for query, images in shown.items()])
-    kinds = sorted({usage[query] for query in shown if query in usage})
+def measure_retrieval(found: Ranked, relevant: Relevant, usage: Mapping[str, str]) -> Retrieval:
+    """Return the metrics of `found` over the queries of `relevant`; `usage` maps each query to Public or Private."""
+    precisions = {query: average_precision(found.get(query, ()), images) for query, images in relevant.items()}
+    positions = np.array([first_right(found.get(query, ()), images) for query, images in relevant.items()])
+    usages = sorted({usage[query] for query in relevant if query in usage})
     return Retrieval(
-        queries=len(shown),
-        answered=sum(bool(found.get(query)) for query in shown),
-        map_at_100=_mean(list(precise.values())),
-        map_of_usage={kind: _mean([precise[query] for query in shown if usage[query] == kind]) for kind in kinds},
+        queries=len(relevant),
+        answered=sum(bool(found.get(query)) for query in relevant),
+        map_at_100=_mean(list(precisions.values())),
+        map_of_usage={
+            name: _mean([precisions[query] for query in relevant if usage[query] == name]) for name in usages
+        },
         precision_at={
-            k: _mean([len(set(found.get(query, ())[:k]) & images) / k for query, images in shown.items()]) for k in AT
+            k: _mean([len(set(found.get(query, ())[:k]) & images) / k for query, images in relevant.items()])
+            for k in AT
         },
         recall_at={k: float((positions <= k).mean()) if len(positions) else float("nan") for k in AT},
         mean_position=float(positions.mean()) if len(positions) else float("nan"),
@@ -117,7 +120,7 @@ def retrieval_of(found: Ranked, shown: Shown, usage: Mapping[str, str]) -> Retri
 def average_precision(ranked: Sequence[str], right: frozenset[str], most: int = MOST) -> float:
     """Return the average precision of the first `most` of `ranked` images, as published with the challenge.
 
-    Weyand et al., CVPR 2020, equation 2; an image that is named again counts as a wrong one.
+    Weyand et al., CVPR 2020, equation 2. A repeated image counts as a wrong one.
     """
     total, hits = 0.0, 0
     seen: set[str] = set()
@@ -130,7 +133,7 @@ def average_precision(ranked: Sequence[str], right: frozenset[str], most: int = 
 
 
 def first_right(ranked: Sequence[str], right: frozenset[str], most: int = MOST) -> int:
-    """Return the rank, from 1, of the first right image among the first `most`; `most` + 1 where there is none."""
+    """Return the rank, from 1, of the first right image among the first `most`; `most` + 1 if there is none."""
     return next((rank for rank, image in enumerate(ranked[:most], 1) if image in right), most + 1)
 
 

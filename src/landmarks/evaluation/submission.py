@@ -1,4 +1,4 @@
-"""The verb `score`: a submission in the challenge's form against its solution; and metrics written down."""
+"""The verb `score`, which measures a submission to the challenge; also writes submissions and metrics files."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from landmarks.training.run import RECORD
 
 
 def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evaluation:
-    """Return every number that a submission in the challenge's form allows, against the solution CSV `truth`.
+    """Measure a submission in the challenge's form against the solution CSV `truth`.
 
-    With `out`, a folder that `landmarks report` reads like a run's: predictions, metrics and the landmarks that occur.
-    Images whose usage is `Ignored` count in no number. Raises `LandmarksError` on rows that are no predictions, images
-    predicted twice or not in the solution, and where no image counts.
+    With `out`, predictions, metrics and the landmarks that occur are written to that folder, which `landmarks report`
+    reads like a run's. Images of usage `Ignored` count in no number.
+    Raises `LandmarksError` on rows that are no predictions, images that are predicted twice or are not in the
+    solution, and when no image counts.
     """
     if out is not None:
         _refuse_other_folders(Path(out))
     started = time.monotonic()
     submitted, solution = read_submission(submission), read_solution(truth)
-    _refuse_strangers(submitted, solution)
+    _require_in_solution(submitted, solution)
     counts = pl.col("usage") != IGNORED
     ignored, solution = solution.filter(~counts), solution.filter(counts)
     if solution.is_empty():
@@ -43,8 +44,8 @@ def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evalu
     answered = int(submitted["landmark_id"].is_not_null().sum())
     left_out = f"; {len(ignored):,} of usage {IGNORED} count nowhere" if len(ignored) else ""
     note(f"{plural(len(solution), 'image')} in the truth, {answered:,} of them answered by the submission{left_out}")
-    named = submitted["landmark_id"].drop_nulls()
-    if len(named) and not named.is_in(solution["landmarks"].explode(empty_as_null=False).implode()).any():
+    answers = submitted["landmark_id"].drop_nulls()
+    if len(answers) and not answers.is_in(solution["landmarks"].explode(empty_as_null=False).implode()).any():
         note(
             "none of the landmarks that the submission names is one that the solution shows: are its ids the archive's,"
             " or numbers of another table?"
@@ -69,7 +70,7 @@ def score(submission: Place, truth: Place, *, out: Place | None = None) -> Evalu
 
 
 def _refuse_other_folders(out: Path) -> None:
-    """Raise `UsageError` for a folder that holds something else than numbers of a submission: a run, above all."""
+    """Raise `UsageError` for a folder that holds anything but the numbers of a submission, such as a run."""
     refuse_foreign(out, (RECORD,), "numbers of a submission")
     if (out / RECORD).is_file() and read_record(out / RECORD).get("verb") != "score":
         raise UsageError(f"{out} is a run, whose files would be replaced", way_out="choose another folder")
@@ -78,7 +79,10 @@ def _refuse_other_folders(out: Path) -> None:
 def write_metrics(
     folder: Path, labels: pl.DataFrame, arrays: Arrays, about: dict[str, Any], *, verb: str, inputs: str
 ) -> dict[str, Any]:
-    """Measure `arrays` and write `metrics/<name>.json` and its two tables; return the record, `about` first."""
+    """Measure `arrays`, write `metrics/<name>.json` and its two tables, and return the record.
+
+    `about` describes the images and the run; its entries come first in the record. `about["name"]` is `<name>`.
+    """
     measured = measure(arrays)
     metrics, name = folder / "metrics", about["name"]
     first = ["label", "landmark_id", "name"]
@@ -91,7 +95,7 @@ def write_metrics(
 
 
 def _record(about: dict[str, Any], measured: Measured, names: pl.Series) -> dict[str, Any]:
-    """Return the numbers after what they are `about`; landmarks that were confused are named by `names`."""
+    """Return `about` followed by the numbers and their definitions; `names` by label name the confused landmarks."""
     confused = [
         {**pair, "truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
         for pair in measured.record["confused"]
@@ -112,7 +116,7 @@ def _labels(landmark_ids: pl.Series) -> pl.DataFrame:
 
 
 def _predictions(arrays: Arrays) -> pl.DataFrame:
-    """Return `arrays` as a predictions table; what a submission does not tell is null."""
+    """Return `arrays` as a predictions table; columns that a submission does not have are null."""
     rows = pl.DataFrame({"row": arrays.truth.rows, "truth": arrays.truth.labels})
     shown = rows.group_by("row", maintain_order=True).agg("truth")
     table = pl.DataFrame({"image_id": arrays.ids, "label": arrays.labels[:, 0], "score": arrays.scores[:, 0]})
@@ -134,14 +138,13 @@ def _predictions(arrays: Arrays) -> pl.DataFrame:
     )
 
 
-# The challenge's submission form, `id,landmarks`: writing a run's answers in it, reading anybody's, judging them.
+# The challenge's submission form, `id,landmarks`, and its solution, the archive's `recognition_solution_v2.1.csv`.
 #
-# A row's second cell is empty, or holds one landmark id and one score separated by a space: `12345 0.87`. The truth is
-# the archive's `recognition_solution_v2.1.csv`.
+# The second cell of a submission is empty, or holds one landmark id and one score separated by a space: `12345 0.87`.
 
 
 IGNORED = "Ignored"
-"""The usage of images that count in no number of the challenge."""
+"""The usage of images that count in no number."""
 
 SCORE = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 
@@ -153,7 +156,10 @@ SUBMISSION = CsvTable(
 
 
 def write_submission(path: Place, ids: pl.Series, landmark_ids: pl.Series, scores: pl.Series) -> None:
-    """Write one answer per image, none where the landmark is null; refuse an id twice and a NaN score."""
+    """Write one answer per image, an empty one where the landmark is null.
+
+    Raises `LandmarksError` on an id that occurs twice and on a score that is not finite.
+    """
     require_unique_ids(ids.to_list())
     answered = landmark_ids.is_not_null()
     if not scores.filter(answered).is_finite().all():
@@ -167,16 +173,16 @@ def write_submission(path: Place, ids: pl.Series, landmark_ids: pl.Series, score
 def read_submission(path: Place) -> pl.DataFrame:
     """Read a submission as `image_id` str, `landmark_id` i64?, `score` f64?, in the order of its rows.
 
-    Raises `LandmarksError` that names the line of a cell that is neither empty nor one landmark and a finite score, and
-    the image that is predicted twice.
+    Raises `LandmarksError` that names the line of a cell that is neither empty nor one landmark and a finite score, or
+    an image that is predicted twice.
     """
     file = Path(path)
     rows = read_checked(SUBMISSION, file)
-    splits = pl.col("landmarks").str.strip_chars().str.splitn(" ", 2)
+    words = pl.col("landmarks").str.strip_chars().str.splitn(" ", 2)
     table = rows.select(
         "image_id",
-        landmark_id=splits.struct[0].cast(pl.Int64, strict=False),
-        score=splits.struct[1].str.strip_chars().cast(pl.Float64, strict=False),
+        landmark_id=words.struct[0].cast(pl.Int64, strict=False),
+        score=words.struct[1].str.strip_chars().cast(pl.Float64, strict=False),
     )
     if not table["score"].drop_nulls().is_finite().all():
         raise LandmarksError(f"{file} holds a score beyond the largest number that can be stored")
@@ -187,21 +193,22 @@ def read_submission(path: Place) -> pl.DataFrame:
 def read_solution(path: Place) -> pl.DataFrame:
     """Read the ground truth as `image_id` str, `landmarks` list[i64], `usage` str, sorted by id.
 
-    Images of usage `Ignored` are among them; they count in no number.
+    Images of usage `Ignored` are included.
     """
     file = Path(path)
     rows = read_checked(SOLUTION, file)
     require_unique_ids(rows["image_id"].to_list())
-    shown = pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64))  # of None, nothing
+    shown = pl.col("landmarks").fill_null("").str.extract_all("[0-9]+").cast(pl.List(pl.Int64))  # "None": no landmark
     return rows.select("image_id", landmarks=shown, usage="Usage").sort("image_id")
 
 
 def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple[Arrays, pl.Series]:
-    """Return the predictions of every image of `solution`, and the landmark id of each label used in them.
+    """Return a prediction for every image of `solution`, and the landmark id of each label used in them.
 
-    An image that the submission leaves out has no answer. Raises on images that the solution does not hold.
+    An image that the submission leaves out has no answer. Raises `LandmarksError` on images that are not in the
+    solution.
     """
-    _refuse_strangers(submission, solution)
+    _require_in_solution(submission, solution)
     table = solution.join(submission, on="image_id", how="left").sort("image_id")
     shown = table["landmarks"].explode(empty_as_null=False).drop_nulls()
     landmark_ids = pl.concat([shown, table["landmark_id"].drop_nulls()]).unique().sort()
@@ -220,11 +227,11 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
     return arrays, landmark_ids
 
 
-def _refuse_strangers(submission: pl.DataFrame, solution: pl.DataFrame) -> None:
-    strange = submission.join(solution, on="image_id", how="anti", maintain_order="left")
-    if len(strange):
+def _require_in_solution(submission: pl.DataFrame, solution: pl.DataFrame) -> None:
+    extra = submission.join(solution, on="image_id", how="anti", maintain_order="left")
+    if len(extra):
         raise LandmarksError(
-            f"{plural(len(strange), 'image')} of the submission not in the solution",
-            received=strange["image_id"][0],
+            f"{plural(len(extra), 'image')} of the submission not in the solution",
+            received=extra["image_id"][0],
             expected="the ids of the test set (train, index and test have ids of one kind)",
         )
