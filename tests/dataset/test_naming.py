@@ -33,7 +33,7 @@ def album(folder: Path, *names: str) -> Path:
 
 def matched(ours: pl.DataFrame, by: str, theirs: pl.DataFrame, theirs_by: str) -> dict[int, int]:
     found = match_landmarks(ours, by, theirs, theirs_by)
-    assert found.matched + len(found.alone) == len(theirs)
+    assert found.matched + len(found.unmatched) == len(theirs)
     return dict(found.labels.filter(pl.col("landmark_id").is_in(theirs["landmark_id"].to_list())).rows())
 
 
@@ -42,7 +42,7 @@ FRUIT = labels((0, "apple"), (1, "pear"))
 
 def test_positions_of_other_names_are_no_match() -> None:
     found = match_landmarks(FRUIT, SORTED_NAMES, labels((0, "cat"), (1, "dog")), SORTED_NAMES)
-    assert (found.by, found.matched, found.alone) == ("name", 0, ["cat", "dog"])
+    assert (found.by, found.matched, found.unmatched) == ("name", 0, ["cat", "dog"])
     assert found.labels.is_empty()
 
 

@@ -14,7 +14,7 @@ from landmarks.dataset.csv_paths import ListedFiles
 from landmarks.dataset.csv_text import SEPARATORS, text_of
 from landmarks.dataset.doubtful_names import integer_labels
 from landmarks.dataset.manifest import SPLITS
-from landmarks.dataset.naming import UNKNOWN, plain
+from landmarks.dataset.naming import UNKNOWN, normalised_name
 from landmarks.dataset.sources import SUFFIXES, FoundImage, Source
 from landmarks.dataset.spelling import COLUMNS, column_key, find_columns, is_fallback, may_be_split_column, parse_split
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
@@ -193,7 +193,7 @@ class _Header:
         split = parse_split(cell["split"]) if cell.get("split") else None
         if cell.get("split") and split is None:
             raise UsageError(f'{source} line {line} names the split "{cell["split"]}"', expected=", ".join(SPLITS))
-        label = plain(cell["label"])
+        label = normalised_name(cell["label"])
         others = {name: cell[name] for name in ("id", "author", "license", "title") if cell.get(name)}
         return _Row(cells[self.places["path"]], None if label in ("", UNKNOWN) else label, split, others)
 

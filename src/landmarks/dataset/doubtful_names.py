@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from landmarks.dataset.naming import UNKNOWN, plain
+from landmarks.dataset.naming import UNKNOWN, normalised_name
 
 _NOTHING = frozenset(
     {
@@ -30,7 +30,7 @@ def remarks_about_folders(folders: Iterable[str]) -> list[str]:
     """Return a remark about folders that are one landmark although their names differ, such as `cat` and `cat `."""
     folders_of: dict[str, set[str]] = {}
     for folder in folders:
-        folders_of.setdefault(plain(folder), set()).add(folder)
+        folders_of.setdefault(normalised_name(folder), set()).add(folder)
     several = [sorted(same) for same in folders_of.values() if len(same) > 1]
     if not several:
         return []
@@ -78,7 +78,7 @@ def _several(names: list[str]) -> list[str]:
     known = set(names)
     for separator in "|;,/+& ":
         for name in names:
-            parts = [plain(part) for part in name.split(separator)]
+            parts = [normalised_name(part) for part in name.split(separator)]
             if len(parts) > 1 and known.issuperset(parts):
                 return [f'"{name}" is taken as one landmark, although {" and ".join(parts)} are landmarks too']
     return []

@@ -21,12 +21,12 @@ from landmarks.dataset.layouts import list_source
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.naming import (
     Landmark,
+    find_landmarks,
+    folder_names,
     identified_from,
     identified_in,
-    identify,
-    identify_among,
+    landmarks_by_name,
     landmarks_of,
-    names_of_folders,
     read_labels,
 )
 from landmarks.dataset.shards import ShardWriter
@@ -73,15 +73,15 @@ def import_(
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
     earlier = read_labels(Path(labels)) if labels is not None else None
-    folder_names = [] if earlier is None else names_of_folders(landmarks_of(earlier))
-    listed = list_source(source, set().union(*folder_names))
+    known_names = [] if earlier is None else folder_names(landmarks_of(earlier))
+    listed = list_source(source, set().union(*known_names))
     names = [image.name for image in listed.found if image.name is not None]
     if earlier is None:
-        landmarks = identify(names, listed.listed)
+        landmarks = landmarks_by_name(names, listed.listed)
         identified = identified_from(source, landmarks.values(), listed.listed)
     else:
         identified = identified_in(Path(labels))  # type: ignore[arg-type]
-        landmarks = identify_among(names, earlier, listed.listed)
+        landmarks = find_landmarks(names, earlier, listed.listed)
     if not listed.found or not (landmarks or earlier is not None):
         raise UsageError(
             f"{source} holds no image of a named landmark",

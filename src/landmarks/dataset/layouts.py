@@ -9,7 +9,7 @@ from pathlib import Path
 
 from landmarks.dataset.csv_lists import list_csv
 from landmarks.dataset.doubtful_names import remarks_about_folders, remarks_about_names
-from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, plain, read_labels_csv
+from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, normalised_name, read_labels_csv
 from landmarks.dataset.sources import (
     LISTS,
     FolderImages,
@@ -75,7 +75,9 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
             assert not isinstance(place, str)
             name, split = place
             folders.add(name or UNKNOWN)
-            found.append(FoundImage(path, where, None if name in (None, UNKNOWN) else plain(name or ""), split))
+            found.append(
+                FoundImage(path, where, None if name in (None, UNKNOWN) else normalised_name(name or ""), split)
+            )
     listed, remarks = _unpacked_labels(source)
     ours = (source / LABELS_CSV, source / UNPACKED) if listed is not None else ()
     inside = replace(inside, others=[path for path in inside.others if path not in ours])
@@ -202,7 +204,7 @@ def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) ->
         tops = {steps[depth] for steps in images}
         top = next(iter(tops))
         wraps = len(tops) == 1 and all(len(steps) > depth + 2 for steps in images)
-        if not wraps or top == UNKNOWN or parse_split(top) or plain(top) in known:
+        if not wraps or top == UNKNOWN or parse_split(top) or normalised_name(top) in known:
             break
         siblings = [folder for folder in folders_in(source.joinpath(*base)) if folder.name != top]
         if any(not any(folder.iterdir()) for folder in siblings):  # an empty folder is probably a landmark's

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from landmarks.dataset.naming import Landmark, plain, safe_name, with_digest
+from landmarks.dataset.naming import Landmark, normalised_name, safe_name, with_digest
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, NothingThereError
 from landmarks.support.places import Place, as_given, paths_of
@@ -246,10 +246,10 @@ def with_image_ids(found: list[FoundImage]) -> list[FoundImage]:
     Images thus keep their ids through `unpack` and `import`, and two files of the same name stay two images.
     """
     stems = [image.path.stem for image in found]
-    counts = Counter(plain(stem).casefold() for stem in stems)
+    counts = Counter(normalised_name(stem).casefold() for stem in stems)
     identified = []
     for image, stem in zip(found, stems, strict=True):
-        id = image.id or (stem if counts[plain(stem).casefold()] == 1 else "")
+        id = image.id or (stem if counts[normalised_name(stem).casefold()] == 1 else "")
         if not id or id != safe_name(id):
             id = with_digest(id or stem, image.where)
         identified.append(replace(image, id=id))

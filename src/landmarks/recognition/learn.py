@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.dataset.images import ImageError
-from landmarks.dataset.naming import plain
+from landmarks.dataset.naming import normalised_name
 from landmarks.dataset.sources import find_images
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable_answers import require_learning
@@ -103,7 +103,7 @@ def forget(run: Place, name: str) -> pl.DataFrame:
     with naming_the_extra(f"forgetting with the run {opened.name}"):
         from landmarks.recognition.learned import read_learned, write_learned
     with held(opened.folder):
-        left = read_learned(opened.folder, opened.digest).without(plain(name))
+        left = read_learned(opened.folder, opened.digest).without(normalised_name(name))
         write_learned(opened.folder, left, opened.digest)
     return table_of(len(opened.labels), left)
 
@@ -178,7 +178,7 @@ def _vectors_of(lesson: _Lesson, recogniser: Recogniser) -> NDArray[np.float32]:
 
 def _report(lesson: _Lesson, recogniser: Recogniser, read: int) -> None:
     """Note what was learned, and warn when the name differs from another landmark's only in case."""
-    name, learned = plain(lesson.name), recogniser.learned
+    name, learned = normalised_name(lesson.name), recogniser.learned
     skipped = f"; {len(lesson.images) - read} could not be read" if read < len(lesson.images) else ""
     note(f'"{name}" is known from {plural(learned.counts()[learned.names.index(name)], "image")}{skipped}')
     if alike := [other for other in recogniser.names if other != name and other.casefold() == name.casefold()]:

@@ -23,7 +23,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.dataset.naming import plain
+from landmarks.dataset.naming import normalised_name
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import written_whole
@@ -283,7 +283,7 @@ def read_learned_file(path: Path, record: LearningRecord) -> Learned:
             raise ValueError("it was written by another version")
         digest, found = told["learned_with"], Learned()
         for one in told["landmarks"]:
-            name, id = plain(str(one["name"])), one["landmark_id"]
+            name, id = normalised_name(str(one["name"])), one["landmark_id"]
             images = np.stack([_floats(text, record.width) for text in one["images"]])
             taken = name in found.names or id in found.landmark_ids
             if not name or taken or not is_landmark_id(id):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from landmarks.dataset.images import ImageError
 from landmarks.dataset.manifest import NO_LABEL
-from landmarks.dataset.naming import plain
+from landmarks.dataset.naming import normalised_name
 from landmarks.models.preprocessing import as_normalised
 from landmarks.recognition import portable_answers
 from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
@@ -253,7 +253,7 @@ class Recogniser:
 
     def with_vectors(self, vectors: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Recogniser:
         """Return what `learn` returns, given the `vectors` (n, D) of the images."""
-        name = plain(name) if isinstance(name, str) else ""
+        name = normalised_name(name) if isinstance(name, str) else ""
         trained = len(self.names) - len(self.learned.names)
         if not name or not len(vectors):
             raise LandmarksError("a landmark is learned from a name and at least one image of it")
@@ -292,7 +292,7 @@ class Recogniser:
 
     def forget(self, name: str) -> Recogniser:
         """Return a recogniser without the learned landmark `name`; raise `LandmarksError` when it was not learned."""
-        return self._backend.taught(self, self.learned.without(plain(name)))
+        return self._backend.taught(self, self.learned.without(normalised_name(name)))
 
     @property
     def digest(self) -> str:

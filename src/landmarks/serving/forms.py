@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from landmarks.dataset.naming import plain
+from landmarks.dataset.naming import normalised_name
 from landmarks.serving.request_limits import RefusalError
 
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # what is wrong with a form, its sender is told
@@ -53,7 +53,7 @@ def lesson_of(content_type: str, data: bytes, most_files: int) -> Lesson:
     """Return what a form teaches. Raises `RefusalError`: 400 for one without images, 422 for a wrong name or id."""
     _, options = parse_options_header(content_type)
     form = _of_form(data, options.get(b"boundary"), most_files, TAUGHT_FIELDS)
-    name = plain(_text(form.texts.get("name", b"")))
+    name = normalised_name(_text(form.texts.get("name", b"")))
     id = _text(form.texts.get("landmark_id", b""))
     if not name:
         raise RefusalError(422, "the landmark has no name", expected="a text field name", way_out=HOW_TO_TEACH)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from landmarks.dataset.images import ImageError, decode
-from landmarks.dataset.naming import plain
+from landmarks.dataset.naming import normalised_name
 from landmarks.serving.batching import Answering, image_problem
 from landmarks.serving.forms import Lesson
 from landmarks.serving.reloading import Stamp, opened, stamp
@@ -102,11 +102,11 @@ def forget_landmark(place: Path, name: str, load: Callable[[], Answering], recog
     except BusyError as error:
         raise busy(str(error), retry_after=RETRY_SECONDS) from error
     except LandmarksError as error:
-        if plain(name) in recogniser.learned.names:
+        if normalised_name(name) in recogniser.learned.names:
             raise RefusalError(409, str(error), reason="teaching") from error
         raise RefusalError(
-            404, "no such landmark was learned", received=plain(name)[:200], expected="a landmark that was taught",
-            way_out="see GET /landmarks",
+            404, "no such landmark was learned", received=normalised_name(name)[:200],
+            expected="a landmark that was taught", way_out="see GET /landmarks",
         ) from error  # fmt: skip
 
 

@@ -55,7 +55,7 @@ class EligibleImages:
                 "by": self.matching.by,
                 "landmarks": self.matching.matched,
                 "of": len(self.dataset.labels),
-                "without_partner": self.matching.alone[:RECORDED],
+                "without_partner": self.matching.unmatched[:RECORDED],
             },
             "seen": {
                 "images": len(self.seen),
@@ -136,11 +136,13 @@ def _matched(run: Run, dataset: Dataset, *, required: bool, verbose: bool) -> Ma
         names = run.labels["name"].fill_null("?").to_list()
         raise LandmarksError(
             f"the run {run.folder} does not fit the data {dataset.folder}: no landmark has the same {matching.by}",
-            received=_first_names(matching.alone),
+            received=_first_names(matching.unmatched),
             expected=f"some of its {len(names)}: {_first_names(names)}",
         )
     if verbose:
-        unknown = f"; without a partner, so unknown to it: {_first_names(matching.alone)}" if matching.alone else ""
+        unknown = (
+            f"; without a partner, so unknown to it: {_first_names(matching.unmatched)}" if matching.unmatched else ""
+        )
         note(
             f"{matching.matched} of the {landmarks} landmarks of {dataset.folder} are known to {run.name}, matched by "
             f"{matching.by}{unknown}"
