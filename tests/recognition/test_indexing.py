@@ -222,7 +222,7 @@ def test_a_part_whose_writing_was_killed_is_written_again(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("write_table", "_codes", "_write"):
+    for step in ("write_table", "_write_codes", "_update_record"):
         monkeypatch.setattr(room, step, killed)
         with pytest.raises(KeyboardInterrupt):
             landmarks.index(other.folder, found, run=run.folder)

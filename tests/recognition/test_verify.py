@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.recognition.verify import LONGEST, draw_matches, local_features, matched
+from landmarks.recognition.verify import LONGEST, draw_matches, local_features, match_features
 
 
 def scene(seed: int, size: tuple[int, int] = (300, 400)) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_a_turned_and_shrunk_copy_agrees_in_many_points_that_lie_where_it_was_mo
     move = cv2.getRotationMatrix2D((200, 150), 25, 0.8)
     copy = cv2.warpAffine(picture, move, (400, 300), borderValue=(90, 90, 90))
     first, second = local_features(picture), local_features(copy)
-    match = matched(first, second)
+    match = match_features(first, second)
     assert len(match) > 40
     expected = match.first @ move[:, :2].T + move[:, 2]
     assert np.median(np.linalg.norm(expected - match.second, axis=1)) < 1.5
@@ -36,7 +36,7 @@ def test_a_turned_and_shrunk_copy_agrees_in_many_points_that_lie_where_it_was_mo
 
 @pytest.mark.parametrize("other", [scene(1), np.full((50, 60, 3), 127, np.uint8), np.zeros((1, 1, 3), np.uint8)])
 def test_another_picture_agrees_in_next_to_none(other: np.ndarray) -> None:
-    assert len(matched(local_features(scene(0)), local_features(other))) < 8
+    assert len(match_features(local_features(scene(0)), local_features(other))) < 8
 
 
 def test_a_large_image_is_compared_at_a_bounded_size() -> None:

@@ -18,7 +18,7 @@ from landmarks.recognition.gallery import open_gallery
 from landmarks.recognition.kernel_density import MAX_IMAGES
 from landmarks.recognition.learned import read_memory
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
-from landmarks.recognition.remembering import remembering
+from landmarks.recognition.remembering import ensure_memory
 from landmarks.recognition.trained import update_model
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
@@ -40,7 +40,7 @@ def choose(run: Run, *, anew: bool = False, device: str = "auto") -> None:
             received=f"{len(run.labels)} landmarks",
             expected=f"{MAX_IMAGES} at most",
         )
-    remembering(run, device=device)
+    ensure_memory(run, device=device)
     memory = read_memory(run.folder, run.digest)
     choice = None if memory is None else choice_of(memory, neighbours_of(memory, open_gallery(run)))
     if choice is None:

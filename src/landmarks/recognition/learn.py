@@ -82,9 +82,9 @@ def learn(
     opened = open_run(run)
     with naming_the_extra(f"learning with the run {opened.name}"):
         from landmarks.recognition.learned import write_learned
-        from landmarks.recognition.remembering import remembering
+        from landmarks.recognition.remembering import ensure_memory
     with held(opened.folder):
-        recogniser = remembering(opened, device=device)
+        recogniser = ensure_memory(opened, device=device)
         vectors = _vectors_of(lesson, recogniser)
         recogniser = recogniser.with_vectors(vectors, lesson.name, landmark_id)
         write_learned(opened.folder, recogniser.learned, opened.digest)
@@ -120,10 +120,10 @@ def _lesson_of(images: Images | None, name: str | None, landmark_id: int | None,
             received=f"{len(given)} images" if name is None else "no images",
             way_out="landmarks learn RUN IMAGES --name NAME, or landmarks learn NAME.onnx --from FILE.json",
         )
-    return _Lesson(each_image(given), name, landmark_id, None)
+    return _Lesson(expand_paths(given), name, landmark_id, None)
 
 
-def each_image(given: Sequence[ImageLike]) -> list[ImageLike]:
+def expand_paths(given: Sequence[ImageLike]) -> list[ImageLike]:
     """Return `given` with every path replaced by the image files that it names, in order."""
     return [image for item in given for image in (find_images(item) if isinstance(item, str | os.PathLike) else [item])]
 

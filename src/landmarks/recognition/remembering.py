@@ -1,4 +1,4 @@
-"""What a run keeps of its own images so that landmarks can be added, made once while its dataset is there."""
+"""The memory of a run: what learning needs of its own images, made once while its dataset is there."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run
 
 MAX_VALIDATION = 4096
-"""Validation images that new landmarks are held against."""
+"""Most validation images that are kept."""
 
 MAX_NUMBERS = 1 << 24
-"""Of the head's answers to them that are kept, two bytes each."""
+"""Most numbers of the head's log probabilities for them, two bytes each."""
 
 BATCH_SIZE = 32
 
 
-def remembering(run: Run, *, device: str = "auto") -> Recogniser:
-    """Return `run` as a recogniser that can learn: what it keeps of its own images is made now when it is not there.
+def ensure_memory(run: Run, *, device: str = "auto") -> Recogniser:
+    """Return the recogniser of `run`, which can learn; its memory is made now if it does not exist.
 
-    Call it while holding the run's folder. Raises `LandmarksError` when that is needed and its dataset is not there.
+    Call it while holding the run's folder. Raises `LandmarksError` when the dataset is needed and not there.
     """
     if read_memory(run.folder, run.digest) is None:
         recogniser, own = open_recogniser(run, device=device), find_own_dataset(run)
@@ -53,16 +53,16 @@ def remembering(run: Run, *, device: str = "auto") -> Recogniser:
 
 
 def validation_of(run: Run, recogniser: Recogniser, seen: pl.DataFrame, width: int) -> Validation:
-    """Return what the run's head says of its validation images `seen`, from kept features where there are any."""
+    """Return the head's log probabilities for the validation images `seen`, from cached features if there are any."""
     own, network, done = find_own_dataset(run), recogniser.trained, 0
     images = np.empty((len(seen), width), dtype=np.float16)
     logs = np.empty((len(seen), network.classes), dtype=np.float16)
     with torch.no_grad():
         for features in _features(run, recogniser, own, seen):
-            said = torch.log_softmax(network.classify(features).float() / recogniser.temperature, dim=1)
+            batch_logs = torch.log_softmax(network.classify(features).float() / recogniser.temperature, dim=1)
             rows = slice(done, done + len(features))
             images[rows] = directions(features.cpu().numpy())
-            logs[rows] = said.clamp(min=-6e4).cpu().numpy()  # what half precision holds
+            logs[rows] = batch_logs.clamp(min=-6e4).cpu().numpy()  # the range of half precision
             done += len(features)
     return Validation(images, seen["run_label"].cast(pl.Int64).to_numpy(), logs)
 

@@ -1,4 +1,4 @@
-"""The verb `search`: which indexed images look most like these, and agree with them point by point?"""
+"""The verb `search`: finds the indexed images that look most like given ones, and verifies them point by point."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from landmarks.support.systems import readable
 from landmarks.training.own_data import recorded_locations
 
 VERIFIED = 10
-"""Images that are compared point by point, of those that look most alike."""
+"""Most similar images that are compared point by point."""
 
 CONVINCING = 8
-"""Points that have to agree before an image comes before those that merely look alike."""
+"""Matching points from which on an image is ranked before those that merely look alike."""
 
 FOUND = {
-    "path": pl.String,  # with \x.. where a byte of it is no UTF-8
+    "path": pl.String,  # with \x.. for bytes that are not UTF-8
     "rank": pl.UInt32,  # from 1; null where the image could not be searched for
     "image_id": pl.String,
     "landmark_id": pl.Int64,
     "name": pl.String,
     "cosine": pl.Float32,
-    "inliers": pl.UInt32,  # points that agree, see `verify.py`; null: not compared
+    "inliers": pl.UInt32,  # matching points, see `verify.py`; null: not compared
     "data": pl.String,
     "problem": pl.String,
 }
@@ -57,79 +57,80 @@ def search(
     drawings: Place | None = None,
     device: str = "auto",
 ) -> pl.DataFrame:
-    """Return the `top` images of `index` that look most like each of `images` (files and folders), see `FOUND`.
+    """Return the `top` images of `index` that look most like each of `images` (files and folders), as `FOUND`.
 
-    With `verify` the best `VERIFIED` are compared point by point, and those that agree in more points come first;
-    `drawings` is a folder for a drawing of the best one beside each image, with the points that agree. An image that
-    cannot be decoded has one row that says why. Raises `LandmarksError` when the index is empty, or its run is gone.
+    With `verify` the best `VERIFIED` are compared point by point, and those with more matching points come first.
+    `drawings` is a folder for a drawing of each image beside its best match, with lines between matching points. An
+    image that cannot be decoded has one row that says why. Raises `LandmarksError` when the index is empty, or its run
+    is gone.
     """
     if top < 1:
         raise UsageError("that many images cannot be found", received=top, expected="1 or more")
     if drawings is not None and not verify:
         raise UsageError("drawings show points that agree", received="no --verify", way_out="add --verify")
-    there = open_index(index)
-    if there.whitening is None or not len(there):
+    opened = open_index(index)
+    if opened.whitening is None or not len(opened):
         raise LandmarksError(f"{index} holds no images", way_out=f"add some with: landmarks index DATA -o {index}")
-    recogniser = load(run_of(there), device=device)
+    recogniser = load(run_of(opened), device=device)
     paths = find_images(images)
-    drawn = {} if drawings is None else _places_of_drawings(Path(drawings), paths)
-    reader = _Images(there)
+    drawing_of = {} if drawings is None else _drawing_paths(Path(drawings), paths)
+    reader = _IndexedImages(opened)
     rows: list[tuple[Any, ...]] = []
     with progress("searching", total=len(paths)) as advance:
         for path in paths:
-            told = readable(path)
+            shown_path = readable(path)
             try:
-                vector = there.whitening.apply(directions(recogniser.embed(path)))
+                vector = opened.whitening.apply(directions(recogniser.embed(path)))
             except LandmarksError as error:
-                rows.append((told, *[None] * 7, str(error)))
+                rows.append((shown_path, *[None] * 7, str(error)))
             else:
-                cosines, places = found_in(there, vector, top)
+                cosines, places = nearest_images(opened, vector, top)
                 kept = places[0] >= 0
-                near = there.images[places[0][kept]]
+                near = opened.images[places[0][kept]]
                 near = near.with_columns(
                     cosine=pl.Series(cosines[0][kept].clip(-1, 1)), inliers=pl.lit(None, pl.UInt32)
                 )
                 if verify:
-                    near = _verified(near, path, reader, drawn.get(path))
-                for rank, one in enumerate(near.select(list(FOUND)[2:-1]).iter_rows(), 1):
-                    rows.append((told, rank, *one, None))
+                    near = _verified(near, path, reader, drawing_of.get(path))
+                for rank, values in enumerate(near.select(list(FOUND)[2:-1]).iter_rows(), 1):
+                    rows.append((shown_path, rank, *values, None))
             advance(1)
     return pl.DataFrame(rows, schema=FOUND, orient="row")
 
 
 DRAWINGS = "drawings.json"
-"""Stands in a folder of drawings, so that nothing else is replaced by one."""
+"""Marks a folder of drawings; other folders are not written to."""
 
 
-def _places_of_drawings(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
-    """Return where the drawing of each image is written: two of one name are two."""
+def _drawing_paths(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return the path of each image's drawing; images with the same name get different ones."""
     refuse_foreign(folder, (DRAWINGS,), "drawings")
     write_record(folder / DRAWINGS, {}, verb="search")
-    named = Counter(path.stem for path in paths)
-    names = {path: path.stem if named[path.stem] == 1 else with_digest(path.stem, str(path)) for path in paths}
+    counts = Counter(path.stem for path in paths)
+    names = {path: path.stem if counts[path.stem] == 1 else with_digest(path.stem, str(path)) for path in paths}
     return {path: folder / f"{name}.jpg" for path, name in names.items()}
 
 
 @dataclass(frozen=True)
-class _Images:
-    """The indexed images themselves, by their datasets, each opened once."""
+class _IndexedImages:
+    """Reads indexed images from their datasets, each of which is opened once."""
 
-    there: Index
+    index: Index
     opened: dict[str, tuple[ImageReader, dict[str, tuple[str, int, int]]]] = field(default_factory=dict)
 
     def pixels(self, data: str, image_id: str) -> NDArray[np.uint8]:
         if data not in self.opened:
-            dataset = _dataset_of(self.there, data)
+            dataset = _dataset_of(self.index, data)
             table = dataset.images.select("image_id", "shard", "offset", "length")
             self.opened[data] = ImageReader(dataset), {row[0]: row[1:] for row in table.iter_rows()}
         reader, places = self.opened[data]
         return decode(reader.read(*places[image_id]))
 
 
-def _dataset_of(there: Index, data: str) -> Dataset:
-    """Return the dataset that was indexed as `data`, beside the index or where it was; raise when it is gone."""
-    told = (there.record.get("data") or {}).get(data) or {"folder": data}
-    for place in recorded_locations(told, beside=there.folder):
+def _dataset_of(index: Index, data: str) -> Dataset:
+    """Return the dataset indexed as `data`, beside the index or at its recorded place; raise if it is gone."""
+    location = (index.record.get("data") or {}).get(data) or {"folder": data}
+    for place in recorded_locations(location, beside=index.folder):
         if (place / "dataset.json").is_file():
             return open_dataset(place)
     raise LandmarksError(
@@ -138,28 +139,30 @@ def _dataset_of(there: Index, data: str) -> Dataset:
     )
 
 
-def _verified(near: pl.DataFrame, path: Path, reader: _Images, drawing: Path | None) -> pl.DataFrame:
-    """Return `near` with the points in which its first `VERIFIED` agree with the image at `path`, most first."""
+def _verified(near: pl.DataFrame, path: Path, reader: _IndexedImages, drawing: Path | None) -> pl.DataFrame:
+    """Return `near` with `inliers` of its first `VERIFIED` images and the image at `path`, most inliers first."""
     with naming_the_extra("comparing images point by point"):
-        from landmarks.recognition.verify import draw_matches, local_features, matched
-    asked = local_features(decode(path.read_bytes()))
+        from landmarks.recognition.verify import draw_matches, local_features, match_features
+    features = local_features(decode(path.read_bytes()))
     counts: list[int | None] = [None] * len(near)
-    best: tuple[int, Any, Any] = (-1, None, None)
-    for number, one in enumerate(near.head(VERIFIED).iter_rows(named=True)):
-        other = local_features(reader.pixels(one["data"], one["image_id"]))
-        match = matched(asked, other)
+    best: tuple[Any, Any] | None = None
+    for number, row in enumerate(near.head(VERIFIED).iter_rows(named=True)):
+        other = local_features(reader.pixels(row["data"], row["image_id"]))
+        match = match_features(features, other)
         counts[number] = len(match)
-        if len(match) > best[0]:
-            best = (len(match), other, match)
-    if drawing is not None and best[0] >= 0:
+        if best is None or len(match) > len(best[1]):
+            best = (other, match)
+    if drawing is not None and best is not None:
         with written_whole(drawing) as aside:
-            aside.write_bytes(encode(draw_matches(asked, best[1], best[2])))
+            aside.write_bytes(encode(draw_matches(features, *best)))
     table = near.with_columns(inliers=pl.Series(counts, dtype=pl.UInt32))
     first = pl.when(pl.col("inliers") >= CONVINCING).then("inliers").otherwise(0)
     return table.sort(first, descending=True, maintain_order=True)
 
 
-def found_in(there: Index, vectors: NDArray[np.float32], top: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def nearest_images(
+    index: Index, vectors: NDArray[np.float32], top: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return cosines and rows `(Q, top)` of the images of an index nearest to `vectors` `(Q, D)`."""
-    gone = there.removed["row"].to_numpy()
-    return neighbours(vectors, there.vectors, top, index=there.codes, removed=gone)
+    removed = index.removed["row"].to_numpy()
+    return neighbours(vectors, index.vectors, top, index=index.codes, removed=removed)

@@ -1,7 +1,7 @@
-"""Do two images show the same thing, point by point? Local features that one homography moves onto each other.
+"""Geometric verification: do the local features of two images match under one homography?
 
-SIFT keypoints (Lowe, IJCV 2004) are matched where the best of one image's is clearly nearer than the second best; of
-the matches those count that MAGSAC++ (Barath et al., CVPR 2020) finds to follow one homography.
+SIFT keypoints (Lowe, IJCV 2004) are matched where the nearest one is clearly nearer than the second nearest. Of these
+matches, those count that follow one homography according to MAGSAC++ (Barath et al., CVPR 2020).
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ LONGEST = 480
 """Longer side in pixels at which images are compared."""
 
 KEYPOINTS = 1000
-"""Kept of an image, the strongest."""
+"""Most keypoints kept per image, the strongest."""
 
 RATIO = 0.8
-"""Of the distances to the best and the second best match, at most (Lowe 2004, §7.1)."""
+"""Largest ratio of the distances to the best and the second best match (Lowe 2004, §7.1)."""
 
 PIXELS = 4.0
-"""How far from its place a point may be moved."""
+"""Largest reprojection error of a match that follows the homography."""
 
 LEAST = 4
-"""Matches that a homography needs."""
+"""Fewest matches that determine a homography."""
 
 
 @dataclass(frozen=True)
 class LocalFeatures:
-    """Keypoints of an image, at the size they were found at."""
+    """The keypoints of an image, and the image at the size at which they were found."""
 
     image: NDArray[np.uint8]  # (H, W, 3), at most `LONGEST` on its longer side
-    points: NDArray[np.float32]  # (n, 2) across, down
-    descriptors: NDArray[np.float32]  # (n, 128), roots of SIFT's of length 1
+    points: NDArray[np.float32]  # (n, 2), x and y
+    descriptors: NDArray[np.float32]  # (n, 128), RootSIFT, of length 1
 
 
 @dataclass(frozen=True)
 class Match:
-    """Points of two images that one homography moves onto each other, m of them."""
+    """The m matching points of two images that follow one homography."""
 
     first: NDArray[np.float32]  # (m, 2)
     second: NDArray[np.float32]  # (m, 2)
@@ -55,48 +55,48 @@ def local_features(image: NDArray[np.uint8]) -> LocalFeatures:
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small: NDArray[np.uint8] = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     sift: Any = cv2.SIFT_create(nfeatures=KEYPOINTS)  # type: ignore[attr-defined]
-    found, descriptors = sift.detectAndCompute(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), None)
+    keypoints, descriptors = sift.detectAndCompute(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), None)
     if descriptors is None:
         return LocalFeatures(small, np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
     roots = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-7))
-    return LocalFeatures(small, np.array([one.pt for one in found], np.float32), roots.astype(np.float32))
+    return LocalFeatures(small, np.array([keypoint.pt for keypoint in keypoints], np.float32), roots.astype(np.float32))
 
 
-def matched(first: LocalFeatures, second: LocalFeatures) -> Match:
-    """Return the points of two images that follow one homography, none where too few match at all."""
+def match_features(first: LocalFeatures, second: LocalFeatures) -> Match:
+    """Return the matching points of two images that follow one homography; none if too few match."""
     nothing = Match(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32))
     if len(first.points) < 2 or len(second.points) < 2:
         return nothing
-    likeness = first.descriptors @ second.descriptors.T
-    two = np.argpartition(-likeness, 1, axis=1)[:, :2]
-    near = np.take_along_axis(likeness, two, axis=1)
+    similarity = first.descriptors @ second.descriptors.T
+    two = np.argpartition(-similarity, 1, axis=1)[:, :2]
+    near = np.take_along_axis(similarity, two, axis=1)
     best = two[np.arange(len(two)), near.argmax(axis=1)]
-    far = np.sqrt(np.maximum(2 - 2 * np.sort(near, axis=1)[:, ::-1], 0))
-    kept = np.flatnonzero(far[:, 0] < RATIO * far[:, 1])
-    kept = kept[likeness[:, best[kept]].argmax(axis=0) == kept]  # each is the other's best
+    distances = np.sqrt(np.maximum(2 - 2 * np.sort(near, axis=1)[:, ::-1], 0))
+    kept = np.flatnonzero(distances[:, 0] < RATIO * distances[:, 1])
+    kept = kept[similarity[:, best[kept]].argmax(axis=0) == kept]  # mutual nearest neighbours
     if len(kept) < LEAST:
         return nothing
-    from_, to = first.points[kept], second.points[best[kept]]
+    source, target = first.points[kept], second.points[best[kept]]
     cv2.setRNGSeed(0)
-    _, inside = cv2.findHomography(from_, to, cv2.USAC_MAGSAC, PIXELS, maxIters=2000, confidence=0.999)
+    _, inside = cv2.findHomography(source, target, cv2.USAC_MAGSAC, PIXELS, maxIters=2000, confidence=0.999)
     if inside is None:
         return nothing
     chosen = inside.ravel().astype(bool)
-    return Match(from_[chosen], to[chosen]) if chosen.sum() >= LEAST else nothing
+    return Match(source[chosen], target[chosen]) if chosen.sum() >= LEAST else nothing
 
 
 def draw_matches(first: LocalFeatures, second: LocalFeatures, match: Match) -> NDArray[np.uint8]:
-    """Return both images side by side, RGB (H, W, 3), with a line from each point that agrees to its partner."""
+    """Return both images side by side, RGB (H, W, 3), with a line between each pair of matching points."""
     height = max(len(first.image), len(second.image))
     left, gap = first.image.shape[1], 8
     canvas = np.full((height, left + gap + second.image.shape[1], 3), 255, dtype=np.uint8)
     canvas[: len(first.image), :left] = first.image
     canvas[: len(second.image), left + gap :] = second.image
-    for number, (one, other) in enumerate(zip(match.first, match.second, strict=True)):
+    for number, (point, partner) in enumerate(zip(match.first, match.second, strict=True)):
         hue = np.array([[[179 * number // max(len(match), 1), 220, 255]]], dtype=np.uint8)
         colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-        start = (round(float(one[0])), round(float(one[1])))
-        end = (round(float(other[0])) + left + gap, round(float(other[1])))
+        start = (round(float(point[0])), round(float(point[1])))
+        end = (round(float(partner[0])) + left + gap, round(float(partner[1])))
         cv2.line(canvas, start, end, colour, 1, cv2.LINE_AA)
         cv2.circle(canvas, start, 3, colour, 1, cv2.LINE_AA)
         cv2.circle(canvas, end, 3, colour, 1, cv2.LINE_AA)
