@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landmarks.explanation.drawing import CAPTION, MARGIN, TILE, Caption, colours, fitted, lettering, overlay, panel
+from landmarks.explanation.drawing import (
+    CAPTION,
+    MARGIN,
+    TILE,
+    Caption,
+    colours,
+    draw_panel,
+    overlay,
+    shortened,
+    text_and_font,
+)
 from landmarks.support.systems import printable
 
 
@@ -30,7 +40,7 @@ def test_a_cold_map_leaves_a_dim_image_and_heat_is_warm_where_it_is():
 def test_a_panel_holds_the_image_and_a_tile_for_each_answer():
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     answers = [Caption("Łódź", 0.9, True), Caption("x" * 200, 0.0, False)]
-    sheet = panel(image, np.zeros((2, 3, 3), dtype=np.float32), answers, "Łódź")
+    sheet = draw_panel(image, np.zeros((2, 3, 3), dtype=np.float32), answers, "Łódź")
     assert sheet.shape == (TILE + 2 * MARGIN + CAPTION, 3 * TILE + 4 * MARGIN, 3)
     assert sheet.dtype == np.uint8
     captions = sheet[MARGIN + TILE : -MARGIN]
@@ -44,7 +54,7 @@ def test_a_panel_holds_the_image_and_a_tile_for_each_answer():
     "text", ["Charles Bridge", "Český Krumlov", "Łódź", "Gyönyörű", "Москва", "東京", "\U0001f600"]
 )
 def test_any_name_is_drawn_with_letters_the_font_has(text):
-    written, font = lettering(text, 16)
+    written, font = text_and_font(text, 16)
     unknown = bytes(font.getmask("￿"))
     assert written
     assert all(bytes(font.getmask(letter)) != unknown for letter in set(written) - {" "})
@@ -56,7 +66,7 @@ def test_accents_are_taken_off_where_no_font_has_them(monkeypatch):
 
     module._fonts.cache_clear()
     try:
-        assert lettering("Český Łódź, Þingvellir – 東", 16)[0] == "Cesky Lodz, Thingvellir - ?"
+        assert text_and_font("Český Łódź, Þingvellir – 東", 16)[0] == "Cesky Lodz, Thingvellir - ?"
     finally:
         module._fonts.cache_clear()
 
@@ -66,7 +76,7 @@ def test_control_characters_and_line_breaks_are_no_part_of_a_caption():
 
 
 def test_a_long_name_ends_in_dots_inside_its_width():
-    text, font = lettering("A very long name of a landmark, (with additions)", 16)
-    short = fitted(text, font, 150)
+    text, font = text_and_font("A very long name of a landmark, (with additions)", 16)
+    short = shortened(text, font, 150)
     assert short.endswith("...") and font.getlength(short) <= 150
-    assert fitted("short", font, 150) == "short"
+    assert shortened("short", font, 150) == "short"

@@ -27,7 +27,7 @@ from landmarks.evaluation.doubts_page import DOUBTS, write_doubts_page
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.label_estimates import Estimates, cross_validated, disagreements, nearest_others
 from landmarks.evaluation.metrics import Floats, Integers
-from landmarks.explanation.drawing import fitted, lettering
+from landmarks.explanation.drawing import shortened, text_and_font
 from landmarks.recognition.directions import directions
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
@@ -283,8 +283,8 @@ def _caption(draw: ImageDraw.ImageDraw, left: int, top: int, row: dict[str, Any]
 
 
 def _line(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str) -> None:
-    text, font = lettering(text, size)
-    draw.text(at, fitted(text, font, TILE if size < 18 else 4 * TILE), fill=colour, font=font)
+    text, font = text_and_font(text, size)
+    draw.text(at, shortened(text, font, TILE if size < 18 else 4 * TILE), fill=colour, font=font)
 
 
 # The features of a split by a run's backbone: those that head training used, where they are still cached.

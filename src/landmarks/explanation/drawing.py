@@ -1,4 +1,4 @@
-"""An image and its heat maps, drawn side by side with the answers they belong to."""
+"""Draw an image and its heat maps side by side, with the answers they explain."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ INFERNO = np.array(
 """Seventeen steps of the colour map "inferno" (Smith & van der Walt 2015, CC0): lightness grows evenly with heat."""
 
 TILE = 240
-"""Side in pixels of each image in a panel."""
+"""Side of each image in a panel, in pixels."""
 MARGIN = 14
 CAPTION = 62
 PAPER, INK, QUIET, BAR, TRUE = "#ffffff", "#1c1c1e", "#6b6b70", "#c9c9ce", "#1a7f4b"
 HOTTEST = 0.78
-"""Opacity of the warmest place; cold places show the image, slightly dimmed."""
+"""Opacity of the heat map where it is 1; where it is 0 the image shows, slightly dimmed."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Caption:
 
 
 def colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the colour (H, W, 3), 0..255, of each value 0..1 in `heat` (H, W)."""
+    """Return the colour `(H, W, 3)`, 0..255, of each value 0..1 in `heat` `(H, W)`."""
     steps = np.linspace(0, 1, len(INFERNO))
     return np.stack([np.interp(heat, steps, INFERNO[:, channel]) for channel in range(3)], axis=-1).astype(np.float32)
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return uint8 `image` (H, W, 3) with a heat map (h, w) of values 0..1 laid over it, enlarged smoothly.
+    """Return uint8 `image` `(H, W, 3)` under a heat map `(h, w)` of values 0..1, enlarged smoothly.
 
-    The image loses its colour where it is cold, so that only heat is colourful.
+    The image fades to grey where heat is low, so that only heat is colourful.
     """
     height, width = image.shape[:2]
     smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
@@ -63,12 +63,12 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.u
     return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
-def panel(
+def draw_panel(
     image: NDArray[np.uint8], heats: NDArray[np.float32], answers: Sequence[Caption], title: str
 ) -> NDArray[np.uint8]:
-    """Return one image: the image with its `title`, then an overlay for each answer with name and probability.
+    """Return a uint8 image: `image` with its `title`, then an overlay for each answer with name and probability.
 
-    `image` is uint8 (S, S, 3), `heats` (k, h, w) of values 0..1.
+    `image` is uint8 `(S, S, 3)`, `heats` `(k, h, w)` holds values 0..1.
     """
     columns = 1 + len(answers)
     width, height = columns * TILE + (columns + 1) * MARGIN, TILE + 2 * MARGIN + CAPTION
@@ -93,20 +93,20 @@ def _place(sheet: Image.Image, column: int, image: NDArray[Any]) -> None:
 
 
 def _caption(draw: ImageDraw.ImageDraw, column: int, names: str, entry: Caption | str) -> None:
-    """Write what stands under an image: an answer with its probability, or the image's title."""
+    """Write the caption under an image: an answer with its probability, or the image's title."""
     left, top = _left(column), MARGIN + TILE + 8
     answer = entry if isinstance(entry, Caption) else None
     colour = TRUE if answer is not None and answer.is_true else INK
-    text, font = lettering(entry.name if isinstance(entry, Caption) else entry, 17, beside=names)
-    draw.text((left, top), fitted(text, font, TILE), fill=colour, font=font)
-    below, small = lettering("image" if answer is None else _percent(answer.probability), 14)
-    draw.text((left, top + 26), below, fill=QUIET, font=small)
+    text, font = text_and_font(entry.name if isinstance(entry, Caption) else entry, 17, context=names)
+    draw.text((left, top), shortened(text, font, TILE), fill=colour, font=font)
+    second_line, small = text_and_font("image" if answer is None else _percent(answer.probability), 14)
+    draw.text((left, top + 26), second_line, fill=QUIET, font=small)
     if answer is not None:
         start, end, line = left + 58, left + TILE, top + 34
         draw.line([(start, line), (end, line)], fill=BAR, width=3)
-        reached = start + round((end - start) * min(max(answer.probability, 0.0), 1.0))
-        if reached > start:
-            draw.line([(start, line), (reached, line)], fill=colour, width=3)
+        filled = start + round((end - start) * min(max(answer.probability, 0.0), 1.0))
+        if filled > start:
+            draw.line([(start, line), (filled, line)], fill=colour, width=3)
 
 
 def _percent(probability: float) -> str:
@@ -114,7 +114,7 @@ def _percent(probability: float) -> str:
     return "< 0.1 %" if percent < 0.1 else "> 99.9 %" if percent > 99.9 else f"{percent:.1f} %"
 
 
-# Letters for images: a font of this machine that has them, or Pillow's own and the nearest plain letters.
+# Fonts: one of this machine that has all letters of a text, or Pillow's own with the nearest plain letters.
 
 
 FONTS = (
@@ -128,33 +128,33 @@ FONTS = (
     "PingFang.ttc",
     "msyh.ttc",
 )
-"""Sans-serif fonts that systems carry, the widest alphabets first; Pillow knows the folders they lie in."""
+"""Sans-serif fonts that come with operating systems, the widest alphabets first; Pillow knows their folders."""
 
 PLAIN = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ß": "ss", "æ": "ae", "Æ": "Ae"})
-"""Letters that have no accent to take off."""
+"""Letters that Unicode does not decompose into a plain letter and an accent."""
 
 PLAIN.update(str.maketrans({"œ": "oe", "Œ": "Oe", "þ": "th", "Þ": "Th", "ð": "d", "ı": "i", "–": "-", "—": "-"}))
 
 
-def lettering(text: str, size: int, beside: str = "") -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return `text` and a font of `size` pixels that can draw it, if possible the one for all that stands `beside` it.
+def text_and_font(text: str, size: int, context: str = "") -> tuple[str, ImageFont.FreeTypeFont]:
+    """Return `text` and a font of `size` pixels that can draw it, preferably one that can draw `context` as well.
 
-    Pillow's own font comes first and has English letters only; then the machine's fonts. Where none has all letters,
-    accents are taken off, and a letter that is still missing becomes a question mark.
+    Pillow's own font, which has English letters only, is tried first, then the machine's fonts. If none has all
+    letters, accents are removed, and letters that are still missing become question marks.
     """
     text = printable(text)
-    for wanted in (text + printable(beside), text):
+    for required in (text + printable(context), text):
         for font in _fonts(size):
-            if _has(font, wanted):
+            if _has(font, required):
                 return text, font
-    bare = unicodedata.normalize("NFKD", text.translate(PLAIN))
-    plain = "".join(letter for letter in bare if not unicodedata.combining(letter))
+    decomposed = unicodedata.normalize("NFKD", text.translate(PLAIN))
+    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     font = _fonts(size)[0]
     return "".join(letter if _has(font, letter) else "?" for letter in plain), font
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return `text`, its end replaced by three dots where it would be wider than `width` pixels."""
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Return `text`, cut and ended with three dots if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -164,14 +164,14 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 @lru_cache(maxsize=8)
 def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
-    own = ImageFont.load_default(size)
-    found = [own] if isinstance(own, ImageFont.FreeTypeFont) else []
+    default = ImageFont.load_default(size)
+    fonts = [default] if isinstance(default, ImageFont.FreeTypeFont) else []
     for name in FONTS:
         try:
-            found.append(ImageFont.truetype(name, size))
+            fonts.append(ImageFont.truetype(name, size))
         except OSError:
             continue
-    return tuple(found)
+    return tuple(fonts)
 
 
 def _has(font: ImageFont.FreeTypeFont, text: str) -> bool:
@@ -180,5 +180,5 @@ def _has(font: ImageFont.FreeTypeFont, text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _has_letter(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    """Return whether the font draws `letter` as anything but the box it draws for what is no character."""
+    """Return whether the font draws `letter` differently from its box for missing characters."""
     return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))

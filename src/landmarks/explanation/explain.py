@@ -1,4 +1,4 @@
-"""Heat maps for a run: of images a person names, or a gallery of what it recognised in its own dataset."""
+"""The verb `explain`: heat maps of given images, or of images of a dataset that the run recognises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import polars as pl
 from landmarks.dataset.images import encode
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import find_images
-from landmarks.explanation.drawing import Caption, panel
+from landmarks.explanation.drawing import Caption, draw_panel
 from landmarks.recognition.answers import Explanation
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.trained import open_trained
@@ -28,7 +28,7 @@ from landmarks.training.eligible_images import EligibleImages, eligible_images
 from landmarks.training.run import Run, open_run
 
 ANSWERS = 4
-"""Heat maps beside each image."""
+"""Heat maps per image."""
 
 
 def explain(
@@ -43,18 +43,18 @@ def explain(
 ) -> dict[str, Any]:
     """Draw the heat maps of the 4 best answers for `images`, or for `count` (12) recognised images of a dataset.
 
-    `images` are files and folders. Without them the images come from `split` of `data` (or of the dataset the run
-    was trained on): correctly recognised ones, from the landmarks in turn, none that the run has seen (see `ask`).
-    Answers are those of `predict`, by whoever answers for the run (see `landmarks.load`). Writes `maps/<id>.jpg` into
-    the run and `maps/index.json`, which is returned: `method`, `panels`, `rejected` for files that are no images, and
-    `made`, the panels of this call. `device` is auto, cpu, cuda or mps. Raises
-    `LandmarksError` when there is nothing to draw.
+    `images` are files and folders. Without them the images come from `split` of `data` (or of the run's own dataset):
+    images that are recognised correctly and that the run has not seen (see `eligible_images`), one per landmark in
+    turn. The answers are those of `predict`.
+    Writes `maps/<id>.jpg` and `maps/index.json` into the run and returns the latter: `method`, `panels`, `rejected`
+    (files that are no images), and `made`, the panels of this call. `device` is auto, cpu, cuda or mps.
 
-    With `faithfulness` nothing is drawn: how far the maps can be believed is measured on `count` (200) images of the
+    With `faithfulness` nothing is drawn: the faithfulness of the maps is measured on `count` (200) images of the
     dataset, and that record is returned.
+    Raises `LandmarksError` when there is nothing to draw.
     """
     if faithfulness:
-        from landmarks.explanation import faithfulness as measurement  # which needs what stands here
+        from landmarks.explanation import faithfulness as measurement  # imports this module
 
         if images:
             raise UsageError("faithfulness is measured on a dataset's images", way_out="name it with --data")
@@ -73,10 +73,11 @@ def explain(
     recogniser = open_trained(run, device)
     with held(run.folder / "maps") as folder:
         if images:
-            drawn = _of_files(run, recogniser, images, folder)
+            drawn = _explain_files(run, recogniser, images, folder)
         else:
-            drawn = _gallery(run, recogniser, eligible_images(run, data, split), count, folder)
-        panels = _earlier(folder, run.digest, recogniser.by) | {entry["image_id"]: entry for entry in drawn.made}
+            drawn = _explain_recognised(run, recogniser, eligible_images(run, data, split), count, folder)
+        earlier = _earlier_panels(folder, run.digest, recogniser.by)
+        panels = earlier | {entry["image_id"]: entry for entry in drawn.made}
         method = drawn.methods[-1] if drawn.methods else ""
         record = {"method": method, "panels": list(panels.values()), "rejected": drawn.rejected}
         if drawn.made:
@@ -84,11 +85,14 @@ def explain(
     return {**record, "made": drawn.made}
 
 
-def _draw(folder: Path, run: Run, identity: str, truth: int | None, seen: Explanation, *, by: str) -> dict[str, Any]:
+def _write_panel(
+    folder: Path, run: Run, identity: str, truth: int | None, explanation: Explanation, *, by: str
+) -> dict[str, Any]:
     """Write the panel of one image into `folder` and return its entry in the index."""
     truth_name = None if truth is None else run.name_of([truth])[0]
-    captions = [Caption(one.name, one.probability, one.label == truth) for one in seen.answers]
-    sheet = panel(seen.image, seen.maps, captions, truth_name or identity)
+    answers = explanation.answers
+    captions = [Caption(answer.name, answer.probability, answer.label == truth) for answer in answers]
+    sheet = draw_panel(explanation.image, explanation.maps, captions, truth_name or identity)
     name = f"{_file_name(identity)}.jpg"
     with written_whole(folder / name) as aside:
         aside.write_bytes(encode(sheet))
@@ -98,53 +102,55 @@ def _draw(folder: Path, run: Run, identity: str, truth: int | None, seen: Explan
         "truth": truth,
         "truth_name": truth_name,
         "by": by,
-        "answers": [{"label": one.label, "name": one.name, "probability": one.probability} for one in seen.answers],
-        "correct": None if truth is None else seen.answers[0].label == truth,
+        "answers": [
+            {"label": answer.label, "name": answer.name, "probability": answer.probability} for answer in answers
+        ],
+        "correct": None if truth is None else answers[0].label == truth,
     }
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What one call drew: entries of the index, what was left out, and how the maps were computed."""
+    """The result of one call: entries of the index, images left out, and how the maps were computed."""
 
     made: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
 
     def leave_out(self, name: str, why: str) -> None:
-        """Name an image that has no heat maps."""
+        """Record, and say, that an image is left out."""
         note(f"{name} is left out: {why}")
         self.rejected.append({"image": name, "why": why})
 
 
-def _of_files(run: Run, recogniser: Recogniser, places: Sequence[Place], folder: Path) -> _Drawn:
+def _explain_files(run: Run, recogniser: Recogniser, places: Sequence[Place], folder: Path) -> _Drawn:
     files = find_images(places)
-    named = Counter(file.stem for file in files)
+    stems = Counter(file.stem for file in files)
     drawn = _Drawn()
     with progress("explaining", total=len(files)) as advance:
-        for file, seen in zip(files, recogniser.explanations(files, ANSWERS), strict=True):
-            if seen.problem is not None:
-                drawn.leave_out(readable(file), seen.problem)
+        for file, explanation in zip(files, recogniser.explanations(files, ANSWERS), strict=True):
+            if explanation.problem is not None:
+                drawn.leave_out(readable(file), explanation.problem)
             else:
-                identity = readable(file.stem if named[file.stem] == 1 else file)
-                drawn.made.append(_draw(folder, run, identity, None, seen, by=recogniser.by))
-                drawn.methods.append(seen.method)
+                identity = readable(file.stem if stems[file.stem] == 1 else file)
+                drawn.made.append(_write_panel(folder, run, identity, None, explanation, by=recogniser.by))
+                drawn.methods.append(explanation.method)
             advance(1)
     return drawn
 
 
-def _gallery(run: Run, recogniser: Recogniser, eligible: EligibleImages, count: int, folder: Path) -> _Drawn:
+def _explain_recognised(run: Run, recogniser: Recogniser, eligible: EligibleImages, count: int, folder: Path) -> _Drawn:
     images = images_in_turn(run, eligible)
     reader = ImageReader(eligible.dataset)
     drawn = _Drawn()
     explanations = recogniser.explanations((reader.read(*image.place) for image in images), ANSWERS)
     with progress("explaining", total=count) as advance:
-        for image, seen in zip(images, explanations, strict=False):
-            if seen.problem is not None:
-                drawn.leave_out(image.id, seen.problem)
-            elif seen.answers[0].label == image.truth:
-                drawn.made.append(_draw(folder, run, image.id, image.truth, seen, by=recogniser.by))
-                drawn.methods.append(seen.method)
+        for image, explanation in zip(images, explanations, strict=False):
+            if explanation.problem is not None:
+                drawn.leave_out(image.id, explanation.problem)
+            elif explanation.answers[0].label == image.truth:
+                drawn.made.append(_write_panel(folder, run, image.id, image.truth, explanation, by=recogniser.by))
+                drawn.methods.append(explanation.method)
                 advance(1)
             if len(drawn.made) == count:
                 break
@@ -155,8 +161,8 @@ def _gallery(run: Run, recogniser: Recogniser, eligible: EligibleImages, count: 
     return drawn
 
 
-def _earlier(folder: Path, digest: str, by: str) -> dict[str, dict[str, Any]]:
-    """Return the panels drawn earlier of the same weights' answers, `by` the same, by image; others are forgotten."""
+def _earlier_panels(folder: Path, digest: str, by: str) -> dict[str, dict[str, Any]]:
+    """Return, by image id, the index entries of earlier calls with the same weights and way of answering."""
     index = folder / "index.json"
     if not index.exists():
         return {}
@@ -167,29 +173,30 @@ def _earlier(folder: Path, digest: str, by: str) -> dict[str, dict[str, Any]]:
 
 
 def _file_name(identity: str) -> str:
-    """Return a name for a file that a stranger's `identity` cannot lead astray; two identities never share one."""
+    """Return a safe file name for an untrusted `identity`; two identities never share one."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", identity).lstrip(".")[:80]
     return plain if plain == identity else f"{plain}-{digest_of(identity)[:8]}"
 
 
-# Which images are explained when a person names none: the landmarks in turn, always in the same order.
+# The images that are explained when none are given: from the landmarks in turn, always in the same order.
 
 
 @dataclass(frozen=True)
 class KnownImage:
-    """An image of a dataset that shows a landmark the run knows, and where its bytes lie."""
+    """An image of a dataset that shows a landmark the run knows, and the location of its bytes."""
 
     id: str
     truth: int
-    """The run's label of it."""
+    """The run's label of the landmark."""
     place: tuple[str, int, int]
     """Shard, offset, length."""
 
 
 def images_in_turn(run: Run, eligible: EligibleImages) -> list[KnownImage]:
-    """Return those of the images `eligible` that show a landmark the run knows: one of each, then a second, …
+    """Return the `eligible` images that show a known landmark: one of each landmark, then a second of each, …
 
-    The order within a landmark and of the landmarks is drawn from their ids, so it is the same everywhere.
+    The order of the landmarks and of the images of each is derived from their ids, so it is the same everywhere.
+    Raises `LandmarksError` when there is none.
     """
     known = dict(zip(eligible.labels["landmark_id"], eligible.labels["label"], strict=True))
     table = eligible.images.filter(pl.col("landmark_id").is_in(list(known)))

@@ -1,10 +1,10 @@
-"""How far heat maps can be believed: take away what they call important, or show nothing else, and watch the answer.
+"""Faithfulness of heat maps, by deletion and insertion curves (Petsiuk, Das & Saenko 2018).
 
-Deletion and insertion curves (Petsiuk, Das & Saenko 2018): the pixels of an image are blurred away in the order
-of their heat, or appear out of a blurred image in that order, and the probability of the network's answer is
-followed. A faithful map loses the answer early (small area under the deletion curve) and finds it early (large area
-under the insertion curve). Two maps that know nothing of the network are the measure: one of random patches as large
-as the heat map's, and the distance from the centre, where photographers put things.
+The pixels of an image are blurred in the order of their heat (deletion), or appear in that order out of a blurred image
+(insertion), while the probability of the network's answer is recorded. A faithful map loses the answer early, with a
+small area under the deletion curve, and finds it early, with a large area under the insertion curve. Two maps that are
+independent of the network serve as baselines: random patches of the heat map's resolution, and the distance from the
+centre, where photographers place their subject.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from landmarks.training.loader import normalised
 from landmarks.training.run import Run, open_run
 
 STEPS = 10
-"""Equal shares of the image that are taken away or added one after the other."""
+"""Number of equal shares of the image that are removed or added one after the other."""
 
 BATCH = 8
-"""Images that go through the backbone at once."""
+"""Images per pass through the network."""
 
 KINDS = ("heat", "random", "centre")
 MEASURES = tuple(f"{curve}_{kind}" for kind in KINDS for curve in ("deletion", "insertion"))
@@ -51,11 +51,11 @@ def faithfulness(
     count: int = 200,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure the heat maps of a run's first answers on up to `count` images, the landmarks in turn.
+    """Measure the faithfulness of the heat maps of a run's best answers on up to `count` images.
 
-    Writes `maps/faithfulness.parquet`, one row per landmark, and `maps/faithfulness.json`, which is returned: for each
-    of heat map, random and centre the mean areas under both curves, and the differences to the heat map with their
-    95 % intervals (1.96 standard errors over images).
+    Writes `maps/faithfulness.parquet`, one row per landmark, and `maps/faithfulness.json`, which is returned. For heat
+    maps and for both baselines it holds the mean areas under both curves, and for each baseline how much better the
+    heat map is, with a 95 % interval (1.96 standard errors over images).
     """
     run = run if isinstance(run, Run) else open_run(run)
     eligible = eligible_images(run, data, split)
@@ -66,13 +66,13 @@ def faithfulness(
     with held(run.folder / "maps") as folder, progress("deleting and inserting", total=len(images)) as advance:
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            seen = recogniser.explain([reader.read(*image.place) for image in batch], top=1)
-            rows += _measure(recogniser, batch, seen)
-            method = seen[-1].method
+            explanations = recogniser.explain([reader.read(*image.place) for image in batch], top=1)
+            rows += _measure(recogniser, batch, explanations)
+            method = explanations[-1].method
             advance(len(batch))
         table = pl.DataFrame(rows)
         names = run.labels.select("label", "landmark_id", "name")
-        landmarks = table.group_by("label").agg(pl.len().alias("images"), *(pl.mean(each) for each in MEASURES))
+        landmarks = table.group_by("label").agg(pl.len().alias("images"), *(pl.mean(name) for name in MEASURES))
         landmarks = names.join(landmarks.cast({"label": pl.UInt32}), on="label").sort("label")
         record = {"images": len(table), "steps": STEPS, "maps": summary(table), "method": method}
         record |= {
@@ -86,7 +86,7 @@ def faithfulness(
 
 
 def summary(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return for each kind of map the mean areas of `table` (one row an image) and how much the heat map gains."""
+    """Return, for each kind of map, the mean areas in `table` (one row per image) and the heat map's gain over it."""
     if table.is_empty():
         raise LandmarksError("no image was measured")
     return [
@@ -115,39 +115,39 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _measure(recogniser: Recogniser, batch: list[KnownImage], seen: list[Explanation]) -> list[dict[str, Any]]:
-    for image, one in zip(batch, seen, strict=True):
-        if one.problem is not None:
-            raise LandmarksError(f"image {image.id} cannot be measured: {one.problem}")
+def _measure(recogniser: Recogniser, batch: list[KnownImage], explanations: list[Explanation]) -> list[dict[str, Any]]:
+    """Return one row per image: its id, its label and the areas called `MEASURES`."""
+    for image, explanation in zip(batch, explanations, strict=True):
+        if explanation.problem is not None:
+            raise LandmarksError(f"image {image.id} cannot be measured: {explanation.problem}")
     device = recogniser.device
-    pixels = torch.from_numpy(np.stack([one.image for one in seen])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack([explanation.image for explanation in explanations])).permute(0, 3, 1, 2)
     images = normalised(pixels, recogniser.trained.preprocessing, device)
-    answers = torch.tensor([one.answers[0].label for one in seen], device=device)
-    heat = torch.from_numpy(np.stack([one.maps[0] for one in seen])).to(device)
+    answers = torch.tensor([explanation.answers[0].label for explanation in explanations], device=device)
+    heat = torch.from_numpy(np.stack([explanation.maps[0] for explanation in explanations])).to(device)
     height, width = heat.shape[1:]
-    chance = np.stack([generator("random map", image.id).random((height, width)) for image in batch])
+    random = np.stack([generator("random map", image.id).random((height, width)) for image in batch])
     maps = {
         "heat": heat,
-        "random": torch.from_numpy(chance.astype(np.float32)).to(heat),
+        "random": torch.from_numpy(random.astype(np.float32)).to(heat),
         "centre": centre(height, width).to(heat).expand_as(heat),
     }
     areas = {}
-    for kind, each in maps.items():
-        deletion, insertion = curves(recogniser.trained, images, answers, each)
+    for kind, values in maps.items():
+        deletion, insertion = curves(recogniser.trained, images, answers, values)
         areas[f"deletion_{kind}"], areas[f"insertion_{kind}"] = area(deletion).tolist(), area(insertion).tolist()
     return [
-        {"image_id": image.id, "label": image.truth, **{name: values[row] for name, values in areas.items()}}
+        {"image_id": image.id, "label": image.truth, **{name: column[row] for name, column in areas.items()}}
         for row, image in enumerate(batch)
     ]
 
 
 @torch.no_grad()
 def curves(network: Network, images: Tensor, labels: Tensor, maps: Tensor, steps: int = STEPS) -> tuple[Tensor, Tensor]:
-    """Return the deletion and the insertion curve, each (N, steps + 1), of heat maps (N, h, w).
+    """Return the deletion and the insertion curve, each `(N, steps + 1)`, of heat maps `(N, h, w)`.
 
-    A curve holds the probability of `labels` (N,) while 0, 1/steps, … 1 of the pixels of normalised `images`
-    (N, 3, S, S) are blurred away (or shown), the warmest first. Pixels of equal heat go from left to right, top to
-    bottom.
+    A curve holds the probability of `labels` `(N,)` while 0, 1/steps, … 1 of the pixels of normalised `images`
+    `(N, 3, S, S)` are blurred (or shown), those with most heat first. Ties go from left to right, top to bottom.
     """
     count, _, side, _ = images.shape
     smooth = F.interpolate(maps[:, None].float(), (side, side), mode="bilinear", align_corners=False).flatten(1)
@@ -157,30 +157,30 @@ def curves(network: Network, images: Tensor, labels: Tensor, maps: Tensor, steps
     blurred = blur(images)
     deletion, insertion = [], []
     for step in range(steps + 1):
-        warm = (ranks < round(side * side * step / steps)).view(count, 1, side, side)
-        deletion.append(_probability(network, torch.where(warm, blurred, images), labels))
-        insertion.append(_probability(network, torch.where(warm, images, blurred), labels))
+        chosen = (ranks < round(side * side * step / steps)).view(count, 1, side, side)
+        deletion.append(_probability(network, torch.where(chosen, blurred, images), labels))
+        insertion.append(_probability(network, torch.where(chosen, images, blurred), labels))
     return torch.stack(deletion, 1), torch.stack(insertion, 1)
 
 
 def area(curve: Tensor) -> Tensor:
-    """Return the area (N,) under curves (N, steps + 1) over 0..1, by the trapezoidal rule."""
+    """Return the area `(N,)` under curves `(N, steps + 1)` over 0..1, by the trapezoidal rule."""
     return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
 
 
 def centre(height: int, width: int) -> Tensor:
-    """Return a map (h, w) that is warmest in the middle and cools with the distance from it."""
+    """Return a map `(h, w)` that is largest in the middle and falls with the distance from it."""
     down = torch.linspace(-1, 1, height)[:, None] if height > 1 else torch.zeros(1, 1)
     across = torch.linspace(-1, 1, width)[None] if width > 1 else torch.zeros(1, 1)
     return 2 - down**2 - across**2
 
 
 def blur(images: Tensor) -> Tensor:
-    """Return images (N, 3, S, S) under a Gaussian blur whose deviation is a twentieth of their side."""
+    """Return `images` `(N, 3, S, S)` under a Gaussian blur whose standard deviation is a twentieth of their side."""
     deviation = images.shape[-1] / 20
     radius = max(1, min(round(3 * deviation), images.shape[-1] - 1))
-    places = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (places / deviation) ** 2)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
     kernel = (kernel / kernel.sum()).expand(3, 1, -1)
     padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
     across = F.conv2d(padded, kernel[:, :, None, :], groups=3)
