@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import onnx
 import pytest
 from toy_export import write_toy_export
 
-from landmarks.serving.one_page import facts_of, page_facts, with_readable_number, write_page
+from landmarks.serving.one_page import facts_of, packed_text, page_facts, with_readable_number, write_page
 from landmarks.serving.web_page import AUTHORS_SHOWN, PARTS, PageFacts, page_that_answers, page_that_asks
 from landmarks.support.errors import LandmarksError
 
@@ -141,3 +143,19 @@ def test_every_part_in_the_folder_is_in_a_page() -> None:
     for part in PARTS.glob("*.*s"):
         first_line = part.read_text(encoding="utf-8").splitlines()[0]
         assert first_line in both, part.name
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
+def test_the_page_reads_the_bytes_that_were_packed_into_it(tmp_path: Path) -> None:
+    given = [np.random.default_rng(length).bytes(length) for length in (0, 1, 2, 3, 4, 5, 4096)]
+    packed = [packed_text(data) for data in given]
+    assert "<" not in "".join(packed)
+    script = (PARTS / "worker.js").read_text(encoding="utf-8")
+    reading = script[script.index("const DIGITS") : script.index("async function answered")]
+    (tmp_path / "read.mjs").write_text(
+        f"const self = {{}};\n{reading}\nimport {{ gunzipSync }} from 'node:zlib';\n"
+        f"const texts = {json.dumps(packed)};\n"
+        "console.log(JSON.stringify(texts.map((text) => gunzipSync(bytesOf(text)).toString('hex'))));\n"
+    )
+    output = subprocess.run(["node", str(tmp_path / "read.mjs")], capture_output=True, text=True, check=True)
+    assert json.loads(output.stdout) == [data.hex() for data in given]

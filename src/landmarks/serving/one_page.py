@@ -50,7 +50,7 @@ def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> Writ
     facts = facts_of(export)
     pinned = read_pinned(RUNTIME)
     script, wasm = (pinned_files(pinned, runtime)[name] for name in pinned.files)
-    packed_wasm, packed_network = _packed(wasm), _packed(with_readable_number(export.read_bytes()))
+    packed_wasm, packed_network = packed_text(wasm), packed_text(with_readable_number(export.read_bytes()))
     text = page_that_answers(facts, runtime=script.decode(), wasm=packed_wasm, network=packed_network)
     data = text.encode()
     with written_whole(page) as aside:
@@ -167,6 +167,6 @@ def with_readable_number(model: bytes) -> bytes:
     return bytes([tag, number]) + model[2:]
 
 
-def _packed(data: bytes) -> str:
-    """Return bytes as a page holds them: gzip, which browsers open by themselves, and base64."""
-    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+def packed_text(data: bytes) -> str:
+    """Return bytes as a page holds them: gzip, which browsers open by themselves, in base 85 without `<`."""
+    return base64.b85encode(gzip.compress(data, 9, mtime=0)).decode().replace("<", ",")

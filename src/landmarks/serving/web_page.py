@@ -46,7 +46,7 @@ class PageFacts:
 
 
 def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str) -> str:
-    """Return a page that answers by itself: onnxruntime's script, its wasm and the network (both gzip, then base64)."""
+    """Return a page that answers by itself: onnxruntime's script, its wasm and the network as `one_page` packs them."""
     count, learns = len(facts.names), facts.learning is not None
     told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.details.items())
     worker = _joined("pixels.js", "worker.js")
