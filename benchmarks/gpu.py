@@ -144,9 +144,9 @@ def steps(  # noqa: PLR0915, PLR0917
     from landmarks.training.augmentation import EpochAugmentation
     from landmarks.training.decoded import decoded_images
     from landmarks.training.feeding import on_device
-    from landmarks.training.finetune import Training, add_gradients, set_training
+    from landmarks.training.finetune import Training, accumulate_gradients, set_training
     from landmarks.training.loader import Batch, batches, default_workers
-    from landmarks.training.machine import fed, open_machine, peak_memory_mb
+    from landmarks.training.machine import open_machine, peak_memory_mb, with_readers
     from landmarks.training.optimizer import make_optimizer
     from landmarks.training.recipe import recipe_named
     from landmarks.training.timing import choose_by_timing
@@ -169,23 +169,23 @@ def steps(  # noqa: PLR0915, PLR0917
         optimizer.zero_grad(set_to_none=True)
 
     def ours(some: Batch) -> None:
-        add_gradients(training, some, len(some.ids), len(some.ids))
+        accumulate_gradients(training, some, len(some.ids), len(some.ids))
         training.scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or float("inf"))
         training.scaler.step(optimizer)
         training.scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-    def rate(fed: Iterator[Any], step: Callable[..., None]) -> float:
+    def rate(loaded: Iterator[Any], step: Callable[..., None]) -> float:
         seen, started = 0, 0.0
         for number in range(WARM + count):
-            some = next(fed)
+            some = next(loaded)
             if number == WARM:
-                computing.catch_up()
+                computing.synchronize()
                 started = time.perf_counter()
             step(*some)
             seen += batch if number >= WARM else 0
-        computing.catch_up()
+        computing.synchronize()
         return seen / (time.perf_counter() - started)
 
     def endless(make: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
@@ -215,7 +215,7 @@ def steps(  # noqa: PLR0915, PLR0917
     found["bare"] = rate(endless(lambda _: iter([(images, labels)])), bare)
     found["ours"] = rate(endless(lambda _: iter([ready])), ours)
     found["threads"] = rate(endless(functools.partial(shards, workers=default_workers())), ours)
-    with fed(opened) as hands:
+    with with_readers(opened) as hands:
         found["shards"] = rate(endless(functools.partial(shards, workers=hands.workers)), ours)
     started = time.perf_counter()
     decoded = decoded_images(dataset, train, network.preprocessing, machine=opened)
@@ -287,12 +287,12 @@ from landmarks.training import finetune
 from landmarks.training.train import train
 kill, data, out, weights, backbone, pixels, epochs, precision, deterministic = sys.argv[1:]
 finetune.SECONDS_BETWEEN_CHECKPOINTS = 0.5 if int(kill) else 180.0
-original, steps = finetune.add_gradients, iter(range(1, 10**9))
+original, steps = finetune.accumulate_gradients, iter(range(1, 10**9))
 def mortal(*arguments):
     if next(steps) == int(kill):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
-finetune.add_gradients = mortal
+finetune.accumulate_gradients = mortal
 train(data, out, backbone=backbone, weights=weights, image_size=int(pixels), epochs=int(epochs), patience=int(epochs),
       tracking="none", precision=precision, deterministic=deterministic == "yes")
 """
@@ -373,7 +373,7 @@ def too_large(place: Path, backbone: str, pixels: int, batch: int) -> dict[str, 
     import torch
 
     from landmarks.models.network import build_network
-    from landmarks.training.finetune import Training, add_gradients, set_training
+    from landmarks.training.finetune import Training, accumulate_gradients, set_training
     from landmarks.training.loader import Batch
     from landmarks.training.machine import open_machine
     from landmarks.training.recipe import recipe_named
@@ -390,7 +390,7 @@ def too_large(place: Path, backbone: str, pixels: int, batch: int) -> dict[str, 
     many = 8 * batch
     pixels_of_all = torch.zeros(many, 3, pixels, pixels, dtype=torch.uint8)
     some = Batch([str(number) for number in range(many)], pixels_of_all, torch.zeros(many, dtype=torch.int64))
-    _, _, fitted = add_gradients(training, some, many, many)
+    _, _, fitted = accumulate_gradients(training, some, many, many)
     return {"tried": True, "images": many, "at_a_time": fitted, "of_memory_gb": 6.0}
 
 

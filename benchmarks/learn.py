@@ -33,7 +33,7 @@ from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import make_gallery, rejection_scores
 from landmarks.recognition.learned import learned_head, with_learned
 from landmarks.recognition.learned_images import Learned
-from landmarks.training.discriminant import Validation, least_loss_scale, moments_of
+from landmarks.training.discriminant import Validation, class_moments, fitted_scale
 from landmarks.training.loader import batches, normalised
 
 IMAGES = (1, 2, 5, 10)
@@ -127,10 +127,10 @@ def mirror(  # noqa: PLR0915  the protocol from top to bottom
         mine, held = train[y[train] < old], val[y[val] < old]
         head = Trained(x[mine], y[mine], old)
         said = head(torch.from_numpy(features[held])).numpy().astype(np.float64)
-        temperature = least_loss_scale(said, y[held])
+        temperature = fitted_scale(said, y[held])
         logs = (said / temperature - logsumexp(said / temperature, axis=1, keepdims=True)).astype(np.float16)
         validation = Validation(x[held].astype(np.float16), y[held], logs)
-        moments = moments_of(x[mine], y[mine], old)
+        moments = class_moments(x[mine], y[mine], old)
         memory = memory_of(moments, validation, x[mine], y[mine])
         gallery = make_gallery(x[mine].astype(np.float16), y[mine], "")
         before = head(torch.from_numpy(asked)).numpy() / temperature
@@ -228,7 +228,7 @@ def many_landmarks(path: Path) -> dict[str, float]:
         started, classes = time.perf_counter(), int(y[trained].max()) + 1
         own = held & (y < classes)
         validation = Validation(x[own].astype(np.float16), y[own], np.zeros((own.sum(), classes), dtype=np.float16))
-        memory = memory_of(moments_of(x[trained], y[trained], classes), validation, x[trained], y[trained])
+        memory = memory_of(class_moments(x[trained], y[trained], classes), validation, x[trained], y[trained])
         between, learned = time.perf_counter(), Learned()
         for label in np.unique(y[few]):
             learned = learned.plus(x[few & (y == label)], f"new {label}")

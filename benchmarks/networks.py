@@ -23,11 +23,11 @@ from landmarks.models.network import build_network
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.choices import choose_precision
 from landmarks.training.recipe import recipe_named
-from landmarks.models.rewriting import checkpoint_gradients
+from landmarks.models.rewriting import enable_gradient_checkpointing
 backbone, classes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 network = build_network(backbone, classes=classes, weights="none").to(memory_format=torch.channels_last)
 if sys.argv[4] == "True":
-    checkpoint_gradients(network.backbone)
+    enable_gradient_checkpointing(network.backbone)
 network.train()
 optimizer = make_optimizer(network, recipe_named("default", backbone=backbone, weights="none"))
 precision = choose_precision("auto", "cpu").value

@@ -30,7 +30,7 @@ from landmarks.dataset.remote import RemoteImages
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.remote_files import Answer, Files
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.loader import batches, order_of, shares
+from landmarks.training.loader import batches, epoch_order, epoch_steps
 from landmarks.training.recipe import Augmentation
 
 ANSWERS = 500
@@ -103,7 +103,7 @@ def speed(dataset: Dataset, chosen: argparse.Namespace, epoch: int) -> float:
     look = Preprocessing(image_size=chosen.pixels, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     images = dataset.split("train")
     started = time.monotonic()
-    steps, augment = shares(order_of(len(images), 0, epoch), 32), EpochAugmentation(Augmentation(), epoch=epoch)
+    steps, augment = epoch_steps(epoch_order(len(images), 0, epoch), 32), EpochAugmentation(Augmentation(), epoch=epoch)
     for _ in batches(dataset, images, look, steps=steps, workers=chosen.workers, augment=augment):
         pass
     return len(images) / (time.monotonic() - started)

@@ -67,8 +67,8 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
     from landmarks.dataset.manifest import open_dataset
     from landmarks.models.network import build_network
     from landmarks.training.augmentation import EpochAugmentation
-    from landmarks.training.choices import lay_out
-    from landmarks.training.finetune import Training, add_gradients, set_training
+    from landmarks.training.choices import set_memory_layout
+    from landmarks.training.finetune import Training, accumulate_gradients, set_training
     from landmarks.training.loader import Batch, batches
     from landmarks.training.machine import open_machine
     from landmarks.training.optimizer import make_optimizer
@@ -78,14 +78,14 @@ def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> 
     dataset = open_dataset(data)
     machine, _ = open_machine(recipe, dataset.folder)
     network = build_network(backbone, classes=len(dataset.labels), weights="none", image_size=pixels)
-    lay_out(network)
+    set_memory_layout(network)
     set_training(network, freeze_bn=False)
     training = Training(network, recipe, machine, torch.ones(network.classes), network.features)
     optimizer = make_optimizer(network, recipe)
 
     def rate(loaded: Iterator[Batch]) -> float:
         for step, batch in zip(range(steps + 1), loaded, strict=False):
-            add_gradients(training, batch, batch_size, batch_size)
+            accumulate_gradients(training, batch, batch_size, batch_size)
             torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or float("inf"))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -36,7 +36,7 @@ from landmarks.recognition.gallery import (
 )
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.unknown_images import UnknownImages
-from landmarks.training.discriminant import Validation, discriminant_of, least_loss_scale, moments_of
+from landmarks.training.discriminant import Validation, class_moments, discriminant_of, fitted_scale
 
 NETWORKS = {"tf_efficientnet_lite0": 192, "tf_efficientnet_lite2": 224, "mobilenetv2_100": 160}
 
@@ -73,8 +73,8 @@ def measured(
     names, table = dict(data.labels.select("landmark_id", "label").rows()), test.split("all")
     known = np.array([names.get(one, NO_LABEL) >= 0 for one in table["landmark_id"].to_list()])
     x, queries = directions(features), directions(asked)
-    solved = discriminant_of(moments_of(x[train], label[train], len(names)))
-    logits = solved.scores(queries) / least_loss_scale(solved.scores(x[val]), label[val])
+    solved = discriminant_of(class_moments(x[train], label[train], len(names)))
+    logits = solved.scores(queries) / fitted_scale(solved.scores(x[val]), label[val])
     parts = threshold_parts(table["usage"].to_numpy(), np.full(len(table), -1))
     gallery = make_gallery(x[train].astype(np.float16), label[train], "")
     strangers = np.flatnonzero(parts.chosen & ~known)
@@ -105,7 +105,7 @@ def answers(
     truth = np.array([names.get(one, NO_LABEL) for one in table["landmark_id"].to_list()])
     known, public = truth >= 0, (table["usage"] == "Public").to_numpy()
     x, queries = directions(features), directions(asked)
-    moments = moments_of(x[train], label[train], len(names))
+    moments = class_moments(x[train], label[train], len(names))
     logs = np.zeros((len(val), len(names)), dtype=np.float16)
     closed = memory_of(moments, Validation(x[val], label[val], logs), x[train], label[train]).with_learned(Learned())
     gallery = make_gallery(x[train].astype(np.float16), label[train], "")

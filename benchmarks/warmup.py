@@ -26,7 +26,7 @@ from results import keep
 from landmarks.dataset.manifest import open_dataset
 from landmarks.models.network import build_network
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.choices import lay_out
+from landmarks.training.choices import set_memory_layout
 from landmarks.training.features import Rows, cached_features, labels_of
 from landmarks.training.head_training import train_head
 from landmarks.training.loader import Batch, as_input, batches
@@ -53,7 +53,7 @@ def main() -> None:
     network = build_network(
         chosen.backbone, classes=len(dataset.labels), weights=chosen.weights, image_size=chosen.image_size
     ).eval()
-    lay_out(network)
+    set_memory_layout(network)
     train, val = (dataset.split(part).sort("image_id") for part in ("train", "val"))
     train = train.head(chosen.images)
     labels = labels_of(train)

@@ -14,7 +14,7 @@ import torch
 
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
-from landmarks.training.choices import lay_out
+from landmarks.training.choices import set_memory_layout
 from landmarks.training.loader import normalised
 from landmarks.training.optimizer import parameter_groups
 from landmarks.training.recipe import recipe_named
@@ -43,7 +43,7 @@ def try_network(name: str, image_size: int | None = None) -> Outcome:
             assert "\n" not in str(error)
             return Outcome(name, refused=str(error))
     require_groups(network)
-    lay_out(network)
+    set_memory_layout(network)
     side = network.preprocessing.image_size
     pixels = torch.zeros(IMAGES, side, side, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
     labels = torch.zeros(IMAGES, dtype=torch.long, device="meta")

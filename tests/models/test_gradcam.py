@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from landmarks.models.gradcam import (
     ANALYTIC,
     GRADIENT,
-    averages,
     channel_weights,
     explain_images,
-    has_formula,
+    has_head_gradient,
     head_gradient,
-    heat_by_gradient,
+    is_mean_of_maps,
+    maps_by_gradient,
     scaled,
     weighted,
 )
@@ -89,16 +89,16 @@ def test_a_head_without_a_formula_says_so():
     class Other(torch.nn.Module):
         pass
 
-    assert not has_formula(Other())
+    assert not has_head_gradient(Other())
     with pytest.raises(TypeError, match="no formula for the gradient of Other"):
         head_gradient(Other(), torch.zeros(1, 2))
 
 
 def test_averages_are_told_from_other_poolings():
     maps = torch.rand(2, 3, 4, 4)
-    assert averages(maps, maps.mean((2, 3)))
-    assert not averages(maps, maps.amax((2, 3)))
-    assert not averages(maps, torch.rand(2, 5))
+    assert is_mean_of_maps(maps, maps.mean((2, 3)))
+    assert not is_mean_of_maps(maps, maps.amax((2, 3)))
+    assert not is_mean_of_maps(maps, torch.rand(2, 5))
 
 
 def test_what_speaks_against_a_class_is_cold():
@@ -120,7 +120,7 @@ def test_maps_equal_those_of_the_grad_cam_library_before_it_rescales_them(backbo
     labels = torch.tensor([[3, 5], [0, 6]])
     with torch.no_grad():
         maps, features = network.maps_and_features(images)
-        assert averages(maps, features)
+        assert is_mean_of_maps(maps, features)
         found = weighted(maps, channel_weights(network.head, maps, features, labels))
     for answer in range(2):
         with GradCAM(_MapsThenAnswer(network), [_MapsThenAnswer.layer(network)]) as library:
@@ -164,7 +164,7 @@ def test_the_fallback_and_the_formula_draw_the_same_maps():
     with torch.no_grad():
         maps, features = network.maps_and_features(images)
         exact = weighted(maps, channel_weights(network.head, maps, features, labels))
-    torch.testing.assert_close(heat_by_gradient(network, images, labels), exact, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps_by_gradient(network, images, labels), exact, rtol=1e-4, atol=1e-6)
 
 
 def test_a_transformers_maps_equal_those_of_the_grad_cam_library(monkeypatch):
@@ -175,7 +175,7 @@ def test_a_transformers_maps_equal_those_of_the_grad_cam_library(monkeypatch):
 
     network = build_network("vit_tiny_patch16_224", classes=6, weights="none", image_size=64).eval()
     images, labels = images_of(64), torch.tensor([[1], [4]])
-    ours = heat_by_gradient(network, images, labels)[:, 0].numpy()
+    ours = maps_by_gradient(network, images, labels)[:, 0].numpy()
 
     monkeypatch.setattr("pytorch_grad_cam.base_cam.scale_cam_image", lambda cam, size=None: cam)
     layer = network.backbone.blocks[-1].norm1
@@ -244,4 +244,4 @@ def test_a_class_token_without_a_known_last_attention_is_told():
     network.backbone.blocks[-1].norm1 = None
     network.backbone.forward_features = lambda images: torch.zeros(len(images), 5, 192)
     with pytest.raises(LandmarksError, match="no heat maps for vit_tiny_patch16_224"):
-        heat_by_gradient(network, images_of(32), torch.zeros(2, 1, dtype=torch.long))
+        maps_by_gradient(network, images_of(32), torch.zeros(2, 1, dtype=torch.long))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landmarks.models.network import Network, build_network
-from landmarks.models.rewriting import blocks, checkpoint_gradients, folded
+from landmarks.models.rewriting import blocks, enable_gradient_checkpointing, folded
 
 PIXELS = {"resnet18": 64, "mobilenetv2_100": 64, "xception": 96, "inception_v3": 96, "vit_tiny_patch16_224": 32}
 
@@ -102,7 +102,7 @@ def test_loss_gradients_and_running_statistics_are_the_same(backbone: str) -> No
     torch.manual_seed(0)
     plain = build_network(backbone, classes=4, weights="none", image_size=PIXELS_of_recompute[backbone]).train()
     short = copy.deepcopy(plain)
-    assert checkpoint_gradients(short.backbone) == len(list(blocks(plain.backbone))) > 2
+    assert enable_gradient_checkpointing(short.backbone) == len(list(blocks(plain.backbone))) > 2
     images = torch.randn(4, 3, PIXELS_of_recompute[backbone], PIXELS_of_recompute[backbone])
     loss, tensors, kept = one_step(plain, images)
     short_loss, short_tensors, short_kept = one_step(short, images)
@@ -115,7 +115,7 @@ def test_loss_gradients_and_running_statistics_are_the_same(backbone: str) -> No
 
 def test_without_gradients_nothing_is_recomputed() -> None:
     network = build_network("test_resnet", classes=3, weights="none", image_size=32).eval()
-    checkpoint_gradients(network.backbone)
+    enable_gradient_checkpointing(network.backbone)
     calls = []
     for block in blocks(network.backbone):
         block.register_forward_hook(lambda *_: calls.append(1))

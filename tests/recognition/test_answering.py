@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 
 import landmarks
 from landmarks.cli.main import run as program
-from landmarks.models.gradcam import has_formula
+from landmarks.models.gradcam import has_head_gradient
 from landmarks.models.heads import build_head
 from landmarks.recognition.answering import answering_by, choice_of
 from landmarks.recognition.answering_heads import BothHead, NeighbourHead, trained_head
@@ -26,7 +26,7 @@ from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.trained import update_model
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record
-from landmarks.training.discriminant import Validation, moments_of
+from landmarks.training.discriminant import Validation, class_moments
 from landmarks.training.run import Run
 
 WIDTH, CLASSES = 12, 4
@@ -44,7 +44,7 @@ def memory_with(logs: np.ndarray) -> Memory:
     asked, truth = drawn(1, 20)
     images = directions(features)
     validation = Validation(directions(asked).astype(np.float16), truth, logs.astype(np.float16))
-    return memory_of(moments_of(images, labels, CLASSES), validation, images, labels)
+    return memory_of(class_moments(images, labels, CLASSES), validation, images, labels)
 
 
 def remembered(memory: Memory) -> Neighbourhood:
@@ -252,7 +252,7 @@ def test_an_export_answers_as_a_run_by_both_whose_heat_maps_have_a_formula(run: 
     landmarks.evaluate(run.folder, split="test", by="both")
     keep(run, by="both")
     written = landmarks.export(run.folder, tmp_path / "run.onnx")
-    assert has_formula(landmarks.load(run.folder, by="both").trained.head)  # so maps need no backward pass
+    assert has_head_gradient(landmarks.load(run.folder, by="both").trained.head)  # so maps need no backward pass
     one = image(22, 900)
     assert landmarks.load(written.path).recognise(one).answers[0].probability == pytest.approx(
         landmarks.load(run.folder, by="both").recognise(one).answers[0].probability, abs=1e-3

@@ -38,7 +38,7 @@ from landmarks.recognition.portable_learning import (
 )
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held_beside
-from landmarks.training.discriminant import moments_of
+from landmarks.training.discriminant import class_moments
 from landmarks.training.run import Run, open_run
 
 FIVE = [image(58, number) for number in range(500, 505)]
@@ -97,7 +97,7 @@ def test_what_the_graph_says_is_what_the_runs_own_images_give_along_its_axes(own
     network, gallery = open_export(exported), open_gallery(own_run)
     assert gallery is not None
     said = network.outputs([next(landmarks.load(exported).read(SIXTH, 1))[0].pixels])
-    near = neighbourhood_of(moments_of(gallery.images, gallery.labels, 3), gallery.images, gallery.labels)
+    near = neighbourhood_of(class_moments(gallery.images, gallery.labels, 3), gallery.images, gallery.labels)
     assert near is not None
     expected = directions(said.features) @ near.axes - near.origin
     assert said.whitened == pytest.approx(expected, abs=float(1e-3 * np.abs(expected).max()))

@@ -10,7 +10,7 @@ from sklearn.neighbors import KernelDensity
 from landmarks.recognition import kernel_density
 from landmarks.recognition.directions import directions
 from landmarks.recognition.kernel_density import CONCENTRATION, LogDensities, neighbourhood_of
-from landmarks.training.discriminant import moments_of, shrunk_within
+from landmarks.training.discriminant import class_moments, shrunk_within
 
 
 def drawn(seed: int, count: int, width: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +23,7 @@ def drawn(seed: int, count: int, width: int = 10) -> tuple[np.ndarray, np.ndarra
 def test_differences_of_log_densities_are_those_of_scikit_learns_kernel_density() -> None:
     images, labels = drawn(0, 90)
     asked, _ = drawn(1, 30)
-    moments = moments_of(images, labels, 4)
+    moments = class_moments(images, labels, 4)
     found = neighbourhood_of(moments, images, labels)
     assert found is not None
     whitening = np.linalg.inv(np.linalg.cholesky(shrunk_within(moments)))
@@ -43,7 +43,7 @@ def test_differences_of_log_densities_are_those_of_scikit_learns_kernel_density(
 
 def test_the_axes_kept_are_those_along_which_whitened_images_differ_most(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = drawn(0, 300)
-    moments = moments_of(images, labels, 4)
+    moments = class_moments(images, labels, 4)
     monkeypatch.setattr(kernel_density, "WIDTH", 3)
     found = neighbourhood_of(moments, images, labels)
     assert found is not None and found.axes.shape == (10, 3)
@@ -55,7 +55,7 @@ def test_the_axes_kept_are_those_along_which_whitened_images_differ_most(monkeyp
 
 def test_the_layer_answers_as_the_arrays_do_also_for_landmarks_that_came_later_and_for_one_without_images() -> None:
     images, labels = drawn(0, 60)
-    found = neighbourhood_of(moments_of(images, labels, 4), images, labels)
+    found = neighbourhood_of(class_moments(images, labels, 4), images, labels)
     assert found is not None
     later = found.plus(drawn(2, 7)[0], np.array([6, 4, 4, 6, 4, 6, 6]))
     asked, _ = drawn(1, 20)
@@ -71,7 +71,7 @@ def test_no_more_images_are_remembered_than_fit_and_none_where_there_are_more_la
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, labels = drawn(0, 200)
-    moments = moments_of(images, labels, 4)
+    moments = class_moments(images, labels, 4)
     monkeypatch.setattr(kernel_density, "MAX_IMAGES", 40)
     found = neighbourhood_of(moments, images, labels)
     assert found is not None and np.bincount(found.labels).tolist() == [10] * 4

@@ -23,7 +23,13 @@ from landmarks.recognition.learned import LEARNED, learned_head
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held
-from landmarks.training.discriminant import LOST, Validation, discriminant_of, moments_of, together
+from landmarks.training.discriminant import (
+    MAX_LOST_SHARE,
+    Validation,
+    class_moments,
+    discriminant_of,
+    mean_log_probabilities,
+)
 from landmarks.training.run import Run
 
 WIDTH = 12
@@ -43,7 +49,7 @@ def memory() -> Memory:
     images = directions(features)
     logs = np.log(0.85 * np.eye(4)[truth] + 0.0375).astype(np.float16)  # a head that is always right
     validation = Validation(directions(asked).astype(np.float16), truth, logs)
-    return memory_of(moments_of(images, labels, 4), validation, images, labels)
+    return memory_of(class_moments(images, labels, 4), validation, images, labels)
 
 
 def of_landmark(number: int, count: int, seed: int) -> np.ndarray:
@@ -60,7 +66,7 @@ def test_the_closed_form_is_scikit_learns_discriminant_but_for_what_a_mean_of_fe
     priors = counts / len(labels)
     oracle = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=priors).fit(features, labels)
     expected = oracle.decision_function(features) - np.log(priors)
-    found = discriminant_of(moments_of(features, labels, 4), shrinkage)
+    found = discriminant_of(class_moments(features, labels, 4), shrinkage)
     excess = np.trace(np.linalg.solve(_shrunk(oracle.covariance_, shrinkage), _within(features, labels)))
     scores = found.scores(features) - excess / counts / 2
     differences = scores - expected
@@ -122,7 +128,7 @@ def test_directions_in_torch_are_those_of_the_gallery(width: int, monkeypatch: p
     monkeypatch.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
     features = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
     features[0, :4] = 0
-    moments = moments_of(directions(features), np.arange(5) % 2, 2)
+    moments = class_moments(directions(features), np.arange(5) % 2, 2)
     closed = ClosedForm(discriminant_of(moments), None, Weights(1.0, 0.0))
     head = LearnedHead(build_head("linear", width, 1), width, closed, temperature=1, offset=0)
     tensor = torch.from_numpy(features).requires_grad_()
@@ -138,10 +144,10 @@ def test_old_landmarks_lose_next_to_nothing_to_one_that_looks_like_them(memory: 
     kept = memory.validation
     scores = memory.with_learned(Learned().plus(imitation, "imitation")).scores(kept.images)
     odds = scores[:, 4] - np.log(np.exp(scores[:, :4]).sum(1))
-    answers = together(kept.logs.astype(np.float64), scores[:, :4])
+    answers = mean_log_probabilities(kept.logs.astype(np.float64), scores[:, :4])
     right = answers.argmax(1) == kept.labels
     assert (right & (odds > answers.max(1))).mean() > 0.05  # as many would be lost
-    assert (right & (odds + made.offset > answers.max(1))).mean() <= LOST
+    assert (right & (odds + made.offset > answers.max(1))).mean() <= MAX_LOST_SHARE
 
 
 # ── A run ───────────────────────────────────────────────────────────────────────────────────────────────────────────

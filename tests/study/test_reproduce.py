@@ -75,7 +75,7 @@ def mortal(module, name, last):
         return original(*arguments, **named)
     setattr(module, name, called)
 
-mortal(finetune, "add_gradients", step)
+mortal(finetune, "accumulate_gradients", step)
 mortal(predictions, "_answers", answer)
 sys.exit(run(sys.argv[3:]))
 """

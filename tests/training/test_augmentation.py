@@ -10,14 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from landmarks.training.augmentation import Draws, EpochAugmentation, Look, augmented, draw
+from landmarks.training.augmentation import (
+    AugmentationDraw,
+    DeviceAugmentation,
+    EpochAugmentation,
+    augmented,
+    draw_augmentation,
+)
 from landmarks.training.recipe import Augmentation
 
 
-def drawn(count: int, width: int = 400, height: int = 300, *, seed: int = 0, epoch: int = 1, **limits: object) -> Draws:
+def drawn(
+    count: int, width: int = 400, height: int = 300, *, seed: int = 0, epoch: int = 1, **limits: object
+) -> AugmentationDraw:
     sides = np.full(count, width), np.full(count, height)
     ids = [f"{number:016x}" for number in range(count)]
-    return draw(EpochAugmentation(Augmentation(**limits), seed, epoch), *sides, ids)  # type: ignore[arg-type]
+    return draw_augmentation(EpochAugmentation(Augmentation(**limits), seed, epoch), *sides, ids)  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32))
@@ -47,7 +55,7 @@ def test_areas_shapes_places_and_colours_are_spread_evenly_over_what_is_allowed(
 def test_a_draw_depends_on_seed_epoch_and_id_and_not_on_the_images_beside_it() -> None:
     whole, again = drawn(6), drawn(6)
     assert np.array_equal(whole.boxes, again.boxes)
-    few = draw(EpochAugmentation(Augmentation(), 0, 1), np.array([400]), np.array([300]), [f"{4:016x}"])
+    few = draw_augmentation(EpochAugmentation(Augmentation(), 0, 1), np.array([400]), np.array([300]), [f"{4:016x}"])
     assert np.array_equal(few.boxes[0], whole.boxes[4]) and np.array_equal(few.factors[0], whole.factors[4])
     for other in (drawn(6, epoch=2), drawn(6, seed=1), drawn(6, seed=-1)):
         assert not np.isclose(other.boxes, whole.boxes).all(axis=1).any()
@@ -59,8 +67,8 @@ def test_no_flip_means_never_and_flip_means_half() -> None:
     assert 150 < drawn(400).flips.sum() < 250
 
 
-def look(*factors: tuple[float, float, float], flips: tuple[int, ...] = ()) -> Look:
-    return Look(torch.tensor(factors), torch.tensor([place in flips for place in range(len(factors))]))
+def look(*factors: tuple[float, float, float], flips: tuple[int, ...] = ()) -> DeviceAugmentation:
+    return DeviceAugmentation(torch.tensor(factors), torch.tensor([place in flips for place in range(len(factors))]))
 
 
 @pytest.mark.parametrize("limits", [(60, 180), (0, 256)])

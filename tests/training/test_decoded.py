@@ -98,14 +98,14 @@ def test_a_training_from_it_that_is_killed_ends_in_the_same_weights(
     recipe = replace(small_recipe, cache="decoded", micro_batch=7, head_learning_rate=1e-6)
     whole = train(dataset.folder, tmp_path / "whole", recipe=recipe)
     monkeypatch.setattr(finetuning, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    original, calls = finetuning.add_gradients, iter(range(1, 100))
+    original, calls = finetuning.accumulate_gradients, iter(range(1, 100))
 
     def mortal(*arguments: object) -> object:
         if next(calls) == 6:
             raise Killed
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(finetuning, "add_gradients", mortal)
+    monkeypatch.setattr(finetuning, "accumulate_gradients", mortal)
     with pytest.raises(Killed):
         train(dataset.folder, tmp_path / "run", recipe=recipe)
     shutil.rmtree(dataset.folder / "decoded")  # made again, it holds the same

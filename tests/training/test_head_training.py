@@ -12,9 +12,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
 from landmarks.models.network import build_network
-from landmarks.training.discriminant import TEMPERATURES, least_loss_scale
+from landmarks.training.discriminant import TEMPERATURES, fitted_scale
 from landmarks.training.features import Rows
-from landmarks.training.head_training import class_weights, measure_head, solve_head, train_head
+from landmarks.training.head_training import class_weights, solve_head, train_head, validate_head
 from landmarks.training.recipe import recipe_named
 
 
@@ -34,7 +34,7 @@ def test_a_linear_head_ends_where_logistic_regression_does() -> None:
     trained = train_head(network, [x], y, x_val, y_val, recipe=recipe)
     oracle = LogisticRegression(C=0.1, max_iter=500).fit(x[:].astype(float), y)
     assert trained.val_accuracy >= oracle.score(x_val[:].astype(float), y_val) - 0.02
-    assert measure_head(network, x_val, y_val) == pytest.approx((trained.val_accuracy, trained.val_loss))
+    assert validate_head(network, x_val, y_val) == pytest.approx((trained.val_accuracy, trained.val_loss))
     assert len(trained.rows) < recipe.head_epochs  # it stopped by itself
 
 
@@ -72,7 +72,7 @@ def test_a_head_that_is_solved_for_answers_as_linear_discriminant_analysis_does(
     assert (logits.argmax(1) == decisions.argmax(1)).mean() > 0.98  # but for what a mean of so many images is off
     ratios = np.diff(logits[:, :4], axis=1) / np.diff(decisions, axis=1)
     assert np.median(ratios) == pytest.approx(np.percentile(ratios, 75), rel=0.05)
-    assert (found.val_accuracy, found.val_loss) == pytest.approx(measure_head(network, x_val, y_val))
+    assert (found.val_accuracy, found.val_loss) == pytest.approx(validate_head(network, x_val, y_val))
     assert found.val_accuracy > 0.5 and (logits.argmax(1) < 4).all()
 
 
@@ -82,4 +82,4 @@ def test_scores_are_divided_by_what_has_the_least_loss_of_all_that_are_tried() -
         labels = random.integers(5, size=80)
         scores = spread * (np.eye(5)[labels] + random.normal(size=(80, 5)))
         losses = [-log_softmax(scores / one, axis=1)[np.arange(80), labels].mean() for one in TEMPERATURES]
-        assert least_loss_scale(scores, labels) == TEMPERATURES[np.argmin(losses)]
+        assert fitted_scale(scores, labels) == TEMPERATURES[np.argmin(losses)]

@@ -21,7 +21,7 @@ from landmarks.models.backbones import pretrained_record
 from landmarks.models.preprocessing import Preprocessing, evaluation_image, from_pretrained
 from landmarks.support.errors import LandmarksError
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.loader import Batch, as_input, batches, normalised, order_of, shares
+from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps, normalised
 from landmarks.training.readers import Piece, Reader, resized_crop, training_image
 from landmarks.training.recipe import Augmentation
 
@@ -33,7 +33,7 @@ def load(dataset: Dataset, images: pl.DataFrame, **settings: object) -> list[Bat
 
 
 def test_images_come_in_the_order_they_were_asked_for(stripes: Dataset) -> None:
-    images = stripes.split("train")[order_of(48, 0, 1)]
+    images = stripes.split("train")[epoch_order(48, 0, 1)]
     loaded = load(stripes, images, batch_size=20)
     assert [identity for batch in loaded for identity in batch.ids] == images["image_id"].to_list()
     assert torch.cat([batch.labels for batch in loaded]).tolist() == images["label"].to_list()
@@ -50,7 +50,7 @@ def test_the_number_of_threads_changes_no_pixel(stripes: Dataset) -> None:
 
 
 def test_an_order_of_rows_is_followed_and_its_first_batches_are_those_of_the_rows_themselves(stripes: Dataset) -> None:
-    images, order = stripes.split("train"), order_of(48, 0, 1)
+    images, order = stripes.split("train"), epoch_order(48, 0, 1)
     chosen, whole = (
         load(stripes, rows, augment=EpochAugmentation(Augmentation(), 1, 1), **named)
         for rows, named in ((images, {"steps": np.split(order, 6)}), (images[order], {}))
@@ -62,7 +62,7 @@ def test_an_order_of_rows_is_followed_and_its_first_batches_are_those_of_the_row
 
 def test_a_part_of_a_batch_looks_as_it_does_in_the_whole(stripes: Dataset) -> None:
     batch = load(stripes, stripes.split("train"), batch_size=12, augment=EpochAugmentation(Augmentation(), epoch=3))[0]
-    assert batch.look is not None and 0 < int(batch.look.flips.sum()) < 12
+    assert batch.augmentation is not None and 0 < int(batch.augmentation.flips.sum()) < 12
     before = batch.pixels.clone()
     whole = as_input(batch, SMALL)
     parts = torch.cat([as_input(batch.part(start, start + 5), SMALL) for start in (0, 5, 10)])
@@ -146,8 +146,8 @@ def test_normalising_is_what_the_preprocessing_says() -> None:
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
 def test_each_image_is_seen_once_by_one_process(count: int, batch_size: int, processes: int) -> None:
-    order = order_of(count, 0, 1)
-    every = [shares(order, batch_size, rank, processes) for rank in range(processes)]
+    order = epoch_order(count, 0, 1)
+    every = [epoch_steps(order, batch_size, rank, processes) for rank in range(processes)]
     seen = np.concatenate([rows for steps in every for rows in steps])
     assert sorted(seen.tolist()) == list(range(count))
     sizes = [sum(len(steps[step]) for steps in every) for step in range(len(every[0]))]

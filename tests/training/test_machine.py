@@ -16,9 +16,15 @@ from landmarks.training.choices import (
     choose_layout,
     choose_precision,
     cores_used_by_others,
-    prepare_to_answer,
+    prepare_for_inference,
 )
-from landmarks.training.machine import in_parts, is_out_of_memory, open_machine, peak_memory_mb, share_of
+from landmarks.training.machine import (
+    compute_in_parts,
+    images_per_process,
+    is_out_of_memory,
+    open_machine,
+    peak_memory_mb,
+)
 from landmarks.training.recipe import recipe_named
 
 
@@ -31,7 +37,7 @@ def test_images_pass_in_halves_until_they_fit_and_the_number_is_kept(capsys: pyt
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 2 * some
 
-    doubled, at_once = in_parts(compute, images, 32)
+    doubled, at_once = compute_in_parts(compute, images, 32)
     assert torch.equal(doubled, 2 * images)
     assert at_once == 4
     assert sizes == [13, 7, 4, 4, 4, 1]
@@ -44,7 +50,7 @@ def test_one_image_that_does_not_fit_and_other_errors_are_raised(error: Exceptio
         raise error
 
     with pytest.raises(type(error)):
-        in_parts(compute, torch.zeros(3, 1), 3)
+        compute_in_parts(compute, torch.zeros(3, 1), 3)
 
 
 @pytest.mark.parametrize(
@@ -128,19 +134,19 @@ def test_other_programs_use_no_more_cores_than_there_are() -> None:
 
 def test_batch_normalisation_by_few_images_a_process_is_said_with_the_way_out():
     recipe = recipe_named("default", batch_size=64)
-    assert share_of(recipe, 4) == "each sees its share of every 64 images"
-    few = share_of(recipe, 8)
+    assert images_per_process(recipe, 4) == "each sees its share of every 64 images"
+    few = images_per_process(recipe, 8)
     assert "goes by 8 images at a time" in few and "--batch-size 128 or --set freeze_bn=true" in few
-    assert "batch normalisation" not in share_of(recipe_named("default", batch_size=64, freeze_bn=True), 8)
+    assert "batch normalisation" not in images_per_process(recipe_named("default", batch_size=64, freeze_bn=True), 8)
 
 
 def test_answers_are_computed_in_tf32_on_an_nvidia_card_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     before = torch.get_float32_matmul_precision()
     try:
-        prepare_to_answer(torch.device("cpu"))
+        prepare_for_inference(torch.device("cpu"))
         assert torch.get_float32_matmul_precision() == before and not torch.backends.cudnn.allow_tf32
-        prepare_to_answer(torch.device("cuda"))
+        prepare_for_inference(torch.device("cuda"))
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)

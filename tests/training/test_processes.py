@@ -22,14 +22,14 @@ import os, signal, sys
 from landmarks.training import finetune
 from landmarks.training.train import train
 data, out, weights, kill, epochs, micro_batch = sys.argv[1:]
-original, steps = finetune.add_gradients, iter(range(1, 10**6))
+original, steps = finetune.accumulate_gradients, iter(range(1, 10**6))
 def mortal(training, batch, *rest):
     with open(out + f".seen.{training.machine.rank}", "a") as file:
         file.write("\\n".join(batch.ids) + "\\n")
     if next(steps) == int(kill) and training.machine.rank == training.machine.processes - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(training, batch, *rest)
-finetune.add_gradients = mortal
+finetune.accumulate_gradients = mortal
 train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=int(epochs), batch_size=14,
       micro_batch=int(micro_batch), head_epochs=2, precision="float32", device="cpu", tracking="none",
       backbone_learning_rate=1e-4)
@@ -100,13 +100,13 @@ from landmarks.support.files import digest_of
 from landmarks.training import finetune
 from landmarks.training.train import train
 data, out, weights, limit = sys.argv[1:]
-measure = finetune.measure
+validate = finetune.validate
 def watched(network, *arguments, machine, **named):
     numbers = [tensor.detach().sum(dtype=torch.float64).item().hex() for tensor in network.parameters()]
     with open(out + f".weights.{machine.rank}", "a") as file:
         file.write(digest_of(numbers) + "\\n")
-    return measure(network, *arguments, machine=machine, **named)
-finetune.measure = watched
+    return validate(network, *arguments, machine=machine, **named)
+finetune.validate = watched
 if limit:  # a second for each look at the clock, two in the second process
     ticks = itertools.count(0.0, 1.0 + float(os.environ["RANK"]))
     finetune.time = SimpleNamespace(monotonic=lambda: next(ticks))

@@ -20,7 +20,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.loader import Batch, batches, order_of
+from landmarks.training.loader import Batch, batches, epoch_order
 from landmarks.training.readers import Readers
 from landmarks.training.recipe import Augmentation
 
@@ -41,7 +41,7 @@ def load(dataset: Dataset, workers: int | Readers, **settings: object) -> list[B
 
 @pytest.mark.parametrize("settings", [{}, {"augment": EpochAugmentation(Augmentation(), 3, 2)}, {"stretched": True}])
 def test_processes_read_what_threads_read(stripes: Dataset, readers: Readers, settings: dict[str, object]) -> None:
-    order = order_of(len(stripes.split("train")), 0, 1)
+    order = epoch_order(len(stripes.split("train")), 0, 1)
     one, other = (load(stripes, workers, steps=np.array_split(order, 3), **settings) for workers in (1, readers))
     assert [batch.ids for batch in one] == [batch.ids for batch in other]
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(one, other, strict=True))

@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 
 from landmarks.models.heads import build_head
 from landmarks.support.errors import UsageError
-from landmarks.training.augmentation import EpochAugmentation, draw
-from landmarks.training.recipe import FROM_RECIPE, SHIPPED, Augmentation, Recipe, annotations_of, assigned, recipe_named
+from landmarks.training.augmentation import EpochAugmentation, draw_augmentation
+from landmarks.training.recipe import (
+    FROM_RECIPE,
+    SHIPPED,
+    Augmentation,
+    Recipe,
+    annotations_of,
+    parse_assignments,
+    recipe_named,
+)
 from landmarks.training.recipe import given as given_on_a_command_line
 
 
@@ -47,7 +55,7 @@ def test_a_command_line_gives_the_options_that_are_not_none_and_its_settings() -
 def test_what_can_be_none_can_be_set_to_none(setting: str) -> None:
     started = replace(recipe_named("default"), **{setting: 64})
     assert getattr(recipe_named(started, **{setting: None}), setting) is None
-    assert getattr(recipe_named(started, **assigned([f"{setting}=null"])), setting) is None
+    assert getattr(recipe_named(started, **parse_assignments([f"{setting}=null"])), setting) is None
 
 
 @pytest.mark.parametrize("setting", ["epochs", "weights", "flip", "aspect", "head_settings"])
@@ -132,13 +140,13 @@ def test_what_cannot_be_used_is_told_in_one_line(changes: dict, words: str) -> N
 
 
 def test_a_head_s_own_settings_are_read_from_the_command_line() -> None:
-    settings = assigned(["head.sub_centres=3", "head.margin=0.1", "epochs=2"])
+    settings = parse_assignments(["head.sub_centres=3", "head.margin=0.1", "epochs=2"])
     assert settings == {"head_settings": {"sub_centres": 3, "margin": 0.1}, "epochs": 2}
     assert recipe_named("default", head="arcface", **settings).head_settings == {"sub_centres": 3, "margin": 0.1}
 
 
 def test_settings_are_read_from_the_command_line() -> None:
-    settings = assigned(["epochs=3", "freeze_bn=true", "head=linear", "crop_scale=0.5", "max_grad_norm = 2"])
+    settings = parse_assignments(["epochs=3", "freeze_bn=true", "head=linear", "crop_scale=0.5", "max_grad_norm = 2"])
     recipe = recipe_named("default", **settings)
     assert (recipe.epochs, recipe.freeze_bn, recipe.head) == (3, True, "linear")
     assert (recipe.augmentation.crop_scale, recipe.max_grad_norm) == (0.5, 2)
@@ -157,7 +165,7 @@ def test_settings_are_read_from_the_command_line() -> None:
 )
 def test_settings_that_cannot_be_used_are_told(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        recipe_named("default", **assigned([text]))
+        recipe_named("default", **parse_assignments([text]))
 
 
 @pytest.mark.parametrize("record", [Recipe(name="own"), Augmentation()], ids=lambda record: type(record).__name__)
@@ -201,7 +209,7 @@ def test_any_json_is_a_recipe_or_a_usage_error(changes: dict[str, Any], name: st
         require_usable(recipe)
     try:
         texts = [f"{field}={json.dumps(value)}" for field, value in changes.items()]
-        recipe = recipe_named(name, **assigned(texts))
+        recipe = recipe_named(name, **parse_assignments(texts))
     except UsageError as error:
         assert "\n" not in str(error)
     else:
@@ -213,7 +221,9 @@ def require_usable(recipe: Recipe) -> None:
     again = json.loads(json.dumps(recipe.record(), allow_nan=False))
     assert Recipe(**{**again, "augmentation": Augmentation(**again["augmentation"])}) == recipe
     torch.manual_seed(recipe.seed)
-    drawn = draw(EpochAugmentation(recipe.augmentation, recipe.seed, 1), np.array([64]), np.array([48]), ["image"])
+    drawn = draw_augmentation(
+        EpochAugmentation(recipe.augmentation, recipe.seed, 1), np.array([64]), np.array([48]), ["image"]
+    )
     left, top, right, bottom = drawn.boxes[0]
     assert 0 <= left < right <= 1 + 1e-9
     assert 0 <= top < bottom <= 1 + 1e-9
@@ -238,11 +248,11 @@ def test_a_number_that_is_none_is_refused_in_every_setting(setting: str, value: 
     with pytest.raises(UsageError, match=setting):
         recipe_named("default", **{setting: value})
     with pytest.raises(UsageError, match=setting):
-        recipe_named("default", **assigned([f"{setting}={json.dumps(value)}"]))
+        recipe_named("default", **parse_assignments([f"{setting}={json.dumps(value)}"]))
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e308", "1e400"])
 def test_a_number_that_is_none_is_refused_by_a_head_too(value: str) -> None:
     for setting in ("head.scale", "head.margin", "head.of_ones_own"):
         with pytest.raises(UsageError, match=setting):
-            assigned([f"{setting}={value}"])
+            parse_assignments([f"{setting}={value}"])

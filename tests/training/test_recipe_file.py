@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from landmarks.cli.main import run as landmarks
 from landmarks.support.errors import UsageError
 from landmarks.support.files import write_record
-from landmarks.training.recipe import ELSEWHERE, HEAD_SETTINGS, SHIPPED, Recipe, recipe, recipe_named
+from landmarks.training.recipe import HEAD_SETTINGS, SHIPPED, SYNONYMS, Recipe, recipe, recipe_named
 from landmarks.training.recipe import settings as settings_of_a_recipe
 from landmarks.training.recipe_file import rows_of, toml_of
 
@@ -80,8 +80,8 @@ def test_every_setting_has_a_meaning_and_says_what_it_may_be() -> None:
 
 def test_what_other_programs_call_a_setting_leads_to_one_that_exists() -> None:
     known = {*settings_of_a_recipe(), *(f"head.{name}" for name in HEAD_SETTINGS)}
-    names = [name for theirs in ELSEWHERE.values() for name in theirs.split()]
-    assert {ours.partition("=")[0] for ours in ELSEWHERE} <= known
+    names = [name for theirs in SYNONYMS.values() for name in theirs.split()]
+    assert {ours.partition("=")[0] for ours in SYNONYMS} <= known
     assert len(names) == len(set(names)) and not set(names) & set(settings_of_a_recipe())
 
 

@@ -9,7 +9,7 @@ from landmarks.models.catalogue import networks
 from landmarks.models.network import build_network
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
-from landmarks.training.record import last_sentence, record_of
+from landmarks.training.record import result_sentence, run_record
 from landmarks.training.state import State
 
 
@@ -18,7 +18,7 @@ def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_ne
 ) -> None:
     network = build_network("vit_tiny_patch16_224", classes=3, weights="none", image_size=32)
     about = {"recipe": small_recipe, "machine": machine, "state": State(micro_batch=1)}
-    record = record_of(network, stripes, choices=[], out=tmp_path / "run", **about)
+    record = run_record(network, stripes, choices=[], out=tmp_path / "run", **about)
     table = networks("vit_tiny_patch16_224", classes=3, image_size=32)
     assert record["network"]["gmacs"] == table["gmacs"][0] > 0
     assert "gflops" not in record["network"]
@@ -27,9 +27,9 @@ def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_ne
 def test_a_training_whose_fine_tuning_was_in_vain_says_so_and_what_to_try() -> None:
     record = {"best": {"phase": "head", "epoch": 9, "val_accuracy": 0.864}, "validated_on": 59, "ended": "all epochs"}
     rows = [{"phase": "head", "val_accuracy": 0.864}, {"phase": "finetune", "val_accuracy": 0.763}]
-    told = last_sentence(Path("run"), record, rows)
+    told = result_sentence(Path("run"), record, rows)
     assert "fine-tuning did no better (76.3 % at best)" in told
     assert "--learning-rate" in told
-    assert "fine-tuning" not in last_sentence(Path("run"), record, rows[:1])
+    assert "fine-tuning" not in result_sentence(Path("run"), record, rows[:1])
     record["best"] = {"phase": "finetune", "epoch": 1, "val_accuracy": 0.9}
-    assert "no better" not in last_sentence(Path("run"), record, rows)
+    assert "no better" not in result_sentence(Path("run"), record, rows)

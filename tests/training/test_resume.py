@@ -61,7 +61,7 @@ class Killed(BaseException):
 
 def train_with_kills(data: Path, out: Path, recipe: Recipe, kills: list[int], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Train, dying before the k-th step of each life for k in `kills`, with a checkpoint after every second step."""
-    original = finetune.add_gradients
+    original = finetune.accumulate_gradients
     for kill in [*kills, 10**9]:
         steps = iter(range(1, 10**6))
 
@@ -70,7 +70,7 @@ def train_with_kills(data: Path, out: Path, recipe: Recipe, kills: list[int], mo
                 raise Killed
             return original(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(finetune, "add_gradients", mortal)
+        monkeypatch.setattr(finetune, "accumulate_gradients", mortal)
         try:
             return train(data, out, recipe=recipe)
         except Killed:
@@ -110,7 +110,7 @@ def test_another_recipe_does_not_go_on_with_a_begun_training(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(finetune, "add_gradients", die)
+        patch.setattr(finetune, "accumulate_gradients", die)
         train(stripes.folder, tmp_path / "run", recipe=small_recipe)
     with pytest.raises(Exception, match="holds another training; received seed 4; expected seed 0"):
         train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, seed=4))
@@ -120,7 +120,7 @@ def test_an_interruption_keeps_every_step_that_was_taken(
     whole: Run, stripes: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finetune, "SECONDS_BETWEEN_CHECKPOINTS", math.inf)
-    original, calls = finetune.add_gradients, iter(range(1, 100))
+    original, calls = finetune.accumulate_gradients, iter(range(1, 100))
 
     def in_step_three(*arguments: Any) -> Any:
         if next(calls) == 3:
@@ -130,7 +130,7 @@ def test_an_interruption_keeps_every_step_that_was_taken(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line has it
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(finetune, "add_gradients", in_step_three)
+            patch.setattr(finetune, "accumulate_gradients", in_step_three)
             train(stripes.folder, tmp_path / "broken", recipe=recipe)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -145,7 +145,7 @@ def test_an_interruption_during_validation_keeps_the_epoch(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(finetune, "measure", interrupted)
+        patch.setattr(finetune, "validate", interrupted)
         train(stripes.folder, tmp_path / "broken", recipe=recipe)
     assert kept(tmp_path / "broken") == (0, STEPS)
     assert train(stripes.folder, tmp_path / "broken", recipe=recipe).digest == whole.digest
@@ -202,13 +202,13 @@ FINETUNE, TRAIN = "landmarks.training.finetune", "landmarks.training.train"
 
 INSTANTS = {
     "after the first checkpoint": Instant(f"{FINETUNE}.save_checkpoint", lambda: call(1), True, (0, 0)),
-    "before the first validation": Instant(f"{FINETUNE}.measure", lambda: call(1), False, (0, 4)),
-    "after the last validation": Instant(f"{FINETUNE}.measure", lambda: call(2), True, (1, 8)),
+    "before the first validation": Instant(f"{FINETUNE}.validate", lambda: call(1), False, (0, 4)),
+    "after the last validation": Instant(f"{FINETUNE}.validate", lambda: call(2), True, (1, 8)),
     "before an epoch's last checkpoint": Instant(f"{FINETUNE}.save_checkpoint", lambda: of_last_step, False, (0, 3)),
     "after an epoch's last checkpoint": Instant(f"{FINETUNE}.save_checkpoint", lambda: of_last_step, True, (0, 4)),
     "before an epoch ends": Instant(f"{FINETUNE}.finish_epoch", lambda: call(1), False, (0, 4)),
     "before the end of an epoch is kept": Instant(f"{FINETUNE}.epoch_line", lambda: call(1), True, (0, 4)),
-    "before the record is made": Instant(f"{TRAIN}.record_of", lambda: call(1), False, (2, 8)),
+    "before the record is made": Instant(f"{TRAIN}.run_record", lambda: call(1), False, (2, 8)),
 }
 
 
@@ -242,7 +242,7 @@ def test_killed_after_any_of_the_run_s_files_it_ends_in_the_same_run(
         patch.setattr(Path, "replace", appears)
         train(stripes.folder, out, recipe=recipe)
     assert (out / "run.json").exists() == (file == "run.json")
-    monkeypatch.setattr(finetune, "add_gradients", None)  # no step is taken again
+    monkeypatch.setattr(finetune, "accumulate_gradients", None)  # no step is taken again
     again = train(stripes.folder, out, recipe=recipe)
     assert again.digest == whole.digest
     assert comparable(again) == comparable(whole)
@@ -254,7 +254,7 @@ def test_a_checkpoint_that_a_kill_left_half_written_is_cleared(
 ) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(finetune, "measure", dying(finetune.measure, at=call(1), after=False))
+        patch.setattr(finetune, "validate", dying(finetune.validate, at=call(1), after=False))
         train(stripes.folder, out, recipe=recipe)
     half = out / "checkpoint" / f".{CHECKPOINT}.0123abcd.part"  # what SIGKILL leaves, which no `finally` sees
     half.write_bytes(b"half")
@@ -315,12 +315,12 @@ from landmarks.training import finetune
 from landmarks.training.train import train
 kill, data, out, weights = int(sys.argv[1]), *sys.argv[2:]
 finetune.SECONDS_BETWEEN_CHECKPOINTS = -1.0
-original, steps = finetune.add_gradients, iter(range(1, 10**6))
+original, steps = finetune.accumulate_gradients, iter(range(1, 10**6))
 def mortal(*arguments):
     if next(steps) == kill:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
-finetune.add_gradients = mortal
+finetune.accumulate_gradients = mortal
 train(data, out, backbone="test_resnet", weights=weights, image_size=32, epochs=3, batch_size=12, head_epochs=3,
       head_learning_rate=1e-6, tracking="none")
 """
@@ -363,7 +363,7 @@ def half_written(aside, target):
     return replaced(aside, target)
 replaced = pathlib.Path.replace
 if instant == "within validation":
-    validation.in_parts = die
+    validation.compute_in_parts = die
 elif instant == "after the last step's checkpoint":
     finetune.save_checkpoint = die_after(
         finetune.save_checkpoint, lambda *given: given[-1]["step"] == (given[-1]["epoch"] + 1) * steps

@@ -17,7 +17,7 @@ from landmarks.training import timing
 from landmarks.training.choices import choose_precision
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
-from landmarks.training.timing import Way, choose_by_timing
+from landmarks.training.timing import ComputeFormat, choose_by_timing
 from landmarks.training.train import train
 
 
@@ -26,11 +26,11 @@ def network() -> Network:
     return build_network("test_resnet", classes=3, weights="none", image_size=32)
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, rates: dict[Way, float]) -> list[Way]:
+def timed(monkeypatch: pytest.MonkeyPatch, rates: dict[ComputeFormat, float]) -> list[ComputeFormat]:
     """Let each way have its images per second, without a pass; return the ways that are timed."""
-    tried: list[Way] = []
+    tried: list[ComputeFormat] = []
 
-    def seconds(network: Network, machine: Machine, way: Way, slowest: float) -> float | None:
+    def seconds(network: Network, machine: Machine, way: ComputeFormat, slowest: float) -> float | None:
         tried.append(way)
         assert machine.precision == way.precision
         return timing.IMAGES["cpu"] / rates[way] if way in rates else None
@@ -64,10 +64,10 @@ def test_the_faster_format_is_chosen_whatever_the_flags_say(
 ) -> None:
     monkeypatch.setattr("landmarks.training.choices.processor_flags", lambda: frozenset(flags))
     usual = replace(machine, precision=choose_precision("auto", "cpu").value)
-    rates = {Way("float32", LAST): 10.0, Way("bfloat16", LAST): bfloat16}
-    timed(monkeypatch, rates | {Way("float32", FIRST): 4.0, Way("bfloat16", FIRST): 2.0})
+    rates = {ComputeFormat("float32", LAST): 10.0, ComputeFormat("bfloat16", LAST): bfloat16}
+    timed(monkeypatch, rates | {ComputeFormat("float32", FIRST): 4.0, ComputeFormat("bfloat16", FIRST): 2.0})
     found = choose_by_timing(network, usual)
-    assert found.way == Way(chosen, LAST)
+    assert found.way == ComputeFormat(chosen, LAST)
     precision, layout = found.choices()
     assert (precision.value, layout.value) == (chosen, LAST)
     assert (
@@ -78,26 +78,33 @@ def test_the_faster_format_is_chosen_whatever_the_flags_say(
 def test_other_formats_are_timed_in_the_better_layout_alone(
     network: Network, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = timed(monkeypatch, {Way("float32", LAST): 10.0, Way("float32", FIRST): 30.0, Way("bfloat16", FIRST): 50.0})
-    assert choose_by_timing(network, machine).way == Way("bfloat16", FIRST)
-    assert tried == [Way("float32", LAST), Way("float32", FIRST), Way("bfloat16", FIRST)]
+    tried = timed(
+        monkeypatch,
+        {
+            ComputeFormat("float32", LAST): 10.0,
+            ComputeFormat("float32", FIRST): 30.0,
+            ComputeFormat("bfloat16", FIRST): 50.0,
+        },
+    )
+    assert choose_by_timing(network, machine).way == ComputeFormat("bfloat16", FIRST)
+    assert tried == [ComputeFormat("float32", LAST), ComputeFormat("float32", FIRST), ComputeFormat("bfloat16", FIRST)]
     assert next(network.backbone.parameters()).is_contiguous()
 
 
 def test_what_takes_an_instant_is_not_compared(
     network: Network, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = timed(monkeypatch, {Way("float32", LAST): 1e4})
+    tried = timed(monkeypatch, {ComputeFormat("float32", LAST): 1e4})
     found = choose_by_timing(network, machine)
-    assert tried == [Way("float32", LAST)] == [found.way]
+    assert tried == [ComputeFormat("float32", LAST)] == [found.way]
     assert "too quick" in found.choices()[0].why
 
 
 def test_a_format_that_does_not_fit_into_memory_is_not_chosen(
     network: Network, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed(monkeypatch, {Way("float32", FIRST): 5.0, Way("bfloat16", FIRST): 1.0})
-    assert choose_by_timing(network, machine).way == Way("float32", FIRST)
+    timed(monkeypatch, {ComputeFormat("float32", FIRST): 5.0, ComputeFormat("bfloat16", FIRST): 1.0})
+    assert choose_by_timing(network, machine).way == ComputeFormat("float32", FIRST)
 
 
 def test_real_passes_leave_weights_statistics_and_gradients_as_they_were(
@@ -122,8 +129,15 @@ def test_a_training_that_goes_on_computes_as_it_began(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        timed(patch, {Way("float32", LAST): 10.0, Way("bfloat16", LAST): 30.0, Way("float32", FIRST): 1.0})
-        patch.setattr(finetuning, "add_gradients", die)
+        timed(
+            patch,
+            {
+                ComputeFormat("float32", LAST): 10.0,
+                ComputeFormat("bfloat16", LAST): 30.0,
+                ComputeFormat("float32", FIRST): 1.0,
+            },
+        )
+        patch.setattr(finetuning, "accumulate_gradients", die)
         train(stripes.folder, tmp_path / "run", recipe=small_recipe)
     kept = read_record(tmp_path / "run" / "checkpoint" / "machine.json")["choices"]
     assert [one["value"] for one in kept] == ["bfloat16", LAST]
@@ -140,14 +154,14 @@ def test_float16_trains_with_a_scale_that_the_checkpoint_keeps(
     whole = train(stripes.folder, tmp_path / "whole", recipe=recipe)
     assert whole.history["train_loss"].is_finite().all()
     monkeypatch.setattr(finetuning, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    original, calls = finetuning.add_gradients, iter(range(1, 100))
+    original, calls = finetuning.accumulate_gradients, iter(range(1, 100))
 
     def mortal(*arguments: object) -> object:
         if next(calls) == 6:
             raise Killed
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(finetuning, "add_gradients", mortal)
+    monkeypatch.setattr(finetuning, "accumulate_gradients", mortal)
     with pytest.raises(Killed):
         train(stripes.folder, tmp_path / "run", recipe=recipe)
     assert train(stripes.folder, tmp_path / "run", recipe=recipe).digest == whole.digest

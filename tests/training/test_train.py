@@ -21,7 +21,7 @@ from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held
 from landmarks.support.tables import write_table
 from landmarks.training import finetune as finetuning
-from landmarks.training.finetune import Training, share_of_learning_rate
+from landmarks.training.finetune import Training, learning_rate_factor
 from landmarks.training.loader import batches, normalised
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
@@ -135,7 +135,7 @@ def test_the_best_epoch_is_saved_not_the_last(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = iter([(0.5, 1.0), (0.9, 0.9), (0.9, 0.5), (0.9, 0.7), (0.2, 0.1)])
-    monkeypatch.setattr(finetuning, "measure", lambda *_, **__: next(numbers))
+    monkeypatch.setattr(finetuning, "validate", lambda *_, **__: next(numbers))
     run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, head_epochs=0, epochs=5, patience=9))
     assert run.record["best"] == {"phase": "finetune", "epoch": 3, "val_accuracy": 0.9, "val_loss": 0.5}
 
@@ -144,7 +144,7 @@ def test_without_improvement_it_stops_early(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = iter([(0.5, 1.0), (0.4, 0.9), (0.4, 0.9)])
-    monkeypatch.setattr(finetuning, "measure", lambda *_, **__: next(numbers))
+    monkeypatch.setattr(finetuning, "validate", lambda *_, **__: next(numbers))
     run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, head_epochs=0, epochs=50, patience=2))
     assert len(run.history) == 3
     assert "no better epoch in 2" in run.record["ended"]
@@ -153,20 +153,20 @@ def test_without_improvement_it_stops_early(
 def test_the_time_limit_ends_a_training_that_can_be_used(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, original = [0.0], finetuning.add_gradients
+    now, original = [0.0], finetuning.accumulate_gradients
 
     def one_second(*arguments: object) -> object:
         now[0] += 1.0
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(finetuning, "add_gradients", one_second)
+    monkeypatch.setattr(finetuning, "accumulate_gradients", one_second)
     monkeypatch.setattr(finetuning, "time", SimpleNamespace(monotonic=lambda: now[0]))
     recipe = replace(small_recipe, epochs=10_000, patience=10_000, time_limit=0.3)
     run = train(stripes.folder, tmp_path / "run", recipe=recipe)
     assert "the time limit of 0.3 minutes was reached in epoch 5" in run.record["ended"]
     fine = run.history.filter(pl.col("phase") == "finetune")
     assert fine["step"].to_list() == [4, 8, 12, 16, 18]  # of four steps each, and a second each
-    share = share_of_learning_rate(17 / 18, recipe.lr_warmup, recipe.min_lr_ratio)  # the cosine ends with the time
+    share = learning_rate_factor(17 / 18, recipe.lr_warmup, recipe.min_lr_ratio)  # the cosine ends with the time
     assert fine["learning_rate"][-1] == pytest.approx(recipe.learning_rate * share)
 
 
@@ -182,7 +182,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_names_the_step_and_harms_not
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = finetuning.add_gradients, iter(range(1000))
+    original, calls = finetuning.accumulate_gradients, iter(range(1000))
 
     def broken(training: Training, *rest: object) -> tuple[torch.Tensor, torch.Tensor, int]:
         loss, correct, micro_batch = original(training, *rest)  # type: ignore[arg-type]
@@ -193,10 +193,10 @@ def test_a_loss_or_gradient_that_is_no_number_stops_names_the_step_and_harms_not
                 next(training.network.parameters()).grad[0] = math.inf  # type: ignore[index]
         return loss, correct, micro_batch
 
-    monkeypatch.setattr(Machine, "steps_between_looks", between)
+    monkeypatch.setattr(Machine, "steps_between_fetches", between)
     monkeypatch.setattr(finetuning, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning, "add_gradients", broken)
+        patch.setattr(finetuning, "accumulate_gradients", broken)
         told = "loss of nan" if what == "loss" else "gradient of norm (inf|nan)"
         with pytest.raises(LandmarksError, match=rf"step 5 \(epoch 2\); received a.*{told}.*--learning-rate"):
             train(stripes.folder, tmp_path / "run", recipe=small_recipe)
@@ -207,7 +207,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_names_the_step_and_harms_not
 def test_steps_that_are_looked_at_later_are_the_same_steps(
     plain: Run, stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Machine, "steps_between_looks", 3)
+    monkeypatch.setattr(Machine, "steps_between_fetches", 3)
     second = train(stripes.folder, tmp_path / "second", recipe=small_recipe)
     assert second.digest == plain.digest
     assert second.history.drop("seconds").equals(plain.history.drop("seconds"))
@@ -372,7 +372,7 @@ def test_a_run_that_does_not_say_how_it_was_trained_is_another(scratch: Run, str
 # ── The last moments ──
 
 
-@pytest.mark.parametrize("step", ["record_of", "last_sentence", "write_run"])
+@pytest.mark.parametrize("step", ["run_record", "result_sentence", "write_run"])
 def test_a_run_whose_last_steps_fail_does_not_look_finished_and_goes_on_from_there(
     step: str, stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +385,7 @@ def test_a_run_whose_last_steps_fail_does_not_look_finished_and_goes_on_from_the
     assert not (tmp_path / "run" / "run.json").exists()
     with pytest.raises(LandmarksError, match="not trained to its end"):
         open_run(tmp_path / "run")
-    monkeypatch.setattr(finetuning, "add_gradients", None)  # no step is taken again
+    monkeypatch.setattr(finetuning, "accumulate_gradients", None)  # no step is taken again
     assert train(stripes.folder, tmp_path / "run", recipe=small_recipe).history["step"][-1] == 8
 
 

@@ -198,11 +198,11 @@ def _help_on(verb: str, message: str) -> tuple[str, str]:
 
 def _called_here(message: str) -> str:
     """Return what an option that another program has is called here, or an empty string."""
-    from landmarks.training.recipe import ELSEWHERE, called_here
+    from landmarks.training.recipe import SYNONYMS, setting_hint
 
     words = message.removeprefix("No such option: --").split()
     name = words[0].strip("-.,").replace("-", "_") if message.startswith("No such option") and words else ""
-    return called_here(name) if any(name in theirs.split() for theirs in ELSEWHERE.values()) else ""
+    return setting_hint(name) if any(name in theirs.split() for theirs in SYNONYMS.values()) else ""
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -114,10 +114,10 @@ def recipe(
     Example: landmarks recipe default --toml > mine.toml
     """
     from landmarks.support.console import print_table
-    from landmarks.training.recipe import given, recipe_named
+    from landmarks.training.recipe import command_line_settings, recipe_named
     from landmarks.training.recipe_file import COLUMNS, rows_of, toml_of
 
-    chosen = recipe_named(name, **given({}, settings))
+    chosen = recipe_named(name, **command_line_settings({}, settings))
     if toml:
         show_lines(toml_of(chosen))
     elif json:
@@ -146,9 +146,9 @@ def plan(
 
     from landmarks.training.plan import plan as plan_training
     from landmarks.training.plan import print_plan
-    from landmarks.training.recipe import given
+    from landmarks.training.recipe import command_line_settings
 
-    found = plan_training(data, recipe=recipe, **given(options, settings))
+    found = plan_training(data, recipe=recipe, **command_line_settings(options, settings))
     if json:
         print_json(asdict(found) | {"memory_mb": found.memory_mb, "verdict": found.verdict})
     else:
@@ -175,10 +175,10 @@ def train(
 
     Example: landmarks train data -o run --backbone mobilenetv2_100 --image-size 160
     """
-    from landmarks.training.recipe import given
+    from landmarks.training.recipe import command_line_settings
     from landmarks.training.train import train
 
-    run = train(data, out, recipe=recipe, **given(options, settings))
+    run = train(data, out, recipe=recipe, **command_line_settings(options, settings))
     if json and os.environ.get("RANK", "0") == "0":  # of several processes one prints
         print_json({"folder": run.folder, **run.record})
 
@@ -201,11 +201,11 @@ def tune(
     Example: landmarks tune data --backbone mobilenetv2_100 --image-size 160 --trials 50
     """
     from landmarks.support.console import options as as_options
-    from landmarks.training.recipe import given
+    from landmarks.training.recipe import command_line_settings
     from landmarks.training.tune import print_trials
     from landmarks.training.tune import tune as search
 
-    named = given(options)
+    named = command_line_settings(options)
     table = search(data, recipe=recipe, trials=trials, seed=seed, **named)
     if json:
         print_json(table)

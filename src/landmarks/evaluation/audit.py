@@ -34,7 +34,7 @@ from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import written_whole
 from landmarks.support.places import Place
 from landmarks.support.tables import write_csv
-from landmarks.training.choices import choose_device, lay_out
+from landmarks.training.choices import choose_device, set_memory_layout
 from landmarks.training.features import cached_features, positions
 from landmarks.training.machine import Machine, open_machine
 from landmarks.training.own_data import find_own_dataset, find_seen
@@ -309,7 +309,7 @@ def split_features(
         cached = pl.concat([_labelled_images(dataset, name) for name in ("train", "val")]).sort("image_id")
     machine = open_training_machine(run, dataset, device)
     network = run.network().to(machine.device)
-    lay_out(network)
+    set_memory_layout(network)
     values = cached_features(network, dataset, cached, machine=machine).values
     return images, np.asarray(values[positions(cached, images)])
 

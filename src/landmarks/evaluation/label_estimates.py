@@ -18,7 +18,7 @@ from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows
-from landmarks.training.ridge import Ridge, fitted_ridge, rows_at_once
+from landmarks.training.ridge import Ridge, fit_ridge, rows_at_once
 
 FOLDS = 5
 
@@ -67,7 +67,7 @@ def cross_validated(
     estimates = Estimates(np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), np.int64))
     for number in range(FOLDS):
         inside, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        ridge = fitted_ridge(Rows(images, others), labels[others], classes)
+        ridge = fit_ridge(Rows(images, others), labels[others], classes)
         softmax = _softmax(ridge, images, inside, votes.labels)
         shown = np.hstack([votes.labels[inside], softmax.top[:, None]])
         voted = np.hstack([votes.shares[inside], votes.rest[inside, None]])

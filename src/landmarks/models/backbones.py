@@ -150,11 +150,13 @@ def build_backbone(backbone_name: str, image_size: int) -> nn.Module:
     except MemoryError:
         raise
     except Exception as error:  # a thousand networks raise a dozen kinds
-        raise unfit(backbone_name, image_size, str(error).strip().partition("\n")[0] or type(error).__name__) from error
+        raise unusable_network(
+            backbone_name, image_size, str(error).strip().partition("\n")[0] or type(error).__name__
+        ) from error
     return backbone
 
 
-def unfit(backbone_name: str, image_size: int, reason: str) -> LandmarksError:
+def unusable_network(backbone_name: str, image_size: int, reason: str) -> LandmarksError:
     """Return the error for a network that cannot work on images of this size, or on images at all."""
     own = int(pretrained_record(backbone_name)["input_size"][-1])
     if image_size != own:

@@ -43,10 +43,10 @@ def explain_images(network: Network, images: Tensor, answers: int = 4, temperatu
         order = logits.sort(dim=1, descending=True, stable=True).indices
         labels = order[:, : min(answers, network.classes)]
         probabilities = (logits / temperature).softmax(1)
-        if has_formula(network.head) and averages(maps, features):
+        if has_head_gradient(network.head) and is_mean_of_maps(maps, features):
             heat = weighted(maps, channel_weights(network.head, maps, features, labels))
             return Explained(labels, probabilities, heat, ANALYTIC)
-    return Explained(labels, probabilities, heat_by_gradient(network, images, labels), GRADIENT)
+    return Explained(labels, probabilities, maps_by_gradient(network, images, labels), GRADIENT)
 
 
 def scaled(maps: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ TOLERANCE = 1e-3
 """Largest relative difference between pooled features and the mean of the maps that rounding can explain."""
 
 
-def averages(maps: Tensor, features: Tensor) -> bool:
+def is_mean_of_maps(maps: Tensor, features: Tensor) -> bool:
     """Return whether `features` (N, C) are the averages of `maps` (N, C, h, w), which the formula presupposes."""
     if maps.shape[:2] != features.shape:
         return False
@@ -91,7 +91,7 @@ def averages(maps: Tensor, features: Tensor) -> bool:
     return bool((mean - features).abs().max() <= TOLERANCE * features.abs().max())
 
 
-def has_formula(head: Head) -> bool:
+def has_head_gradient(head: Head) -> bool:
     """Return whether the gradient of `head` is written down here."""
     return isinstance(_drawn(head), LinearHead | MlpHead | ArcFaceHead)
 
@@ -155,7 +155,7 @@ def weighted(maps: Tensor, weights: Tensor) -> Tensor:
 # is computed once, without a graph, for any number of classes.
 
 
-def heat_by_gradient(network: Network, images: Tensor, labels: Tensor) -> Tensor:
+def maps_by_gradient(network: Network, images: Tensor, labels: Tensor) -> Tensor:
     """Return heat maps (N, k, h, w) of classes `labels` (N, k) for normalised images (N, 3, S, S).
 
     Maps with positions are taken as the backbone returns them. A transformer that answers from a class token alone

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from landmarks.models.backbones import BASELINE, build_backbone, pretrained_record, unfit
+from landmarks.models.backbones import BASELINE, build_backbone, pretrained_record, unusable_network
 from landmarks.models.heads import Head, build_head
 from landmarks.models.preprocessing import Preprocessing, from_pretrained, from_record
-from landmarks.models.weights import epsilon_of, load_weights, set_epsilon, storable
+from landmarks.models.weights import epsilon_of, for_storage, load_weights, set_epsilon
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record, written_whole
 
@@ -160,7 +160,7 @@ def save_network(network: Network, folder: Path | str, **extra: Any) -> None:
     """Write `model.safetensors` and then `model.json`, which also holds `extra` (thresholds, temperature)."""
     folder = Path(folder)
     with written_whole(folder / WEIGHTS_FILE) as aside:
-        save_file(storable(network.state_dict()), aside)
+        save_file(for_storage(network.state_dict()), aside)
     counts = count_parameters(network)
     record = {
         "backbone": network.backbone_name,
@@ -238,7 +238,7 @@ def require_features(network: Network) -> None:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     network.train(training)
     if reason:
-        raise unfit(network.backbone_name, size, reason)
+        raise unusable_network(network.backbone_name, size, reason)
 
 
 def _wrong_features(features: Any, shape: tuple[int, int]) -> str:

@@ -80,7 +80,7 @@ def _pairs(network: Network, image: Tensor) -> list[tuple[Any, Any]]:
 # and so that batch normalisation counts an image once: its running statistics do not move while a block repeats itself.
 
 
-def checkpoint_gradients(backbone: nn.Module) -> int:
+def enable_gradient_checkpointing(backbone: nn.Module) -> int:
     """Make every block of `backbone` recompute, and return how many there are: the same gradients, statistics,
     weights."""
     found = list(blocks(backbone))
@@ -103,13 +103,13 @@ def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **n
         return forward(*inputs, **named)
 
     def first_and_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return contextlib.nullcontext(), statistics_kept(block)
+        return contextlib.nullcontext(), frozen_statistics(block)
 
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=first_and_again, **named)
 
 
 @contextlib.contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within, batch normalisation uses a batch's own statistics and leaves the running ones as they are."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]

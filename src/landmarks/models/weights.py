@@ -62,7 +62,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read_file(path)
 
 
-def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def for_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return `tensors` as a file can hold them: on the processor, each whole and with memory of its own.
 
     Some networks (CoaT) use one layer in several places, and know its weights under several names.

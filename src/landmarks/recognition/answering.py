@@ -29,7 +29,7 @@ from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recogniser
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
-from landmarks.training.discriminant import least_loss, together
+from landmarks.training.discriminant import fit_scale, mean_log_probabilities
 
 RECORD = "answers_by"
 """The key of the choice in `model.json`."""
@@ -83,7 +83,7 @@ def choice_of(memory: Memory, near: Neighbourhood | None) -> AnsweringChoice | N
     scores_by = {
         CLASSIFIER: logs,
         NEIGHBOURS: near.log_densities(validation.images, logs.shape[1]),
-        BOTH: together(logs, closed),
+        BOTH: mean_log_probabilities(logs, closed),
     }
     ways = tuple(_way(by, scores, truth) for by, scores in scores_by.items())
     return AnsweringChoice(best_of(ways).by, len(truth), ways)
@@ -95,7 +95,7 @@ def best_of(ways: Sequence[Way]) -> Way:
 
 
 def _way(by: str, scores: NDArray[np.float64], truth: NDArray[np.int64]) -> Way:
-    scale = 1.0 if by == CLASSIFIER else least_loss(scores, truth).scale
+    scale = 1.0 if by == CLASSIFIER else fit_scale(scores, truth).scale
     logs = log_softmax(scores / scale, axis=1)[np.arange(len(truth)), truth]
     return Way(by, float((scores.argmax(axis=1) == truth).mean()), float(-np.maximum(logs, -1e4).mean()), scale)
 

@@ -15,12 +15,12 @@ from scipy.special import log_softmax
 from landmarks.recognition.kernel_density import Neighbourhood, neighbourhood_of
 from landmarks.recognition.learned_images import Learned
 from landmarks.training.discriminant import (
+    ClassMoments,
     Discriminant,
-    Moments,
     Validation,
     discriminant_of,
-    least_loss,
-    least_loss_scale,
+    fit_scale,
+    fitted_scale,
 )
 
 DENSITY_SHARES = (0.0, 0.5, 1.0, 2.0)
@@ -58,7 +58,7 @@ class ClosedForm:
 class Memory:
     """What a run keeps of its own images so that landmarks can be added."""
 
-    moments: Moments
+    moments: ClassMoments
     validation: Validation
     neighbourhood: Neighbourhood | None
     weights: Weights
@@ -74,7 +74,7 @@ class Memory:
 
 
 def memory_of(
-    moments: Moments, validation: Validation, images: NDArray[np.floating], labels: NDArray[np.integer]
+    moments: ClassMoments, validation: Validation, images: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> Memory:
     """Return what to keep of training images with directions `images` (M, C), `labels` (M,) and their `moments`.
 
@@ -86,12 +86,12 @@ def memory_of(
     some = slice(None, None, max(1, len(validation.labels) * classes // MAX_NUMBERS))
     asked, truth = validation.images[some], validation.labels[some]
     discriminant = discriminant_of(moments).scores(asked)
-    scale = least_loss_scale(discriminant, truth)
+    scale = fitted_scale(discriminant, truth)
     if neighbourhood is None:
         return Memory(moments, validation, None, Weights(1 / scale, 0.0))
     densities = neighbourhood.log_densities(asked, classes)
-    density, logs = least_loss_scale(densities, truth), log_softmax(discriminant / scale, axis=1)
-    found = {share: least_loss(logs + share * densities / density, truth) for share in DENSITY_SHARES}
+    density, logs = fitted_scale(densities, truth), log_softmax(discriminant / scale, axis=1)
+    found = {share: fit_scale(logs + share * densities / density, truth) for share in DENSITY_SHARES}
     share = min(found, key=lambda one: found[one].loss)
     whole = found[share].scale
     return Memory(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import compose, helper
 from torch import Tensor, nn
 
-from landmarks.models.gradcam import averages, channel_weights, has_formula, weighted
+from landmarks.models.gradcam import channel_weights, has_head_gradient, is_mean_of_maps, weighted
 from landmarks.models.network import Network
 from landmarks.recognition.directions import Directions
 from landmarks.recognition.export_learning import Learning, LearningScores
@@ -89,9 +89,9 @@ def why_no_maps(network: Network) -> str:
         maps, features = network.maps_and_features(noise.to(next(network.parameters()).device))
     except LandmarksError as error:
         return str(error)
-    if not has_formula(network.head):
+    if not has_head_gradient(network.head):
         return "the heat maps of landmarks that were learned need a backward pass"
-    if averages(maps, features):
+    if is_mean_of_maps(maps, features):
         return ""
     return f"{network.backbone_name} does not average its last maps: its heat maps need a backward pass"
 

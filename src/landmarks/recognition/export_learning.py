@@ -28,7 +28,7 @@ from landmarks.recognition.remembering import BATCH_SIZE, validation_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, held
-from landmarks.training.discriminant import LOST, MOST_OFFSET, Validation, least_loss, moments_of, within_of
+from landmarks.training.discriminant import MAX_LOST_SHARE, MAX_OFFSET, Validation, class_moments, fit_scale, within_of
 from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run
 
@@ -75,7 +75,7 @@ def learning_of(run: Run, recogniser: Recogniser) -> Learning:
 
 def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Learning:
     """Return what an export needs to learn, of what its run remembers of its own images."""
-    moments = moments_of(gallery.images, gallery.labels, classes)
+    moments = class_moments(gallery.images, gallery.labels, classes)
     near = neighbourhood_of(moments, gallery.images, gallery.labels)
     if near is None:
         raise LandmarksError(f"an export of {classes} landmarks cannot learn more", way_out="export without --learning")
@@ -103,8 +103,8 @@ def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Lea
         "density": weights.density,
         "excess": excess,
         "concentration": CONCENTRATION,
-        "most_offset": MOST_OFFSET,
-        "spare": max(0, int(right.sum()) - alone + int(LOST * len(right))),
+        "most_offset": MAX_OFFSET,
+        "spare": max(0, int(right.sum()) - alone + int(MAX_LOST_SHARE * len(right))),
         "validation": packed(whitened[right]),
         "evidence": packed_floats(logsumexp(scores[right], axis=1)),
         "best": packed_floats(mean[right].max(axis=1)),
@@ -117,9 +117,9 @@ def _weights(
     discriminant: NDArray[np.floating], densities: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> Weights:
     """Return what both scores count, as `closed_form.memory_of` chooses it."""
-    scale, width = least_loss(discriminant, labels).scale, least_loss(densities, labels).scale
+    scale, width = fit_scale(discriminant, labels).scale, fit_scale(densities, labels).scale
     logs = log_softmax(discriminant / scale, axis=1)
-    found = {share: least_loss(logs + share * densities / width, labels) for share in DENSITY_SHARES}
+    found = {share: fit_scale(logs + share * densities / width, labels) for share in DENSITY_SHARES}
     share = min(found, key=lambda one: found[one].loss)
     whole = found[share].scale
     return Weights(1 / scale / whole, share / width / whole)

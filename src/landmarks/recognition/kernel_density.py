@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from landmarks.recognition.directions import members_of
 from landmarks.recognition.gallery import sample
-from landmarks.training.discriminant import Moments, shrunk_within
+from landmarks.training.discriminant import ClassMoments, shrunk_within
 
 WIDTH = 256
 """Axes that are kept; on the mirror as good as all 1,280 of a backbone's."""
@@ -74,7 +74,7 @@ class Neighbourhood:
 
 
 def neighbourhood_of(
-    moments: Moments, images: NDArray[np.floating], labels: NDArray[np.integer]
+    moments: ClassMoments, images: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> Neighbourhood | None:
     """Return the neighbourhood of training images with directions `images` (M, C), `labels` (M,) and their `moments`.
 

@@ -27,7 +27,7 @@ from landmarks.recognition.kernel_density import Neighbourhood
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
-from landmarks.training.discriminant import Moments, Validation, offset_of
+from landmarks.training.discriminant import ClassMoments, Validation, new_landmark_offset
 
 MEMORY, LEARNED = "memory.safetensors", "learned.safetensors"
 
@@ -38,7 +38,7 @@ LEARNED_MARK = " and "
 def learned_head(head: Head, width: int, memory: Memory, learned: Learned, temperature: float) -> LearnedHead:
     """Return a trained `head` that knows the `learned` landmarks too."""
     closed = memory.with_learned(learned)
-    offset = offset_of(closed.scores(memory.validation.images), memory.validation)
+    offset = new_landmark_offset(closed.scores(memory.validation.images), memory.validation)
     return LearnedHead(head, width, closed, temperature=temperature, offset=offset)
 
 
@@ -89,7 +89,7 @@ def read_memory(folder: Path, model: str) -> Memory | None:
     neighbourhood = None
     if "axes" in kept:
         neighbourhood = Neighbourhood(kept["axes"], kept["origin"], kept["near_images"], kept["near_labels"])
-    moments = Moments(kept["square"], kept["sums"], kept["counts"])
+    moments = ClassMoments(kept["square"], kept["sums"], kept["counts"])
     return Memory(moments, validation, neighbourhood, Weights(*map(float, kept["weights"])))
 
 

@@ -16,7 +16,7 @@ from landmarks.recognition.learned import read_memory, write_memory
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.recognition.trained import ensure_temperature, open_recogniser
 from landmarks.support.errors import LandmarksError
-from landmarks.training.discriminant import Validation, moments_of
+from landmarks.training.discriminant import Validation, class_moments
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import find_own_dataset, images_seen
@@ -42,7 +42,7 @@ def ensure_memory(run: Run, *, device: str = "auto") -> Recogniser:
         gallery = ensure_gallery(run, recogniser.trained, own, BATCH_SIZE)
         if gallery is None:
             raise LandmarksError(f"{run.name} cannot learn landmarks: it remembers none of its training images")
-        moments = moments_of(gallery.images, gallery.labels, len(run.labels))
+        moments = class_moments(gallery.images, gallery.labels, len(run.labels))
         seen = images_seen(run, own, "val")
         limit = max(1, min(MAX_VALIDATION, MAX_NUMBERS // len(run.labels)))
         seen = seen.filter(pl.Series(sample(seen["run_label"].to_numpy(), limit)))

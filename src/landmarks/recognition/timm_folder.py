@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landmarks.models.backbones import BASELINE, pretrained_record, timm_name
 from landmarks.models.heads import LinearHead
 from landmarks.models.network import Network
-from landmarks.models.weights import storable
+from landmarks.models.weights import for_storage
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, refuse_foreign, written_whole
 from landmarks.training.run import Run
@@ -45,7 +45,7 @@ def write_timm_folder(run: Run, names: list[str], folder: Path, card: str) -> fl
     with held(folder):
         (folder / "config.json").unlink(missing_ok=True)
         with written_whole(folder / "model.safetensors") as aside:
-            save_file(storable(model.state_dict()), aside, metadata={"format": "pt"})
+            save_file(for_storage(model.state_dict()), aside, metadata={"format": "pt"})
         with written_whole(folder / "README.md") as aside:
             aside.write_text(card, encoding="utf-8", newline="\n")
         with written_whole(folder / "config.json") as aside:

@@ -31,7 +31,7 @@ from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recog
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
-from landmarks.training.choices import choose_device, lay_out, prepare_to_answer
+from landmarks.training.choices import choose_device, prepare_for_inference, set_memory_layout
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import images_seen
@@ -145,8 +145,8 @@ def _opened(run: Run, gallery: Gallery | None, device: str) -> tuple[Recogniser,
     place = torch.device(choose_device(device).value)
     record: dict[str, Any] = read_record(run.folder / "model.json")
     network = folded(run.network().to(place))
-    lay_out(network)
-    prepare_to_answer(place)
+    set_memory_layout(network)
+    prepare_for_inference(place)
     ids = run.labels["landmark_id"].to_list()
     if network.classes != len(ids):
         raise LandmarksError(

@@ -49,7 +49,7 @@ from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign, write_record
 from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, read_table, write_csv
-from landmarks.training.machine import is_out_of_memory, release
+from landmarks.training.machine import free_memory, is_out_of_memory
 from landmarks.training.run import RECORD as RUN_RECORD
 from landmarks.training.run import open_run
 from landmarks.training.train import train
@@ -152,7 +152,7 @@ def _carry_out(study: Reproduction, attempt: Attempt, dataset: Dataset) -> None:
             raise
         why = "out of memory, even with one image at a time"
     _miss(study, [attempt], why)
-    release()
+    free_memory()
 
 
 def _train_and_judge(run: Path, settings: dict[str, Any], dataset: Dataset, test_set: Dataset | None) -> None:

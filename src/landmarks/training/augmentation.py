@@ -1,9 +1,9 @@
-"""Augmentation that leaves a landmark recognisable: which crop to take, its colours, its mirror image.
+"""Augmentation that keeps a landmark recognisable: random crop, colours and horizontal flip.
 
-All draws of a batch are made at once, and an image's depend on (seed, epoch, id) alone. The loader takes the crop;
-colours and mirroring are one step for the whole batch on the device that trains. There is no vertical
-flip: buildings stand upright. Whether to flip left and right is a choice, since some landmarks are told from others by
-their handedness, and all by lettering.
+Random numbers are drawn for a whole batch at once; those of an image depend on (seed, epoch, id) alone. The loader
+takes the crop; colours and flips are applied to the whole batch on the device that trains. There is no vertical flip:
+buildings stand upright. The horizontal flip is optional: it mirrors lettering, and some landmarks are told apart by
+which side is which.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from landmarks.support.seeds import uniforms
 from landmarks.training.recipe import Augmentation
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
+"""Weights of red, green and blue in the luma of a pixel (ITU-R BT.601)."""
 
 TRIES = 10
-"""Crops that are drawn until one fits into the image."""
+"""Crops drawn for each image; the first that fits into the image is taken."""
 
 FORM = 2
-"""Raised whenever an augmented image of the same recipe, seed, epoch and id becomes another one."""
+"""Increased whenever the same recipe, seed, epoch and id give another augmented image."""
 
 
 @dataclass(frozen=True)
 class EpochAugmentation:
-    """What an epoch draws an augmentation for each image from, and the key of its draws beside an image's id."""
+    """The augmentation of an epoch; with an image's id, `seed` and `epoch` are the key of its random numbers."""
 
     augmentation: Augmentation
     seed: int = 0
@@ -40,8 +40,8 @@ class EpochAugmentation:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The augmentation of N images in one epoch."""
+class AugmentationDraw:
+    """The augmentation drawn for N images in one epoch."""
 
     boxes: NDArray[np.float64]  # (N, 4): left, top, right, bottom, as fractions of width and height
     factors: NDArray[np.float32]  # (N, 3): of brightness, contrast, saturation
@@ -49,40 +49,40 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is left to do to N cropped images: their colours, and which are mirrored."""
+class DeviceAugmentation:
+    """The part of the augmentation of N images that is applied on the device: colours, flips, perhaps crops."""
 
     factors: torch.Tensor  # float32 (N, 3): of brightness, contrast, saturation
     flips: torch.Tensor  # bool (N,)
-    boxes: torch.Tensor | None = None  # float32 (N, 4), of the crops in shares; None: they are taken already
+    boxes: torch.Tensor | None = None  # float32 (N, 4), of the crops, as fractions; None: already cropped
     size: int = 0  # side of the crops, in pixels
 
-    def part(self, start: int, end: int) -> Look:
-        """Return the look of images `start` to `end`."""
+    def part(self, start: int, end: int) -> DeviceAugmentation:
+        """Return the augmentation of images `start` to `end`."""
         boxes = None if self.boxes is None else self.boxes[start:end]
-        return Look(self.factors[start:end], self.flips[start:end], boxes, self.size)
+        return DeviceAugmentation(self.factors[start:end], self.flips[start:end], boxes, self.size)
 
-    def moved(self, device: torch.device) -> Look:
-        """Return it on a graphics processor, copied from pinned memory, so that nothing waits for it."""
-        boxes = None if self.boxes is None else to_device(self.boxes, device)
-        return Look(to_device(self.factors, device), to_device(self.flips, device), boxes, self.size)
+    def to_gpu(self, device: torch.device) -> DeviceAugmentation:
+        """Return a copy on a GPU; the copy is asynchronous, from pinned memory."""
+        boxes = None if self.boxes is None else copy_to_gpu(self.boxes, device)
+        return DeviceAugmentation(copy_to_gpu(self.factors, device), copy_to_gpu(self.flips, device), boxes, self.size)
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a copy on a graphics processor, made while other things go on: from memory that is pinned first."""
+def copy_to_gpu(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return an asynchronous copy of `tensor` on a GPU; its memory is pinned first."""
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def draw(
+def draw_augmentation(
     augment: EpochAugmentation, widths: NDArray[np.integer], heights: NDArray[np.integer], ids: Sequence[str]
-) -> Draws:
-    """Draw the augmentation of N images of `widths` × `heights` pixels (Szegedy et al. 2015 for the crop)."""
+) -> AugmentationDraw:
+    """Draw the augmentation of N images of `widths` × `heights` pixels; the crop is that of Szegedy et al. 2015."""
     augmentation = augment.augmentation
     numbers = uniforms((augment.seed, augment.epoch), ids, 2 * TRIES + 6)
-    brightness, contrast, saturation, side = numbers[:, 2 * TRIES + 2 :].T
-    reaches = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
-    factors = [1 + reach * (2 * u - 1) for reach, u in zip(reaches, (brightness, contrast, saturation), strict=True)]
-    return Draws(
+    *colours, side = numbers[:, 2 * TRIES + 2 :].T
+    ranges = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    factors = [1 + extent * (2 * u - 1) for extent, u in zip(ranges, colours, strict=True)]
+    return AugmentationDraw(
         boxes=_boxes(augmentation, widths.astype(np.float64), heights.astype(np.float64), numbers),
         factors=np.stack(factors, axis=1).astype(np.float32),
         flips=(side < 0.5) & augmentation.flip,
@@ -93,27 +93,30 @@ def _boxes(
     augmentation: Augmentation, width: NDArray[np.float64], height: NDArray[np.float64], numbers: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     tries, (left, top) = numbers[:, : 2 * TRIES], numbers[:, 2 * TRIES : 2 * TRIES + 2].T
-    least = augmentation.crop_scale
-    areas = (width * height)[:, None] * (least + (1 - least) * tries[:, :TRIES])
+    scale = augmentation.crop_scale
+    areas = (width * height)[:, None] * (scale + (1 - scale) * tries[:, :TRIES])
     ratios = np.exp(math.log(augmentation.aspect) * (2 * tries[:, TRIES:] - 1))
-    across, down = np.sqrt(areas * ratios), np.sqrt(areas / ratios)
-    fits = (across <= width[:, None]) & (down <= height[:, None])
+    crop_widths, crop_heights = np.sqrt(areas * ratios), np.sqrt(areas / ratios)
+    fits = (crop_widths <= width[:, None]) & (crop_heights <= height[:, None])
     first, row = fits.argmax(axis=1), np.arange(len(fits))
-    square = np.minimum(width, height)  # of a panorama in which no such crop fits: the largest square, somewhere
-    across = np.where(fits.any(axis=1), across[row, first], square)
-    down = np.where(fits.any(axis=1), down[row, first], square)
-    left, top = left * (width - across), top * (height - down)
-    return np.stack([left / width, top / height, (left + across) / width, (top + down) / height], axis=1)
+    square = np.minimum(width, height)  # of a panorama in which no crop fits, the largest square is taken
+    crop_width = np.where(fits.any(axis=1), crop_widths[row, first], square)
+    crop_height = np.where(fits.any(axis=1), crop_heights[row, first], square)
+    left, top = left * (width - crop_width), top * (height - crop_height)
+    return np.stack([left / width, top / height, (left + crop_width) / width, (top + crop_height) / height], axis=1)
 
 
-def augmented(pixels: torch.Tensor, look: Look) -> torch.Tensor:
-    """Return uint8 images (N, 3, H, W) with their `look`, as float32 of 0 … 255, not rounded, where they are.
+def augmented(pixels: torch.Tensor, augmentation: DeviceAugmentation) -> torch.Tensor:
+    """Return uint8 images (N, 3, H, W), augmented, as float32 in 0 … 255, not rounded, on their own device.
 
-    Brightness is scaled, then saturation, then contrast around the image's mean brightness: saturation mixes a pixel
-    with its own luma, contrast with the image's mean luma.
+    Brightness is scaled first, then saturation, then contrast: saturation mixes a pixel with its own luma, contrast
+    with the mean luma of the image.
     """
-    pixels = _mirrored(pixels, look.flips).float() if look.boxes is None else _cropped(pixels.float(), look)
-    factors = look.factors.to(pixels.device, non_blocking=True)[:, :, None, None, None]
+    if augmentation.boxes is None:
+        pixels = _mirrored(pixels, augmentation.flips).float()
+    else:
+        pixels = _cropped(pixels.float(), augmentation.boxes, augmentation)
+    factors = augmentation.factors.to(pixels.device, non_blocking=True)[:, :, None, None, None]
     brightness, contrast, saturation = factors.unbind(1)
     luma = pixels[:, 0:1] * LUMA[0] + pixels[:, 1:2] * LUMA[1] + pixels[:, 2:3] * LUMA[2]
     constant = brightness * (1 - contrast) * luma.mean((2, 3), keepdim=True)
@@ -127,14 +130,12 @@ def _mirrored(pixels: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
     return torch.where(chosen, pixels.flip(3), pixels)
 
 
-def _cropped(pixels: torch.Tensor, look: Look) -> torch.Tensor:
-    """Return the crops (N, 3, S, S), mirrored where that was drawn, of images (N, 3, H, W), by bilinear
-    interpolation."""
-    assert look.boxes is not None
-    left, top, right, bottom = look.boxes.unbind(1)
-    across = torch.where(look.flips, left - right, right - left)
+def _cropped(pixels: torch.Tensor, boxes: torch.Tensor, augmentation: DeviceAugmentation) -> torch.Tensor:
+    """Return the crops (N, 3, S, S) `boxes` of images (N, 3, H, W), bilinear, some of them mirrored."""
+    left, top, right, bottom = boxes.unbind(1)
+    width = torch.where(augmentation.flips, left - right, right - left)
     zero = torch.zeros_like(left)
-    rows = [torch.stack([across, zero, left + right - 1], 1), torch.stack([zero, bottom - top, top + bottom - 1], 1)]
-    places = torch.stack(rows, 1).to(pixels.device, non_blocking=True)
-    grid = F.affine_grid(places, [len(pixels), 3, look.size, look.size], align_corners=False)
+    rows = [torch.stack([width, zero, left + right - 1], 1), torch.stack([zero, bottom - top, top + bottom - 1], 1)]
+    affine = torch.stack(rows, 1).to(pixels.device, non_blocking=True)
+    grid = F.affine_grid(affine, [len(pixels), 3, augmentation.size, augmentation.size], align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from landmarks.models.weights import storable
+from landmarks.models.weights import for_storage
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_other_formats, written_whole
 
@@ -35,7 +35,7 @@ def save_checkpoint(
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
     with written_whole(folder / FILE) as aside:
-        save_file(storable(tensors), aside, metadata={"format": str(FORMAT), "state": json.dumps(state)})
+        save_file(for_storage(tensors), aside, metadata={"format": str(FORMAT), "state": json.dumps(state)})
 
 
 def load_checkpoint(

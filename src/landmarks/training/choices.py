@@ -99,7 +99,7 @@ def choose_precision(wanted: str, device: str) -> Choice:
     return Choice("precision", "float32", f"the processor has neither {' nor '.join(BFLOAT16_FLAGS)}")
 
 
-def prepare_to_answer(device: torch.device) -> None:
+def prepare_for_inference(device: torch.device) -> None:
     """Let an NVIDIA card answer in TF32: what goes into products has 10 bits behind the point, sums are in float32.
 
     Imitated on a processor, that moved probabilities by 0.02 at most and no best answer of 96 images
@@ -110,7 +110,7 @@ def prepare_to_answer(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def lay_out(network: torch.nn.Module) -> None:
+def set_memory_layout(network: torch.nn.Module) -> None:
     """Put the weights of `network` into memory in the layout that suits it."""
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)

@@ -27,10 +27,10 @@ SHRINKAGE = 0.5
 ROWS = 4096
 """Images at a time."""
 
-LOST = 0.0025
+MAX_LOST_SHARE = 0.0025
 """Share of the validation images that may be answered wrongly where the head alone answers them rightly."""
 
-MOST_OFFSET = 3.0
+MAX_OFFSET = 3.0
 """What the log odds of new landmarks are raised by at most."""
 
 TEMPERATURES = np.geomspace(0.02, 200, 121)
@@ -41,14 +41,14 @@ STRIDE = 8
 
 
 @dataclass(frozen=True)
-class Moments:
+class ClassMoments:
     """What is kept of images: exact sums in double precision."""
 
     square: NDArray[np.float64]  # (C, C) XᵀX
     sums: NDArray[np.float64]  # (K, C) XᵀY
     counts: NDArray[np.int64]  # (K,)
 
-    def plus(self, images: NDArray[np.floating] | Rows, places: NDArray[np.integer], classes: int) -> Moments:
+    def plus(self, images: NDArray[np.floating] | Rows, places: NDArray[np.integer], classes: int) -> ClassMoments:
         """Return these with `images` `(m, C)` added that show `places` `(m,)` of `classes`, K or more."""
         square, sums = self.square.copy(), np.zeros((classes, self.square.shape[0]))
         sums[: len(self.sums)] = self.sums
@@ -58,13 +58,13 @@ class Moments:
             some = images[start : start + ROWS].astype(np.float64)
             np.add.at(sums, places[start : start + ROWS], some)
             square += some.T @ some
-        return Moments(square, sums, counts + np.bincount(places, minlength=classes))
+        return ClassMoments(square, sums, counts + np.bincount(places, minlength=classes))
 
 
-def moments_of(images: NDArray[np.floating] | Rows, labels: NDArray[np.integer], classes: int) -> Moments:
+def class_moments(images: NDArray[np.floating] | Rows, labels: NDArray[np.integer], classes: int) -> ClassMoments:
     """Return the moments of directions `images` `(M, C)` that show `labels` `(M,)`, all below `classes`."""
     width = images.shape[1]
-    nothing = Moments(np.zeros((width, width)), np.zeros((0, width)), np.zeros(0, dtype=np.int64))
+    nothing = ClassMoments(np.zeros((width, width)), np.zeros((0, width)), np.zeros(0, dtype=np.int64))
     return nothing.plus(images, labels, classes)
 
 
@@ -81,7 +81,7 @@ class Discriminant:
         return found
 
 
-def discriminant_of(moments: Moments, shrinkage: float = SHRINKAGE) -> Discriminant:
+def discriminant_of(moments: ClassMoments, shrinkage: float = SHRINKAGE) -> Discriminant:
     """Return the linear discriminant that follows from `moments`; time grows with C³ + C²·K."""
     images, there = int(moments.counts.sum()), moments.counts > 0
     means = moments.sums / np.maximum(moments.counts, 1)[:, None]
@@ -96,7 +96,7 @@ def discriminant_of(moments: Moments, shrinkage: float = SHRINKAGE) -> Discrimin
     return Discriminant(weights, np.where(there, bias, -np.inf))
 
 
-def within_of(moments: Moments) -> NDArray[np.float64]:
+def within_of(moments: ClassMoments) -> NDArray[np.float64]:
     """Return the covariance (C, C) within landmarks."""
     means = moments.sums / np.maximum(moments.counts, 1)[:, None]
     within: NDArray[np.float64] = moments.square - (means * moments.counts[:, None]).T @ means
@@ -104,7 +104,7 @@ def within_of(moments: Moments) -> NDArray[np.float64]:
     return within
 
 
-def shrunk_within(moments: Moments, shrinkage: float = SHRINKAGE) -> NDArray[np.float64]:
+def shrunk_within(moments: ClassMoments, shrinkage: float = SHRINKAGE) -> NDArray[np.float64]:
     """Return the covariance (C, C) within landmarks, with the share `shrinkage` of the round one mixed in."""
     return _shrunk(within_of(moments), shrinkage)
 
@@ -126,24 +126,24 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class FittedScale:
     """What scores are divided by for the least log loss, and that loss."""
 
     scale: float
     loss: float
 
 
-def least_loss(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> Scaled:
+def fit_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> FittedScale:
     """Return what `scores` `(V, K)` are to be divided by for the least log loss on `labels` `(V,)`; 1 without any."""
     true = scores[np.arange(len(scores)), labels]
     kept = np.isfinite(true)
     if not kept.any():
-        return Scaled(1.0, np.inf)
+        return FittedScale(1.0, np.inf)
     scores, true = scores[kept], true[kept]
 
-    def at(place: int) -> Scaled:
+    def at(place: int) -> FittedScale:
         scale = float(TEMPERATURES[place])
-        return Scaled(scale, float(np.mean(logsumexp(scores / scale, axis=1) - true / scale)))
+        return FittedScale(scale, float(np.mean(logsumexp(scores / scale, axis=1) - true / scale)))
 
     def least(places: range) -> int:
         return min(places, key=lambda place: at(place).loss)
@@ -152,9 +152,9 @@ def least_loss(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> Sca
     return at(least(range(max(0, near - STRIDE + 1), min(near + STRIDE, len(TEMPERATURES)))))
 
 
-def least_loss_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Return the `scale` of `least_loss`."""
-    return least_loss(scores, labels).scale
+def fitted_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return the `scale` of `fit_scale`."""
+    return fit_scale(scores, labels).scale
 
 
 def log_odds_of_new(scores: NDArray[np.floating], old: int) -> NDArray[np.float64]:
@@ -163,26 +163,26 @@ def log_odds_of_new(scores: NDArray[np.floating], old: int) -> NDArray[np.float6
     return found
 
 
-def together(head_logs: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.float64]:
+def mean_log_probabilities(head_logs: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the logarithms `(N, K)` of the mean of two answers: the head's, and that of `scores` `(N, K)`."""
     found: NDArray[np.float64] = np.logaddexp(head_logs, scores - logsumexp(scores, axis=1, keepdims=True))
     found -= np.log(2)
     return found
 
 
-def offset_of(scores: NDArray[np.floating], validation: Validation) -> float:
-    """Return what is added to the new landmarks' log odds: as much as the old ones can bear, `MOST_OFFSET` at most.
+def new_landmark_offset(scores: NDArray[np.floating], validation: Validation) -> float:
+    """Return what is added to the new landmarks' log odds: as much as the old ones can bear, `MAX_OFFSET` at most.
 
     `scores` `(V, K + L)` are those of the validation images. The answers to these, head and scores together, may then
-    be wrong for the share `LOST` more of them than the head's alone are. Without validation images it is 0.
+    be wrong for the share `MAX_LOST_SHARE` more of them than the head's alone are. Without validation images it is 0.
     """
     old = validation.logs.shape[1]
     if not len(validation.labels) or old >= scores.shape[1]:
         return 0.0
     logs = validation.logs.astype(np.float64)
-    answers = together(logs, scores[:, :old])
+    answers = mean_log_probabilities(logs, scores[:, :old])
     right = answers.argmax(axis=1) == validation.labels
-    spare = int(right.sum() - (logs.argmax(axis=1) == validation.labels).sum() + LOST * len(right))
+    spare = int(right.sum() - (logs.argmax(axis=1) == validation.labels).sum() + MAX_LOST_SHARE * len(right))
     margins = np.sort((answers.max(axis=1) - log_odds_of_new(scores, old).max(axis=1))[right])
-    bearable = float(margins[max(spare, 0)]) - 1e-6 if max(spare, 0) < len(margins) else MOST_OFFSET
-    return min(MOST_OFFSET, bearable)
+    bearable = float(margins[max(spare, 0)]) - 1e-6 if max(spare, 0) < len(margins) else MAX_OFFSET
+    return min(MAX_OFFSET, bearable)

@@ -33,8 +33,8 @@ from landmarks.support.tables import read_table, write_table
 from landmarks.training.augmentation import FORM as AUGMENTED_FORM
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.feeding import on_device
-from landmarks.training.loader import as_input, batches, shares
-from landmarks.training.machine import Machine, in_parts
+from landmarks.training.loader import as_input, batches, epoch_steps
+from landmarks.training.machine import Machine, compute_in_parts
 from landmarks.training.recipe import Augmentation
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _Write = Callable[[NDArray[np.int64], torch.Tensor], None]
 
 
 @dataclass(frozen=True)
-class View:
+class CachedView:
     """Which image of each image: 0 the evaluation image, later ones augmented, drawn from (seed, -number)."""
 
     number: int = 0
@@ -69,7 +69,7 @@ class _Work:
     dataset: Dataset
     images: pl.DataFrame
     machine: Machine
-    view: View
+    view: CachedView
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def cached_features(
     `view` 0 is the evaluation image; later views are augmented, each drawn from (seed, view, id). Raises
     `StaleError` when a cache is there but not what its name says.
     """
-    drawn = View(view, augment, seed) if view and augment else View()
+    drawn = CachedView(view, augment, seed) if view and augment else CachedView()
     work = _Work(network, dataset, images, machine, drawn)
     key = cache_key(network, images, machine.precision, drawn)
     folder = machine.from_main(_folder_for(dataset, digest_of(key)) if machine.is_main else None)
@@ -142,7 +142,7 @@ def kept_features(run: Run, dataset: Dataset, images: pl.DataFrame) -> Rows | No
     network = run.network()
     asked_for = {one.get("value") for one in run.record.get("choices") or [] if one.get("what") == "precision"}
     for precision in ("float32", *sorted(asked_for - {"float32"})):
-        key = cache_key(network, together, precision, View())
+        key = cache_key(network, together, precision, CachedView())
         for place in _places_of(dataset):
             folder = place / digest_of(key)
             if (folder / RECORD).exists():
@@ -168,7 +168,7 @@ def _folder_for(dataset: Dataset, digest: str) -> Path:
     return elsewhere
 
 
-def cache_key(network: Network, images: pl.DataFrame, precision: str, view: View) -> dict[str, Any]:
+def cache_key(network: Network, images: pl.DataFrame, precision: str, view: CachedView) -> dict[str, Any]:
     """Return everything that cached features depend on, as JSON."""
     return {
         "weights": backbone_digest(network),
@@ -230,7 +230,7 @@ def _compute(folder: Path | None, work: _Work, kept: _Kept | None = None) -> Non
     places = np.arange(len(work.images)) if kept is None else kept.missing
     images = work.images if kept is None else work.images[kept.missing]
     every = [
-        shares(np.arange(len(images)), machine.images_at_once * machine.processes, rank, machine.processes)
+        epoch_steps(np.arange(len(images)), machine.images_at_once * machine.processes, rank, machine.processes)
         for rank in range(machine.processes)
     ]
     mine = every[machine.rank]
@@ -256,7 +256,7 @@ def _compute(folder: Path | None, work: _Work, kept: _Kept | None = None) -> Non
         for step, batch in enumerate(on_device(loaded, machine.device)):
             features = torch.zeros(rows_per_process, network.width, device=machine.device)
             if batch.ids:
-                features[: len(batch.ids)], at_once = in_parts(
+                features[: len(batch.ids)], at_once = compute_in_parts(
                     features_of, as_input(batch, network.preprocessing, machine.device), at_once
                 )
             together = machine.accelerator.gather(features) if machine.processes > 1 else features
@@ -303,7 +303,7 @@ def _kept_before(key: dict[str, Any], work: _Work) -> _Kept | None:
 
 
 @contextlib.contextmanager
-def _writer(folder: Path | None, shape: tuple[int, int], view: View) -> Iterator[_Write | None]:
+def _writer(folder: Path | None, shape: tuple[int, int], view: CachedView) -> Iterator[_Write | None]:
     """Give a function that stores features (n, C) at rows (n,) and moves the bar; none to a process without folder."""
     if folder is None:
         yield None

@@ -1,4 +1,4 @@
-"""Batches on the device before they are needed: loaded and copied beside what it computes, by a thread of its own."""
+"""Prefetching: a thread loads batches and copies them to the GPU while the GPU computes."""
 
 from __future__ import annotations
 
@@ -15,47 +15,51 @@ from landmarks.training.loader import Batch
 
 T = TypeVar("T")
 
-MADE_AHEAD = 2
-"""Batches that lie on a graphics processor while another is used."""
+BATCHES_AHEAD = 2
+"""Batches that wait on the GPU while another is used."""
 
-SECONDS_BETWEEN_LOOKS = 0.1
-"""How soon a thread that works ahead sees that nobody wants more."""
+POLL_SECONDS = 0.1
+"""How often the prefetching thread checks whether the iteration has ended."""
 
 
 def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches that lie on `device`; on CUDA a thread of its own loads and copies the next ones meanwhile."""
+    """Yield the batches of `loaded` on `device`; on CUDA a thread loads and copies the next ones meanwhile."""
     if device.type != "cuda":
         for batch in loaded:
             yield replace(batch, pixels=batch.pixels.to(device), labels=batch.labels.to(device))
         return
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def moved(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.stream(beside):
-            return batch.moved(device), beside.record_event()
+    def copy(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(copy_stream):
+            return batch.to_gpu(device), copy_stream.record_event()
 
-    for batch, copied in made_ahead(loaded, moved):
-        now = torch.cuda.current_stream(device)
-        now.wait_event(copied)
-        look = () if batch.look is None else (batch.look.factors, batch.look.flips, batch.look.boxes)
-        for tensor in (batch.pixels, batch.labels, *look):
+    for batch, copied in prefetched(loaded, copy):
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(copied)
+        drawn = batch.augmentation
+        for tensor in (
+            batch.pixels,
+            batch.labels,
+            *(() if drawn is None else (drawn.factors, drawn.flips, drawn.boxes)),
+        ):
             if tensor is not None:
-                tensor.record_stream(now)  # its memory is kept until what is computed with it is done
+                tensor.record_stream(stream)  # keeps its memory until the work of this stream is done
         yield batch
 
 
-def made_ahead(loaded: Iterator[Batch], make: Callable[[Batch], T]) -> Iterator[T]:
-    """Yield `make(batch)` of each batch, loaded and made by a thread of its own, `MADE_AHEAD` of them beforehand.
+def prefetched(loaded: Iterator[Batch], transform: Callable[[Batch], T]) -> Iterator[T]:
+    """Yield `transform(batch)` of each batch, loaded and transformed by a thread, `BATCHES_AHEAD` in advance.
 
-    What it raises is raised here. When the iteration ends early, so do the thread and `loaded`.
+    An exception of the thread is raised here. When the iteration ends early, so do the thread and `loaded`.
     """
-    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(MADE_AHEAD)
-    over = threading.Event()
+    results: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(BATCHES_AHEAD)
+    ended = threading.Event()
 
     def put(result: T | None, error: BaseException | None = None) -> None:
-        while not over.is_set():
+        while not ended.is_set():
             with contextlib.suppress(queue.Full):
-                made.put((result, error), timeout=SECONDS_BETWEEN_LOOKS)
+                results.put((result, error), timeout=POLL_SECONDS)
                 return
 
     def work() -> None:
@@ -63,23 +67,23 @@ def made_ahead(loaded: Iterator[Batch], make: Callable[[Batch], T]) -> Iterator[
         try:
             with contextlib.closing(loaded):  # type: ignore[type-var]
                 for batch in loaded:
-                    put(make(batch))
-                    if over.is_set():
+                    put(transform(batch))
+                    if ended.is_set():
                         break
         except BaseException as raised:
             error = raised
         put(None, error)
 
-    thread = threading.Thread(target=work, name="ahead")
+    thread = threading.Thread(target=work, name="prefetch")
     thread.start()
     try:
         while True:
-            result, error = made.get()
+            result, error = results.get()
             if error is not None:
                 raise error
             if result is None:
                 return
             yield result
     finally:
-        over.set()
+        ended.set()
         thread.join()

@@ -32,13 +32,13 @@ from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
 from landmarks.training.feeding import on_device
 from landmarks.training.head_training import class_weights
-from landmarks.training.loader import Batch, as_input, batches, order_of, shares
-from landmarks.training.machine import Machine, does_not_fit, is_out_of_memory, release
+from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps
+from landmarks.training.machine import Machine, free_memory, is_out_of_memory, out_of_memory_error
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.processes import GradientSums, Statistics
 from landmarks.training.recipe import Recipe
 from landmarks.training.state import State, add_steps, epoch_line, finish_epoch, is_better, is_time_up, live_line
-from landmarks.training.validation import measure
+from landmarks.training.validation import validate
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 """How much work, at most, a killed training repeats; one that is interrupted or asked to end (Ctrl-C, SIGTERM) keeps
@@ -73,7 +73,7 @@ def finetune(
     best_weights = copy_of_weights(network)
     if found := load_checkpoint(folder, network, optimizer):
         best_weights, state = found[0], State(**found[1])
-        say_where_it_goes_on(machine, state)
+        say_resumed(machine, state)
         if state.scaler:
             training.scaler.load_state_dict(state.scaler)
     state.processes, state.scaler = machine.processes, training.scaler.state_dict()
@@ -98,7 +98,7 @@ def finetune(
         training.statistics.average(machine)
         started = time.monotonic()
         try:
-            val_accuracy, val_loss = measure(network, dataset, val, machine=machine)
+            val_accuracy, val_loss = validate(network, dataset, val, machine=machine)
         except KeyboardInterrupt:
             keep(averaged=True)  # no step is taken again, and no other process is waited for
             raise
@@ -122,7 +122,7 @@ def finetune(
     return state
 
 
-def say_where_it_goes_on(machine: Machine, state: State) -> None:
+def say_resumed(machine: Machine, state: State) -> None:
     """Say what is behind a training that is taken up again, and what differs from before."""
     machine.say(f"going on from a checkpoint: {state.epoch} epochs and {state.step} steps are done")
     if state.processes != machine.processes:
@@ -149,10 +149,10 @@ def train_epoch(
     epoch = state.epoch + 1
 
     # ── Which images, in an order that depends on seed and epoch alone ──
-    order = order_of(len(train), recipe.seed, epoch)
-    sizes = [len(step) for step in shares(order, recipe.batch_size)]
+    order = epoch_order(len(train), recipe.seed, epoch)
+    sizes = [len(step) for step in epoch_steps(order, recipe.batch_size)]
     taken = state.step - state.epoch * len(sizes)
-    mine = shares(order, recipe.batch_size, machine.rank, machine.processes)[taken:]
+    mine = epoch_steps(order, recipe.batch_size, machine.rank, machine.processes)[taken:]
     loaded = batches(
         dataset,
         train,
@@ -166,7 +166,7 @@ def train_epoch(
     seen_before, seconds_before = state.seen, state.seconds
     last_checkpoint = last = time.monotonic()
     # Under a time limit the learning rate follows the clock, so that every step is looked at.
-    between = machine.steps_between_looks if recipe.time_limit is None else 1
+    between = machine.steps_between_fetches if recipe.time_limit is None else 1
     unseen: list[torch.Tensor] = []  # (3,) a step, on the device: sum of losses, right answers, norm of the gradient
 
     with progress(f"epoch {epoch}/{recipe.epochs}", len(mine)) as advance, interruption_waits() as is_interrupted:
@@ -175,13 +175,13 @@ def train_epoch(
                 break
 
             # ── One step ──
-            done = share_done(state.step, len(sizes) * recipe.epochs, state.seconds, recipe.time_limit)
-            share = share_of_learning_rate(done, recipe.lr_warmup, recipe.min_lr_ratio)
+            done = fraction_done(state.step, len(sizes) * recipe.epochs, state.seconds, recipe.time_limit)
+            share = learning_rate_factor(done, recipe.lr_warmup, recipe.min_lr_ratio)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
             state.learning_rate = optimizer.param_groups[-1]["lr"]
             torch.manual_seed(int(generator(recipe.seed, "step", state.step, machine.rank).integers(2**63)))  # dropout
-            loss, correct, state.micro_batch = add_gradients(training, batch, size, state.micro_batch)
+            loss, correct, state.micro_batch = accumulate_gradients(training, batch, size, state.micro_batch)
             training.sums.finish()
             training.scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or math.inf)
@@ -196,7 +196,7 @@ def train_epoch(
             # ── What is shown, and what is kept ──
             now = time.monotonic()
             clock = (state.seconds + now - last, now - last_checkpoint)
-            looked = machine.looked_at(torch.stack(unseen), clock, interrupted=is_interrupted())
+            looked = machine.fetch_steps(torch.stack(unseen), clock, interrupted=is_interrupted())
             state.seconds, since_checkpoint = looked.clock
             first = state.step - state.epoch * len(sizes) - len(unseen)
             add_steps(state, looked.steps, sizes[first:], recipe)
@@ -249,7 +249,7 @@ class Training:
         return Statistics(self.network)
 
 
-def add_gradients(
+def accumulate_gradients(
     training: Training, batch: Batch, size: int, micro_batch: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Add this process's part of the gradient of a step of `size` images to each parameter's `grad`.
@@ -268,12 +268,12 @@ def add_gradients(
             if not is_out_of_memory(error):
                 raise
             if min(micro_batch, len(batch.ids)) <= 1:
-                raise does_not_fit(network) from error
+                raise out_of_memory_error(network) from error
         # Outside of the handler the error, and with it every tensor of the failed pass, is gone.
         network.zero_grad(set_to_none=True)
         training.sums.disarm()
         training.statistics.put_back()
-        release()
+        free_memory()
         micro_batch = math.ceil(min(micro_batch, len(batch.ids)) / 2)
         training.machine.say(
             f"out of memory: going on with {micro_batch} images at a time, added up to the same {size} a step"
@@ -313,7 +313,7 @@ def _bounds(count: int, parts: int) -> tuple[list[int], list[int]]:
 # ── Learning rates: pure functions of how far training is, so that a resumed run needs no state for them ────────────
 
 
-def share_of_learning_rate(done: float, lr_warmup: float, min_lr_ratio: float) -> float:
+def learning_rate_factor(done: float, lr_warmup: float, min_lr_ratio: float) -> float:
     """Return the factor of the learning rate when the share `done` (0 … 1) of the training is behind.
 
     It climbs in a straight line over the first `lr_warmup`, then falls along half a cosine (Loshchilov & Hutter
@@ -326,7 +326,7 @@ def share_of_learning_rate(done: float, lr_warmup: float, min_lr_ratio: float) -
     return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * way)) / 2
 
 
-def share_done(steps: int, total_steps: int, seconds: float, time_limit: float | None) -> float:
+def fraction_done(steps: int, total_steps: int, seconds: float, time_limit: float | None) -> float:
     """Return the share of a training that is behind after `steps` and `seconds`, of at most `time_limit` minutes.
 
     Under a time limit whichever is further counts, so that the learning rate ends its fall when the time does. The

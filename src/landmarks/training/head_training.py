@@ -16,9 +16,9 @@ from landmarks.models.network import Network
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.seeds import generator
-from landmarks.training.discriminant import discriminant_of, least_loss_scale, moments_of
+from landmarks.training.discriminant import class_moments, discriminant_of, fitted_scale
 from landmarks.training.features import Rows
-from landmarks.training.loader import order_of
+from landmarks.training.loader import epoch_order
 from landmarks.training.recipe import Recipe
 
 BLOCK = 4096
@@ -60,7 +60,7 @@ def train_head(
         for epoch in range(1, recipe.head_epochs + 1):
             view = views[(epoch - 1) % len(views)]
             train_loss, train_accuracy = _epoch(head, optimizer, view, labels, recipe=recipe, epoch=epoch)
-            val_accuracy, val_loss = measure_head(network, val_features, val_labels)
+            val_accuracy, val_loss = validate_head(network, val_features, val_labels)
             steps = epoch * -(-len(labels) // recipe.head_batch_size)
             if not np.isfinite(train_loss + val_loss):
                 raise LandmarksError(
@@ -107,7 +107,7 @@ def _epoch(
     device = next(head.parameters()).device
     weights = class_weights(labels, head.classes, recipe.balance).to(device)
     torch.manual_seed(int(generator(recipe.seed, "head training", epoch).integers(2**63)))
-    order = order_of(len(labels), recipe.seed, -epoch)
+    order = epoch_order(len(labels), recipe.seed, -epoch)
     loss_sum = correct = 0.0
     for start in range(0, len(order), recipe.head_batch_size):
         rows = order[start : start + recipe.head_batch_size]
@@ -151,20 +151,20 @@ def solve_head(
             expected=f"at most {MAX_SIDE:,}",
             way_out="train the head with --recipe default",
         )
-    moments = moments_of(features, labels, network.classes)
+    moments = class_moments(features, labels, network.classes)
     found: dict[tuple[float, float], dict[str, torch.Tensor]] = {}
     for shrinkage in SHRINKAGES:
         solved = discriminant_of(moments, shrinkage)
         scores = np.concatenate([solved.scores(val_features[a : a + BLOCK]) for a in range(0, len(val_labels), BLOCK)])
-        scale = least_loss_scale(scores, val_labels)
+        scale = fitted_scale(scores, val_labels)
         bias = np.maximum(solved.bias, -1e6 * scale)  # of a landmark without images: never answered, and still a number
         output.weight.copy_(torch.from_numpy(solved.weights.T / scale))
         output.bias.copy_(torch.from_numpy(bias / scale))
-        accuracy, loss = measure_head(network, val_features, val_labels)
+        accuracy, loss = validate_head(network, val_features, val_labels)
         found[accuracy, -loss] = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
     network.head.load_state_dict(found[max(found)])
-    train_accuracy, train_loss = measure_head(network, features, labels)
-    val_accuracy, val_loss = measure_head(network, val_features, val_labels)
+    train_accuracy, train_loss = validate_head(network, features, labels)
+    val_accuracy, val_loss = validate_head(network, val_features, val_labels)
     row = {"phase": "head", "epoch": 1, "step": 0, "seconds": time.monotonic() - started, "learning_rate": None}
     row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
     row |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
@@ -172,7 +172,7 @@ def solve_head(
 
 
 @torch.no_grad()
-def measure_head(network: Network, features: Rows, labels: NDArray[np.int64]) -> tuple[float, float]:
+def validate_head(network: Network, features: Rows, labels: NDArray[np.int64]) -> tuple[float, float]:
     """Return accuracy and mean cross-entropy of the head on cached features (P, C) with labels (P,)."""
     network.head.eval()
     device = next(network.head.parameters()).device

@@ -57,7 +57,7 @@ def begin(checkpoint: Path, wanted: dict[str, Any], backbone: str, machine: Mach
     machine.wait()
 
 
-def finished(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
+def finished_run(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
     """Return the finished run in `out` when it is the one that is wanted; raise when it is another."""
     run = open_run(out)
     require_same(out, run.record.get("identity", {}), wanted)

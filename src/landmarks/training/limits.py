@@ -16,7 +16,7 @@ LONGEST = 80
 
 
 @dataclass(frozen=True)
-class Within:
+class Range:
     """Limits of a number, which are allowed themselves unless `above` or `below` is set; never NaN or infinite."""
 
     least: float
@@ -62,12 +62,12 @@ def require(what: str, value: Any, annotation: Any) -> None:
     limit = may_be.limit
     if isinstance(limit, OneOf) and isinstance(value, str) and value not in limit.words:
         raise UsageError(
-            f"{what} cannot be {shown(value)}",
+            f"{what} cannot be {short_repr(value)}",
             expected=", ".join(limit.words),
             way_out=did_you_mean(value, limit.words),
         )
-    if not _is(value, may_be.kind) or (isinstance(limit, Within) and value not in limit):
-        raise UsageError(f"{what} cannot be used", received=shown(value), expected=may_be)
+    if not _is(value, may_be.kind) or (isinstance(limit, Range) and value not in limit):
+        raise UsageError(f"{what} cannot be used", received=short_repr(value), expected=may_be)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Allowed:
     """What an annotation says of a setting."""
 
     kind: Any
-    limit: Within | OneOf | None
+    limit: Range | OneOf | None
     nullable: bool
     meaning: str
 
@@ -93,7 +93,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def allowed(annotation: Any) -> Allowed:
-    """Return what `annotation` allows: `Annotated[kind, Within | OneOf, "meaning"]`, with None or without."""
+    """Return what `annotation` allows: `Annotated[kind, Range | OneOf, "meaning"]`, with None or without."""
     nullable, kind = False, annotation
     told: tuple[Any, ...] = ()
     while typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
@@ -103,7 +103,7 @@ def allowed(annotation: Any) -> Allowed:
         else:
             (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
             nullable = True
-    limit = next((one for one in told if isinstance(one, Within | OneOf)), None)
+    limit = next((one for one in told if isinstance(one, Range | OneOf)), None)
     return Allowed(kind, limit, nullable, next((one for one in told if isinstance(one, str)), ""))
 
 
@@ -116,7 +116,7 @@ def _is(value: object, kind: Any) -> bool:
     return isinstance(value, typing.get_origin(kind) or kind)
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return `value` as an error shows it: in one short line, whatever it is."""
     try:
         text = repr(value)

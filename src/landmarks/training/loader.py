@@ -1,10 +1,9 @@
-"""The loader: images of a dataset, in a given order, as batches of images a network can take.
+"""The loader: images of a dataset, in a given order, as batches that a network can take.
 
-A worker reads an image's bytes, decodes them at the smallest scale that is enough, crops and resizes (`readers.py`);
-what is left (colours, mirroring, normalisation) is one step for the whole batch on the device, see `augmentation`. On a
-processor the workers are threads; beside a graphics processor they are threads that wait for processes. Nothing is
-copied to a worker but the rows it reads, and the manifest stands in memory once. What a batch holds depends on the
-order, the seed, the epoch and the images' ids, never on which worker was faster.
+A worker reads an image's bytes, decodes them at the smallest sufficient scale, crops and resizes (`readers.py`).
+Colours, flips and normalisation are applied to the whole batch on the device (`augmentation.py`). On a CPU the workers
+are threads; with a GPU they are threads that wait for processes. Workers get only the rows they read: the manifest is
+in memory once. A batch depends on the order, the seed, the epoch and the images' ids, never on which worker was faster.
 """
 
 from __future__ import annotations
@@ -28,43 +27,49 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
-from landmarks.training.augmentation import EpochAugmentation, Look, augmented, draw, to_device
+from landmarks.training.augmentation import (
+    DeviceAugmentation,
+    EpochAugmentation,
+    augmented,
+    copy_to_gpu,
+    draw_augmentation,
+)
 from landmarks.training.readers import COLUMNS, Piece, Reader, Readers
 
 BATCHES_AHEAD = 3
-"""Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
+"""Batches read in advance: enough to hide a slow image, few enough to save memory."""
 
 COPIERS = 4
-"""Threads that copy decoded images: more are slower."""
+"""Threads that copy already decoded images; more are slower."""
 
 BLOCK = 1024
-"""Images whose crops and colours are drawn at once."""
+"""Images whose augmentation is drawn at once."""
 
 PIECE = 8
-"""Images that another process is asked for at once: to ask costs something."""
+"""Images per request to a reader process, since each request has a cost."""
 
 PIECES = 4
-"""Pieces of a batch per worker: few hand-overs, and no worker that waits long for the slowest."""
+"""Pieces of a batch per worker thread: few enough to hand over, small enough that no thread waits long."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images: `ids` (N,), `pixels` uint8 (N, 3, S, S) in channels-last memory, `labels` int64 (N,)."""
+    """N images: `ids`, `pixels` uint8 (N, 3, S, S) in channels-last memory, `labels` int64 (N,)."""
 
     ids: list[str]
     pixels: torch.Tensor
     labels: torch.Tensor
-    look: Look | None = None  # what training does to the pixels on its device; None: nothing
+    augmentation: DeviceAugmentation | None = None  # still to be applied, on the device
 
     def part(self, start: int, end: int) -> Batch:
-        """Return images `start` to `end` of it."""
-        look = None if self.look is None else self.look.part(start, end)
-        return Batch(self.ids[start:end], self.pixels[start:end], self.labels[start:end], look)
+        """Return images `start` to `end` of this batch."""
+        augmentation = None if self.augmentation is None else self.augmentation.part(start, end)
+        return Batch(self.ids[start:end], self.pixels[start:end], self.labels[start:end], augmentation)
 
-    def moved(self, device: torch.device) -> Batch:
-        """Return it on a graphics processor, copied beside whatever that computes."""
-        look = None if self.look is None else self.look.moved(device)
-        return Batch(self.ids, to_device(self.pixels, device), to_device(self.labels, device), look)
+    def to_gpu(self, device: torch.device) -> Batch:
+        """Return an asynchronous copy on a GPU."""
+        augmentation = None if self.augmentation is None else self.augmentation.to_gpu(device)
+        return Batch(self.ids, copy_to_gpu(self.pixels, device), copy_to_gpu(self.labels, device), augmentation)
 
 
 def batches(
@@ -79,28 +84,28 @@ def batches(
     decoded: NDArray[np.uint8] | None = None,
     stretched: bool = False,
 ) -> Iterator[Batch]:
-    """Yield `images` (rows of `dataset.split(...)`) in their order, `batch_size` at a time, the last batch smaller.
+    """Yield `images` (rows of `dataset.split(...)`) in their order, `batch_size` at a time; the last batch is smaller.
 
-    With `steps` a batch holds the rows that each of them names, perhaps none. `workers` are so many threads, or
-    processes that were started before. Without `augment` an image is what evaluation sees (shorter side resized, centre
-    cropped); with it, the draw of (seed, epoch, id). `decoded` (P, R, R, 3) holds
-    `images` decoded already: its rows are the batch's pixels, and their crops are drawn in its look. `stretched` asks
-    for whole images, made square. Raises `LandmarksError` that names an image which cannot be read.
+    With `steps`, each batch holds the rows that one of them lists, possibly none. `workers` is a number of threads, or
+    running reader processes. Without `augment`, images are as in evaluation: shorter side resized, centre cropped.
+    `decoded` (P, R, R, 3) holds `images` already decoded: its rows are the batch's pixels, to be cropped on the device.
+    `stretched` yields whole images, resized to a square. Raises `LandmarksError` that names an image that cannot be
+    read.
     """
     reader, readers = Reader(dataset, preprocessing), workers if isinstance(workers, Readers) else None
     threads = workers.count if isinstance(workers, Readers) else workers or default_workers()
     threads = threads if decoded is None else min(threads, COPIERS)
     size, images = preprocessing.image_size, images.select(*COLUMNS, "label")
-    order = None if steps is None else joined(steps)
+    order = None if steps is None else step_rows(steps)
     count = len(images) if order is None else len(order)
     bounds = list(_bounds(count, batch_size if steps is None else [len(step) for step in steps]))
     ahead = BATCHES_AHEAD
     if readers is not None and count:
         ahead = max(ahead, math.ceil(2 * PIECE * threads * len(bounds) / count))
     pending: deque[tuple[Batch, list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="images", initializer=_compute_alone) as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="images", initializer=_use_one_thread) as pool:
 
-        def begin(block: _Block, start: int, end: int) -> None:
+        def submit(block: _Block, start: int, end: int) -> None:
             part = slice(start - block.start, end - block.start)
             pixels = _empty(end - start, size if decoded is None else decoded.shape[1])
             load: Callable[[int, int], None]
@@ -109,22 +114,23 @@ def batches(
                 load = block.reading(part, readers, reader, pixels.numpy())
             else:
                 pieces, load = threads, _Mapped(decoded, block.places[part], pixels.numpy()).load
-            look = None if block.look is None else block.look.part(part.start, part.stop)
-            batch = Batch(block.ids[part], pixels.permute(0, 3, 1, 2), block.labels[part].clone(), look)
+            augmentation = None if block.augmentation is None else block.augmentation.part(part.start, part.stop)
+            batch = Batch(block.ids[part], pixels.permute(0, 3, 1, 2), block.labels[part].clone(), augmentation)
             edges = np.linspace(0, end - start, min(end - start, pieces) + 1).astype(int).tolist()
             pending.append((batch, [pool.submit(load, *bounds) for bounds in pairwise(edges)]))
 
         try:
-            for some in _blocks(bounds):
-                places = np.arange(some[0][0], some[-1][1])
-                rows = images[some[0][0] : some[-1][1]] if order is None else images[order[places]]
-                block = _Block.of(rows, places if order is None else order[places], some[0][0])
+            for block_bounds in _blocks(bounds):
+                first, last = block_bounds[0][0], block_bounds[-1][1]
+                places = np.arange(first, last) if order is None else order[first:last]
+                rows = images[first:last] if order is None else images[places]
+                block = _Block.of(rows, places, first)
                 if augment is not None:
                     block = block.drawn(augment, size, crops=decoded is not None)
                 elif stretched:
                     block = replace(block, boxes=np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1)))
-                for start, end in some:
-                    begin(block, start, end)
+                for start, end in block_bounds:
+                    submit(block, start, end)
                     if len(pending) > ahead:
                         yield _finished(*pending.popleft())
             while pending:
@@ -133,13 +139,13 @@ def batches(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _compute_alone() -> None:
-    """Let the thread that calls this resize by itself.
+def _use_one_thread() -> None:
+    """Let the calling thread resize without further threads.
 
-    PyTorch would start a team of threads for each that reads. These are more than there are cores, and OpenMP then has
-    the team that trains sleep at every turn, where it would spin.
+    PyTorch would start an OpenMP team for each reading thread. With more threads than cores, the team that trains would
+    then sleep between its tasks instead of spinning.
     """
-    torch.get_num_threads()  # sets their number when a thread first asks, and would undo what follows
+    torch.get_num_threads()  # its first call in a thread sets the number of threads, and would undo the limit below
     _thread_pools().limit(limits=1, user_api="openmp")
 
 
@@ -150,36 +156,36 @@ def _thread_pools() -> ThreadpoolController:
 
 @dataclass(frozen=True)
 class _Block:
-    """What is known of some batches' images before any is read, for all at once: for each alone it costs much more."""
+    """The rows, labels and augmentation of several batches, prepared at once because that is much cheaper."""
 
-    start: int  # of its first image, among all
+    start: int  # position of its first image in the order
     ids: list[str]
-    rows: list[tuple[Any, ...]]  # of `COLUMNS`
-    places: NDArray[np.int64]  # of its images among the decoded ones
+    rows: list[tuple[Any, ...]]  # columns `COLUMNS`
+    places: NDArray[np.int64]  # positions of its images in `images` and `decoded`
     labels: torch.Tensor
     sides: tuple[NDArray[np.uint32], NDArray[np.uint32]]
-    boxes: NDArray[np.float64] | None = None  # (N, 4), of the crops; None: the evaluation image
-    look: Look | None = None
+    boxes: NDArray[np.float64] | None = None  # (N, 4), the crops; None: the evaluation image
+    augmentation: DeviceAugmentation | None = None
 
     @classmethod
     def of(cls, rows: pl.DataFrame, places: NDArray[np.int64], start: int) -> _Block:
-        """Return the block of `rows`, which nothing is drawn for."""
+        """Return the block of `rows`, without augmentation."""
         labels = torch.from_numpy(rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy())
         return cls(start, rows["image_id"].to_list(), rows.select(COLUMNS).rows(), places, labels, sides_of(rows))
 
     def drawn(self, augment: EpochAugmentation, size: int, *, crops: bool) -> _Block:
-        """Return it with boxes and look as `augment` draws them; with `crops` the boxes are left to the device."""
-        drawn = draw(augment, *self.sides, self.ids)
+        """Return this block with the augmentation drawn; with `crops` the device crops too."""
+        drawn = draw_augmentation(augment, *self.sides, self.ids)
         boxes = torch.from_numpy(drawn.boxes.astype(np.float32)) if crops else None
-        look = Look(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), boxes, size)
-        return replace(self, boxes=drawn.boxes, look=look)
+        augmentation = DeviceAugmentation(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), boxes, size)
+        return replace(self, boxes=drawn.boxes, augmentation=augmentation)
 
     def reading(
         self, part: slice, readers: Readers | None, reader: Reader, pixels: NDArray[np.uint8]
     ) -> Callable[[int, int], None]:
-        """Return what reads images `start` to `end` of a `part` of it into `pixels` (N, S, S, 3), in any thread.
+        """Return a function that reads images `start` to `end` of a `part` of this block into `pixels` (N, S, S, 3).
 
-        It raises `LandmarksError` that names an image which cannot be read.
+        It may be called from any thread, and raises `LandmarksError` that names an image that cannot be read.
         """
         rows, boxes = self.rows[part], None if self.boxes is None else self.boxes[part]
 
@@ -194,19 +200,19 @@ class _Block:
 
 
 def _blocks(bounds: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Yield the bounds of batches, those of about `BLOCK` images at a time."""
-    some: list[tuple[int, int]] = []
+    """Yield `bounds` in lists of about `BLOCK` images each."""
+    block: list[tuple[int, int]] = []
     for start, end in bounds:
-        some.append((start, end))
-        if end - some[0][0] >= BLOCK:
-            yield some
-            some = []
-    if some:
-        yield some
+        block.append((start, end))
+        if end - block[0][0] >= BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def _empty(count: int, side: int) -> torch.Tensor:
-    """Return room for uint8 images (N, S, S, 3), in memory that a graphics processor, where there is one, can fetch."""
+    """Return uninitialised uint8 images (N, S, S, 3), in pinned memory if there is a GPU."""
     return torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
@@ -217,14 +223,14 @@ def sides_of(images: pl.DataFrame) -> tuple[NDArray[np.uint32], NDArray[np.uint3
 
 @dataclass(frozen=True)
 class _Mapped:
-    """The images of one batch that are decoded already, and where they go."""
+    """The already decoded images of one batch, and the array they are copied to."""
 
     decoded: NDArray[np.uint8]  # (P, R, R, 3)
-    places: NDArray[np.int64]  # (N,), of them
+    places: NDArray[np.int64]  # (N,), rows of `decoded`
     pixels: NDArray[np.uint8]  # (N, R, R, 3)
 
     def load(self, start: int, end: int) -> None:
-        """Copy images `start` to `end`, which may read them from the disk."""
+        """Copy images `start` to `end`; pages that are not in memory are read from disk."""
         np.take(self.decoded, self.places[start:end], axis=0, out=self.pixels[start:end], mode="clip")  # unbuffered
 
 
@@ -242,45 +248,48 @@ def _finished(batch: Batch, work: list[Future[None]]) -> Batch:
 
 
 def default_workers() -> int:
-    """One thread per core that this process may use, at most 16: decoding is quick beside training."""
+    """Return the default number of threads: one per usable core, at most 16, since decoding is faster than training."""
     return min(16, usable_processors())
 
 
 def normalised(
     pixels: torch.Tensor, preprocessing: Preprocessing, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """Return uint8 images (N, 3, S, S) as a network takes them: on `device`, float32, by mean and deviation."""
+    """Return uint8 images (N, 3, S, S) on `device` as float32, normalised by mean and standard deviation."""
     pixels = pixels.to(device, non_blocking=True)
-    mean, std = (_levels(shares, pixels.device) for shares in (preprocessing.mean, preprocessing.std))
+    mean, std = (_levels(fractions, pixels.device) for fractions in (preprocessing.mean, preprocessing.std))
     return pixels.float().sub_(mean).div_(std)
 
 
 def as_input(batch: Batch, preprocessing: Preprocessing, device: torch.device | str | None = None) -> torch.Tensor:
-    """Return the images of `batch` as a network takes them: on `device`, with the look that was drawn for each."""
+    """Return the images of `batch` as a network takes them: on `device`, augmented and normalised."""
     pixels = batch.pixels.to(device, non_blocking=True)
-    return normalised(pixels if batch.look is None else augmented(pixels, batch.look), preprocessing)
+    return normalised(pixels if batch.augmentation is None else augmented(pixels, batch.augmentation), preprocessing)
 
 
-@functools.cache  # a copy to a graphics processor would wait for it
-def _levels(shares: tuple[float, float, float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(shares, device=device).view(1, 3, 1, 1) * 255
+@functools.cache  # copying to a GPU each time would make the processor wait for it
+def _levels(fractions: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(fractions, device=device).view(1, 3, 1, 1) * 255
 
 
-def order_of(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order in which an epoch sees `count` images: the same on every machine, for any workers."""
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order (count,) of an epoch's images; it depends on `seed` and `epoch` alone."""
     return generator(seed, epoch, "order").permutation(count)
 
 
-def shares(order: NDArray[np.int64], batch_size: int, rank: int = 0, processes: int = 1) -> list[NDArray[np.int64]]:
-    """Return, per step, which images process `rank` of `processes` sees: each is seen once, by one process.
+def epoch_steps(
+    order: NDArray[np.int64], batch_size: int, rank: int = 0, processes: int = 1
+) -> list[NDArray[np.int64]]:
+    """Return the images of each step of an epoch that process `rank` of `processes` sees.
 
-    An epoch has as few steps as `batch_size` allows, of equal size but for one image, so that no step is tiny; a
-    step's images are divided in the same way, and a process may have none.
+    Together the processes see each image once. An epoch has as few steps as `batch_size` allows, all of equal size up
+    to one image, so that no step is tiny. The images of a step are divided among the processes in the same way; a
+    process may get none.
     """
     steps = max(1, math.ceil(len(order) / batch_size))
     return [np.array_split(step, processes)[rank] for step in np.array_split(order, steps)]
 
 
-def joined(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Return the images of all `steps` in one array: an empty one when no step is left."""
+def step_rows(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the images of all `steps` in one array, which is empty if there are none."""
     return np.concatenate([np.empty(0, dtype=np.int64), *steps])

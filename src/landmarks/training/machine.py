@@ -39,7 +39,7 @@ PACKAGES = ("landmarks", "torch", "timm", "accelerate", "numpy", "pillow", "simp
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Precisions in which products are computed in fewer bits than the weights are kept in."""
 
-STEPS_BETWEEN_LOOKS = 20
+STEPS_BETWEEN_FETCHES = 20
 """Steps of a graphics processor between two looks at what it has computed."""
 
 
@@ -51,7 +51,7 @@ MANY_STEPS = 10_000
 
 
 @dataclass(frozen=True)
-class Looked:
+class FetchedSteps:
     """What was fetched from the device about some steps."""
 
     steps: list[list[float]]  # sum of losses, right answers, norm of the gradient
@@ -95,16 +95,16 @@ class Machine:
         return nullcontext()
 
     @property
-    def steps_between_looks(self) -> int:
+    def steps_between_fetches(self) -> int:
         """After how many steps numbers are fetched: on the processor nothing is ever waited for."""
-        return 1 if self.device.type == "cpu" else STEPS_BETWEEN_LOOKS
+        return 1 if self.device.type == "cpu" else STEPS_BETWEEN_FETCHES
 
     @property
     def images_at_once(self) -> int:
         """Images per pass where nothing is trained: a graphics processor is faster with many."""
         return 32 if self.device.type == "cpu" else 256
 
-    def catch_up(self) -> None:
+    def synchronize(self) -> None:
         """Wait until the device has done all that it was asked for; what is timed ends with this."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -125,22 +125,22 @@ class Machine:
         try:
             total: torch.Tensor = self.accelerator.reduce(tensor.to(self.device), "sum")
         except RuntimeError as error:
-            raise is_gone(error) from error
+            raise lost_process_error(error) from error
         return total
 
-    def looked_at(self, steps: torch.Tensor, clock: tuple[float, float], *, interrupted: bool) -> Looked:
+    def fetch_steps(self, steps: torch.Tensor, clock: tuple[float, float], *, interrupted: bool) -> FetchedSteps:
         """Fetch the numbers (n, 3) of n steps: sums of losses and of right answers, which are added over all processes,
         and the gradient's norm, which is the same in each. Every process gets the main one's `clock`, and hears when
         any was interrupted.
         """
         if self.processes == 1:
-            return Looked(steps.tolist(), clock, interrupted)
+            return FetchedSteps(steps.tolist(), clock, interrupted)
         counted = torch.tensor([*(clock if self.is_main else (0.0, 0.0)), interrupted], dtype=torch.float64)
         flat = torch.cat([steps[:, :2].double().flatten(), counted.to(self.device)])
         *sums, first, second, interruptions = self.summed(flat).tolist()
         norms = steps[:, 2].tolist()
         added = [[*sums[2 * n : 2 * n + 2], norm] for n, norm in enumerate(norms)]
-        return Looked(added, (first, second), interruptions > 0)
+        return FetchedSteps(added, (first, second), interruptions > 0)
 
     def close(self) -> None:
         """End the connection between the processes; the last thing a training does."""
@@ -168,7 +168,7 @@ def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
     With `deterministic`, convolutions and sums give the same bits each time. Without it the last digits of two
     trainings differ; images, their order, crops and dropout are the same in either case.
     """
-    torch.backends.cudnn.benchmark = False  # see `try_algorithms`
+    torch.backends.cudnn.benchmark = False  # see `benchmark_convolutions`
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)  # a few layers have no such algorithm
     if deterministic:
@@ -184,7 +184,7 @@ def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
     return [chosen, Choice("products in float32", products, "TF32 only where it is asked for: --precision tf32")]
 
 
-def try_algorithms(machine: Machine, recipe: Recipe, steps: int) -> None:
+def benchmark_convolutions(machine: Machine, recipe: Recipe, steps: int) -> None:
     """Let cuDNN try its algorithms for each convolution and size of batch before it takes one, if that pays in `steps`.
 
     To try them takes about a tenth of a second for each convolution, way and size, as far as the durations of trainings
@@ -195,7 +195,7 @@ def try_algorithms(machine: Machine, recipe: Recipe, steps: int) -> None:
         machine.say(f"convolutions: the quickest algorithm is tried out for each, which pays in {steps:,} steps")
 
 
-def is_gone(error: RuntimeError) -> LandmarksError:
+def lost_process_error(error: RuntimeError) -> LandmarksError:
     """Return what to tell when an exchange fails: gloo says "Connection closed by peer", NCCL raises an error of its
     own."""
     return LandmarksError(
@@ -223,14 +223,16 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
     precision = choose_precision(recipe.precision, device.value)
     choices = [device, precision, choose_threads(recipe.threads)]
     if accelerator.num_processes > 1:
-        choices.append(Choice("processes", str(accelerator.num_processes), share_of(recipe, accelerator.num_processes)))
+        choices.append(
+            Choice("processes", str(accelerator.num_processes), images_per_process(recipe, accelerator.num_processes))
+        )
     if device.value == "cuda":
         choices += set_up_cuda(deterministic=recipe.deterministic, precision=precision.value)
     return Machine(accelerator, precision.value, recipe.workers), choices
 
 
 @contextlib.contextmanager
-def fed(machine: Machine) -> Iterator[Machine]:
+def with_readers(machine: Machine) -> Iterator[Machine]:
     """Give a machine whose images are read by processes beside this one, where a graphics processor waits for them."""
     if machine.device.type != "cuda" or isinstance(machine.workers, Readers):
         yield machine
@@ -243,7 +245,7 @@ def fed(machine: Machine) -> Iterator[Machine]:
         readers.close()
 
 
-def share_of(recipe: Recipe, processes: int) -> str:
+def images_per_process(recipe: Recipe, processes: int) -> str:
     """Return what is said of the images that each of several processes sees in a step."""
     images = recipe.batch_size // processes
     said = f"each sees its share of every {recipe.batch_size} images"
@@ -298,7 +300,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def in_parts(
+def compute_in_parts(
     compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, at_once: int
 ) -> tuple[torch.Tensor, int]:
     """Return `compute(images)` (N, …), made of at most `at_once` images at a time, and how many at a time fitted.
@@ -311,12 +313,12 @@ def in_parts(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or min(at_once, len(images)) <= 1:
                 raise
-        release()
+        free_memory()
         at_once = math.ceil(min(at_once, len(images)) / 2)
         note(f"out of memory: going on with {at_once} images at a time")
 
 
-def does_not_fit(network: Network) -> LandmarksError:
+def out_of_memory_error(network: Network) -> LandmarksError:
     """Return the error for a network that cannot train on a single image in the memory there is."""
     return LandmarksError(
         f"{network.backbone_name} at {network.preprocessing.image_size} pixels does not fit into memory",
@@ -325,7 +327,7 @@ def does_not_fit(network: Network) -> LandmarksError:
     )
 
 
-def release() -> None:
+def free_memory() -> None:
     """Give back what nothing refers to any more; call it after the error itself has been let go."""
     gc.collect()
     if torch.cuda.is_available():

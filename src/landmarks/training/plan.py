@@ -17,15 +17,22 @@ from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
-from landmarks.models.rewriting import blocks, checkpoint_gradients
+from landmarks.models.rewriting import blocks, enable_gradient_checkpointing
 from landmarks.support.console import print_table
 from landmarks.support.places import Place
 from landmarks.support.terminal import show
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.choices import lay_out
-from landmarks.training.finetune import Training, add_gradients, set_training
+from landmarks.training.choices import set_memory_layout
+from landmarks.training.finetune import Training, accumulate_gradients, set_training
 from landmarks.training.loader import Batch, batches, normalised
-from landmarks.training.machine import Machine, does_not_fit, fed, is_out_of_memory, open_machine, release
+from landmarks.training.machine import (
+    Machine,
+    free_memory,
+    is_out_of_memory,
+    open_machine,
+    out_of_memory_error,
+    with_readers,
+)
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.training_images import check_data
@@ -106,7 +113,7 @@ def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) ->
         seed=chosen.seed,
         head_settings=chosen.head_settings,
     ).to(machine.device)
-    lay_out(network)
+    set_memory_layout(network)
     weights_mb = sum(t.numel() * t.element_size() for t in network.state_dict().values()) / MB
     trained = sum(parameter.numel() for parameter in network.parameters())
     optimizer_mb = 4 * trained * (1 + MOMENTS[chosen.optimizer]) / MB
@@ -114,7 +121,7 @@ def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) ->
         first = _some(dataset, splits.train, network, chosen, IMAGES_FIRST)
         each_mb = activations(network, first, machine, checkpointing=chosen.gradient_checkpointing) / MB
         if chosen.gradient_checkpointing:
-            checkpoint_gradients(network.backbone)
+            enable_gradient_checkpointing(network.backbone)
         micro_batch = _fitting(chosen, each_mb / IMAGES_FIRST, free_mb - weights_mb - optimizer_mb)
         batch = _some(dataset, splits.train, network, chosen, micro_batch)
         rates = {
@@ -125,7 +132,7 @@ def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) ->
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise does_not_fit(network) from error
+        raise out_of_memory_error(network) from error
     counts = {"train": len(splits.train), "val": len(splits.val)}
     hours = _hours(chosen, counts, rates, shared=machine.device.type == "cpu")
     views = 0 if chosen.from_scratch else chosen.head_views - 1
@@ -215,13 +222,13 @@ def _training_rate(network: Network, batch: Batch, recipe: Recipe, machine: Mach
     seconds = []
     for _ in range(1 + STEPS):
         started = time.monotonic()
-        add_gradients(training, batch, len(batch.ids), len(batch.ids))
+        accumulate_gradients(training, batch, len(batch.ids), len(batch.ids))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        machine.catch_up()
+        machine.synchronize()
         seconds.append(time.monotonic() - started)
     del optimizer
-    release()
+    free_memory()
     return len(batch.ids) / float(np.median(seconds[1:]))
 
 
@@ -241,7 +248,7 @@ def _backbone_rate(network: Network, batch: Batch, machine: Machine) -> float:
 def _loader_rate(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, machine: Machine) -> float:
     """Return the images per second that are read, decoded and cropped when nothing else is to do."""
     rows = np.random.default_rng(0).permutation(len(images))[:LOADED]  # from all shards, as an epoch reads them
-    with fed(machine) as hands:
+    with with_readers(machine) as hands:
 
         def read(rows: NDArray[np.int64]) -> None:
             augment = EpochAugmentation(recipe.augmentation)

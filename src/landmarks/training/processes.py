@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from landmarks.models.network import Network
-from landmarks.training.machine import Machine, is_gone
+from landmarks.training.machine import Machine, lost_process_error
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that are added up at once: few enough exchanges, and the first begins while the last layers compute."""
@@ -78,7 +78,7 @@ class GradientSums:
             try:
                 bucket.work.wait()
             except RuntimeError as error:
-                raise is_gone(error) from error
+                raise lost_process_error(error) from error
             sums = torch.split(bucket.flat, [parameter.numel() for parameter in bucket.parameters])
             for parameter, total in zip(bucket.parameters, sums, strict=True):
                 assert parameter.grad is not None
@@ -98,7 +98,7 @@ class GradientSums:
                 try:
                     bucket.work = torch.distributed.all_reduce(bucket.flat, async_op=True)
                 except RuntimeError as error:
-                    raise is_gone(error) from error
+                    raise lost_process_error(error) from error
 
 
 class Statistics:

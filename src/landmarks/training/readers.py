@@ -159,7 +159,7 @@ class Readers:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    code = f"import sys; sys.path[:] = {sys.path!r}; from landmarks.training.readers import serve; serve()"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from landmarks.training import readers; readers.serve_pieces()"
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -212,7 +212,7 @@ def _exactly(pipe: IO[bytes], buffer: memoryview) -> memoryview:
     return buffer
 
 
-def serve() -> None:
+def serve_pieces() -> None:
     """Read the pieces that are asked for on standard input, until it ends: what a process of `Readers` does."""
     torch.set_num_threads(1)
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from landmarks.support.console import html_table
 from landmarks.support.errors import UsageError, did_you_mean
 from landmarks.support.places import Place
-from landmarks.training.limits import OneOf, Within, annotations_of, require, require_fields, shown
+from landmarks.training.limits import OneOf, Range, annotations_of, require, require_fields, short_repr
 
 SHIPPED = ("default", "instant", "study")
 """Names of the recipes that ship: files of `landmarks.training.recipes`, each with PRETRAINED and FROM_SCRATCH."""
@@ -26,18 +26,18 @@ OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
 HEAD_SOLVERS = ("gradient", "discriminant")
 
 
-Count = Annotated[int, Within(1, 1_000_000)]
-CountFromZero = Annotated[int, Within(0, 1_000_000)]
-Rate = Annotated[float, Within(0, 1000, above=True)]
-Decay = Annotated[float, Within(0, 1000)]
+Count = Annotated[int, Range(1, 1_000_000)]
+CountFromZero = Annotated[int, Range(0, 1_000_000)]
+Rate = Annotated[float, Range(0, 1000, above=True)]
+Decay = Annotated[float, Range(0, 1000)]
 
 HEAD_SETTINGS = {
-    "embedding": Annotated[int, Within(0, 8192), "arcface: width of the embedding; 0: the features themselves"],
-    "sub_centres": Annotated[int, Within(1, 255), "arcface: directions that stand for one landmark"],
-    "scale": Annotated[float, Within(0, 1000, above=True), "arcface: what cosines are multiplied with"],
+    "embedding": Annotated[int, Range(0, 8192), "arcface: width of the embedding; 0: the features themselves"],
+    "sub_centres": Annotated[int, Range(1, 255), "arcface: directions that stand for one landmark"],
+    "scale": Annotated[float, Range(0, 1000, above=True), "arcface: what cosines are multiplied with"],
     "margin": Annotated[
         float,
-        Within(0, 1.5, unit="radians"),
+        Range(0, 1.5, unit="radians"),
         "arcface: angle that the true landmark must win by, more for rare ones",
     ],
 }
@@ -47,7 +47,7 @@ SETTINGS_OF = {"mlp": (), "linear": (), "arcface": tuple(HEAD_SETTINGS)}
 """Head that ships → its settings."""
 
 
-ELSEWHERE = {
+SYNONYMS = {
     "learning_rate": "lr base_lr",
     "backbone_learning_rate": "backbone_lr trunk_learning_rate",
     "head_learning_rate": "head_lr",
@@ -96,11 +96,11 @@ FROM_RECIPE = FromRecipe.FROM_RECIPE
 class Augmentation:
     """How far a training image may stray from its image."""
 
-    crop_scale: Annotated[float, Within(0.01, 1), "a random crop keeps at least this share of the image's area"] = 0.35
-    aspect: Annotated[float, Within(1, 10), "a random crop is at most this much wider or taller than a square"] = 4 / 3
-    brightness: Annotated[float, Within(0, 1), "brightness is multiplied by a factor from 1 - x to 1 + x"] = 0.2
-    contrast: Annotated[float, Within(0, 1), "contrast likewise"] = 0.2
-    saturation: Annotated[float, Within(0, 1), "saturation likewise"] = 0.2
+    crop_scale: Annotated[float, Range(0.01, 1), "a random crop keeps at least this share of the image's area"] = 0.35
+    aspect: Annotated[float, Range(1, 10), "a random crop is at most this much wider or taller than a square"] = 4 / 3
+    brightness: Annotated[float, Range(0, 1), "brightness is multiplied by a factor from 1 - x to 1 + x"] = 0.2
+    contrast: Annotated[float, Range(0, 1), "contrast likewise"] = 0.2
+    saturation: Annotated[float, Range(0, 1), "saturation likewise"] = 0.2
     flip: Annotated[bool, "mirror every second image, left and right"] = True
 
     def __post_init__(self) -> None:
@@ -124,10 +124,10 @@ class Recipe:
         default_factory=dict
     )
     image_size: (  # networks halve an image five times: of less than 32 pixels nothing would be left
-        Annotated[int, Within(32, 8192), "side of the square image in pixels; null: what the weights were made for"]
+        Annotated[int, Range(32, 8192), "side of the square image in pixels; null: what the weights were made for"]
         | None
     ) = None
-    seed: Annotated[int, Within(0, 2**63 - 1), "seed of every draw: the head's start, the order, the crops"] = 0
+    seed: Annotated[int, Range(0, 2**63 - 1), "seed of every draw: the head's start, the order, the crops"] = 0
 
     # Head training: the head alone, on features computed once. Skipped from scratch.
     head_solver: Annotated[
@@ -135,7 +135,7 @@ class Recipe:
     ] = "gradient"
     head_epochs: Annotated[CountFromZero, "passes of the head training over the cached features, at most"] = 100
     head_patience: Annotated[Count, "epochs without better validation after which the head training ends"] = 10
-    head_views: Annotated[int, Within(1, 1000), "versions of each image in the cache: as evaluated, then augmented"] = 1
+    head_views: Annotated[int, Range(1, 1000), "versions of each image in the cache: as evaluated, then augmented"] = 1
     head_batch_size: Annotated[Count, "images per step of the head training"] = 64
     head_learning_rate: Annotated[Rate, "learning rate of the head training"] = 1e-3
     head_weight_decay: Annotated[Decay, "weight decay of the head training"] = 1e-2
@@ -151,25 +151,23 @@ class Recipe:
     ] = 1e-3
     backbone_learning_rate: Annotated[Rate, "learning rate of the backbone's last layer"] = 3e-4
     layer_decay: Annotated[
-        float, Within(0, 1, above=True), "learning rate of each layer relative to the one above it"
+        float, Range(0, 1, above=True), "learning rate of each layer relative to the one above it"
     ] = 0.9
     weight_decay: Annotated[Decay, "weight decay, which biases, normalisation and positions are spared"] = 0.05
-    lr_warmup: Annotated[float, Within(0, 1, below=True), "share of the steps over which the learning rate climbs"] = (
-        0.1
-    )
-    min_lr_ratio: Annotated[float, Within(0, 1), "share of the learning rate that is left at the end of the cosine"] = (
+    lr_warmup: Annotated[float, Range(0, 1, below=True), "share of the steps over which the learning rate climbs"] = 0.1
+    min_lr_ratio: Annotated[float, Range(0, 1), "share of the learning rate that is left at the end of the cosine"] = (
         0.01
     )
     label_smoothing: Annotated[
-        float, Within(0, 1, below=True), "share of the truth that is spread over all landmarks"
+        float, Range(0, 1, below=True), "share of the truth that is spread over all landmarks"
     ] = 0.1
     balance: Annotated[
         float,
-        Within(0, 2),
+        Range(0, 2),
         "the loss of a landmark with n images counts n ** -balance; 1 gives every landmark the same weight",
     ] = 0.0
     max_grad_norm: (
-        Annotated[float, Within(0, 1_000_000, above=True), "a longer gradient is scaled down to this; null: none is"]
+        Annotated[float, Range(0, 1_000_000, above=True), "a longer gradient is scaled down to this; null: none is"]
         | None
     ) = 1.0
     freeze_bn: Annotated[bool, "keep the running statistics of batch normalisation"] = False
@@ -191,10 +189,10 @@ class Recipe:
     gradient_checkpointing: Annotated[
         bool, "keep less on the way forth and compute it again: less memory, slower steps"
     ] = False
-    workers: Annotated[int, Within(1, 1024), "threads that read images; null: one per core"] | None = None
-    threads: Annotated[int, Within(1, 1024), "threads that compute on the processor; null: one per core"] | None = None
+    workers: Annotated[int, Range(1, 1024), "threads that read images; null: one per core"] | None = None
+    threads: Annotated[int, Range(1, 1024), "threads that compute on the processor; null: one per core"] | None = None
     time_limit: (
-        Annotated[float, Within(0, 1_000_000, above=True, unit="minutes"), "minutes of fine-tuning at most; null: any"]
+        Annotated[float, Range(0, 1_000_000, above=True, unit="minutes"), "minutes of fine-tuning at most; null: any"]
         | None
     ) = None
     tracking: Annotated[str, "auto: tensorboard where it is installed; none; or a tracker that accelerate knows"] = (
@@ -260,7 +258,7 @@ def recipe_named(name: Place | Recipe, /, **changes: Any) -> Recipe:
     name or a setting that does not exist, and for a value that a setting cannot have.
     """
     changes = {setting: value for setting, value in changes.items() if value is not FROM_RECIPE}
-    if not isinstance(name, Recipe) and is_place(name):
+    if not isinstance(name, Recipe) and is_file_or_run(name):
         from landmarks.training.recipe_file import read_recipe
 
         told = read_recipe(Path(name))
@@ -276,12 +274,12 @@ def recipe_named(name: Place | Recipe, /, **changes: Any) -> Recipe:
     return replace(recipe, augmentation=replace(recipe.augmentation, **images), **changes)
 
 
-def given(options: Mapping[str, Any], texts: Sequence[str] | None = None) -> dict[str, Any]:
+def command_line_settings(options: Mapping[str, Any], texts: Sequence[str] | None = None) -> dict[str, Any]:
     """Return what a command line gives: the `options` that are not None, and the settings in `texts`, which win."""
-    return {option: value for option, value in options.items() if value is not None} | assigned(texts or ())
+    return {option: value for option, value in options.items() if value is not None} | parse_assignments(texts or ())
 
 
-def assigned(texts: Sequence[str]) -> dict[str, Any]:
+def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
     """Return settings written as `name=value`: numbers, true, false, null, and anything else as text.
 
     `head.name=value` is one of the head's own settings, and goes into `head_settings`.
@@ -318,28 +316,28 @@ def settings() -> dict[str, Any]:
 def _require_setting(setting: str, value: object) -> None:
     known = settings()
     if setting not in known:
-        raise UsageError(f'a recipe has no setting "{setting}"', way_out=called_here(setting))
+        raise UsageError(f'a recipe has no setting "{setting}"', way_out=setting_hint(setting))
     require(f"the recipe's {setting}", value, known[setting])
 
 
-def called_here(setting: str) -> str:
+def setting_hint(setting: str) -> str:
     """Return the way out for a setting that a recipe does not have: what it is called here, or the list of all."""
     asked = setting.replace("-", "_").casefold()
-    here = next((ours for ours, theirs in ELSEWHERE.items() if asked in theirs.split()), None)
+    here = next((ours for ours, theirs in SYNONYMS.items() if asked in theirs.split()), None)
     hint = f"it is called {here} here" if here else did_you_mean(setting, settings())
     return hint or "landmarks recipe lists all"
 
 
 def _require_head_setting(setting: object, value: object) -> None:
     if not isinstance(setting, str) or not setting.isidentifier():
-        raise UsageError("a head's setting has no such name", received=shown(setting), expected="a word")
+        raise UsageError("a head's setting has no such name", received=short_repr(setting), expected="a word")
     what = f"the recipe's head.{setting}"
     if setting in HEAD_SETTINGS:
         require(what, value, HEAD_SETTINGS[setting])
     elif isinstance(value, str | bool):
         require(what, value, type(value))
     else:
-        require(what, value, Annotated[float, Within(-1e9, 1e9)])
+        require(what, value, Annotated[float, Range(-1e9, 1e9)])
 
 
 def _scratch(changes: dict[str, Any]) -> bool:
@@ -348,7 +346,7 @@ def _scratch(changes: dict[str, Any]) -> bool:
     return str(changes.get("weights")) == "none"
 
 
-def is_place(name: Place) -> bool:
+def is_file_or_run(name: Place) -> bool:
     """Whether `name` is a TOML file or a run's folder rather than the name of a recipe that ships."""
     return not isinstance(name, str) or name.endswith(".toml") or (name not in SHIPPED and Path(name).is_dir())
 

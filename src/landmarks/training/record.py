@@ -19,7 +19,7 @@ from landmarks.training.recipe import Recipe
 from landmarks.training.state import State
 
 
-def record_of(
+def run_record(
     network: Network,
     dataset: Dataset,
     *,
@@ -68,7 +68,7 @@ def record_of(
     }
 
 
-def choices_of(recipe: Recipe) -> list[Choice]:
+def recipe_choices(recipe: Recipe) -> list[Choice]:
     """Return what else was decided for the user, with reasons."""
     size = Choice("image", f"{recipe.image_size} pixels", "asked for, or what the weights were made for")
     if recipe.from_scratch:
@@ -82,7 +82,7 @@ def choices_of(recipe: Recipe) -> list[Choice]:
     return [size, Choice("phases", f"{head}, then fine-tuning", begun)]
 
 
-def last_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
+def result_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return what the run of this `record` reached, with its interval, and what to do next; `rows` are its epochs."""
     best, count = record["best"], record["validated_on"]
     interval = binomtest(round(best["val_accuracy"] * count), count).proportion_ci(method="wilson")

@@ -35,7 +35,7 @@ ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Moments:
+class RidgeMoments:
     """What the regressions of all penalties on the same images share."""
 
     x: Rows | NDArray[np.floating]  # (P, C)
@@ -64,7 +64,7 @@ class Moments:
         """The targets asked for last: with few landmarks they are the same for every penalty."""
         return {}
 
-    def fitted(self, penalty: float) -> Ridge:
+    def fit(self, penalty: float) -> Ridge:
         """Return the regression with λ = `penalty` times the features' mean squared length per dimension."""
         strength = max(penalty * float(np.trace(self.square)) / len(self.mean), 1e-12)  # all may be the same
         regular = self.square.copy()
@@ -96,7 +96,7 @@ class Moments:
 class Ridge:
     """A fitted regression."""
 
-    moments: Moments
+    moments: RidgeMoments
     factor: tuple[Any, bool]  # of the square, as `cho_solve` takes it
 
     def blocks(self) -> Iterator[tuple[int, int]]:
@@ -125,7 +125,7 @@ class Ridge:
         return values + (2 * counts / len(self.moments.y) - 1)
 
 
-def moments_of(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int) -> Moments | None:
+def ridge_moments(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int) -> RidgeMoments | None:
     """Return the moments of features `x` `(P, C)` with labels `y` `(P,)`; None where the smaller square is too large.
 
     Time grows with P·C·min(P, C), memory with the square of the smaller.
@@ -147,7 +147,7 @@ def moments_of(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: 
         square = np.zeros((width, width))
         for _, block in centred_blocks(x, mean):
             square += block.T @ block
-    return Moments(x, y, mean, np.bincount(y, minlength=classes), square)
+    return RidgeMoments(x, y, mean, np.bincount(y, minlength=classes), square)
 
 
 def rows_at_once(width: int) -> int:
@@ -193,12 +193,12 @@ def ridge_probe(
     Returns None where images and features are both too many for it. Time grows with P·C·min(P, C) and with C·K
     for K `classes`, memory with the square of the smaller of P and C.
     """
-    moments = moments_of(x, y, classes)
+    moments = ridge_moments(x, y, classes)
     if moments is None:
         return None
     best = Probe(val_accuracy=-1.0, penalty=0.0)
     for penalty in PENALTIES:
-        accuracy = float((_answers(moments.fitted(penalty), x_val) == y_val).mean())
+        accuracy = float((_answers(moments.fit(penalty), x_val) == y_val).mean())
         if accuracy > best.val_accuracy:
             best = Probe(accuracy, penalty)
     return best
@@ -226,19 +226,19 @@ PENALTY = 0.2
 """λ as a share of the features' mean squared length per dimension; between 0.05 and 0.5 little changes."""
 
 
-def fitted_ridge(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int) -> Ridge:
+def fit_ridge(x: Rows | NDArray[np.floating], y: NDArray[np.integer], classes: int) -> Ridge:
     """Return the regression of features `x` `(P, C)` to labels `y` `(P,)`; see `training/ridge.py`.
 
     Raises `LandmarksError` where images and features are both too many to be solved for.
     """
-    moments = moments_of(x, y, classes)
+    moments = ridge_moments(x, y, classes)
     if moments is None:
         raise LandmarksError(
             "the features are too long for a regression on so many images",
             received=f"{x.shape[1]:,} numbers, {x.shape[0]:,} images",
             expected=f"at most {MAX_SIDE:,} of either",
         )
-    return moments.fitted(PENALTY)
+    return moments.fit(PENALTY)
 
 
 def ridge_scores(
@@ -248,5 +248,5 @@ def ridge_scores(
 
     Values near +1 mean yes, near -1 no. Time grows with P·C·min(P, C).
     """
-    ridge = fitted_ridge(x, y, classes)
+    ridge = fit_ridge(x, y, classes)
     return np.hstack([ridge.values(asked, ridge.weights(first, last), first) for first, last in ridge.blocks()])

@@ -15,7 +15,7 @@ import torch
 
 from landmarks.models.network import Network
 from landmarks.training.choices import Choice, choose_layout
-from landmarks.training.machine import Machine, is_out_of_memory, release
+from landmarks.training.machine import Machine, free_memory, is_out_of_memory
 from landmarks.training.processes import Statistics
 
 IMAGES = {"cpu": 2, "cuda": 32, "mps": 8}
@@ -37,7 +37,7 @@ LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contigu
 
 
 @dataclass(frozen=True)
-class Way:
+class ComputeFormat:
     """A way to compute: number format and memory layout, both by name."""
 
     precision: str
@@ -48,8 +48,8 @@ class Way:
 class Timing:
     """The way that was chosen, and the images per second of all that were timed; none when one had no choice."""
 
-    way: Way
-    rates: dict[Way, float]
+    way: ComputeFormat
+    rates: dict[ComputeFormat, float]
 
     def choices(self) -> list[Choice]:
         """Return format and layout with the figures that decided."""
@@ -68,8 +68,8 @@ def choose_by_timing(network: Network, machine: Machine) -> Timing:
     Another way must be `WORTHWHILE` times faster. Weights, gradients and running statistics are as before afterwards,
     and `network` lies in memory in the chosen layout.
     """
-    usual = Way(machine.precision, choose_layout(network).value)
-    rates: dict[Way, float] = {}
+    usual = ComputeFormat(machine.precision, choose_layout(network).value)
+    rates: dict[ComputeFormat, float] = {}
     best = usual
     for way in ways(usual, machine.device):
         if way != usual and (way.layout != best.layout and way.precision != best.precision):
@@ -83,18 +83,18 @@ def choose_by_timing(network: Network, machine: Machine) -> Timing:
         if rates[way] > rates.get(best, 0.0) * (WORTHWHILE if best == usual else 1.0):
             best = way
     network.to(memory_format=LAYOUTS[best.layout])
-    release()
+    free_memory()
     return Timing(best, rates)
 
 
-def ways(usual: Way, device: torch.device) -> Iterator[Way]:
+def ways(usual: ComputeFormat, device: torch.device) -> Iterator[ComputeFormat]:
     """Yield the usual way, then those that `device` may be faster with: other layouts, then other formats in each."""
     layouts = [usual.layout, *(other for other in LAYOUTS if other != usual.layout)]
     if usual.layout == "channels first":  # no convolutions: all layouts are the same
         layouts = [usual.layout]
     formats = [usual.precision, *(other for other in formats_of(device) if other != usual.precision)]
-    yield from (Way(usual.precision, layout) for layout in layouts)
-    yield from (Way(other, layout) for other, layout in itertools.product(formats[1:], layouts))
+    yield from (ComputeFormat(usual.precision, layout) for layout in layouts)
+    yield from (ComputeFormat(other, layout) for other, layout in itertools.product(formats[1:], layouts))
 
 
 def formats_of(device: torch.device) -> tuple[str, ...]:
@@ -105,12 +105,12 @@ def formats_of(device: torch.device) -> tuple[str, ...]:
     return ("float32",) if device.type == "mps" else ("float32", "bfloat16")
 
 
-def _slowest(rates: dict[Way, float], usual: Way, machine: Machine) -> float:
+def _slowest(rates: dict[ComputeFormat, float], usual: ComputeFormat, machine: Machine) -> float:
     """Return the seconds after which a first pass is hopeless."""
     return HOPELESS * IMAGES[machine.device.type] / rates[usual] if usual in rates else float("inf")
 
 
-def _seconds(network: Network, machine: Machine, way: Way, slowest: float) -> float | None:
+def _seconds(network: Network, machine: Machine, way: ComputeFormat, slowest: float) -> float | None:
     """Return the seconds of the quickest pass forth and back, of the first where that is hopeless; None: no memory."""
     size, device, training = network.preprocessing.image_size, machine.device, network.training
     layout = LAYOUTS[way.layout]
@@ -124,7 +124,7 @@ def _seconds(network: Network, machine: Machine, way: Way, slowest: float) -> fl
             with machine.computing():
                 features = network.features(images)
             features.float().sum().backward()  # type: ignore[no-untyped-call]
-            machine.catch_up()
+            machine.synchronize()
             seconds = _clock(device) - started
             network.zero_grad(set_to_none=True)
             if number or seconds > slowest:

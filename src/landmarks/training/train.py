@@ -17,7 +17,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
-from landmarks.models.rewriting import checkpoint_gradients
+from landmarks.models.rewriting import enable_gradient_checkpointing
 from landmarks.support.files import held, read_record, write_record
 from landmarks.support.places import Place
 from landmarks.training.checkpoint import FILE as CHECKPOINT
@@ -26,11 +26,11 @@ from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
-from landmarks.training.identity import begin, check_folder, finished, identity
-from landmarks.training.machine import Machine, fed, open_machine, try_algorithms
+from landmarks.training.identity import begin, check_folder, finished_run, identity
+from landmarks.training.machine import Machine, benchmark_convolutions, open_machine, with_readers
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
-from landmarks.training.record import choices_of, last_sentence, percent, record_of
+from landmarks.training.record import percent, recipe_choices, result_sentence, run_record
 from landmarks.training.ridge import ridge_probe
 from landmarks.training.run import RECORD, Run, open_run, write_run
 from landmarks.training.state import State
@@ -106,8 +106,8 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         machine.wait()
         wanted = identity(recipe, dataset)
         if (out / RECORD).exists():
-            return finished(out, wanted, machine)
-        machine = ending.enter_context(fed(machine))
+            return finished_run(out, wanted, machine)
+        machine = ending.enter_context(with_readers(machine))
         checkpoint = out / "checkpoint"
         for text in splits.notes:
             machine.say(text)
@@ -123,19 +123,19 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         ).to(machine.device)
         network.head.adapt(np.bincount(labels_of(splits.train), minlength=network.classes))
         begin(checkpoint, wanted, backbone_digest(network), machine)
-        machine, fastest = settle(network, machine, recipe, checkpoint, choices)
-        choices = [*(one for one in choices if one.what != "precision"), *fastest, *choices_of(recipe)]
+        machine, fastest = choose_format(network, machine, recipe, checkpoint, choices)
+        choices = [*(one for one in choices if one.what != "precision"), *fastest, *recipe_choices(recipe)]
         if recipe.gradient_checkpointing:
-            count = checkpoint_gradients(network.backbone)
+            count = enable_gradient_checkpointing(network.backbone)
             choices.append(Choice("gradient checkpointing", f"{count} blocks", "asked for: less memory, slower steps"))
         for choice in choices:
             machine.say(str(choice))
-        try_algorithms(machine, recipe, recipe.epochs * math.ceil(len(splits.train) / recipe.batch_size))
+        benchmark_convolutions(machine, recipe, recipe.epochs * math.ceil(len(splits.train) / recipe.batch_size))
 
         state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
         if not recipe.from_scratch and not machine.from_main((checkpoint / CHECKPOINT).exists()):
             state = train_head_from_cache(network, dataset, splits, recipe, machine)
-        with tracked(machine, recipe, out, state) as watch:
+        with open_tracker(machine, recipe, out, state) as watch:
             state = finetune(
                 network,
                 dataset,
@@ -149,9 +149,9 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             )
         sentence = ""
         if machine.is_main:
-            record = record_of(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
+            record = run_record(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
             record |= {"validated_on": len(splits.val), "identity": wanted}
-            sentence = last_sentence(out, record, state.rows)  # before the writing: a run that is written is finished
+            sentence = result_sentence(out, record, state.rows)  # before the writing: a run that is written is finished
             write_run(out, network, dataset.labels, state.rows, record, seen=seen)
             remove_checkpoint(checkpoint)
         machine.wait()
@@ -206,7 +206,7 @@ def train_head_from_cache(
 
 
 @contextlib.contextmanager
-def tracked(machine: Machine, recipe: Recipe, out: Path, state: State) -> Iterator[Callable[[State], None]]:
+def open_tracker(machine: Machine, recipe: Recipe, out: Path, state: State) -> Iterator[Callable[[State], None]]:
     """Give a function that sends an epoch's numbers to the tracker, TensorBoard or another, as `phase/number`.
 
     What `state` holds of head training is sent at once.
@@ -236,7 +236,7 @@ def tracked(machine: Machine, recipe: Recipe, out: Path, state: State) -> Iterat
         tracker.finish()
 
 
-def settle(
+def choose_format(
     network: Network, machine: Machine, recipe: Recipe, checkpoint: Path, choices: list[Choice]
 ) -> tuple[Machine, list[Choice]]:
     """Lay `network` out and return the machine in the format it computes in, each by a short timing, with figures.

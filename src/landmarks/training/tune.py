@@ -19,7 +19,7 @@ from landmarks.support.errors import UsageError, naming_the_extra
 from landmarks.support.places import Place
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
-from landmarks.training.limits import Within, require
+from landmarks.training.limits import Range, require
 from landmarks.training.machine import open_machine
 from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.training_images import check_data
@@ -57,8 +57,8 @@ def tune(
         raise UsageError(
             "there is nothing to tune without a head training", received="head_epochs 0", expected="1 or more"
         )
-    require("the number of trials", trials, Annotated[int, Within(1, 1_000_000)])
-    require("the search's seed", seed, Annotated[int, Within(0, 2**32 - 1)])  # as numpy's generators take it
+    require("the number of trials", trials, Annotated[int, Range(1, 1_000_000)])
+    require("the search's seed", seed, Annotated[int, Range(0, 2**32 - 1)])  # as numpy's generators take it
     dataset = open_dataset(data)
     splits = check_data(dataset)
     machine, _ = open_machine(replace(chosen, tracking="none"), dataset.folder)

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.training.feeding import on_device
-from landmarks.training.loader import batches, normalised, shares
-from landmarks.training.machine import Machine, in_parts
+from landmarks.training.loader import batches, epoch_steps, normalised
+from landmarks.training.machine import Machine, compute_in_parts
 
 
 @torch.no_grad()
-def measure(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine: Machine) -> tuple[float, float]:
+def validate(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine: Machine) -> tuple[float, float]:
     """Return accuracy and mean cross-entropy on `images`, each measured by one process."""
     network.eval()
     at_once = machine.images_at_once
-    mine = shares(np.arange(len(images)), at_once * machine.processes, machine.rank, machine.processes)
+    mine = epoch_steps(np.arange(len(images)), at_once * machine.processes, machine.rank, machine.processes)
     sums = torch.zeros(2, device=machine.device)
 
     def logits_of(pixels: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def measure(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine
     )
     for batch in on_device(loaded, machine.device):
         if batch.ids:
-            logits, at_once = in_parts(logits_of, batch.pixels, at_once)
+            logits, at_once = compute_in_parts(logits_of, batch.pixels, at_once)
             sums[0] += (logits.argmax(1) == batch.labels).sum()
             sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
     accuracy, loss = (machine.summed(sums).cpu().double() / len(images)).tolist()
