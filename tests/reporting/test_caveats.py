@@ -14,8 +14,8 @@ from run_factory import labels_table, make_dataset, make_run
 from landmarks.evaluation.predictions import arrays_of
 from landmarks.evaluation.submission import write_metrics
 from landmarks.reporting.caveats import found_caveats, page_definitions
-from landmarks.reporting.report_tables import evaluations_table, rejection, results_table
-from landmarks.reporting.run_files import Evaluation, RunFiles, read_run_files
+from landmarks.reporting.report_tables import evaluations_table, rejection_table, results_table
+from landmarks.reporting.run_files import EvaluationFiles, RunFiles, read_run_files
 from landmarks.support.tables import read_table, write_table
 
 
@@ -25,7 +25,7 @@ def run(
     split: Any = None,
     backbone: str = "resnet50",
     weights: str = "imagenet",
-    tests: tuple[Evaluation, ...] = (),
+    tests: tuple[EvaluationFiles, ...] = (),
     data: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     val_accuracy: float | None = 0.9,
@@ -43,9 +43,9 @@ def run(
     return RunFiles(name, Path(name), record, labels_table(20), history, {}, tests, None)
 
 
-def judged(name: str, known: int, unknown: int = 0) -> Evaluation:
+def judged(name: str, known: int, unknown: int = 0) -> EvaluationFiles:
     top1 = {"value": 0.9, "low": 0.88, "high": 0.92}
-    return Evaluation(name, {"split": name, "known": known, "unknown": unknown, "top1": top1}, None, None, None)
+    return EvaluationFiles(name, {"split": name, "known": known, "unknown": unknown, "top1": top1}, None, None, None)
 
 
 def told(*runs: RunFiles) -> str:
@@ -161,11 +161,11 @@ def test_runs_tested_on_different_images_do_not_compare() -> None:
 
 
 def test_images_are_compared_by_what_they_are_where_the_predictions_tell(tmp_path: Path) -> None:
-    def answered(name: str, ids: list[str]) -> Evaluation:
+    def answered(name: str, ids: list[str]) -> EvaluationFiles:
         path = tmp_path / f"{name}.parquet"
         kinds = {"image_id": pl.String, "truth": pl.List(pl.UInt32)}
         write_table(path, pl.DataFrame({"image_id": ids, "truth": [[1]] * len(ids)}, schema=kinds))
-        return Evaluation(name, judged(name, len(ids)).metrics, None, None, path)
+        return EvaluationFiles(name, judged(name, len(ids)).metrics, None, None, path)
 
     first, same, other = answered("test", ["a", "b"]), answered("seen", ["b", "a"]), answered("else", ["a", "c"])
     assert "do not compare" not in told(run(tests=(first,)), run(tests=(same,)))
@@ -183,17 +183,17 @@ def test_what_is_not_known_of_a_run_is_no_difference_between_runs() -> None:
 def test_numbers_of_the_training_images_are_no_test() -> None:
     learned = run(tests=(judged("train", 900),), data={"folder": "data"})
     assert learned.main is None and "run was not judged on test images" in told(learned)
-    whole = Evaluation("all", {"known": 90, "split": "all", "data": "data"}, None, None, None)
+    whole = EvaluationFiles("all", {"known": 90, "split": "all", "data": "data"}, None, None, None)
     assert run(tests=(whole,), data={"folder": "data"}).main is None
     assert run(tests=(whole,), data={"folder": "elsewhere"}).main is whole
-    folder = Evaluation("train", {"known": 90, "split": "all", "data": "train"}, None, None, None)
+    folder = EvaluationFiles("train", {"known": 90, "split": "all", "data": "train"}, None, None, None)
     assert run(tests=(folder,), data={"folder": "elsewhere"}).main is folder
 
 
 def test_the_evaluation_says_itself_what_its_numbers_mean() -> None:
     kept = {"gap": 0.7, "top1": {"value": 0.9, "low": 0.8, "high": 0.95}, "unheard_of": None}
     meant = {"gap": "As published.", "interval": "Mine.", "unheard_of": "Of nothing."}
-    own = Evaluation("test", {**kept, "definitions": meant}, None, None, None)
+    own = EvaluationFiles("test", {**kept, "definitions": meant}, None, None, None)
     meanings = dict(page_definitions([run(tests=(own,))]))
     assert meanings["GAP"] == "As published." and meanings["Interval"] == "Mine." and "Epochs" in meanings
     assert not {"Unheard of", "GMACs", "Parameters"} & set(meanings)  # numbers that this run does not have
@@ -215,7 +215,7 @@ def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_e
     about = {"name": "test", "split": "test", "data": str(data.folder), "temperature": 1.3, "seconds": 2.0}
     write_metrics(folder, data.labels, arrays_of(predictions), about, verb="evaluate", inputs="")
     (files,) = read_run_files([folder])
-    tables = [results_table([files]), evaluations_table(files), rejection(files.main.metrics)]
+    tables = [results_table([files]), evaluations_table(files), rejection_table(files.main.metrics)]
     shown = {column.title for table in tables for column in table.columns if column.numeric}
     meant = dict(page_definitions([files]))
     assert {"Test accuracy", "Head training alone", "Unknown rejected", "AUROC where chosen", "Image", "GAP"} <= shown

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.reporting.wording import (
+    as_text,
     count,
     display_names,
     duration,
     facts,
-    in_words,
     interval,
     millions,
-    percent,
-    readable,
+    one_line,
+    percentage,
 )
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -37,7 +37,7 @@ SPACE = "\N{NO-BREAK SPACE}"
     ],
 )
 def test_a_share_is_a_percentage_or_a_dash(value: object, text: str) -> None:
-    assert percent(value) == text
+    assert percentage(value) == text
 
 
 def test_an_interval_needs_both_ends() -> None:
@@ -60,10 +60,10 @@ def test_parameters_are_millions() -> None:
 
 @given(st.text(max_size=300))
 def test_a_readable_text_is_one_short_line_without_characters_that_act(text: str) -> None:
-    shown = readable(text)
+    shown = one_line(text)
     assert len(shown) <= 120
     assert not {unicodedata.category(c) for c in shown} & {"Cc", "Cf", "Cs"}
-    assert readable(shown) == shown
+    assert one_line(shown) == shown
 
 
 def test_equal_and_missing_names_get_their_landmark_id() -> None:
@@ -75,4 +75,4 @@ def test_records_become_pairs_of_readable_texts() -> None:
     record = {"a": {"b": 1, "c": {"d": True}}, "e": [1, 2.5], "f": None, "g": {}, "h": 123456, "i": '{"j": 2}'}
     told = [("a b", "1"), ("a c d", "yes"), ("e", "1, 2.5"), ("f", "none"), ("g", ""), ("h", "123,456"), ("i j", "2")]
     assert facts(record) == told
-    assert in_words({"x": [1]}) == "x 1"
+    assert as_text({"x": [1]}) == "x 1"

@@ -1,4 +1,4 @@
-"""One run in detail: its figures, tables, images, and one line with a command for whatever is not there yet."""
+"""The page's chapter about one run: figures, tables, images, and the commands that make what is missing."""
 
 from __future__ import annotations
 
@@ -15,26 +15,42 @@ from landmarks.reporting.drawings import (
     subset_figures,
 )
 from landmarks.reporting.figures import Figure, FigureFolder
-from landmarks.reporting.report_tables import Table, evaluations_table, landmarks_numbers, per_landmark, rejection
-from landmarks.reporting.run_files import Evaluation, RunFiles
+from landmarks.reporting.report_tables import (
+    Table,
+    evaluations_table,
+    landmarks_numbers,
+    landmarks_table,
+    rejection_table,
+)
+from landmarks.reporting.run_files import EvaluationFiles, RunFiles
 from landmarks.reporting.thumbnails import (
     ConfusedPair,
     Mistake,
     Panel,
     confident_mistakes,
     confident_strangers,
-    confused,
     find_dataset,
     heat_map_panels,
+    illustrated_pairs,
 )
-from landmarks.reporting.wording import count, duration, facts, in_words, interval, millions, number, percent, readable
+from landmarks.reporting.wording import (
+    as_text,
+    count,
+    duration,
+    facts,
+    interval,
+    millions,
+    number,
+    one_line,
+    percentage,
+)
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import Run
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that was not made yet, and the command that makes it."""
+    """Something that does not exist yet, and the command that makes it."""
 
     what: str
     command: str = ""
@@ -42,10 +58,10 @@ class Missing:
 
 @dataclass(frozen=True)
 class Chapter:
-    """Everything the page shows of one run; lists are empty and figures None where there is nothing to show."""
+    """What the page shows of one run; lists are empty and figures None where there is nothing to show."""
 
     run: RunFiles
-    judged: Evaluation | None
+    judged: EvaluationFiles | None
     tiles: list[tuple[str, str, str]]
     missing: list[Missing]
     evaluations: Table | None
@@ -68,14 +84,14 @@ class Chapter:
     def has_images(self) -> bool:
         """Whether any image is shown."""
         of_pairs = [image for pair in self.pairs for image in (*pair.shown, pair.typical)]
-        alone = [one.image for one in (*self.mistakes, *self.strangers)]
-        return bool(self.panels) or any(image is not None for image in (*of_pairs, *alone))
+        of_mistakes = [mistake.image for mistake in (*self.mistakes, *self.strangers)]
+        return bool(self.panels) or any(image is not None for image in (*of_pairs, *of_mistakes))
 
 
-def chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapter:
-    """Return a run's chapter; its figures are written on the way, and at most `panels` heat maps are taken up."""
+def make_chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapter:
+    """Return a run's chapter, with at most `panels` panels of heat maps, and write its figures."""
     judged = run.main
-    dataset, why_not = _dataset(run, judged)
+    dataset, why_not = _find_dataset(run, judged)
     landmarks = landmarks_numbers(run, judged) if judged else None
     file = f"{run.slug}-landmarks"
     if landmarks is not None:
@@ -89,8 +105,8 @@ def chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapter:
         learning=learning_figures(run, figures),
         confusion=confusion_figure(run, judged, figures) if judged else None,
         landmarks=landmark_figures(run, landmarks, figures) if landmarks is not None else [],
-        landmark_table=per_landmark(landmarks, file) if landmarks is not None else None,
-        pairs=confused(run, judged, dataset) if judged else [],
+        landmark_table=landmarks_table(landmarks, file) if landmarks is not None else None,
+        pairs=illustrated_pairs(run, judged, dataset) if judged else [],
         panels=heat_map_panels(run, panels),
         mistakes=confident_mistakes(run, judged, dataset) if judged else [],
         strangers=confident_strangers(run, judged, dataset) if judged else [],
@@ -98,36 +114,36 @@ def chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapter:
         calibration=calibration_figures(run, judged, figures) if judged else [],
         calibration_line=_calibration_line(judged),
         rejections=_rejections(run),
-        making=_making(run),
+        making=_how_made(run),
         choices=_choices(run),
     )
 
 
-def _dataset(run: RunFiles, judged: Evaluation | None) -> tuple[Dataset | None, str]:
-    """Return the dataset whose images were judged, or why there is none."""
+def _find_dataset(run: RunFiles, judged: EvaluationFiles | None) -> tuple[Dataset | None, str]:
+    """Return the dataset whose images were judged, or None and why it cannot be used."""
     try:
         return find_dataset(Run(run.folder, run.record, run.labels), judged.metrics if judged else None), ""
     except LandmarksError as error:
         return None, str(error)
 
 
-def _tiles(run: RunFiles, judged: Evaluation | None) -> list[tuple[str, str, str]]:
+def _tiles(run: RunFiles, judged: EvaluationFiles | None) -> list[tuple[str, str, str]]:
     """Return the numbers at the head of a chapter: (name, number, smaller line)."""
     tiles = []
     if judged:
         split = "validation" if judged.name == "val" else "test"
         top1, top5 = judged.metrics.get("top1"), judged.metrics.get("top5")
-        tiles.append((f"{split} accuracy", percent(top1), interval(top1)))
-        tiles.append(("among the best five", percent(top5), interval(top5)))
-        tiles.append(("images judged", count(judged.known), _of_landmarks(run, judged)))
+        tiles.append((f"{split} accuracy", percentage(top1), interval(top1)))
+        tiles.append(("among the best five", percentage(top5), interval(top5)))
+        tiles.append(("images judged", count(judged.known), _judged_landmarks(run, judged)))
     size = number(run.field("network", "image_size"))
     tiles.append(("parameters", millions(run.field("network", "parameters")), f"at {size:.0f} pixels" if size else ""))
     tiles.append(("training", duration(run.field("seconds", "total")), _memory(run)))
     return tiles
 
 
-def _of_landmarks(run: RunFiles, judged: Evaluation) -> str:
-    """Return how many of its landmarks a run was judged on: not always all."""
+def _judged_landmarks(run: RunFiles, judged: EvaluationFiles) -> str:
+    """Return `of 20 landmarks`, or `of 18 of 20 landmarks` if not all were judged."""
     judged_on, known = number(judged.metrics.get("landmarks")), len(run.labels)
     return f"of {count(known if judged_on is None else judged_on)}" + (
         f" of {count(known)} landmarks" if judged_on not in (None, known) else " landmarks"
@@ -139,7 +155,7 @@ def _memory(run: RunFiles) -> str:
     return f"{peak:,.0f} MB of memory" if peak else ""
 
 
-def _missing(run: RunFiles, judged: Evaluation | None, why_not: str) -> list[Missing]:
+def _missing(run: RunFiles, judged: EvaluationFiles | None, why_not: str) -> list[Missing]:
     folder = shlex.quote(str(run.folder))
     missing = []
     if run.history is None:
@@ -156,23 +172,23 @@ def _missing(run: RunFiles, judged: Evaluation | None, why_not: str) -> list[Mis
     elif judged.name == "val":
         missing.append(Missing("Judged on validation images only: no others were kept apart."))
     if judged is not None and judged.predictions is None:
-        again = _command_again(run, judged)
-        missing.append(Missing("The predictions are gone, so no mistakes are shown.", again))
+        command = _evaluate_command(run, judged)
+        missing.append(Missing("The predictions are gone, so no mistakes are shown.", command))
     if judged is not None and _has_pairs(judged) and len(run.names) > MOST_CELLS:
-        told = f"A confusion matrix is drawn up to {MOST_CELLS} landmarks; all pairs are in its CSV."
-        missing.append(Missing(told))
+        text = f"A confusion matrix is drawn up to {MOST_CELLS} landmarks; all pairs are in its CSV."
+        missing.append(Missing(text))
     if run.field("network", "maps") is False:
         missing.append(Missing("No heat maps: this kind of network has no maps to draw."))
     elif run.maps is None and run.field("network") is not None:
         split = "" if run.has_test else " --split val"
         missing.append(Missing("No heat maps yet.", f"landmarks explain {folder}{split}"))
     if judged is not None and why_not:
-        missing.append(Missing(f"Images are left out: {readable(why_not, 400)}."))
+        missing.append(Missing(f"Images are left out: {one_line(why_not, 400)}."))
     return missing
 
 
-def _command_again(run: RunFiles, judged: Evaluation) -> str:
-    """Return the command that judges the same images again; empty for answers that are not a network's."""
+def _evaluate_command(run: RunFiles, judged: EvaluationFiles) -> str:
+    """Return the command that repeats an evaluation; empty for a submission, which has no network."""
     if run.field("network") is None:
         return ""
     own = judged.name in SPLITS and judged.name == judged.metrics.get("split", judged.name)
@@ -181,45 +197,45 @@ def _command_again(run: RunFiles, judged: Evaluation) -> str:
     return f"landmarks evaluate {shlex.quote(str(run.folder))} {where}"
 
 
-def _has_pairs(judged: Evaluation) -> bool:
+def _has_pairs(judged: EvaluationFiles) -> bool:
     return judged.confusion is not None and not judged.confusion.is_empty()
 
 
-def _calibration_line(judged: Evaluation | None) -> str:
+def _calibration_line(judged: EvaluationFiles | None) -> str:
     error = number(judged.metrics.get("ece")) if judged else None
     if judged is None or error is None:
         return ""
-    told = f"Stated probabilities are off by {100 * error:.1f} points on average (ECE)."
+    text = f"Stated probabilities are off by {100 * error:.1f} points on average (ECE)."
     temperature, before = (number(judged.metrics.get(name)) for name in ("temperature", "ece_before_temperature"))
     if temperature == 1:
-        told += " They are as the network gives them: no temperature was fitted."
+        text += " They are as the network gives them: no temperature was fitted."
     elif temperature is not None:
-        told += f" A temperature of {temperature:.2f} corrects them"
-        told += "." if before is None else f": without it they are off by {100 * before:.1f} points."
-    return told
+        text += f" A temperature of {temperature:.2f} corrects them"
+        text += "." if before is None else f": without it they are off by {100 * before:.1f} points."
+    return text
 
 
 def _rejections(run: RunFiles) -> list[tuple[str, Table]]:
-    made = [(one.name, rejection(one.metrics)) for one in run.evaluations]
-    return [(name, table) for name, table in made if table is not None]
+    tables = [(evaluation.name, rejection_table(evaluation.metrics)) for evaluation in run.evaluations]
+    return [(name, table) for name, table in tables if table is not None]
 
 
-def _making(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the groups of facts on how a run was made: (heading, (name, value) pairs)."""
-    seconds = [(readable(name), duration(value)) for name, value in (run.field("seconds") or {}).items()]
+def _how_made(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return facts about how a run was made, in groups: (heading, (name, value) pairs)."""
+    seconds = [(one_line(name), duration(value)) for name, value in (run.field("seconds") or {}).items()]
     memory = [("peak memory", _memory(run))] if _memory(run) else []
     best = facts(run.field("best") or {})
     if kept := [f"{name} {value}" for name, value in best if name in ("phase", "epoch")]:
         seconds.append(("epoch kept", ", ".join(kept)))
     if ended := run.field("ended"):
-        seconds.append(("ended", in_words(ended)))
+        seconds.append(("ended", as_text(ended)))
     groups = [
         ("Recipe", facts(run.field("recipe") or {})),
         ("Network", facts(run.field("network") or {})),
         ("Head training", facts(run.field("head") or {})),
         ("Time and memory", seconds + memory),
         ("Machine", facts(run.field("machine") or {})),
-        ("Versions", facts(run.field("versions") or {}) or [("landmarks", in_words(run.field("version")))]),
+        ("Versions", facts(run.field("versions") or {}) or [("landmarks", as_text(run.field("version")))]),
     ]
     return [(heading, pairs) for heading, pairs in groups if pairs]
 
@@ -227,7 +243,7 @@ def _making(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
 def _choices(run: RunFiles) -> list[tuple[str, str, str]]:
     choices = run.field("choices") or []
     return [
-        (in_words(one.get("what")), in_words(one.get("value")), in_words(one.get("why")))
-        for one in choices
-        if isinstance(one, dict)
+        (as_text(choice.get("what")), as_text(choice.get("value")), as_text(choice.get("why")))
+        for choice in choices
+        if isinstance(choice, dict)
     ]

@@ -1,7 +1,7 @@
-"""The page's charts: each a pure function from a polars frame to an altair chart.
+"""The page's charts: each is a pure function from a polars frame to an altair chart.
 
-Every mark carries a `description`, which the page shows when it is pointed at or tapped. The colours are fixed ones
-that `figures.py` exchanges for the page's own, so that a chart also reads on a dark screen.
+Every mark carries a `description`, which the page shows when it is pointed at or tapped. `figures.inlined` replaces
+these fixed colours by the page's own, which follow a dark screen.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ SERIES = ("#0f6b75", "#c8553d", "#7a5ba6", "#c28a1c", "#3b74c9", "#5f8a3a", "#a1
 RIGHT, WRONG = SERIES[0], SERIES[1]
 
 WIDTH, HEIGHT = 460, 280
-"""One figure, in pixels: two stand side by side on a desk, one fills a telephone and can still be read."""
+"""Size of a figure in pixels: two fit side by side on a desktop screen, one fills a telephone and stays readable."""
 
 NAMED_CELLS = 40
 """Landmarks up to which a confusion matrix names its rows and columns."""
 
 _PERCENT = alt.Axis(format=".0%")
-_DESCRIPTION = alt.Description("description:N")  # altair looks long for what a mere text stands for
+_DESCRIPTION = alt.Description("description:N")  # as a string, altair takes long to parse it
 
 
 def _data(frame: pl.DataFrame) -> Any:
-    """Return the rows as values in the chart itself, whatever their number.
+    """Return the rows as data inside the chart, whatever their number.
 
-    As one text: altair copies and looks through everything else several times a chart.
+    They are passed as one string, because altair copies and validates any other form several times per chart.
     """
     return alt.InlineData(values=json.dumps(frame.to_dicts()), format=alt.JsonDataFormat(type="json"))
 
 
 def _styled(chart: Any) -> Any:
-    """Give a chart the page's quiet look."""
+    """Return `chart` in the page's style."""
     return chart.configure(
         font="sans-serif",
         background="transparent",
@@ -67,7 +67,7 @@ def _fitted(chart: Any, width: int = WIDTH, height: int = HEIGHT) -> Any:
 
 
 def accuracy_against(frame: pl.DataFrame, x: str, title: str) -> Any:
-    """Bubbles: accuracy over a cost, one per run; the area shows the parameters, the bar the interval.
+    """Return a bubble chart of accuracy over a cost: one bubble per run, its area the parameters, with an interval.
 
     `frame`: run, the column named by `x`, accuracy, low, high, parameters, description.
     """
@@ -88,13 +88,13 @@ def accuracy_against(frame: pl.DataFrame, x: str, title: str) -> Any:
         y=y, size=alt.Size("parameters:Q", scale=alt.Scale(domainMin=0, range=[30, 1200]), legend=None)
     )
     whiskers = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
-    above = alt.Y("high:Q")  # the end of its line, so that a name stands neither on that nor on its bubble
-    words = base.mark_text(dy=-24, fontWeight="bold", limit=220).encode(y=above, text=alt.Text("run:N"))
-    return _fitted(alt.layer(whiskers, bubbles, words))
+    above = alt.Y("high:Q")  # above the interval, so that the name covers neither that nor the bubble
+    names_above = base.mark_text(dy=-24, fontWeight="bold", limit=220).encode(y=above, text=alt.Text("run:N"))
+    return _fitted(alt.layer(whiskers, bubbles, names_above))
 
 
-def learning_curves(frame: pl.DataFrame, measure: str, percent: bool, kept: tuple[str, int] | None = None) -> Any:
-    """Lines over epochs, one panel per phase, one colour per series; a dashed line at the phase and epoch `kept`.
+def learning_curves_chart(frame: pl.DataFrame, measure: str, percent: bool, kept: tuple[str, int] | None = None) -> Any:
+    """Return lines over epochs: one panel per phase, one colour per series, dashed at the phase and epoch `kept`.
 
     `frame`: phase, epoch, series, value, description.
     """
@@ -103,18 +103,18 @@ def learning_curves(frame: pl.DataFrame, measure: str, percent: bool, kept: tupl
     series = frame["series"].unique(maintain_order=True).to_list()
     panels = []
     for position, phase in enumerate(phases):
-        own = frame.filter(pl.col("phase") == phase)
+        rows = frame.filter(pl.col("phase") == phase)
         axis = alt.Axis(format=".0%" if percent else "~g", labels=position == 0, ticks=False)
         y = alt.Y("value:Q", axis=axis, title=measure if position == 0 else None, scale=alt.Scale(zero=False))
-        few = own["epoch"].n_unique() <= 30
+        few = rows["epoch"].n_unique() <= 30
         curves = (
-            alt.Chart(_data(own), width=(WIDTH - 70) // len(phases) - 8, height=HEIGHT - 80)
+            alt.Chart(_data(rows), width=(WIDTH - 70) // len(phases) - 8, height=HEIGHT - 80)
             .mark_line(point=alt.OverlayMarkDef(size=36) if few else False, strokeWidth=2, clip=False)
             .encode(
                 x=alt.X(
                     "epoch:Q",
                     title=titles[phase],
-                    axis=alt.Axis(format="d", values=_some_epochs(own), grid=False),
+                    axis=alt.Axis(format="d", values=_epoch_ticks(rows), grid=False),
                     scale=alt.Scale(nice=False),
                 ),
                 y=y,
@@ -134,22 +134,22 @@ def _kept_line(epoch: int) -> Any:
     )
 
 
-def _some_epochs(frame: pl.DataFrame) -> list[int]:
-    """Return at most six whole epochs, evenly apart, to be named below a panel."""
+def _epoch_ticks(frame: pl.DataFrame) -> list[int]:
+    """Return at most six evenly spaced epochs to label below a panel."""
     last = max(frame["epoch"].to_list())
     step = -(-last // 5) or 1
     return list(range(step, last + 1, step)) or [0]
 
 
 def confusion_matrix(frame: pl.DataFrame, names: list[str]) -> Any:
-    """Cells of a confusion matrix, only those that occur: right ones on the diagonal, wrong ones in the second colour.
+    """Return the non-empty cells of a confusion matrix, wrong answers in the second colour.
 
     `frame`: row, column (positions in `names`), share (of the row), right, description.
     """
-    many = len(names)
-    side = 900 if many > NAMED_CELLS else max(22 * many, min(34 * many, 260))
-    cell = max(side / many, 3.5)
-    labelled = many <= NAMED_CELLS
+    count = len(names)
+    labelled = count <= NAMED_CELLS
+    side = max(22 * count, min(34 * count, 260)) if labelled else 900
+    cell = max(side / count, 3.5)
     frame = frame.with_columns(
         pl.col(axis).replace_strict(dict(enumerate(names)), return_dtype=pl.String).alias(f"{axis}_name")
         for axis in ("row", "column")
@@ -180,7 +180,7 @@ def confusion_matrix(frame: pl.DataFrame, names: list[str]) -> Any:
 
 
 def landmark_bars(frame: pl.DataFrame, color: str = RIGHT) -> Any:
-    """Accuracy per landmark as a dot on its interval, in the order of the frame.
+    """Return the accuracy of each landmark as a dot on its interval, in the order of the frame.
 
     `frame`: name, accuracy, low, high, description.
     """
@@ -197,8 +197,8 @@ def landmark_bars(frame: pl.DataFrame, color: str = RIGHT) -> Any:
     return _fitted(alt.layer(rules, dots), height=70 + 24 * len(names))
 
 
-def protocols(frame: pl.DataFrame) -> Any:
-    """Accuracy per network as dots on their intervals, one colour and one height per series.
+def protocols_chart(frame: pl.DataFrame) -> Any:
+    """Return the accuracies of each network as dots on their intervals, one colour and one line per series.
 
     `frame`: network, series, accuracy, low, high, description.
     """
@@ -223,7 +223,10 @@ def protocols(frame: pl.DataFrame) -> Any:
 
 
 def accuracy_histogram(frame: pl.DataFrame) -> Any:
-    """How many landmarks reach which accuracy. `frame`: low, high (of the bin), landmarks, description."""
+    """Return a histogram of landmarks over accuracy.
+
+    `frame`: low, high (of the bin), landmarks, description.
+    """
     bars = (
         alt.Chart(_data(frame))
         .mark_bar(color=RIGHT, binSpacing=1)
@@ -238,7 +241,10 @@ def accuracy_histogram(frame: pl.DataFrame) -> Any:
 
 
 def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
-    """How many draws reach which accuracy, and a line at the run's own. `frame`: low, high, draws, description."""
+    """Return a histogram of draws over accuracy, with a line at the run's `own` accuracy.
+
+    `frame`: low, high (of the bin), draws, description.
+    """
     bars = (
         alt.Chart(_data(frame))
         .mark_bar(color=RIGHT, binSpacing=1)
@@ -259,8 +265,8 @@ def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
     return _fitted(alt.layer(bars, line))
 
 
-def reliability(frame: pl.DataFrame) -> Any:
-    """Accuracy over stated confidence: points on the diagonal mean a probability can be believed.
+def reliability_chart(frame: pl.DataFrame) -> Any:
+    """Return accuracy over stated probability; probabilities are right where points lie on the diagonal.
 
     `frame`: confidence, accuracy, images, description.
     """
@@ -282,8 +288,8 @@ def reliability(frame: pl.DataFrame) -> Any:
     return _fitted(alt.layer(diagonal, line, points))
 
 
-def risk_coverage(frame: pl.DataFrame) -> Any:
-    """Share of wrong answers among those given, over the share of images answered (surest first).
+def risk_coverage_chart(frame: pl.DataFrame) -> Any:
+    """Return the share of wrong answers over the share of images answered, most confident first.
 
     `frame`: coverage, risk.
     """
@@ -296,7 +302,7 @@ def risk_coverage(frame: pl.DataFrame) -> Any:
                 "risk:Q",
                 title="wrong among the answered",
                 axis=alt.Axis(format="~%"),
-                scale=alt.Scale(domainMin=0, domainMax=max(0.05, *frame["risk"].to_list())),  # also without any
+                scale=alt.Scale(domainMin=0, domainMax=max(0.05, *frame["risk"].to_list())),  # 0.05: no wrong answers
             ),
         )
     )

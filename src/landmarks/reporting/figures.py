@@ -1,4 +1,4 @@
-"""A chart as three things: an image in the page, and an SVG and a CSV beside it."""
+"""Figures: each chart is an image in the page, and an SVG and a CSV beside it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOT_IN_THE_PAGE = ("role", "aria-roledescription", "aria-hidden", "pointer-even
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart in the page: `svg` is safe markup, `alt` says what it shows, `file` is its name beside the page."""
+    """A chart in the page: `svg` is safe markup, `alt` describes it, `file` is its path beside the page, no suffix."""
 
     title: str
     alt: str
@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class FigureFolder:
-    """Where every figure is also written as SVG and CSV."""
+    """The folder where every figure is also written as SVG and CSV."""
 
     folder: Path
 
@@ -53,31 +53,31 @@ class FigureFolder:
         wide: bool = False,
     ) -> Figure:
         """Render `chart`, write `<file>.svg` and its `numbers` as `<file>.csv`, and return the image for the page."""
-        svg = render(chart)
+        svg = render_svg(chart)
         with written_whole(self.folder / f"{file}.svg", tidy=True) as aside:
             aside.write_text(svg, encoding="utf-8")
         self.keep(numbers, file=file)
         return Figure(title, alt, caption, inlined(svg, alt, prefix=file), f"{self.folder.name}/{file}", wide)
 
     def keep(self, numbers: pl.DataFrame, *, file: str) -> str:
-        """Write a table's `numbers` as `<file>.csv` and return where it lies, seen from the page."""
+        """Write `numbers` to `<file>.csv` and return its path relative to the page."""
         flat = numbers.drop("description", strict=False)
         write_csv(self.folder / f"{file}.csv", flat)
         return f"{self.folder.name}/{file}.csv"
 
 
-def render(chart: Any) -> str:
+def render_svg(chart: Any) -> str:
     """Return an altair chart as a standalone SVG; nothing is fetched for it."""
-    spec = chart.to_json(validate=False, indent=None)  # its parts are looked at as they are made
+    spec = chart.to_json(validate=False, indent=None)  # altair validates the parts when they are made
     svg: str = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg
 
 
 def inlined(svg: str, alt: str, prefix: str) -> Markup:
-    """Return `svg` for a page: it fills its column, takes the page's colours and font, and shows marks' descriptions.
+    """Return `svg` as markup for the page: it fills its column and takes the page's colours and font.
 
-    Descriptions of marks become `data-tip`, which the page's script shows. Identifiers get `prefix`, as several
-    images share one page.
+    Descriptions of marks become `data-tip`, which the page's script shows. Identifiers get `prefix`, to be unique
+    among the images of the page.
     """
     ET.register_namespace("", _SVG)
     root = ET.fromstring(svg)
@@ -87,7 +87,7 @@ def inlined(svg: str, alt: str, prefix: str) -> Markup:
     root.attrib.pop("version", None)
     for element in root.iter():
         if element is not root:
-            _quieten(element)
+            _move_description(element)
         for name, value in list(element.attrib.items()):
             if name == "id":
                 element.set(name, f"{prefix}-{value}")
@@ -101,7 +101,8 @@ def inlined(svg: str, alt: str, prefix: str) -> Markup:
     return Markup(re.sub(r"(\d\.\d\d)\d+", r"\1", text) if len(text) > 200_000 else text)
 
 
-def _quieten(element: ET.Element) -> None:
+def _move_description(element: ET.Element) -> None:
+    """Turn a mark's `aria-label` into `data-tip`, and remove attributes that the page does not need."""
     label = element.attrib.pop("aria-label", None)
     if label and element.attrib.get("role") == "graphics-symbol" and "axis" not in _kind(element):
         element.set("data-tip", label)

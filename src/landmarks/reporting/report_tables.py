@@ -1,4 +1,4 @@
-"""The page's tables: what stands in their cells, how they sort, and what was left out of them."""
+"""The page's tables: their cells, how they sort, and what is left out of them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import numpy as np
 import polars as pl
 
 from landmarks.evaluation.intervals import wilson
-from landmarks.reporting.run_files import Evaluation, RunFiles
+from landmarks.reporting.run_files import EvaluationFiles, RunFiles
 from landmarks.reporting.wording import (
+    as_text,
     bounds,
     count,
     decimal,
     duration,
-    in_words,
+    heading,
     interval,
     millions,
     number,
-    percent,
-    plural,
-    readable,
-    titled,
+    one_line,
+    percentage,
 )
+from landmarks.support.console import plural
 
 MAX_ROWS = 300
-"""Rows of one table in the page; the CSV beside the page always holds all of them."""
+"""Rows of one table on the page; the CSV beside the page holds all."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, what it sorts by, and a smaller second line."""
+    """A cell: the text shown, the value it sorts by, and a smaller second line."""
 
     text: str
     value: float | str | None = None
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; numbers stand to the right."""
+    """A column's heading; numeric columns are right-aligned."""
 
     title: str
     numeric: bool = False
@@ -50,7 +50,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that sorts by its headings; `note` says what it leaves out, `file` where all of it lies."""
+    """A sortable table; `note` says what it leaves out, `file` is the CSV that holds all of it."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -81,14 +81,14 @@ def results_table(runs: Sequence[RunFiles]) -> Table:
 
 
 def _result(run: RunFiles) -> tuple[Cell, ...]:
-    tested, trained = tested_on(run), number(run.field("head", "val_accuracy"))
+    tested, head_alone = tested_on(run), number(run.field("head", "val_accuracy"))
     size, epochs = number(run.field("network", "image_size")), trained_epochs(run)
     seconds, parameters = number(run.field("seconds", "total")), number(run.field("network", "parameters"))
     return (
-        Cell(run.name, run.name, described(run)),
+        Cell(run.name, run.name, network_summary(run)),
         _share(tested.metrics.get("top1") if tested else None),
-        Cell(percent(run.val_accuracy), run.val_accuracy, interval(_validated(run))),
-        Cell(percent(trained), trained, "on validation" if trained is not None else ""),
+        Cell(percentage(run.val_accuracy), run.val_accuracy, interval(_validation_interval(run))),
+        Cell(percentage(head_alone), head_alone, "on validation" if head_alone is not None else ""),
         _share(tested.metrics.get("top5") if tested else None),
         Cell(millions(parameters), parameters),
         Cell(f"{size:.0f} px" if size else "–", size),
@@ -97,11 +97,11 @@ def _result(run: RunFiles) -> tuple[Cell, ...]:
     )
 
 
-def _validated(run: RunFiles) -> dict[str, Any]:
+def _validation_interval(run: RunFiles) -> dict[str, Any]:
     """Return the interval of a run's validation accuracy: the evaluation's, else Wilson's for the kept epoch."""
     if judged := run.evaluation("val"):
-        told = judged.metrics.get("top1")
-        return told if isinstance(told, dict) else {}
+        top1 = judged.metrics.get("top1")
+        return top1 if isinstance(top1, dict) else {}
     images = int(number(run.field("validated_on")) or number(run.field("data", "images", "val")) or 0)
     if run.val_accuracy is None or not images:
         return {}
@@ -109,21 +109,21 @@ def _validated(run: RunFiles) -> dict[str, Any]:
     return {"low": float(low[0]), "high": float(high[0])}
 
 
-def described(run: RunFiles) -> str:
-    """Return what a run's network is made of: `resnet50, mlp head, imagenet weights`; a name already told is not."""
+def network_summary(run: RunFiles) -> str:
+    """Return `resnet50, mlp head, imagenet weights` for a run's network; no backbone if the run is called so."""
     backbone, head, weights = (run.field("network", name) for name in ("backbone", "head", "weights"))
-    told = [backbone if backbone != run.name else "", head and f"{head} head"]
-    told.append("from scratch" if weights == "none" else weights and f"{Path(str(weights)).stem} weights")
-    return ", ".join(readable(text, 40) for text in told if text)
+    parts = [backbone if backbone != run.name else "", head and f"{head} head"]
+    parts.append("from scratch" if weights == "none" else weights and f"{Path(str(weights)).stem} weights")
+    return ", ".join(one_line(text, 40) for text in parts if text)
 
 
-def tested_on(run: RunFiles) -> Evaluation | None:
-    """Return the run's evaluation on images kept out of training, if there is one."""
+def tested_on(run: RunFiles) -> EvaluationFiles | None:
+    """Return the run's main evaluation, unless it is on validation images."""
     return run.main if run.main and run.main.name != "val" else None
 
 
 def trained_epochs(run: RunFiles) -> tuple[int, ...] | None:
-    """Return the epochs of head training and of fine-tuning; a phase that did not take place is left out."""
+    """Return the numbers of epochs of head training and of fine-tuning, without a phase that did not take place."""
     if run.history is None or run.history.is_empty():
         return None
     last = run.history.group_by("phase").agg(pl.col("epoch").max())
@@ -132,11 +132,11 @@ def trained_epochs(run: RunFiles) -> tuple[int, ...] | None:
 
 
 def _share(value: Any) -> Cell:
-    return Cell(percent(value), number(value), interval(value))
+    return Cell(percentage(value), number(value), interval(value))
 
 
 def results_numbers(runs: Sequence[RunFiles]) -> pl.DataFrame:
-    """Return the study's table as plain numbers, for the CSV and the charts."""
+    """Return the study's table as numbers for the CSV and the charts."""
     rows = []
     for run in runs:
         tested = tested_on(run)
@@ -164,18 +164,18 @@ def results_numbers(runs: Sequence[RunFiles]) -> pl.DataFrame:
 
 
 def evaluations_table(run: RunFiles) -> Table:
-    """Return one row per judged set of images of a run."""
+    """Return one row per evaluation of a run."""
     titles = ("Images of", "Known", "Unknown", "Top-1", "Top-5", "Macro", "Log loss", "ECE", "GAP")
     rows = []
-    for one in run.evaluations:
-        numbers = one.metrics
+    for evaluation in run.evaluations:
+        numbers = evaluation.metrics
         rows.append(
             (
-                Cell(readable(one.name, 40), one.name),
+                Cell(one_line(evaluation.name, 40), evaluation.name),
                 *(Cell(count(numbers.get(name)), number(numbers.get(name))) for name in ("known", "unknown")),
                 *(_share(numbers.get(name)) for name in ("top1", "top5", "macro")),
                 Cell(decimal(numbers.get("log_loss")), number(numbers.get("log_loss"))),
-                Cell(percent(numbers.get("ece")), number(numbers.get("ece"))),
+                Cell(percentage(numbers.get("ece")), number(numbers.get("ece"))),
                 Cell(decimal(numbers.get("gap")), number(numbers.get("gap")), _usages(numbers.get("gap_of_usage"))),
             )
         )
@@ -184,24 +184,24 @@ def evaluations_table(run: RunFiles) -> Table:
 
 
 def _usages(gaps: Any) -> str:
-    return ", ".join(f"{in_words(name)} {decimal(gap)}" for name, gap in gaps.items()) if isinstance(gaps, dict) else ""
+    return ", ".join(f"{as_text(name)} {decimal(gap)}" for name, gap in gaps.items()) if isinstance(gaps, dict) else ""
 
 
-def landmarks_numbers(run: RunFiles, evaluation: Evaluation) -> pl.DataFrame | None:
-    """Return accuracy per landmark with readable names, best first; ties by number of images, then by label."""
+def landmarks_numbers(run: RunFiles, evaluation: EvaluationFiles) -> pl.DataFrame | None:
+    """Return accuracy per landmark with display names, best first; ties by number of images, then by label."""
     if evaluation.landmarks is None:
         return None
-    rendered = evaluation.landmarks.filter(pl.col("images") > 0)
-    names = pl.Series("name", run.names, dtype=pl.String).gather(rendered["label"])
+    table = evaluation.landmarks.filter(pl.col("images") > 0)
+    names = pl.Series("name", run.names, dtype=pl.String).gather(table["label"])
     return (
-        rendered.with_columns(names)
+        table.with_columns(names)
         .select("label", "landmark_id", "name", "images", "correct", "accuracy", "low", "high")
         .sort(["accuracy", "images", "label"], descending=[True, True, False])
     )
 
 
-def per_landmark(frame: pl.DataFrame, file: str) -> Table:
-    """Return accuracy per landmark, best first, capped at `MAX_ROWS`; beyond, the best and the worst stay."""
+def landmarks_table(frame: pl.DataFrame, file: str) -> Table:
+    """Return accuracy per landmark, best first; of more than `MAX_ROWS` the best and the worst are shown."""
     half = MAX_ROWS // 2
     shown = frame if len(frame) <= MAX_ROWS else pl.concat([frame.head(half), frame.tail(half)])
     rows = tuple(
@@ -209,7 +209,7 @@ def per_landmark(frame: pl.DataFrame, file: str) -> Table:
             Cell(row["name"], row["name"]),
             Cell(count(row["images"]), row["images"]),
             Cell(count(row["correct"]), row["correct"]),
-            Cell(percent(row["accuracy"]), row["accuracy"], interval(row)),
+            Cell(percentage(row["accuracy"]), row["accuracy"], interval(row)),
         )
         for row in shown.iter_rows(named=True)
     )
@@ -221,8 +221,8 @@ def per_landmark(frame: pl.DataFrame, file: str) -> Table:
 _REJECTION_SHARES = ("lost", "rejected")
 
 
-def rejection(metrics: Mapping[str, Any]) -> Table | None:
-    """Return how well each score tells landmarks from anything else; columns are whatever the evaluation measured."""
+def rejection_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return how well each score separates known from unknown images; the columns are what the evaluation measured."""
     records = [entry for entry in metrics.get("rejection") or [] if isinstance(entry, dict)]
     names = list(dict.fromkeys(name for record in records for name in record))
     if not names:
@@ -232,23 +232,23 @@ def rejection(metrics: Mapping[str, Any]) -> Table | None:
         tuple(Cell(_rejection_text(name, record.get(name)), number(record.get(name))) for name in names)
         for record in records
     )
-    titles = [titled(name) for name in names]
-    splits = metrics.get("rejection_parts") or {}
+    titles = [heading(name) for name in names]
+    parts = metrics.get("rejection_parts") or {}
     caption = "Scores that tell a known landmark from anything else."
-    if splits:
-        chosen, reported = in_words(splits.get("chosen_on")), in_words(splits.get("reported_on"))
+    if parts:
+        chosen, reported = as_text(parts.get("chosen_on")), as_text(parts.get("reported_on"))
         caption += f" Chosen on {chosen}, reported on {reported}."
     return Table(caption, tuple(Column(title, numeric[name]) for title, name in zip(titles, names, strict=True)), rows)
 
 
 def _rejection_text(name: str, value: Any) -> str:
     if name in _REJECTION_SHARES:
-        return percent(value)
-    return decimal(value) if isinstance(value, float | dict) else in_words(value)
+        return percentage(value)
+    return decimal(value) if isinstance(value, float | dict) else as_text(value)
 
 
-def confused_pairs(run: RunFiles, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the most confused pairs with readable names, in the evaluation's order."""
+def confused_pairs(run: RunFiles, evaluation: EvaluationFiles) -> list[dict[str, Any]]:
+    """Return the most confused pairs with display names, in the evaluation's order."""
     pairs = []
     for pair in evaluation.metrics.get("confused") or []:
         truth, answer = pair["truth"], pair["answer"]

@@ -1,4 +1,4 @@
-"""What one run folder holds, read for the page: whatever is missing stays `None` and is said, never guessed."""
+"""Read run folders for the page; whatever is missing is None, and the page says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.evaluation.predictions import SUBSETS_SUFFIX
-from landmarks.reporting.wording import display_names, number, readable
+from landmarks.reporting.wording import display_names, number, one_line
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, read_record
 from landmarks.support.tables import read_table
@@ -19,8 +19,8 @@ from landmarks.training.run import HISTORY, open_run
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One judged set of images: `metrics/<name>.json` and the tables beside it."""
+class EvaluationFiles:
+    """One evaluation of a run: `metrics/<name>.json`, the tables beside it and the predictions."""
 
     name: str
     metrics: dict[str, Any]
@@ -30,21 +30,21 @@ class Evaluation:
 
     @property
     def known(self) -> int:
-        """Images that show a landmark of the run."""
+        """Number of images that show a landmark of the run."""
         return int(number(self.metrics.get("known", self.metrics.get("images"))) or 0)
 
     @cached_property
-    def images(self) -> str:
-        """Which images these are, as a digest of their ids; empty where the predictions are gone."""
+    def images_digest(self) -> str:
+        """A digest of the known images' ids, empty where the predictions are gone."""
         if self.predictions is None:
             return ""
-        shown = read_table(self.predictions).filter(pl.col("truth").list.len() > 0)
-        return digest_of(shown["image_id"].sort().to_list())
+        known = read_table(self.predictions).filter(pl.col("truth").list.len() > 0)
+        return digest_of(known["image_id"].sort().to_list())
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """One run: its record, labels, history, evaluations and heat maps."""
+    """The files of one run: its record, labels, history, evaluations and heat maps."""
 
     name: str
     folder: Path
@@ -52,48 +52,49 @@ class RunFiles:
     labels: pl.DataFrame
     history: pl.DataFrame | None
     model: dict[str, Any]
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationFiles, ...]
     maps: dict[str, Any] | None
     subsets: tuple[dict[str, Any], ...] = ()
 
     @cached_property
     def names(self) -> list[str]:
-        """Readable names by label."""
+        """Display names by label."""
         return display_names(self.labels)
 
     @property
     def slug(self) -> str:
-        """The run's name as it stands in file names and anchors."""
-        return slug(self.name)
+        """The run's name for file names and anchors."""
+        return slugify(self.name)
 
     @property
-    def main(self) -> Evaluation | None:
-        """The evaluation the page is about: the test split, else a test set of its own, else validation.
+    def main(self) -> EvaluationFiles | None:
+        """The evaluation that the page is about: that of the test split, else of another test set, else of validation.
 
-        None of images that the run was trained on.
+        Evaluations on training images are left out.
         """
         order = {"test": 0, "val": 2}
-        able = [one for one in self.evaluations if one.known and not self.trained_on(one)]
-        return min(able, key=lambda one: (order.get(one.name, 1), one.name), default=None)
+        suitable = [each for each in self.evaluations if each.known and not self.trained_on(each)]
+        return min(suitable, key=lambda each: (order.get(each.name, 1), each.name), default=None)
 
-    def trained_on(self, one: Evaluation) -> bool:
-        """Whether an evaluation is of the run's own training images, or of these among others."""
-        if one.name != one.metrics.get("split"):
+    def trained_on(self, evaluation: EvaluationFiles) -> bool:
+        """Return whether the images of an evaluation include the run's training images."""
+        name, data = evaluation.name, evaluation.metrics.get("data")
+        if name != evaluation.metrics.get("split"):
             return False
-        own, place = self.field("data", "folder"), one.metrics.get("data")
-        return one.name == "train" or (one.name == "all" and Path(str(place)).resolve() == Path(str(own)).resolve())
+        own_data = self.field("data", "folder")
+        return name == "train" or (name == "all" and Path(str(data)).resolve() == Path(str(own_data)).resolve())
 
     @property
     def has_test(self) -> bool:
-        """Whether the run's dataset has test images, as far as the record tells."""
+        """Whether the run's dataset has test images; true if the record does not say."""
         return bool(self.field("data", "images", "test") != 0)
 
-    def evaluation(self, name: str) -> Evaluation | None:
-        """Return one evaluation by its name."""
-        return next((one for one in self.evaluations if one.name == name), None)
+    def evaluation(self, name: str) -> EvaluationFiles | None:
+        """Return the evaluation called `name`, or None."""
+        return next((each for each in self.evaluations if each.name == name), None)
 
     def field(self, *keys: str) -> Any:
-        """Return a value out of nested records of `run.json`, or None."""
+        """Return a value from nested records of `run.json`, or None."""
         value: Any = self.record
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -101,14 +102,17 @@ class RunFiles:
 
     @property
     def val_accuracy(self) -> float | None:
-        """Validation accuracy of the kept epoch, from the evaluation of `val` or from the training itself."""
+        """Validation accuracy of the kept epoch, from the evaluation of `val`, else as recorded in training."""
         judged = self.evaluation("val")
-        told = number(judged.metrics.get("top1")) if judged else None
-        return told if told is not None else number(self.field("best", "val_accuracy"))
+        accuracy = number(judged.metrics.get("top1")) if judged else None
+        return accuracy if accuracy is not None else number(self.field("best", "val_accuracy"))
 
 
 def read_run_files(folders: Sequence[Path]) -> list[RunFiles]:
-    """Read several run folders; equal folder names are told apart by their parents' names."""
+    """Read several run folders; runs of equal folder names are called `<parent>/<name>`.
+
+    Raises `UsageError` when no folder is given, or one twice.
+    """
     if not folders:
         raise UsageError("a report needs at least one run", way_out="landmarks report RUN -o report.html")
     resolved = [folder.resolve() for folder in folders]
@@ -119,15 +123,15 @@ def read_run_files(folders: Sequence[Path]) -> list[RunFiles]:
     used: set[str] = set()
     for position, run in enumerate(runs):
         name = run.name if names.count(run.name) == 1 else f"{resolved[position].parent.name}/{run.name}"
-        while slug(name) in used:
+        while slugify(name) in used:
             name += f"-{position + 1}"
-        used.add(slug(name))
+        used.add(slugify(name))
         runs[position] = replace(run, name=name)
     return runs
 
 
-def slug(text: str) -> str:
-    """Return `text` as a plain file name and anchor: letters, digits, dots, dashes."""
+def slugify(text: str) -> str:
+    """Return `text` as a file name and anchor of ASCII letters, digits, dots, dashes and underscores."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text).strip("-.")
     return plain or "run"
 
@@ -136,35 +140,35 @@ def _read_run(folder: Path) -> RunFiles:
     run = open_run(folder)
     maps = folder / "maps" / "index.json"
     model = folder / "model.json"
-    judged = sorted((folder / "metrics").glob("*.json"))
-    subsets = [path for path in judged if path.name.endswith(SUBSETS_SUFFIX)]
+    metrics = sorted((folder / "metrics").glob("*.json"))
+    subsets = [path for path in metrics if path.name.endswith(SUBSETS_SUFFIX)]
     history = folder / "history.parquet"
     return RunFiles(
-        name=readable(run.name, 60),
+        name=one_line(run.name, 60),
         folder=folder,
         record=_in_gmacs(run.record),
         labels=run.labels,
         history=read_table(history, HISTORY) if history.is_file() else None,
         model=read_record(model) if model.is_file() else {},
         evaluations=tuple(
-            _read_evaluation(folder, path.stem, len(run.labels)) for path in judged if path not in subsets
+            _read_evaluation(folder, path.stem, len(run.labels)) for path in metrics if path not in subsets
         ),
-        maps=_list_in(maps, "panels", lambda one: isinstance(one, dict)) if maps.is_file() else None,
-        subsets=tuple(_list_in(path, "accuracies", lambda one: number(one) is not None) for path in subsets),
+        maps=_checked_record(maps, "panels", lambda panel: isinstance(panel, dict)) if maps.is_file() else None,
+        subsets=tuple(_checked_record(path, "accuracies", lambda value: number(value) is not None) for path in subsets),
     )
 
 
-def _list_in(path: Path, name: str, sound: Callable[[Any], bool]) -> dict[str, Any]:
-    """Return a record, which may be a stranger's; raise where the list `name` in it is none, or not of `sound` ones."""
+def _checked_record(path: Path, name: str, is_valid: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return an untrusted record; raise `LandmarksError` unless its entry `name` is a list of valid items."""
     record = read_record(path)
-    told = record.get(name) or []
-    if not isinstance(told, list) or not all(map(sound, told)):
-        raise LandmarksError(f"{path} cannot be meant", received=f'"{name}" {told!r}'[:100], way_out="remove it")
+    items = record.get(name) or []
+    if not isinstance(items, list) or not all(map(is_valid, items)):
+        raise LandmarksError(f"{path} cannot be meant", received=f'"{name}" {items!r}'[:100], way_out="remove it")
     return record
 
 
 def _in_gmacs(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's record with its network's cost in multiply-adds: earlier ones counted each as two operations."""
+    """Return a run's record with its network's cost in GMACs; earlier records count twice as many operations."""
     network = record.get("network")
     if not isinstance(network, dict) or (operations := number(network.get("gflops"))) is None:
         return record
@@ -172,20 +176,20 @@ def _in_gmacs(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "network": {"gmacs": operations / 2, **rest}}
 
 
-def _read_evaluation(folder: Path, name: str, landmarks: int) -> Evaluation:
-    def is_pair(told: Any) -> bool:
-        ends = [told.get(end) for end in ("truth", "answer")] if isinstance(told, dict) else [None]
-        return all(type(end) is int and 0 <= end < landmarks for end in ends)
+def _read_evaluation(folder: Path, name: str, landmarks: int) -> EvaluationFiles:
+    def is_pair(item: Any) -> bool:
+        labels = [item.get(key) for key in ("truth", "answer")] if isinstance(item, dict) else [None]
+        return all(type(label) is int and 0 <= label < landmarks for label in labels)
 
     predictions = folder / "predictions" / f"{name}.parquet"
-    return Evaluation(
+    return EvaluationFiles(
         name=name,
-        metrics=_list_in(folder / "metrics" / f"{name}.json", "confused", is_pair),
-        landmarks=_table(folder / "metrics" / f"{name}.landmarks.parquet"),
-        confusion=_table(folder / "metrics" / f"{name}.confusion.parquet"),
+        metrics=_checked_record(folder / "metrics" / f"{name}.json", "confused", is_pair),
+        landmarks=_table_if_present(folder / "metrics" / f"{name}.landmarks.parquet"),
+        confusion=_table_if_present(folder / "metrics" / f"{name}.confusion.parquet"),
         predictions=predictions if predictions.is_file() else None,
     )
 
 
-def _table(path: Path) -> pl.DataFrame | None:
+def _table_if_present(path: Path) -> pl.DataFrame | None:
     return read_table(path) if path.is_file() else None

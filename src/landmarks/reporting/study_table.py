@@ -1,17 +1,17 @@
-"""A reproduction beside the study: the table of `study.json`, which `landmarks reproduce` writes.
+"""The table of a reproduction beside the study's results, from `study.json`, which `landmarks reproduce` writes.
 
-Of the record this reads `protocols` (name → meaning), `notes`, `test_set` (the name of images that all runs are
-judged on beside their own splits, or None) and `rows`. A row holds:
+The record holds `protocols` (name → meaning), `notes`, `test_set` (the name of images that all runs are evaluated on in
+addition to their own splits, or None) and `rows`. A row holds:
 
-    network, protocol   whose line it is
-    published           `validation` and `test`, None where the study's figure is not known; None: the study has none
-    changed             texts: in what the training differs from the study's
-    why                 why there is no run; empty when there is one
-    run                 its folder; this and what follows is None when there is none
+    network, protocol   what the row is about
+    published           `validation` and `test` of the study, each None if not known; None if the study has no such row
+    changed             list of differences from the study's training
+    why                 why there is no run; empty if there is one
+    run                 the run's folder; this and all below is None if there is no run
     parameters, image_size, seconds
     epochs              of each phase
     validation, test, test_set   top-1: `value`, `low`, `high`
-    head                validation accuracy of head training alone; None when there was no such phase
+    head                validation accuracy of head training alone; None without that phase
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.reporting.charts import protocols
+from landmarks.reporting.charts import protocols_chart
 from landmarks.reporting.figures import Figure, FigureFolder
 from landmarks.reporting.report_tables import Cell, Column, Table
-from landmarks.reporting.wording import bounds, duration, interval, millions, number, percent, readable
+from landmarks.reporting.wording import bounds, duration, interval, millions, number, one_line, percentage
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record
 from landmarks.support.places import Place
 
 NOT_GIVEN = "not given here"
-"""In place of a figure that the study has and we do not know."""
+"""Shown for a result of the study that is not known here."""
 
 
 def read_study(path: Place) -> dict[str, Any]:
-    """Read the record of a reproduction; raise `LandmarksError` when it is something else."""
+    """Read the record of a reproduction; raise `LandmarksError` if the file is something else."""
     record = read_record(path)
     if not isinstance(record.get("rows"), list) or not record["rows"]:
         raise LandmarksError(f"{path} is no reproduction's record", expected="study.json, from landmarks reproduce")
@@ -52,28 +52,28 @@ class StudySection:
 
 
 def study_section(record: Mapping[str, Any], figures: FigureFolder, page: str) -> StudySection:
-    """Return a reproduction's part of the page; its numbers and its figure are also written beside it."""
+    """Return the page's section about a reproduction; its numbers and its figure are also written as files."""
     file = figures.keep(study_numbers(record), file=f"{page}-study")
-    notes = tuple(readable(text, 400) for text in record["notes"])
+    notes = tuple(one_line(text, 400) for text in record["notes"])
     return StudySection(replace(study_table(record), file=file), study_figure(record, figures, page), notes)
 
 
 def study_table(record: Mapping[str, Any]) -> Table:
-    """Return one line per network and protocol, in the record's order, with what the study published."""
+    """Return one row per network and protocol, in the record's order, with what the study published."""
     test_set = record.get("test_set")
     titles = ["Network", "Protocol", "Parameters", "Epochs", "Validation", "Test"]
-    titles += [f"Test on {readable(test_set, 40)}"] if test_set else []
+    titles += [f"Test on {one_line(test_set, 40)}"] if test_set else []
     titles += ["Head training alone", "Published", "Changed from the study"]
-    words = ("Network", "Protocol", "Changed from the study")
+    text_columns = ("Network", "Protocol", "Changed from the study")
     return Table(
-        caption="; ".join(f"{readable(name)}: {readable(told)}" for name, told in record["protocols"].items()) + ".",
-        columns=tuple(Column(title, numeric=title not in words) for title in titles),
-        rows=tuple(_line(row, with_test_set=bool(test_set)) for row in record["rows"]),
+        caption="; ".join(f"{one_line(name)}: {one_line(text)}" for name, text in record["protocols"].items()) + ".",
+        columns=tuple(Column(title, numeric=title not in text_columns) for title in titles),
+        rows=tuple(_cells(row, with_test_set=bool(test_set)) for row in record["rows"]),
     )
 
 
-def _line(row: Mapping[str, Any], *, with_test_set: bool) -> tuple[Cell, ...]:
-    network, protocol = readable(row["network"], 60), readable(row["protocol"], 40)
+def _cells(row: Mapping[str, Any], *, with_test_set: bool) -> tuple[Cell, ...]:
+    network, protocol = one_line(row["network"], 60), one_line(row["protocol"], 40)
     size, epochs, seconds = row["image_size"], row["epochs"], "" if row["why"] else duration(row["seconds"])
     shown = ("validation", "test", *(("test_set",) if with_test_set else ()))
     changes = "; ".join(_changes(row))
@@ -82,28 +82,29 @@ def _line(row: Mapping[str, Any], *, with_test_set: bool) -> tuple[Cell, ...]:
         Cell(protocol, protocol),
         Cell(millions(row["parameters"]), number(row["parameters"]), f"{size:.0f} px" if size else ""),
         Cell("+".join(map(str, epochs)) if epochs else "–", sum(epochs) if epochs else None, seconds),
-        *(Cell(percent(row[name]), number(row[name]), interval(row[name])) for name in shown),
-        Cell(percent(row["head"]), number(row["head"])),
+        *(Cell(percentage(row[name]), number(row[name]), interval(row[name])) for name in shown),
+        Cell(percentage(row["head"]), number(row["head"])),
         _published(row["published"]),
         Cell(changes, changes),
     )
 
 
 def _changes(row: Mapping[str, Any]) -> list[str]:
-    """Return in what a line differs from the study's training; why there is no run is said in the notes."""
-    return [readable(text) for text in (["not done"] if row["why"] else row["changed"])] or ["nothing"]
+    """Return how a row's training differs from the study's, or "not done"; the notes say why."""
+    return [one_line(text) for text in (["not done"] if row["why"] else row["changed"])] or ["nothing"]
 
 
-def _published(figures: Mapping[str, float | None] | None) -> Cell:
-    if figures is None:
+def _published(results: Mapping[str, float | None] | None) -> Cell:
+    if results is None:
         return Cell("–")
-    if figures["test"] is None:
+    if results["test"] is None:
         return Cell(NOT_GIVEN)
-    return Cell(percent(figures["test"], 2), figures["test"], f"{percent(figures['validation'], 2)} on validation")
+    validation = f"{percentage(results['validation'], 2)} on validation"
+    return Cell(percentage(results["test"], 2), results["test"], validation)
 
 
 def study_lines(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the headings and the cells of the table as plain text for a screen, two things one above the other."""
+    """Return the headings and the cells of the table as text for a terminal; a cell may have two lines."""
     table = study_table(record)
     lines = []
     for (network, protocol, *cells, _), row in zip(table.rows, record["rows"], strict=True):
@@ -113,7 +114,7 @@ def study_lines(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def study_numbers(record: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the table as plain numbers, for a CSV: accuracies as shares with `_low` and `_high`."""
+    """Return the table as numbers for a CSV: accuracies as shares, with `_low` and `_high`."""
     texts = ("network", "protocol", "run", "epochs", "changed", "why")
     lines = []
     for row in record["rows"]:
@@ -122,15 +123,15 @@ def study_numbers(record: Mapping[str, Any]) -> pl.DataFrame:
         for name in ("validation", "test", "test_set"):
             low, high = bounds(row[name]) or (None, None)
             line |= {name: number(row[name]), f"{name}_low": low, f"{name}_high": high}
-        figures = row["published"] or {}
+        published = row["published"] or {}
         line |= {"head": row["head"], "seconds": row["seconds"]}
-        line |= {f"published_{name}": figures.get(name) for name in ("validation", "test")}
+        line |= {f"published_{name}": published.get(name) for name in ("validation", "test")}
         lines.append(line | {"changed": "; ".join(row["changed"]), "why": row["why"] or None})
     return pl.DataFrame(lines, schema={name: pl.String if name in texts else pl.Float64 for name in lines[0]})
 
 
 def study_figure(record: Mapping[str, Any], figures: FigureFolder, page: str) -> Figure | None:
-    """Return each network's test accuracy under each protocol beside the study's; None when nothing was measured."""
+    """Return each network's test accuracy under each protocol and as published; None if nothing was measured."""
     points: list[tuple[str, str, float, float, float]] = []
     for row in record["rows"]:
         if (accuracy := number(row["test"])) is not None:
@@ -142,21 +143,21 @@ def study_figure(record: Mapping[str, Any], figures: FigureFolder, page: str) ->
     if all(series == "published" for _, series, *_ in points):
         return None
     kinds = {"network": pl.String, "series": pl.String, "accuracy": pl.Float64, "low": pl.Float64, "high": pl.Float64}
-    points.sort(key=lambda point: point[1] == "published")  # last, and its colour too
+    points.sort(key=lambda point: point[1] == "published")  # the study's series, and its colour, come last
     frame = pl.DataFrame(points, schema=kinds, orient="row").with_columns(
-        pl.col("network", "series").map_elements(lambda text: readable(text, 60), return_dtype=pl.String)
+        pl.col("network", "series").map_elements(lambda text: one_line(text, 60), return_dtype=pl.String)
     )
-    told = [
-        f"{row['network']}, {row['series']}: {percent(row['accuracy'])}"
+    descriptions = [
+        f"{row['network']}, {row['series']}: {percentage(row['accuracy'])}"
         + (f" ({interval(row)})" if row["low"] < row["high"] else "")
         for row in frame.iter_rows(named=True)
     ]
-    frame = frame.with_columns(pl.Series("description", told, dtype=pl.String))
+    frame = frame.with_columns(pl.Series("description", descriptions, dtype=pl.String))
     return figures.draw(
-        protocols(frame),
+        protocols_chart(frame),
         frame,
         file=f"{page}-protocols",
         title="Test accuracy under each protocol",
-        alt=f"Dots with intervals per network and protocol: {'; '.join(told)}",
+        alt=f"Dots with intervals per network and protocol: {'; '.join(descriptions)}",
         caption="What the study published stands where it is known; it was measured on its own landmarks.",
     )

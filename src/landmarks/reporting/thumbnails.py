@@ -1,4 +1,4 @@
-"""Images behind the numbers: confused pairs, the most confident mistakes, and the heat maps that were drawn."""
+"""The page's images: of confused pairs and of the most confident mistakes, and heat maps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from landmarks.dataset.images import decode, encode, shrink
 from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.reporting.report_tables import confused_pairs
-from landmarks.reporting.run_files import Evaluation, RunFiles
-from landmarks.reporting.wording import percent, readable
+from landmarks.reporting.run_files import EvaluationFiles, RunFiles
+from landmarks.reporting.wording import one_line, percentage
 from landmarks.support.errors import LandmarksError
 from landmarks.support.tables import read_table
 from landmarks.training.own_data import find_own_dataset, recorded_locations
@@ -29,45 +29,45 @@ STRANGERS_SHOWN = 6
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """A landmark taken for another: some of those images, and a typical one of what was answered."""
+    """A landmark mistaken for another: some of these images, and a typical image of the landmark answered."""
 
     truth: str
     answer: str
     count: int
-    shown: list[Image]
-    typical: Image | None
+    shown: list[Thumbnail]
+    typical: Thumbnail | None
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong answer: what is shown, what was answered and how sure the network was."""
+    """One wrong answer: the image, what it shows, what was answered, and with which probability."""
 
     id: str
     truth: str
     answer: str
     probability: str
-    image: Image | None
+    image: Thumbnail | None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawn heat map with its words."""
+    """A panel of heat maps, with the image's truth and answers as text."""
 
     id: str
     uri: str
     truth: str
     answers: str
     shown: int
-    """How many answers have a map."""
+    """Number of answers that have a map."""
     correct: bool | None
 
 
-def confused(run: RunFiles, evaluation: Evaluation, dataset: Dataset | None) -> list[ConfusedPair]:
-    """Return the most confused pairs; images are there as far as the dataset and the predictions are."""
+def illustrated_pairs(run: RunFiles, evaluation: EvaluationFiles, dataset: Dataset | None) -> list[ConfusedPair]:
+    """Return the most confused pairs, with images where the dataset and the predictions are available."""
     pairs = confused_pairs(run, evaluation)[:PAIRS_SHOWN]
-    answers = _first_answers(evaluation)
+    answers = _best_answers(evaluation)
     chosen = [_examples(answers, pair["truth"], pair["answer"]) for pair in pairs]
-    found = images(dataset, [id for shown, typical in chosen for id in (*shown, *typical)])
+    found = thumbnails(dataset, [id for shown, typical in chosen for id in (*shown, *typical)])
     return [
         ConfusedPair(
             pair["truth_name"],
@@ -81,15 +81,15 @@ def confused(run: RunFiles, evaluation: Evaluation, dataset: Dataset | None) -> 
 
 
 def _examples(answers: pl.DataFrame, truth: int, answer: int) -> tuple[list[str], list[str]]:
-    """Return ids of images of `truth` answered with `answer`, surest first, and of one typical of `answer`."""
+    """Return the ids of images of `truth` answered with `answer`, most confident first, and of one typical `answer`."""
     by_score = answers.sort(["score", "image_id"], descending=[True, False])
-    of_truth = by_score.filter(pl.col("truth").list.contains(truth), pl.col("answer") == answer, ~pl.col("right"))
+    mistaken = by_score.filter(pl.col("truth").list.contains(truth), pl.col("answer") == answer, ~pl.col("right"))
     typical = by_score.filter(pl.col("answer") == answer, "right")
-    return of_truth["image_id"].head(IMAGES_OF_A_PAIR).to_list(), typical["image_id"].head(1).to_list()
+    return mistaken["image_id"].head(IMAGES_OF_A_PAIR).to_list(), typical["image_id"].head(1).to_list()
 
 
-def _first_answers(evaluation: Evaluation) -> pl.DataFrame:
-    """Return id, truth, answer, score, right of every image whose truth was told and that was answered."""
+def _best_answers(evaluation: EvaluationFiles) -> pl.DataFrame:
+    """Return image_id, truth, answer, score and right of every image that has a truth and an answer."""
     if evaluation.predictions is None:
         return pl.DataFrame(
             schema={
@@ -106,27 +106,27 @@ def _first_answers(evaluation: Evaluation) -> pl.DataFrame:
     return answered.with_columns(pl.col("truth").list.contains(pl.col("answer")).alias("right"))
 
 
-def confident_mistakes(run: RunFiles, evaluation: Evaluation, dataset: Dataset | None) -> list[Mistake]:
-    """Return the wrong answers about known images that the network was surest of."""
-    answers = _first_answers(evaluation).filter(pl.col("truth").list.len() > 0, ~pl.col("right"))
-    return _surest(run, answers, dataset, MISTAKES_SHOWN)
+def confident_mistakes(run: RunFiles, evaluation: EvaluationFiles, dataset: Dataset | None) -> list[Mistake]:
+    """Return the most confident wrong answers about known images."""
+    answers = _best_answers(evaluation).filter(pl.col("truth").list.len() > 0, ~pl.col("right"))
+    return _most_confident(run, answers, dataset, MISTAKES_SHOWN)
 
 
-def confident_strangers(run: RunFiles, evaluation: Evaluation, dataset: Dataset | None) -> list[Mistake]:
-    """Return the surest answers about images that show nothing the run knows."""
-    answers = _first_answers(evaluation).filter(pl.col("truth").list.len() == 0)
-    return _surest(run, answers, dataset, STRANGERS_SHOWN)
+def confident_strangers(run: RunFiles, evaluation: EvaluationFiles, dataset: Dataset | None) -> list[Mistake]:
+    """Return the most confident answers about unknown images."""
+    answers = _best_answers(evaluation).filter(pl.col("truth").list.len() == 0)
+    return _most_confident(run, answers, dataset, STRANGERS_SHOWN)
 
 
-def _surest(run: RunFiles, answers: pl.DataFrame, dataset: Dataset | None, limit: int) -> list[Mistake]:
+def _most_confident(run: RunFiles, answers: pl.DataFrame, dataset: Dataset | None, limit: int) -> list[Mistake]:
     rows = answers.sort(["score", "image_id"], descending=[True, False]).head(limit)
-    found = images(dataset, rows["image_id"].to_list())
+    found = thumbnails(dataset, rows["image_id"].to_list())
     return [
         Mistake(
-            id=readable(row["image_id"], 60),
+            id=one_line(row["image_id"], 60),
             truth=" and ".join(run.names[label] for label in row["truth"]),
             answer=run.names[row["answer"]],
-            probability=percent(row["score"]),
+            probability=percentage(row["score"]),
             image=found.get(row["image_id"]),
         )
         for row in rows.iter_rows(named=True)
@@ -134,47 +134,47 @@ def _surest(run: RunFiles, answers: pl.DataFrame, dataset: Dataset | None, limit
 
 
 def heat_map_panels(run: RunFiles, limit: int) -> list[Panel]:
-    """Return at most `limit` heat maps of the run folder; what cannot be read is left out."""
+    """Return at most `limit` panels of the run's heat maps, without those that cannot be read."""
     if run.maps is None:
         return []
-    made: list[Panel] = []
+    panels: list[Panel] = []
     for entry in run.maps.get("panels") or []:
-        if len(made) == limit:
+        if len(panels) == limit:
             break
         path = run.folder / "maps" / str(entry.get("image", "")).removeprefix("maps/")
         inside = path.resolve().is_relative_to((run.folder / "maps").resolve())
-        uri = panel(path) if inside else ""
+        uri = panel_uri(path) if inside else ""
         if uri:
-            made.append(_panel(entry, uri))
-    return made
+            panels.append(_panel(entry, uri))
+    return panels
 
 
 def _panel(entry: dict[str, Any], uri: str) -> Panel:
     answers = entry.get("answers") or []
-    told = ", ".join(f"{readable(one.get('name'), 60)} {percent(one.get('probability'))}" for one in answers)
+    texts = [f"{one_line(answer.get('name'), 60)} {percentage(answer.get('probability'))}" for answer in answers]
     return Panel(
-        id=readable(entry.get("image_id"), 60),
+        id=one_line(entry.get("image_id"), 60),
         uri=uri,
-        truth=readable(entry.get("truth_name") or "", 80),
-        answers=told,
+        truth=one_line(entry.get("truth_name") or "", 80),
+        answers=", ".join(texts),
         shown=len(answers),
         correct=entry.get("correct"),
     )
 
 
-# Images in the page: small ones read from the dataset while it is there, heat maps from the run folder.
+# Image data for the page: thumbnails from the dataset, heat maps from the run folder.
 
 
 THUMBNAIL = 220
-"""Longest side of an image in the page, in pixels."""
+"""Longest side of a thumbnail, in pixels."""
 
 PANEL = 1000
-"""Longest side of a heat-map panel in the page, in pixels."""
+"""Longest side of a heat-map panel on the page, in pixels."""
 
 
 @dataclass(frozen=True)
-class Image:
-    """One image for the page: `uri` holds its bytes, or is empty when they could not be read."""
+class Thumbnail:
+    """A small image for the page: `uri` holds its bytes, or is empty if they could not be read."""
 
     id: str
     uri: str
@@ -184,26 +184,26 @@ class Image:
 
 
 def find_dataset(run: Run, judged: Mapping[str, Any] | None) -> Dataset:
-    """Return the dataset whose images were judged, as the record of numbers `judged` tells, else the run's own.
+    """Return the dataset that the metrics `judged` are about, or without them the run's own.
 
-    Raises `LandmarksError` when it is not there, or is not what was judged: its images would be others of that name.
+    Raises `LandmarksError` when it is gone, or has changed since: equal ids may then be other images.
     """
     if judged is None or judged.get("own_data", judged.get("name") in SPLITS):
         return find_own_dataset(run)
-    told = {"folder": judged.get("data"), "relative": judged.get("data_relative")}
-    there = [place for place in recorded_locations(told, beside=run.folder) if (place / "dataset.json").is_file()]
-    if not there:
-        raise LandmarksError(f"the images that {run.name} was judged on are not at {told['folder']} any more")
+    location = {"folder": judged.get("data"), "relative": judged.get("data_relative")}
+    places = [place for place in recorded_locations(location, beside=run.folder) if (place / "dataset.json").is_file()]
+    if not places:
+        raise LandmarksError(f"the images that {run.name} was judged on are not at {location['folder']} any more")
     digest = judged.get("data_digest")
-    for place in there:
+    for place in places:
         dataset = open_dataset(place)
         if digest in (None, dataset.digest):
             return dataset
-    raise LandmarksError(f"the dataset at {there[0]} is not as it was when {run.name} was judged on it")
+    raise LandmarksError(f"the dataset at {places[0]} is not as it was when {run.name} was judged on it")
 
 
-def images(dataset: Dataset | None, ids: Iterable[str]) -> dict[str, Image]:
-    """Return small copies with their credits by id; an image that cannot be read keeps its credit and no bytes."""
+def thumbnails(dataset: Dataset | None, ids: Iterable[str]) -> dict[str, Thumbnail]:
+    """Return thumbnails with their credits by id; an image that cannot be read has a credit only."""
     if dataset is None:
         return {}
     wanted = dataset.images.filter(pl.col("image_id").is_in(list(set(ids))))
@@ -211,25 +211,24 @@ def images(dataset: Dataset | None, ids: Iterable[str]) -> dict[str, Image]:
     return {row["image_id"]: _thumbnail(reader, row) for row in wanted.iter_rows(named=True)}
 
 
-def _thumbnail(reader: ImageReader, row: Mapping[str, Any]) -> Image:
+def _thumbnail(reader: ImageReader, row: Mapping[str, Any]) -> Thumbnail:
     credit = credit_of(row)
     try:
         data = reader.read(row["shard"], row["offset"], row["length"])
         image = shrink(decode(data, min_side=THUMBNAIL), THUMBNAIL)
     except (LandmarksError, OSError):
-        return Image(row["image_id"], "", 0, 0, credit)
+        return Thumbnail(row["image_id"], "", 0, 0, credit)
     height, width = image.shape[:2]
-    return Image(row["image_id"], data_uri(encode(image, quality=80)), width, height, credit)
+    return Thumbnail(row["image_id"], data_uri(encode(image, quality=80)), width, height, credit)
 
 
 def credit_of(row: Mapping[str, Any]) -> str:
-    """Return `Author, licence` of an image as far as they are known."""
-    known = [readable(row[name], 80) for name in ("author", "license") if row.get(name)]
-    return ", ".join(known)
+    """Return `Author, licence` of an image, as far as they are known."""
+    return ", ".join(one_line(row[name], 80) for name in ("author", "license") if row.get(name))
 
 
-def panel(path: Path) -> str:
-    """Return a heat-map panel as a data URI no wider than the page needs, or an empty text when it cannot be read."""
+def panel_uri(path: Path) -> str:
+    """Return a heat-map panel as a data URI no wider than the page needs, or an empty string if it cannot be read."""
     try:
         image = shrink(decode(path.read_bytes()), PANEL)
     except (LandmarksError, OSError):
@@ -238,5 +237,5 @@ def panel(path: Path) -> str:
 
 
 def data_uri(jpeg: bytes) -> str:
-    """Return JPEG bytes as a `data:` address."""
+    """Return JPEG bytes as a data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

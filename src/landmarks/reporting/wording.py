@@ -1,4 +1,4 @@
-"""How numbers and names read on the page: the same number looks the same everywhere."""
+"""Format numbers and names for the page, the same way everywhere."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import contextlib
 import json
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
 MAX_NAME = 120
-"""Characters of a name or title that the page shows; the tables beside the page hold all of it."""
+"""Characters of a name or title that the page shows; the CSVs beside the page hold all of them."""
 
 
-def readable(text: object, longest: int = MAX_NAME) -> str:
-    """Return a stranger's text on one line: no control or direction-changing characters, cut with an ellipsis."""
+def one_line(text: object, longest: int = MAX_NAME) -> str:
+    """Return untrusted text on one line, cut with an ellipsis, without control or direction-changing characters."""
     clean = str(text)
     if not clean.isprintable():
         clean = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in clean)
@@ -37,17 +38,17 @@ TITLES = {
     "top1": "Top-1",
     "top5": "Top-5",
 }
-"""What stands over a number on the page, where its name alone does not read well."""
+"""Headings of numbers on the page whose names alone do not read well."""
 
 
-def titled(name: str) -> str:
-    """Return the heading of a number, the same over its column and over its definition."""
-    plain = readable(name.replace("_", " "), 40)
+def heading(name: str) -> str:
+    """Return the heading of the number called `name`, for its column and for its definition."""
+    plain = one_line(name.replace("_", " "), 40)
     return TITLES.get(name, plain[:1].upper() + plain[1:])
 
 
 def number(value: Any) -> float | None:
-    """Return the number in `value`, which is one, or a record with a "value", or nothing."""
+    """Return `value` as a number, or its entry "value" if it is a record; None if there is none."""
     if isinstance(value, Mapping):
         value = value.get("value")
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -56,21 +57,21 @@ def number(value: Any) -> float | None:
 
 
 def bounds(value: Any) -> tuple[float, float] | None:
-    """Return `(low, high)` of a record that has both."""
+    """Return `(low, high)` of a record, or None if it does not have both."""
     if not isinstance(value, Mapping):
         return None
     low, high = number(value.get("low")), number(value.get("high"))
     return None if low is None or high is None else (low, high)
 
 
-def percent(value: Any, digits: int = 1) -> str:
-    """Return a share as `93.8 %`, or a dash when it was not measured."""
+def percentage(value: Any, digits: int = 1) -> str:
+    """Return a share as `93.8 %`, or a dash if it was not measured."""
     share = number(value)
     return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def interval(value: Any, digits: int = 1) -> str:
-    """Return the bounds of a share as `91.7–95.4 %`, or an empty text when it has none."""
+    """Return the bounds of a share as `91.7–95.4 %`, or an empty string if it has none."""
     pair = bounds(value)
     return "" if pair is None else f"{100 * pair[0]:.{digits}f}–{100 * pair[1]:.{digits}f}\N{NO-BREAK SPACE}%"
 
@@ -90,13 +91,8 @@ def count(value: Any) -> str:
     return "–" if amount is None else f"{round(amount):,}"
 
 
-def plural(amount: int, one: str, many: str = "") -> str:
-    """Return `1 image` or `1,200 images`."""
-    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
-
-
 def millions(value: Any) -> str:
-    """Return a count of parameters as `25.6 M` (below ten thousand as it is)."""
+    """Return a count of parameters as `25.6 M`, or in full below ten thousand."""
     amount = number(value)
     if amount is None or amount < 1e4:
         return count(amount)
@@ -118,22 +114,20 @@ def duration(seconds: Any) -> str:
 
 
 def display_names(labels: pl.DataFrame) -> list[str]:
-    """Return one readable name per label, in the order of `label`; equal or missing names get their landmark id."""
+    """Return a unique name per label, in the order of `label`: repeated and missing names get their landmark id."""
     labels = labels.sort("label")
     ids = labels["landmark_id"].to_list()
     names = labels["name"].to_list() if "name" in labels.columns else [None] * len(ids)
-    clean = [readable(name) if name else "" for name in names]
-    seen: dict[str, int] = {}
-    for name in clean:
-        seen[name] = seen.get(name, 0) + 1
+    clean = [one_line(name) if name else "" for name in names]
+    counts = Counter(clean)
     return [
-        f"landmark {id}" if not name else name if seen[name] == 1 else f"{name} ({id})"
+        f"landmark {id}" if not name else name if counts[name] == 1 else f"{name} ({id})"
         for name, id in zip(clean, ids, strict=True)
     ]
 
 
-def in_words(value: Any) -> str:
-    """Return any value of a record as one short readable text."""
+def as_text(value: Any) -> str:
+    """Return any value of a record as a short text on one line."""
     if value is None or isinstance(value, bool):
         text = {None: "none", True: "yes", False: "no"}[value]
     elif isinstance(value, int):
@@ -141,28 +135,28 @@ def in_words(value: Any) -> str:
     elif isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, Mapping):
-        text = ", ".join(f"{key} {in_words(one)}" for key, one in value.items())
+        text = ", ".join(f"{key} {as_text(inner)}" for key, inner in value.items())
     elif isinstance(value, list | tuple):
-        text = ", ".join(in_words(one) for one in value)
+        text = ", ".join(as_text(inner) for inner in value)
     else:
         text = str(value)
-    return readable(text, 400)
+    return one_line(text, 400)
 
 
 def facts(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return a record as readable (name, value) pairs; a nested record's name stands before its own."""
+    """Return a record as (name, value) pairs of text; names of nested records are prefixed with their parents'."""
     pairs: list[tuple[str, str]] = []
-    for key, told in record.items():
-        name, value = f"{prefix}{key}", _unpacked(told)
+    for key, raw in record.items():
+        name, value = f"{prefix}{key}", _parsed(raw)
         if isinstance(value, Mapping) and value:
             pairs += facts(value, f"{name} ")
         else:
-            pairs.append((readable(name), in_words(value)))
+            pairs.append((one_line(name), as_text(value)))
     return pairs
 
 
-def _unpacked(value: Any) -> Any:
-    """Return what a text holds as JSON (the metadata of tables knows only texts), else the value as it is."""
+def _parsed(value: Any) -> Any:
+    """Return a string that holds JSON as what it holds (table metadata are all strings), any other value as it is."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         with contextlib.suppress(ValueError):
             return json.loads(value)
