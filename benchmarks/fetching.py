@@ -28,13 +28,13 @@ from results import keep, landmarks, measured
 from simulated_archive import BLOCK, Archive, Simulated
 from simulated_tables import write_tables
 
-from landmarks.archive.executors import default_workers, workforce
-from landmarks.archive.fetch_plan import Plan, make_plan
+from landmarks.archive.executors import default_tar_workers, workforce
+from landmarks.archive.fetch_plan import FetchPlan, make_plan
 from landmarks.archive.index import MEMBERS, IndexedTar, TarIndex, write_index
-from landmarks.archive.locate import hop
+from landmarks.archive.locate import walk_headers
 from landmarks.archive.mirror import open_mirror, tar_path
 from landmarks.archive.tar_to_shard import TarTask
-from landmarks.archive.transfer import Contents, ranged, streamed
+from landmarks.archive.transfer import Contents, request_images, stream_images
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import prepare
 
@@ -101,7 +101,7 @@ def ranges(metadata: Path, folder: Path) -> None:
         rows,
         images=images,
         wanted_bytes=wanted,
-        workers=default_workers(),
+        workers=default_tar_workers(),
         prepared_per_second_and_processor=prepared_per_second(archive),
         ranges_to_bare_loop=round(middle["ranges alone"] / middle["bare loop"], 3),
     )
@@ -120,26 +120,26 @@ def write_known_index(archive: Archive, address: str, path: Path) -> TarIndex:
     return write_index(path, members, tars, set="train", mirror=mirror.place, count=archive.tars)
 
 
-def planned(address: str, selection: Path, index: TarIndex) -> Plan:
+def planned(address: str, selection: Path, index: TarIndex) -> FetchPlan:
     """Return the requests that `fetch` would make."""
     ids = np.sort(pl.read_parquet(selection)["image_id"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy())
     blank = TarTask(out=Path(), mirror=open_mirror(address), set="train", tar=0, max_side=512, digest="")
     return make_plan(blank, ids, index, "ranges")
 
 
-def ranges_alone(address: str, plan: Plan) -> None:
+def ranges_alone(address: str, plan: FetchPlan) -> None:
     """Move and check what `fetch` moves, with its own workers, and drop it."""
     mirror = open_mirror(address)
 
     def one(task: TarTask) -> int:
         assert task.places is not None
         path = tar_path("train", task.tar)
-        images = ranged(
+        images = request_images(
             mirror,
             path,
             places=task.places,
             spans=task.spans,
-            same=lambda answer: (answer.size, answer.etag) == (task.size, task.etag),
+            is_indexed_tar=lambda answer: (answer.size, answer.etag) == (task.size, task.etag),
             report=lambda *_: None,
         )
         return sum(1 for _ in images)
@@ -148,7 +148,7 @@ def ranges_alone(address: str, plan: Plan) -> None:
         list(pool.map(one, plan.tasks))
 
 
-def bare_loop(address: str, plan: Plan) -> None:
+def bare_loop(address: str, plan: FetchPlan) -> None:
     """Ask obstore for the same ranges through as many connections, and drop the bytes."""
     store = obstore.store.HTTPStore.from_url(address, client_options={"allow_http": True})
     asked = [(tar_path("train", task.tar), span.start, span.end) for task in plan.tasks for span in task.spans]
@@ -179,7 +179,8 @@ def hopping(metadata: Path, folder: Path) -> None:
         layout = archive.layout(0)
         server.reset()
         started = time.perf_counter()
-        found = [member.offset for member in hop(mirror, tar_path("train", 0), *mirror.head(tar_path("train", 0)))]
+        path = tar_path("train", 0)
+        found = [member.offset for member in walk_headers(mirror, path, *mirror.head(path))]
         alone = time.perf_counter() - started
         assert found == (layout.headers + BLOCK).tolist()
         counts = server.counts()
@@ -195,7 +196,7 @@ def hopping(metadata: Path, folder: Path) -> None:
             heads = [(tar_path("train", tar), *mirror.head(tar_path("train", tar))) for tar in range(CONNECTIONS)]
             own, started = time.process_time(), time.perf_counter()
             with ThreadPoolExecutor(CONNECTIONS) as pool:
-                list(pool.map(lambda head: list(itertools.islice(hop(mirror, *head), each)), heads))  # noqa: B023
+                list(pool.map(lambda head: list(itertools.islice(walk_headers(mirror, *head), each)), heads))  # noqa: B023
             seconds = time.perf_counter() - started
             rate = CONNECTIONS * each / seconds
             every = archive.images + archive.tars
@@ -250,7 +251,7 @@ def pipe(tar: Path, md5: str) -> None:
 
 def stream(tar: Path, md5: str) -> None:
     """Read the TAR once as `fetch` does, wanting one image in 256."""
-    images = streamed(
+    images = stream_images(
         open_mirror(tar.parent.parent),
         f"train/{tar.name}",
         md5=md5,

@@ -32,9 +32,9 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
 
 
 def test_a_lease_ends_with_the_process_that_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "_SECONDS_BETWEEN_BEATS", 3600.0)  # it is not renewed while it is looked at
+    monkeypatch.setattr(executors, "_SECONDS_BETWEEN_RENEWALS", 3600.0)  # it is not renewed while it is looked at
     lease = Lease(tmp_path)
-    with lease.kept():
+    with lease.renewed():
         elsewhere = pickle.loads(pickle.dumps(lease))
         elsewhere(10, 1)
         hour_ago = time.time() - 3600
@@ -47,7 +47,7 @@ def test_a_lease_ends_with_the_process_that_keeps_it(tmp_path: Path, monkeypatch
 
 def test_a_lease_ends_when_another_process_takes_over(tmp_path: Path) -> None:
     first, second = Lease(tmp_path), Lease(tmp_path)
-    with first.kept(), second.kept():
+    with first.renewed(), second.renewed():
         second(0, 0)
         with pytest.raises(EndedError):
             first(0, 0)
@@ -65,9 +65,9 @@ def test_a_lease_whose_file_was_taken_away_ends_without_a_complaint_of_its_threa
             missed.set()
             raise
 
-    monkeypatch.setattr(executors, "_SECONDS_BETWEEN_BEATS", 0.001)
+    monkeypatch.setattr(executors, "_SECONDS_BETWEEN_RENEWALS", 0.001)
     monkeypatch.setattr("os.utime", touch)
-    with lease.kept():
+    with lease.renewed():
         lease.file.unlink()
         missed.wait()  # an error in a thread fails the test
         with pytest.raises(EndedError):

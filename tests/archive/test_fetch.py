@@ -19,7 +19,7 @@ from tar_mirror import HASTY, STALLING, image, made_up_id, make_mirror, make_sel
 
 from landmarks.archive import fetch as fetching
 from landmarks.archive.fetch import fetch
-from landmarks.archive.fetch_plan import Plan
+from landmarks.archive.fetch_plan import FetchPlan
 from landmarks.archive.locate import locate
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.cli.main import run
@@ -346,9 +346,9 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(tmp_path: Path, capsys: pyt
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids[::6])
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
     plan = fetch(selection, tmp_path / "data", dry_run=True)
-    assert isinstance(plan, Plan) and plan.requests == 3
+    assert isinstance(plan, FetchPlan) and plan.requests == 3
     by_ranges = fetch(selection, tmp_path / "data", index=index, method="ranges", dry_run=True)
-    assert isinstance(by_ranges, Plan) and by_ranges.requests == 5 and by_ranges.bytes < plan.bytes
+    assert isinstance(by_ranges, FetchPlan) and by_ranges.requests == 5 and by_ranges.bytes < plan.bytes
     streamed, ranged = capsys.readouterr().err.strip().splitlines()
     assert "3 TARs (0 by byte ranges, 3 streamed), 3 requests" in streamed
     assert "3 TARs (3 by byte ranges, 0 streamed), 5 requests" in ranged

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.archive.index import MOST_BYTES_OF_A_SPAN, MOST_OVERHEAD, Places, spans
+from landmarks.archive.index import MAX_OVERHEAD, MAX_SPAN_BYTES, Places, spans
 from landmarks.archive.tar import BLOCK
 
 
@@ -42,8 +42,8 @@ def test_merging_moves_at_most_its_share_and_asks_at_most_once_each(found: list[
     headers = BLOCK * len(places)
     moved = sum(one.end - one.start for one in requests)
     assert len(requests) <= len(places)
-    assert moved <= max((1 + MOST_OVERHEAD) * wanted, wanted + headers)
-    assert all(one.end - one.start <= MOST_BYTES_OF_A_SPAN for one in requests if one.last - one.first > 1)
+    assert moved <= max((1 + MAX_OVERHEAD) * wanted, wanted + headers)
+    assert all(one.end - one.start <= MAX_SPAN_BYTES for one in requests if one.last - one.first > 1)
 
 
 def test_the_smallest_gaps_are_closed_first() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tar_mirror import HASTY, STALLING, image, made_up_id, make_mirror, put_tar, tar_of
 
 from landmarks.archive.index import Places, spans
-from landmarks.archive.locate import hop
+from landmarks.archive.locate import walk_headers
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.transfer import (
     ChangedError,
@@ -22,9 +22,9 @@ from landmarks.archive.transfer import (
     FetchedImage,
     ForwardReader,
     WrongMd5Error,
-    is_among,
-    ranged,
-    streamed,
+    membership_test,
+    request_images,
+    stream_images,
 )
 from landmarks.support.requests import MirrorError, RangesRefusedError
 
@@ -37,19 +37,19 @@ def quiet(bytes: int, images: int) -> None:
 
 def streamed_from(mirror: Mirror, md5: str, wanted: set[str]) -> list[FetchedImage]:
     contents = Contents()
-    return list(streamed(mirror, TAR, md5=md5, wanted=wanted.__contains__, contents=contents, report=quiet))
+    return list(stream_images(mirror, TAR, md5=md5, wanted=wanted.__contains__, contents=contents, report=quiet))
 
 
 def places_in(mirror: Mirror) -> Places:
     size, etag = mirror.head(TAR)
-    rows = [(int(one.id or "0", 16), one.offset, one.size) for one in hop(mirror, TAR, size, etag)]
+    rows = [(int(one.id or "0", 16), one.offset, one.size) for one in walk_headers(mirror, TAR, size, etag)]
     ids, offsets, lengths = zip(*rows, strict=True)
     return Places(np.array(ids, np.uint64), np.array(offsets, np.uint64), np.array(lengths, np.uint32))
 
 
 def ranged_from(mirror: Mirror, places: Places, same: bool = True) -> Iterator[FetchedImage]:
     requests = spans(places, 0)
-    return ranged(mirror, TAR, places=places, spans=requests, same=lambda _: same, report=quiet)
+    return request_images(mirror, TAR, places=places, spans=requests, is_indexed_tar=lambda _: same, report=quiet)
 
 
 @given(
@@ -77,7 +77,7 @@ def test_a_forward_reader_reads_like_a_slice(data: bytes, cuts: list[int], steps
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.integers(0, 2**64 - 1))
 def test_membership_is_that_of_a_set(ids: list[int], other: int) -> None:
-    wanted = is_among(np.array(sorted(set(ids)), np.uint64))
+    wanted = membership_test(np.array(sorted(set(ids)), np.uint64))
     assert all(wanted(f"{id:016x}") for id in ids)
     assert wanted(f"{other:016x}") == (other in ids)
 
@@ -153,7 +153,7 @@ def test_strange_members_are_noted_and_nothing_else(tmp_path: Path) -> None:
     put_tar(tmp_path, 0, tar_of([("../../evil", b"x"), (f"../{id}.jpg", b"y"), (f"./{id}.jpg", image(1))]))
     mirror, contents = open_mirror(tmp_path), Contents()
     found = list(
-        streamed(mirror, TAR, md5=mirror.md5("train", 0), wanted=lambda _: True, contents=contents, report=quiet)
+        stream_images(mirror, TAR, md5=mirror.md5("train", 0), wanted=lambda _: True, contents=contents, report=quiet)
     )
     assert found == [FetchedImage(id, image(1))]
-    assert contents.strange == ["../../evil", f"../{id}.jpg"]
+    assert contents.other_members == ["../../evil", f"../{id}.jpg"]

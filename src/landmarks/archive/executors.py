@@ -1,6 +1,6 @@
-"""Who does the work: threads of this process, or a Dask cluster, behind the interface of `concurrent.futures`.
+"""Executors for the work on TARs: threads of this process, or a Dask cluster, with the `concurrent.futures` interface.
 
-Threads and not processes, because decoding, encoding, hashing and waiting for the mirror all release the interpreter.
+Threads are used rather than processes because decoding, encoding, hashing and network requests all release the GIL.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
+from landmarks.archive.transfer import Report
 from landmarks.support.errors import UsageError, naming_the_extra
 from landmarks.support.files import written_whole
 from landmarks.support.systems import usable_processors
 
-_SECONDS_BETWEEN_BEATS = 5.0
+_SECONDS_BETWEEN_RENEWALS = 5.0
 _SECONDS_UNTIL_ABANDONED = 60.0
 
 
 class EndedError(Exception):
-    """The work was called off; whoever does it stops where it is."""
+    """The work was called off, and ends where it is."""
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def workforce(workers: int | None, cluster: str | None) -> Iterator[Executor]:
         UsageError: the cluster cannot be reached, or its package is not installed.
     """
     if cluster is None:
-        with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="tar") as pool:
+        with ThreadPoolExecutor(workers or default_tar_workers(), thread_name_prefix="tar") as pool:
             yield pool
         return
     with naming_the_extra("fetching on a cluster"):
@@ -47,15 +48,15 @@ def workforce(workers: int | None, cluster: str | None) -> Iterator[Executor]:
         yield pool
 
 
-def default_workers() -> int:
-    """Return how many TARs are worked on at once: twice the processors, because half the time is spent waiting."""
+def default_tar_workers() -> int:
+    """Return how many TARs to work on at once: 4 to 16, twice the processors, as half the time is spent waiting."""
     return min(16, max(4, 2 * usable_processors()))
 
 
 class Lease:
-    """Lets workers on other machines write to `folder` only while the process that sent them lives.
+    """Permission for workers on other machines to write to `folder` while the process that started them lives.
 
-    That process touches a file every few seconds; a worker that finds it old, or another's, stops.
+    That process touches a file every few seconds. A worker stops when the file is old or belongs to another process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,29 +64,29 @@ class Lease:
         self.token = uuid.uuid4().hex
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep the lease while the block runs."""
-        with written_whole(self.file) as aside:
-            aside.write_text(self.token)
+    def renewed(self) -> Iterator[None]:
+        """Renew the lease while the block runs, and end it then."""
+        with written_whole(self.file) as temporary:
+            temporary.write_text(self.token)
         ended = threading.Event()
 
-        def beat() -> None:
-            while not ended.wait(_SECONDS_BETWEEN_BEATS):
-                with contextlib.suppress(OSError):  # taken away: the lease is over, and its workers see it
+        def renew() -> None:
+            while not ended.wait(_SECONDS_BETWEEN_RENEWALS):
+                with contextlib.suppress(OSError):  # the file is gone: the lease is over, and its workers will notice
                     os.utime(self.file)
 
-        keeper = threading.Thread(target=beat, daemon=True)
-        keeper.start()
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
         try:
             yield
         finally:
             ended.set()
-            keeper.join()
-            with contextlib.suppress(OSError):  # a disk that no longer can be written
+            thread.join()
+            with contextlib.suppress(OSError):  # a disk that can no longer be written
                 self.file.unlink(missing_ok=True)
 
     def __call__(self, bytes: int, images: int) -> None:
-        """Raise `EndedError` when the lease has run out; the signature of `transfer.Report`."""
+        """Raise `EndedError` when the lease has run out. The signature is that of `transfer.Report`."""
         try:
             alive = time.time() - self.file.stat().st_mtime < _SECONDS_UNTIL_ABANDONED
             mine = self.file.read_text() == self.token
@@ -95,15 +96,12 @@ class Lease:
             raise EndedError(f"the process that asked for {self.file.parent.parent} is gone")
 
 
-Counter = Callable[[int, int], None]
+def stoppable(report: Report, stopped: threading.Event) -> Report:
+    """Return a function that calls `report`, or raises `EndedError` once `stopped` is set."""
 
-
-def stoppable(count: Counter, stopped: threading.Event) -> Counter:
-    """Return `count` so that it raises `EndedError` once `stopped` is set."""
-
-    def report(bytes: int, images: int) -> None:
+    def report_or_stop(bytes: int, images: int) -> None:
         if stopped.is_set():
             raise EndedError("stopped")
-        count(bytes, images)
+        report(bytes, images)
 
-    return report
+    return report_or_stop

@@ -1,4 +1,4 @@
-"""From a dataset to a smaller one: the selected images, taken out of its shards; no mirror is asked."""
+"""Make a smaller dataset of the selected images of a dataset, without any mirror."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from landmarks.archive.fetch_plan import Plan
+from landmarks.archive.fetch_plan import FetchPlan
 from landmarks.dataset.division import EarlierDivision, read_division
 from landmarks.dataset.importing import UNFINISHED, finished_dataset
 from landmarks.dataset.joining import gather
@@ -22,13 +22,13 @@ from landmarks.support.tables import read_metadata, read_table
 
 def fetch_from_data(
     selection: Path, data: Dataset, out: Path, *, max_side: int, by_reference: bool, dry_run: bool
-) -> Dataset | Plan:
-    """Make a dataset in `out` of the images of `data` that are selected; see `fetch`.
+) -> Dataset | FetchPlan:
+    """Make a dataset in `out` of the selected images of `data`; see `fetch`.
 
-    Raises `LandmarksError` when the selection names images that `data` does not hold, or `out` holds something else.
+    Raises `LandmarksError` when `data` lacks selected images, or `out` holds something else.
     """
     chosen, metadata = read_table(selection, {"image_id": pl.String, "landmark_id": pl.Int64}), read_metadata(selection)
-    images = data.images.drop("landmark_id", "landmarks").join(_told(chosen), on="image_id", how="inner")
+    images = data.images.drop("landmark_id", "landmarks").join(_landmarks_of(chosen), on="image_id", how="inner")
     if len(images) < len(chosen):
         absent = chosen.join(images.select("image_id"), on="image_id", how="anti")["image_id"]
         raise LandmarksError(
@@ -36,10 +36,17 @@ def fetch_from_data(
             received=absent[0],
             way_out="select from it anew, or name the mirror that has them with --mirror",
         )
-    total = int(images["length"].sum() or 0)
     if dry_run:
-        plan = Plan(
-            (), 0, 0 if by_reference else total, 0 if by_reference else total, total / 1e9, 1e9, "no mirror is asked"
+        total = int(images["length"].sum() or 0)
+        moved = 0 if by_reference else total
+        plan = FetchPlan(
+            tasks=(),
+            requests=0,
+            bytes=moved,
+            disk_bytes=moved,
+            seconds=total / 1e9,
+            bytes_per_second=1e9,
+            why="no mirror is asked",
         )
         note(str(plan))
         return plan
@@ -75,18 +82,18 @@ def fetch_from_data(
         )  # fmt: skip
 
 
-def _told(chosen: pl.DataFrame) -> pl.DataFrame:
-    """Return what a selection says about its images."""
+def _landmarks_of(chosen: pl.DataFrame) -> pl.DataFrame:
+    """Return the landmarks of a selection's images."""
     if "landmarks" not in chosen.columns:
         chosen = chosen.with_columns(landmarks=pl.lit(None, pl.List(pl.Int64)))
     return chosen.select("image_id", "landmark_id", pl.col("landmarks").cast(pl.List(pl.Int64)))
 
 
 def _labels(images: pl.DataFrame, chosen: pl.DataFrame, data: Dataset) -> pl.DataFrame:
-    """Return a label for each selected landmark, named as in the dataset."""
+    """Return a label for each selected landmark, with its name in the dataset."""
     ids = chosen.select("landmark_id").drop_nulls().unique()
     counts = images.group_by("landmark_id").agg(images=pl.len())
     labels = ids.join(data.labels.select("landmark_id", "name", "category"), on="landmark_id", how="left")
     labels = labels.join(counts, on="landmark_id", how="left").sort("landmark_id").with_row_index("label")
-    named = pl.coalesce("name", pl.col("landmark_id").cast(pl.String))
-    return labels.with_columns(named.alias("name"), pl.col("images").fill_null(0)).select(list(LABELS))
+    name = pl.coalesce("name", pl.col("landmark_id").cast(pl.String)).alias("name")
+    return labels.with_columns(name, pl.col("images").fill_null(0)).select(list(LABELS))

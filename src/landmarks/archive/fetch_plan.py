@@ -1,4 +1,4 @@
-"""How a selection is best fetched: for each TAR by byte ranges or by streaming, whichever costs less time."""
+"""Plan how to fetch a selection: for each TAR by byte ranges or by streaming, whichever takes less time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from landmarks.archive.index import TarIndex, spans
+from landmarks.archive.local_csvs import PUBLISHED_BYTES
 from landmarks.archive.mirror import Mirror, tar_path
 from landmarks.archive.tar_to_shard import TarTask
 from landmarks.support.console import plural
@@ -22,29 +23,30 @@ Method = Literal["auto", "ranges", "stream"]
 METHODS: tuple[Method, ...] = ("auto", "ranges", "stream")
 
 BYTES_PER_SECOND = 100e6
-"""What the line to a remote mirror is taken to carry; a folder, ten times as much."""
+"""Assumed throughput of a connection to a remote mirror; that of a folder is ten times as much."""
 
-LEAST_GAP = 8_192
-"""Bytes that always cost less than one more request: its own headers, and the work for it at both ends."""
+MIN_GAP_BYTES = 8_192
+"""A gap of this size always costs less than one more request, with its headers and the work at both ends."""
 
-WORTH = 0.9
-"""Ranges are taken when they need less than this share of streaming's time, which has the MD5 on its side."""
-
-MEAN_BYTES = 121_000
-"""Mean size of an image of the published training set."""
+MAX_TIME_SHARE_OF_RANGES = 0.9
+"""Ranges are chosen when they take less than this share of the time of streaming, which can check the MD5."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """What lies between a mirror and us: seconds that one request waits when all connections are busy, bytes/s."""
+class Throughput:
+    """What a mirror delivers through all its connections: seconds that each request adds, and bytes per second."""
 
-    wait: float
+    seconds_per_request: float
     bytes_per_second: float
 
+    def seconds(self, requests: int, bytes: float) -> float:
+        """Return the time that so many requests for so many bytes take."""
+        return requests * self.seconds_per_request + bytes / self.bytes_per_second
+
 
 @dataclass(frozen=True)
-class Plan:
-    """The work for each TAR, what it will cost, and why it is done so."""
+class FetchPlan:
+    """The work on each TAR, its cost, and the reason for the chosen methods."""
 
     tasks: tuple[TarTask, ...]
     requests: int
@@ -56,9 +58,9 @@ class Plan:
 
     def __str__(self) -> str:
         ranged = sum(task.places is not None for task in self.tasks)
-        how = f"{ranged} by byte ranges, {len(self.tasks) - ranged} streamed"
+        methods = f"{ranged} by byte ranges, {len(self.tasks) - ranged} streamed"
         return (
-            f"{plural(len(self.tasks), 'TAR')} ({how}), {plural(self.requests, 'request')}, "
+            f"{plural(len(self.tasks), 'TAR')} ({methods}), {plural(self.requests, 'request')}, "
             f"{amount(self.bytes)} to move, at most {amount(self.disk_bytes)} on disk, "
             f"about {_duration(self.seconds)} of transfer at {amount(self.bytes_per_second)}/s; {self.why}"
         )
@@ -66,78 +68,80 @@ class Plan:
     __repr__ = __str__
 
 
-def make_plan(task: TarTask, ids: np.ndarray[Any, np.dtype[np.uint64]], index: TarIndex | None, method: Method) -> Plan:
-    """Decide for every TAR how it is read. `task` holds what is the same for all; `ids` are the selected images.
+def make_plan(
+    template: TarTask, ids: np.ndarray[Any, np.dtype[np.uint64]], index: TarIndex | None, method: Method
+) -> FetchPlan:
+    """Decide how to read each TAR, to fetch the images `ids`, `(N,)`; `template` has the fields that all tasks share.
 
     Raises:
-        UsageError: byte ranges are asked for without an index.
+        UsageError: `method` is "ranges", but there is no index.
         LandmarksError: the index is of another set.
     """
     if method == "ranges" and index is None:
         raise UsageError("byte ranges need a byte index", way_out="make one with: landmarks locate MIRROR -o INDEX")
-    if index is not None and index.set != task.set:
-        raise LandmarksError(f"{index.path} is of another set", received=index.set, expected=task.set)
-    line = _line(task.mirror, task.set)
+    if index is not None and index.set != template.set:
+        raise LandmarksError(f"{index.path} is of another set", received=index.set, expected=template.set)
+    throughput = _estimate_throughput(template.mirror, template.set)
     if index is not None and method != "stream":
-        return _by_index(task, ids, index, method, line)
+        return _plan_by_index(template, ids, index, method, throughput)
     why = "streaming was asked for"
     if method == "auto":
         why = "without a byte index every TAR is read whole (landmarks locate makes one)"
-    tasks = _streamed(task, range(task.mirror.tar_count(task.set)))
-    return _summary(tasks, len(ids), line, why)
+    tasks = _streaming_tasks(template, range(template.mirror.tar_count(template.set)))
+    return _plan_of(tasks, len(ids), throughput, why)
 
 
 def amount(bytes: float) -> str:
-    """Write a number of bytes with the unit that suits it."""
+    """Return a number of bytes as text with a suitable unit, such as `1.5 MB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if bytes >= size:
             return f"{bytes / size:.2f} {unit}" if unit == "GB" else f"{bytes / size:.1f} {unit}"
     return f"{bytes:.0f} B"
 
 
-def _by_index(task: TarTask, ids: Any, index: TarIndex, method: Method, line: Line) -> Plan:
-    guarded = index.mirror == task.mirror.place  # another mirror has other ETags for the same bytes
-    places = index.places(ids)
+def _plan_by_index(template: TarTask, ids: Any, index: TarIndex, method: Method, throughput: Throughput) -> FetchPlan:
+    same_mirror = index.mirror == template.mirror.place  # another mirror has other ETags for the same bytes
+    largest_gap = max(MIN_GAP_BYTES, int(throughput.bytes_per_second * throughput.seconds_per_request))
+    places_by_tar = index.places(ids)
     ranged: list[TarTask] = []
-    whole: list[int] = []
-    saved = 0
-    for tar, found in places.items():
-        known = index.tars[tar]
-        requests = tuple(spans(found, max(LEAST_GAP, int(line.bytes_per_second * line.wait))))
+    streamed: list[int] = []
+    saved_bytes = 0
+    for tar, places in places_by_tar.items():
+        indexed = index.tars[tar]
+        requests = tuple(spans(places, largest_gap))
         moved = sum(span.end - span.start for span in requests)
-        if method == "ranges" or _seconds(len(requests), moved, line) < WORTH * _seconds(1, known.size, line):
-            etag = known.etag if guarded else None
-            ranged.append(dataclasses.replace(task, tar=tar, size=known.size, etag=etag, places=found, spans=requests))
-            saved += known.size - moved
+        longest = MAX_TIME_SHARE_OF_RANGES * throughput.seconds(1, indexed.size)
+        if method == "ranges" or throughput.seconds(len(requests), moved) < longest:
+            etag = indexed.etag if same_mirror else None
+            ranged.append(
+                dataclasses.replace(template, tar=tar, size=indexed.size, etag=etag, places=places, spans=requests)
+            )
+            saved_bytes += indexed.size - moved
         else:
-            whole.append(tar)
-    located = sum(map(len, places.values()))
-    if located < len(ids):
-        whole += index.unindexed
-    tasks = sorted([*ranged, *_streamed(task, whole)], key=lambda one: one.tar)
-    why = f"byte ranges move {amount(saved)} less than streaming the same TARs"
-    if whole:
-        why += f"; {len(whole)} TARs are streamed because that is quicker or the index lacks them"
-    return _summary(tasks, len(ids), line, why)
+            streamed.append(tar)
+    if sum(map(len, places_by_tar.values())) < len(ids):
+        streamed += index.unindexed
+    tasks = sorted([*ranged, *_streaming_tasks(template, streamed)], key=lambda task: task.tar)
+    why = f"byte ranges move {amount(saved_bytes)} less than streaming the same TARs"
+    if streamed:
+        why += f"; {len(streamed)} TARs are streamed because that is quicker or the index lacks them"
+    return _plan_of(tasks, len(ids), throughput, why)
 
 
-def _seconds(requests: int, moved: float, line: Line) -> float:
-    return requests * line.wait + moved / line.bytes_per_second
-
-
-def _streamed(task: TarTask, tars: Sequence[int]) -> list[TarTask]:
-    def described(tar: int) -> TarTask:
+def _streaming_tasks(template: TarTask, tars: Sequence[int]) -> list[TarTask]:
+    def task_of(tar: int) -> TarTask:
         try:
-            size, etag = task.mirror.head(tar_path(task.set, tar))
-        except MirrorError:  # the work on this TAR will meet it again, and tell
-            return dataclasses.replace(task, tar=tar)
-        return dataclasses.replace(task, tar=tar, size=size, etag=etag)
+            size, etag = template.mirror.head(tar_path(template.set, tar))
+        except MirrorError:  # the work on this TAR will report it
+            return dataclasses.replace(template, tar=tar)
+        return dataclasses.replace(template, tar=tar, size=size, etag=etag)
 
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(described, tars))
+        return list(pool.map(task_of, tars))
 
 
-def _summary(tasks: Sequence[TarTask], images: int, line: Line, why: str) -> Plan:
+def _plan_of(tasks: Sequence[TarTask], images: int, throughput: Throughput, why: str) -> FetchPlan:
+    """Return the plan of the tasks, with their total cost. `images` is the number of selected images."""
     requests = moved = disk = 0
     for task in tasks:
         if task.places is None:
@@ -149,19 +153,27 @@ def _summary(tasks: Sequence[TarTask], images: int, line: Line, why: str) -> Pla
             disk += int(task.places.lengths.sum())
             images -= len(task.places)
     streamed_bytes = sum(task.size or 0 for task in tasks if task.places is None)
-    disk += min(images * MEAN_BYTES, streamed_bytes)
-    return Plan(tuple(tasks), requests, moved, disk, _seconds(requests, moved, line), line.bytes_per_second, why)
+    disk += min(images * PUBLISHED_BYTES["train"], streamed_bytes)
+    return FetchPlan(
+        tasks=tuple(tasks),
+        requests=requests,
+        bytes=moved,
+        disk_bytes=disk,
+        seconds=throughput.seconds(requests, moved),
+        bytes_per_second=throughput.bytes_per_second,
+        why=why,
+    )
 
 
-def _line(mirror: Mirror, set: str) -> Line:
-    """Measure what one small request takes (the quicker of two: the first opens the connection), assume the rest."""
+def _estimate_throughput(mirror: Mirror, set: str) -> Throughput:
+    """Measure the time of a small request (the quicker of two, as the first connects); assume the bytes per second."""
     seconds = []
     for _ in range(2):
         started = time.monotonic()
         mirror.exists(tar_path(set, 0))
         seconds.append(time.monotonic() - started)
-    speed = BYTES_PER_SECOND * (10 if mirror.root else 1)
-    return Line(min(seconds) / mirror.host.patience.connections, speed)
+    bytes_per_second = BYTES_PER_SECOND * (10 if mirror.root else 1)
+    return Throughput(min(seconds) / mirror.host.patience.connections, bytes_per_second)
 
 
 def _duration(seconds: float) -> str:

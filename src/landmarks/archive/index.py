@@ -1,9 +1,9 @@
-"""The byte index: in which TAR each image lies, and at which bytes.
+"""The byte index: the TAR, offset and length of each image.
 
-    index.parquet: id u64 (the 16 hex digits as one integer, sorted) · tar u16 · offset u64 · length u32
+    index.parquet: image_id u64 (the 16 hex digits as an integer, sorted) · tar u16 · offset u64 · length u32
     its metadata:  set, mirror, tar_count, digest, and `tars`: number, size, ETag, published MD5 of every indexed TAR
 
-`offset` is where the image's bytes begin; its header ends there.
+`offset` is the position of the image's first byte, just after its header.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, write_lone_table
 
 INDEX = {"image_id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UInt32}
-"""Columns of a byte index, sorted by id, then TAR and offset."""
+"""Columns of a byte index, sorted by id, TAR and offset."""
 
 MEMBERS = {"image_id": pl.UInt64, "offset": pl.UInt64, "length": pl.UInt32}
-"""Columns of the images' places in one TAR."""
+"""Columns of a table of the images in one TAR."""
 
 
 @dataclass(frozen=True)
 class IndexedTar:
-    """A TAR as it was when it was indexed; an unknown ETag or MD5 is None."""
+    """A TAR as it was when indexed; an ETag or MD5 that is not available is None."""
 
     tar: int
     size: int
@@ -44,7 +44,7 @@ class IndexedTar:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """A byte index on disk; its rows are read only as they are needed."""
+    """A byte index on disk, whose rows are read only when needed."""
 
     path: Path
     set: str
@@ -64,22 +64,22 @@ class TarIndex:
         return [tar for tar in range(self.tar_count) if tar not in self.tars]
 
     def places(self, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> dict[int, Places]:
-        """Return TAR → places of those `ids` that are indexed; of one that lies in several places, the first."""
+        """Return the places of those `ids` that are indexed, by TAR; of an image that lies in several, the first."""
         wanted = pl.DataFrame({"image_id": ids}, {"image_id": pl.UInt64})
         rows = pl.scan_parquet(self.path, glob=False).join(wanted.lazy(), on="image_id", how="semi").collect()
         rows = rows.sort("image_id", "tar", "offset").unique("image_id", keep="first").sort("tar", "offset")
-        found = {}
+        places = {}
         for (tar,), group in rows.group_by("tar", maintain_order=True):
             columns = (group[name].to_numpy() for name in ("image_id", "offset", "length"))
-            found[int(str(tar))] = Places(*columns)
-        return found
+            places[int(str(tar))] = Places(*columns)
+        return places
 
 
 def read_index(place: Place) -> TarIndex:
-    """Open a byte index at a path, or at an address (a copy is kept and checked).
+    """Open a byte index at a path or an address; of a remote file a copy is cached (see `Mirror.local`).
 
     Raises:
-        LandmarksError: it is not there, is no byte index, or was written by a newer version.
+        LandmarksError: there is no such file, it is no byte index, or a newer version wrote it.
     """
     path = Path(place)
     if "://" in os.fspath(place):
@@ -104,41 +104,42 @@ def write_index(
     mirror: str,
     count: int,
 ) -> TarIndex:
-    """Write the byte index of the TARs whose `members` (columns `MEMBERS`) are given.
+    """Write a byte index to `path`, from tables of the TARs' images (columns `MEMBERS`) by TAR number.
 
-    A row takes about 15 bytes on disk and 22 in memory, so that the whole archive needs about 100 MB.
+    `count` is the number of TARs in the set. A row takes about 15 bytes on disk and 22 in memory, hence about 100 MB
+    for the whole archive.
     """
     rows = [
         table.select("image_id", pl.lit(tar).cast(pl.UInt16).alias("tar"), "offset", "length")
         for tar, table in members.items()
     ]
     table = pl.concat([pl.DataFrame(schema=INDEX), *rows]).sort("image_id", "tar", "offset")
-    told = [asdict(tars[tar]) for tar in sorted(members)]
+    tar_records = [asdict(tars[tar]) for tar in sorted(members)]
     write_lone_table(
         path,
         table,
         set=set,
         mirror=mirror,
         tar_count=count,
-        tars=json.dumps(told),
-        digest=digest_of(set, told),
+        tars=json.dumps(tar_records),
+        digest=digest_of(set, tar_records),
     )
     return read_index(path)
 
 
-# Which byte ranges to ask for: near ones are merged where moving the gap is cheaper than one more request.
+# Which byte ranges to request: neighbours are merged where transferring the gap is cheaper than one more request.
 
 
-MOST_OVERHEAD = 0.15
-"""Gaps and headers together never move more than this share of the wanted bytes."""
+MAX_OVERHEAD = 0.15
+"""Largest size of gaps and headers together, as a share of the wanted bytes."""
 
-MOST_BYTES_OF_A_SPAN = 1 << 20
-"""A merged range is no larger than this, so that little is held in memory and little repeated after a fault."""
+MAX_SPAN_BYTES = 1 << 20
+"""Largest size of a merged range: little is held in memory, and little is repeated after a fault."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where images lie in one TAR, in the TAR's order: ids (as integers), offsets and lengths in bytes, `(P,)`."""
+    """The places of P images in one TAR, in the TAR's order: ids as integers, offsets and lengths in bytes, `(P,)`."""
 
     ids: np.ndarray[Any, np.dtype[np.uint64]]
     offsets: np.ndarray[Any, np.dtype[np.uint64]]
@@ -154,7 +155,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Span:
-    """One request: bytes `start` up to `end` of the TAR, which hold the places `first` up to `last`."""
+    """One request: bytes `start` up to `end` of the TAR, for the places `first` up to `last` (ends excluded)."""
 
     start: int
     end: int
@@ -163,15 +164,15 @@ class Span:
 
 
 def spans(places: Places, largest_gap: int) -> list[Span]:
-    """Return the requests for all places, each with its header in front.
+    """Return the requests for all images, each including the header before it.
 
-    Two neighbours share a request when at most `largest_gap` bytes lie between them; the smallest gaps are closed
-    first, as long as everything that moves stays within 1 + `MOST_OVERHEAD` times the images' own bytes.
+    Neighbours with at most `largest_gap` bytes between them share a request. The smallest gaps are closed first, as
+    long as the total stays within 1 + `MAX_OVERHEAD` times the size of the images themselves.
     """
     starts = places.offsets.astype(np.int64) - BLOCK
     ends = places.offsets.astype(np.int64) + places.lengths
     gaps = np.maximum(starts[1:] - ends[:-1], 0)
-    budget = MOST_OVERHEAD * float(places.lengths.sum()) - BLOCK * len(places)
+    budget = MAX_OVERHEAD * float(places.lengths.sum()) - BLOCK * len(places)
     closed = np.zeros(len(gaps), bool)
     order = np.argsort(gaps, kind="stable")
     affordable = (gaps[order] <= largest_gap) & (np.cumsum(gaps[order]) <= max(0.0, budget))
@@ -179,9 +180,9 @@ def spans(places: Places, largest_gap: int) -> list[Span]:
     result: list[Span] = []
     for row in range(len(places)):
         start, end = int(starts[row]), int(ends[row])
-        before = result[-1] if result else None
-        if before is not None and closed[row - 1] and end - before.start <= MOST_BYTES_OF_A_SPAN:
-            result[-1] = Span(before.start, max(end, before.end), before.first, row + 1)
+        previous = result[-1] if result else None
+        if previous is not None and closed[row - 1] and end - previous.start <= MAX_SPAN_BYTES:
+            result[-1] = Span(previous.start, max(end, previous.end), previous.first, row + 1)
         else:
             result.append(Span(start, end, row, row + 1))
     return result

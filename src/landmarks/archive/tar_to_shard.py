@@ -1,7 +1,7 @@
-"""What is done for one TAR: its wanted images are read, prepared and written as one shard, with a table of them.
+"""The work on one TAR: read its wanted images, prepare them, and write them as one shard with a table.
 
-The table is written last and marks the shard as finished: a killed `fetch` repeats only TARs that have none. The work
-for a TAR needs nothing but its task and the output folder, so that any thread, process or machine can do it.
+The table is written last and marks the shard as finished; a `fetch` that was killed repeats only TARs without one. The
+work needs only its task and the output folder, so any thread, process or machine can do it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from landmarks.archive.transfer import (
     FetchedImage,
     Report,
     WrongMd5Error,
-    is_among,
-    ranged,
-    streamed,
+    membership_test,
+    request_images,
+    stream_images,
 )
 from landmarks.dataset import in_flight
 from landmarks.dataset.groups import perceptual_hash
@@ -40,7 +40,7 @@ from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedEr
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 STREAMED_TRIES = 3
-"""How often a TAR that arrives damaged is streamed before it is given up."""
+"""How often a TAR that arrives damaged is streamed."""
 
 PART = {
     "image_id": pl.String,
@@ -56,14 +56,14 @@ PART = {
 
 @dataclass(frozen=True)
 class TarTask:
-    """What to do for one TAR. With `places`, byte ranges are asked for; without, the whole TAR is streamed."""
+    """The work on one TAR. With `places`, byte ranges are requested; without, the whole TAR is streamed."""
 
     out: Path
     mirror: Mirror
     set: str
     tar: int
     max_side: int
-    digest: str  # of the selection and of all that decides the result
+    digest: str  # of the selection and everything else that decides the result
     size: int | None = None  # of the TAR when it was indexed
     etag: str | None = None
     places: Places | None = None
@@ -82,7 +82,7 @@ class TarTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one TAR. With `failure`, it contributes nothing, and `lost` are the wanted ids seen in it."""
+    """The result for one TAR. With `failure`, it contributes nothing, and `lost` are the wanted ids seen in it."""
 
     tar: int
     images: int = 0
@@ -93,24 +93,24 @@ class Outcome:
 
 
 def parts_folder(out: Path) -> Path:
-    """Return where the tables of finished TARs are kept."""
+    """Return the folder of the finished TARs' tables."""
     return out / ".parts"
 
 
 def wanted_file(out: Path) -> Path:
-    """Return the sorted ids of all selected images, as integers."""
+    """Return the file of the sorted ids of all selected images, as integers."""
     return parts_folder(out) / "wanted.npy"
 
 
 def members_file(task: TarTask) -> Path:
-    """Return the places of all images of a streamed TAR, from which a byte index is made."""
+    """Return the file of the places of all images in a streamed TAR, from which a byte index is made."""
     return task.part.with_suffix(".members.parquet")
 
 
 def tar_to_shard(task: TarTask, report: Report) -> Outcome:
     """Fetch one TAR's wanted images into one shard, unless that is already done.
 
-    A TAR that a mirror cannot or will not give is an outcome; a disk that is full is an error.
+    A TAR that the mirror does not deliver is an outcome with a `failure`; a full disk raises an error.
     """
     finished = finished_part(task)
     if finished is not None:
@@ -124,33 +124,33 @@ def tar_to_shard(task: TarTask, report: Report) -> Outcome:
         except MirrorError as error:
             return Outcome(task.tar, failure=str(error), lost=_all_ids(task.places), remarks=tuple(remarks))
     seen: set[str] = set()
-    wrong: set[str] = set()
-    for tried in range(1, STREAMED_TRIES + 1):
+    causes: set[str] = set()
+    for attempt in range(1, STREAMED_TRIES + 1):
         contents = Contents()
         try:
             return _write(task, _by_streaming(task, contents, report), contents, report, remarks)
         except (WrongMd5Error, TruncatedError, HeaderError, RangesRefusedError) as error:
             failure = str(error)
-            wrong.add(failure)
-            if tried < STREAMED_TRIES:
+            causes.add(failure)
+            if attempt < STREAMED_TRIES:
                 remarks.append(f"{failure}; streamed again")
         except MirrorError as error:
             failure = str(error)
             break
         finally:
             seen.update(contents.ids)
-    if len(wrong) == 1 and "wrong MD5" in failure:
+    if len(causes) == 1 and "wrong MD5" in failure:
         failure += (
             ", the same each time: the mirror's file is another than the published one. With a byte index"
             " (landmarks locate) --method ranges takes single images, each of which is looked at"
         )
-    wanted = is_among(mapped(wanted_file(task.out)))
-    lost = tuple(sorted(id for id in seen if wanted(id)))
+    is_wanted = membership_test(mapped(wanted_file(task.out)))
+    lost = tuple(sorted(id for id in seen if is_wanted(id)))
     return Outcome(task.tar, failure=failure, lost=lost, remarks=tuple(remarks))
 
 
 def finished_part(task: TarTask) -> pl.DataFrame | None:
-    """Return the table of a TAR that is done: made from the same, with its shard as long as it was written."""
+    """Return the table of a TAR that is done, else None: made for the same digest, and with its shard complete."""
     try:
         metadata = read_metadata(task.part)
         shard = task.out / "shards" / task.name
@@ -169,44 +169,51 @@ def _all_ids(places: Places) -> tuple[str, ...]:
 def _by_ranges(task: TarTask, report: Report) -> Iterator[FetchedImage]:
     assert task.places is not None
 
-    def same(answer: Answer) -> bool:
+    def is_indexed_tar(answer: Answer) -> bool:
         return task.size in (None, answer.size) and (task.etag is None or task.etag == answer.etag)
 
-    path = tar_path(task.set, task.tar)
-    return ranged(task.mirror, path, places=task.places, spans=task.spans, same=same, report=report)
+    return request_images(
+        task.mirror,
+        tar_path(task.set, task.tar),
+        places=task.places,
+        spans=task.spans,
+        is_indexed_tar=is_indexed_tar,
+        report=report,
+    )
 
 
 def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator[FetchedImage]:
-    wanted = is_among(mapped(wanted_file(task.out)))
+    wanted = membership_test(mapped(wanted_file(task.out)))
     path = tar_path(task.set, task.tar)
     try:
         md5 = task.mirror.md5(task.set, task.tar)
     except AbsentError as error:
         raise MirrorError(f"{error}; without it {task.name} cannot be checked") from error
-    return streamed(task.mirror, path, md5=md5, wanted=wanted, contents=contents, report=report)
+    return stream_images(task.mirror, path, md5=md5, wanted=wanted, contents=contents, report=report)
 
 
 def _write(
     task: TarTask, images: Iterator[FetchedImage], contents: Contents | None, report: Report, remarks: list[str]
 ) -> Outcome:
+    """Write the images to the shard, and then the table that marks the TAR as done."""
     remove_file(task.part)
     rows: list[tuple[str, int | None, int | None, int | None, int | None, int | None, str | None]] = []
-    met: set[str] = set()
+    ids: set[str] = set()
     shard = task.out / "shards" / task.name
-    with ExitStack() as ending:
+    with ExitStack() as stack:
         writer: ShardWriter | None = None
         for image in images:
-            if image.id in met:
+            if image.id in ids:
                 remarks.append(f"{task.name} holds {image.id} twice; the first is kept")
                 continue
-            met.add(image.id)
+            ids.add(image.id)
             try:
-                data, width, height, phash = _prepared(task, image)
+                data, width, height, phash = _prepare(task, image)
             except ImageError as error:
                 rows.append((image.id, None, None, None, None, None, str(error)))
                 continue
             if writer is None:
-                writer = ending.enter_context(ShardWriter(shard))
+                writer = stack.enter_context(ShardWriter(shard))
             offset, length = writer.add(image.id, data)
             rows.append((image.id, offset, length, width, height, phash, None))
             report(0, 1)
@@ -217,8 +224,8 @@ def _write(
         _write_members(task, contents)
     shard_bytes = shard.stat().st_size if writer is not None else 0
     table = pl.DataFrame(rows, schema=PART, orient="row")
-    about = {"digest": task.digest, "shard_bytes": shard_bytes, "decoder": DECODER, "remarks": json.dumps(remarks)}
-    write_table(task.part, table, **about)
+    metadata = {"digest": task.digest, "shard_bytes": shard_bytes, "decoder": DECODER, "remarks": json.dumps(remarks)}
+    write_table(task.part, table, **metadata)
     return _outcome(task, table, tuple(remarks))
 
 
@@ -227,22 +234,22 @@ def _outcome(task: TarTask, table: pl.DataFrame, remarks: tuple[str, ...] = ()) 
     return Outcome(task.tar, images, len(table) - images, remarks=remarks)
 
 
-def _prepared(task: TarTask, image: FetchedImage) -> tuple[bytes, int, int, int]:
-    """Return what is stored of an image: JPEG bytes, width, height, perceptual hash."""
+def _prepare(task: TarTask, image: FetchedImage) -> tuple[bytes, int, int, int]:
+    """Return what is stored of an image: JPEG bytes, width, height and perceptual hash."""
     if image.data is None:
         raise ImageError(image.why)
     try:
-        return _decoded(image.data, task.max_side)
+        return _decode(image.data, task.max_side)
     except ImageError:
-        if task.places is None or not image.data:  # the MD5 of what was streamed vouches for these bytes
+        if task.places is None or not image.data:  # reading again would not help: the TAR's MD5 covers these bytes
             raise
         again = _read_again(task, image.id)
         if again == image.data:
             raise
-        return _decoded(again, task.max_side)
+        return _decode(again, task.max_side)
 
 
-def _decoded(jpeg: bytes, max_side: int) -> tuple[bytes, int, int, int]:
+def _decode(jpeg: bytes, max_side: int) -> tuple[bytes, int, int, int]:
     with in_flight.PIXELS.taking(in_flight.pixels_decoded(jpeg, max_side)):
         data, image = prepare(jpeg, max_side)
     return data, image.shape[1], image.shape[0], perceptual_hash(image)
@@ -257,7 +264,7 @@ def _read_again(task: TarTask, id: str) -> bytes:
 
 def _remarks_on(task: TarTask, contents: Contents) -> list[str]:
     remarks = [f"{task.name} has a damaged header at byte {position}" for position in contents.damaged]
-    climbing = [name for name in contents.strange if ".." in name or name.startswith("/")]
+    climbing = [name for name in contents.other_members if ".." in name or name.startswith("/")]
     if climbing:
         remarks.append(f"{task.name} holds members whose names climb out of it, such as {climbing[0]!r}; not kept")
     return remarks

@@ -161,7 +161,7 @@ def fetch(
     Example: landmarks fetch twenty.parquet -o twenty --index https://example.org/index.parquet
     """
     from landmarks.archive.fetch import fetch as fetch_images
-    from landmarks.archive.fetch_plan import Plan
+    from landmarks.archive.fetch_plan import FetchPlan
 
     fetched = fetch_images(
         selection,
@@ -176,7 +176,7 @@ def fetch(
         by_reference=by_reference,
         add=add,
     )
-    if isinstance(fetched, Plan):
+    if isinstance(fetched, FetchPlan):
         if json:
             told = ("requests", "bytes", "disk_bytes", "seconds", "bytes_per_second", "why")
             print_json({"tars": len(fetched.tasks), **{name: getattr(fetched, name) for name in told}})
