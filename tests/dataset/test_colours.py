@@ -173,9 +173,9 @@ def test_every_kind_of_pixel_becomes_rgb(mode: str) -> None:
         image = image.convert(mode)
     shown = decode(saved(image, "PNG" if mode in ("P", "LA") else "TIFF")) if mode != "PA" else None
     if shown is None:
-        from landmarks.dataset.images import pixels_of_pillow
+        from landmarks.dataset.images import pixels_from_pillow
 
-        shown = pixels_of_pillow(image)
+        shown = pixels_from_pillow(image)
     assert shown.shape == (4, 6, 3)
     if mode in ("CMYK", "YCbCr", "LAB"):
         assert np.abs(shown.astype(int) - (200, 40, 90)).max() <= 12

@@ -1,4 +1,4 @@
-"""Numbers become the colours of a screen: more than eight bits are scaled, colour profiles are converted to sRGB."""
+"""Converting pixels to 8-bit sRGB: deeper colours are scaled, and colour profiles are applied."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import numpy as np
 from PIL import Image, ImageCms
 
 NEUTRAL = 3
-"""Grey levels by which a profile may differ from sRGB and count as sRGB: that much do two versions of sRGB differ."""
+"""Grey levels by which a profile may differ from sRGB and still count as sRGB: versions of sRGB differ that much."""
 
-_SPACES = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}  # Pillow's mode → the profile's, ICC.1 table 19
+_SPACES = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}  # Pillow's mode → colour space in a profile, ICC.1 table 19
 _SCALES = (1.0, 255.0, 65_535.0, float(2**31 - 1), float(2**32 - 1))
 _LEAST_SHARE = 1 / 8
 
 
 def in_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return one of Pillow's loaded images in RGB, transparent pixels on white, and its colours in sRGB.
+    """Return an image that Pillow has loaded in sRGB, with transparent pixels on white.
 
-    Where the profile is damaged or belongs to another kind of image, it is left aside, as viewers do. An alpha of zero
-    in every pixel of a BMP is no transparency: programs leave that byte empty.
+    A profile that is damaged or belongs to another kind of image is ignored, as by viewers. An alpha of zero in all
+    pixels of a BMP is no transparency: programs leave that byte empty.
     """
     alpha = None
-    if _deep(image):
+    if _is_deep(image):
         image = _in_eight_bits(image)
     elif image.has_transparency_data:
-        whole = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
-        alpha = whole.getchannel("A")
+        with_alpha = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+        alpha = with_alpha.getchannel("A")
         lowest, highest = alpha.getextrema()
         if lowest == 255 or (highest == 0 and image.format == "BMP"):
             alpha = None
-        image = whole.convert("L" if whole.mode == "LA" else "RGB")
-    shown = _in_srgb(image, profile)
+        image = with_alpha.convert("L" if with_alpha.mode == "LA" else "RGB")
+    converted = _in_srgb(image, profile)
     if alpha is None:
-        return shown
-    shown.putalpha(alpha)
-    return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+        return converted
+    converted.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", converted.size, "white"), converted).convert("RGB")
 
 
 def pixels_in_srgb(pixels: np.ndarray[Any, Any], profile: bytes | None) -> np.ndarray[Any, Any]:
-    """Return the RGB pixels `(H, W, 3)` of a JPEG in sRGB, given the profile in its file."""
+    """Return the RGB pixels `(H, W, 3)` of a JPEG with a colour profile in sRGB."""
     if profile is None or profile[16:20] not in (_SPACES["RGB"], _SPACES["L"]):
         return pixels
     mode = "RGB" if profile[16:20] == _SPACES["RGB"] else "L"
@@ -64,23 +64,23 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return what turns pixels of a `mode` with this profile into sRGB; None where that changes nothing."""
+    """Return the transform from a `mode` with this profile to sRGB; None if it would change nothing."""
     if profile[16:20] != _SPACES[mode]:
         return None
     try:
         described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(described, ImageCms.createProfile("sRGB"), mode, "RGB")
         sample = _sample(mode)
-        shown = np.asarray(ImageCms.applyTransform(sample, transform), np.int16)
-    except (ImageCms.PyCMSError, OSError, ImportError, ValueError):  # a profile that is none
+        converted = np.asarray(ImageCms.applyTransform(sample, transform), np.int16)
+    except (ImageCms.PyCMSError, OSError, ImportError, ValueError):  # the profile is invalid
         return None
-    if mode != "CMYK" and np.abs(shown - np.asarray(sample.convert("RGB"), np.int16)).max() <= NEUTRAL:
+    if mode != "CMYK" and np.abs(converted - np.asarray(sample.convert("RGB"), np.int16)).max() <= NEUTRAL:
         return None
     return transform
 
 
 def _sample(mode: str) -> Image.Image:
-    """Return an image of one line with colours from all over the mode's space."""
+    """Return an image of one line with colours from all over the mode's colour space."""
     steps = np.linspace(0, 255, 6).astype(np.uint8)
     bands = len(Image.new(mode, (1, 1)).getbands())
     colours = np.stack(np.meshgrid(*[steps] * bands), axis=-1).reshape(1, -1, bands)
@@ -88,9 +88,9 @@ def _sample(mode: str) -> Image.Image:
 
 
 def lost_depth(image: Image.Image) -> str:
-    """Return what Pillow would lose of an image's colours of 16 bits, in words, before it has loaded it; else nothing.
+    """Return a description of an opened image whose 16-bit colours Pillow would misread; empty for any other.
 
-    It reads planes of a TIFF that are not packed as if they had eight bits.
+    Pillow reads the separate planes of an uncompressed TIFF as if they had eight bits.
     """
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if tags.get(284) == 2 and tags.get(259, 1) == 1 and max(tags.get(258, (8,))) > 8 and len(image.getbands()) > 1:
@@ -99,11 +99,11 @@ def lost_depth(image: Image.Image) -> str:
 
 
 def too_dark(image: Image.Image, raw: str) -> bool:
-    """Return whether nothing is left of an image in colours of 16 bits, as its file's form `raw` tells, but black.
+    """Return whether an image of 16-bit colours is nearly black after loading; `raw` is Pillow's raw mode of its file.
 
-    Pillow keeps their upper eight bits, and cameras and satellites write 10 or 12 bits into 16.
+    Pillow keeps the upper eight bits, but cameras and satellites store 10 or 12 bits in 16.
     """
-    return ";16" in raw and not _deep(image) and max(high for _, high in _ranges(image)) < 256 * _LEAST_SHARE
+    return ";16" in raw and not _is_deep(image) and max(high for _, high in _ranges(image)) < 256 * _LEAST_SHARE
 
 
 def _ranges(image: Image.Image) -> list[tuple[int, int]]:
@@ -111,23 +111,23 @@ def _ranges(image: Image.Image) -> list[tuple[int, int]]:
     return [(int(low), int(high)) for low, high in colours]  # type: ignore[arg-type]
 
 
-def _deep(image: Image.Image) -> bool:
+def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;")
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale greys of more than eight bits, which Pillow would clip.
+    """Scale a grey image of more than eight bits, which Pillow would clip.
 
-    Sixteen bits (or as many as a TIFF says) are cut to their upper eight, unless no pixel comes near the brightest of
-    them: cameras write 10 or 12 bits into 16. There, and elsewhere, a file does not say how bright white is: of 1, 255,
-    65,535 and the largest 32-bit integers it is the first that no pixel exceeds, if the brightest pixel comes near;
-    else the darkest pixel becomes black and the brightest white.
+    Of 16 bits (or as many as a TIFF declares) the upper eight are kept, unless all pixels are dark: cameras store 10 or
+    12 bits in 16. For those and all other types the file does not say which value is white. It is taken to be the first
+    of 1, 255, 65,535 and the largest 32-bit integers that no pixel exceeds, if the brightest pixel is near it.
+    Otherwise the darkest pixel becomes black and the brightest white.
     """
     tags: Any = getattr(image, "tag_v2", {}) if getattr(image, "format", None) == "TIFF" else {}
     values = np.asarray(image)
     if image.mode.startswith("I;"):
-        told = tags.get(258, (16,))[0]
-        bits = told if 8 < told < 16 and int(values.max(initial=0)) >> told == 0 else 16
+        declared = tags.get(258, (16,))[0]
+        bits = declared if 8 < declared < 16 and int(values.max(initial=0)) >> declared == 0 else 16
         low, high = int(values.min(initial=0)), int(values.max(initial=0))
         dim = low < high < _LEAST_SHARE * 2**bits
         grey = _scaled(values.astype(np.float32)) if dim else (values >> (bits - 8)).astype(np.uint8)
@@ -135,7 +135,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         if image.mode == "I" and tags.get(339, (1,))[0] == 1 and tags and values.min(initial=0) < 0:
             values = values.view(np.uint32)  # a TIFF of unsigned integers, which Pillow reads as signed ones
         grey = _scaled(values.astype(np.float64 if values.dtype.kind == "u" else np.float32))
-    return Image.fromarray(255 - grey if tags.get(262) == 0 else grey)  # in some TIFFs zero is white
+    return Image.fromarray(255 - grey if tags.get(262) == 0 else grey)  # TIFF 6.0 tag 262: 0 means that zero is white
 
 
 def _scaled(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -145,5 +145,8 @@ def _scaled(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if low < 0 or high < _LEAST_SHARE * scale:
         if high == low:
             return np.full(values.shape, 128, np.uint8)
-        values, scale = values * 0.5 - low * 0.5, high * 0.5 - low * 0.5  # halves: the whole could overflow
+        values, scale = (
+            values * 0.5 - low * 0.5,
+            high * 0.5 - low * 0.5,
+        )  # halved, because the difference could overflow
     return np.clip(np.rint(values / scale * 255.0), 0, 255).astype(np.uint8)

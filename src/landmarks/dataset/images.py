@@ -1,8 +1,8 @@
-"""Images between bytes and pixels: decode, size, shrink, encode; sizes are checked before they are allocated.
+"""Decoding, resizing and encoding images; their sizes are checked before memory is allocated.
 
-One decoder serves every room (fetching, caching features, training, prediction), because decoders differ by a few grey
-levels. Its name stands in `DECODER`: a dataset records which were at work, and the digest of what can be computed again
-from decoded pixels, such as features, holds it.
+Everything uses this one decoder (fetching, features, training, prediction), because decoders differ by a few grey
+levels. Datasets record its name, `DECODER`, and the digests of what is computed from pixels, such as features, include
+it.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from landmarks.dataset.beside import Beside, beside_jpeg, beside_pillow, turned_size
 from landmarks.dataset.colours import in_rgb, lost_depth, pixels_in_srgb, too_dark
 from landmarks.dataset.formats import heif_is_read, is_heif, kind_of_file, large_profile, text_in, without_large_texts
+from landmarks.dataset.image_metadata import ImageMetadata, jpeg_metadata, pillow_metadata, upright_size
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it says of each odd file, bare
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints Pillow's warnings about odd files
 
 MAX_PIXELS = 89_478_485
-"""No more pixels come of one image: 256 MB as RGB, Pillow's own limit. Checked before anything is allocated."""
+"""An image is decoded to at most this many pixels: 256 MB as RGB, Pillow's own limit."""
 
 MAX_REDUCED_PIXELS = 500_000_000
-"""A JPEG up to this size is decoded at the largest reduced scale that keeps to `MAX_PIXELS`."""
+"""A JPEG of at most this many pixels is decoded, at the largest reduced scale that keeps within `MAX_PIXELS`."""
 
 MAX_PROGRESSIVE_PIXELS = 2 * MAX_PIXELS
-"""The same for a progressive JPEG, all of whose coefficients are in memory at once, whatever the scale."""
+"""The same for a progressive JPEG, whose coefficients are all in memory at once, whatever the scale."""
 
 LONGEST_SIDE = 65_500
-"""A JPEG has no longer one."""
+"""The format's limit for the sides of a JPEG, in pixels."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
-"""What is decoded; other plugins of Pillow stay shut, because some of them start programs."""
+"""The formats that are decoded. Pillow's other plugins are not used, because some of them start programs."""
 
 PIXEL_FORM = 3
-"""Raised whenever `decode` gives other pixels of the same bytes."""
+"""To be raised whenever `decode` returns other pixels for the same bytes."""
 
 DECODER = (
     f"simplejpeg {importlib.metadata.version('simplejpeg')}, pillow {importlib.metadata.version('pillow')},"
     f" form {PIXEL_FORM}"
 )
-"""Name and version of what turns bytes into pixels."""
+"""Names and versions of the decoders."""
 
 STORED_FORM = 3
-"""Raised whenever `prepare` would store something else of the same image; another decoder's grey levels are not."""
+"""To be raised whenever `prepare` returns something else for the same image, other than a decoder's grey levels."""
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -59,7 +59,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-_UPRIGHT = {  # EXIF orientation → what makes the image upright, TIFF 6.0 tag 274
+_TRANSPOSITIONS = {  # EXIF orientation (TIFF 6.0 tag 274) → transposition that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -70,45 +70,46 @@ _UPRIGHT = {  # EXIF orientation → what makes the image upright, TIFF 6.0 tag 
 }
 
 
-_SAVE_OTHERWISE = "save it as JPEG or PNG, of 8 bits"
+_SAVE_AS = "save it as JPEG or PNG, of 8 bits"
 
 NO_PIXELS = "an image without pixels"
 
 
 class ImageError(LandmarksError):
-    """Bytes that are no image, a damaged one, or one that claims to be too large."""
+    """Bytes are no image, or an image that is damaged or too large."""
 
 
 def decode(data: bytes, *, min_side: int | None = None) -> np.ndarray[Any, Any]:
-    """Decode an image to uint8 `(H, W, 3)` sRGB, upright; with `min_side`, a JPEG at a reduced scale.
+    """Decode an image to uint8 `(H, W, 3)` sRGB, upright, with transparent pixels on white.
 
-    The reduced scale is libjpeg's smallest whose shorter side is still at least `min_side` pixels, or of a JPEG of
-    more than `MAX_PIXELS` one that keeps to them. Transparent pixels are shown on white. Raises `ImageError` for
-    anything that is not a whole image (a truncated JPEG too), or that claims more than can be decoded safely.
+    With `min_side`, a JPEG is decoded at the smallest of libjpeg's reduced scales whose shorter side still has at least
+    `min_side` pixels. A JPEG of more than `MAX_PIXELS` is decoded at a scale that keeps within them.
+
+    Raises `ImageError` for anything that is not an intact image (a truncated JPEG too) or is too large.
     """
     return _decoded(data, min_side)[0]
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Return `(width, height)` of the upright image in pixels, read from its headers alone where that is possible."""
+    """Return `(width, height)` of the upright image in pixels, if possible from its headers alone."""
     size = _jpeg_size(data)
     if size is not None:
-        beside = beside_jpeg(data)
-        _refuse_large_jpeg(*size, beside)
-        return size[::-1] if beside.orientation >= 5 else size
+        metadata = jpeg_metadata(data)
+        _require_jpeg_size(*size, metadata)
+        return size[::-1] if metadata.orientation >= 5 else size
     opened = _open_with_pillow(data)
-    _refuse_large(*opened.size)
+    _require_size(*opened.size)
     try:
-        return turned_size(opened, data)
-    except Exception as error:  # a strange file can make Pillow's plugins raise anything
+        return upright_size(opened, data)
+    except Exception as error:  # on damaged files Pillow's plugins can raise anything
         raise ImageError(f"a damaged or truncated image ({error})") from error
 
 
 def prepare(data: bytes, max_side: int | None) -> tuple[bytes, np.ndarray[Any, Any]]:
     """Return the JPEG to store for an image, and its pixels `(H, W, 3)`; no side is longer than `max_side`.
 
-    A JPEG that is already upright and small enough is kept byte for byte; anything else is encoded anew. The image is
-    decoded whole in any case, so that a damaged one is found here.
+    A JPEG that is upright and small enough is kept byte for byte; anything else is encoded again. The image is always
+    decoded, so that a damaged one is noticed.
     """
     longest = min(max_side or LONGEST_SIDE, LONGEST_SIDE)
     width, height = size_of(data)
@@ -116,12 +117,12 @@ def prepare(data: bytes, max_side: int | None) -> tuple[bytes, np.ndarray[Any, A
         shorter = math.ceil(min(width, height) * longest / max(width, height))
         image = shrink(decode(data, min_side=shorter), longest)
         return encode(image), image
-    image, as_it_lies = _decoded(data, None)
-    return (data if as_it_lies and image.shape[:2] == (height, width) else encode(image)), image
+    image, unchanged = _decoded(data, None)
+    return (data if unchanged and image.shape[:2] == (height, width) else encode(image)), image
 
 
 def shrink(image: np.ndarray[Any, Any], max_side: int) -> np.ndarray[Any, Any]:
-    """Shrink `(H, W, 3)` so that its longer side has `max_side` pixels; a smaller image is returned as it is."""
+    """Shrink `(H, W, 3)` so that its longer side has `max_side` pixels; a smaller image is returned unchanged."""
     height, width = image.shape[:2]
     longer = max(height, width)
     if longer <= max_side:
@@ -150,7 +151,7 @@ def resize(
 
 
 def encode(image: np.ndarray[Any, Any], quality: int = 92) -> bytes:
-    """Encode uint8 `(H, W, 3)` RGB as a JPEG with colours at half resolution."""
+    """Encode uint8 `(H, W, 3)` RGB as a JPEG with 4:2:0 chroma subsampling."""
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420")
     )
@@ -161,20 +162,20 @@ def _is_jpeg(data: bytes) -> bool:
 
 
 def _decoded(data: bytes, min_side: int | None) -> tuple[np.ndarray[Any, Any], bool]:
-    """Return what `decode` does, and whether it is a JPEG that libjpeg-turbo decoded and nothing had to turn."""
+    """Return what `decode` returns, and whether it comes from an intact, upright JPEG that libjpeg-turbo decoded."""
     size = _jpeg_size(data)
     if size is not None:
-        beside = beside_jpeg(data)
-        _refuse_large_jpeg(*size, beside)
-        image, whole = _decode_jpeg(data, _least_sides(*size, min_side))
+        metadata = jpeg_metadata(data)
+        _require_jpeg_size(*size, metadata)
+        image, complete = _decode_jpeg(data, _min_sides(*size, min_side))
         if image is not None:
-            image = _turned(pixels_in_srgb(image, beside.profile), beside.orientation)
-            return image, whole and beside.orientation == 1
-    return pixels_of_pillow(_open_with_pillow(data)), False
+            image = _upright(pixels_in_srgb(image, metadata.profile), metadata.orientation)
+            return image, complete and metadata.orientation == 1
+    return pixels_from_pillow(_open_with_pillow(data)), False
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return `(width, height)` of a JPEG as it lies; None for anything else, and for a rare subsampling."""
+    """Return `(width, height)` of a JPEG as stored; None for anything else, for CMYK and for rare subsamplings."""
     if not _is_jpeg(data):
         return None
     try:
@@ -184,7 +185,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None if colours in ("CMYK", "YCCK") else (width, height)
 
 
-def _refuse_large(width: int, height: int, most: int | None = None) -> None:
+def _require_size(width: int, height: int, most: int | None = None) -> None:
     most = MAX_PIXELS if most is None else most
     if width * height > most:
         raise ImageError(
@@ -195,12 +196,12 @@ def _refuse_large(width: int, height: int, most: int | None = None) -> None:
         )
 
 
-def _refuse_large_jpeg(width: int, height: int, beside: Beside) -> None:
-    _refuse_large(width, height, MAX_PROGRESSIVE_PIXELS if beside.progressive else MAX_REDUCED_PIXELS)
+def _require_jpeg_size(width: int, height: int, metadata: ImageMetadata) -> None:
+    _require_size(width, height, MAX_PROGRESSIVE_PIXELS if metadata.progressive else MAX_REDUCED_PIXELS)
 
 
-def _least_sides(width: int, height: int, min_side: int | None) -> tuple[int, int]:
-    """Return the least width and height to decode to, 0 for all: as asked, and no more than `MAX_PIXELS`."""
+def _min_sides(width: int, height: int, min_side: int | None) -> tuple[int, int]:
+    """Return the least width and height to decode to, 0 for full size, so that `MAX_PIXELS` is not exceeded."""
     if width * height <= MAX_PIXELS:
         return min_side or 0, min_side or 0
     scaled = ((math.ceil(width * eighths / 8), math.ceil(height * eighths / 8)) for eighths in range(7, 0, -1))
@@ -209,14 +210,15 @@ def _least_sides(width: int, height: int, min_side: int | None) -> tuple[int, in
 
 
 def _decode_jpeg(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray[Any, Any] | None, bool]:
-    """Decode with libjpeg-turbo, not yet upright; None when the file is sound but not for this decoder (CMYK, say).
+    """Decode with libjpeg-turbo; return the pixels as stored, and whether the file is complete.
 
-    A file that lacks no more than the mark of its end has all pixels; that it is not whole is returned beside them.
+    The pixels are None if the file is valid but not for this decoder (CMYK, for example). A file that lacks only its
+    end marker has all pixels, but is not complete.
     """
     sides = {"min_width": least[0], "min_height": least[1]}
-    ends = data if data.endswith(_JPEG_END) else data.removesuffix(_JPEG_END[:1]) + _JPEG_END
+    with_end = data if data.endswith(_JPEG_END) else data.removesuffix(_JPEG_END[:1]) + _JPEG_END
     reason = ""
-    for attempt in (data, ends):
+    for attempt in (data, with_end):
         try:
             return np.asarray(simplejpeg.decode_jpeg(attempt, colorspace="RGB", **sides)), attempt is data
         except KeyError:
@@ -225,7 +227,7 @@ def _decode_jpeg(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray[Any, A
             reason = reason or str(error)
             if "remature end of JPEG file" not in str(error):
                 break
-    # Bytes between two markers harm nothing; every other warning about the data means lost pixels.
+    # Extraneous bytes between markers are harmless; every other warning about the data means lost pixels.
     if ("orrupt" in reason or "remature" in reason) and "extraneous" not in reason:
         raise ImageError(f"a damaged or truncated JPEG ({reason})")
     return None, True
@@ -248,33 +250,33 @@ def _open_with_pillow(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         name = kind_of_file(data) or text_in(data)
         what = f"not an image that is decoded here: {name}" if name else "not an image"
-        way_out = _SAVE_OTHERWISE if "TIFF" in name else ""
+        way_out = _SAVE_AS if "TIFF" in name else ""
         raise ImageError(what, expected=f"one of {', '.join(FORMATS)}", way_out=way_out) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"an image is too large to be decoded safely ({error})", way_out="resize it") from error
-    except Exception as error:  # a strange file can make Pillow's plugins raise anything
+    except Exception as error:  # on damaged files Pillow's plugins can raise anything
         raise ImageError(f"an image whose header cannot be read ({error})") from error
     if (profile := large_profile(data)) is not None:
         opened.info["icc_profile"] = profile
     return opened
 
 
-def pixels_of_pillow(opened: Image.Image) -> np.ndarray[Any, Any]:
-    """Return one of Pillow's images as `decode` returns them: uint8 `(H, W, 3)` sRGB, upright, on white.
+def pixels_from_pillow(opened: Image.Image) -> np.ndarray[Any, Any]:
+    """Return the pixels of one of Pillow's images as `decode` does: uint8 `(H, W, 3)` sRGB, upright, on white.
 
-    Raises `ImageError` when its pixels cannot be had, or are more than `MAX_PIXELS`.
+    Raises `ImageError` if it cannot be decoded or has more than `MAX_PIXELS`.
     """
     if 0 in opened.size:
         raise ImageError(NO_PIXELS)
-    _refuse_large(*opened.size)
+    _require_size(*opened.size)
     tiles = getattr(opened, "tile", ())
     if lost := lost_depth(opened):
-        raise ImageError(f"{lost} is not decoded", way_out=_SAVE_OTHERWISE)
+        raise ImageError(f"{lost} is not decoded", way_out=_SAVE_AS)
     try:
         opened.load()
         dark = any(too_dark(opened, str(tile[3])) for tile in tiles)
-        beside = beside_pillow(opened)
-        image = np.asarray(in_rgb(opened, beside.profile))
+        metadata = pillow_metadata(opened)
+        image = np.asarray(in_rgb(opened, metadata.profile))
     except Exception as error:
         raise ImageError(f"a damaged or truncated image ({error})") from error
     if dark:
@@ -283,10 +285,10 @@ def pixels_of_pillow(opened: Image.Image) -> np.ndarray[Any, Any]:
             expected="colours up to the brightest",
             way_out="scale it to 8 bits: it would be black",
         )
-    return _turned(image, beside.orientation)
+    return _upright(image, metadata.orientation)
 
 
-def _turned(image: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+def _upright(image: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
     if orientation == 1:
         return image
-    return np.asarray(Image.fromarray(image).transpose(_UPRIGHT[orientation]))
+    return np.asarray(Image.fromarray(image).transpose(_TRANSPOSITIONS[orientation]))

@@ -1,4 +1,4 @@
-"""How much may be in memory at once: threads wait for their turn, so that more cores do not mean more memory."""
+"""Limits on the bytes and pixels in memory: threads wait for their turn, so that more cores do not take more memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from landmarks.dataset.images import size_of
 
 MAX_BYTES_READ = 1 << 29
-"""Bytes of files that are read and not yet decoded, of all threads together."""
+"""Bytes of files that all threads together may have read but not yet decoded."""
 
 MAX_PIXELS_DECODED = 96_000_000
-"""Pixels that are being decoded, of all threads together: about a gigabyte with the copies that resizing needs."""
+"""Pixels that all threads together may be decoding: about a gigabyte with the copies that resizing needs."""
 
 
 class Budget:
-    """An amount that threads share; who asks first is served first, and one that asks for more than all gets all."""
+    """An amount that threads share, in the order of their requests; a request above the limit gets all of it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -27,7 +27,7 @@ class Budget:
 
     @contextlib.contextmanager
     def taking(self, amount: int) -> Iterator[None]:
-        """Wait until `amount` is free, and take it while the block runs."""
+        """Wait until `amount` is free, and hold it while the block runs."""
         amount, turn = min(amount, self.limit), object()
         with self._changed:
             self._waiting.append(turn)
@@ -50,10 +50,10 @@ PIXELS = Budget(MAX_PIXELS_DECODED)
 
 
 def pixels_decoded(data: bytes, max_side: int | None) -> int:
-    """Return how many pixels are in memory while an image is decoded for copies of `max_side`.
+    """Return the number of pixels in memory while an image is decoded to be shrunk to `max_side`.
 
-    A JPEG is decoded at the reduced scale (1/2, 1/4, 1/8) that still holds `max_side`; everything else is decoded
-    whole. Raises `ImageError` when its headers say that it is no image, or too large.
+    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that is no smaller than `max_side`, anything
+    else at full size. Raises `ImageError` if its headers show that it is no image, or too large.
     """
     width, height = size_of(data)
     scale = 1

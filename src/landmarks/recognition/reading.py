@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from landmarks.dataset.images import NO_PIXELS, ImageError, decode, pixels_of_pillow
+from landmarks.dataset.images import NO_PIXELS, ImageError, decode, pixels_from_pillow
 from landmarks.dataset.sources import way_out_of_name
 from landmarks.models.preprocessing import Preprocessing, centre_crop, evaluation_image
 from landmarks.support.errors import UsageError
@@ -102,7 +102,7 @@ def _given(image: object) -> Given:
         return bytes(image)
     if isinstance(image, Image.Image):
         try:
-            return pixels_of_pillow(image)
+            return pixels_from_pillow(image)
         except ImageError as error:
             return error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from landmarks.dataset.beside import beside_jpeg
+from landmarks.dataset.image_metadata import jpeg_metadata
 from landmarks.dataset.images import decode, prepare, size_of
 
 XMP = (
@@ -85,7 +85,7 @@ def test_a_number_that_is_no_orientation_turns_nothing(value: int) -> None:
 def test_fill_bytes_and_markers_without_a_segment_hide_no_orientation(extra: bytes) -> None:
     data = with_exif(exif("<", 3, struct.pack("<HH", 6, 0)))
     place = data.index(b"\xff\xe1")
-    assert beside_jpeg(data[:place] + extra + data[place:]).orientation == 6
+    assert jpeg_metadata(data[:place] + extra + data[place:]).orientation == 6
     if set(extra) == {0xFF}:
         same_as_pillow(data[:place] + extra + data[place:])
 
@@ -93,7 +93,7 @@ def test_fill_bytes_and_markers_without_a_segment_hide_no_orientation(extra: byt
 def test_rubbish_between_segments_is_passed_over_as_libjpeg_does() -> None:
     data = with_exif(exif("<", 3, struct.pack("<HH", 6, 0)))
     place = data.index(b"\xff\xe1")
-    assert beside_jpeg(data[:place] + b"\0rubbish" + data[place:]).orientation == 6
+    assert jpeg_metadata(data[:place] + b"\0rubbish" + data[place:]).orientation == 6
 
 
 @pytest.mark.parametrize("xmp", [ELEMENT, ATTRIBUTE])
@@ -141,4 +141,4 @@ def test_a_profile_in_several_segments_is_put_together() -> None:
     profile = bytes(range(256)) * 600
     data = saved("JPEG", icc_profile=profile)
     assert data.count(b"ICC_PROFILE\0") == 3
-    assert beside_jpeg(data).profile == profile
+    assert jpeg_metadata(data).profile == profile

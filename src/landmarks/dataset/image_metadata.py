@@ -1,8 +1,8 @@
-"""What stands beside an image's pixels in its file: which way up it is (EXIF, XMP) and its colour profile.
+"""The metadata that decoding an image needs: its orientation (EXIF, XMP) and its colour profile.
 
-Orientation is honoured in every form in which Pillow and the usual viewers do: EXIF of any integer type, behind fill
-bytes and rubbish between a JPEG's segments, in PNG as a chunk or as ImageMagick's raw profile, and XMP where EXIF says
-nothing.
+The orientation is read in every form that Pillow and the usual viewers understand: EXIF of any integer type, even if a
+JPEG has fill bytes or garbage between its segments; in PNG as a chunk or as ImageMagick's raw profile; and XMP if EXIF
+has none.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from dataclasses import dataclass
 from PIL import Image
 
 ORIENTATION = 0x0112
-"""TIFF 6.0 tag 274: 1 is upright, 2 to 8 are mirrored or turned."""
+"""TIFF 6.0 tag 274: 1 is upright, 2 to 8 are mirrored or rotated."""
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _IN_XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([0-9])")
-_VALUES = {3: "H", 4: "I", 8: "h", 9: "i", 11: "f"}  # TIFF types that stand in the entry itself
-_FARTHER = {5: "II", 10: "ii", 12: "d"}  # those of eight bytes, which stand where the entry points
+_INLINE_TYPES = {3: "H", 4: "I", 8: "h", 9: "i", 11: "f"}  # TIFF types whose value is in the entry itself
+_OFFSET_TYPES = {5: "II", 10: "ii", 12: "d"}  # types of eight bytes, to which the entry holds an offset
 _RAW_PROFILES = ("Raw profile type exif", "Raw profile type APP1", "Raw profile type app1", "Raw profile type xmp")
 _LATE_IN_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a file tells about its pixels."""
+class ImageMetadata:
+    """Metadata of an image file."""
 
     orientation: int = 1  # 1 to 8
     profile: bytes | None = None  # ICC
-    progressive: bool = False  # a JPEG whose coefficients must all be kept until its end
+    progressive: bool = False  # a JPEG whose coefficients must all be in memory until its end is read
 
 
-def beside_jpeg(data: bytes) -> Beside:
-    """Read the segments before a JPEG's pixels, as libjpeg finds them."""
+def jpeg_metadata(data: bytes) -> ImageMetadata:
+    """Read the metadata in the segments before a JPEG's pixels, which are found as libjpeg finds them."""
     exif = xmp = None
     pieces: dict[int, bytes] = {}
     progressive = False
@@ -50,38 +50,38 @@ def beside_jpeg(data: bytes) -> Beside:
         elif marker in (0xC2, 0xC6, 0xCA, 0xCE):
             progressive = True
     profile = b"".join(pieces[number] for number in sorted(pieces)) or None
-    return Beside(_orientation(exif, xmp), profile, progressive)
+    return ImageMetadata(_orientation(exif, xmp), profile, progressive)
 
 
-def beside_pillow(opened: Image.Image) -> Beside:
-    """Read what Pillow knows of an image that it has loaded."""
+def pillow_metadata(opened: Image.Image) -> ImageMetadata:
+    """Return the metadata of an image that Pillow has loaded."""
     profile = opened.info.get("icc_profile")
-    return Beside(_pillow_orientation(opened), profile if isinstance(profile, bytes) and profile else None)
+    return ImageMetadata(_pillow_orientation(opened), profile if isinstance(profile, bytes) and profile else None)
 
 
-def turned_size(opened: Image.Image, data: bytes) -> tuple[int, int]:
-    """Return `(width, height)` of the upright image in a file that Pillow opened, without decoding where that goes."""
+def upright_size(opened: Image.Image, data: bytes) -> tuple[int, int]:
+    """Return `(width, height)` of the upright image in a file that Pillow opened, if possible without decoding it."""
     width, height = opened.size
     if opened.format == "PNG" and not any(mark in data for mark in _LATE_IN_PNG):
-        return width, height  # asked for its EXIF, Pillow would decode the whole image
-    if opened.format == "TIFF":  # Pillow turns these by itself; it swaps the sides early, but not for XMP
+        return width, height  # to read EXIF, Pillow would decode the whole image
+    if opened.format == "TIFF":  # Pillow rotates these itself; it has swapped the sides already, but not for XMP
         early = getattr(opened, "tag_v2", {}).get(ORIENTATION)
-        return (height, width) if early is None and _of_pillow(opened) >= 5 else (width, height)
+        return (height, width) if early is None and _exif_orientation(opened) >= 5 else (width, height)
     if opened.format == "PNG":
         opened.load()
     return (height, width) if _pillow_orientation(opened) >= 5 else (width, height)
 
 
 def _pillow_orientation(opened: Image.Image) -> int:
-    return 1 if opened.format == "TIFF" else _of_pillow(opened)
+    return 1 if opened.format == "TIFF" else _exif_orientation(opened)
 
 
-def _of_pillow(opened: Image.Image) -> int:
+def _exif_orientation(opened: Image.Image) -> int:
     value = None
-    with contextlib.suppress(Exception):  # strangers' EXIF can make Pillow raise anything
+    with contextlib.suppress(Exception):  # damaged EXIF can make Pillow raise anything
         value = opened.getexif().get(ORIENTATION)
     if value is not None:
-        return _sound(value)
+        return _valid_orientation(value)
     for name in _RAW_PROFILES:
         text = opened.info.get(name)
         if isinstance(text, str):
@@ -94,22 +94,22 @@ def _of_pillow(opened: Image.Image) -> int:
 
 
 def _orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """Return what EXIF says, or where it says nothing, XMP."""
-    value = None if exif is None else _in_tiff(exif)
+    """Return the orientation in EXIF, or else in XMP."""
+    value = None if exif is None else _tiff_orientation(exif)
     if value is None and xmp is not None:
         found = _IN_XMP.search(xmp)
         value = None if found is None else int(found.group(1))
-    return 1 if value is None else _sound(value)
+    return 1 if value is None else _valid_orientation(value)
 
 
-def _sound(value: object) -> int:
+def _valid_orientation(value: object) -> int:
     if not isinstance(value, (int, float)) and not hasattr(value, "numerator"):
         return 1
     return next((turn for turn in range(2, 9) if turn == value), 1)
 
 
-def _in_tiff(tiff: bytes) -> float | None:
-    """Return the orientation in the first directory of EXIF's TIFF, whatever it says; None where there is none."""
+def _tiff_orientation(tiff: bytes) -> float | None:
+    """Return the orientation in the first directory of EXIF's TIFF as it is, even if invalid; None if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
     if not order:
         return None
@@ -121,17 +121,17 @@ def _in_tiff(tiff: bytes) -> float | None:
             tag, kind, count, at = struct.unpack_from(f"{order}HHII", tiff, place)
             if tag != ORIENTATION:
                 continue
-            if count == 1 and kind in _VALUES:
-                return float(struct.unpack_from(f"{order}{_VALUES[kind]}", tiff, place + 8)[0])
-            if count == 1 and kind in _FARTHER:
-                parts = struct.unpack_from(f"{order}{_FARTHER[kind]}", tiff, at)
+            if count == 1 and kind in _INLINE_TYPES:
+                return float(struct.unpack_from(f"{order}{_INLINE_TYPES[kind]}", tiff, place + 8)[0])
+            if count == 1 and kind in _OFFSET_TYPES:
+                parts = struct.unpack_from(f"{order}{_OFFSET_TYPES[kind]}", tiff, at)
                 return float(parts[0]) if len(parts) == 1 else parts[0] / parts[1] if parts[1] else None
             return 1
     return None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, end) of the segments before the pixels; what lies between two is passed over."""
+    """Yield (marker, start, end) of the segments before the pixels; bytes between segments are skipped."""
     position = 2
     while (position := data.find(b"\xff", position)) >= 0:
         while position < len(data) and data[position] == 0xFF:  # fill bytes
@@ -140,7 +140,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         marker = data[position]
         position += 1
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stands alone
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # a marker without a segment
             continue
         if marker in (0xD9, 0xDA):  # the end, or the pixels themselves
             return
