@@ -1,7 +1,7 @@
-"""Datasets divide, join and grow: the verb `join`, and what `fetch` and `import` do with images that are here already.
+"""The verb `join`, and adding images to a dataset as `fetch` and `import` do.
 
-No image is decoded again: bytes are copied as they lie (or referred to where they lie), and sizes, hashes and authors
-come from the tables. Groups and leakage are found anew from the hashes, over all images together.
+Images are not decoded again unless they must be shrunk: their bytes are copied or referred to, and sizes, hashes and
+authors come from the tables. Groups and leakage are computed again from the hashes, over all images together.
 """
 
 from __future__ import annotations
@@ -54,22 +54,27 @@ def join(
     max_side: int | None = None,
     cache_gb: float = CACHE_GB,
 ) -> Dataset:
-    """Make one dataset of several, and return it: ids, labels, groups, splits, authors and licences are kept.
+    """Make one dataset of several: ids, labels, splits, authors and licences are kept.
 
-    Landmarks are the same by the archive's ids or by their names; of an image that several hold, the first dataset's
-    label and split count. What clashes is renamed and said. Bytes are copied, no longer than `max_side` pixels on any
-    side where it is given, or with `by_reference` read from where they lie. A join that was killed goes on.
+    Landmarks are matched by the archive's ids or by their names. For an image that several datasets hold, the label and
+    the split of the first dataset count. Ids that clash are changed, with a note. A join that was killed goes on where
+    it stopped.
 
-    A dataset may lie at an address (http(s)://, s3://, gs://, az://), and may be the only one: it is brought here, or
-    by reference its tables alone; of its images at most about `cache_gb` gigabytes are kept here once they were read.
+    Args:
+        data: The datasets. One may lie at an address (http(s)://, s3://, gs://, az://), and then be the only one.
+        out: The folder of the new dataset.
+        by_reference: Whether to leave the images where they are. Of a dataset at an address only the tables are copied.
+        max_side: Longest side of the copies in pixels; larger images are shrunk. By default they stay as they are.
+        cache_gb: With `by_reference` and an address: gigabytes of images, about, that are kept here after they were
+            read.
 
     Raises:
-        UsageError: fewer than two datasets, none of which is at an address; several to refer to of which one is; or a
-            folder that holds something else.
-        StaleError: `out` was joined of other datasets.
+        UsageError: fewer than two datasets and none at an address; several datasets by reference, one of them at an
+            address; or `out` holds something else.
+        StaleError: `out` holds a dataset that was joined from others.
     """
     data = paths_of(data)
-    remote = [one for one in data if "://" in os.fspath(one)]
+    remote = [place for place in data if "://" in os.fspath(place)]
     if len(data) < 2 and not remote:
         raise UsageError("join takes two datasets or more, or one at an address", received=len(data))
     if len(data) > 1 and remote and by_reference:
@@ -78,16 +83,16 @@ def join(
         )
     out = Path(out)
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
-    with contextlib.ExitStack() as brought:
+    with contextlib.ExitStack() as temporary:
         datasets = [
             open_remote(
-                os.fspath(one),
-                Path(brought.enter_context(tempfile.TemporaryDirectory())),
+                os.fspath(place),
+                Path(temporary.enter_context(tempfile.TemporaryDirectory())),
                 cache_gb=cache_gb if by_reference else 0.0,
             )
-            if "://" in os.fspath(one)
-            else open_dataset(one)
-            for one in data
+            if "://" in os.fspath(place)
+            else open_dataset(place)
+            for place in data
         ]
         return _joined(datasets, out, by_reference=by_reference, max_side=max_side)
 
@@ -98,13 +103,11 @@ def _joined(datasets: Sequence[Dataset], out: Path, *, by_reference: bool, max_s
         if (dataset := finished_dataset(out, inputs)) is not None:
             return dataset
         united = unite(datasets)
-        divided = (found for dataset in datasets if (found := read_division(dataset.folder)) is not None)
-        first = next(divided, None) if len(datasets) > 1 else None  # one alone keeps its splits as they are
-        earlier = (
-            None
-            if united.splits is None or first is None or len(datasets) == 1
-            else EarlierDivision(united.splits, first.rule, first.added)
-        )
+        earlier = None
+        if len(datasets) > 1 and united.splits is not None:  # `gather` keeps the splits of a single dataset
+            divisions = (read_division(dataset.folder) for dataset in datasets)
+            first = next(division for division in divisions if division is not None)
+            earlier = EarlierDivision(united.splits, first.rule, first.added)
         record = {
             "set": "join",
             "origin": " and ".join(dataset.origin for dataset in datasets),
@@ -139,7 +142,10 @@ def gather(
     by_reference: bool = False,
     max_side: int | None = None,
 ) -> Dataset:
-    """Make a dataset of images that lie in others; the caller holds `out`."""
+    """Make the dataset `out` of images of others, and return it; the caller holds `out`.
+
+    `earlier` is the division of those that have a split; None leaves the new dataset without splits.
+    """
     if by_reference and datasets[0].address is not None:
         images, lost = united.images.select(list(IMAGES)).sort("image_id"), pl.DataFrame(schema=REJECTED)
         record |= {name: datasets[0].record[name] for name in AT_AN_ADDRESS}
@@ -150,9 +156,9 @@ def gather(
     else:
         images, lost = _copied(datasets, united.images, out, inputs, max_side)
     division = None if earlier is None else extend_division(images, earlier)
-    divided = None if division is None else (division.table, division.metadata(0))
-    if len(datasets) == 1 and verb == "join":  # nothing joins it: groups and splits are what they were
-        divided = None if datasets[0].splits is None else (datasets[0].splits, dict(datasets[0].split_metadata))
+    split = None if division is None else (division.table, division.metadata(0))
+    if len(datasets) == 1 and verb == "join":  # the images are the same, so groups and splits stay
+        split = None if datasets[0].splits is None else (datasets[0].splits, dict(datasets[0].split_metadata))
     else:
         grouping = groups(images) if division is None else division.grouping
         images = images.with_columns(group=grouping.column)
@@ -164,7 +170,7 @@ def gather(
         rejected=pl.concat([united.rejected, lost]),
         record=record,
         inputs=inputs,
-        split=divided,
+        split=split,
     )
     remove_folder(out / UNFINISHED)
     known = dataset.images["landmark_id"].drop_nulls().len()
@@ -176,19 +182,19 @@ def gather(
 
 
 def _referred(datasets: Sequence[Dataset], images: pl.DataFrame) -> pl.DataFrame:
-    """Return images with the whole paths of the shards in which they stay."""
+    """Return `images` with the absolute paths of the shards in which they stay."""
     places = images.select("source", "shard").unique()
-    whole = [str(datasets[source].path_of(shard).absolute()) for source, shard in places.iter_rows()]
+    paths = [str(datasets[source].path_of(shard).absolute()) for source, shard in places.iter_rows()]
     joined = images.join(
-        places.with_columns(whole=pl.Series(whole, dtype=pl.String)), on=["source", "shard"], how="left"
+        places.with_columns(path=pl.Series(paths, dtype=pl.String)), on=["source", "shard"], how="left"
     )
-    return joined.with_columns(shard="whole").select(list(IMAGES)).sort("image_id")
+    return joined.with_columns(shard="path").select(list(IMAGES)).sort("image_id")
 
 
 def _copied(
     datasets: Sequence[Dataset], images: pl.DataFrame, out: Path, inputs: str, max_side: int | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Copy the bytes of images into shards of `out`; return the images where they are now, and those that are lost."""
+    """Copy images into shards of `out`; return the rows of the copies, and those of images that cannot be decoded."""
     remove_unfinished(out, inputs)
     done = out / UNFINISHED / inputs
     require_free_disk(out, int(images["length"].sum() or 0))
@@ -196,10 +202,9 @@ def _copied(
     places = images.select("image_id", "source", "shard", "offset", "length", "width", "height", "phash")
     places = places.sort("source", "shard", "offset")  # each shard is read from front to back
 
-    def take(row: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def read(row: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         data = readers[row["source"]].read(row["shard"], row["offset"], row["length"])
-        as_it_lies = not _is_file(row["shard"]) and max(row["width"], row["height"]) <= (max_side or 1 << 30)
-        if as_it_lies:
+        if not _is_file(row["shard"]) and max(row["width"], row["height"]) <= (max_side or 1 << 30):
             return {**row, "why": None}, data
         try:
             data, pixels = prepare(data, max_side)
@@ -215,7 +220,7 @@ def _copied(
             if not table.exists():
                 shard, rows = f"{inputs[:8]}-{number:05d}.tar", []
                 with ShardWriter(out / "shards" / shard) as writer:
-                    for row, data in in_parallel(take, some.iter_rows(named=True)):
+                    for row, data in in_parallel(read, some.iter_rows(named=True)):
                         if row["why"] is None:
                             row |= {"shard": shard}
                             row["offset"], row["length"] = writer.add(row["image_id"], data)
@@ -233,20 +238,20 @@ def _copied(
 
 
 def _is_file(shard: str) -> bool:
-    """Return whether a shard is an image's own file, imported by reference."""
+    """Return whether a shard is an image file that was imported by reference."""
     return PurePath(shard).suffix.lower() != ".tar"
 
 
-# ── A dataset grows: what is new is made ready beside it, and joins its tables in one step that can be repeated ─────
+# ── Adding to a dataset: new images are prepared as a dataset of their own, then added in one step that can be repeated
 
 
 def ready_folder(out: Path, inputs: str) -> Path:
-    """Return the folder in which images for `out` are made ready, as a dataset of their own."""
+    """Return the folder in which images to be added to `out` are prepared, as a dataset of their own."""
     return out / ADDING / inputs[:16]
 
 
 def already_added(out: Path, inputs: str) -> Dataset | None:
-    """Return the dataset in `out` if it has grown by these images before."""
+    """Return the dataset in `out` if the images with this digest have been added to it, else None."""
     if inputs not in (read_record(out / "dataset.json").get("added") or {}):
         return None
     note(f"{out} holds these images already")
@@ -255,17 +260,17 @@ def already_added(out: Path, inputs: str) -> Dataset | None:
 
 
 def add(out: Path, inputs: str) -> Dataset:
-    """Add the images that were made ready under `inputs` to the dataset in `out`, and return it.
+    """Add the images in `ready_folder(out, inputs)` to the dataset in `out`, and return it.
 
-    Its old images keep their ids, labels, splits, shards and features; the new ones join the splits of those that they
-    are grouped with, or are divided by the same rule. Killed at any instant, it is done by the same call.
+    Its images keep their ids, labels, splits, shards and features. New ones join the splits of the images that they are
+    grouped with, or are divided by the same rule. If it is killed, the same call completes it.
     """
     ready = ready_folder(out, inputs)
     tables = ready / "tables"
     with held(out):
         if not (tables / "dataset.json").exists():
             _write_grown(out, ready, tables, inputs)
-        for name in _TABLES:  # the record last: until then this can be repeated
+        for name in _TABLES:  # the record is the last: until then all of this can be repeated
             if (tables / name).exists():
                 (tables / name).replace(out / name)
     remove_folder(ready)
@@ -275,7 +280,7 @@ def add(out: Path, inputs: str) -> Dataset:
 
 
 def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
-    """Put the new shards beside the old ones, and write all tables of the grown dataset aside."""
+    """Put the new shards beside the old ones, and write the new tables of the dataset into `tables`."""
     ours, theirs = open_dataset(out), open_dataset(ready)
     united = unite([ours, theirs], [ours.as_fetched(), theirs.images])
     before, new = united.images.filter(pl.col("source") == 0), united.images.filter(pl.col("source") == 1)
@@ -290,27 +295,27 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     make_folder(out / "shards")
     for shard, name in names.items():
         if shard != name and not (out / "shards" / name).exists():
-            _linked(theirs.path_of(shard), out / "shards" / name)
+            _link_or_copy(theirs.path_of(shard), out / "shards" / name)
     new = new.with_columns(pl.col("shard").replace(names))
     images = pl.concat([before, new]).select(list(IMAGES)).sort("image_id")
-    shown = with_corrections(images, ours.corrections)
+    corrected = with_corrections(images, ours.corrections)
     earlier = read_division(out)
     division: Division | None = None
     if earlier is not None:
-        known = earlier.table if united.splits is None else united.splits
-        division = extend_division(shown, replace(earlier, table=known))
-    grouping = groups(shown) if division is None else division.grouping
+        table = earlier.table if united.splits is None else united.splits
+        division = extend_division(corrected, replace(earlier, table=table))
+    grouping = groups(corrected) if division is None else division.grouping
     record = {name: value for name, value in ours.record.items() if name not in ("format", "verb", "version", "inputs")}
     added = {**(record.get("added") or {}), inputs: theirs.record.get("rule") or ""}
     decoders = sorted({*(record.get("decoders") or []), *(theirs.record.get("decoders") or [])})
-    elsewhere = [str(place) for one in (record, theirs.record) if (place := one.get("images_in"))]
+    folders = [str(folder) for folder in (record.get("images_in"), theirs.record.get("images_in")) if folder]
     record |= {"added": added, "decoders": decoders, "identified_by": united.identified_by}
-    if elsewhere:
-        record["images_in"] = os.path.commonpath(elsewhere)
+    if folders:
+        record["images_in"] = os.path.commonpath(folders)
     write_dataset(
         tables,
         verb=str(ours.record["verb"]),
-        images=with_groups(images, shown["image_id"], grouping),
+        images=with_groups(images, corrected["image_id"], grouping),
         labels=united.labels,
         rejected=united.rejected,
         record=record,
@@ -322,8 +327,8 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     note(f"new: {plural(len(new), 'image')}; {len(before):,} stay as they are")
 
 
-def _linked(shard: Path, target: Path) -> None:
-    """Have the bytes of a shard under another name, without copying where the disk can."""
+def _link_or_copy(shard: Path, target: Path) -> None:
+    """Give a shard another name, by a hard link if the disk has these, else by copying it."""
     aside = target.with_name(f".{target.name}.part")
     aside.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Several datasets as one: which landmarks are the same, which images, and what each is called then. Tables alone."""
+"""Uniting the tables of several datasets: which landmarks and images are the same, and their ids in the result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from landmarks.support.files import digest_of
 from landmarks.support.tables import read_table
 
 ADDING = ".adding"
-"""The folder in a dataset in which images are made ready that are to be added to it."""
+"""The folder in a dataset in which images to be added to it are prepared."""
 
 OWN_IDS = 1_000_000
-"""New landmark ids begin here: the archive's end at 203,093."""
+"""The first of the new landmark ids: those of the archive end at 203,093."""
 
 _CONTENT = ("length", "width", "height", "phash")
 _CREDITS = ("author", "license", "title")
@@ -27,63 +27,64 @@ _ARCHIVE_ID = "^[0-9a-f]{16}$"
 
 @dataclass(frozen=True)
 class United:
-    """The tables of several datasets as those of one."""
+    """The tables of several datasets, united."""
 
-    images: pl.DataFrame  # columns of `IMAGES`, and `source`: which of the datasets the bytes are in
+    images: pl.DataFrame  # columns of `IMAGES`, and `source`: position of the dataset that holds the bytes
     labels: pl.DataFrame  # columns of `LABELS`
-    rejected: pl.DataFrame
-    splits: pl.DataFrame | None  # of the images that had one
-    identified_by: str
+    rejected: pl.DataFrame  # columns of `REJECTED`
+    splits: pl.DataFrame | None  # columns of `SPLIT`, of the images that had a split
+    identified_by: str  # one of `naming.ID_SOURCES`
 
 
 def unite(datasets: Sequence[Dataset], images: Sequence[pl.DataFrame] | None = None) -> United:
-    """Return the tables of `datasets` as one; `images` stand for those of each, if given.
+    """Return the united tables of `datasets`; `images` replaces the images of each, if given.
 
-    Landmarks are the same by the archive's ids or by name (see `match_landmarks`); one whose id stands for another in
-    an earlier dataset gets a new id. An image that two datasets hold is there once, as the first has it; another image
-    of the same id gets a longer one. What was renamed, and where labels differ, is said and stored.
+    Landmarks are matched by the archive's ids or by name (see `match_landmarks`); one whose id belongs to another in an
+    earlier dataset gets a new id. An image that two datasets hold occurs once, with the first one's row; another image
+    with the same id gets a longer id. Notes tell what was renamed and how many labels differ.
     """
     images = images or [dataset.images for dataset in datasets]
     first = datasets[0]
     labels, by = first.labels, identified_by(first.record, first.labels)
     united = images[0].with_columns(source=pl.lit(0, pl.UInt32))
-    rejected, contradicted = [_rejected_of(first)], [pl.DataFrame(schema=REJECTED)]
+    rejected, conflicts = [_rejected_of(first)], [pl.DataFrame(schema=REJECTED)]
     splits = [first.splits] if first.splits is not None else []
     for number, (theirs, table) in enumerate(zip(datasets[1:], images[1:], strict=True), 1):
         labels, by, ids = _with_landmarks(labels, by, theirs)
         numbered = _renumbered(table, ids).with_columns(source=pl.lit(number, pl.UInt32))
-        new, clashes, names = _without_copies(united, numbered, theirs)
-        united = pl.concat([_with_credits(united, names.shared), new])
+        new, conflicting, ids_of_images = _without_shared(united, numbered, theirs)
+        united = pl.concat([_with_credits(united, ids_of_images.shared), new])
         rejected.append(_rejected_of(theirs))
-        contradicted.append(clashes)
+        conflicts.append(conflicting)
         if theirs.splits is not None:
-            splits.append(names.renamed(theirs.splits).join(united.select("image_id"), on="image_id", how="semi"))
+            renamed = ids_of_images.renamed(theirs.splits)
+            splits.append(renamed.join(united.select("image_id"), on="image_id", how="semi"))
     united = united.sort("image_id")
     lost = pl.concat(rejected).join(united.select("image_id"), on="image_id", how="anti")
     return United(
         images=united,
         labels=_counted(labels, united),
-        rejected=pl.concat([lost, *contradicted]).unique(maintain_order=True),
+        rejected=pl.concat([lost, *conflicts]).unique(maintain_order=True),
         splits=pl.concat(splits).unique("image_id", keep="first").sort("image_id") if splits else None,
         identified_by=by,
     )
 
 
 def _with_landmarks(labels: pl.DataFrame, by: str, theirs: Dataset) -> tuple[pl.DataFrame, str, dict[int, int]]:
-    """Return the labels with those of another dataset, what identifies them, and which id each of theirs has then."""
+    """Return the labels with those of another dataset, what identifies them, and their id → its id in the result."""
     their_by = identified_by(theirs.record, theirs.labels)
-    known = dict(zip(labels["label"], labels["landmark_id"], strict=True))
-    found = match_landmarks(labels, by, theirs.labels, their_by).labels
-    partner = {of_theirs: known[label] for of_theirs, label in found.iter_rows()}
+    our_ids = dict(zip(labels["label"], labels["landmark_id"], strict=True))
+    matched = match_landmarks(labels, by, theirs.labels, their_by).labels
+    partner = {their_id: our_ids[label] for their_id, label in matched.iter_rows()}
     used, taken = set(labels["landmark_id"]), set()
     ids: dict[int, int] = {}
     new: list[tuple[int, str | None, str | None]] = []
     moved = []
     for id, name, category in theirs.labels.sort("label").select("landmark_id", "name", "category").iter_rows():
-        mine = partner.get(id)
-        if mine is not None and mine not in taken:
-            taken.add(mine)
-            ids[id] = mine
+        ours = partner.get(id)
+        if ours is not None and ours not in taken:
+            taken.add(ours)
+            ids[id] = ours
             continue
         ids[id] = id if id not in used else max(OWN_IDS, max(used) + 1)
         if ids[id] != id:
@@ -91,9 +92,9 @@ def _with_landmarks(labels: pl.DataFrame, by: str, theirs: Dataset) -> tuple[pl.
         used.add(ids[id])
         new.append((ids[id], name, category))
     if moved:
-        told = ", ".join(moved[:5]) + (" …" if len(moved) > 5 else "")
+        some = ", ".join(moved[:5]) + (" …" if len(moved) > 5 else "")
         have = "landmark has an id that stands" if len(moved) == 1 else "landmarks have ids that stand"
-        note(f"{len(moved):,} {have} for others before, of {_called(theirs)}: {told}")
+        note(f"{len(moved):,} {have} for others before, of {_origin(theirs)}: {some}")
     columns = ["landmark_id", "name", "category"]
     added = pl.DataFrame(new, schema={name: LABELS[name] for name in columns}, orient="row")
     together = pl.concat([labels.select(columns), added]).sort("landmark_id").with_row_index("label")
@@ -102,7 +103,7 @@ def _with_landmarks(labels: pl.DataFrame, by: str, theirs: Dataset) -> tuple[pl.
 
 
 def _renumbered(images: pl.DataFrame, ids: dict[int, int]) -> pl.DataFrame:
-    """Return images with the ids that their landmarks have now."""
+    """Return `images` with landmark ids replaced by `ids`."""
     changed = {old: new for old, new in ids.items() if old != new}
     if not changed:
         return images
@@ -112,66 +113,65 @@ def _renumbered(images: pl.DataFrame, ids: dict[int, int]) -> pl.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Names:
-    """What came of the ids of another dataset's images."""
+class _ImageIds:
+    """How the ids of another dataset's images relate to ours."""
 
-    shared: pl.DataFrame  # rows of theirs that are images of ours
-    new: pl.DataFrame  # `image_id`, and `renamed` where another image of ours has that id
+    shared: pl.DataFrame  # their rows of images that we hold too
+    clashing: pl.DataFrame  # their `image_id`s that other images of ours have, and the new ones in `renamed`
 
     def renamed(self, table: pl.DataFrame) -> pl.DataFrame:
-        """Return a table of theirs under the ids that its images have now."""
-        if self.new.is_empty():
+        """Return a table of theirs with the new ids."""
+        if self.clashing.is_empty():
             return table
-        joined = table.join(self.new, on="image_id", how="left", maintain_order="left")
+        joined = table.join(self.clashing, on="image_id", how="left", maintain_order="left")
         return joined.with_columns(image_id=pl.coalesce("renamed", "image_id")).select(table.columns)
 
 
-def _called(dataset: Dataset) -> str:
-    """Return what a person knows a dataset by: what is being added lies in no folder of theirs."""
+def _origin(dataset: Dataset) -> str:
+    """Return the folder of a dataset, or of one that is being added, which lies in a hidden folder, its origin."""
     adding = dataset.folder.parent.name == ADDING
     return str((dataset.record.get("origin") if adding else None) or dataset.folder)
 
 
-def _without_copies(ours: pl.DataFrame, theirs: pl.DataFrame, of: Dataset) -> tuple[pl.DataFrame, pl.DataFrame, _Names]:
-    """Return the rows of `theirs` that are other images than `ours`, what is to be said of labels, and the names."""
+def _without_shared(
+    ours: pl.DataFrame, theirs: pl.DataFrame, dataset: Dataset
+) -> tuple[pl.DataFrame, pl.DataFrame, _ImageIds]:
+    """Return the images of `theirs` that are not in `ours`, under their new ids.
+
+    Also returned are rows of `REJECTED` for shared images with another label, and the ids. `theirs` are of `dataset`.
+    """
     columns = [*_CONTENT, "landmark_id"]
-    met = theirs.join(
+    same_id = theirs.join(
         ours.select("image_id", *(pl.col(name).alias(f"our_{name}") for name in columns)), on="image_id", how="inner"
     )
     same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"our_{name}")) for name in _CONTENT)
-    met = met.with_columns(same=pl.col("image_id").str.contains(_ARCHIVE_ID) | same)
-    shared = met.filter("same")
+    same_id = same_id.with_columns(same=pl.col("image_id").str.contains(_ARCHIVE_ID) | same)
+    shared = same_id.filter("same")
     differs = shared.filter(pl.col("landmark_id").ne_missing(pl.col("our_landmark_id")))
-    told = pl.format("it is there as landmark {}, here {}", *(
+    why = pl.format("it is there as landmark {}, here {}", *(
         pl.col(name).cast(pl.String).fill_null("unknown") for name in ("our_landmark_id", "landmark_id")
     ))  # fmt: skip
-    clashes = differs.select("image_id", where=pl.lit(str(of.folder)), why=told)
-    other = met.filter(~pl.col("same")).select("image_id")
-    new = other.with_columns(
-        renamed=pl.Series(
-            [f"{id}-{digest_of(str(of.content_digest), id)[:12]}" for id in other["image_id"]], dtype=pl.String
-        )
-    )
-    names = _Names(shared.select(list(IMAGES)), new)
-    rows = names.renamed(theirs.join(shared.select("image_id"), on="image_id", how="anti"))
+    conflicting = differs.select("image_id", where=pl.lit(str(dataset.folder)), why=why)
+    clashing = same_id.filter(~pl.col("same")).select("image_id")
+    new_ids = [f"{id}-{digest_of(str(dataset.content_digest), id)[:12]}" for id in clashing["image_id"]]
+    clashing = clashing.with_columns(renamed=pl.Series(new_ids, dtype=pl.String))
+    ids = _ImageIds(shared.select(list(IMAGES)), clashing)
+    new = ids.renamed(theirs.join(shared.select("image_id"), on="image_id", how="anti"))
     if len(shared):
-        apart = (
-            f"; {len(differs):,} of them have another label there, that of the first is kept" if len(differs) else ""
-        )
-        note(f"{len(shared):,} images of {_called(of)} are there already{apart}")
-    if len(new):
-        note(
-            f"{len(new):,} images of {_called(of)} have ids of other images, and get longer ones: {new['renamed'][0]} …"
-        )
-    return rows, clashes, names
+        labels = f"; {len(differs):,} of them have another label there, that of the first is kept"
+        note(f"{len(shared):,} images of {_origin(dataset)} are there already{labels if len(differs) else ''}")
+    if len(clashing):
+        have = f"have ids of other images, and get longer ones: {new_ids[0]} …"
+        note(f"{len(clashing):,} images of {_origin(dataset)} {have}")
+    return new, conflicting, ids
 
 
 def _with_credits(ours: pl.DataFrame, shared: pl.DataFrame) -> pl.DataFrame:
-    """Return `ours` with the credits that only the other dataset knows of an image that both hold."""
+    """Return `ours` with the credits of shared images that only the other dataset has."""
     if shared.is_empty():
         return ours
-    told = shared.select("image_id", *(pl.col(name).alias(f"their_{name}") for name in _CREDITS))
-    joined = ours.join(told, on="image_id", how="left", maintain_order="left")
+    theirs = shared.select("image_id", *(pl.col(name).alias(f"their_{name}") for name in _CREDITS))
+    joined = ours.join(theirs, on="image_id", how="left", maintain_order="left")
     return joined.with_columns(pl.coalesce(name, f"their_{name}").alias(name) for name in _CREDITS).select(ours.columns)
 
 
