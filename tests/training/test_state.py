@@ -8,7 +8,7 @@ import pytest
 
 from landmarks.support.errors import LandmarksError
 from landmarks.training.recipe import recipe_named
-from landmarks.training.state import OVERFLOWS, State, add_steps
+from landmarks.training.state import MAX_OVERFLOWS, State, add_steps
 
 RECIPE = recipe_named("default")
 
@@ -31,7 +31,9 @@ def test_the_first_step_that_is_no_number_is_named(step: list[float]) -> None:
 
 def test_float16_may_pass_by_some_steps_in_a_row_and_not_all() -> None:
     state, overflow, fine = State(8, scaler={"scale": 2.0}), [1.0, 1.0, math.inf], [1.0, 1.0, 1.0]
-    add_steps(state, [overflow] * OVERFLOWS + [fine] + [overflow] * OVERFLOWS, [8] * (2 * OVERFLOWS + 1), RECIPE)
-    assert state.overflows == OVERFLOWS
+    add_steps(
+        state, [overflow] * MAX_OVERFLOWS + [fine] + [overflow] * MAX_OVERFLOWS, [8] * (2 * MAX_OVERFLOWS + 1), RECIPE
+    )
+    assert state.overflows == MAX_OVERFLOWS
     with pytest.raises(LandmarksError, match="broke down"):
         add_steps(state, [overflow], [8], RECIPE)

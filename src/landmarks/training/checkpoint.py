@@ -1,7 +1,7 @@
-"""Checkpoints: one file that holds all a training needs to go on, whole or not at all.
+"""Checkpoints: one file with everything a training needs to resume, written whole or not at all.
 
-Weights, the optimizer's moments and the best weights so far are tensors of one safetensors file; everything else is
-JSON in its header. There is no state of random generators to keep: every draw is keyed by seed, epoch and image.
+Weights, optimizer moments and the best weights so far are tensors of one safetensors file; everything else is JSON in
+its header. There are no random generators to save: every draw is keyed by seed, epoch and image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def save_checkpoint(
     best: dict[str, torch.Tensor],
     state: dict[str, Any],
 ) -> None:
-    """Replace the checkpoint in `folder`; killed at any instant, the earlier one or this one is there, whole."""
+    """Replace the checkpoint in `folder`; a kill at any instant leaves the earlier one or this one, whole."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -41,9 +41,9 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Put `network` and `optimizer` back to the checkpoint in `folder`; return the best weights and the state.
+    """Restore `network` and `optimizer` from the checkpoint in `folder`; return the best weights and the state.
 
-    Returns None when there is no checkpoint yet. Raises `LandmarksError` when there is one that does not fit.
+    Returns None when there is no checkpoint. Raises `LandmarksError` when it does not fit the network.
     """
     path = folder / FILE
     if not path.exists():
@@ -52,31 +52,31 @@ def load_checkpoint(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             refuse_other_formats(path, int(metadata["format"]))
-            # Copies: what the file gives is a view into it, and Windows would not let the next checkpoint replace it.
+            # Copies, since tensors are views into the file, which Windows then would not let be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         network.load_state_dict(_under("network.", tensors))
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
-        raise _does_not_fit(path, str(error).splitlines()[0]) from error
+        raise _checkpoint_error(path, str(error).splitlines()[0]) from error
     try:
         _load_optimizer(optimizer, _under("optimizer.", tensors))
     except (ValueError, IndexError) as error:
-        raise _does_not_fit(path, str(error)) from error
+        raise _checkpoint_error(path, str(error)) from error
     return _under("best.", tensors), json.loads(metadata["state"])
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove what a finished training no longer needs; what a kill in the middle leaves, the next call removes."""
+    """Remove the checkpoint of a finished training; what a kill leaves, the next call removes."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def copy_of_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return all tensors of `network` as they are now, on the processor."""
+    """Return a copy of all tensors of `network`, on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
-def _does_not_fit(path: Path, why: str) -> LandmarksError:
+def _checkpoint_error(path: Path, reason: str) -> LandmarksError:
     return LandmarksError(
-        f"{path} is damaged or of another network ({why})",
+        f"{path} is damaged or of another network ({reason})",
         way_out=f"delete {path.parent.parent} to start this training anew",
     )
 
@@ -91,10 +91,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
     for name, value in tensors.items():
         index, _, moment = name.partition(".")
         parameter = parameters[int(index)]
-        if value.ndim:  # all but the count of steps
+        if value.ndim:  # all but the step count
             if value.shape != parameter.shape:
                 raise ValueError(f"{moment} {index} is {tuple(value.shape)}, its weights are {tuple(parameter.shape)}")
-            # Moments lie in memory as their weights do (channels last), or a fused optimizer would mix them up.
+            # Moments must have the memory layout of their weights, or a fused optimizer would mix them up.
             value = torch.empty_like(parameter, device="cpu").copy_(value)  # noqa: PLW2901
         state.setdefault(int(index), {})[moment] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""The machine a training runs on: its processes, devices and threads, by way of accelerate."""
+"""The machine that a training runs on: its processes, devices and threads, through accelerate."""
 
 from __future__ import annotations
 
@@ -33,35 +33,33 @@ if TYPE_CHECKING:
     from landmarks.models.network import Network
 
 PACKAGES = ("landmarks", "torch", "timm", "accelerate", "numpy", "pillow", "simplejpeg", "polars", "safetensors")
-"""What a run's record names the versions of: everything that numbers pass through."""
-
+"""Packages that affect the numbers; a run's record holds their versions."""
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Precisions in which products are computed in fewer bits than the weights are kept in."""
+"""Precisions in which products use fewer bits than the weights."""
 
 STEPS_BETWEEN_FETCHES = 20
-"""Steps of a graphics processor between two looks at what it has computed."""
-
+"""Steps on a GPU after which their results are fetched."""
 
 FEW_IMAGES = 16
-"""Images that batch normalisation needs to go by; with fewer errors grow (Wu and He 2018, figure 1)."""
+"""Images per batch below which errors grow with batch normalisation (Wu and He 2018, figure 1)."""
 
 MANY_STEPS = 10_000
-"""Steps from which a minute spent on finding the quickest algorithms is taken to come back; chosen, not measured."""
+"""Steps from which a minute of trying convolution algorithms is assumed to pay; chosen, not measured."""
 
 
 @dataclass(frozen=True)
 class FetchedSteps:
-    """What was fetched from the device about some steps."""
+    """The results of some steps, fetched from the device."""
 
-    steps: list[list[float]]  # sum of losses, right answers, norm of the gradient
-    clock: tuple[float, float]  # seconds of fine-tuning, and since the last checkpoint
-    interrupted: bool  # whether any process was asked to end
+    steps: list[list[float]]  # per step: sum of losses, correct answers, gradient norm
+    clock: tuple[float, float]  # seconds of fine-tuning, and seconds since the last checkpoint
+    interrupted: bool  # whether any process was interrupted
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a training computes: its processes, its device, its precision, its threads that read images."""
+    """Where a training runs: its processes, device, precision, and the threads or processes that read images."""
 
     accelerator: Accelerator
     precision: str = "float32"
@@ -69,56 +67,56 @@ class Machine:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors go."""
+        """The device of this process."""
         device: torch.device = self.accelerator.device
         return device
 
     @property
     def rank(self) -> int:
-        """Which of the processes this is, from 0."""
+        """The number of this process, from 0."""
         return int(self.accelerator.process_index)
 
     @property
     def processes(self) -> int:
-        """How many processes train together."""
+        """The number of processes that train together."""
         return int(self.accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that prints and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     def computing(self) -> AbstractContextManager[Any]:
-        """Return a context in which matrix products and convolutions are computed in this machine's precision."""
+        """Return a context in which matrix products and convolutions use this machine's precision."""
         if self.precision in AUTOCAST:
             return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
         return nullcontext()
 
     @property
     def steps_between_fetches(self) -> int:
-        """After how many steps numbers are fetched: on the processor nothing is ever waited for."""
+        """Steps after which results are fetched; 1 on a CPU, where fetching costs nothing."""
         return 1 if self.device.type == "cpu" else STEPS_BETWEEN_FETCHES
 
     @property
     def images_at_once(self) -> int:
-        """Images per pass where nothing is trained: a graphics processor is faster with many."""
+        """Images per forward pass without training; a GPU is faster with many."""
         return 32 if self.device.type == "cpu" else 256
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was asked for; what is timed ends with this."""
+        """Wait until the device has finished all its work; needed before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has reached this point."""
         self.accelerator.wait_for_everyone()
 
     def summed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum of every process's `tensor`; each process must call it.
+        """Return the sum of `tensor` over all processes; every process must call it.
 
-        One process gets back what it gave, where it lay: Apple's graphics processor, say, holds no float64.
+        A single process gets its own tensor back, on the same device: MPS, for example, has no float64.
         """
         if self.processes == 1:
             return tensor
@@ -129,21 +127,22 @@ class Machine:
         return total
 
     def fetch_steps(self, steps: torch.Tensor, clock: tuple[float, float], *, interrupted: bool) -> FetchedSteps:
-        """Fetch the numbers (n, 3) of n steps: sums of losses and of right answers, which are added over all processes,
-        and the gradient's norm, which is the same in each. Every process gets the main one's `clock`, and hears when
-        any was interrupted.
+        """Fetch the results (n, 3) of n steps from the device; every process must call it.
+
+        Losses and correct answers are summed over processes; the gradient norm is the same in all of them. Every
+        process gets the main process's `clock`, and learns whether any process was interrupted.
         """
         if self.processes == 1:
             return FetchedSteps(steps.tolist(), clock, interrupted)
-        counted = torch.tensor([*(clock if self.is_main else (0.0, 0.0)), interrupted], dtype=torch.float64)
-        flat = torch.cat([steps[:, :2].double().flatten(), counted.to(self.device)])
-        *sums, first, second, interruptions = self.summed(flat).tolist()
+        rest = torch.tensor([*(clock if self.is_main else (0.0, 0.0)), interrupted], dtype=torch.float64)
+        flat = torch.cat([steps[:, :2].double().flatten(), rest.to(self.device)])
+        *sums, seconds, since_checkpoint, interruptions = self.summed(flat).tolist()
         norms = steps[:, 2].tolist()
-        added = [[*sums[2 * n : 2 * n + 2], norm] for n, norm in enumerate(norms)]
-        return FetchedSteps(added, (first, second), interruptions > 0)
+        summed = [[*sums[2 * n : 2 * n + 2], norm] for n, norm in enumerate(norms)]
+        return FetchedSteps(summed, (seconds, since_checkpoint), interruptions > 0)
 
     def close(self) -> None:
-        """End the connection between the processes; the last thing a training does."""
+        """Close the connection between the processes, at the end of a training."""
         if self.processes > 1:
             self.wait()
             torch.distributed.destroy_process_group()
@@ -163,16 +162,16 @@ class Machine:
 
 
 def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
-    """Tell CUDA's libraries how to compute, and return what was told with its reason.
+    """Set how CUDA's libraries compute, and return the settings with their reasons.
 
-    With `deterministic`, convolutions and sums give the same bits each time. Without it the last digits of two
+    With `deterministic`, convolutions and sums give the same bits each time. Without it, the last digits of two
     trainings differ; images, their order, crops and dropout are the same in either case.
     """
     torch.backends.cudnn.benchmark = False  # see `benchmark_convolutions`
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)  # a few layers have no such algorithm
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     why = "asked for: the same bits each time, by slower algorithms"
@@ -185,10 +184,10 @@ def set_up_cuda(*, deterministic: bool, precision: str) -> list[Choice]:
 
 
 def benchmark_convolutions(machine: Machine, recipe: Recipe, steps: int) -> None:
-    """Let cuDNN try its algorithms for each convolution and size of batch before it takes one, if that pays in `steps`.
+    """Let cuDNN time its algorithms for each convolution and batch size, if that pays within `steps`.
 
-    To try them takes about a tenth of a second for each convolution, way and size, as far as the durations of trainings
-    on one card tell (`docs/engine.md`); nobody has timed it by itself.
+    Judging by the durations of trainings on one card, it takes about a tenth of a second for each convolution, pass
+    and size (`docs/engine.md`); it was not timed by itself.
     """
     if machine.device.type == "cuda" and not recipe.deterministic and steps >= MANY_STEPS:
         torch.backends.cudnn.benchmark = True
@@ -196,8 +195,7 @@ def benchmark_convolutions(machine: Machine, recipe: Recipe, steps: int) -> None
 
 
 def lost_process_error(error: RuntimeError) -> LandmarksError:
-    """Return what to tell when an exchange fails: gloo says "Connection closed by peer", NCCL raises an error of its
-    own."""
+    """Return the error for a failed exchange between processes (gloo: "Connection closed by peer")."""
     return LandmarksError(
         f"another process of this training is gone ({str(error).splitlines()[0]})",
         way_out="run the same command again to go on, with any number of processes",
@@ -205,15 +203,18 @@ def lost_process_error(error: RuntimeError) -> LandmarksError:
 
 
 def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
-    """Return the machine as `recipe` wants it, with every choice that was made and its reason; `out` holds trackers."""
-    from accelerate import Accelerator  # half a second, which answering an image does without
+    """Return the machine for `recipe`, and every choice that was made with its reason.
+
+    Trackers write to the folder `out`.
+    """
+    from accelerate import Accelerator  # takes half a second, which answering an image does not need
 
     device, tracker = choose_device(recipe.device), _tracker(recipe.tracking)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`log_with=.* no supported trackers")  # an error below
+            warnings.filterwarnings("ignore", "`log_with=.* no supported trackers")  # reported below
             accelerator = Accelerator(cpu=device.value == "cpu", log_with=tracker, project_dir=out)
-    except ValueError as error:  # accelerate knows no such tracker, or this process already computes elsewhere
+    except ValueError as error:  # an unknown tracker, or accelerate already runs on another device
         raise UsageError(f"the training cannot begin: {error}") from error
     if tracker and not accelerator.log_with:
         raise UsageError(
@@ -233,12 +234,12 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
 
 @contextlib.contextmanager
 def with_readers(machine: Machine) -> Iterator[Machine]:
-    """Give a machine whose images are read by processes beside this one, where a graphics processor waits for them."""
+    """Yield `machine` with processes that read its images, if it has a CUDA device; otherwise yield it unchanged."""
     if machine.device.type != "cuda" or isinstance(machine.workers, Readers):
         yield machine
         return
-    on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    readers = Readers(machine.workers or max(1, default_workers() // on_this_node))
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    readers = Readers(machine.workers or max(1, default_workers() // processes_here))
     try:
         yield replace(machine, workers=readers)
     finally:
@@ -246,13 +247,13 @@ def with_readers(machine: Machine) -> Iterator[Machine]:
 
 
 def images_per_process(recipe: Recipe, processes: int) -> str:
-    """Return what is said of the images that each of several processes sees in a step."""
+    """Return the line about the images each of several processes sees in a step, with a warning if they are few."""
     images = recipe.batch_size // processes
-    said = f"each sees its share of every {recipe.batch_size} images"
+    line = f"each sees its share of every {recipe.batch_size} images"
     if recipe.freeze_bn or images >= FEW_IMAGES:
-        return said
+        return line
     return (
-        f"{said}; batch normalisation, where the network has it, goes by {images} images at a time, which is few: "
+        f"{line}; batch normalisation, where the network has it, goes by {images} images at a time, which is few: "
         f"--batch-size {FEW_IMAGES * processes} or --set freeze_bn=true makes it steadier"
     )
 
@@ -264,7 +265,7 @@ def _tracker(tracking: str) -> str | None:
 
 
 def describe_machine(machine: Machine) -> dict[str, Any]:
-    """Return what a run's record says about the machine."""
+    """Return the description of the machine in a run's record."""
     return {
         "system": platform.platform(),
         "processor": processor_name(),
@@ -277,24 +278,24 @@ def describe_machine(machine: Machine) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of every package that numbers pass through."""
+    """Return the versions of Python and of `PACKAGES`."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
-# ── Memory: how much was used, and going on after it ran out ────────────────────────────────────────────────────────
+# ── Memory: how much was used, and recovery after it ran out ────────────────────────────────────────────────────────
 
 
 _OUT_OF_MEMORY = (
-    "can't allocate memory",  # the processor's, on Linux and macOS
-    "not enough memory",  # on Windows
-    "MPS backend out of memory",  # Apple's graphics processor
-    "Invalid buffer size",  # the same, asked for more at once than it ever gives
+    "can't allocate memory",  # CPU, on Linux and macOS
+    "not enough memory",  # CPU, on Windows
+    "MPS backend out of memory",
+    "Invalid buffer size",  # MPS, for a single allocation beyond its limit
 )
-"""What PyTorch says, in errors that have no kind of their own, when memory ran out."""
+"""What PyTorch's plain `RuntimeError`s say when memory ran out."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device's or the processor's memory ran out."""
+    """Return whether `error` means that the memory of a device or of the CPU ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
@@ -303,9 +304,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def compute_in_parts(
     compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, at_once: int
 ) -> tuple[torch.Tensor, int]:
-    """Return `compute(images)` (N, …), made of at most `at_once` images at a time, and how many at a time fitted.
+    """Return `compute(images)` (N, …), computed for at most `at_once` images at a time, and how many fitted.
 
-    When memory runs out, half as many are tried, down to one; what the failed pass held is let go first.
+    When memory runs out, the failed pass is freed and half as many are tried, down to one.
     """
     while True:
         try:
@@ -319,7 +320,7 @@ def compute_in_parts(
 
 
 def out_of_memory_error(network: Network) -> LandmarksError:
-    """Return the error for a network that cannot train on a single image in the memory there is."""
+    """Return the error for a network that has no memory to train on even a single image."""
     return LandmarksError(
         f"{network.backbone_name} at {network.preprocessing.image_size} pixels does not fit into memory",
         received="no room for a single image",
@@ -328,7 +329,7 @@ def out_of_memory_error(network: Network) -> LandmarksError:
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more; call it after the error itself has been let go."""
+    """Free unreferenced memory; call it when the out-of-memory error itself is no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -337,7 +338,7 @@ def free_memory() -> None:
 
 
 def peak_memory_mb() -> float:
-    """Return the most memory this process has held so far, in MB: on the graphics processor if there is one."""
+    """Return the peak memory of this process in MB: of the GPU if one was used, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e6
     if sys.platform != "win32":
@@ -346,5 +347,5 @@ def peak_memory_mb() -> float:
 
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-    held = psutil.Process().memory_info()
-    return float(getattr(held, "peak_wset", held.rss)) / 1e6  # under this name Windows keeps the peak
+    memory = psutil.Process().memory_info()
+    return float(getattr(memory, "peak_wset", memory.rss)) / 1e6  # peak_wset: the peak on Windows

@@ -1,4 +1,4 @@
-"""Validation: how right a network is in the midst of its training, measured by all processes together."""
+"""Validation of a network during its training, by all processes together."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from landmarks.training.machine import Machine, compute_in_parts
 
 @torch.no_grad()
 def validate(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine: Machine) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy on `images`, each measured by one process."""
+    """Return accuracy and mean cross-entropy on `images`, which are divided among the processes."""
     network.eval()
     at_once = machine.images_at_once
-    mine = epoch_steps(np.arange(len(images)), at_once * machine.processes, machine.rank, machine.processes)
+    steps = epoch_steps(np.arange(len(images)), at_once * machine.processes, machine.rank, machine.processes)
     sums = torch.zeros(2, device=machine.device)
 
     def logits_of(pixels: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def validate(network: Network, dataset: Dataset, images: pl.DataFrame, *, machin
         dataset,
         images,
         network.preprocessing,
-        steps=mine,
+        steps=steps,
         workers=machine.workers,
     )
     for batch in on_device(loaded, machine.device):
