@@ -61,8 +61,8 @@ def relabelled(data: Path, copy: Path, classes: int, count: int) -> None:
     made = pl.DataFrame(columns).with_columns(pl.lit(None, dtype=pl.String).alias("category"))
     made = made.select(pl.col(name).cast(labels.schema[name]) for name in labels.columns if name in made.columns)
     write_table(copy / "labels.parquet", made)
-    parts = np.array(["train", "val", "test", "train", "train"])[rows // classes % 5]
-    write_table(copy / "splits.parquet", pl.DataFrame({"image_id": images["image_id"], "part": parts}))
+    splits = np.array(["train", "val", "test", "train", "train"])[rows // classes % 5]
+    write_table(copy / "splits.parquet", pl.DataFrame({"image_id": images["image_id"], "split": splits}))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def cosine(data: Data) -> Tensor:
 
 def three_centres(data: Data) -> Tensor:
     torch.manual_seed(SEED)
-    head = ArcFaceHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1, centres=3)
+    head = ArcFaceHead(data[0].shape[1], int(data[1].max()) + 1, embedding=0, scale=16.0, margin=0.1, sub_centres=3)
     return trained(head, data, epochs=20, learning_rate=1e-2)
 
 
@@ -175,7 +175,7 @@ def accuracy(path: Path) -> list[dict[str, object]]:
 def steps(centres: int) -> dict[str, float]:
     """Make a few optimizer steps here and return peak memory in GB and seconds per step."""
     torch.manual_seed(SEED)
-    head = ArcFaceHead(DIMENSIONS, LANDMARKS, embedding=0, centres=centres)
+    head = ArcFaceHead(DIMENSIONS, LANDMARKS, embedding=0, sub_centres=centres)
     optimizer = torch.optim.Adam(head.parameters(), 1e-3, fused=True)  # no temporary copies
     features = torch.randn(BATCH, DIMENSIONS)
     labels = torch.randint(0, LANDMARKS, (BATCH,))

@@ -32,7 +32,7 @@ verb, *words = json.loads(sys.argv[1])
 if verb == "fetch":
     landmarks.archive.fetch.fetch(words[0], words[1], workers=4)
 else:
-    landmarks.evaluation.evaluate.evaluate(words[0], data=words[1], part="all")
+    landmarks.evaluation.evaluate.evaluate(words[0], data=words[1], split="all")
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) // 10**6, file=sys.stderr)
 """
 
