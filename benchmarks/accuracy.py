@@ -1,12 +1,12 @@
-"""Accuracy and minutes of our recipes, fastai's `fine_tune` and timm's parts: same start, images and epochs.
+"""Accuracy and training time of our recipes, of fastai's `fine_tune` and of timm: same weights, images and epochs.
 
     python benchmarks/accuracy.py MIRROR WEIGHTS WORK --python PEER/bin/python [--epochs 5] [--seeds 0 1 2]
 
-From a mirror with train and test TARs (`../shared/mirror`) it makes a dataset (group split) and a test set, unpacks
-both into folders for the peers, and trains every method once per seed, the methods in turns. PEER is an environment
-with fastai, timm and safetensors. A training that is finished (WORK/METHOD-SEED.json) is not repeated. Minutes of ours
-hold everything from the mirror on: select, fetch, split, features, both phases; the peers get their folders for
-nothing. Minutes are those of the quickest seed, the one that other work on the machine disturbed least.
+MIRROR has train and test TARs (`../shared/mirror`). A dataset (split by groups) and a test set are made from it and
+unpacked into folders for the peers; then every method is trained once per seed, the methods in turns. PEER is an
+environment with fastai, timm and safetensors. Finished trainings (WORK/METHOD-SEED.json) are not repeated. Our minutes
+include everything from the mirror on: select, fetch, split, features and both phases; the peers' folders are not
+counted. The minutes reported are those of the quickest seed, which other work on the machine disturbed least.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from results import keep, landmarks, told
+from results import landmarks, run_json, save
 
 from landmarks.support.files import read_record
 
@@ -39,9 +39,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
-    parser.add_argument("--finished", action="store_true", help="train nothing more, sum up what there is")
+    parser.add_argument("--finished", action="store_true", help="train nothing more, only summarise")
     chosen = parser.parse_args()
-    seconds = prepared(chosen.mirror, chosen.work)
+    seconds = prepare(chosen.mirror, chosen.work)
     common = ["--image-size", str(chosen.image_size), "--epochs", str(chosen.epochs)]
     common += ["--backbone", BACKBONE, "--weights", str(chosen.weights)]
     trainings: list[dict[str, Any]] = []
@@ -53,9 +53,9 @@ def main() -> None:
             if not result.exists():
                 options = [*common, "--seed", str(seed)]
                 found = (
-                    trained(chosen.work, method, options, result.with_suffix(""), seconds)
+                    train_ours(chosen.work, method, options, result.with_suffix(""), seconds)
                     if method in OURS
-                    else compared(chosen.work, method, options, chosen.python)
+                    else train_peer(chosen.work, method, options, chosen.python)
                 )
                 result.write_text(json.dumps(found))
             trainings.append({"method": method, "seed": seed, **json.loads(result.read_text())})
@@ -64,11 +64,11 @@ def main() -> None:
     rows = [summary(method, own) for method, own in by_method.items() if own]
     for row in rows:
         row["minutes_to_fastai"] = minutes_to(trainings, row["method"])
-    keep("accuracy", rows, backbone=BACKBONE, image_size=chosen.image_size, epochs=chosen.epochs, trainings=trainings)
+    save("accuracy", rows, backbone=BACKBONE, image_size=chosen.image_size, epochs=chosen.epochs, trainings=trainings)
 
 
-def prepared(mirror: Path, work: Path) -> float:
-    """Make dataset, test set and folders in `work` once; return the seconds that the dataset took from the mirror."""
+def prepare(mirror: Path, work: Path) -> float:
+    """Make dataset, test set and folders in `work` once; return the seconds that the dataset took."""
     record = work / "prepared.json"
     if not record.exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,8 @@ def prepared(mirror: Path, work: Path) -> float:
     return float(json.loads(record.read_text())["seconds"])
 
 
-def trained(work: Path, recipe: str, options: list[str], out: Path, seconds: float) -> dict[str, Any]:
-    """Train and judge with this project, its cache of features thrown away first; `seconds` went before."""
+def train_ours(work: Path, recipe: str, options: list[str], out: Path, seconds: float) -> dict[str, Any]:
+    """Train and evaluate with this project, without cached features; `seconds` is what the dataset took."""
     shutil.rmtree(work / "data" / "features", ignore_errors=True)
     shutil.rmtree(out, ignore_errors=True)
     started = time.monotonic()
@@ -109,28 +109,31 @@ def trained(work: Path, recipe: str, options: list[str], out: Path, seconds: flo
     }
 
 
-def compared(work: Path, peer: str, options: list[str], python: str) -> dict[str, Any]:
+def train_peer(work: Path, peer: str, options: list[str], python: str) -> dict[str, Any]:
     """Train a peer in its own environment."""
     script = Path(__file__).parent / "peers" / f"{peer}_finetune.py"
-    return told(python, script, work / "data-folders", work / "testdata-folders", *options)
+    return run_json(python, script, work / "data-folders", work / "testdata-folders", *options)
 
 
 def run(*words: object) -> None:
-    """Run one of our verbs."""
+    """Run one of this project's verbs."""
     subprocess.run(landmarks(*words), check=True, capture_output=True)
 
 
 def summary(method: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return mean and spread (smallest, largest) over seeds, in percent, and the minutes of the quickest."""
+    """Return mean and range of accuracy over seeds, in percent, and the minutes of the quickest seed."""
     row: dict[str, Any] = {"method": method, "seeds": len(trainings)}
-    for part in ("val", "test"):
-        values = [100 * each[f"{part}_accuracy"] for each in trainings]
-        row |= {f"{part}_mean": statistics.mean(values), f"{part}_spread": f"{min(values):.1f}-{max(values):.1f}"}
+    for split in ("val", "test"):
+        values = [100 * each[f"{split}_accuracy"] for each in trainings]
+        row |= {f"{split}_mean": statistics.mean(values), f"{split}_spread": f"{min(values):.1f}-{max(values):.1f}"}
     return row | {"minutes": min(each["minutes"] for each in trainings)}
 
 
 def minutes_to(trainings: list[dict[str, Any]], method: str) -> float | None:
-    """Return the fewest minutes until validation reached what fastai ended with, of all seeds; None: not always."""
+    """Return the minutes until validation accuracy reached fastai's final one, least over seeds.
+
+    None if a seed did not reach it.
+    """
     goals = {each["seed"]: each["val_accuracy"] for each in trainings if each["method"] == "fastai"}
     reached = [
         next((row["minutes"] for row in each["curve"] if row["val_accuracy"] >= goals[each["seed"]]), None)

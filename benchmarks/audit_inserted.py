@@ -1,8 +1,8 @@
-"""What `audit` finds that was put in: images of anything else, copies with another label, and a test set's copies.
+"""What `audit` finds of inserted images: unknown images, copies under another label, and copies in a test set.
 
     python benchmarks/audit_inserted.py RUN DATA TEST
 
-RUN stopped after the head training; DATA is its dataset, TEST one with images of nothing known that it has evaluated.
+RUN stopped after head training; DATA is its dataset, TEST a dataset with unknown images that RUN was evaluated on.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SEEDS = (0, 1, 2)
 
 def main(run: str, data: str, test: str) -> None:
     opened, dataset, other = open_run(run), open_dataset(data), open_dataset(test)
-    results.keep("audit-strangers", strangers_found(opened, dataset, other), inserted=INSERTED)
-    sketches, landmark = whole(dataset)
-    results.keep("audit-copies", copies_found(dataset, sketches, landmark), inserted=INSERTED)
-    results.keep("audit-test-set", test_set(Path(run), dataset, sketches, landmark, other))
+    results.save("audit-strangers", strangers_found(opened, dataset, other), inserted=INSERTED)
+    sketches, landmark = sketches_and_landmarks(dataset)
+    results.save("audit-copies", copies_found(dataset, sketches, landmark), inserted=INSERTED)
+    results.save("audit-test-set", test_set(Path(run), dataset, sketches, landmark, other))
 
 
 def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str, Any]]:
@@ -54,39 +54,39 @@ def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str
         chosen = np.sort(random.choice(len(unknown), INSERTED, replace=False))
         points = directions(np.concatenate([features, values[chosen]]))
         labels = np.concatenate([known, random.integers(0, classes, INSERTED)])
-        within = np.concatenate([groups, np.full(INSERTED, -1)])
-        estimates = cross_validated(points, labels, within, classes)
-        listed, _ = disagreements(estimates, labels)
-        cosines, _ = nearest_others(points, group_places(within, len(labels)))
-        found, away = find_strangers(nearest_cosines(cosines), estimates.own, labels)
+        all_groups = np.concatenate([groups, np.full(INSERTED, -1)])
+        estimates = cross_validated(points, labels, all_groups, classes)
+        label_errors, _ = disagreements(estimates, labels)
+        cosines, _ = nearest_others(points, group_places(all_groups, len(labels)))
+        found, strangeness = find_strangers(nearest_cosines(cosines), estimates.own, labels)
         inserted = np.arange(len(labels)) >= len(known)
-        first = np.argsort(-away, kind="stable")[: 2 * INSERTED]
+        first = np.argsort(-strangeness, kind="stable")[: 2 * INSERTED]
         rows.append(
             {
                 "seed": seed,
                 "images": len(labels),
                 "listed": int(found.sum()),
                 "found": int((found & inserted).sum()),
-                "found_or_a_label_error": int(((found | listed) & inserted).sum()),
+                "found_or_a_label_error": int(((found | label_errors) & inserted).sum()),
                 "in_the_first_40": int(inserted[first].sum()),
             }
         )
     return rows
 
 
-def whole(dataset: Dataset) -> tuple[Sketches, np.ndarray]:
+def sketches_and_landmarks(dataset: Dataset) -> tuple[Sketches, np.ndarray]:
     sketches = kept_sketches(dataset, dataset.images)
     assert sketches is not None
     return sketches, dataset.images["landmark_id"].fill_null(-1).to_numpy()
 
 
-def together(one: Sketches, other: Sketches) -> Sketches:
+def joined(first: Sketches, second: Sketches) -> Sketches:
     names = ("pixels", "whole", "parts", "corners", "counts")
-    return Sketches(*(np.concatenate([getattr(one, name), getattr(other, name)]) for name in names))
+    return Sketches(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names))
 
 
 def copies_found(dataset: Dataset, sketches: Sketches, landmark: np.ndarray) -> list[dict[str, Any]]:
-    """Put changed copies under other labels among all images; copies with two labels that are found beside them."""
+    """Insert changed copies with other labels, and count how many are found, and other copies with two labels."""
     reader, rows = ImageReader(dataset), []
     for seed in SEEDS:
         random = np.random.default_rng(seed)
@@ -98,15 +98,15 @@ def copies_found(dataset: Dataset, sketches: Sketches, landmark: np.ndarray) -> 
             image = decode(reader.read(row["shard"], row["offset"], row["length"]))
             made.append(sketch(np.ascontiguousarray(CHANGES[change](image))))
         added = Sketches(
-            np.stack([one.pixels for one in made]),
-            np.array([one.whole for one in made], np.uint64),
-            np.concatenate([one.parts for one in made]),
-            np.concatenate([one.corners for one in made]),
-            np.array([len(one.parts) for one in made]),
+            np.stack([each.pixels for each in made]),
+            np.array([each.whole for each in made], np.uint64),
+            np.concatenate([each.parts for each in made]),
+            np.concatenate([each.corners for each in made]),
+            np.array([len(each.parts) for each in made]),
         )
         others = random.choice(np.unique(landmark), INSERTED)
         labels = np.concatenate([landmark, np.where(others == landmark[chosen], -1, others)])
-        pairs = find_copies(together(sketches, added), labels).pairs
+        pairs = find_copies(joined(sketches, added), labels).pairs
         across = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
         right = {(int(place), len(landmark) + number) for number, place in enumerate(chosen)}
         found = {(int(i), int(j)) for i, j in across}
@@ -118,31 +118,29 @@ def copies_found(dataset: Dataset, sketches: Sketches, landmark: np.ndarray) -> 
 def test_set(
     run: Path, dataset: Dataset, sketches: Sketches, landmark: np.ndarray, other: Dataset
 ) -> list[dict[str, Any]]:
-    """Count images of a test set that are copies of training images, and what is right with and without them."""
-    theirs, their_landmark = whole(other)
-    found = find_copies(together(sketches, theirs), np.concatenate([landmark, their_landmark]))
-    between = found.pairs[(found.pairs[:, 0] < len(landmark)) & (found.pairs[:, 1] >= len(landmark))] - [
-        0,
-        len(landmark),
-    ]
+    """Count the test images that are copies of training images, and the accuracy with and without them."""
+    test_sketches, test_landmark = sketches_and_landmarks(other)
+    pairs = find_copies(joined(sketches, test_sketches), np.concatenate([landmark, test_landmark])).pairs
+    across = (pairs[:, 0] < len(landmark)) & (pairs[:, 1] >= len(landmark))
+    between = pairs[across] - [0, len(landmark)]
     splits = dataset.splits
     assert splits is not None
     training = set(splits.filter(pl.col("split") == "train")["image_id"])
-    ids, their_ids = dataset.images["image_id"], other.images["image_id"]
-    pairs = [(ids[int(i)], their_ids[int(j)]) for i, j in between]
-    copies = {copy for original, copy in pairs if original in training}
-    asked = pl.read_parquet(next((run / "predictions").glob(f"{Path(other.folder).name}*.parquet")))
-    asked = asked.filter(pl.col("truth").list.len() > 0).select(
+    ids, test_ids = dataset.images["image_id"], other.images["image_id"]
+    id_pairs = [(ids[int(i)], test_ids[int(j)]) for i, j in between]
+    copies = {copy for original, copy in id_pairs if original in training}
+    predictions = pl.read_parquet(next((run / "predictions").glob(f"{Path(other.folder).name}*.parquet")))
+    known = predictions.filter(pl.col("truth").list.len() > 0).select(
         "image_id", right=pl.col("label").list.first().is_in(pl.col("truth"))
     )
     rows = []
     for what, table in (
-        ("all", asked),
-        ("without copies", asked.filter(~pl.col("image_id").is_in(list(copies)))),
-        ("copies alone", asked.filter(pl.col("image_id").is_in(list(copies)))),
+        ("all", known),
+        ("without copies", known.filter(~pl.col("image_id").is_in(list(copies)))),
+        ("copies alone", known.filter(pl.col("image_id").is_in(list(copies)))),
     ):
         right = table["right"].mean() if len(table) else None
-        rows.append({"what": what, "images_of_a_landmark": len(table), "accuracy": right, "pairs": len(pairs)})
+        rows.append({"what": what, "images_of_a_landmark": len(table), "accuracy": right, "pairs": len(id_pairs)})
     return rows
 
 

@@ -1,10 +1,10 @@
-"""How much slower a training becomes beside busy programs, with threads that spin and with threads that sleep.
+"""How much busy programs slow down training, with threads that spin while they wait and with threads that sleep.
 
-    python benchmarks/busy.py            # a few minutes; prints JSON
+    python benchmarks/busy.py [ROUNDS]   # a few minutes; prints JSON
 
-Every combination trains in a process of its own: two epochs of a small network on made-up images, and steps of
-mobilenetv2_100 at 160 pixels in batches of 32; 0, 1 and 2 programs that only count run beside it. The combinations
-alternate, so that a machine that slows down slows all.
+Every combination takes its steps in a process of its own: of a small network, and of mobilenetv2_100 at 160 pixels in
+batches of 32, while 0, 1 or 2 busy loops run on the same machine. The combinations alternate, so that a machine that
+slows down affects all.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The study's best network on a graphics card: what both recipes reach in how many minutes, and one quick training.
+"""The study's best network on a graphics card: accuracy and minutes of both recipes, and one quick training.
 
     python benchmarks/card.py DATA TEST WEIGHTS WORK [--seeds 0 1 2] [--image-size 299] [--at-once 3] [--seconds 400]
 
-DATA is a dataset that was split, TEST one of the same landmarks to be judged on; WEIGHTS holds
-`legacy_xception.safetensors` and `mobilenetv2_100.safetensors`. First MobileNetV2 at 160 pixels, ten epochs, alone;
-then Xception with the recipes `default` and `study`, running statistics frozen, as its weights want it: seed 0 of each
-alone (its minutes and memory count), then the other seeds, `--at-once` of them. A training that is finished in WORK is
-not repeated; after `--seconds` none is begun. Each is judged on validation and on TEST, with 95 % intervals.
+DATA is a dataset with splits, TEST a test set of the same landmarks; WEIGHTS holds `legacy_xception.safetensors` and
+`mobilenetv2_100.safetensors`. First MobileNetV2 is trained at 160 pixels for ten epochs, then Xception with the recipes
+`default` and `study` and frozen batch norm statistics, which its weights need. The first seed of each has the card to
+itself, so that its minutes and memory count; the other seeds share it, `--at-once` at a time. Finished trainings in
+WORK are not repeated, and none is begun after `--seconds`. Each is evaluated on validation images and on TEST, with
+95 % intervals.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from results import keep, told
+from results import run_json, save
 
 XCEPTION, QUICK = "legacy_xception", "mobilenetv2_100"
 RECIPES = ("default", "study")
@@ -31,7 +32,7 @@ SHOWN += ("seconds_from_start", "finetune_seconds", "val_seconds", "test_seconds
 
 @dataclass(frozen=True)
 class Job:
-    """One training, and what is said of it."""
+    """One training."""
 
     backbone: str
     image_size: int
@@ -41,7 +42,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Return the folder of its run."""
+        """The name of its run's folder."""
         return f"{self.backbone}-{self.image_size}-{self.recipe}-{self.seed}"
 
 
@@ -58,41 +59,41 @@ def main() -> None:
     ends = time.monotonic() + chosen.seconds
     first, *others = chosen.seeds
     quick, epochs = chosen.epochs
-    alone = [Job(QUICK, 160, "default", first, quick)]
-    alone += [Job(XCEPTION, chosen.image_size, recipe, first, epochs) for recipe in RECIPES]
-    together = [Job(XCEPTION, chosen.image_size, recipe, seed, epochs) for seed in others for recipe in RECIPES]
+    sequential = [Job(QUICK, 160, "default", first, quick)]
+    sequential += [Job(XCEPTION, chosen.image_size, recipe, first, epochs) for recipe in RECIPES]
+    parallel = [Job(XCEPTION, chosen.image_size, recipe, seed, epochs) for seed in others for recipe in RECIPES]
     rows: list[dict[str, Any]] = []
 
-    def done(job: Job, *, is_alone: bool) -> None:
+    def do(job: Job, *, is_alone: bool) -> None:
         if time.monotonic() > ends:
             print(job.name, "was not begun: no time was left", flush=True)
             return
         try:
-            rows.append(judged(job, chosen, is_alone=is_alone))
-        except SystemExit as error:  # the others are still worth their time
+            rows.append(run_job(job, chosen, is_alone=is_alone))
+        except SystemExit as error:  # the others can still succeed
             print(error, flush=True)
             return
         print(json.dumps(rows[-1]), flush=True)
         shown = sorted(rows, key=lambda row: (row["network"], row["recipe"], row["seed"]))
-        keep("card", [{key: value for key, value in row.items() if key in SHOWN} for row in shown], whole=shown)
+        save("card", [{key: value for key, value in row.items() if key in SHOWN} for row in shown], whole=shown)
 
-    for job in alone:
-        done(job, is_alone=True)
+    for job in sequential:
+        do(job, is_alone=True)
     with ThreadPoolExecutor(chosen.at_once) as pool:
-        list(pool.map(lambda job: done(job, is_alone=False), together))
+        list(pool.map(lambda job: do(job, is_alone=False), parallel))
 
 
-def judged(job: Job, chosen: argparse.Namespace, *, is_alone: bool) -> dict[str, Any]:
-    """Return what a process of its own says of one training."""
-    told_words = [sys.executable, __file__, "job", chosen.data, chosen.test, chosen.weights, chosen.work, is_alone]
-    return told(*told_words, json.dumps(asdict(job)))
+def run_job(job: Job, chosen: argparse.Namespace, *, is_alone: bool) -> dict[str, Any]:
+    """Train and evaluate in a process of its own, and return one row."""
+    command = [sys.executable, __file__, "job", chosen.data, chosen.test, chosen.weights, chosen.work, is_alone]
+    return run_json(*command, json.dumps(asdict(job)))
 
 
-def train_and_judge(data: Path, test: Path, weights: Path, work: Path, job: Job) -> dict[str, Any]:
-    """Train, judge on validation and on `test`, and return one row."""
+def train_and_evaluate(data: Path, test: Path, weights: Path, work: Path, job: Job) -> dict[str, Any]:
+    """Train, evaluate on validation images and on `test`, and return one row."""
     import landmarks
 
-    begun = psutil.Process().create_time()
+    started_at = psutil.Process().create_time()
     settings: dict[str, Any] = {"epochs": job.epochs, "patience": job.epochs, "tracking": "none"}
     settings |= {"freeze_bn": True} if job.backbone == XCEPTION else {}
     run = landmarks.train(
@@ -105,7 +106,7 @@ def train_and_judge(data: Path, test: Path, weights: Path, work: Path, job: Job)
         seed=job.seed,
         **settings,
     )
-    record, seconds = run.record, time.time() - begun
+    record, seconds = run.record, time.time() - started_at
     row: dict[str, Any] = {"network": job.backbone, "pixels": job.image_size, "recipe": job.recipe, "seed": job.seed}
     for name, options in (("val", {"split": "val"}), ("test", {"data": test})):
         started = time.monotonic()
@@ -120,15 +121,16 @@ def train_and_judge(data: Path, test: Path, weights: Path, work: Path, job: Job)
         "device": record["machine"]["device"],
         "seconds_of": record["seconds"],
         "choices": [
-            f"{one['what']}: {one['value']} ({one['why']})".replace(f"{weights}/", "") for one in record["choices"]
+            f"{choice['what']}: {choice['value']} ({choice['why']})".replace(f"{weights}/", "")
+            for choice in record["choices"]
         ],
     }
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["job"]:
-        *places, alone, described = sys.argv[2:]
-        found = train_and_judge(*map(Path, places), Job(**json.loads(described)))  # type: ignore[arg-type]
-        print(json.dumps(found | {"alone": alone == "True"}))
+        *paths, is_alone, job = sys.argv[2:]
+        row = train_and_evaluate(*map(Path, paths), Job(**json.loads(job)))  # type: ignore[arg-type, call-arg]
+        print(json.dumps(row | {"alone": is_alone == "True"}))
     else:
         main()

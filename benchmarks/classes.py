@@ -1,10 +1,10 @@
-"""Peak memory of training and evaluation with 20 and with 100 landmarks on the same images: it must not grow.
+"""Peak memory of training and evaluation with 20 and with 100 landmarks on the same images, which should not grow.
 
     python benchmarks/classes.py DATA WEIGHTS [--backbone mobilenetv2_100] [--image-size 160] [--images 1200]
 
-The same images of DATA are given to 20 and to 100 made-up landmarks in turns, so that nothing but their number
-differs; `train` (features, head training, one epoch of fine-tuning, batches of 32) and `evaluate` run as a user runs
-them, each in a process of its own whose largest resident memory is told, and the ratio of 100 to 20.
+The same images of DATA are dealt out to 20 and to 100 made-up landmarks, so that only the number of landmarks differs.
+`train` (features, head training, one epoch of fine-tuning, batches of 32) and `evaluate` run as a user runs them, each
+in a process of its own. Reported are their peak resident memory and the ratio of 100 to 20 landmarks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from results import keep, landmarks, measured
+from results import landmarks, measured, save
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.support.tables import read_table, write_table
@@ -35,29 +35,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for classes in (20, 100):
             data, run = Path(place) / f"data-{classes}", Path(place) / f"run-{classes}"
-            relabelled(chosen.data, data, classes, chosen.images)
+            relabel(chosen.data, data, classes, chosen.images)
             train = measured(landmarks("train", data, "-o", run, "--epochs", 1, *options))[2]
             evaluate = measured(landmarks("evaluate", run))[2]
             rows.append({"landmarks": classes, "train_mb": train, "evaluate_mb": evaluate})
     ratios = {name: rows[1][name] / rows[0][name] for name in ("train_mb", "evaluate_mb")}
-    keep("classes", [*rows, {"landmarks": "100 to 20", **ratios}], images=chosen.images)
+    save("classes", [*rows, {"landmarks": "100 to 20", **ratios}], images=chosen.images)
 
 
-def relabelled(data: Path, copy: Path, classes: int, count: int) -> None:
-    """Make a dataset of the first images of another, dealt out to `classes` landmarks and a part each."""
+def relabel(data: Path, copy: Path, classes: int, count: int) -> None:
+    """Make a dataset of the first `count` images of another, dealt out to `classes` landmarks and to splits."""
     copy.mkdir()
     shutil.copy(data / "dataset.json", copy)
-    there = str((data / "shards").resolve())
+    shards = str((data / "shards").resolve())
     images = open_dataset(data).images.sort("image_id").head(count)
     rows = np.arange(len(images))
     images = images.with_columns(
-        landmark_id=pl.Series(rows % classes, dtype=pl.Int64), shard=pl.lit(f"{there}/") + pl.col("shard")
+        landmark_id=pl.Series(rows % classes, dtype=pl.Int64), shard=pl.lit(f"{shards}/") + pl.col("shard")
     )
     write_table(copy / "images.parquet", images)
     labels = read_table(data / "labels.parquet")
     names = [f"landmark {label}" for label in range(classes)]
-    pixels = np.bincount(rows % classes)
-    columns = {"label": range(classes), "landmark_id": range(classes), "name": names, "images": pixels}
+    counts = np.bincount(rows % classes)
+    columns = {"label": range(classes), "landmark_id": range(classes), "name": names, "images": counts}
     made = pl.DataFrame(columns).with_columns(pl.lit(None, dtype=pl.String).alias("category"))
     made = made.select(pl.col(name).cast(labels.schema[name]) for name in labels.columns if name in made.columns)
     write_table(copy / "labels.parquet", made)

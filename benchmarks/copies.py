@@ -18,7 +18,7 @@ import numpy as np
 from grouping import count, cropped
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
-from results import keep
+from results import save
 
 from landmarks.dataset.copies import MOST_SEARCHED, Copies, find_copies
 from landmarks.dataset.groups import RADIUS, perceptual_hash
@@ -273,10 +273,10 @@ def main() -> None:
             images = count(asked.mirror)
     origin = "images of a mirror" if asked.mirror else "the miniature archive"
     if asked.times:
-        keep("copies-times", times(images), origin=origin)
+        save("copies-times", times(images), origin=origin)
     else:
         name = "copies" if asked.mirror else "copies-miniature"
-        keep(name, found_among(images), images=len(images), originals=ORIGINALS, origin=origin)
+        save(name, found_among(images), images=len(images), originals=ORIGINALS, origin=origin)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Seconds and memory of selecting from, dividing and joining datasets as large as the archive: 4,132,914 rows.
+"""Seconds and memory of selecting from, splitting and joining datasets as large as the archive: 4,132,914 rows.
 
     python benchmarks/datasets.py [ROWS]
 
-The rows are made up: class sizes of the archive, hashes at random, one shard name for every 8,266 images; no image's
-bytes are there, so joins and subsets are made by reference. Each figure is of a process of its own, interpreter
-included.
+The rows are made up: class sizes of the archive, random hashes, one shard name per 8,266 images. There are no image
+bytes, so joins and subsets are made by reference. Each figure is for a process of its own, interpreter included.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from results import keep, landmarks, measured
+from results import landmarks, measured, save
 from simulated_tables import class_sizes
 
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, write_dataset
@@ -25,7 +24,7 @@ ARCHIVE = 4_132_914
 
 
 def make(folder: Path, rows: int, start: int) -> Path:
-    """Write the tables of a dataset whose image ids begin at `start`; every id and hash is another."""
+    """Write the tables of a dataset whose image ids begin at `start`; ids and hashes are distinct."""
     generator = np.random.default_rng(start)
     sizes = class_sizes()
     shown = np.repeat(np.arange(len(sizes)), sizes)[generator.permutation(sizes.sum())[:rows]]
@@ -80,7 +79,7 @@ def main() -> None:
             figures = {"seconds": round(seconds, 1), "processor_seconds": round(processor, 1), "MB": round(megabytes)}
             found.append({"what": what, "rows": rows, **figures})
             print(found[-1], flush=True)
-    keep("datasets", found)
+    save("datasets", found)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""At which scale JPEGs are decoded, and what it changes: milliseconds, answers, accuracy.
+"""The scale at which JPEGs are decoded, and its effect on time, answers and accuracy.
 
     python benchmarks/decoding.py RUN DATA TESTDATA
 
-JPEGs are decoded whole, at the smallest scale whose shorter side is still what the network's square is cut from (what
-every verb does), and at the smallest with twice as many pixels. Features of RUN's backbone are compared, and a ridge
-classifier on those of DATA's training images, decoded at each scale, is asked about the known landmarks of TESTDATA,
-decoded at each scale.
+JPEGs are decoded in full size, at the smallest scale whose shorter side the network's square can still be cut from (as
+every verb does), and at the smallest scale for twice that side. Features of RUN's backbone are compared, and the
+accuracy of a ridge classifier, trained on DATA decoded at each scale, on the known landmarks of TESTDATA decoded at
+each scale.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from results import keep
+from results import save
 from sklearn.linear_model import RidgeClassifier
 
 from landmarks.dataset.images import decode
@@ -49,17 +49,20 @@ def main() -> None:
         answers[name] = fitted["reduced"].predict(directions(seen[name]))
     for name, side in scales.items():
         lengths = np.linalg.norm(seen["reduced"], axis=1)
-        apart = np.linalg.norm(seen[name] - seen["reduced"], axis=1) / lengths
-        right = {f"accuracy, trained {other}": accuracy(one, seen[name][known], truth) for other, one in fitted.items()}
+        distances = np.linalg.norm(seen[name] - seen["reduced"], axis=1) / lengths
+        accuracies = {
+            f"accuracy, trained {other}": accuracy(classifier, seen[name][known], truth)
+            for other, classifier in fitted.items()
+        }
         row = {
             "decoded": name,
             "milliseconds": milliseconds(testdata, test[:300], side),
-            "features_apart": float(apart.mean()),
+            "features_apart": float(distances.mean()),
             "same_answer": float((answers[name] == answers["reduced"]).mean()),
             "same_answer_known": float((answers[name] == answers["reduced"])[known].mean()),
         }
-        rows.append(row | right)
-    keep("decoding", rows, run=chosen.run.name, images=len(test), known=int(known.sum()), shorter=shorter)
+        rows.append(row | accuracies)
+    save("decoding", rows, run=chosen.run.name, images=len(test), known=int(known.sum()), shorter=shorter)
 
 
 def decoded(dataset: Dataset, images: pl.DataFrame, side: int | None) -> Iterator[NDArray[np.uint8]]:
@@ -72,8 +75,8 @@ def features(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame, sid
     return recogniser.embed(decoded(dataset, images, side))
 
 
-def accuracy(classifier: RidgeClassifier, of: NDArray[np.float32], truth: NDArray[Any]) -> float:
-    return float((classifier.predict(directions(of)) == truth).mean())
+def accuracy(classifier: RidgeClassifier, features: NDArray[np.float32], truth: NDArray[Any]) -> float:
+    return float((classifier.predict(directions(features)) == truth).mean())
 
 
 def milliseconds(dataset: Dataset, images: pl.DataFrame, side: int | None) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 import timm
 import torch
-from results import keep
+from results import save
 from sklearn.metrics import roc_auc_score
 
 from landmarks.dataset.images import decode
@@ -57,7 +57,7 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     if chosen.timm:
-        keep("export-timm", [timm_apart(chosen.run, chosen.data, chosen.work / "timm", chosen.timm)])
+        save("export-timm", [timm_apart(chosen.run, chosen.data, chosen.work / "timm", chosen.timm)])
         return
     rows: list[dict[str, Any]] = []
     for network in chosen.networks:
@@ -67,13 +67,13 @@ def main() -> None:
             rows.append(outputs_apart(run, chosen.work / f"{name}-{kind}.onnx", kind, chosen.images))
             print(rows[-1], flush=True)
     if chosen.networks:
-        keep("export-networks", [{column: row.get(column) for column in COLUMNS_OF_OTHERS} for row in rows])
+        save("export-networks", [{column: row.get(column) for column in COLUMNS_OF_OTHERS} for row in rows])
         return
     places = {kind: chosen.work / f"{chosen.run.name}-{kind}.onnx" for kind in chosen.kinds}
     first = evaluate(chosen.run, data=chosen.data)
     rows = [agreement(chosen.run, first, chosen.data, place, kind) for kind, place in places.items()]
     took = starts(chosen.run, places[chosen.kinds[0]], chosen.data, chosen.work, chosen.starts) if chosen.starts else {}
-    keep("export", rows, **took)
+    save("export", rows, **took)
 
 
 COLUMNS_OF_OTHERS = (

@@ -24,7 +24,7 @@ import numpy as np
 import obstore
 import obstore.store
 import polars as pl
-from results import keep, landmarks, measured
+from results import landmarks, measured, save
 from simulated_archive import BLOCK, Archive, Simulated
 from simulated_tables import write_tables
 
@@ -96,7 +96,7 @@ def ranges(metadata: Path, folder: Path) -> None:
             walk(server.address, plan)
             add(way, time.perf_counter() - started, time.process_time() - own, None)
     middle = middle_of(rows, "images_per_second")
-    keep(
+    save(
         "fetching_ranges",
         rows,
         images=images,
@@ -209,7 +209,7 @@ def hopping(metadata: Path, folder: Path) -> None:
                     "gb_for_500_tars": round(every * whole["bytes_per_header_with_http"] / 1e9, 2),
                 }
             )
-    keep("fetching_hopping", rows, connections=CONNECTIONS, one_tar=whole)
+    save("fetching_hopping", rows, connections=CONNECTIONS, one_tar=whole)
 
 
 def streaming(metadata: Path, folder: Path) -> None:
@@ -229,7 +229,7 @@ def streaming(metadata: Path, folder: Path) -> None:
         seconds = time.perf_counter() - started
         rows.append({"way": way, "mb_per_second": round(size / seconds / 1e6), "seconds": round(seconds, 2)})
     middle = middle_of(rows, "mb_per_second")
-    keep(
+    save(
         "fetching_streaming",
         rows,
         bytes=size,

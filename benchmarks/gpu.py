@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import FOLDER, machine, told
+from results import FOLDER, machine, run_json
 
 NETWORKS = (("resnet50", 224), ("xception", 299), ("mobilenetv2_100", 160), ("vit_small_patch16_224", 224))
 TINY = (("test_resnet", 64), ("test_vit", 160))
@@ -77,7 +77,7 @@ def main() -> None:
                 whole["not_begun"].append([name, *map(str, words)])
                 continue
             started = time.monotonic()
-            found = told(sys.executable, __file__, "part", name, place, *words)
+            found = run_json(sys.executable, __file__, "part", name, place, *words)
             found["took_seconds"] = round(time.monotonic() - started, 1)
             if name == "steps":
                 whole["networks"].append(found)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from PIL import Image
-from results import keep
+from results import save
 from scipy.stats import norm
 
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, groups, perceptual_hash
@@ -80,8 +80,8 @@ def main() -> None:
         images = count(mirror)
     origin = "the miniature archive" if told else "images of a mirror"
     hashes = np.array([perceptual_hash(image) for image in images], np.uint64)
-    keep("grouping-robustness", robustness(images, hashes), images=len(images), origin=origin, radius=RADIUS)
-    keep("grouping-speed", speed(hashes), radius=RADIUS, radius_across=RADIUS_ACROSS, origin=origin)
+    save("grouping-robustness", robustness(images, hashes), images=len(images), origin=origin, radius=RADIUS)
+    save("grouping-speed", speed(hashes), radius=RADIUS, radius_across=RADIUS_ACROSS, origin=origin)
 
 
 def count(mirror: Path) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from results import FOLDER, keep
+from results import FOLDER, save
 
 from landmarks.recognition.vectors import (
     CANDIDATES,
@@ -78,7 +78,7 @@ def main() -> None:
                 print(row, flush=True)
                 rows.append(row)
                 about = {"seed": chosen.seed, "queries": QUERIES, "dimensions": DIMENSIONS, "likeness": likeness}
-                keep("index", rows, **about)
+                save("index", rows, **about)
             del vectors
 
 

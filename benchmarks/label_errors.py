@@ -62,7 +62,7 @@ def main(run: str, data: str, split: str = "all") -> None:
     columns = ["image_id", "name", "suggested_name", "probability", "margin", "why"]
     most = errors.select(columns).head(10).to_dicts()
     told = {"split": split, "landmarks": classes, "listed_of_the_true_labels": len(errors), "first": most}
-    results.keep(f"label-errors-{split}", rows, **told)
+    results.save(f"label-errors-{split}", rows, **told)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from results import keep
+from results import save
 from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
@@ -90,7 +90,7 @@ def main() -> None:
     count = len(data.images)
     rows = mirror(data, test, gap[:count], gap[count:])
     many = many_landmarks(chosen.many)
-    keep("learn", rows, backbone=chosen.backbone, image_size=chosen.image_size, many=many)
+    save("learn", rows, backbone=chosen.backbone, image_size=chosen.image_size, many=many)
     print(many)
 
 

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from results import keep, told
+from results import run_json, save
 
 BATCH = 32
 STAGES = ("read", "decode", "resize", "draw", "generator", "colour")
@@ -53,10 +53,10 @@ def main() -> None:
         for name, (sources, data) in versions.items():
             os.environ["PYTHONPATH"] = str(sources)
             words = [data, chosen.pixels, chosen.images, *chosen.workers]
-            found[name].append(told(sys.executable, __file__, "measure", *words))
+            found[name].append(run_json(sys.executable, __file__, "measure", *words))
             print(name, found[name][-1], flush=True)
     rows = [row(name, rounds) for name, rounds in found.items()]
-    keep("loader", rows, pixels=chosen.pixels, images=chosen.images, batch=BATCH, rounds=found)
+    save("loader", rows, pixels=chosen.pixels, images=chosen.images, batch=BATCH, rounds=found)
 
 
 def row(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:

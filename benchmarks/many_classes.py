@@ -4,12 +4,13 @@
     python benchmarks/many_classes.py training ../shared/features/gldv1_872x90_pca128.npz
     python benchmarks/many_classes.py memory
 
-`accuracy` trains on 70 images of each of 872 landmarks and tests on its other 20, divided by seed 0: the cosine
-head, and on the same division multinomial logistic regression, ridge regression and the nearest neighbour.
-`training` trains the cosine head as `landmarks train` does its head training, 7 of the 70 images kept for validation.
-`memory` makes four optimizer steps (Adam, batch 256, 512 dimensions) with 203,094 landmarks, once with one centre for
-each and once with three, each in a process of its own, and reports the largest resident memory and seconds per step.
-Results stand in `benchmarks/results/many-classes-*.json`, with the machine they were measured on.
+`accuracy` trains on 70 images of each of 872 landmarks and tests on the other 20, split with seed 0. It compares the
+cosine head with multinomial logistic regression, ridge regression and the nearest neighbour on the same split.
+`training` trains the cosine head as the head training of `landmarks train` does, with 7 of the 70 images for
+validation.
+`memory` makes four optimizer steps (Adam, batch 256, 512 dimensions) with 203,094 landmarks, with one and with three
+centres per landmark, each in its own process, and reports peak resident memory and seconds per step.
+Results go to `benchmarks/results/many-classes-*.json`, with the machine they were measured on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from results import keep, told
+from results import run_json, save
 from torch import Tensor, nn
 
 from landmarks.models.backbones import pretrained_record
@@ -43,8 +44,8 @@ TRAIN, SEED = 70, 0
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def divided(path: Path) -> Data:
-    """Return standardised features and labels to train with, and those to test with."""
+def split_features(path: Path) -> Data:
+    """Return standardised features and labels for training, then those for testing."""
     content = np.load(path)
     features, labels = content["x"].astype(np.float32), content["y"].astype(np.int64)
     train, test = [], []
@@ -52,21 +53,21 @@ def divided(path: Path) -> Data:
         order = generator(SEED, int(label)).permutation(np.flatnonzero(labels == label))
         train.append(order[:TRAIN])
         test.append(order[TRAIN:])
-    rows, others = np.concatenate(train), np.concatenate(test)
-    mean, deviation = features[rows].mean(0), features[rows].std(0)
+    train, test = np.concatenate(train), np.concatenate(test)
+    mean, deviation = features[train].mean(0), features[train].std(0)
     features = (features - mean) / deviation
-    return tuple(torch.from_numpy(each) for each in (features[rows], labels[rows], features[others], labels[others]))
+    return tuple(torch.from_numpy(each) for each in (features[train], labels[train], features[test], labels[test]))
 
 
 def shares(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return top-1 and top-5 in percent."""
+    """Return top-1 and top-5 accuracy in percent."""
     best = scores.topk(5).indices == labels[:, None]
     return {"top1": 100 * best[:, 0].float().mean().item(), "top5": 100 * best.any(1).float().mean().item()}
 
 
 def trained(head: nn.Module, data: Data, *, epochs: int, learning_rate: float, batch: int = 512) -> Tensor:
-    """Train `head` with Adam and a cosine schedule; return its logits of the test images."""
-    features, labels, others, _ = data
+    """Train `head` with Adam and a cosine schedule, and return its logits for the test images."""
+    features, labels, test, _ = data
     optimizer = torch.optim.Adam(head.parameters(), learning_rate)
     total = epochs * -(-len(features) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * np.cos(np.pi * step / total))
@@ -78,7 +79,7 @@ def trained(head: nn.Module, data: Data, *, epochs: int, learning_rate: float, b
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        return torch.cat([head(part) for part in others.split(2048)])
+        return torch.cat([head(block) for block in test.split(2048)])
 
 
 def cosine(data: Data) -> Tensor:
@@ -107,30 +108,31 @@ def logistic(data: Data) -> Tensor:
 
 
 def ridge(data: Data, penalty: float = 100.0) -> Tensor:
-    features, labels, others, _ = data
+    features, labels, test, _ = data
     one_hot = F.one_hot(labels).float() - 1 / (int(labels.max()) + 1)
     gram = features.T @ features + penalty * torch.eye(features.shape[1])
-    return others @ torch.linalg.solve(gram, features.T @ one_hot)
+    return test @ torch.linalg.solve(gram, features.T @ one_hot)
 
 
 def nearest(data: Data) -> Tensor:
-    """Cosine to the nearest training image of each landmark."""
-    features, labels, others, _ = data
+    """Return the cosine to the nearest training image of each landmark."""
+    features, labels, test, _ = data
     order = labels.argsort(stable=True)
     units = F.normalize(features[order], dim=1)
     classes = int(labels.max()) + 1
-    found = [(F.normalize(part, dim=1) @ units.T).view(len(part), classes, -1).amax(2) for part in others.split(512)]
-    return torch.cat(found)
+    return torch.cat(
+        [(F.normalize(block, dim=1) @ units.T).view(len(block), classes, -1).amax(2) for block in test.split(512)]
+    )
 
 
 def by_training(data: Data) -> dict[str, object]:
-    """Train the head with the training's own head training, its epochs chosen on images held out of the 70."""
-    features, labels, others, truth = data
+    """Train the head with `train_head`, its epoch chosen on images held out of the 70."""
+    features, labels, test, truth = data
     held_out = np.concatenate(
         [generator(SEED, label, "val").permutation(np.flatnonzero(labels == label))[:7] for label in range(872)]
     )
     kept = np.setdiff1d(np.arange(len(labels)), held_out)
-    settings = {"embedding": 0, "centres": 3, "scale": 16.0, "margin": 0.1}
+    settings = {"embedding": 0, "sub_centres": 3, "scale": 16.0, "margin": 0.1}
     recipe = recipe_named(
         "default",
         head_epochs=25,
@@ -149,8 +151,8 @@ def by_training(data: Data) -> dict[str, object]:
     started = time.perf_counter()
     trained = train_head(network, [train], labels[kept].numpy(), val, labels[held_out].numpy(), recipe=recipe)
     with torch.no_grad():
-        reached = shares(torch.cat([head(part) for part in others.split(2048)]), truth)
-    row = {"head": "cosine head, three centres, by the head training of `train`", **reached, "epoch": trained.epoch}
+        accuracies = shares(torch.cat([head(block) for block in test.split(2048)]), truth)
+    row = {"head": "cosine head, three centres, by the head training of `train`", **accuracies, "epoch": trained.epoch}
     return row | {"val": 100 * trained.val_accuracy, "seconds": time.perf_counter() - started}
 
 
@@ -164,7 +166,7 @@ METHODS: dict[str, Callable[[Data], Tensor]] = {
 
 
 def accuracy(path: Path) -> list[dict[str, object]]:
-    data, rows = divided(path), []
+    data, rows = split_features(path), []
     for name, method in METHODS.items():
         started = time.perf_counter()
         rows.append({"head": name, **shares(method(data), data[3]), "seconds": time.perf_counter() - started})
@@ -173,7 +175,7 @@ def accuracy(path: Path) -> list[dict[str, object]]:
 
 
 def steps(centres: int) -> dict[str, float]:
-    """Make a few optimizer steps here and return peak memory in GB and seconds per step."""
+    """Make a few optimizer steps in this process; return peak memory in GB and seconds per step."""
     torch.manual_seed(SEED)
     head = ArcFaceHead(DIMENSIONS, LANDMARKS, embedding=0, sub_centres=centres)
     optimizer = torch.optim.Adam(head.parameters(), 1e-3, fused=True)  # no temporary copies
@@ -195,7 +197,7 @@ def steps(centres: int) -> dict[str, float]:
 def memory() -> list[dict[str, float]]:
     rows = []
     for centres in (1, 3):
-        rows.append(told(sys.executable, __file__, "steps", centres))
+        rows.append(run_json(sys.executable, __file__, "steps", centres))
         print(rows[-1], flush=True)
     return rows
 
@@ -209,10 +211,10 @@ def main() -> None:
         print(json.dumps(steps(int(chosen.argument))))
         return
     if chosen.what == "training":
-        rows = [by_training(divided(Path(chosen.argument)))]
+        rows = [by_training(split_features(Path(chosen.argument)))]
     else:
         rows = accuracy(Path(chosen.argument)) if chosen.what == "accuracy" else memory()
-    keep(f"many-classes-{chosen.what}", rows, seed=SEED, torch=torch.__version__, threads=torch.get_num_threads())
+    save(f"many-classes-{chosen.what}", rows, seed=SEED, torch=torch.__version__, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":

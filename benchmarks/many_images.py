@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from results import keep
+from results import save
 
 from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLIT, write_dataset
@@ -66,7 +66,7 @@ def main() -> None:
             if ended.returncode:
                 raise SystemExit(ended.stderr[-3000:])
             rows.append({"rows": chosen.rows, **json.loads(ended.stdout.splitlines()[-1])})
-    keep("many-images", rows, landmarks=chosen.landmarks)
+    save("many-images", rows, landmarks=chosen.landmarks)
 
 
 def make(data: Path, count: int, landmarks: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from results import keep
+from results import save
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.support.tables import read_metadata, read_table, write_table
@@ -51,7 +51,7 @@ def main() -> None:
             own = place / f"run-{few}"
             shutil.copytree(run, own, ignore=shutil.ignore_patterns("predictions", "metrics"))
             rows.append(row("evaluate", len(open_dataset(part).images), peak("evaluate", own, part)))
-    keep("memory", rows)
+    save("memory", rows)
 
 
 def row(verb: str, images: int, mb: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from results import keep, told
+from results import run_json, save
 
 from landmarks.models.backbones import STUDY
 
@@ -56,8 +56,8 @@ def main() -> None:
     rows = []
     for backbone in chosen.networks:
         settings = (backbone, CLASSES, chosen.micro_batch, chosen.gradient_checkpointing)
-        rows.append(told(sys.executable, "-c", TWO_STEPS, *settings))
-    keep("networks-checkpointing" if chosen.gradient_checkpointing else "networks", rows, classes=CLASSES)
+        rows.append(run_json(sys.executable, "-c", TWO_STEPS, *settings))
+    save("networks-checkpointing" if chosen.gradient_checkpointing else "networks", rows, classes=CLASSES)
 
 
 if __name__ == "__main__":

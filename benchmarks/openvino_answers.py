@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from results import keep, told
+from results import run_json, save
 
 GUIDE = Path(__file__).parents[1] / "docs" / "export.md"
 
@@ -65,8 +65,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         python = environment(chosen.environment or Path(scratch) / "environment")
         paths = sorted(chosen.images.rglob("*.jpg"))
-        found = told(python, "-c", f"EXPORT = {str(chosen.export)!r}\n{code}{ASKED}", chosen.rounds, *paths)
-    keep("openvino", [{"what": what, "figure": figure} for what, figure in found.items()], export=chosen.export.name)
+        found = run_json(python, "-c", f"EXPORT = {str(chosen.export)!r}\n{code}{ASKED}", chosen.rounds, *paths)
+    save("openvino", [{"what": what, "figure": figure} for what, figure in found.items()], export=chosen.export.name)
 
 
 def environment(folder: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 from playwright.sync_api import sync_playwright
-from results import keep
+from results import save
 
 import landmarks
 from landmarks.dataset.sources import find_images
@@ -66,7 +66,7 @@ def main() -> None:
     said = [recogniser.recognise(file) for file in files]
     same = [seen[0] == one.answers[0].name for seen, one in zip(shown, said, strict=True)]
     apart = [abs(seen[1] - 100 * one.answers[0].probability) for seen, one in zip(shown, said, strict=True)]
-    keep(
+    save(
         "page",
         rows,
         page_megabytes=written.bytes / 1e6,

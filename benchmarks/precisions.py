@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from results import keep
+from results import save
 
 import landmarks
 from landmarks.models.network import Network
@@ -64,7 +64,7 @@ def main() -> None:
         }
         for name in ways
     ]
-    keep("precisions", rows, backbone=network.backbone_name, images=len(images))
+    save("precisions", rows, backbone=network.backbone_name, images=len(images))
 
 
 def autocast(network: Network, dtype: torch.dtype) -> Features:

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from results import keep, told
+from results import run_json, save
 
 
 def main() -> None:
@@ -29,10 +29,10 @@ def main() -> None:
     rates: dict[str, list[float]] = {"predict": [], "plain": []}
     for _ in range(chosen.rounds):
         for name, found in rates.items():
-            measured = told(sys.executable, __file__, name, chosen.run, chosen.folder)
+            measured = run_json(sys.executable, __file__, name, chosen.run, chosen.folder)
             found.append(measured["images"] / measured["seconds"])
     row = {name: statistics.median(found) for name, found in rates.items()}
-    keep(
+    save(
         "prediction",
         [{**row, "ratio": row["predict"] / row["plain"]}],
         images=measured["images"],

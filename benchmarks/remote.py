@@ -19,7 +19,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from results import keep
+from results import save
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from s3_server import bucket_of
@@ -87,7 +87,7 @@ def compare(here: Dataset, address: str, chosen: argparse.Namespace) -> None:
         )
         print(rows[-1], flush=True)
     kept = sum(path.stat().st_size for path in (chosen.work / "cache").rglob("*") if path.is_file())
-    keep(
+    save(
         "remote",
         rows,
         answers_per_second=answers,

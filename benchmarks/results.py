@@ -1,4 +1,4 @@
-"""Measure commands in processes of their own, and keep figures: one JSON a benchmark, with machine and date."""
+"""Run commands in their own processes, and save results: one JSON per benchmark, with machine and date."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ import psutil
 FOLDER = Path(__file__).parent / "results"
 
 
-def keep(name: str, rows: list[dict[str, Any]], **told: Any) -> None:
-    """Print `rows` as a table and write them to `results/NAME.json`."""
+def save(name: str, rows: list[dict[str, Any]], **about: Any) -> None:
+    """Print `rows` as a table and write them to `results/NAME.json`, after what the numbers are `about`."""
     columns = list(rows[0])
     cells = [columns, *([_text(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    whole = {"date": datetime.date.today().isoformat(), "machine": machine(), **told, "rows": rows}
+    record = {"date": datetime.date.today().isoformat(), "machine": machine(), **about, "rows": rows}
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def measured(command: Sequence[str]) -> tuple[float, float, float]:
     """Run a command quietly; return its wall seconds, processor seconds and peak resident megabytes.
 
-    A small process in between starts it, because a child is first charged with its parent's memory.
+    A small process in between starts it, because a child process inherits its parent's peak memory.
     """
     ran = subprocess.run(
         [sys.executable, "-S", "-c", _MEASURE, *command], stdout=subprocess.PIPE, text=True, check=False
@@ -44,8 +44,8 @@ def measured(command: Sequence[str]) -> tuple[float, float, float]:
     return seconds, processor, kilobytes / 1e3
 
 
-def told(*command: object) -> dict[str, Any]:
-    """Run a measurement in a process of its own and return the line of JSON that it ends with."""
+def run_json(*command: object) -> dict[str, Any]:
+    """Run a command and return the JSON on the last line that it prints."""
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{' '.join(map(str, command))[:200]} failed:\n{ended.stderr[-2000:]}")
@@ -65,7 +65,7 @@ sys.exit(status != 0)
 
 
 def landmarks(*arguments: object) -> list[str]:
-    """Return the command of a verb, run by this interpreter's own `landmarks`."""
+    """Return the command line of a verb, for the `landmarks` installed beside this interpreter."""
     return [str(Path(sys.executable).parent / "landmarks"), *map(str, arguments)]
 
 
@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_of_the_last_minutes": [round(load, 1) for load in os.getloadavg()],  # far above the cores: not alone here
+        "load_of_the_last_minutes": [round(load, 1) for load in os.getloadavg()],  # far above the cores: machine busy
         "python": platform.python_version(),
     }
 

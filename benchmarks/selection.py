@@ -11,7 +11,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from results import keep, landmarks, measured
+from results import landmarks, measured, save
 from simulated_archive import Archive
 from simulated_tables import write_tables
 
@@ -54,7 +54,7 @@ def main() -> None:
                         "peak_memory_mb": round(megabytes),
                     }
                 )
-    keep("selection", rows, command="landmarks select", times=TIMES, statistic="median")
+    save("selection", rows, command="landmarks select", times=TIMES, statistic="median")
 
 
 if __name__ == "__main__":

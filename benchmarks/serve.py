@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from results import keep, told
+from results import run_json, save
 
 PROJECT = Path(__file__).parents[1]
 
@@ -112,7 +112,7 @@ def main() -> None:
             running.process.send_signal(signal.SIGTERM)
             ended = running.process.wait()
             last = running.process.stderr.read().splitlines()[-1]
-    keep(
+    save(
         "serve",
         [
             {"what": "environment, MB", "figure": megabytes},
@@ -158,7 +158,7 @@ def bare_rate(python: Path, export: Path, seconds: float, paths: Sequence[Path])
     record += "import json; print(json.dumps(open_export(sys.argv[1]).preprocessing.shorter))"
     shorter = subprocess.run([python, "-c", record, export], capture_output=True, text=True, check=True).stdout.strip()
     threads = len(os.sched_getaffinity(0))
-    return float(told(python, "-c", BARE, export, seconds, threads, shorter, *paths)["rate"])
+    return float(run_json(python, "-c", BARE, export, seconds, threads, shorter, *paths)["rate"])
 
 
 class Running:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import keep, told
+from results import run_json, save
 
 NETWORKS = {  # ours → timm's and Keras's names
     "resnet50": ("resnet50", "ResNet50"),
@@ -45,9 +45,9 @@ def main() -> None:
     for network, (timm_name, keras_name) in NETWORKS.items():
         best: dict[str, float] = {}
         for _ in range(chosen.rounds):
-            ours = told(sys.executable, __file__, "ours", chosen.data, network, *numbers)
-            timm = told(chosen.timm, PEERS / "timm_steps.py", images, timm_name, *numbers)
-            keras = told(chosen.keras, PEERS / "keras_steps.py", images, keras_name, *numbers)
+            ours = run_json(sys.executable, __file__, "ours", chosen.data, network, *numbers)
+            timm = run_json(chosen.timm, PEERS / "timm_steps.py", images, timm_name, *numbers)
+            keras = run_json(chosen.keras, PEERS / "keras_steps.py", images, keras_name, *numbers)
             found = {"shards": ours["shards"], "tensors": ours["tensors"], "keras": keras["images_per_second"]}
             found |= {"timm": timm["jpeg"], "timm_tensors": timm["tensors"]}
             best = {name: max(rate, best.get(name, 0.0)) for name, rate in found.items()}
@@ -57,7 +57,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     precision = {"precision": ours["precision"], "timm": timm["timm"], "torch": timm["torch"], "keras": keras["keras"]}
-    keep("speed", rows, pixels=PIXELS, batch=BATCH, rounds=chosen.rounds, steps=chosen.steps, **precision)
+    save("speed", rows, pixels=PIXELS, batch=BATCH, rounds=chosen.rounds, steps=chosen.steps, **precision)
 
 
 def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> dict[str, Any]:

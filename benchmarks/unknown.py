@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from learn import features_of
-from results import keep
+from results import save
 from scipy.special import log_softmax, softmax
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
@@ -59,7 +59,7 @@ def main() -> None:
         features = np.load(path)["gap"].astype(np.float32)
         rows += measured(name, data, test, features[: len(data.images)], features[len(data.images) :])
         answered += answers(name, data, test, features[: len(data.images)], features[len(data.images) :])
-    keep("unknown", rows, answers=answered)
+    save("unknown", rows, answers=answered)
     for told in answered:
         print(told)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from results import keep
+from results import save
 from sklearn.metrics import roc_auc_score
 
 import landmarks
@@ -77,7 +77,7 @@ def main() -> None:
             answers = asked.select("image_id", truth="landmark_id").join(first, on="image_id")
             found[verify] += answers.select("truth", "landmark_id", "cosine", "inliers").to_dicts()
     rows = [row(verify, found[verify], seconds[verify]) for verify in (False, True)]
-    keep("verify", rows, run=chosen.run.name, draws=chosen.draws, images_of_each_new_landmark=EACH)
+    save("verify", rows, run=chosen.run.name, draws=chosen.draws, images_of_each_new_landmark=EACH)
 
 
 def written(dataset: Dataset, images: pl.DataFrame, folder: Path) -> Path:

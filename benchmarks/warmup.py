@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from results import keep
+from results import save
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.models.network import build_network
@@ -99,7 +99,7 @@ def main() -> None:
     frozen = time.perf_counter() - started
     row = {"images": len(train), "one_pass_seconds": one_pass, "warm_up_seconds": trained}
     row |= {"ten_frozen_epochs_seconds": frozen, "to_one_pass": trained / one_pass, "to_frozen": frozen / trained}
-    keep("head", [row], backbone=chosen.backbone, image_size=chosen.image_size, precision=machine.precision)
+    save("head", [row], backbone=chosen.backbone, image_size=chosen.image_size, precision=machine.precision)
 
 
 if __name__ == "__main__":
