@@ -21,7 +21,7 @@ from landmarks.dataset.images import decode
 from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.dataset.sketches import sketch
+from landmarks.dataset.sketches import make_sketch
 from landmarks.evaluation.audit import open_training_machine, split_features
 from landmarks.evaluation.doubts import find_strangers, nearest_cosines
 from landmarks.evaluation.intervals import group_places
@@ -96,7 +96,7 @@ def copies_found(dataset: Dataset, sketches: Sketches, landmark: np.ndarray) -> 
         for place, change in zip(chosen, changes, strict=True):
             row = dataset.images.row(int(place), named=True)
             image = decode(reader.read(row["shard"], row["offset"], row["length"]))
-            made.append(sketch(np.ascontiguousarray(CHANGES[change](image))))
+            made.append(make_sketch(np.ascontiguousarray(CHANGES[change](image))))
         added = Sketches(
             np.stack([each.pixels for each in made]),
             np.array([each.whole for each in made], np.uint64),

@@ -25,7 +25,7 @@ from landmarks.dataset.groups import RADIUS, perceptual_hash
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.images import decode, encode, resize, shrink
 from landmarks.dataset.kept_sketches import Sketches
-from landmarks.dataset.sketches import sketch
+from landmarks.dataset.sketches import make_sketch
 
 Pixels = NDArray[np.uint8]
 
@@ -170,7 +170,7 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 
 
 def sketches_of(images: list[Pixels]) -> Sketches:
-    made = [sketch(np.ascontiguousarray(image)) for image in images]
+    made = [make_sketch(np.ascontiguousarray(image)) for image in images]
     return Sketches(
         pixels=np.stack([one.pixels for one in made]),
         whole=np.array([one.whole for one in made], np.uint64),

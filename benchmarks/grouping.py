@@ -22,7 +22,7 @@ from PIL import Image
 from results import save
 from scipy.stats import norm
 
-from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, groups, perceptual_hash
+from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, group_images, perceptual_hash
 from landmarks.dataset.hamming import near_pairs
 from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
 
@@ -132,7 +132,7 @@ def speed(hashes: np.ndarray) -> list[dict[str, Any]]:
         }
     )
     start = now()
-    grouping = groups(images)
+    grouping = group_images(images)
     row = {"what": "groups", "hashes": count, "radius": RADIUS, "pairs": grouping.near_duplicates, "recall": "–"}
     return [*rows, row | measured(start)]
 

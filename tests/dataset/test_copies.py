@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 import landmarks
-from landmarks.dataset.copies import COPIES, find_copies, placed, stored_copies
+from landmarks.dataset.copies import COPIES, copy_positions, find_copies, read_copies
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.images import ImageError, decode, encode, shrink
 from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.sketches import SKETCH_SIDE, sketch
+from landmarks.dataset.sketches import SKETCH_SIDE, make_sketch
 from landmarks.support.errors import LandmarksError
 
 Pixels = NDArray[np.uint8]
@@ -120,7 +120,7 @@ def images(miniature: Path) -> list[Pixels]:
 
 
 def sketches_of(images: list[Pixels]) -> Sketches:
-    made = [sketch(np.ascontiguousarray(image)) for image in images]
+    made = [make_sketch(np.ascontiguousarray(image)) for image in images]
     return Sketches(
         pixels=np.stack([one.pixels for one in made]),
         whole=np.array([one.whole for one in made], np.uint64),
@@ -153,7 +153,7 @@ def test_hashes_near_between_two_sets_are_those_of_comparing_all(monkeypatch: py
     expected = {(int(i), int(j)) for i, j in np.argwhere(np.bitwise_count(queries[:, None] ^ hashes[None]) <= 6)}
     assert len(expected) >= 2000
     for most in (1 << 40, 0):  # all with all, and by chunks
-        monkeypatch.setattr("landmarks.dataset.hamming._COMPARED_AT_MOST", most)
+        monkeypatch.setattr("landmarks.dataset.hamming._MOST_COMPARED", most)
         blocks = list(near_between(queries, hashes, 6))
         assert {(int(i), int(j)) for block in blocks for i, j in zip(*block, strict=True)} == expected
 
@@ -182,7 +182,7 @@ def test_split_puts_a_cropped_copy_into_the_group_of_its_original(folder: Path) 
     assert grouped(landmarks.split(folder, copies="no")) == []
     data = landmarks.split(folder)
     assert grouped(data) == [["first-3", "second-9"]] or [len(group) for group in grouped(data)] == [2]
-    stored = stored_copies(folder)
+    stored = read_copies(folder)
     assert stored is not None
     assert stored.schema == COPIES
     assert stored["copies"].list.len().sum() == 1
@@ -195,9 +195,9 @@ def test_sketches_are_computed_once_and_those_of_a_changed_image_anew(
 
     def counting(image: Pixels) -> Any:
         counted.append(image.shape)
-        return sketch(image)
+        return make_sketch(image)
 
-    monkeypatch.setattr("landmarks.dataset.kept_sketches.sketch", counting)
+    monkeypatch.setattr("landmarks.dataset.kept_sketches.make_sketch", counting)
     first = landmarks.split(folder)
     assert len(counted) == len(first.images)
     landmarks.split(folder, seed=1)
@@ -216,7 +216,7 @@ def test_sketches_are_computed_once_and_those_of_a_changed_image_anew(
 @pytest.mark.parametrize("harm", ["not parquet", "other pixels", "no pixels", "far corners"])
 def test_unsound_sketches_are_computed_again(harm: str, folder: Path) -> None:
     landmarks.split(folder)
-    kept = stored_copies(folder)
+    kept = read_copies(folder)
     table, pixels = folder / "copies" / "sketches.parquet", next((folder / "copies").glob("pixels-*.npy"))
     if harm == "not parquet":
         table.write_bytes(b"no table")
@@ -229,7 +229,7 @@ def test_unsound_sketches_are_computed_again(harm: str, folder: Path) -> None:
             table
         )
     landmarks.split(folder)
-    found = stored_copies(folder)
+    found = read_copies(folder)
     assert found is not None and kept is not None and found.equals(kept)
 
 
@@ -284,14 +284,14 @@ def test_an_image_that_could_not_be_read_is_told_each_time_and_tried_again(
     shard.write_bytes(content)
     sketches = kept_sketches(data, data.images)
     assert sketches is not None and sketches.counts.all()
-    monkeypatch.setattr("landmarks.dataset.kept_sketches.sketch", None)  # none is looked at any more
+    monkeypatch.setattr("landmarks.dataset.kept_sketches.make_sketch", None)  # none is looked at any more
     assert kept_sketches(data, data.images) is not None
     assert told not in capsys.readouterr().err
 
 
 def test_the_copies_of_a_dataset_are_placed_among_other_images() -> None:
     table = pl.DataFrame({"image_id": ["a", "b", "c"], "copies": [["c"], [], []]}, schema=COPIES)
-    pairs, searched = placed(table, pl.Series(["c", "d", "a"]))
+    pairs, searched = copy_positions(table, pl.Series(["c", "d", "a"]))
     assert pairs.tolist() == [[0, 2]]
     assert searched.tolist() == [True, False, True]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from landmarks.dataset import hamming as neighbours
-from landmarks.dataset.groups import HASH_FORM, NO_HASH, RADIUS, RADIUS_ACROSS, groups, perceptual_hash
+from landmarks.dataset.groups import HASH_FORM, NO_HASH, RADIUS, RADIUS_ACROSS, group_images, perceptual_hash
 from landmarks.dataset.hamming import near_pairs
 from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
 from landmarks.support.errors import UsageError
@@ -67,7 +67,7 @@ def grouped_slowly(rows: list[tuple[Any, ...]]) -> list[int]:
 def test_groups_are_what_is_joined_directly_or_through_others(rows: list[tuple[Any, ...]]) -> None:
     slow = grouped_slowly(rows)
     numbers = {first: number for number, first in enumerate(dict.fromkeys(slow))}
-    grouping = groups(table(rows))
+    grouping = group_images(table(rows))
     assert grouping.group.tolist() == [numbers[first] for first in slow]
     assert grouping.count == len(numbers)
 
@@ -77,13 +77,13 @@ def test_groups_are_what_is_joined_directly_or_through_others(rows: list[tuple[A
 def test_straddling_pairs_are_counted_as_if_all_pairs_were_listed(rows: list[tuple[Any, ...]], data: Any) -> None:
     split = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
     pairs = [(i, j) for j in range(len(rows)) for i in range(j) if near(rows[i], rows[j])]
-    grouping = groups(table(rows))
+    grouping = group_images(table(rows))
     assert grouping.near_duplicates == len(pairs)
     assert grouping.straddling(np.array(split, np.uint8)) == sum(split[i] != split[j] for i, j in pairs)
 
 
 def test_a_hundred_thousand_copies_of_one_image_are_one_group_quickly() -> None:
-    grouping = groups(table([(1, 0xABCD, None)] * 100_000))
+    grouping = group_images(table([(1, 0xABCD, None)] * 100_000))
     assert grouping.count == 1
     assert grouping.near_duplicates == 100_000 * 99_999 // 2
     assert grouping.straddling(np.arange(100_000) % 2) == 50_000**2
@@ -94,7 +94,7 @@ def test_images_without_structure_are_not_joined() -> None:
         assert perceptual_hash(np.full((50, 70, 3), grey, np.uint8)) == NO_HASH
     noise = np.random.default_rng(0).integers(126, 130, (300, 400, 3), dtype=np.uint8)
     assert perceptual_hash(noise) == NO_HASH
-    assert groups(table([(1, NO_HASH, None)] * 5)).count == 5
+    assert group_images(table([(1, NO_HASH, None)] * 5)).count == 5
 
 
 def scene(seed: int, width: int = 300, height: int = 200) -> np.ndarray[Any, Any]:
@@ -156,7 +156,7 @@ def test_real_copies_are_found_and_different_landmarks_are_not_joined(shared: Pa
                 with contextlib.suppress(ImageError):
                     image = decode(tar.extractfile(member).read())  # type: ignore[union-attr]
                     rows.append((landmark_of[member.name[-20:-4]], perceptual_hash(image), None))
-    grouping = groups(table(rows))
+    grouping = group_images(table(rows))
     landmark = np.array([row[0] for row in rows])
     assert len(grouping.pairs) > 0
     assert (landmark[grouping.pairs[:, 0]] == landmark[grouping.pairs[:, 1]]).all()

@@ -13,7 +13,7 @@ from landmarks.archive.index import MEMBERS, IndexedTar, write_index
 from landmarks.archive.mirror import tar_path
 from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, members_file
 from landmarks.dataset.division import extend_division, read_division, with_groups
-from landmarks.dataset.groups import groups
+from landmarks.dataset.groups import group_images
 from landmarks.dataset.manifest import (
     IMAGES,
     LABELS,
@@ -67,7 +67,7 @@ def assemble(
     corrections = stored_corrections(template.out)
     corrected, earlier = with_corrections(images, corrections), read_division(template.out)
     division = None if earlier is None else extend_division(corrected, earlier)
-    grouping = groups(corrected) if division is None else division.grouping
+    grouping = group_images(corrected) if division is None else division.grouping
     remarks = [remark for outcome in outcomes for remark in outcome.remarks]
     if len(decoders) > 1:
         remarks.append(f"decoded by {' and '.join(decoders)}, which differ by some grey levels")

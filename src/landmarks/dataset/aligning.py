@@ -1,9 +1,9 @@
-"""Is one small image a part of another? They are laid over one another as exactly as they can be, and compared.
+"""Aligning two small images, one of which may be a part of the other, and comparing them.
 
-Which box of the first is all of the second is known roughly. Gauss-Newton steps move its four sides until the grey
-levels agree best (Lucas & Kanade, IJCAI 1981; Baker & Matthews, IJCV 2004), with any contrast and brightness, and with
-little weight on what differs, such as lettering. Then the images are compared block by block: of two copies nearly
-every block that shows anything agrees, of two images of one place some, of others hardly any.
+It is known roughly which box of the first image corresponds to the second. Gauss-Newton steps move its four sides until
+the grey levels agree best (Lucas & Kanade, IJCAI 1981; Baker & Matthews, IJCV 2004), with contrast and brightness free,
+and with little weight on pixels that differ, such as lettering. Then the images are compared block by block: of two
+copies nearly every block with texture agrees, of two images of one place some do, of others hardly any.
 """
 
 from __future__ import annotations
@@ -21,42 +21,43 @@ from landmarks.support.systems import usable_processors
 Floats = NDArray[np.float32]
 
 STEPS = ((4, 6), (2, 5), (1, 3))
-"""Pixels averaged along each side, and steps at that size, one after another."""
+"""Stages from coarse to fine: pixels averaged along each side, and Gauss-Newton steps at that size."""
 
 BLOCKS = 8
 """Blocks along each side that are compared."""
 
 LIKELY = 0.65
-"""Correlation of the smallest images below which two are not compared further; of 400 copies one had less than 0.73."""
+"""Correlation of the coarsest images below which two are not compared further; of 400 copies one had less than 0.73."""
 
-HOPEFUL, WELL = 0.1, 0.75
-"""Agreement at the middle size, and correlation there, of which two that are compared further have either: an image
-that was small within another is too blurred there for its blocks to agree."""
+HOPEFUL, WELL_CORRELATED = 0.1, 0.75
+"""Pairs that reach neither this agreement nor this correlation at the middle size are not compared further. A small
+image within another is too blurred at that size for its blocks to agree, so that the correlation counts as well."""
 
-BESIDE = 0.04
-"""How far from where a part is said to begin and end it is looked for first, in shares of a side."""
+START_SHIFT = 0.04
+"""How far each side is shifted to find a better start, as a share of the image's side."""
 
-COMPARED = 2
-"""Pixels averaged along each side before images are compared."""
+COMPARED_AT = 2
+"""Pixels averaged along each side before blocks are compared."""
 
 TEXTURE = 3.0
-"""Standard deviation in grey levels from which a block shows something."""
+"""Least standard deviation, in grey levels, of a block with texture."""
 
 ALIKE = 0.8
-"""Correlation from which a block agrees."""
+"""Least correlation of a block that agrees."""
 
-LEAST_SHOWN = 8
-"""Blocks that must show something; where fewer do, the others count as not agreeing."""
+MIN_BLOCKS = 8
+"""Least number of blocks with texture; if there are fewer, the missing ones count as not agreeing."""
 
 OTHER_IMAGE = 0.22
-"""Mean correlation of the blocks of a box below which two show different images in it, whatever surrounds both: the
-words of one app, the border of a card. Lettering over an image leaves more of it."""
+"""Mean correlation of the blocks of a box below which two images differ in it, even if their surroundings agree: the
+words of one app, the border of a card. Lettering over an image leaves more correlation."""
 
-LEAST_IN_BOX, LEAST_IN_CENTRE = 13, 6
-"""Blocks that must show something in such a box, which is at least half as wide and high as all; and in the middle."""
+MIN_IN_BOX, MIN_IN_CENTRE = 13, 6
+"""Least number of blocks with texture in such a box, which is at least half as wide and high as the image; and in the
+box in the middle."""
 
 AT_ONCE = 128
-"""Pairs that are compared together."""
+"""Number of pairs that are compared together."""
 
 
 def agreements(
@@ -64,9 +65,9 @@ def agreements(
 ) -> tuple[Floats, Floats]:
     """Return how well each of `first` (P, S, S) agrees with `second` (P, S, S), and where.
 
-    `corners` (P, 4) say which part of the first is about all of the second: left, top, right, bottom, in shares of
-    its sides. What is returned is the share of the blocks that show something and agree (P,), 0 for pairs that were
-    given up early, and the corners where they agree best (P, 4).
+    `corners` (P, 4) are the left, top, right and bottom of the part of the first that corresponds to the second, as
+    shares of its sides. Returned are the share (P,) of the blocks with texture that agree, 0 for pairs that were given
+    up early, and the corners (P, 4) at which they agree best.
     """
     agreement, sides = np.zeros(len(first), np.float32), corners.astype(np.float32)
 
@@ -85,54 +86,53 @@ def _aligned(first: NDArray[np.uint8], second: NDArray[np.uint8], sides: Floats)
     for averaged, steps in STEPS:
         if not len(alive):
             break
-        one, other = _averaged(first[alive], averaged), _averaged(second[alive], averaged)
-        moved, values, inside, alike = _best(one, other, sides[alive], steps, beside=averaged == STEPS[0][0])
+        one, other = _downsampled(first[alive], averaged), _downsampled(second[alive], averaged)
+        moved, values, inside, alike = _best(one, other, sides[alive], steps, shifted=averaged == STEPS[0][0])
         sides[alive] = moved
         if averaged == STEPS[0][0]:
             alive = alive[alike >= LIKELY]
             continue
-        by = COMPARED if averaged == 1 else 1
-        agreement[alive] = _compared(_averaged(values, by), _averaged(other, by), inside[:, ::by, ::by])
+        by = COMPARED_AT if averaged == 1 else 1
+        agreement[alive] = _agreement(_downsampled(values, by), _downsampled(other, by), inside[:, ::by, ::by])
         if averaged > 1:
-            given_up = (agreement[alive] < HOPEFUL) & (alike < WELL)
+            given_up = (agreement[alive] < HOPEFUL) & (alike < WELL_CORRELATED)
             agreement[alive[given_up]] = 0
             alive = alive[~given_up]
     return agreement, sides
 
 
 def _best(
-    first: Floats, second: Floats, sides: Floats, steps: int, *, beside: bool
+    first: Floats, second: Floats, sides: Floats, steps: int, *, shifted: bool
 ) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
-    """Return the best correlated of the parts at `sides` and where steps from there, or from `beside`, lead to.
+    """Return the part of `first` that correlates best with `second`: that at `sides`, or that to which steps lead.
 
-    Returned are its sides, its pixels, which of them the image has, and the correlation.
+    With `shifted`, steps also begin at the best of the parts around `sides`. Returned are the sides of the part, its
+    pixels, which of these lie in the image, and the correlation.
     """
-    values, inside = _part(first, sides)
+    values, inside = _part_pixels(first, sides)
     alike = _correlation(values, second, inside)
-    for start in (sides, _best_beside(first, second, sides)) if beside else (sides,):
+    for start in (sides, _best_shifted(first, second, sides)) if shifted else (sides,):
         moved = start
         for _ in range(steps):
-            moved = _moved(first, second, moved)
-        values_there, inside_there = _part(first, moved)
-        alike_there = _correlation(values_there, second, inside_there)
-        better = alike_there > alike
+            moved = _gauss_newton_step(first, second, moved)
+        new_values, new_inside = _part_pixels(first, moved)
+        new_alike = _correlation(new_values, second, new_inside)
+        better = new_alike > alike
         sides = np.where(better[:, None], moved, sides)
-        values, inside = (
-            np.where(better[:, None, None], there, here)
-            for there, here in ((values_there, values), (inside_there, inside))
-        )
-        alike = np.where(better, alike_there, alike)
+        values = np.where(better[:, None, None], new_values, values)
+        inside = np.where(better[:, None, None], new_inside, inside)
+        alike = np.where(better, new_alike, alike)
     return sides, values, inside, alike
 
 
-def _averaged(images: NDArray[np.uint8] | Floats, by: int) -> Floats:
+def _downsampled(images: NDArray[np.uint8] | Floats, by: int) -> Floats:
     count, height, width = images.shape
     blocks = images.reshape(count, height // by, by, width // by, by)
     return np.asarray(blocks.mean(axis=(2, 4), dtype=np.float32))
 
 
-def _places(sides: Floats, size: int) -> tuple[Floats, Floats, Floats]:
-    """Return where the pixels of a part lie in an image, across and down (P, n), and in the part itself (n,)."""
+def _sample_places(sides: Floats, size: int) -> tuple[Floats, Floats, Floats]:
+    """Return the positions of a part's pixels in the image, across and down (P, n), and in the part itself (n,)."""
     along = ((np.arange(size) + 0.5) / size).astype(np.float32)
     left, top, right, bottom = (sides[:, side, None] for side in range(4))
     half = np.float32(0.5)
@@ -140,26 +140,26 @@ def _places(sides: Floats, size: int) -> tuple[Floats, Floats, Floats]:
 
 
 def _weights(places: Floats, size: int) -> Floats:
-    """Return what interpolates pixels of a line of this `size` at `places` (P, n): (P, n, size)."""
+    """Return the weights (P, n, size) that interpolate a line of pixels linearly at `places` (P, n)."""
     away = np.abs(places[:, :, None] - np.arange(size, dtype=np.float32))
     return np.asarray(np.maximum(1 - away, 0), dtype=np.float32)
 
 
-def _part(images: Floats, sides: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return a part of each image (P, n, n), and which of its pixels the image has."""
+def _part_pixels(images: Floats, sides: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the pixels of a part of each image (P, n, n), and which of them lie in the image."""
     size = images.shape[1]
-    across, down, _ = _places(sides, size)
+    across, down, _ = _sample_places(sides, size)
     inside = [(place >= -0.5) & (place <= size - 0.5) for place in (across, down)]
     clipped = [np.asarray(np.clip(place, 0, size - 1), dtype=np.float32) for place in (across, down)]
     values = _weights(clipped[1], size) @ images @ _weights(clipped[0], size).transpose(0, 2, 1)
     return np.asarray(values, dtype=np.float32), inside[1][:, :, None] & inside[0][:, None, :]
 
 
-def _moved(first: Floats, second: Floats, sides: Floats) -> Floats:
+def _gauss_newton_step(first: Floats, second: Floats, sides: Floats) -> Floats:
     """Return the sides after one weighted Gauss-Newton step."""
     count, size = first.shape[:2]
-    values, inside = _part(first, sides)
-    along = _places(sides, size)[2]
+    values, inside = _part_pixels(first, sides)
+    along = _sample_places(sides, size)[2]
     down, across = np.gradient(values, axis=1), np.gradient(values, axis=2)
     width = np.maximum(sides[:, 2] - sides[:, 0], 0.1)[:, None, None]
     height = np.maximum(sides[:, 3] - sides[:, 1], 0.1)[:, None, None]
@@ -177,20 +177,20 @@ def _moved(first: Floats, second: Floats, sides: Floats) -> Floats:
     ).reshape(count, 6, -1)
     flat, other = values.reshape(count, -1), second.reshape(count, -1)
     within = inside.reshape(count, -1).astype(np.float32)
-    contrast, brightness = _fitted(other, flat, within)
-    rest = flat - contrast[:, None] * other - brightness[:, None]
-    spread = 1.5 * np.median(np.abs(rest), axis=1, keepdims=True) + 1.0
-    weights = within / (1 + np.square(rest / spread))
+    contrast, brightness = _fit_lines(other, flat, within)
+    residual = flat - contrast[:, None] * other - brightness[:, None]
+    spread = 1.5 * np.median(np.abs(residual), axis=1, keepdims=True) + 1.0
+    weights = within / (1 + np.square(residual / spread))
     weighted = columns * weights[:, None]
     squares = weighted @ columns.transpose(0, 2, 1)
-    # The contrast and brightness that fit now are in the rest already; columns 4 and 5 let them move with the sides.
+    # The residual accounts for the best contrast and brightness already; columns 4 and 5 let these change too.
     squares += np.eye(6) * (1e-3 * np.trace(squares[:, :4, :4], axis1=1, axis2=2)[:, None, None] / 4 + 1e-3)
-    step = np.linalg.solve(squares, (weighted @ rest[:, :, None]).astype(np.float64))[:, :4, 0]
+    step = np.linalg.solve(squares, (weighted @ residual[:, :, None]).astype(np.float64))[:, :4, 0]
     return np.asarray(sides - np.clip(step, -0.05, 0.05), dtype=np.float32)
 
 
-def _fitted(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Return slope and offset (P,) of the lines through points (P, n)."""
+def _fit_lines(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return the slopes and offsets (P,) of the weighted least-squares lines through points (P, n)."""
     total = np.maximum(weights.sum(axis=1), 1)
     mean_x, mean_y = (weights * x).sum(axis=1) / total, (weights * y).sum(axis=1) / total
     from_x = x - mean_x[:, None]
@@ -200,11 +200,11 @@ def _fitted(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
     return slope, mean_y - slope * mean_x
 
 
-def _best_beside(first: Floats, second: Floats, sides: Floats) -> Floats:
-    """Return the best correlated of the parts of which each side lies at `sides` (P, 4) or `BESIDE` it."""
-    first, second = _averaged(first, 2), _averaged(second, 2)
+def _best_shifted(first: Floats, second: Floats, sides: Floats) -> Floats:
+    """Return the best correlated of `sides` (P, 4) and of these with some sides shifted by `START_SHIFT`."""
+    first, second = _downsampled(first, 2), _downsampled(second, 2)
     size = first.shape[1]
-    pairs = np.array(list(itertools.product((0, -BESIDE, BESIDE), repeat=2)), np.float32)
+    pairs = np.array(list(itertools.product((0, -START_SHIFT, START_SHIFT), repeat=2)), np.float32)
     found = []
     for at in (1, 0):  # down, then across
         ends = sides[:, None, (at, at + 2)] + pairs
@@ -226,12 +226,12 @@ def _best_beside(first: Floats, second: Floats, sides: Floats) -> Floats:
     return np.stack([left_right[:, 0], top_bottom[:, 0], left_right[:, 1], top_bottom[:, 1]], axis=1)
 
 
-def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:
-    """Return the share (P,) of the blocks of texture that agree; slopes of brightness and straight lines are none.
+def _agreement(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:
+    """Return the share (P,) of the blocks with texture that agree; 0 if a large box shows another image.
 
-    It is 0 where a large box shows something else.
+    Gradients of brightness and straight lines do not count as texture.
     """
-    count, block = len(values), SKETCH_SIDE // COMPARED // BLOCKS
+    count, block = len(values), SKETCH_SIDE // COMPARED_AT // BLOCKS
 
     def blocks(images: NDArray[np.floating] | NDArray[np.bool_]) -> Floats:
         cut = images.reshape(count, BLOCKS, block, BLOCKS, block).transpose(0, 1, 3, 2, 4)
@@ -243,12 +243,15 @@ def _compared(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floa
     correlation = (one * other).mean(axis=2) / np.maximum(spread_one * spread_other, 1e-6)
     shown = whole & (np.maximum(spread_one, spread_other) >= TEXTURE)
     agreeing = (shown & (correlation >= ALIKE)).sum(axis=1)
-    agreement = agreeing / np.maximum(shown.sum(axis=1), LEAST_SHOWN)
-    return np.asarray(np.where(_another_image(shown, correlation), 0, agreement), dtype=np.float32)
+    agreement = agreeing / np.maximum(shown.sum(axis=1), MIN_BLOCKS)
+    return np.asarray(np.where(_shows_another_image(shown, correlation), 0, agreement), dtype=np.float32)
 
 
-def _another_image(shown: NDArray[np.bool_], correlation: Floats) -> NDArray[np.bool_]:
-    """Return in which pairs (P,) a large box of blocks `(P, B)` shows something else."""
+def _shows_another_image(shown: NDArray[np.bool_], correlation: Floats) -> NDArray[np.bool_]:
+    """Return in which pairs (P,) a large box of blocks shows another image.
+
+    `shown` (P, B) are the blocks with texture.
+    """
     boxes, least = _boxes()
     show, alike = (blocks.astype(np.float32) @ boxes.T for blocks in (shown, shown * correlation))
     return np.asarray(((show >= least) & (alike < OTHER_IMAGE * show)).any(axis=1))
@@ -256,28 +259,30 @@ def _another_image(shown: NDArray[np.bool_], correlation: Floats) -> NDArray[np.
 
 @functools.cache
 def _boxes() -> tuple[Floats, Floats]:
-    """Return which blocks (K, B) boxes hold that are at least half as wide and high as all, and how many must show
-    something (K,)."""
+    """Return the blocks (K, B) of all boxes at least half as wide and high as the image.
+
+    Also returned is the least number (K,) of blocks with texture in each.
+    """
     half, quarter = BLOCKS // 2, BLOCKS // 4
     spans = [(start, end) for start in range(BLOCKS) for end in range(start + half, BLOCKS + 1)]
     boxes = np.zeros((len(spans) ** 2, BLOCKS, BLOCKS), np.float32)
-    least = np.full(len(boxes), LEAST_IN_BOX, np.float32)
+    least = np.full(len(boxes), MIN_IN_BOX, np.float32)
     for box, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, repeat=2)):
         boxes[box, top:bottom, left:right] = 1
         if (top, bottom, left, right) == (quarter, quarter + half, quarter, quarter + half):
-            least[box] = LEAST_IN_CENTRE
+            least[box] = MIN_IN_CENTRE
     return boxes.reshape(len(boxes), -1), least
 
 
 def _without_lines(blocks: Floats, side: int) -> Floats:
-    """Return blocks (P, B, side²) without what is the same along their rows, and along their columns.
+    """Return blocks (P, B, side²) without the parts that are constant along rows or along columns.
 
-    That takes away slopes, as skies have them, and straight edges, in which all images in one kind of frame agree.
+    This removes gradients, such as those of skies, and straight edges, in which all images in one kind of frame agree.
     """
     square = blocks.reshape(*blocks.shape[:2], side, side)
     rows, columns = square.mean(axis=3, keepdims=True), square.mean(axis=2, keepdims=True)
-    rest = square - rows - columns + square.mean(axis=(2, 3), keepdims=True)
-    return np.asarray(rest.reshape(blocks.shape), dtype=np.float32)
+    residual = square - rows - columns + square.mean(axis=(2, 3), keepdims=True)
+    return np.asarray(residual.reshape(blocks.shape), dtype=np.float32)
 
 
 def _correlation(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:

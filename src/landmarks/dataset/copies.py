@@ -1,9 +1,10 @@
-"""Copies: which images of a dataset are one another, cropped, framed, recoloured, written on, mirrored or not.
+"""Copies: images of a dataset that are the same, even if cropped, framed, recoloured, lettered or mirrored.
 
-Candidates are images of which all is near some part of another, by their hashes and shapes (`sketches`); each is
-laid over that part and compared (`aligning`). What agrees is a copy, or was taken from the same spot at the same time.
+A candidate is an image that as a whole is near some part of another, by their hashes and shapes (`sketches`). It is
+aligned with that part and compared (`aligning`). If both agree, it is a copy, or was taken from the same spot at the
+same time.
 
-What was found in a dataset is kept in its `copies.parquet`.
+The copies found in a dataset are kept in its `copies.parquet`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from landmarks.dataset.aligning import agreements
 from landmarks.dataset.groups import NO_HASH
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.kept_sketches import Sketches
-from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, shapes
+from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, shape_vectors
 from landmarks.support.console import progress
 from landmarks.support.tables import read_table, write_table
 
@@ -32,33 +33,34 @@ Integers = NDArray[np.int64]
 COPIES_FILE = "copies.parquet"
 
 COPIES: dict[str, Any] = {"image_id": pl.String, "copies": pl.List(pl.String)}
-"""Columns of `copies.parquet`: every image that was searched, and those of its copies that come after it."""
+"""Columns of `copies.parquet`: every image that was searched, and its copies among those that come after it."""
 
 RADIUS_OF_PARTS = 10
-"""Bits in which the hash of a part and that of all of a copy differ at most."""
+"""Most bits in which the hash of a part and that of a whole copy differ."""
 
 MOST_SEARCHED = {10: 11_000, 8: 47_000, 6: 400_000, 4: 2_600_000}
-"""Radius → images up to which all are compared with all within it; beyond, only those of one landmark. So many make
-four pairs an image that are near by chance (1.4 in ten thousand pairs within 8 bits, 4,779 real images)."""
+"""Radius in bits → number of images up to which hashes of all images are compared within it. Images of one landmark are
+always compared within the largest radius. At these numbers an image has about four pairs that are near by chance (1.4
+in ten thousand pairs are within 8 bits, 4,779 real images)."""
 
 SAME = 0.22
-"""Agreement from which two images are copies. Of 4,779 real images 5,214 pairs show different landmarks and have near
-hashes: the one above it is a copy, and of 1,151 with an image of anything else two banknotes of one kind are above."""
+"""Least agreement of two copies. Of 4,779 real images 5,214 pairs show different landmarks and have near hashes: the
+only pair above is a copy. Of 1,151 pairs with an image of anything else, the only one above is two banknotes."""
 
 PARTS_TRIED = 3
-"""Parts of one image that are tried for another, the nearest."""
+"""Parts of an image, the nearest ones, that are compared with another image."""
 
 MOST_SHAPED = 11_000
-"""Images up to which candidates are found by the shapes of parts too, which tell more than their hashes."""
+"""Number of images up to which candidates are also found by the shapes of parts, which say more than their hashes."""
 
-OF_SHAPE = 3
-"""Candidates of an image by shape, the nearest."""
+SHAPE_CANDIDATES = 3
+"""Candidates of an image by shape, the nearest ones."""
 
-LEAST_ALIKE = 0.75
-"""Cosine between shapes below which two are no candidates."""
+MIN_COSINE = 0.75
+"""Least cosine between the shapes of candidates."""
 
-MOST_OF_ONE = 40
-"""Candidates of an image that are compared, the nearest; copies of copies find one another through others."""
+MOST_CANDIDATES = 40
+"""Candidates of an image, the nearest ones, that are compared. Copies of copies are also joined through others."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ class Copies:
     pairs: Integers  # (P, 2) positions i < j
     agreement: NDArray[np.float32]  # (P,)
     mirrored: NDArray[np.bool_]  # (P,)
-    compared: int  # pairs that were laid over one another
-    radius: int  # bits within which images of different landmarks were compared
+    compared: int  # number of pairs that were aligned and compared
+    radius: int  # bits within which hashes of images of different landmarks were compared
 
     def named(self, ids: pl.Series) -> pl.DataFrame:
-        """Return the columns of `COPIES` of the images `ids` (N,)."""
+        """Return the table of the copies (columns of `COPIES`), given the ids (N,) of the images."""
         found = (
             pl.DataFrame({"at": self.pairs[:, 0], "copies": ids.gather(self.pairs[:, 1])})
             .group_by("at")
@@ -87,12 +89,13 @@ class Copies:
 def find_copies(
     sketches: Sketches, landmark: NDArray[np.integer] | None = None, *, side: NDArray[np.bool_] | None = None
 ) -> Copies:
-    """Return the copies among images with these sketches; `landmark` (N,) is what each shows, -1 for nothing known.
+    """Return the copies among images with these sketches.
 
-    Of one landmark all are compared; of all others those whose hashes are nearer, where there are many (see
-    `MOST_SEARCHED`). With `side` (N,) only images on different sides are compared.
+    `landmark` (N,) is the landmark of each image, -1 for nothing known. Hashes of one landmark are compared within
+    `RADIUS_OF_PARTS`, others within a radius that depends on the number of images (see `MOST_SEARCHED`). With `side`
+    (N,), only images on different sides are compared.
     """
-    # Products are small and many: threads that share one only wait for each other.
+    # The products are small and many: threads that share one only wait for each other.
     with threadpool_limits(1, user_api="blas"):
         count = len(sketches.whole)
         across = next((radius for radius, most in MOST_SEARCHED.items() if count <= most), min(MOST_SEARCHED) - 2)
@@ -111,14 +114,17 @@ def find_copies(
 
 
 def _near_parts(sketches: Sketches, members: Integers, owner: Integers, radius: int) -> Iterator[Integers]:
-    """Yield rows (part, image, bits, owner of the part): parts of some images near all of another of them."""
-    asked = np.arange(len(sketches.parts)) if len(members) == len(sketches.whole) else sketches.parts_of(members)
-    asked = asked[sketches.parts[asked] != NO_HASH]
-    keys = members[sketches.whole[members] != NO_HASH]
-    if not len(asked) or not len(keys):
+    """Yield rows (part, image, bits, owner of the part) of parts whose hash is near that of another whole image.
+
+    Only the images `members` are compared.
+    """
+    parts = np.arange(len(sketches.parts)) if len(members) == len(sketches.whole) else sketches.parts_of(members)
+    parts = parts[sketches.parts[parts] != NO_HASH]
+    images = members[sketches.whole[members] != NO_HASH]
+    if not len(parts) or not len(images):
         return
-    for query, met in near_between(sketches.parts[asked], sketches.whole[keys], radius):
-        part, image = asked[query], keys[met]
+    for query, match in near_between(sketches.parts[parts], sketches.whole[images], radius):
+        part, image = parts[query], images[match]
         other = owner[part] != image
         part, image = part[other], image[other]
         bits = np.bitwise_count(sketches.parts[part] ^ sketches.whole[image]).astype(np.int64)
@@ -126,17 +132,22 @@ def _near_parts(sketches: Sketches, members: Integers, owner: Integers, radius: 
 
 
 def _alike_parts(sketches: Sketches, side: NDArray[np.bool_] | None) -> Iterator[Integers]:
-    """Yield rows as `_near_parts` does: of each image the `OF_SHAPE` others of which some part is most like all of it.
+    """Yield rows as `_near_parts` does, for the `SHAPE_CANDIDATES` other images with the parts most like each image.
 
-    The bits are those that hashes at their angle are expected to differ in.
+    The bits are those in which hashes at the angle of the shapes are expected to differ.
     """
     begins = np.cumsum(sketches.counts) - sketches.counts
     shown = np.flatnonzero(sketches.whole != NO_HASH)
-    whole = np.concatenate([shapes(sketches.pixels[i], _ALL) for i in shown] or [np.zeros((0, 64), np.float32)])
-    nearest, cosine = np.zeros((OF_SHAPE, len(shown)), np.int64), np.full((OF_SHAPE, len(shown)), -1, np.float32)
+    whole = np.concatenate(
+        [shape_vectors(sketches.pixels[i], _WHOLE) for i in shown] or [np.zeros((0, 64), np.float32)]
+    )
+    nearest, cosine = (
+        np.zeros((SHAPE_CANDIDATES, len(shown)), np.int64),
+        np.full((SHAPE_CANDIDATES, len(shown)), -1, np.float32),
+    )
     kept = []
     for place, i in enumerate(shown):
-        parts = shapes(sketches.pixels[i], sketches.corners[begins[i] : begins[i] + sketches.counts[i]])
+        parts = shape_vectors(sketches.pixels[i], sketches.corners[begins[i] : begins[i] + sketches.counts[i]])
         kept.append(parts.astype(np.float16))
         alike = (parts @ whole.T).max(axis=0)
         alike[place] = -1
@@ -145,7 +156,7 @@ def _alike_parts(sketches: Sketches, side: NDArray[np.bool_] | None) -> Iterator
         rank = cosine.argmin(axis=0)
         better = np.flatnonzero(alike > cosine.min(axis=0))
         nearest[rank[better], better], cosine[rank[better], better] = place, alike[better]
-    for image, owner in np.argwhere(cosine.T >= LEAST_ALIKE):
+    for image, owner in np.argwhere(cosine.T >= MIN_COSINE):
         place = nearest[owner, image]
         cosines = kept[place].astype(np.float32) @ whole[image]
         tried = np.argsort(-cosines, kind="stable")[:PARTS_TRIED]
@@ -154,18 +165,21 @@ def _alike_parts(sketches: Sketches, side: NDArray[np.bool_] | None) -> Iterator
         yield np.stack([*row, np.full(len(tried), shown[place])], axis=1)
 
 
-_ALL = np.array([WHOLE])
+_WHOLE = np.array([WHOLE])
 
 
 def _nearest(hits: Integers) -> Integers:
-    """Return the `PARTS_TRIED` nearest hits of each pair either way, of each image only the nearest `MOST_OF_ONE`."""
+    """Return the nearest hits: `PARTS_TRIED` of each pair in either direction, for `MOST_CANDIDATES` of each image.
+
+    Rows are (part, image, owner of the part, lower position, higher position).
+    """
     table = pl.DataFrame(hits, schema=["part", "image", "bits", "owner"], orient="row")
     table = table.group_by("part", "image", "owner").agg(pl.col("bits").min())
     table = table.with_columns(low=pl.min_horizontal("image", "owner"), high=pl.max_horizontal("image", "owner"))
     table = table.sort("bits", "low", "high", "part", "image")
     table = table.group_by("image", "owner", maintain_order=True).head(PARTS_TRIED)
     pairs = table.group_by("low", "high", maintain_order=True).agg(pl.col("bits").first()).sort("bits", "low", "high")
-    rank = [pl.int_range(pl.len()).over(side) < MOST_OF_ONE for side in ("low", "high")]
+    rank = [pl.int_range(pl.len()).over(side) < MOST_CANDIDATES for side in ("low", "high")]
     kept = pairs.filter(rank[0] | rank[1]).select("low", "high")
     return (
         table.join(kept, on=["low", "high"], how="semi", maintain_order="left")
@@ -176,33 +190,35 @@ def _nearest(hits: Integers) -> Integers:
 
 def _verified(sketches: Sketches, candidates: Integers, owner: Integers, radius: int) -> Copies:
     begins = np.cumsum(sketches.counts) - sketches.counts
-    part, image, of_part = candidates[:, 0], candidates[:, 1], candidates[:, 2]
-    number = part - begins[of_part]
-    turned = (number >= len(CROPS)) & (number < len(CROPS) + len(MIRRORED))
+    part, image, part_owner = candidates[:, 0], candidates[:, 1], candidates[:, 2]
+    number = part - begins[part_owner]
+    mirrored = (number >= len(CROPS)) & (number < len(CROPS) + len(MIRRORED))
     agreement = np.zeros(len(part), np.float32)
     step = 2048
-    with _told("comparing candidates", len(part)) as advance:
+    with _progress_if_long("comparing candidates", len(part)) as advance:
         for start in range(0, len(part), step):
             some = slice(start, start + step)
-            first = np.array(sketches.pixels[of_part[some]])
-            first[turned[some]] = first[turned[some]][:, :, ::-1]
+            first = np.array(sketches.pixels[part_owner[some]])
+            first[mirrored[some]] = first[mirrored[some]][:, :, ::-1]
             agreement[some], _ = agreements(first, sketches.pixels[image[some]], sketches.corners[part[some]])
             advance(len(first))
-    table = pl.DataFrame({"low": candidates[:, 3], "high": candidates[:, 4], "agreement": agreement, "turned": turned})
+    table = pl.DataFrame(
+        {"low": candidates[:, 3], "high": candidates[:, 4], "agreement": agreement, "mirrored": mirrored}
+    )
     best = table.sort("agreement", descending=True).unique(["low", "high"], keep="first", maintain_order=True)
     same = best.filter(pl.col("agreement") >= SAME).sort("low", "high")
     return Copies(
         pairs=same.select("low", "high").to_numpy().astype(np.int64).reshape(-1, 2),
         agreement=same["agreement"].to_numpy(),
-        mirrored=same["turned"].to_numpy(),
+        mirrored=same["mirrored"].to_numpy(),
         compared=len(best),
         radius=radius,
     )
 
 
 @contextlib.contextmanager
-def _told(what: str, total: int) -> Iterator[Any]:
-    """A bar where the work is long enough for one."""
+def _progress_if_long(what: str, total: int) -> Iterator[Any]:
+    """Show a bar of progress if the work is long enough for one."""
     if total < 20_000:
         yield lambda steps: None
         return
@@ -210,7 +226,7 @@ def _told(what: str, total: int) -> Iterator[Any]:
         yield advance
 
 
-# ── Copies that were found, kept with the dataset ───────────────────────────────────────────────────────────────────
+# ── The copies of a dataset, kept in its folder ─────────────────────────────────────────────────────────────────────
 
 
 def write_copies(folder: Path, table: pl.DataFrame, **metadata: object) -> None:
@@ -218,14 +234,14 @@ def write_copies(folder: Path, table: pl.DataFrame, **metadata: object) -> None:
     write_table(folder / COPIES_FILE, table, **metadata)
 
 
-def stored_copies(folder: Path) -> pl.DataFrame | None:
-    """Return the copies found before in a dataset (columns of `COPIES`), None where nobody looked."""
+def read_copies(folder: Path) -> pl.DataFrame | None:
+    """Return the copies in a dataset's folder (columns of `COPIES`); None if none were searched for."""
     path = folder / COPIES_FILE
     return read_table(path, COPIES) if path.is_file() else None
 
 
-def placed(table: pl.DataFrame, ids: pl.Series) -> tuple[Integers, NDArray[np.bool_]]:
-    """Return the pairs of a table of `COPIES` as positions (P, 2) in `ids`, i < j, and which of `ids` it knows."""
+def copy_positions(table: pl.DataFrame, ids: pl.Series) -> tuple[Integers, NDArray[np.bool_]]:
+    """Return the pairs in a table of copies as positions (P, 2) in `ids`, i < j, and which of `ids` (N,) it holds."""
     at = pl.DataFrame({"image_id": ids}).with_row_index("at").cast({"at": pl.Int64})
     long = table.explode("copies", empty_as_null=True).drop_nulls()
     found = long.join(at, on="image_id").join(at, left_on="copies", right_on="image_id", suffix="_of_copy")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.dataset.copies import placed, stored_copies
+from landmarks.dataset.copies import copy_positions, read_copies
 from landmarks.dataset.divide import (
     FROM_SOURCE,
     MIN_IMAGES_TO_SPLIT,
@@ -22,7 +22,7 @@ from landmarks.dataset.divide import (
     divide,
     rule_from_metadata,
 )
-from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, groups
+from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, group_images
 from landmarks.dataset.manifest import SPLIT, SPLIT_FILE, SPLITS
 from landmarks.support.console import note
 from landmarks.support.tables import read_metadata, read_table
@@ -87,9 +87,9 @@ class EarlierDivision:
 def groups_with_copies(images: pl.DataFrame, copies: pl.DataFrame | None) -> Grouping:
     """Return the groups of `images`, given the copies found among some of them (columns of `COPIES`)."""
     if copies is None:
-        return groups(images)
-    pairs, searched = placed(copies, images["image_id"])
-    return groups(images, copies=pairs, searched=searched)
+        return group_images(images)
+    pairs, searched = copy_positions(copies, images["image_id"])
+    return group_images(images, copies=pairs, searched=searched)
 
 
 def read_division(folder: Path) -> EarlierDivision | None:
@@ -99,7 +99,7 @@ def read_division(folder: Path) -> EarlierDivision | None:
         return None
     table, metadata = read_table(path, SPLIT), read_metadata(path)
     return EarlierDivision(
-        table, rule_from_metadata(metadata, table["split"]), int(metadata.get("added", "0")), stored_copies(folder)
+        table, rule_from_metadata(metadata, table["split"]), int(metadata.get("added", "0")), read_copies(folder)
     )
 
 
@@ -130,7 +130,7 @@ def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
 def division_from_source(images: pl.DataFrame, assigned: np.ndarray[Any, Any]) -> Division:
     """Return the division of `images` `(N,)`, sorted by id, into the splits `assigned` `(N,)` that came with them."""
     val, test = (float((assigned == which).mean()) for which in (VAL, TEST))
-    return division_of(images, assigned, groups(images), SplitRule(FROM_SOURCE, val, test, None))
+    return division_of(images, assigned, group_images(images), SplitRule(FROM_SOURCE, val, test, None))
 
 
 def assign_by_rule(

@@ -1,4 +1,4 @@
-"""Pairs of 64-bit hashes that are near one another, without comparing all with all."""
+"""Finding pairs of 64-bit hashes that are near one another, without comparing all pairs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from landmarks.support.errors import UsageError
 BITS = 64
 
 _CANDIDATES_AT_ONCE = 1 << 21
-_COMPARED_AT_MOST = 1 << 32  # faster than by chunks up to about here
-_FEW = 8192  # so many are compared one with another faster than by chunks
+_MOST_COMPARED = 1 << 32  # up to about here, comparing all pairs is faster than chunks
+_FEW = 8192  # up to this number, comparing all pairs is faster than chunks
 _LARGEST_RADIUS = 15
 
 
 def near_pairs(hashes: np.ndarray[Any, Any], radius: int) -> np.ndarray[Any, Any]:
     """Return all pairs `(P, 2)` of positions i < j, sorted, whose hashes `(N,)` uint64 differ in at most `radius` bits.
 
-    No pair is missed. The bits are dealt out to m chunks; hashes that differ in at most `radius` bits differ in at most
-    `radius // m` of them in some chunk, and all pairs that do are compared (pigeonhole; Norouzi et al., "Fast exact
-    search in Hamming space with multi-index hashing", 2014). Bits are dealt out in turn, so that every chunk gets its
-    share of those that say much.
+    No pair is missed. The bits are dealt out to m chunks. Hashes that differ in at most `radius` bits differ in at most
+    `radius // m` bits of some chunk, and all pairs that do are compared (pigeonhole; Norouzi et al., "Fast exact search
+    in Hamming space with multi-index hashing", 2014). The bits are dealt out in turn, so that informative bits are
+    spread over all chunks.
     """
     if not 0 <= radius <= _LARGEST_RADIUS:
         raise UsageError("an impossible radius", received=radius, expected=f"0 to {_LARGEST_RADIUS} bits")
     hashes = np.ascontiguousarray(hashes, np.uint64)
     if len(hashes) <= _FEW:
-        return _all_compared(hashes, radius)
+        return _compare_all(hashes, radius)
     chunks = min(range(1, 9), key=lambda chunks: _cost(len(hashes), radius, chunks))
     found = [np.empty(0, np.int64)]
     for chunk in range(chunks):
@@ -44,7 +44,7 @@ def near_pairs(hashes: np.ndarray[Any, Any], radius: int) -> np.ndarray[Any, Any
     return np.stack(np.divmod(pairs, len(hashes)), axis=1)
 
 
-def _all_compared(hashes: np.ndarray[Any, Any], radius: int) -> np.ndarray[Any, Any]:
+def _compare_all(hashes: np.ndarray[Any, Any], radius: int) -> np.ndarray[Any, Any]:
     count = len(hashes)
     rows = max(1, _CANDIDATES_AT_ONCE // max(count, 1))
     found = [np.empty((0, 2), np.int64)]
@@ -56,7 +56,7 @@ def _all_compared(hashes: np.ndarray[Any, Any], radius: int) -> np.ndarray[Any, 
 
 
 def _cost(count: int, radius: int, chunks: int) -> float:
-    """Estimate nanoseconds for `chunks` chunks if all bits were fair coins; measured on one core."""
+    """Return an estimate in nanoseconds of the cost of `chunks` chunks for random bits, measured on one core."""
     bits = math.ceil(BITS / chunks)
     if bits > 24:  # the table of a chunk's buckets would not stay small
         return math.inf
@@ -65,7 +65,7 @@ def _cost(count: int, radius: int, chunks: int) -> float:
 
 
 def _keys(hashes: np.ndarray[Any, Any], bits: range) -> np.ndarray[Any, Any]:
-    """Gather some bits of each hash into a small number."""
+    """Return the given bits of each hash as a small integer."""
     keys = np.zeros(len(hashes), np.uint32)
     for place, bit in enumerate(bits):
         keys |= ((hashes >> np.uint64(bit)) & np.uint64(1)).astype(np.uint32) << np.uint32(place)
@@ -75,7 +75,7 @@ def _keys(hashes: np.ndarray[Any, Any], bits: range) -> np.ndarray[Any, Any]:
 def _candidates(
     keys: np.ndarray[Any, Any], bits: int, flips: int
 ) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Yield blocks of pairs of positions whose keys of so many `bits` differ in at most `flips`, each pair once."""
+    """Yield blocks of pairs of positions whose keys of `bits` bits differ in at most `flips` bits, each pair once."""
     order = np.argsort(keys, kind="stable").astype(np.int32)
     ordered = keys[order]
     ends = np.cumsum(np.bincount(ordered, minlength=1 << bits), dtype=np.int32)
@@ -85,7 +85,7 @@ def _candidates(
         for flipped in itertools.combinations(range(bits), ones):
             mask = np.uint32(sum(1 << place for place in flipped))
             other = ordered ^ mask
-            # Each pair of buckets is visited from its smaller key, and a bucket meets itself from each member onwards.
+            # Each pair of buckets is visited from its smaller key; within a bucket, each member meets those after it.
             from_here = np.flatnonzero(ordered < other) if ones else np.arange(len(ordered))
             begin = starts[other[from_here]] if ones else after
             length = starts[other[from_here] + np.uint32(1)] - begin
@@ -100,8 +100,10 @@ def _blocks(
     length: np.ndarray[Any, Any],
     left: np.ndarray[Any, Any] | None = None,
 ) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Yield the pairs of `left[here]`, or `order[here]`, and `order[begin : begin + length]`, about two million at
-    once."""
+    """Yield the pairs of `left[here]`, by default `order[here]`, and `order[begin : begin + length]`.
+
+    About two million pairs are yielded at once.
+    """
     left = order if left is None else left
     total = np.cumsum(length, dtype=np.int64)
     low = 0
@@ -115,7 +117,7 @@ def _blocks(
         low = high
 
 
-# ── The same between two sets ───────────────────────────────────────────────────────────────────────────────────────
+# ── Near pairs between two sets ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def near_between(
@@ -123,27 +125,27 @@ def near_between(
 ) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """Yield blocks of positions in `queries` (Q,) and `hashes` (N,) uint64 that differ in at most `radius` bits.
 
-    None is missed, as in `near_pairs`; where there are many hashes a pair may come several times.
+    No pair is missed, as in `near_pairs`. With many hashes a pair may be yielded several times.
     """
     queries, hashes = (np.ascontiguousarray(each, np.uint64) for each in (queries, hashes))
-    if len(queries) * len(hashes) <= _COMPARED_AT_MOST:
+    if len(queries) * len(hashes) <= _MOST_COMPARED:
         rows = max(1, _CANDIDATES_AT_ONCE // max(len(hashes), 1))
         for low in range(0, len(queries), rows):
-            asked, met = np.nonzero(np.bitwise_count(queries[low : low + rows, None] ^ hashes[None]) <= radius)
-            yield asked + low, met
+            query, match = np.nonzero(np.bitwise_count(queries[low : low + rows, None] ^ hashes[None]) <= radius)
+            yield query + low, match
         return
     chunks = min(range(1, 9), key=lambda chunks: _cost(len(hashes), radius, chunks))
     for chunk in range(chunks):
         bits = range(chunk, BITS, chunks)
-        keys, asked_keys = _keys(hashes, bits), _keys(queries, bits)
+        keys, query_keys = _keys(hashes, bits), _keys(queries, bits)
         order = np.argsort(keys, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << len(bits)))])
         for ones in range(radius // chunks + 1):
             for flipped in itertools.combinations(range(len(bits)), ones):
-                other = asked_keys ^ np.uint32(sum(1 << place for place in flipped))
+                other = query_keys ^ np.uint32(sum(1 << place for place in flipped))
                 length = starts[other + np.uint32(1)] - starts[other]
                 meets = np.flatnonzero(length)
                 every = np.arange(len(queries))
-                for asked, met in _blocks(order, meets, starts[other[meets]], length[meets], left=every):
-                    near = np.bitwise_count(queries[asked] ^ hashes[met]) <= radius
-                    yield asked[near], met[near]
+                for query, match in _blocks(order, meets, starts[other[meets]], length[meets], left=every):
+                    near = np.bitwise_count(queries[query] ^ hashes[match]) <= radius
+                    yield query[near], match[near]

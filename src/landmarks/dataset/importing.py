@@ -15,7 +15,7 @@ import polars as pl
 
 from landmarks.dataset import in_flight
 from landmarks.dataset.division import division_from_source
-from landmarks.dataset.groups import HASH_FORM, NO_HASH, groups, perceptual_hash
+from landmarks.dataset.groups import HASH_FORM, NO_HASH, group_images, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
 from landmarks.dataset.layouts import list_source
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, open_dataset, write_dataset
@@ -149,7 +149,7 @@ def _make(
             f"none of the {len(listed.found):,} files in {source} is an image", received=f"{where}: {why}"
         )
     table = table.sort("image_id")
-    table = table.with_columns(group=groups(table).column)
+    table = table.with_columns(group=group_images(table).column)
     known = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
     dataset = write_dataset(
         out,

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.division import Division, EarlierDivision, extend_division, read_division, with_groups
-from landmarks.dataset.groups import groups, perceptual_hash
+from landmarks.dataset.groups import group_images, perceptual_hash
 from landmarks.dataset.images import ImageError, prepare
 from landmarks.dataset.importing import IMAGES_PER_SHARD, UNFINISHED, finished_dataset, in_parallel, remove_unfinished
 from landmarks.dataset.manifest import (
@@ -160,7 +160,7 @@ def gather(
     if len(datasets) == 1 and verb == "join":  # the images are the same, so groups and splits stay
         split = None if datasets[0].splits is None else (datasets[0].splits, dict(datasets[0].split_metadata))
     else:
-        grouping = groups(images) if division is None else division.grouping
+        grouping = group_images(images) if division is None else division.grouping
         images = images.with_columns(group=grouping.column)
     dataset = write_dataset(
         out,
@@ -304,7 +304,7 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     if earlier is not None:
         table = earlier.table if united.splits is None else united.splits
         division = extend_division(corrected, replace(earlier, table=table))
-    grouping = groups(corrected) if division is None else division.grouping
+    grouping = group_images(corrected) if division is None else division.grouping
     record = {name: value for name, value in ours.record.items() if name not in ("format", "verb", "version", "inputs")}
     added = {**(record.get("added") or {}), inputs: theirs.record.get("rule") or ""}
     decoders = sorted({*(record.get("decoders") or []), *(theirs.record.get("decoders") or [])})
