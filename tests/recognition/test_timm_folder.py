@@ -14,7 +14,7 @@ from landmarks.evaluation.evaluate import evaluate
 from landmarks.models.network import build_network, save_network
 from landmarks.models.weights import set_epsilon
 from landmarks.recognition.export import export
-from landmarks.recognition.timm_folder import logits_apart
+from landmarks.recognition.timm_folder import logits_difference
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.training.run import Run, open_run
 
@@ -41,7 +41,7 @@ def test_timm_gives_the_logits_of_the_run(
     changed = with_network(run, name, size=size, epsilon=epsilon)
     written = export(changed, tmp_path / "folder", timm=True)
     assert {path.name for path in written.path.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
-    assert logits_apart(changed.network(), written.path) < 1e-5
+    assert logits_difference(changed.network(), written.path) < 1e-5
     config = json.loads((written.path / "config.json").read_text(encoding="utf-8"))
     assert config["label_names"] == changed.labels["name"].to_list()
     model = timm.create_model(f"local-dir:{written.path}", pretrained=True)
@@ -91,7 +91,7 @@ def test_the_card_has_numbers_with_intervals_and_no_markup_of_strangers(
 def test_a_folder_that_timm_reads_otherwise_is_not_left(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("landmarks.recognition.timm_folder.logits_apart", lambda *_: 0.5)
+    monkeypatch.setattr("landmarks.recognition.timm_folder.logits_difference", lambda *_: 0.5)
     with pytest.raises(LandmarksError, match="timm does not answer like run"):
         export(with_network(run, "test_resnet"), tmp_path / "folder", timm=True)
     assert not (tmp_path / "folder" / "config.json").exists()

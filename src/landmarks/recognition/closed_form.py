@@ -1,6 +1,6 @@
-"""What a recogniser keeps of its own images so that landmarks can be added, and the scores that follow from it.
+"""The memory of a recogniser, which lets landmarks be added, and the closed-form scores computed from it.
 
-Two answers in closed form are weighed against each other: the linear discriminant, which knows a landmark by its mean
+The scores are the weighted sum of two closed forms: the linear discriminant, which represents a landmark by its mean
 (`training/discriminant.py`), and the density of remembered images around the image (`kernel_density.py`).
 """
 
@@ -24,15 +24,15 @@ from landmarks.training.discriminant import (
 )
 
 DENSITY_SHARES = (0.0, 0.5, 1.0, 2.0)
-"""Among which validation chooses what a log density counts for each log probability of the discriminant."""
+"""Candidates for the weight of the log densities relative to the discriminant's; validation chooses one."""
 
 MAX_NUMBERS = 1 << 21
-"""Scores of validation images that the weights are chosen on."""
+"""Most scores of validation images that the weights are chosen on."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the discriminant's scores and the log densities are multiplied by."""
+    """Factors of the discriminant's scores and of the log densities."""
 
     discriminant: float
     density: float
@@ -40,14 +40,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Scores of K + L landmarks: K that a head was trained for, and L that were learned."""
+    """Scores of K trained and L learned landmarks."""
 
     discriminant: Discriminant
     neighbourhood: Neighbourhood | None
     weights: Weights
 
     def scores(self, directions: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return scores (N, K + L) of `directions` (N, C), larger is likelier."""
+        """Return the scores (N, K + L) of `directions` (N, C); larger is likelier."""
         scores = self.weights.discriminant * self.discriminant.scores(directions)
         if self.neighbourhood is None:
             return scores
@@ -56,7 +56,7 @@ class ClosedForm:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a run keeps of its own images so that landmarks can be added."""
+    """What a run keeps of its own images so that it can learn landmarks."""
 
     moments: ClassMoments
     validation: Validation
@@ -64,7 +64,7 @@ class Memory:
     weights: Weights
 
     def with_learned(self, learned: Learned) -> ClosedForm:
-        """Return the scores of the run's landmarks and the `learned` ones."""
+        """Return the closed form of the run's landmarks and the `learned` ones."""
         old, labels = len(self.moments.counts), len(self.moments.counts) + learned.places
         moments = self.moments.plus(learned.images, labels, old + len(learned.names))
         neighbourhood = self.neighbourhood
@@ -76,24 +76,23 @@ class Memory:
 def memory_of(
     moments: ClassMoments, validation: Validation, images: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> Memory:
-    """Return what to keep of training images with directions `images` (M, C), `labels` (M,) and their `moments`.
+    """Return the memory of training images with directions `images` (M, C), `labels` (M,) and `moments`.
 
-    Each answer is brought to its least log loss on the validation images; then the share of the densities and the
-    scale of the sum are those with the least log loss.
+    Discriminant and densities are each scaled for the least log loss on the validation images; then the share of the
+    densities and the scale of the sum are chosen, again for the least log loss.
     """
     neighbourhood = neighbourhood_of(moments, images, labels)
     classes = len(moments.counts)
-    some = slice(None, None, max(1, len(validation.labels) * classes // MAX_NUMBERS))
-    asked, truth = validation.images[some], validation.labels[some]
-    discriminant = discriminant_of(moments).scores(asked)
+    rows = slice(None, None, max(1, len(validation.labels) * classes // MAX_NUMBERS))
+    directions, truth = validation.images[rows], validation.labels[rows]
+    discriminant = discriminant_of(moments).scores(directions)
     scale = fitted_scale(discriminant, truth)
     if neighbourhood is None:
         return Memory(moments, validation, None, Weights(1 / scale, 0.0))
-    densities = neighbourhood.log_densities(asked, classes)
+    densities = neighbourhood.log_densities(directions, classes)
     density, logs = fitted_scale(densities, truth), log_softmax(discriminant / scale, axis=1)
-    found = {share: fit_scale(logs + share * densities / density, truth) for share in DENSITY_SHARES}
-    share = min(found, key=lambda one: found[one].loss)
-    whole = found[share].scale
-    return Memory(
-        moments, validation, neighbourhood if share else None, Weights(1 / scale / whole, share / density / whole)
-    )
+    fits = {share: fit_scale(logs + share * densities / density, truth) for share in DENSITY_SHARES}
+    share = min(fits, key=lambda candidate: fits[candidate].loss)
+    total_scale = fits[share].scale
+    weights = Weights(1 / scale / total_scale, share / density / total_scale)
+    return Memory(moments, validation, neighbourhood if share else None, weights)

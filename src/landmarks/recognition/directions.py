@@ -1,4 +1,4 @@
-"""What images are compared by: the directions of their features, as numbers, and as a layer of a network."""
+"""Directions of features, by which images are compared: as a numpy function, and as a layer of a network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional
 from landmarks.support.seeds import generator
 
 MAX_WIDTH = 2048
-"""Length of the longest features that are compared as they are; covariances have its square."""
+"""Longest directions; wider features are sketched down to it, since covariances grow with its square."""
 
 BLOCK_BYTES = 1 << 25
-"""About what the features take that are turned into directions at a time."""
+"""Approximate size of the features that are turned into directions at a time."""
 
 TINY = 1e-12
-"""Keeps roots and lengths away from 0, where they have no gradient."""
+"""Keeps square roots and lengths away from 0, where they have no gradient."""
 
 
 def compared_width(width: int) -> int:
@@ -26,11 +26,11 @@ def compared_width(width: int) -> int:
 
 
 def directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return features `(N, W)` as signed square roots of length 1 `(N, compared_width(W))`.
+    """Return signed square roots of features `(N, W)`, normalised to length 1, as `(N, compared_width(W))`.
 
-    After the roots a few large channels no longer decide the cosine (Arandjelović & Zisserman, CVPR 2012, RootSIFT;
-    Perronnin et al., ECCV 2010). Wider features are added up with random signs into `MAX_WIDTH` sums, which keeps
-    their cosines in expectation (Charikar et al., ICALP 2002, count sketch).
+    The square roots keep a few large channels from dominating the cosine (Arandjelović & Zisserman, CVPR 2012,
+    RootSIFT; Perronnin et al., ECCV 2010). Features wider than `MAX_WIDTH` are added with random signs into `MAX_WIDTH`
+    sums, which preserves their cosines in expectation (Charikar et al., ICALP 2002, count sketch).
     """
     width = features.shape[1]
     values = np.empty((len(features), compared_width(width)), dtype=np.float32)
@@ -53,14 +53,14 @@ def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def sketch(width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the sign of each of `width` features and the sum, of `MAX_WIDTH`, that it goes to, both `(width,)`."""
+    """Return the sign of each of `width` features and the index of the sum it is added to, `(width,)` each."""
     random = generator("sketch", width)
     signs = random.choice(np.array([-1, 1], dtype=np.float32), size=width)
     return signs, random.integers(MAX_WIDTH, size=width)
 
 
 class Directions(nn.Module):
-    """`directions` of features (N, W), as a layer that autograd and exporters follow, for any number of images."""
+    """`directions` as a layer, for autograd and for exports with any number of images."""
 
     signs: Tensor
     members: Tensor
@@ -83,9 +83,9 @@ class Directions(nn.Module):
 
 
 def members_of(places: NDArray[np.int64], sums: int) -> NDArray[np.int64]:
-    """Return which features go to each of so many `sums`, `(sums, m)`; their number W, where fewer than m do.
+    """Return the inverse of `places` `(W,)`: the indices that are mapped to each sum, `(sums, m)`, padded with W.
 
-    Gathering them leaves the batch open in ONNX, which adding to places does not.
+    In ONNX, gathering by these leaves the batch size open; scatter-adding by `places` does not.
     """
     order = np.argsort(places, kind="stable")
     counts = np.bincount(places, minlength=sums)

@@ -1,7 +1,7 @@
-"""The verb `export`: a run becomes one ONNX file that gives the same answers everywhere, or is not written.
+"""The verb `export`: writes a run as one ONNX file, after verifying that it gives the same answers.
 
-The file takes decoded images of any size (see `docs/export.md`). Before it is written it answers images of the run's
-validation split in onnxruntime, next to the run itself.
+The file takes decoded images of any size (see `docs/export.md`). It is verified in onnxruntime on images of the run's
+validation split, which the run answers too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from landmarks.recognition.export_verification import (
     Tolerance,
     Verification,
     VerificationImages,
-    refuse_beyond,
+    require_within,
     verify,
 )
 from landmarks.recognition.known_scores import MSP
@@ -50,19 +50,19 @@ from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run, open_run
 
 MAX_AUTHORS = 1_000
-"""Authors of training images that are named in the file; `landmarks credits` lists all."""
+"""Most authors of training images that are named in the file; `landmarks credits` lists all."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """A written export: its file, its size, and how it answered beside its run."""
+    """A written export: its file, its size, and how its answers compare with the run's."""
 
     path: Path
     bytes: int
     kind: str
     maps: bool
     verification: Verification | None
-    """None: a folder for timm, whose logits are the run's."""
+    """None for a folder for timm, whose logits are compared instead."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -79,22 +79,23 @@ def export(
     data: Place | None = None,
     images: int | None = None,
 ) -> Export:
-    """Write `run` to `out`, one ONNX file, when it answers like the run; see `docs/export.md` for what is in it.
+    """Write `run` to the ONNX file `out`, provided that it answers like the run; `docs/export.md` describes the file.
 
-    `int8` writes the backbone in whole numbers of eight bits, a quarter of the size: all that it computes, on scales
-    from training images, where its features bear that, else its weights alone, rounded for training images.
-    So many `images` (64; 256 with `int8`) of the run's validation split, or of `data`, are answered by both. Raises
-    `LandmarksError` with agreement and largest difference when the export answers differently (nothing is written
-    then), when the dataset is gone, for a network that cannot be exported, and when `out` has learned landmarks that
-    the new one could not answer.
+    The answers of run and export are compared on `images` (by default 64; 256 with `int8`) images of the run's
+    validation split, or of `data`. Raises `LandmarksError`, with agreement and largest difference, when they differ too
+    much (nothing is written then), when the dataset is gone, for a network that cannot be exported, and when an export
+    at `out` has learned landmarks that the new one could not answer.
 
-    `half` writes weights in half precision: half the size, the same answers within the same tolerance as without.
+    `int8` quantises the backbone to 8-bit integers, a quarter of the size: activations and weights if its features
+    tolerate that, with scales from training images; otherwise the weights alone, rounded to fit training images.
 
-    With `learning` the file can be taught landmarks, and so can a page of it: it carries what the run remembers of its
-    images for that, which is made from its dataset where it is not there yet.
+    `half` writes weights in half precision: half the size, with the same tolerance as in single precision.
 
-    `timm` writes the folder `out` instead, in the Hub's form, from which `timm.create_model("local-dir:OUT",
-    pretrained=True)` gives the run's logits; heads other than `linear` have no place in it and are refused.
+    With `learning` the export, and a page made of it, can learn landmarks. It then contains what the run remembers of
+    its images, which is computed from its dataset if necessary.
+
+    `timm` writes a folder `out` in the Hub's format instead, from which `timm.create_model("local-dir:OUT",
+    pretrained=True)` gives the run's logits. This works for the head `linear` only; others are refused.
     """
     opened = run if isinstance(run, Run) else open_run(run)
     out = Path(out)
@@ -109,7 +110,7 @@ def export(
     if int8 and half:
         raise UsageError("an export is in eight bits or in half precision", received="both")
     recogniser = _ready(opened)
-    shown = _images_to_verify(opened, data, count)
+    verified_on = _images_to_verify(opened, data, count)
     note(f"exporting {opened.name}: {recogniser.network.backbone_name}, {len(recogniser.names)} landmarks")
     carried = learning_of(opened, recogniser) if learning else None
     parts = graph_parts(recogniser, compact=int8 or half, learning=carried)
@@ -117,7 +118,7 @@ def export(
         note(f"no heat maps: {parts.maps}")
     if half:
         parts = replace(parts, backbone=with_half_weights(parts.backbone))
-    if int8 and carried is None:  # what landmarks are learned from bears no rounding
+    if int8 and carried is None:  # what landmarks are learned from does not tolerate the rounding
         parts = replace(parts, tail=with_eight_bit_weights(parts.tail, least=LARGE))
     if int8 or half:
         parts = replace(parts, tail=with_half_weights(parts.tail))
@@ -126,21 +127,21 @@ def export(
     if carried is not None:
         told(carried)
         record["learning"] = carried.record
-    learned_beside(out, read_export_record(json.dumps(record), str(out)))  # or the file that is written is of no use
+    learned_beside(out, read_export_record(json.dumps(record), str(out)))  # raises now rather than later
     if int8:
-        squares = _training_squares(opened, shown, recogniser)
-        found = quantised(parts.backbone, squares)
-        if found.what == WEIGHTS:
+        squares = _training_squares(opened, verified_on, recogniser)
+        small = quantised(parts.backbone, squares)
+        if small.what == WEIGHTS:
             note(
-                f"eight bits for weights alone, whose features lie {100 * found.apart:.1f} % off; with activations in "
-                f"eight bits too it would be {100 * found.computed_apart:.1f} %"
+                f"eight bits for weights alone, whose features lie {100 * small.apart:.1f} % off; with activations in "
+                f"eight bits too it would be {100 * small.computed_apart:.1f} %"
             )
-        parts = replace(parts, backbone=found.backbone)
-        record["quantised"] = {"what": found.what, "calibrated_on": len(squares) // 2, "apart": found.apart}
+        parts = replace(parts, backbone=small.backbone)
+        record["quantised"] = {"what": small.what, "calibrated_on": len(squares) // 2, "apart": small.apart}
     with written_whole(out) as aside:
         tolerance = SMALL if int8 else EXACT
         verification = write_verified(
-            joined(parts), record, aside, recogniser, shown, tolerance=tolerance, learning=carried
+            joined(parts), record, aside, recogniser, verified_on, tolerance=tolerance, learning=carried
         )
     return Export(out, out.stat().st_size, kind, not parts.maps, verification)
 
@@ -161,9 +162,9 @@ def _export_to_timm(run: Run, out: Path, *, int8: bool) -> Export:
 
 
 def _ready(run: Run, by: str | None = None) -> Recogniser:
-    """Return the run's recogniser on the processor, its temperature fitted while its dataset is there."""
+    """Return the run's recogniser on the CPU; its temperature is fitted first, if its dataset is there."""
     recogniser = open_trained(run, "cpu", by)
-    if recogniser.learned.names:  # which needs a temperature
+    if recogniser.learned.names:  # a run that has learned has a temperature
         return recogniser
     try:
         own = find_own_dataset(run)
@@ -195,19 +196,19 @@ def _images_to_verify(run: Run, data: Place | None, count: int) -> VerificationI
     return VerificationImages(dataset, images[chosen.tolist()])
 
 
-def _training_squares(run: Run, shown: VerificationImages, recogniser: Recogniser) -> NDArray[np.float32]:
-    """Return normalised images (N, 3, S, S) that the run was trained on; others where these are gone, with a note."""
+def _training_squares(run: Run, fallback: VerificationImages, recogniser: Recogniser) -> NDArray[np.float32]:
+    """Return normalised training images (N, 3, S, S) of the run; those of `fallback` if they are gone, with a note."""
     try:
         own = find_own_dataset(run)
         images = images_seen(run, own, "train")
     except LandmarksError:
-        own, images = shown.dataset, shown.images[:0]
+        own, images = fallback.dataset, fallback.images[:0]
     if not len(images):
         note("the images that the run was trained on are gone: scales come from those that the export is verified on")
-        own, images = shown.dataset, shown.images
+        own, images = fallback.dataset, fallback.images
     chosen = np.sort(generator(0, "calibration").permutation(len(images))[: 2 * CALIBRATED_ON])
-    preprocessing, some = recogniser.network.preprocessing, VerificationImages(own, images[chosen.tolist()])
-    squares = [centre_crop(pixels, preprocessing) for pixels in some.decoded(preprocessing.shorter)]
+    preprocessing, sample = recogniser.network.preprocessing, VerificationImages(own, images[chosen.tolist()])
+    squares = [centre_crop(pixels, preprocessing) for pixels in sample.decoded(preprocessing.shorter)]
     return as_normalised(np.stack(squares)[generator(1, "calibration").permutation(len(squares))], preprocessing)
 
 
@@ -216,15 +217,15 @@ def write_verified(
     record: dict[str, Any],
     path: Path,
     recogniser: Recogniser,
-    shown: VerificationImages,
+    images: VerificationImages,
     *,
     tolerance: Tolerance,
     learning: Learning | None = None,
 ) -> Verification:
-    """Write `model` with its `record` to `path`, once it has answered as `recogniser` does; raise when it does not."""
+    """Write `model` and `record` to `path`; raise `DifferentAnswersError` if it does not answer like `recogniser`."""
     _write(model, record, path)
-    verification = verify(open_export(path), recogniser, shown, learning)
-    refuse_beyond(tolerance, verification)
+    verification = verify(open_export(path), recogniser, images, learning)
+    require_within(tolerance, verification)
     _write(model, {**record, "verification": asdict(verification)}, path)
     open_export(path)
     return verification
@@ -241,7 +242,7 @@ def _write(model: onnx.ModelProto, record: dict[str, Any], path: Path) -> None:
 
 
 def export_record(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) -> dict[str, Any]:
-    """Return the record that an export carries in its metadata, without the figures of its verification."""
+    """Return the record in the metadata of an export, without the figures of its verification."""
     network, rule = recogniser.trained, recogniser.rule
     trained_on = run.record.get("data") or {}
     labels = [
@@ -270,9 +271,9 @@ def export_record(run: Run, recogniser: Recogniser, no_maps: str, *, kind: str) 
 
 
 def _licence(run: Run, backbone_name: str) -> dict[str, Any]:
-    """Return what the run began with, and under which licence: timm tells that of its own weights alone.
+    """Return what the run's weights started from, and their licence, which is known for timm's weights only.
 
-    A file or another run is told by its name, not by its place: an export leaves the machine.
+    A file or another run is given by its name, without its folder, as exports are passed on to others.
     """
     start = str((run.record.get("network") or {}).get("weights", ""))
     licence = pretrained_record(backbone_name).get("license") if start == "imagenet" else None
@@ -280,7 +281,7 @@ def _licence(run: Run, backbone_name: str) -> dict[str, Any]:
 
 
 def _credits(run: Run) -> dict[str, Any]:
-    """Return whose images the run was trained on, and under which licences, as far as its dataset tells."""
+    """Return authors and licences of the images that the run was trained on, as far as its dataset knows them."""
     try:
         images = images_seen(run, find_own_dataset(run), "train")
     except LandmarksError:

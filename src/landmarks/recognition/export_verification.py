@@ -1,4 +1,4 @@
-"""Whether an export answers as its run does: both are asked about the same images, one by one and together."""
+"""Verification of an export: compares its answers with its run's on the same images, one by one and in a batch."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ from landmarks.training.loader import normalised
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an export may differ by from its run and still be written."""
+    """How much an export may differ from its run and still be written."""
 
     agreement: float
-    """Least share of images with the same best answer."""
+    """Smallest share of images with the same best answer."""
     probability: float
     """Largest difference of any probability."""
     features: float
-    """Largest distance of an image's features, of their length."""
+    """Largest relative distance of an image's features."""
     whitened: float
-    """Largest distance of what landmarks are learned from, of its length: whitening enlarges what features are off."""
+    """Largest relative distance of its whitened features; whitening amplifies errors of the features."""
 
 
 EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02, whitened=0.05)
-"""Single precision: what is left is the rounding of grey levels in the resize."""
+"""For single precision: the remaining difference is the rounding of grey levels in the resize."""
 
 SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1, whitened=0.2)
-"""Whole numbers of eight bits: one in a hundred images may be answered otherwise, no more."""
+"""For 8-bit integers: at most one in a hundred images may be answered differently."""
 
 TIE = 0.005
-"""Two best answers whose probabilities the run holds for equal, within so much, agree whichever comes first."""
+"""Best answers count as the same if the run's probabilities of them differ by no more than this."""
 
 
 @dataclass(frozen=True)
 class LearningVerification:
-    """How what an export learns with agreed with what the run's images and features give."""
+    """How an export's outputs for learning compare with those computed from the run's features."""
 
     whitened_difference: float
-    """Largest distance of what landmarks are learned from, of its length."""
+    """Largest relative distance of the whitened features."""
     agreement: float
     """Share of images whose best trained landmark by `trained_scores` is the same."""
     largest_difference: float
-    """Of any probability by `trained_scores`."""
+    """Of any probability computed from `trained_scores`."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How an export answered the images that its run answered beside it."""
+    """How the answers of an export compare with its run's."""
 
     images: int
     agreement: float
@@ -71,26 +71,26 @@ class Verification:
     """Of any probability of any image."""
     mean_difference: float
     features_difference: float
-    """Largest distance of an image's features, of their length."""
+    """Largest relative distance of an image's features."""
     known_agreement: float | None
-    """Share of images that both call known, or both unknown; None: the run has no threshold."""
+    """Share of images that are known to both, or unknown to both; None: the run has no threshold."""
     maps_difference: float | None
     """Mean difference of heat maps from 0 to 1; None: there are none."""
     data: str
     """The dataset of the images."""
     learning: LearningVerification | None = None
-    """What it is taught with; None: it cannot learn."""
+    """The same for what it learns with; None: it cannot learn."""
 
 
 @dataclass(frozen=True)
 class VerificationImages:
-    """Images that run and export are asked about."""
+    """The images that run and export both answer."""
 
     dataset: Dataset
     images: pl.DataFrame
 
     def decoded(self, min_side: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield the images as they are handed to an export, uint8 (H, W, 3)."""
+        """Yield the images as an export takes them, uint8 (H, W, 3)."""
         reader = ImageReader(self.dataset)
         for shard, offset, length in self.images.select("shard", "offset", "length").iter_rows():
             yield decode(reader.read(shard, offset, length), min_side=min_side)
@@ -98,47 +98,46 @@ class VerificationImages:
 
 @torch.no_grad()
 def verify(
-    export: ExportedNetwork, recogniser: Recogniser, shown: VerificationImages, learning: Learning | None = None
+    export: ExportedNetwork, recogniser: Recogniser, images: VerificationImages, learning: Learning | None = None
 ) -> Verification:
-    """Return how `export` answers the images beside `recogniser`, the run that it was made of.
+    """Return how the answers of `export` to `images` compare with those of `recogniser`, the run it was made from.
 
-    What it learns with is compared with what `learning`, of the run, gives of the run's features.
-
-    Images are asked one by one, and then several of one size together, which must change nothing.
+    With `learning`, its outputs for learning are compared with those computed from the run's features. Images are
+    answered one by one, then several of one size in a batch, which must not change the answers.
     """
     network, agreed, known, maps, learned = recogniser.trained, [], [], [], []
-    largest = total = features_apart = 0.0
-    with progress("verifying", total=len(shown.images)) as advance:
-        for pixels in shown.decoded(network.preprocessing.shorter):
-            said = export.outputs([pixels], maps=export.has_maps)
-            _require_one_answer(said)
-            seen = centre_crop(pixels, network.preprocessing)
-            tensor = torch.from_numpy(seen[None].copy()).permute(0, 3, 1, 2)
+    largest = total = largest_of_features = 0.0
+    with progress("verifying", total=len(images.images)) as advance:
+        for pixels in images.decoded(network.preprocessing.shorter):
+            outputs = export.outputs([pixels], maps=export.has_maps)
+            _require_one_answer(outputs)
+            square = centre_crop(pixels, network.preprocessing)
+            tensor = torch.from_numpy(square[None].copy()).permute(0, 3, 1, 2)
             features = network.features(normalised(tensor, network.preprocessing))
-            wanted = (network.classify(features) / recogniser.temperature).softmax(1)[0].numpy()
-            apart = np.abs(wanted - said.probabilities[0])
-            largest, total = max(largest, float(apart.max())), total + float(apart.mean())
-            length = max(float(features.norm()), 1e-12)
-            features_apart = max(features_apart, float(np.linalg.norm(features.numpy() - said.features)) / length)
-            agreed.append(bool(wanted.max() - wanted[said.best[0, 0]] <= TIE))
+            expected = (network.classify(features) / recogniser.temperature).softmax(1)[0].numpy()
+            differences = np.abs(expected - outputs.probabilities[0])
+            largest, total = max(largest, float(differences.max())), total + float(differences.mean())
+            distance = float(np.linalg.norm(features.numpy() - outputs.features)) / max(float(features.norm()), 1e-12)
+            largest_of_features = max(largest_of_features, distance)
+            agreed.append(bool(expected.max() - expected[outputs.best[0, 0]] <= TIE))
             if recogniser.rule is not None:
-                score = recogniser.known_scores(recogniser.answer([seen]))
-                known.append(bool((score >= recogniser.threshold) == (said.known_score >= recogniser.threshold)))
+                score = recogniser.known_scores(recogniser.answer([square]))
+                known.append(bool((score >= recogniser.threshold) == (outputs.known_score >= recogniser.threshold)))
             if learning is not None:
-                learned.append(_learning_apart(learning, features.numpy(), said))
-            if said.maps is not None:
-                maps.append(_maps_apart(recogniser, pixels, said.best[0], said.maps[0]))
+                learned.append(_learning_difference(learning, features.numpy(), outputs))
+            if outputs.maps is not None:
+                maps.append(_maps_difference(recogniser, pixels, outputs.best[0], outputs.maps[0]))
             advance(1)
-    together = _batch_apart(export, next(shown.decoded(network.preprocessing.shorter)))
+    of_batch = _batch_difference(export, next(images.decoded(network.preprocessing.shorter)))
     return Verification(
         images=len(agreed),
         agreement=float(np.mean(agreed)),
-        largest_difference=max(largest, together),
+        largest_difference=max(largest, of_batch),
         mean_difference=total / len(agreed),
-        features_difference=features_apart,
+        features_difference=largest_of_features,
         known_agreement=float(np.mean(known)) if known else None,
         maps_difference=float(np.mean(maps)) if maps else None,
-        data=shown.dataset.folder.resolve().name,
+        data=images.dataset.folder.resolve().name,
         learning=LearningVerification(
             whitened_difference=max(one.whitened_difference for one in learned),
             agreement=float(np.mean([one.agreement for one in learned])),
@@ -149,9 +148,9 @@ def verify(
     )
 
 
-def _require_one_answer(said: Outputs) -> None:
-    """Raise where an export answers one image with several answers: the batch of its graph is frozen."""
-    answers = {len(one) for one in (said.probabilities, said.features, said.known_score, said.best)}
+def _require_one_answer(outputs: Outputs) -> None:
+    """Raise `DifferentAnswersError` if one image has several answers, as the batch size of the graph is fixed then."""
+    answers = {len(array) for array in (outputs.probabilities, outputs.features, outputs.known_score, outputs.best)}
     if answers != {1}:
         raise DifferentAnswersError(
             "the export does not answer like its run and was not written",
@@ -160,42 +159,42 @@ def _require_one_answer(said: Outputs) -> None:
         )
 
 
-def _learning_apart(learning: Learning, features: NDArray[np.float32], said: Outputs) -> LearningVerification:
-    """Return how far apart both are for the features (1, C) of one image."""
-    assert said.whitened is not None and said.trained_scores is not None
+def _learning_difference(learning: Learning, features: NDArray[np.float32], outputs: Outputs) -> LearningVerification:
+    """Return the comparison for one image, whose features (1, C) in the run are given."""
+    assert outputs.whitened is not None and outputs.trained_scores is not None
     whitened, scores = learning.scores(directions(features))
-    wanted, found = softmax(scores[0]), softmax(said.trained_scores[0].astype(np.float64))
+    expected, found = softmax(scores[0]), softmax(outputs.trained_scores[0].astype(np.float64))
     length = max(float(np.linalg.norm(whitened)), 1e-12)
     return LearningVerification(
-        whitened_difference=float(np.linalg.norm(whitened - said.whitened)) / length,
-        agreement=float(wanted.max() - wanted[found.argmax()] <= TIE),
-        largest_difference=float(np.abs(wanted - found).max()),
+        whitened_difference=float(np.linalg.norm(whitened - outputs.whitened)) / length,
+        agreement=float(expected.max() - expected[found.argmax()] <= TIE),
+        largest_difference=float(np.abs(expected - found).max()),
     )
 
 
-def _maps_apart(
+def _maps_difference(
     recogniser: Recogniser, pixels: NDArray[np.uint8], best: NDArray[np.int64], maps: NDArray[np.float32]
 ) -> float:
-    """Return the mean difference of heat maps (A, h, w) from the run's, for answers that both give."""
+    """Return the mean difference of heat maps (A, h, w) from the run's, over the answers that both give."""
     explained = recogniser.explain(pixels, top=len(best))
-    wanted = {answer.label: map_of_one for answer, map_of_one in zip(explained.answers, explained.maps, strict=True)}
-    pairs = [(wanted[label], one) for label, one in zip(best.tolist(), maps, strict=True) if label in wanted]
+    expected = {answer.label: heat for answer, heat in zip(explained.answers, explained.maps, strict=True)}
+    pairs = [(expected[label], heat) for label, heat in zip(best.tolist(), maps, strict=True) if label in expected]
     return float(np.mean([np.abs(first - second).mean() for first, second in pairs])) if pairs else 1.0
 
 
-def _batch_apart(export: ExportedNetwork, pixels: NDArray[np.uint8]) -> float:
-    """Return the largest difference of a batch of three images from the same images one by one."""
-    several = [pixels, pixels[:, ::-1].copy(), pixels[::-1].copy()]
-    together = export.outputs(several).probabilities
-    alone = np.concatenate([export.outputs([one]).probabilities for one in several])
-    return float(np.abs(together - alone).max())
+def _batch_difference(export: ExportedNetwork, pixels: NDArray[np.uint8]) -> float:
+    """Return the largest difference between a batch of three images and the same images one by one."""
+    images = [pixels, pixels[:, ::-1].copy(), pixels[::-1].copy()]
+    in_batch = export.outputs(images).probabilities
+    one_by_one = np.concatenate([export.outputs([image]).probabilities for image in images])
+    return float(np.abs(in_batch - one_by_one).max())
 
 
-def refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
-    """Raise `DifferentAnswersError`, with both figures, where `found` is beyond the `tolerance`."""
+def require_within(tolerance: Tolerance, found: Verification) -> None:
+    """Raise `DifferentAnswersError`, with the figures, unless `found` is within the `tolerance`."""
     fits = found.agreement >= tolerance.agreement and found.largest_difference <= tolerance.probability
     if fits and found.features_difference <= tolerance.features:
-        _refuse_to_teach_beyond(tolerance, found)
+        _require_learning_within(tolerance, found)
         return
     raise DifferentAnswersError(
         "the export does not answer like its run and was not written",
@@ -206,7 +205,7 @@ def refuse_beyond(tolerance: Tolerance, found: Verification) -> None:
     )
 
 
-def _refuse_to_teach_beyond(tolerance: Tolerance, verification: Verification) -> None:
+def _require_learning_within(tolerance: Tolerance, verification: Verification) -> None:
     found = verification.learning
     if found is None:
         return

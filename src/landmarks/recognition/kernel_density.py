@@ -1,10 +1,10 @@
-"""How densely the images of each landmark lie around an image: kernel densities among whitened directions.
+"""The density of each landmark's images around an image: kernel densities of whitened directions.
 
-A discriminant knows a landmark by one mean; an image that shows it from a side that few others do lies far from that,
-and near one image. Directions are whitened by what differs within a landmark (`discriminant.py`), projected onto the
-`WIDTH` axes along which the training images differ most then, and brought to length 1 again. Landmark k, of n_k
-remembered images z_i, has around an image z the density Σ exp(CONCENTRATION · (zᵀz_i - 1)) / n_k: the von Mises-Fisher
-kernel (Hall, Watson & Cabrera, Biometrika 1987). A new landmark adds its images; axes and the others' images stay.
+A discriminant represents a landmark by one mean. An image that shows it from a rare side lies far from that mean, but
+near one of the images. Directions are whitened by the differences within landmarks (`discriminant.py`), projected onto
+the `WIDTH` axes along which the training images then differ most, and normalised to length 1. Landmark k with n_k
+remembered images z_i has the density Σ exp(CONCENTRATION · (zᵀz_i - 1)) / n_k around an image z: the von Mises-Fisher
+kernel (Hall, Watson & Cabrera, Biometrika 1987). A new landmark adds its images; the axes and other images stay.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ from landmarks.recognition.gallery import sample
 from landmarks.training.discriminant import ClassMoments, shrunk_within
 
 WIDTH = 256
-"""Axes that are kept; on the mirror as good as all 1,280 of a backbone's."""
+"""Number of axes; on the mirror as good as all 1,280 of a backbone."""
 
 CONCENTRATION = 24.0
-"""How fast a neighbour counts less: by 1/e for a cosine that is 1/24 smaller."""
+"""Concentration of the kernel: a cosine smaller by 1/24 reduces a neighbour's weight to 1/e."""
 
 MAX_IMAGES = 8192
-"""Remembered images of the trained landmarks: 4 MB. With more landmarks than this there are no densities."""
+"""Most remembered training images: 4 MB. With more landmarks than this there are no densities."""
 
 MAX_EACH = 512
-"""Remembered images of one landmark."""
+"""Most remembered images of one landmark."""
 
 LEAST = 1e-30
 """The density of a landmark without images."""
 
 BLOCK = 1024
-"""Images that are compared at a time."""
+"""Images compared at a time."""
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The remembered images, M of them sorted by label, and the axes (C, D) that they are compared along."""
+    """M remembered images, sorted by label, and the axes along which they are compared."""
 
     axes: NDArray[np.float32]  # (C, D)
-    origin: NDArray[np.float32]  # (D,) where the mean of all landmarks' means lies on the axes
-    images: NDArray[np.float16]  # (M, D) of length 1
-    labels: NDArray[np.int64]  # (M,) ascending
+    origin: NDArray[np.float32]  # (D,), the projected mean of the means of all landmarks
+    images: NDArray[np.float16]  # (M, D), of length 1
+    labels: NDArray[np.int64]  # (M,), ascending
 
     def projected(self, directions: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return directions (N, C) along the axes, of length 1 (N, D)."""
+        """Return directions (N, C) projected onto the axes and normalised to length 1, (N, D)."""
         along = directions.astype(np.float32) @ self.axes - self.origin
         return np.asarray(along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
     def plus(self, directions: NDArray[np.floating], labels: NDArray[np.integer]) -> Neighbourhood:
-        """Return this with images of `directions` (m, C) and `labels` (m,), all behind those that there are."""
+        """Return this with the images of `directions` (m, C) appended; their `labels` (m,) follow all present ones."""
         order = np.argsort(labels, kind="stable")
         images = np.concatenate([self.images, self.projected(directions[order]).astype(np.float16)])
         return replace(self, images=images, labels=np.concatenate([self.labels, labels[order]]))
 
     def log_densities(self, directions: NDArray[np.floating], classes: int) -> NDArray[np.float64]:
-        """Return the logarithms (N, classes) of each landmark's density around `directions` (N, C)."""
-        found = np.zeros((len(directions), classes))
-        there, starts, counts = np.unique(self.labels, return_index=True, return_counts=True)
-        for start in range(0, len(directions) if len(there) else 0, BLOCK):
+        """Return the log densities (N, classes) of landmarks around `directions` (N, C)."""
+        densities = np.zeros((len(directions), classes))
+        present, starts, counts = np.unique(self.labels, return_index=True, return_counts=True)
+        for start in range(0, len(directions) if len(present) else 0, BLOCK):
             rows = slice(start, start + BLOCK)
             cosines = self.projected(directions[rows]) @ self.images.astype(np.float32).T
             kernel = np.exp(CONCENTRATION * (cosines.astype(np.float64) - 1))
-            found[rows, there] = np.add.reduceat(kernel, starts, axis=1) / counts
-        return np.log(np.maximum(found, LEAST))
+            densities[rows, present] = np.add.reduceat(kernel, starts, axis=1) / counts
+        return np.log(np.maximum(densities, LEAST))
 
 
 def neighbourhood_of(
@@ -78,15 +78,15 @@ def neighbourhood_of(
 ) -> Neighbourhood | None:
     """Return the neighbourhood of training images with directions `images` (M, C), `labels` (M,) and their `moments`.
 
-    Of more than `MAX_IMAGES` it remembers as many of each landmark as fit. None where that is less than one.
+    At most `MAX_IMAGES` are remembered, equally many of each landmark. None if there are more landmarks than that.
     """
     kept = np.flatnonzero(sample(labels, MAX_IMAGES))
     kept = kept[np.argsort(labels[kept], kind="stable")]
     kept = kept[np.arange(len(kept)) - np.searchsorted(labels[kept], labels[kept]) < MAX_EACH]
     if not len(kept):
         return None
-    there = moments.counts > 0
-    origin = (moments.sums[there] / moments.counts[there, None]).mean(axis=0)
+    present = moments.counts > 0
+    origin = (moments.sums[present] / moments.counts[present, None]).mean(axis=0)
     mean, total = moments.sums.sum(axis=0) / moments.counts.sum(), moments.counts.sum()
     factor = np.linalg.cholesky(shrunk_within(moments))
     centred = moments.square / total - np.outer(mean, mean)
@@ -104,7 +104,7 @@ def neighbourhood_of(
 
 
 class LogDensities(nn.Module):
-    """`Neighbourhood.log_densities`, as a layer that autograd and exporters follow, for any number of images."""
+    """`Neighbourhood.log_densities` as a layer, for autograd and for exports with any number of images."""
 
     axes: Tensor
     origin: Tensor
@@ -122,9 +122,9 @@ class LogDensities(nn.Module):
         self.register_buffer("counts", torch.from_numpy(counts.astype(np.float32)))
 
     def forward(self, directions: Tensor) -> Tensor:
-        """Return the logarithms (N, K) of each landmark's density around directions (N, C)."""
+        """Return the log densities (N, K) of landmarks around directions (N, C)."""
         along = functional.normalize(directions @ self.axes - self.origin, dim=1, eps=1e-12)
         kernel = functional.pad(torch.exp(CONCENTRATION * (along @ self.images - 1)), (0, 1))
         sums = kernel[:, self.members.flatten()].reshape(-1, *self.members.shape).sum(2)
-        found: Tensor = (sums / self.counts).clamp(min=LEAST).log()
-        return found
+        log_densities: Tensor = (sums / self.counts).clamp(min=LEAST).log()
+        return log_densities

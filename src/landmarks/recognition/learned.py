@@ -1,10 +1,10 @@
-"""Landmarks that were added to a recogniser: the images they were learned from, and the two files that keep them.
+"""Landmarks that a run has learned, and the two files that store them.
 
-Nothing that training made is touched. Beside it a run keeps `memory.safetensors`, made once: the moments of its own
-training images, the directions of its validation images, and some of its training images along a few axes; and
-`learned.safetensors`, the directions of the images of each learned landmark. What the recogniser answers with follows
-from the two exactly (`closed_form.py`), so forgetting is leaving out, and a file that is written whole is all that a
-kill could hurt.
+Learning changes nothing that training wrote. A run keeps two more files. `memory.safetensors`, made once, holds the
+moments of its training images, the directions of its validation images, and some of its training images projected onto
+a few axes. `learned.safetensors` holds the directions of the images of each learned landmark. The learned head is
+computed exactly from these two (`closed_form.py`), so a landmark is forgotten by deleting its images; and as the files
+are written atomically, an interruption leaves the run as it was.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from landmarks.training.discriminant import ClassMoments, Validation, new_landma
 MEMORY, LEARNED = "memory.safetensors", "learned.safetensors"
 
 LEARNED_MARK = " and "
-"""Stands in a gallery's digest before that of what was learned."""
+"""Precedes the digest of the learned landmarks in a gallery's digest."""
 
 
 def learned_head(head: Head, width: int, memory: Memory, learned: Learned, temperature: float) -> LearnedHead:
-    """Return a trained `head` that knows the `learned` landmarks too."""
+    """Return a head that knows the `learned` landmarks in addition to those of the trained `head`."""
     closed = memory.with_learned(learned)
     offset = new_landmark_offset(closed.scores(memory.validation.images), memory.validation)
     return LearnedHead(head, width, closed, temperature=temperature, offset=offset)
 
 
 def with_learned(gallery: Gallery, learned: Learned, old: int) -> Gallery:
-    """Return `gallery`, of `old` landmarks, with the images and centres of the learned ones behind its own."""
+    """Return `gallery`, of `old` landmarks, with the images and centres of the learned ones appended."""
     means = np.stack([learned.images[learned.places == place].mean(axis=0) for place in range(len(learned.names))])
     return replace(
         gallery,
@@ -57,18 +57,16 @@ def with_learned(gallery: Gallery, learned: Learned, old: int) -> Gallery:
 
 
 def without_learned(gallery: Gallery, old: int) -> Gallery:
-    """Return `gallery` without what `with_learned` added behind its `old` landmarks."""
+    """Return `gallery` without what `with_learned` appended to its `old` landmarks."""
     kept = gallery.labels < old
     if kept.all():
         return gallery
-    own = len(np.unique(gallery.labels[kept]))
-    trained = gallery.digest.partition(LEARNED_MARK)[0]
     return replace(
         gallery,
         images=gallery.images[kept],
         labels=gallery.labels[kept],
-        centres=gallery.centres[:own],
-        digest=trained,
+        centres=gallery.centres[: len(np.unique(gallery.labels[kept]))],
+        digest=gallery.digest.partition(LEARNED_MARK)[0],
     )
 
 
@@ -76,58 +74,58 @@ def without_learned(gallery: Gallery, old: int) -> Gallery:
 
 
 def read_memory(folder: Path, model: str) -> Memory | None:
-    """Return what the run in `folder` keeps of its images; None when it keeps nothing, or of other weights."""
+    """Return the memory of the run in `folder`; None when it has none, or one of other weights."""
     path = folder / MEMORY
     if not path.is_file():
         return None
-    kept = load_file(path)
-    if bytes(kept["model"]).decode() != model:
+    arrays = load_file(path)
+    if bytes(arrays["model"]).decode() != model:
         return None
-    if "weights" not in kept:
-        return None  # of an earlier version, and made again
-    validation = Validation(kept["images"], kept["labels"], kept["logs"])
+    if "weights" not in arrays:
+        return None  # written by an earlier version; it is made again
+    validation = Validation(arrays["images"], arrays["labels"], arrays["logs"])
     neighbourhood = None
-    if "axes" in kept:
-        neighbourhood = Neighbourhood(kept["axes"], kept["origin"], kept["near_images"], kept["near_labels"])
-    moments = ClassMoments(kept["square"], kept["sums"], kept["counts"])
-    return Memory(moments, validation, neighbourhood, Weights(*map(float, kept["weights"])))
+    if "axes" in arrays:
+        neighbourhood = Neighbourhood(arrays["axes"], arrays["origin"], arrays["near_images"], arrays["near_labels"])
+    moments = ClassMoments(arrays["square"], arrays["sums"], arrays["counts"])
+    return Memory(moments, validation, neighbourhood, Weights(*map(float, arrays["weights"])))
 
 
 def write_memory(folder: Path, memory: Memory, model: str) -> None:
-    """Write what a run keeps of its images, made with the weights of the digest `model`."""
+    """Write the memory of a run, made with the weights that have the digest `model`."""
     moments, validation = memory.moments, memory.validation
-    kept: dict[str, NDArray[Any]] = {"square": moments.square, "sums": moments.sums, "counts": moments.counts}
-    kept |= {"images": validation.images, "labels": validation.labels, "logs": validation.logs}
-    kept["weights"] = np.array([memory.weights.discriminant, memory.weights.density])
+    arrays: dict[str, NDArray[Any]] = {"square": moments.square, "sums": moments.sums, "counts": moments.counts}
+    arrays |= {"images": validation.images, "labels": validation.labels, "logs": validation.logs}
+    arrays["weights"] = np.array([memory.weights.discriminant, memory.weights.density])
     if (near := memory.neighbourhood) is not None:
-        kept |= {"axes": near.axes, "origin": near.origin, "near_images": near.images, "near_labels": near.labels}
-    kept["model"] = np.frombuffer(model.encode(), dtype=np.uint8)
+        arrays |= {"axes": near.axes, "origin": near.origin, "near_images": near.images, "near_labels": near.labels}
+    arrays["model"] = np.frombuffer(model.encode(), dtype=np.uint8)
     with written_whole(folder / MEMORY) as aside:
-        save_file({name: np.ascontiguousarray(one) for name, one in kept.items()}, aside)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
 
 
 def read_learned(folder: Path, model: str) -> Learned:
-    """Return the landmarks that the run in `folder` has learned; raise `LandmarksError` when they are another's."""
+    """Return what the run in `folder` has learned. Raises `LandmarksError` if it was learned with other weights."""
     path = folder / LEARNED
     if not path.is_file():
         return Learned()
     try:
-        kept = load(path.read_bytes())
-        about = json.loads(bytes(kept["about"]))
-        images, places = kept["images"], kept["places"]
-        names, ids = about["names"], about["landmark_ids"]
+        arrays = load(path.read_bytes())
+        record = json.loads(bytes(arrays["about"]))
+        images, places = arrays["images"], arrays["places"]
+        names, ids = record["names"], record["landmark_ids"]
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise LandmarksError(f"{path} cannot be read ({error})", way_out="delete it, and learn again") from error
     fits = images.ndim == 2 and images.dtype == np.float32 and len(places) == len(images) and len(names) == len(ids)
-    if about.get("model") != model or not fits or set(places.tolist()) != set(range(len(names))):
+    if record.get("model") != model or not fits or set(places.tolist()) != set(range(len(names))):
         raise LandmarksError(f"{path} was learned with another network", way_out="delete it, and learn again")
     return Learned(tuple(map(str, names)), tuple(map(int, ids)), images, places.astype(np.int64))
 
 
 def write_learned(folder: Path, learned: Learned, model: str) -> None:
-    """Write the learned landmarks of a run, whole or not at all."""
-    about = {"model": model, "names": learned.names, "landmark_ids": learned.landmark_ids}
-    kept: dict[str, NDArray[Any]] = {"images": learned.images, "places": learned.places}
-    kept["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), dtype=np.uint8)
+    """Write the learned landmarks of a run atomically."""
+    record = {"model": model, "names": learned.names, "landmark_ids": learned.landmark_ids}
+    arrays: dict[str, NDArray[Any]] = {"images": learned.images, "places": learned.places}
+    arrays["about"] = np.frombuffer(json.dumps(record, ensure_ascii=False).encode(), dtype=np.uint8)
     with written_whole(folder / LEARNED) as aside:
-        save_file({name: np.ascontiguousarray(one) for name, one in kept.items()}, aside)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)

@@ -1,4 +1,4 @@
-"""The images that landmarks were learned from, by their directions: what is added to a recogniser, and taken out."""
+"""`Learned`: landmarks added to a recogniser, with the directions of the images they were learned from."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from numpy.typing import NDArray
 from landmarks.support.errors import LandmarksError, did_you_mean
 
 FIRST_ID = -2
-"""Landmark ids of learned landmarks count down from here: no archive has them, and -1 stands for no label."""
+"""Ids of learned landmarks count down from here: archives have no negative ids, and -1 stands for no label."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Landmarks that were added to a recogniser: L of them, of m images together."""
+    """L landmarks that were added to a recogniser, learned from m images in total."""
 
     names: tuple[str, ...] = ()
     landmark_ids: tuple[int, ...] = ()
     images: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
-    """Directions (m, C)."""
+    """The directions of a run's features, or an export's whitened features, (m, C)."""
     places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Which of the landmarks each image shows (m,)."""
+    """The position, among these landmarks, of the one that each image shows, (m,)."""
 
     def plus(self, images: NDArray[np.float32], name: str, landmark_id: int | None = None) -> Learned:
-        """Return these with directions `images` `(n, C)` of the landmark `name`, new or learned before.
+        """Return these with `images` `(n, C)` added to the landmark `name`, which is new or was learned before.
 
-        An image that is there already is passed by. Without a `landmark_id` a new landmark gets one of its own.
+        Images that it has already are skipped. Without a `landmark_id` a new landmark gets the next free one.
         """
         names, ids = self.names, self.landmark_ids
         if name not in names:
             free = landmark_id if landmark_id is not None else min(ids, default=FIRST_ID + 1) - 1
             names, ids = (*names, name), (*ids, free)
         place = names.index(name)
-        known = {row.tobytes() for row in self.images[self.places == place]}
-        fresh = list({row.tobytes(): row for row in images if row.tobytes() not in known}.values())
-        if not fresh:
+        present = {row.tobytes() for row in self.images[self.places == place]}
+        new = list({row.tobytes(): row for row in images if row.tobytes() not in present}.values())
+        if not new:
             return self
-        whole = [self.images.reshape(-1, images.shape[1]), np.stack(fresh)]
-        places = np.concatenate([self.places, np.full(len(fresh), place, dtype=np.int64)])
-        return Learned(names, ids, np.concatenate(whole).astype(np.float32), places)
+        combined = np.concatenate([self.images.reshape(-1, images.shape[1]), np.stack(new)])
+        places = np.concatenate([self.places, np.full(len(new), place, dtype=np.int64)])
+        return Learned(names, ids, combined.astype(np.float32), places)
 
     def without(self, name: str) -> Learned:
         """Return these without the landmark `name`; raise `LandmarksError` when it was not learned."""
@@ -54,8 +54,8 @@ class Learned:
         kept = self.places != place
         places = self.places[kept]
         return Learned(
-            tuple(one for one in self.names if one != name),
-            tuple(one for at, one in enumerate(self.landmark_ids) if at != place),
+            tuple(other for other in self.names if other != name),
+            tuple(id for position, id in enumerate(self.landmark_ids) if position != place),
             self.images[kept],
             places - (places > place),
         )

@@ -1,4 +1,4 @@
-"""The model card of a run: what it knows, how well, from whose images, under which licences, and where it ends."""
+"""The model card of a run: its landmarks, its accuracy, the sources and licences of its images, and its limits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from landmarks.support.files import read_record
 from landmarks.training.run import Run
 
 MAX_NAMED = 200
-"""Landmarks that are named in the card; `config.json` has all."""
+"""Most landmarks that are named in the card; `config.json` has all."""
 
 
-def model_card(run: Run, described: dict[str, Any]) -> str:
-    """Return the card as Markdown, from the record of an export (`export.export_record`) and the run's own metrics."""
-    names = [_plain(label["name"]) for label in described["labels"]]
-    licence, credits = described["licence"], described["credits"]
+def model_card(run: Run, record: dict[str, Any]) -> str:
+    """Return the card as Markdown, from the record of an export (`export_record`) and the run's metrics."""
+    names = [_plain(label["name"]) for label in record["labels"]]
+    licence, credits = record["licence"], record["credits"]
     lines = [
         "---",
         "library_name: timm",
@@ -26,7 +26,7 @@ def model_card(run: Run, described: dict[str, Any]) -> str:
         "",
         f"# {_plain(run.name)}",
         "",
-        f"Recognises {len(names)} landmarks in images: {described['backbone']} at {described['image_size']} pixels.",
+        f"Recognises {len(names)} landmarks in images: {record['backbone']} at {record['image_size']} pixels.",
         "",
         "```python",
         "import timm",
@@ -34,7 +34,7 @@ def model_card(run: Run, described: dict[str, Any]) -> str:
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()   # logits; label_names in config.json',
         "```",
         "",
-        f"Divide the logits by {described['temperature']:.4f} before the softmax for calibrated probabilities. "
+        f"Divide the logits by {record['temperature']:.4f} before the softmax for calibrated probabilities. "
         "The model alone does not tell other images from landmarks it knows: `landmarks export RUN -o NAME.onnx` "
         "keeps that rule.",
         "",
@@ -89,6 +89,6 @@ def _data(credits: dict[str, Any]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return strangers' words on one line, without what Markdown or HTML would read as more than words."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return " ".join("".join(f"\\{one}" if one in "\\`*_[]<>|#&" else one for one in shown).split())
+    """Return untrusted text on one line, with the characters escaped that mean something in Markdown or HTML."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join("".join(f"\\{letter}" if letter in "\\`*_[]<>|#&" else letter for letter in printable).split())

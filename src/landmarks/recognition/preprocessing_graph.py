@@ -1,8 +1,8 @@
-"""The evaluation's preprocessing as an ONNX graph: uint8 images of any size in, a network's normalised input out.
+"""The preprocessing of evaluation as an ONNX graph: uint8 images of any size in, the network's normalised input out.
 
-Pillow's antialiased resize is two products with matrices of filter weights, one for columns and one for rows, rounded
-to grey levels in between; the graph makes them from the image's own height and width. It is exact for a centre crop
-that begins between two pixels, which ONNX's own `Resize` cannot express, and needs nothing that a runtime may lack.
+Pillow's antialiased resize multiplies by two matrices of filter weights, one for columns and one for rows, and rounds
+to grey levels in between. The graph computes these matrices from the image's height and width. Unlike ONNX's `Resize`
+it is exact for a centre crop that begins between two pixels, and it uses only operators that every runtime has.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from landmarks.support.errors import LandmarksError
 
 OPSET = 18
 READABLE = 10
-"""Number of the ONNX file format that is written: the newest that onnxruntime 1.18, in phones too, reads."""
+"""ONNX IR version that is written: the newest that onnxruntime 1.18 reads, on phones too."""
 
 IMAGE, NORMALISED = "image", "normalised"
 
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
-"""Reach of each of Pillow's filters in output pixels."""
+"""Support of Pillow's filters, in output pixels."""
 
 
 class _Graph:
-    """Nodes in the order in which they are added; each returns the name of what it computes."""
+    """Collects nodes in order; adding one returns the name of its output."""
 
     def __init__(self, prefix: str = "preprocessing") -> None:
         self.prefix = prefix
@@ -49,8 +49,8 @@ class _Graph:
 def preprocessing_model(preprocessing: Preprocessing) -> onnx.ModelProto:
     """Return the model `image` uint8 (N, H, W, 3) → `normalised` float32 (N, 3, S, S), with N, H and W open.
 
-    It equals `evaluation_image` and `normalised` but for the rounding of single grey levels. Raises `LandmarksError`
-    for an interpolation that is not known here.
+    It equals `evaluation_image` followed by `normalised`, except for the rounding of single grey levels. Raises
+    `LandmarksError` for an unsupported interpolation.
     """
     if preprocessing.interpolation not in SUPPORT:
         raise LandmarksError(
@@ -73,18 +73,18 @@ def preprocessing_model(preprocessing: Preprocessing) -> onnx.ModelProto:
         for values in (preprocessing.mean, preprocessing.std)
     )
     graph("Div", graph("Sub", pixels, mean), std, output=NORMALISED)
-    given = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["N", "H", "W", 3])
-    made = helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, ["N", 3, size, size])
-    whole = helper.make_graph(graph.nodes, "preprocessing", [given], [made], graph.constants)
-    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=READABLE)
+    input_info = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["N", "H", "W", 3])
+    output_info = helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, ["N", 3, size, size])
+    onnx_graph = helper.make_graph(graph.nodes, "preprocessing", [input_info], [output_info], graph.constants)
+    model = helper.make_model(onnx_graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=READABLE)
     onnx.checker.check_model(model)
     return model
 
 
 def _rows_first(graph: _Graph, size: int, height: str, width: str) -> str:
-    """Return whether Pillow resizes rows before columns: images much taller than wide, as seen in Pillow 13.0.
+    """Return whether Pillow resizes rows before columns: for images much taller than wide, since Pillow 13.0.
 
-    Earlier ones always begin with the columns, which differs by a grey level here and there in such images.
+    Earlier versions always resize columns first, which changes some pixels of such images by a grey level.
     """
     square = graph.constant(size, np.int64)
     wide = graph("Sub", graph("Add", width, width), square)
@@ -92,26 +92,26 @@ def _rows_first(graph: _Graph, size: int, height: str, width: str) -> str:
 
 
 def _resized(graph: _Graph, source: str, rows: _Axis, columns: _Axis, rows_first: str) -> str:
-    """Return the pixels `source` (N, 3, h, w) resized along both sides, (N, 3, S, S)."""
+    """Return the pixels `source` (N, 3, h, w) resized along both axes, (N, 3, S, S)."""
     down, across = rows.weights(), graph("Transpose", columns.weights(), perm=[1, 0])
     branches = {}
     for name in ("then_branch", "else_branch"):
         inside = _Graph(f"preprocessing.{name}")
         if name == "then_branch":
-            half = _grey_levels(inside, inside("MatMul", down, source))
-            whole = _grey_levels(inside, inside("MatMul", half, across))
+            first = _grey_levels(inside, inside("MatMul", down, source))
+            both = _grey_levels(inside, inside("MatMul", first, across))
         else:
-            half = _grey_levels(inside, inside("MatMul", source, across))
-            whole = _grey_levels(inside, inside("MatMul", down, half))
-        made = helper.make_tensor_value_info(whole, TensorProto.FLOAT, None)
-        branches[name] = helper.make_graph(inside.nodes, f"preprocessing.{name}", [], [made], inside.constants)
+            first = _grey_levels(inside, inside("MatMul", source, across))
+            both = _grey_levels(inside, inside("MatMul", down, first))
+        output_info = helper.make_tensor_value_info(both, TensorProto.FLOAT, None)
+        branches[name] = helper.make_graph(inside.nodes, f"preprocessing.{name}", [], [output_info], inside.constants)
     return graph("If", rows_first, **branches)
 
 
 class _Axis:
-    """One side of an image: where each output pixel's centre lies on it, and which pixels are near enough to count.
+    """One axis of an image: the position of each output pixel's centre, and the range of pixels within its reach.
 
-    A centre is kept as a whole pixel and a fraction of two integers, since float32 has too few digits for it.
+    A centre is kept as a whole pixel and a fraction of two integers, since float32 is not precise enough.
     """
 
     def __init__(self, graph: _Graph, preprocessing: Preprocessing, length: str, short: str) -> None:
@@ -134,40 +134,40 @@ class _Axis:
         self.end = graph("Min", graph("Add", graph("Add", highest, reach), one), length)
 
     def weights(self) -> str:
-        """Return the matrix float32 (S, T) of what each of the T pixels that are near counts for in each of S."""
+        """Return the matrix float32 (S, T) of the weights of the T pixels within reach for each of S output pixels."""
         graph, zero = self.graph, self.graph.constant([0], np.int64)
         first, end = (graph("Squeeze", place, zero) for place in (self.first, self.end))
         taps = graph("Unsqueeze", graph("Range", first, end, graph.constant(1, np.int64)), zero)
         one = graph.constant([1], np.int64)
-        apart = graph("Cast", graph("Sub", taps, graph("Unsqueeze", self.whole, one)), to=TensorProto.FLOAT)
+        distance = graph("Cast", graph("Sub", taps, graph("Unsqueeze", self.whole, one)), to=TensorProto.FLOAT)
         share = graph(
             "Div",
             graph("Cast", self.rest, to=TensorProto.FLOAT),
             graph("Cast", self.denominator, to=TensorProto.FLOAT),
         )
         offset = graph("Unsqueeze", graph("Sub", graph.constant(0.5), share), one)
-        weights = self._filter(graph("Div", graph("Add", apart, offset), self.stretch))
+        weights = self._filter(graph("Div", graph("Add", distance, offset), self.stretch))
         weights = graph("Div", weights, graph("ReduceSum", weights, one, keepdims=1))
-        steps = graph.constant(2**22)  # Pillow's weights are integers, which decides values between two grey levels
+        steps = graph.constant(2**22)  # Pillow rounds weights to integers, which can decide between two grey levels
         return graph("Div", graph("Round", graph("Mul", weights, steps)), steps)
 
     def _filter(self, distance: str) -> str:
         """Return Pillow's filter (Resample.c) of signed distances in output pixels."""
         graph = self.graph
-        away, zero = graph("Abs", distance), graph.constant(0)
+        absolute, zero = graph("Abs", distance), graph.constant(0)
         if self.interpolation == "bilinear":
-            return graph("Max", graph("Sub", graph.constant(1), away), zero)
+            return graph("Max", graph("Sub", graph.constant(1), absolute), zero)
         if self.interpolation == "bicubic":  # Keys 1981 with a = -1/2
-            near = _polynomial(graph, away, [1.5, -2.5, 0.0, 1.0])
-            far = _polynomial(graph, away, [-0.5, 2.5, -4.0, 2.0])
-            outside = graph("Where", graph("Less", away, graph.constant(2)), far, zero)
-            return graph("Where", graph("Less", away, graph.constant(1)), near, outside)
-        window = graph("Mul", _sinc(graph, away), _sinc(graph, graph("Div", away, graph.constant(3))))
-        return graph("Where", graph("Less", away, graph.constant(3)), window, zero)
+            near = _polynomial(graph, absolute, [1.5, -2.5, 0.0, 1.0])
+            far = _polynomial(graph, absolute, [-0.5, 2.5, -4.0, 2.0])
+            outside = graph("Where", graph("Less", absolute, graph.constant(2)), far, zero)
+            return graph("Where", graph("Less", absolute, graph.constant(1)), near, outside)
+        window = graph("Mul", _sinc(graph, absolute), _sinc(graph, graph("Div", absolute, graph.constant(3))))
+        return graph("Where", graph("Less", absolute, graph.constant(3)), window, zero)
 
 
 def _polynomial(graph: _Graph, value: str, coefficients: list[float]) -> str:
-    """Return the polynomial of `value` whose `coefficients` begin with the highest power (Horner)."""
+    """Return the polynomial of `value` with `coefficients` from the highest power down (Horner)."""
     total = graph.constant(coefficients[0])
     for coefficient in coefficients[1:]:
         total = graph("Add", graph("Mul", total, value), graph.constant(coefficient))
@@ -182,6 +182,6 @@ def _sinc(graph: _Graph, value: str) -> str:
 
 
 def _grey_levels(graph: _Graph, values: str) -> str:
-    """Return values as Pillow stores them between its two passes: whole, from 0 to 255, halves rounded up."""
-    whole = graph("Floor", graph("Add", values, graph.constant(0.5)))
-    return graph("Clip", whole, graph.constant(0), graph.constant(255))
+    """Return values as Pillow stores them between its two passes: integers from 0 to 255, halves rounded up."""
+    rounded = graph("Floor", graph("Add", values, graph.constant(0.5)))
+    return graph("Clip", rounded, graph.constant(0), graph.constant(255))

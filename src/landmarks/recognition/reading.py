@@ -1,4 +1,4 @@
-"""Images in the forms in which people have them (files, bytes, Pillow's images, arrays), as a network sees them."""
+"""Reading images given as paths, bytes, open files, Pillow images or arrays, prepared as the network takes them."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from landmarks.support.places import as_given
 from landmarks.support.systems import usable_processors
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
-"""An image: a file's path, its bytes, a file opened for reading them, one of Pillow's, or RGB pixels (H, W, 3)."""
+"""An image: a file's path, its bytes, a file opened in binary mode, a Pillow image, or RGB pixels (H, W, 3)."""
 
 MAX_FILE_BYTES = 256 * 1024**2
-"""A file beyond this size is named as a problem and not read."""
+"""Larger files are not read, and reported as a problem."""
 
 _TOO_LARGE = f"the file is larger than {MAX_FILE_BYTES >> 20} MB"
 
 BATCHES_AHEAD = 3
-"""Batches that are being read while one is used: enough to hide a slow image, few enough to stay small."""
+"""Batches read ahead: enough to hide a slow image, few enough to use little memory."""
 
 WHOLE_AT_ONCE = 8
-"""The most images in a batch of whole ones, which are larger than a network's squares; and one batch ahead of it."""
+"""Largest batch of whole images, which take more memory than cropped ones; only one batch is read ahead then."""
 
 EXPECTED = "a path, bytes, an open file, a Pillow image, a uint8 array (H, W, 3), or a sequence of these"
 
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image as the network sees it, uint8 (S, S, 3), or whole (H, W, 3) for an export; or why there is none."""
+    """An image as the network takes it, uint8, cropped (S, S, 3) or for an export whole (H, W, 3); or its problem."""
 
     path: str | None
     pixels: NDArray[np.uint8] | None
@@ -50,17 +50,18 @@ class ReadImage:
 
 def is_image_like(images: object) -> bool:
     """Return whether `images` is a single image rather than several."""
-    alone = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray)
-    return alone or _is_open_file(images)
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray):
+        return True
+    return _is_open_file(images)
 
 
 def _is_open_file(image: object) -> bool:
-    """Return whether bytes can be read from `image`; its lines would pass for as many images."""
+    """Return whether `image` is an open file, which as an iterable would be mistaken for several images."""
     return callable(getattr(image, "read", None))
 
 
 def as_iterable(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """Return `images` as several, also when it is a single one; raise `UsageError` when it is neither."""
+    """Return one or several `images` as an iterable; raise `UsageError` when it is neither."""
     if is_image_like(images):
         return [images]  # type: ignore[list-item]
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
@@ -71,29 +72,29 @@ def as_iterable(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
 def read_ahead(
     images: Iterable[ImageLike], preprocessing: Preprocessing, batch_size: int, *, whole: bool = False
 ) -> Iterator[list[ReadImage]]:
-    """Yield images in batches, in their order; the next ones are read and decoded in the meantime.
+    """Yield images in batches, in order, while the next ones are read and decoded by threads.
 
-    With `whole` they are decoded alone, not resized and cropped, and a batch is no larger than `WHOLE_AT_ONCE`.
-    Raises `UsageError` for what is no image by its type. What cannot be read or decoded is yielded with its problem.
+    With `whole` they are decoded but not resized and cropped, and a batch has at most `WHOLE_AT_ONCE` images. Raises
+    `UsageError` for an object that is not an image. Images that cannot be read or decoded are yielded with a problem.
     """
     pending: deque[list[Future[ReadImage]]] = deque()
-    left = iter(images)
+    remaining = iter(images)
     batch_size, ahead = (min(batch_size, WHOLE_AT_ONCE), 1) if whole else (batch_size, BATCHES_AHEAD)
     with ThreadPoolExecutor(min(16, usable_processors()), thread_name_prefix="images") as pool:
-        while some := list(islice(left, batch_size)):
-            given = [_given(one) for one in some]
-            pending.append([pool.submit(_read, one, preprocessing, whole) for one in given])
+        while batch_images := list(islice(remaining, batch_size)):
+            sources = [_thread_safe(image) for image in batch_images]
+            pending.append([pool.submit(_read, source, preprocessing, whole) for source in sources])
             if len(pending) > ahead:
                 yield [future.result() for future in pending.popleft()]
         for batch in pending:
             yield [future.result() for future in batch]
 
 
-Given: TypeAlias = Path | bytes | NDArray[np.uint8] | ImageError
+_Source: TypeAlias = Path | bytes | NDArray[np.uint8] | ImageError
 
 
-def _given(image: object) -> Given:
-    """Return an image in a form that any thread may read: Pillow's images, read late and once, are none."""
+def _thread_safe(image: object) -> _Source:
+    """Return an image in a form that any thread can read; Pillow images, which load lazily, become arrays."""
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         if isinstance(path, str):
@@ -112,8 +113,8 @@ def _given(image: object) -> Given:
     raise _wrong(image)
 
 
-def _bytes_of_open_file(image: Any) -> Given:
-    """Return all bytes of a file that is open for reading them, from its beginning as Pillow does."""
+def _bytes_of_open_file(image: Any) -> _Source:
+    """Return all bytes of an open file, from its beginning as Pillow does."""
     try:
         if callable(getattr(image, "seekable", None)) and image.seekable():
             image.seek(0)
@@ -125,10 +126,10 @@ def _bytes_of_open_file(image: Any) -> Given:
     return bytes(data) if len(data) <= MAX_FILE_BYTES else ImageError(_TOO_LARGE)
 
 
-def _read(image: Given, preprocessing: Preprocessing, whole: bool) -> ReadImage:
+def _read(image: _Source, preprocessing: Preprocessing, whole: bool) -> ReadImage:
     path = as_given(image) if isinstance(image, Path) else None
     try:
-        return ReadImage(path, _seen(image, preprocessing, whole))
+        return ReadImage(path, _prepared(image, preprocessing, whole))
     except ImageError as error:
         return ReadImage(path, None, str(error))
     except FileNotFoundError:
@@ -137,7 +138,7 @@ def _read(image: Given, preprocessing: Preprocessing, whole: bool) -> ReadImage:
         return ReadImage(path, None, f"it cannot be read ({error.strerror})")
 
 
-def _seen(image: Given, preprocessing: Preprocessing, whole: bool) -> NDArray[np.uint8]:
+def _prepared(image: _Source, preprocessing: Preprocessing, whole: bool) -> NDArray[np.uint8]:
     if isinstance(image, ImageError):
         raise image
     if isinstance(image, np.ndarray):
@@ -152,7 +153,7 @@ def _bytes_of(path: Path) -> bytes:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ImageError(_TOO_LARGE)
         return path.read_bytes()
-    except ValueError as error:  # a name that no file can have, with a null in it
+    except ValueError as error:  # no file can have a name with a null character
         raise ImageError(f"it cannot be read ({error})") from error
 
 

@@ -1,7 +1,7 @@
-"""A run as a folder that timm and the Hugging Face Hub read: `config.json`, `model.safetensors`, a model card.
+"""A run as a folder for timm and the Hugging Face Hub: `config.json`, `model.safetensors` and a model card.
 
 `timm.create_model("local-dir:FOLDER", pretrained=True)` gives the run's logits. timm's networks end in one dense layer,
-so the head `linear` is what can be told to it; other heads are refused.
+so only the head `linear` can be expressed; others are refused.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from landmarks.support.files import held, refuse_foreign, written_whole
 from landmarks.training.run import Run
 
 OWN = ("README.md", "config.json", "model.safetensors")
-"""What stands in such a folder."""
+"""The files of such a folder."""
 
 TOLERANCE = 1e-5
-"""Largest difference of the folder's logits from the run's, of the largest logit."""
+"""Largest difference of the folder's logits from the run's, relative to the largest logit."""
 
 
 def write_timm_folder(run: Run, names: list[str], folder: Path, card: str) -> float:
-    """Write `run` to `folder` in the Hub's form, `card` as its README; return how far its logits lie from the run's.
+    """Write `run` to `folder` in the Hub's format, with `card` as its README; return the difference of the logits.
 
-    Raises `LandmarksError` for a head or a network that timm's own classifier cannot express, and when the folder does
-    not answer like the run; then there is no `config.json`.
+    Raises `LandmarksError` for a head or a network that timm's classifier cannot express, and when the folder does not
+    answer like the run; it has no `config.json` then.
     """
     network = run.network()
     model = timm_model(network)
     config = _config(network, names)
-    refuse_foreign(folder, (), "folder for timm", own=OWN)  # a run's weights are called as these
+    refuse_foreign(folder, (), "folder for timm", own=OWN)  # a run has a file of the same name
     with held(folder):
         (folder / "config.json").unlink(missing_ok=True)
         with written_whole(folder / "model.safetensors") as aside:
@@ -50,15 +50,15 @@ def write_timm_folder(run: Run, names: list[str], folder: Path, card: str) -> fl
             aside.write_text(card, encoding="utf-8", newline="\n")
         with written_whole(folder / "config.json") as aside:
             aside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-        apart = logits_apart(network, folder)
-        if not apart <= TOLERANCE:
+        difference = logits_difference(network, folder)
+        if not difference <= TOLERANCE:
             (folder / "config.json").unlink()
             raise LandmarksError(
                 f"timm does not answer like {run.name} from {folder}",
-                received=f"logits that differ by {apart:.2g} of the largest",
+                received=f"logits that differ by {difference:.2g} of the largest",
                 expected=f"at most {TOLERANCE:g}",
             )
-    return apart
+    return difference
 
 
 def timm_model(network: Network) -> nn.Module:
@@ -80,14 +80,14 @@ def timm_model(network: Network) -> nn.Module:
             f"the classifier of timm's {name} is not one dense layer on the features",
             way_out="landmarks export RUN -o NAME.onnx holds any network",
         )
-    found = model.load_state_dict(network.backbone.state_dict(), strict=False)
-    own = {
+    loaded = model.load_state_dict(network.backbone.state_dict(), strict=False)
+    of_classifier = {
         f"{path}.{kind}"
         for path, module in model.named_modules()
         if module is classifier
         for kind in ("weight", "bias")
     }
-    if found.unexpected_keys or set(found.missing_keys) != own:
+    if loaded.unexpected_keys or set(loaded.missing_keys) != of_classifier:
         raise LandmarksError(f"the weights of timm's {name} have other names with a classifier than without")
     with torch.no_grad():
         classifier.weight.copy_(network.head.output.weight)
@@ -97,7 +97,7 @@ def timm_model(network: Network) -> nn.Module:
 
 
 def _keep_epsilons(trained: nn.Module, model: nn.Module) -> None:
-    """Add to running variances what the run's normalisation has for epsilon beyond timm's: the sum is what counts."""
+    """Add the difference of the run's epsilons and timm's to the running variances; only their sum matters."""
     layers = {path: layer for path, layer in trained.named_modules() if isinstance(layer, _BatchNorm)}
     for path, layer in model.named_modules():
         if path in layers and isinstance(layer, _BatchNorm) and layer.running_var is not None:
@@ -105,13 +105,13 @@ def _keep_epsilons(trained: nn.Module, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def logits_apart(network: Network, folder: Path) -> float:
-    """Return the largest difference of the folder's logits from those of `network`, of the largest, on two images."""
+def logits_difference(network: Network, folder: Path) -> float:
+    """Return the largest difference of logits of `folder` and `network`, relative to the largest, on two images."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     size = network.preprocessing.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    wanted, found = network.eval()(images), model(images)
-    return float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    expected, found = network.eval()(images), model(images)
+    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def _size(network: Network) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _size(network: Network) -> dict[str, Any]:
 def _config(network: Network, names: list[str]) -> dict[str, Any]:
     record: Mapping[str, Any] = pretrained_record(network.backbone_name)
     preprocessing, size = network.preprocessing, network.preprocessing.image_size
-    told = {key: record[key] for key in ("first_conv", "classifier", "license", "fixed_input_size") if key in record}
+    copied = {key: record[key] for key in ("first_conv", "classifier", "license", "fixed_input_size") if key in record}
     return {
         "architecture": timm_name(network.backbone_name).partition(".")[0],
         "num_classes": network.classes,
@@ -130,7 +130,7 @@ def _config(network: Network, names: list[str]) -> dict[str, Any]:
         "label_names": names,
         **({"model_args": _size(network)} if _size(network) else {}),
         "pretrained_cfg": {
-            **told,
+            **copied,
             "num_classes": network.classes,
             "input_size": [3, size, size],
             "pool_size": None,
