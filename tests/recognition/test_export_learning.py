@@ -140,7 +140,7 @@ def test_of_the_images_kept_of_other_things_no_more_than_few_are_taken_for_a_lea
 
 
 def _told(path: Path) -> dict[str, object]:
-    return dict(open_export(path).record.whole["learning"])
+    return dict(open_export(path).record.raw["learning"])
 
 
 def test_an_unknown_image_is_still_said_to_be_unknown_and_the_sixth_is_known(exported: Path) -> None:
@@ -188,7 +188,7 @@ def test_what_was_learned_goes_through_a_file_and_another_networks_is_refused(ex
 def test_a_record_of_a_stranger_is_refused_before_anything_is_made_of_it(
     exported: Path, change: dict[str, object]
 ) -> None:
-    whole = dict(open_export(exported).record.whole)
+    whole = dict(open_export(exported).record.raw)
     whole["learning"] = {**_told(exported), **change}
     with pytest.raises(LandmarksError, match="no export that can be read"):
         read_export_record(json.dumps(whole), "x.onnx")
