@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from landmarks.cli.main import run
-from landmarks.dataset.credits import CREDITS, as_text, by_license
+from landmarks.dataset.credits import CREDITS, by_license, credits_as_text
 from landmarks.dataset.credits import credits as list_credits
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, write_dataset
 
@@ -91,4 +91,4 @@ def test_the_screen_counts_licences_and_says_what_an_unknown_one_means(
     assert len(told.out.splitlines()) < 10 and "File:Arch" not in told.out
     assert "2 of 6 images have no known licence: nothing says that they may be passed on" in told.err
     assert run(["credits", str(data), "-o", "-"]) == 0
-    assert capsys.readouterr().out == as_text(list_credits(data))
+    assert capsys.readouterr().out == credits_as_text(list_credits(data))

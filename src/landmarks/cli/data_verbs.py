@@ -215,7 +215,7 @@ def credits(
 
     Example: landmarks credits data/twenty -o CREDITS.txt
     """
-    from landmarks.dataset.credits import as_text, by_license
+    from landmarks.dataset.credits import by_license, credits_as_text
     from landmarks.dataset.credits import credits as list_credits
     from landmarks.support.console import note, plural, print_table
 
@@ -224,7 +224,7 @@ def credits(
     if json:
         print_json(listed)
     elif to_screen:
-        show_lines(as_text(listed))
+        show_lines(credits_as_text(listed))
     elif out is None:
         print_table(["licence", "images", "authors"], by_license(listed).rows())
         note(f"the whole list, as licences ask: landmarks credits {data} -o CREDITS.txt")

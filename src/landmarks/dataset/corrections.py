@@ -1,8 +1,8 @@
-"""Corrections: what people decided about single images, beside the labels as they were fetched.
+"""Corrections: decisions of people about the labels of single images.
 
-Nothing is overwritten: `images.parquet` keeps every image and label it came with, `corrections.parquet` holds the
-decisions, and `open_dataset` applies them, so that each verb sees the corrected label, and no removed image. Delete the
-file, and all is as before.
+Nothing is overwritten: `images.parquet` keeps all images and labels, and `corrections.parquet` holds the decisions.
+`open_dataset` applies them, so that every verb sees corrected labels and no removed images. Deleting the file undoes
+them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from landmarks.support.systems import require_text
 from landmarks.support.tables import unescaped, write_table
 
 NOTHING = "none"
-"""What stands in the CSV for: shows nothing known."""
+"""In the CSV: the image shows nothing known."""
 
 REMOVE = "remove"
-"""What stands in the CSV for: not to be in the dataset at all."""
+"""In the CSV: the image is to be left out of the dataset."""
 
 
 def add_corrections(dataset: Dataset, decided: pl.DataFrame) -> None:
-    """Add decisions (columns of `CORRECTIONS`) to the dataset's, a later one replacing an earlier about the same id.
+    """Add decisions (columns of `CORRECTIONS`) to a dataset; they replace earlier ones about the same images.
 
     The caller holds the folder.
     """
@@ -37,39 +37,41 @@ def add_corrections(dataset: Dataset, decided: pl.DataFrame) -> None:
 
 
 def remove_corrections(dataset: Dataset) -> int:
-    """Take back all corrections of a dataset, and return how many there were. The caller holds the folder."""
+    """Remove all corrections of a dataset, and return how many there were. The caller holds the folder."""
     remove_file(dataset.folder / CORRECTIONS_FILE)
     return len(dataset.corrections)
 
 
 def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
-    """Return the decisions (columns of `CORRECTIONS`, sorted by id) in a CSV as `landmarks audit` writes.
+    """Return the decisions (columns of `CORRECTIONS`, sorted by id) in a CSV such as `landmarks audit` writes.
 
-    Columns `image_id` and `correct_landmark_id`: a landmark of the dataset, `none` for nothing known, or `remove` for
-    an image that is to be left out of everything. A row where it is empty was not decided and is passed over.
+    It has the columns `image_id` and `correct_landmark_id`. The latter holds a landmark of the dataset, `none` for
+    nothing known, or `remove` for an image to be left out of the dataset. Rows in which it is empty are skipped.
 
-    Raises `LandmarksError` that names the first row which cannot be meant.
+    Raises `LandmarksError` with the first row that is invalid.
     """
     csv = Path(csv)
-    table = columns_of(csv, ("image_id", "correct_landmark_id"), "landmarks audit RUN -o FILE.csv writes such a file")
+    table = read_text_columns(
+        csv, ("image_id", "correct_landmark_id"), "landmarks audit RUN -o FILE.csv writes such a file"
+    )
     rows = table.with_row_index("row", 2).filter(pl.col("correct_landmark_id") != "")  # row 1 holds the names
     fetched = dict(dataset.as_fetched().select("image_id", "landmark_id").iter_rows())
     known = {str(landmark_id): landmark_id for landmark_id in dataset.labels["landmark_id"]} | {
         NOTHING: None,
         REMOVE: None,
     }
-    # `8.0` is what tables with gaps make of whole numbers.
-    whole = pl.col("correct_landmark_id").str.to_lowercase().str.replace(r"^(-?[0-9]+)\.0+$", "${1}")
+    # Tables with gaps write integers as `8.0`.
+    integer = pl.col("correct_landmark_id").str.to_lowercase().str.replace(r"^(-?[0-9]+)\.0+$", "${1}")
     decided: dict[str, str] = {}
-    for row, id, answer in rows.select("row", "image_id", whole).iter_rows():
+    for row, id, answer in rows.select("row", "image_id", integer).iter_rows():
         where = f"{csv}, row {row}"
         if id not in fetched:
-            raise LandmarksError(f'{where}: {dataset.folder} holds no image "{id}"', way_out=_about_id(id))
+            raise LandmarksError(f'{where}: {dataset.folder} holds no image "{id}"', way_out=_id_hint(id))
         if answer not in known:
             raise LandmarksError(
                 f'{where}: {dataset.folder} knows no landmark "{answer}"',
                 expected=f'the landmark_id of one of its {len(dataset.labels)} landmarks, "{NOTHING}" or "{REMOVE}"',
-                way_out=_about_name(dataset, answer),
+                way_out=_name_hint(dataset, answer),
             )
         if decided.setdefault(id, answer) != answer:
             raise LandmarksError(f'{where}: the image "{id}" is decided on twice, not the same both times')
@@ -81,8 +83,11 @@ def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
     ).sort("image_id")
 
 
-def columns_of(csv: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame:
-    """Return columns of a CSV as text without spaces around it, empty where there is none; raise where one lacks."""
+def read_text_columns(csv: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame:
+    """Return the columns `wanted` of a CSV as stripped text, with empty strings for missing cells.
+
+    Raises `LandmarksError`, with `way_out`, if a column is missing.
+    """
     require_text(csv)
     text = text_of(csv)
     header = text.partition("\n")[0]
@@ -102,12 +107,12 @@ def columns_of(csv: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame
     return unescaped(table.select(pl.col(name).fill_null("").str.strip_chars() for name in wanted))
 
 
-def _about_name(dataset: Dataset, answer: str) -> str:
-    """Return the id of the landmark that is called so, where it is one."""
-    called = dataset.labels.filter(pl.col("name").str.to_lowercase() == answer)
-    return f'"{called["name"][0]}" has the landmark_id {called["landmark_id"][0]}' if len(called) == 1 else ""
+def _name_hint(dataset: Dataset, answer: str) -> str:
+    """Return the id of the only landmark with the name `answer`, in words, or an empty string."""
+    named = dataset.labels.filter(pl.col("name").str.to_lowercase() == answer)
+    return f'"{named["name"][0]}" has the landmark_id {named["landmark_id"][0]}' if len(named) == 1 else ""
 
 
-def _about_id(id: str) -> str:
+def _id_hint(id: str) -> str:
     numeric = id.replace(".", "").replace("+", "").upper().replace("E", "").isdigit() and not id.isdigit()
     return "a spreadsheet turned the id into a number: read the column as text" if numeric else ""

@@ -1,4 +1,4 @@
-"""Who made the images of a dataset, and under which licence: the list that CC BY asks to be handed on."""
+"""The verb `credits`: the authors and licences of a dataset's images, which CC BY requires to be passed on."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ CREDITS = {
     "author": pl.String,
     "license": pl.String,
     "title": pl.String,
-    "landmark": pl.String,  # its readable name
-    "url": pl.String,  # of the category where the image was published
+    "landmark": pl.String,  # its name
+    "url": pl.String,  # of the category in which the image was published
 }
-"""Columns of the credit list, sorted by author, title and id; null where nothing is known."""
+"""Columns of the credit list; null where nothing is known."""
 
 UNKNOWN_AUTHOR = "unknown author"
 
 
 def credits(data: Place, out: Place | None = None) -> pl.DataFrame:
-    """Return the credits of every image of a dataset, one row each (columns `CREDITS`).
+    """Return the credits of a dataset, one row for each image (columns of `CREDITS`).
 
-    With `out` they are also written there: as CSV when its name ends with `.csv`, else as text, one paragraph for each
-    author and licence. Images without a known author are counted and listed last.
+    With `out` they are also written: as CSV if its name ends with `.csv`, else as text with a paragraph for each author
+    and licence. Images without a known author are last, and a note counts them.
     """
     data = data if isinstance(data, Dataset) else open_dataset(data)
     of_landmark = data.labels.select("landmark_id", landmark="name", url="category")
@@ -49,23 +49,23 @@ def credits(data: Place, out: Place | None = None) -> pl.DataFrame:
         )
     if out is not None:
         refuse_other_kind(out, ".csv", ".txt", ".md")
-        text = as_csv(listed) if Path(out).suffix.lower() == ".csv" else as_text(listed)
+        text = credits_as_csv(listed) if Path(out).suffix.lower() == ".csv" else credits_as_text(listed)
         with written_whole(out, tidy=True) as aside:
             aside.write_text(text, encoding="utf-8", newline="")
     return listed
 
 
 def by_license(credits: pl.DataFrame) -> pl.DataFrame:
-    """Return how many images and authors there are under each licence, most images first: license, images, authors."""
+    """Return the `images` and `authors` under each `license`, the one with the most images first."""
     named = credits.with_columns(license=pl.col("license").fill_null("unknown licence"))
     counted = named.group_by("license").agg(images=pl.len(), authors=pl.col("author").drop_nulls().n_unique())
     return counted.sort(["images", "license"], descending=[True, False])
 
 
-def as_text(credits: pl.DataFrame) -> str:
-    """Return the credit list for people: authors in order, under each licence its images, a line each."""
+def credits_as_text(credits: pl.DataFrame) -> str:
+    """Return the credit list as text: a paragraph for each author and licence, a line for each image."""
     lines: list[str] = []
-    for (author, license), images in itertools.groupby(credits.rows(named=True), _who):
+    for (author, license), images in itertools.groupby(credits.rows(named=True), _author_and_license):
         lines.append(f"{printable(author)}, {printable(license)}" if license else printable(author))
         for image in images:
             title = printable(image["title"] or image["landmark"] or "untitled")
@@ -75,10 +75,10 @@ def as_text(credits: pl.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def as_csv(credits: pl.DataFrame) -> str:
-    """Return the credit list for programs: the columns `CREDITS`, empty cells where nothing is known."""
+def credits_as_csv(credits: pl.DataFrame) -> str:
+    """Return the credit list as CSV, with empty cells where nothing is known."""
     return csv_text(credits)
 
 
-def _who(image: dict[str, str | None]) -> tuple[str, str]:
+def _author_and_license(image: dict[str, str | None]) -> tuple[str, str]:
     return image["author"] or UNKNOWN_AUTHOR, image["license"] or ""

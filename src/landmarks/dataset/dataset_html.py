@@ -1,4 +1,4 @@
-"""A dataset as a notebook shows it: how many images of how many landmarks in each split, and a few of them."""
+"""A dataset as a notebook shows it: the numbers of images and landmarks in each split, and a few images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.support.console import html_table
 
 SHOWN = 6
-"""Images that are shown, of as many landmarks as can be."""
+"""Number of images shown, each of another landmark."""
 
 SIDE = 112
-"""Longer side of an image that is shown, in pixels."""
+"""Longer side of the images shown, in pixels."""
 
 
 def dataset_html(dataset: Dataset) -> str:
-    """Return a table of the splits and a row of small images, one self-contained piece of HTML."""
+    """Return self-contained HTML with a table of the splits and a row of small images."""
     images = dataset.split("all")
     known = images.filter(pl.col("label").is_not_null())
     rows = [("all", len(images), known["label"].n_unique(), len(images) - len(known))]
@@ -36,7 +36,7 @@ def dataset_html(dataset: Dataset) -> str:
 
 
 def _figure(dataset: Dataset, row: Mapping[str, Any]) -> str:
-    (name,) = dataset.name_of([row["label"]])
+    (name,) = dataset.names_of([row["label"]])
     try:
         data = ImageReader(dataset).read(row["shard"], row["offset"], row["length"])
         small = encode(shrink(decode(data, min_side=SIDE), SIDE), quality=80)

@@ -63,9 +63,7 @@ class Grouping:
     """The group of each of N images, and the near-duplicates among them."""
 
     group: np.ndarray[Any, Any]  # (N,) uint32, numbered in the order of first appearance
-    first: np.ndarray[
-        Any, Any
-    ]  # (N,) the first image with the same hash and landmark; without a hash, the image itself
+    first: np.ndarray[Any, Any]  # (N,) first image with the same hash and landmark; itself if it has no hash
     pairs: np.ndarray[Any, Any]  # (P, 2) near-duplicates i < j among those first images
 
     @property

@@ -188,7 +188,7 @@ class Dataset:
         """Return the path or the address of a shard, to show to people."""
         return f"{self.address}/shards/{shard}" if self.address else str(self.path_of(shard))
 
-    def name_of(self, labels: Sequence[int]) -> list[str]:
+    def names_of(self, labels: Sequence[int]) -> list[str]:
         """Return the landmark names of `labels`."""
         return self.labels.sort("label")["name"].gather(list(labels)).to_list()
 

@@ -1,7 +1,7 @@
-"""Shards: plain uncompressed TARs of images, written once and read by position.
+"""Shards: uncompressed TARs of images, written once and read by position.
 
-A shard is so plain that `tar` and WebDataset read it; we never do, because the manifest knows where each image's
-bytes lie: reading one is a single positioned read.
+`tar` and WebDataset can read a shard. Here an image takes a single positioned read, because the manifest holds its
+offset and length.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.files import written_whole
 
 MAX_OPEN_FILES = 64
-"""How many shards a reader keeps open."""
+"""The number of shards that a reader keeps open."""
 
 _BLOCK = 512
 
 
 class ShardWriter:
-    """Writes one shard; it appears at `path` when the `with` block ends well, and not at all otherwise.
+    """Writes one shard, which appears at `path` if the `with` block ends without an error.
 
-    The bytes depend on what is added and in which order alone: no times, no owners.
+    The bytes depend only on the images and their order: there are no times and no owners in them.
 
         with ShardWriter(path) as shard:
             offset, length = shard.add("3f8a…", jpeg)
@@ -52,7 +52,7 @@ class ShardWriter:
         if error[0] is not None:
             self._ending.__exit__(*error)  # type: ignore[arg-type]
             return
-        with self._ending:  # a disk may say only now that it is full
+        with self._ending:  # a full disk may be reported only now
             self._file.write(b"\0" * (2 * _BLOCK))  # the end of a TAR
 
     def add(self, id: str, data: bytes) -> tuple[int, int]:
@@ -80,14 +80,14 @@ class ImageReader:
         self.remote = RemoteImages(dataset) if dataset.address is not None else None
 
     def read_all(self, places: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
-        """Yield the bytes at each of `places` (shard, offset, length); at an address all are asked for at once."""
+        """Yield the bytes at each of `places` (shard, offset, length); from an address all are requested at once."""
         return self.remote.read_all(places) if self.remote else (self.read(*place) for place in places)
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
         """Return the `length` bytes at `offset` of a shard, or of a file imported by reference."""
         if self.remote:
             return self.remote.read(shard, offset, length)
-        file = self._file(shard)  # by name: it must outlive the read, even when another thread drops it meanwhile
+        file = self._file(shard)  # this reference keeps the file open, even if another thread drops it meanwhile
         data = file.read(length, offset)
         if len(data) != length:
             raise LandmarksError(
@@ -118,20 +118,20 @@ class ImageReader:
 
 
 class _OpenFile:
-    """A file that is closed when its last reader is gone: a thread may still read what another has dropped."""
+    """A file that is closed with its last reference: a thread may still read it after another has dropped it."""
 
     def __init__(self, path: Path, within: Path | None) -> None:
         self._lock = threading.Lock()
         self._file = open_plain(path, within)  # closed in __del__
 
     def read(self, length: int, offset: int) -> bytes:
-        """Return up to `length` bytes at `offset`; any number of threads may read at once."""
+        """Return up to `length` bytes at `offset`; safe in several threads."""
         if sys.platform != "win32" and hasattr(os, "pread"):
             return os.pread(self._file.fileno(), length, offset)
-        with self._lock:  # Windows cannot read by position: one thread at a time moves to it and reads
+        with self._lock:  # Windows has no positioned reads: one thread at a time seeks and reads
             self._file.seek(offset)
             return self._file.read(length)
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):  # absent where it could not be opened
+        if hasattr(self, "_file"):  # missing if it could not be opened
             self._file.close()

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.copies import COPIES, COPIES_FILE, find_copies, write_copies
-from landmarks.dataset.corrections import add_corrections, columns_of, read_corrections, remove_corrections
+from landmarks.dataset.corrections import add_corrections, read_corrections, read_text_columns, remove_corrections
 from landmarks.dataset.divide import FROM_SOURCE, MIN_IMAGES_TO_SPLIT, TEST, TRAIN, UNASSIGNED, VAL, SplitRule
 from landmarks.dataset.division import (
     Division,
@@ -125,7 +125,7 @@ def _copies_of(dataset: Dataset, copies: Place) -> pl.DataFrame | None:
 
 def _listed_copies(csv: Path, ids: pl.Series) -> list[tuple[str, str]]:
     """Return the pairs in a CSV with columns `image_id` and `copy_of`; raise if an id is not among `ids`."""
-    table = columns_of(csv, ("image_id", "copy_of"), "landmarks audit RUN -o FILE.csv writes FILE.copies.csv")
+    table = read_text_columns(csv, ("image_id", "copy_of"), "landmarks audit RUN -o FILE.csv writes FILE.copies.csv")
     known = set(ids)
     for row, pair in enumerate(table.iter_rows(), 2):
         if missing := [id for id in pair if id not in known]:
