@@ -20,7 +20,7 @@ from landmarks.recognition.answers import Answer, Explanation, Recognition
 from landmarks.recognition.learned_images import Learned
 from landmarks.serving.app import create_app
 from landmarks.serving.request_limits import Limits
-from landmarks.serving.server import Server, bound
+from landmarks.serving.server import Server, bind
 
 IMAGES = [image(LANDMARKS[number % 3], number) for number in range(12)]
 
@@ -77,7 +77,7 @@ class Running:
     def __init__(self, app: Any, seconds: float) -> None:
         self.app = app
         self.counters = app.state.service.counters
-        self.listening = bound("127.0.0.1", 0)
+        self.listening = bind("127.0.0.1", 0)
         self.address = self.listening.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self.server = Server(app, seconds=seconds)

@@ -232,20 +232,20 @@ def test_slow_clients_keep_nobody_else_waiting(serving: Serving) -> None:
             client.close()
     while running.counted("landmarks_requests_total", path="/recognise", status="499") < 60:
         time.sleep(0.01)
-    assert running.app.state.service.held.now == 0
+    assert running.app.state.service.memory.used == 0
 
 
 def test_many_uploads_at_once_are_bounded_together(serving: Serving) -> None:
     running = serving(Held())
-    running.app.state.service.held.most = 5000
+    running.app.state.service.memory.limit = 5000
     with socket.create_connection(running.address) as client:
         client.sendall(HEAD + b"Content-Length: 9000\r\n\r\n" + b"x" * 4000)
-        while running.app.state.service.held.now < 4000:
+        while running.app.state.service.memory.used < 4000:
             time.sleep(0.01)
         answer = patient.post(f"{running.url}/recognise", content=b"x" * 2000, headers=JPEG)
         assert (answer.status_code, facts(answer)["what"]) == (503, "too many uploads at once")
         assert answer.headers["Retry-After"] == "2"
-    while running.app.state.service.held.now:
+    while running.app.state.service.memory.used:
         time.sleep(0.01)
     assert patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
 

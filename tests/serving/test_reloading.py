@@ -16,7 +16,7 @@ from serving.conftest import IMAGES, Held, Serving
 
 import landmarks
 from landmarks.recognition.answers import Recognition
-from landmarks.serving.reloading import opened, stamp
+from landmarks.serving.reloading import open_tested, stamp
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -61,7 +61,7 @@ def test_a_replaced_file_answers_from_then_on_and_a_broken_one_does_not(
     place = tmp_path / "export.onnx"
     put(place, "Tower 1")
     load = loader(place)
-    running = serving(opened(load), place=place, load=load)
+    running = serving(open_tested(load), place=place, load=load)
     assert health(running.url) | {"version": ""} == {
         "status": "ok", "landmarks": 1, "generation": 1, "refused": None, "teach": False, "version": "",
     }  # fmt: skip
@@ -85,7 +85,7 @@ def test_no_request_is_lost_while_recognisers_come_and_go(serving: Serving, tmp_
     place = tmp_path / "export.onnx"
     put(place, "Tower 1")
     load = loader(place)
-    running = serving(opened(load), place=place, load=load)
+    running = serving(open_tested(load), place=place, load=load)
     begun, done = threading.Barrier(5), threading.Event()
 
     def ask() -> list[httpx.Response]:
@@ -169,7 +169,7 @@ class Wrong(Held):
 )
 def test_what_opens_but_does_not_answer_is_refused(found: Recognition | None, told: str) -> None:
     with pytest.raises(landmarks.LandmarksError) as caught:
-        opened(lambda: Wrong(found))
+        open_tested(lambda: Wrong(found))
     assert str(caught.value).startswith(told)
 
 

@@ -20,7 +20,7 @@ import pytest
 from serving.conftest import IMAGES, Held, Serving, command
 
 import landmarks
-from landmarks.serving.server import bound, is_private
+from landmarks.serving.server import bind, is_private
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -288,7 +288,7 @@ def test_a_server_open_to_everybody_says_so(run_folder: Path) -> None:
 
 
 def test_an_address_that_cannot_be_had_is_one_line(run_folder: Path) -> None:
-    with bound("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0) as taken:
         taken.listen()
         with pytest.raises(landmarks.LandmarksError, match=r"127\.0\.0\.1 port \d+ cannot be had"):
             landmarks.serve(run_folder, port=taken.getsockname()[1])

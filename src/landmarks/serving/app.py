@@ -1,4 +1,4 @@
-"""The HTTP interface: images in, answers out, and the page that asks for them."""
+"""The HTTP application: images in, answers out, and the web page that uses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,30 +23,39 @@ from landmarks.serving.batching import TOP, Answering, Batches, Reply, ServedRec
 from landmarks.serving.counters import CONTENT_TYPE, Counters
 from landmarks.serving.forms import FORM_TYPE, HOW_TO_TEACH, Upload, lesson_of, require_image_type, uploads
 from landmarks.serving.front import Front, token_of_environment
-from landmarks.serving.reloading import keep_up, stamp
-from landmarks.serving.request_limits import Body, Held, HungUpError, Limits, Receive, RefusalError, read_body, stopping
+from landmarks.serving.reloading import stamp, watch
+from landmarks.serving.request_limits import (
+    Body,
+    HungUpError,
+    Limits,
+    Receive,
+    RefusalError,
+    UploadMemory,
+    read_body,
+    stopping,
+)
 from landmarks.serving.schemas import REQUEST_BODY, TEACH_BODY, Health, Known, Recognised, TaughtBody, problems
 from landmarks.serving.teaching import TeachingResult, can_be_taught, forget_landmark, require_teaching, teach_landmark
 from landmarks.serving.web_page import page_that_asks
 from landmarks.support.errors import UsageError
 
 MAX_FORM_ON_LOOP = 256 * 1024
-"""A form beyond this is taken apart in a thread, so that no other request waits for it."""
+"""Larger forms are parsed in a thread, so that other requests need not wait."""
 
 
 class Service:
-    """What the paths of one application share, from its start to its end."""
+    """The state that all paths of one application share."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.counters = Counters()
-        self.held = Held(limits.held_bytes)
+        self.memory = UploadMemory(limits.held_bytes)
         self.stopped = asyncio.Event()
         self.batches: Batches | None = None
 
     @property
     def queue(self) -> Batches:
-        """The queue before the recogniser; there is none before the application has started."""
+        """The queue of the recogniser, which exists once the application has started."""
         if self.batches is None:
             raise RuntimeError("the application was not started: run it with a server that knows ASGI's lifespan")
         return self.batches
@@ -66,26 +75,26 @@ def create_app(
 ) -> FastAPI:
     """Return an ASGI application that answers with `recogniser`, for a server of your own.
 
-    `token` is what every path but `/`, `/healthz` and `/openapi.json` then wants; None: what `LANDMARKS_TOKEN` holds,
-    if anything. `allow_origin` names web origins whose pages may ask. With `place` and `load`, a recogniser that is put
-    in place of the one there is opened by `load` and asked from then on; with `teach` too, whoever may ask may
-    teach the run, or export, at `place` landmarks, on `device`. Raises `UsageError` for a token that no header
-    can carry, and for what is no web origin.
+    `token` is required by every path except `/`, `/healthz` and `/openapi.json`; by default it is the value of the
+    environment variable `LANDMARKS_TOKEN`, if that is set. `allow_origin` names web origins whose pages may send
+    requests. With `place` and `load`, the file or folder at `place` is watched; when it is replaced, the new one is
+    opened with `load` and answers from then on. With `teach` as well, clients may teach landmarks to the run or export
+    at `place`, on `device`. Raises `UsageError` for a token that no header can carry, and for an invalid web origin.
     """
-    origins = [_origin(one) for one in allow_origin]
+    origins = [_origin(origin) for origin in allow_origin]
     service = Service(limits or Limits())
-    seen = () if place is None else stamp(place)
+    initial_stamp = () if place is None else stamp(place)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batches = service.batches = Batches(recogniser, service.limits, service.counters, threads=threads)
-        watching = None
+        watcher = None
         if place is not None and load is not None:
-            watching = asyncio.create_task(keep_up(place, load, batches, seen))
+            watcher = asyncio.create_task(watch(place, load, batches, initial_stamp))
         yield
         service.stopped.set()
-        if watching is not None:
-            watching.cancel()
+        if watcher is not None:
+            watcher.cancel()
         await batches.close()
 
     app = FastAPI(
@@ -93,7 +102,7 @@ def create_app(
         version=__version__,
         description="Which landmark does an image show? No image is kept.",
         lifespan=lifespan,
-        docs_url=None,  # both pages would fetch their scripts from somebody else's server
+        docs_url=None,  # both pages would load scripts from other servers
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name.strip("_"),
     )
@@ -113,12 +122,12 @@ def create_app(
     return app
 
 
-def _origin(given: str) -> str:
-    """Return a web origin as browsers send it, without the slash that addresses end with; raise for what is none."""
-    origin = given.removesuffix("/")
+def _origin(text: str) -> str:
+    """Return a web origin as browsers send it, without a final slash; raise `UsageError` if it is invalid."""
+    origin = text.removesuffix("/")
     if origin not in ("*", "null") and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
         raise UsageError(
-            "that is no web origin, and no page would be let in", received=given,
+            "that is no web origin, and no page would be let in", received=text,
             expected="https://app.example or http://localhost:3000, or * for every one",
         )  # fmt: skip
     return origin
@@ -145,9 +154,9 @@ def _add_paths(app: FastAPI, service: Service, *, place: Path | None, teach: boo
         top: Annotated[int, Query(ge=1, le=TOP, description="Answers per image.")] = 3,
         maps: Annotated[bool, Query(description="Return a heat map for each answer.")] = False,
     ) -> Response:
-        body = Body(service.held)
+        body = Body(service.memory)
         try:
-            return _json(await _answered(service, request, body, top, maps))
+            return _json(await _recognise_images(service, request, body, top, maps))
         finally:
             body.release()
 
@@ -197,7 +206,7 @@ def _add_teaching(
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
             raise RefusalError(415, "a landmark is taught with a form", expected=FORM_TYPE, way_out=HOW_TO_TEACH)
-        body, limits = Body(service.held), service.limits
+        body, limits = Body(service.memory), service.limits
         try:
             if service.stopped.is_set():
                 raise stopping()
@@ -237,7 +246,7 @@ def _serve_result(service: Service, result: TeachingResult, outcome: str) -> dic
 
 
 def _known(recogniser: Answering) -> list[dict[str, Any]]:
-    """Return everything that a recogniser knows, and how many images it was taught with, if it was."""
+    """Return all landmarks of a recogniser, with the number of images for those that it was taught."""
     images = dict(zip(recogniser.learned.names, recogniser.learned.counts(), strict=True))
     pairs = zip(recogniser.landmark_ids, recogniser.names, strict=True)
     return [
@@ -246,13 +255,13 @@ def _known(recogniser: Answering) -> list[dict[str, Any]]:
     ]
 
 
-async def _answered(service: Service, request: Request, body: Body, top: int, maps: bool) -> dict[str, Any]:
-    """Read a request, have its images answered, and return the body of the response."""
+async def _recognise_images(service: Service, request: Request, body: Body, top: int, maps: bool) -> dict[str, Any]:
+    """Read a request, answer its images, and return the body of the response."""
     content_type = request.headers.get("content-type", "")
     require_image_type(content_type)
     if service.stopped.is_set():
         raise stopping()
-    service.queue.require_places(1)  # before a byte of the body is read
+    service.queue.require_places(1)  # refuses before reading the body
     await read_body(request.receive, request.headers.get("content-length"), body, service.limits, service.stopped)
     data, body.data = bytes(body.data), bytearray()
     images = (
@@ -261,28 +270,30 @@ async def _answered(service: Service, request: Request, body: Body, top: int, ma
         else await asyncio.to_thread(uploads, content_type, data, service.limits.most_files)
     )
     del data
-    replies = await _while_connected(request.receive, service.queue.answer([one.data for one in images], top, maps))
-    alone = replies[0].found.problem if len(images) == 1 and images[0].file is None else None
-    if alone is not None:
-        raise RefusalError(422, alone, way_out="send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image")
-    return {"images": [_image(one, reply, maps) for one, reply in zip(images, replies, strict=True)]}
+    answers = service.queue.answer([image.data for image in images], top, maps)
+    replies = await _while_connected(request.receive, answers)
+    is_raw_body = len(images) == 1 and images[0].file is None
+    if is_raw_body and replies[0].recognition.problem is not None:
+        raise RefusalError(
+            422, replies[0].recognition.problem, way_out="send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"
+        )
+    return {"images": [_image(image, reply, maps) for image, reply in zip(images, replies, strict=True)]}
 
 
-async def _while_connected(receive: Receive, answer: Any) -> list[Reply]:
-    """Return the replies; when the client hangs up first, take its images out of the queue and raise `HungUpError`."""
-    answering, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_hung_up(receive))
+async def _while_connected(receive: Receive, answers: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
+    """Return the replies; if the client disconnects first, cancel `answers` and raise `HungUpError`."""
+    answering, disconnected = asyncio.ensure_future(answers), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answering, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
             raise HungUpError
-        replies: list[Reply] = answering.result()
-        return replies
+        return answering.result()
     finally:
         answering.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
-async def _hung_up(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -290,16 +301,16 @@ async def _hung_up(receive: Receive) -> None:
 def _image(upload: Upload, reply: Reply, maps: bool) -> dict[str, Any]:
     image: dict[str, Any] = {
         "file": upload.file,
-        "known": reply.found.known,
-        "answers": [_answer(one) for one in reply.found.answers],
-        "problem": reply.found.problem,
+        "known": reply.recognition.known,
+        "answers": [_answer(answer) for answer in reply.recognition.answers],
+        "problem": reply.recognition.problem,
         "generation": reply.generation,
     }
-    if maps and reply.explained is not None:
-        drawn = {one.label: at for at, one in enumerate(reply.explained.answers)}
+    if maps and reply.explanation is not None:
+        positions = {answer.label: position for position, answer in enumerate(reply.explanation.answers)}
         for answer in image["answers"]:
-            at = drawn.get(answer["label"])
-            answer["map"] = None if at is None else reply.explained.maps[at].astype(float).round(3).tolist()
+            at = positions.get(answer["label"])
+            answer["map"] = None if at is None else reply.explanation.maps[at].astype(float).round(3).tolist()
         image["seen"] = None if reply.seen is None else [round(share, 5) for share in reply.seen]
     return image
 
@@ -318,7 +329,7 @@ def _json(value: object) -> Response:
 
 
 def _add_errors(app: FastAPI, counters: Counters) -> None:
-    """Make every error of the framework a body of four facts, like our own."""
+    """Answer the framework's errors with the same four facts as our own."""
 
     def response(refusal: RefusalError) -> Response:
         counters.refused.labels(refusal.reason).inc()
@@ -341,15 +352,15 @@ def _add_errors(app: FastAPI, counters: Counters) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         what = f"the parameter {first['loc'][-1]} is wrong"
-        given = str(first.get("input"))[:100]
-        return response(RefusalError(422, what, received=given, expected=first["msg"], way_out="see /openapi.json"))
+        received = str(first.get("input"))[:100]
+        return response(RefusalError(422, what, received=received, expected=first["msg"], way_out="see /openapi.json"))
 
     app.add_exception_handler(HTTPException, wrong_path)
     app.add_exception_handler(RequestValidationError, wrong_parameter)
 
 
 def policy_of(page: str) -> str:
-    """Return the Content-Security-Policy of a page whose scripts and styles stand in it: those, and no others, run."""
+    """Return a Content-Security-Policy that allows exactly the scripts and styles contained in `page`."""
     allowed = {kind: _digests(page, kind) for kind in ("script", "style")}
     return (
         f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; img-src blob: data:; "
@@ -358,5 +369,5 @@ def policy_of(page: str) -> str:
 
 
 def _digests(page: str, kind: str) -> str:
-    found = re.findall(rf"<{kind}[^>]*>(.*?)</{kind}>", page, re.DOTALL)
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in found)
+    texts = re.findall(rf"<{kind}[^>]*>(.*?)</{kind}>", page, re.DOTALL)
+    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts)

@@ -1,4 +1,4 @@
-"""What the server counts: requests, images, batches and reloads, in the form that Prometheus reads."""
+"""The server's metrics: requests, images, batches and reloads, in the format of Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Counters:
-    """The server's own numbers, none of them about whom an image came from or what it was called."""
+    """The server's metrics; none says where an image came from or what it is called."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -56,5 +56,5 @@ class Counters:
         )
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

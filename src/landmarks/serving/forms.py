@@ -1,4 +1,4 @@
-"""The images of a request's body: one raw, or the files of a form, all in memory and none on a disk."""
+"""Parsing request bodies: one raw image, or the files of a form, all in memory and never on disk."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from landmarks.dataset.naming import normalised_name
 from landmarks.serving.request_limits import RefusalError
 
-logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # what is wrong with a form, its sender is told
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # errors of a form go to its sender only
 
 MAX_FIELD_BYTES = 64 * 1024
-"""Headers of one part of a form, together."""
+"""Total size of the headers of one part of a form."""
 
 RAW_TYPES = ("image/*", "application/octet-stream")
-"""Content types whose body is one image; what it really is, its bytes tell."""
+"""Content types whose body is one image; its format is recognised by its bytes."""
 
 FORM_TYPE = "multipart/form-data"
 
@@ -29,12 +29,12 @@ HOW_TO_SEND = "send an image's bytes: curl --data-binary @IMAGE.jpg -H 'Content-
 HOW_TO_TEACH = "send a form: curl -F name=NAME -F images=@ONE.jpg -F images=@TWO.jpg ADDRESS/landmarks"
 
 TAUGHT_FIELDS = frozenset({"name", "landmark_id"})
-"""Text fields of a form that teaches."""
+"""Text fields of a form that teaches a landmark."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One image of a request: its bytes, and the name that the client gave it."""
+    """One image of a request: its bytes, and the file name given by the client."""
 
     data: bytes
     file: str | None = None
@@ -42,7 +42,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A landmark that a request teaches: what it is called, and images of it."""
+    """A landmark that a request teaches: its name, and images of it."""
 
     name: str
     images: list[Upload]
@@ -50,16 +50,16 @@ class Lesson:
 
 
 def lesson_of(content_type: str, data: bytes, most_files: int) -> Lesson:
-    """Return what a form teaches. Raises `RefusalError`: 400 for one without images, 422 for a wrong name or id."""
+    """Return what a form teaches. Raises `RefusalError`: 400 for a form without images, 422 for a wrong name or id."""
     _, options = parse_options_header(content_type)
-    form = _of_form(data, options.get(b"boundary"), most_files, TAUGHT_FIELDS)
+    form = _parsed_form(data, options.get(b"boundary"), most_files, TAUGHT_FIELDS)
     name = normalised_name(_text(form.texts.get("name", b"")))
     id = _text(form.texts.get("landmark_id", b""))
     if not name:
         raise RefusalError(422, "the landmark has no name", expected="a text field name", way_out=HOW_TO_TEACH)
     if "landmark_id" in form.texts and not (id.isascii() and id.isdigit() and len(id) <= 18):
         raise RefusalError(422, "no such landmark id", received=id, expected="a whole number from 0, or no such field")
-    if not any(one.data for one in form.files):
+    if not any(file.data for file in form.files):
         raise RefusalError(400, "the request holds no image", expected="images' bytes", way_out=HOW_TO_TEACH)
     return Lesson(name, form.files, int(id) if id else None)
 
@@ -83,18 +83,21 @@ def require_image_type(content_type: str) -> None:
 def uploads(content_type: str, data: bytes, most_files: int) -> list[Upload]:
     """Return the images of a body: one, or every file of a form. Raises `RefusalError` for a body without any."""
     kind, options = parse_options_header(content_type)
-    found = [Upload(data)] if kind != FORM_TYPE.encode() else _of_form(data, options.get(b"boundary"), most_files).files
-    if not any(one.data for one in found):
+    if kind == FORM_TYPE.encode():
+        images = _parsed_form(data, options.get(b"boundary"), most_files).files
+    else:
+        images = [Upload(data)]
+    if not any(image.data for image in images):
         raise RefusalError(
-            400, "an image without bytes" if found else "the request holds no image", expected="the bytes of an image",
+            400, "an image without bytes" if images else "the request holds no image", expected="the bytes of an image",
             way_out=HOW_TO_SEND,
         )  # fmt: skip
-    return found
+    return images
 
 
 @dataclass
 class _Form:
-    """Collects the files of a form; a text field not in `fields` is an error, because it could only be an address."""
+    """Collects the parts of a form; a text field not in `fields` is an error, as it could only be an address."""
 
     most_files: int
     fields: frozenset[str] = frozenset()
@@ -155,15 +158,15 @@ class _Form:
             self.texts[self.text] = b"".join(self.data)
             return
         self.files[-1] = Upload(b"".join(self.data), self.files[-1].file)
-        if not self.files[-1].data and not self.files[-1].file:  # what a browser sends where no file was chosen
+        if not self.files[-1].data and not self.files[-1].file:  # a browser sends this if no file was chosen
             del self.files[-1]
 
     def end(self) -> None:
         self.ended = True
 
 
-def _of_form(data: bytes, boundary: bytes | None, most_files: int, fields: frozenset[str] = frozenset()) -> _Form:
-    """Return the parts of a form; all in memory, because no image is ever written to a disk."""
+def _parsed_form(data: bytes, boundary: bytes | None, most_files: int, fields: frozenset[str] = frozenset()) -> _Form:
+    """Return the parts of a form, in memory, as no image is ever written to disk."""
     form = _Form(most_files, fields)
     try:
         if boundary is None:
@@ -192,7 +195,7 @@ def _of_form(data: bytes, boundary: bytes | None, most_files: int, fields: froze
     return form
 
 
-def _text(name: bytes) -> str:
-    """Return a name that a stranger gave, short and without control characters."""
-    text = name.decode("utf-8", errors="replace")
+def _text(data: bytes) -> str:
+    """Return untrusted text, shortened and without control characters."""
+    text = data.decode("utf-8", errors="replace")
     return "".join(letter if letter.isprintable() else " " for letter in text)[:200]

@@ -1,4 +1,4 @@
-"""What stands before every path: who may ask, which headers an answer carries, what is counted, and no traceback."""
+"""The middleware before every path: checks the token, adds headers, counts requests, and hides tracebacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "LANDMARKS_TOKEN"
 """The environment variable that holds the bearer token."""
 
 OPEN = ("/", "/healthz", "/openapi.json")
-"""Paths that need no token: the page, which asks for it, and what tells nothing about images."""
+"""Paths that need no token: the page, which asks for it, and those that reveal nothing about images."""
 
 COUNTED = (*OPEN, "/recognise", "/landmarks", "/metrics")
 
@@ -36,11 +36,11 @@ HEADERS = (
 )
 
 NOTHING_LOADS = b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-"""Content-Security-Policy of everything that is no page."""
+"""Content-Security-Policy of every response that is not a page."""
 
 
 def token_of_environment() -> str | None:
-    """Return the bearer token, None where none is set. Raises `UsageError` for one that no header could carry."""
+    """Return the bearer token, None if none is set. Raises `UsageError` for one that no header can carry."""
     token = os.environ.get(TOKEN)
     if token is None:
         return None
@@ -55,7 +55,7 @@ def token_of_environment() -> str | None:
 
 
 class Front:
-    """An ASGI application around another one; see the module."""
+    """ASGI middleware; see the module."""
 
     def __init__(self, app: App, *, counters: Counters, token: str | None = None) -> None:
         self.app = app
@@ -63,7 +63,7 @@ class Front:
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; whatever goes wrong is a body of four facts."""
+        """Answer one request; every error becomes a body of four facts."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -80,9 +80,10 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                there = {name for name, _ in message["headers"]}
-                own = [pair for pair in (*HEADERS, (b"content-security-policy", NOTHING_LOADS)) if pair[0] not in there]
-                message["headers"] = [*message["headers"], *own]
+                present = {name for name, _ in message["headers"]}
+                defaults = (*HEADERS, (b"content-security-policy", NOTHING_LOADS))
+                added = [pair for pair in defaults if pair[0] not in present]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         try:
@@ -91,7 +92,7 @@ class Front:
         except RefusalError as refusal:
             await send_refusal(refusal, sending, self.counters)
         except HungUpError:
-            status = 499  # as others number it: the client hung up, and nothing was sent
+            status = 499  # the usual code for a client that disconnected; nothing was sent
         except Exception as error:
             frame = extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"
@@ -106,13 +107,13 @@ class Front:
     def _require_token(self, scope: Scope) -> None:
         if self._token is None or scope["path"] in OPEN:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        kind, _, token = given.partition(b" ")
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, token = header.partition(b" ")
         if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
             raise RefusalError(
                 401,
                 "this server answers with a token only",
-                received="another token" if given else "none",
+                received="another token" if header else "none",
                 expected="Authorization: Bearer TOKEN",
                 way_out=f"ask whoever runs it; it stands in {TOKEN} there",
                 reason="token",

@@ -1,7 +1,7 @@
-"""Files of a package from npm's registry, pinned by version and integrity: fetched by the npm client once, then cached.
+"""Files of an npm package, pinned by version and integrity: fetched once with the npm client, then cached.
 
-What is pinned stands in a lock file of our own form, without addresses: which registry is asked is up to the client's
-settings. Nothing of a package is ever run here, and of its archive only the named files are read.
+The pinned version and digests stand in a lock file of the project, without addresses; the client's settings decide
+which registry is used. Nothing of a package is run, and only the named files of its archive are read.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from landmarks.support.files import cache_folder, written_whole
 
 @dataclass(frozen=True)
 class PinnedPackage:
-    """A package of one version: what its archive and the wanted files must hold."""
+    """One version of a package, with the integrity of its archive and of the files that are used."""
 
     package: str
     version: str
     integrity: str
-    """Of the archive, as npm's own lock files write it: `sha512-` and base64."""
+    """Integrity of the archive, as in npm's lock files: `sha512-` and base64."""
     megabytes: int
-    """How much is fetched."""
+    """Size of the archive."""
     files: dict[str, str]
     """Path inside the package → its integrity, `sha256-` and base64."""
 
@@ -45,11 +45,11 @@ def read_pinned(lock: Path) -> PinnedPackage:
 
 
 def pinned_files(pinned: PinnedPackage, folder: Path | None = None) -> dict[str, bytes]:
-    """Return the wanted files of a package by their paths in it, exactly as they are pinned.
+    """Return the pinned files of a package by their paths in it, after checking their integrity.
 
-    They come from `folder` (the unpacked package, or the files alone) where one is given; otherwise out of the user's
-    cache, and into it by the npm client when they are not there. Raises `LandmarksError` when they cannot be had, and
-    for files that differ from the pinned ones.
+    They are read from `folder` (the unpacked package, or just the files) if given; otherwise from the user's cache,
+    which the npm client fills if necessary. Raises `LandmarksError` when they cannot be obtained or differ from the
+    pinned ones.
     """
     if folder is not None:
         return _from_folder(pinned, folder)
@@ -58,8 +58,8 @@ def pinned_files(pinned: PinnedPackage, folder: Path | None = None) -> dict[str,
     except LandmarksError as error:
         note(f"{error}; {pinned} is fetched anew each time")
         cache = None
-    if cache is not None and (kept := _kept(pinned, cache)) is not None:
-        return kept
+    if cache is not None and (cached := _cached(pinned, cache)) is not None:
+        return cached
     files = _fetched(pinned)
     if cache is not None:
         for name, data in files.items():
@@ -68,8 +68,8 @@ def pinned_files(pinned: PinnedPackage, folder: Path | None = None) -> dict[str,
     return files
 
 
-def _kept(pinned: PinnedPackage, cache: Path) -> dict[str, bytes] | None:
-    """Return the files of the cache; None when one is missing, or damaged."""
+def _cached(pinned: PinnedPackage, cache: Path) -> dict[str, bytes] | None:
+    """Return the files from the cache; None if one is missing or damaged."""
     try:
         files = {name: (cache / Path(name).name).read_bytes() for name in pinned.files}
     except OSError:
@@ -103,11 +103,11 @@ def _fetched(pinned: PinnedPackage) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
         options = ("--ignore-scripts", "--prefer-offline", "--loglevel=error")
         command = [npm, "pack", f"{pinned.package}@{pinned.version}", *options]
-        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
         archives = list(Path(folder).glob("*.tgz"))
-        if ended.returncode or len(archives) != 1:
+        if result.returncode or len(archives) != 1:
             raise LandmarksError(
-                f"npm could not fetch {pinned} ({_reason(ended.stderr)})", way_out=_BY_HAND.format(pinned=pinned)
+                f"npm could not fetch {pinned} ({_reason(result.stderr)})", way_out=_BY_HAND.format(pinned=pinned)
             )
         if _integrity("sha512", archives[0].read_bytes()) != pinned.integrity:
             raise LandmarksError(
@@ -127,10 +127,10 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def _reason(complaint: str) -> str:
-    lines = [line.removeprefix("npm error ").removeprefix("npm ERR! ") for line in complaint.splitlines()]
-    told = [line for line in lines if line.strip() and "complete log of this run" not in line]
-    return next((line for line in told if not line.startswith(("code ", "errno ", "syscall "))), "it says nothing")
+def _reason(stderr: str) -> str:
+    lines = [line.removeprefix("npm error ").removeprefix("npm ERR! ") for line in stderr.splitlines()]
+    messages = [line for line in lines if line.strip() and "complete log of this run" not in line]
+    return next((line for line in messages if not line.startswith(("code ", "errno ", "syscall "))), "it says nothing")
 
 
 def _differing(pinned: PinnedPackage, files: Mapping[str, bytes]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A new recogniser put in place of the old: noticed, opened beside it, tried, and only then asked."""
+"""Replacing the recogniser of a running server: a new one is noticed, opened, tested, and only then used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 
 POLL_SECONDS = 1.0
-"""How often the file or folder is looked at; a change is taken once two looks agree."""
+"""How often the file or folder is checked; a change is taken over once two checks in a row agree."""
 
 RUN_FILES = (
     "model.json",
@@ -28,28 +28,29 @@ RUN_FILES = (
     "memory.safetensors",
     "learned.safetensors",
 )
-"""What decides the answers of a run's folder."""
+"""Files of a run's folder that its answers depend on."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
-def opened(load: Callable[[], Answering]) -> Answering:
-    """Open a recogniser and ask it once. Raises `LandmarksError` for one that cannot be opened or does not answer."""
+def open_tested(load: Callable[[], Answering]) -> Answering:
+    """Open a recogniser and let it answer a grey image. Raises `LandmarksError` if either fails."""
     try:
         recogniser = load()
-        (found,) = recogniser.recognise([_grey()], top=1)
+        (recognition,) = recogniser.recognise([_grey()], top=1)
     except LandmarksError:
         raise
     except Exception as error:  # a damaged file can make a runtime raise anything
         raise LandmarksError(f"it cannot be opened ({type(error).__name__}: {str(error)[:200]})") from error
-    _require_answer(found, len(recogniser.names))
+    _require_answer(recognition, len(recogniser.names))
     return recogniser
 
 
-def _require_answer(found: Recognition, names: int) -> None:
-    sure = [answer.probability for answer in found.answers]
-    if found.problem is not None or not names or len(sure) != 1 or not 0 <= sure[0] <= 1:
-        raise LandmarksError("it does not answer", received=found, expected="a probability from 0 to 1")
+def _require_answer(recognition: Recognition, landmarks: int) -> None:
+    probabilities = [answer.probability for answer in recognition.answers]
+    is_valid = recognition.problem is None and landmarks > 0
+    if not is_valid or len(probabilities) != 1 or not 0 <= probabilities[0] <= 1:
+        raise LandmarksError("it does not answer", received=recognition, expected="a probability from 0 to 1")
 
 
 def _grey() -> bytes:
@@ -57,7 +58,7 @@ def _grey() -> bytes:
 
 
 def stamp(place: Path) -> Stamp:
-    """Return what changes when a file, or a run's folder, is replaced: numbers of the file system, no contents."""
+    """Return file metadata that changes when a file, or a run's folder, is replaced; no contents are read."""
     if place.is_dir():
         return tuple(_stamp(place / name) for name in RUN_FILES)
     return tuple(map(_stamp, [place, learned_file(place)] if place.suffix.lower() == ".onnx" else [place]))
@@ -65,36 +66,36 @@ def stamp(place: Path) -> Stamp:
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-async def keep_up(place: Path, load: Callable[[], Answering], batches: Batches, seen: Stamp) -> None:
-    """Exchange the recogniser of `batches` whenever another one lies at `place`; runs until it is cancelled.
+async def watch(place: Path, load: Callable[[], Answering], batches: Batches, current: Stamp) -> None:
+    """Replace the recogniser of `batches` whenever another one lies at `place`; runs until it is cancelled.
 
-    `seen` is the stamp of what answers now, taken before it was opened. A recogniser that cannot be opened, or does not
-    answer a grey image, is named once and not asked; the old one goes on.
+    `current` is the stamp of the present recogniser, taken before it was opened. A recogniser that cannot be opened, or
+    does not answer a grey image, is reported once and not used; the present one continues.
     """
-    before = seen
+    before = current
     while True:
         await asyncio.sleep(POLL_SECONDS)
         now = await asyncio.to_thread(stamp, place)
-        settled, before = now == before, now
-        if now == seen or not settled:
+        is_settled, before = now == before, now
+        if now == current or not is_settled:
             continue
         async with batches.exchanging:
             if await asyncio.to_thread(stamp, place) != now:
-                continue  # it was being taught, and is something else by now
-            seen = now
+                continue  # it changed again, for it was being taught
+            current = now
             if now != batches.served.stamp:
-                await _exchange(place, load, batches)
+                await _replace(place, load, batches)
 
 
-async def _exchange(place: Path, load: Callable[[], Answering], batches: Batches) -> None:
+async def _replace(place: Path, load: Callable[[], Answering], batches: Batches) -> None:
     try:
-        recogniser = await asyncio.to_thread(opened, load)
+        recogniser = await asyncio.to_thread(open_tested, load)
     except LandmarksError as error:
         batches.served = replace(batches.served, refused=str(error))
         batches.counters.reloads.labels("refused").inc()

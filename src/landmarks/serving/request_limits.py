@@ -1,4 +1,4 @@
-"""What a stranger may send: limits on bytes, pixels, files and time, and the answer when one is passed."""
+"""Limits on requests (bytes, pixels, files and time), and the refusals of requests that exceed them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from landmarks.support.errors import UsageError
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MAX_FILES = 32
-"""Images in one request."""
+"""Most images in one request."""
 
 
 class RefusalError(Exception):
-    """A request that is not answered: the status and the four facts of its body."""
+    """A request is refused: the status of the response, and the four facts in its body."""
 
     def __init__(
         self,
@@ -45,16 +45,16 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request, and all of them together, may ask of the server."""
+    """Limits on one request, and on all requests together."""
 
     max_bytes: int = 20_000_000
-    """Body of one request, all its images together."""
+    """Largest body of a request, with all its images."""
     max_pixels: int = 50_000_000
-    """Width times height that an image may claim: what a telephone makes today."""
+    """Largest width times height of an image: that of today's phone cameras."""
     queue: int = 128
-    """Images that have been accepted and not yet answered."""
+    """Most images that are accepted and not yet answered."""
     seconds: float = 30.0
-    """For the headers of a request, and again for its body."""
+    """Time to receive the headers of a request, and again to receive its body."""
     max_files: int = MAX_FILES
 
     def __post_init__(self) -> None:
@@ -70,50 +70,50 @@ class Limits:
 
     @property
     def most_files(self) -> int:
-        """Images that one request may hold: never more than could ever be accepted."""
+        """Most images in one request, never more than the queue can hold."""
         return min(self.max_files, self.queue)
 
     @property
     def held_bytes(self) -> int:
-        """Bodies that may lie in memory at a time, whoever sends them."""
+        """Largest total size of bodies in memory at a time."""
         return max(256_000_000, 4 * self.max_bytes)
 
 
 @dataclass
-class Held:
-    """Bytes of bodies that lie in memory now: many uploads at once are bounded, not only each."""
+class UploadMemory:
+    """The bytes of all bodies in memory, which bounds simultaneous uploads together."""
 
-    most: int
-    now: int = 0
+    limit: int
+    used: int = 0
 
 
 @dataclass
 class Body:
-    """The body of a request, read into memory; `release` says that it is gone again."""
+    """The body of a request, read into memory; call `release` when it is no longer needed."""
 
-    held: Held
+    memory: UploadMemory
     data: bytearray = field(default_factory=bytearray)
     counted: int = 0
 
     def add(self, chunk: bytes, max_bytes: int) -> None:
-        """Keep a chunk, unless it is too much."""
+        """Append a chunk. Raises `RefusalError` if the body, or all bodies together, become too large."""
         if len(self.data) + len(chunk) > max_bytes:
             raise too_large(f"more than {max_bytes:,} bytes", max_bytes)
-        if self.held.now + len(chunk) > self.held.most:
+        if self.memory.used + len(chunk) > self.memory.limit:
             raise busy("too many uploads at once", retry_after=2)
-        self.held.now += len(chunk)
+        self.memory.used += len(chunk)
         self.counted += len(chunk)
         self.data += chunk
 
     def release(self) -> None:
-        """Give the memory back."""
-        self.held.now -= self.counted
+        """Discard the data and free its share of the memory."""
+        self.memory.used -= self.counted
         self.counted = 0
         self.data = bytearray()
 
 
 def too_large(received: str, max_bytes: int) -> RefusalError:
-    """Return the refusal of a body beyond `max_bytes`."""
+    """Return the refusal of a body larger than `max_bytes`."""
     return RefusalError(
         413,
         "the request is too large",
@@ -125,7 +125,7 @@ def too_large(received: str, max_bytes: int) -> RefusalError:
 
 
 def busy(what: str, retry_after: int) -> RefusalError:
-    """Return the refusal for want of a place: try again in `retry_after` seconds."""
+    """Return the refusal of a busy server, to be tried again in `retry_after` seconds."""
     return RefusalError(
         503,
         what,
@@ -137,20 +137,20 @@ def busy(what: str, retry_after: int) -> RefusalError:
 
 
 def stopping() -> RefusalError:
-    """Return the refusal of a server that is about to end."""
+    """Return the refusal of a server that is stopping."""
     return RefusalError(503, "the server is stopping", way_out="try again", reason="stopping", retry_after=5)
 
 
 class HungUpError(Exception):
-    """The client has hung up; nobody is left to answer."""
+    """The client has disconnected."""
 
 
 async def read_body(receive: Receive, length: str | None, body: Body, limits: Limits, stopped: asyncio.Event) -> None:
     """Read a request's body into `body`.
 
-    `length` is the header Content-Length. Raises `RefusalError` when it is too large (413, before it is read where it
-    says so itself), too slow (408), too much beside the others (503) or the server stops; `HungUpError` when the client
-    hangs up.
+    `length` is the header Content-Length; a body that is too large by it is refused unread. Raises `RefusalError` when
+    the body is too large (413) or too slow (408), all bodies together are too large (503), or the server stops (503),
+    and `HungUpError` when the client disconnects.
     """
     if length is not None and length.isascii() and length.isdigit() and int(length) > limits.max_bytes:
         raise too_large(f"{int(length):,} bytes", limits.max_bytes)

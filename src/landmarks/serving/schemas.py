@@ -1,4 +1,4 @@
-"""What the server says, as its OpenAPI describes it."""
+"""Request and response bodies, as OpenAPI describes them."""
 
 from __future__ import annotations
 
@@ -174,12 +174,12 @@ STATUSES = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says about the errors of a path."""
-    found: dict[int | str, dict[str, Any]] = {}
+    """Return the error responses of a path for OpenAPI."""
+    responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        found[status] = {"model": Problem, "description": STATUSES[status]}
+        responses[status] = {"model": Problem, "description": STATUSES[status]}
         if status == 503:
-            found[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+            responses[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
         if status == 401:
-            found[status]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
-    return found
+            responses[status]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+    return responses

@@ -1,4 +1,4 @@
-"""The verb `serve`: a recogniser behind HTTP, for as long as nobody stops it."""
+"""The verb `serve`: answers images over HTTP until it is stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from landmarks.serving.app import Service, create_app
 from landmarks.serving.batching import Answering
 from landmarks.serving.front import TOKEN, token_of_environment
-from landmarks.serving.reloading import opened
+from landmarks.serving.reloading import open_tested
 from landmarks.serving.request_limits import Limits
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
@@ -30,10 +30,10 @@ from landmarks.support.places import Place
 from landmarks.support.systems import usable_processors
 
 LINGER_SECONDS = 5.0
-"""How long the rest of a body is read and thrown away after an answer that did not wait for it."""
+"""How long the rest of a body is read and discarded after a response that did not wait for it."""
 
 CONNECTIONS = 900
-"""Connections at a time; more are told 503 and closed. A process has 1,024 files on most systems."""
+"""Most connections at a time; more are answered 503 and closed. Most systems allow a process 1,024 open files."""
 
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -45,11 +45,11 @@ class Served:
     """What a server did until it was stopped."""
 
     accepted: int
-    """Images that were taken into the queue."""
+    """Images that were accepted into the queue."""
     answered: int
-    """Images that got an answer, or were told that they cannot be read."""
+    """Images that were answered, including those that could not be read."""
     refused: int
-    """Requests that were not accepted."""
+    """Requests that were refused."""
 
 
 def serve(
@@ -68,18 +68,18 @@ def serve(
 ) -> Served:
     """Answer images over HTTP with the run or export at `place` until SIGTERM or an interruption, then finish.
 
-    `threads` batches are answered at a time (None: as many as processors); `queue` images wait at most, then requests
-    are told 503; a request has at most `max_bytes`, an image `max_pixels`, and `seconds` pass until its headers, and
-    again until its body is there. `allow_origin` names web origins whose pages may ask. `device` is auto, cpu, cuda or
-    mps. The environment variable LANDMARKS_TOKEN, where it is set, holds the token that requests must bear. Another run
-    or export put at `place` meanwhile is opened and asked from then on. With `teach`, whoever may ask may teach the
-    run, or an export that can learn, new landmarks too, and have it forget them (`POST /landmarks`,
-    `DELETE /landmarks/NAME`).
+    `threads` batches are answered at a time (by default as many as there are processors). At most `queue` images wait;
+    further requests are refused with 503. A request may have `max_bytes`, an image `max_pixels`, and the headers and
+    the body of a request may take `seconds` each to arrive. `allow_origin` names web origins whose pages may send
+    requests. `device` is auto, cpu, cuda or mps. The environment variable LANDMARKS_TOKEN, if set, is the token that
+    requests must carry. If the run or export at `place` is replaced, the new one answers from then on. With `teach`,
+    clients may also teach landmarks to the run, or to an export that can learn, and make it forget them
+    (`POST /landmarks`, `DELETE /landmarks/NAME`).
 
-    Returns what was done once SIGTERM ended it. Raises `KeyboardInterrupt` after an interruption, when everything
-    accepted has been answered; `LandmarksError` when `place` cannot be opened or the address cannot be had.
+    Returns what was done, after SIGTERM. Raises `KeyboardInterrupt` after an interruption, once everything accepted has
+    been answered, and `LandmarksError` when `place` cannot be opened or the address is not available.
     """
-    if _in_a_loop():
+    if _is_in_event_loop():
         raise LandmarksError(
             "a server cannot be started where an event loop is running already, as in a notebook",
             way_out="start it in a terminal with: landmarks serve RUN, or in a thread: "
@@ -90,9 +90,9 @@ def serve(
     limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, seconds=seconds)
     token = token_of_environment()
     origins = [allow_origin] if isinstance(allow_origin, str) else list(allow_origin)
-    with contextlib.closing(bound(host, port)) as listening:
+    with contextlib.closing(bind(host, port)) as listening:
         load = _loader(Path(place), device)
-        recogniser = opened(load)
+        recogniser = open_tested(load)
         app = create_app(
             recogniser,
             limits=limits,
@@ -113,14 +113,14 @@ def serve(
 
         server = Server(app, seconds=limits.seconds, ready=ready)
         server.run([listening])
-    done = served(app)
+    done = totals_of(app)
     note(f"stopped: {done.answered} of {done.accepted} accepted images answered, {done.refused} requests refused")
     if server.ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     return done
 
 
-def _in_a_loop() -> bool:
+def _is_in_event_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -145,8 +145,8 @@ def is_private(host: str) -> bool:
         return host == "localhost"
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, not listening yet. Raises `LandmarksError` when it cannot be had."""
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address, not listening yet. Raises `LandmarksError` if it is not available."""
     if not 0 <= port <= 65535:
         raise UsageError("no such port", received=port, expected="0 to 65535 (0: any that is free)")
     try:
@@ -159,7 +159,7 @@ def bound(host: str, port: int) -> socket.socket:
             f"no address {host}", received=error, expected="a name or number of this machine"
         ) from error
     try:
-        if os.name == "posix":  # elsewhere this would share a port that another program has
+        if os.name == "posix":  # on Windows this would share a port with another program
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError as error:
@@ -175,8 +175,8 @@ def _address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def served(app: FastAPI) -> Served:
-    """Return what the counters of an application say."""
+def totals_of(app: FastAPI) -> Served:
+    """Return the totals of an application's counters."""
     service: Service = app.state.service
     outcomes = {sample.labels["outcome"]: sample.value for sample in _samples(service.counters.images)}
     lost = outcomes.get("failed", 0) + outcomes.get("abandoned", 0)
@@ -190,7 +190,7 @@ def _samples(counter: Any) -> list[Any]:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server, ending as a verb does: what was accepted is finished, and the caller learns what ended it."""
+    """Uvicorn's server; it finishes what was accepted, and `ended_by` tells which signal ended it."""
 
     def __init__(self, app: FastAPI, *, seconds: float, ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(
@@ -203,7 +203,7 @@ class Server(uvicorn.Server):
                 interface="asgi3",
                 log_config=None,
                 log_level="error",
-                access_log=False,  # addresses and queries of whoever asks are nobody's business here
+                access_log=False,  # clients' addresses and queries are not logged
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=15,
@@ -215,59 +215,59 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGINT and SIGTERM, without sending them again to a process that has already done as they say."""
+        """Stop at SIGINT and SIGTERM, without raising them again afterwards as Uvicorn does."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
-        before = {one: signal.signal(one, self._stop) for one in signals}
+        handlers = {number: signal.signal(number, self._stop) for number in signals}
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def _stop(self, number: int, frame: Any) -> None:
         self.ended_by = number if self.ended_by is None else self.ended_by
         self.handle_exit(number, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so only then."""
+        """Start listening, then call `ready`."""
         await super().startup(sockets)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take nothing new, answer what has been accepted, and end."""
-        self._service.stopped.set()  # whoever is still sending is told so
+        """Accept nothing new, answer what has been accepted, and end."""
+        self._service.stopped.set()  # refuses requests whose bodies are still arriving
         await super().shutdown(sockets)
 
 
 def _protocol(seconds: float) -> type[asyncio.Protocol]:
-    """Return a connection of HTTP/1.1 that no client can hold open by being slow."""
+    """Return an HTTP/1.1 protocol whose connections no slow client can keep open."""
 
     class Connection(H11Protocol):
-        """Uvicorn's own, with a clock for headers, for bodies nobody waits for, and for answers nobody reads."""
+        """Uvicorn's protocol, with time limits for headers, discarded bodies and responses that are not read."""
 
-        _clock: asyncio.TimerHandle | None = None
-        _unread: asyncio.TimerHandle | None = None
+        _timer: asyncio.TimerHandle | None = None
+        _write_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, transport))
             if len(self.connections) > CONNECTIONS:
                 self.transport.write(FULL)
                 self.transport.close()
-            self._clock = self.loop.call_later(seconds, self._too_slow)
+            self._timer = self.loop.call_later(seconds, self._too_slow)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self._clock is not None and self.cycle is not None and not self.cycle.response_complete:
-                self._clock.cancel()  # the headers are there; the body has a clock of its own
-                self._clock = None
+            if self._timer is not None and self.cycle is not None and not self.cycle.response_complete:
+                self._timer.cancel()  # the headers have arrived; `read_body` limits the time for the body
+                self._timer = None
 
         def on_response_complete(self) -> None:
-            self._stop_clock()
+            self._stop_timer()
             rest = self.conn.their_state is h11.SEND_BODY
-            self._clock = self.loop.call_later(LINGER_SECONDS if rest else seconds, self._too_slow)
+            self._timer = self.loop.call_later(LINGER_SECONDS if rest else seconds, self._too_slow)
             super().on_response_complete()
 
         def _too_slow(self) -> None:
@@ -278,22 +278,22 @@ def _protocol(seconds: float) -> type[asyncio.Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._unread = self.loop.call_later(seconds, self.transport.abort)
+            self._write_timer = self.loop.call_later(seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            if self._unread is not None:
-                self._unread.cancel()
+            if self._write_timer is not None:
+                self._write_timer.cancel()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_clock()
-            if self._unread is not None:
-                self._unread.cancel()
+            self._stop_timer()
+            if self._write_timer is not None:
+                self._write_timer.cancel()
             super().connection_lost(exc)
 
-        def _stop_clock(self) -> None:
-            if self._clock is not None:
-                self._clock.cancel()
-                self._clock = None
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     return Connection

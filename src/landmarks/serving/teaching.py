@@ -10,7 +10,7 @@ from landmarks.dataset.images import ImageError, decode
 from landmarks.dataset.naming import normalised_name
 from landmarks.serving.batching import Answering, image_problem
 from landmarks.serving.forms import Lesson
-from landmarks.serving.reloading import Stamp, opened, stamp
+from landmarks.serving.reloading import Stamp, open_tested, stamp
 from landmarks.serving.request_limits import RefusalError, busy
 from landmarks.support.errors import BusyError, LandmarksError
 
@@ -112,7 +112,7 @@ def forget_landmark(place: Path, name: str, load: Callable[[], Answering], recog
 
 def _opened_again(place: Path, load: Callable[[], Answering], skipped: list[SkippedImage]) -> TeachingResult:
     before = stamp(place)  # a change while it is being opened gives another stamp, and the watcher opens it once more
-    return TeachingResult(opened(load), before, tuple(skipped))
+    return TeachingResult(open_tested(load), before, tuple(skipped))
 
 
 def _problem(data: bytes, max_pixels: int) -> str | None:

@@ -1,7 +1,7 @@
-"""The web page: one HTML file out of the readable parts in `page/`, for answers on the device or by its own server.
+"""The web page: one HTML file assembled from the files in `page/`, which answers by itself or asks its server.
 
-Everything stands inside it. Its Content-Security-Policy names the digest of its one script and of its one style, and
-where it may connect to: nowhere, or to its own server. What an export says about itself (names, credits) is escaped.
+The page contains everything it needs. Its Content-Security-Policy names the digests of its only script and style, and
+allows connections to nothing, or to its own server. Texts from an export (names, credits) are escaped.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from pathlib import Path
 PARTS = Path(__file__).parent / "page"
 
 AUTHORS_SHOWN = 1000
-"""Authors whom a page names; it says how many more there are."""
+"""Most authors that a page names, followed by the number of others."""
 
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What a page says about its recogniser."""
+    """What a page contains about its recogniser."""
 
     names: Sequence[str]
-    """What each label is called."""
+    """The name of each label."""
     threshold: float | None
-    """Below this score an image shows nothing that it knows; None: it does not tell."""
+    """An image with a lower score is unknown; None: it does not tell known from unknown."""
     image_size: int
     """Side in pixels of the square that the network sees."""
     crop: float = 1.0
-    """The share of an image's shorter side that this square has."""
+    """Side of that square as a share of an image's shorter side."""
     learning: Mapping[str, object] | None = None
-    """What it can be taught landmarks with; None: it cannot."""
+    """The export's record for learning; None: it cannot learn."""
     learned: Mapping[str, str] | None = None
-    """What it was taught before: the `text` of a file of learned landmarks, and its `digest`; None: nothing."""
+    """Landmarks learned already: the `text` of their file, and its `digest`; None: there are none."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """What else is told, each under a heading."""
+    """Other facts, by heading."""
     authors: Sequence[str] = ()
-    """Who made the images that it was trained on."""
+    """Authors of the images that it was trained on."""
     authors_in_all: int = 0
-    """How many they are, also where not all are named."""
+    """Their number, including those not in `authors`."""
 
 
 def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str) -> str:
     """Return a page that answers by itself: onnxruntime's script, its wasm and the network as `one_page` packs them."""
     count, learns = len(facts.names), facts.learning is not None
-    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.details.items())
+    details = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.details.items())
     worker = _joined("pixels.js", "worker.js")
     return _page(
         scripts=(
@@ -76,14 +76,14 @@ def page_that_answers(facts: PageFacts, *, runtime: str, wasm: str, network: str
             "image can leave this device; " + (_KEPT_HERE if learns else "nothing is kept when the page is closed."),
             "token": "",
             "teach": _teach_form(_TAUGHT_HERE) if learns else "",
-            "facts": f'<dl class="facts">{told}</dl>',
+            "facts": f'<dl class="facts">{details}</dl>',
             "credits": _credits(facts),
         },
     )
 
 
 def page_that_asks() -> str:
-    """Return a page that asks the server which it came from: `POST recognise`, `landmarks` and `healthz` beside it."""
+    """Return a page that asks the server it came from, by the relative paths `recognise`, `landmarks` and `healthz`."""
     return _page(
         scripts=("pixels.js", "heat.js", "asking-the-server.js", "page.js", "teach.js"),
         data={},
@@ -143,9 +143,9 @@ def _page(*, scripts: Sequence[str], data: Mapping[str, str], allowed: str, fill
         "img-src blob: data:; base-uri 'none'; form-action 'none'"
     )
     blocks = "\n".join(_block(id, text) for id, text in data.items())
-    every = {**fill, "policy": policy, "style": style, "data": blocks, "script": script}
+    values = {**fill, "policy": policy, "style": style, "data": blocks, "script": script}
     page = (PARTS / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: every[found[1]], page)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)
 
 
 def _credits(facts: PageFacts) -> str:
@@ -158,7 +158,7 @@ def _credits(facts: PageFacts) -> str:
 
 
 def _as_json(facts: PageFacts) -> str:
-    told = {
+    record = {
         "names": list(facts.names),
         "threshold": facts.threshold,
         "image_size": facts.image_size,
@@ -166,11 +166,11 @@ def _as_json(facts: PageFacts) -> str:
         "learning": facts.learning,
         "learned": facts.learned,
     }
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _block(id: str, text: str) -> str:
-    """Return text as a block of data, which no browser runs; what would end it early is refused."""
+    """Return text as a data block, which browsers do not run; raise `ValueError` if the text would end it early."""
     if re.search(r"</script|<!--", text, re.IGNORECASE):
         raise ValueError(f"the text of {id} would end its element early")
     return f'<script type="text/plain" id="{id}">{text}</script>'

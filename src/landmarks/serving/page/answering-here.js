@@ -1,4 +1,4 @@
-// Answers on this device: the worker is made of texts that lie in the page.
+// Answers on this device: the worker is created from texts in the page.
 
 function openRecogniser() {
   const facts = JSON.parse(document.getElementById("facts").textContent);
@@ -37,7 +37,7 @@ function openRecogniser() {
   return { ready, recognise, landmarks: async () => (learned ? learned.names() : names), teaching: learned?.teaching ?? null };
 }
 
-/** Return what this page has learned, and how it is taught; what it learns is kept in this browser. */
+/** Return the landmarks that this page has learned, stored in this browser, and the functions that teach it. */
 function openLearned({ learning, learned, names: trained }, ask) {
   const record = learningRecord(learning);
   const kept = keptLandmarks(record, learned);

@@ -1,7 +1,7 @@
-// Answers by the server that this page came from. It may want a token, and it may be busy.
+// Answers from the server that this page came from, which may require a token and may be busy.
 
-const PATIENCE = 5; // times that a busy server is asked again
-const LARGE_FILE_BYTES = 2 ** 21; // larger ones are sent smaller, for a request has its limit
+const PATIENCE = 5; // retries when the server is busy
+const LARGE_FILE_BYTES = 2 ** 21; // larger images are scaled down, since the size of requests is limited
 const SENT_SIDE = 2048;
 
 function openRecogniser() {
@@ -82,7 +82,7 @@ function openRecogniser() {
   }
 }
 
-/** Return a file as it is sent: a large one at sides that any network can use, if this browser can decode it. */
+/** Return the file to send: a large image scaled down to what any network can use, if this browser can decode it. */
 async function sendable(file) {
   if (file.size <= LARGE_FILE_BYTES) return file;
   try {
@@ -90,7 +90,7 @@ async function sendable(file) {
     const scale = Math.min(1, SENT_SIDE / Math.max(bitmap.width, bitmap.height));
     const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
     const context = canvas.getContext("2d", { alpha: false });
-    context.fillStyle = "#fff"; // what is transparent is shown on white
+    context.fillStyle = "#fff"; // transparent pixels become white
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.imageSmoothingQuality = "high";
     context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);

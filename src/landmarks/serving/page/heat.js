@@ -1,13 +1,13 @@
-// Heat maps over an image, drawn as the package draws them: the image loses its colour where it is cold.
+// Heat maps over an image, drawn as the Python package does: cold regions lose their colour.
 
 const INFERNO = [
   [0, 0, 4], [11, 7, 36], [33, 12, 74], [61, 9, 101], [87, 16, 110], [113, 25, 110], [138, 34, 106], [163, 44, 97],
   [188, 55, 84], [210, 70, 68], [228, 90, 49], [241, 115, 29], [249, 142, 9], [252, 172, 17], [249, 203, 53],
   [242, 234, 105], [252, 255, 164],
 ]; // seventeen steps of the colour map "inferno" (Smith & van der Walt 2015, CC0)
-const HOTTEST = 0.78; // opacity of the warmest place
+const HOTTEST = 0.78; // opacity of the warmest position
 
-/** Draw `preview` on `canvas`, and over the square `seen` of it the map number `which`; null: the image alone. */
+/** Draw `preview` on `canvas`, and map number `which` over its square `seen`; null draws the image alone. */
 function drawImage(canvas, preview, maps, which, seen) {
   canvas.width = preview.width;
   canvas.height = preview.height;
@@ -22,7 +22,7 @@ function drawImage(canvas, preview, maps, which, seen) {
   frame(context, left, top, side);
 }
 
-/** What the network does not see is dimmed, and a dashed line stands around what it sees. */
+/** Dim what the network does not see, and draw a dashed line around what it sees. */
 function frame(context, left, top, side) {
   const { width, height } = context.canvas;
   if (side === width && side === height) return;

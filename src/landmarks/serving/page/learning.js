@@ -1,7 +1,7 @@
-// Landmarks that this page learns, as `recognition/portable_learning.py` does it: odds of each against all trained ones,
-// from what the network says of a few images, and a threshold for how closely an image must resemble them.
+// Learning landmarks as `recognition/portable_learning.py` does: the odds of each learned landmark against all trained
+// ones, from the network's outputs for a few images, and a threshold for how closely an image must resemble them.
 
-const ACCEPTED = 0.02; // share of the images kept of other things that may be taken for learned landmarks
+const ACCEPTED = 0.02; // largest share of the record's other images that may be taken for learned landmarks
 const LEAST = 1e-30;
 const FILE_FORMAT = 1;
 const MAX_NAME = 200;
@@ -13,7 +13,7 @@ function base64OfFloats(numbers) {
   return btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(numbers).buffer)));
 }
 
-/** Return the record of an export with its images unpacked: rows of numbers. */
+/** Return the record of an export with its images unpacked to rows of numbers. */
 function learningRecord(told) {
   const rows = ({ images, scales }) => {
     const numbers = new Int8Array(bytesOfBase64(images).buffer);
@@ -40,7 +40,7 @@ const logSumExp = (numbers) => {
   return top + Math.log(numbers.reduce((sum, number) => sum + Math.exp(number - top), 0));
 };
 
-/** Return what answers with `landmarks`, each {name, landmark_id, images: rows that the network whitened}; one at least. */
+/** Return the learner of one or more `landmarks`, each {name, landmark_id, images: rows of whitened features}. */
 function learnerOf(record, landmarks) {
   const known = landmarks.map(({ images }) => {
     const mean = Float64Array.from({ length: record.width }, (_, at) => images.reduce((sum, row) => sum + row[at], 0) / images.length);
@@ -57,7 +57,7 @@ function learnerOf(record, landmarks) {
       ({ mean, bias, directions }) => record.discriminant * (dot(row, mean) + bias) + record.density * density(direction, directions),
     );
   };
-  /** How much more than other images those of the nearest learned landmark resemble a row; `itself` is left out. */
+  /** By how much a row resembles the nearest learned landmark more than other images; leaves out number `itself`. */
   const resemblance = (row, itself = -1) => {
     const direction = lengthOne(row);
     const nearest = Math.max(...known.map(({ directions }) => density(direction, directions)));
@@ -77,7 +77,7 @@ function learnerOf(record, landmarks) {
     const likeness = record.others.map((row, at) => resemblance(row, at)).sort((first, second) => first - second);
     threshold = likeness[likeness.length - 1 - Math.floor(ACCEPTED * likeness.length)];
   }
-  /** Return probabilities of the trained landmarks and of the learned ones behind them. */
+  /** Return probabilities of the trained landmarks, followed by those of the learned ones. */
   const probabilities = (trained, row, trainedScores) => {
     const evidence = logSumExp(trainedScores);
     const old = Array.from(trained, (one, at) => Math.log(Math.max((one + Math.exp(trainedScores[at] - evidence)) / 2, LEAST)));
@@ -88,7 +88,7 @@ function learnerOf(record, landmarks) {
   return { probabilities, closeness: (row) => resemblance(row) - threshold };
 }
 
-/** Return an answer of the network, with the probabilities behind it, as the learned landmarks make it. */
+/** Return an answer of the network, which includes all probabilities, extended by the learned landmarks. */
 function withLearned(answer, learner, threshold) {
   const { probabilities, whitened, trainedScores } = answer;
   const all = learner.probabilities(probabilities, whitened, trainedScores);
@@ -100,10 +100,10 @@ function withLearned(answer, learner, threshold) {
   return { ...answer, answers, known: threshold === null ? null : answer.known || close };
 }
 
-// ── What is kept: in this browser, and in a file that `landmarks learn NAME.onnx --from FILE.json` reads too ────────
+// ── Storage: in this browser, and in a file that `landmarks learn NAME.onnx --from FILE.json` reads too ─────────────
 
-/** Return how landmarks are kept. `brought` is {text, digest} of those that the page came with, null for none: they are
-    joined to what this browser keeps the first time that it sees them, and not again, for they may be forgotten. */
+/** Return functions that read and write the stored landmarks. `brought` is {text, digest} of the landmarks that the page
+    came with, or null. They are added to the stored ones once only, so that they can be forgotten. */
 function keptLandmarks(record, brought) {
   const place = `landmarks ${record.digest}`;
   const placeOfBrought = `${place} brought`;
@@ -111,7 +111,7 @@ function keptLandmarks(record, brought) {
     try {
       return localStorage.getItem(key);
     } catch {
-      return null; // a browser that keeps nothing still answers with what came along
+      return null; // without storage it still answers with the landmarks that the page came with
     }
   };
   const read = () => {
@@ -132,7 +132,7 @@ function textOf(landmarks, record) {
   return JSON.stringify({ format: FILE_FORMAT, learned_with: record.digest, landmarks: told });
 }
 
-/** Return the landmarks of a file's text; it may be anybody's. */
+/** Return the landmarks in the text of a file, which may come from anybody. */
 function landmarksOf(text, record) {
   let told;
   try {
@@ -154,7 +154,7 @@ function landmarksOf(text, record) {
 
 const plainName = (name) => name.normalize("NFC").trim().slice(0, MAX_NAME);
 
-/** Return landmarks with images of one more, or more images of one; those that are there already are passed by. */
+/** Return landmarks with the images added to a new landmark or to the one of that name; duplicates are skipped. */
 function plus(landmarks, { name, images, landmark_id: id }) {
   const own = landmarks.find((one) => one.name === name);
   const there = new Set((own?.images ?? []).map(base64OfFloats));

@@ -1,4 +1,4 @@
-// The page: images come in by button, camera, drop or paste, wait in a queue, and each becomes a card with its answers.
+// The page: images from button, camera, drop or paste wait in a queue; each becomes a card with its answers.
 
 const NOT_KNOWN = "Not a landmark I know";
 const NAMES_SHOWN = 60;
@@ -29,11 +29,11 @@ function say(text) {
   state.textContent = text;
 }
 
-// ── Images come in ────────────────────────────────────────────────────────────────────────────────────────────────
+// ── Input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 function add(files) {
   const added = [...files].map((file) => ({ file, name: file.name || "pasted image", card: waitingCard(file.name) }));
-  cards.prepend(...added.map((job) => job.card)); // the newest stand on top, in the order in which they were given
+  cards.prepend(...added.map((job) => job.card)); // the newest on top, in the order given
   queue.push(...added);
   count();
   if (broken) for (const job of queue.splice(0)) fail(job, new Error("the recogniser did not start"));
@@ -54,7 +54,7 @@ document.addEventListener("paste", (event) => {
   add(event.clipboardData.files);
 });
 
-let inside = 0; // `dragleave` is told for every element that is left, the page itself comes last
+let inside = 0; // `dragleave` fires for every element that is left, for the page itself last
 const dragging = (event) => [...event.dataTransfer.types].includes("Files");
 addEventListener("dragenter", (event) => {
   if (dragging(event)) document.body.classList.toggle("dragging", ++inside > 0);
@@ -74,7 +74,7 @@ addEventListener("drop", async (event) => {
   dropped(await filesOf(event.dataTransfer));
 });
 
-/** Return the files that were dropped, those inside dropped folders too. */
+/** Return the dropped files, including those in dropped folders. */
 async function filesOf(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
@@ -90,14 +90,14 @@ async function walk(entry, found) {
     return;
   }
   const reader = entry.createReader();
-  for (;;) { // a reader hands out a hundred entries at a time
+  for (;;) { // a reader returns at most a hundred entries at a time
     const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)).catch(() => []);
     if (!some.length) return;
     for (const one of some) await walk(one, found);
   }
 }
 
-// ── One after the other is answered ───────────────────────────────────────────────────────────────────────────────
+// ── Answering one image after another ─────────────────────────────────────────────────────────────────────────────
 
 async function work() {
   if (working) return;
@@ -105,7 +105,7 @@ async function work() {
   let done = 0;
   while (queue.length) {
     const job = queue.shift();
-    if (!job.card.isConnected) continue; // removed while it waited
+    if (!job.card.isConnected) continue; // removed while waiting
     const together = done + queue.length + 1;
     if (!state.classList.contains("trouble")) say(together > 1 ? `Looking at image ${done + 1} of ${together}…` : "Looking…");
     try {
@@ -136,7 +136,7 @@ element("clear").addEventListener("click", () => {
 
 // ── Cards ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Make an element with attributes and children; text is always text, never markup. */
+/** Create an element with attributes and children; strings become text, never markup. */
 function make(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -192,7 +192,7 @@ function show(job, { answers, known, maps, seen }, preview) {
   const heat = make("input", { type: "checkbox", role: "switch", checked: "" });
   const draw = () => {
     const chosen = Number(list.querySelector("input:checked")?.value ?? 0);
-    const which = answers[chosen].drawn === undefined ? chosen : answers[chosen].drawn; // null: a learned landmark has none
+    const which = answers[chosen].drawn === undefined ? chosen : answers[chosen].drawn; // null: learned landmarks have no map
     const shown = maps !== null && heat.checked && which !== null;
     if (preview) drawImage(canvas, preview, maps, shown ? which : null, seen);
     const where = shown ? `, with the heat map of ${answers[chosen].name}` : "";
@@ -210,7 +210,7 @@ function show(job, { answers, known, maps, seen }, preview) {
   if (recogniser.teaching) said.append(teachButton(job));
   job.card.className = known === false ? "card unknown" : "card";
   job.card.setAttribute("aria-labelledby", heading.id);
-  if (!preview) job.card.classList.add("blind"); // a format that only the server can decode
+  if (!preview) job.card.classList.add("blind"); // only the server can decode this format
   const frame = make("figure", { class: "frame" }, ...(preview ? [canvas] : []));
   job.card.replaceChildren(frame, said, removeButton(job.card, job.name));
   draw();
@@ -239,9 +239,9 @@ function answerRow({ name, probability }, position, number, chosen) {
   return make("label", { class: "answer" }, radio, ...parts);
 }
 
-// ── What it knows ─────────────────────────────────────────────────────────────────────────────────────────────────
+// ── The list of landmarks ─────────────────────────────────────────────────────────────────────────────────────────
 
-const FEW = 12; // so many names need no search
+const FEW = 12; // up to this many names need no search
 
 async function listNames() {
   let names;

@@ -1,8 +1,8 @@
-// From a file to pixels: the browser's decoder, upright, on white, and no more of them than the network can use.
+// Decoding files to pixels in the browser: upright, on white, and no larger than the network can use.
 
 const MAX_FILE_BYTES = 256 * 2 ** 20;
-const MAX_PIXELS = 89_478_485; // what the package refuses in Python too
-const GRAPH_PIXELS = 2 ** 20; // more are averaged in blocks first; the graph itself reduces the rest
+const MAX_PIXELS = 89_478_485; // the limit of the Python package
+const GRAPH_PIXELS = 2 ** 20; // larger images are averaged in blocks first; the graph resizes the result
 const TILE = 1024;
 const PREVIEW_SIDE = 800;
 
@@ -26,7 +26,7 @@ async function decoded(file) {
   return bitmap;
 }
 
-/** Return RGB bytes (height, width, 3) of a bitmap; a large one as means of blocks, its sides at least 2 imageSize. */
+/** Return RGB bytes (height, width, 3) of a bitmap; large ones are averaged in blocks, to sides of at least 2 imageSize. */
 function pixelsOf(bitmap, imageSize) {
   const needed = Math.ceil(Math.sqrt((bitmap.width * bitmap.height) / GRAPH_PIXELS));
   const allowed = Math.floor(Math.min(bitmap.width, bitmap.height) / (2 * imageSize));
@@ -34,7 +34,7 @@ function pixelsOf(bitmap, imageSize) {
   const width = Math.ceil(bitmap.width / block);
   const height = Math.ceil(bitmap.height / block);
   const rgb = new Uint8Array(width * height * 3);
-  const side = Math.max(1, Math.floor(TILE / block)); // blocks along a tile: a canvas has its limits on a phone
+  const side = Math.max(1, Math.floor(TILE / block)); // blocks along a tile: the size of a canvas is limited on phones
   const canvas = new OffscreenCanvas(side * block, side * block);
   const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
   context.fillStyle = "#fff";
@@ -44,7 +44,7 @@ function pixelsOf(bitmap, imageSize) {
       const y = top * block;
       const across = Math.min(side * block, bitmap.width - x);
       const down = Math.min(side * block, bitmap.height - y);
-      context.fillRect(0, 0, across, down); // what is transparent is shown on white
+      context.fillRect(0, 0, across, down); // transparent pixels become white
       context.drawImage(bitmap, x, y, across, down, 0, 0, across, down);
       const { data } = context.getImageData(0, 0, across, down);
       if (block === 1) copyTile(data, across, down, rgb, width, left, top);
@@ -89,7 +89,7 @@ function averageTile(data, across, down, block, rgb, width, left, top) {
   }
 }
 
-/** Return a small bitmap to look at; closes the large one. */
+/** Return a small bitmap for display, and close the large one. */
 async function previewOf(bitmap) {
   const scale = Math.min(1, PREVIEW_SIDE / Math.max(bitmap.width, bitmap.height));
   const small = await createImageBitmap(bitmap, {

@@ -1,11 +1,11 @@
-// A landmark is taught: a name, images of it, and a list of what was learned before, to be forgotten again.
+// Teaching a landmark by a name and images of it, and forgetting landmarks taught before.
 
 const [lesson, lessonName, lessonSaid] = [element("lesson"), element("lesson-name"), element("lesson-said")];
 const taughtList = element("taught");
-let pupils = []; // images to learn from, each with its entry in the list
+let pupils = []; // images to learn from, with their entries in the list
 let teaching = false;
 
-/** Show the form; call it once there is a recogniser that can be taught. */
+/** Show the form; called once the recogniser is ready and can be taught. */
 function beginTeaching() {
   element("teach").hidden = false;
   element("learned-file").hidden = !recogniser.teaching.text;
@@ -44,7 +44,7 @@ function tell(text, trouble = false) {
   lessonSaid.classList.toggle("trouble", trouble);
 }
 
-/** Take an image that was answered into the lesson, and ask what it is called. */
+/** Add an answered image to the lesson, and ask for its name. */
 function teachFrom(file) {
   element("teach").open = true;
   gather([file]);
@@ -105,7 +105,7 @@ element("learned-files").addEventListener("change", async ({ target }) => {
   }
 });
 
-/** List what was taught, each with a button that forgets it when it is pressed twice. */
+/** List the taught landmarks, each with a button that forgets it when pressed twice. */
 async function listTaught() {
   let known = [];
   try {
@@ -114,7 +114,7 @@ async function listTaught() {
     tell(sentence(error.message), true);
   }
   taughtList.replaceChildren(...known.map(taughtEntry));
-  const beside = document.getElementById("and-taught"); // in a page that answers by itself
+  const beside = document.getElementById("and-taught"); // exists in a page that answers by itself
   if (beside) beside.textContent = known.length ? ` and ${known.length} that it was taught` : "";
   element("taught-part").hidden = !known.length;
   element("save-learned").hidden = !known.length;

@@ -1,5 +1,5 @@
-// The recogniser itself, in a worker, so that the page stays alive while it computes: onnxruntime and the network, both
-// out of the page. In front of this text stand onnxruntime's own and that of pixels.js.
+// The recogniser in a worker, so that the page stays responsive while it computes. onnxruntime and the network come from
+// the page; the worker's text is onnxruntime's, followed by pixels.js and this file.
 
 const MOST_ANSWERS = 5;
 
@@ -21,7 +21,7 @@ self.onmessage = async ({ data: { id, open, file } }) => {
 };
 
 async function opened({ wasm, network, imageSize, crop, threshold }) {
-  // onnxruntime asks for its wasm by `fetch`; it is handed over here, and nothing is asked of anybody.
+  // onnxruntime requests its wasm with `fetch`; this returns it from the page, without a connection.
   self.fetch = async () => new Response(inflated(wasm), { headers: { "Content-Type": "application/wasm" } });
   ort.env.wasm.numThreads = 1;
   ort.env.logLevel = "error";
@@ -74,7 +74,7 @@ async function answered({ session, imageSize, crop, threshold }, file) {
   return { answer, preview };
 }
 
-/** Return left, top, right and bottom of the square in the middle that the network sees, as shares of both sides. */
+/** Return left, top, right and bottom of the central square that the network sees, as shares of both sides. */
 function seenOf(width, height, crop) {
   const side = Math.min(width, height) * crop;
   const [across, down] = [side / width / 2, side / height / 2];
