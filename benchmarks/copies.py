@@ -1,4 +1,4 @@
-"""Copies: which changed images are found, by the hash alone and by looking at them; what else is joined; how fast.
+"""Copies: which changed images are found, by the hash alone and by comparison; false pairs; speed.
 
     python benchmarks/copies.py [MIRROR] [--times]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grouping import count, cropped
+from grouping import cropped, read_images
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from results import save
@@ -32,7 +32,7 @@ Pixels = NDArray[np.uint8]
 ORIGINALS = 200
 
 
-def off(left: float, top: float, right: float, bottom: float) -> Callable[[Pixels], Pixels]:
+def trimmed(left: float, top: float, right: float, bottom: float) -> Callable[[Pixels], Pixels]:
     def change(image: Pixels) -> Pixels:
         height, width = image.shape[:2]
         rows = slice(round(top * height), height - round(bottom * height))
@@ -53,13 +53,13 @@ def font(size: float) -> Any:
     return ImageFont.load_default(size=max(8, int(size)))
 
 
-def lettered(image: Pixels) -> Pixels:
-    written, height = Image.fromarray(image), image.shape[0]
-    draw = ImageDraw.Draw(written)
+def with_text(image: Pixels) -> Pixels:
+    canvas, height = Image.fromarray(image), image.shape[0]
+    draw = ImageDraw.Draw(canvas)
     at = (0.05 * image.shape[1], 0.78 * height)
     draw.text(at, "Greetings from here", font=font(height / 8), fill="white", stroke_width=2, stroke_fill="black")
     draw.text((at[0], 0.05 * height), "© someone 2019", font=font(height / 14), fill="yellow")
-    return decode(encode(np.asarray(written), 85))
+    return decode(encode(np.asarray(canvas), 85))
 
 
 def captioned(image: Pixels) -> Pixels:
@@ -72,7 +72,7 @@ def captioned(image: Pixels) -> Pixels:
 
 
 def screen(share: float, dark: bool = False, phone: bool = False) -> Callable[[Pixels], Pixels]:
-    """An image on a screen: a bar above, words above and below, plain margins; `share` of its width is the image."""
+    """Show an image on a screen, at `share` of its width, with a bar above, text above and below, and plain margins."""
 
     def change(image: Pixels) -> Pixels:
         height, width = image.shape[:2]
@@ -94,7 +94,7 @@ def screen(share: float, dark: bool = False, phone: bool = False) -> Callable[[P
 
 
 def calendar(image: Pixels) -> Pixels:
-    """An image above the days of a month, which are the same for all."""
+    """Show an image above the days of a month, the same for all images."""
     height, width = image.shape[:2]
     sheet = Image.new("RGB", (width, int(1.65 * height)), "white")
     sheet.paste(Image.fromarray(image))
@@ -107,7 +107,7 @@ def calendar(image: Pixels) -> Pixels:
 
 
 def player(image: Pixels) -> Pixels:
-    """An image on the left, and on the right a list of other small ones, which are the same for all."""
+    """Show an image on the left and a list of small images on the right, the same for all images."""
     height, width = image.shape[:2]
     shown = Image.new("RGB", (int(width / 0.66), int(1.25 * height)), (15, 15, 15))
     shown.paste(Image.fromarray(image), (int(0.02 * width), int(0.1 * height)))
@@ -119,7 +119,7 @@ def player(image: Pixels) -> Pixels:
     return decode(encode(np.asarray(shown), 85))
 
 
-def turned_colours(image: Pixels) -> Pixels:
+def hue_shifted(image: Pixels) -> Pixels:
     values = np.array(Image.fromarray(image).convert("HSV"))
     values[..., 0] += 60
     return np.asarray(Image.fromarray(values, "HSV").convert("RGB"))
@@ -130,7 +130,7 @@ def sepia(image: Pixels) -> Pixels:
     return np.clip(grey[..., None] * np.array([1.07, 0.95, 0.75]) + 10, 0, 255).astype(np.uint8)
 
 
-def bright(image: Pixels) -> Pixels:
+def brighter(image: Pixels) -> Pixels:
     return np.clip((image.astype(float) - 110) * 1.4 + 140, 0, 255).astype(np.uint8)
 
 
@@ -140,23 +140,23 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "squeezed to 80 %": lambda image: resize(image, image.shape[1], int(0.8 * image.shape[0])),
     "quality 10": lambda image: decode(encode(image, 10)),
     "5 % off each side": cropped(0.05, 4),
-    "10 % off each side": off(0.1, 0.1, 0.1, 0.1),
-    "5 % off the left": off(0.05, 0, 0, 0),
-    "10 % off the left": off(0.1, 0, 0, 0),
-    "10 % off the top": off(0, 0.1, 0, 0),
-    "10 % off the right": off(0, 0, 0.1, 0),
-    "10 % off the bottom": off(0, 0, 0, 0.1),
-    "3, 9, 10 and 2 % off": off(0.03, 0.09, 0.1, 0.02),
+    "10 % off each side": trimmed(0.1, 0.1, 0.1, 0.1),
+    "5 % off the left": trimmed(0.05, 0, 0, 0),
+    "10 % off the left": trimmed(0.1, 0, 0, 0),
+    "10 % off the top": trimmed(0, 0.1, 0, 0),
+    "10 % off the right": trimmed(0, 0, 0.1, 0),
+    "10 % off the bottom": trimmed(0, 0, 0, 0.1),
+    "3, 9, 10 and 2 % off": trimmed(0.03, 0.09, 0.1, 0.02),
     "mirrored": lambda image: image[:, ::-1],
     "mirrored, 5 % off each side": lambda image: cropped(0.05, 4)(image)[:, ::-1],
     "without colours": lambda image: np.asarray(Image.fromarray(image).convert("L").convert("RGB")),
     "sepia": sepia,
-    "other colours": turned_colours,
+    "other colours": hue_shifted,
     "saturated": lambda image: np.asarray(ImageEnhance.Color(Image.fromarray(image)).enhance(2)),
     "darker": lambda image: (255 * (image / 255) ** 1.6).astype(np.uint8),
-    "brighter, more contrast": bright,
-    "with text": lettered,
-    "with text, 5 % off each side": lambda image: lettered(np.ascontiguousarray(cropped(0.05, 4)(image))),
+    "brighter, more contrast": brighter,
+    "with text": with_text,
+    "with text, 5 % off each side": lambda image: with_text(np.ascontiguousarray(cropped(0.05, 4)(image))),
     "with a caption below": captioned,
     "white frame of 3 %": framed(0.03, 255),
     "black frame of 5 %": framed(0.05, 0),
@@ -170,31 +170,32 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 
 
 def sketches_of(images: list[Pixels]) -> Sketches:
-    made = [make_sketch(np.ascontiguousarray(image)) for image in images]
+    sketches = [make_sketch(np.ascontiguousarray(image)) for image in images]
     return Sketches(
-        pixels=np.stack([one.pixels for one in made]),
-        whole=np.array([one.whole for one in made], np.uint64),
-        parts=np.concatenate([one.parts for one in made]),
-        corners=np.concatenate([one.corners for one in made]),
-        counts=np.array([len(one.parts) for one in made]),
+        pixels=np.stack([each.pixels for each in sketches]),
+        whole=np.array([each.whole for each in sketches], np.uint64),
+        parts=np.concatenate([each.parts for each in sketches]),
+        corners=np.concatenate([each.corners for each in sketches]),
+        counts=np.array([len(each.parts) for each in sketches]),
     )
 
 
-def found_among(images: list[Pixels]) -> list[dict[str, Any]]:
+def recall_by_change(images: list[Pixels]) -> list[dict[str, Any]]:
+    """Return, for each change, the shares of changed copies found by hash and by comparison, and the false pairs."""
     chosen = np.random.default_rng(0).permutation(len(images))[:ORIGINALS]
     originals = [images[place] for place in chosen]
     hashes = np.array([perceptual_hash(image) for image in originals], np.uint64)
     own = pairs_of(find_copies(sketches_of(originals)))
     rows = []
-    for words, change in CHANGES.items():
+    for name, change in CHANGES.items():
         copies = [np.ascontiguousarray(change(image)) for image in originals]
         found = find_copies(sketches_of([*originals, *copies]))
         pairs = {(int(i) % len(chosen), int(j) % len(chosen)) for i, j in found.pairs}
         right = sum((place, place) in pairs for place in range(len(chosen)))
-        strange = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]} - own
-        apart = np.bitwise_count(np.array([perceptual_hash(copy) for copy in copies], np.uint64) ^ hashes)
-        row = {"change": words, "by hash": float((apart <= RADIUS).mean()), "found": right / len(chosen)}
-        rows.append(row | {"other pairs": len(strange)})
+        false = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]} - own
+        distances = np.bitwise_count(np.array([perceptual_hash(copy) for copy in copies], np.uint64) ^ hashes)
+        row = {"change": name, "by hash": float((distances <= RADIUS).mean()), "found": right / len(chosen)}
+        rows.append(row | {"other pairs": len(false)})
         print(rows[-1], flush=True)
     return rows
 
@@ -204,7 +205,7 @@ def pairs_of(found: Copies) -> set[tuple[int, int]]:
 
 
 def times(images: list[Pixels]) -> list[dict[str, Any]]:
-    """Return seconds for some thousand images, and what a million take, each stage by itself."""
+    """Return the seconds of each stage for some thousand images, and extrapolated to a million."""
     started = time.process_time()
     sketches = sketches_of(images)
     sketching = (time.process_time() - started) / len(images)
@@ -223,60 +224,59 @@ def times(images: list[Pixels]) -> list[dict[str, Any]]:
         {"what": "candidates compared", "images": 10_000, "seconds": squared * comparing, "how": "as the square"},
     ]
     radius = next(radius for radius, most in MOST_SEARCHED.items() if most >= 1_000_000)
-    some = repeated(sketches, 1_000_000, asked=20_000)
+    million = made_up_sketches(sketches, 1_000_000, with_parts=20_000)
     started = time.process_time()
-    met = sum(len(query) for query, _ in near_between(some.parts, some.whole, radius))
-    searched = time.process_time() - started
+    hits = sum(len(query) for query, _ in near_between(million.parts, million.whole, radius))
+    searching = time.process_time() - started
     rows.append(
         {
             "what": "candidates found",
             "images": 1_000_000,
-            "seconds": 50 * searched,
-            "how": f"within {radius} bits; parts of 20,000 among a million, times 50; {50 * met:,} hits",
+            "seconds": 50 * searching,
+            "how": f"within {radius} bits; parts of 20,000 among a million, times 50; {50 * hits:,} hits",
         }
     )
     rows.append({"what": "sketches", "images": 1_000_000, "seconds": 1e6 * sketching, "how": f"from {len(images):,}"})
     return rows
 
 
-def repeated(sketches: Sketches, count: int, asked: int | None = None) -> Sketches:
-    """Return sketches of `count` made-up images: hashes of real ones with bits of two others mixed in at random.
+def made_up_sketches(sketches: Sketches, count: int, with_parts: int) -> Sketches:
+    """Return sketches of `count` made-up images, whose hashes mix the bits of two real ones at random.
 
-    Fewer of them are near one another than of real ones. `asked`: parts of so many are made.
+    Fewer of them are near one another than of real ones. Only the first `with_parts` have hashes of parts.
     """
     random = np.random.default_rng(0)
-    size, asked = len(sketches.whole), count if asked is None else asked
+    size = len(sketches.whole)
     source, second = random.integers(0, size, (2, count))
     mask = random.integers(0, 2**64, count, dtype=np.uint64)
     begins = np.cumsum(sketches.counts) - sketches.counts
     whole = (sketches.whole[source] & mask) | (sketches.whole[second] & ~mask)
-    counts = np.minimum(sketches.counts[source[:asked]], sketches.counts[second[:asked]])
-    owner = np.repeat(np.arange(asked), counts)
+    counts = np.minimum(sketches.counts[source[:with_parts]], sketches.counts[second[:with_parts]])
+    owner = np.repeat(np.arange(with_parts), counts)
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     first, other = begins[source[owner]] + number, begins[second[owner]] + number
     parts = (sketches.parts[first] & mask[owner]) | (sketches.parts[other] & ~mask[owner])
-    pixels = sketches.pixels[source[:asked]] if asked <= 20_000 else sketches.pixels[:0]
-    return Sketches(pixels, whole, parts, sketches.corners[first], counts)
+    return Sketches(sketches.pixels[source[:with_parts]], whole, parts, sketches.corners[first], counts)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("mirror", type=Path, nargs="?")
     options.add_argument("--times", action="store_true")
-    asked = options.parse_args()
+    chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        if asked.mirror is None:
+        if chosen.mirror is None:
             from landmarks.miniature.make import make_miniature
 
-            images = count(make_miniature(Path(temporary) / "mirror"))
+            images = read_images(make_miniature(Path(temporary) / "mirror"))
         else:
-            images = count(asked.mirror)
-    origin = "images of a mirror" if asked.mirror else "the miniature archive"
-    if asked.times:
+            images = read_images(chosen.mirror)
+    origin = "images of a mirror" if chosen.mirror else "the miniature archive"
+    if chosen.times:
         save("copies-times", times(images), origin=origin)
     else:
-        name = "copies" if asked.mirror else "copies-miniature"
-        save(name, found_among(images), images=len(images), originals=ORIGINALS, origin=origin)
+        name = "copies" if chosen.mirror else "copies-miniature"
+        save(name, recall_by_change(images), images=len(images), originals=ORIGINALS, origin=origin)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How alike an export and its run answer, how large it is, and how long both take to the first answer.
+"""Agreement of an export with its run, its size, and the time of both to the first answer.
 
     python benchmarks/export.py RUN TESTDATA --work WORK [--kinds float32 float16 int8] [--starts 3]
     python benchmarks/export.py RUN TESTDATA --work WORK --networks resnet18 xception=legacy_xception.safetensors
     python benchmarks/export.py RUN TESTDATA --work WORK --timm 100
 
-In the first form RUN is exported in every kind, and run and export are asked about every image of TESTDATA: as the run
-decodes them, and with JPEGs decoded whole, as other programs do. Two answers whose probabilities the run holds for
-equal (`export.TIE`) are told apart in one column and not in the next. In the second form other networks, pretrained or
-random below a random head over RUN's landmarks, are exported in its place; what is told of them is how their
-verification on RUN's images went. The third asks what timm says of so many images from the folder that `--timm` writes.
+The first form exports RUN in every kind and compares the answers of run and export on every image of TESTDATA: decoded
+as the run does, and with JPEGs decoded in full size, as other programs do. A second column of agreement ignores ties,
+answers that the run gives equal probabilities (`TIE`). The second form exports other networks in its place, pretrained
+or random, below a random head over RUN's landmarks, and reports their verification on RUN's images. The third compares
+timm's answers, from the folder that `landmarks export --timm` writes, on the given number of images.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from sklearn.metrics import roc_auc_score
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import open_dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.evaluation.evaluate import Evaluation, evaluate
+from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import read_predictions
+from landmarks.evaluation.results import Evaluation
 from landmarks.models.network import build_network, save_network
 from landmarks.recognition.export import export
 from landmarks.recognition.export_verification import TIE
@@ -90,7 +91,7 @@ COLUMNS_OF_OTHERS = (
 
 
 def untrained(run: Path, folder: Path, name: str, weights: str, image_size: int | None) -> Path:
-    """Return a copy of `run` with another network: pretrained or random below a random head."""
+    """Return a copy of `run` with another network, pretrained or random, below a random head."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for path in run.iterdir():
@@ -103,16 +104,16 @@ def untrained(run: Path, folder: Path, name: str, weights: str, image_size: int 
 
 
 def outputs_apart(run: Path, place: Path, kind: str, images: int | None) -> dict[str, Any]:
-    """Export `run`, whose head is random, and return how its verification went, or why it was refused."""
-    told = {"network": run.name.removeprefix("run-"), "kind": kind}
+    """Export `run` and return the result of its verification, or why it was refused."""
+    network = {"network": run.name.removeprefix("run-"), "kind": kind}
     try:
         written = export(run, place, int8=kind == "int8", half=kind == "float16", images=images)
     except LandmarksError as error:
-        return {**told, "refused": str(error)}
+        return {**network, "refused": str(error)}
     found = written.verification
     assert found is not None
     return {
-        **told,
+        **network,
         "megabytes": written.bytes / 1e6,
         "maps": written.maps,
         "images": found.images,
@@ -123,7 +124,7 @@ def outputs_apart(run: Path, place: Path, kind: str, images: int | None) -> dict
 
 
 def agreement(run: Path, first: Evaluation, data: Path, place: Path, kind: str) -> dict[str, Any]:
-    """Export `run` and return how alike both answer all images of `data`."""
+    """Export `run` and return the agreement of both on all images of `data`."""
     written = export(run, place, int8=kind == "int8", half=kind == "float16")
     second = evaluate(place, data=data)
     tables = [
@@ -132,23 +133,23 @@ def agreement(run: Path, first: Evaluation, data: Path, place: Path, kind: str) 
     ]
     both = tables[0].select("image_id").join(tables[1].select("image_id"), on="image_id", how="semi")
     tables = [both.join(table, on="image_id", how="left", maintain_order="left") for table in tables]
-    wanted, found = tables
-    best = found["label"].list.first()
-    same = best == wanted["label"].list.first()
-    scores = zip(wanted["label"], wanted["score"], best, strict=True)
+    of_run, of_export = tables
+    best = of_export["label"].list.first()
+    same = best == of_run["label"].list.first()
+    scores = zip(of_run["label"], of_run["score"], best, strict=True)
     ties = [dict(zip(labels, values, strict=True)).get(label, 0) >= values[0] - TIE for labels, values, label in scores]
-    numbers = [top1_and_auroc(table, load(one, device="cpu")) for table, one in ((wanted, run), (found, place))]
+    numbers = [top1_and_auroc(table, load(path, device="cpu")) for table, path in ((of_run, run), (of_export, place))]
     assert written.verification is not None
     return {
         "network": run.name.removeprefix("run-"),
         "kind": kind,
         "megabytes": written.bytes / 1e6,
         "maps": written.maps,
-        "images": len(wanted),
+        "images": len(of_run),
         "same_answer": float(same.mean()),  # type: ignore[arg-type]
         "same_but_for_ties": float(np.mean(ties)),
         "same_from_whole_jpeg": from_whole_jpeg(
-            wanted["image_id"].to_list(), wanted["label"].list.first().to_numpy(), data, place
+            of_run["image_id"].to_list(), of_run["label"].list.first().to_numpy(), data, place
         ),
         "top1": numbers[1][0],
         "top1_of_run": numbers[0][0],
@@ -160,9 +161,9 @@ def agreement(run: Path, first: Evaluation, data: Path, place: Path, kind: str) 
 
 
 def top1_and_auroc(predictions: pl.DataFrame, recogniser: Recogniser) -> tuple[float, float]:
-    """Return the share of right answers to known images, and the AUROC of known against unknown on Private.
+    """Return the share of right answers on known images, and the AUROC of known against unknown on Private.
 
-    An evaluation's own numbers would not do: a run leaves out what it has seen in training, which an export cannot.
+    The evaluations' own numbers do not compare: a run leaves out the images it has seen in training, an export cannot.
     """
     known = (predictions["truth"].list.len().fill_null(0) > 0).to_numpy()
     right = predictions.select(pl.col("truth").list.contains(pl.col("label").list.first())).to_series().to_numpy()
@@ -174,26 +175,30 @@ def top1_and_auroc(predictions: pl.DataFrame, recogniser: Recogniser) -> tuple[f
         score = predictions[recogniser.network.record.score].to_numpy()
     else:
         score = recogniser.rule.apply(scores)
-    asked = (predictions["usage"] != "Public").fill_null(value=True).to_numpy()  # those of Public may be remembered
-    return float(right[known].mean()), float(roc_auc_score(known[asked], score[asked]))
+    private = (predictions["usage"] != "Public").fill_null(value=True).to_numpy()  # the gallery may hold Public ones
+    return float(right[known].mean()), float(roc_auc_score(known[private], score[private]))
 
 
 @torch.no_grad()
 def timm_apart(run: Path, data: Path, folder: Path, count: int) -> dict[str, Any]:
-    """Return how far timm's logits of images lie from the run's, of the largest logit of each image."""
+    """Return the largest difference of timm's logits from the run's, relative to the largest logit of the image."""
     export(run, folder, timm=True)
     model, recogniser = timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), load(run, device="cpu")
     dataset = open_dataset(data)
     reader, places = ImageReader(dataset), dataset.images.select("shard", "offset", "length").head(count)
     images = torch.from_numpy(recogniser.transform([reader.read(*place) for place in places.iter_rows()]))
     network = open_run(run).network().eval()
-    wanted, found = (torch.cat([one(some) for some in images.split(20)]) for one in (network, model))
-    apart = (wanted - found).abs().amax(1) / wanted.abs().amax(1)
-    return {"images": len(images), "largest_difference": float(apart.max()), "same": bool((apart <= 1e-5).all())}
+    of_run, of_timm = (torch.cat([each(batch) for batch in images.split(20)]) for each in (network, model))
+    difference = (of_run - of_timm).abs().amax(1) / of_run.abs().amax(1)
+    return {
+        "images": len(images),
+        "largest_difference": float(difference.max()),
+        "same": bool((difference <= 1e-5).all()),
+    }
 
 
 def from_whole_jpeg(ids: list[str], best: np.ndarray[Any, Any], data: Path, place: Path) -> float:
-    """Return on which share of the images the export says the same of JPEGs that are decoded whole."""
+    """Return the share of images on which the export's answer to the JPEG decoded in full size is `best`."""
     dataset, export = open_dataset(data), load(place).network
     rows = {row["image_id"]: row for row in dataset.images.iter_rows(named=True)}
     reader, same = ImageReader(dataset), []
@@ -205,16 +210,16 @@ def from_whole_jpeg(ids: list[str], best: np.ndarray[Any, Any], data: Path, plac
 
 
 def starts(run: Path, place: Path, data: Path, work: Path, times: int) -> dict[str, Any]:
-    """Return the seconds from a shell's command to the answer of one image, run and export in turn."""
+    """Return the seconds from starting the command to the answer for one image, run and export in turns."""
     dataset = open_dataset(data)
     row = dataset.images.row(0, named=True)
     image = work / "one.jpg"
     image.write_bytes(ImageReader(dataset).read(row["shard"], row["offset"], row["length"]))
     seconds: dict[str, list[float]] = {"run": [], "export": []}
     for _ in range(times):
-        for name, what in (("run", run), ("export", place)):
+        for name, path in (("run", run), ("export", place)):
             started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "landmarks", "predict", what, image], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "landmarks", "predict", path, image], check=True, capture_output=True)
             seconds[name].append(round(time.perf_counter() - started, 2))
     return {"seconds_to_an_answer": seconds}
 

@@ -1,8 +1,8 @@
-"""What it costs to take images out of the archive at its true size: by ranges, by hopping headers, by streaming.
+"""The cost of reading images out of the archive at its true size: by ranges, by walking headers, by streaming.
 
     python benchmarks/fetching.py [ranges] [hopping] [streaming] [--metadata FOLDER]
 
-The archive is simulated (see `simulated_archive.py`) by a server on this machine, which shares its processors.
+A server on this machine, which shares its processors, simulates the archive (see `simulated_archive.py`).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("parts", nargs="*", default=["ranges", "hopping", "streaming"])
     options.add_argument("--metadata", type=Path, default=Path(tempfile.gettempdir()) / "landmarks-simulated")
-    given = options.parse_args()
-    if not (given.metadata / "metadata/train.csv").exists():
-        write_tables(given.metadata, Archive())
+    chosen = options.parse_args()
+    if not (chosen.metadata / "metadata/train.csv").exists():
+        write_tables(chosen.metadata, Archive())
     with tempfile.TemporaryDirectory() as temporary:
-        for part in given.parts:
-            {"ranges": ranges, "hopping": hopping, "streaming": streaming}[part](given.metadata, Path(temporary))
+        for part in chosen.parts:
+            {"ranges": ranges, "hopping": hopping, "streaming": streaming}[part](chosen.metadata, Path(temporary))
 
 
 def ranges(metadata: Path, folder: Path) -> None:
@@ -67,8 +67,8 @@ def ranges(metadata: Path, folder: Path) -> None:
         wanted = sum(int(task.places.lengths.sum()) for task in plan.tasks if task.places is not None)
         images = sum(len(task.places) for task in plan.tasks if task.places is not None)
         imports = measured([sys.executable, "-c", "import landmarks.archive.fetch"])[2]
-        given = ("--mirror", server.address, "--index", index.path, "--method", "ranges")
-        command = landmarks("fetch", selection, "-o", folder / "data", *given)
+        options = ("--mirror", server.address, "--index", index.path, "--method", "ranges")
+        command = landmarks("fetch", selection, "-o", folder / "data", *options)
         rows: list[dict[str, Any]] = []
 
         def add(way: str, seconds: float, processor: float, megabytes: float | None) -> None:
@@ -95,7 +95,7 @@ def ranges(metadata: Path, folder: Path) -> None:
             before, own, started = server.seconds_of_processor(), time.process_time(), time.perf_counter()
             walk(server.address, plan)
             add(way, time.perf_counter() - started, time.process_time() - own, None)
-    middle = middle_of(rows, "images_per_second")
+    middle = medians(rows, "images_per_second")
     save(
         "fetching_ranges",
         rows,
@@ -108,7 +108,7 @@ def ranges(metadata: Path, folder: Path) -> None:
 
 
 def write_known_index(archive: Archive, address: str, path: Path) -> TarIndex:
-    """Write the byte index that hopping would find, from the arithmetic of the simulation."""
+    """Write the byte index that walking the headers would find, from the layout of the simulation."""
     mirror = open_mirror(address)
     members, tars = {}, {}
     etag = mirror.head(tar_path("train", 0))[1] or ""
@@ -128,7 +128,7 @@ def planned(address: str, selection: Path, index: TarIndex) -> FetchPlan:
 
 
 def ranges_alone(address: str, plan: FetchPlan) -> None:
-    """Move and check what `fetch` moves, with its own workers, and drop it."""
+    """Request and check what `fetch` does, with its workers, and drop the images."""
     mirror = open_mirror(address)
 
     def one(task: TarTask) -> int:
@@ -149,16 +149,16 @@ def ranges_alone(address: str, plan: FetchPlan) -> None:
 
 
 def bare_loop(address: str, plan: FetchPlan) -> None:
-    """Ask obstore for the same ranges through as many connections, and drop the bytes."""
+    """Request the same ranges with obstore through as many connections, and drop the bytes."""
     store = obstore.store.HTTPStore.from_url(address, client_options={"allow_http": True})
-    asked = [(tar_path("train", task.tar), span.start, span.end) for task in plan.tasks for span in task.spans]
+    spans = [(tar_path("train", task.tar), span.start, span.end) for task in plan.tasks for span in task.spans]
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        for _ in pool.map(lambda one: obstore.get_range(store, one[0], start=one[1], end=one[2]), asked):
+        for _ in pool.map(lambda span: obstore.get_range(store, span[0], start=span[1], end=span[2]), spans):
             pass
 
 
 def prepared_per_second(archive: Archive) -> dict[str, int]:
-    """Return how many images one processor decodes, shrinks and encodes again, and how many it hashes."""
+    """Return the images per second that one processor decodes, shrinks and encodes, and that it hashes."""
     layout = archive.layout(0)
     jpegs = [archive.image(int(layout.ids[row]), int(layout.sizes[row])) for row in range(200)]
     started = time.process_time()
@@ -184,7 +184,7 @@ def hopping(metadata: Path, folder: Path) -> None:
         alone = time.perf_counter() - started
         assert found == (layout.headers + BLOCK).tolist()
         counts = server.counts()
-        whole = {
+        one_tar = {
             "headers": len(found),
             "share_of_the_tar": round(counts["bytes_with_headers"] / layout.bytes, 5),
             "bytes_per_header": round(counts["bytes"] / len(found), 1),
@@ -206,10 +206,10 @@ def hopping(metadata: Path, folder: Path) -> None:
                     "headers_per_second": round(rate),
                     "processor_share": round((time.process_time() - own) / seconds, 2),
                     "minutes_for_500_tars": round(every / rate / 60),
-                    "gb_for_500_tars": round(every * whole["bytes_per_header_with_http"] / 1e9, 2),
+                    "gb_for_500_tars": round(every * one_tar["bytes_per_header_with_http"] / 1e9, 2),
                 }
             )
-    save("fetching_hopping", rows, connections=CONNECTIONS, one_tar=whole)
+    save("fetching_hopping", rows, connections=CONNECTIONS, one_tar=one_tar)
 
 
 def streaming(metadata: Path, folder: Path) -> None:
@@ -228,7 +228,7 @@ def streaming(metadata: Path, folder: Path) -> None:
         walk(tar, md5)
         seconds = time.perf_counter() - started
         rows.append({"way": way, "mb_per_second": round(size / seconds / 1e6), "seconds": round(seconds, 2)})
-    middle = middle_of(rows, "mb_per_second")
+    middle = medians(rows, "mb_per_second")
     save(
         "fetching_streaming",
         rows,
@@ -237,20 +237,20 @@ def streaming(metadata: Path, folder: Path) -> None:
     )
 
 
-def middle_of(rows: list[dict[str, Any]], column: str) -> dict[str, float]:
-    """Return way → the middle of its figures."""
-    return {row["way"]: statistics.median(one[column] for one in rows if one["way"] == row["way"]) for row in rows}
+def medians(rows: list[dict[str, Any]], column: str) -> dict[str, float]:
+    """Return way → the median of its values in `column`."""
+    return {row["way"]: statistics.median(each[column] for each in rows if each["way"] == row["way"]) for row in rows}
 
 
 def pipe(tar: Path, md5: str) -> None:
-    """Let the usual programs read the TAR once."""
+    """Read the TAR once with the usual programs."""
     command = 'tee -p >(tar -t > /dev/null) < "$1" | md5sum'
     ran = subprocess.run(["bash", "-c", command, "bash", str(tar)], check=True, capture_output=True, text=True)
     assert ran.stdout.split()[0] == md5
 
 
 def stream(tar: Path, md5: str) -> None:
-    """Read the TAR once as `fetch` does, wanting one image in 256."""
+    """Read the TAR once as `fetch` does, keeping one image in 256."""
     images = stream_images(
         open_mirror(tar.parent.parent),
         f"train/{tar.name}",

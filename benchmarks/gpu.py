@@ -1,18 +1,18 @@
-"""A short visit to a rented card: what feeds it, how fast it steps, and which promises hold on it.
+"""A short measurement on a rented graphics card: loading, training steps, and promises such as reproducibility.
 
     python benchmarks/gpu.py [--seconds 340] [--images 4000] [--batch 128] [--keep FOLDER]
 
-One command for one card with about 16 cores, under six minutes with the defaults; it makes its own images (512 pixels,
-JPEG), needs no network, and beyond torch and timm only what `pip install "landmarks[train]"` brings, and torchvision
-(which timm needs anyway) for torch's own loader. Every measurement is a process of its own; those for which no time is
-left are named. On a machine without a card it runs as well: `--tiny` tries every part in about two minutes.
+One command for one card with about 16 cores, which takes under six minutes with the defaults. It makes its own images
+(512 pixels, JPEG) and needs no network; it needs `pip install "landmarks[train]"`, and torchvision (which timm requires
+anyway) for torch's own loader. Every measurement is a process of its own; those for which no time is left are named.
+It also runs without a card: `--tiny` tries every part in about two minutes.
 
-Per network, images per second: `bare` (forth, back, fused AdamW on tensors that lie on the device), `ours` (the step of
-our training on a batch made in advance), `shards` (the same from our loader), `threads` (the same, read by threads of
-the one process), `decoded` (the same from the decoded cache), `torch_loader` and `timm_loader` (the
-bare step fed by torch's DataLoader with torchvision's transforms, and by timm's loader, a process per core). Then our
-loader alone by workers, `train` from start to end, two trainings with one seed with and without `--deterministic`,
-float16, a batch that does not fit, and a training that is killed and goes on.
+Per network, in images per second: `bare` (forward, backward and fused AdamW on tensors on the device), `ours` (the step
+of our training on a batch made in advance), `shards` (the same from our loader), `threads` (the same, read by threads
+of one process), `decoded` (the same from the cache of decoded images), `torch_loader` and `timm_loader` (the bare step
+fed by torch's DataLoader with torchvision's transforms, and by timm's loader, with a process per core). Then our loader
+alone by number of workers, `train` from start to end, two trainings with one seed with and without `--deterministic`,
+float16, a batch that does not fit into memory, and a training that is killed and resumed.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ WARM = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=340, help="after these nothing new is begun")
+    parser.add_argument("--seconds", type=float, default=340, help="no measurement is begun after these")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--keep", type=Path, help="where images stay for the next time")
+    parser.add_argument("--keep", type=Path, help="a folder that keeps the images for the next time")
     parser.add_argument("--tiny", action="store_true", help="every part with the smallest networks and few images")
     chosen = parser.parse_args()
     if chosen.tiny:
         chosen.images, chosen.batch, chosen.steps = 160, 8, 3
     ends = time.monotonic() + chosen.seconds
-    whole: dict[str, Any] = {"machine": machine(), "networks": [], "checks": {}, "not_begun": []}
+    record: dict[str, Any] = {"machine": machine(), "networks": [], "checks": {}, "not_begun": []}
     with tempfile.TemporaryDirectory() as scratch:
         place = chosen.keep or Path(scratch)
-        whole["seconds_of_images"] = make_images(place, chosen.images)
+        record["seconds_of_images"] = make_images(place, chosen.images)
         networks = TINY if chosen.tiny else NETWORKS
         small = networks[0] if chosen.tiny else ("mobilenetv2_100", 160)
         cores = os.cpu_count() or 1
@@ -74,29 +74,29 @@ def main() -> None:
         ]
         for name, words in plan:
             if time.monotonic() > ends:
-                whole["not_begun"].append([name, *map(str, words)])
+                record["not_begun"].append([name, *map(str, words)])
                 continue
             started = time.monotonic()
             found = run_json(sys.executable, __file__, "part", name, place, *words)
             found["took_seconds"] = round(time.monotonic() - started, 1)
             if name == "steps":
-                whole["networks"].append(found)
+                record["networks"].append(found)
             else:
-                whole["checks"][name] = found
+                record["checks"][name] = found
             print(name, *words, json.dumps(found), flush=True)
-    show(whole)
+    show(record)
     if not chosen.tiny:
-        (FOLDER / "gpu.json").write_text(json.dumps(whole, indent=2) + "\n")
+        (FOLDER / "gpu.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def show(whole: dict[str, Any]) -> None:
-    """Print the table of networks, and what was not begun."""
+def show(record: dict[str, Any]) -> None:
+    """Print the table of networks, and the measurements that were not begun."""
     columns = ("network", "pixels", "bare", "ours", "shards", "threads", "decoded", "torch_loader", "timm_loader")
     columns += ("peak_mb", "precision")
     print(*(f"{column:>13}" for column in columns))
-    for row in whole["networks"]:
+    for row in record["networks"]:
         print(*(f"{row[name]:>13,.0f}" if isinstance(row[name], float) else f"{row[name]:>13}" for name in columns))
-    for part in whole["not_begun"]:
+    for part in record["not_begun"]:
         print("not begun, no time was left:", *part)
 
 
@@ -104,7 +104,7 @@ def show(whole: dict[str, Any]) -> None:
 
 
 def make_images(place: Path, count: int) -> float:
-    """Write `count` JPEGs in folders and as a divided dataset, unless they are there; return the seconds it took."""
+    """Write `count` JPEGs into folders and into a dataset with splits, unless they exist; return the seconds taken."""
     import landmarks
     from landmarks.dataset.images import encode, resize
 
@@ -136,7 +136,7 @@ def make_images(place: Path, count: int) -> float:
 def steps(  # noqa: PLR0915, PLR0917
     place: Path, backbone: str, pixels: int, batch: int, count: int, peers: int = 1
 ) -> dict[str, Any]:
-    """Return images per second of the bare step, of ours, and of both when they are fed; `peers` 0: by us alone."""
+    """Return images per second of the bare step, of ours, and of both with loaders; `peers` 0: with ours only."""
     import torch
 
     from landmarks.dataset.manifest import open_dataset
@@ -168,8 +168,8 @@ def steps(  # noqa: PLR0915, PLR0917
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def ours(some: Batch) -> None:
-        accumulate_gradients(training, some, len(some.ids), len(some.ids))
+    def ours(batch: Batch) -> None:
+        accumulate_gradients(training, batch, len(batch.ids), len(batch.ids))
         training.scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or float("inf"))
         training.scaler.step(optimizer)
@@ -179,11 +179,11 @@ def steps(  # noqa: PLR0915, PLR0917
     def rate(loaded: Iterator[Any], step: Callable[..., None]) -> float:
         seen, started = 0, 0.0
         for number in range(WARM + count):
-            some = next(loaded)
+            arguments = next(loaded)
             if number == WARM:
                 computing.synchronize()
                 started = time.perf_counter()
-            step(*some)
+            step(*arguments)
             seen += batch if number >= WARM else 0
         computing.synchronize()
         return seen / (time.perf_counter() - started)
@@ -196,15 +196,17 @@ def steps(  # noqa: PLR0915, PLR0917
 
     dataset = open_dataset(place / "data")
     train = dataset.split("train")
-    whole = len(train) // batch * batch
-    if not whole:
+    in_full_batches = len(train) // batch * batch
+    if not in_full_batches:
         raise SystemExit(f"{len(train)} images are less than a batch")
 
-    def shards(epoch: int, **how: Any) -> Iterator[tuple[Batch]]:
+    def shards(epoch: int, **settings: Any) -> Iterator[tuple[Batch]]:
         augment = EpochAugmentation(recipe.augmentation, epoch=epoch)
-        steps = np.split(np.random.default_rng(epoch).permutation(len(train))[:whole], whole // batch)
-        loaded = batches(dataset, train, network.preprocessing, steps=steps, augment=augment, **how)
-        return ((some,) for some in on_device(loaded, device))
+        steps = np.split(
+            np.random.default_rng(epoch).permutation(len(train))[:in_full_batches], in_full_batches // batch
+        )
+        loaded = batches(dataset, train, network.preprocessing, steps=steps, augment=augment, **settings)
+        return ((each,) for each in on_device(loaded, device))
 
     layout = {"channels last": torch.channels_last}.get(timing.way.layout, torch.contiguous_format)
     images = torch.randn(batch, 3, pixels, pixels, device=device).to(memory_format=layout)
@@ -224,9 +226,9 @@ def steps(  # noqa: PLR0915, PLR0917
     found["peak_mb"] = peak_memory_mb()
 
     def moved(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for some, wanted in loader:
-            on_card = some.to(device, non_blocking=True).to(memory_format=layout)
-            yield on_card, wanted.to(device, non_blocking=True)
+        for images, labels in loader:
+            on_card = images.to(device, non_blocking=True).to(memory_format=layout)
+            yield on_card, labels.to(device, non_blocking=True)
 
     for name, make in (("torch_loader", torch_loader), ("timm_loader", timm_loader)) if peers else ():
         loader = make(place / "folders", pixels, batch, device)
@@ -235,7 +237,7 @@ def steps(  # noqa: PLR0915, PLR0917
 
 
 def torch_loader(folders: Path, pixels: int, batch: int, device: Any) -> Any:
-    """Return torch's DataLoader as its tutorials have it: Pillow, torchvision's transforms, a process per core."""
+    """Return torch's DataLoader as in its tutorials: Pillow, torchvision's transforms, a process per core."""
     import torch
     from torchvision import datasets, transforms
 
@@ -275,7 +277,7 @@ def timm_loader(folders: Path, pixels: int, batch: int, device: Any) -> Any:
 
 
 def loader(place: Path, pixels: int, *workers: int) -> dict[str, Any]:
-    """Return processor milliseconds an image and images per second of our loader by workers."""
+    """Return processor milliseconds per image and images per second of our loader by number of workers."""
     from loader import measure
 
     return measure(str(place / "data"), pixels, 1280, *workers)
@@ -299,7 +301,7 @@ train(data, out, backbone=backbone, weights=weights, image_size=int(pixels), epo
 
 
 def trained(place: Path, out: str, backbone: str, pixels: int, epochs: int, **settings: Any) -> dict[str, Any]:
-    """Train from weights drawn once; return seconds, images per second, digest and best validation."""
+    """Train from fixed random weights; return seconds, images per second, digest and best validation accuracy."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -339,13 +341,12 @@ def trained(place: Path, out: str, backbone: str, pixels: int, epochs: int, **se
 
 
 def whole(place: Path, backbone: str, pixels: int, epochs: int) -> dict[str, Any]:
-    """Return what one training from start to end takes."""
+    """Return the figures of one training from start to end."""
     return trained(place, "whole", backbone, pixels, epochs)
 
 
 def seeds(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
-    """Return whether two trainings with one seed end in the same bits, with and without `--deterministic`, and its
-    price."""
+    """Return whether two trainings with one seed give the same bits, without and with `--deterministic`."""
     found: dict[str, Any] = {}
     rates = {}
     for way in ("no", "yes"):
@@ -356,12 +357,12 @@ def seeds(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
 
 
 def float16(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
-    """Return what a training in float16 reaches."""
+    """Return the figures of a training in float16."""
     return trained(place, "float16", backbone, pixels, 2, precision="float16")
 
 
 def kill(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
-    """Return whether a training that is killed and goes on ends in the same bits as one that never was."""
+    """Return whether a training that is killed and resumed gives the same bits as an uninterrupted one."""
     unbroken = trained(place, "unbroken", backbone, pixels, 2, deterministic="yes")
     first = trained(place, "broken", backbone, pixels, 2, deterministic="yes", kill=7)
     again = trained(place, "broken", backbone, pixels, 2, deterministic="yes")
@@ -369,7 +370,7 @@ def kill(place: Path, backbone: str, pixels: int) -> dict[str, Any]:
 
 
 def too_large(place: Path, backbone: str, pixels: int, batch: int) -> dict[str, Any]:
-    """Return what a step of more images than fit is divided into; on a processor nothing is tried."""
+    """Return into how many images at a time a step that does not fit into memory is divided; only on a card."""
     import torch
 
     from landmarks.models.network import build_network
@@ -383,15 +384,15 @@ def too_large(place: Path, backbone: str, pixels: int, batch: int) -> dict[str, 
     if computing.device.type != "cuda":
         return {"tried": False, "why": "a processor's memory is the machine's"}
     free = torch.cuda.mem_get_info()[0]
-    torch.cuda.set_per_process_memory_fraction(min(1.0, 6e9 / free))  # 6 GB, so that the step is no minutes long
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 6e9 / free))  # 6 GB, so that the step does not take minutes
     network = build_network(backbone, classes=LANDMARKS, weights="none", image_size=pixels).to(computing.device)
     set_training(network, freeze_bn=False)
     training = Training(network, recipe, computing, torch.ones(LANDMARKS, device=computing.device), network.features)
-    many = 8 * batch
-    pixels_of_all = torch.zeros(many, 3, pixels, pixels, dtype=torch.uint8)
-    some = Batch([str(number) for number in range(many)], pixels_of_all, torch.zeros(many, dtype=torch.int64))
-    _, _, fitted = accumulate_gradients(training, some, many, many)
-    return {"tried": True, "images": many, "at_a_time": fitted, "of_memory_gb": 6.0}
+    count = 8 * batch
+    all_pixels = torch.zeros(count, 3, pixels, pixels, dtype=torch.uint8)
+    step = Batch([str(number) for number in range(count)], all_pixels, torch.zeros(count, dtype=torch.int64))
+    _, _, at_a_time = accumulate_gradients(training, step, count, count)
+    return {"tried": True, "images": count, "at_a_time": at_a_time, "of_memory_gb": 6.0}
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""Near-duplicates: which changed copies the hash finds, how fast a million hashes are compared, that none is missed.
+"""Near-duplicates: which changed copies the hash finds, how fast a million hashes are compared, and its recall.
 
     python benchmarks/grouping.py [MIRROR]
 
@@ -41,8 +41,8 @@ def cropped(share: float, sides: int) -> Callable[[np.ndarray], np.ndarray]:
 def bordered(share: float, shade: int, sides: int = 4) -> Callable[[np.ndarray], np.ndarray]:
     def change(image: np.ndarray) -> np.ndarray:
         width = max(1, round(share * image.shape[0]))
-        beside = width if sides == 4 else 0
-        framed = np.pad(image, ((width, width), (beside, beside), (0, 0)), constant_values=shade)
+        across = width if sides == 4 else 0
+        framed = np.pad(image, ((width, width), (across, across), (0, 0)), constant_values=shade)
         return decode(encode(framed, 85))
 
     return change
@@ -73,18 +73,18 @@ def main() -> None:
     options.add_argument("mirror", type=Path, nargs="?")
     with tempfile.TemporaryDirectory() as temporary:
         mirror = options.parse_args().mirror
-        if told := mirror is None:
+        if is_miniature := mirror is None:
             from landmarks.miniature.make import make_miniature
 
             mirror = make_miniature(Path(temporary) / "mirror")
-        images = count(mirror)
-    origin = "the miniature archive" if told else "images of a mirror"
+        images = read_images(mirror)
+    origin = "the miniature archive" if is_miniature else "images of a mirror"
     hashes = np.array([perceptual_hash(image) for image in images], np.uint64)
     save("grouping-robustness", robustness(images, hashes), images=len(images), origin=origin, radius=RADIUS)
     save("grouping-speed", speed(hashes), radius=RADIUS, radius_across=RADIUS_ACROSS, origin=origin)
 
 
-def count(mirror: Path) -> list[np.ndarray]:
+def read_images(mirror: Path) -> list[np.ndarray]:
     images = []
     for path in sorted(mirror.glob("t*/*.tar")):
         with tarfile.open(path) as tar:
@@ -99,35 +99,35 @@ def count(mirror: Path) -> list[np.ndarray]:
 
 
 def robustness(images: list[np.ndarray], hashes: np.ndarray) -> list[dict[str, Any]]:
-    """Return the share of changed copies within each radius; and, last, of pairs of different images."""
+    """Return the share of changed copies within each radius and, in the last row, of pairs of different images."""
     chosen = np.random.default_rng(0).permutation(len(images))[:COPIES]
     rows = []
-    for words, change in CHANGES.items():
+    for name, change in CHANGES.items():
         copies = np.array([perceptual_hash(change(images[position])) for position in chosen], np.uint64)
-        rows.append({"change": words, **shares(np.bitwise_count(copies ^ hashes[chosen]))})
-    apart = [np.bitwise_count(hashes[position] ^ hashes[position + 1 :]) for position in range(len(hashes))]
-    return [*rows, {"change": "none: two images", **shares(np.concatenate(apart))}]
+        rows.append({"change": name, **shares(np.bitwise_count(copies ^ hashes[chosen]))})
+    distances = [np.bitwise_count(hashes[position] ^ hashes[position + 1 :]) for position in range(len(hashes))]
+    return [*rows, {"change": "none: two images", **shares(np.concatenate(distances))}]
 
 
-def shares(apart: np.ndarray) -> dict[str, float]:
-    return {f"within {radius}": float((apart <= radius).mean()) for radius in RADII}
+def shares(distances: np.ndarray) -> dict[str, float]:
+    return {f"within {radius}": float((distances <= radius).mean()) for radius in RADII}
 
 
 def speed(hashes: np.ndarray) -> list[dict[str, Any]]:
     rows = []
     for count, radius in ((20_000, RADIUS), (1_000_000, RADIUS_ACROSS), (1_000_000, RADIUS)):
-        many = like(hashes, count)
+        made_up = made_up_hashes(hashes, count)
         start = now()
-        pairs = near_pairs(many, radius)
+        pairs = near_pairs(made_up, radius)
         row = {"what": "near_pairs", "hashes": count, "radius": radius, "pairs": len(pairs)}
-        row["recall"] = recall(many, pairs, radius) if count <= 20_000 else "not compared"
+        row["recall"] = recall(made_up, pairs, radius) if count <= 20_000 else "not compared"
         rows.append(row | measured(start))
     count = 1_000_000
     random = np.random.default_rng(1)
     images = pl.DataFrame(
         {
             "landmark_id": (50_000 * random.random(count) ** 3).astype(np.int64),
-            "phash": like(hashes, count),
+            "phash": made_up_hashes(hashes, count),
             "author": random.integers(0, 100_000, count).astype(str),
         }
     )
@@ -137,8 +137,8 @@ def speed(hashes: np.ndarray) -> list[dict[str, Any]]:
     return [*rows, row | measured(start)]
 
 
-def like(hashes: np.ndarray, count: int) -> np.ndarray:
-    """Draw hashes whose bits are as often set, and as often together, as in `hashes`: a Gaussian copula."""
+def made_up_hashes(hashes: np.ndarray, count: int) -> np.ndarray:
+    """Draw hashes whose bits have the means and correlations of those in `hashes`, by a Gaussian copula."""
     bits = np.unpackbits(hashes.view(np.uint8).reshape(-1, 8), axis=1).astype(float)
     values, vectors = np.linalg.eigh(np.sin(np.pi / 2 * np.corrcoef(bits.T)))
     mix = vectors * np.sqrt(np.clip(values, 0, None))
@@ -152,12 +152,12 @@ def like(hashes: np.ndarray, count: int) -> np.ndarray:
 
 
 def recall(hashes: np.ndarray, pairs: np.ndarray, radius: int) -> float:
-    """Return the share of all pairs within `radius`, found by comparing all, that `pairs` holds."""
-    everything = 0
-    for position, one in enumerate(hashes):
-        everything += int((np.bitwise_count(one ^ hashes[position + 1 :]) <= radius).sum())
+    """Return the share of all pairs within `radius`, counted by brute force, that `pairs` holds."""
+    total = 0
+    for position, each in enumerate(hashes):
+        total += int((np.bitwise_count(each ^ hashes[position + 1 :]) <= radius).sum())
     assert (np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]) <= radius).all()
-    return len(pairs) / everything if everything else 1.0
+    return len(pairs) / total if total else 1.0
 
 
 def now() -> tuple[float, float]:

@@ -1,14 +1,14 @@
-"""Neighbours among 0.1 to 10 million references: size, building time, one query's milliseconds, recall of the nearest.
+"""Neighbours among 0.1 to 10 million references: index size, build time, query time and recall.
 
     python benchmarks/index.py ../shared/features/gldv1_872x90_pca128.npz [--counts 100000 1000000 4132914 10000000]
 
-True features of the archive are whitened as an index whitens them. A tenth of them is left for queries; `real` asks
-among the other nine tenths. Made references come from those nine tenths: for each, two images of one landmark are
-drawn, mixed, and half of a true image's difference from its landmark's mean is added. `likeness` says how true they
-are: of as many made ones as there are true ones, the cosine of the nearest, and in how many of 512 lists it is found.
-Beside ours, in the same run on the same vectors: exact search in half precision, and faiss's own defaults
-(`IVF…,PQ32`, untouched, its nprobe of 1; and with as many lists asked as ours). Up to a million also the codes that
-were not chosen. One thread; times are medians over single queries; codes are mapped into memory.
+Real features of the archive are whitened as an index whitens them. A tenth of them serves as queries; `real` searches
+the other nine tenths. Synthetic references are made from these: two images of one landmark are mixed, and half of
+another image's difference from its landmark's mean is added. `likeness` says how realistic they are, for equal numbers
+of real and synthetic references: the cosine of the nearest one, and how many of 512 lists must be searched to find it.
+For comparison, on the same vectors: exact search in half precision, and faiss's defaults (`IVF…,PQ32`, with its nprobe
+of 1 and with as many probes as ours). Up to a million references, codes that were not chosen are measured too. One
+thread; times are medians over single queries; codes are memory-mapped.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", type=Path)
     parser.add_argument("--counts", nargs="*", default=["real", "100000", "1000000", "4132914", "10000000"])
-    parser.add_argument("--defaults", type=int, default=4_132_914, help="faiss's own defaults up to so many")
-    parser.add_argument("--add", action="store_true", help="to the results that there are, in place of equal counts")
-    parser.add_argument("--scratch", type=Path, default=None, help="a folder for 256 bytes a reference")
+    parser.add_argument("--defaults", type=int, default=4_132_914, help="largest count for faiss's defaults")
+    parser.add_argument("--add", action="store_true", help="add to the stored results, replacing equal counts")
+    parser.add_argument("--scratch", type=Path, default=None, help="a folder with room for 256 bytes per reference")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     faiss.omp_set_num_threads(1)
-    kept = np.load(chosen.features)
-    true, labels = unit(kept["x"].astype(np.float32)), kept["y"]
-    order = np.random.default_rng(chosen.seed).permutation(len(true))
-    asked, left = order[:QUERIES], order[len(true) // 10 :]
-    whitening = whitening_of(true[left], DIMENSIONS)
-    queries, others = whitening.apply(true[asked]), whitening.apply(true[left])
+    arrays = np.load(chosen.features)
+    features, labels = unit(arrays["x"].astype(np.float32)), arrays["y"]
+    order = np.random.default_rng(chosen.seed).permutation(len(features))
+    query_rows, left = order[:QUERIES], order[len(features) // 10 :]
+    whitening = whitening_of(features[left], DIMENSIONS)
+    queries, others = whitening.apply(features[query_rows]), whitening.apply(features[left])
     with tempfile.TemporaryDirectory(dir=chosen.scratch) as folder:
         place = Path(folder) / "made.npy"
         made = references(others, labels[left], len(left), place, chosen.seed)
-        likeness = {"true": found_like(others, queries), "made": found_like(made.astype(np.float32), queries)}
+        likeness = {"true": likeness_of(others, queries), "made": likeness_of(made.astype(np.float32), queries)}
         print(likeness, flush=True)
         del made
         rows: list[dict[str, Any]] = []
         if chosen.add:
             rows = json.loads((FOLDER / "index.json").read_text())["rows"]
-        for told in chosen.counts:
-            if told == "real":
+        for count in chosen.counts:
+            if count == "real":
                 kind, vectors = "real", StoredVectors((others.astype(np.float16),))
             else:
                 kind = "made"
-                vectors = StoredVectors((references(others, labels[left], int(told), place, chosen.seed),))
+                vectors = StoredVectors((references(others, labels[left], int(count), place, chosen.seed),))
             rows = [row for row in rows if (row["references"], row["count"]) != (kind, len(vectors))]
             for row in measured(kind, vectors, queries, Path(folder), defaults=chosen.defaults):
                 print(row, flush=True)
@@ -82,8 +82,8 @@ def main() -> None:
             del vectors
 
 
-def found_like(references: np.ndarray, queries: np.ndarray) -> dict[str, float]:
-    """Return the median cosine of the nearest, and the shares of 512 lists that hold 97 and 99 % of the nearest."""
+def likeness_of(references: np.ndarray, queries: np.ndarray) -> dict[str, float]:
+    """Return the median cosine to the nearest reference, and the shares of 512 lists to search for 97 and 99 %."""
     cosines, nearest = faiss.knn(queries, np.ascontiguousarray(references), 1, faiss.METRIC_INNER_PRODUCT)
     lists = faiss.Kmeans(DIMENSIONS, 512, niter=8, max_points_per_centroid=50, seed=1)
     lists.train(references)
@@ -93,13 +93,13 @@ def found_like(references: np.ndarray, queries: np.ndarray) -> dict[str, float]:
     return {"cosine": float(np.median(cosines)), **found}
 
 
-def references(true: np.ndarray, labels: np.ndarray, count: int, path: Path, seed: int) -> np.ndarray:
-    """Write `count` made vectors of length 1 to `path` and return them as a memory map."""
+def references(real: np.ndarray, labels: np.ndarray, count: int, path: Path, seed: int) -> np.ndarray:
+    """Write `count` synthetic unit vectors to `path` and return them as a memory map."""
     random = np.random.default_rng((seed, count))
     order = np.argsort(labels, kind="stable")
     ends = np.searchsorted(labels[order], np.arange(labels.max() + 2))
-    within = np.concatenate([true[order[a:b]] - true[order[a:b]].mean(0) for a, b in itertools.pairwise(ends)])
-    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(count, true.shape[1]))
+    within = np.concatenate([real[order[a:b]] - real[order[a:b]].mean(0) for a, b in itertools.pairwise(ends)])
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(count, real.shape[1]))
     for start in range(0, count, 65_536):
         size = min(65_536, count - start)
         landmark = random.integers(len(ends) - 1, size=size)
@@ -109,7 +109,7 @@ def references(true: np.ndarray, labels: np.ndarray, count: int, path: Path, see
         )
         share = random.random((size, 1)).astype(np.float32)
         noise = within[random.integers(len(within), size=size)] * random.choice([-0.5, 0.5], size=(size, 1))
-        mixed = share * true[first] + (1 - share) * true[second] + noise.astype(np.float32)
+        mixed = share * real[first] + (1 - share) * real[second] + noise.astype(np.float32)
         made[start : start + size] = unit(mixed)
     made.flush()
     return np.load(path, mmap_mode="r")
@@ -121,18 +121,18 @@ def measured(
     count = len(vectors)
     blocks = [np.arange(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
     shape = {"references": kind, "count": count}
-    row, truth = exactly(shape, vectors, queries, blocks)
+    row, truth = exact_search(shape, vectors, queries, blocks)
     yield row
 
     started, worked = time.monotonic(), time.process_time()
     index = inverted_file(vectors)
     seconds = (time.monotonic() - started, time.process_time() - worked)
-    given: dict[str, Any] = {"path": folder / "codes", "vectors": vectors, "queries": queries, "truth": truth}
+    common: dict[str, Any] = {"path": folder / "codes", "vectors": vectors, "queries": queries, "truth": truth}
     lists, centres = index.nlist, index.quantizer.reconstruct_n(0, index.nlist)
     most = max(LEAST_PROBES, lists // PROBED)
     name = f"ours: IVF{lists},PQ{DIMENSIONS // 2}x4fs"
     settings = ((most // 4, 128), (most // 2, CANDIDATES), (most, CANDIDATES), (most, 512))
-    yield from asked(shape, name, index, settings=settings, **given, seconds=seconds)
+    yield from with_settings(shape, name, index, settings=settings, **common, seconds=seconds)
     del index
     if count <= defaults:
         started, worked = time.monotonic(), time.process_time()
@@ -143,33 +143,33 @@ def measured(
         seconds = (time.monotonic() - started, time.process_time() - worked)
         for probes in (1, most):
             theirs.nprobe = probes
-            told = timed(lambda query: theirs.search(query, 10)[1], queries, truth)
+            result = timed(lambda query: theirs.search(query, 10)[1], queries, truth)
             size = {"megabytes": count * 40 / 1e6, "build_seconds": seconds[0], "build_processor_seconds": seconds[1]}
-            yield {**shape, "index": f"faiss: IVF{lists},PQ32, {probes} probes", **told, **size}
+            yield {**shape, "index": f"faiss: IVF{lists},PQ32, {probes} probes", **result, **size}
         del theirs
     if count <= 1_000_000:
-        for name, other in others_than_chosen(centres):
+        for name, other in other_codes(centres):
             started, worked = time.monotonic(), time.process_time()
             other.train(vectors.rows(blocks[0]))
             for rows in blocks:
                 other.add(vectors.rows(rows))
             seconds = (time.monotonic() - started, time.process_time() - worked)
-            yield from asked(shape, name, other, settings=((most, CANDIDATES),), **given, seconds=seconds)
+            yield from with_settings(shape, name, other, settings=((most, CANDIDATES),), **common, seconds=seconds)
 
 
-def exactly(
+def exact_search(
     shape: dict[str, Any], vectors: StoredVectors, queries: np.ndarray, blocks: list[np.ndarray]
 ) -> tuple[dict[str, Any], np.ndarray]:
     exact = faiss.IndexScalarQuantizer(DIMENSIONS, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for rows in blocks:
         exact.add(vectors.rows(rows))
     truth = exact.search(queries, 10)[1]
-    told = timed(lambda query: exact.search(query, 10)[1], queries[:50], truth)
+    result = timed(lambda query: exact.search(query, 10)[1], queries[:50], truth)
     size = {"megabytes": len(vectors) * DIMENSIONS * 2 / 1e6, "build_seconds": None, "build_processor_seconds": None}
-    return {**shape, "index": "exact", **told, **size}, truth
+    return {**shape, "index": "exact", **result, **size}, truth
 
 
-def others_than_chosen(centres: np.ndarray) -> Iterator[tuple[str, Any]]:
+def other_codes(centres: np.ndarray) -> Iterator[tuple[str, Any]]:
     """Yield indexes with the same lists and other codes."""
     lists, width = centres.shape
     for name in ("PQ64x8", "RaBitQ 1 bit fs"):
@@ -181,7 +181,7 @@ def others_than_chosen(centres: np.ndarray) -> Iterator[tuple[str, Any]]:
             yield name, faiss.IndexIVFRaBitQFastScan(quantizer, width, lists, faiss.METRIC_L2, 32, True, 1)
 
 
-def asked(
+def with_settings(
     shape: dict[str, Any],
     name: str,
     index: Any,
@@ -200,8 +200,8 @@ def asked(
         def ours(query: np.ndarray, probes: int = probes, candidates: int = candidates) -> np.ndarray:
             return neighbours(query, vectors, 10, index=mapped, probes=probes, candidates=candidates)[1]
 
-        told = f"{name}, {probes} probes, {candidates} compared again"
-        rows.append({**shape, "index": told, **timed(ours, queries, truth)})
+        description = f"{name}, {probes} probes, {candidates} compared again"
+        rows.append({**shape, "index": description, **timed(ours, queries, truth)})
         rows[-1] |= {
             "megabytes": path.stat().st_size / 1e6,
             "build_seconds": seconds[0],
@@ -211,18 +211,18 @@ def asked(
 
 
 def timed(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Return milliseconds of one query, and how often the true nearest, and the true ten, are found."""
-    milliseconds, worked, first, ten = [], [], 0, 0
+    """Return the milliseconds of a query, and the recall of the nearest and of the ten nearest."""
+    milliseconds, processor, first, ten = [], [], 0, 0
     for number in range(len(queries)):
         started, before = time.perf_counter(), time.process_time()
         found = search(queries[number : number + 1])[0]
         milliseconds.append(1000 * (time.perf_counter() - started))
-        worked.append(1000 * (time.process_time() - before))
+        processor.append(1000 * (time.process_time() - before))
         first += int(found[0] == truth[number, 0])
         ten += len(np.intersect1d(found, truth[number]))
     return {
         "ms": float(np.median(milliseconds)),
-        "processor_ms": float(np.median(worked)),
+        "processor_ms": float(np.median(processor)),
         "ms_p95": float(np.percentile(milliseconds, 95)),
         "recall_at_1": first / len(queries),
         "recall_at_10": ten / (10 * len(queries)),

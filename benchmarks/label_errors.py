@@ -1,7 +1,8 @@
-"""Are falsified labels found? 3 % of a dataset's labels are replaced at random, and the list is judged by them.
+"""Precision and recall of `audit`'s likely label errors, with 3 % of a dataset's labels falsified at random.
 
-Usage: python benchmarks/label_errors.py RUN DATA [SPLIT]
-(a run that stopped after the head training, since its backbone has seen no label)
+    python benchmarks/label_errors.py RUN DATA [SPLIT]
+
+RUN stopped after head training, so that its backbone has seen no labels.
 """
 
 from __future__ import annotations
@@ -39,30 +40,30 @@ def main(run: str, data: str, split: str = "all") -> None:
         labels[wrong] = (true[wrong] + random.integers(1, classes, len(wrong))) % classes
         started = time.monotonic()
         estimates = cross_validated(points, labels, groups, classes)
-        listed, margin = disagreements(estimates, labels)
+        likely_wrong, margin = disagreements(estimates, labels)
         seconds = time.monotonic() - started
         falsified = np.isin(np.arange(len(true)), wrong)
-        first = np.argsort(-np.where(listed, margin, -1), kind="stable")[: len(wrong)]
+        first = np.argsort(-np.where(likely_wrong, margin, -1), kind="stable")[: len(wrong)]
         rows.append(
             {
                 "seed": seed,
                 "images": len(true),
                 "falsified": len(wrong),
-                "listed": int(listed.sum()),
-                "found": int((listed & falsified).sum()),
-                "precision": float(falsified[listed].mean()),
-                "recall": float(listed[wrong].mean()),
+                "listed": int(likely_wrong.sum()),
+                "found": int((likely_wrong & falsified).sum()),
+                "precision": float(falsified[likely_wrong].mean()),
+                "recall": float(likely_wrong[wrong].mean()),
                 "precision_of_first": float(falsified[first].mean()),  # as many as were falsified
-                "true_label_suggested": float((estimates.likeliest == true)[listed & falsified].mean()),
+                "true_label_suggested": float((estimates.likeliest == true)[likely_wrong & falsified].mean()),
                 "seconds": seconds,
             }
         )
     with TemporaryDirectory() as folder:
         errors = audit(run, Path(folder) / "wrong.csv", data=data, split=split)
     columns = ["image_id", "name", "suggested_name", "probability", "margin", "why"]
-    most = errors.select(columns).head(10).to_dicts()
-    told = {"split": split, "landmarks": classes, "listed_of_the_true_labels": len(errors), "first": most}
-    results.save(f"label-errors-{split}", rows, **told)
+    first_errors = errors.select(columns).head(10).to_dicts()
+    about = {"split": split, "landmarks": classes, "listed_of_the_true_labels": len(errors), "first": first_errors}
+    results.save(f"label-errors-{split}", rows, **about)
 
 
 if __name__ == "__main__":

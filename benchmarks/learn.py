@@ -1,13 +1,14 @@
-"""Landmarks held out of training and learned afterwards from a few images: accuracy on new, on old, over all.
+"""Landmarks held out of training and learned afterwards from a few images: accuracy on new, old and all landmarks.
 
     python benchmarks/learn.py DATA TESTDATA WEIGHTS ../shared/features/gldv1_872x90_pca128.npz [--backbone NAME]
 
-DATA and TESTDATA are datasets (`fetch`, `split`) of the mirror's train and test images. Features are computed once,
-with the backbone frozen, and kept in --cache. Five draws hold 5 of 25 landmarks out; the rest is what a linear head is
-trained for (logistic regression to its end). The held-out ones are then learned from 1, 2, 5 and 10 images of the train
-split, and the test set, to which nothing is ever fitted but thresholds on its Public half, is answered. Beside it:
-`anew few`, trained anew with old images and the same few; `anew all`, with all images of the new ones too, hundreds of
-some; `nearest`, the nearest image's landmark. Thresholds for unknown let 5 % of Public's pass, reported on Private.
+DATA and TESTDATA are datasets (`fetch`, `split`) of the mirror's train and test images. Features of the frozen backbone
+are computed once and kept in --cache. Five draws hold out 5 of 25 landmarks; a linear head (logistic regression,
+trained to convergence) is fitted on the rest. The held-out landmarks are then learned from 1, 2, 5 and 10 images of
+the train split, and the test set is answered; nothing is fitted to it but thresholds on its Public half. Compared with:
+`anew few`, a head trained again on the old images and the same few new ones; `anew all`, on all images of the new
+landmarks, hundreds of some; `nearest`, the nearest image's landmark. Thresholds let 5 % of the unknown Public images
+pass and are reported on Private.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ HELD_OUT, DRAWS = 5, 5
 
 
 class Trained(torch.nn.Module):
-    """A linear head on centred directions, as `LearnedHead` takes one: features in, logits out."""
+    """A linear head on centred directions, from features to logits, as `LearnedHead` extends one."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class Trained(torch.nn.Module):
         optimizer.step(loss)
 
     def scaled(self, images: np.ndarray) -> np.ndarray:
-        """Return directions less their mean, of about unit spread."""
+        """Return directions minus their mean, scaled to about unit variance."""
         return ((images - self.mean) * np.sqrt(images.shape[1])).astype(np.float32)
 
     @torch.no_grad()
@@ -84,7 +85,7 @@ def main() -> None:
     data, test = open_dataset(chosen.data), open_dataset(chosen.test)
     if not chosen.cache.exists():
         network = build_network(chosen.backbone, classes=25, weights=chosen.weights, image_size=chosen.image_size)
-        both = np.concatenate([features_of(folded(network), one) for one in (data, test)])
+        both = np.concatenate([features_of(folded(network), dataset) for dataset in (data, test)])
         np.savez(chosen.cache, gap=both)
     gap = np.load(chosen.cache)["gap"].astype(np.float32)
     count = len(data.images)
@@ -103,45 +104,46 @@ def features_of(network: Any, dataset: Dataset) -> np.ndarray:
 
 
 def mirror(  # noqa: PLR0915  the protocol from top to bottom
-    data: Dataset, test: Dataset, features: np.ndarray, asked: np.ndarray
+    data: Dataset, test: Dataset, features: np.ndarray, test_features: np.ndarray
 ) -> list[dict[str, Any]]:
     images = data.split("all")
     split = images.join(data.splits, on="image_id", maintain_order="left")["split"].to_numpy()
     label = images["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
     names = dict(data.labels.select("landmark_id", "label").rows())
     table = test.split("all")
-    truth = np.array([names.get(one, NO_LABEL) for one in table["landmark_id"].to_list()])
+    truth = np.array([names.get(landmark, NO_LABEL) for landmark in table["landmark_id"].to_list()])
     public = (table["usage"] == "Public").to_numpy()
-    train, val = (np.flatnonzero((split == part) & (label >= 0)) for part in ("train", "val"))
-    x, queries = directions(features), directions(asked)
+    train, val = (np.flatnonzero((split == name) & (label >= 0)) for name in ("train", "val"))
+    x, queries = directions(features), directions(test_features)
     classes, known = len(names), truth >= 0
-    everything = Trained(x[train], label[train], classes)
-    ceiling = everything(torch.from_numpy(asked)).numpy()
-    sums: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+    ceiling = Trained(x[train], label[train], classes)(torch.from_numpy(test_features)).numpy()
+    results: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
     for draw in range(DRAWS):
         new = np.sort(np.random.default_rng(draw).permutation(classes)[:HELD_OUT])
         order = np.concatenate([np.setdiff1d(np.arange(classes), new), new])
         place = np.argsort(order)
         old = classes - HELD_OUT
         y, z = np.where(label >= 0, place[label], NO_LABEL), np.where(known, place[truth], NO_LABEL)
-        mine, held = train[y[train] < old], val[y[val] < old]
-        head = Trained(x[mine], y[mine], old)
-        said = head(torch.from_numpy(features[held])).numpy().astype(np.float64)
-        temperature = fitted_scale(said, y[held])
-        logs = (said / temperature - logsumexp(said / temperature, axis=1, keepdims=True)).astype(np.float16)
-        validation = Validation(x[held].astype(np.float16), y[held], logs)
-        moments = class_moments(x[mine], y[mine], old)
-        memory = memory_of(moments, validation, x[mine], y[mine])
-        gallery = make_gallery(x[mine].astype(np.float16), y[mine], "")
-        before = head(torch.from_numpy(asked)).numpy() / temperature
-        told = judged(before, z, old)["old"]
-        sums["trained, old alone", 0].append(judged(before, z, old))
-        sums["anew all", 0].append(judged(ceiling[:, order], z, old))
+        old_train, old_val = train[y[train] < old], val[y[val] < old]
+        head = Trained(x[old_train], y[old_train], old)
+        val_logits = head(torch.from_numpy(features[old_val])).numpy().astype(np.float64)
+        temperature = fitted_scale(val_logits, y[old_val])
+        logs = (val_logits / temperature - logsumexp(val_logits / temperature, axis=1, keepdims=True)).astype(
+            np.float16
+        )
+        validation = Validation(x[old_val].astype(np.float16), y[old_val], logs)
+        moments = class_moments(x[old_train], y[old_train], old)
+        memory = memory_of(moments, validation, x[old_train], y[old_train])
+        gallery = make_gallery(x[old_train].astype(np.float16), y[old_train], "")
+        before = head(torch.from_numpy(test_features)).numpy() / temperature
+        old_before = accuracies(before, z, old)["old"]
+        results["trained, old alone", 0].append(accuracies(before, z, old))
+        results["anew all", 0].append(accuracies(ceiling[:, order], z, old))
         for images_each in IMAGES:
             random = np.random.default_rng((draw, images_each))
             picks = [
                 random.choice(own, min(images_each, len(own)), replace=False)
-                for own in (train[label[train] == one] for one in new)
+                for own in (train[label[train] == landmark] for landmark in new)
             ]
             started, learned = time.perf_counter(), Learned()
             for number, pick in enumerate(picks):
@@ -149,29 +151,29 @@ def mirror(  # noqa: PLR0915  the protocol from top to bottom
             made = learned_head(head, x.shape[1], memory, learned, temperature)
             seconds = time.perf_counter() - started
             with torch.no_grad():
-                logits = made(torch.from_numpy(asked)).numpy() / temperature
-            row = judged(logits, z, old) | {"seconds": seconds}
-            scores = rejection_scores(asked, logits * temperature, with_learned(gallery, learned, old))
+                logits = made(torch.from_numpy(test_features)).numpy() / temperature
+            row = accuracies(logits, z, old) | {"seconds": seconds}
+            scores = rejection_scores(test_features, logits * temperature, with_learned(gallery, learned, old))
             row |= unknown({f: scores[f] for f in ("knn", "mahalanobis")}, known, public)
-            row["old_change"] = row["old"] - told
-            sums["learned", images_each].append(row)
-            few = np.concatenate([mine, *picks])
+            row["old_change"] = row["old"] - old_before
+            results["learned", images_each].append(row)
+            few = np.concatenate([old_train, *picks])
             cosines = queries @ x[few].T
-            nearest = np.stack([cosines[:, y[few] == one].max(1) for one in range(classes)], axis=1)
-            sums["nearest", images_each].append(judged(nearest, z, old))
+            nearest = np.stack([cosines[:, y[few] == landmark].max(1) for landmark in range(classes)], axis=1)
+            results["nearest", images_each].append(accuracies(nearest, z, old))
             if images_each == 5:
-                again = Trained(x[few], y[few], classes)(torch.from_numpy(asked)).numpy()
-                sums["anew few", images_each].append(judged(again, z, old))
+                again = Trained(x[few], y[few], classes)(torch.from_numpy(test_features)).numpy()
+                results["anew few", images_each].append(accuracies(again, z, old))
                 one_by_one = Learned()
                 for number, pick in sorted(
                     ((n, image) for n, own in enumerate(picks) for image in own), key=lambda p: p[1]
                 ):
                     one_by_one = one_by_one.plus(x[pick][None], f"new {number}")
-                other = learned_head(head, x.shape[1], memory, one_by_one, temperature)
+                other_order = learned_head(head, x.shape[1], memory, one_by_one, temperature)
                 places = [*range(old), *(old + one_by_one.names.index(name) for name in learned.names)]
-                row["weights_differ_by"] = float((other.weights[:, places] - made.weights).abs().max())
+                row["weights_differ_by"] = float((other_order.weights[:, places] - made.weights).abs().max())
         print(f"draw {draw}", flush=True)
-    names_of = [
+    columns = [
         "old",
         "new",
         "all",
@@ -184,17 +186,17 @@ def mirror(  # noqa: PLR0915  the protocol from top to bottom
         "ece",
     ]
     rows = []
-    for (method, each), found in sums.items():
+    for (method, each), found in results.items():
         row: dict[str, Any] = {"method": method, "images": each}
-        for name in [*names_of, "seconds", "weights_differ_by"]:
-            values = [one[name] for one in found if name in one]
+        for name in [*columns, "seconds", "weights_differ_by"]:
+            values = [draw[name] for draw in found if name in draw]
             row[name] = float(np.mean(values)) if values else None
-        row["old_change_worst"] = min((one["old_change"] for one in found if "old_change" in one), default=None)
+        row["old_change_worst"] = min((draw["old_change"] for draw in found if "old_change" in draw), default=None)
         rows.append(row)
     return rows
 
 
-def judged(logits: np.ndarray, truth: np.ndarray, old: int) -> dict[str, float]:
+def accuracies(logits: np.ndarray, truth: np.ndarray, old: int) -> dict[str, float]:
     answer, known = logits.argmax(1), truth >= 0
     right = answer == truth
     probability = np.exp(logits - logsumexp(logits, axis=1, keepdims=True)).max(1)
@@ -205,7 +207,7 @@ def judged(logits: np.ndarray, truth: np.ndarray, old: int) -> dict[str, float]:
 
 
 def unknown(scores: dict[str, np.ndarray], known: np.ndarray, public: np.ndarray) -> dict[str, float]:
-    found = {f"auroc_{name}": auroc(one[known & ~public], one[~known & ~public]) for name, one in scores.items()}
+    found = {f"auroc_{name}": auroc(score[known & ~public], score[~known & ~public]) for name, score in scores.items()}
     best = scores["knn"]
     threshold = threshold_for_false_acceptance(best[public & ~known], 0.05)
     found["accepted"] = float((best[~public & ~known] >= threshold).mean())
@@ -213,20 +215,20 @@ def unknown(scores: dict[str, np.ndarray], known: np.ndarray, public: np.ndarray
 
 
 def many_landmarks(path: Path) -> dict[str, float]:
-    """Return accuracies with 772 of 872 landmarks known (70 images each), and 100 learned from 5 images each."""
-    kept = np.load(path)
-    x, y = directions(kept["x"].astype(np.float32)), kept["y"].astype(np.int64)
+    """Return accuracies with 772 of 872 landmarks trained (70 images each) and 100 learned from 5 images each."""
+    arrays = np.load(path)
+    x, y = directions(arrays["x"].astype(np.float32)), arrays["y"].astype(np.int64)
     random = np.random.default_rng(0)
     rank = np.empty(len(y), dtype=np.int64)
     for label in range(872):
         own = np.flatnonzero(y == label)
         rank[own] = random.permutation(len(own))
     y = np.argsort(random.permutation(872))[y]
-    train, held, test, old = rank < 70, (rank >= 70) & (rank < 80), rank >= 80, y < 772
+    train, val, test, old = rank < 70, (rank >= 70) & (rank < 80), rank >= 80, y < 772
     found = {}
     for name, trained, few in (("learned", train & old, (rank < 5) & ~old), ("all trained", train, rank < 0)):
         started, classes = time.perf_counter(), int(y[trained].max()) + 1
-        own = held & (y < classes)
+        own = val & (y < classes)
         validation = Validation(x[own].astype(np.float16), y[own], np.zeros((own.sum(), classes), dtype=np.float16))
         memory = memory_of(class_moments(x[trained], y[trained], classes), validation, x[trained], y[trained])
         between, learned = time.perf_counter(), Learned()
@@ -234,8 +236,8 @@ def many_landmarks(path: Path) -> dict[str, float]:
             learned = learned.plus(x[few & (y == label)], f"new {label}")
         closed = memory.with_learned(learned)
         ended = time.perf_counter()
-        for kind, said in (("", closed), (" by the discriminant alone", closed.discriminant)):
-            right = said.scores(x[test]).argmax(1) == y[test]
+        for kind, classifier in (("", closed), (" by the discriminant alone", closed.discriminant)):
+            right = classifier.scores(x[test]).argmax(1) == y[test]
             found |= {f"{name}{kind}, old": float(right[old[test]].mean())}
             found |= {f"{name}{kind}, new": float(right[~old[test]].mean())}
             found |= {f"{name}{kind}, over all": float(right.mean())}

@@ -1,13 +1,13 @@
-"""The loader alone: processor milliseconds an image by stage, and images per second by workers.
+"""The loader alone: processor milliseconds per image by stage, and images per second by number of workers.
 
     python benchmarks/loader.py DATA [--pixels 224] [--workers 1 2] [--before SRC BEFORE_DATA] [--rounds 5]
 
-DATA is a dataset that was split; images of its train split are seen as training with the recipe `default` sees them,
-in batches of 32. A stage's figure is processor time of the thread that does it (what waits costs nothing, so that it
-hardly depends on what else the machine does); `device` is what is left to the device, here the processor: colours,
-mirroring, normalisation. `--before` measures another version's sources on the same images (as that version fetched
-them), in turns with this one's. Every measurement is a process of its own; milliseconds are medians of the rounds,
-images per second the best of them. torch computes with one thread, so that cores are left to the workers.
+DATA is a dataset with splits; images of its train split are loaded as in training with the recipe `default`, in batches
+of 32. A stage's figure is the processor time of its thread: waiting costs nothing, so other work on the machine hardly
+matters. `device` is the part that is done on the device, here the processor: colours, mirroring, normalisation.
+`--before` measures another version's sources on the same images (as that version fetched them), in turns with this
+version's. Every measurement is a process of its own; milliseconds are medians of the rounds, images per second the best
+of them. torch uses one thread, so that the workers have the cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from results import run_json, save
 
 BATCH = 32
 STAGES = ("read", "decode", "resize", "draw", "generator", "colour")
-NAMES = {  # of what each version calls in its loader
+NAMES = {  # functions of each stage in this and in earlier versions
     "decode": ("decode",),
     "resize": ("resize", "resized_crop"),
     "draw": ("draw",),
@@ -60,18 +60,18 @@ def main() -> None:
 
 
 def row(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one version's line: medians of milliseconds, the best images per second."""
+    """Return one version's row: medians of milliseconds, best images per second."""
     row: dict[str, Any] = {"version": name}
     for stage in ("loader", "device", *STAGES):
-        row[f"{stage}_ms"] = round(statistics.median(one["milliseconds"].get(stage, 0.0) for one in rounds), 3)
+        row[f"{stage}_ms"] = round(statistics.median(each["milliseconds"].get(stage, 0.0) for each in rounds), 3)
     for workers in rounds[0]["images_per_second"]:
-        row[f"{workers}_workers"] = max(one["images_per_second"][workers] for one in rounds)
-        row[f"{workers}_processes"] = max(one["images_per_second_of_processes"].get(workers, 0.0) for one in rounds)
+        row[f"{workers}_workers"] = max(each["images_per_second"][workers] for each in rounds)
+        row[f"{workers}_processes"] = max(each["images_per_second_of_processes"].get(workers, 0.0) for each in rounds)
     return row
 
 
 def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any]:  # noqa: PLR0912, PLR0915
-    """Return processor milliseconds an image by stage, and images per second by number of workers."""
+    """Return processor milliseconds per image by stage, and images per second by number of workers."""
     import numpy as np
     import torch
 
@@ -82,11 +82,11 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
 
     try:
         from landmarks.models.preprocessing import Preprocessing
-    except ImportError:  # versions before it kept it beside the network
+    except ImportError:  # earlier versions had it in the network's module
         from landmarks.models.network import Preprocessing  # type: ignore[attr-defined, no-redef]
     try:
         from landmarks.training import readers as reading
-    except ImportError:  # versions before it had threads alone
+    except ImportError:  # earlier versions had threads only
         reading = None  # type: ignore[assignment]
     torch.set_num_threads(1)
     dataset = open_dataset(data)
@@ -94,18 +94,18 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
     chosen = train[np.random.default_rng(0).permutation(len(train))[:images]]
     preprocessing = Preprocessing(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
 
-    def batches(some: int, workers: Any, epoch: int) -> Any:
+    def batches(count: int, workers: Any, epoch: int) -> Any:
         try:
             from landmarks.training.augmentation import EpochAugmentation
-        except ImportError:  # versions before it are told the epoch beside
+        except ImportError:  # earlier versions took the epoch as an argument
             augment = {"augment": Augmentation(), "epoch": epoch}
         else:
             augment = {"augment": EpochAugmentation(Augmentation(), epoch=epoch)}
         settings = {"batch_size": BATCH, "workers": workers, **augment}
-        return loader.batches(dataset, chosen[:some], preprocessing, **settings)  # type: ignore[arg-type]
+        return loader.batches(dataset, chosen[:count], preprocessing, **settings)  # type: ignore[arg-type]
 
     for _ in batches(2 * BATCH, 1, 0):
-        pass  # files are in memory, functions are warm
+        pass  # fill the file cache, warm up functions
     rates, spent = {}, []
     for count in workers:
         started, before = time.perf_counter(), time.process_time()
@@ -113,16 +113,16 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
             pass
         rates[str(count)] = images / (time.perf_counter() - started)
         spent.append(1e3 * (time.process_time() - before) / images)
-    beside = {}
+    process_rates = {}
     if reading is not None:
         for count in workers:
             readers = reading.Readers(count)
             for _ in batches(8 * BATCH, readers, 0):
-                pass  # all have started
+                pass  # until all processes have started
             started = time.perf_counter()
             for _ in batches(images, readers, 1):
                 pass
-            beside[str(count)] = images / (time.perf_counter() - started)
+            process_rates[str(count)] = images / (time.perf_counter() - started)
             readers.close()
 
     stages = dict.fromkeys(STAGES, 0.0)
@@ -146,12 +146,12 @@ def measure(data: str, pixels: int, images: int, *workers: int) -> dict[str, Any
     return {
         "milliseconds": {"loader": spent[0], "device": min(device), **stages},
         "images_per_second": rates,
-        "images_per_second_of_processes": beside,
+        "images_per_second_of_processes": process_rates,
     }
 
 
 def timed(function: Any, stage: str, stages: dict[str, float]) -> Any:
-    """Return `function`, but that the processor time of its calls is added to `stages[stage]`."""
+    """Return `function`, adding the processor time of its calls to `stages[stage]`."""
 
     @functools.wraps(function)
     def measured(*arguments: Any, **named: Any) -> Any:

@@ -1,11 +1,11 @@
-"""Memory of training and evaluation with a manifest as long as the whole archive's, above what imports take.
+"""Memory of training and evaluation with a manifest as long as the whole archive's, above that of the imports.
 
     python benchmarks/many_images.py [--rows 4132914] [--landmarks 1000]
 
-Every row of the made-up dataset names one of a few images, so that only the manifest is large: all but 400 are to be
-trained on. `train` takes the smallest network's steps for a few seconds, validates and writes its run; `evaluate`
-answers the 200 test images. Each is a process of its own, which notes its resident memory after the imports, after the
-dataset has been opened, and its peak at the end.
+Every row of the made-up dataset refers to one of a few images, so that only the manifest is large; all but 400 rows are
+training images. `train` trains the smallest network for a few seconds, validates and writes its run; `evaluate` answers
+the 200 test images. Each is a process of its own, which records its resident memory after the imports and after opening
+the dataset, and its peak at the end.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from landmarks.dataset.images import encode
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLIT, write_dataset
 from landmarks.dataset.shards import ShardWriter
 
-IMAGES_THERE = 64
+DISTINCT_IMAGES = 64
 
 MEASURED = """
 import json, resource, sys, time
 import psutil, landmarks.evaluation.evaluate, landmarks.training.train, accelerate
 from landmarks.dataset.manifest import open_dataset
-def held():
+def resident():
     return psutil.Process().memory_info().rss
-before = held()
+before = resident()
 verb, data, run = sys.argv[1:]
 opened = open_dataset(data)
-table = held() - before
+table = resident() - before
 del opened
 started = time.monotonic()
 if verb == "train":
@@ -45,9 +45,9 @@ if verb == "train":
 else:
     landmarks.evaluation.evaluate.evaluate(run)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-told = {"verb": verb, "imports_mb": before, "tables_mb": table, "peak_above_imports_mb": peak - before}
-told = {name: value if name == "verb" else value // 10**6 for name, value in told.items()}
-print(json.dumps(told | {"seconds": round(time.monotonic() - started, 1)}))
+row = {"verb": verb, "imports_mb": before, "tables_mb": table, "peak_above_imports_mb": peak - before}
+row = {name: value if name == "verb" else value // 10**6 for name, value in row.items()}
+print(json.dumps(row | {"seconds": round(time.monotonic() - started, 1)}))
 """
 
 
@@ -70,13 +70,13 @@ def main() -> None:
 
 
 def make(data: Path, count: int, landmarks: int) -> None:
-    """Write a divided dataset of `count` rows over a few images."""
+    """Write a dataset with splits and `count` rows over a few images."""
     random = np.random.default_rng(0)
     places = []
     with ShardWriter(data / "shards" / "a.tar") as shard:
-        for number in range(IMAGES_THERE):
+        for number in range(DISTINCT_IMAGES):
             places.append(shard.add(str(number), encode(random.integers(0, 256, (48, 64, 3), dtype=np.uint8))))
-    which, numbers = np.arange(count) % IMAGES_THERE, pl.arange(count, eager=True)
+    which, numbers = np.arange(count) % DISTINCT_IMAGES, pl.arange(count, eager=True)
     offsets, lengths = np.array(places)[which].T
     images = pl.DataFrame(
         {

@@ -1,9 +1,9 @@
-"""Peak memory of fetch and evaluate above their imports, for two numbers of images: it must not grow with them.
+"""Peak memory of fetch and evaluate above their imports, for two numbers of images, with which it should not grow.
 
     python benchmarks/memory.py SELECTION.parquet RUN DATA
 
-Each figure comes from a process of its own, which notes its resident memory after the imports and its peak at the end;
-`evaluate` answers the first 1,000 and then all images of DATA, weights and one batch included.
+Each figure comes from a process of its own, which records its resident memory after the imports and its peak at the
+end. `evaluate` answers the first 1,000 and then all images of DATA; its figure includes weights and one batch.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ def main() -> None:
             images = len(read_table(chosen))
             rows.append(row("fetch", images, peak("fetch", chosen, place / f"data-{few}")))
         for few in (True, False):
-            part = first_of_dataset(data, place / f"part-{few}", few)
-            own = place / f"run-{few}"
-            shutil.copytree(run, own, ignore=shutil.ignore_patterns("predictions", "metrics"))
-            rows.append(row("evaluate", len(open_dataset(part).images), peak("evaluate", own, part)))
+            subset = first_of_dataset(data, place / f"part-{few}", few)
+            run_copy = place / f"run-{few}"
+            shutil.copytree(run, run_copy, ignore=shutil.ignore_patterns("predictions", "metrics"))
+            rows.append(row("evaluate", len(open_dataset(subset).images), peak("evaluate", run_copy, subset)))
     save("memory", rows)
 
 
 def row(verb: str, images: int, mb: int) -> dict[str, Any]:
-    """Return one line of the results."""
+    """Return one row of the results."""
     return {"verb": verb, "images": images, "mb_above_imports": mb}
 
 
 def peak(*words: object) -> int:
-    """Return the peak of one verb in MB above what its imports take."""
+    """Return the peak memory of one verb above that of its imports, in MB."""
     command = [sys.executable, "-c", MEASURED, json.dumps([str(word) for word in words])]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(ended.stderr.split()[-1])
@@ -74,14 +74,14 @@ def first_of_selection(selection: Path, copy: Path, few: bool) -> Path:
 
 
 def first_of_dataset(data: Path, copy: Path, few: bool) -> Path:
-    """Make a dataset of the first images of another, or all of them, whose shards stay where they are."""
+    """Make a dataset of the first images of another, or all of them, that refers to the other's shards."""
     dataset = open_dataset(data)
     copy.mkdir()
     shutil.copy(data / "labels.parquet", copy)
     shutil.copy(data / "dataset.json", copy)
     images = dataset.images.head(FEW) if few else dataset.images
-    there = str((data / "shards").resolve())
-    write_table(copy / "images.parquet", images.with_columns(shard=pl.lit(f"{there}/") + pl.col("shard")))
+    shards = str((data / "shards").resolve())
+    write_table(copy / "images.parquet", images.with_columns(shard=pl.lit(f"{shards}/") + pl.col("shard")))
     return copy
 
 

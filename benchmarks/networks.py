@@ -1,8 +1,8 @@
-"""Two training steps of each of the study's networks, with 100 landmarks at its own input size: seconds and memory.
+"""Seconds and memory of two training steps of each of the study's networks, with 100 landmarks at its input size.
 
     python benchmarks/networks.py [--micro-batch 8] [--networks resnet50 …] [--gradient-checkpointing]
 
-Every network has a process of its own; weights are random, since their values change neither time nor memory.
+Every network has a process of its own. Weights are random, as their values affect neither time nor memory.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ for _ in range(2):
     network.head.loss(features.float(), labels).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-told = {"network": backbone, "pixels": size, "micro_batch": batch, "precision": precision}
-told["seconds_of_two_steps"] = round(time.perf_counter() - started, 1)
-told["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6
-print(json.dumps(told))
+row = {"network": backbone, "pixels": size, "micro_batch": batch, "precision": precision}
+row["seconds_of_two_steps"] = round(time.perf_counter() - started, 1)
+row["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6
+print(json.dumps(row))
 """
 
 

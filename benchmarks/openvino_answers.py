@@ -1,9 +1,10 @@
-"""What OpenVINO says of an export, beside onnxruntime: the guide of docs/export.md, run as it stands there.
+"""OpenVINO's answers from an export against onnxruntime's, with the code of the guide in docs/export.md.
 
     python benchmarks/openvino_answers.py EXPORT.onnx IMAGES [--environment FOLDER] [--rounds 3]
 
-IMAGES is a folder of JPEG files, decoded whole by Pillow. OpenVINO, onnxruntime and Pillow come into an environment of
-their own (`--environment` keeps it). Both are asked in turns, and the first answer after compiling is compared too.
+IMAGES is a folder of JPEG files, which Pillow decodes in full size. OpenVINO, onnxruntime and Pillow are installed into
+an environment of their own (`--environment` keeps it). Both answer in turns; the first answer after compiling is
+compared too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from results import run_json, save
 
 GUIDE = Path(__file__).parents[1] / "docs" / "export.md"
 
-ASKED = """
+COMPARISON = """
 import sys, time
 from pathlib import Path
 import onnxruntime
@@ -27,23 +28,24 @@ from PIL import Image
 rounds, *paths = sys.argv[1:]
 session = onnxruntime.InferenceSession(EXPORT)
 images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-def wanted(pixels):
+def reference(pixels):
     probabilities = session.run(["probabilities"], {"image": pixels[None]})[0][0]
     return record["labels"][int(probabilities.argmax())]["name"], float(probabilities.max())
-first = [[float(one({"image": images[0][None]})["probabilities"].max()) for _ in range(2)]
-         for one in [openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})]][0]
+compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+first = [float(compiled({"image": images[0][None]})["probabilities"].max()) for _ in range(2)]
 seconds = {"OpenVINO": [], "onnxruntime": []}
-said = {}
+answers = {}
 for _ in range(int(rounds)):
-    for name, ask in (("OpenVINO", answer), ("onnxruntime", wanted)):
-        began = time.perf_counter()
-        said[name] = [ask(pixels) for pixels in images]
-        seconds[name].append((time.perf_counter() - began) / len(images))
-pairs = list(zip(said["OpenVINO"], said["onnxruntime"]))
+    for name, ask in (("OpenVINO", answer), ("onnxruntime", reference)):
+        started = time.perf_counter()
+        answers[name] = [ask(pixels) for pixels in images]
+        seconds[name].append((time.perf_counter() - started) / len(images))
+pairs = list(zip(answers["OpenVINO"], answers["onnxruntime"]))
 print(json.dumps({
     "version": openvino.__version__, "images": len(images), "same": sum(a[0] == b[0] for a, b in pairs),
     "largest_difference": max(abs(a[1] - b[1]) for a, b in pairs),
-    "first_answer_off": abs(first[0] - wanted(images[0])[1]), "second_answer_off": abs(first[1] - wanted(images[0])[1]),
+    "first_answer_off": abs(first[0] - reference(images[0])[1]),
+    "second_answer_off": abs(first[1] - reference(images[0])[1]),
     **{f"{name}, ms": 1000 * min(times) for name, times in seconds.items()},
 }))
 """
@@ -65,12 +67,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         python = environment(chosen.environment or Path(scratch) / "environment")
         paths = sorted(chosen.images.rglob("*.jpg"))
-        found = run_json(python, "-c", f"EXPORT = {str(chosen.export)!r}\n{code}{ASKED}", chosen.rounds, *paths)
+        found = run_json(python, "-c", f"EXPORT = {str(chosen.export)!r}\n{code}{COMPARISON}", chosen.rounds, *paths)
     save("openvino", [{"what": what, "figure": figure} for what, figure in found.items()], export=chosen.export.name)
 
 
 def environment(folder: Path) -> Path:
-    """Return the Python of an environment with OpenVINO, made if it is not there."""
+    """Return the Python of an environment with OpenVINO, made if necessary."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)

@@ -1,11 +1,12 @@
-"""The one-file page in Chromium, from disk, network off: size, first answer, and whether it says what Python says.
+"""The one-file page in Chromium, from disk, without network: size, time of the first answer, agreement with Python.
 
     python benchmarks/page.py NAME.onnx FOLDER [--images 100] [--slower 4] [--rounds 3] [--chromium PATH]
 
-FOLDER holds image files. Times are from the opening of the file to the answer on the screen, with an image given at
-once, and of each further image; in turns at full speed and on a processor made `--slower` times slower: the renderer's
-process, all its threads, is stopped for the rest of each 40 ms (the slow-down of Chromium's developer tools leaves
-workers at full speed). Agreement is with `landmarks.load(NAME.onnx)` on the same files, each side with its own decoder.
+FOLDER holds image files. Measured are the time from opening the page to its first answer, with an image given at once,
+and the time of each further answer, in turns at full speed and on a processor made `--slower` times slower. For that
+the renderer process, with all its threads, is stopped for the rest of each 40 ms, because the throttling of Chromium's
+developer tools leaves workers at full speed. Agreement is with `landmarks.load(NAME.onnx)` on the same files, each side
+with its own decoder.
 """
 
 from __future__ import annotations
@@ -54,18 +55,19 @@ def main() -> None:
             for slower, found in times.items():
                 with opened(browser, written.path) as (tab, _), slowed(browser, tab, slower):
                     found.append(first_and_next(tab, written.path, files))
-        with opened(browser, written.path) as (tab, asked):
+        with opened(browser, written.path) as (tab, urls):
             tab.goto(written.path.as_uri())
             shown = [answer(tab, file) for file in files]
-            requests = [url for url in asked if not url.startswith("blob:")]
+            requests = [url for url in urls if not url.startswith("blob:")]
         browser.close()
     rows = []
     for slower, found in times.items():
         first, later = (statistics.median(values) for values in zip(*found, strict=True))
         rows.append({"slower": slower, "first_answer_seconds": first, "next_answer_seconds": later})
-    said = [recogniser.recognise(file) for file in files]
-    same = [seen[0] == one.answers[0].name for seen, one in zip(shown, said, strict=True)]
-    apart = [abs(seen[1] - 100 * one.answers[0].probability) for seen, one in zip(shown, said, strict=True)]
+    expected = [recogniser.recognise(file) for file in files]
+    pairs = list(zip(shown, expected, strict=True))
+    same = [name == image.answers[0].name for (name, _, _), image in pairs]
+    differences = [abs(percent - 100 * image.answers[0].probability) for (_, percent, _), image in pairs]
     save(
         "page",
         rows,
@@ -74,9 +76,9 @@ def main() -> None:
         runtime_megabytes=written.runtime_bytes / 1e6,
         images=len(files),
         same_best_answer=sum(same),
-        same_known=sum(seen[2] == (one.known is not False) for seen, one in zip(shown, said, strict=True)),
-        mean_difference_percent=statistics.mean(apart),
-        largest_difference_percent=max(apart),
+        same_known=sum(known == (image.known is not False) for (_, _, known), image in pairs),
+        mean_difference_percent=statistics.mean(differences),
+        largest_difference_percent=max(differences),
         requests_beside_the_page=len(requests) - 1,
     )
     print(f"{written.bytes / 1e6:.2f} MB; same best answer {sum(same)} of {len(files)}; requests {requests}")
@@ -84,15 +86,15 @@ def main() -> None:
 
 @contextlib.contextmanager
 def opened(browser: Any, page: Path) -> Iterator[tuple[Any, list[str]]]:
-    """Yield an empty tab of its own renderer, and the addresses that it asks for."""
+    """Yield an empty tab with a renderer of its own, and the list of the URLs that it requests."""
     context = browser.new_context(offline=True)
     tab = context.new_page()
     tab.set_default_timeout(0)
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
+    urls: list[str] = []
+    tab.on("request", lambda request: urls.append(request.url))
     tab.goto("about:blank")
     try:
-        yield tab, asked
+        yield tab, urls
     finally:
         context.close()
 
@@ -112,7 +114,7 @@ def first_and_next(tab: Any, page: Path, files: list[Path]) -> tuple[float, floa
 
 
 def answer(tab: Any, file: Path) -> tuple[str, float, bool]:
-    """Give an image; return the best answer's name, its percent and whether it is called known."""
+    """Upload an image; return the best answer's name, its percentage and whether the image counts as known."""
     before = tab.locator(".card").count()
     tab.set_input_files("#files", str(file))
     tab.locator(".card").nth(before).wait_for()
@@ -124,11 +126,12 @@ def answer(tab: Any, file: Path) -> tuple[str, float, bool]:
 
 @contextlib.contextmanager
 def slowed(browser: Any, tab: Any, times: float) -> Iterator[None]:
-    """Let the renderer of a tab run for one in `times` parts of the time."""
+    """Let a tab's renderer process run for only 1/`times` of the time."""
     if times == 1:
         yield
         return
-    ids = [one["id"] for one in browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]]
+    processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+    ids = [process["id"] for process in processes]
     renderers = [psutil.Process(id) for id in ids if "--type=renderer" in psutil.Process(id).cmdline()]
     done = threading.Event()
 

@@ -1,10 +1,10 @@
-"""How far a run's answers move when its backbone computes in fewer bits: agreement with float32, and distances.
+"""How much a run's answers change when its backbone computes with fewer bits: agreement with float32, and distances.
 
     python benchmarks/precisions.py RUN DATA [--images 96]
 
-`tf32` rounds what goes into each convolution and matrix product to 10 bits and adds up in float32, as NVIDIA's cards
-do; it is imitated here, so that any processor will do. `float16` and `bfloat16` are PyTorch's autocast. The head and
-the softmax are in float32 throughout.
+`tf32` rounds the inputs of each convolution and matrix product to 10 bits of mantissa and accumulates in float32, as
+NVIDIA's cards do; it is emulated here, so that any processor can run it. `float16` and `bfloat16` are PyTorch's
+autocast. The head and the softmax are always in float32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
         "bfloat16": autocast(network, torch.bfloat16),
     }
     same: dict[str, list[float]] = {name: [] for name in ways}
-    apart: dict[str, list[float]] = {name: [] for name in ways}
+    distances: dict[str, list[float]] = {name: [] for name in ways}
     largest = dict.fromkeys(ways, 0.0)
     images = dataset.split("all")
     images = images.sample(min(chosen.images, len(images)), seed=0)
@@ -47,20 +47,20 @@ def main() -> None:
         for batch in batches(dataset, images, network.preprocessing, batch_size=32):
             pixels = normalised(batch.pixels, network.preprocessing)
             exact = network.features(pixels)
-            wanted = (network.classify(exact) / recogniser.temperature).softmax(1)
+            expected = (network.classify(exact) / recogniser.temperature).softmax(1)
             for name, features_of in ways.items():
                 features = features_of(pixels).float()
                 found = (network.classify(features) / recogniser.temperature).softmax(1)
-                same[name] += (found.argmax(1) == wanted.argmax(1)).float().tolist()
-                apart[name] += ((features - exact).norm(dim=1) / exact.norm(dim=1)).tolist()
-                largest[name] = max(largest[name], float((found - wanted).abs().max()))
+                same[name] += (found.argmax(1) == expected.argmax(1)).float().tolist()
+                distances[name] += ((features - exact).norm(dim=1) / exact.norm(dim=1)).tolist()
+                largest[name] = max(largest[name], float((found - expected).abs().max()))
     rows = [
         {
             "precision": name,
             "same_answer": float(np.mean(same[name])),
             "largest_difference_of_a_probability": largest[name],
-            "features_apart_mean": float(np.mean(apart[name])),
-            "features_apart_most": float(np.max(apart[name])),
+            "features_apart_mean": float(np.mean(distances[name])),
+            "features_apart_most": float(np.max(distances[name])),
         }
         for name in ways
     ]
@@ -78,17 +78,17 @@ def autocast(network: Network, dtype: torch.dtype) -> Features:
 
 
 def in_tf32(network: Network) -> Network:
-    """Return a copy of `network` whose products are of numbers with 10 bits behind the point."""
-    imitated = copy.deepcopy(network)
-    for module in imitated.modules():
+    """Return a copy of `network` whose products have factors with 10 bits of mantissa."""
+    emulated = copy.deepcopy(network)
+    for module in emulated.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             module.weight.data = rounded(module.weight.data)
             module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
-    return imitated
+    return emulated
 
 
 def rounded(numbers: torch.Tensor) -> torch.Tensor:
-    """Return float32 `numbers` with 10 of the 23 bits behind the point, to the nearest."""
+    """Return float32 `numbers` rounded to 10 of the 23 bits of mantissa."""
     mantissa, exponent = torch.frexp(numbers)
     return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
 

@@ -2,10 +2,10 @@
 
     python benchmarks/prediction.py RUN FOLDER [--rounds 3]
 
-Both are processes of their own, in turns; the clock runs from the first image to the last answer after a warm
-start, and for `predict` it holds the opening of the run, which each call does anew. The plain loop is what a script
-does: Pillow, torchvision's resize, crop and normalisation, batches of 32, `network(images)` without gradients, the same
-weights, the same threads.
+Each is a process of its own, in turns. The clock runs from the first image to the last answer, after a first small
+call; for `predict` it includes opening the run, which every call does. The plain loop is what a script does: Pillow,
+torchvision's resize, crop and normalisation, batches of 32, `network(images)` without gradients, with the same weights
+and threads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def predict(run: str, folder: str) -> tuple[int, float]:
-    """Return images and seconds of our verb, a first small call left out."""
+    """Return images and seconds of the verb `predict`, without a first small call."""
     from landmarks.dataset.sources import find_images
     from landmarks.recognition.predict import predict
 
@@ -73,15 +73,15 @@ def plain(run: str, folder: str) -> tuple[int, float]:
     )
     paths = find_images([folder])
 
-    def answered(some: list[Path]) -> None:
-        images = torch.stack([prepare(Image.open(path).convert("RGB")) for path in some])
+    def answer(batch: list[Path]) -> None:
+        images = torch.stack([prepare(Image.open(path).convert("RGB")) for path in batch])
         with torch.no_grad():
             torch.softmax(network(images), dim=1).topk(5)
 
-    answered(paths[:32])
+    answer(paths[:32])
     started = time.perf_counter()
     for start in range(0, len(paths), 32):
-        answered(paths[start : start + 32])
+        answer(paths[start : start + 32])
     return len(paths), time.perf_counter() - started
 
 

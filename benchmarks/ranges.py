@@ -51,11 +51,11 @@ Reader = Callable[[str, str, list[int]], list[bytes]]
 def obstore_threads(address: str, path: str, starts: list[int]) -> list[bytes]:
     store = obstore.store.HTTPStore.from_url(address, client_options=OPTIONS)
 
-    def one(start: int) -> bytes:
+    def read(start: int) -> bytes:
         return bytes(obstore.get_range(store, path, start=start, length=LENGTH))
 
     with ThreadPoolExecutor(UNDER_WAY) as pool:
-        return list(pool.map(one, starts))
+        return list(pool.map(read, starts))
 
 
 def obstore_get_ranges(address: str, path: str, starts: list[int]) -> list[bytes]:
@@ -107,11 +107,12 @@ def main(address: str, path: str) -> None:
             for name, reader in READERS.items():
                 with serving(Path(folder), plan) as server:
                     started = time.perf_counter()
-                    print(f"  {name}: {told(reader, server.address, data)}, {len(server.requests)} requests, ", end="")
+                    result = outcome(reader, server.address, data)
+                    print(f"  {name}: {result}, {len(server.requests)} requests, ", end="")
                     print(f"{time.perf_counter() - started:.1f} s")
 
 
-def told(reader: Reader, address: str, data: bytes) -> str:
+def outcome(reader: Reader, address: str, data: bytes) -> str:
     try:
         answer = reader(address, "file", [100])[0]
     except Exception as error:

@@ -1,11 +1,11 @@
-"""Images read from a bucket, against the same ones read here: bytes that move per epoch, and images per second.
+"""Images read from a bucket against the same ones read from disk: bytes transferred per epoch, and images per second.
 
     python benchmarks/remote.py DATA WORK [--share 0.1] [--epochs 3] [--pixels 160] [--workers 2]
 
-DATA is a dataset that was split. It is put into a bucket of an S3 look-alike (moto, in a process of its own on this
-machine), joined by reference into WORK with a cache of `--share` of its bytes, and the loader reads the train split as
-training does, an epoch here and an epoch there in turns. moto answers in Python and takes a share of this machine's
-cores: `answers_per_second` is what it gives when nothing but bytes are asked for, and bounds what the loader can reach.
+DATA is a dataset with splits. It is copied into a bucket of an S3 server (moto, in a process of its own on this
+machine) and joined by reference into WORK, with a cache of `--share` of its bytes. The loader then reads the train
+split as training does, one epoch from disk and one from the bucket in turns. moto is written in Python and uses this
+machine's cores: `answers_per_second` is its rate when only bytes are requested, the upper bound for the loader.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from landmarks.training.loader import batches, epoch_order, epoch_steps
 from landmarks.training.recipe import Augmentation
 
 ANSWERS = 500
-"""Images whose bytes alone are asked for first."""
+"""Images whose bytes are requested to measure the server's own rate."""
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def compare(here: Dataset, address: str, chosen: argparse.Namespace) -> None:
-    """Read `here` and the same at `address` in turns, and keep the figures."""
+    """Read the dataset `here` and its copy at `address` in turns, and save the results."""
     total = int(here.images["length"].sum() or 0)
     shutil.rmtree(chosen.work, ignore_errors=True)
     there = join([address], chosen.work, by_reference=True, cache_gb=chosen.share * total / 1e9)
@@ -100,11 +100,11 @@ def compare(here: Dataset, address: str, chosen: argparse.Namespace) -> None:
 
 def speed(dataset: Dataset, chosen: argparse.Namespace, epoch: int) -> float:
     """Return images per second of an epoch of the loader."""
-    look = Preprocessing(image_size=chosen.pixels, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    preprocessing = Preprocessing(image_size=chosen.pixels, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     images = dataset.split("train")
     started = time.monotonic()
     steps, augment = epoch_steps(epoch_order(len(images), 0, epoch), 32), EpochAugmentation(Augmentation(), epoch=epoch)
-    for _ in batches(dataset, images, look, steps=steps, workers=chosen.workers, augment=augment):
+    for _ in batches(dataset, images, preprocessing, steps=steps, workers=chosen.workers, augment=augment):
         pass
     return len(images) / (time.monotonic() - started)
 

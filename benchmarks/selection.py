@@ -1,4 +1,4 @@
-"""How long `landmarks select` takes at the archive's true size, and how much memory, interpreter included.
+"""Seconds and memory of `landmarks select` at the archive's true size, interpreter included.
 
     python benchmarks/selection.py [FOLDER]
 
@@ -39,7 +39,7 @@ def main() -> None:
         for name in ("train.csv", "train_clean.csv", "train_label_to_category.csv"):
             (bare / "metadata" / name).symlink_to((folder / "metadata" / name).resolve())
         for mirror, files in ((bare, "without attribution"), (folder, "with attribution")):
-            for words, rule in RULES:
+            for name, rule in RULES:
                 runs = [
                     measured(landmarks("select", mirror, "-o", Path(temporary) / "s.parquet", *rule))
                     for _ in range(TIMES)
@@ -47,7 +47,7 @@ def main() -> None:
                 seconds, processor, megabytes = (sorted(column)[TIMES // 2] for column in zip(*runs, strict=True))
                 rows.append(
                     {
-                        "rule": words,
+                        "rule": name,
                         "files": files,
                         "seconds": round(seconds, 2),
                         "processor_seconds": round(processor, 2),

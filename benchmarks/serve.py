@@ -1,14 +1,14 @@
-"""`serve` from an export, installed without PyTorch: size, start, memory, images per second, waiting, and overload.
+"""`serve` from an export, installed without PyTorch: size, start-up, memory, throughput, latency and overload.
 
     python benchmarks/serve.py EXPORT.onnx IMAGES [--environment FOLDER] [--requests 10000] [--rounds 3]
 
 `IMAGES` is a folder of JPEG files. The base install and the extra `serve` go into an environment of their own
-(`--environment` keeps it for the next time), and the server and the bare loop both run there, as processes of their
-own, on the same processors as the clients. The bare loop is onnxruntime's session asked image by image, with a decoded
-JPEG each and as many threads as processors: no HTTP, no batches. Server and loop take turns.
+(`--environment` keeps it for the next time). The server and the bare loop both run there, as processes of their own, on
+the same processors as the clients. The bare loop runs onnxruntime image by image, decoding included, with as many
+threads as processors: no HTTP, no batches. Server and loop take turns.
 
-Clients are one process with sockets of their own. Half load and overload send at a steady rate whatever comes back, as
-strangers do; times count from when a request was due.
+All clients are in one process. Half load and overload send requests at a steady rate whatever comes back, as
+independent users do; latency counts from when a request was due.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ path, seconds, threads, shorter, *images = sys.argv[1:]
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(threads)
 session = onnxruntime.InferenceSession(path, options)
-wanted = ["probabilities", "known_score"]
+outputs = ["probabilities", "known_score"]
 images = [Path(image).read_bytes() for image in images]
-def ask(data):
-    return session.run(wanted, {"image": decode(data, min_side=int(shorter))[None]})
+def answer(data):
+    return session.run(outputs, {"image": decode(data, min_side=int(shorter))[None]})
 for data in images[:20]:
-    ask(data)
-done, began = 0, time.perf_counter()
-while time.perf_counter() - began < float(seconds):
-    ask(images[done % len(images)])
+    answer(data)
+done, started = 0, time.perf_counter()
+while time.perf_counter() - started < float(seconds):
+    answer(images[done % len(images)])
     done += 1
-print(json.dumps({"rate": done / (time.perf_counter() - began)}))
+print(json.dumps({"rate": done / (time.perf_counter() - started)}))
 """
 
 
 @dataclass
 class Load:
-    """What clients saw: seconds of each answer by its status, and whatever was no answer."""
+    """What clients measured: seconds of each answer by HTTP status, and connections that failed."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     broken: Counter[str] = field(default_factory=Counter)
     wall: float = 0.0
 
     def count(self, status: int) -> int:
-        """Return how many answers had a status."""
+        """Return the number of answers with a status."""
         return len(self.seconds.get(status, ()))
 
     def milliseconds(self, share: float) -> float:
-        """Return the time below which this share of the answered stayed."""
+        """Return the latency that this share of the successful requests stayed below."""
         found = sorted(self.seconds.get(200, [float("nan")]))
         return 1000 * found[min(len(found) - 1, int(share * len(found)))]
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--environment", type=Path)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement under load")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of each measurement under load")
     chosen = parser.parse_args()
     paths = sorted(chosen.images.rglob("*.jpg"))[:200]
     images = [path.read_bytes() for path in paths]
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def environment(folder: Path) -> Path:
-    """Return the Python of an environment with the base install and the extra `serve`, made if it is not there."""
+    """Return the Python of an environment with the base install and the extra `serve`, made if necessary."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -162,7 +162,7 @@ def bare_rate(python: Path, export: Path, seconds: float, paths: Sequence[Path])
 
 
 class Running:
-    """A server at work."""
+    """A running server."""
 
     def __init__(self, process: subprocess.Popen[str], port: int, began: float) -> None:
         self.process, self.port, self.began = process, port, began
@@ -175,7 +175,7 @@ class Running:
         return time.perf_counter() - self.began
 
     def megabytes(self) -> float:
-        """Return the resident memory."""
+        """Return its resident memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s*(\d+)", status)[1]) / 1e3  # type: ignore[index]
 
@@ -200,7 +200,7 @@ def server(python: Path, export: Path) -> Iterator[Running]:
 async def closed(
     port: int, images: Sequence[bytes], *, clients: int, requests: int = 1 << 60, seconds: float = 1e9
 ) -> Load:
-    """Have each client send its next request when it has an answer to the last, until all is sent or time is up."""
+    """Let each client send its next request after the answer to its last, until all are sent or time is up."""
     load, began, sent = Load(), time.perf_counter(), iter(range(requests))
 
     async def ask() -> None:
@@ -237,14 +237,14 @@ async def steady(port: int, images: Sequence[bytes], rate: float, seconds: float
 
 
 class Connection:
-    """A client's connection, opened when it is first needed and again when it was closed."""
+    """A client's connection, opened when it is needed and again after it was closed."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, image: bytes, load: Load, due: float) -> None:
-        """Send one image, and count what comes back."""
+        """Send one image and record the answer."""
         head = "POST /recognise HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
         try:
             if self.streams is None:

@@ -1,11 +1,11 @@
-"""An archive of the true size that is never stored: any byte of 500 TARs of about 1 GB is computed when asked for.
+"""A simulated archive of the true size: any byte of 500 TARs of about 1 GB is computed when it is requested.
 
     python benchmarks/simulated_archive.py --port 8000 --latency-ms 20 --metadata FOLDER
 
 serves `train/images_000.tar` to `_499.tar` (4,132,914 images), their MD5 files and, with `--metadata`, the CSV
-files that `simulated_tables.py` wrote. Everything follows from a seed. Each image is a real JPEG of 800 pixels,
-filled up to its size with comment segments. `/-/counts` tells what was asked since `/-/reset`; `/-/latency?ms=80` sets
-how long every answer waits.
+files that `simulated_tables.py` wrote. Everything is derived from a seed. Each image is a real JPEG of 800 pixels,
+padded to its size with comment segments. `/-/counts` returns the counts of requests since `/-/reset`;
+`/-/latency?ms=80` sets the delay of every answer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _GAMMA = 0x9E3779B97F4A7C15
 
 
 def scrambled(numbers: np.ndarray) -> np.ndarray:
-    """Return 64 random-looking bits for every number, no two alike (splitmix64; Steele et al. 2014)."""
+    """Return 64 pseudorandom bits for every number, distinct for distinct numbers (splitmix64; Steele et al. 2014)."""
     bits = numbers.astype(np.uint64)
     with np.errstate(over="ignore"):
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
@@ -66,7 +66,7 @@ def unscrambled(bits: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """What one TAR holds: image ids, their sizes, the positions of their headers, and its size."""
+    """The contents of one TAR: ids of its images, their sizes, the positions of their headers, and its own size."""
 
     ids: np.ndarray  # (n,) uint64
     sizes: np.ndarray  # (n,) int64, bytes of each JPEG
@@ -76,14 +76,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Archive:
-    """Images dealt out to TARs; an image's number decides its id, its TAR, its size and its image."""
+    """Images distributed over TARs; an image's number determines its id, TAR, size and pixels."""
 
     seed: int = 0
     images: int = IMAGES
     tars: int = TARS
 
     def ids(self, first: int = 0, end: int | None = None) -> np.ndarray:
-        """Return the ids of images `first` up to `end` (left out), as integers of 64 bits."""
+        """Return the ids of images `first` up to `end` (exclusive), as integers of 64 bits."""
         numbers = np.arange(first, self.images if end is None else end, dtype=np.uint64)
         return scrambled(numbers + np.uint64((self.seed + 1) * _GAMMA & _MASK))
 
@@ -97,14 +97,14 @@ class Archive:
 
     @functools.lru_cache(maxsize=TARS)  # noqa: B019  an archive lives as long as its process
     def layout(self, tar: int) -> Layout:
-        """Return where a TAR's images lie."""
+        """Return the layout of a TAR."""
         ids = self.ids(self.first(tar), self.first(tar + 1))
         chance = (scrambled(ids ^ np.uint64(0x5EED)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         sizes = np.exp(np.log(MEAN_BYTES) - SPREAD**2 / 2 + SPREAD * ndtri(chance + 2.0**-54))
         sizes = np.clip(sizes, LEAST_BYTES, MOST_BYTES).astype(np.int64)
-        whole = BLOCK + -(-sizes // BLOCK) * BLOCK
-        ends = np.cumsum(whole)
-        return Layout(ids, sizes, ends - whole, int(ends[-1]) + TRAILER)
+        with_header = BLOCK + -(-sizes // BLOCK) * BLOCK
+        ends = np.cumsum(with_header)
+        return Layout(ids, sizes, ends - with_header, int(ends[-1]) + TRAILER)
 
     def image(self, id: int, size: int) -> bytes:
         """Return an image's JPEG of exactly `size` bytes."""
@@ -113,11 +113,11 @@ class Archive:
         return b"".join((jpeg[:2], _comments(size - len(jpeg)), jpeg[2:]))
 
     def read(self, tar: int, start: int, end: int) -> bytes:
-        """Return the bytes of a TAR from `start` up to `end` (left out)."""
+        """Return the bytes of a TAR from `start` up to `end` (exclusive)."""
         return b"".join(self.files(tar, start, end))
 
     def files(self, tar: int, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes of a TAR from `start` up to `end` (left out), an image at a time."""
+        """Yield the bytes of a TAR from `start` up to `end` (exclusive), an image at a time."""
         layout = self.layout(tar)
         end = min(end, layout.bytes)
         member = int(np.searchsorted(layout.headers, start, side="right")) - 1
@@ -139,7 +139,7 @@ class Archive:
             yield bytes(end - position)
 
     def md5(self, tar: int) -> str:
-        """Return the true MD5 of a TAR (about two seconds a gigabyte)."""
+        """Return the true MD5 of a TAR (about two seconds per gigabyte)."""
         digest = hashlib.md5(usedforsecurity=False)
         for piece in self.files(tar, 0, self.layout(tar).bytes):
             digest.update(piece)
@@ -171,7 +171,7 @@ _HEADER = _empty_header()
 
 @functools.cache
 def _images() -> tuple[list[int], list[bytes]]:
-    """Return JPEGs of 800 x 600 pixels with more and more detail, by size: 13 kB to about 250 kB."""
+    """Return the sizes and bytes of JPEGs of 800 x 600 pixels with increasing detail, from 13 to about 250 kB."""
     noise = np.random.default_rng(7)
     images = []
     for detail in np.geomspace(0.6, 60.0, 12):
@@ -189,20 +189,20 @@ def _images() -> tuple[list[int], list[bytes]]:
 
 
 def _comments(length: int) -> bytes:
-    """Return comment segments of a JPEG, `length` bytes in all (none below 4)."""
+    """Return comment segments of a JPEG, `length` bytes in total (none below 4)."""
     segments = []
     while length >= 4:
-        part = min(length, 65_537)
-        if 0 < length - part < 4:
-            part -= 4
-        segments.append(b"\xff\xfe" + (part - 2).to_bytes(2, "big") + bytes(part - 4))
-        length -= part
+        size = min(length, 65_537)
+        if 0 < length - size < 4:
+            size -= 4
+        segments.append(b"\xff\xfe" + (size - 2).to_bytes(2, "big") + bytes(size - 4))
+        length -= size
     return b"".join(segments)
 
 
 @dataclass
 class Counts:
-    """What was asked of the server since the last reset."""
+    """What the server answered since the last reset."""
 
     requests: int = 0
     bytes: int = 0  # of bodies
@@ -212,8 +212,8 @@ class Counts:
     statuses: dict[int, int] = field(default_factory=dict)
 
 
-class Served:
-    """The archive, its CSV files, the answer's latency and the counts, shared by all connections of a server."""
+class Content:
+    """The archive, its CSV files, the latency of answers and the counts, shared by all connections of a server."""
 
     def __init__(self, archive: Archive, metadata: Path | None, latency_ms: float, true_md5: frozenset[int]) -> None:
         self.archive = archive
@@ -225,7 +225,7 @@ class Served:
         self._md5: dict[int, str] = {}
 
     def size(self, path: str) -> int | None:
-        """Return the size of a file, or None when there is none."""
+        """Return the size of a file, or None if it does not exist."""
         if match := _TAR.fullmatch(path):
             return self.archive.layout(int(match[1])).bytes if int(match[1]) < self.archive.tars else None
         if match := _MD5.fullmatch(path):
@@ -234,7 +234,7 @@ class Served:
         return file.stat().st_size if file is not None else None
 
     def files(self, path: str, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes of a file that is there."""
+        """Yield the bytes of an existing file from `start` up to `end` (exclusive)."""
         if match := _TAR.fullmatch(path):
             yield from self.archive.files(int(match[1]), start, end)
         elif match := _MD5.fullmatch(path):
@@ -272,37 +272,37 @@ _REASONS = {
 
 
 class HttpConnection(asyncio.Protocol):
-    """One kept-alive connection of HTTP/1.1: requests are answered one after the other."""
+    """A keep-alive connection of HTTP/1.1, whose requests are answered one after the other."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    def __init__(self, content: Content) -> None:
+        self._content = content
         self._received = b""
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._waiting: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to answer."""
+        """Start answering requests."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._served.counts.connections += 1
+        self._content.counts.connections += 1
         self._answering = asyncio.ensure_future(self._answer_all())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop, whatever is under way."""
+        """Stop answering."""
         self._answering.cancel()
         self._flowing.set()
 
     def pause_writing(self) -> None:
-        """Wait: the client reads slower than we write."""
+        """Pause, as the client reads more slowly than this writes."""
         self._flowing.clear()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Continue writing."""
         self._flowing.set()
 
     def data_received(self, data: bytes) -> None:
-        """Take the whole requests out of what has come."""
+        """Queue the requests that have arrived completely."""
         self._received += data
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             first, *lines = self._received[:end].decode("latin-1").split("\r\n")
@@ -312,42 +312,42 @@ class HttpConnection(asyncio.Protocol):
             self._waiting.put_nowait((method, target.lstrip("/"), fields.get("range", "").strip()))
 
     async def _answer_all(self) -> None:
-        served = self._served
+        content = self._content
         while True:
             method, target, wanted = await self._waiting.get()
-            served.under_way += 1
-            served.counts.most_at_once = max(served.counts.most_at_once, served.under_way)
+            content.under_way += 1
+            content.counts.most_at_once = max(content.counts.most_at_once, content.under_way)
             try:
-                if served.latency_seconds and not target.startswith("-/"):
-                    await asyncio.sleep(served.latency_seconds)
+                if content.latency_seconds and not target.startswith("-/"):
+                    await asyncio.sleep(content.latency_seconds)
                 await self._answer(method, target, wanted)
             finally:
-                served.under_way -= 1
+                content.under_way -= 1
 
     async def _answer(self, method: str, target: str, wanted: str) -> None:
         if target.startswith("-/"):
-            self._answer_about_itself(target)
+            self._answer_control(target)
             return
-        size = self._served.size(target)
+        size = self._content.size(target)
         if size is None or method not in ("GET", "HEAD"):
             self._head(404 if size is None else 405, 0, "")
             return
         status, start, end = _range_of(wanted, size)
-        where = f"Content-Range: bytes {start}-{end - 1}/{size}\r\n" if status == 206 else ""
-        where += f'ETag: "{self._served.archive.seed}-{size:x}"\r\n'
+        fields = f"Content-Range: bytes {start}-{end - 1}/{size}\r\n" if status == 206 else ""
+        fields += f'ETag: "{self._content.archive.seed}-{size:x}"\r\n'
         if status == 416:
             self._head(416, 0, f"Content-Range: bytes */{size}\r\n")
             return
-        self._head(status, end - start, where)
+        self._head(status, end - start, fields)
         if method == "GET":
-            for piece in self._served.files(target, start, end):
-                self._served.counts.bytes += len(piece)
-                self._served.counts.bytes_with_headers += len(piece)
+            for piece in self._content.files(target, start, end):
+                self._content.counts.bytes += len(piece)
+                self._content.counts.bytes_with_headers += len(piece)
                 self._transport.write(piece)
                 await self._flowing.wait()
 
     def _head(self, status: int, length: int, fields: str) -> None:
-        counts = self._served.counts
+        counts = self._content.counts
         counts.requests += 1
         counts.statuses[status] = counts.statuses.get(status, 0) + 1
         head = (
@@ -357,17 +357,17 @@ class HttpConnection(asyncio.Protocol):
         counts.bytes_with_headers += len(head)
         self._transport.write(head)
 
-    def _answer_about_itself(self, target: str) -> None:
+    def _answer_control(self, target: str) -> None:
         if target == "-/reset":
-            self._served.counts = Counts()
+            self._content.counts = Counts()
         elif target.startswith("-/latency?ms="):
-            self._served.latency_seconds = float(target.partition("=")[2]) / 1000
-        body = json.dumps(vars(self._served.counts)).encode()
+            self._content.latency_seconds = float(target.partition("=")[2]) / 1000
+        body = json.dumps(vars(self._content.counts)).encode()
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
 
 def _range_of(wanted: str, size: int) -> tuple[int, int, int]:
-    """Return (status, start, end) of the answer to a Range field."""
+    """Return (status, start, end) for the answer to a Range header."""
     match = _RANGE.fullmatch(wanted)
     if match is None or not (match[1] or match[2]):
         return 200, 0, size
@@ -377,9 +377,9 @@ def _range_of(wanted: str, size: int) -> tuple[int, int, int]:
     return (206, start, end) if start < end else (416, 0, 0)
 
 
-async def _serve(served: Served, port: int, ready: Connection | None) -> None:
+async def _serve(content: Content, port: int, ready: Connection | None) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: HttpConnection(served), "127.0.0.1", port, backlog=1024)
+    server = await loop.create_server(lambda: HttpConnection(content), "127.0.0.1", port, backlog=1024)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     if ready is None:
         print(address, flush=True)
@@ -388,23 +388,23 @@ async def _serve(served: Served, port: int, ready: Connection | None) -> None:
     await server.serve_forever()
 
 
-def _serve_in_child(served: Served, ready: Connection) -> None:
+def _serve_in_child(content: Content, ready: Connection) -> None:
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(served, 0, ready))
+        asyncio.run(_serve(content, 0, ready))
 
 
 class Simulated:
-    """A server in a process of its own while the block runs: `.address`, `.reset()`, `.counts()`, `.latency(ms)`."""
+    """Context manager: a server of the simulated archive at `address`, in a process of its own."""
 
     def __init__(self, archive: Archive, metadata: Path | None = None, true_md5: frozenset[int] = frozenset()) -> None:
-        self._served = Served(archive, metadata, 0.0, true_md5)
+        self._content = Content(archive, metadata, 0.0, true_md5)
 
     def __enter__(self) -> Simulated:
         context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        self._process = context.Process(target=_serve_in_child, args=(self._served, there), daemon=True)
+        receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve_in_child, args=(self._content, sender), daemon=True)
         self._process.start()
-        self.address = here.recv()
+        self.address = receiver.recv()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -412,26 +412,26 @@ class Simulated:
         self._process.join()
 
     def reset(self) -> None:
-        """Forget what was counted."""
-        self._ask("reset")
+        """Reset the counts."""
+        self._request("reset")
 
     def counts(self) -> dict[str, int]:
-        """Return what was counted since the last reset."""
-        return self._ask("counts")
+        """Return the counts since the last reset."""
+        return self._request("counts")
 
     def latency(self, milliseconds: float) -> None:
-        """Let every later answer wait so long."""
-        self._ask(f"latency?ms={milliseconds}")
+        """Delay every answer from now on."""
+        self._request(f"latency?ms={milliseconds}")
 
     def seconds_of_processor(self) -> float:
-        """Return the processor time that the server has used."""
+        """Return the processor time that the server has used, in seconds."""
         import psutil
 
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
-    def _ask(self, what: str) -> dict[str, int]:
-        with urllib.request.urlopen(f"{self.address}/-/{what}") as answer:
+    def _request(self, path: str) -> dict[str, int]:
+        with urllib.request.urlopen(f"{self.address}/-/{path}") as answer:
             return dict(json.load(answer))
 
 
@@ -444,13 +444,13 @@ def main() -> None:
     options.add_argument("--latency-ms", type=float, default=0.0)
     options.add_argument("--metadata", type=Path, help="a folder with metadata/*.csv")
     options.add_argument(
-        "--true-md5", type=int, nargs="*", default=[], help="TARs whose MD5 is computed when asked for"
+        "--true-md5", type=int, nargs="*", default=[], help="TARs whose true MD5 is computed when requested"
     )
-    given = options.parse_args()
-    archive = Archive(given.seed, given.images, given.tars)
-    served = Served(archive, given.metadata, given.latency_ms, frozenset(given.true_md5))
+    chosen = options.parse_args()
+    archive = Archive(chosen.seed, chosen.images, chosen.tars)
+    content = Content(archive, chosen.metadata, chosen.latency_ms, frozenset(chosen.true_md5))
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(served, given.port, None))
+        asyncio.run(_serve(content, chosen.port, None))
 
 
 if __name__ == "__main__":

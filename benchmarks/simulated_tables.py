@@ -1,11 +1,11 @@
-"""CSV files of the true size for the simulated archive: 4,132,914 rows whose class sizes have the true statistics.
+"""CSV files of the true size for the simulated archive: 4,132,914 rows with realistic class sizes.
 
     python benchmarks/simulated_tables.py FOLDER [--attribution]
 
-The known facts are met exactly: the number of classes of each size up to 8, of 9 or 10 and of more; the largest; ranks
-34 to 55; 100 classes at ranks 50 to 149 with 76,316 images, the smallest of 595 (the published facts name 976 as
-the 50th largest class and 975 as the first of the hundred; 976 is taken for both). The others follow two smooth curves
-whose parameters were fitted to the true mean, variance and skewness.
+The published facts are met exactly: the number of classes of each size up to 8, of 9 or 10 and of more; the largest;
+ranks 34 to 55; the 100 classes at ranks 50 to 149 with 76,316 images, the smallest of 595 (the publications name 976 as
+the 50th largest class and 975 as the first of the hundred; 976 is taken for both). The other sizes follow two smooth
+curves whose parameters were fitted to the true mean, variance and skewness.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FROM_RANK_34 += (968, 961, 947, 946)
 HUNDRED = 76_316
 CLEAN_LANDMARKS, CLEAN_IMAGES, CLEAN_LARGEST = 81_313, 1_580_470, 6_272
 NO_LANDMARK = 138_982
-"""The largest class, which is none."""
+"""The largest class, which is no landmark."""
 
 
 def class_sizes(images: int = 4_132_914) -> np.ndarray:
-    """Return the images of each of the 203,094 classes, falling."""
+    """Return the number of images of each of the 203,094 classes, in descending order."""
     ranks = np.arange(2, 34)
     large = np.rint(1109 + (3654.69 - 1109) * ((33.5 - ranks) / 31.5) ** 3).astype(np.int64)
     hundred = np.rint(946 - (946 - 595) * (np.arange(1, 95) / 94) ** 0.81223).astype(np.int64)
@@ -48,13 +48,13 @@ def class_sizes(images: int = 4_132_914) -> np.ndarray:
 
 
 def write_tables(folder: Path, archive: Archive, *, attribution: bool = False) -> None:
-    """Write `metadata/train.csv`, `train_clean.csv`, `train_label_to_category.csv` and, if asked, the attribution."""
+    """Write `metadata/train.csv`, `train_clean.csv`, `train_label_to_category.csv` and optionally the attribution."""
     generator = np.random.default_rng(archive.seed)
     sizes = class_sizes(archive.images)
     landmarks = generator.permutation(LANDMARKS)
     swap = int(np.flatnonzero(landmarks == NO_LANDMARK)[0])
     landmarks[[0, swap]] = landmarks[[swap, 0]]
-    shown = generator.permutation(np.repeat(landmarks, sizes))  # by number of the image, so spread over all TARs
+    shown = generator.permutation(np.repeat(landmarks, sizes))  # shuffled, so every class is spread over all TARs
     rows = pl.DataFrame({"image_id": as_text(archive.ids()), "landmark_id": shown})
     rows = rows[generator.permutation(len(rows))]
     metadata = folder / "metadata"
@@ -103,16 +103,16 @@ def _name(landmark: int) -> str:
 def _write_clean(
     metadata: Path, rows: pl.DataFrame, sizes: np.ndarray, landmarks: np.ndarray, generator: np.random.Generator
 ) -> None:
-    """Keep 81,313 classes, each with about the same share of its images, 1,580,470 in all."""
-    able = np.flatnonzero(sizes >= 2)[1:]
-    kept = np.concatenate(([0], np.sort(generator.choice(able, CLEAN_LANDMARKS - 1, replace=False))))
+    """Write the clean set: 81,313 classes, each with about the same share of its images, 1,580,470 in total."""
+    candidates = np.flatnonzero(sizes >= 2)[1:]
+    kept = np.concatenate(([0], np.sort(generator.choice(candidates, CLEAN_LANDMARKS - 1, replace=False))))
     low, high = 0.0, 1.0
     for _ in range(40):
         share = (low + high) / 2
         low, high = (share, high) if _shares(sizes[kept], share).sum() <= CLEAN_IMAGES else (low, share)
     counts = _shares(sizes[kept], low)
-    able_more = np.flatnonzero(counts < sizes[kept])[1:]
-    counts[able_more[: CLEAN_IMAGES - counts.sum()]] += 1
+    extendable = np.flatnonzero(counts < sizes[kept])[1:]
+    counts[extendable[: CLEAN_IMAGES - counts.sum()]] += 1
     wanted = pl.DataFrame({"landmark_id": landmarks[kept], "count": counts})
     lists = rows.select("image_id", "landmark_id").join(wanted, on="landmark_id").group_by("landmark_id")
     images = lists.agg(images=pl.col("image_id").sort().head(pl.col("count").first()).str.join(" "))
@@ -126,7 +126,7 @@ def _shares(sizes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _write_attribution(metadata: Path, rows: pl.DataFrame) -> None:
-    """Write author, licence and title of all images, some with the quotes and commas of the published file."""
+    """Write author, licence and title of all images, some with quotes and commas as in the published file."""
     id = pl.col("image_id")
     page = pl.format("https://commons.wikimedia.org/wiki/File:{}_{}.jpg", "title", id.str.slice(0, 6))
     author = pl.when(id.str.ends_with("0")).then(pl.format('Photo "{}", Commons', id.str.slice(5, 4)))
@@ -145,8 +145,8 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--attribution", action="store_true")
-    given = options.parse_args()
-    write_tables(given.folder, Archive(given.seed), attribution=given.attribution)
+    chosen = options.parse_args()
+    write_tables(chosen.folder, Archive(chosen.seed), attribution=chosen.attribution)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Training steps from real JPEG shards, side by side with Keras and timm: images per second, and ratios.
+"""Training steps from JPEG shards, compared with Keras and timm: images per second, and ratios.
 
     python benchmarks/speed.py DATA FOLDERS --keras KERAS/bin/python --timm TIMM/bin/python [--rounds 2]
 
-DATA is a dataset that was split, FOLDERS the same images after `landmarks unpack` (the peers read FOLDERS/train);
-the interpreters belong to environments with keras, tensorflow-cpu and pillow, and with timm and torchvision. Every
-measurement is a process of its own, all of them in turns; a figure is the best of its rounds. All networks see 224
-pixels in batches of 16, random weights, and take one step before the clock starts. Ours runs the training's own step:
-recipe `default`, augmentation and precision included, from shards and on one batch that is made in advance.
+DATA is a dataset with splits, FOLDERS the same images after `landmarks unpack` (the peers read FOLDERS/train). The
+interpreters belong to environments with keras, tensorflow-cpu and pillow, and with timm and torchvision. Every
+measurement is a process of its own, all of them in turns; a figure is the best of its rounds. All networks have random
+weights, see 224 pixels in batches of 16, and take one step before the clock starts. Ours takes the steps of our
+training, with the recipe `default`, augmentation and precision included, from shards and on one batch made in advance.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def ours(data: str, backbone: str, pixels: int, batch_size: int, steps: int) -> dict[str, Any]:
-    """Return images per second of our own training step, from shards and on tensors."""
+    """Return images per second of our training step, from shards and on tensors."""
     import torch
 
     from landmarks.dataset.manifest import open_dataset

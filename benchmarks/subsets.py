@@ -1,6 +1,8 @@
-"""How does accuracy vary with the 20 landmarks drawn? 200 draws from features of 872, and learning curves.
+"""Variation of accuracy with the 20 landmarks drawn: 200 draws from features of 872, and learning curves.
 
-Usage: python benchmarks/subsets.py FEATURES.npz   (arrays `x` (N, C), `y` (N,) and, where there are, `groups` (N,))
+    python benchmarks/subsets.py FEATURES.npz
+
+FEATURES.npz holds the arrays `x` (N, C), `y` (N,) and optionally `groups` (N,).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What tells the mirror's landmarks from anything else: each score alone, combined, and with remembered unknown images.
+"""Scores for known against unknown images of the mirror: each one alone, combined, and with remembered unknown images.
 
     python benchmarks/unknown.py DATA TESTDATA ../shared/weights [--cache FOLDER]
 
 DATA and TESTDATA are datasets (`fetch`, `split`) of the mirror's train and test images. Features of frozen backbones
-are computed once and kept in --cache; a head in closed form stands on them. Rules and thresholds are chosen on Public,
-and reported on Private. `before`: without the unknown images of Public; `after`: remembering them. `of_other_images` is
-what passes of Private's others at the threshold that keeps 95 % of Public's landmarks.
+are computed once and kept in --cache, below a head in closed form. Rules and thresholds are chosen on Public and
+reported on Private images: `before` without the unknown images of Public in the gallery, `after` with them.
+`of_other_images` is the share of unknown Private images that pass the threshold that keeps 95 % of the known Public
+ones.
 """
 
 from __future__ import annotations
@@ -49,100 +50,100 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path())
     chosen = parser.parse_args()
     data, test = open_dataset(chosen.data), open_dataset(chosen.test)
-    rows, answered = [], []
+    rows, answer_rows = [], []
     for name, size in NETWORKS.items():
         path = chosen.cache / f"{name}-{size}.npz"
         if not path.exists():
             weights = chosen.weights / f"{name}.safetensors"
             network = folded(build_network(name, classes=25, weights=weights, image_size=size))
-            np.savez(path, gap=np.concatenate([features_of(network, one) for one in (data, test)]))
+            np.savez(path, gap=np.concatenate([features_of(network, dataset) for dataset in (data, test)]))
         features = np.load(path)["gap"].astype(np.float32)
         rows += measured(name, data, test, features[: len(data.images)], features[len(data.images) :])
-        answered += answers(name, data, test, features[: len(data.images)], features[len(data.images) :])
-    save("unknown", rows, answers=answered)
-    for told in answered:
-        print(told)
+        answer_rows += answers(name, data, test, features[: len(data.images)], features[len(data.images) :])
+    save("unknown", rows, answers=answer_rows)
+    for row in answer_rows:
+        print(row)
 
 
 def measured(
-    name: str, data: Dataset, test: Dataset, features: np.ndarray, asked: np.ndarray
+    name: str, data: Dataset, test: Dataset, features: np.ndarray, test_features: np.ndarray
 ) -> list[dict[str, object]]:
     images = data.split("all").join(data.splits, on="image_id", maintain_order="left")
     label = images["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
-    train, val = (np.flatnonzero((images["split"] == part).to_numpy() & (label >= 0)) for part in ("train", "val"))
+    train, val = (np.flatnonzero((images["split"] == name).to_numpy() & (label >= 0)) for name in ("train", "val"))
     names, table = dict(data.labels.select("landmark_id", "label").rows()), test.split("all")
-    known = np.array([names.get(one, NO_LABEL) >= 0 for one in table["landmark_id"].to_list()])
-    x, queries = directions(features), directions(asked)
+    known = np.array([names.get(landmark, NO_LABEL) >= 0 for landmark in table["landmark_id"].to_list()])
+    x, queries = directions(features), directions(test_features)
     solved = discriminant_of(class_moments(x[train], label[train], len(names)))
     logits = solved.scores(queries) / fitted_scale(solved.scores(x[val]), label[val])
     parts = threshold_parts(table["usage"].to_numpy(), np.full(len(table), -1))
     gallery = make_gallery(x[train].astype(np.float16), label[train], "")
     strangers = np.flatnonzero(parts.chosen & ~known)
     unknown = UnknownImages(queries[strangers].astype(np.float16), tuple(map(str, strangers)))
-    itself = unknown.places_of(list(map(str, range(len(asked)))))
+    itself = unknown.places_of(list(map(str, range(len(test_features)))))
     rows: list[dict[str, object]] = []
     for when, remembering in (("before", gallery), ("after", with_unknown_images(gallery, unknown))):
         scores = {"msp": softmax(logits, axis=1).max(axis=1).astype(np.float32)}
-        scores |= rejection_scores(asked, logits.astype(np.float32), remembering, itself)
+        scores |= rejection_scores(test_features, logits.astype(np.float32), remembering, itself)
         for row in compare_rules(candidate_rules(scores, known, parts), scores, known, parts):
             if when == "before" or row["score"] in ("knn_unknown", "contrast", "combined"):
-                told = {"backbone": name, "unknown_images": when, "score": row["score"], "auroc": row["auroc"]}
-                rows.append(told | {"kept": 1 - row["lost"], "of_other_images": 1 - row["rejected"]})
+                common = {"backbone": name, "unknown_images": when, "score": row["score"], "auroc": row["auroc"]}
+                rows.append(common | {"kept": 1 - row["lost"], "of_other_images": 1 - row["rejected"]})
     return rows
 
 
 def answers(
-    name: str, data: Dataset, test: Dataset, features: np.ndarray, asked: np.ndarray
+    name: str, data: Dataset, test: Dataset, features: np.ndarray, test_features: np.ndarray
 ) -> list[dict[str, object]]:
-    """Return accuracy on the test set by classifier, neighbours and both, and each one's GAP on Private.
+    """Return accuracy on the test set by classifier, neighbours and both, and their GAP on Private images.
 
-    The answers are ranked by the best rule of Public with the unknown images remembered, and by their own score.
+    GAP is computed with the answers' own scores, and with the best rule on Public with unknown images remembered.
     """
     images = data.split("all").join(data.splits, on="image_id", maintain_order="left")
     label = images["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
-    train, val = (np.flatnonzero((images["split"] == part).to_numpy() & (label >= 0)) for part in ("train", "val"))
+    train, val = (np.flatnonzero((images["split"] == name).to_numpy() & (label >= 0)) for name in ("train", "val"))
     names, table = dict(data.labels.select("landmark_id", "label").rows()), test.split("all")
-    truth = np.array([names.get(one, NO_LABEL) for one in table["landmark_id"].to_list()])
+    truth = np.array([names.get(landmark, NO_LABEL) for landmark in table["landmark_id"].to_list()])
     known, public = truth >= 0, (table["usage"] == "Public").to_numpy()
-    x, queries = directions(features), directions(asked)
+    x, queries = directions(features), directions(test_features)
     moments = class_moments(x[train], label[train], len(names))
     logs = np.zeros((len(val), len(names)), dtype=np.float16)
     closed = memory_of(moments, Validation(x[val], label[val], logs), x[train], label[train]).with_learned(Learned())
     gallery = make_gallery(x[train].astype(np.float16), label[train], "")
     strangers = np.flatnonzero(public & ~known)
     unknown = UnknownImages(queries[strangers].astype(np.float16), tuple(map(str, strangers)))
-    itself = unknown.places_of(list(map(str, range(len(asked)))))
+    itself = unknown.places_of(list(map(str, range(len(test_features)))))
     logits = closed.discriminant.scores(queries) * closed.weights.discriminant
-    compared = rejection_scores(asked, logits.astype(np.float32), with_unknown_images(gallery, unknown), itself)
+    compared = rejection_scores(test_features, logits.astype(np.float32), with_unknown_images(gallery, unknown), itself)
     parts = threshold_parts(table["usage"].to_numpy(), np.full(len(table), -1))
     rule = candidate_rules(compared, known, parts)[0][0].apply(compared)
     ids, rows = table["image_id"].to_numpy(), np.flatnonzero(known)
     shows = Truth(rows, truth[rows], len(truth)).of(~public)
-    rows_of = []
-    for by, said in (
-        ("classifier", lambda some: closed.discriminant.scores(some) * closed.weights.discriminant),
-        ("neighbours", lambda some: votes(some, gallery, len(names))),
+    result = []
+    for by, score in (
+        ("classifier", lambda images: closed.discriminant.scores(images) * closed.weights.discriminant),
+        ("neighbours", lambda images: votes(images, gallery, len(names))),
         ("both", closed.scores),
     ):
-        scores = said(queries)
-        best, right = scores.argmax(1), said(x[val]).argmax(1) == label[val]
+        scores = score(queries)
+        best, right = scores.argmax(1), score(x[val]).argmax(1) == label[val]
         own = log_softmax(scores, axis=1).max(axis=1) if by != "neighbours" else scores.max(axis=1)
-        told = {"backbone": name, "by": by, "validation": float(right.mean())}
-        told |= {"test": float((best == truth)[known].mean())}
+        row = {"backbone": name, "by": by, "validation": float(right.mean())}
+        row |= {"test": float((best == truth)[known].mean())}
         for ranked, values in (("own score", own), ("rule", rule)):
             gap = global_average_precision(ids[~public], best[~public], values[~public].astype(np.float64), shows)
-            told[f"gap by {ranked}"] = float(gap)
-        rows_of.append(told)
-    return rows_of
+            row[f"gap by {ranked}"] = float(gap)
+        result.append(row)
+    return result
 
 
-def votes(asked: np.ndarray, gallery: Gallery, classes: int) -> np.ndarray:
+def votes(queries: np.ndarray, gallery: Gallery, classes: int) -> np.ndarray:
     """Return the logarithms (N, classes) of the votes of the ten nearest training images, as `knn` weighs them."""
-    cosines, places = gallery.index.search(asked, NEIGHBOURS)
-    found = np.zeros((len(asked), classes))
+    cosines, places = gallery.index.search(queries, NEIGHBOURS)
+    found = np.zeros((len(queries), classes))
     for column in range(NEIGHBOURS):
         weights = np.exp((cosines[:, column] - 1) / WARMTH)
-        np.add.at(found, (np.arange(len(asked)), gallery.labels[places[:, column]]), weights)
+        np.add.at(found, (np.arange(len(queries)), gallery.labels[places[:, column]]), weights)
     return np.log(np.maximum(found, 1e-30))
 
 

@@ -1,12 +1,11 @@
-"""What `search --verify` is worth for landmarks known from five images: accuracy, known against unknown, milliseconds.
+"""`search --verify` for landmarks with five images each: accuracy, known against unknown, and time per query.
 
     python benchmarks/verify.py RUN DATA TESTDATA --work WORK [--draws 3] [--queries 60] [--unknown 30]
 
 DATA's training images are indexed with RUN's network, which should not have been fine-tuned on them (`--epochs 0`).
-For each draw five of the landmarks keep five images of theirs and lose all others; test images of these five
-landmarks, and images of nothing known, are searched for with and without `--verify`. The answer is the landmark of
-the first image found. Known from unknown is told by the first one's cosine, and with `--verify` by that plus 1 where
-its points convince.
+In each draw five landmarks keep only five of their images; test images of these landmarks and unknown images are
+searched for with and without `--verify`. The answer is the landmark of the first image found. The score for known
+against unknown is that image's cosine, with `--verify` plus 1 if its matched points are convincing.
 """
 
 from __future__ import annotations
@@ -60,13 +59,13 @@ def main() -> None:
         landmarks.index([], index, remove=everything.filter(~everything.is_in(kept.implode())).to_list())
         images = test.split("all")
         known = images.filter(pl.col("landmark_id").is_in(new))
-        strange = images.filter(pl.col("landmark_id").is_null())
-        known, strange = (
-            some.sample(min(count, len(some)), seed=draw)
-            for some, count in ((known, chosen.queries), (strange, chosen.unknown))
+        unknown = images.filter(pl.col("landmark_id").is_null())
+        known, unknown = (
+            table.sample(min(count, len(table)), seed=draw)
+            for table, count in ((known, chosen.queries), (unknown, chosen.unknown))
         )
-        asked = pl.concat([known, strange])
-        folder = written(test, asked, chosen.work / f"asked-{draw}")
+        queries = pl.concat([known, unknown])
+        folder = write_images(test, queries, chosen.work / f"asked-{draw}")
         for verify in (False, True):
             started = time.perf_counter()
             table = landmarks.search(index, folder, top=10, verify=verify)
@@ -74,14 +73,14 @@ def main() -> None:
             first = table.filter(pl.col("rank") == 1).with_columns(
                 image_id=pl.col("path").str.extract(r"([^/]+)\.jpg$")
             )
-            answers = asked.select("image_id", truth="landmark_id").join(first, on="image_id")
+            answers = queries.select("image_id", truth="landmark_id").join(first, on="image_id")
             found[verify] += answers.select("truth", "landmark_id", "cosine", "inliers").to_dicts()
     rows = [row(verify, found[verify], seconds[verify]) for verify in (False, True)]
     save("verify", rows, run=chosen.run.name, draws=chosen.draws, images_of_each_new_landmark=EACH)
 
 
-def written(dataset: Dataset, images: pl.DataFrame, folder: Path) -> Path:
-    """Write the images into a folder and return it."""
+def write_images(dataset: Dataset, images: pl.DataFrame, folder: Path) -> Path:
+    """Write `images` of `dataset` as files into `folder`, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     reader = ImageReader(dataset)
     for id, *place in images.select("image_id", "shard", "offset", "length").iter_rows():
@@ -90,16 +89,16 @@ def written(dataset: Dataset, images: pl.DataFrame, folder: Path) -> Path:
 
 
 def row(verify: bool, answers: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Return what one way of searching reached."""
-    known = np.array([one["truth"] is not None for one in answers])
-    right = np.array([one["truth"] == one["landmark_id"] for one in answers])
-    score = [one["cosine"] + float((one["inliers"] or 0) >= CONVINCING) for one in answers]
+    """Return the results of searching with or without `verify`."""
+    known = np.array([answer["truth"] is not None for answer in answers])
+    right = np.array([answer["truth"] == answer["landmark_id"] for answer in answers])
+    score = [answer["cosine"] + float((answer["inliers"] or 0) >= CONVINCING) for answer in answers]
     return {
         "verify": verify,
         "queries": len(answers),
         "right_of_new": float(right[known].mean()),
         "auroc": float(roc_auc_score(known, score)),
-        "convinced": float(np.mean([(one["inliers"] or 0) >= CONVINCING for one in answers])),
+        "convinced": float(np.mean([(answer["inliers"] or 0) >= CONVINCING for answer in answers])),
         "ms_a_query": 1e3 * seconds / len(answers),
     }
 

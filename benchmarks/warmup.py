@@ -1,12 +1,11 @@
-"""Ten epochs of head training from the cache against one pass over the images, and against ten frozen epochs.
+"""Time of ten epochs of head training on cached features, against one pass over the images and ten frozen epochs.
 
     python benchmarks/warmup.py DATA WEIGHTS [--backbone mobilenetv2_100] [--image-size 160] [--images 800]
 
-DATA is a dataset that was split; so many of its training images are used. One pass is the evaluation image of
-every image through the frozen backbone, nothing kept; the head training is what `train` does (features into the
-cache, then
-ten epochs of the head on it); the frozen epochs read, augment and pass every image again in each of ten, as loops
-without a cache do.
+DATA is a dataset with splits, of which `--images` training images are used. One pass sends every image, without
+augmentation, through the frozen backbone and stores nothing. The head training is that of `train`: it caches the
+features, then trains the head on them for ten epochs. The frozen epochs read, augment and pass every image ten times,
+as training loops without a cache do.
 """
 
 from __future__ import annotations
@@ -67,27 +66,27 @@ def main() -> None:
         with machine.computing():
             return network.features(as_input(batch, network.preprocessing)).float()
 
-    # ── One pass, nothing kept ──
-    features(next(iter(read())))  # the first is always slow
+    # One pass, nothing stored.
+    features(next(iter(read())))  # the first batch is always slow
     started = time.perf_counter()
     for batch in read():
         features(batch)
     one_pass = time.perf_counter() - started
 
-    # ── The cache, and ten epochs on it ──
+    # Caching, and ten epochs on the cached features.
     with tempfile.TemporaryDirectory(dir=dataset.folder.parent) as place:
         copy = Path(place) / "data"
         shutil.copytree(dataset.folder, copy, ignore=shutil.ignore_patterns("features", "shards"))
         (copy / "shards").symlink_to((dataset.folder / "shards").resolve())
-        again = open_dataset(copy)
-        few = Rows(cached_features(network, again, val, machine=machine).values, np.arange(len(val)))
+        uncached = open_dataset(copy)
+        val_rows = Rows(cached_features(network, uncached, val, machine=machine).values, np.arange(len(val)))
         started = time.perf_counter()
-        cached = cached_features(network, again, train, machine=machine)
+        cached = cached_features(network, uncached, train, machine=machine)
         rows = Rows(cached.values, np.arange(len(train)))
-        train_head(network, [rows], labels, few, labels_of(val), recipe=recipe)
+        train_head(network, [rows], labels, val_rows, labels_of(val), recipe=recipe)
         trained = time.perf_counter() - started
 
-    # ── Ten frozen epochs ──
+    # Ten frozen epochs.
     optimizer = torch.optim.AdamW(network.head.parameters(), lr=recipe.head_learning_rate)
     started = time.perf_counter()
     for epoch in range(EPOCHS):
