@@ -29,7 +29,7 @@ from landmarks.evaluation.audit import (
     COLUMNS,
     HEAD,
     LABEL_ERRORS,
-    MOST,
+    MOST_ON_SHEET,
     SHEET_MARGIN,
     TILE,
     audit,
@@ -104,7 +104,7 @@ def test_blocks_give_what_the_definition_gives_all_at_once(
     labels = random.integers(0, 9, 150)  # with 40 classes most are shown by nothing
     images = directions(random.gamma(1.0, size=(9, 16))[labels] + random.gamma(1.0, 0.6, (150, 16)))
     groups = random.integers(-1, 40, 150)
-    monkeypatch.setattr("landmarks.evaluation.label_estimates.COMPARED", compared)
+    monkeypatch.setattr("landmarks.evaluation.label_estimates.BLOCK", compared)
     monkeypatch.setattr(ridge, "BLOCK_BYTES", block_bytes)
     found = cross_validated(images, labels, groups, classes)
     expected = dense(images, labels, groups, classes)
@@ -218,7 +218,7 @@ def test_a_sheet_ends_after_forty_images(own_data: Dataset, tmp_path: Path) -> N
     )
     write_sheet(own_data, table, tmp_path / "many.jpg")
     with Image.open(tmp_path / "many.jpg") as sheet:
-        assert sheet.height == HEAD + MOST // COLUMNS * (TILE + CAPTION + SHEET_MARGIN)
+        assert sheet.height == HEAD + MOST_ON_SHEET // COLUMNS * (TILE + CAPTION + SHEET_MARGIN)
 
 
 def test_what_a_person_decided_is_not_listed_again(run: Run, own_data: Dataset, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.reporting.wording import (
-    as_text,
     count,
     display_names,
     duration,
     facts,
+    format_value,
     interval,
     millions,
     one_line,
@@ -75,4 +75,4 @@ def test_records_become_pairs_of_readable_texts() -> None:
     record = {"a": {"b": 1, "c": {"d": True}}, "e": [1, 2.5], "f": None, "g": {}, "h": 123456, "i": '{"j": 2}'}
     told = [("a b", "1"), ("a c d", "yes"), ("e", "1, 2.5"), ("f", "none"), ("g", ""), ("h", "123,456"), ("i j", "2")]
     assert facts(record) == told
-    assert as_text({"x": [1]}) == "x 1"
+    assert format_value({"x": [1]}) == "x 1"

@@ -230,7 +230,7 @@ def _copies_with_other_labels(copies: pl.DataFrame, images: pl.DataFrame, datase
 # The sheet: images whose label is likely wrong, with the label they have and the one suggested.
 
 
-MOST = 40
+MOST_ON_SHEET = 40
 """Images on a sheet; the CSV lists all."""
 
 COLUMNS = 5
@@ -239,8 +239,8 @@ PAPER, EMPTY, INK, QUIET, DOUBT = "#ffffff", "#ececef", "#1c1c1e", "#6b6b70", "#
 
 
 def write_sheet(dataset: Dataset, errors: pl.DataFrame, path: Path) -> None:
-    """Write the first `MOST` images of `errors` (columns of `LABEL_ERRORS`) to one JPEG, with captions."""
-    shown = errors.head(MOST)
+    """Write the first `MOST_ON_SHEET` images of `errors` (columns of `LABEL_ERRORS`) to one JPEG, with captions."""
+    shown = errors.head(MOST_ON_SHEET)
     columns = min(COLUMNS, max(1, len(shown)))
     rows = -(-len(shown) // columns)
     size = SHEET_MARGIN + columns * (TILE + SHEET_MARGIN), HEAD + rows * (TILE + CAPTION + SHEET_MARGIN)

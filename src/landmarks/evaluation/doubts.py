@@ -29,7 +29,7 @@ COPIES_FOUND = {
 }
 """Columns of the CSV of copies, which `split --copies` takes; a row that is no copy is deleted from it."""
 
-FAR = 1.3
+LEAST_STRANGENESS = 1.3
 """Least strangeness of a stranger, in median distances of an image from its nearest images (see `find_strangers`).
 Of 20 images of anything else, inserted with random labels among 3,582 images, 16 or 17 were listed, together with
 some 65 others, among them images filed under a landmark that they do not show (`benchmarks/audit_inserted.py`)."""
@@ -116,7 +116,7 @@ def find_strangers(nearest: Floats, own: Floats, labels: Integers) -> tuple[Flag
     distance = 1 - nearest
     doubt = np.clip(1 - own / np.maximum(usual[labels], 1e-9), 0, 1)
     strangeness = distance * doubt / max(float(np.median(distance)), 1e-9)
-    return strangeness >= FAR, strangeness
+    return strangeness >= LEAST_STRANGENESS, strangeness
 
 
 def nearest_cosines(cosines: NDArray[np.floating]) -> Floats:

@@ -89,7 +89,7 @@ def evaluate(
         raise UsageError(
             "a threshold is chosen for answers as validation chose them", received=f"by {by}", way_out="leave out --by"
         )
-    _check_outputs_and_inputs(submission, wrong, (unknown, references), false_acceptance)
+    _check_arguments(submission, wrong, (unknown, references), false_acceptance)
     eligible = eligible_images(opened, data, split)
     _note_caveats(opened, eligible)
     with held(opened.folder):
@@ -158,7 +158,7 @@ def _note_caveats(run: Run | MeasuredExport, eligible: EligibleImages) -> None:
         note(f"{run.name} answers {answered} landmarks, which are all among the best five: top5 says nothing")
 
 
-def _check_outputs_and_inputs(
+def _check_arguments(
     submission: Place | None, wrong: Place | None, datasets: Sequence[Place | None], false_acceptance: float | None
 ) -> None:
     """Raise, before any work, for tables that cannot be written, unreadable datasets and an impossible rate."""

@@ -20,8 +20,8 @@ DRAWS = 1000
 INTERVAL_DEFINITIONS = {
     "interval": "Percentile bootstrap: the central 95 % of the number over 1000 resamples, with replacement, of whole "
     "groups (near-duplicates and series count as one draw); images without a group are groups of one. Where all groups "
-    "are alike (all right, say) resampling shows nothing, and the interval is Wilson's: of groups of any other kind, "
-    "of which none in n was seen, there may be as many as its upper bound for 0 of n.",
+    "are alike (all right, say) resampling shows no variation, and the interval is Wilson's: n groups without an "
+    "exception allow for a share of exceptions up to its upper bound for 0 of n.",
 }
 
 

@@ -22,7 +22,7 @@ from landmarks.training.ridge import Ridge, fit_ridge, rows_at_once
 
 FOLDS = 5
 
-COMPARED = 8192
+BLOCK = 8192
 """Images that others are compared with at a time."""
 
 SHARPNESS = 8.0
@@ -148,8 +148,8 @@ def nearest_others(images: NDArray[np.float32], places: Integers) -> tuple[Float
         rows = slice(start, min(start + 512, len(images)))
         best = np.empty((rows.stop - start, 0), np.float32)
         found = np.empty((rows.stop - start, 0), np.int64)
-        for first in range(0, len(images), COMPARED):
-            others = slice(first, min(first + COMPARED, len(images)))
+        for first in range(0, len(images), BLOCK):
+            others = slice(first, min(first + BLOCK, len(images)))
             block = images[rows] @ images[others].T
             block[places[rows, None] == places[None, others]] = -np.inf
             best = np.hstack([best, block])

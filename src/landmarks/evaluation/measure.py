@@ -52,10 +52,10 @@ DEFINITIONS = {
     **SCORE_DEFINITIONS,
     **GAP_DEFINITIONS,
     **NEIGHBOUR_DEFINITIONS,
-    "by": "Who answered: the trained classifier, the remembered images around an image (neighbours), or both; unless "
-    "asked otherwise as validation chose.",
+    "by": "What answered: the trained classifier, the nearest remembered images (neighbours), or both; by default what "
+    "validation chose.",
     "answered": "Images that the submission gives an answer to.",
-    "seconds": "From the start of the evaluation to its last answer; answers that were kept from earlier cost nothing.",
+    "seconds": "From the start of the evaluation to its last answer; stored answers of an earlier one take no time.",
 }
 """The definition of every number that an evaluation's record may hold; a record carries those that apply to it."""
 

@@ -17,7 +17,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.evaluation.metrics import Truth, correct_answers, global_average_precision, truth_of
 from landmarks.evaluation.predictions import stored_bytes, with_truth
 from landmarks.evaluation.retrieval import DEFINITIONS as RETRIEVAL
-from landmarks.evaluation.retrieval import MOST, measure_retrieval
+from landmarks.evaluation.retrieval import MAX_IMAGES, measure_retrieval
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.recognition.unknown_images import UnknownImages, key_of
 from landmarks.support.console import note, progress
@@ -27,18 +27,18 @@ from landmarks.training.eligible_images import EligibleImages
 from landmarks.training.own_data import match_dataset
 from landmarks.training.run import Run
 
-AT = (1, 5, 10)
+RECALL_AT = (1, 5, 10)
 """Numbers of nearest images for recall."""
 
-PENALISED_BY = 10
+PENALTY_NEIGHBOURS = 10
 """Nearest unknown images whose mean cosine is subtracted."""
 
-AT_ONCE = 1024
+BATCH = 1024
 """Images embedded at a time."""
 
 NEIGHBOUR_DEFINITIONS = {
-    "neighbour_recall_at": "Share of known images with an image of one of the landmarks they show among the k training "
-    "images that the run remembers which are nearest by cosine.",
+    "neighbour_recall_at": "Share of known images that show the landmark of one of the k nearest remembered training "
+    "images, by cosine.",
     "neighbour_gap": "Global average precision, on all images and on those of each usage, of the nearest remembered "
     "image's landmark, scored by its cosine.",
     "neighbour_gap_penalised": "The same, scored by that cosine minus the mean cosine to the ten nearest of the "
@@ -66,11 +66,13 @@ def neighbour_numbers(
         vectors = vectors_of(recogniser, eligible.dataset, images)
     numbers: dict[str, Any] = {}
     if recogniser.gallery is not None:
-        cosines, places = recogniser.gallery.index.search(vectors.astype(np.float32), max(AT))
+        cosines, places = recogniser.gallery.index.search(vectors.astype(np.float32), max(RECALL_AT))
         labels = np.where(places < 0, -1, recogniser.gallery.labels[places])
         truth, ids = truth_of(images["truth"].to_list()), images["image_id"].to_numpy()
         right = correct_answers(labels, truth)[truth.known]
-        numbers["neighbour_recall_at"] = {str(k): float(right[:, :k].any(axis=1).mean()) for k in AT if len(right)}
+        numbers["neighbour_recall_at"] = {
+            str(k): float(right[:, :k].any(axis=1).mean()) for k in RECALL_AT if len(right)
+        }
         usage = images["usage"].to_numpy()
         numbers["neighbour_gap"] = _gaps(ids, labels[:, 0], cosines[:, 0], truth, usage)
         unknown = recogniser.gallery.unknown
@@ -91,15 +93,15 @@ def vectors_of(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame) -
 
     vectors = np.empty((len(images), compared_width(recogniser.network.width)), dtype=np.float16)
     with progress("looking at images for their neighbours", total=len(images)) as advance:
-        for start in range(0, len(images), AT_ONCE):
-            batch = images.slice(start, AT_ONCE)
+        for start in range(0, len(images), BATCH):
+            batch = images.slice(start, BATCH)
             vectors[start : start + len(batch)] = directions(recogniser.embed(stored_bytes(dataset, batch)))
             advance(len(batch))
     return vectors
 
 
 def penalty(
-    vectors: NDArray[np.float16], unknown: UnknownImages, itself: NDArray[np.int64], nearest: int = PENALISED_BY
+    vectors: NDArray[np.float16], unknown: UnknownImages, itself: NDArray[np.int64], nearest: int = PENALTY_NEIGHBOURS
 ) -> NDArray[np.float32]:
     """Return the mean cosine `(N,)` of `vectors` `(N, C)` to the `nearest` unknown images.
 
@@ -154,7 +156,7 @@ def _reference_numbers(
     queries = np.flatnonzero(images["image_id"].is_in(list(shown)).to_numpy())
     note(f"{len(queries)} images look for others of their landmarks among {len(table)} of {data.folder}")
     stored = StoredVectors((vectors_of(recogniser, data, table),))
-    _, places = neighbours(vectors[queries].astype(np.float32), stored, MOST)
+    _, places = neighbours(vectors[queries].astype(np.float32), stored, MAX_IMAGES)
     names = table["image_id"].to_numpy()
     ranked = {
         images["image_id"][int(query)]: [names[place] for place in row[row >= 0]]

@@ -17,10 +17,10 @@ from landmarks.evaluation.metrics import require_unique_ids
 from landmarks.support.errors import LandmarksError
 from landmarks.support.places import Place
 
-MOST = 100
+MAX_IMAGES = 100
 """Images per query that count."""
 
-AT = (1, 5, 10, 100)
+CUTOFFS = (1, 5, 10, 100)
 """Numbers of images for precision and recall."""
 
 _IDS = f" *({ID}( +{ID})*)? *"
@@ -109,15 +109,15 @@ def measure_retrieval(found: Ranked, relevant: Relevant, usage: Mapping[str, str
         },
         precision_at={
             k: _mean([len(set(found.get(query, ())[:k]) & images) / k for query, images in relevant.items()])
-            for k in AT
+            for k in CUTOFFS
         },
-        recall_at={k: float((positions <= k).mean()) if len(positions) else float("nan") for k in AT},
+        recall_at={k: float((positions <= k).mean()) if len(positions) else float("nan") for k in CUTOFFS},
         mean_position=float(positions.mean()) if len(positions) else float("nan"),
         median_position=float(np.median(positions)) if len(positions) else float("nan"),
     )
 
 
-def average_precision(ranked: Sequence[str], right: frozenset[str], most: int = MOST) -> float:
+def average_precision(ranked: Sequence[str], right: frozenset[str], most: int = MAX_IMAGES) -> float:
     """Return the average precision of the first `most` of `ranked` images, as published with the challenge.
 
     Weyand et al., CVPR 2020, equation 2. A repeated image counts as a wrong one.
@@ -132,7 +132,7 @@ def average_precision(ranked: Sequence[str], right: frozenset[str], most: int = 
     return total / min(len(right), most)
 
 
-def first_right(ranked: Sequence[str], right: frozenset[str], most: int = MOST) -> int:
+def first_right(ranked: Sequence[str], right: frozenset[str], most: int = MAX_IMAGES) -> int:
     """Return the rank, from 1, of the first right image among the first `most`; `most` + 1 if there is none."""
     return next((rank for rank, image in enumerate(ranked[:most], 1) if image in right), most + 1)
 

@@ -38,13 +38,13 @@ DEFINITIONS = {
     "accuracies": "The accuracy of each draw.",
     "draws": "Sets of landmarks drawn.",
     "landmarks": "Landmarks in each of them.",
-    "of": "Landmarks they are drawn from: those with two groups of images or more.",
+    "of": "Landmarks they are drawn from: those with two or more groups of images.",
     "mean": "Mean of the accuracies.",
     "deviation": "Standard deviation of the accuracies.",
     "smallest": "The smallest of the accuracies.",
     "largest": "The largest of the accuracies.",
     **{f"q{share:02d}": f"The {share}th percentile of the accuracies." for share in (5, 25, 50, 75, 95)},
-    "own": "Accuracy of the run itself as it was judged, and how many landmarks it tells apart.",
+    "own": "Accuracy of the run itself in its evaluation, and its number of landmarks.",
     "place": "Share of draws whose accuracy is below the run's own; ties count half.",
 }
 

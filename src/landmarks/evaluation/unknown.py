@@ -19,15 +19,15 @@ from landmarks.recognition.known_scores import KnownRule, Scores, combined_rule
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator
 
-LOSS = 0.05
+LOST_SHARE = 0.05
 """Share of known images that the compared thresholds give up."""
 
 FOLDS = 5
 """Folds of the cross-validation that judges the combined score where its weights are fitted."""
 
 UNKNOWN_DEFINITIONS = {
-    "rejection": "What each score is worth that may tell known from unknown images: rules and thresholds are "
-    "chosen on one part of the images, and all but `auroc_chosen` is reported on another.",
+    "rejection": "How well each score separates known from unknown images: rules and thresholds are chosen on one part "
+    "of the images, and everything but `auroc_chosen` is reported on another.",
     "auroc_chosen": "The same on the part chosen on; of the combined rule by cross-validation there.",
     "threshold": "The score below which 5 % of the known images of the part chosen on fall; none with fewer than 20 "
     "of them, of which 5 % is less than one.",
@@ -82,7 +82,7 @@ def compare_rules(
     rows, enough = [], can_choose_by_loss(known, parts)
     for rule, auroc_chosen in rules:
         values = rule.apply(scores)
-        threshold = threshold_for_loss(values[parts.chosen & known], LOSS) if enough else math.nan
+        threshold = threshold_for_loss(values[parts.chosen & known], LOST_SHARE) if enough else math.nan
         known_values, unknown_values = values[parts.reported & known], values[parts.reported & ~known]
         row = {
             "score": rule.name,
@@ -97,8 +97,8 @@ def compare_rules(
 
 
 def can_choose_by_loss(known: Flags, parts: ThresholdParts) -> bool:
-    """Return whether `LOSS` of the known images chosen on is at least one image: else a threshold means nothing."""
-    return bool((parts.chosen & known).sum() * LOSS >= 1)
+    """Return whether `LOST_SHARE` of the known images chosen on is at least one image, as a threshold needs."""
+    return bool((parts.chosen & known).sum() * LOST_SHARE >= 1)
 
 
 def require_rate(false_acceptance: float) -> None:

@@ -28,8 +28,8 @@ DEFINITIONS = {
     "test_accuracy": "Share of images kept out of training whose most probable answer is a landmark they show (top-1).",
     "validation_accuracy": "The same share of the validation images, in the epoch that was kept or judged later; "
     "its interval is Wilson's where it was not judged later.",
-    "head_training_alone": "Validation accuracy of the best epoch of head training, with everything but the head as "
-    "it was before.",
+    "head_training_alone": "Validation accuracy of the best epoch of head training, with everything but the head "
+    "unchanged.",
     "interval": "The smaller line below a share: the values that would be no surprise, at 95 %, if the same network "
     "met as many new images of the same kind.",
     "parameters": "Numbers in the network, the running statistics of its normalisation included, head included.",
@@ -38,8 +38,8 @@ DEFINITIONS = {
     "addition that goes with it are one.",
     "epochs": "Passes over the training images: of head training (head alone) + of fine-tuning (everything), as far as "
     "there were both.",
-    "time": "Of training, on the machine named with the run: features, head training and fine-tuning; features that "
-    "lay ready cost nothing.",
+    "time": "Of training, on the machine named with the run: features, head training and fine-tuning; cached features "
+    "take no time.",
 }
 """Definitions of the page's own numbers; an evaluation's numbers come with theirs."""
 

@@ -34,10 +34,10 @@ from landmarks.reporting.thumbnails import (
     illustrated_pairs,
 )
 from landmarks.reporting.wording import (
-    as_text,
     count,
     duration,
     facts,
+    format_value,
     interval,
     millions,
     number,
@@ -228,14 +228,14 @@ def _how_made(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
     if kept := [f"{name} {value}" for name, value in best if name in ("phase", "epoch")]:
         seconds.append(("epoch kept", ", ".join(kept)))
     if ended := run.field("ended"):
-        seconds.append(("ended", as_text(ended)))
+        seconds.append(("ended", format_value(ended)))
     groups = [
         ("Recipe", facts(run.field("recipe") or {})),
         ("Network", facts(run.field("network") or {})),
         ("Head training", facts(run.field("head") or {})),
         ("Time and memory", seconds + memory),
         ("Machine", facts(run.field("machine") or {})),
-        ("Versions", facts(run.field("versions") or {}) or [("landmarks", as_text(run.field("version")))]),
+        ("Versions", facts(run.field("versions") or {}) or [("landmarks", format_value(run.field("version")))]),
     ]
     return [(heading, pairs) for heading, pairs in groups if pairs]
 
@@ -243,7 +243,7 @@ def _how_made(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
 def _choices(run: RunFiles) -> list[tuple[str, str, str]]:
     choices = run.field("choices") or []
     return [
-        (as_text(choice.get("what")), as_text(choice.get("value")), as_text(choice.get("why")))
+        (format_value(choice.get("what")), format_value(choice.get("value")), format_value(choice.get("why")))
         for choice in choices
         if isinstance(choice, dict)
     ]

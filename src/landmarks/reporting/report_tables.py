@@ -13,11 +13,11 @@ import polars as pl
 from landmarks.evaluation.intervals import wilson
 from landmarks.reporting.run_files import EvaluationFiles, RunFiles
 from landmarks.reporting.wording import (
-    as_text,
     bounds,
     count,
     decimal,
     duration,
+    format_value,
     heading,
     interval,
     millions,
@@ -184,7 +184,9 @@ def evaluations_table(run: RunFiles) -> Table:
 
 
 def _usages(gaps: Any) -> str:
-    return ", ".join(f"{as_text(name)} {decimal(gap)}" for name, gap in gaps.items()) if isinstance(gaps, dict) else ""
+    if not isinstance(gaps, dict):
+        return ""
+    return ", ".join(f"{format_value(name)} {decimal(gap)}" for name, gap in gaps.items())
 
 
 def landmarks_numbers(run: RunFiles, evaluation: EvaluationFiles) -> pl.DataFrame | None:
@@ -236,7 +238,7 @@ def rejection_table(metrics: Mapping[str, Any]) -> Table | None:
     parts = metrics.get("rejection_parts") or {}
     caption = "Scores that tell a known landmark from anything else."
     if parts:
-        chosen, reported = as_text(parts.get("chosen_on")), as_text(parts.get("reported_on"))
+        chosen, reported = format_value(parts.get("chosen_on")), format_value(parts.get("reported_on"))
         caption += f" Chosen on {chosen}, reported on {reported}."
     return Table(caption, tuple(Column(title, numeric[name]) for title, name in zip(titles, names, strict=True)), rows)
 
@@ -244,7 +246,7 @@ def rejection_table(metrics: Mapping[str, Any]) -> Table | None:
 def _rejection_text(name: str, value: Any) -> str:
     if name in _REJECTION_SHARES:
         return percentage(value)
-    return decimal(value) if isinstance(value, float | dict) else as_text(value)
+    return decimal(value) if isinstance(value, float | dict) else format_value(value)
 
 
 def confused_pairs(run: RunFiles, evaluation: EvaluationFiles) -> list[dict[str, Any]]:

@@ -126,7 +126,7 @@ def display_names(labels: pl.DataFrame) -> list[str]:
     ]
 
 
-def as_text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return any value of a record as a short text on one line."""
     if value is None or isinstance(value, bool):
         text = {None: "none", True: "yes", False: "no"}[value]
@@ -135,9 +135,9 @@ def as_text(value: Any) -> str:
     elif isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, Mapping):
-        text = ", ".join(f"{key} {as_text(inner)}" for key, inner in value.items())
+        text = ", ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
     elif isinstance(value, list | tuple):
-        text = ", ".join(as_text(inner) for inner in value)
+        text = ", ".join(format_value(inner) for inner in value)
     else:
         text = str(value)
     return one_line(text, 400)
@@ -151,7 +151,7 @@ def facts(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             pairs += facts(value, f"{name} ")
         else:
-            pairs.append((one_line(name), as_text(value)))
+            pairs.append((one_line(name), format_value(value)))
     return pairs
 
 
