@@ -118,7 +118,7 @@ def answers(
     parts = threshold_parts(table["usage"].to_numpy(), np.full(len(table), -1))
     rule = candidate_rules(compared, known, parts)[0][0].apply(compared)
     ids, rows = table["image_id"].to_numpy(), np.flatnonzero(known)
-    shows = Truth(rows, truth[rows], len(truth)).of(~public)
+    shows = Truth(rows, truth[rows], len(truth)).subset(~public)
     result = []
     for by, score in (
         ("classifier", lambda images: closed.discriminant.scores(images) * closed.weights.discriminant),

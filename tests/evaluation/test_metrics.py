@@ -42,7 +42,7 @@ def test_answers_and_truths_worked_by_hand() -> None:
 
 
 def test_truth_of_chosen_images_is_renumbered() -> None:
-    truth = metrics.truth_of([[3], [5, 9], [], [2]]).of(np.array([False, True, True, True]))
+    truth = metrics.truth_of([[3], [5, 9], [], [2]]).subset(np.array([False, True, True, True]))
     assert truth.images == 3
     assert truth.rows.tolist() == [0, 0, 2]
     assert truth.labels.tolist() == [5, 9, 2]

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from run_factory import labels_table, make_dataset, make_run
 
-from landmarks.evaluation.predictions import arrays_of
+from landmarks.evaluation.predictions import prediction_arrays
 from landmarks.evaluation.submission import write_metrics
 from landmarks.reporting.caveats import found_caveats, page_definitions
 from landmarks.reporting.report_tables import evaluations_table, rejection_table, results_table
@@ -213,7 +213,7 @@ def test_every_number_on_the_page_is_defined_under_its_own_heading_and_nothing_e
         **scores,
     )
     about = {"name": "test", "split": "test", "data": str(data.folder), "temperature": 1.3, "seconds": 2.0}
-    write_metrics(folder, data.labels, arrays_of(predictions), about, verb="evaluate", inputs="")
+    write_metrics(folder, data.labels, prediction_arrays(predictions), about, verb="evaluate", inputs="")
     (files,) = read_run_files([folder])
     tables = [results_table([files]), evaluations_table(files), rejection_table(files.main.metrics)]
     shown = {column.title for table in tables for column in table.columns if column.numeric}

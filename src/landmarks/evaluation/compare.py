@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import binomtest
 
-from landmarks.evaluation.exported import open_measured
+from landmarks.evaluation.exported import open_run_or_export
 from landmarks.evaluation.intervals import mean_interval
 from landmarks.evaluation.metrics import Flags, Integers
 from landmarks.evaluation.predictions import read_predictions
@@ -48,7 +48,7 @@ def compare(first: Place, second: Place, *, name: str | None = None) -> Comparis
     Raises `LandmarksError` when the runs share no predictions or no images, and when their image ids are file names
     from two datasets, so that equal ids may be different images.
     """
-    runs = open_measured(first), open_measured(second)
+    runs = open_run_or_export(first), open_run_or_export(second)
     name = _shared_name(runs, name)
     tables = [
         _answers(run, name).rename({"correct": side, "answer": f"answer_{side}"})

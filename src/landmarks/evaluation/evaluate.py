@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
-from landmarks.evaluation.exported import MeasuredExport, open_measured
+from landmarks.evaluation.exported import ExportAsRun, open_run_or_export
 from landmarks.evaluation.neighbours import neighbour_numbers
 from landmarks.evaluation.predictions import (
-    Arrays,
-    arrays_of,
+    PredictionArrays,
     evaluation_name,
+    prediction_arrays,
     read_predictions,
     stored_bytes,
     with_truth,
@@ -82,8 +82,8 @@ def evaluate(
             way_out="landmarks score SUBMISSION.csv SOLUTION.csv measures a submission of the challenge",
         )
     require_by(by)
-    opened = open_measured(run)
-    if isinstance(opened, MeasuredExport):
+    opened = open_run_or_export(run)
+    if isinstance(opened, ExportAsRun):
         _require_data(opened, data, false_acceptance, by)
     elif by is not None and false_acceptance is not None:
         raise UsageError(
@@ -111,14 +111,14 @@ def evaluate(
             recogniser = remember_unknown(opened, eligible, recogniser)
         path = write_predictions(opened, eligible, name, recogniser, batch_size=batch_size)
         predictions = read_predictions(path)
-        judged = arrays_of(predictions)
+        judged = prediction_arrays(predictions)
         about: dict[str, Any] = {"name": name, "run": opened.name, **_provenance(opened, eligible)}
         arrays = judged
         if unknown is not None:
             combined, about["unknown_data"] = with_unknown(
                 predictions, opened, eligible, unknown, recogniser=recogniser, batch_size=batch_size
             )
-            arrays = arrays_of(combined)
+            arrays = prediction_arrays(combined)
         if retrieval or references is not None:
             about |= neighbour_numbers(opened, eligible, recogniser, references)
         about |= {"by": recogniser.by, "temperature": recogniser.temperature, "seconds": time.monotonic() - started}
@@ -135,7 +135,7 @@ def evaluate(
     return evaluation_of(numbers)
 
 
-def _note_caveats(run: Run | MeasuredExport, eligible: EligibleImages) -> None:
+def _note_caveats(run: Run | ExportAsRun, eligible: EligibleImages) -> None:
     """Say what makes the numbers less meaningful: images seen in training, landmarks without images, few landmarks."""
     if eligible.own and eligible.split in ("train", "val"):
         what = (
@@ -174,7 +174,7 @@ def _check_arguments(
         require_rate(false_acceptance)
 
 
-def _require_data(export: MeasuredExport, data: Place | None, false_acceptance: float | None, by: str | None) -> None:
+def _require_data(export: ExportAsRun, data: Place | None, false_acceptance: float | None, by: str | None) -> None:
     if by is not None:
         raise UsageError(f"{export.name} is an export, which answers as its run did when it was written", received=by)
     if data is None:
@@ -186,7 +186,7 @@ def _require_data(export: MeasuredExport, data: Place | None, false_acceptance: 
         )
 
 
-def misclassified_images(run: Run | MeasuredExport, eligible: EligibleImages, name: str) -> pl.DataFrame:
+def misclassified_images(run: Run | ExportAsRun, eligible: EligibleImages, name: str) -> pl.DataFrame:
     """Return the images of `eligible` that the predictions called `name` get wrong, most confident first.
 
     Columns: image_id, file (the image, or the TAR that holds IMAGE_ID.jpg), shows, answer, probability, title.
@@ -263,7 +263,7 @@ def prepare_recogniser(
     The recogniser answers `by` classifier, neighbours or both (see `measured_by`). With `choose_again` the run may
     change the way it has chosen, as its threshold is chosen again too.
     """
-    if isinstance(run, MeasuredExport):
+    if isinstance(run, ExportAsRun):
         return load(run.export.path)
     with naming_the_extra(f"evaluating the run {run.name}"):
         from landmarks.recognition.choosing import measured_by
@@ -316,7 +316,7 @@ def remember_unknown(run: Run, eligible: EligibleImages, recogniser: Recogniser)
     return replace(recogniser, gallery=with_unknown_images(recogniser.gallery, unknown))
 
 
-def store_threshold(run: Run, arrays: Arrays, false_acceptance: float, *, by: str) -> dict[str, Any]:
+def store_threshold(run: Run, arrays: PredictionArrays, false_acceptance: float, *, by: str) -> dict[str, Any]:
     """Choose the rule and threshold for unknown images, and store them in the run's `model.json`.
 
     `by` is the way of answering that the scores come from.
@@ -329,10 +329,10 @@ def store_threshold(run: Run, arrays: Arrays, false_acceptance: float, *, by: st
     return chosen
 
 
-def export_submission(run: Run, recogniser: Recogniser, arrays: Arrays, path: Place) -> None:
+def export_submission(run: Run, recogniser: Recogniser, arrays: PredictionArrays, path: Place) -> None:
     """Write the best answers in the challenge's form, scored by the model's stored rule, else by probability."""
     rule = recogniser.rule or KnownRule(MSP, {MSP: 1.0})
-    if isinstance(run, MeasuredExport):  # its graph has applied the rule already
+    if isinstance(run, ExportAsRun):  # its graph has applied the rule already
         rule = KnownRule(rule.name, {rule.name: 1.0})
     landmark_ids = run.labels["landmark_id"].gather(arrays.labels[:, 0])
     scores = pl.Series(rule.apply(arrays.all_scores))

@@ -14,7 +14,7 @@ from landmarks.training.run import Run, open_run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MeasuredExport(Run):
+class ExportAsRun(Run):
     """An export with the interface of a run that evaluation needs; `folder` is where its results are written."""
 
     export: ExportedNetwork
@@ -33,7 +33,7 @@ class MeasuredExport(Run):
         return self.export.digest
 
 
-def open_measured(place: Place) -> Run:
+def open_run_or_export(place: Place) -> Run:
     """Open a run's folder or an export; results of an export go to the folder `NAME.evaluation` beside it."""
     if isinstance(place, Run):
         return place
@@ -49,7 +49,7 @@ def open_measured(place: Place) -> Run:
         pl.lit(None).cast(kind).alias(name) for name, kind in LABELS.items() if name not in labels.columns
     )
     data = {"identified_by": record.identified_by, "digest": (record.raw.get("run") or {}).get("data_digest")}
-    return MeasuredExport(
+    return ExportAsRun(
         folder=export.path.with_suffix(".evaluation"),
         record={"data": data, "export": True},
         labels=labels.select(pl.col(name).cast(kind) for name, kind in LABELS.items()),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.evaluation.metrics import Flags, Floats, Integers, require_images
+from landmarks.evaluation.metrics import Flags, Floats, Integers, require_row_per_image
 from landmarks.support.seeds import generator
 
 Z_95 = 1.959963984540054
@@ -55,7 +55,7 @@ def group_places(groups: Integers | None, images: int) -> Integers:
     """
     if groups is None:
         return np.arange(images)
-    require_images(groups, images)
+    require_row_per_image(groups, images)
     unique = np.where(groups < 0, groups.max(initial=0) + 1 + np.arange(images), groups)
     return np.asarray(np.unique(unique, return_inverse=True)[1])
 

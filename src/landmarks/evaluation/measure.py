@@ -33,7 +33,7 @@ from landmarks.evaluation.metrics import (
     top_k,
 )
 from landmarks.evaluation.neighbours import NEIGHBOUR_DEFINITIONS
-from landmarks.evaluation.predictions import Arrays
+from landmarks.evaluation.predictions import PredictionArrays
 from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, candidate_rules, compare_rules, threshold_parts
 from landmarks.recognition.known_scores import SCORE_DEFINITIONS
 
@@ -61,7 +61,7 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """The record of an evaluation and its two tables."""
 
     record: dict[str, Any]
@@ -69,10 +69,10 @@ class Measured:
     confusion: pl.DataFrame  # truth, answer, count
 
 
-def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
+def measure(arrays: PredictionArrays, *, seed: int = 0) -> Measurement:
     """Return every number that `arrays` allow; one that is undefined (an accuracy of no images) is None."""
     known = arrays.truth.known
-    truth = arrays.truth.of(known)
+    truth = arrays.truth.subset(known)
     labels, confidence, groups = arrays.labels[known], arrays.scores[known, 0], arrays.groups[known]
     first, correct = truth.first, top_k(labels, truth, 1)
     answered = labels[:, 0] != NO_LABEL
@@ -93,7 +93,7 @@ def measure(arrays: Arrays, *, seed: int = 0) -> Measured:
     }
     confusion = pl.DataFrame({"truth": shown, "answer": answer, "count": count})
     record = _without_nan(record)
-    return Measured({**record, "definitions": definitions_of(record)}, _landmarks(first, correct), confusion)
+    return Measurement({**record, "definitions": definitions_of(record)}, _landmarks(first, correct), confusion)
 
 
 def definitions_of(numbers: Mapping[str, Any]) -> dict[str, str]:
@@ -131,10 +131,10 @@ def _interval(value: float, bounds: Bounds) -> dict[str, Any]:
     return {"value": value, **bounds._asdict()}
 
 
-def _gaps(arrays: Arrays, known: Flags) -> dict[str, Any]:
+def _gaps(arrays: PredictionArrays, known: Flags) -> dict[str, Any]:
     def gap(chosen: Flags) -> float:
         return global_average_precision(
-            arrays.ids[chosen], arrays.labels[chosen, 0], arrays.scores[chosen, 0], arrays.truth.of(chosen)
+            arrays.ids[chosen], arrays.labels[chosen, 0], arrays.scores[chosen, 0], arrays.truth.subset(chosen)
         )
 
     usages = sorted({usage for usage in arrays.usage.tolist() if usage})
@@ -145,7 +145,7 @@ def _gaps(arrays: Arrays, known: Flags) -> dict[str, Any]:
     }
 
 
-def _probabilities(arrays: Arrays, known: Flags, correct: Flags) -> dict[str, Any]:
+def _probabilities(arrays: PredictionArrays, known: Flags, correct: Flags) -> dict[str, Any]:
     if arrays.untempered is None or arrays.truth_log_scores is None:
         return {"log_loss": None, "ece": None, "ece_before_temperature": None, "reliability": []}
     confidence = arrays.scores[known, 0]
@@ -171,7 +171,7 @@ def _risk_coverage(confidence: Floats, correct: Flags) -> dict[str, Any]:
     }
 
 
-def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
+def _rejection(arrays: PredictionArrays, known: Flags, seed: int) -> dict[str, Any]:
     if known.all() or not known.any():
         return {"rejection": [], "rejection_parts": None}
     parts = threshold_parts(arrays.usage, arrays.groups, seed)
@@ -182,7 +182,7 @@ def _rejection(arrays: Arrays, known: Flags, seed: int) -> dict[str, Any]:
     for row, (rule, _) in zip(rows, rules, strict=True):
         values = rule.apply(scores)[reported]
         row["gap"] = global_average_precision(
-            arrays.ids[reported], arrays.labels[reported, 0], values, arrays.truth.of(reported)
+            arrays.ids[reported], arrays.labels[reported, 0], values, arrays.truth.subset(reported)
         )
     return {"rejection": rows, "rejection_parts": {"chosen_on": parts.chosen_on, "reported_on": parts.reported_on}}
 

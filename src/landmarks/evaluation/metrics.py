@@ -65,7 +65,7 @@ class Truth:
         first[self.rows[::-1]] = self.labels[::-1]
         return first
 
-    def of(self, chosen: Flags) -> Truth:
+    def subset(self, chosen: Flags) -> Truth:
         """Return the truth of the images where `chosen` `(N,)` is true, renumbered in their order."""
         renumbered = np.cumsum(chosen) - 1
         kept = chosen[self.rows]
@@ -81,7 +81,7 @@ def truth_of(lists: list[list[int]] | list[set[int]]) -> Truth:
 
 def correct_answers(labels: Integers, truth: Truth) -> Flags:
     """Return `(N, k)`: whether the answer is among the landmarks that its image shows."""
-    require_images(labels, truth.images)
+    require_row_per_image(labels, truth.images)
     if not truth.rows.size or not labels.size:
         return np.zeros(labels.shape, dtype=bool)
     names, places = np.unique(np.concatenate([labels.ravel(), truth.labels]), return_inverse=True)
@@ -146,7 +146,7 @@ def require_numbers(values: Floats, what: str) -> None:
         )
 
 
-def require_images(values: NDArray[np.generic], images: int) -> None:
+def require_row_per_image(values: NDArray[np.generic], images: int) -> None:
     """Raise `LandmarksError` when `values` does not have one row per image."""
     if len(values) != images:
         raise LandmarksError("answers and truth differ in length", received=len(values), expected=images)

@@ -123,7 +123,7 @@ def _gaps(
 ) -> dict[str, float | None]:
     parts = {"all": np.ones(len(ids), dtype=bool)} | {name: usage == name for name in ("Public", "Private")}
     gaps = {
-        name: global_average_precision(ids[part], answers[part], scores[part], truth.of(part))
+        name: global_average_precision(ids[part], answers[part], scores[part], truth.subset(part))
         for name, part in parts.items()
         if part.any()
     }

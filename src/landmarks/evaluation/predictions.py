@@ -198,7 +198,7 @@ def _join(chunks: list[Path], path: Path, metadata: dict[str, str]) -> None:
 
 
 @dataclass(frozen=True)
-class Arrays:
+class PredictionArrays:
     """The predictions of N images."""
 
     ids: NDArray[np.object_]
@@ -218,13 +218,13 @@ class Arrays:
         return {name: self.scores[:, 0].astype(np.float32), **self.rejection}
 
 
-def arrays_of(predictions: pl.DataFrame) -> Arrays:
+def prediction_arrays(predictions: pl.DataFrame) -> PredictionArrays:
     """Return a predictions table as arrays."""
     counts = predictions["truth"].list.len().to_numpy()
     shown = predictions["truth"].explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int64)
     rows = np.repeat(np.arange(len(predictions)), counts)
     k = int(predictions["label"].list.len().max() or 1)  # type: ignore[arg-type]
-    return Arrays(
+    return PredictionArrays(
         ids=predictions["image_id"].to_numpy(),
         truth=Truth(rows, shown, len(predictions)),
         labels=predictions["label"].list.to_array(k).to_numpy().astype(np.int64),

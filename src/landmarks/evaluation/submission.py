@@ -11,9 +11,9 @@ import polars as pl
 
 from landmarks.archive.csv_tables import IMAGE, SOLUTION, CsvColumn, CsvTable, read_checked
 from landmarks.dataset.manifest import NO_LABEL
-from landmarks.evaluation.measure import Measured, definitions_of, measure
+from landmarks.evaluation.measure import Measurement, definitions_of, measure
 from landmarks.evaluation.metrics import Truth, require_unique_ids
-from landmarks.evaluation.predictions import PREDICTIONS, Arrays
+from landmarks.evaluation.predictions import PREDICTIONS, PredictionArrays
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
@@ -77,7 +77,7 @@ def _refuse_other_folders(out: Path) -> None:
 
 
 def write_metrics(
-    folder: Path, labels: pl.DataFrame, arrays: Arrays, about: dict[str, Any], *, verb: str, inputs: str
+    folder: Path, labels: pl.DataFrame, arrays: PredictionArrays, about: dict[str, Any], *, verb: str, inputs: str
 ) -> dict[str, Any]:
     """Measure `arrays`, write `metrics/<name>.json` and its two tables, and return the record.
 
@@ -94,7 +94,7 @@ def write_metrics(
     return numbers
 
 
-def _record(about: dict[str, Any], measured: Measured, names: pl.Series) -> dict[str, Any]:
+def _record(about: dict[str, Any], measured: Measurement, names: pl.Series) -> dict[str, Any]:
     """Return `about` followed by the numbers and their definitions; `names` by label name the confused landmarks."""
     confused = [
         {**pair, "truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
@@ -115,7 +115,7 @@ def _labels(landmark_ids: pl.Series) -> pl.DataFrame:
     )
 
 
-def _predictions(arrays: Arrays) -> pl.DataFrame:
+def _predictions(arrays: PredictionArrays) -> pl.DataFrame:
     """Return `arrays` as a predictions table; columns that a submission does not have are null."""
     rows = pl.DataFrame({"row": arrays.truth.rows, "truth": arrays.truth.labels})
     shown = rows.group_by("row", maintain_order=True).agg("truth")
@@ -202,7 +202,7 @@ def read_solution(path: Place) -> pl.DataFrame:
     return rows.select("image_id", landmarks=shown, usage="Usage").sort("image_id")
 
 
-def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple[Arrays, pl.Series]:
+def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple[PredictionArrays, pl.Series]:
     """Return a prediction for every image of `solution`, and the landmark id of each label used in them.
 
     An image that the submission leaves out has no answer. Raises `LandmarksError` on images that are not in the
@@ -216,7 +216,7 @@ def submission_arrays(submission: pl.DataFrame, solution: pl.DataFrame) -> tuple
     lowest = np.nanmin(scores) if np.isfinite(scores).any() else 0.0
     answers = landmark_ids.search_sorted(table["landmark_id"].fill_null(landmark_ids.max() or 0)).to_numpy()
     counts = table["landmarks"].list.len().to_numpy()
-    arrays = Arrays(
+    arrays = PredictionArrays(
         ids=table["image_id"].to_numpy(),
         truth=Truth(np.repeat(np.arange(len(table)), counts), landmark_ids.search_sorted(shown).to_numpy(), len(table)),
         labels=np.where(np.isnan(scores), NO_LABEL, answers.astype(np.int64))[:, None],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from landmarks.evaluation.measure import measured_names
-from landmarks.reporting.report_tables import tested_on, trained_epochs
+from landmarks.reporting.report_tables import evaluation_on_test, trained_epochs
 from landmarks.reporting.run_files import RunFiles
 from landmarks.reporting.wording import bounds, heading, number, one_line, percentage
 from landmarks.support.console import plural
@@ -67,7 +67,7 @@ _OF_SUBSETS = {"subsets": "draws_of_landmarks", "place": "place_among_the_draws"
 
 def _has_number(run: RunFiles, name: str) -> bool:
     """Return whether the page shows the number `name` of `DEFINITIONS` for a run."""
-    tested = tested_on(run)
+    tested = evaluation_on_test(run)
     numbers: dict[str, object] = {
         "test_accuracy": tested and number(tested.metrics.get("top1")),
         "validation_accuracy": run.val_accuracy,
@@ -118,7 +118,7 @@ def _about_answers(runs: Sequence[RunFiles]) -> list[str]:
 
 def _about_test(runs: Sequence[RunFiles]) -> list[str]:
     found = []
-    untested = [run for run in runs if tested_on(run) is None]
+    untested = [run for run in runs if evaluation_on_test(run) is None]
     for has_test, template in ((False, "Nothing was kept apart to test {}"), (True, "{} {} not judged on test images")):
         concerned = [run for run in untested if run.has_test == has_test]
         if not concerned:
@@ -127,7 +127,7 @@ def _about_test(runs: Sequence[RunFiles]) -> list[str]:
         if all(_chose_an_epoch(run) for run in concerned):
             text += ": validation accuracy chose the epoch to keep, and is flattered by that"
         found.append(f"{text}.")
-    sizes = {(test.known, test.name): test for run in runs if (test := tested_on(run))}
+    sizes = {(test.known, test.name): test for run in runs if (test := evaluation_on_test(run))}
     for (images, name), test in sorted(sizes.items()):
         if images < SMALL_TEST:
             pair = bounds(test.metrics.get("top1"))
@@ -166,7 +166,7 @@ def _about_comparison(runs: Sequence[RunFiles]) -> list[str]:
     if len(runs) < 2:
         return []
     found = []
-    tests = [test for run in runs if (test := tested_on(run))]
+    tests = [test for run in runs if (test := evaluation_on_test(run))]
     digests = {test.images_digest for test in tests}
     sets = {(test.name, test.known) for test in tests}
     if len(digests if "" not in digests else sets) > 1:

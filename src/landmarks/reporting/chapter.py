@@ -95,7 +95,7 @@ def make_chapter(run: RunFiles, figures: FigureFolder, *, panels: int) -> Chapte
     landmarks = landmarks_numbers(run, judged) if judged else None
     file = f"{run.slug}-landmarks"
     if landmarks is not None:
-        file = figures.keep(landmarks, file=file)
+        file = figures.save_numbers(landmarks, file=file)
     return Chapter(
         run=run,
         judged=judged,

@@ -44,7 +44,7 @@ _PHASES = {"head": "head training", "finetune": "fine-tuning"}
 def overview_figures(runs: Sequence[RunFiles], figures: FigureFolder, page: str) -> list[Figure]:
     """Return the figures that compare runs: accuracy against cost, against time, and validation over epochs."""
     numbers = results_numbers(runs)
-    figures.keep(numbers, file=f"{page}-results")
+    figures.save_numbers(numbers, file=f"{page}-results")
     drawn = []
     for x, title, unit in (("gmacs", "cost of one image", "GMACs"), ("seconds", "time of training", "minutes")):
         frame = _bubbles(numbers, x)
@@ -182,7 +182,7 @@ def confusion_figure(run: RunFiles, evaluation: EvaluationFiles, figures: Figure
     )
     file = f"{run.slug}-confusion"
     if len(run.names) > MOST_CELLS:
-        figures.keep(pairs, file=file)
+        figures.save_numbers(pairs, file=file)
         return None
     order = _by_accuracy(pairs, len(run.names))
     place = {label: position for position, label in enumerate(order)}

@@ -56,10 +56,10 @@ class FigureFolder:
         svg = render_svg(chart)
         with written_whole(self.folder / f"{file}.svg", tidy=True) as aside:
             aside.write_text(svg, encoding="utf-8")
-        self.keep(numbers, file=file)
+        self.save_numbers(numbers, file=file)
         return Figure(title, alt, caption, inlined(svg, alt, prefix=file), f"{self.folder.name}/{file}", wide)
 
-    def keep(self, numbers: pl.DataFrame, *, file: str) -> str:
+    def save_numbers(self, numbers: pl.DataFrame, *, file: str) -> str:
         """Write `numbers` to `<file>.csv` and return its path relative to the page."""
         flat = numbers.drop("description", strict=False)
         write_csv(self.folder / f"{file}.csv", flat)

@@ -81,7 +81,7 @@ def results_table(runs: Sequence[RunFiles]) -> Table:
 
 
 def _result(run: RunFiles) -> tuple[Cell, ...]:
-    tested, head_alone = tested_on(run), number(run.field("head", "val_accuracy"))
+    tested, head_alone = evaluation_on_test(run), number(run.field("head", "val_accuracy"))
     size, epochs = number(run.field("network", "image_size")), trained_epochs(run)
     seconds, parameters = number(run.field("seconds", "total")), number(run.field("network", "parameters"))
     return (
@@ -117,7 +117,7 @@ def network_summary(run: RunFiles) -> str:
     return ", ".join(one_line(text, 40) for text in parts if text)
 
 
-def tested_on(run: RunFiles) -> EvaluationFiles | None:
+def evaluation_on_test(run: RunFiles) -> EvaluationFiles | None:
     """Return the run's main evaluation, unless it is on validation images."""
     return run.main if run.main and run.main.name != "val" else None
 
@@ -139,7 +139,7 @@ def results_numbers(runs: Sequence[RunFiles]) -> pl.DataFrame:
     """Return the study's table as numbers for the CSV and the charts."""
     rows = []
     for run in runs:
-        tested = tested_on(run)
+        tested = evaluation_on_test(run)
         top1 = tested.metrics.get("top1") if tested else None
         low, high = bounds(top1) or (None, None)
         epochs = trained_epochs(run)

@@ -53,7 +53,7 @@ class StudySection:
 
 def study_section(record: Mapping[str, Any], figures: FigureFolder, page: str) -> StudySection:
     """Return the page's section about a reproduction; its numbers and its figure are also written as files."""
-    file = figures.keep(study_numbers(record), file=f"{page}-study")
+    file = figures.save_numbers(study_numbers(record), file=f"{page}-study")
     notes = tuple(one_line(text, 400) for text in record["notes"])
     return StudySection(replace(study_table(record), file=file), study_figure(record, figures, page), notes)
 
