@@ -156,7 +156,7 @@ def steps(  # noqa: PLR0915, PLR0917
     network = build_network(backbone, classes=LANDMARKS, weights="none", image_size=pixels).to(opened.device)
     timing = choose_by_timing(network, opened)
     device = opened.device
-    computing = type(opened)(opened.accelerator, timing.way.precision, opened.workers)
+    computing = type(opened)(opened.accelerator, timing.best.precision, opened.workers)
     set_training(network, freeze_bn=False)
     optimizer = make_optimizer(network, recipe)
     training = Training(network, recipe, computing, torch.ones(LANDMARKS, device=device), network.features)
@@ -208,11 +208,11 @@ def steps(  # noqa: PLR0915, PLR0917
         loaded = batches(dataset, train, network.preprocessing, steps=steps, augment=augment, **settings)
         return ((each,) for each in on_device(loaded, device))
 
-    layout = {"channels last": torch.channels_last}.get(timing.way.layout, torch.contiguous_format)
+    layout = {"channels last": torch.channels_last}.get(timing.best.layout, torch.contiguous_format)
     images = torch.randn(batch, 3, pixels, pixels, device=device).to(memory_format=layout)
     labels = torch.arange(batch, device=device) % LANDMARKS
     ready = next(shards(0))
-    found: dict[str, Any] = {"network": backbone, "pixels": pixels, "batch": batch, **timing.way.__dict__}
+    found: dict[str, Any] = {"network": backbone, "pixels": pixels, "batch": batch, **timing.best.__dict__}
     found["timed"] = {f"{way.precision}, {way.layout}": rate for way, rate in timing.rates.items()}
     found["bare"] = rate(endless(lambda _: iter([(images, labels)])), bare)
     found["ours"] = rate(endless(lambda _: iter([ready])), ours)

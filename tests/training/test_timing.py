@@ -27,13 +27,12 @@ def network() -> Network:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, rates: dict[ComputeFormat, float]) -> list[ComputeFormat]:
-    """Let each way have its images per second, without a pass; return the ways that are timed."""
+    """Let each format have its images per second, without a pass; return the formats that are timed."""
     tried: list[ComputeFormat] = []
 
-    def seconds(network: Network, machine: Machine, way: ComputeFormat, slowest: float) -> float | None:
-        tried.append(way)
-        assert machine.precision == way.precision
-        return timing.IMAGES["cpu"] / rates[way] if way in rates else None
+    def seconds(network: Network, machine: Machine, layout: str, limit: float) -> float | None:
+        tried.append(ComputeFormat(machine.precision, layout))
+        return timing.IMAGES["cpu"] / rates[tried[-1]] if tried[-1] in rates else None
 
     monkeypatch.setattr(timing, "_seconds", seconds)
     return tried
@@ -67,7 +66,7 @@ def test_the_faster_format_is_chosen_whatever_the_flags_say(
     rates = {ComputeFormat("float32", LAST): 10.0, ComputeFormat("bfloat16", LAST): bfloat16}
     timed(monkeypatch, rates | {ComputeFormat("float32", FIRST): 4.0, ComputeFormat("bfloat16", FIRST): 2.0})
     found = choose_by_timing(network, usual)
-    assert found.way == ComputeFormat(chosen, LAST)
+    assert found.best == ComputeFormat(chosen, LAST)
     precision, layout = found.choices()
     assert (precision.value, layout.value) == (chosen, LAST)
     assert (
@@ -86,7 +85,7 @@ def test_other_formats_are_timed_in_the_better_layout_alone(
             ComputeFormat("bfloat16", FIRST): 50.0,
         },
     )
-    assert choose_by_timing(network, machine).way == ComputeFormat("bfloat16", FIRST)
+    assert choose_by_timing(network, machine).best == ComputeFormat("bfloat16", FIRST)
     assert tried == [ComputeFormat("float32", LAST), ComputeFormat("float32", FIRST), ComputeFormat("bfloat16", FIRST)]
     assert next(network.backbone.parameters()).is_contiguous()
 
@@ -96,7 +95,7 @@ def test_what_takes_an_instant_is_not_compared(
 ) -> None:
     tried = timed(monkeypatch, {ComputeFormat("float32", LAST): 1e4})
     found = choose_by_timing(network, machine)
-    assert tried == [ComputeFormat("float32", LAST)] == [found.way]
+    assert tried == [ComputeFormat("float32", LAST)] == [found.best]
     assert "too quick" in found.choices()[0].why
 
 
@@ -104,7 +103,7 @@ def test_a_format_that_does_not_fit_into_memory_is_not_chosen(
     network: Network, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(monkeypatch, {ComputeFormat("float32", FIRST): 5.0, ComputeFormat("bfloat16", FIRST): 1.0})
-    assert choose_by_timing(network, machine).way == ComputeFormat("float32", FIRST)
+    assert choose_by_timing(network, machine).best == ComputeFormat("float32", FIRST)
 
 
 def test_real_passes_leave_weights_statistics_and_gradients_as_they_were(

@@ -1,4 +1,4 @@
-"""What a machine is asked to compute in: device, threads, number format and memory layout, each with its reason."""
+"""How a machine computes: device, threads, number format and memory layout, each chosen with a reason."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from landmarks.support.systems import waiting_policy
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 """Processors without one of these compute bfloat16 9 to 18 times slower than float32 (measured on AVX2)."""
 
-
 BUSY = 0.5
-"""Cores in use by other programs from which on it is told."""
+"""Cores used by other programs from which the user is told."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +39,41 @@ class Choice:
 
 
 def choose_device(wanted: str) -> Choice:
-    """Choose where to compute: `auto` (the best there is), `cpu`, `cuda` or `mps`.
+    """Choose the device: `auto` (the best there is), `cpu`, `cuda` or `mps`.
 
-    Raises `UsageError` for any other word, and when the device that was asked for is not there.
+    Raises `UsageError` for any other name, and for a device that this machine does not have.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto":
-        if wanted not in there:
-            choices = ("auto", *there)
+        if wanted not in available:
+            choices = ("auto", *available)
             raise UsageError(
                 f'no device "{wanted}"', expected=", ".join(choices), way_out=did_you_mean(wanted, choices)
             )
-        if not there[wanted]:
+        if not available[wanted]:
             raise UsageError(
                 f"this machine has no device {wanted}",
-                expected=", ".join(name for name in there if there[name]),
+                expected=", ".join(name for name in available if available[name]),
             )
         return Choice("device", wanted, "asked for")
-    if there["cuda"]:
+    if available["cuda"]:
         return Choice("device", "cuda", torch.cuda.get_device_name())
-    if there["mps"]:
+    if available["mps"]:
         return Choice("device", "mps", "Apple's graphics processor")
     return Choice("device", "cpu", f"no graphics processor; {torch.get_num_threads()} threads")
 
 
 def choose_threads(wanted: int | None) -> Choice:
-    """Set how many threads compute on the processor: so many as are `wanted`, else as torch has it."""
+    """Set the number of threads that compute on the CPU; None leaves PyTorch's number."""
     if wanted is not None:
         torch.set_num_threads(wanted)
     others = cores_used_by_others()
-    beside = "" if others < BUSY else f"; other programs use {others:.1f} of {os.cpu_count()} cores"
-    return Choice("threads", str(torch.get_num_threads()), f"{waiting_policy()}{beside}")
+    busy = "" if others < BUSY else f"; other programs use {others:.1f} of {os.cpu_count()} cores"
+    return Choice("threads", str(torch.get_num_threads()), f"{waiting_policy()}{busy}")
 
 
 def cores_used_by_others(seconds: float = 0.1) -> float:
-    """Return how many cores other programs keep busy, measured over `seconds`."""
+    """Return how many cores other programs use, measured over `seconds`."""
     cores = psutil.cpu_count() or 1
     before, started, own = psutil.cpu_times(), time.monotonic(), time.process_time()
     time.sleep(seconds)
@@ -84,7 +83,7 @@ def cores_used_by_others(seconds: float = 0.1) -> float:
 
 
 def choose_precision(wanted: str, device: str) -> Choice:
-    """Choose between float32 and bfloat16 by what the hardware computes fast; weights stay float32 in either case."""
+    """Choose float32 or bfloat16 by what the hardware computes fast; weights stay float32 in either case."""
     if wanted != "auto":
         return Choice("precision", wanted, "asked for")
     if device == "cuda":
@@ -100,10 +99,10 @@ def choose_precision(wanted: str, device: str) -> Choice:
 
 
 def prepare_for_inference(device: torch.device) -> None:
-    """Let an NVIDIA card answer in TF32: what goes into products has 10 bits behind the point, sums are in float32.
+    """Let an NVIDIA card compute in TF32: factors of products have a mantissa of 10 bits, sums are in float32.
 
-    Imitated on a processor, that moved probabilities by 0.02 at most and no best answer of 96 images
-    (`benchmarks/precisions.py`); autocast's bfloat16 would be faster still, but gave another answer to three of them.
+    Simulated on a CPU, that changed probabilities by 0.02 at most and no best answer of 96 images
+    (`benchmarks/precisions.py`). Autocast's bfloat16 would be faster still, but changed the answer to three of them.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -111,14 +110,14 @@ def prepare_for_inference(device: torch.device) -> None:
 
 
 def set_memory_layout(network: torch.nn.Module) -> None:
-    """Put the weights of `network` into memory in the layout that suits it."""
+    """Convert the weights of `network` to the memory layout that `choose_layout` chooses."""
     if choose_layout(network).value == "channels last":
         network.to(memory_format=torch.channels_last)
 
 
 def choose_layout(network: torch.nn.Module) -> Choice:
     """Choose the memory layout of images and kernels: channels last for convolutions."""
-    if any(parameter.ndim > 4 for parameter in network.parameters()):  # torch would refuse
+    if any(parameter.ndim > 4 for parameter in network.parameters()):  # PyTorch would raise
         return Choice("memory layout", "channels first", "it has kernels of more than two dimensions")
     if any(isinstance(module, torch.nn.Conv2d) and module.kernel_size != module.stride for module in network.modules()):
         return Choice("memory layout", "channels last", "its convolutions are faster so")
@@ -126,7 +125,7 @@ def choose_layout(network: torch.nn.Module) -> Choice:
 
 
 def processor_flags() -> frozenset[str]:
-    """Return what the processor says it can do; empty where the system does not tell."""
+    """Return the feature flags of the processor; empty if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -136,7 +135,7 @@ def processor_flags() -> frozenset[str]:
 
 
 def processor_name() -> str:
-    """Return the processor's name, or its architecture where the system does not tell."""
+    """Return the processor's name, or its architecture if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

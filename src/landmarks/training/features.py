@@ -1,8 +1,8 @@
-"""The cache: pooled features of images, computed once per backbone, preprocessing and images, kept on disk.
+"""The feature cache: pooled features of images, computed once per backbone and preprocessing, and kept on disk.
 
-Half precision, read by memory map, in `DATA/features/<digest>/`: the digest covers everything the numbers depend on,
-so that another backbone or another decoder finds no cache rather than a wrong one. Where DATA may only be read they
-are in `$XDG_CACHE_HOME/landmarks/features/<digest>/`.
+They lie in `DATA/features/<digest>/` in half precision and are memory-mapped. The digest covers everything that the
+features depend on, so another backbone or decoder finds no cache rather than a wrong one. If DATA is read-only, they
+lie in `$XDG_CACHE_HOME/landmarks/features/<digest>/`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 
 RECORD = "features.json"
-"""Written last: a folder that holds it holds a whole cache."""
+"""Written last: a folder with this file holds a complete cache."""
 
 CONTENT = ("length", "width", "height", "phash")
-"""What an image is, beside its id: columns of a dataset's images."""
+"""Columns of a dataset's images that describe the content of an image, whatever its id."""
 
-SECONDS_BETWEEN_LOOKS = 1.0
-"""How often a process looks whether another one has finished the same cache."""
+POLL_SECONDS = 1.0
+"""How often a process checks whether another one has finished the same cache."""
 
 
 _Write = Callable[[NDArray[np.int64], torch.Tensor], None]
@@ -56,7 +56,7 @@ _Write = Callable[[NDArray[np.int64], torch.Tensor], None]
 
 @dataclass(frozen=True)
 class CachedView:
-    """Which image of each image: 0 the evaluation image, later ones augmented, drawn from (seed, -number)."""
+    """Which version of each image is cached: 0 is the evaluation image, others are augmented by (seed, -number)."""
 
     number: int = 0
     augment: Augmentation | None = None
@@ -74,22 +74,22 @@ class _Work:
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of some images, in the order they were asked for."""
+    """Pooled features of some images, in the order of the images."""
 
     values: NDArray[np.float16]  # (P, C), a memory map
-    seconds: float  # it took to compute them; 0 when they were there
+    seconds: float  # to compute them; 0 if they were cached
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of cached features, read from disk when they are asked for: `rows[a:b]` or `rows[array]` is (n, C)."""
+    """Some rows of cached features, read from disk when indexed: `rows[a:b]` and `rows[array]` are (n, C)."""
 
     values: NDArray[np.floating]
     positions: NDArray[np.int64]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many rows, and the length C of each."""
+        """The number of rows and their length C."""
         return len(self.positions), self.values.shape[1]
 
     def __len__(self) -> int:
@@ -109,17 +109,17 @@ def cached_features(
     augment: Augmentation | None = None,
     seed: int = 0,
 ) -> Features:
-    """Return the features of `images`, from the cache when they are there; the network is in evaluation mode after.
+    """Return the features of `images`, from the cache if they are there; leaves the network in evaluation mode.
 
-    `view` 0 is the evaluation image; later views are augmented, each drawn from (seed, view, id). Raises
-    `StaleError` when a cache is there but not what its name says.
+    `view` 0 is the evaluation image; other views are augmented, each drawn from (seed, view, id). Raises `StaleError`
+    when the cache does not hold what its digest says.
     """
-    drawn = CachedView(view, augment, seed) if view and augment else CachedView()
-    work = _Work(network, dataset, images, machine, drawn)
-    key = cache_key(network, images, machine.precision, drawn)
+    cached_view = CachedView(view, augment, seed) if view and augment else CachedView()
+    work = _Work(network, dataset, images, machine, cached_view)
+    key = cache_key(network, images, machine.precision, cached_view)
     folder = machine.from_main(_folder_for(dataset, digest_of(key)) if machine.is_main else None)
     started, missing = time.monotonic(), not (folder / RECORD).exists()
-    machine.wait()  # all have looked before one writes
+    machine.wait()  # every process has looked before one writes
     if missing and machine.is_main:
         _compute_in(folder, key, work)
     elif missing:
@@ -129,41 +129,41 @@ def cached_features(
 
 
 def kept_features(run: Run, dataset: Dataset, images: pl.DataFrame) -> Rows | None:
-    """Return the features that head training kept of `images`, some of what `run` saw, sorted by id; None if there
-    are none.
+    """Return the features of `images` that the head training of `run` cached, or None; nothing is computed or written.
 
-    They lie under a key that changes with the backbone: a run that was fine-tuned has another backbone than they are
-    of. Nothing is computed, and nothing is written.
+    `images` are some of the images that the run saw, sorted by id. The cache key changes with the backbone, so a
+    fine-tuned run has no such features.
     """
     seen = run.seen
     if seen is None or not any(place.is_dir() for place in _places_of(dataset)):
         return None
-    together = seen.filter(pl.col("through").is_null()).sort("image_id")
+    own = seen.filter(pl.col("through").is_null()).sort("image_id")
     network = run.network()
-    asked_for = {one.get("value") for one in run.record.get("choices") or [] if one.get("what") == "precision"}
-    for precision in ("float32", *sorted(asked_for - {"float32"})):
-        key = cache_key(network, together, precision, CachedView())
+    choices = run.record.get("choices") or []
+    precisions = {choice.get("value") for choice in choices if choice.get("what") == "precision"}
+    for precision in ("float32", *sorted(precisions - {"float32"})):
+        key = cache_key(network, own, precision, CachedView())
         for place in _places_of(dataset):
             folder = place / digest_of(key)
             if (folder / RECORD).exists():
                 try:
-                    return Rows(_open(folder, key, together), positions(together, images))
+                    return Rows(_open(folder, key, own), positions(own, images))
                 except LandmarksError as error:
                     note(f"{error}; the features are computed again")
     return None
 
 
 def _places_of(dataset: Dataset) -> tuple[Path, Path]:
-    """Return where caches of a dataset's features may lie: beside the images, or in the person's own cache."""
+    """Return where a dataset's features may be cached: in its folder, or in the user's cache folder."""
     return dataset.folder / "features", cache_folder() / "features"
 
 
 def _folder_for(dataset: Dataset, digest: str) -> Path:
-    """Return where the cache of this digest lies or will lie: beside the images, unless that cannot be written."""
-    own, others = _places_of(dataset)
+    """Return the folder of the cache with this digest: in the dataset's folder, unless that is read-only."""
+    own, user_cache = _places_of(dataset)
     if (own / digest / RECORD).exists() or can_write(own):
         return own / digest
-    elsewhere = others / digest
+    elsewhere = user_cache / digest
     note(f"{dataset.folder} cannot be written: its features are kept in {elsewhere}")
     return elsewhere
 
@@ -173,7 +173,7 @@ def cache_key(network: Network, images: pl.DataFrame, precision: str, view: Cach
     return {
         "weights": backbone_digest(network),
         "backbone": network.backbone_name,
-        "preprocessing": json.loads(json.dumps(network.preprocessing.record())),  # as the file will have it
+        "preprocessing": json.loads(json.dumps(network.preprocessing.record())),  # as it is read back from the file
         "decoder": DECODER,
         "precision": precision,
         "images": digest_of_images(images),
@@ -182,9 +182,10 @@ def cache_key(network: Network, images: pl.DataFrame, precision: str, view: Cach
 
 
 def digest_of_images(images: pl.DataFrame) -> str:
-    """Return the digest of which images these are, a slice at a time: as Python's objects, millions are gigabytes."""
+    """Return a digest of the ids and contents of `images`."""
     digest = hashlib.blake2b(digest_size=16)
-    for rows in images.select("image_id", "length", "width", "height", "phash").iter_slices(100_000):
+    # A slice at a time: as Python objects, millions of rows take gigabytes.
+    for rows in images.select("image_id", *CONTENT).iter_slices(100_000):
         digest.update(rows.write_csv(include_header=False).encode())
     return digest.hexdigest()
 
@@ -193,118 +194,119 @@ def backbone_digest(network: Network) -> str:
     """Return 32 hex digits that change with any weight of the backbone."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(network.backbone.state_dict().items()):
-        if not name.endswith("num_batches_tracked"):  # counts steps, changes nothing
+        if not name.endswith("num_batches_tracked"):  # a step counter, without influence
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def _compute_in(folder: Path, key: dict[str, Any], work: _Work) -> None:
-    """Fill the cache in `folder`; another process that is filling it is waited for."""
-    told = False
+    """Fill the cache in `folder`, or wait while another process does."""
+    noted = False
     while not (folder / RECORD).exists():
         try:
             with held(folder):
                 if not (folder / RECORD).exists():
                     require_free_disk(folder, 2 * len(work.images) * work.network.width + 4096)
-                    kept = _kept_before(key, work) if work.machine.processes == 1 else None
-                    _compute(folder, work, kept)
+                    earlier = _from_earlier_cache(key, work) if work.machine.processes == 1 else None
+                    _compute(folder, work, earlier)
                     write_table(folder / "ids.parquet", work.images.select("image_id", *CONTENT))
                     write_record(folder / RECORD, {"key": key, "images": len(work.images)}, verb="train")
         except BusyError:
             if work.machine.processes > 1:  # the others have already begun to compute
                 raise
-            if not told:
+            if not noted:
                 note("another process is computing the same features; waiting for it")
-            told = True
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            noted = True
+            time.sleep(POLL_SECONDS)
 
 
 @torch.no_grad()  # not inference_mode: the head is trained on what comes from here
-def _compute(folder: Path | None, work: _Work, kept: _Kept | None = None) -> None:
-    """Pass images through the backbone, a share per process; the main process, which has a `folder`, writes.
+def _compute(folder: Path | None, work: _Work, earlier: _EarlierFeatures | None = None) -> None:
+    """Pass the images through the backbone, divided among the processes; the one with a `folder` writes.
 
-    What is `kept` from an earlier cache is copied, and not computed.
+    Features that an `earlier` cache holds are copied instead.
     """
     network, machine, view = work.network.eval(), work.machine, work.view
-    places = np.arange(len(work.images)) if kept is None else kept.missing
-    images = work.images if kept is None else work.images[kept.missing]
-    every = [
+    places = np.arange(len(work.images)) if earlier is None else earlier.missing
+    images = work.images if earlier is None else work.images[earlier.missing]
+    steps_by_rank = [
         epoch_steps(np.arange(len(images)), machine.images_at_once * machine.processes, rank, machine.processes)
         for rank in range(machine.processes)
     ]
-    mine = every[machine.rank]
     loaded = batches(
         work.dataset,
         images,
         network.preprocessing,
-        steps=mine,
+        steps=steps_by_rank[machine.rank],
         workers=machine.workers,
         augment=None if view.augment is None else EpochAugmentation(view.augment, view.seed, -view.number),
     )
-    rows_per_process = at_once = max((len(step) for steps in every for step in steps), default=0)
+    rows_per_process = at_once = max((len(step) for steps in steps_by_rank for step in steps), default=0)
 
     def features_of(inputs: torch.Tensor) -> torch.Tensor:
         with machine.computing():
             return network.features(inputs)
 
     with _writer(folder, (len(work.images), network.width), view) as write:
-        if write and kept is not None:
-            for start in range(0, len(kept.rows), 4096):
-                some = slice(start, start + 4096)
-                write(kept.rows[some], torch.from_numpy(np.array(kept.values[kept.positions[some]])))
+        if write and earlier is not None:
+            for start in range(0, len(earlier.rows), 4096):
+                block = slice(start, start + 4096)
+                write(earlier.rows[block], torch.from_numpy(np.array(earlier.values[earlier.positions[block]])))
         for step, batch in enumerate(on_device(loaded, machine.device)):
             features = torch.zeros(rows_per_process, network.width, device=machine.device)
             if batch.ids:
                 features[: len(batch.ids)], at_once = compute_in_parts(
                     features_of, as_input(batch, network.preprocessing, machine.device), at_once
                 )
-            together = machine.accelerator.gather(features) if machine.processes > 1 else features
+            gathered = machine.accelerator.gather(features) if machine.processes > 1 else features
             if write:
-                for rank, rows in enumerate(together.cpu().split(rows_per_process)):
-                    write(places[every[rank][step]], rows[: len(every[rank][step])])
+                for steps, rows in zip(steps_by_rank, gathered.cpu().split(rows_per_process), strict=False):
+                    write(places[steps[step]], rows[: len(steps[step])])
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Features of some of the asked images that an earlier cache holds, as when a dataset has grown."""
+class _EarlierFeatures:
+    """Features of some of the images from an earlier cache, as when a dataset has grown."""
 
-    rows: NDArray[np.int64]  # of the asked images
-    positions: NDArray[np.int64]  # in `values`
+    rows: NDArray[np.int64]  # of the images
+    positions: NDArray[np.int64]  # of these images in `values`
     values: NDArray[np.float16]
-    missing: NDArray[np.int64]  # of the asked images
+    missing: NDArray[np.int64]  # rows of the images that it does not hold
 
 
-def _kept_before(key: dict[str, Any], work: _Work) -> _Kept | None:
-    """Return what the cache that knows most of the asked images holds of them; None where none knows any.
+def _from_earlier_cache(key: dict[str, Any], work: _Work) -> _EarlierFeatures | None:
+    """Return the features in the cache that holds most of the images, or None if no cache holds any.
 
-    It must be of the same weights, preprocessing, decoder, precision and view, and an image the same in id, size and
-    hash: all that its features depend on.
+    Weights, preprocessing, decoder, precision and view must be the same, and so must an image's id, size and hash:
+    features depend on nothing else.
     """
-    best: _Kept | None = None
-    asked = work.images.select("image_id", *CONTENT).with_row_index("row")
+    best: _EarlierFeatures | None = None
+    images = work.images.select("image_id", *CONTENT).with_row_index("row")
     for place in _places_of(work.dataset):
         for record in sorted(place.glob(f"*/{RECORD}")):
             with contextlib.suppress(LandmarksError, OSError, ValueError):
                 if {**read_record(record)["key"], "images": ""} != {**key, "images": ""}:
                     continue
-                known = read_table(record.parent / "ids.parquet")
+                cached = read_table(record.parent / "ids.parquet")
                 values: NDArray[np.float16] = mapped(record.parent / "features.npy")
-                if not {"image_id", *CONTENT} <= set(known.columns) or values.shape != (len(known), work.network.width):
+                if not {"image_id", *CONTENT} <= set(cached.columns):
                     continue
-                met = asked.join(known.with_row_index("position"), on=["image_id", *CONTENT], how="inner")
-                if values.dtype == np.float16 and len(met) > (0 if best is None else len(best.rows)):
-                    rows = met["row"].to_numpy().astype(np.int64)
-                    missing = np.setdiff1d(np.arange(len(asked)), rows)
-                    best = _Kept(rows, met["position"].to_numpy().astype(np.int64), values, missing)
+                if values.shape != (len(cached), work.network.width) or values.dtype != np.float16:
+                    continue
+                matched = images.join(cached.with_row_index("position"), on=["image_id", *CONTENT], how="inner")
+                if len(matched) > (0 if best is None else len(best.rows)):
+                    rows = matched["row"].to_numpy().astype(np.int64)
+                    missing = np.setdiff1d(np.arange(len(images)), rows)
+                    best = _EarlierFeatures(rows, matched["position"].to_numpy().astype(np.int64), values, missing)
     if best is not None:
-        note(f"{len(best.rows):,} of {len(asked):,} features are kept from before, {len(best.missing):,} computed")
+        note(f"{len(best.rows):,} of {len(images):,} features are kept from before, {len(best.missing):,} computed")
     return best
 
 
 @contextlib.contextmanager
 def _writer(folder: Path | None, shape: tuple[int, int], view: CachedView) -> Iterator[_Write | None]:
-    """Give a function that stores features (n, C) at rows (n,) and moves the bar; none to a process without folder."""
+    """Yield a function that writes features (n, C) at rows (n,) and advances the bar; None without a `folder`."""
     if folder is None:
         yield None
         return
@@ -331,7 +333,7 @@ def _writer(folder: Path | None, shape: tuple[int, int], view: CachedView) -> It
 
 
 def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np.float16]:
-    """Map a cache into memory; raise `StaleError` when it is not what `key` and `images` ask for."""
+    """Map a cache into memory; raise `StaleError` when it is not the one of `key` and `images`."""
     record = read_record(folder / RECORD)
     try:
         values: NDArray[np.float16] = mapped(folder / "features.npy")
@@ -347,10 +349,10 @@ def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np
 
 
 def positions(images: pl.DataFrame, split: pl.DataFrame) -> NDArray[np.int64]:
-    """Return where in `images` the images of `split` stand, both sorted by id."""
+    """Return the rows of `images` that are in `split`; both are sorted by id."""
     return np.flatnonzero(images["image_id"].is_in(split["image_id"].implode()).to_numpy())
 
 
 def labels_of(images: pl.DataFrame) -> NDArray[np.int64]:
-    """Return the labels (P,) of images that show known landmarks."""
+    """Return the labels (P,) of `images`, all of which show known landmarks."""
     return images["label"].to_numpy().astype(np.int64)

@@ -258,7 +258,7 @@ def accumulate_gradients(
     normalisation sees smaller batches. Raises `LandmarksError` when not even a single image fits.
     """
     network = training.network
-    training.statistics.remember()
+    training.statistics.save()
     while True:
         try:
             return *_forward_and_backward(training, batch, size, micro_batch), micro_batch
@@ -270,7 +270,7 @@ def accumulate_gradients(
         # Only outside the handler are the error, and with it every tensor of the failed pass, released.
         network.zero_grad(set_to_none=True)
         training.sums.disarm()
-        training.statistics.put_back()
+        training.statistics.restore()
         free_memory()
         micro_batch = math.ceil(min(micro_batch, len(batch.ids)) / 2)
         training.machine.say(

@@ -1,4 +1,4 @@
-"""Phase one: the head alone, on cached features: trained until validation no longer improves, or solved for."""
+"""Phase one: the head alone, on cached features, trained until validation stops improving or solved in closed form."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from landmarks.training.loader import epoch_order
 from landmarks.training.recipe import Recipe
 
 BLOCK = 4096
-"""Cached features that are classified at a time."""
+"""Cached features classified at a time."""
 
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """What the head training reached: its best epoch, and one history row per epoch."""
+    """The result of a head training: its best epoch, and one history row per epoch."""
 
     epoch: int
     val_accuracy: float
@@ -46,9 +46,9 @@ def train_head(
 ) -> HeadTraining:
     """Train `network.head` on cached features and leave it at its best epoch.
 
-    `views` are features (P, C) of the same images with `labels` (P,), seen in turns, one per epoch; the best epoch
-    has the highest validation accuracy, of equal ones the lower loss. Ends after `head_patience` epochs in
-    which neither accuracy nor loss on validation was better than before.
+    `views` are features (P, C) of the same images with `labels` (P,); each epoch uses the next of them in turn. The
+    best epoch has the highest validation accuracy and, among equals, the lowest loss. Ends after `head_patience` epochs
+    without a better validation accuracy or loss. Raises `LandmarksError` when a loss is no longer finite.
     """
     head = network.head
     optimizer = torch.optim.AdamW(
@@ -102,7 +102,7 @@ def _epoch(
     recipe: Recipe,
     epoch: int,
 ) -> tuple[float, float]:
-    """Take one step per batch of cached features; return the mean loss and the accuracy along the way."""
+    """Take one step per batch of cached features; return the mean loss and accuracy of the batches."""
     head.train()
     device = next(head.parameters()).device
     weights = class_weights(labels, head.classes, recipe.balance).to(device)
@@ -112,22 +112,22 @@ def _epoch(
     for start in range(0, len(order), recipe.head_batch_size):
         rows = order[start : start + recipe.head_batch_size]
         inputs = torch.from_numpy(features[rows]).to(device).float()
-        wanted = torch.from_numpy(labels[rows]).to(device)
-        loss = head.loss(inputs, wanted, label_smoothing=recipe.label_smoothing, class_weights=weights)
+        targets = torch.from_numpy(labels[rows]).to(device)
+        loss = head.loss(inputs, targets, label_smoothing=recipe.label_smoothing, class_weights=weights)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
         loss_sum += loss.item() * len(rows)
         with torch.no_grad():
-            correct += float((head(inputs).argmax(1) == wanted).sum())
+            correct += float((head(inputs).argmax(1) == targets).sum())
     return loss_sum / len(labels), correct / len(labels)
 
 
 SHRINKAGES = (0.1, 0.3, 0.5)
-"""Of the covariance within landmarks, among which validation chooses."""
+"""Candidates for the shrinkage of the within-landmark covariance; validation chooses."""
 
-MAX_SIDE = 8192
-"""Length of the longest features that a head is solved for on: their covariance has its square."""
+MAX_WIDTH = 8192
+"""Longest features for a head in closed form: their covariance has this many rows and columns."""
 
 
 @torch.no_grad()
@@ -138,31 +138,31 @@ def solve_head(
     val_features: Rows,
     val_labels: NDArray[np.int64],
 ) -> HeadTraining:
-    """Make `network.head`, a linear one, the linear discriminant of features (P, C) with labels (P,), in closed form.
+    """Set `network.head`, a linear one, to the linear discriminant of features (P, C) with labels (P,).
 
-    Shrinkage and scale are those with the highest accuracy, of equal ones the least loss, on validation; no gradient
-    step is taken. Raises `LandmarksError` where the features are too long to be solved for.
+    No gradient step is taken. Shrinkage and scale are chosen on validation, by accuracy and then by loss. Raises
+    `LandmarksError` for features longer than `MAX_WIDTH`.
     """
     started, output = time.monotonic(), cast(torch.nn.Linear, network.head.output)
-    if features.shape[1] > MAX_SIDE:
+    if features.shape[1] > MAX_WIDTH:
         raise LandmarksError(
             f"the features of {network.backbone_name} are too long for a head in closed form",
             received=f"{features.shape[1]:,} numbers",
-            expected=f"at most {MAX_SIDE:,}",
+            expected=f"at most {MAX_WIDTH:,}",
             way_out="train the head with --recipe default",
         )
     moments = class_moments(features, labels, network.classes)
-    found: dict[tuple[float, float], dict[str, torch.Tensor]] = {}
+    candidates: dict[tuple[float, float], dict[str, torch.Tensor]] = {}  # (accuracy, -loss) → weights
     for shrinkage in SHRINKAGES:
         solved = discriminant_of(moments, shrinkage)
         scores = np.concatenate([solved.scores(val_features[a : a + BLOCK]) for a in range(0, len(val_labels), BLOCK)])
         scale = fitted_scale(scores, val_labels)
-        bias = np.maximum(solved.bias, -1e6 * scale)  # of a landmark without images: never answered, and still a number
+        bias = np.maximum(solved.bias, -1e6 * scale)  # finite, but a landmark without images is never answered
         output.weight.copy_(torch.from_numpy(solved.weights.T / scale))
         output.bias.copy_(torch.from_numpy(bias / scale))
         accuracy, loss = validate_head(network, val_features, val_labels)
-        found[accuracy, -loss] = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
-    network.head.load_state_dict(found[max(found)])
+        candidates[accuracy, -loss] = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
+    network.head.load_state_dict(candidates[max(candidates)])
     train_accuracy, train_loss = validate_head(network, features, labels)
     val_accuracy, val_loss = validate_head(network, val_features, val_labels)
     row = {"phase": "head", "epoch": 1, "step": 0, "seconds": time.monotonic() - started, "learning_rate": None}
@@ -179,14 +179,14 @@ def validate_head(network: Network, features: Rows, labels: NDArray[np.int64]) -
     correct = loss = 0.0
     for start in range(0, len(labels), BLOCK):
         logits = network.classify(torch.from_numpy(features[start : start + BLOCK]).to(device).float())
-        wanted = torch.from_numpy(labels[start : start + BLOCK]).to(device)
-        correct += float((logits.argmax(1) == wanted).sum())
-        loss += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        targets = torch.from_numpy(labels[start : start + BLOCK]).to(device)
+        correct += float((logits.argmax(1) == targets).sum())
+        loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
     return correct / len(labels), loss / len(labels)
 
 
 def class_weights(labels: NDArray[np.int64], classes: int, balance: float) -> torch.Tensor:
-    """Return the weight (K,) of each class in the loss: n ** -balance, scaled to a mean of 1 over the images."""
+    """Return the loss weight (K,) of each class: n ** -balance, scaled to a mean of 1 over the images."""
     counts = np.bincount(labels, minlength=classes)
     weights = np.where(counts, np.maximum(counts, 1) ** -float(balance), 0.0)
     return torch.from_numpy(weights * len(labels) / (weights * counts).sum()).float()

@@ -1,4 +1,4 @@
-"""Which training a folder holds: the same one goes on there, or is done; another is never written over."""
+"""Which training a folder holds: the same one is resumed or returned, another is never overwritten."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from landmarks.training.recipe import Recipe
 from landmarks.training.run import RECORD, Run, open_run
 
 STARTED = "started.json"
-"""In `checkpoint/`, from the first moment on: what is being trained."""
+"""In `checkpoint/` from the start of a training: what is being trained."""
 
-NOT_THE_RESULT = (
+CHANGEABLE = (
     "device",
     "precision",
     "deterministic",
@@ -30,24 +30,24 @@ NOT_THE_RESULT = (
     "tracking",
     "gradient_checkpointing",
 )
-"""Settings of a recipe that may change between the two halves of a training that was interrupted."""
+"""Settings of a recipe that may change when an interrupted training is resumed."""
 
 
 def check_folder(out: Path) -> None:
-    """Raise `UsageError` unless `out` is new, empty, or a training's: nothing else is ever written into."""
+    """Raise `UsageError` unless `out` is new, empty, or the folder of a training."""
     refuse_foreign(out, (RECORD, f"checkpoint/{STARTED}"), "run", own=("checkpoint",))
 
 
 def identity(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """Return what decides a training's result: the same folder may only be gone on with when all of it is the same."""
-    settings = {name: value for name, value in recipe.record().items() if name not in NOT_THE_RESULT}
+    """Return what decides the result of a training; it can only be resumed when all of this is the same."""
+    settings = {name: value for name, value in recipe.record().items() if name not in CHANGEABLE}
     if Path(recipe.weights).exists():
         settings["weights"] = str(Path(recipe.weights).resolve())
     return {**settings, "data": dataset.digest}
 
 
-def begin(checkpoint: Path, wanted: dict[str, Any], backbone: str, machine: Machine) -> None:
-    """Note in `checkpoint` what is being trained, or raise when it holds the beginnings of something else."""
+def record_start(checkpoint: Path, wanted: dict[str, Any], backbone: str, machine: Machine) -> None:
+    """Record in `checkpoint` what is being trained, or raise when another training was begun there."""
     if machine.is_main:
         remove_leftovers(checkpoint)
         if (checkpoint / STARTED).exists():
@@ -58,11 +58,11 @@ def begin(checkpoint: Path, wanted: dict[str, Any], backbone: str, machine: Mach
 
 
 def finished_run(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
-    """Return the finished run in `out` when it is the one that is wanted; raise when it is another."""
+    """Return the finished run in `out`, or raise when it is another one than `wanted`."""
     run = open_run(out)
     require_same(out, run.record.get("identity", {}), wanted)
     if machine.is_main:
-        remove_checkpoint(out / "checkpoint")  # of a training killed when all but this was done
+        remove_checkpoint(out / "checkpoint")  # a kill may have left it
     machine.say(f"{out} is trained already; nothing is done again")
     return run
 
@@ -75,10 +75,10 @@ def require_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
                 f"{out} holds another training",
                 received=f"{name} {value}",
                 expected=f"{name} {found.get(name)}, with which it was begun",
-                way_out=f"choose another folder with -o{_from_there(out)}",
+                way_out=f"choose another folder with -o{_weights_hint(out)}",
             )
 
 
-def _from_there(out: Path) -> str:
-    """Return how a training with other settings can begin with the weights of the finished one in `out`."""
+def _weights_hint(out: Path) -> str:
+    """Return how a training with other settings can begin with the weights of the finished run in `out`."""
     return f"; to begin with the weights of this one: --weights {out} -o OTHER" if (out / RECORD).exists() else ""

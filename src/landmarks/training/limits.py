@@ -1,4 +1,4 @@
-"""What the value of a setting may be: the limits, choices and meaning that stand in its annotation."""
+"""Validation of settings by their annotations, which hold type, limits or choices, and meaning."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from typing import Annotated, Any
 from landmarks.support.errors import UsageError, did_you_mean
 
 LONGEST = 80
-"""Characters of a refused value that are shown."""
+"""Characters of a refused value that an error shows."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Limits of a number, which are allowed themselves unless `above` or `below` is set; never NaN or infinite."""
+    """Limits of a number, inclusive unless `above` or `below` is set; never NaN or infinite."""
 
-    least: float
-    most: float
-    above: bool = False  # more than `least`
-    below: bool = False  # less than `most`
+    minimum: float
+    maximum: float
+    above: bool = False  # must be greater than `minimum`
+    below: bool = False  # must be less than `maximum`
     unit: str = ""
 
     def __contains__(self, value: float) -> bool:
-        enough = value > self.least if self.above else value >= self.least
-        return enough and (value < self.most if self.below else value <= self.most)
+        enough = value > self.minimum if self.above else value >= self.minimum
+        return enough and (value < self.maximum if self.below else value <= self.maximum)
 
     def __str__(self) -> str:
-        least = f"more than {self.least:,}" if self.above else f"{self.least:,} or more"
-        most = f"below {self.most:,}" if self.below else f"at most {self.most:,}"
-        return f"{self.unit}, {least}, {most}".removeprefix(", ")
+        minimum = f"more than {self.minimum:,}" if self.above else f"{self.minimum:,} or more"
+        maximum = f"below {self.maximum:,}" if self.below else f"at most {self.maximum:,}"
+        return f"{self.unit}, {minimum}, {maximum}".removeprefix(", ")
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """The words that a setting may be."""
+    """The words that a setting may have as its value."""
 
     words: tuple[str, ...]
 
 
 def require_fields(record: object, what: str) -> None:
-    """Raise `UsageError` for the first field of the dataclass `record` that is not what its annotation allows."""
+    """Raise `UsageError` for the first field of the dataclass `record` that its annotation does not allow."""
     for name, annotation in annotations_of(type(record)).items():  # type: ignore[arg-type]  # it is a class
         require(f"{what} {name}", getattr(record, name), annotation)
 
@@ -55,24 +55,24 @@ def annotations_of(kind: type[Any]) -> dict[str, Any]:
 
 
 def require(what: str, value: Any, annotation: Any) -> None:
-    """Raise `UsageError` unless `value` is of the kind, and within the limits, that `annotation` names."""
-    may_be = allowed(annotation)
-    if value is None and may_be.nullable:
+    """Raise `UsageError` unless `value` has the type of `annotation` and is within its limits."""
+    rule = allowed(annotation)
+    if value is None and rule.nullable:
         return
-    limit = may_be.limit
+    limit = rule.limit
     if isinstance(limit, OneOf) and isinstance(value, str) and value not in limit.words:
         raise UsageError(
             f"{what} cannot be {short_repr(value)}",
             expected=", ".join(limit.words),
             way_out=did_you_mean(value, limit.words),
         )
-    if not _is(value, may_be.kind) or (isinstance(limit, Range) and value not in limit):
-        raise UsageError(f"{what} cannot be used", received=short_repr(value), expected=may_be)
+    if not _is(value, rule.kind) or (isinstance(limit, Range) and value not in limit):
+        raise UsageError(f"{what} cannot be used", received=short_repr(value), expected=rule)
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What an annotation says of a setting."""
+    """What an annotation allows, and what the setting means."""
 
     kind: Any
     limit: Range | OneOf | None
@@ -89,26 +89,26 @@ class Allowed:
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a line of text"}
-"""What a person calls the kinds."""
+"""Types in words."""
 
 
 def allowed(annotation: Any) -> Allowed:
-    """Return what `annotation` allows: `Annotated[kind, Range | OneOf, "meaning"]`, with None or without."""
+    """Return what `annotation` allows: `Annotated[kind, Range | OneOf, "meaning"]`, or a union of that with None."""
     nullable, kind = False, annotation
-    told: tuple[Any, ...] = ()
+    metadata: tuple[Any, ...] = ()
     while typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
         if typing.get_origin(kind) is Annotated:
             kind, *more = typing.get_args(kind)
-            told = (*more, *told)
+            metadata = (*more, *metadata)
         else:
             (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
             nullable = True
-    limit = next((one for one in told if isinstance(one, Range | OneOf)), None)
-    return Allowed(kind, limit, nullable, next((one for one in told if isinstance(one, str)), ""))
+    limit = next((item for item in metadata if isinstance(item, Range | OneOf)), None)
+    return Allowed(kind, limit, nullable, next((item for item in metadata if isinstance(item, str)), ""))
 
 
 def _is(value: object, kind: Any) -> bool:
-    """Whether `value` is of `kind`: a bool is no number, a whole number is a float, a text is one line."""
+    """Return whether `value` is of `kind`: a bool is no number, an int is also a float, a str is one non-empty line."""
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if kind is str:
@@ -117,9 +117,9 @@ def _is(value: object, kind: Any) -> bool:
 
 
 def short_repr(value: object) -> str:
-    """Return `value` as an error shows it: in one short line, whatever it is."""
+    """Return `repr(value)`, cut to one short line."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list …
+    except (ValueError, RecursionError):  # an integer with too many digits, lists nested too deeply
         return f"a {type(value).__name__} too long to be shown"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

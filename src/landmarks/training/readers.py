@@ -1,10 +1,10 @@
-"""Reading images for the loader: a piece of a batch at a time, in this process or in processes beside it.
+"""Reading images for the loader: a piece of a batch at a time, in this process or in reader processes.
 
-A piece is read, decoded, cropped and resized; `Reader.load` does it in the thread that calls it. Beside a graphics
-processor `Readers` hand the pieces to processes of their own instead, because a thread that decodes keeps taking
-Python's lock from the one that feeds the card. They are started by their command line, not forked: nothing of the
-main process is imported again, whatever its script looks like; and they are asked and answer through pipes, so they end
-when the main process does, however it ends, and need no shared memory, which containers are short of.
+A piece is read, decoded, cropped and resized. `Reader.load` does it in the calling thread. With a GPU, `Readers` hand
+the pieces to processes instead, because decoding threads keep taking Python's lock from the thread that feeds the GPU.
+The processes are started with a command line, not forked, so the main script is never imported again. Requests and
+answers go through pipes: the processes end with the main process, however it ends, and need no shared memory, which
+containers are short of.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from landmarks.models.preprocessing import Preprocessing, evaluation_image
 from landmarks.support.errors import LandmarksError
 
 COLUMNS = ("image_id", "shard", "offset", "length", "width", "height")
-"""What reading an image needs of the manifest."""
+"""Columns of the manifest that reading an image needs."""
 
 PIPE_BYTES = 1 << 20
-"""What a pipe is asked to hold: an image or more, so that neither side waits for the other at every 64 KiB."""
+"""Requested capacity of a pipe: at least one image, so that the sides do not wait for each other every 64 KiB."""
 
 _HEADER = struct.Struct("<?Q")
-"""Before an answer: whether it is pixels (else an error in words), and its bytes."""
+"""Header of an answer: whether it is pixels (otherwise an error message), and its length in bytes."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some images of a batch: where each is, and which box of it is seen."""
+    """Some images of a batch: where each is stored, and how it is cropped."""
 
-    rows: list[tuple[Any, ...]]  # of `COLUMNS`
-    boxes: NDArray[np.float64] | None  # (N, 4), of the crops; None: the evaluation image
+    rows: list[tuple[Any, ...]]  # columns `COLUMNS`
+    boxes: NDArray[np.float64] | None  # (N, 4), the crops; None: the evaluation image
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads pieces of one dataset, in any number of threads."""
+    """Reads pieces of one dataset, from any number of threads."""
 
     dataset: Dataset
     preprocessing: Preprocessing
@@ -64,27 +64,29 @@ class Reader:
         return ImageReader(self.dataset)
 
     @cached_property
-    def told(self) -> bytes:
-        """What another process needs to read the same: neither images nor labels, however many there are."""
-        folder, none, of = self.dataset.folder.absolute(), self.dataset.images[:0], self.dataset.labels[:0]
-        dataset = replace(self.dataset, folder=folder, images=none, labels=of, splits=None, corrections=none)
+    def pickled(self) -> bytes:
+        """This reader for another process, without the tables of images and labels, which may be large."""
+        folder, images, labels = self.dataset.folder.absolute(), self.dataset.images[:0], self.dataset.labels[:0]
+        dataset = replace(self.dataset, folder=folder, images=images, labels=labels, splits=None, corrections=images)
         return pickle.dumps(Reader(dataset, self.preprocessing), protocol=pickle.HIGHEST_PROTOCOL)
 
     def load(self, piece: Piece, pixels: NDArray[np.uint8]) -> None:
-        """Write the images of `piece` to `pixels` (N, S, S, 3); raise `LandmarksError` that names one which cannot be
-        read."""
-        everything = self._images.read_all([row[1:4] for row in piece.rows])
-        for place, (identity, shard, _, _, width, height) in enumerate(piece.rows):
+        """Write the images of `piece` to `pixels` (N, S, S, 3).
+
+        Raises `LandmarksError` that names an image that cannot be read.
+        """
+        contents = self._images.read_all([row[1:4] for row in piece.rows])
+        for number, (image_id, shard, _, _, width, height) in enumerate(piece.rows):
             try:
-                data = next(everything)
+                data = next(contents)
                 if piece.boxes is None:
-                    pixels[place] = evaluation_image(data, self.preprocessing)
+                    pixels[number] = evaluation_image(data, self.preprocessing)
                 else:
-                    box = piece.boxes[place].tolist()
-                    pixels[place] = training_image(data, width, height, self.preprocessing, box)
+                    box = piece.boxes[number].tolist()
+                    pixels[number] = training_image(data, width, height, self.preprocessing, box)
             except (ImageError, OSError) as error:
                 raise LandmarksError(
-                    f"image {identity} in {self.dataset.place_of(shard)} cannot be read ({error})",
+                    f"image {image_id} in {self.dataset.place_of(shard)} cannot be read ({error})",
                     way_out="fetch or import the dataset again",
                 ) from error
 
@@ -92,11 +94,11 @@ class Reader:
 def training_image(
     data: bytes, width: int, height: int, preprocessing: Preprocessing, box: Sequence[float]
 ) -> NDArray[np.uint8]:
-    """Return the crop (S, S, 3) of an image's bytes that training sees.
+    """Return the crop (S, S, 3) that training sees, from an encoded image of `width` × `height` pixels.
 
-    `box` is left, top, right, bottom in shares of `width` and `height`. A JPEG is decoded at the smallest scale at
-    which the crop's shorter side still has the pixels the network needs, and the crop's edges are then rounded to
-    whole ones.
+    `box` is (left, top, right, bottom), as fractions of width and height. A JPEG is decoded at the smallest scale at
+    which the crop's shorter side still has as many pixels as the network needs; the edges of the crop are then rounded
+    to whole pixels.
     """
     left, top, right, bottom = box
     size = preprocessing.image_size
@@ -108,26 +110,27 @@ def training_image(
     return resized_crop(decoded[top:bottom, left:right], size, preprocessing.interpolation)
 
 
-def resized_crop(pixels_of_one: NDArray[np.uint8], size: int, interpolation: str) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) to (S, S, 3), antialiased, as Pillow does within two grey levels, in a third of its time.
+def resized_crop(crop: NDArray[np.uint8], size: int, interpolation: str) -> NDArray[np.uint8]:
+    """Resize a crop (H, W, 3) to (S, S, 3) with antialiasing.
 
-    PyTorch's kernels for whole numbers know bilinear and bicubic; anything else is Pillow's.
+    PyTorch's integer kernels for bilinear and bicubic agree with Pillow within two grey levels and take a third of its
+    time; other interpolations are Pillow's.
     """
     if interpolation not in ("bilinear", "bicubic"):
-        return resize(pixels_of_one, size, size, interpolation=interpolation)
-    image = torch.from_numpy(pixels_of_one).permute(2, 0, 1)[None]
+        return resize(crop, size, size, interpolation=interpolation)
+    image = torch.from_numpy(crop).permute(2, 0, 1)[None]
     resized = F.interpolate(image, size=(size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
-# ── Processes beside this one ───────────────────────────────────────────────────────────────────────────────────────
+# ── Reader processes ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Readers:
-    """Processes that read pieces, each one at a time; any thread may ask for one."""
+    """Processes that read pieces, one at a time each; any thread may call `load`."""
 
     def __init__(self, count: int) -> None:
-        """Start `count` of them; they are ready some seconds later, and asked before that they are waited for."""
+        """Start `count` processes, which are ready some seconds later; `load` waits for that."""
         self.count = count
         self._all = [_start() for _ in range(count)]
         self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
@@ -135,11 +138,11 @@ class Readers:
             self._free.put(process)
 
     def load(self, reader: Reader, piece: Piece, pixels: NDArray[np.uint8]) -> None:
-        """Do what `Reader.load` does, in one of the processes; raise `LandmarksError` also when that has ended."""
+        """Do what `Reader.load` does in a process; raise `LandmarksError` also when that process has ended."""
         process = self._free.get()
         try:
-            _ask(process, (reader.told, piece, pixels.shape))
-            _answer(process, pixels)
+            _send_request(process, (reader.pickled, piece, pixels.shape))
+            _receive_answer(process, pixels)
         except (OSError, EOFError) as error:
             raise LandmarksError(
                 f"a process that reads images has ended (exit code {process.wait()})",
@@ -149,7 +152,7 @@ class Readers:
             self._free.put(process)
 
     def close(self) -> None:
-        """End them, and wait until they have."""
+        """End the processes and wait for them."""
         for process in self._all:
             with contextlib.suppress(OSError):
                 _pipe(process.stdin).close()
@@ -166,7 +169,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, **one_thread, "CUDA_VISIBLE_DEVICES": ""},
-        start_new_session=True,  # Ctrl-C is for the main process, whose end is this one's
+        start_new_session=True,  # so that Ctrl-C reaches the main process only
         bufsize=0,
     )
     _widen(_pipe(process.stdout))
@@ -174,35 +177,35 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None  # both were asked for
+    assert pipe is not None  # `_start` opens both
     return pipe
 
 
 def _widen(pipe: IO[bytes]) -> None:
-    """Let a pipe hold `PIPE_BYTES`, where the system can and allows it."""
+    """Set the capacity of a pipe to `PIPE_BYTES`, if the system allows it."""
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-def _ask(process: subprocess.Popen[bytes], request: tuple[bytes, Piece, tuple[int, ...]]) -> None:
+def _send_request(process: subprocess.Popen[bytes], request: tuple[bytes, Piece, tuple[int, ...]]) -> None:
     pipe = _pipe(process.stdin)
     unsent = memoryview(pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
     while unsent:
         unsent = unsent[pipe.write(unsent) :]
 
 
-def _answer(process: subprocess.Popen[bytes], pixels: NDArray[np.uint8]) -> None:
+def _receive_answer(process: subprocess.Popen[bytes], pixels: NDArray[np.uint8]) -> None:
     pipe = _pipe(process.stdout)
-    fine, size = _HEADER.unpack(_exactly(pipe, memoryview(bytearray(_HEADER.size))))
-    if not fine:
-        raise LandmarksError(bytes(_exactly(pipe, memoryview(bytearray(size)))).decode())
-    _exactly(pipe, pixels.data.cast("B"))
+    succeeded, size = _HEADER.unpack(_fill(memoryview(bytearray(_HEADER.size)), pipe))
+    if not succeeded:
+        raise LandmarksError(bytes(_fill(memoryview(bytearray(size)), pipe)).decode())
+    _fill(pixels.data.cast("B"), pipe)
 
 
-def _exactly(pipe: IO[bytes], buffer: memoryview) -> memoryview:
-    """Fill `buffer` from `pipe` and return it; raise EOFError when that ends before."""
+def _fill(buffer: memoryview, pipe: IO[bytes]) -> memoryview:
+    """Fill `buffer` from `pipe` and return it; raise `EOFError` when the pipe ends first."""
     done = 0
     while done < len(buffer):
         read: int = pipe.readinto(buffer[done:])  # type: ignore[attr-defined]
@@ -213,19 +216,22 @@ def _exactly(pipe: IO[bytes], buffer: memoryview) -> memoryview:
 
 
 def serve_pieces() -> None:
-    """Read the pieces that are asked for on standard input, until it ends: what a process of `Readers` does."""
+    """Answer requests from standard input until it ends; the main loop of a process of `Readers`."""
     torch.set_num_threads(1)
-    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing that is printed mixes with the answers
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # so that nothing printed mixes with the answers
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            told, piece, shape = pickle.load(asked)
-            _tell(answers, *_read(_reader_of(told), piece, shape))
+            pickled, piece, shape = pickle.load(requests)
+            succeeded, content = _read(_unpickled(pickled), piece, shape)
+            answers.write(_HEADER.pack(succeeded, len(content)))
+            answers.write(content)
+            answers.flush()
 
 
-@functools.lru_cache(maxsize=2)  # training's and validation's; each keeps its files open
-def _reader_of(told: bytes) -> Reader:
-    reader: Reader = pickle.loads(told)
+@functools.lru_cache(maxsize=2)  # the readers of training and validation, which keep their files open
+def _unpickled(pickled: bytes) -> Reader:
+    reader: Reader = pickle.loads(pickled)
     return reader
 
 
@@ -236,9 +242,3 @@ def _read(reader: Reader, piece: Piece, shape: tuple[int, ...]) -> tuple[bool, b
     except LandmarksError as error:
         return False, str(error).encode()
     return True, pixels.data.cast("B")
-
-
-def _tell(answers: IO[bytes], fine: bool, content: bytes | memoryview) -> None:
-    answers.write(_HEADER.pack(fine, len(content)))
-    answers.write(content)
-    answers.flush()

@@ -1,4 +1,4 @@
-"""Everything that decides a training, in one frozen record; `recipes/` holds the ones that ship, one per file."""
+"""The recipe: every setting of a training in one frozen dataclass; `recipes/` holds those that ship, one per file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
 HEAD_SOLVERS = ("gradient", "discriminant")
 
-
 Count = Annotated[int, Range(1, 1_000_000)]
 CountFromZero = Annotated[int, Range(0, 1_000_000)]
 Rate = Annotated[float, Range(0, 1000, above=True)]
@@ -41,11 +40,10 @@ HEAD_SETTINGS = {
         "arcface: angle that the true landmark must win by, more for rare ones",
     ],
 }
-"""What the settings of the heads that ship may be; a head of one's own checks what else it is told."""
+"""Settings of the heads that ship; a custom head checks its other settings itself."""
 
 SETTINGS_OF = {"mlp": (), "linear": (), "arcface": tuple(HEAD_SETTINGS)}
 """Head that ships → its settings."""
-
 
 SYNONYMS = {
     "learning_rate": "lr base_lr",
@@ -79,7 +77,7 @@ SYNONYMS = {
     "optimizer": "opt",
     "time_limit": "max_minutes",
 }
-"""Setting, or what brings it about → what other programs call it."""
+"""Setting, or the option that has its effect → its names in other programs."""
 
 
 class FromRecipe(enum.Enum):
@@ -89,12 +87,12 @@ class FromRecipe(enum.Enum):
 
 
 FROM_RECIPE = FromRecipe.FROM_RECIPE
-"""Stands for a setting that is not given, as None is something that some settings can be."""
+"""The default of a setting that is left out; None is a value that some settings can have."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training image may stray from its image."""
+    """How strongly training images are augmented."""
 
     crop_scale: Annotated[float, Range(0.01, 1), "a random crop keeps at least this share of the image's area"] = 0.35
     aspect: Annotated[float, Range(1, 10), "a random crop is at most this much wider or taller than a square"] = 4 / 3
@@ -109,9 +107,9 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training, complete: with the same recipe, data and machine it ends in the same weights.
+    """All settings of a training: the same recipe, data and machine give the same weights.
 
-    Every field stands here once, with its kind, its limits and what it means; a value outside is a `UsageError`.
+    Each field is defined here once, with its type, limits and meaning; a value outside the limits is a `UsageError`.
     """
 
     name: Annotated[str, "of the recipe file it began as"]
@@ -204,11 +202,11 @@ class Recipe:
         for setting, value in self.head_settings.items():
             _require_head_setting(setting, value)
             if setting not in SETTINGS_OF.get(self.head, (setting,)):
-                there = SETTINGS_OF[self.head]
+                possible = SETTINGS_OF[self.head]
                 raise UsageError(
                     f'the head {self.head} has no setting "{setting}"',
-                    expected=", ".join(there) or "none",
-                    way_out=did_you_mean(setting, there) or "the head arcface has most: --head arcface",
+                    expected=", ".join(possible) or "none",
+                    way_out=did_you_mean(setting, possible) or "the head arcface has most: --head arcface",
                 )
         if self.head_solver == "discriminant" and self.head != "linear":
             raise UsageError(
@@ -226,7 +224,7 @@ class Recipe:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether nothing is known before: no head training, one learning rate."""
+        """Whether training starts from random weights: no head training, one learning rate."""
         return self.weights == "none"
 
     def with_learning_rate(self, learning_rate: float) -> Recipe:
@@ -239,7 +237,7 @@ class Recipe:
         return asdict(self)
 
     def values(self) -> dict[str, Any]:
-        """Return every setting that can be changed with its value, those of the augmentation among them."""
+        """Return the value of every setting, those of the augmentation included."""
         record = self.record()
         return {setting: {**record, **record["augmentation"]}[setting] for setting in settings()}
 
@@ -250,41 +248,41 @@ class Recipe:
 
 
 def recipe_named(name: Place | Recipe, /, **changes: Any) -> Recipe:
-    """Return the recipe `name` with `changes`, but for those that are `FROM_RECIPE`.
+    """Return the recipe `name` with `changes`, ignoring those that are `FROM_RECIPE`.
 
-    `name` is one that ships, a given one, a TOML file or a run. Changes are fields of `Recipe` or of its
-    `Augmentation`. A `learning_rate` given without `backbone_learning_rate` moves the latter along.
-    With `weights="none"` the recipe's settings for training from scratch are the start. Raises `UsageError` for a
-    name or a setting that does not exist, and for a value that a setting cannot have.
+    `name` is a recipe, or the name of one that ships, a TOML file or a run. Changes are fields of `Recipe` or of its
+    `Augmentation`. A `learning_rate` without a `backbone_learning_rate` scales the latter in proportion. With
+    `weights="none"` the recipe's variant for training from scratch is used. Raises `UsageError` for a name or a setting
+    that does not exist, and for a value that a setting cannot have.
     """
     changes = {setting: value for setting, value in changes.items() if value is not FROM_RECIPE}
     if not isinstance(name, Recipe) and is_file_or_run(name):
         from landmarks.training.recipe_file import read_recipe
 
-        told = read_recipe(Path(name))
-        name, changes = told.pop("name"), told | changes
+        stored = read_recipe(Path(name))
+        name, changes = stored.pop("name"), stored | changes
     if isinstance(changes.get("weights"), os.PathLike):
         changes["weights"] = os.fspath(changes["weights"])
     for setting, value in changes.items():
         _require_setting(setting, value)
-    recipe = name if isinstance(name, Recipe) else _shipped(str(name), from_scratch=_scratch(changes))
+    recipe = name if isinstance(name, Recipe) else _shipped(str(name), from_scratch=_begins_from_scratch(changes))
     if "learning_rate" in changes and "backbone_learning_rate" not in changes:
         recipe = recipe.with_learning_rate(changes.pop("learning_rate"))
-    images = {setting: changes.pop(setting) for setting in annotations_of(Augmentation) if setting in changes}
-    return replace(recipe, augmentation=replace(recipe.augmentation, **images), **changes)
+    augmentation = {setting: changes.pop(setting) for setting in annotations_of(Augmentation) if setting in changes}
+    return replace(recipe, augmentation=replace(recipe.augmentation, **augmentation), **changes)
 
 
 def command_line_settings(options: Mapping[str, Any], texts: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return what a command line gives: the `options` that are not None, and the settings in `texts`, which win."""
+    """Return the settings of a command line: `options` that are not None, overridden by the assignments in `texts`."""
     return {option: value for option, value in options.items() if value is not None} | parse_assignments(texts or ())
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """Return settings written as `name=value`: numbers, true, false, null, and anything else as text.
+    """Return settings written as `name=value`: numbers, true, false, null, or else text.
 
-    `head.name=value` is one of the head's own settings, and goes into `head_settings`.
+    `head.name=value` is a setting of the head, and goes into `head_settings`.
     """
-    told: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for text in texts:
         name, equals, written = text.partition("=")
         if not equals:
@@ -292,12 +290,12 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
         setting, value = name.strip(), _value(written)
         if setting.startswith("head."):
             _require_head_setting(setting.removeprefix("head."), value)
-            earlier = told.get("head_settings", {})
-            told["head_settings"] = {**earlier, setting.removeprefix("head."): value}
+            earlier = parsed.get("head_settings", {})
+            parsed["head_settings"] = {**earlier, setting.removeprefix("head."): value}
         else:
             _require_setting(setting, value)
-            told[setting] = value
-    return told
+            parsed[setting] = value
+    return parsed
 
 
 def _value(text: str) -> Any:
@@ -308,23 +306,23 @@ def _value(text: str) -> Any:
 
 
 def settings() -> dict[str, Any]:
-    """Return every setting that can be changed, with its annotation."""
+    """Return the annotation of every setting, those of the augmentation included."""
     fields = {**annotations_of(Recipe), **annotations_of(Augmentation)}
     return {setting: fields[setting] for setting in fields if setting not in ("name", "augmentation")}
 
 
 def _require_setting(setting: str, value: object) -> None:
-    known = settings()
-    if setting not in known:
+    annotations = settings()
+    if setting not in annotations:
         raise UsageError(f'a recipe has no setting "{setting}"', way_out=setting_hint(setting))
-    require(f"the recipe's {setting}", value, known[setting])
+    require(f"the recipe's {setting}", value, annotations[setting])
 
 
 def setting_hint(setting: str) -> str:
-    """Return the way out for a setting that a recipe does not have: what it is called here, or the list of all."""
-    asked = setting.replace("-", "_").casefold()
-    here = next((ours for ours, theirs in SYNONYMS.items() if asked in theirs.split()), None)
-    hint = f"it is called {here} here" if here else did_you_mean(setting, settings())
+    """Return a hint for a setting that no recipe has: its name here, a similar one, or how to list all."""
+    name = setting.replace("-", "_").casefold()
+    ours = next((ours for ours, theirs in SYNONYMS.items() if name in theirs.split()), None)
+    hint = f"it is called {ours} here" if ours else did_you_mean(setting, settings())
     return hint or "landmarks recipe lists all"
 
 
@@ -340,14 +338,14 @@ def _require_head_setting(setting: object, value: object) -> None:
         require(what, value, Annotated[float, Range(-1e9, 1e9)])
 
 
-def _scratch(changes: dict[str, Any]) -> bool:
+def _begins_from_scratch(changes: dict[str, Any]) -> bool:
     if changes.get("backbone") == "baseline" and "weights" not in changes:
         changes["weights"] = "none"  # the study's baseline is only ever trained from scratch
     return str(changes.get("weights")) == "none"
 
 
 def is_file_or_run(name: Place) -> bool:
-    """Whether `name` is a TOML file or a run's folder rather than the name of a recipe that ships."""
+    """Return whether `name` is a TOML file or a run's folder rather than the name of a recipe that ships."""
     return not isinstance(name, str) or name.endswith(".toml") or (name not in SHIPPED and Path(name).is_dir())
 
 
@@ -365,8 +363,8 @@ def _shipped(name: str, *, from_scratch: bool) -> Recipe:
 
 
 def recipe(name: Place = "default", **changes: Any) -> Recipe:
-    """Return a recipe that ships, a TOML file's or a run's, with `changes`; a notebook shows it as a table.
+    """Return a recipe that ships, or that of a TOML file or a run, with `changes`; a notebook shows it as a table.
 
-    `changes` are any fields of `Recipe` or `Augmentation`. Raises `UsageError` for names and values that cannot be.
+    `changes` are any fields of `Recipe` or `Augmentation`. Raises `UsageError` for unknown names and impossible values.
     """
     return recipe_named(name, **changes)

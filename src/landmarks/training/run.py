@@ -1,4 +1,4 @@
-"""A finished run: the folder that training leaves, and that every later verb reads."""
+"""A finished run: the folder that training writes and every later verb reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 RECORD = "run.json"
-"""Written last: a folder that holds it is a finished run."""
+"""Written last: a folder with this file is a finished run."""
 
 HISTORY = {
     "phase": pl.String,  # head or finetune
@@ -37,30 +37,29 @@ HISTORY = {
 }
 """Columns of `history.parquet`, one row per epoch; null where nothing was measured."""
 
-
 SEEN = {
     "image_id": pl.String,
     "split": pl.String,  # train or val
-    "landmark_id": pl.Int64,  # that it was said to show
-    "length": pl.UInt32,  # this and what follows is what the image is, whatever it is called
+    "landmark_id": pl.Int64,  # its label in the dataset
+    "length": pl.UInt32,  # in bytes; this and the next three describe the image's content, whatever its id
     "width": pl.UInt32,
     "height": pl.UInt32,
     "phash": pl.UInt64,
-    "through": pl.String,  # null: seen in this training; else the run that had, whose weights this one began from
+    "through": pl.String,  # null: seen by this run; else the run that saw it, whose weights this one began from
 }
 """Columns of `images.parquet`, sorted by id: the images that a run was trained on and validated with."""
 
 OWN_FOLDERS = ("predictions", "metrics", "maps", "checkpoint", "gallery")
-"""Folders in a run's folder that are read from and written to: none of them may lead elsewhere."""
+"""Subfolders that are read and written; none may be a link to elsewhere."""
 
 SEEN_FILE = "images.parquet"
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run folder: its record, the labels its network answers, and the network itself when asked for.
+    """A run folder: its record, its labels and, on request, its network.
 
-    It may be named wherever its folder may.
+    A `Run` can be passed wherever its folder can.
     """
 
     folder: Path
@@ -69,32 +68,32 @@ class Run:
 
     def __repr__(self) -> str:
         backbone = (self.record.get("network") or {}).get("backbone")
-        told = [str(self.folder), *([backbone] if backbone else []), plural(len(self.labels), "landmark")]
-        return f"Run({', '.join(told)})"
+        parts = [str(self.folder), *([backbone] if backbone else []), plural(len(self.labels), "landmark")]
+        return f"Run({', '.join(parts)})"
 
     def __fspath__(self) -> str:
         return str(self.folder)
 
     @property
     def name(self) -> str:
-        """What tables call the run: the name of its folder."""
+        """The name of the run's folder, by which tables call it."""
         return self.folder.resolve().name
 
     @cached_property
     def digest(self) -> str:
-        """Changes with the weights: predictions keep it to tell which model made them."""
+        """The digest of the weights; predictions store it to identify their model."""
         return file_digest(self.folder / "model.safetensors")
 
     @property
     def history(self) -> pl.DataFrame:
-        """Loss and accuracy per epoch, both phases, see `HISTORY`."""
+        """Loss and accuracy per epoch of both phases; columns `HISTORY`."""
         return read_table(self.folder / "history.parquet", HISTORY)
 
     @cached_property
     def seen(self) -> pl.DataFrame | None:
-        """Which images it has seen, see `SEEN`; None when it was trained before runs kept that.
+        """The images it was trained on and validated with, columns `SEEN`; None for a run from before they were kept.
 
-        Raises `LandmarksError` when the record tells of a table that is gone, or is not the one that was written.
+        Raises `LandmarksError` when the table is missing, or is not the one that the record names.
         """
         digest = (self.record.get("data") or {}).get("seen")
         if digest is None:
@@ -109,25 +108,25 @@ class Run:
         return read_table(path, SEEN)
 
     def network(self) -> Network:
-        """Load the network as it was saved, in evaluation mode, on the processor."""
+        """Load the saved network, in evaluation mode, on the CPU."""
         from landmarks.models.network import load_network
 
         return load_network(self.folder).eval()
 
     def predictions(self, name: str = "test") -> pl.DataFrame:
-        """Return what `evaluate` wrote down as `name`, one row per image, sorted by id.
+        """Return the predictions that `evaluate` stored as `name`, one row per image, sorted by id.
 
-        `shows` are the names of what it shows, `answer` is the best answer with its `probability`; `correct` is null
-        where the image shows nothing known.
+        `shows` lists the names of the landmarks shown, `answer` is the best answer with its `probability`, and
+        `correct` is null for images that show nothing known.
 
         Raises `LandmarksError` when the run was not evaluated under that name.
         """
         path = self.folder / "predictions" / f"{name}.parquet"
         if not path.is_file():
-            there = sorted(one.stem for one in path.parent.glob("*.parquet"))
+            stored = sorted(file.stem for file in path.parent.glob("*.parquet"))
             raise LandmarksError(
                 f'{self.name} has no predictions called "{name}"',
-                received=", ".join(there) or "none at all",
+                received=", ".join(stored) or "none at all",
                 way_out=f"make them with: landmarks evaluate {self.folder}",
             )
         table, names = pl.read_parquet(path, glob=False), self.labels.sort("label")["name"]
@@ -152,9 +151,9 @@ class Run:
 
 
 def open_run(folder: Place) -> Run:
-    """Open a run folder; raise `LandmarksError` when it is none, is unfinished, or was written by a newer version.
+    """Open a run folder; raise `LandmarksError` when it is not a finished run, or was written by a newer version.
 
-    A run may come from a stranger: its record and labels are looked at here, its weights where they are loaded.
+    A run may be untrusted: its record and labels are checked here, its weights when they are loaded.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -191,16 +190,16 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "best.epoch": int,
     **dict.fromkeys(("best.val_accuracy", "best.val_loss", "seconds.total"), (int, float)),
 }
-"""What stands in a run's record → what it is, where it is there at all."""
+"""Field of a run's record → its type; every field may be missing."""
 
 
 def _require_kinds(path: Path, record: dict[str, Any]) -> None:
-    """Raise `LandmarksError` where a record, which may be a stranger's, holds something else than is read from it."""
-    for place, kind in KINDS.items():
-        above, _, name = place.rpartition(".")
-        value = (record.get(above) or {} if above else record).get(name)
+    """Raise `LandmarksError` for a field of a record, which may be untrusted, that has the wrong type."""
+    for field, kind in KINDS.items():
+        parent, _, name = field.rpartition(".")
+        value = (record.get(parent) or {} if parent else record).get(name)
         if value is not None and not isinstance(value, kind):
-            raise LandmarksError(f"{path} cannot be meant", received=f'"{place}" {value!r}'[:100])
+            raise LandmarksError(f"{path} is not the record of a run", received=f'"{field}" {value!r}'[:100])
 
 
 def write_run(
@@ -212,9 +211,9 @@ def write_run(
     *,
     seen: pl.DataFrame,
 ) -> None:
-    """Write a run's files; its record comes last, so that a folder which holds one is whole.
+    """Write a run's files, the record last, so that a folder with a record is complete.
 
-    `rows` are those of `HISTORY`, `seen` is the table `SEEN`, whose digest is added to the record.
+    `rows` are those of `HISTORY`; `seen` is the table `SEEN`, whose digest is added to the record.
     """
     from landmarks.models.network import save_network
 

@@ -1,4 +1,4 @@
-"""From a dataset and a recipe to a run: head training, fine-tuning, and the folder that every later verb reads."""
+"""Train a run from a dataset and a recipe: head training, fine-tuning, and the folder that later verbs read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
-from landmarks.training.identity import begin, check_folder, finished_run, identity
+from landmarks.training.identity import check_folder, finished_run, identity, record_start
 from landmarks.training.machine import Machine, benchmark_convolutions, open_machine, with_readers
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
@@ -38,10 +38,10 @@ from landmarks.training.timing import LAYOUTS, choose_by_timing
 from landmarks.training.training_images import TrainingImages, check_data
 
 MACHINE = "machine.json"
-"""In `checkpoint/`: what number format and memory layout were chosen for this training."""
+"""In `checkpoint/`: the number format and memory layout chosen for this training."""
 
 PROBE_CLASSES = 20_000
-"""With more landmarks than this the closed-form probe would take longer than it is worth."""
+"""Landmarks beyond which the closed-form probe takes longer than it is worth."""
 
 
 def train(
@@ -68,12 +68,13 @@ def train(
 ) -> Run:
     """Train a network on the dataset folder `data` and return the run written to the folder `out`.
 
-    What is not given comes from the `recipe`; `settings` are any other fields of `Recipe`, and None is one of the
-    things that some of them can be (`max_grad_norm`). `learning_rate` is the head's and moves the backbone's along,
-    unless `backbone_learning_rate` is given too; `time_limit` is in minutes of fine-tuning. Called again after a kill
-    it goes on to the same weights; called on a finished run it returns that. Raises `UsageError` for unknown names
-    and impossible values, and `LandmarksError` for data that cannot be trained on, or a folder that holds something
-    else.
+    Settings that are left out come from the `recipe`. `settings` are any other fields of `Recipe`; None is a valid
+    value of some (`max_grad_norm`). `learning_rate` is that of the head and scales the backbone's in proportion, unless
+    `backbone_learning_rate` is set too. `time_limit` is in minutes of fine-tuning. Called again after a kill, it
+    resumes and reaches the same weights; called on a finished run, it returns that run.
+
+    Raises `UsageError` for unknown names and impossible values, and `LandmarksError` for data that cannot be trained
+    on, or a folder that holds something else.
     """
     chosen = recipe_named(
         recipe,
@@ -102,15 +103,15 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
     splits = check_data(dataset)
     check_folder(out)
     machine, choices = open_machine(recipe, out)
-    with held(out) if machine.is_main else contextlib.nullcontext(), contextlib.ExitStack() as ending:
+    with held(out) if machine.is_main else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         machine.wait()
         wanted = identity(recipe, dataset)
         if (out / RECORD).exists():
             return finished_run(out, wanted, machine)
-        machine = ending.enter_context(with_readers(machine))
+        machine = stack.enter_context(with_readers(machine))
         checkpoint = out / "checkpoint"
-        for text in splits.notes:
-            machine.say(text)
+        for line in splits.notes:
+            machine.say(line)
         seen = seen_in_training(splits.train, splits.val, recipe.weights, machine)
         network = build_network(
             recipe.backbone,
@@ -122,9 +123,10 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             head_settings=recipe.head_settings,
         ).to(machine.device)
         network.head.adapt(np.bincount(labels_of(splits.train), minlength=network.classes))
-        begin(checkpoint, wanted, backbone_digest(network), machine)
-        machine, fastest = choose_format(network, machine, recipe, checkpoint, choices)
-        choices = [*(one for one in choices if one.what != "precision"), *fastest, *recipe_choices(recipe)]
+        record_start(checkpoint, wanted, backbone_digest(network), machine)
+        machine, format_choices = choose_format(network, machine, recipe, checkpoint, choices)
+        choices = [choice for choice in choices if choice.what != "precision"]
+        choices += [*format_choices, *recipe_choices(recipe)]
         if recipe.gradient_checkpointing:
             count = enable_gradient_checkpointing(network.backbone)
             choices.append(Choice("gradient checkpointing", f"{count} blocks", "asked for: less memory, slower steps"))
@@ -151,7 +153,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         if machine.is_main:
             record = run_record(network, dataset, recipe=recipe, machine=machine, choices=choices, state=state, out=out)
             record |= {"validated_on": len(splits.val), "identity": wanted}
-            sentence = result_sentence(out, record, state.rows)  # before the writing: a run that is written is finished
+            sentence = result_sentence(out, record, state.rows)  # first, since a run that is written counts as finished
             write_run(out, network, dataset.labels, state.rows, record, seen=seen)
             remove_checkpoint(checkpoint)
         machine.wait()
@@ -164,9 +166,12 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
 def train_head_from_cache(
     network: Network, dataset: Dataset, splits: TrainingImages, recipe: Recipe, machine: Machine
 ) -> State:
-    """Run phase one: features once, the probe, and the head to convergence; every process gets the main one's head."""
-    together = pl.concat([splits.train, splits.val]).sort("image_id")
-    features = [cached_features(network, dataset, together, machine=machine)]
+    """Run phase one: compute the features once, fit the probe, and train the head.
+
+    The main process trains; every process gets its head.
+    """
+    both = pl.concat([splits.train, splits.val]).sort("image_id")
+    features = [cached_features(network, dataset, both, machine=machine)]
     features += [
         cached_features(
             network, dataset, splits.train, machine=machine, view=view, augment=recipe.augmentation, seed=recipe.seed
@@ -176,8 +181,8 @@ def train_head_from_cache(
     state = State(micro_batch=recipe.micro_batch or recipe.batch_size)
     if machine.is_main:
         started = time.monotonic()
-        train = Rows(features[0].values, positions(together, splits.train))
-        val = Rows(features[0].values, positions(together, splits.val))
+        train = Rows(features[0].values, positions(both, splits.train))
+        val = Rows(features[0].values, positions(both, splits.val))
         labels, val_labels = labels_of(splits.train), labels_of(splits.val)
         state.earlier = {"features_seconds": sum(view.seconds for view in features)}
         if network.classes <= PROBE_CLASSES:
@@ -197,9 +202,10 @@ def train_head_from_cache(
             numbers = {"val_accuracy": trained.val_accuracy, "val_loss": trained.val_loss}
             state.best = {"phase": "head", "epoch": trained.epoch, **numbers}
             state.earlier["head"] = {**numbers, "epochs": len(trained.rows)}
-            told = f"in epoch {trained.epoch} of {len(trained.rows)}"
-            told = "in closed form, without a gradient step" if recipe.head_solver == "discriminant" else told
-            machine.say(f"head training: {percent(trained.val_accuracy)} of validation {told}")
+            how = f"in epoch {trained.epoch} of {len(trained.rows)}"
+            if recipe.head_solver == "discriminant":
+                how = "in closed form, without a gradient step"
+            machine.say(f"head training: {percent(trained.val_accuracy)} of validation {how}")
         state.earlier["head_seconds"] = time.monotonic() - started
     network.head.load_state_dict(machine.from_main(network.head.state_dict()))
     return State(**machine.from_main(asdict(state)))
@@ -207,9 +213,9 @@ def train_head_from_cache(
 
 @contextlib.contextmanager
 def open_tracker(machine: Machine, recipe: Recipe, out: Path, state: State) -> Iterator[Callable[[State], None]]:
-    """Give a function that sends an epoch's numbers to the tracker, TensorBoard or another, as `phase/number`.
+    """Yield a function that logs the last epoch to the tracker (TensorBoard or another) as `phase/name`.
 
-    What `state` holds of head training is sent at once.
+    The epochs of head training that `state` holds are logged at once.
     """
     accelerator = machine.accelerator
     if accelerator.log_with:
@@ -218,42 +224,43 @@ def open_tracker(machine: Machine, recipe: Recipe, out: Path, state: State) -> I
         if tracker == "tensorboard":
             machine.say(f"curves while it trains: tensorboard --logdir {out}")
 
-    def send(row: dict[str, Any], step: int) -> None:
+    def log(row: dict[str, Any], step: int) -> None:
         numbers = {f"{row['phase']}/{name}": value for name, value in row.items() if isinstance(value, float)}
         accelerator.log(numbers, step=step)
 
     def watch(state: State) -> None:
         if accelerator.log_with:
-            send(state.rows[-1], state.rows[-1]["step"])
+            log(state.rows[-1], state.rows[-1]["step"])
 
     if accelerator.log_with:
-        for row in state.rows:  # of head training, which took no steps of the whole network: by its epochs
+        for row in state.rows:
             if row["phase"] == "head":
-                send(row, row["epoch"])
+                log(row, row["epoch"])  # by epoch: head training takes no steps of the whole network
 
     yield watch
-    for tracker in accelerator.trackers:  # not end_training(), which would also part the processes
+    for tracker in accelerator.trackers:  # not end_training(), which would also end the process group
         tracker.finish()
 
 
 def choose_format(
     network: Network, machine: Machine, recipe: Recipe, checkpoint: Path, choices: list[Choice]
 ) -> tuple[Machine, list[Choice]]:
-    """Lay `network` out and return the machine in the format it computes in, each by a short timing, with figures.
+    """Choose number format and memory layout by a short timing; return the machine and the choices.
 
-    A format that was asked for is taken without one, and so is the usual one where no step will be taken; `choices`
-    names either. A training that goes on computes as it began.
+    The returned machine has the chosen precision, and `network` the chosen layout. Without fine-tuning, or with a
+    precision set by the user, nothing is timed and the precision in `choices` is kept. A resumed training keeps the
+    format it began with.
     """
-    place = checkpoint / MACHINE
+    path = checkpoint / MACHINE
     if recipe.precision != "auto" or not recipe.epochs:
-        found = [*(one for one in choices if one.what == "precision"), choose_layout(network)]
-    elif machine.from_main(place.exists()):
-        found = [Choice(**one) for one in machine.from_main(read_record(place)["choices"])]
+        chosen = [*(choice for choice in choices if choice.what == "precision"), choose_layout(network)]
+    elif machine.from_main(path.exists()):
+        chosen = [Choice(**choice) for choice in machine.from_main(read_record(path)["choices"])]
     else:
         timing = choose_by_timing(network, machine) if machine.is_main else None
-        found = machine.from_main(timing.choices() if timing else None)
+        chosen = machine.from_main(timing.choices() if timing else None)
         if machine.is_main:
-            write_record(place, {"choices": [one.record() for one in found]}, verb="train")
-    precision, layout = found
+            write_record(path, {"choices": [choice.record() for choice in chosen]}, verb="train")
+    precision, layout = chosen
     network.to(memory_format=LAYOUTS[layout.value])
-    return replace(machine, precision=precision.value), found
+    return replace(machine, precision=precision.value), chosen
