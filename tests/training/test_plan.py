@@ -16,7 +16,7 @@ from landmarks.support.errors import LandmarksError
 from landmarks.training import plan as planning
 from landmarks.training.loader import batches
 from landmarks.training.machine import Machine
-from landmarks.training.plan import activations, plan, print_plan
+from landmarks.training.plan import activation_bytes, plan, print_plan
 
 
 def test_weights_and_moments_are_counted_exactly(stripes: Dataset) -> None:
@@ -36,7 +36,7 @@ def test_activations_grow_with_the_images_and_hold_at_least_every_convolution_s_
 
     def kept(count: int) -> int:
         loaded = batches(stripes, stripes.split("train")[:count], network.preprocessing, batch_size=count)
-        return activations(network, next(iter(loaded)), machine)
+        return activation_bytes(network, next(iter(loaded)), machine)
 
     assert kept(8) == pytest.approx(2 * kept(4), rel=0.05)
     assert kept(4) >= 4 * 3 * 32 * 32 * 4
@@ -72,7 +72,7 @@ def test_a_network_that_cannot_fit_is_one_line(stripes: Dataset, monkeypatch: py
     def scarce(*_: object, **named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(planning, "activations", scarce)
+    monkeypatch.setattr(planning, "activation_bytes", scarce)
     with pytest.raises(LandmarksError, match=r"does not fit into memory.*--image-size"):
         plan(stripes.folder, backbone=SMALL, image_size=32, device="cpu")
 

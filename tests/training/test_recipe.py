@@ -22,10 +22,10 @@ from landmarks.training.recipe import (
     Augmentation,
     Recipe,
     annotations_of,
+    command_line_settings,
     parse_assignments,
     recipe_named,
 )
-from landmarks.training.recipe import given as given_on_a_command_line
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -43,8 +43,8 @@ def test_changes_that_are_not_given_change_nothing() -> None:
 
 def test_a_command_line_gives_the_options_that_are_not_none_and_its_settings() -> None:
     options = {"epochs": None, "seed": 3, "image_size": 64}
-    assert given_on_a_command_line(options) == {"seed": 3, "image_size": 64}
-    assert given_on_a_command_line(options, ["image_size=null", "max_grad_norm=null"]) == {
+    assert command_line_settings(options) == {"seed": 3, "image_size": 64}
+    assert command_line_settings(options, ["image_size=null", "max_grad_norm=null"]) == {
         "seed": 3,
         "image_size": None,
         "max_grad_norm": None,

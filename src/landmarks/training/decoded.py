@@ -1,8 +1,8 @@
-"""The decoded cache: training images decoded once, kept on disk at the size training needs, and mapped from there.
+"""The decoded cache: training images decoded once, kept on disk at the size that training needs, and memory-mapped.
 
-In `DATA/decoded/<digest>/`, or in `$XDG_CACHE_HOME/landmarks/decoded/<digest>/` where DATA may only be read. Each image
-is stretched to one square, so that the crop that an epoch draws is a box in shares of it; the crop is taken on the
-device, by bilinear interpolation. An epoch then decodes nothing, and reads 3 × side² bytes an image.
+It lies in `DATA/decoded/<digest>/`, or in `$XDG_CACHE_HOME/landmarks/decoded/<digest>/` if DATA is read-only. Each
+image is stretched to a square. An epoch decodes nothing: it reads 3 × side² bytes per image, and the crops are taken on
+the device, by bilinear interpolation.
 """
 
 from __future__ import annotations
@@ -30,39 +30,40 @@ from landmarks.training.loader import batches
 from landmarks.training.machine import Machine
 
 RECORD = "decoded.json"
-"""Written last: a folder that holds it holds a whole cache."""
+"""Written last: a folder with this file holds a complete cache."""
 
 PIXELS = "pixels.npy"
 
 SPARE = 1.25
-"""Side of what is kept, in sides of what the network sees: smaller crops are enlarged, larger ones made smaller."""
+"""Side of the cached images relative to that of the network's input."""
 
 BLOCK = 64
-"""Images that are decoded at a time."""
+"""Images decoded at a time."""
 
-SECONDS_BETWEEN_LOOKS = 1.0
+POLL_SECONDS = 1.0
+"""How often a process checks whether another one has finished the same cache."""
 
 
 def decoded_images(
     dataset: Dataset, images: pl.DataFrame, preprocessing: Preprocessing, *, machine: Machine
 ) -> NDArray[np.uint8]:
-    """Return `images` as (P, R, R, 3), a memory map in their order, from the cache when they are there.
+    """Return `images` as a memory map (P, R, R, 3) in their order, from the cache if they are there.
 
-    Raises `StaleError` when a cache is there but not what its name says, and `LandmarksError` that names an image which
-    cannot be read, or says how much disk is missing.
+    Raises `StaleError` when the cache does not hold what its digest says, and `LandmarksError` that names an image that
+    cannot be read, or says how much disk space is missing.
     """
-    kept = replace(preprocessing, image_size=round(SPARE * preprocessing.image_size))
+    stored = replace(preprocessing, image_size=round(SPARE * preprocessing.image_size))
     key = {
-        "side": kept.image_size,
-        "interpolation": kept.interpolation,
+        "side": stored.image_size,
+        "interpolation": stored.interpolation,
         "decoder": DECODER,
         "images": digest_of_images(images),
     }
     folder = machine.from_main(_folder_for(dataset, digest_of(key)) if machine.is_main else None)
     if machine.is_main:
-        _make(folder, key, dataset, images, kept=kept, machine=machine)
+        _fill_cache(folder, key, dataset, images, stored=stored, machine=machine)
     machine.wait()
-    return _open(folder, key, len(images), kept.image_size)
+    return _open(folder, key, len(images), stored.image_size)
 
 
 def _folder_for(dataset: Dataset, digest: str) -> Path:
@@ -74,32 +75,32 @@ def _folder_for(dataset: Dataset, digest: str) -> Path:
     return elsewhere
 
 
-def _make(
+def _fill_cache(
     folder: Path,
     key: dict[str, Any],
     dataset: Dataset,
     images: pl.DataFrame,
     *,
-    kept: Preprocessing,
+    stored: Preprocessing,
     machine: Machine,
 ) -> None:
-    """Decode into `folder`, unless it is done; another process that is at it is waited for."""
-    told = False
+    """Fill the cache in `folder` if it is incomplete, or wait while another process does."""
+    noted = False
     while not (folder / RECORD).exists():
         try:
             with held(folder):
                 if not (folder / RECORD).exists():
-                    _decode(folder, dataset, images, kept, machine)
+                    _decode(folder, dataset, images, stored, machine)
                     write_record(folder / RECORD, {"key": key, "images": len(images)}, verb="train")
         except BusyError:
-            if not told:
+            if not noted:
                 note("another process is decoding the same images; waiting for it")
-            told = True
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            noted = True
+            time.sleep(POLL_SECONDS)
 
 
-def _decode(folder: Path, dataset: Dataset, images: pl.DataFrame, kept: Preprocessing, machine: Machine) -> None:
-    side = kept.image_size
+def _decode(folder: Path, dataset: Dataset, images: pl.DataFrame, stored: Preprocessing, machine: Machine) -> None:
+    side = stored.image_size
     require_free_disk(folder, 3 * side * side * len(images) + 4096)
     shape = (len(images), side, side, 3)
     with (
@@ -108,7 +109,7 @@ def _decode(folder: Path, dataset: Dataset, images: pl.DataFrame, kept: Preproce
         array_writer(aside, np.uint8, shape) as write,
     ):
         done = 0
-        for batch in batches(dataset, images, kept, batch_size=BLOCK, workers=machine.workers, stretched=True):
+        for batch in batches(dataset, images, stored, batch_size=BLOCK, workers=machine.workers, stretched=True):
             write(np.arange(done, done + len(batch.ids)), batch.pixels.permute(0, 2, 3, 1).numpy())
             done += len(batch.ids)
             advance(len(batch.ids))
@@ -120,16 +121,7 @@ def _open(folder: Path, key: dict[str, Any], count: int, side: int) -> NDArray[n
         pixels: NDArray[np.uint8] = mapped(folder / PIXELS)
     except (OSError, ValueError) as error:
         raise StaleError(f"the decoded images in {folder} cannot be read ({error})", way_out="delete it") from error
-    if (
-        record.get("key") != json.loads(json.dumps(key))
-        or pixels.dtype != np.uint8
-        or pixels.shape
-        != (
-            count,
-            side,
-            side,
-            3,
-        )
-    ):
+    same_key = record.get("key") == json.loads(json.dumps(key))
+    if not same_key or pixels.dtype != np.uint8 or pixels.shape != (count, side, side, 3):
         raise StaleError(f"the decoded images in {folder} are other images", way_out="delete it")
     return pixels

@@ -1,4 +1,4 @@
-"""What a run has seen, and the dataset it was trained on, wherever that lies now."""
+"""The images that a run has seen, and the dataset it was trained on, wherever that is now."""
 
 from __future__ import annotations
 
@@ -23,49 +23,54 @@ if TYPE_CHECKING:
 
 
 CONTENT = ("length", "width", "height", "phash")
-"""What an image is, whatever it is called: columns of `IMAGES`."""
+"""Columns of `IMAGES` that describe the content of an image, whatever its id."""
 
 ARCHIVE_ID = "^[0-9a-f]{16}$"
-"""Ids of the archive: two images with one of them are the same, however they were shrunk."""
+"""Ids of the archive: two images with the same one are the same image, perhaps at different sizes."""
 
 
 def seen_in_training(train: pl.DataFrame, val: pl.DataFrame, weights: str, machine: Machine) -> pl.DataFrame:
-    """Return the table `SEEN` of a training on `train` and `val` (rows of a dataset) that begins from `weights`."""
+    """Return the table `SEEN` of a training on `train` and `val` (rows of a dataset) that starts from `weights`."""
     tables = [seen_rows(train, "train"), seen_rows(val, "val"), _seen_before(weights, machine)]
     return pl.concat(tables).sort("image_id", "through", nulls_last=False)
 
 
 def seen_rows(images: pl.DataFrame, split: str) -> pl.DataFrame:
-    """Return rows of a dataset in the columns of `SEEN`."""
+    """Return rows of a dataset as rows of `SEEN`."""
     rows = images.with_columns(split=pl.lit(split), through=None)
     return rows.select(pl.col(name).cast(kind) for name, kind in SEEN.items())
 
 
 def find_seen(images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
-    """Return which of `images` (columns of `IMAGES`) are among `seen`: `id`, and `seen_id`, `split`, `through` there.
+    """Return which of `images` (columns of `IMAGES`) are among `seen` (columns of `SEEN`).
 
-    The same image has the same id, or the same perceptual hash; two files of one name are two images unless
-    the name is an id of the archive, or they look alike.
+    The columns are `image_id` and, of its match in `seen`, `seen_id`, `split` and `through`. Images match if they have
+    the same perceptual hash, or the same id and the same content: files of one name are different images unless the
+    name is an id of the archive, or they look alike.
     """
-    asked = images.select("image_id", *CONTENT)
-    # Most of what a large run has seen is far from what is asked for: it is put aside before anything is copied.
+    images = images.select("image_id", *CONTENT)
+    # Most of what a large run has seen cannot match; it is filtered out before anything is copied.
     seen = seen.filter(
-        pl.col("image_id").is_in(asked["image_id"].implode()) | pl.col("phash").is_in(asked["phash"].implode())
+        pl.col("image_id").is_in(images["image_id"].implode()) | pl.col("phash").is_in(images["phash"].implode())
     )
-    known = seen.select(pl.col("image_id").alias("seen_id"), *(pl.col(name).alias(f"seen_{name}") for name in CONTENT))
-    known = known.with_columns(seen.select("split", "through")).sort("through", nulls_last=False)
-    by_id = asked.join(known, left_on="image_id", right_on="seen_id", coalesce=False).filter(_same_under_one_id())
-    hashed = known.filter(_has_hash("seen_phash")).unique("seen_phash", keep="first", maintain_order=True)
-    by_hash = asked.filter(_has_hash("phash")).join(hashed, left_on="phash", right_on="seen_phash", coalesce=False)
+    right = seen.select(
+        pl.col("image_id").alias("seen_id"),
+        *(pl.col(name).alias(f"seen_{name}") for name in CONTENT),
+        "split",
+        "through",
+    ).sort("through", nulls_last=False)
+    by_id = images.join(right, left_on="image_id", right_on="seen_id", coalesce=False).filter(_same_content())
+    hashed = right.filter(_has_hash("seen_phash")).unique("seen_phash", keep="first", maintain_order=True)
+    by_hash = images.filter(_has_hash("phash")).join(hashed, left_on="phash", right_on="seen_phash", coalesce=False)
     columns = ["image_id", "seen_id", "split", "through"]
-    found = pl.concat([by_id.select(columns), by_hash.select(columns)])
-    found = found.sort(
-        "image_id", pl.col("image_id") != pl.col("seen_id"), "through", nulls_last=False
-    )  # this training's first
-    return found.unique("image_id", keep="first", maintain_order=True)
+    matches = pl.concat([by_id.select(columns), by_hash.select(columns)])
+    # A match with the same id comes first, then one with an image that this run itself saw.
+    matches = matches.sort("image_id", pl.col("image_id") != pl.col("seen_id"), "through", nulls_last=False)
+    return matches.unique("image_id", keep="first", maintain_order=True)
 
 
-def _same_under_one_id() -> pl.Expr:
+def _same_content() -> pl.Expr:
+    """Return whether two images with the same id are the same image."""
     both_hashed = _has_hash("phash") & _has_hash("seen_phash")
     alike = (pl.col("phash") ^ pl.col("seen_phash")).bitwise_count_ones() <= RADIUS
     equal = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"seen_{name}")) for name in ("length", "width", "height"))
@@ -77,121 +82,121 @@ def _has_hash(column: str) -> pl.Expr:
 
 
 def _seen_before(weights: str, machine: Machine) -> pl.DataFrame:
-    """Return what the run that `weights` come from had seen, with its name in `through`; nothing for other weights."""
-    nothing = pl.DataFrame(schema=SEEN)
+    """Return what the run that `weights` come from saw, with its name in `through`; empty for other weights."""
+    empty = pl.DataFrame(schema=SEEN)
     if weights in ("imagenet", "none") or not (Path(weights) / RECORD).is_file():
-        return nothing
+        return empty
     earlier = open_run(weights)
     table = earlier.seen
     if table is None:
         machine.say(f"{earlier.name}, whose weights it begins from, does not say which images it was trained on")
-        return nothing
-    if (earlier.record.get("best") or {}).get("phase") == "head":  # which leaves the backbone as it was
+        return empty
+    if (earlier.record.get("best") or {}).get("phase") == "head":  # its backbone was not trained
         table = table.filter(pl.col("through").is_not_null())
     return table.with_columns(through=pl.col("through").fill_null(earlier.name))
 
 
-# A run's own dataset: where it lies now, and whether its splits are still those that the run was trained with.
+# ── The dataset of a run: where it is now, and whether its splits are still those that the run was trained with ─────
 
 
 TRAIN_AGAIN = "train again to have a run that knows what it has seen"
 
 
 def location_record(folder: Path, *, beside: Path) -> dict[str, str]:
-    """Return where `folder` lies, as a record in the folder `beside` keeps it: whole, and as seen from there.
+    """Return the location of `folder` for a record in the folder `beside`: absolute, and relative to `beside`.
 
-    A pair of folders that is moved together is found again by the second.
+    By the relative path, folders that were moved together find each other again.
     """
-    place = folder.resolve()
-    told = {"folder": str(place)}
-    with contextlib.suppress(ValueError):  # another drive
-        told["relative"] = Path(os.path.relpath(place, beside.resolve())).as_posix()
-    return told
+    path = folder.resolve()
+    record = {"folder": str(path)}
+    with contextlib.suppress(ValueError):  # on another drive
+        record["relative"] = Path(os.path.relpath(path, beside.resolve())).as_posix()
+    return record
 
 
-def recorded_locations(told: dict[str, Any], *, beside: Path) -> list[Path]:
-    """Return where what `location_record` told of may lie, the likeliest first."""
+def recorded_locations(record: dict[str, Any], *, beside: Path) -> list[Path]:
+    """Return the possible locations of a folder by its `location_record`, the likeliest first."""
     relative, folder = (
-        place if isinstance(place, str) and "\0" not in place else ""
-        for place in (told.get("relative"), told.get("folder"))
+        path if isinstance(path, str) and "\0" not in path else ""
+        for path in (record.get("relative"), record.get("folder"))
     )
-    places = [beside.resolve() / relative] if relative else []
-    places += [Path(folder)] if folder else []
-    return list(dict.fromkeys(place.resolve() for place in places))
+    paths = [beside.resolve() / relative] if relative else []
+    paths += [Path(folder)] if folder else []
+    return list(dict.fromkeys(path.resolve() for path in paths))
 
 
 def find_own_dataset(run: Run) -> Dataset:
-    """Return the dataset that `run` was trained on, as it is now; beside the run first, then where it was then.
+    """Return the dataset that `run` was trained on, as it is now: at its relative, then at its absolute location.
 
-    Raises `LandmarksError` when it is at neither place, or when what lies there holds none of its images.
+    Raises `LandmarksError` when it is at neither, or when the dataset found there holds none of its images.
     """
-    told = run.record.get("data") or {}
-    there = [place for place in recorded_locations(told, beside=run.folder) if (place / "dataset.json").is_file()]
-    if not there:
+    record = run.record.get("data") or {}
+    paths = [path for path in recorded_locations(record, beside=run.folder) if (path / "dataset.json").is_file()]
+    if not paths:
         raise LandmarksError(
-            f"the dataset that {run.name} was trained on is not at {told.get('folder')} any more",
+            f"the dataset that {run.name} was trained on is not at {record.get('folder')} any more",
             way_out="say where its images are with --data DATA",
         )
-    found = [open_dataset(place) for place in there]
-    if "digest" not in told:
-        return found[0]
-    for dataset in found:
-        if dataset.digest == told["digest"]:
+    datasets = [open_dataset(path) for path in paths]
+    if "digest" not in record:
+        return datasets[0]
+    for dataset in datasets:
+        if dataset.digest == record["digest"]:
             return dataset
     seen = run.seen
-    for dataset in found:
-        if seen is None or len(_here(seen, dataset)):
+    for dataset in datasets:
+        if seen is None or len(_seen_in_dataset(seen, dataset)):
             return dataset
     raise LandmarksError(
-        f"the dataset at {found[0].folder} is not the one that {run.name} was trained on: it holds none of its images",
+        f"the dataset at {datasets[0].folder} is not the one that {run.name} was trained on: it holds none of its "
+        "images",
         way_out="say where its images are with --data DATA",
     )
 
 
 def open_own_dataset(run: Run) -> Dataset:
-    """Return the dataset that `run` was trained on, when what it has seen is still in the splits it was in then.
+    """Return the dataset that `run` was trained on, if the images it saw are still in the same splits.
 
-    A dataset to which images were added is told and returned. Raises `StaleError` when it was divided anew: its
-    split "test" would hold images that the run was trained on.
+    If images were added or removed, a note says so. Raises `StaleError` when the dataset was divided anew, because its
+    split "test" might hold images that the run was trained on.
     """
     dataset = find_own_dataset(run)
-    told = run.record.get("data") or {}
-    if told.get("digest") in (None, dataset.digest):
+    if (run.record.get("data") or {}).get("digest") in (None, dataset.digest):
         return dataset
     seen = run.seen
     if seen is None:
         raise StaleError(
             f"{dataset.folder} is not as it was when {run.name} was trained, and which images the run was trained "
             "on cannot be known: it was trained before runs kept that",
-            way_out=_ways_out(run, dataset) + TRAIN_AGAIN,
+            way_out=_split_hint(run, dataset) + TRAIN_AGAIN,
         )
     if dataset.splits is None:
         raise StaleError(
             f"{dataset.folder} has no splits any more, and {run.name} was trained on one of them",
-            way_out=_ways_out(run, dataset) + "train again, or " + _left_out(dataset),
+            way_out=_split_hint(run, dataset) + "train again, or " + _data_hint(dataset),
         )
-    then = _here(seen, dataset).join(
-        dataset.splits.rename({"split": "part_now"}), left_on="seen_id", right_on="image_id"
+    present = _seen_in_dataset(seen, dataset).join(
+        dataset.splits.rename({"split": "split_now"}), left_on="seen_id", right_on="image_id"
     )
-    moved = then.filter(pl.col("split") != pl.col("part_now"))
+    moved = present.filter(pl.col("split") != pl.col("split_now"))
     if len(moved):
-        tested = int((moved["part_now"] == "test").sum())
+        tested = int((moved["split_now"] == "test").sum())
         raise StaleError(
             f"{dataset.folder} was divided anew after {run.name} was trained: {len(moved)} images that it was "
             f"trained on or validated with are in another split now, {tested} of them in test",
-            way_out=_ways_out(run, dataset) + "train again, or " + _left_out(dataset),
+            way_out=_split_hint(run, dataset) + "train again, or " + _data_hint(dataset),
         )
-    _tell_changes(run, dataset, len(seen.filter(pl.col("through").is_null())) - len(then))
+    _note_changes(run, dataset, len(seen.filter(pl.col("through").is_null())) - len(present))
     return dataset
 
 
 def is_own_dataset(run: Run, dataset: Dataset) -> bool:
-    """Return whether `dataset`, wherever it lies, is what `run` was trained on, divided as it was then."""
+    """Return whether `dataset` has the images and splits that `run` was trained with, wherever it is."""
     return bool((run.record.get("data") or {}).get("digest") == dataset.digest)
 
 
 def match_dataset(run: Run, dataset: Dataset) -> Matching:
-    """Return which landmarks of `dataset` are which labels of `run`."""
+    """Match the landmarks of `dataset` to the labels of `run`."""
     ours = identified_by(run.record.get("data") or {}, run.labels)
     return match_landmarks(run.labels, ours, dataset.labels, identified_by(dataset.record, dataset.labels))
 
@@ -199,9 +204,9 @@ def match_dataset(run: Run, dataset: Dataset) -> Matching:
 def images_seen(run: Run, dataset: Dataset, split: str) -> pl.DataFrame:
     """Return the images that `run` was trained on (`split` "train") or validated with ("val"), from its dataset.
 
-    Rows of `IMAGES` sorted by id, with `run_label`, the run's label of what each shows, whatever splits they are in
-    now. Images that are gone, or show nothing known any more, are left out. Raises `StaleError` when the run does not
-    say which they are and its dataset is not as it was.
+    These are rows of `IMAGES` sorted by id, with the run's label in `run_label`, whatever splits they are in now.
+    Images that are gone, or no longer show a known landmark, are left out. Raises `StaleError` when the run has no
+    record of them and its dataset has changed.
     """
     if is_own_dataset(run, dataset):
         images = dataset.split(split)
@@ -210,39 +215,39 @@ def images_seen(run: Run, dataset: Dataset, split: str) -> pl.DataFrame:
             raise StaleError(f"which images {run.name} was trained on cannot be known", way_out=TRAIN_AGAIN)
         images = dataset.split(split)
     else:
-        wanted = _here(seen, dataset).filter(pl.col("split") == split)
-        images = dataset.split("all").join(wanted, on="image_id", how="semi", maintain_order="left")
+        own = _seen_in_dataset(seen, dataset).filter(pl.col("split") == split)
+        images = dataset.split("all").join(own, on="image_id", how="semi", maintain_order="left")
     labels = match_dataset(run, dataset).labels.select("landmark_id", pl.col("label").alias("run_label"))
     return images.join(labels, on="landmark_id", how="inner").sort("image_id")
 
 
-def _here(seen: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """Return which images of `dataset` are, under their own ids, those that a run saw in its own training."""
+def _seen_in_dataset(seen: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """Return which images of `dataset` a run saw itself, under the same ids; columns of `find_seen`."""
     own = seen.filter(pl.col("through").is_null())
     return find_seen(dataset.images, own).filter(pl.col("image_id") == pl.col("seen_id"))
 
 
-def _tell_changes(run: Run, dataset: Dataset, gone: int) -> None:
+def _note_changes(run: Run, dataset: Dataset, gone: int) -> None:
     counts = run.record["data"].get("images") or {}
     added = len(dataset.images) + gone - sum(counts.values()) if counts else 0
-    told = f"{dataset.folder} has changed since {run.name} was trained"
+    line = f"{dataset.folder} has changed since {run.name} was trained"
     if added > 0 and dataset.splits is not None:
         tested = int((dataset.splits["split"] == "test").sum()) - counts.get("test", 0)
-        told += f": {added} images were added, {max(tested, 0)} of them to test"
+        line += f": {added} images were added, {max(tested, 0)} of them to test"
     if gone:
-        told += f"; {gone} that it was trained on or validated with are gone"
-    note(f"{told}; what it was trained on and validated with is where it was")
+        line += f"; {gone} that it was trained on or validated with are gone"
+    note(f"{line}; what it was trained on and validated with is where it was")
 
 
-def _ways_out(run: Run, dataset: Dataset) -> str:
-    """Return the command that divides `dataset` as it was when `run` was trained, where that can be done."""
-    told = run.record.get("data") or {}
-    split = told.get("split") or {}
-    found = re.match(r"by (group|random), val ([0-9.e-]+), test ([0-9.e-]+);", str(split.get("rule") or ""))
-    same = told.get("content_digest") in (None, dataset.content_digest)
-    if not (found and same and str(split.get("seed") or "").isdigit()):
+def _split_hint(run: Run, dataset: Dataset) -> str:
+    """Return the command that divides `dataset` as when `run` was trained, or an empty text if there is none."""
+    record = run.record.get("data") or {}
+    split = record.get("split") or {}
+    rule = re.match(r"by (group|random), val ([0-9.e-]+), test ([0-9.e-]+);", str(split.get("rule") or ""))
+    unchanged = record.get("content_digest") in (None, dataset.content_digest)
+    if not (rule and unchanged and str(split.get("seed") or "").isdigit()):
         return ""
-    by, val, test = found.groups()
+    by, val, test = rule.groups()
     folder = shlex.quote(str(dataset.folder))
     return (
         f"divide it as it was with: landmarks split {folder} --by {by} --val {val} --test {test} "
@@ -250,5 +255,5 @@ def _ways_out(run: Run, dataset: Dataset) -> str:
     )
 
 
-def _left_out(dataset: Dataset) -> str:
+def _data_hint(dataset: Dataset) -> str:
     return f"name it with --data {shlex.quote(str(dataset.folder))}: what the run has seen is left out then"

@@ -1,4 +1,4 @@
-"""What a training will need, before it is begun: memory, disk and hours, from a few real steps."""
+"""What a training will need, estimated from a few real steps: memory, disk and hours."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.training_images import check_data
 
 STEPS = 3
-"""Steps that are timed, after one that is not."""
+"""Timed steps; one before them is not timed."""
 
 LOADED = 256
-"""Images that are read and decoded to see how fast that goes."""
+"""Images that are read and decoded to time the loader."""
 
 IMAGES_FIRST = 2
-"""Images of the very first pass, from which the memory of a whole step is told before it is taken."""
+"""Images of the first pass, from which the memory of a whole step is estimated."""
 
 MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
-"""Numbers that each optimizer keeps per weight."""
+"""Numbers that each optimizer stores per weight."""
 
 OUTSIDE = 0
-"""The key, among blocks that recompute, of everything that is in none of them."""
+"""The key of tensors outside of all recomputing blocks."""
 
 TIGHT = 0.8
-"""Share of the free memory beyond which a plan warns: Python, its libraries and the images in line need some too."""
+"""Share of the free memory beyond which a plan warns, since Python, its libraries and loaded images need some too."""
 
 MB = 1e6
 
@@ -65,39 +65,39 @@ class Plan:
     images: dict[str, int]  # per split
     weights_mb: float  # of the network, running statistics included
     optimizer_mb: float  # gradients and moments
-    activations_mb: float  # kept for the way back, for one micro-batch
-    memory_free_mb: float  # of the device, before anything of this
-    micro_batch: int  # images that pass at once: the recipe's, or as many as fit
-    cache_mb: float  # on disk, beside the dataset
+    activations_mb: float  # saved for the backward pass of one micro-batch
+    memory_free_mb: float  # on the device, before the training
+    micro_batch: int  # images per pass: the recipe's, or as many as fit
+    cache_mb: float  # on disk, in the dataset's folder
     disk_mb: float  # run and checkpoint
-    images_per_second: dict[str, float]  # through the backbone alone, in training's steps, and read and decoded
-    limit: str  # what an epoch of training waits for: step or loader
-    hours: dict[str, float]  # features, one epoch, total
+    images_per_second: dict[str, float]  # keys: backbone (forward only), training (steps), loader
+    limit: str  # the bottleneck of training: step or loader
+    hours: dict[str, float]  # keys: features, epoch, total
 
     def __repr__(self) -> str:
         images = ", ".join(f"{count:,} of {split}" for split, count in self.images.items())
-        room = f"{self.memory_mb:,.0f} MB of memory, {self.disk_mb:,.0f} MB of disk"
-        return f"Plan(images: {images}; {room}; {self.verdict})"
+        needs = f"{self.memory_mb:,.0f} MB of memory, {self.disk_mb:,.0f} MB of disk"
+        return f"Plan(images: {images}; {needs}; {self.verdict})"
 
     @property
     def memory_mb(self) -> float:
-        """What training holds at its peak, beside what Python and its libraries take."""
+        """Peak memory of the training, without Python and its libraries."""
         return self.weights_mb + self.optimizer_mb + self.activations_mb
 
     @property
     def verdict(self) -> str:
-        """Whether it fits and how long it takes, in one sentence."""
+        """A sentence that says whether the training fits into memory and how long it takes."""
         share = self.memory_mb / self.memory_free_mb
         fits = "it fits" if share < TIGHT else "memory will be tight: a smaller --batch-size or --image-size needs less"
-        took = _duration(self.hours["total"])
-        return f"{fits} ({100 * share:.0f} % of the memory that is free now), and takes about {took}"
+        duration = _duration(self.hours["total"])
+        return f"{fits} ({100 * share:.0f} % of the memory that is free now), and takes about {duration}"
 
 
 def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) -> Plan:
-    """Take a few steps as `train` would with the same recipe and settings, and say what the whole will need.
+    """Return what `train` will need with the same recipe and settings, estimated from a few real steps.
 
-    The network starts from random weights, so that nothing is downloaded; nothing is written. Raises what `train`
-    raises about data and settings, and `LandmarksError` when not even one image fits into memory.
+    The network starts from random weights, so nothing is downloaded; nothing is written. Raises what `train` raises
+    about data and settings, and `LandmarksError` when not even one image fits into memory.
     """
     chosen = recipe_named(recipe, **settings)
     dataset = open_dataset(data)
@@ -118,12 +118,13 @@ def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) ->
     trained = sum(parameter.numel() for parameter in network.parameters())
     optimizer_mb = 4 * trained * (1 + MOMENTS[chosen.optimizer]) / MB
     try:
-        first = _some(dataset, splits.train, network, chosen, IMAGES_FIRST)
-        each_mb = activations(network, first, machine, checkpointing=chosen.gradient_checkpointing) / MB
+        first = _sample_batch(dataset, splits.train, network, chosen, IMAGES_FIRST)
+        activations = activation_bytes(network, first, machine, checkpointing=chosen.gradient_checkpointing)
+        image_mb = activations / IMAGES_FIRST / MB
         if chosen.gradient_checkpointing:
             enable_gradient_checkpointing(network.backbone)
-        micro_batch = _fitting(chosen, each_mb / IMAGES_FIRST, free_mb - weights_mb - optimizer_mb)
-        batch = _some(dataset, splits.train, network, chosen, micro_batch)
+        micro_batch = _fitting_micro_batch(chosen, image_mb, free_mb - weights_mb - optimizer_mb)
+        batch = _sample_batch(dataset, splits.train, network, chosen, micro_batch)
         rates = {
             "backbone": _backbone_rate(network, batch, machine),
             "training": _training_rate(network, batch, chosen, machine),
@@ -141,41 +142,43 @@ def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) ->
         images=counts,
         weights_mb=weights_mb,
         optimizer_mb=optimizer_mb,
-        activations_mb=each_mb / IMAGES_FIRST * micro_batch,
+        activations_mb=image_mb * micro_batch,
         memory_free_mb=free_mb,
         micro_batch=micro_batch,
         cache_mb=2 * cached * network.width / MB,
-        disk_mb=3 * weights_mb + 4 * trained * MOMENTS[chosen.optimizer] / MB,  # the run, network and best, moments
+        # The run's weights; the checkpoint's weights, best weights and moments.
+        disk_mb=3 * weights_mb + 4 * trained * MOMENTS[chosen.optimizer] / MB,
         images_per_second=rates,
         limit="loader" if rates["loader"] < rates["training"] else "step",
         hours=hours,
     )
 
 
-def activations(network: Network, batch: Batch, machine: Machine, *, checkpointing: bool = False) -> int:
-    """Return the bytes that a pass of `batch` keeps for the way back, weights left out: counted, not guessed.
+def activation_bytes(network: Network, batch: Batch, machine: Machine, *, checkpointing: bool = False) -> int:
+    """Return the bytes that a forward pass of `batch` saves for the backward pass, without the weights.
 
-    Every tensor that autograd saves is seen by a hook; tensors that share memory count once. With gradient
-    `checkpointing` (of a network that does not do it yet) a block keeps its inputs, and one block at a time the rest.
+    They are counted exactly: a hook sees every tensor that autograd saves, and tensors that share memory count once.
+    With `checkpointing`, the count is that of gradient checkpointing, which the network must not do yet: each block
+    saves its inputs, and one block at a time everything else.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
-    kept: dict[int, dict[int, int]] = {OUTSIDE: {}}  # block → tensor → bytes
-    inside = [OUTSIDE]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+    saved: dict[int, dict[int, int]] = {OUTSIDE: {}}  # block → tensor → bytes
+    entered = [OUTSIDE]
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[inside[-1]][storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights:
+            saved[entered[-1]][storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def enter(block: torch.nn.Module, inputs: tuple[object, ...]) -> None:
         for tensor in _tensors(inputs):
             pack(tensor)
-        kept[id(block)] = {}
-        inside.append(id(block))
+        saved[id(block)] = {}
+        entered.append(id(block))
 
     def leave(*_: object) -> None:
-        inside.pop()
+        entered.pop()
 
     set_training(network, freeze_bn=False)
     with contextlib.ExitStack() as stack:
@@ -186,30 +189,30 @@ def activations(network: Network, batch: Batch, machine: Machine, *, checkpointi
         with machine.computing():
             features = network.features(normalised(batch.pixels, network.preprocessing, machine.device))
         network.head.loss(features.float(), batch.labels.to(machine.device))
-    always = kept.pop(OUTSIDE)
-    return sum(always.values()) + max((sum(block.values()) for block in kept.values()), default=0)
+    outside = saved.pop(OUTSIDE)
+    return sum(outside.values()) + max((sum(block.values()) for block in saved.values()), default=0)
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """Yield the tensors among a block's inputs, which may come in lists: one for each branch."""
+    """Yield the tensors among a block's inputs, which may be nested in lists, one for each branch."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+        for item in value:
+            yield from _tensors(item)
 
 
-def _some(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:
-    rows = np.resize(np.arange(len(images)), count)  # a dataset smaller than a batch is seen more than once
+def _sample_batch(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, count: int) -> Batch:
+    rows = np.resize(np.arange(len(images)), count)  # repeats images if there are fewer than `count`
     augment = EpochAugmentation(recipe.augmentation)
     loaded = batches(dataset, images[rows], network.preprocessing, batch_size=count, augment=augment)
     return next(iter(loaded))
 
 
-def _fitting(recipe: Recipe, each_mb: float, free_mb: float) -> int:
-    """Return the micro-batch: the recipe's, halved until its activations take at most nine tenths of what is free."""
+def _fitting_micro_batch(recipe: Recipe, image_mb: float, free_mb: float) -> int:
+    """Return the recipe's micro-batch, halved until its activations take at most 90 % of the free memory."""
     micro_batch = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
-    while micro_batch > 1 and micro_batch * each_mb > 0.9 * free_mb:
+    while micro_batch > 1 and micro_batch * image_mb > 0.9 * free_mb:
         micro_batch = math.ceil(micro_batch / 2)
     return micro_batch
 
@@ -246,23 +249,23 @@ def _backbone_rate(network: Network, batch: Batch, machine: Machine) -> float:
 
 
 def _loader_rate(dataset: Dataset, images: pl.DataFrame, network: Network, recipe: Recipe, machine: Machine) -> float:
-    """Return the images per second that are read, decoded and cropped when nothing else is to do."""
+    """Return the images per second that are read, decoded and cropped while nothing else runs."""
     rows = np.random.default_rng(0).permutation(len(images))[:LOADED]  # from all shards, as an epoch reads them
-    with with_readers(machine) as hands:
+    with with_readers(machine) as reading:
 
         def read(rows: NDArray[np.int64]) -> None:
             augment = EpochAugmentation(recipe.augmentation)
-            for _ in batches(dataset, images[rows], network.preprocessing, workers=hands.workers, augment=augment):
+            for _ in batches(dataset, images[rows], network.preprocessing, workers=reading.workers, augment=augment):
                 pass
 
-        read(rows[:32])  # processes, where there are any, have started
+        read(rows[:32])  # waits until reader processes, if any, have started
         started = time.monotonic()
         read(rows)
         return len(rows) / (time.monotonic() - started)
 
 
 def _hours(recipe: Recipe, counts: dict[str, int], rates: dict[str, float], *, shared: bool) -> dict[str, float]:
-    """Return hours, of which loader and network each take their own when they have the cores in common (`shared`)."""
+    """Return the hours of features, an epoch and all; loader and network add up if they have `shared` cores."""
 
     def seconds(images: int, rate: float) -> float:
         reading, computing = images / rates["loader"], images / rate

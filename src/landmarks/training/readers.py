@@ -162,7 +162,8 @@ class Readers:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    code = f"import sys; sys.path[:] = {sys.path!r}; from landmarks.training import readers; readers.serve_pieces()"
+    serve = "from landmarks.training.readers import serve_pieces; serve_pieces()"
+    code = f"import sys; sys.path[:] = {sys.path!r}; {serve}"
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -1,4 +1,4 @@
-"""What a run says about itself: its record, the reasons of its choices, and its last sentence."""
+"""The record of a run, the choices that came from its recipe, and the sentence that sums it up."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def run_record(
     state: State,
     out: Path,
 ) -> dict[str, Any]:
-    """Return what `run.json` in the folder `out` says about a training that ended in `state`."""
-    counts, told = count_parameters(network), dataset.split_metadata
-    rule = {name: value for name, value in told.items() if not name.startswith(("landmarks.", "ARROW"))}
+    """Return the content of `run.json`, in the folder `out`, for a training that ended in `state`."""
+    counts, metadata = count_parameters(network), dataset.split_metadata
+    rule = {name: value for name, value in metadata.items() if not name.startswith(("landmarks.", "ARROW"))}
     seconds = {name: state.earlier.get(f"{name}_seconds", 0.0) for name in ("features", "head")}
     seconds["finetune"] = state.seconds
     return {
@@ -69,33 +69,33 @@ def run_record(
 
 
 def recipe_choices(recipe: Recipe) -> list[Choice]:
-    """Return what else was decided for the user, with reasons."""
+    """Return the choices that follow from the recipe, with reasons."""
     size = Choice("image", f"{recipe.image_size} pixels", "asked for, or what the weights were made for")
     if recipe.from_scratch:
         return [size, Choice("phases", "one", "without pretrained weights there is nothing to warm up")]
     head = "head in closed form" if recipe.head_solver == "discriminant" else "head training"
-    begun = f"the backbone starts from {recipe.weights}"
+    start = f"the backbone starts from {recipe.weights}"
     if Path(recipe.weights).is_dir():
-        begun += ", whose head stays behind: a new one is trained for these landmarks"
+        start += ", whose head stays behind: a new one is trained for these landmarks"
     if not recipe.epochs:
-        return [size, Choice("phases", f"{head} alone", f"the recipe has no epochs of fine-tuning; {begun}")]
-    return [size, Choice("phases", f"{head}, then fine-tuning", begun)]
+        return [size, Choice("phases", f"{head} alone", f"the recipe has no epochs of fine-tuning; {start}")]
+    return [size, Choice("phases", f"{head}, then fine-tuning", start)]
 
 
 def result_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return what the run of this `record` reached, with its interval, and what to do next; `rows` are its epochs."""
+    """Return the accuracy of the run with this `record`, its interval, and the next step; `rows` are its epochs."""
     best, count = record["best"], record["validated_on"]
     interval = binomtest(round(best["val_accuracy"] * count), count).proportion_ci(method="wilson")
     phase = "the head training" if best["phase"] == "head" else f"epoch {best['epoch']}"
     return (
         f"{folder} answers {percent(best['val_accuracy'])} of {count:,} validation images "
         f"(95 % interval {100 * interval.low:.1f} to {percent(interval.high)}, after {phase}; {record['ended']}); "
-        f"{_in_vain(best, rows)}next: landmarks evaluate {folder}"
+        f"{_no_gain_hint(best, rows)}next: landmarks evaluate {folder}"
     )
 
 
-def _in_vain(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what to do where no epoch of fine-tuning was better than the head training; empty where one was."""
+def _no_gain_hint(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return advice if no epoch of fine-tuning was better than the head training, otherwise an empty text."""
     tuned = [row["val_accuracy"] for row in rows if row["phase"] == "finetune" and row["val_accuracy"] is not None]
     if best["phase"] != "head" or not tuned:
         return ""

@@ -1,4 +1,4 @@
-"""Changed copies of what a run has seen: cropped, framed, recoloured or mirrored, so that no hash tells them."""
+"""Changed copies of images that a run has seen: cropped, framed, recoloured or mirrored, so that hashes differ."""
 
 from __future__ import annotations
 
@@ -14,53 +14,51 @@ from landmarks.training.own_data import find_own_dataset
 from landmarks.training.run import Run
 
 MOST_COMPARED = 50_000
-"""Images of both datasets together up to which copies are looked for without being asked to."""
+"""Images of both datasets together up to which copies are searched for by default."""
 
 
 def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
-    """Return which of `images`, rows of `dataset`, are copies of what `run` has `seen` in its own dataset.
+    """Return which of `images`, rows of `dataset`, are copies of images `seen` by `run`; columns of `find_seen`.
 
-    Columns as of `find_seen`. Both datasets' images are looked at; where they are gone, cannot be read or are too many,
-    a note says so.
+    The images of both datasets are read. If they are gone, unreadable or too many, a note says so and nothing is
+    returned.
     """
-    nothing = pl.DataFrame(
-        schema={"image_id": pl.String, "seen_id": pl.String, "split": pl.String, "through": pl.String}
-    )
+    empty = pl.DataFrame(schema={"image_id": pl.String, "seen_id": pl.String, "split": pl.String, "through": pl.String})
     try:
         own = find_own_dataset(run)
     except LandmarksError:
         note(f"whether some are changed copies of images {run.name} has seen is not known: its dataset is not there")
-        return nothing
+        return empty
     if len(images) + len(seen) > MOST_COMPARED:
         note(
             f"changed copies of images {run.name} has seen are not looked for among so many; to see them: "
             f"landmarks join {own.folder} {dataset.folder} -o BOTH, then landmarks split BOTH"
         )
-        return nothing
-    known = own.images.join(
+        return empty
+    seen_images = own.images.join(
         seen.filter(pl.col("through").is_null()).select("image_id", "split"), on="image_id", how="inner"
     )
-    if not len(images) or not len(known):
-        return nothing
-    asked = _sketches(run, dataset, images)
-    before = _sketches(run, own, known) if asked is not None else None
-    if asked is None or before is None:
-        return nothing
-    found = find_copies(asked.joined(before), side=np.arange(len(images) + len(known)) < len(images))
-    at, of = found.pairs[:, 0], found.pairs[:, 1] - len(images)
-    table = images[at].select("image_id").with_columns(known[of].select(pl.col("image_id").alias("seen_id"), "split"))
+    if not len(images) or not len(seen_images):
+        return empty
+    sketches = _sketches(run, dataset, images)
+    seen_sketches = _sketches(run, own, seen_images) if sketches is not None else None
+    if sketches is None or seen_sketches is None:
+        return empty
+    is_new = np.arange(len(images) + len(seen_images)) < len(images)
+    found = find_copies(sketches.joined(seen_sketches), side=is_new)
+    copies, originals = images[found.pairs[:, 0]], seen_images[found.pairs[:, 1] - len(images)]
+    table = copies.select("image_id").with_columns(originals.select(pl.col("image_id").alias("seen_id"), "split"))
     return table.with_columns(through=pl.lit(None, pl.String)).unique("image_id", keep="first", maintain_order=True)
 
 
 def _sketches(run: Run, dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
-    """Return the sketches of some images of a dataset; those of all its images are kept, for whoever asks next.
+    """Return the sketches of some images of a dataset; those of all its images are computed and cached.
 
-    None, with a note, where none of them can be read.
+    None, with a note, when none of the images can be read.
     """
-    every = dataset.images
-    sketches = kept_sketches(dataset, every)
-    place = dict(zip(every["image_id"], range(len(every)), strict=True))
-    rows = np.array([place[image_id] for image_id in images["image_id"]])
+    sketches = kept_sketches(dataset, dataset.images)
+    row_of = dict(zip(dataset.images["image_id"], range(len(dataset.images)), strict=True))
+    rows = np.array([row_of[image_id] for image_id in images["image_id"]])
     if sketches is None or not sketches.counts[rows].any():
         note(
             f"whether some are changed copies of images {run.name} has seen is not known: no image of "

@@ -1,4 +1,4 @@
-"""The images of a dataset that a network is trained on and validated with, and what the user should know of them."""
+"""The images of a dataset that a network is trained on and validated with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from landmarks.support.errors import LandmarksError
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images to train on and to validate with: known ones, with their labels."""
+    """The images to train on and to validate with, all of known landmarks, with their labels."""
 
     train: pl.DataFrame
     val: pl.DataFrame
@@ -22,21 +22,21 @@ class TrainingImages:
 
 
 def check_data(dataset: Dataset) -> TrainingImages:
-    """Return the images to train on; raise `LandmarksError` when the dataset cannot be trained on."""
+    """Return the images to train on and to validate with; raise `LandmarksError` when there are too few."""
     landmarks = len(dataset.labels)
     if landmarks < 2:
         raise LandmarksError(
             f"{dataset.folder} cannot be trained on", received=plural(landmarks, "landmark"), expected="2 or more"
         )
-    known = {split: _known(dataset, split) for split in ("train", "val")}
-    if not len(known["train"]):
+    train, val = _known(dataset, "train"), _known(dataset, "val")
+    if not len(train):
         raise LandmarksError(
             f"the train split of {dataset.folder} shows no known landmark",
             way_out=f"divide everything anew with: landmarks split {dataset.folder} --anew",
         )
-    if not len(known["val"]):
-        most = int(known["train"]["label"].value_counts()["count"].max() or 0)  # type: ignore[arg-type]
-        share = 0.15 if most >= MIN_IMAGES_TO_SPLIT else 0.5  # of a few images 0.15 is none
+    if not len(val):
+        most = int(train["label"].value_counts()["count"].max() or 0)  # type: ignore[arg-type]
+        share = 0.15 if most >= MIN_IMAGES_TO_SPLIT else 0.5  # 0.15 of a few images is none
         way_out = f"divide it with: landmarks split {dataset.folder} --val {share}"
         if dataset.count("test"):
             way_out = (
@@ -46,9 +46,8 @@ def check_data(dataset: Dataset) -> TrainingImages:
         if most < 2:
             way_out = "every landmark has a single image to train on: validation takes landmarks of two images or more"
         raise LandmarksError(f"the val split of {dataset.folder} shows no known landmark", way_out=way_out)
-    counts = known["train"]["label"].value_counts()
-    seen = set(counts["label"].to_list())
-    absent = dataset.labels.filter(~pl.col("label").is_in(list(seen)))
+    counts = train["label"].value_counts()
+    absent = dataset.labels.filter(~pl.col("label").is_in(counts["label"].to_list()))
     notes = []
     if len(absent):
         notes.append(
@@ -59,13 +58,13 @@ def check_data(dataset: Dataset) -> TrainingImages:
     single = int((counts["count"] == 1).sum())
     if single:
         notes.append(f"{single} landmark{'s have' if single > 1 else ' has'} a single image to train on")
-    unknown = dataset.count("train") - len(known["train"])
+    unknown = dataset.count("train") - len(train)
     if unknown:
         notes.append(f"{unknown} images of nothing known are left out of training")
-    return TrainingImages(known["train"], known["val"], tuple(notes))
+    return TrainingImages(train, val, tuple(notes))
 
 
 def _known(dataset: Dataset, split: str) -> pl.DataFrame:
-    """Return the images of a split that show a known landmark, without what a person reads of them."""
+    """Return the images of a split that show a known landmark, without the columns that training does not use."""
     images = dataset.split(split).drop("author", "license", "title", "usage", "landmarks")
     return images.filter(pl.col("label").is_not_null()) if images["label"].null_count() else images

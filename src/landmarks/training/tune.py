@@ -1,4 +1,4 @@
-"""A search for the head and its settings, on cached features: each trial takes seconds, the backbone runs once."""
+"""A search for the head and its settings on cached features: the backbone runs once, a trial takes seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.training_images import check_data
 
 TRIALS = {
-    "trial": pl.UInt32,  # 0 is the recipe as it is
+    "trial": pl.UInt32,  # 0 is the recipe itself
     "val_accuracy": pl.Float64,
     "val_loss": pl.Float64,
     "head": pl.String,
@@ -34,18 +34,17 @@ TRIALS = {
     "head_batch_size": pl.UInt32,
     "label_smoothing": pl.Float64,
 }
-"""Columns of the table that `tune` returns, best first: the settings are fields of `Recipe`."""
+"""Columns of the table that `tune` returns; the settings are fields of `Recipe`."""
 
 
 def tune(
     data: Place, *, recipe: Place | Recipe = "default", trials: int = 30, seed: int = 0, **settings: Any
 ) -> pl.DataFrame:
-    """Search head and head training settings with Optuna for the best validation accuracy; return all trials, best
-    first.
+    """Search the head and its training settings for the best validation accuracy; return all trials, best first.
 
-    The first trial is the recipe as it is; the others are drawn by a tree-structured Parzen estimator (Bergstra et al.
-    2011) from `seed`. Of equal accuracies the lower validation loss is better. With few validation images the best
-    of many trials is partly chance: its number is not what a test set will say. Needs the extra `tune`.
+    The first trial is the recipe itself; Optuna draws the others from `seed` with a tree-structured Parzen estimator
+    (Bergstra et al. 2011). Of equal accuracies the one with the lower validation loss is better. With few validation
+    images the best of many trials is partly chance: expect less on a test set. Needs the extra `tune`.
     """
     with naming_the_extra("landmarks tune"):
         import optuna
@@ -58,7 +57,7 @@ def tune(
             "there is nothing to tune without a head training", received="head_epochs 0", expected="1 or more"
         )
     require("the number of trials", trials, Annotated[int, Range(1, 1_000_000)])
-    require("the search's seed", seed, Annotated[int, Range(0, 2**32 - 1)])  # as numpy's generators take it
+    require("the search's seed", seed, Annotated[int, Range(0, 2**32 - 1)])  # the range of numpy's seeds
     dataset = open_dataset(data)
     splits = check_data(dataset)
     machine, _ = open_machine(replace(chosen, tracking="none"), dataset.folder)
@@ -69,14 +68,14 @@ def tune(
         image_size=chosen.image_size,
         seed=chosen.seed,
     ).to(machine.device)
-    together = pl.concat([splits.train, splits.val]).sort("image_id")
-    features = cached_features(network, dataset, together, machine=machine).values
-    train, val = (Rows(features, positions(together, split)) for split in (splits.train, splits.val))
+    both = pl.concat([splits.train, splits.val]).sort("image_id")
+    features = cached_features(network, dataset, both, machine=machine).values
+    train, val = (Rows(features, positions(both, split)) for split in (splits.train, splits.val))
     labels, val_labels = labels_of(splits.train), labels_of(splits.val)
     rows: list[dict[str, Any]] = []
 
-    def reached(trial: Any) -> tuple[float, float]:
-        picked = replace(
+    def objective(trial: Any) -> tuple[float, float]:
+        candidate = replace(
             chosen,
             head=trial.suggest_categorical("head", list(HEADS)),
             head_learning_rate=trial.suggest_float("head_learning_rate", 1e-4, 1e-2, log=True),
@@ -86,12 +85,12 @@ def tune(
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chosen.seed)
-            settings = chosen.head_settings if picked.head == chosen.head else {}
-            network.head = build_head(picked.head, network.width, network.classes, settings).to(machine.device)
+            settings = chosen.head_settings if candidate.head == chosen.head else {}
+            network.head = build_head(candidate.head, network.width, network.classes, settings).to(machine.device)
             network.head.adapt(np.bincount(labels, minlength=network.classes))
-        trained = train_head(network, [train], labels, val, val_labels, recipe=picked)
+        trained = train_head(network, [train], labels, val, val_labels, recipe=candidate)
         numbers = {"trial": trial.number, "val_accuracy": trained.val_accuracy, "val_loss": trained.val_loss}
-        rows.append(numbers | {name: getattr(picked, name) for name in TRIALS if name not in numbers})
+        rows.append(numbers | {name: getattr(candidate, name) for name in TRIALS if name not in numbers})
         return trained.val_accuracy, trained.val_loss
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=["maximize", "minimize"])
@@ -101,13 +100,13 @@ def tune(
         def show(study: Any, trial: Any) -> None:
             advance(1, f"best {100 * max(row['val_accuracy'] for row in rows):.1f} % of validation")
 
-        study.optimize(reached, n_trials=trials, callbacks=[show])
+        study.optimize(objective, n_trials=trials, callbacks=[show])
     table = pl.DataFrame(rows, schema=TRIALS)
     return table.sort("val_accuracy", "val_loss", "trial", descending=[True, False, False])
 
 
 def print_trials(table: pl.DataFrame, command: Sequence[str]) -> None:
-    """Print the best ten trials, and the `command` that trains so, with the settings of the best of all behind it."""
+    """Print the ten best trials, and the `command` that trains with the settings of the best one."""
     rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.head(10).rows()]
     print_table(table.columns, rows)
     best = table.drop("trial", "val_accuracy", "val_loss", "head").row(0, named=True)
