@@ -21,7 +21,7 @@ from made_up_runs import _short_features, image, make_dataset, make_run, own_dat
 
 import landmarks
 from landmarks.cli import main
-from landmarks.cli.everywhere import EXIT_CODES, print_json, taken_out
+from landmarks.cli.everywhere import EXIT_CODES, parse_shared_options, print_json
 from landmarks.cli.main import VERBS
 from landmarks.cli.main import run as command
 from landmarks.dataset.manifest import Dataset
@@ -85,13 +85,13 @@ def test_the_readme_and_the_page_for_every_day_list_the_exit_codes() -> None:
 @given(st.permutations(["train", "data", "-o", "run"]), st.integers(0, 4), st.sampled_from(["--log=a b", "--log"]))
 def test_options_for_every_verb_may_stand_anywhere(words: list[str], place: int, log: str) -> None:
     given_words = [*words[:place], "--quiet", log, *(["a b"] if log == "--log" else []), *words[place:], "--partial-ok"]
-    found = taken_out(given_words)
+    found = parse_shared_options(given_words)
     assert found.words == tuple(words)
     assert (found.quiet, found.partial_ok, found.debug, found.log) == (True, True, False, Path("a b"))
 
 
 def test_what_follows_two_dashes_is_left_alone() -> None:
-    assert taken_out(["predict", "run", "--", "--quiet"]).words == ("predict", "run", "--", "--quiet")
+    assert parse_shared_options(["predict", "run", "--", "--quiet"]).words == ("predict", "run", "--", "--quiet")
 
 
 @pytest.mark.parametrize("words", [["predict", "run", ""], ["predict", "", "a.jpg"], ["import", "a", "--out="]])
@@ -106,9 +106,15 @@ def test_home_is_meant_where_the_shell_leaves_its_sign(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     words = ["import", "~/images", "--out=~/data", "--name=a~/b", "x=~/y"]
     home = os.path.expanduser("~")  # noqa: PTH111
-    assert taken_out(words).words == ("import", f"{home}/images", f"--out={home}/data", "--name=a~/b", "x=~/y")
+    assert parse_shared_options(words).words == (
+        "import",
+        f"{home}/images",
+        f"--out={home}/data",
+        "--name=a~/b",
+        "x=~/y",
+    )
     (tmp_path / "~").mkdir()
-    assert taken_out(["import", "~/", "--", "~/x"]).words == ("import", "~/", "--", "~/x")
+    assert parse_shared_options(["import", "~/", "--", "~/x"]).words == ("import", "~/", "--", "~/x")
 
 
 @pytest.mark.linux
@@ -150,7 +156,7 @@ def test_a_table_of_answers_replaces_no_file_of_another_kind(
 @pytest.mark.parametrize("words", [["train", "--log"], ["--log="], ["--log", "--quiet"]])
 def test_a_log_without_a_name_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="needs the name of a file"):
-        taken_out(words)
+        parse_shared_options(words)
     assert command(words) == 2
     assert capsys.readouterr().err.startswith("error: ")
 

@@ -1,4 +1,4 @@
-"""The verbs that choose images of the archive and fetch them."""
+"""The verbs that select images of the archive and fetch them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MirrorPlace = Annotated[
     str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
 ]
 
-SHOWN = 20
-"""Landmarks that are listed."""
+MAX_LISTED = 20
+"""How many landmarks of a selection are listed."""
 
 
 def select(
@@ -23,30 +23,33 @@ def select(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the selection is written (parquet).")],
     set: Annotated[str, typer.Option(help="train, or test (the recognition test set).")] = "train",
-    skip: Annotated[int, typer.Option(help="Leave out the landmarks with most images.")] = 0,
-    take: Annotated[int | None, typer.Option(help="Of the others, take those with most images.")] = None,
-    choose: Annotated[int | None, typer.Option(help="Of those, draw so many at random.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides what is drawn at random.")] = 0,
-    min_images: Annotated[int | None, typer.Option(help="Only landmarks with at least so many images.")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Only landmarks with at most so many images.")] = None,
+    skip: Annotated[int, typer.Option(help="Leave out this many landmarks, those with the most images.")] = 0,
+    take: Annotated[int | None, typer.Option(help="Then take this many, again those with the most images.")] = None,
+    choose: Annotated[int | None, typer.Option(help="Of these, draw this many at random.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random draws.")] = 0,
+    min_images: Annotated[int | None, typer.Option(help="Only landmarks with at least this many images.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Only landmarks with at most this many images.")] = None,
     landmarks: Annotated[
-        str | None, typer.Option(help="Only these: ids with commas, a file, a selection, a dataset or a run.")
+        str | None,
+        typer.Option(help="Only these landmarks: ids with commas, a file, a selection, a dataset or a run."),
     ] = None,
     exclude: Annotated[
         str | None,
-        typer.Option(help="Not these: the same forms, or not-landmarks (a shipped list of categories that are none)."),
+        typer.Option(
+            help="Not these landmarks: the same forms, or not-landmarks (a shipped list of categories that are none)."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Only names with these words, or this regular expression.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only landmarks with this text in their name, or this regular expression.")
+    ] = None,
     supercategory: Annotated[str | None, typer.Option(help="Only landmarks of this supercategory.")] = None,
-    kind: Annotated[str | None, typer.Option(help="natural or human-made.")] = None,
-    license: Annotated[str | None, typer.Option(help="Only images whose licence has these words.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only landmarks of this kind: natural or human-made.")] = None,
+    license: Annotated[str | None, typer.Option(help="Only images with this text in their licence.")] = None,
     clean: Annotated[bool, typer.Option("--clean", help="Only the images of the cleaned training set.")] = False,
     images_per_landmark: Annotated[
-        int | None, typer.Option(help="Of landmarks with more images, draw so many at random.")
+        int | None, typer.Option(help="Draw at most this many images of each landmark.")
     ] = None,
-    unknown: Annotated[
-        int | None, typer.Option(help="Test set: keep so many images of nothing known (default: all).")
-    ] = None,
+    unknown: Annotated[int | None, typer.Option(help="Test set: keep this many unknown images (default: all).")] = None,
     json: Json = False,
 ) -> None:
     """Choose landmarks and their images by a rule.
@@ -78,25 +81,25 @@ def select(
         unknown=unknown,
     )
     known = chosen.images["landmark_id"].count()
-    total = {"images": len(chosen.images), "unknown": len(chosen.images) - known}
+    counts = {"images": len(chosen.images), "unknown": len(chosen.images) - known}
     if json:
-        whole = {"path": out, "rule": chosen.rule, **total, "expected_bytes": chosen.expected_bytes}
-        print_json({**whole, "landmarks": chosen.landmarks})
+        summary = {"path": out, "rule": chosen.rule, **counts, "expected_bytes": chosen.expected_bytes}
+        print_json({**summary, "landmarks": chosen.landmarks})
         return
-    shown = chosen.landmarks.head(SHOWN).with_columns(name=chosen.landmarks["name"].head(SHOWN).fill_null("–"))
-    print_table(["landmark", "name", "images"], shown.rows())
-    if len(chosen.landmarks) > SHOWN:
-        show(f"… and {len(chosen.landmarks) - SHOWN:,} more landmarks")
-    also = f" and {plural(total['unknown'], 'image')} of nothing known" if total["unknown"] else ""
+    listed = chosen.landmarks.head(MAX_LISTED)
+    print_table(["landmark", "name", "images"], listed.with_columns(name=listed["name"].fill_null("–")).rows())
+    if len(chosen.landmarks) > MAX_LISTED:
+        show(f"… and {len(chosen.landmarks) - MAX_LISTED:,} more landmarks")
+    unknown_images = f" and {plural(counts['unknown'], 'image')} of nothing known" if counts["unknown"] else ""
     show(
-        f"{plural(known, 'image')} of {plural(len(chosen.landmarks), 'landmark')}{also}, "
+        f"{plural(known, 'image')} of {plural(len(chosen.landmarks), 'landmark')}{unknown_images}, "
         f"about {_size(chosen.expected_bytes)} in the mirror"
     )
     note(f"written to {out}")
 
 
-def _size(bytes_: int) -> str:
-    return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.1f} MB"
+def _size(bytes: int) -> str:
+    return f"{bytes / 1e9:.2f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.1f} MB"
 
 
 # ── `landmarks locate` ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -107,12 +110,12 @@ def locate(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The byte index (parquet).")],
     set: Annotated[str, typer.Option(help="train, test or index.")] = "train",
-    workers: Annotated[int, typer.Option(help="TARs walked at once; one request each is under way.")] = 64,
+    workers: Annotated[int, typer.Option(help="TARs read at once, by one request at a time each.")] = 64,
     json: Json = False,
 ) -> int | None:
-    """Make the byte index of a mirror: where each image lies, so that fetch moves images and not TARs.
+    """Make the byte index of a mirror: where each image is, so that fetch transfers images instead of whole TARs.
 
-    Moves half a kilobyte per image. Can be stopped at any time and run again.
+    It transfers half a kilobyte per image. It can be stopped at any time and run again.
 
     Example: landmarks locate https://s3.amazonaws.com/google-landmark -o index.parquet
     """
@@ -121,8 +124,8 @@ def locate(
 
     index = locate_images(mirror, out, set=set, workers=workers)
     if json:
-        counts = {"tars": index.tar_count, "indexed": len(index.tars), "unindexed": index.unindexed}
-        print_json({"path": index.path, "set": index.set, "mirror": index.mirror, **counts})
+        tars = {"tars": index.tar_count, "indexed": len(index.tars), "unindexed": index.unindexed}
+        print_json({"path": index.path, "set": index.set, "mirror": index.mirror, **tars})
     note(f"{len(index.tars)} of {index.tar_count} TARs indexed, written to {out}")
     return 1 if index.unindexed else None
 
@@ -131,19 +134,21 @@ def locate(
 
 
 def fetch(
-    selection: Annotated[Path, typer.Argument(help="What landmarks select wrote.")],
+    selection: Annotated[Path, typer.Argument(help="A selection that landmarks select wrote.")],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The dataset's folder.")],
     mirror: Annotated[
         str | None, typer.Option(help="Where the TARs are, if not where the selection was made: a path or an address.")
     ] = None,
     index: Annotated[
-        str | None, typer.Option(help="A byte index (path or address): only the images travel, not whole TARs.")
+        str | None, typer.Option(help="A byte index (path or address), to transfer only the images, not whole TARs.")
     ] = None,
-    max_side: Annotated[int, typer.Option(help="The longest side that is stored, in pixels.")] = 512,
-    workers: Annotated[int | None, typer.Option(help="TARs worked on at once (default: by the processors).")] = None,
+    max_side: Annotated[int, typer.Option(help="The longest side of stored images, in pixels.")] = 512,
+    workers: Annotated[
+        int | None, typer.Option(help="TARs worked on at once (default: twice the processors, 4 to 16).")
+    ] = None,
     cluster: Annotated[
-        str | None, typer.Option(help="Let a Dask cluster do the work: its scheduler's address, tcp://host:8786.")
+        str | None, typer.Option(help="Address of the scheduler of a Dask cluster to work on: tcp://host:8786.")
     ] = None,
     method: Annotated[str, typer.Option(help="auto (by cost), ranges, or stream.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and stop.")] = False,
@@ -156,7 +161,7 @@ def fetch(
 ) -> int | None:
     """Fetch the selected images: upright, no larger than --max-side, one shard per TAR, MD5 checked.
 
-    Can be stopped at any time and run again. Ends with exit code 1 when a TAR could not be had.
+    It can be stopped at any time and run again. The exit code is 1 when a TAR could not be fetched.
 
     Example: landmarks fetch twenty.parquet -o twenty --index https://example.org/index.parquet
     """
@@ -178,8 +183,8 @@ def fetch(
     )
     if isinstance(fetched, FetchPlan):
         if json:
-            told = ("requests", "bytes", "disk_bytes", "seconds", "bytes_per_second", "why")
-            print_json({"tars": len(fetched.tasks), **{name: getattr(fetched, name) for name in told}})
+            fields = ("requests", "bytes", "disk_bytes", "seconds", "bytes_per_second", "why")
+            print_json({"tars": len(fetched.tasks), **{name: getattr(fetched, name) for name in fields}})
         return None
     if json:
         print_json(counts_of(fetched))

@@ -1,4 +1,4 @@
-"""What holds for every verb: options that stand anywhere in a command, exit codes, and answers as JSON."""
+"""What all verbs share: options that may be anywhere in a command, exit codes, and output as JSON."""
 
 from __future__ import annotations
 
@@ -34,43 +34,42 @@ EPILOG = (
 """The last lines of every help page."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs; everything else goes to standard error.")]
-"""The option of every verb."""
+"""The option `--json`, of every verb but `serve`."""
 
 
 def counts_of(dataset: Dataset) -> dict[str, Any]:
-    """Return what there is in a dataset and what was left out, for programs."""
+    """Return how much a dataset holds and what was left out, for `--json`."""
     counts = {"images": len(dataset.images), "landmarks": len(dataset.labels)}
-    about = ("rejected", "failed", "set")
-    record = {name: dataset.record[name] for name in about if name in dataset.record}
+    record = {name: dataset.record[name] for name in ("rejected", "failed", "set") if name in dataset.record}
     return {"folder": dataset.folder, "digest": dataset.digest, **counts, **record}
 
 
-def print_json(answer: Any) -> None:
-    """Print what a verb returned as one JSON value on standard output; a number that is none becomes null."""
-    show_json(_plain(answer))
+def print_json(value: Any) -> None:
+    """Print `value` as JSON on standard output; numbers that are not finite become null."""
+    show_json(_to_json_types(value))
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON knows it: tables as lists of rows, records as objects, paths as text."""
+def _to_json_types(value: Any) -> Any:
+    """Return `value` with JSON's types only: tables become lists of rows, dataclasses objects, paths strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _to_json_types(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _to_json_types(item) for name, item in value.items()}
     if hasattr(value, "to_dicts"):
         value = value.to_dicts()
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one) for one in value]
+        return [_to_json_types(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-# ── Options that stand before a verb or after it ────────────────────────────────────────────────────────────────────
+# ── Options before or after a verb ──────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
-class Everywhere:
-    """What a command line says beside its verb and the verb's own options, and the words that are left."""
+class CommandLine:
+    """A command line's options that all verbs share, and its other words."""
 
     words: tuple[str, ...]
     debug: bool = False
@@ -79,10 +78,10 @@ class Everywhere:
     log: Path | None = None
 
 
-def _at_home(word: str) -> str:
-    """Return a word with its `~` expanded where the shell leaves it: behind `=`, and in quotes if no file is called so.
+def _expand_home(word: str) -> str:
+    """Return a word with a `~` expanded that the shell has left: after `=`, or in quotes, unless there is such a file.
 
-    `--out=~/data` would otherwise make a folder that is called `~`.
+    Otherwise `--out=~/data` would make a folder named `~`.
     """
     option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
     if (value == "~" or value.startswith("~/")) and not os.path.lexists(value):
@@ -90,31 +89,31 @@ def _at_home(word: str) -> str:
     return word
 
 
-def taken_out(arguments: Sequence[str]) -> Everywhere:
-    """Return the options that hold for every verb, wherever they stand before a `--`, and the other words.
+def parse_shared_options(arguments: Sequence[str]) -> CommandLine:
+    """Separate the options that all verbs share, anywhere before a `--`, from the other words.
 
-    Raises `UsageError` when `--log` names no file.
+    Raises `UsageError` when `--log` has no file name, or an argument is empty.
     """
     words: list[str] = []
     flags = dict.fromkeys(("debug", "quiet", "partial_ok"), False)
     log: Path | None = None
-    rest = iter(arguments)
-    for word in rest:
+    remaining = iter(arguments)
+    for word in remaining:
         name, equals, value = word.partition("=")
         if word == "--":
-            words += [word, *rest]
+            words += [word, *remaining]
         elif word.removeprefix("--").replace("-", "_") in flags and word.startswith("--"):
             flags[word.removeprefix("--").replace("-", "_")] = True
         elif name == "--log":
-            value = value if equals else next(rest, "")
+            value = value if equals else next(remaining, "")
             if not value or value.startswith("-"):
                 raise UsageError("--log needs the name of a file", way_out="landmarks train … --log train.log")
             log = Path(value)
         else:
-            words.append(_at_home(word))
+            words.append(_expand_home(word))
     empty = next((word for word in words if not word or (word.startswith("--") and word.endswith("="))), None)
     if empty is not None:
         raise UsageError(
             f"{empty.removesuffix('=') or 'an argument'} is empty", way_out="a variable of the shell may not be set"
         )
-    return Everywhere(tuple(words), log=log, **flags)
+    return CommandLine(tuple(words), log=log, **flags)

@@ -1,7 +1,4 @@
-"""The program `landmarks`: its verbs, its exit codes, and how an error becomes one line.
-
-Exit codes stand in `everywhere.EXIT_CODES`.
-"""
+"""The program `landmarks`: its verbs, and its handling of errors as one line and an exit code (`EXIT_CODES`)."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from landmarks import __version__
-from landmarks.cli.everywhere import EPILOG, EXIT_CODES, Everywhere, taken_out
+from landmarks.cli.everywhere import EPILOG, EXIT_CODES, CommandLine, parse_shared_options
 from landmarks.support.console import heard_by, to_log
 from landmarks.support.disk import of_the_disk
 from landmarks.support.errors import LandmarksError, NothingThereError, did_you_mean, naming_the_extra
@@ -45,11 +42,11 @@ VERBS = {
     "Results": ("result_verbs", ("evaluate", "score", "subsets", "explain", "compare", "report", "reproduce", "demo")),
     "Use": ("use_verbs", ("predict", "learn", "forget", "index", "search", "export", "serve")),
 }
-"""Panel of the help page → the module of its verbs, and the verbs in the order in which a person needs them."""
+"""Panel of the help page → the module of its verbs, and these in the order of their use."""
 
 
-GOES_ON = ("locate", "fetch", "import", "unpack", "train", "tune", "evaluate", "reproduce", "demo")
-"""Verbs that keep what they have finished when they are interrupted, and go on there the next time."""
+RESUMABLE = ("locate", "fetch", "import", "unpack", "train", "tune", "evaluate", "reproduce", "demo")
+"""Verbs that keep finished work when interrupted, and resume it when run again."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,47 +57,47 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing beside results and errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only results and errors.")] = False,
     log: Annotated[
         Path | None,
-        typer.Option("--log", metavar="FILE", help="Append all that is said to this file, each line with its time."),
+        typer.Option("--log", metavar="FILE", help="Append all notes and errors to this file, each with its time."),
     ] = None,
     partial_ok: Annotated[
         bool,
         typer.Option(
             "--partial-ok",
-            help="Exit code 0 also for work done in part (images that cannot be read, say), and for folders without "
-            "images; what was left out is still named.",
+            help="Exit with 0 even if work was done in part (some images could not be read, for example) or a folder "
+            "holds no images; what was left out is still named.",
         ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
-    """Options that hold for every verb; they may stand before it or after it. `taken_out` reads them."""
+    """Document the options that all verbs share; `parse_shared_options` reads them before and after the verb."""
 
 
 def _add_verbs() -> None:
     for panel, (module, verbs) in VERBS.items():
         functions = importlib.import_module(f"landmarks.cli.{module}")
         for verb in verbs:
-            word = f"{verb}_" if verb == "import" else verb  # `import` is a keyword of Python
-            app.command(verb, rich_help_panel=panel, epilog=EPILOG)(getattr(functions, word))
+            name = "import_" if verb == "import" else verb  # `import` is a keyword of Python
+            app.command(verb, rich_help_panel=panel, epilog=EPILOG)(getattr(functions, name))
 
 
 _add_verbs()
 
 
 def main() -> None:
-    """Run the command line; every error ends as one line on standard error and an exit code."""
+    """Run the command line and exit; every error becomes one line on standard error and an exit code."""
     wait_without_spinning()
     accept_any_text()
     interrupt_when_asked_to_end()
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        # A second one while the first is told of; where a query of polars is interrupted there always are two.
+        # A second interruption during the message about the first; an interrupted query of polars always raises two.
         code = 130
-    if code == 130:  # threads may be waited for now, and who asks again does not want to see where
+    if code == 130:  # exit without a traceback when interrupted again while threads are joined
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     sys.exit(code)
 
@@ -108,22 +105,22 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one verb and return its exit code."""
     try:
-        _require_a_place()
-        given = taken_out(arguments)
-        with heard_by(quiet=given.quiet, log=given.log):
-            to_log(f"$ landmarks {shlex.join(given.words)}")
+        _require_working_folder()
+        line = parse_shared_options(arguments)
+        with heard_by(quiet=line.quiet, log=line.log):
+            to_log(f"$ landmarks {shlex.join(line.words)}")
             started = time.monotonic()
-            code = _run(given)
+            code = _run(line)
             to_log(f"exit code {code} ({EXIT_CODES[code]}) after {time.monotonic() - started:.0f} s")
             return code
     except LandmarksError as error:
         if "--debug" in arguments:
             raise
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
         return error.exit_code
 
 
-def _require_a_place() -> None:
+def _require_working_folder() -> None:
     try:
         Path.cwd()
     except OSError as error:
@@ -133,26 +130,26 @@ def _require_a_place() -> None:
         ) from error
 
 
-def _run(given: Everywhere) -> int:
-    verb = next((word for word in given.words if not word.startswith("-")), "")
+def _run(line: CommandLine) -> int:
+    verb = next((word for word in line.words if not word.startswith("-")), "")
     try:
         with naming_the_extra(f"landmarks {verb}"):
-            words = list(given.words) or ["-h"]
+            words = list(line.words) or ["-h"]
             result = _program(words[0])(words, prog_name="landmarks", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = 130
     except typer.TyperException as error:
-        message, hint = _help_on(verb, error.format_message())
-        _say(f"error: {message} {hint}")
+        message, hint = _usage_hint(verb, error.format_message())
+        _print_error(f"error: {message} {hint}")
         return 2
     except Exception as error:
-        if given.debug:
+        if line.debug:
             raise
-        return _told(error, given)
+        return _report_error(error, line)
     if result == 130:  # typer, too, turns an interruption into this code
-        kept = "what is finished is kept" if verb in GOES_ON else "nothing is half-written"
-        _say(f"interrupted; {kept}; run the same command again" + (" to go on" if verb in GOES_ON else ""))
-    if result == 1 and given.partial_ok:
+        kept = "what is finished is kept" if verb in RESUMABLE else "nothing is half-written"
+        _print_error(f"interrupted; {kept}; run the same command again" + (" to go on" if verb in RESUMABLE else ""))
+    if result == 1 and line.partial_ok:
         to_log("done in part, which --partial-ok lets pass")
         return 0
     return result if isinstance(result, int) else 0
@@ -160,52 +157,57 @@ def _run(given: Everywhere) -> int:
 
 @functools.cache
 def _program(verb: str) -> Any:
-    """Return the program with the one verb that is asked for, as building all takes longer than most; else with all."""
-    asked = copy.copy(app)
-    asked.registered_commands = [one for one in app.registered_commands if one.name == verb] or app.registered_commands
-    return typer.main.get_command(asked)
+    """Return the program with this one verb, as building all takes longer than most verbs; else with all."""
+    program = copy.copy(app)
+    commands = [command for command in app.registered_commands if command.name == verb]
+    program.registered_commands = commands or app.registered_commands
+    return typer.main.get_command(program)
 
 
-def _told(error: Exception, given: Everywhere) -> int:
-    """Say what went wrong in one line and return the exit code."""
-    if isinstance(error, NothingThereError) and given.partial_ok:
-        _say(f"nothing to do: {error}")
-        if "--json" in given.words:
+def _report_error(error: Exception, line: CommandLine) -> int:
+    """Print an error as one line and return the exit code."""
+    if isinstance(error, NothingThereError) and line.partial_ok:
+        _print_error(f"nothing to do: {error}")
+        if "--json" in line.words:
             print("[]")
         return 0
     if isinstance(error, LandmarksError):
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
         return error.exit_code
-    if refused := of_the_disk(error):
-        _say(f"error: {refused}")
-    elif _out_of_memory(error):
-        _say(f"error: memory ran out ({error}); close other programs, or choose another --device if there is one")
+    if disk_error := of_the_disk(error):
+        _print_error(f"error: {disk_error}")
+    elif _is_out_of_memory(error):
+        hint = "close other programs, or choose another --device if there is one"
+        _print_error(f"error: memory ran out ({error}); {hint}")
     else:
-        _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
-        for line in traceback.format_exception(error):
-            to_log(line)
+        _print_error(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)")
+        for text in traceback.format_exception(error):
+            to_log(text)
     return 1
 
 
-def _help_on(verb: str, message: str) -> tuple[str, str]:
-    """Return what is wrong with a command, and where what it could be is explained: one guess, not two."""
+def _usage_hint(verb: str, message: str) -> tuple[str, str]:
+    """Return the message about a wrong command and a hint: the closest name, or where the help is.
+
+    When the verb is wrong, the suggestion in typer's message is dropped, so that there is only one.
+    """
     verbs = [verb for _, panel in VERBS.values() for verb in panel]
     if verb in verbs:
-        return message, _called_here(message) or f"(landmarks {verb} -h shows what it takes)"
+        return message, _option_hint(message) or f"(landmarks {verb} -h shows what it takes)"
     guess = did_you_mean(verb, verbs)
     return message.partition(" Did you mean")[0], guess or "(landmarks -h shows what there is)"
 
 
-def _called_here(message: str) -> str:
-    """Return what an option that another program has is called here, or an empty string."""
+def _option_hint(message: str) -> str:
+    """Return a hint at the name here of an option that other programs have, or an empty string."""
     from landmarks.training.recipe import SYNONYMS, setting_hint
 
     words = message.removeprefix("No such option: --").split()
     name = words[0].strip("-.,").replace("-", "_") if message.startswith("No such option") and words else ""
-    return setting_hint(name) if any(name in theirs.split() for theirs in SYNONYMS.values()) else ""
+    return setting_hint(name) if any(name in synonyms.split() for synonyms in SYNONYMS.values()) else ""
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError):
         return True
     if "torch" not in sys.modules:
@@ -215,6 +217,6 @@ def _out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-def _say(line: str) -> None:
-    print(" ".join(shown(line).split()), file=sys.stderr)
-    to_log(line)
+def _print_error(text: str) -> None:
+    print(" ".join(shown(text).split()), file=sys.stderr)
+    to_log(text)
