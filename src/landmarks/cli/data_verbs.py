@@ -1,4 +1,4 @@
-"""The verbs that make datasets of images people have, divide them, and look for what is wrong in them."""
+"""The verbs that make datasets of a user's own images, divide them, and look for errors in them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def import_(
             "--copy/--by-reference", " /--reference", help="Copy into shards, or leave images where they are."
         ),
     ] = True,
-    max_side: Annotated[int, typer.Option(min=1, help="Copies have no side longer than so many pixels.")] = 512,
+    max_side: Annotated[int, typer.Option(min=1, help="The longest side of copies, in pixels.")] = 512,
     add: Annotated[bool, typer.Option("--add", help="Add the images to the dataset that is in --out already.")] = False,
     json: Json = False,
 ) -> None:
-    """Make a dataset of images in folders or of a CSV.
+    """Make a dataset of images in folders or listed in a CSV.
 
-    Images in the folder _unknown, or in none, show nothing known.
+    Images in the folder _unknown, or in no landmark's folder, are unknown.
 
     Example: landmarks import ~/images -o data/mine
     """
@@ -60,20 +60,18 @@ def join(
     by_reference: Annotated[
         bool, typer.Option("--by-reference", help="Leave the images in their shards, and read them there.")
     ] = False,
-    max_side: Annotated[
-        int | None, typer.Option(min=16, help="Shrink images with a longer side than so many pixels.")
-    ] = None,
+    max_side: Annotated[int | None, typer.Option(min=16, help="Shrink images to this longest side, in pixels.")] = None,
     cache_gb: Annotated[
         float,
-        typer.Option(min=0, help="Of images left at an address, keep so many gigabytes here once they were read."),
+        typer.Option(min=0, help="Gigabytes kept here of images that are left at an address, once they were read."),
     ] = 10.0,
     json: Json = False,
 ) -> None:
     """Make one dataset of several: ids, labels, groups, splits, authors and licences are kept, clashes are named.
 
-    Landmarks are the same by the archive's ids or by their names; an image that several hold is there once. A
-    dataset in a bucket or on a web server is brought here; with --by-reference its tables alone, and its images are
-    read there whenever they are needed, so that a dataset larger than this disk can be trained on.
+    Landmarks are matched by the archive's ids or by their names; an image in several datasets is kept once. A
+    dataset in a bucket or on a web server is copied; with --by-reference only its tables are, and its images are
+    read from there whenever they are needed, so that a dataset larger than this disk can be trained on.
 
     Example: landmarks join data/twenty data/mine -o data/both
     """
@@ -96,50 +94,50 @@ def split(
     by: Annotated[
         str | None,
         typer.Option(
-            help="group: near-duplicates stay together, and an author's images of one landmark; or random.",
+            help="group: near-duplicates, and an author's images of one landmark, stay together; or random.",
             show_default="group",
         ),
     ] = None,
     val: Annotated[
-        float | None, typer.Option(help="Share of the images for validation; 0 for none.", show_default="0.15")
+        float | None, typer.Option(help="Share of images for validation; 0 for none.", show_default="0.15")
     ] = None,
     test: Annotated[
         float | None,
-        typer.Option(help="Share for the test; 0 where a test set exists elsewhere.", show_default="0.15"),
+        typer.Option(help="Share of images for the test; 0 where a test set exists elsewhere.", show_default="0.15"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides which images go where.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random division.", show_default="0")] = None,
     keep_test: Annotated[
         bool | None,
         typer.Option(
             "--keep-test/--anew",
-            help="Leave the test split as it is and take val out of the others, or divide everything.",
+            help="Keep the test split as it is and take val from the other images, or divide everything.",
             show_default="keep a test split that came with the images",
         ),
     ] = None,
     corrections: Annotated[
         Path | None,
-        typer.Option(help="The CSV that landmarks audit wrote, its last column filled in; it holds from here on."),
+        typer.Option(help="The CSV that landmarks audit wrote, with its last column filled in; it is kept."),
     ] = None,
     keep_corrections: Annotated[
-        bool, typer.Option("--keep-corrections/--no-corrections", help="Keep earlier corrections, or take them back.")
+        bool, typer.Option("--keep-corrections/--no-corrections", help="Keep earlier corrections, or undo them.")
     ] = True,
     copies: Annotated[
         str,
         typer.Option(
-            help="look: find cropped, framed, recoloured and mirrored copies by the images themselves; no: by stored "
-            "hashes alone; or a CSV of further pairs, as landmarks audit writes."
+            help="look: find cropped, framed, recoloured and mirrored copies in the images themselves; no: use only "
+            "the stored hashes; or a CSV of further pairs, as landmarks audit writes."
         ),
     ] = "look",
     json: Json = False,
 ) -> None:
-    """Divide a dataset into train, val and test, landmark by landmark, and say what that gives away.
+    """Divide a dataset into train, val and test, landmark by landmark, and report what leaks between them.
 
-    A test split that came with the images (import of train and test folders, or of a CSV with splits) stays as it
-    is, and validation comes out of the others; --anew divides everything. With --corrections alone every image
-    stays in its split.
+    A test split that came with the images (import of train and test folders, or of a CSV with splits) is kept as
+    it is, and validation is taken from the other images; --anew divides everything. With --corrections alone, every
+    image stays in its split.
 
-    What landmarks audit found is corrected with --corrections once a person filled in its last column: the id of the
-    landmark, none, or remove. Rows left empty are passed over, labels as they were fetched are kept.
+    --corrections takes the CSV of landmarks audit once its last column is filled in: the id of the landmark, none,
+    or remove. Rows left empty are skipped; the original labels are kept as well.
 
     Example: landmarks split data/twenty --by group --val 0.15 --test 0.15 --seed 0
     """
@@ -204,14 +202,16 @@ def credits(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Write the whole list here: CSV if the name ends with .csv, else text; - is the screen."
+            "--out",
+            "-o",
+            help="Write the full list here: CSV if the name ends with .csv, else text; - is standard output.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List who made the images and under which licence, as the licences ask of whoever passes them on.
+    """List the images' authors and licences, as the licences require of anyone who passes the images on.
 
-    Without a file for the list, the licences are counted.
+    Without --out, the images and authors of each licence are counted.
 
     Example: landmarks credits data/twenty -o CREDITS.txt
     """
@@ -219,53 +219,55 @@ def credits(
     from landmarks.dataset.credits import credits as list_credits
     from landmarks.support.console import note, plural, print_table
 
-    to_screen = str(out) == "-"
-    listed = list_credits(data, None if to_screen else out)
+    to_stdout = str(out) == "-"
+    table = list_credits(data, None if to_stdout else out)
     if json:
-        print_json(listed)
-    elif to_screen:
-        show_lines(credits_as_text(listed))
+        print_json(table)
+    elif to_stdout:
+        show_lines(credits_as_text(table))
     elif out is None:
-        print_table(["licence", "images", "authors"], by_license(listed).rows())
+        print_table(["licence", "images", "authors"], by_license(table).rows())
         note(f"the whole list, as licences ask: landmarks credits {data} -o CREDITS.txt")
-    if out is not None and not to_screen:
-        note(f"credits of {plural(len(listed), 'image')} written to {out}")
+    if out is not None and not to_stdout:
+        note(f"credits of {plural(len(table), 'image')} written to {out}")
 
 
 # ── `landmarks audit` ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(help="The run folder whose network looks at the images.")],
+    run: Annotated[Path, typer.Argument(help="The folder of the run whose network is used.")],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The CSV to write; a sheet of the images lies beside it.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The CSV to write; a page of the images is written next to it.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Another dataset than the run's own.")] = None,
     split: Annotated[
-        str, typer.Option(help="train, val, test or all; a dataset without splits is taken whole.")
+        str, typer.Option(help="train, val, test or all; of a dataset without splits, all images are used.")
     ] = "train",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """List the images of a split whose labels are likely wrong, for a person to look at; nothing is changed.
+    """List the images of a split whose labels are likely wrong, for a person to decide; nothing is changed.
 
-    Beside them: copies in two splits or with two labels, and images of no landmark. The page (the CSV's name with
-    .html) shows all of them and is decided on with the keyboard; landmarks split DATA --corrections CSV takes what it
-    saves, or the CSV once its last column is filled in, and --copies takes FILE.copies.csv.
+    Copies in two splits or with two labels, and images of no landmark, are listed as well. The page (the CSV's name
+    with .html) shows all of them, to decide on with the keyboard. Then landmarks split DATA --corrections takes the
+    file that the page saves, or the CSV with its last column filled in; --copies takes FILE.copies.csv.
 
     Example: landmarks audit runs/mobilenet -o wrong.csv
     """
     from landmarks.evaluation.audit import audit as find_label_errors
     from landmarks.support.console import print_table
 
-    listed = find_label_errors(run, out, data=data, split=split, device=device)
+    errors = find_label_errors(run, out, data=data, split=split, device=device)
     if json:
-        print_json(listed)
+        print_json(errors)
         return
-    first = listed.select("image_id", "name", "suggested_name", "margin").head(10)
+    first = errors.select("image_id", "name", "suggested_name", "margin").head(10)
     if len(first):
         rows = [(*row[:3], f"{row[3]:.2f}") for row in first.iter_rows()]
         print_table(["image", "labelled", "looks like", "margin"], rows, "likely label errors")
-    show(f"{len(listed)} likely label errors written to {out}; nothing was changed")
+    show(f"{len(errors)} likely label errors written to {out}; nothing was changed")
     if len(first):
         show(f"decide on {out.with_suffix('.html')}, or fill in correct_landmark_id (an id, none, or remove), then:")
         show(f"landmarks split DATA --corrections {out}")

@@ -39,9 +39,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs; ev
 
 def counts_of(dataset: Dataset) -> dict[str, Any]:
     """Return how much a dataset holds and what was left out, for `--json`."""
-    counts = {"images": len(dataset.images), "landmarks": len(dataset.labels)}
-    record = {name: dataset.record[name] for name in ("rejected", "failed", "set") if name in dataset.record}
-    return {"folder": dataset.folder, "digest": dataset.digest, **counts, **record}
+    counts: dict[str, Any] = {
+        "folder": dataset.folder,
+        "digest": dataset.digest,
+        "images": len(dataset.images),
+        "landmarks": len(dataset.labels),
+    }
+    for name in ("rejected", "failed", "set"):
+        if name in dataset.record:
+            counts[name] = dataset.record[name]
+    return counts
 
 
 def print_json(value: Any) -> None:

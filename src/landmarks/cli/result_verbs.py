@@ -1,4 +1,4 @@
-"""The verbs that measure runs and submissions and show what they reached."""
+"""The verbs that evaluate runs and submissions, and show the results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     *,
     data: Annotated[
-        Path | None, typer.Option(help="Another dataset than the run's own; what the run has seen is left out.")
+        Path | None,
+        typer.Option(help="Another dataset than the run's own; images that the run was trained on are left out."),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="train, val, test or all; a dataset without splits is taken whole.")
+        str, typer.Option(help="train, val, test or all; of a dataset without splits, all images are used.")
     ] = "test",
     unknown: Annotated[
         Path | None,
@@ -30,31 +31,34 @@ def evaluate(
     ] = None,
     false_acceptance: Annotated[
         float | None,
-        typer.Option(help="Choose the threshold that lets this share of unknown images pass; keep it for predict."),
+        typer.Option(help="Choose the threshold that accepts this share of unknown images, and keep it for predict."),
     ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="Write the answers to this CSV too, in the challenge's submission form.")
+        Path | None, typer.Option(help="Also write the answers to this CSV, in the challenge's submission format.")
     ] = None,
     wrong: Annotated[
-        Path | None, typer.Option(help="Write the images answered wrong to this CSV, the surest first.")
+        Path | None, typer.Option(help="Write the images answered wrong to this CSV, the most confident first.")
     ] = None,
-    by: Annotated[str | None, typer.Option(help="classifier, neighbours or both; else as validation chose.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="classifier, neighbours or both; without it, the choice made in validation.")
+    ] = None,
     retrieval: Annotated[
-        bool, typer.Option("--retrieval", help="Recall and GAP by the nearest training images too.")
+        bool, typer.Option("--retrieval", help="Also measure recall and GAP by the nearest training images.")
     ] = False,
     references: Annotated[
-        Path | None, typer.Option(help="mAP@100 of images of one landmark among this dataset's images too.")
+        Path | None,
+        typer.Option(help="Also measure mAP@100 of images of the same landmark among this dataset's images."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Answer a split's images, write the answers down, and compute every number from them.
+    """Answer a split's images, write the answers, and compute all metrics from them.
 
     Example: landmarks evaluate runs/mobilenet --data data/test --false-acceptance 0.05
     """
     from landmarks.evaluation.evaluate import evaluate as evaluate_run
 
-    numbers = evaluate_run(
+    evaluation = evaluate_run(
         run,
         data=data,
         split=split,
@@ -67,42 +71,41 @@ def evaluate(
         references=references,
         device=device,
     )
-    _show(numbers, json)
+    _show_evaluation(evaluation, json)
     if not json:
-        show(f"written to {run / 'metrics' / numbers.name}.json")
+        show(f"written to {run / 'metrics' / evaluation.name}.json")
 
 
-def _show(numbers: Evaluation, json: bool) -> None:
-
+def _show_evaluation(evaluation: Evaluation, as_json: bool) -> None:
     from landmarks.evaluation.results import MEANINGS
     from landmarks.support.console import print_table
 
-    if json:
-        print_json(numbers.record)
+    if as_json:
+        print_json(evaluation.record)
         return
-    rows = [(name, value, MEANINGS[name]) for name, value in numbers.rows()]
-    print_table(["number", "value", "what it says"], rows, numbers.title)
-    nearest = _nearest_rows(numbers.record)
+    rows = [(name, value, MEANINGS[name]) for name, value in evaluation.rows()]
+    print_table(["number", "value", "what it says"], rows, evaluation.title)
+    nearest = _nearest_rows(evaluation.record)
     if nearest:
         print_table(["number", "value"], nearest, "by the nearest images")
-    confused = [(pair.truth, pair.answer, pair.images) for pair in numbers.confused[:5]]
+    confused = [(pair.truth, pair.answer, pair.images) for pair in evaluation.confused[:5]]
     if confused:
         print_table(["shows", "taken for", "images"], confused, "most confused")
-    if numbers.halves is not None:
-        title = f"known or not: threshold from {numbers.halves[0]}, numbers from {numbers.halves[1]}"
-        print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], numbers.score_rows(), title)
-        if all(one.rejected is None for one in numbers.known_scores):
+    if evaluation.halves is not None:
+        title = f"known or not: threshold from {evaluation.halves[0]}, numbers from {evaluation.halves[1]}"
+        print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], evaluation.score_rows(), title)
+        if all(score.rejected is None for score in evaluation.known_scores):
             show("no threshold: fewer than 20 known images to choose one on, of which 5 % is less than one")
-    if stored := numbers.threshold:
+    if stored := evaluation.threshold:
         show(stored)
 
 
 def _nearest_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what the nearest images are worth as (name, text), where that was measured."""
+    """Return (name, value) of the metrics by the nearest images, where they were measured."""
     rows: list[tuple[str, str]] = []
     for name in ("neighbour_recall_at", "neighbour_gap", "neighbour_gap_penalised", "map_at_100", "recall_at"):
-        told = record.get(name)
-        for key, value in (told if isinstance(told, dict) else {"": told}).items():
+        metric = record.get(name)
+        for key, value in (metric if isinstance(metric, dict) else {"": metric}).items():
             if value is not None:
                 rows.append((f"{name} {key}".strip(), f"{value:.3f}"))
     return rows
@@ -112,15 +115,17 @@ def _nearest_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def score(
-    submission: Annotated[Path, typer.Argument(help="A CSV file in the challenge's form: id,landmarks or id,images.")],
+    submission: Annotated[
+        Path, typer.Argument(help="A CSV file in the challenge's format: id,landmarks or id,images.")
+    ],
     truth: Annotated[
         Path, typer.Argument(metavar="SOLUTION", help="The solution: recognition_solution_v2.1.csv of the archive.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder to write, which report reads.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder to write, for landmarks report.")] = None,
     *,
     json: Json = False,
 ) -> None:
-    """Compute the numbers of a challenge submission against the solution, by the code that evaluate uses.
+    """Compute the metrics of a challenge submission against the solution, with the code that evaluate uses.
 
     Example: landmarks score submission.csv recognition_solution_v2.1.csv -o scored
     """
@@ -132,10 +137,10 @@ def score(
             raise UsageError("a retrieval submission makes no folder for report", way_out="leave out -o")
         _show_retrieval(submission, truth, json)
         return
-    numbers = score_submission(submission, truth, out=out)
-    _show(numbers, json)
+    evaluation = score_submission(submission, truth, out=out)
+    _show_evaluation(evaluation, json)
     if out is not None and not json:
-        show(f"written to {out / 'metrics' / numbers.name}.json")
+        show(f"written to {out / 'metrics' / evaluation.name}.json")
 
 
 def _show_retrieval(submission: Path, truth: Path, as_json: bool) -> None:
@@ -144,20 +149,18 @@ def _show_retrieval(submission: Path, truth: Path, as_json: bool) -> None:
     from landmarks.evaluation.retrieval import DEFINITIONS, score_retrieval
     from landmarks.support.console import print_table
 
-    found = asdict(score_retrieval(submission, truth))
+    metrics = asdict(score_retrieval(submission, truth))
     if as_json:
-        print_json({**found, "definitions": DEFINITIONS})
+        print_json({**metrics, "definitions": DEFINITIONS})
         return
     rows: list[tuple[str, str]] = []
-    for name, value in found.items():
-        told = value if isinstance(value, dict) else {"": value}
-        rows += [
-            (f"{name} {key}".strip(), f"{one:.3f}" if isinstance(one, float) else str(one)) for key, one in told.items()
-        ]
-    print_table(["number", "value"], rows, f"retrieval: {found['queries']} queries")
+    for name, metric in metrics.items():
+        for key, value in (metric if isinstance(metric, dict) else {"": metric}).items():
+            rows.append((f"{name} {key}".strip(), f"{value:.3f}" if isinstance(value, float) else str(value)))
+    print_table(["number", "value"], rows, f"retrieval: {metrics['queries']} queries")
 
 
-# ── `landmarks subsets`: how accuracy varies with the landmarks that are drawn ──────────────────────────────────────
+# ── `landmarks subsets`: how accuracy varies with the landmarks drawn ───────────────────────────────────────────────
 
 
 def subsets(
@@ -168,11 +171,10 @@ def subsets(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Draw landmarks 200 times, and show how accuracy varies with which of them are drawn.
+    """Draw landmarks 200 times, and show how the accuracy varies between the draws.
 
     Example: landmarks subsets runs/mobilenet --landmarks 20
     """
-
     from landmarks.evaluation.predictions import SUBSETS_SUFFIX
     from landmarks.evaluation.results import format_share
     from landmarks.evaluation.subsets import subsets as draw_subsets
@@ -191,27 +193,32 @@ def subsets(
     show(f"written to {run / 'metrics' / numbers.record['name']}{SUBSETS_SUFFIX}")
 
 
-# ── `landmarks explain`: where a network looked ─────────────────────────────────────────────────────────────────────
+# ── `landmarks explain`: which parts of an image decided ────────────────────────────────────────────────────────────
 
 
 def explain(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     images: Annotated[list[Path] | None, typer.Argument(help="Images and folders of them.")] = None,
     *,
-    data: Annotated[Path | None, typer.Option(help="Take the gallery from this dataset, not the run's own.")] = None,
-    split: Annotated[str, typer.Option(help="Take the gallery from this split: train, val, test or all.")] = "test",
-    count: Annotated[int | None, typer.Option(help="Images: 12 in a gallery, 200 measured.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Take images from this dataset, not the run's own, if none are named.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Take images from this split if none are named: train, val, test or all.")
+    ] = "test",
+    count: Annotated[
+        int | None, typer.Option(help="Number of images to take (default: 12, or 200 with --faithfulness).")
+    ] = None,
     faithfulness: Annotated[
-        bool, typer.Option("--faithfulness", help="Measure instead how far the maps can be believed.")
+        bool, typer.Option("--faithfulness", help="Measure how faithful the maps are instead of drawing them.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> int:
-    """Draw heat maps of the four best answers for images, or for a gallery of recognised ones.
+    """Draw heat maps of the four best answers for images; if none are named, for recognised images of the dataset.
 
     Example: landmarks explain runs/resnet50 holiday/*.jpg
     """
-
     from landmarks.explanation.explain import explain as draw
     from landmarks.support.console import print_table
 
@@ -233,12 +240,15 @@ def explain(
 def _show_faithfulness(record: dict[str, Any]) -> None:
     from landmarks.support.console import print_table
 
-    rows = [[each["map"], *(_told(each[curve]) for curve in ("deletion", "insertion"))] for each in record["maps"]]
+    rows = [
+        [heat_map["map"], *(_format_curve(heat_map[curve]) for curve in ("deletion", "insertion"))]
+        for heat_map in record["maps"]
+    ]
     title = f"{record['images']} images: area under the curve (what the heat map gains, 95 % interval)"
     print_table(["map", "deletion, less is better", "insertion, more is better"], rows, title=title)
 
 
-def _told(curve: dict[str, float | None]) -> str:
+def _format_curve(curve: dict[str, float | None]) -> str:
     if "gain" not in curve:
         return f"{curve['area']:.3f}"
     interval = "" if curve["low"] is None else f"; {curve['low']:+z.3f} to {curve['high']:+z.3f}"
@@ -251,40 +261,41 @@ def _told(curve: dict[str, float | None]) -> str:
 def compare(
     first: Annotated[Path, typer.Argument(help="A run's folder.")],
     second: Annotated[Path, typer.Argument(help="Another run's folder.")],
-    name: Annotated[str | None, typer.Option(help="Which predictions: val, test, or a dataset's folder name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The predictions to compare: val, test, or a dataset's folder name.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Say whether the difference between two runs is real, by paired tests over the same images.
+    """Tell whether the difference between two runs is significant, by paired tests on the same images.
 
     Example: landmarks compare runs/baseline runs/mobilenet
     """
-
     from landmarks.evaluation.compare import compare as compare_runs
     from landmarks.support.console import plural, print_table
 
-    numbers = compare_runs(first, second, name=name)
+    comparison = compare_runs(first, second, name=name)
     if json:
-        print_json(numbers.record)
+        print_json(comparison.record)
         return
     columns = ["run", "top-1", "right where the other is wrong"]
-    print_table(columns, numbers.rows(), f"{numbers.name}: {plural(numbers.images, 'image')}")
-    show(numbers.verdict)
+    print_table(columns, comparison.rows(), f"{comparison.name}: {plural(comparison.images, 'image')}")
+    show(comparison.verdict)
 
 
-# ── `landmarks report`: runs become one page ────────────────────────────────────────────────────────────────────────
+# ── `landmarks report`: one page about runs ─────────────────────────────────────────────────────────────────────────
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that `landmarks train` made.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     study: Annotated[
-        Path | None, typer.Option(help="The study.json of a reproduction: its table is shown beside the results.")
+        Path | None, typer.Option(help="The study.json of a reproduction, whose table is added to the page.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Write one HTML page about one or several runs: tables, charts, images, and what the numbers mean.
 
-    The page needs no network. Every figure also lies beside it, under figures/, as SVG and as CSV.
+    The page works offline. Every figure is also written to figures/, next to the page, as SVG and CSV.
 
     Example: landmarks report runs/resnet50 runs/xception -o report.html
     """
@@ -297,7 +308,7 @@ def report(
         show(page)
 
 
-# ── `landmarks reproduce`: the study's table, under its own protocol and under a corrected one ──────────────────────
+# ── `landmarks reproduce`: the study's table, by its own protocol and by a corrected one ────────────────────────────
 
 
 def reproduce(
@@ -305,33 +316,32 @@ def reproduce(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write everything to.")] = Path("reproduction"),
     *,
     test: Annotated[
-        Path | None, typer.Option(help="Another dataset folder, all of which every run is judged on too.")
+        Path | None, typer.Option(help="Another dataset folder; every run is evaluated on all its images too.")
     ] = None,
     networks: Annotated[
         str,
         typer.Option(
-            help="Names with commas between; inception_resnet_v2 and nasnet_large, which the study "
-            "gave up, can be among them."
+            help="Names separated by commas; inception_resnet_v2 and nasnet_large, which the study gave up, are "
+            "possible too."
         ),
     ] = "baseline,resnet18,resnet50,xception,inception_v3",
     image_size: Annotated[
         int | None, typer.Option(help="Side of the square image, in pixels, for all networks.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes of fine-tuning, for all networks.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning, for all networks.")] = None,
     weights: Annotated[
         str, typer.Option(help="imagenet, none, or NETWORK=FILE for each network with weights of its own.")
     ] = "imagenet",
-    seed: Annotated[int, typer.Option(help="Of the splits and of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the splits and of every draw.")] = 0,
     json: Json = False,
 ) -> int:
-    """Train the study's networks as it did, and as it should be done, and show both beside what it published.
+    """Train the study's networks by its own protocol and by a corrected one, and compare with its published results.
 
-    Images are not copied. Killed and run again, it goes on and trains nothing twice. Ends with exit code 1 when a
-    network could not be trained.
+    Images are not copied. When it was stopped and is run again, it continues without repeating finished trainings.
+    The exit code is 1 when a network could not be trained.
 
     Example: landmarks reproduce twenty -o reproduction --networks baseline,xception --image-size 160
     """
-
     from landmarks.reporting.study_table import study_lines
     from landmarks.study.reproduce import reproduce as run_study
     from landmarks.support.console import print_table
@@ -348,23 +358,23 @@ def reproduce(
     return 1 if any(row["why"] for row in record["rows"]) else 0
 
 
-# ── `landmarks demo`: the whole way on a made-up archive ────────────────────────────────────────────────────────────
+# ── `landmarks demo`: all steps on a made-up archive ────────────────────────────────────────────────────────────────
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write everything to.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of the made-up archive.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the made-up archive.")] = 0,
     json: Json = False,
 ) -> None:
-    """Walk the whole way in a few minutes: a made-up archive, two networks from scratch, a report.
+    """Show all steps in a few minutes: make up a small archive, train two networks from scratch, write a report.
 
-    Every step is printed as the command that does the same. Run again after an interruption, it goes on.
+    Every step is printed as the command that does the same. After an interruption, running it again continues.
 
-    landmarks demo -o demo
+    Example: landmarks demo -o demo
     """
-    from landmarks.study.demo import demo as walk
+    from landmarks.study.demo import demo as run_demo
 
-    page = walk(out, seed=seed)
+    page = run_demo(out, seed=seed)
     if json:
         print_json({"page": page})
     else:

@@ -19,14 +19,16 @@ from landmarks.training.recipe import settings as settings_of_a_recipe
 
 def networks(
     name: Annotated[
-        str | None, typer.Argument(help="One network, also any of timm's; with a star, all called so: 'mobilenet*'.")
+        str | None, typer.Argument(help="A network, any of timm's too; or a pattern with a star: 'mobilenet*'.")
     ] = None,
-    classes: Annotated[int, typer.Option(help="Number of landmarks the head answers.")] = 20,
+    classes: Annotated[int, typer.Option(help="Number of landmarks that the head distinguishes.")] = 20,
     head: Annotated[str, typer.Option(help="mlp, linear or arcface.")] = "mlp",
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels, instead of the network's own.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the square image in pixels, instead of the network's own.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Print parameters, input size, cost and licence of the networks.
+    """Print the parameters, input size, cost and licence of networks.
 
     Example: landmarks networks resnet50 --classes 100
     """
@@ -54,45 +56,45 @@ def networks(
         show("Any other network of timm works too: landmarks networks NAME, or 'mobilenet*' for all called so")
 
 
-# ── The options that are settings of the recipe, made from it ───────────────────────────────────────────────────────
+# ── The options for settings of the recipe, made from the recipe's fields ───────────────────────────────────────────
 
 SETTINGS = ("backbone", "weights", "head", "image_size", "epochs", "batch_size", "learning_rate", "seed", "flip")
 MACHINE = ("workers", "threads", "time_limit", "precision", "deterministic", "cache", "device", "tracking")
-"""Settings with an option of their own; `--set` reaches all."""
+"""Settings with an option of their own; `--set` works for all."""
 
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb an option for each of the recipe's settings `names`, which it takes as `**settings`."""
+    """Decorate a verb with an option for each of the recipe's settings `names`, passed to it as `**options`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(verb, eval_str=True).parameters.values())
-        made = [_option(name, settings_of_a_recipe()[name]) for name in names]
+        own = inspect.signature(verb, eval_str=True).parameters.values()
+        parameters = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters += [_option(name, settings_of_a_recipe()[name]) for name in names]
+        parameters.sort(key=lambda parameter: parameter.kind)
 
         @functools.wraps(verb)
-        def wrapped(**given: Any) -> None:
-            verb(**given)
+        def wrapped(**options: Any) -> None:
+            verb(**options)
 
-        parameters = [one for one in own if one.kind is not inspect.Parameter.VAR_KEYWORD] + made
-        parameters.sort(key=lambda one: one.kind)
         wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
-        del wrapped.__wrapped__  # whose signature would be read instead
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del wrapped.__wrapped__  # otherwise typer would read its signature
         return wrapped
 
     return decorate
 
 
 def _option(name: str, annotation: Any) -> inspect.Parameter:
-    may_be = allowed(annotation)
+    setting = allowed(annotation)
     word = name.replace("_", "-")
-    switch = (f"--{word}/--no-{word}",) if may_be.kind is bool else (f"--{word}",)
-    meaning = may_be.meaning[0].upper() + may_be.meaning[1:]
-    choices = f" ({may_be})" if isinstance(may_be.limit, OneOf) else ""
-    kind: Any = Annotated[may_be.kind | None, typer.Option(*switch, help=f"{meaning}{choices}.")]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+    flag = f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}"
+    meaning = setting.meaning[0].upper() + setting.meaning[1:]
+    choices = f" ({setting})" if isinstance(setting.limit, OneOf) else ""
+    option: Any = Annotated[setting.kind | None, typer.Option(flag, help=f"{meaning}{choices}.")]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
 
 
-RecipeOption = Annotated[str, typer.Option(help="What to begin with: default, instant, study, a TOML file, a run.")]
+RecipeOption = Annotated[str, typer.Option(help="The recipe: default, instant, study, a TOML file, or a run's folder.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting that landmarks recipe lists, NAME=VALUE; may be repeated."),
@@ -109,7 +111,7 @@ def recipe(
     toml: Annotated[bool, typer.Option("--toml", help="Print a file that --recipe takes.")] = False,
     json: Json = False,
 ) -> None:
-    """List every setting of a training: its value, what it may be, and what it means.
+    """List every setting of a training: its value, the allowed values, and its meaning.
 
     Example: landmarks recipe default --toml > mine.toml
     """
@@ -126,7 +128,7 @@ def recipe(
         print_table(COLUMNS, rows_of(chosen), f"recipe {chosen.name}; change one with --set NAME=VALUE")
 
 
-# ── `landmarks plan`: what a training will need ─────────────────────────────────────────────────────────────────────
+# ── `landmarks plan`: the resources that a training will need ───────────────────────────────────────────────────────
 
 
 @with_settings("backbone", "weights", "image_size", "epochs", "batch_size", "precision", "device")
@@ -138,7 +140,7 @@ def plan(
     json: Json = False,
     **options: Any,
 ) -> None:
-    """Take a few real steps and say what a training will need: memory, disk, hours, and what fits.
+    """Take a few real steps and report what a training will need: memory, disk, hours, and whether it fits.
 
     Example: landmarks plan data --backbone nasnet_large
     """
@@ -148,11 +150,11 @@ def plan(
     from landmarks.training.plan import print_plan
     from landmarks.training.recipe import command_line_settings
 
-    found = plan_training(data, recipe=recipe, **command_line_settings(options, settings))
+    training_plan = plan_training(data, recipe=recipe, **command_line_settings(options, settings))
     if json:
-        print_json(asdict(found) | {"memory_mb": found.memory_mb, "verdict": found.verdict})
+        print_json(asdict(training_plan) | {"memory_mb": training_plan.memory_mb, "verdict": training_plan.verdict})
     else:
-        print_plan(found)
+        print_plan(training_plan)
 
 
 # ── `landmarks train`: from a dataset and a recipe to a run ─────────────────────────────────────────────────────────
@@ -168,9 +170,9 @@ def train(
     json: Json = False,
     **options: Any,
 ) -> None:
-    """Train a network: head training on features computed once, then fine-tuning of everything.
+    """Train a network: head training on features computed once, then fine-tuning of all layers.
 
-    Killed and run again, it goes on to the same weights. Several processes:
+    A training that was killed and is run again continues, with the same result. For several processes:
     torchrun --standalone --nproc_per_node 2 -m landmarks train …
 
     Example: landmarks train data -o run --backbone mobilenetv2_100 --image-size 160
@@ -191,12 +193,12 @@ def tune(
     data: Annotated[Path, typer.Argument(help="A dataset folder, divided by landmarks split.", show_default=False)],
     *,
     recipe: RecipeOption = "default",
-    trials: Annotated[int, typer.Option(help="Heads to train; each takes seconds.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    trials: Annotated[int, typer.Option(help="Number of heads to train; each takes seconds.")] = 30,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     json: Json = False,
     **options: Any,
 ) -> None:
-    """Search head, learning rate, decay, batch size and smoothing on features computed once.
+    """Search for the best head, learning rate, decay, batch size and smoothing, on features computed once.
 
     Example: landmarks tune data --backbone mobilenetv2_100 --image-size 160 --trials 50
     """
@@ -205,10 +207,10 @@ def tune(
     from landmarks.training.tune import print_trials
     from landmarks.training.tune import tune as search
 
-    named = command_line_settings(options)
-    table = search(data, recipe=recipe, trials=trials, seed=seed, **named)
+    settings = command_line_settings(options)
+    table = search(data, recipe=recipe, trials=trials, seed=seed, **settings)
     if json:
         print_json(table)
         return
-    begun = as_options(({} if recipe == "default" else {"recipe": recipe}) | named)
-    print_trials(table, ["train", str(data), "-o", "RUN", *begun])
+    train_options = as_options(({} if recipe == "default" else {"recipe": recipe}) | settings)
+    print_trials(table, ["train", str(data), "-o", "RUN", *train_options])

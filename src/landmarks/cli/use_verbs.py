@@ -22,15 +22,17 @@ def predict(
     top: Annotated[int, typer.Option(help="Answers per image, 1 to 5.")] = 3,
     csv: Annotated[
         Path | None,
-        typer.Option(help="Write the answers to this CSV file; the screen then counts them. - is standard output."),
+        typer.Option(help="Write the answers to this CSV file, and print only their counts; - is standard output."),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="classifier, neighbours or both; else as validation chose.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="classifier, neighbours or both; without it, the choice made in validation.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> int:
-    """Say which landmark each image shows, and how sure that is.
+    """Recognise the landmark in each image, with a probability.
 
-    Images that cannot be decoded are named; then the exit code is 1 (0 with --partial-ok).
+    Images that cannot be decoded are named, and the exit code is then 1 (0 with --partial-ok).
 
     Example: landmarks predict runs/mobilenet holiday/ --csv answers.csv
     """
@@ -41,24 +43,24 @@ def predict(
     from landmarks.support.errors import UsageError
     from landmarks.support.tables import csv_text
 
-    to_screen = str(csv) == "-"
-    if json and to_screen:
+    to_stdout = str(csv) == "-"
+    if json and to_stdout:
         raise UsageError("--json and --csv - cannot both be printed", way_out="name a file for one of them")
-    table = predict_images(run, images, csv=None if to_screen else csv, top=top, by=by, device=device)
+    table = predict_images(run, images, csv=None if to_stdout else csv, top=top, by=by, device=device)
     failed = table.filter(table["problem"].is_not_null())
     if json:
-        print_json(_nested(table))
-    elif to_screen:
+        print_json(_answers_by_image(table))
+    elif to_stdout:
         show_lines(csv_text(table))
     elif csv is not None:
         print_table(["landmark", "images"], counts(table).rows(), f"{csv}: best answers")
     else:
         rows: list[tuple[object, ...]] = []
         for row in table.filter(table["problem"].is_null()).iter_rows(named=True):
-            first = row["rank"] == 1
-            if first and row["known"] is False:
-                rows.append((row["path"], "", NOT_KNOWN, ""))
-            path = row["path"] if first and row["known"] is not False else ""
+            path = row["path"] if row["rank"] == 1 else ""
+            if path and row["known"] is False:
+                rows.append((path, "", NOT_KNOWN, ""))
+                path = ""
             rows.append((path, row["rank"], row["name"], f"{100 * row['probability']:.1f} %"))
         if rows:
             print_table(["image", "rank", "landmark", "probability"], rows)
@@ -73,24 +75,30 @@ def serve(
     run: Annotated[Path, typer.Argument(metavar="RUN|NAME.onnx", help="The run's folder, or an export.")],
     *,
     host: Annotated[
-        str, typer.Option(help="Address to answer at; 0.0.0.0 is every one of this machine.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 stands for all addresses of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8000,
-    threads: Annotated[int | None, typer.Option(help="Batches answered at a time; all processors unless told.")] = None,
-    queue: Annotated[int, typer.Option(help="Images that may wait; then requests are told 503.")] = 128,
-    max_bytes: Annotated[int, typer.Option(help="Largest request.")] = 20_000_000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.")] = 8000,
+    threads: Annotated[
+        int | None, typer.Option(help="Batches answered at a time (default: the number of processors).")
+    ] = None,
+    queue: Annotated[int, typer.Option(help="Images that may wait; further requests get status 503.")] = 128,
+    max_bytes: Annotated[int, typer.Option(help="Largest request, in bytes.")] = 20_000_000,
     max_pixels: Annotated[int, typer.Option(help="Largest image, width times height.")] = 50_000_000,
-    seconds: Annotated[float, typer.Option(help="For a request's headers, and again for its body.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option(help="Time limit for receiving a request's headers, and again for its body.")
+    ] = 30.0,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Web origin whose pages may ask; several times.")
+        list[str] | None, typer.Option(help="Web origin whose pages may send requests; may be repeated.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    teach: Annotated[bool, typer.Option("--teach", help="Whoever may ask may also teach it landmarks.")] = False,
+    teach: Annotated[
+        bool, typer.Option("--teach", help="Everyone who may send requests may also teach it landmarks.")
+    ] = False,
 ) -> int:
-    """Answer images over HTTP, and show a page that asks.
+    """Recognise images over HTTP, and serve a page to upload them.
 
-    Requests must bear the token in the environment variable LANDMARKS_TOKEN, where it is set. No image is kept. A run
-    or export put in place of the one there is asked from then on. SIGTERM and Ctrl-C finish what has been accepted.
+    Requests need the token in the environment variable LANDMARKS_TOKEN, if it is set. No image is kept. When the run
+    or export is replaced, the new one is used from then on. SIGTERM and Ctrl-C finish the requests accepted so far.
 
     Example: landmarks serve runs/mobilenet --port 8000
     """
@@ -112,7 +120,7 @@ def serve(
     return 0
 
 
-def _nested(table: pl.DataFrame) -> list[dict[str, Any]]:
+def _answers_by_image(table: pl.DataFrame) -> list[dict[str, Any]]:
     images: list[dict[str, Any]] = []
     for row in table.iter_rows(named=True):
         if row["rank"] in (None, 1):
@@ -130,18 +138,20 @@ def learn(
     images: Annotated[list[Path] | None, typer.Argument(help="Images of the new landmark, or folders of them.")] = None,
     *,
     name: Annotated[
-        str | None, typer.Option(help="What it is called; one that was learned before gets these images too.")
+        str | None, typer.Option(help="The landmark's name; one that was learned before gets these images too.")
     ] = None,
-    landmark_id: Annotated[int | None, typer.Option(help="Its number; without it one below -1 is given.")] = None,
+    landmark_id: Annotated[
+        int | None, typer.Option(help="The landmark's id; without it, it gets a number below -1.")
+    ] = None,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="A file that an export's page has saved, instead of images.")
+        Path | None, typer.Option("--from", help="A file saved by an export's page, instead of images.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Teach a run, or an export, a new landmark from one to a few images, in about a second and without training.
+    """Teach a run or an export a new landmark from one or a few images, in about a second and without training.
 
-    An export must have been written with --learning; it keeps what it learns in a file beside it.
+    An export must have been written with --learning; what it learns is kept in a file next to it.
 
     Example: landmarks learn runs/mobilenet belem/*.jpg --name "Torre de Belém"
     landmarks learn mobilenet.onnx --from learned.json
@@ -156,24 +166,23 @@ def forget(
     run: Annotated[Path, typer.Argument(metavar="RUN|NAME.onnx", help="The run's folder, or an export.")],
     name: Annotated[str | None, typer.Argument(help="The name of a landmark that it learned.")] = None,
     *,
-    named: Annotated[str | None, typer.Option("--name", help="The same, as learn takes it.")] = None,
+    name_option: Annotated[str | None, typer.Option("--name", help="The same, as for learn.")] = None,
     json: Json = False,
 ) -> None:
-    """Take a landmark that was learned out of a run, or an export, again.
+    """Remove a learned landmark from a run or an export.
 
     Example: landmarks forget runs/mobilenet "Torre de Belém"
     """
     from landmarks.recognition.learn import forget as forget_landmark
 
     if name is None:
-        name, named = named, None
-    if name is None or named is not None:
+        name, name_option = name_option, None
+    if name is None or name_option is not None:
         raise UsageError("one landmark is forgotten at a time", expected="its name, as learn shows it")
     _show_learned(forget_landmark(run, name), json)
 
 
 def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
-
     from landmarks.support.console import print_table
 
     if as_json:
@@ -182,7 +191,7 @@ def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
         print_table(["label", "landmark_id", "learned", "images"], table.rows())
 
 
-# ── `landmarks export`: a run as one file that answers the same everywhere ──────────────────────────────────────────
+# ── `landmarks export`: a run as one file with the same answers everywhere ──────────────────────────────────────────
 
 
 def export(
@@ -192,26 +201,24 @@ def export(
     ] = None,
     *,
     page: Annotated[
-        Path | None, typer.Option(help="Write one HTML file instead, which recognises images by itself.")
+        Path | None, typer.Option(help="Write an HTML file instead that recognises images by itself.")
     ] = None,
     runtime: Annotated[
-        Path | None, typer.Option(help="Folder with onnxruntime-web for --page; else npm brings it, once.")
+        Path | None, typer.Option(help="Folder with onnxruntime-web for --page; without it, npm downloads it once.")
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="A quarter of the size: eight bits a number.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Half the size: weights in half precision.")] = False,
-    timm: Annotated[bool, typer.Option("--timm", help="A folder for timm and the Hub, with a model card.")] = False,
-    learning: Annotated[
-        bool, typer.Option("--learning", help="So that the file, or the page, can be taught landmarks.")
-    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits, a quarter of the size.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store weights in half precision, half the size.")] = False,
+    timm: Annotated[bool, typer.Option("--timm", help="Write a folder for timm and the Hub instead.")] = False,
+    learning: Annotated[bool, typer.Option("--learning", help="Let the file or page learn new landmarks.")] = False,
     data: Annotated[
         Path | None, typer.Option(help="Verify on this dataset's images, not on the run's own validation split.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Images that both answer before it is written: 64, or 256 with --int8.")
+        int | None, typer.Option(help="Number of images to verify on (default: 64, or 256 with --int8).")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a run as one file that answers the same everywhere, once it has been seen to.
+    """Write a run as one file that gives the same answers everywhere; whether it does is verified first.
 
     Example: landmarks export runs/mobilenet -o mobilenet.onnx
     landmarks export runs/mobilenet --page mobilenet.html
@@ -221,39 +228,40 @@ def export(
     if page is not None:
         from landmarks.serving.one_page import export_page
 
-        _refuse_beside("--page", {"-o": out, "--int8": int8, "--half": half, "--timm": timm, "--images": images})
-        made = export_page(run, page, runtime=runtime, data=data, learning=learning)
+        _refuse_together("--page", {"-o": out, "--int8": int8, "--half": half, "--timm": timm, "--images": images})
+        exported = export_page(run, page, runtime=runtime, data=data, learning=learning)
         if json:
-            print_json(made)
+            print_json(exported)
             return
-        show(f"{made.path}: {made.bytes / 1e6:.1f} MB, of which {made.network_bytes / 1e6:.1f} MB are the network")
+        network_mb = exported.network_bytes / 1e6
+        show(f"{exported.path}: {exported.bytes / 1e6:.1f} MB, of which {network_mb:.1f} MB are the network")
         return
     if out is None:
         raise UsageError("nothing to write", expected="-o NAME.onnx, or --page NAME.html")
-    _refuse_beside("-o", {"--runtime": runtime})
+    _refuse_together("-o", {"--runtime": runtime})
     if timm:
-        _refuse_beside("--timm", {"--half": half, "--learning": learning, "--data": data, "--images": images})
+        _refuse_together("--timm", {"--half": half, "--learning": learning, "--data": data, "--images": images})
     from landmarks.recognition.export import export as export_run
 
     written = export_run(run, out, int8=int8, half=half, timm=timm, learning=learning, data=data, images=images)
     if json:
         print_json({**asdict(written), "path": str(written.path)})
         return
-    found = written.verification
-    if found is None:
+    checked = written.verification
+    if checked is None:
         show(f"{written.path}: {written.bytes / 1e6:.1f} MB, with a model card; timm gives the run's logits from it")
         return
     show(
-        f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.kind}; {100 * found.agreement:.1f} % agreement with "
-        f"the run on {found.images} images, largest difference of a probability {found.largest_difference:.4f}"
+        f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.kind}; {100 * checked.agreement:.1f} % agreement with "
+        f"the run on {checked.images} images, largest difference of a probability {checked.largest_difference:.4f}"
     )
 
 
-def _refuse_beside(option: str, others: dict[str, object]) -> None:
-    """Raise `UsageError` where one of `others` was given, which says nothing beside `option`."""
-    given = [name for name, value in others.items() if value not in (None, False)]
-    if given:
-        raise UsageError(f"{given[0]} says nothing beside {option}", way_out=f"leave one of them out: {given[0]}")
+def _refuse_together(option: str, others: dict[str, object]) -> None:
+    """Raise `UsageError` if one of `others` was given, which has no effect together with `option`."""
+    for name, value in others.items():
+        if value not in (None, False):
+            raise UsageError(f"{name} has no effect with {option}", way_out=f"leave one of them out: {name}")
 
 
 # ── `landmarks index` and `landmarks search`: neighbours among any number of images ─────────────────────────────────
@@ -263,26 +271,26 @@ def index(
     data: Annotated[list[Path] | None, typer.Argument(help="Dataset folders.")] = None,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write, or to add to.")],
-    run: Annotated[Path | None, typer.Option(help="The run whose network looks at the images.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="The id of an image to take out; may be repeated.")] = None,
-    dimensions: Annotated[int, typer.Option(help="Numbers kept of each image, two bytes each.")] = 256,
+    run: Annotated[Path | None, typer.Option(help="The run whose network computes the features.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="The id of an image to remove; may be repeated.")] = None,
+    dimensions: Annotated[int, typer.Option(help="Numbers kept per image, of two bytes each.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Make an index of all images of datasets, or add them to one; search finds those that look alike in it.
+    """Make an index of all images of datasets, or add them to one; landmarks search finds similar images in it.
 
-    An index that is there knows its run. Images that are taken out (--remove) are not found any more.
+    An existing index needs no --run. Images that were removed (--remove) are not found any more.
 
     Example: landmarks index data testdata --run runs/mobilenet -o images.index
     """
     from landmarks.recognition.indexing import index as index_images
     from landmarks.support.console import plural
 
-    made = index_images(data or [], out, run=run, remove=remove or (), dimensions=dimensions, device=device)
+    gallery = index_images(data or [], out, run=run, remove=remove or (), dimensions=dimensions, device=device)
     if json:
-        print_json({"folder": made.folder, "images": len(made), "landmarks": made.landmarks})
+        print_json({"folder": gallery.folder, "images": len(gallery), "landmarks": gallery.landmarks})
     else:
-        show(f"{out} holds {plural(len(made), 'image')} of {plural(made.landmarks, 'landmark')}")
+        show(f"{out} holds {plural(len(gallery), 'image')} of {plural(gallery.landmarks, 'landmark')}")
 
 
 def search(
@@ -290,14 +298,14 @@ def search(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     *,
     top: Annotated[int, typer.Option(help="Images to find for each.")] = 10,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare the best ten point by point.")] = False,
-    drawings: Annotated[Path | None, typer.Option(help="Draw the points that agree into this folder.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Match local features with the best ten images.")] = False,
+    drawings: Annotated[Path | None, typer.Option(help="Write drawings of the matches to this folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> int:
-    """Find the images of an index that look most like each of these, with their landmarks.
+    """Find the images of an index that are most similar to each of these, with their landmarks.
 
-    Images that cannot be decoded are named; then the exit code is 1.
+    Images that cannot be decoded are named, and the exit code is then 1.
 
     Example: landmarks search images.index holiday/1.jpg --top 5
     """
@@ -310,8 +318,10 @@ def search(
         print_json(table.to_dicts())
     else:
         columns = ["path", "rank", "image_id", "name", "inliers", "cosine"]
-        told = table.drop_nulls("rank").select(columns).rows()
-        rows = [(*row[:3], row[3] or "", "" if row[4] is None else row[4], f"{row[5]:.3f}") for row in told]
+        rows = [
+            (path, rank, image_id, name or "", "" if inliers is None else inliers, f"{cosine:.3f}")
+            for path, rank, image_id, name, inliers, cosine in table.drop_nulls("rank").select(columns).iter_rows()
+        ]
         if rows:
             print_table(["image", "rank", "found", "landmark", "points", "cosine"], rows)
     for path, problem in failed.select("path", "problem").iter_rows():
