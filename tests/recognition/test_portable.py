@@ -52,7 +52,7 @@ HOSTILE = {
     "no landmarks": (by_hand({**GOOD, "labels": []}), "cannot be understood: ValueError labels"),
     "a long name": (by_hand({**GOOD, "labels": [{"landmark_id": 1, "name": "x" * 5000}] * 2}), "too long"),
     "a name that is a list": (by_hand({**GOOD, "labels": [{"landmark_id": 1, "name": ["x"]}] * 2}), "too long"),
-    "a huge id": (by_hand({**GOOD, "labels": [{"landmark_id": 2**70, "name": "x"}] * 2}), "no integer of 64 bits"),
+    "a huge id": (by_hand({**GOOD, "labels": [{"landmark_id": 2**70, "name": "x"}] * 2}), "not a 64-bit integer"),
     "no temperature": (by_hand({**GOOD, "temperature": float("nan")}), "temperature"),
     "a huge square": (
         by_hand({**GOOD, "preprocessing": {**GOOD["preprocessing"], "image_size": 10**9}}),

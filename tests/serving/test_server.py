@@ -290,7 +290,7 @@ def test_a_server_open_to_everybody_says_so(run_folder: Path) -> None:
 def test_an_address_that_cannot_be_had_is_one_line(run_folder: Path) -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
-        with pytest.raises(landmarks.LandmarksError, match=r"127\.0\.0\.1 port \d+ cannot be had"):
+        with pytest.raises(landmarks.LandmarksError, match=r"127\.0\.0\.1 port \d+ is not available"):
             landmarks.serve(run_folder, port=taken.getsockname()[1])
     with pytest.raises(landmarks.LandmarksError, match="no address"):
         landmarks.serve(run_folder, host="no.such.host.invalid", port=0)

@@ -1,1 +1,1 @@
-"""Answers: a trained network, what it remembers, and what it says of images."""
+"""The recogniser: its answers, its memory of images, learning, search, and export."""

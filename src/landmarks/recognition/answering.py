@@ -161,7 +161,9 @@ def answering_as_stored(recogniser: Recogniser, record: Mapping[str, Any], by: s
     rule = answering.rule
     if rule is None or recogniser.learned.names or chosen_by == answering.by or not FROM_ANSWERS & set(rule.weights):
         return answering
-    note(f"the threshold was chosen for answers by {chosen_by}: by {answering.by} known and unknown are not told")
+    note(
+        f"the threshold was chosen for answers by {chosen_by}: answers by {answering.by} do not tell known from unknown"
+    )
     return replace(answering, rule=None, threshold=0.0)
 
 
@@ -181,6 +183,7 @@ def read_choice(record: Mapping[str, Any], place: Path) -> AnsweringChoice | Non
     stored = record.get(RECORD)
     if stored is None:
         return None
+    invalid = f"{place / 'model.json'} holds no valid way of answering"
     try:
         ways = tuple(
             Way(str(way["by"]), float(way["accuracy"]), float(way["log_loss"]), float(way["scale"]))
@@ -190,7 +193,7 @@ def read_choice(record: Mapping[str, Any], place: Path) -> AnsweringChoice | Non
         sound = {way.by for way in ways} <= {CLASSIFIER, NEIGHBOURS, BOTH} and choice.by in {way.by for way in ways}
         sound &= all(math.isfinite(way.scale) and way.scale > 0 for way in ways)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise LandmarksError(f"{place / 'model.json'} holds no way to answer ({type(error).__name__})") from error
+        raise LandmarksError(f"{invalid} ({type(error).__name__})") from error
     if not sound:
-        raise LandmarksError(f"{place / 'model.json'} holds a way to answer that is none")
+        raise LandmarksError(invalid)
     return choice

@@ -109,23 +109,23 @@ def forget(run: Place, name: str) -> pl.DataFrame:
 
 
 def _lesson_of(images: Images | None, name: str | None, landmark_id: int | None, file: Place | None) -> _Lesson:
-    given = [] if images is None else list(as_iterable(images))
+    items = [] if images is None else list(as_iterable(images))
     if file is not None:
-        if given or name is not None or landmark_id is not None:
+        if items or name is not None or landmark_id is not None:
             raise UsageError("landmarks are learned from images of it, or from a file that holds names and numbers")
         return _Lesson([], "", None, Path(file))
-    if not given or name is None:
+    if not items or name is None:
         raise UsageError(
             "a landmark is learned from images of it and a name",
-            received=f"{len(given)} images" if name is None else "no images",
+            received=f"{len(items)} images" if name is None else "no images",
             way_out="landmarks learn RUN IMAGES --name NAME, or landmarks learn NAME.onnx --from FILE.json",
         )
-    return _Lesson(expand_paths(given), name, landmark_id, None)
+    return _Lesson(expand_paths(items), name, landmark_id, None)
 
 
-def expand_paths(given: Sequence[ImageLike]) -> list[ImageLike]:
-    """Return `given` with every path replaced by the image files that it names, in order."""
-    return [image for item in given for image in (find_images(item) if isinstance(item, str | os.PathLike) else [item])]
+def expand_paths(items: Sequence[ImageLike]) -> list[ImageLike]:
+    """Return `items` with every path replaced by the image files that it names, in order."""
+    return [image for item in items for image in (find_images(item) if isinstance(item, str | os.PathLike) else [item])]
 
 
 def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:

@@ -335,7 +335,7 @@ def read_export_record(text: str, place: str) -> ExportRecord:
         raise _wrong(place, "its record has no format")
     if raw["format"] != FORMAT:
         raise LandmarksError(
-            f"{place} was exported by a {'newer' if raw['format'] > FORMAT else 'strange'} version",
+            f"{place} was exported by {'a newer' if raw['format'] > FORMAT else 'an unknown'} version",
             received=f"format {raw['format']}",
             expected=f"format {FORMAT}",
             way_out="upgrade landmarks",
@@ -386,13 +386,13 @@ def _record(raw: dict[str, Any]) -> ExportRecord:
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise ValueError("a text that is none, or too long")
+        raise ValueError("a text is missing or too long")
     return value
 
 
 def _integer(value: object) -> int:
     if not is_landmark_id(value):
-        raise ValueError("a landmark_id that is no integer of 64 bits")
+        raise ValueError("a landmark_id is not a 64-bit integer")
     return value
 
 

@@ -63,7 +63,7 @@ def vectors_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]
     return whitened
 
 
-def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
+def with_landmarks(recogniser: Recogniser, learned: Learned) -> Recogniser:
     """Return `recogniser` with exactly the landmarks `learned` in addition to those in its graph."""
     network = replace(recogniser.exported, learned=learned)
     return replace(recogniser, network=network, names=network.names, landmark_ids=network.landmark_ids, learned=learned)

@@ -110,7 +110,7 @@ def _base64(numbers: NDArray[Any]) -> str:
 
 def _bytes(text: object, most: int) -> bytes:
     if not isinstance(text, str) or len(text) > most:
-        raise ValueError("learning: a text that is none, or too long")
+        raise ValueError("learning: a text is missing or too long")
     return base64.b64decode(text, validate=True)
 
 

@@ -143,9 +143,9 @@ class Recogniser:
         """Return whether any of `scores` needs remembered images that are not there."""
         if isinstance(self.network, ExportedNetwork):
             return False
-        return bool(
-            scores & (COMPARING if self.gallery is None else WITH_UNKNOWN if self.gallery.unknown is None else set())
-        )
+        if self.gallery is None:
+            return bool(scores & COMPARING)
+        return self.gallery.unknown is None and bool(scores & WITH_UNKNOWN)
 
     def read(self, images: ImageLike | Iterable[ImageLike], batch_size: int) -> Iterator[list[ReadImage]]:
         """Yield batches of images as the network takes them: cropped squares for a run, whole images for an export."""
@@ -261,7 +261,7 @@ class Recogniser:
         require_free(name, landmark_id, self.names[:trained], self.landmark_ids if is_new else [])
         if is_new and landmark_id is None:  # an export of a run that had learned already uses some ids below -1
             landmark_id = min(-1, *self.landmark_ids) - 1
-        return self._backend.taught(self, self.learned.plus(vectors, name, landmark_id))
+        return self._backend.with_landmarks(self, self.learned.plus(vectors, name, landmark_id))
 
     def read_learned(self, path: Place) -> Recogniser:
         """Return an export's recogniser that also knows the landmarks in a file that the export, or its page, saved.
@@ -292,7 +292,7 @@ class Recogniser:
 
     def forget(self, name: str) -> Recogniser:
         """Return a recogniser without the learned landmark `name`; raise `LandmarksError` when it was not learned."""
-        return self._backend.taught(self, self.learned.without(normalised_name(name)))
+        return self._backend.with_landmarks(self, self.learned.without(normalised_name(name)))
 
     @property
     def digest(self) -> str:
@@ -321,7 +321,7 @@ class _Backend(Protocol):
         self, recogniser: Recogniser, images: Sequence[NDArray[np.uint8]], top: int
     ) -> Iterator[Explanation]: ...
     def vectors_of_images(self, recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]: ...
-    def taught(self, recogniser: Recogniser, learned: Learned) -> Recogniser: ...
+    def with_landmarks(self, recogniser: Recogniser, learned: Learned) -> Recogniser: ...
 
 
 def load(place: Place, *, by: str | None = None, device: str = "auto") -> Recogniser:
@@ -361,13 +361,13 @@ def is_export(place: Place) -> bool:
 def require_by(by: str | None) -> None:
     """Raise `UsageError` unless `by` is a way of answering, or None."""
     if by is not None and by not in BY:
-        raise UsageError(f'nobody answers by "{by}"', expected=", ".join(BY), way_out=did_you_mean(by, BY))
+        raise UsageError(f'no way of answering is called "{by}"', expected=", ".join(BY), way_out=did_you_mean(by, BY))
 
 
 def require_top(top: int) -> None:
     """Raise `UsageError` unless `top` is 1 to `ANSWERS`."""
     if not 1 <= top <= ANSWERS:
-        raise UsageError("that many answers cannot be had", received=top, expected=f"1 to {ANSWERS}")
+        raise UsageError("that many answers are not kept", received=top, expected=f"1 to {ANSWERS}")
 
 
 def _all_pixels(batches: Iterable[list[ReadImage]]) -> Iterator[list[NDArray[np.uint8]]]:

@@ -101,11 +101,11 @@ def open_trained(run: Run, device: str = "auto", by: str | None = None) -> Recog
     opened, record = _opened(run, open_gallery(run), device)
     recogniser = replace(opened, memory=read_memory(run.folder, run.digest))
     learned = read_learned(run.folder, run.digest)
-    recogniser = taught(recogniser, learned) if learned.names else recogniser
+    recogniser = with_landmarks(recogniser, learned) if learned.names else recogniser
     return answering_as_stored(recogniser, record, by, run.folder)
 
 
-def taught(recogniser: Recogniser, learned: Learned) -> Recogniser:
+def with_landmarks(recogniser: Recogniser, learned: Learned) -> Recogniser:
     """Return `recogniser` with exactly the landmarks `learned` in addition to those it was trained for.
 
     Raises `LandmarksError` when it has no memory of its own images, which new landmarks are told apart from.

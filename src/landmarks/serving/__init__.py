@@ -1,1 +1,1 @@
-"""The recogniser behind HTTP, and the page that asks it."""
+"""Serving: a recogniser behind HTTP, and the web page that asks it or answers by itself."""

@@ -165,7 +165,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise LandmarksError(
-            f"{host} port {port} cannot be had ({error.strerror})", way_out="choose another one: --port 0 takes any"
+            f"{host} port {port} is not available ({error.strerror})", way_out="choose another one: --port 0 takes any"
         ) from error
     return listening
 
