@@ -28,7 +28,7 @@ from scipy.special import logsumexp
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.evaluation.metrics import auroc, calibration_error, threshold_for_false_acceptance
 from landmarks.models.network import build_network
-from landmarks.models.rewriting import folded
+from landmarks.models.rewriting import fold_batch_norm
 from landmarks.recognition.closed_form import memory_of
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import make_gallery, rejection_scores
@@ -85,7 +85,7 @@ def main() -> None:
     data, test = open_dataset(chosen.data), open_dataset(chosen.test)
     if not chosen.cache.exists():
         network = build_network(chosen.backbone, classes=25, weights=chosen.weights, image_size=chosen.image_size)
-        both = np.concatenate([features_of(folded(network), dataset) for dataset in (data, test)])
+        both = np.concatenate([features_of(fold_batch_norm(network), dataset) for dataset in (data, test)])
         np.savez(chosen.cache, gap=both)
     gap = np.load(chosen.cache)["gap"].astype(np.float32)
     count = len(data.images)

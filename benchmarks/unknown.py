@@ -24,7 +24,7 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.evaluation.metrics import Truth, global_average_precision
 from landmarks.evaluation.unknown import candidate_rules, compare_rules, threshold_parts
 from landmarks.models.network import build_network
-from landmarks.models.rewriting import folded
+from landmarks.models.rewriting import fold_batch_norm
 from landmarks.recognition.closed_form import memory_of
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import (
@@ -55,7 +55,7 @@ def main() -> None:
         path = chosen.cache / f"{name}-{size}.npz"
         if not path.exists():
             weights = chosen.weights / f"{name}.safetensors"
-            network = folded(build_network(name, classes=25, weights=weights, image_size=size))
+            network = fold_batch_norm(build_network(name, classes=25, weights=weights, image_size=size))
             np.savez(path, gap=np.concatenate([features_of(network, dataset) for dataset in (data, test)]))
         features = np.load(path)["gap"].astype(np.float32)
         rows += measured(name, data, test, features[: len(data.images)], features[len(data.images) :])

@@ -18,8 +18,8 @@ from landmarks.models.gradcam import (
     head_gradient,
     is_mean_of_maps,
     maps_by_gradient,
-    scaled,
-    weighted,
+    scale_maps,
+    weighted_maps,
 )
 from landmarks.models.heads import Head, build_head
 from landmarks.models.network import Network, build_network
@@ -104,7 +104,7 @@ def test_averages_are_told_from_other_poolings():
 def test_what_speaks_against_a_class_is_cold():
     maps = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     weights = torch.tensor([[[2.0, -3.0]]])
-    assert weighted(maps, weights).tolist() == [[[[2.0, 0.0]]]]
+    assert weighted_maps(maps, weights).tolist() == [[[[2.0, 0.0]]]]
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100", "inception_v3"])
@@ -121,7 +121,7 @@ def test_maps_equal_those_of_the_grad_cam_library_before_it_rescales_them(backbo
     with torch.no_grad():
         maps, features = network.maps_and_features(images)
         assert is_mean_of_maps(maps, features)
-        found = weighted(maps, channel_weights(network.head, maps, features, labels))
+        found = weighted_maps(maps, channel_weights(network.head, maps, features, labels))
     for answer in range(2):
         with GradCAM(_MapsThenAnswer(network), [_MapsThenAnswer.layer(network)]) as library:
             monkeypatch.setattr("pytorch_grad_cam.base_cam.scale_cam_image", lambda cam, size=None: cam)
@@ -163,7 +163,7 @@ def test_the_fallback_and_the_formula_draw_the_same_maps():
     images, labels = images_of(64), torch.tensor([[0, 1, 2, 3], [5, 4, 3, 2]])
     with torch.no_grad():
         maps, features = network.maps_and_features(images)
-        exact = weighted(maps, channel_weights(network.head, maps, features, labels))
+        exact = weighted_maps(maps, channel_weights(network.head, maps, features, labels))
     torch.testing.assert_close(maps_by_gradient(network, images, labels), exact, rtol=1e-4, atol=1e-6)
 
 
@@ -224,7 +224,7 @@ def test_a_network_of_two_landmarks_has_two_answers_and_equal_ones_stand_in_orde
     explained = explain_images(network, images_of(64))
     assert explained.labels.tolist() == [[0, 1], [0, 1]]
     assert explained.probabilities.tolist() == [[0.5, 0.5], [0.5, 0.5]]
-    assert scaled(explained.maps).max() == 0
+    assert scale_maps(explained.maps).max() == 0
 
 
 def test_a_temperature_changes_probabilities_and_neither_answers_nor_maps():
@@ -236,7 +236,7 @@ def test_a_temperature_changes_probabilities_and_neither_answers_nor_maps():
 
 def test_maps_are_scaled_to_one():
     maps = torch.tensor([[[0.0, 2.0], [1.0, 4.0]]])
-    assert scaled(maps).tolist() == [[[0.0, 0.5], [0.25, 1.0]]]
+    assert scale_maps(maps).tolist() == [[[0.0, 0.5], [0.25, 1.0]]]
 
 
 def test_a_class_token_without_a_known_last_attention_is_told():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landmarks.models.network import Network, build_network
-from landmarks.models.rewriting import blocks, enable_gradient_checkpointing, folded
+from landmarks.models.rewriting import blocks, enable_gradient_checkpointing, fold_batch_norm
 
 PIXELS = {"resnet18": 64, "mobilenetv2_100": 64, "xception": 96, "inception_v3": 96, "vit_tiny_patch16_224": 32}
 
@@ -35,7 +35,7 @@ def normalisations(network: nn.Module) -> int:
 def test_answers_stay_and_normalisations_go(backbone: str) -> None:
     network = lively(build_network(backbone, classes=4, weights="none", image_size=PIXELS[backbone]))
     before = normalisations(network)
-    twin = folded(network)
+    twin = fold_batch_norm(network)
     images = torch.randn(3, 3, PIXELS[backbone], PIXELS[backbone])
     scale = float(network.features(images).abs().max())
     torch.testing.assert_close(twin.features(images), network.features(images), rtol=0, atol=1e-4 * scale)
@@ -61,7 +61,7 @@ def test_a_convolution_that_feeds_two_layers_is_left_alone() -> None:
     network = build_network("resnet18", classes=2, weights="none", image_size=32)
     network.backbone = Forked()
     lively(network)
-    assert folded(network) is network
+    assert fold_batch_norm(network) is network
 
 
 # ── Gradient checkpointing changes memory and nothing else ──────────────────────────────────────────────────────────

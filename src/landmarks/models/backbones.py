@@ -1,4 +1,4 @@
-"""The study's baseline: two convolutions and a dense softmax, about a million parameters for 20 landmarks."""
+"""Backbones: the study's small baseline, and timm's networks by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 BASELINE = "baseline"
-"""Its name."""
+"""Name of the study's baseline: two convolutions and a dense softmax."""
 
 PRETRAINED: dict[str, Any] = {
     "input_size": (3, 112, 112),
@@ -25,18 +25,18 @@ PRETRAINED: dict[str, Any] = {
     "fixed_input_size": False,
     "license": None,
 }
-"""What timm's record would say of it, had it any pretrained weights."""
+"""The baseline's record, in the form of timm's records of pretrained weights."""
 
 CHANNELS = (32, 64)
 SIDE = 28
-"""Height and width of its maps, whatever the size of the image: the dense layer's size depends on it."""
+"""Height and width of its maps for any image size; they determine the size of the dense layer."""
 
 
 class BaselineBackbone(nn.Module):
-    """Convolution, ReLU, pooling, twice; 64 maps of 28 × 28 whose every position the dense layer sees.
+    """Twice convolution, ReLU and pooling; the dense layer sees every position of the 64 maps of 28 × 28.
 
-    It speaks as much of timm's interface as `Network` uses. With 20 landmarks it has 1,022,932 parameters: 19,392 in
-    the convolutions and 50,176 × 20 + 20 in the dense softmax.
+    It has the parts of timm's interface that `Network` uses. With 20 landmarks there are 1,022,932 parameters: 19,392
+    in the convolutions and 50,176 × 20 + 20 in the dense softmax.
     """
 
     num_features = CHANNELS[-1]
@@ -52,7 +52,7 @@ class BaselineBackbone(nn.Module):
             nn.Conv2d(first, second, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.AdaptiveAvgPool2d(SIDE),  # does nothing at 112 pixels
+            nn.AdaptiveAvgPool2d(SIDE),  # has no effect at 112 pixels
         )
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
@@ -66,7 +66,7 @@ class BaselineBackbone(nn.Module):
         return maps
 
     def forward_head(self, maps: Tensor, pre_logits: bool = True) -> Tensor:
-        """Return the maps laid out in one row per image, (N, 50176)."""
+        """Return the maps flattened to one row per image, (N, 50176)."""
         return maps.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -74,29 +74,29 @@ class BaselineBackbone(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-# ── Names of networks: the study's seven by the names people use, and every other one by timm's ─────────────────────
+# ── Names of networks: common names for some of the study's, timm's names for all others ────────────────────────────
 
 
 FRIENDLY = {
     "xception": "legacy_xception",
     "nasnet_large": "nasnetalarge",
 }
-"""The names that timm calls differently: ours → timm's."""
+"""Our name → timm's name, where they differ."""
 
 STUDY = (BASELINE, "resnet18", "resnet50", "xception", "inception_v3", "inception_resnet_v2", "nasnet_large")
-"""The networks listed first; the study's five, the small ResNet, and the study's best-known large one."""
+"""The networks that `networks` lists by default: the study's five, a small ResNet, and the best-known large one."""
 
 
 def timm_name(backbone_name: str) -> str:
-    """Return timm's name of `backbone`, with its tag if it has one; unknown names are a `UsageError`."""
+    """Return timm's name of a backbone, with its tag if there is one; raise `UsageError` for unknown names."""
     name = FRIENDLY.get(backbone_name, backbone_name)
     if not timm.is_model(name):
-        raise UsageError(f'no network "{backbone_name}"', way_out=_close_to(backbone_name))
+        raise UsageError(f'no network "{backbone_name}"', way_out=_name_hint(backbone_name))
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         architecture, _, tag = name.partition(".")
-        tags = [known.partition(".")[2] for known in timm.list_pretrained(architecture)]
+        tags = [model.partition(".")[2] for model in timm.list_pretrained(architecture)]
         raise UsageError(
             f'no weights "{tag}" of the network {architecture}',
             expected=", ".join(tags) or "no tag: it has none",
@@ -105,8 +105,8 @@ def timm_name(backbone_name: str) -> str:
     return name
 
 
-def _close_to(name: str) -> str:
-    """Return what somebody who wrote `name` may have meant: a network, or a family of them to be listed."""
+def _name_hint(name: str) -> str:
+    """Return a hint for an unknown `name`: a similar network, or the command that lists a similar family."""
     networks = (*STUDY, *timm.list_models())
     families = {found[0] for network in networks if (found := re.match("[a-z]+", network))}
     if close := difflib.get_close_matches(name, networks, n=1, cutoff=0.85):
@@ -122,11 +122,11 @@ def _family(name: str) -> str:
 
 
 def networks_like(pattern: str) -> list[str]:
-    """Return timm's networks whose names match `pattern` (`mobilenet*`); raise `UsageError` when there are none."""
-    found = [name for name in timm.list_models() if fnmatch.fnmatchcase(name, pattern.lower())]
-    if not found:
-        raise UsageError(f'no network is called like "{pattern}"', way_out=_close_to(pattern.strip("*?")))
-    return found
+    """Return timm's networks whose names match `pattern` (`mobilenet*`); raise `UsageError` if there are none."""
+    names = [name for name in timm.list_models() if fnmatch.fnmatchcase(name, pattern.lower())]
+    if not names:
+        raise UsageError(f'no network is called like "{pattern}"', way_out=_name_hint(pattern.strip("*?")))
+    return names
 
 
 def pretrained_record(backbone_name: str) -> Mapping[str, Any]:
@@ -149,7 +149,7 @@ def build_backbone(backbone_name: str, image_size: int) -> nn.Module:
         backbone: nn.Module = timm.create_model(timm_name(backbone_name), pretrained=False, num_classes=0, **sizes)
     except MemoryError:
         raise
-    except Exception as error:  # a thousand networks raise a dozen kinds
+    except Exception as error:  # a thousand networks raise a dozen kinds of error
         raise unusable_network(
             backbone_name, image_size, str(error).strip().partition("\n")[0] or type(error).__name__
         ) from error
@@ -157,12 +157,12 @@ def build_backbone(backbone_name: str, image_size: int) -> nn.Module:
 
 
 def unusable_network(backbone_name: str, image_size: int, reason: str) -> LandmarksError:
-    """Return the error for a network that cannot work on images of this size, or on images at all."""
-    own = int(pretrained_record(backbone_name)["input_size"][-1])
-    if image_size != own:
+    """Return the error for a network that cannot be used with images of this size, or with any images."""
+    own_size = int(pretrained_record(backbone_name)["input_size"][-1])
+    if image_size != own_size:
         return UsageError(
             f"{backbone_name} cannot take images of {image_size} pixels ({reason})",
-            way_out=f"it was made for {own} (--image-size)",
+            way_out=f"it was made for {own_size} (--image-size)",
         )
     return LandmarksError(
         f"{backbone_name} gives no features to recognise landmarks by ({reason})", way_out="name another network"

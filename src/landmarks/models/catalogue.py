@@ -1,4 +1,4 @@
-"""What a network costs before it is built: parameters, input size, multiply-adds, and the licence of its weights."""
+"""The costs of networks: parameters, input size and multiply-adds, and the licence of their weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from landmarks.support.errors import LandmarksError
 
 COLUMNS = {
     "network": pl.String,
-    "timm": pl.String,  # the name timm has for it; null for our own
+    "timm": pl.String,  # timm's name; null for the baseline
     "parameters": pl.Int64,
     "trainable": pl.Int64,
     "non_trainable": pl.Int64,  # running means and variances of batch normalisation
     "image_size": pl.Int64,  # in pixels
-    "gmacs": pl.Float64,  # billions of multiply-adds for one image forward
+    "gmacs": pl.Float64,  # billions of multiply-adds per image, forward
     "license": pl.String,  # of the ImageNet weights; null where nothing is stated
 }
 """Columns of the table that `networks` returns."""
@@ -31,24 +31,24 @@ COLUMNS = {
 def networks(
     name: str | None = None, *, classes: int = 20, head: str = "mlp", image_size: int | None = None
 ) -> pl.DataFrame:
-    """Return one row per network, `COLUMNS`: the study's seven, or the one called `name` (any of timm's too).
+    """Return a table with one row per network (columns `COLUMNS`): of the study's networks, or of `name`.
 
-    A `name` with a star (`mobilenet*`) is all of timm's that are called so; those that take no image of that size, or
-    give no features, are counted in a note.
+    `name` may be any network of timm, or a pattern (`mobilenet*`) for all that match; those that cannot take images of
+    `image_size` pixels, or give no features, are left out and counted in a note.
 
-    Counts include the head for `classes` landmarks. Nothing is allocated: the networks are built without memory.
+    The counts include the head for `classes` landmarks. The networks are built without allocating memory.
     """
     if name is None or not set(name) & set("*?["):
         names = STUDY if name is None else (name,)
         return pl.DataFrame([_describe(each, classes, head, image_size) for each in names], schema=COLUMNS)
-    rows, found = [], networks_like(name)
-    with progress("counting", total=len(found)) as advance:
-        for each in found:
+    rows, matching = [], networks_like(name)
+    with progress("counting", total=len(matching)) as advance:
+        for each in matching:
             with contextlib.suppress(LandmarksError):
                 rows.append(_describe(each, classes, head, image_size))
             advance(1)
-    if len(rows) < len(found):
-        note(f"{len(found) - len(rows)} of {len(found)} networks are left out: they take no such images")
+    if len(rows) < len(matching):
+        note(f"{len(matching) - len(rows)} of {len(matching)} networks are left out: they take no such images")
     return pl.DataFrame(rows, schema=COLUMNS)
 
 
@@ -59,7 +59,7 @@ def _describe(backbone: str, classes: int, head: str, image_size: int | None) ->
     try:
         cost = gmacs(network)
     except (TypeError, RuntimeError, ValueError, AttributeError, AssertionError):
-        require_features(network)  # which says why, and what to do
+        require_features(network)  # raises an error that says why, and what to do
         raise
     return {
         "network": backbone,
@@ -75,11 +75,11 @@ def _describe(backbone: str, classes: int, head: str, image_size: int | None) ->
 
 @torch.no_grad()
 def gmacs(network: Network) -> float:
-    """Return the billions of multiply-adds of one image's way forward, counted while it goes through.
+    """Return the billions of multiply-adds of one forward pass of one image, counted during the pass.
 
-    Convolutions and matrix products are counted, those of attention too. A multiplication and the addition that goes
-    with it are one multiply-add, as in timm's tables of results; papers often call the same number FLOPs. A network on
-    the meta device is counted without being computed.
+    Convolutions and matrix products are counted, including those of attention. A multiplication with its addition is
+    one multiply-add, as in timm's tables of results; papers often call the same number FLOPs. A network on the meta
+    device is counted without computation.
     """
     size, device = network.preprocessing.image_size, next(network.parameters()).device
     training = network.training
@@ -87,4 +87,4 @@ def gmacs(network: Network) -> float:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, 3, size, size, device=device))
     network.train(training)
-    return float(counter.get_total_flops()) / 2 / 1e9  # it counts a multiply-add as two operations
+    return float(counter.get_total_flops()) / 2 / 1e9  # the counter takes a multiply-add as two operations

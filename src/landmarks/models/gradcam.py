@@ -1,4 +1,4 @@
-"""A network's answers and where it looked for each of them, from one pass over the images."""
+"""Grad-CAM: a network's answers with a heat map for each, from one forward pass."""
 
 from __future__ import annotations
 
@@ -18,24 +18,19 @@ GRADIENT = "Grad-CAM by automatic differentiation"
 
 @dataclass(frozen=True)
 class Explained:
-    """For N images: the k best answers `labels` (N, k), all `probabilities` (N, K), heat `maps` (N, k, h, w)."""
+    """The answers to N images with heat maps."""
 
-    labels: Tensor
-    probabilities: Tensor
-    maps: Tensor
+    labels: Tensor  # (N, k), the best answers
+    probabilities: Tensor  # (N, K), of all classes
+    maps: Tensor  # (N, k, h, w), heat maps of the best answers
     method: str
-
-    def only(self, row: int) -> Explained:
-        """Return what concerns one of the images."""
-        one = slice(row, row + 1)
-        return Explained(self.labels[one], self.probabilities[one], self.maps[one], self.method)
 
 
 def explain_images(network: Network, images: Tensor, answers: int = 4, temperature: float = 1.0) -> Explained:
     """Return the `answers` best classes of normalised images (N, 3, S, S) with their heat maps.
 
-    Probabilities are the softmax of the logits over `temperature`. Ties go to the smaller label. The maps are those of
-    the logits, so a saturated softmax does not empty them. The network must be in evaluation mode.
+    Probabilities are the softmax of logits / `temperature`. Ties go to the smaller label. The maps explain the logits,
+    so a saturated softmax does not make them empty. The network must be in evaluation mode.
     """
     with torch.no_grad():
         maps, features = network.maps_and_features(images)
@@ -44,47 +39,48 @@ def explain_images(network: Network, images: Tensor, answers: int = 4, temperatu
         labels = order[:, : min(answers, network.classes)]
         probabilities = (logits / temperature).softmax(1)
         if has_head_gradient(network.head) and is_mean_of_maps(maps, features):
-            heat = weighted(maps, channel_weights(network.head, maps, features, labels))
+            heat = weighted_maps(maps, channel_weights(network.head, maps, features, labels))
             return Explained(labels, probabilities, heat, ANALYTIC)
     return Explained(labels, probabilities, maps_by_gradient(network, images, labels), GRADIENT)
 
 
-def scaled(maps: Tensor) -> Tensor:
-    """Return heat maps (..., h, w) each scaled so that its warmest position is 1; an empty map stays empty."""
+def scale_maps(maps: Tensor) -> Tensor:
+    """Return heat maps (..., h, w), each scaled to a maximum of 1; an empty map stays empty."""
     top = maps.amax((-2, -1), keepdim=True)
     return torch.where(top > 0, maps / top.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
 
 
-# ── Grad-CAM weights of every class from the head's own matrices, without a backward pass ───────────────────────────
+# ── Grad-CAM weights from the head's own matrices, without a backward pass ──────────────────────────────────────────
 #
-# Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) draws, for class k and the last maps A of Z = h · w positions,
+# The Grad-CAM map (Selvaraju et al. 2017, equations 1 and 2) of class k is, for the last maps A of Z = h · w positions,
 #
 #     L_k = ReLU( Σ_c α_kc A_c ),        α_kc = 1/Z Σ_ij ∂y_k / ∂A_c(i, j).
 #
-# Where the backbone's features are the average of its maps, f_c = 1/Z Σ_ij A_c(i, j), every position has the same share
-# in them: ∂f_c / ∂A_c(i, j) = 1/Z. By the chain rule ∂y_k / ∂A_c(i, j) = 1/Z · ∂y_k / ∂f_c, the same number at all
-# positions, so its mean over them is that number itself and
+# If the backbone's features are the averages of its maps, f_c = 1/Z Σ_ij A_c(i, j), every position contributes equally:
+# ∂f_c / ∂A_c(i, j) = 1/Z. By the chain rule ∂y_k / ∂A_c(i, j) = 1/Z · ∂y_k / ∂f_c at every position, so the mean over
+# positions is the same number and
 #
 #     α_kc = 1/Z · ∂y_k / ∂f_c.
 #
-# What is left is the gradient G_kc = ∂y_k / ∂f_c of the head alone, which can be written down:
+# What remains is the gradient G_kc = ∂y_k / ∂f_c of the head alone, which has a closed form:
 #
 # - dense, y = W f + b:  G = W. This is the class activation map (Zhou et al. 2016), up to the constant 1/Z.
 # - dense, ReLU, dense, z = W₁ f + b₁, y = W₂ max(z, 0) + b₂:  G = W₂ · diag(z > 0) · W₁. The hidden units that are
-#   silent for this image drop out; the rest of the head is linear. One product gives the weights of any number of
+#   inactive for this image drop out; the rest of the head is linear. One product gives the weights of any number of
 #   classes at once.
 # - cosine, y_k = s · ⟨w_k, ê⟩ with unit vectors w_k (of several sub-centres the nearest), e = E f + b and ê = e / ‖e‖:
-#   G_k = s / ‖e‖ · (w_k − ⟨w_k, ê⟩ ê) · E, since only the part of w_k across e turns e (E: the embedding, if any).
+#   G_k = s / ‖e‖ · (w_k − ⟨w_k, ê⟩ ê) · E, since only the component of w_k orthogonal to e changes the cosine (E: the
+#   embedding, if any).
 #
-# At the kink z = 0 the derivative is taken as 0, as PyTorch does.
+# At z = 0 the derivative is taken as 0, as in PyTorch.
 
 
 TOLERANCE = 1e-3
-"""Largest relative difference between pooled features and the mean of the maps that rounding can explain."""
+"""Largest relative difference between the features and the mean of the maps that rounding can explain."""
 
 
 def is_mean_of_maps(maps: Tensor, features: Tensor) -> bool:
-    """Return whether `features` (N, C) are the averages of `maps` (N, C, h, w), which the formula presupposes."""
+    """Return whether `features` (N, C) are the averages of `maps` (N, C, h, w), as the closed form requires."""
     if maps.shape[:2] != features.shape:
         return False
     mean = maps.mean((2, 3))
@@ -92,31 +88,31 @@ def is_mean_of_maps(maps: Tensor, features: Tensor) -> bool:
 
 
 def has_head_gradient(head: Head) -> bool:
-    """Return whether the gradient of `head` is written down here."""
-    return isinstance(_drawn(head), LinearHead | MlpHead | ArcFaceHead)
+    """Return whether `head_gradient` has a closed form for `head`."""
+    return isinstance(_explained_head(head), LinearHead | MlpHead | ArcFaceHead)
 
 
-def _drawn(head: nn.Module) -> nn.Module:
-    return head.drawn if isinstance(head, Head) else head
+def _explained_head(head: nn.Module) -> nn.Module:
+    return head.explained_head if isinstance(head, Head) else head
 
 
 def head_gradient(head: Head, features: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return ∂ logit / ∂ feature (N, k, C) for features (N, C) and classes `labels` (N, k), or for all of them.
+    """Return ∂ logit / ∂ feature (N, k, C) for features (N, C) and the classes `labels` (N, k), or for all classes.
 
-    Raises `TypeError` for a head without a formula.
+    Raises `TypeError` for a head without a closed form.
     """
-    drawn = _drawn(head)
-    if isinstance(drawn, LinearHead):
-        # Of labels the rows are (N, k, C) already, and widening them would freeze N in an export.
-        weight = drawn.output.weight
+    explained = _explained_head(head)
+    if isinstance(explained, LinearHead):
+        # With labels the rows are (N, k, C) already, and `expand` would make N constant in an export.
+        weight = explained.output.weight
         return weight.expand(features.shape[0], -1, -1) if labels is None else weight[labels]
-    if isinstance(drawn, MlpHead):
-        awake = (drawn.hidden(features) > 0).to(features.dtype)
-        rows = drawn.output.weight if labels is None else drawn.output.weight[labels]
-        gradient: Tensor = (rows * awake[:, None]) @ drawn.hidden.weight
+    if isinstance(explained, MlpHead):
+        active = (explained.hidden(features) > 0).to(features.dtype)
+        rows = explained.output.weight if labels is None else explained.output.weight[labels]
+        gradient: Tensor = (rows * active[:, None]) @ explained.hidden.weight
         return gradient
-    if isinstance(drawn, ArcFaceHead):
-        return _cosine_gradient(drawn, features, labels)
+    if isinstance(explained, ArcFaceHead):
+        return _cosine_gradient(explained, features, labels)
     raise TypeError(f"no formula for the gradient of {type(head).__name__}")
 
 
@@ -129,37 +125,37 @@ def _cosine_gradient(head: ArcFaceHead, features: Tensor, labels: Tensor | None)
     cosine = torch.einsum("nkjd,nd->nkj", centres, unit[:, 0])
     best = cosine.max(2, keepdim=True)
     chosen = F.one_hot(best.indices[..., 0], centres.shape[2]).to(centres.dtype)
-    nearest = torch.einsum("nkjd,nkj->nkd", centres, chosen)  # taken by place it would fix the batch of an export
-    across: Tensor = head.scale / length * (nearest - best.values * unit)
+    nearest = torch.einsum("nkjd,nkj->nkd", centres, chosen)  # indexing would fix the batch size of an export
+    gradient: Tensor = head.scale / length * (nearest - best.values * unit)
     if isinstance(head.embedding, nn.Linear):
-        across = across @ head.embedding.weight
-    return across
+        gradient = gradient @ head.embedding.weight
+    return gradient
 
 
 def channel_weights(head: Head, maps: Tensor, features: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return Grad-CAM's α (N, k, C) for maps (N, C, h, w) whose averages are `features` (N, C).
 
-    `labels` (N, k) names the classes; without it, all of them.
+    `labels` (N, k) are the classes; None means all of them.
     """
     return head_gradient(head, features, labels) / (maps.shape[2] * maps.shape[3])
 
 
-def weighted(maps: Tensor, weights: Tensor) -> Tensor:
-    """Return the heat maps (N, k, h, w): the positive part of maps (N, C, h, w) summed with weights (N, k, C)."""
+def weighted_maps(maps: Tensor, weights: Tensor) -> Tensor:
+    """Return heat maps (N, k, h, w): the positive part of the sum of maps (N, C, h, w) with weights (N, k, C)."""
     return torch.relu(torch.einsum("nchw,nkc->nkhw", maps, weights))
 
 
-# Grad-CAM by automatic differentiation, for networks whose weights cannot be written down: other heads, transformers.
+# ── Grad-CAM by automatic differentiation, for networks without a closed form: other heads, transformers ────────────
 #
-# The backward pass is as short as it can be: it begins at the logits and ends at the maps, and the backbone below them
-# is computed once, without a graph, for any number of classes.
+# The backward pass is as short as possible: it goes from the logits to the maps. The backbone below them is computed
+# once, without a graph, for any number of classes.
 
 
 def maps_by_gradient(network: Network, images: Tensor, labels: Tensor) -> Tensor:
-    """Return heat maps (N, k, h, w) of classes `labels` (N, k) for normalised images (N, 3, S, S).
+    """Return heat maps (N, k, h, w) of the classes `labels` (N, k) for normalised images (N, 3, S, S).
 
-    Maps with positions are taken as the backbone returns them. A transformer that answers from a class token alone
-    leaves the last patch tokens without any influence, so there the input of the last attention is looked at instead.
+    The maps are those that the backbone returns. In a transformer that answers from a class token, its last patch
+    tokens have no influence, so the input of the last attention is used instead.
     """
     with torch.no_grad():
         last = network.backbone.forward_features(images)  # type: ignore[operator]
@@ -179,29 +175,29 @@ def _heat(network: Network, source: Tensor, logits: Tensor, labels: Tensor) -> T
         ]
     with torch.no_grad():
         weights = torch.stack([network.as_maps(gradient).mean((2, 3)) for gradient in gradients], dim=1)
-        return weighted(network.as_maps(source), weights)
+        return weighted_maps(network.as_maps(source), weights)
 
 
 def _last_attention(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the normalised tokens that enter the last block's attention, as a leaf, and the logits they lead to."""
+    """Return the normalised input tokens of the last block's attention, as a leaf, and the resulting logits."""
     blocks = getattr(network.backbone, "blocks", None)
     layer = getattr(blocks[-1], "norm1", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
     if layer is None:
         raise LandmarksError(
             f"no heat maps for {network.backbone_name}: it answers from a class token, and its last attention is not "
-            f"found",
+            "found",
             way_out="explain a run with another network",
         )
-    kept: list[Tensor] = []
+    leaves: list[Tensor] = []
 
     def cut(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        kept.append(output.detach().requires_grad_())
-        return kept[0]
+        leaves.append(output.detach().requires_grad_())
+        return leaves[0]
 
     handle = layer.register_forward_hook(cut)
     frozen = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        for parameter in frozen:  # so that no graph is kept below the cut
+        for parameter in frozen:  # so that no graph is built below the cut
             parameter.requires_grad_(False)
         with torch.enable_grad():
             logits = network(images)
@@ -209,4 +205,4 @@ def _last_attention(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
         handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(True)
-    return kept[0], logits
+    return leaves[0], logits

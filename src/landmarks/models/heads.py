@@ -1,5 +1,4 @@
-"""What stands on a backbone's pooled features and answers: the study's two dense layers, one dense layer, or
-cosines."""
+"""Heads, which classify a backbone's pooled features: the study's two dense layers, one dense layer, or cosines."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ HIDDEN = 512
 
 
 def build_head(name: str, features: int, classes: int, settings: Mapping[str, Any] | None = None) -> Head:
-    """Return a new head from `features` to `classes`; unknown names and settings are a `UsageError`."""
+    """Return a new head from `features` to `classes`; raise `UsageError` for unknown names and settings."""
     if name not in HEADS:
         raise UsageError(f'no head "{name}"', expected=" or ".join(HEADS), way_out=did_you_mean(name, HEADS))
     if classes < 1:
@@ -32,19 +31,19 @@ def build_head(name: str, features: int, classes: int, settings: Mapping[str, An
 
 
 class Head(nn.Module):
-    """From pooled features (N, C) to logits (N, K), by the `forward` of each kind, and the loss it is trained with."""
+    """A classifier from pooled features (N, C) to logits (N, K), with its training loss."""
 
     classes: int
     settings: dict[str, Any]
-    """What `build_head` needs beside the sizes to make it again."""
+    """The `settings` with which `build_head` builds this head again."""
 
     @property
-    def drawn(self) -> Head:
-        """The head whose gradient heat maps show: its own, unless one stands behind it."""
+    def explained_head(self) -> Head:
+        """The head whose gradient heat maps show: this one, unless it wraps another."""
         return self
 
     def adapt(self, images: NDArray[np.int64]) -> None:
-        """Take note of how many `images` (K,) of each landmark there are to train on; most heads do not care."""
+        """Adapt to the number of training `images` (K,) of each landmark; most heads ignore it."""
 
     def loss(
         self,
@@ -54,7 +53,7 @@ class Head(nn.Module):
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy, a scalar, of features (N, C) against labels (N,) int64 without any -1."""
+        """Return the mean cross-entropy (scalar) of features (N, C) and labels (N,) int64, none of them -1."""
         return F.cross_entropy(self(features), labels, weight=class_weights, label_smoothing=label_smoothing)
 
 
@@ -88,11 +87,11 @@ class LinearHead(Head):
 
 
 class ArcFaceHead(Head):
-    """Cosines between an image's embedding and each landmark's centres: for many landmarks.
+    """Cosines between an image's embedding and the centres of each landmark; suited to many landmarks.
 
-    Trained with ArcFace's margin (Deng et al. 2019) on the largest of `sub_centres` sub-centres (Deng et al. 2020). An
-    `embedding` of that many dimensions stands before it; 0 compares the features themselves. `margin` is in radians;
-    `adapt` gives each landmark one of its own, from half of it to one and a half.
+    It is trained with ArcFace's margin (Deng et al. 2019) on the nearest of `sub_centres` sub-centres (Deng et al.
+    2020). `embedding` is the width of a linear layer before it; 0 compares the features themselves. `margin` is in
+    radians; `adapt` gives each landmark its own, between 0.5 and 1.5 times `margin`.
     """
 
     margins: Tensor
@@ -119,9 +118,9 @@ class ArcFaceHead(Head):
         self.register_buffer("margins", torch.full((classes,), float(margin)))
 
     def adapt(self, images: NDArray[np.int64]) -> None:
-        """Give landmarks with few of `images` (K,) a large margin, and those with many a small one.
+        """Give landmarks with few training `images` (K,) a large margin, and those with many a small one.
 
-        The margin falls with the fourth root of the count (Ha et al. 2020); where all have equally many it is equal.
+        The margin falls with the fourth root of the count (Ha et al. 2020). Equal counts give equal margins.
         """
         rarity = np.maximum(images, 1) ** -0.25
         low, high = rarity.min(), rarity.max()
@@ -129,7 +128,7 @@ class ArcFaceHead(Head):
         self.margins.copy_(torch.from_numpy(self.settings["margin"] * (0.5 + share)).float())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits (N, K): scale × cosine to the nearest centre, without any margin."""
+        """Return logits (N, K) of features (N, C): scale × cosine to the nearest centre, without margin."""
         embedded = self.embedding(features)
         unit = F.normalize(embedded if embedded.dtype == torch.float64 else embedded.float(), dim=1)
         return self.scale * cosines(unit, self.centres)[0]
@@ -142,13 +141,13 @@ class ArcFaceHead(Head):
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy with margins, computed in chunks of landmarks."""
+        """Return the mean cross-entropy with margins (scalar), computed in chunks of landmarks."""
         margin = Margin(self.scale, self.margins, label_smoothing, class_weights)
         return margin_cross_entropy(self.embedding(features), self.centres, labels, margin)
 
 
 def _dense(inputs: int, outputs: int) -> nn.Linear:
-    """Return a dense layer that starts as Keras's does: Glorot's uniform weights (Glorot & Bengio 2010), no bias."""
+    """Return a dense layer initialised as in Keras: Glorot uniform weights (Glorot & Bengio 2010), zero bias."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -156,59 +155,60 @@ def _dense(inputs: int, outputs: int) -> nn.Linear:
 
 
 HEADS: dict[str, Callable[..., Head]] = {"mlp": MlpHead, "linear": LinearHead, "arcface": ArcFaceHead}
-"""Name → head; a new head stands here and in CONTRIBUTING's recipe."""
+"""Name → head; CONTRIBUTING describes how to add one."""
 
 
-# Cross-entropy over cosines with an angular margin, computed in chunks of classes so that memory stays bounded.
+# ── Cross-entropy over cosines with an angular margin, in chunks of classes so that memory is bounded ───────────────
 #
-# The dense formula makes a matrix images × classes × sub-centres, and its softmax, and their gradients. For 203,094
-# landmarks and a batch of 256 each of them has 208 MB for every sub-centre. Here the logits of a few classes at a time
-# are made, folded into a running log-sum-exp, and thrown away; the backward pass makes them again. Beyond the weights,
-# their gradient and one chunk nothing grows with the number of classes.
+# The dense computation needs a matrix images × classes × sub-centres, its softmax, and their gradients. For 203,094
+# landmarks and a batch of 256, each of them takes 208 MB per sub-centre. Here the logits of a few classes at a time are
+# computed, added to a running log-sum-exp, and discarded; the backward pass computes them again. Apart from the
+# weights, their gradient and one chunk, nothing grows with the number of classes.
 #
 # For unit features f and unit sub-centres w_kj: cos θ_k = max_j ⟨w_kj, f⟩ (Deng et al. 2020), logits z_k = s · cos θ_k,
-# and for the true class y, z_y = s · cos(θ_y + m_y) (ArcFace, Deng et al. 2019). Where θ_y + m_y would pass π the
-# logit goes on as a straight line, s · (cos θ_y − m_y sin m_y), so that it keeps falling.
+# and for the true class y, z_y = s · cos(θ_y + m_y) (ArcFace, Deng et al. 2019). Where θ_y + m_y exceeds π, the logit
+# continues linearly as s · (cos θ_y − m_y sin m_y), so that it keeps decreasing.
 
 
 CHUNK_NUMBERS = 4_000_000
-"""Numbers in one chunk's matrix of cosines: 16 MB, of which a handful exist at a time."""
+"""Numbers in one chunk's matrix of cosines: 16 MB, of which a few exist at a time."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """What the loss depends on beside features and centres."""
+    """The settings of `margin_cross_entropy`."""
 
     scale: float
-    angles: Tensor
-    """Radians that each class's angle is made larger by while it is the true one, (K,)."""
+    angles: Tensor  # (K,), margin of each class in radians, added to its angle when it is the true class
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
-    chunk: int | None = None
-    """Classes at a time; None: as many as `CHUNK_NUMBERS` allow."""
+    chunk: int | None = None  # classes at a time; None: as many as `CHUNK_NUMBERS` allows
 
 
 def margin_cross_entropy(features: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
-    """Return the mean cross-entropy of features (N, D) against centres (K, J, D) and labels (N,), a scalar.
+    """Return the mean cross-entropy (scalar) of features (N, D), centres (K, J, D) and labels (N,).
 
-    Neither needs to have unit length. Label smoothing and class weights mean what they mean in PyTorch's
-    `cross_entropy`: the mean is over the weights of the true classes.
+    Features and centres are normalised here. Label smoothing and class weights are as in PyTorch's `cross_entropy`: the
+    mean is weighted by the true classes.
     """
-    with torch.autocast(features.device.type, enabled=False):  # a margin of cosines is lost in half precision
+    with torch.autocast(features.device.type, enabled=False):  # half precision is too coarse for the margins
         unit = F.normalize(features.float() if features.dtype != torch.float64 else features, dim=1)
         loss: Tensor = _MarginCrossEntropy.apply(unit, centres, labels, margin)
     return loss
 
 
 def cosines(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest cosine (N, k) of unit features (N, D) to each class's centres (k, J, D), and which (uint8)."""
+    """Return the largest cosine (N, k) of unit features (N, D) to the centres (k, J, D) of each class.
+
+    The second result (N, k), uint8, is the index of that centre.
+    """
     directions = F.normalize(centres, dim=2)
     best = unit @ directions[:, 0].T
     nearest = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-    for place in range(1, centres.shape[1]):
-        other = unit @ directions[:, place].T
-        nearest.masked_fill_(other > best, place)
-        best = torch.maximum(best, other)
+    for index in range(1, centres.shape[1]):
+        cosine = unit @ directions[:, index].T
+        nearest.masked_fill_(cosine > best, index)
+        best = torch.maximum(best, cosine)
     return best, nearest
 
 
@@ -217,15 +217,15 @@ class _MarginCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
         target = _Target(unit, centres, labels, margin)
         classes, smoothing, weights = len(centres), margin.label_smoothing, margin.class_weights
-        high = torch.full_like(target.logit, -torch.inf)
-        total, smooth = torch.zeros_like(high), torch.zeros_like(high)
+        maximum = torch.full_like(target.logit, -torch.inf)
+        total, smooth = torch.zeros_like(maximum), torch.zeros_like(maximum)
         for start, logits, _ in _chunks(unit, centres, labels, margin, target):
-            top = torch.maximum(high, logits.amax(1))
-            total = total * torch.exp(high - top) + torch.exp(logits - top[:, None]).sum(1)
-            high = top
+            new_maximum = torch.maximum(maximum, logits.amax(1))
+            total = total * torch.exp(maximum - new_maximum) + torch.exp(logits - new_maximum[:, None]).sum(1)
+            maximum = new_maximum
             if smoothing:
                 smooth += logits.sum(1) if weights is None else logits @ weights[start : start + logits.shape[1]]
-        log_sum = high + total.log()
+        log_sum = maximum + total.log()
         weight = torch.ones_like(log_sum) if weights is None else weights[labels]
         all_weights = float(classes) if weights is None else float(weights.sum())
         losses = (1 - smoothing) * weight * (log_sum - target.logit)
@@ -240,47 +240,48 @@ class _MarginCrossEntropy(torch.autograd.Function):
         margin, target = ctx.margin, ctx.target
         classes, smoothing, weights = len(centres), margin.label_smoothing, margin.class_weights
         outer = outputs[0] * margin.scale / weight.sum()
-        on_sum = (1 - smoothing) * weight + smoothing / classes * ctx.all_weights
+        sum_weight = (1 - smoothing) * weight + smoothing / classes * ctx.all_weights
         unit_gradient, centre_gradient = torch.zeros_like(unit), torch.empty_like(centres)
         for start, logits, nearest in _chunks(unit, centres, labels, margin, target):
             size = logits.shape[1]
-            slope = logits.sub_(log_sum[:, None]).exp_().mul_(on_sum[:, None])  # ∂ loss / ∂ logit
+            slope = logits.sub_(log_sum[:, None]).exp_().mul_(sum_weight[:, None])  # ∂ loss / ∂ logit
             if smoothing:
                 slope -= smoothing / classes * (1.0 if weights is None else weights[start : start + size])
             rows, columns = target.inside(labels, start, size)
             slope[rows, columns] -= (1 - smoothing) * weight[rows]
             slope[rows, columns] *= target.slope[rows]
             slope *= outer
-            on_features, on_centres = _gradients(unit, centres[start : start + size], slope, nearest)
-            unit_gradient += on_features
-            centre_gradient[start : start + size] = on_centres
+            chunk_unit_gradient, chunk_centre_gradient = _gradients(unit, centres[start : start + size], slope, nearest)
+            unit_gradient += chunk_unit_gradient
+            centre_gradient[start : start + size] = chunk_centre_gradient
         return unit_gradient, centre_gradient, None, None
 
 
 class _Target:
-    """The true class's logit (N,) with its margin, and how much it follows its cosine: ∂ logit / ∂ (s · cosine)."""
+    """The logit (N,) of the true class with margin, and its slope (N,): ∂ logit / ∂ (s · cosine)."""
 
     def __init__(self, unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> None:
         own = F.normalize(centres[labels], dim=2)
         cosine = torch.einsum("nd,njd->nj", unit, own).amax(1).clamp(-1, 1)
         angle = margin.angles[labels]
         sine = (1 - cosine**2).clamp(min=1e-12).sqrt()
-        straight = cosine <= torch.cos(torch.pi - angle)
-        turned = cosine * torch.cos(angle) - sine * torch.sin(angle)
-        self.logit = margin.scale * torch.where(straight, cosine - angle * torch.sin(angle), turned)
-        self.slope = torch.where(straight, torch.ones_like(cosine), torch.cos(angle) + torch.sin(angle) * cosine / sine)
+        is_linear = cosine <= torch.cos(torch.pi - angle)
+        rotated = cosine * torch.cos(angle) - sine * torch.sin(angle)
+        rotated_slope = torch.cos(angle) + torch.sin(angle) * cosine / sine
+        self.logit = margin.scale * torch.where(is_linear, cosine - angle * torch.sin(angle), rotated)
+        self.slope = torch.where(is_linear, torch.ones_like(cosine), rotated_slope)
 
     @staticmethod
     def inside(labels: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-        """Return the rows whose true class is in a chunk of classes, and its columns there."""
+        """Return the rows whose true class is in a chunk of classes, and the columns of these classes."""
         rows = ((labels >= start) & (labels < start + size)).nonzero()[:, 0]
         return rows, labels[rows] - start
 
 
 def _chunks(unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin, target: _Target) -> Any:
-    """Yield, chunk by chunk: the first class, the logits (N, k) with the margins in, the nearest sub-centres (N, k)."""
-    classes, several, _ = centres.shape
-    size = margin.chunk or max(1, CHUNK_NUMBERS // (len(unit) * several))
+    """Yield for each chunk: its first class, logits (N, k) including margins, and nearest sub-centres (N, k)."""
+    classes, sub_centres, _ = centres.shape
+    size = margin.chunk or max(1, CHUNK_NUMBERS // (len(unit) * sub_centres))
     for start in range(0, classes, size):
         cosine, nearest = cosines(unit, centres[start : start + size])
         logits = cosine.mul_(margin.scale)
@@ -290,13 +291,13 @@ def _chunks(unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin, targe
 
 
 def _gradients(unit: Tensor, centres: Tensor, slope: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `slope` (N, k), on the cosines to the nearest sub-centres, means for features and for one chunk."""
+    """Return the gradients of features (N, D) and centres (k, J, D), from `slope` (N, k) of the largest cosines."""
     length = centres.norm(dim=2, keepdim=True).clamp(min=1e-12)
     directions = centres / length
-    pull, on_features = torch.empty_like(centres), torch.zeros_like(unit)
-    for place in range(centres.shape[1]):
-        own = slope if centres.shape[1] == 1 else slope * (nearest == place)
-        on_features += own @ directions[:, place]
-        pull[:, place] = own.T @ unit
-    pull -= (pull * directions).sum(2, keepdim=True) * directions
-    return on_features, pull.div_(length)
+    centre_gradient, unit_gradient = torch.empty_like(centres), torch.zeros_like(unit)
+    for index in range(centres.shape[1]):
+        own = slope if centres.shape[1] == 1 else slope * (nearest == index)
+        unit_gradient += own @ directions[:, index]
+        centre_gradient[:, index] = own.T @ unit
+    centre_gradient -= (centre_gradient * directions).sum(2, keepdim=True) * directions
+    return unit_gradient, centre_gradient.div_(length)

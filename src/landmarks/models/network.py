@@ -1,4 +1,4 @@
-"""A network: a backbone that turns images into maps and features, and a head that turns features into answers."""
+"""Networks: a backbone from images to maps and features, and a head from features to logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record, written_whole
 
 MAX_IMAGE_SIZE = 8192
-"""Pixels on the side of the largest image that a network is given; the recipe's limit too."""
+"""Largest side of a network's input, in pixels; also the limit of the recipe."""
 
 MAX_CLASSES = 10_000_000
 
@@ -39,13 +39,12 @@ def build_network(
     seed: int = 0,
     head_settings: Mapping[str, Any] | None = None,
 ) -> Network:
-    """Return a network for `classes` landmarks whose backbone starts from `weights` and whose head is drawn from
-    `seed`.
+    """Return a network for `classes` landmarks with a backbone from `weights` and a random head from `seed`.
 
     `weights` is `imagenet` (timm's, from the Hub), `none`, a .safetensors or .pth file, or the folder of another run.
-    `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for
-    unknown names and sizes that a network cannot work on, and `LandmarksError` for networks that give no features to
-    train a head on, and for weights that cannot be had or do not fit.
+    `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for unknown
+    names and unsuitable sizes, and `LandmarksError` for networks without features to train a head on, and for weights
+    that are unavailable or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,10 +64,10 @@ def empty_network(
     image_size: int | None = None,
     head_settings: Mapping[str, Any] | None = None,
 ) -> Network:
-    """Return a network as `build_network` does, all its weights random, on torch's default device (meta too)."""
+    """Return a network like `build_network`, with random weights, on torch's default device (which may be meta)."""
     preprocessing = from_pretrained(pretrained_record(backbone_name), image_size)
     if backbone_name == BASELINE and head == "mlp":
-        head = "linear"  # two convolutions and a dense softmax is all that the study's baseline is
+        head = "linear"  # the study's baseline is two convolutions and a dense softmax
     backbone = build_backbone(backbone_name, preprocessing.image_size)
     return Network(
         backbone_name, backbone, head, build_head(head, _width(backbone), classes, head_settings), preprocessing
@@ -76,7 +75,7 @@ def empty_network(
 
 
 class Network(nn.Module):
-    """A backbone from timm (or the baseline's) and a head; input and output are documented at each method."""
+    """A backbone, timm's or the baseline's, and a head."""
 
     def __init__(
         self, backbone_name: str, backbone: nn.Module, head_name: str, head: Head, preprocessing: Preprocessing
@@ -90,37 +89,33 @@ class Network(nn.Module):
 
     @property
     def classes(self) -> int:
-        """Return the number of landmarks it knows."""
+        """The number K of landmarks."""
         return self.head.classes
 
     @property
     def width(self) -> int:
-        """Return the length C of an image's pooled features."""
+        """The length C of pooled features."""
         return _width(self.backbone)
 
     def maps(self, images: Tensor) -> Tensor:
-        """Return the last maps (N, C, h, w) of normalised images (N, 3, S, S); a transformer's tokens as a grid."""
+        """Return the last maps (N, C, h, w) of normalised images (N, 3, S, S): a grid of tokens for a transformer."""
         return self.as_maps(self.backbone.forward_features(images))  # type: ignore[operator]
 
     def features(self, images: Tensor) -> Tensor:
-        """Return pooled features (N, C) of normalised images (N, 3, S, S), pooled as the pretrained network pools."""
-        return self._pooled_as_trained(self.backbone.forward_features(images))  # type: ignore[operator]
+        """Return features (N, C) of normalised images (N, 3, S, S), with the pooling of the pretrained network."""
+        return self._pooled(self.backbone.forward_features(images))  # type: ignore[operator]
 
     def maps_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps (N, C, h, w) and pooled features (N, C) of normalised images from one pass through the backbone.
+        """Return maps (N, C, h, w) and features (N, C) of normalised images from one pass through the backbone.
 
-        Raises `LandmarksError` when the network has no maps; its features can be had all the same.
+        Raises `LandmarksError` when the network has no maps; `features` works nonetheless.
         """
         last = self.backbone.forward_features(images)  # type: ignore[operator]
-        return self.as_maps(last), self._pooled_as_trained(last)
+        return self.as_maps(last), self._pooled(last)
 
-    def _pooled_as_trained(self, last: Any) -> Tensor:
+    def _pooled(self, last: Any) -> Tensor:
         features: Tensor = self.backbone.forward_head(last, pre_logits=True)  # type: ignore[operator]
         return features
-
-    def pooled(self, maps: Tensor) -> Tensor:
-        """Return the mean (N, C) of maps (N, C, h, w) over their positions."""
-        return maps.mean((2, 3))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (N, K) of pooled features (N, C)."""
@@ -132,9 +127,9 @@ class Network(nn.Module):
         return self.classify(self.features(images))
 
     def as_maps(self, last: Any) -> Tensor:
-        """Return what the backbone returns before pooling as maps (N, C, h, w): tokens without prefixes, as a grid.
+        """Return the backbone's output before pooling as maps (N, C, h, w): tokens, without prefixes, as a grid.
 
-        Raises `LandmarksError` for backbones that return something else: several sets of tokens, or no square of them.
+        Raises `LandmarksError` for other outputs, such as several sets of tokens, or tokens that form no square.
         """
         if not isinstance(last, Tensor):
             raise self._no_maps("it ends in several branches")
@@ -157,7 +152,7 @@ class Network(nn.Module):
 
 
 def save_network(network: Network, folder: Path | str, **extra: Any) -> None:
-    """Write `model.safetensors` and then `model.json`, which also holds `extra` (thresholds, temperature)."""
+    """Write `model.safetensors`, and then `model.json` with `extra` fields (thresholds, temperature)."""
     folder = Path(folder)
     with written_whole(folder / WEIGHTS_FILE) as aside:
         save_file(for_storage(network.state_dict()), aside)
@@ -183,7 +178,7 @@ def load_network(folder: Path | str) -> Network:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise LandmarksError(f"there is no {WEIGHTS_FILE} in {folder}")
-    network = _network_of(folder / RECORD_FILE)
+    network = _network_from_record(folder / RECORD_FILE)
     try:
         network.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -194,8 +189,8 @@ def load_network(folder: Path | str) -> Network:
     return network.eval()
 
 
-def _network_of(path: Path) -> Network:
-    """Return the network that the record at `path` tells of, its weights drawn; raise when it cannot be meant."""
+def _network_from_record(path: Path) -> Network:
+    """Return the network of the record at `path` with random weights; raise `LandmarksError` for impossible values."""
     record = read_record(path)
     try:
         preprocessing, epsilon = from_record(record["preprocessing"]), record["batch_norm_epsilon"]
@@ -203,7 +198,7 @@ def _network_of(path: Path) -> Network:
         head_name, head_settings = str(record["head"]), dict(record["head_settings"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LandmarksError(f"{path} is not the record of a network ({type(error).__name__}: {error})") from error
-    possible = {
+    checks = {
         "classes": 1 <= classes <= MAX_CLASSES,
         "image size": 1 <= preprocessing.image_size <= MAX_IMAGE_SIZE,
         "mean": all(map(math.isfinite, preprocessing.mean)),
@@ -211,7 +206,7 @@ def _network_of(path: Path) -> Network:
         "crop": 0 < preprocessing.crop <= 1,
         "epsilon": epsilon is None or (isinstance(epsilon, float) and 0 < epsilon < 1),
     }
-    if wrong := [what for what, fits in possible.items() if not fits]:
+    if wrong := [what for what, is_possible in checks.items() if not is_possible]:
         raise LandmarksError(f"{path} tells of an impossible network", received=f"its {' and '.join(wrong)}")
     backbone = build_backbone(name, preprocessing.image_size)
     head = build_head(head_name, _width(backbone), classes, head_settings)
@@ -222,19 +217,18 @@ def _network_of(path: Path) -> Network:
 
 @torch.no_grad()
 def require_features(network: Network) -> None:
-    """Raise unless a made-up image goes through and gives features that the head can take.
+    """Raise `LandmarksError` unless a random image gives features that the head can take.
 
-    Of a size other than the network's own, that size is to blame: too small an image ends in maps of no size.
-    A network on the meta device is tried without being computed.
+    If the image size is not the network's own, the error blames it: too small images end in empty maps. A network on
+    the meta device is checked without computation.
     """
     size, training = network.preprocessing.image_size, network.training
-    made_up = _made_up_image(network)
     try:
-        features = network.eval().features(made_up)
+        features = network.eval().features(_random_image(network))
         reason = _wrong_features(features, (1, network.width))
     except MemoryError:
         raise
-    except Exception as error:  # a thousand networks raise a dozen kinds
+    except Exception as error:  # a thousand networks raise a dozen kinds of error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     network.train(training)
     if reason:
@@ -242,7 +236,7 @@ def require_features(network: Network) -> None:
 
 
 def _wrong_features(features: Any, shape: tuple[int, int]) -> str:
-    """Return what is wrong with features that should be of `shape`, or an empty text."""
+    """Return what is wrong with features that should have `shape`, or an empty text."""
     if not isinstance(features, Tensor):
         return f"it gives a {type(features).__name__} where features should be"
     if features.shape != shape:
@@ -253,10 +247,10 @@ def _wrong_features(features: Any, shape: tuple[int, int]) -> str:
 
 @torch.no_grad()
 def has_maps(network: Network) -> bool:
-    """Return whether `network` has maps, so that heat maps can be drawn of its answers; seen in one pass."""
+    """Return whether `network` has maps, which heat maps require; tried with one forward pass."""
     training = network.training
     try:
-        network.eval().maps(_made_up_image(network))
+        network.eval().maps(_random_image(network))
     except LandmarksError:
         return False
     finally:
@@ -264,20 +258,20 @@ def has_maps(network: Network) -> bool:
     return True
 
 
-def _made_up_image(network: Network) -> Tensor:
-    """Return noise (1, 3, S, S) as images come: where the network is, its three colours last in memory."""
+def _random_image(network: Network) -> Tensor:
+    """Return noise (1, 3, S, S) on the device of the network, in channels-last memory as images are."""
     size, device = network.preprocessing.image_size, next(network.parameters()).device
     with torch.device("cpu"):
-        made_up = torch.randn(1, size, size, 3, generator=torch.Generator().manual_seed(0))
-    return made_up.permute(0, 3, 1, 2).to(device)
+        noise = torch.randn(1, size, size, 3, generator=torch.Generator().manual_seed(0))
+    return noise.permute(0, 3, 1, 2).to(device)
 
 
 def _width(backbone: nn.Module) -> int:
-    """Return the length of pooled features; timm calls it `head_hidden_size` where a layer stands after the pooling."""
+    """Return the length of pooled features: timm's `head_hidden_size`, if a layer follows the pooling."""
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
-# Parameters counted as Keras counts them: running means and variances are parameters that are not trained.
+# ── Counts of parameters as in Keras, where running means and variances are parameters that are not trained ─────────
 
 
 RUNNING = ("running_mean", "running_var")
@@ -285,19 +279,19 @@ RUNNING = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Counts:
-    """How many numbers a network holds: those that training changes, and batch normalisation's running statistics."""
+    """The number of trained parameters of a network, and of batch normalisation's running statistics."""
 
     trainable: int
     non_trainable: int
 
     @property
     def total(self) -> int:
-        """Return both together, which Keras prints as "Total params"."""
+        """The sum of both, which Keras prints as "Total params"."""
         return self.trainable + self.non_trainable
 
 
 def count_parameters(network: nn.Module) -> Counts:
-    """Return the counts of `network`, which may live on the meta device; frozen layers count as trainable ones."""
+    """Return the counts of `network`, which may be on the meta device; frozen layers count as trainable."""
     return Counts(
         trainable=sum(parameter.numel() for parameter in network.parameters()),
         non_trainable=sum(

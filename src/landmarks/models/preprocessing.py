@@ -1,6 +1,6 @@
-"""How an image becomes a network's input: one record, from timm's description of the pretrained weights.
+"""How an image becomes a network's input, by timm's description of the pretrained weights.
 
-Training, evaluation, prediction and exports apply it alike. Nothing here needs torch.
+Training, evaluation, prediction and exports use the same record. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from landmarks.support.errors import UsageError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the evaluation image is: resized, cut from the middle, scaled to 0..1, minus `mean`, over `std`."""
+    """The steps to the evaluation image: resize, centre crop, scale to 0..1, subtract `mean`, divide by `std`."""
 
     image_size: int
     """Side in pixels of the square that the network sees."""
@@ -26,11 +26,11 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     crop: float = 1.0
-    """Share of the resized image's shorter side that the square keeps, 1 at most."""
+    """Side of the square relative to the shorter side of the resized image, at most 1."""
 
     @property
     def shorter(self) -> int:
-        """Return the pixels of the resized image's shorter side, from whose middle the square is cut."""
+        """The shorter side, in pixels, of the resized image that the square is cropped from."""
         return round(self.image_size / self.crop)
 
     def record(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Preprocessing:
 
 
 def from_record(record: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing that `Preprocessing.record` wrote."""
+    """Return the preprocessing of a `Preprocessing.record`."""
     return Preprocessing(
         image_size=int(record["image_size"]),
         mean=_triple(record["mean"]),
@@ -50,7 +50,7 @@ def from_record(record: Mapping[str, Any]) -> Preprocessing:
 
 
 def from_pretrained(pretrained: Mapping[str, Any], image_size: int | None = None) -> Preprocessing:
-    """Return the preprocessing that timm's record `pretrained` states, at `image_size` pixels instead of its own.
+    """Return the preprocessing of timm's record `pretrained`, at `image_size` pixels instead of its own if given.
 
     `pretrained` is a `pretrained_cfg` as a mapping: `input_size` (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`.
     """
@@ -62,7 +62,7 @@ def from_pretrained(pretrained: Mapping[str, Any], image_size: int | None = None
         mean=_triple(pretrained["mean"]),
         std=_triple(pretrained["std"]),
         interpolation=str(pretrained["interpolation"]),
-        crop=min(1.0, float(pretrained["crop_pct"])),  # timm fills a border around images for a few networks
+        crop=min(1.0, float(pretrained["crop_pct"])),  # above 1 for a few networks, for which timm pads images
     )
 
 
@@ -72,26 +72,25 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 
 def evaluation_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) image that evaluation sees of an image's bytes.
+    """Return the image (S, S, 3) that evaluation sees, from an encoded image.
 
-    The shorter side is resized to `round(image_size / crop)` and the centre cropped, in one resampling; a JPEG is
-    decoded at the smallest scale that still has so many pixels.
+    The shorter side is resized to `round(image_size / crop)` and the centre is cropped, in one resampling. A JPEG is
+    decoded at the smallest scale that still has that many pixels.
     """
     return centre_crop(decode(data, min_side=preprocessing.shorter), preprocessing)
 
 
-def centre_crop(pixels_of_one: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the (S, S, 3) image that evaluation sees of decoded pixels (H, W, 3)."""
+def centre_crop(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return the image (S, S, 3) that evaluation sees, from decoded pixels (H, W, 3)."""
     size = preprocessing.image_size
-    shorter = round(size / preprocessing.crop)
-    height, width = pixels_of_one.shape[:2]
-    side = size * min(width, height) / shorter
+    height, width = pixels.shape[:2]
+    side = size * min(width, height) / preprocessing.shorter
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    return resize(pixels_of_one, size, size, box, interpolation=preprocessing.interpolation)
+    return resize(pixels, size, size, box, interpolation=preprocessing.interpolation)
 
 
 def as_normalised(squares: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return squares uint8 (N, S, S, 3) as a network takes them, float32 (N, 3, S, S): by mean and deviation."""
+    """Return uint8 squares (N, S, S, 3) as a network takes them: normalised float32 (N, 3, S, S)."""
     mean, std = (np.float32(255) * np.asarray(of, dtype=np.float32) for of in (preprocessing.mean, preprocessing.std))
     return np.ascontiguousarray(((squares.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))

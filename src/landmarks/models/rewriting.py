@@ -1,4 +1,4 @@
-"""A network rewritten without changing what it answers: normalisation folded away, or activations computed twice."""
+"""Rewriting a network without changing its answers: folded batch normalisation, and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -19,49 +19,50 @@ from torch.utils.checkpoint import checkpoint
 from landmarks.models.network import Network
 
 TOLERANCE = 1e-3
-"""How far folded features may lie from the network's own, of their largest; rounding alone stays below a tenth."""
+"""Largest difference of folded features, relative to the largest feature; rounding alone stays below a tenth of it."""
 
 
 @torch.no_grad()
-def folded(network: Network) -> Network:
-    """Return a copy of `network`, in evaluation mode, whose normalisations are folded; itself where that is wrong.
+def fold_batch_norm(network: Network) -> Network:
+    """Return a copy of `network`, in evaluation mode, with batch normalisation folded into the convolutions.
 
-    Which convolution feeds which normalisation is seen in one pass of a made-up image, and the copy has to answer
-    another one like the network does: a backbone that uses a convolution's output elsewhere too is left as it is.
+    A forward pass of a random image shows which convolution feeds which normalisation. The copy must give the same
+    features for another random image: a backbone that also uses a convolution's output elsewhere is returned unchanged.
     """
     network.eval()
     size = network.preprocessing.image_size
-    made_up = torch.Generator().manual_seed(0)
-    image, other = torch.randn(2, 1, 3, size, size, generator=made_up).to(next(network.parameters()).device)
-    twin = copy.deepcopy(network)
-    pairs = _pairs(twin, image)
+    generator = torch.Generator().manual_seed(0)
+    image, other = torch.randn(2, 1, 3, size, size, generator=generator).to(next(network.parameters()).device)
+    folded = copy.deepcopy(network)
+    pairs = _pairs(folded, image)
     for convolution, layer in pairs:
         weights = (layer.running_mean, layer.running_var, layer.eps, layer.weight, layer.bias)
         weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *weights)
         convolution.weight, convolution.bias = weight, bias
-    rest = {id(layer): getattr(layer, "act", nn.Identity()) for _, layer in pairs}  # timm's layers activate too
-    for parent in list(twin.modules()):
+    # What replaces a normalisation: in timm's layers the activation is part of it.
+    replacements = {id(layer): getattr(layer, "act", nn.Identity()) for _, layer in pairs}
+    for parent in list(folded.modules()):
         for name, child in list(parent.named_children()):
-            if id(child) in rest:
-                setattr(parent, name, rest[id(child)])
-    wanted, found = network.features(other), twin.features(other)
-    return twin if bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()) else network
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
+    expected, found = network.features(other), folded.features(other)
+    return folded if bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()) else network
 
 
 def _pairs(network: Network, image: Tensor) -> list[tuple[Any, Any]]:
-    """Return each convolution whose output is what a normalisation of running statistics gets, both used once."""
-    made: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensors are kept, so that no two have one id
+    """Return each convolution whose output goes into a batch normalisation, with that; both are used only once."""
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # references to the tensors keep their ids unique
     pairs: list[tuple[Any, Any]] = []
     calls: Counter[int] = Counter()
 
-    def after(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls[id(module)] += 1
-        made[id(output)] = (module, output)
+        outputs[id(output)] = (module, output)
 
-    def before(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[id(module)] += 1
-        if id(given[0]) in made and module.running_var is not None:
-            pairs.append((made[id(given[0])][0], module))
+        if id(inputs[0]) in outputs and module.running_var is not None:
+            pairs.append((outputs[id(inputs[0])][0], module))
 
     hooks = [module.register_forward_hook(after) for module in network.modules() if isinstance(module, nn.Conv2d)]
     hooks += [
@@ -73,24 +74,24 @@ def _pairs(network: Network, image: Tensor) -> list[tuple[Any, Any]]:
     return [pair for pair in pairs if all(calls[id(module)] == 1 for module in pair)]
 
 
-# Gradient checkpointing: a backbone's blocks keep their input alone, and compute the rest again on the way back.
+# ── Gradient checkpointing ──────────────────────────────────────────────────────────────────────────────────────────
 #
-# Chen et al. 2016. Memory falls to about the blocks' inputs and one block's insides, for one more way forth. Written
-# over any backbone of convolutions or tokens, since timm has it for some networks only (not for Xception or Inception),
-# and so that batch normalisation counts an image once: its running statistics do not move while a block repeats itself.
+# The blocks of a backbone save only their inputs, and compute the rest again in the backward pass (Chen et al. 2016).
+# Memory falls to about the inputs of the blocks and the activations of one block, for one more forward pass. This works
+# for any backbone, while timm has it for some only (not for Xception or Inception). The running statistics of batch
+# normalisation are updated once per image: they do not change while a block is recomputed.
 
 
 def enable_gradient_checkpointing(backbone: nn.Module) -> int:
-    """Make every block of `backbone` recompute, and return how many there are: the same gradients, statistics,
-    weights."""
-    found = list(blocks(backbone))
-    for block in found:
-        block.forward = partial(_recomputed, block, block.forward)
-    return len(found)
+    """Let every block of `backbone` recompute its activations, and return their number; the results are the same."""
+    all_blocks = list(blocks(backbone))
+    for block in all_blocks:
+        block.forward = partial(_checkpointed, block, block.forward)
+    return len(all_blocks)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the parts that `module` applies one after the other and that have parts themselves, stages opened up."""
+    """Yield the composite children with weights of `module`, descending into sequences of them (stages)."""
     for child in module.children():
         if isinstance(child, nn.Sequential | nn.ModuleList):
             yield from blocks(child)
@@ -98,19 +99,19 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+def _checkpointed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **named)
 
-    def first_and_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return contextlib.nullcontext(), frozen_statistics(block)
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return contextlib.nullcontext(), frozen_statistics(block)  # of the forward pass, of the recomputation
 
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=first_and_again, **named)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 
 @contextlib.contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within, batch normalisation uses a batch's own statistics and leaves the running ones as they are."""
+    """Within this context, batch normalisation uses batch statistics without updating the running ones."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
@@ -120,5 +121,5 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, (momentum, counted) in zip(layers, before, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, counted
+        for layer, (momentum, count) in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count

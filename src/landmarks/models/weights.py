@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: the Hub, a file, another run, or nowhere; and whether they fit."""
+"""Loading a backbone's weights from the Hub, a file or another run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record
 
 WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")
-"""Names under which training scripts put the weights in a .pth file."""
+"""Keys under which training scripts store the weights in a .pth file."""
 
 
 def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -> None:
     """Fill `backbone` in place from `weights`: `imagenet`, `none`, a .safetensors or .pth file, or a run's folder.
 
-    Half precision becomes float32. A classifier in the file is left out. Raises `LandmarksError` when the weights
-    cannot be had, or when not every parameter of the backbone is in them; then the backbone is untouched.
+    Half precision becomes float32, and a classifier in the file is ignored. Raises `LandmarksError` when the weights
+    are unavailable or lack a parameter of the backbone, which is then left untouched.
     """
     if str(weights) == "none":
         return
@@ -53,7 +53,7 @@ def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return name → tensor of a .safetensors or .pth file, or of a run's backbone; pickled code is never run."""
+    """Return name → tensor of a .safetensors or .pth file, or of a run's backbone; no pickled code is executed."""
     if path.is_dir():
         tensors = _read_file(path / "model.safetensors")
         return {
@@ -63,17 +63,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def for_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `tensors` as a file can hold them: on the processor, each whole and with memory of its own.
+    """Return `tensors` as safetensors requires them: on the CPU, contiguous, and without shared memory.
 
-    Some networks (CoaT) use one layer in several places, and know its weights under several names.
+    Some networks (CoaT) use one layer in several places, so that several names share its weights.
     """
     stored: dict[str, Tensor] = {}
-    places: set[int] = set()
+    addresses: set[int] = set()
     for name, tensor in tensors.items():
-        whole = tensor.detach().cpu().contiguous()
-        place = whole.untyped_storage().data_ptr()
-        stored[name] = whole.clone() if place in places else whole
-        places.add(place)
+        contiguous = tensor.detach().cpu().contiguous()
+        address = contiguous.untyped_storage().data_ptr()
+        stored[name] = contiguous.clone() if address in addresses else contiguous
+        addresses.add(address)
     return stored
 
 
@@ -81,7 +81,7 @@ def _fill(backbone: nn.Module, tensors: dict[str, Tensor], backbone_name: str, s
     wanted = backbone.state_dict()
     needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
     if _matched(tensors, wanted, needed) != needed:
-        tensors = _with_namesakes(_renamed(tensors, backbone), wanted)
+        tensors = _with_shared_names(_renamed(tensors, backbone), wanted)
     matched = _matched(tensors, wanted, needed)
     if matched != needed:
         first = sorted(needed - matched)[0]
@@ -99,18 +99,18 @@ def _matched(tensors: dict[str, Tensor], wanted: dict[str, Tensor], needed: set[
     return {name for name in needed if name in tensors and tensors[name].shape == wanted[name].shape}
 
 
-def _with_namesakes(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `tensors` under every name that the backbone has for the same memory; a file may hold one of them only."""
-    by_place: dict[int, Tensor] = {}
+def _with_shared_names(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` under every name that shares their memory in the backbone; a file may hold only one of them."""
+    by_address: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         if name in wanted:
-            by_place.setdefault(wanted[name].data_ptr(), tensor)
-    others = {name: by_place[tensor.data_ptr()] for name, tensor in wanted.items() if tensor.data_ptr() in by_place}
-    return others | tensors
+            by_address.setdefault(wanted[name].data_ptr(), tensor)
+    shared = {name: by_address[tensor.data_ptr()] for name, tensor in wanted.items() if tensor.data_ptr() in by_address}
+    return shared | tensors
 
 
 def _renamed(tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under timm's own names, for files in their authors' layout or made for another image size."""
+    """Return the tensors under timm's names, for files in their authors' format or made for another image size."""
     renaming = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if renaming is None:
         return tensors
@@ -118,17 +118,16 @@ def _renamed(tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tenso
         arguments = (dict(tensors), backbone)[: min(2, len(inspect.signature(renaming).parameters))]
         return dict(renaming(*arguments))
     except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError):
-        return tensors  # weights of another network: the caller says how much of them fits
+        return tensors  # weights of another network: the caller reports how many of them fit
 
 
 def _restore_epsilon(backbone: nn.Module, backbone_name: str, path: Path) -> None:
-    epsilon = TRAINED_WITH.get(timm_name(backbone_name).partition(".")[0])
+    epsilon = TRAINED_EPSILON.get(timm_name(backbone_name).partition(".")[0])
     if epsilon is not None and is_folded(backbone, epsilon):
         unfold_epsilon(backbone, epsilon)
         note(
             f"{backbone_name}: the running variances in {path.name} are as if its epsilon of {epsilon:g} had been "
-            f"added to "
-            "them; it is taken out again and set in the layers (the same answers, and right when fine-tuned)"
+            "added to them; it is taken out again and set in the layers (the same answers, and right when fine-tuned)"
         )
 
 
@@ -137,13 +136,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that are not torch's: the error below says it better
+            warnings.simplefilter("ignore")  # about pickles that are not PyTorch's; the error below is clearer
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise LandmarksError(f"there are no weights {path}") from error
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # whose words advise to run what the file says
+        if isinstance(error, pickle.UnpicklingError):  # its message advises to allow arbitrary code
             reason = "it is no file of PyTorch's, or holds more than tensors"
         raise LandmarksError(
             f"{path} cannot be read as weights ({reason})", expected="a .safetensors file, or a .pth of tensors alone"
@@ -157,18 +156,18 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-# ImageNet weights by name: from timm's place on the Hub, kept in the Hub's cache, or from the address timm states.
+# ── ImageNet weights by name: from timm's repository on the Hub, or from the address that timm states ───────────────
 
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""What timm's repositories call the weights, the safer first."""
+"""File names of the weights in timm's repositories, the safer one first."""
 
 
 def imagenet_file(backbone_name: str) -> Path:
-    """Return the local file that holds the ImageNet weights of `backbone`, downloaded when it is not cached yet.
+    """Return the local file with the ImageNet weights of a backbone, downloaded unless it is cached.
 
-    The Hub is asked once before anything is downloaded, so that one out of reach is told at once rather than after a
-    minute of retries. Raises `LandmarksError` that names the other choices.
+    One request precedes the download, so that an unreachable Hub is reported at once rather than after a minute of
+    retries. Raises `LandmarksError` that names the other choices.
     """
     record = pretrained_record(backbone_name)
     try:
@@ -206,14 +205,14 @@ def _from_hub(repository: str, file: Any) -> Path:
 
 
 def _from_address(address: str) -> Path:
-    """Download into torch's cache, where timm looks too; the digest that stands in the file's name is checked."""
+    """Download into torch's cache, which timm also uses, and check the digest in the file's name."""
     name = address.rpartition("/")[2]
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.exists():
         note(f"downloading {address}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        stated = name.partition(".")[0].rpartition("-")[2]
-        torch.hub.download_url_to_file(address, str(target), stated if _hexadecimal(stated) else None, progress=False)
+        digest = name.partition(".")[0].rpartition("-")[2]
+        torch.hub.download_url_to_file(address, str(target), digest if _hexadecimal(digest) else None, progress=False)
     return target
 
 
@@ -224,17 +223,17 @@ def _hexadecimal(text: str) -> bool:
 # ── The epsilon of batch normalisation, for weights whose epsilon was folded into their running variances ───────────
 #
 # A network trained with ε = 1e-3 and run with ε = 1e-5 gives the same answers when 0.00099 is added to every running
-# variance, since evaluation only uses their sum. Fine-tuning however replaces the variances by measured ones, which
-# hold no such addition, so the normalisation would shift. Taking the addition out again and setting ε to what the
-# network was trained with is the same in evaluation mode and right in training mode.
+# variance, since evaluation uses only their sum. Fine-tuning, however, replaces the variances by measured ones without
+# that addition, so the normalisation would shift. Subtracting it again and setting ε to the value of the original
+# training gives the same answers in evaluation mode and is right in training mode.
 
 
-TRAINED_WITH = {"legacy_xception": 1e-3}
-"""timm's name → the epsilon its ImageNet weights were trained with, where timm builds the network with another one."""
+TRAINED_EPSILON = {"legacy_xception": 1e-3}
+"""timm's name → the epsilon that its ImageNet weights were trained with, if timm builds the network with another."""
 
 
 def epsilon_of(backbone: nn.Module) -> float | None:
-    """Return the epsilon that all batch normalisations of `backbone` share, or None when there is no such number."""
+    """Return the epsilon of all batch normalisations of `backbone`, or None if they differ or there are none."""
     values = {layer.eps for layer in backbone.modules() if isinstance(layer, _BatchNorm)}
     return values.pop() if len(values) == 1 else None
 
@@ -247,9 +246,9 @@ def set_epsilon(backbone: nn.Module, epsilon: float) -> None:
 
 
 def is_folded(backbone: nn.Module, epsilon: float) -> bool:
-    """Return whether every running variance is large enough to hold the difference between `epsilon` and the layer's.
+    """Return whether every running variance is at least the difference between `epsilon` and the layer's epsilon.
 
-    That is a necessary sign, not a proof; unfolding is exact in evaluation mode either way.
+    That is necessary but not sufficient; unfolding is exact in evaluation mode in any case.
     """
     layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
     return bool(layers) and all(
@@ -261,7 +260,7 @@ def unfold_epsilon(backbone: nn.Module, epsilon: float) -> None:
     """Set every epsilon in `backbone` to `epsilon` and subtract the difference from the running variances, in place.
 
     The answers in evaluation mode stay the same. Raises `LandmarksError` when a variance is smaller than the
-    difference: then nothing was folded in.
+    difference, because then nothing was folded in.
     """
     if not is_folded(backbone, epsilon):
         raise LandmarksError(f"no epsilon of {epsilon:g} was folded into these running variances")

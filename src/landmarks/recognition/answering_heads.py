@@ -86,7 +86,7 @@ class BothHead(Head):
         return self.mixed.head
 
     @property
-    def drawn(self) -> Head:
+    def explained_head(self) -> Head:
         """The trained head, from whose gradient heat maps are computed."""
         return self.mixed.head
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import compose, helper
 from torch import Tensor, nn
 
-from landmarks.models.gradcam import channel_weights, has_head_gradient, is_mean_of_maps, weighted
+from landmarks.models.gradcam import channel_weights, has_head_gradient, is_mean_of_maps, weighted_maps
 from landmarks.models.network import Network
 from landmarks.recognition.directions import Directions
 from landmarks.recognition.export_learning import Learning, LearningScores
@@ -138,7 +138,7 @@ class _TailWithMaps(_Tail):
     def forward(self, last_maps: Tensor, features: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return what `_Tail` does and the heat maps of the best, from maps (N, C, h, w) and features (N, C)."""
         probabilities, known, best, *learning = super().forward(features)
-        heat = weighted(last_maps, channel_weights(self.head, last_maps, features, best))
+        heat = weighted_maps(last_maps, channel_weights(self.head, last_maps, features, best))
         warmest = heat.amax((-2, -1), keepdim=True).clamp(min=1e-30)  # where nothing is warm, 0 by it is 0
         return (probabilities, known, best, heat / warmest, *learning)
 

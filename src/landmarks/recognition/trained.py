@@ -16,9 +16,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset
-from landmarks.models.gradcam import explain_images, scaled
+from landmarks.models.gradcam import explain_images, scale_maps
 from landmarks.models.network import Network
-from landmarks.models.rewriting import folded
+from landmarks.models.rewriting import fold_batch_norm
 from landmarks.recognition.answering import answering_as_stored, answering_by
 from landmarks.recognition.answering_heads import trained_head
 from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
@@ -82,7 +82,7 @@ def explanations_of_images(
     """Yield the `top` best answers to cropped squares uint8 (S, S, 3), with heat maps."""
     explained = explain_images(recogniser.trained, _normalised(recogniser, images), top, recogniser.temperature)
     probabilities = explained.probabilities.gather(1, explained.labels).tolist()
-    maps = scaled(explained.maps).float().cpu().numpy()
+    maps = scale_maps(explained.maps).float().cpu().numpy()
     for row, labels in enumerate(explained.labels.tolist()):
         answers = answers_of(recogniser.names, recogniser.landmark_ids, labels, probabilities[row])
         yield Explanation(answers, maps[row], images[row], explained.method)
@@ -144,7 +144,7 @@ def open_recogniser(run: Run, gallery: Gallery | None = None, device: str = "aut
 def _opened(run: Run, gallery: Gallery | None, device: str) -> tuple[Recogniser, dict[str, Any]]:
     place = torch.device(choose_device(device).value)
     record: dict[str, Any] = read_record(run.folder / "model.json")
-    network = folded(run.network().to(place))
+    network = fold_batch_norm(run.network().to(place))
     set_memory_layout(network)
     prepare_for_inference(place)
     ids = run.labels["landmark_id"].to_list()
