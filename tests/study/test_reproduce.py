@@ -20,7 +20,7 @@ from landmarks.cli.result_verbs import reproduce as verb
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.miniature.make import make_miniature
-from landmarks.study.protocol import IN_THE_TABLE, PROTOCOLS, attempts, by_reference, divided, starts
+from landmarks.study.protocol import IN_THE_TABLE, PROTOCOLS, attempts, by_reference, divided, starting_weights
 from landmarks.study.reproduce import Reproduction, reproduce
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
@@ -86,7 +86,7 @@ def test_whether_the_protocols_test_on_the_same_images_is_looked_up(data: Datase
     study = Reproduction(tmp_path, data, {}, every, None)
 
     def said() -> list[str]:
-        return [note for note in study.keep()["notes"] if "protocols test on" in note]
+        return [note for note in study.write_table()["notes"] if "protocols test on" in note]
 
     assert said() == []  # nothing is divided yet
     for protocol in PROTOCOLS:
@@ -208,21 +208,29 @@ def test_parts_that_somebody_else_made_are_made_again(data: Dataset, tmp_path: P
 
 def test_weights_are_named_for_all_or_for_each() -> None:
     names = ["baseline", "resnet50", "xception"]
-    assert starts(names, "imagenet") == {"baseline": "none", "resnet50": "imagenet", "xception": "imagenet"}
-    assert starts(names, "none") == dict.fromkeys(names, "none")
-    assert starts(names, "none, xception=a b.pth") == {"baseline": "none", "resnet50": "none", "xception": "a b.pth"}
-    assert starts(names, {"resnet50": Path("x")}) == {"baseline": "none", "resnet50": "x", "xception": "imagenet"}
+    assert starting_weights(names, "imagenet") == {"baseline": "none", "resnet50": "imagenet", "xception": "imagenet"}
+    assert starting_weights(names, "none") == dict.fromkeys(names, "none")
+    assert starting_weights(names, "none, xception=a b.pth") == {
+        "baseline": "none",
+        "resnet50": "none",
+        "xception": "a b.pth",
+    }
+    assert starting_weights(names, {"resnet50": Path("x")}) == {
+        "baseline": "none",
+        "resnet50": "x",
+        "xception": "imagenet",
+    }
     with pytest.raises(UsageError, match=r'"resnet5O", which is not among the networks.*did you mean "resnet50"'):
-        starts(names, "resnet5O=x")
+        starting_weights(names, "resnet5O=x")
     with pytest.raises(UsageError, match=r'no weights "imagnet" for all networks.*did you mean "imagenet"'):
-        starts(names, "imagnet")
+        starting_weights(names, "imagnet")
 
 
 def test_what_differs_from_the_study_is_said_of_each_network() -> None:
-    from landmarks.study.protocol import changed
+    from landmarks.study.protocol import differences_from_study
 
     every = attempts("xception,mobilenetv2_100,nasnet_large", "xception=w.pth", image_size=160, epochs=None, seed=0)
-    assert [changed(attempt) for attempt in every] == [
+    assert [differences_from_study(attempt) for attempt in every] == [
         ["160 px, not 299", "weights w.pth"],
         ["not in the study", "160 px, not 224"],
         ["dropped by the study", "160 px, not 331"],
@@ -230,9 +238,10 @@ def test_what_differs_from_the_study_is_said_of_each_network() -> None:
         ["split by group", "recipe default", "not in the study", "160 px, not 224"],
         ["split by group", "recipe default", "dropped by the study", "160 px, not 331"],
     ]
-    assert [changed(attempt) for attempt in attempts(IN_THE_TABLE, "imagenet", image_size=None, epochs=10, seed=0)][
-        1:5
-    ] == [[]] * 4
+    assert [
+        differences_from_study(attempt)
+        for attempt in attempts(IN_THE_TABLE, "imagenet", image_size=None, epochs=10, seed=0)
+    ][1:5] == [[]] * 4
 
 
 def test_wrong_words_are_told_before_anything_is_written(data: Dataset, tmp_path: Path) -> None:

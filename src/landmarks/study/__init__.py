@@ -1,1 +1,1 @@
-"""The study as a sequence of runs, and the walk through the miniature archive."""
+"""The reproduction of the study, and the demonstration on a made-up archive."""

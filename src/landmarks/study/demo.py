@@ -1,4 +1,4 @@
-"""The whole way in a few minutes: a made-up archive, two networks trained from scratch, their numbers and a report."""
+"""The verb `demo`: all steps in a few minutes, from a made-up archive to two trained networks and a report."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from landmarks.training.train import train
 
 @dataclass(frozen=True)
 class Size:
-    """How large a demonstration is: the miniature archive, and how long which network trains at which image size."""
+    """The size of a demonstration: of its archive (see `make_miniature`), its trainings and its heat maps."""
 
     landmarks: int = 12
     images: int = 120
     unknown: int = 240
     image_size: int = 96
-    epochs: tuple[tuple[str, int], ...] = (("baseline", 8), ("resnet18", 16))
+    epochs: tuple[tuple[str, int], ...] = (("baseline", 8), ("resnet18", 16))  # of each network
     heat_maps: int = 12
 
 
 def demo(out: Place = "demo", *, seed: int = 0, size: Size | None = None) -> Path:
-    """Walk the whole way in the folder `out` and return where the report lies.
+    """Run all steps in the folder `out` and return the path of the report.
 
-    Every step is printed as the command that does the same; what an earlier, interrupted walk finished is not done
-    again. Both networks start from random weights, so that nothing is downloaded.
+    Every step is printed as the command that does the same. When an earlier call was interrupted, its finished steps
+    are not repeated. Both networks start from random weights, so that nothing is downloaded.
     """
     out, size = Path(out), size or Size()
     started = time.monotonic()
@@ -45,9 +45,9 @@ def demo(out: Place = "demo", *, seed: int = 0, size: Size | None = None) -> Pat
         out / "mirror", landmarks=size.landmarks, images=size.images, unknown=size.unknown, seed=seed
     )
     data, test, runs = out / "data", out / "test", [out / name for name, _ in size.epochs]
-    chosen, known = out / "train.parquet", out / "test.parquet"
-    step(["select", mirror, "-o", chosen], select, mirror, chosen)
-    step(["fetch", chosen, "-o", data], fetch, chosen, data)
+    train_selection, test_selection = out / "train.parquet", out / "test.parquet"
+    step(["select", mirror, "-o", train_selection], select, mirror, train_selection)
+    step(["fetch", train_selection, "-o", data], fetch, train_selection, data)
     step(["split", data, "--by", "group", "--test", "0"], split, data, by="group", test=0.0)
     for run, (name, epochs) in zip(runs, size.epochs, strict=True):
         settings: dict[str, Any] = {
@@ -57,8 +57,8 @@ def demo(out: Place = "demo", *, seed: int = 0, size: Size | None = None) -> Pat
             "epochs": epochs,
         }
         step(["train", data, "-o", run, *options(settings)], train, data, run, **settings)
-    step(["select", mirror, "--set", "test", "-o", known], select, mirror, known, set="test")
-    step(["fetch", known, "-o", test], fetch, known, test)
+    step(["select", mirror, "--set", "test", "-o", test_selection], select, mirror, test_selection, set="test")
+    step(["fetch", test_selection, "-o", test], fetch, test_selection, test)
     rows = []
     for run in runs:
         on_val = step(["evaluate", run, "--split", "val"], evaluate, run, split="val")

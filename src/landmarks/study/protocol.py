@@ -1,8 +1,8 @@
-"""The two ways in which each network is trained and judged, and the data as each of them divides it.
+"""The two protocols by which each network is trained and evaluated, and the data divided for each of them.
 
-A dataset folder holds one division into splits, and two are needed. Each protocol therefore gets a dataset folder of
-its own, which holds tables only: its `images.parquet` names the shards of the original by their whole paths, so that no
-image is copied and the original is left as it is.
+A dataset folder holds only one division into splits. Each protocol therefore gets a dataset folder of its own, with
+tables only: its `images.parquet` refers to the original's shards by absolute paths, so that no image is copied and the
+original remains unchanged.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from landmarks.training.recipe import Recipe, recipe_named
 from landmarks.training.training_images import check_data
 
 VAL, TEST = 0.15, 0.15
-"""Shares of the images that are kept out of training; the study's own are not known here."""
+"""Shares of each landmark's images for validation and test; the study's own shares are not known here."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to train and to judge: its name is that of the folder its runs are in."""
+    """A way to train and evaluate networks; `name` is also that of the folder of its runs."""
 
     name: str
-    by: str  # how the images are divided, see `split`; also the name of the dataset's folder
+    by: str  # how images are divided, see `split`; also the name of the dataset's folder
     recipe: str
-    meaning: str  # in a sentence
+    meaning: str  # a sentence for the report
 
 
 PROTOCOLS = (
@@ -58,14 +58,13 @@ PROTOCOLS = (
         meaning="near-duplicates, and what one author took of one landmark, in one split; recipe default",
     ),
 )
-"""The study's first, as its table is what is reproduced."""
+"""The study's own protocol comes first."""
 
 
 def divided(source: Dataset, folder: Path, protocol: Protocol, seed: int) -> Dataset:
-    """Return the images of `source` as a dataset in `folder`, divided as `protocol` says.
+    """Return a dataset in `folder` of the images of `source`, divided by `protocol`.
 
-    What an earlier call made is used again. Raises `LandmarksError` when there would be nothing to train on, to
-    validate with or to test on.
+    The result of an earlier call is reused. Raises `LandmarksError` when a split would hold no known image.
     """
     dataset = by_reference(source, folder)
     if dataset.splits is None or not _is_divided(folder, protocol, seed):
@@ -83,90 +82,91 @@ def divided(source: Dataset, folder: Path, protocol: Protocol, seed: int) -> Dat
 
 
 def _is_divided(folder: Path, protocol: Protocol, seed: int) -> bool:
-    """Return whether the splits in `folder` are the protocol's, and nobody has divided it otherwise meanwhile."""
-    kept = read_metadata(folder / "splits.parquet")
-    return kept["rule"].startswith(f"by {protocol.by}, val {VAL:g}, test {TEST:g};") and kept["seed"] == str(seed)
+    """Return whether the splits in `folder` are still those of the protocol and the seed."""
+    metadata = read_metadata(folder / "splits.parquet")
+    rule = f"by {protocol.by}, val {VAL:g}, test {TEST:g};"
+    return metadata["rule"].startswith(rule) and metadata["seed"] == str(seed)
 
 
 def by_reference(source: Dataset, folder: Path) -> Dataset:
-    """Return a dataset in `folder`, without splits at first, of the images of `source`, which stay where they are.
+    """Return a dataset in `folder` that refers to the images of `source`; a new one has no splits.
 
-    Where `source` has moved since an earlier call, the dataset is written and divided again.
+    If `source` has moved since an earlier call, the dataset is written again, without splits.
     """
-    elsewhere = source.images_in
+    images_in = source.images_in
     paths = {shard: source.path_of(shard) for shard in source.images["shard"].unique()}
-    places = {shard: str(path.resolve() if elsewhere is None else path) for shard, path in paths.items()}
-    left: dict[str, Any] = {IMAGES_IN: str(elsewhere or source.folder.resolve())}
+    shards = {shard: str(path.resolve() if images_in is None else path) for shard, path in paths.items()}
+    reference: dict[str, Any] = {IMAGES_IN: str(images_in or source.folder.resolve())}
     if source.address is not None:
-        places, left = {shard: shard for shard in paths}, {name: source.record[name] for name in AT_AN_ADDRESS}
-    images = source.images.with_columns(pl.col("shard").replace_strict(places, return_dtype=pl.String))
-    offsets = hashlib.blake2b(images["offset"].to_numpy().tobytes()).hexdigest()  # as text, millions are gigabytes
-    inputs = digest_of(source.content_digest, sorted(places.items()), offsets)
+        shards, reference = {shard: shard for shard in paths}, {name: source.record[name] for name in AT_AN_ADDRESS}
+    images = source.images.with_columns(pl.col("shard").replace_strict(shards, return_dtype=pl.String))
+    offsets = hashlib.blake2b(images["offset"].to_numpy().tobytes()).hexdigest()  # as JSON, millions take gigabytes
+    inputs = digest_of(source.content_digest, sorted(shards.items()), offsets)
     if (folder / "dataset.json").exists() and read_record(folder / "dataset.json")["inputs"] == inputs:
         return open_dataset(folder)
     say(f"{folder}: the images of {source.folder}, which stay where they are")
     remove_file(folder / "splits.parquet")
-    kept = ("set", "origin", "rule", "max_side", "identified_by")
-    about = {name: value for name, value in source.record.items() if name in kept}
+    copied = ("set", "origin", "rule", "max_side", "identified_by")
+    record = {name: value for name, value in source.record.items() if name in copied}
     return write_dataset(
         folder,
         verb="reproduce",
         images=images,
         labels=source.labels,
         rejected=read_table(source.folder / "rejected.parquet", REJECTED),
-        record={**about, **left},
+        record={**record, **reference},
         inputs=inputs,
     )
 
 
-# ── What the study published, as far as it is known here: its networks, its data and its figures ────────────────────
+# ── What the study published, as far as it is known here: its networks, its data and its results ────────────────────
 
 
 IN_THE_TABLE = ("baseline", "resnet18", "resnet50", "xception", "inception_v3")
 """The networks of the study's table, in its order: the baseline from scratch, the others from ImageNet."""
 
 DROPPED = ("inception_resnet_v2", "nasnet_large")
-"""Networks that the study began with and gave up for want of memory."""
+"""Networks that the study began with and gave up because memory was too small."""
 
 LANDMARKS, IMAGES = 20, 15_636
-"""Its data: 20 of the 100 landmarks at the ranks 50 to 149, drawn once."""
+"""The size of the study's data: 20 landmarks, drawn once from the 100 at ranks 50 to 149."""
 
-_FIGURES = {"xception": (0.8595, 0.8531)}
+_PUBLISHED_ACCURACY = {"xception": (0.8595, 0.8531)}
 
 
 def published(network: str) -> dict[str, float | None] | None:
-    """Return the study's top-1 `validation` and `test` accuracy of a network.
+    """Return the study's top-1 accuracy of a network on `validation` and `test`, or None if it has not this network.
 
-    The shares are None where its table's figure is not known here; None for a network that is not in its table.
+    Values that are not known here are None.
     """
     if network not in IN_THE_TABLE:
         return None
-    validation, test = _FIGURES.get(network, (None, None))
+    validation, test = _PUBLISHED_ACCURACY.get(network, (None, None))
     return {"validation": validation, "test": test}
 
 
-# Which trainings a reproduction consists of, what each starts from, and in what it differs from the study's.
+# The trainings of a reproduction, the weights that each starts from, and its differences from the study's.
 
 
 FOR_ALL = ("imagenet", "none")
-"""Weights that can be named for all networks at once."""
+"""Weights that can be given for all networks at once."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One network under one protocol; `settings` is what `train` is called with."""
+    """The training of one network by one protocol; `settings` are the arguments of `train`."""
 
     protocol: Protocol
     network: str
     settings: dict[str, Any]
 
     def run(self, folder: Path) -> Path:
-        """Return where its run lies in the reproduction's `folder`."""
+        """Return the folder of its run in the reproduction's `folder`."""
         return folder / self.protocol.name / self.network
 
     @property
     def recipe(self) -> Recipe:
-        """What will be trained, complete."""
+        """The complete recipe of the training."""
         changes = {name: value for name, value in self.settings.items() if name != "recipe"}
         return recipe_named(self.protocol.recipe, **changes)
 
@@ -179,42 +179,42 @@ def attempts(
     epochs: int | None,
     seed: int,
 ) -> list[Attempt]:
-    """Return every training, protocol by protocol; what is None comes from the protocol's recipe.
+    """Return all trainings, protocol by protocol; what is None is left to the protocol's recipe.
 
-    `networks` are names, or one text with commas between them; for `weights` see `starts`. Raises `UsageError` for
-    names that do not exist and settings that cannot be.
+    `networks` are names, or a string of names separated by commas; for `weights` see `starting_weights`. Raises
+    `UsageError` for unknown names and invalid settings.
     """
     names = list(dict.fromkeys(_names(networks)))
     for name in names:
-        pretrained_record(name)
-    begun = starts(names, weights)
-    given = {"image_size": image_size, "epochs": epochs, "seed": seed}
-    asked = {name: value for name, value in given.items() if value is not None}
-    every = [
-        Attempt(protocol, name, {"recipe": protocol.recipe, "backbone": name, "weights": begun[name], **asked})
+        pretrained_record(name)  # raises for an unknown network
+    starts = starting_weights(names, weights)
+    options = {"image_size": image_size, "epochs": epochs, "seed": seed}
+    settings = {name: value for name, value in options.items() if value is not None}
+    trainings = [
+        Attempt(protocol, name, {"recipe": protocol.recipe, "backbone": name, "weights": starts[name], **settings})
         for protocol in PROTOCOLS
         for name in names
     ]
-    for attempt in every:
-        _ = attempt.recipe  # it refuses what no recipe can be
-    return every
+    for attempt in trainings:
+        _ = attempt.recipe  # raises for invalid settings
+    return trainings
 
 
 def _names(networks: str | Sequence[str]) -> list[str]:
-    listed = networks.split(",") if isinstance(networks, str) else list(networks)
-    names = [name.strip() for name in listed if name.strip()]
+    entries = networks.split(",") if isinstance(networks, str) else networks
+    names = [entry.strip() for entry in entries if entry.strip()]
     if not names:
         raise UsageError("a reproduction needs a network", expected=f"--networks {','.join(IN_THE_TABLE)}, or others")
     return names
 
 
-def starts(networks: Sequence[str], weights: str | Mapping[str, Place]) -> dict[str, str]:
-    """Return what each network starts from: `imagenet`, `none`, a file, or another run's folder.
+def starting_weights(networks: Sequence[str], weights: str | Mapping[str, Place]) -> dict[str, str]:
+    """Return the weights that each network starts from: `imagenet`, `none`, a file, or another run's folder.
 
-    `weights` is a mapping, or a text such as `imagenet`, `none`, `xception=FILE` or `none,resnet50=FILE`. A network
-    that is not named starts from what is said for all, `imagenet` if nothing is; the baseline always from scratch.
+    `weights` is a mapping, or a string such as `imagenet`, `none`, `xception=FILE` or `none,resnet50=FILE`. Networks
+    that it does not name start from its common entry, `imagenet` by default; the baseline always from scratch.
     """
-    common, own = _parsed(weights) if isinstance(weights, str) else ("imagenet", dict(weights))
+    common, own = _parse_weights(weights) if isinstance(weights, str) else ("imagenet", dict(weights))
     for name in own:
         if name not in networks:
             raise UsageError(
@@ -225,12 +225,13 @@ def starts(networks: Sequence[str], weights: str | Mapping[str, Place]) -> dict[
     return {name: "none" if name == BASELINE else str(own.get(name, common)) for name in networks}
 
 
-def _parsed(text: str) -> tuple[str, dict[str, str]]:
+def _parse_weights(text: str) -> tuple[str, dict[str, str]]:
+    """Return the weights for all networks, and those of single networks by name."""
     common, own = "imagenet", {}
     for entry in filter(None, (entry.strip() for entry in text.split(","))):
-        name, equals, where = entry.partition("=")
-        if equals and name and where:
-            own[name] = where
+        name, _, file = entry.partition("=")
+        if name and file:
+            own[name] = file
         elif entry in FOR_ALL:
             common = entry
         else:
@@ -242,8 +243,8 @@ def _parsed(text: str) -> tuple[str, dict[str, str]]:
     return common, own
 
 
-def out_of_reach(network: str, start: str) -> str:
-    """Return why the weights that `network` is to start from cannot be had, or an empty text when they can."""
+def weights_problem(network: str, start: str) -> str:
+    """Return why the weights that `network` starts from are not available, or an empty string when they are."""
     try:
         if start == "imagenet":
             imagenet_file(network)
@@ -254,23 +255,23 @@ def out_of_reach(network: str, start: str) -> str:
     return ""
 
 
-def changed(attempt: Attempt) -> list[str]:
-    """Return in what an attempt differs from the study's training of that network, in words."""
-    protocol, recipe, told = attempt.protocol, attempt.recipe, []
+def differences_from_study(attempt: Attempt) -> list[str]:
+    """Return descriptions of all differences from the study's training of this network."""
+    protocol, recipe, differences = attempt.protocol, attempt.recipe, []
     if protocol != PROTOCOLS[0]:
-        told += [f"split by {protocol.by}", f"recipe {protocol.recipe}"]
+        differences += [f"split by {protocol.by}", f"recipe {protocol.recipe}"]
     if attempt.network in DROPPED:
-        told.append("dropped by the study")
+        differences.append("dropped by the study")
     elif attempt.network not in IN_THE_TABLE:
-        told.append("not in the study")
+        differences.append("not in the study")
     size = from_pretrained(pretrained_record(attempt.network)).image_size
     if recipe.image_size not in (None, size):
-        told.append(f"{recipe.image_size} px, not {size}")
+        differences.append(f"{recipe.image_size} px, not {size}")
     epochs = recipe_named(protocol.recipe, backbone=attempt.network, weights=recipe.weights).epochs
     if recipe.epochs != epochs:
-        told.append(f"{recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}, not {epochs}")
+        differences.append(f"{recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}, not {epochs}")
     if recipe.weights not in FOR_ALL:
-        told.append(f"weights {Path(recipe.weights).name}")
+        differences.append(f"weights {Path(recipe.weights).name}")
     elif recipe.from_scratch and attempt.network != BASELINE:
-        told.append("from scratch")
-    return told
+        differences.append("from scratch")
+    return differences

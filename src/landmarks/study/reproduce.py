@@ -1,14 +1,12 @@
-"""The verb `reproduce`: the study's networks under its own protocol and under a corrected one, in one command.
+"""The verb `reproduce`: train the study's networks by its own protocol and by a corrected one.
 
-Everything lies in one folder, and can be looked at, used or repeated with the other verbs:
+Everything is in one folder, and works with the other verbs:
 
-    data/random, data/group      the images as each protocol divides them, by reference
-    study/NETWORK                runs of the study's protocol
-    corrected/NETWORK            runs of the corrected one
-    study.json, study.csv        the table, from the first minute on
-    report.html, figures/        the report over all runs
-import polars as pl
-
+    data/random, data/group      the images as divided by each protocol, by reference
+    study/NETWORK                runs by the study's protocol
+    corrected/NETWORK            runs by the corrected protocol
+    study.json, study.csv        the table of results, written anew after every training
+    report.html, figures/        the report about all runs
 """
 
 from __future__ import annotations
@@ -39,10 +37,10 @@ from landmarks.study.protocol import (
     Protocol,
     attempts,
     by_reference,
-    changed,
+    differences_from_study,
     divided,
-    out_of_reach,
     published,
+    weights_problem,
 )
 from landmarks.support.console import note, options, step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
@@ -55,7 +53,7 @@ from landmarks.training.run import open_run
 from landmarks.training.train import train
 
 HEAT_MAPS = 12
-"""Images explained, of the run that did best on validation."""
+"""Number of images explained, with the run that is best on validation."""
 
 
 def reproduce(
@@ -69,79 +67,83 @@ def reproduce(
     weights: str | Mapping[str, Place] = "imagenet",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train and judge `networks` on `data` as the study did and as it should be done; return the table as a record.
+    """Train and evaluate `networks` on `data` by both protocols; return the table of results as a record.
 
-    The record is `study.json` (see `landmarks.reporting.study_table`) and `report`, where the page lies. Every run is
-    also judged on the dataset `test`, where one is named, whose images are the same for both protocols. `weights` is
-    `imagenet`, `none` or a mapping from network to file; `epochs` are those of fine-tuning. Called again after a kill
-    it goes on, and trains nothing twice. A network that cannot be trained is named, with the reason in its lines'
-    `why`, and the others go on. Raises `UsageError` for names that do not exist, `StaleError` when `out` holds a
-    reproduction with other settings, and `LandmarksError` for data that cannot be trained on.
+    The record is that of `study.json` (see `landmarks.reporting.study_table`), with the path of the page as `report`.
+    Every run is also evaluated on the dataset `test`, if given, with the same images for both protocols. `weights` is
+    `imagenet`, `none` or a mapping from network to file; `epochs` are those of fine-tuning. When it was stopped and is
+    called again, it continues without repeating finished trainings. When a network cannot be trained, its rows have the
+    reason as `why`, and the others are trained.
+
+    Raises:
+        UsageError: a name is unknown.
+        StaleError: `out` holds a reproduction with other settings.
+        LandmarksError: `data` cannot be trained on.
     """
-    every = attempts(networks, weights, image_size=image_size, epochs=epochs, seed=seed)
+    trainings = attempts(networks, weights, image_size=image_size, epochs=epochs, seed=seed)
     source, out = open_dataset(data), Path(out)
     settings = {"data": source.content_digest, "seed": seed, "image_size": image_size, "epochs": epochs}
     refuse_another(out, settings)
     with held(out) as folder:
         test_set = None if test is None else _test_set(source, open_dataset(test), folder)
-        study = Reproduction(folder, source, settings, every, test_set)
-        study.keep()
+        study = Reproduction(folder, source, settings, trainings, test_set)
+        study.write_table()
         datasets = _divide(study, seed)
-        _look_for_weights(study)
-        for attempt in every:
-            if attempt.run(folder) not in study.missed:
-                _carry_out(study, attempt, datasets[attempt.protocol])
-            study.keep()
+        _fetch_weights(study)
+        for attempt in trainings:
+            if attempt.run(folder) not in study.failed:
+                _train_or_note_failure(study, attempt, datasets[attempt.protocol])
+            study.write_table()
         page = _report(study)
-        return {**study.keep(), "report": None if page is None else str(page)}
+        return {**study.write_table(), "report": None if page is None else str(page)}
 
 
 def _test_set(source: Dataset, test: Dataset, folder: Path) -> Dataset:
-    """Return the images of `test`, all of them, by reference, under a name that is no split's."""
+    """Return a dataset that refers to all images of `test`, in a folder that is not named as a split."""
     if not set(source.labels["landmark_id"]) & set(test.labels["landmark_id"]):
         raise LandmarksError(f"{test.folder} shows none of the {len(source.labels)} landmarks of {source.folder}")
     name = test.folder.resolve().name
-    taken = (*SPLITS, "all", *(protocol.by for protocol in PROTOCOLS))
-    return by_reference(test, folder / "data" / (f"{name}-set" if name in taken else name))
+    reserved = (*SPLITS, "all", *(protocol.by for protocol in PROTOCOLS))
+    return by_reference(test, folder / "data" / (f"{name}-set" if name in reserved else name))
 
 
 def _divide(study: Reproduction, seed: int) -> dict[Protocol, Dataset]:
-    """Divide the images for each protocol; one for which they are too few is left out, unless all are."""
-    datasets, why = {}, None
+    """Divide the images for each protocol; a protocol that has too few is left out. Raise an error if all have."""
+    datasets, last_error = {}, None
     for protocol in PROTOCOLS:
         try:
             datasets[protocol] = divided(study.source, study.folder / "data" / protocol.by, protocol, seed)
         except BusyError:
             raise
         except LandmarksError as error:
-            why = error
-            _miss(study, [attempt for attempt in study.attempts if attempt.protocol == protocol], str(error))
-    if why and not datasets:
-        raise why
+            last_error = error
+            _fail(study, [attempt for attempt in study.attempts if attempt.protocol == protocol], str(error))
+    if last_error and not datasets:
+        raise last_error
     return datasets
 
 
-def _look_for_weights(study: Reproduction) -> None:
-    """Fetch all weights that are needed before anything is trained; whose weights cannot be had is left out."""
+def _fetch_weights(study: Reproduction) -> None:
+    """Fetch all weights before anything is trained; networks without available weights are left out."""
     runs = {attempt.run(study.folder): attempt for attempt in study.attempts}
     unfinished = [
-        attempt for run, attempt in runs.items() if run not in study.missed and not (run / RUN_RECORD).exists()
+        attempt for run, attempt in runs.items() if run not in study.failed and not (run / RUN_RECORD).exists()
     ]
     for network, start in dict.fromkeys((attempt.network, attempt.settings["weights"]) for attempt in unfinished):
-        if why := out_of_reach(network, start):
-            _miss(study, [attempt for attempt in unfinished if attempt.network == network], why)
+        if problem := weights_problem(network, start):
+            _fail(study, [attempt for attempt in unfinished if attempt.network == network], problem)
 
 
-def _miss(study: Reproduction, attempts: list[Attempt], why: str) -> None:
+def _fail(study: Reproduction, attempts: list[Attempt], why: str) -> None:
     names = [f"{attempt.protocol.name}/{attempt.network}" for attempt in attempts]
     note(f"left out: {', '.join(names)}, as {why}")
-    study.missed.update((attempt.run(study.folder), why) for attempt in attempts)
+    study.failed.update((attempt.run(study.folder), why) for attempt in attempts)
 
 
-def _carry_out(study: Reproduction, attempt: Attempt, dataset: Dataset) -> None:
-    """Train and judge one network, as far as that is not done; what hinders it is named, and the next one's turn."""
+def _train_or_note_failure(study: Reproduction, attempt: Attempt, dataset: Dataset) -> None:
+    """Train and evaluate one network, unless that is done; note the reason when it fails."""
     try:
-        _train_and_judge(attempt.run(study.folder), attempt.settings, dataset, study.test_set)
+        _train_and_evaluate(attempt.run(study.folder), attempt.settings, dataset, study.test_set)
         return
     except BusyError:
         raise
@@ -151,31 +153,31 @@ def _carry_out(study: Reproduction, attempt: Attempt, dataset: Dataset) -> None:
         if not is_out_of_memory(error):
             raise
         why = "out of memory, even with one image at a time"
-    _miss(study, [attempt], why)
+    _fail(study, [attempt], why)
     free_memory()
 
 
-def _train_and_judge(run: Path, settings: dict[str, Any], dataset: Dataset, test_set: Dataset | None) -> None:
+def _train_and_evaluate(run: Path, settings: dict[str, Any], dataset: Dataset, test_set: Dataset | None) -> None:
     step(["train", dataset.folder, "-o", run, *options(settings)], train, dataset.folder, run, **settings)
     for name in ("val", "test"):
-        if not _is_judged(run, dataset, name):
+        if not _is_evaluated(run, dataset, name):
             step(["evaluate", run, "--split", name], evaluate, run, split=name, by="classifier")
-    if test_set is not None and not _is_judged(run, test_set, test_set.folder.name):
+    if test_set is not None and not _is_evaluated(run, test_set, test_set.folder.name):
         step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder, by="classifier")
 
 
-def _is_judged(run: Path, dataset: Dataset, name: str) -> bool:
-    """Return whether a run has been evaluated, with its present weights, on the present images of `dataset`."""
+def _is_evaluated(run: Path, dataset: Dataset, name: str) -> bool:
+    """Return whether a run has been evaluated with its current weights on the current images of `dataset`."""
     metrics, predictions = run / "metrics" / f"{name}.json", run / "predictions" / f"{name}.parquet"
     if not (metrics.exists() and predictions.exists()):
         return False
-    answered = read_metadata(predictions).get("data_digest")
-    return read_record(metrics)["inputs"] == open_run(run).digest and answered == dataset.digest
+    data_digest = read_metadata(predictions).get("data_digest")
+    return read_record(metrics)["inputs"] == open_run(run).digest and data_digest == dataset.digest
 
 
 def _report(study: Reproduction) -> Path | None:
-    """Draw heat maps of the run that did best on validation, and write the page about all runs there are."""
-    runs = [run for attempt in study.attempts if (run := attempt.run(study.folder)) not in study.missed]
+    """Draw heat maps of the run that is best on validation, and write the page about all runs."""
+    runs = [run for attempt in study.attempts if (run := attempt.run(study.folder)) not in study.failed]
     if not runs:
         return None
     best = min(read_run_files(runs), key=lambda run: (-(run.val_accuracy or 0.0), run.name)).folder
@@ -190,32 +192,32 @@ def _report(study: Reproduction) -> Path | None:
     return written
 
 
-# The record of a reproduction: `study.json`, the same numbers as `study.csv`, both written anew after every step.
+# The record of a reproduction, `study.json`, and the same numbers as `study.csv`; both are written after every step.
 
 
 RECORD = "study.json"
-"""A folder that holds it is a reproduction, finished or not."""
+"""A folder with this file is a reproduction, finished or not."""
 
 NOT_YET = "not trained yet"
-"""What is said of an attempt that is still to come."""
+"""The `why` of an attempt that is still to come."""
 
 MEASURED = ("run", "parameters", "image_size", "epochs", "validation", "test", "test_set", "head", "seconds")
-"""Keys of a line of the table that are None until there is a finished run."""
+"""Keys of a row of the table that are None until the run is finished."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What the reproduction in `folder` consists of, and what has hindered its attempts so far."""
+    """The reproduction in `folder`: its data, settings and attempts, and the failures so far."""
 
     folder: Path
     source: Dataset
     settings: Mapping[str, Any]  # with others, it would be another reproduction
     attempts: list[Attempt]
-    test_set: Dataset | None  # images that every run is judged on beside its own splits
-    missed: dict[Path, str] = field(default_factory=dict)  # run folder → why there is none
+    test_set: Dataset | None  # on which every run is evaluated in addition to its own splits
+    failed: dict[Path, str] = field(default_factory=dict)  # folder of a run → why it failed
 
-    def keep(self) -> dict[str, Any]:
-        """Write the table as it stands, as a record and as a CSV; return the record."""
+    def write_table(self) -> dict[str, Any]:
+        """Write the current table as a record and as a CSV; return the record."""
         name = self.test_set.folder.name if self.test_set else None
         record = {
             "settings": dict(self.settings),
@@ -233,12 +235,15 @@ class Reproduction:
 
     def _row(self, attempt: Attempt, test_set: str | None) -> dict[str, Any]:
         run = attempt.run(self.folder)
-        protocol, why = attempt.protocol, self.missed.get(run, "")
-        told: dict[str, Any] = {"network": attempt.network, "protocol": protocol.name}
-        told |= {"published": published(attempt.network) if protocol == PROTOCOLS[0] else None}
-        told |= {"changed": changed(attempt)}
+        protocol, why = attempt.protocol, self.failed.get(run, "")
+        row: dict[str, Any] = {
+            "network": attempt.network,
+            "protocol": protocol.name,
+            "published": published(attempt.network) if protocol == PROTOCOLS[0] else None,
+            "changed": differences_from_study(attempt),
+        }
         if why or not (run / RUN_RECORD).exists():
-            return {**told, **dict.fromkeys(MEASURED), "why": why or NOT_YET}
+            return {**row, **dict.fromkeys(MEASURED), "why": why or NOT_YET}
         (files,) = read_run_files([run])
         epochs = trained_epochs(files)
         measured = {
@@ -252,36 +257,36 @@ class Reproduction:
             "head": files.field("head", "val_accuracy"),
             "seconds": files.field("seconds", "total"),
         }
-        return {**told, **measured, "why": ""}
+        return {**row, **measured, "why": ""}
 
     def _notes(self, test_set: str | None) -> list[str]:
-        """Return what must be known before the lines are compared."""
-        known = "Of the study's figures only those of Xception are known here"
+        """Return the notes to read before comparing the rows."""
         notes = [
             f"The study drew {LANDMARKS} landmarks with {IMAGES:,} images; here there are "
-            f"{len(self.source.labels):,} with {len(self.source.images):,}. {known}.",
+            f"{len(self.source.labels):,} with {len(self.source.images):,}. Of the study's figures only those of "
+            "Xception are known here.",
             f"Of each landmark {100 * VAL:.0f} % of the images are validation and {100 * TEST:.0f} % test; the "
             "study's shares are not known here, nor is all of its recipe (landmarks.training.recipes.study tells).",
         ]
-        tested = self._tested_on()
-        if len(tested) > 1:
-            told = "the same images" if len(set(tested)) == 1 else "different images"
-            common = f"; those of {test_set} are the same for both" if test_set and len(set(tested)) > 1 else ""
-            notes.append(f"The two protocols test on {told}{common}.")
+        digests = self._test_split_digests()
+        if len(digests) > 1:
+            differ = len(set(digests)) > 1
+            common = f"; those of {test_set} are the same for both" if test_set and differ else ""
+            notes.append(f"The two protocols test on {'different' if differ else 'the same'} images{common}.")
         if dropped := [attempt.network for attempt in self.attempts if attempt.network in DROPPED]:
-            listed = " and ".join(dict.fromkeys(dropped))
-            notes.append(f"The study gave up {listed} for want of memory: there is nothing to compare with.")
-        if left := [name for name in IN_THE_TABLE if name not in {attempt.network for attempt in self.attempts}]:
-            notes.append(f"Not asked for, of the study's networks: {', '.join(left)}.")
+            names = " and ".join(dict.fromkeys(dropped))
+            notes.append(f"The study gave up {names} as too large for its memory: there is nothing to compare with.")
+        if omitted := [name for name in IN_THE_TABLE if name not in {attempt.network for attempt in self.attempts}]:
+            notes.append(f"Not asked for, of the study's networks: {', '.join(omitted)}.")
         reasons: dict[str, list[str]] = {}
         for attempt in self.attempts:
-            if why := self.missed.get(attempt.run(self.folder)):
+            if why := self.failed.get(attempt.run(self.folder)):
                 reasons.setdefault(why, []).append(f"{attempt.protocol.name}/{attempt.network}")
-        notes += [f"Not done: {', '.join(names)}, as {why}." for why, names in reasons.items()]
+        notes += [f"Not done: {', '.join(attempts)}, as {why}." for why, attempts in reasons.items()]
         return notes
 
-    def _tested_on(self) -> list[str]:
-        """Return which images each protocol tests on, as a digest, of those whose data is divided already."""
+    def _test_split_digests(self) -> list[str]:
+        """Return a digest of the test split of each protocol whose data has been divided."""
         splits = [self.folder / "data" / protocol.by / SPLIT_FILE for protocol in PROTOCOLS]
         tables = [read_table(split) for split in splits if split.exists()]
         return [digest_of(table.filter(pl.col("split") == "test")["image_id"].sort().to_list()) for table in tables]
@@ -295,12 +300,12 @@ def _top1(run: RunFiles, name: str | None) -> dict[str, Any] | None:
 def refuse_another(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise unless `folder` is new, empty, or holds a reproduction with the same `settings`."""
     refuse_foreign(folder, (RECORD,), "reproduction")
-    begun = read_record(folder / RECORD)["settings"] if (folder / RECORD).exists() else settings
+    recorded = read_record(folder / RECORD)["settings"] if (folder / RECORD).exists() else settings
     for name, value in settings.items():
-        if begun.get(name) != value:
+        if recorded.get(name) != value:
             raise StaleError(
                 f"{folder} holds another reproduction",
                 received=f"{name} {value}",
-                expected=f"{name} {begun.get(name)}, with which it was begun",
+                expected=f"{name} {recorded.get(name)}, with which it was begun",
                 way_out="choose another folder with -o",
             )
