@@ -113,7 +113,7 @@ def make_run(folder: Path, dataset: Dataset, *, seed: int = 0) -> Run:
     known = [dataset.split(split).filter(pl.col("label").is_not_null()) for split in ("train", "val")]
     write_table(folder / SEEN_FILE, pl.concat([seen_rows(known[0], "train"), seen_rows(known[1], "val")]))
     data = {
-        **location_record(dataset.folder, beside=folder),
+        **location_record(dataset.folder, relative_to=folder),
         "digest": dataset.digest,
         "content_digest": dataset.content_digest,
         "identified_by": identified_by(dataset.record, dataset.labels),

@@ -205,7 +205,7 @@ def misclassified_images(run: Run | ExportAsRun, eligible: EligibleImages, name:
 
 def _provenance(run: Run, eligible: EligibleImages) -> dict[str, Any]:
     """Return what a metrics file records about the images: where they are, and how they were selected and matched."""
-    place = location_record(eligible.dataset.folder, beside=run.folder)
+    place = location_record(eligible.dataset.folder, relative_to=run.folder)
     record = {"data": place["folder"], "split": eligible.split, **eligible.record()}
     return record | ({"data_relative": place["relative"]} if "relative" in place else {})
 

@@ -213,7 +213,9 @@ def run_of(index: Index) -> Run:
     Raises `LandmarksError` when it is gone, and `StaleError` when it was trained again since.
     """
     location = index.record["run"]
-    places = [place for place in recorded_locations(location, beside=index.folder) if (place / "run.json").is_file()]
+    places = [
+        place for place in recorded_locations(location, relative_to=index.folder) if (place / "run.json").is_file()
+    ]
     if not places:
         raise LandmarksError(
             f"the run that {index.folder} was made with is not at {location.get('folder')} any more",
@@ -234,7 +236,7 @@ def _require_same_network(index: Index, run: Run) -> None:
 def _create(folder: Path, run: Run, dimensions: int) -> None:
     """Write the record of an empty index, the first file in its folder."""
     record = {
-        "run": location_record(run.folder, beside=folder),
+        "run": location_record(run.folder, relative_to=folder),
         "model": run.digest,
         "dimensions": dimensions,
         "parts": 0,
@@ -251,7 +253,7 @@ def _update_record(index: Index, **changes: object) -> None:
 def _with_dataset(index: Index, dataset: Dataset, recogniser: Recogniser) -> Index:
     place = readable(dataset.folder.resolve())
     images = dataset.split("all").join(dataset.labels.select("landmark_id", "name"), on="landmark_id", how="left")
-    location = {**location_record(dataset.folder, beside=index.folder), "digest": dataset.record.get("digest")}
+    location = {**location_record(dataset.folder, relative_to=index.folder), "digest": dataset.record.get("digest")}
     locations: dict[str, Any] = index.record.get("data") or {}
     same_digest = [
         data for data, recorded in locations.items() if recorded.get("digest") == location["digest"] is not None

@@ -130,7 +130,7 @@ class _IndexedImages:
 def _dataset_of(index: Index, data: str) -> Dataset:
     """Return the dataset indexed as `data`, beside the index or at its recorded place; raise if it is gone."""
     location = (index.record.get("data") or {}).get(data) or {"folder": data}
-    for place in recorded_locations(location, beside=index.folder):
+    for place in recorded_locations(location, relative_to=index.folder):
         if (place / "dataset.json").is_file():
             return open_dataset(place)
     raise LandmarksError(

@@ -191,7 +191,9 @@ def find_dataset(run: Run, judged: Mapping[str, Any] | None) -> Dataset:
     if judged is None or judged.get("own_data", judged.get("name") in SPLITS):
         return find_own_dataset(run)
     location = {"folder": judged.get("data"), "relative": judged.get("data_relative")}
-    places = [place for place in recorded_locations(location, beside=run.folder) if (place / "dataset.json").is_file()]
+    places = [
+        place for place in recorded_locations(location, relative_to=run.folder) if (place / "dataset.json").is_file()
+    ]
     if not places:
         raise LandmarksError(f"the images that {run.name} was judged on are not at {location['folder']} any more")
     digest = judged.get("data_digest")

@@ -135,7 +135,7 @@ def kept_features(run: Run, dataset: Dataset, images: pl.DataFrame) -> Rows | No
     fine-tuned run has no such features.
     """
     seen = run.seen
-    if seen is None or not any(place.is_dir() for place in _places_of(dataset)):
+    if seen is None or not any(folder.is_dir() for folder in _cache_folders(dataset)):
         return None
     own = seen.filter(pl.col("through").is_null()).sort("image_id")
     network = run.network()
@@ -143,8 +143,8 @@ def kept_features(run: Run, dataset: Dataset, images: pl.DataFrame) -> Rows | No
     precisions = {choice.get("value") for choice in choices if choice.get("what") == "precision"}
     for precision in ("float32", *sorted(precisions - {"float32"})):
         key = cache_key(network, own, precision, CachedView())
-        for place in _places_of(dataset):
-            folder = place / digest_of(key)
+        for caches in _cache_folders(dataset):
+            folder = caches / digest_of(key)
             if (folder / RECORD).exists():
                 try:
                     return Rows(_open(folder, key, own), positions(own, images))
@@ -153,14 +153,14 @@ def kept_features(run: Run, dataset: Dataset, images: pl.DataFrame) -> Rows | No
     return None
 
 
-def _places_of(dataset: Dataset) -> tuple[Path, Path]:
+def _cache_folders(dataset: Dataset) -> tuple[Path, Path]:
     """Return where a dataset's features may be cached: in its folder, or in the user's cache folder."""
     return dataset.folder / "features", cache_folder() / "features"
 
 
 def _folder_for(dataset: Dataset, digest: str) -> Path:
     """Return the folder of the cache with this digest: in the dataset's folder, unless that is read-only."""
-    own, user_cache = _places_of(dataset)
+    own, user_cache = _cache_folders(dataset)
     if (own / digest / RECORD).exists() or can_write(own):
         return own / digest
     elsewhere = user_cache / digest
@@ -228,7 +228,7 @@ def _compute(folder: Path | None, work: _Work, earlier: _EarlierFeatures | None 
     Features that an `earlier` cache holds are copied instead.
     """
     network, machine, view = work.network.eval(), work.machine, work.view
-    places = np.arange(len(work.images)) if earlier is None else earlier.missing
+    rows_to_compute = np.arange(len(work.images)) if earlier is None else earlier.missing
     images = work.images if earlier is None else work.images[earlier.missing]
     steps_by_rank = [
         epoch_steps(np.arange(len(images)), machine.images_at_once * machine.processes, rank, machine.processes)
@@ -262,7 +262,7 @@ def _compute(folder: Path | None, work: _Work, earlier: _EarlierFeatures | None 
             gathered = machine.accelerator.gather(features) if machine.processes > 1 else features
             if write:
                 for steps, rows in zip(steps_by_rank, gathered.cpu().split(rows_per_process), strict=False):
-                    write(places[steps[step]], rows[: len(steps[step])])
+                    write(rows_to_compute[steps[step]], rows[: len(steps[step])])
 
 
 @dataclass(frozen=True)
@@ -283,8 +283,8 @@ def _from_earlier_cache(key: dict[str, Any], work: _Work) -> _EarlierFeatures | 
     """
     best: _EarlierFeatures | None = None
     images = work.images.select("image_id", *CONTENT).with_row_index("row")
-    for place in _places_of(work.dataset):
-        for record in sorted(place.glob(f"*/{RECORD}")):
+    for caches in _cache_folders(work.dataset):
+        for record in sorted(caches.glob(f"*/{RECORD}")):
             with contextlib.suppress(LandmarksError, OSError, ValueError):
                 if {**read_record(record)["key"], "images": ""} != {**key, "images": ""}:
                     continue

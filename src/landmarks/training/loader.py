@@ -111,9 +111,9 @@ def batches(
             load: Callable[[int, int], None]
             if decoded is None:
                 pieces = threads * PIECES if readers is None else math.ceil((end - start) / PIECE)
-                load = block.reading(part, readers, reader, pixels.numpy())
+                load = block.load_function(part, readers, reader, pixels.numpy())
             else:
-                pieces, load = threads, _Mapped(decoded, block.places[part], pixels.numpy()).load
+                pieces, load = threads, _Mapped(decoded, block.positions[part], pixels.numpy()).load
             augmentation = None if block.augmentation is None else block.augmentation.part(part.start, part.stop)
             batch = Batch(block.ids[part], pixels.permute(0, 3, 1, 2), block.labels[part].clone(), augmentation)
             edges = np.linspace(0, end - start, min(end - start, pieces) + 1).astype(int).tolist()
@@ -122,19 +122,19 @@ def batches(
         try:
             for block_bounds in _blocks(bounds):
                 first, last = block_bounds[0][0], block_bounds[-1][1]
-                places = np.arange(first, last) if order is None else order[first:last]
-                rows = images[first:last] if order is None else images[places]
-                block = _Block.of(rows, places, first)
+                positions = np.arange(first, last) if order is None else order[first:last]
+                rows = images[first:last] if order is None else images[positions]
+                block = _Block.of(rows, positions, first)
                 if augment is not None:
-                    block = block.drawn(augment, size, crops=decoded is not None)
+                    block = block.augmented(augment, size, crops=decoded is not None)
                 elif stretched:
                     block = replace(block, boxes=np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1)))
                 for start, end in block_bounds:
                     submit(block, start, end)
                     if len(pending) > ahead:
-                        yield _finished(*pending.popleft())
+                        yield _loaded(*pending.popleft())
             while pending:
-                yield _finished(*pending.popleft())
+                yield _loaded(*pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -161,26 +161,26 @@ class _Block:
     start: int  # position of its first image in the order
     ids: list[str]
     rows: list[tuple[Any, ...]]  # columns `COLUMNS`
-    places: NDArray[np.int64]  # positions of its images in `images` and `decoded`
+    positions: NDArray[np.int64]  # positions of its images in `images` and `decoded`
     labels: torch.Tensor
     sides: tuple[NDArray[np.uint32], NDArray[np.uint32]]
     boxes: NDArray[np.float64] | None = None  # (N, 4), the crops; None: the evaluation image
     augmentation: DeviceAugmentation | None = None
 
     @classmethod
-    def of(cls, rows: pl.DataFrame, places: NDArray[np.int64], start: int) -> _Block:
+    def of(cls, rows: pl.DataFrame, positions: NDArray[np.int64], start: int) -> _Block:
         """Return the block of `rows`, without augmentation."""
         labels = torch.from_numpy(rows["label"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy().copy())
-        return cls(start, rows["image_id"].to_list(), rows.select(COLUMNS).rows(), places, labels, sides_of(rows))
+        return cls(start, rows["image_id"].to_list(), rows.select(COLUMNS).rows(), positions, labels, sides_of(rows))
 
-    def drawn(self, augment: EpochAugmentation, size: int, *, crops: bool) -> _Block:
+    def augmented(self, augment: EpochAugmentation, size: int, *, crops: bool) -> _Block:
         """Return this block with the augmentation drawn; with `crops` the device crops too."""
         drawn = draw_augmentation(augment, *self.sides, self.ids)
         boxes = torch.from_numpy(drawn.boxes.astype(np.float32)) if crops else None
         augmentation = DeviceAugmentation(torch.from_numpy(drawn.factors), torch.from_numpy(drawn.flips), boxes, size)
         return replace(self, boxes=drawn.boxes, augmentation=augmentation)
 
-    def reading(
+    def load_function(
         self, part: slice, readers: Readers | None, reader: Reader, pixels: NDArray[np.uint8]
     ) -> Callable[[int, int], None]:
         """Return a function that reads images `start` to `end` of a `part` of this block into `pixels` (N, S, S, 3).
@@ -226,12 +226,12 @@ class _Mapped:
     """The already decoded images of one batch, and the array they are copied to."""
 
     decoded: NDArray[np.uint8]  # (P, R, R, 3)
-    places: NDArray[np.int64]  # (N,), rows of `decoded`
+    positions: NDArray[np.int64]  # (N,), rows of `decoded`
     pixels: NDArray[np.uint8]  # (N, R, R, 3)
 
     def load(self, start: int, end: int) -> None:
         """Copy images `start` to `end`; pages that are not in memory are read from disk."""
-        np.take(self.decoded, self.places[start:end], axis=0, out=self.pixels[start:end], mode="clip")  # unbuffered
+        np.take(self.decoded, self.positions[start:end], axis=0, out=self.pixels[start:end], mode="clip")  # unbuffered
 
 
 def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -241,7 +241,7 @@ def _bounds(count: int, batch_size: int | Sequence[int]) -> Iterator[tuple[int, 
         yield from pairwise(accumulate(batch_size, initial=0))
 
 
-def _finished(batch: Batch, work: list[Future[None]]) -> Batch:
+def _loaded(batch: Batch, work: list[Future[None]]) -> Batch:
     for future in work:
         future.result()
     return batch

@@ -102,25 +102,25 @@ def _seen_before(weights: str, machine: Machine) -> pl.DataFrame:
 TRAIN_AGAIN = "train again to have a run that knows what it has seen"
 
 
-def location_record(folder: Path, *, beside: Path) -> dict[str, str]:
-    """Return the location of `folder` for a record in the folder `beside`: absolute, and relative to `beside`.
+def location_record(folder: Path, *, relative_to: Path) -> dict[str, str]:
+    """Return the location of `folder` for a record: its absolute path, and its path relative to `relative_to`.
 
     By the relative path, folders that were moved together find each other again.
     """
     path = folder.resolve()
     record = {"folder": str(path)}
     with contextlib.suppress(ValueError):  # on another drive
-        record["relative"] = Path(os.path.relpath(path, beside.resolve())).as_posix()
+        record["relative"] = Path(os.path.relpath(path, relative_to.resolve())).as_posix()
     return record
 
 
-def recorded_locations(record: dict[str, Any], *, beside: Path) -> list[Path]:
+def recorded_locations(record: dict[str, Any], *, relative_to: Path) -> list[Path]:
     """Return the possible locations of a folder by its `location_record`, the likeliest first."""
     relative, folder = (
         path if isinstance(path, str) and "\0" not in path else ""
         for path in (record.get("relative"), record.get("folder"))
     )
-    paths = [beside.resolve() / relative] if relative else []
+    paths = [relative_to.resolve() / relative] if relative else []
     paths += [Path(folder)] if folder else []
     return list(dict.fromkeys(path.resolve() for path in paths))
 
@@ -131,7 +131,7 @@ def find_own_dataset(run: Run) -> Dataset:
     Raises `LandmarksError` when it is at neither, or when the dataset found there holds none of its images.
     """
     record = run.record.get("data") or {}
-    paths = [path for path in recorded_locations(record, beside=run.folder) if (path / "dataset.json").is_file()]
+    paths = [path for path in recorded_locations(record, relative_to=run.folder) if (path / "dataset.json").is_file()]
     if not paths:
         raise LandmarksError(
             f"the dataset that {run.name} was trained on is not at {record.get('folder')} any more",

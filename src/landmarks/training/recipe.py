@@ -32,12 +32,12 @@ Decay = Annotated[float, Range(0, 1000)]
 
 HEAD_SETTINGS = {
     "embedding": Annotated[int, Range(0, 8192), "arcface: width of the embedding; 0: the features themselves"],
-    "sub_centres": Annotated[int, Range(1, 255), "arcface: directions that stand for one landmark"],
-    "scale": Annotated[float, Range(0, 1000, above=True), "arcface: what cosines are multiplied with"],
+    "sub_centres": Annotated[int, Range(1, 255), "arcface: centres per landmark"],
+    "scale": Annotated[float, Range(0, 1000, above=True), "arcface: factor of the cosines"],
     "margin": Annotated[
         float,
         Range(0, 1.5, unit="radians"),
-        "arcface: angle that the true landmark must win by, more for rare ones",
+        "arcface: angular margin of the true landmark, larger for rare ones",
     ],
 }
 """Settings of the heads that ship; a custom head checks its other settings itself."""
@@ -112,12 +112,12 @@ class Recipe:
     Each field is defined here once, with its type, limits and meaning; a value outside the limits is a `UsageError`.
     """
 
-    name: Annotated[str, "of the recipe file it began as"]
+    name: Annotated[str, "name of the recipe"]
     backbone: Annotated[str, "the network; `landmarks networks` lists them"] = "resnet50"
     weights: Annotated[
         str, "where it starts from: imagenet (the Hub), a file, another run's folder, or none: from scratch"
     ] = "imagenet"
-    head: Annotated[str, "what stands on the backbone: mlp, linear or arcface"] = "mlp"
+    head: Annotated[str, "the classifier on the backbone: mlp, linear or arcface"] = "mlp"
     head_settings: Annotated[dict[str, Any], "settings of the head, as --set head.margin=0.3"] = field(
         default_factory=dict
     )
@@ -125,7 +125,9 @@ class Recipe:
         Annotated[int, Range(32, 8192), "side of the square image in pixels; null: what the weights were made for"]
         | None
     ) = None
-    seed: Annotated[int, Range(0, 2**63 - 1), "seed of every draw: the head's start, the order, the crops"] = 0
+    seed: Annotated[
+        int, Range(0, 2**63 - 1), "seed of all random numbers: the head's initial weights, the order, the crops"
+    ] = 0
 
     # Head training: the head alone, on features computed once. Skipped from scratch.
     head_solver: Annotated[
@@ -151,11 +153,9 @@ class Recipe:
     layer_decay: Annotated[
         float, Range(0, 1, above=True), "learning rate of each layer relative to the one above it"
     ] = 0.9
-    weight_decay: Annotated[Decay, "weight decay, which biases, normalisation and positions are spared"] = 0.05
-    lr_warmup: Annotated[float, Range(0, 1, below=True), "share of the steps over which the learning rate climbs"] = 0.1
-    min_lr_ratio: Annotated[float, Range(0, 1), "share of the learning rate that is left at the end of the cosine"] = (
-        0.01
-    )
+    weight_decay: Annotated[Decay, "weight decay, except of biases, normalisation and position embeddings"] = 0.05
+    lr_warmup: Annotated[float, Range(0, 1, below=True), "share of the steps over which the learning rate rises"] = 0.1
+    min_lr_ratio: Annotated[float, Range(0, 1), "learning rate at the end of the cosine, relative to its peak"] = 0.01
     label_smoothing: Annotated[
         float, Range(0, 1, below=True), "share of the truth that is spread over all landmarks"
     ] = 0.1
@@ -165,7 +165,7 @@ class Recipe:
         "the loss of a landmark with n images counts n ** -balance; 1 gives every landmark the same weight",
     ] = 0.0
     max_grad_norm: (
-        Annotated[float, Range(0, 1_000_000, above=True), "a longer gradient is scaled down to this; null: none is"]
+        Annotated[float, Range(0, 1_000_000, above=True), "longer gradients are scaled down to this norm; null: none"]
         | None
     ) = 1.0
     freeze_bn: Annotated[bool, "keep the running statistics of batch normalisation"] = False
@@ -176,7 +176,7 @@ class Recipe:
     ] = "none"
 
     # The machine: these change speed and memory, and the weights only by rounding.
-    device: Annotated[str, OneOf(DEVICES), "what computes; auto: a GPU where there is one"] = "auto"
+    device: Annotated[str, OneOf(DEVICES), "the device; auto: a GPU if there is one"] = "auto"
     precision: Annotated[
         str, OneOf(PRECISIONS), "precision of the computation; auto: the fastest that keeps the results"
     ] = "auto"
@@ -184,13 +184,13 @@ class Recipe:
         bool, "on CUDA the same bits each time, by slower algorithms; elsewhere they are the same anyway"
     ] = False
     compile: Annotated[bool, "compile the backbone first: some minutes once, faster steps after"] = False
-    gradient_checkpointing: Annotated[
-        bool, "keep less on the way forth and compute it again: less memory, slower steps"
-    ] = False
+    gradient_checkpointing: Annotated[bool, "recompute activations in the backward pass: less memory, slower steps"] = (
+        False
+    )
     workers: Annotated[int, Range(1, 1024), "threads that read images; null: one per core"] | None = None
-    threads: Annotated[int, Range(1, 1024), "threads that compute on the processor; null: one per core"] | None = None
+    threads: Annotated[int, Range(1, 1024), "threads that compute on the CPU; null: one per core"] | None = None
     time_limit: (
-        Annotated[float, Range(0, 1_000_000, above=True, unit="minutes"), "minutes of fine-tuning at most; null: any"]
+        Annotated[float, Range(0, 1_000_000, above=True, unit="minutes"), "limit of fine-tuning in minutes; null: none"]
         | None
     ) = None
     tracking: Annotated[str, "auto: tensorboard where it is installed; none; or a tracker that accelerate knows"] = (

@@ -37,7 +37,7 @@ def run_record(
     return {
         "recipe": recipe.record(),
         "data": {
-            **location_record(dataset.folder, beside=out),
+            **location_record(dataset.folder, relative_to=out),
             "digest": dataset.digest,
             "content_digest": dataset.content_digest,
             "identified_by": identified_by(dataset.record, dataset.labels),
