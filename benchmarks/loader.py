@@ -30,7 +30,7 @@ STAGES = ("read", "decode", "resize", "draw", "generator", "colour")
 NAMES = {  # functions of each stage in this and in earlier versions
     "decode": ("decode",),
     "resize": ("resize", "resized_crop"),
-    "draw": ("draw",),
+    "draw": ("draw", "draw_augmentation"),
     "generator": ("generator",),
     "colour": ("recolour",),
 }
