@@ -10,16 +10,14 @@ in a process of its own. Reported are their peak resident memory and the ratio o
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from results import landmarks, measured, save
+from results import landmarks, measured, save, share_shards
 
-from landmarks.dataset.manifest import open_dataset
-from landmarks.support.tables import read_table, write_table
+from landmarks.dataset.manifest import REJECTED, open_dataset, write_dataset
 
 
 def main() -> None:
@@ -45,24 +43,23 @@ def main() -> None:
 
 def relabel(data: Path, copy: Path, classes: int, count: int) -> None:
     """Make a dataset of the first `count` images of another, dealt out to `classes` landmarks and to splits."""
-    copy.mkdir()
-    shutil.copy(data / "dataset.json", copy)
-    shards = str((data / "shards").resolve())
-    images = open_dataset(data).images.sort("image_id").head(count)
+    dataset = open_dataset(data)
+    images = dataset.images.sort("image_id").head(count)
     rows = np.arange(len(images))
-    images = images.with_columns(
-        landmark_id=pl.Series(rows % classes, dtype=pl.Int64), shard=pl.lit(f"{shards}/") + pl.col("shard")
-    )
-    write_table(copy / "images.parquet", images)
-    labels = read_table(data / "labels.parquet")
-    names = [f"landmark {label}" for label in range(classes)]
-    counts = np.bincount(rows % classes)
+    images = images.with_columns(landmark_id=pl.Series(rows % classes, dtype=pl.Int64))
+    names, counts = [f"landmark {label}" for label in range(classes)], np.bincount(rows % classes)
     columns = {"label": range(classes), "landmark_id": range(classes), "name": names, "images": counts}
-    made = pl.DataFrame(columns).with_columns(pl.lit(None, dtype=pl.String).alias("category"))
-    made = made.select(pl.col(name).cast(labels.schema[name]) for name in labels.columns if name in made.columns)
-    write_table(copy / "labels.parquet", made)
     splits = np.array(["train", "val", "test", "train", "train"])[rows // classes % 5]
-    write_table(copy / "splits.parquet", pl.DataFrame({"image_id": images["image_id"], "split": splits}))
+    share_shards(data, copy)
+    write_dataset(
+        copy,
+        verb="import",
+        images=images,
+        labels=pl.DataFrame(columns).with_columns(category=pl.lit(None, dtype=pl.String)),
+        rejected=pl.DataFrame(schema=REJECTED),
+        record=dataset.record,
+        split=(pl.DataFrame({"image_id": images["image_id"], "split": splits}), {"rule": "made up", "seed": 0}),
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from results import save
+from results import save, share_shards
 
-from landmarks.dataset.manifest import open_dataset
+from landmarks.dataset.manifest import REJECTED, open_dataset, write_dataset
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 FEW = 1_000
@@ -74,14 +74,18 @@ def first_of_selection(selection: Path, copy: Path, few: bool) -> Path:
 
 
 def first_of_dataset(data: Path, copy: Path, few: bool) -> Path:
-    """Make a dataset of the first images of another, or all of them, that refers to the other's shards."""
+    """Make a dataset of the first images of another, or all of them, with its shards."""
     dataset = open_dataset(data)
-    copy.mkdir()
-    shutil.copy(data / "labels.parquet", copy)
-    shutil.copy(data / "dataset.json", copy)
     images = dataset.images.head(FEW) if few else dataset.images
-    shards = str((data / "shards").resolve())
-    write_table(copy / "images.parquet", images.with_columns(shard=pl.lit(f"{shards}/") + pl.col("shard")))
+    share_shards(data, copy)
+    write_dataset(
+        copy,
+        verb="import",
+        images=images,
+        labels=dataset.labels,
+        rejected=pl.DataFrame(schema=REJECTED),
+        record=dataset.record,
+    )
     return copy
 
 

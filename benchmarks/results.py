@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,18 @@ sys.exit(status != 0)
 def landmarks(*arguments: object) -> list[str]:
     """Return the command line of a verb, for the `landmarks` installed beside this interpreter."""
     return [str(Path(sys.executable).parent / "landmarks"), *map(str, arguments)]
+
+
+def share_shards(data: Path, copy: Path) -> None:
+    """Give the dataset folder `copy` the shards of `data`, as hard links where both are on one disk."""
+
+    def link_or_copy(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+    shutil.copytree(data / "shards", copy / "shards", copy_function=link_or_copy)
 
 
 def machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from results import save
+from results import save, share_shards
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.models.network import build_network
@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=dataset.folder.parent) as place:
         copy = Path(place) / "data"
         shutil.copytree(dataset.folder, copy, ignore=shutil.ignore_patterns("features", "shards"))
-        (copy / "shards").symlink_to((dataset.folder / "shards").resolve())
+        share_shards(dataset.folder, copy)
         uncached = open_dataset(copy)
         val_rows = Rows(cached_features(network, uncached, val, machine=machine).values, np.arange(len(val)))
         started = time.perf_counter()
