@@ -23,7 +23,7 @@ from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
 from landmarks.recognition.eight_bit_weights import LARGE, with_eight_bit_weights
 from landmarks.recognition.export_graph import graph_parts, joined
-from landmarks.recognition.export_learning import Learning, learning_of, told
+from landmarks.recognition.export_learning import Learning, learning_of, note_learning
 from landmarks.recognition.export_verification import (
     EXACT,
     SMALL,
@@ -125,7 +125,7 @@ def export(
     kind = "int8" if int8 else "float16" if half else "float32"
     record = export_record(opened, recogniser, parts.maps, kind=kind)
     if carried is not None:
-        told(carried)
+        note_learning(carried)
         record["learning"] = carried.record
     learned_beside(out, read_export_record(json.dumps(record), str(out)))  # raises now rather than later
     if int8:

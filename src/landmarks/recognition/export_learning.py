@@ -1,8 +1,8 @@
-"""What an export carries so that landmarks can be added to it: a layer of its graph, and numbers in its record.
+"""What lets an export learn landmarks: a layer of its graph, and numbers in its record.
 
 The layer whitens directions along the axes of `kernel_density.py` and scores the run's landmarks there, by their means
-and by the density of remembered images; the record holds what learned ones are held against: validation images, and
-images of none of the landmarks. All of it follows from the gallery and takes a few megabytes at most.
+and by the density of remembered images. The record contains images that learned landmarks compete for: validation
+images, and images of none of the landmarks. Everything is computed from the gallery and takes a few megabytes at most.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run
 
 KEPT = 512
-"""Validation images, and images of other things, that the record holds, a byte a number."""
+"""Most validation images, and most images of other things, in the record, at one byte per number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Learning:
-    """What goes into an export: K landmarks, D axes."""
+    """What an export contains for learning; K landmarks, D axes."""
 
     neighbourhood: Neighbourhood
     centres: NDArray[np.float32]  # (K, D)
@@ -47,7 +47,7 @@ class Learning:
     record: dict[str, Any]
 
     def scores(self, images: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return `whitened` (N, D) and `trained_scores` (N, K) of directions (N, W), as the graph is to say them."""
+        """Return `whitened` (N, D) and `trained_scores` (N, K) of directions (N, W), as the graph computes them."""
         near = self.neighbourhood
         whitened = images.astype(np.float64) @ near.axes - near.origin
         scores = self.weights.discriminant * (whitened @ self.centres.T + self.bias)
@@ -57,7 +57,7 @@ class Learning:
 
 
 def learning_of(run: Run, recogniser: Recogniser) -> Learning:
-    """Return what an export of `run` needs to learn; raise `LandmarksError` where its dataset is needed and gone."""
+    """Return what an export of `run` needs for learning. Raises `LandmarksError` if the run's dataset is gone."""
     own = find_own_dataset(run)
     gallery = recogniser.gallery
     if gallery is None:
@@ -74,7 +74,7 @@ def learning_of(run: Run, recogniser: Recogniser) -> Learning:
 
 
 def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Learning:
-    """Return what an export needs to learn, of what its run remembers of its own images."""
+    """Return what an export needs for learning, from its run's gallery and validation images."""
     moments = class_moments(gallery.images, gallery.labels, classes)
     near = neighbourhood_of(moments, gallery.images, gallery.labels)
     if near is None:
@@ -90,8 +90,8 @@ def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Lea
     scores = weights.discriminant * discriminant + weights.density * densities
     logs = validation.logs.astype(np.float64)
     mean = np.logaddexp(log_softmax(logs, axis=1), log_softmax(scores, axis=1)) - np.log(2)
-    right = mean.argmax(axis=1) == validation.labels
-    alone = int((logs.argmax(axis=1) == validation.labels).sum())
+    correct = mean.argmax(axis=1) == validation.labels
+    correct_by_head = int((logs.argmax(axis=1) == validation.labels).sum())
     unknown = np.zeros((0, axes.shape[1]))
     if gallery.unknown is not None:
         images = gallery.unknown.images[sample(np.zeros(len(gallery.unknown.images), dtype=np.int64), KEPT)]
@@ -104,10 +104,10 @@ def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Lea
         "excess": excess,
         "concentration": CONCENTRATION,
         "most_offset": MAX_OFFSET,
-        "spare": max(0, int(right.sum()) - alone + int(MAX_LOST_SHARE * len(right))),
-        "validation": packed(whitened[right]),
-        "evidence": packed_floats(logsumexp(scores[right], axis=1)),
-        "best": packed_floats(mean[right].max(axis=1)),
+        "spare": max(0, int(correct.sum()) - correct_by_head + int(MAX_LOST_SHARE * len(correct))),
+        "validation": packed(whitened[correct]),
+        "evidence": packed_floats(logsumexp(scores[correct], axis=1)),
+        "best": packed_floats(mean[correct].max(axis=1)),
         "others": packed(unknown),
     }
     return Learning(near, centres.astype(np.float32), bias.astype(np.float32), weights, record)
@@ -116,17 +116,17 @@ def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Lea
 def _weights(
     discriminant: NDArray[np.floating], densities: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> Weights:
-    """Return what both scores count, as `closed_form.memory_of` chooses it."""
+    """Return the weights of both scores, chosen as in `closed_form.memory_of`."""
     scale, width = fit_scale(discriminant, labels).scale, fit_scale(densities, labels).scale
     logs = log_softmax(discriminant / scale, axis=1)
-    found = {share: fit_scale(logs + share * densities / width, labels) for share in DENSITY_SHARES}
-    share = min(found, key=lambda one: found[one].loss)
-    whole = found[share].scale
-    return Weights(1 / scale / whole, share / width / whole)
+    fits = {share: fit_scale(logs + share * densities / width, labels) for share in DENSITY_SHARES}
+    share = min(fits, key=lambda candidate: fits[candidate].loss)
+    total_scale = fits[share].scale
+    return Weights(1 / scale / total_scale, share / width / total_scale)
 
 
 class LearningScores(nn.Module):
-    """The layer: features (N, W) become `whitened` (N, D) and the `trained_scores` (N, K) of the run's landmarks."""
+    """The layer that computes `whitened` (N, D) and the `trained_scores` (N, K) of features (N, W)."""
 
     axes: Tensor
     origin: Tensor
@@ -146,15 +146,15 @@ class LearningScores(nn.Module):
         self.register_buffer("centres", torch.from_numpy(learning.centres.T.copy()))
         self.register_buffer("bias", torch.from_numpy(learning.bias))
         scales = np.maximum(np.abs(near.images).max(axis=1), 1e-6).astype(np.float32) / 127
-        whole = np.round(near.images.astype(np.float32) / scales[:, None]).astype(np.int8)
-        self.register_buffer("images", torch.from_numpy(whole.T.copy()))
+        integers = np.round(near.images.astype(np.float32) / scales[:, None]).astype(np.int8)
+        self.register_buffer("images", torch.from_numpy(integers.T.copy()))
         self.register_buffer("scales", torch.from_numpy(scales))
         self.register_buffer("members", torch.from_numpy(members_of(near.labels, classes)))
         counts = np.maximum(np.bincount(near.labels, minlength=classes), 1)
         self.register_buffer("counts", torch.from_numpy(counts.astype(np.float32)))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both of pooled features."""
+        """Return both, given pooled features."""
         whitened = self.directions(features.float()) @ self.axes - self.origin
         scores = self.weights.discriminant * (whitened @ self.centres + self.bias)
         if self.weights.density:
@@ -166,7 +166,7 @@ class LearningScores(nn.Module):
         return whitened, scores
 
 
-def told(learning: Learning) -> None:
-    """Say what an export that can learn carries for it."""
+def note_learning(learning: Learning) -> None:
+    """Print a note on what an export contains for learning."""
     count = len(learning.neighbourhood.labels)
     note(f"it can learn landmarks: {count} remembered images along {learning.record['width']} axes go with it")

@@ -1,8 +1,8 @@
-"""A network's backbone in fewer bits: eight for all that it computes, eight for its weights alone, or half precision.
+"""Quantising a backbone: activations and weights in 8 bits, weights alone in 8 bits, or weights in half precision.
 
-What is computed in eight bits is static, with one scale per output channel, seen on training images. Weights use seven
-of their eight bits there: processors without special instructions (AVX2) add products of pairs in sixteen bits, which
-full weights overflow, and every machine is to give the same answers.
+Activations are quantised statically, with scales from training images, and weights with one scale per output channel.
+Weights use only 7 of their 8 bits then: processors without special instructions (AVX2) add pairs of products in 16
+bits, which 8-bit weights would overflow, and every machine must give the same answers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from landmarks.recognition.eight_bit_weights import with_eight_bit_weights
 from landmarks.support.errors import LandmarksError
 
 CALIBRATED_ON = 64
-"""Training images that decide scales and rounding, and as many again that the outcome is judged by."""
+"""Training images that determine scales and rounding; as many others measure the result."""
 
 COMPUTED_ON = 0.02
-"""Where features lie farther off than this share of their length, in the mean, weights alone are in eight bits."""
+"""Largest mean relative distance of features with 8-bit activations; beyond it only weights are quantised."""
 
 QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "Clip", "Relu", "MaxPool", "Concat", "Mul")
 
@@ -38,56 +38,56 @@ ALL, WEIGHTS = "activations and weights", "weights"
 
 @dataclass(frozen=True)
 class Quantised:
-    """A backbone in eight bits: what is in them, and how far its features lie off on images of their own."""
+    """A quantised backbone, and the error of its features on images that were not used for calibration."""
 
     backbone: onnx.ModelProto
     what: str
     """`ALL` or `WEIGHTS`."""
     apart: float
-    """Mean distance of features, of their length."""
+    """Mean relative distance of its features from those of the original."""
     computed_apart: float
-    """The same with activations in eight bits too."""
+    """The same for the backbone with activations in 8 bits too."""
 
 
 MANY = 1024
-"""Numbers of a weight from which on half precision saves room."""
+"""Smaller weights stay in single precision, since half precision would save little."""
 
 
-class _Images:
-    """What onnxruntime reads its calibration images from."""
+class _CalibrationImages:
+    """onnxruntime's interface to calibration images."""
 
     def __init__(self, name: str, images: NDArray[np.float32]) -> None:
-        self.name, self.left = name, iter(images)
+        self.name, self.remaining = name, iter(images)
 
     def get_next(self) -> dict[str, Any] | None:
-        """Return the next image (1, 3, S, S) by the name of the input; None after the last."""
-        image = next(self.left, None)
+        """Return input name → the next image (1, 3, S, S); None after the last."""
+        image = next(self.remaining, None)
         return None if image is None else {self.name: image[None]}
 
 
 def quantised(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> Quantised:
-    """Return `backbone` in eight bits: activations too where its features bear that, weights alone elsewhere.
+    """Return `backbone` in 8 bits: activations and weights if its features tolerate that, otherwise weights alone.
 
-    The first half of normalised `images` (N, 3, S, S) decides scales and rounding, the second is asked about.
+    The first half of normalised `images` (N, 3, S, S) determines scales and rounding, the second measures the error.
     """
     half = max(1, len(images) // 2)
-    asked = images[half:] if len(images) > 1 else images
-    wanted = features_of(backbone, asked)
+    measured_on = images[half:] if len(images) > 1 else images
+    expected = features_of(backbone, measured_on)
 
-    def apart(model: onnx.ModelProto) -> float:
-        lengths = np.maximum(np.linalg.norm(wanted, axis=1), 1e-12)
-        return float((np.linalg.norm(features_of(model, asked) - wanted, axis=1) / lengths).mean())
+    def mean_distance(model: onnx.ModelProto) -> float:
+        lengths = np.maximum(np.linalg.norm(expected, axis=1), 1e-12)
+        return float((np.linalg.norm(features_of(model, measured_on) - expected, axis=1) / lengths).mean())
 
     computed = in_eight_bits(backbone, images[:half])
-    computed_apart = apart(computed)
+    computed_apart = mean_distance(computed)
     if computed_apart <= COMPUTED_ON:
         return Quantised(computed, ALL, computed_apart, computed_apart)
     stored = with_eight_bit_weights(backbone, images[:half])
-    return Quantised(stored, WEIGHTS, apart(stored), computed_apart)
+    return Quantised(stored, WEIGHTS, mean_distance(stored), computed_apart)
 
 
 def with_half_weights(part: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `part` of a graph with its weights in half precision; it computes in single precision as before."""
+    """Return `part` of a graph with its weights stored in half precision; it still computes in single precision."""
     model = onnx.ModelProto()
     model.CopyFrom(part)
     casts = []
@@ -108,18 +108,18 @@ def with_half_weights(part: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def in_eight_bits(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> onnx.ModelProto:
-    """Return `backbone` computing in eight bits, with scales from the extremes of `images`, averaged over them."""
+    """Return `backbone` with 8-bit activations and weights; scales are the extremes of `images`, averaged over them."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     options = {"CalibMovingAverage": True, "WeightSymmetric": True, "ForceQuantizeNoInputCheck": False}
     with tempfile.TemporaryDirectory() as folder, _silent():
-        given, path = Path(folder) / "given.onnx", Path(folder) / "quantised.onnx"
-        onnx.save_model(backbone, given)
+        source, target = Path(folder) / "source.onnx", Path(folder) / "quantised.onnx"
+        onnx.save_model(backbone, source)
         try:
             quantize_static(
-                given,
-                path,
-                _Images(backbone.graph.input[0].name, images),
+                source,
+                target,
+                _CalibrationImages(backbone.graph.input[0].name, images),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED),
                 per_channel=True,
@@ -131,16 +131,16 @@ def in_eight_bits(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> onn
             )
         except MemoryError:
             raise
-        except Exception as error:  # whatever a network has that the quantiser does not know
+        except Exception as error:  # anything in a network that the quantiser does not support
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise LandmarksError(
                 f"the network cannot be quantised ({reason})", way_out="export it without --int8"
             ) from error
-        return onnx.load(path)
+        return onnx.load(target)
 
 
 def features_of(backbone: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the features (N, C) that `backbone`, in ONNX, gives of normalised images."""
+    """Return the features (N, C) that the ONNX `backbone` computes from normalised images."""
     name, output = backbone.graph.input[0].name, backbone.graph.output[-1].name
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

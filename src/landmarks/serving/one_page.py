@@ -1,4 +1,4 @@
-"""An export as one HTML file that recognises without a server and without a network, opened from disk or anywhere."""
+"""An export as one HTML file that recognises images without a server or a connection, wherever it is opened."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from landmarks.support.files import digest_of, refuse_other_kind, written_whole
 from landmarks.support.places import Place
 
 RUNTIME = PARTS / "runtime.lock.json"
-"""Which onnxruntime-web lies inside: the last version with a wasm for one thread, which phones have the memory for."""
+"""The onnxruntime-web in a page: the last version with single-threaded wasm, for which phones have enough memory."""
 
 NEEDED = {"probabilities", "best", "known_score"}
-"""Outputs of an export that the page reads; `maps` are drawn where there are any."""
+"""Outputs of an export that a page requires; `maps` are optional."""
 
 
 @dataclass(frozen=True)
 class WrittenPage:
-    """A page, and what its bytes are for."""
+    """A written page, and the size of its parts."""
 
     path: Path
     bytes: int
     network_bytes: int
-    """Of the network, as it lies in the page."""
+    """Size of the network as stored in the page."""
     runtime_bytes: int
-    """Of onnxruntime, as it lies in the page."""
+    """Size of onnxruntime as stored in the page."""
 
 
 def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> WrittenPage:
-    """Write `page`, which holds the export `NAME.onnx` and all that answers with it; no image leaves it.
+    """Write `page`, which contains the export `NAME.onnx` and everything that answers with it; no image leaves it.
 
-    What the export was taught (`NAME.learned.json` beside it) goes along.
-    `runtime` is a folder with the pinned onnxruntime-web; without one it comes through the npm client, once. Raises
-    `LandmarksError` when `export` is none, or the runtime cannot be had.
+    Landmarks that the export has learned (`NAME.learned.json` beside it) are included. `runtime` is a folder with the
+    pinned onnxruntime-web; by default the npm client fetches it, once. Raises `LandmarksError` when `export` is not an
+    export, or the runtime is not available.
     """
     refuse_other_kind(page, ".html", ".htm")
     facts = facts_of(export)
@@ -68,68 +68,68 @@ def export_page(
 ) -> WrittenPage:
     """Write one HTML file that recognises images by itself, from a run (in eight bits) or from an export as it is.
 
-    A network that eight bits change too much is taken in half precision, with a note. `runtime` is as in
-    `write_page`, `data` and `learning` as in `landmarks.export`. Raises `LandmarksError` when the export or the runtime
-    cannot be had.
+    If 8 bits change the answers too much, the network is stored in half precision, with a note. `runtime` is as in
+    `write_page`, `data` and `learning` as in `landmarks.export`. Raises `LandmarksError` when the run cannot be
+    exported, or the runtime is not available.
     """
     page, runtime = Path(page), None if runtime is None else Path(runtime)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError("a page is one HTML file", received=page.name, expected="a name that ends with .html")
     if Path(run).suffix.lower() == ".onnx":
         return write_page(Path(run), page, runtime=runtime)
-    import landmarks  # which brings PyTorch only when it is asked for a run
+    import landmarks  # loads PyTorch only to export a run
 
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "network.onnx"
+        export = Path(folder) / "network.onnx"
         try:
-            landmarks.export(run, made, int8=True, data=data, learning=learning)
+            landmarks.export(run, export, int8=True, data=data, learning=learning)
         except DifferentAnswersError as error:
             note(f"in half precision, since: {error}")
-            landmarks.export(run, made, half=True, data=data, learning=learning)
-        return write_page(made, page, runtime=runtime)
+            landmarks.export(run, export, half=True, data=data, learning=learning)
+        return write_page(export, page, runtime=runtime)
 
 
 def facts_of(export: Path) -> PageFacts:
-    """Read what an export says about itself; raise `LandmarksError` when it is no export of ours."""
+    """Return the facts for a page from an export's metadata. Raises `LandmarksError` if it is not an export of ours."""
     try:
         session = onnxruntime.InferenceSession(export, providers=["CPUExecutionProvider"])
-        told = json.loads(session.get_modelmeta().custom_metadata_map["landmarks"])
-        outputs = {one.name for one in session.get_outputs()}
+        record = json.loads(session.get_modelmeta().custom_metadata_map["landmarks"])
+        outputs = {output.name for output in session.get_outputs()}
     except KeyError as error:
         raise LandmarksError(f"{export} says nothing about landmarks", expected=_EXPORT) from error
-    except Exception as error:  # onnxruntime raises its own kinds, none of which it makes public
+    except Exception as error:  # onnxruntime raises types that are not public
         raise LandmarksError(f"{export} cannot be opened ({str(error).splitlines()[0]})", expected=_EXPORT) from error
     if missing := NEEDED - outputs:
         raise LandmarksError(f"{export} does not answer {', '.join(sorted(missing))}", expected=_EXPORT)
-    return replace(page_facts(told), learned=_learned_beside(export, told))
+    return replace(page_facts(record), learned=_learned_beside(export, record))
 
 
-def _learned_beside(export: Path, told: dict[str, Any]) -> dict[str, str] | None:
-    """Return what an export was taught; None where that is nothing. Raises `LandmarksError` as reading does."""
-    beside = learned_file(export)
-    if not told.get("learning") or not beside.exists():
+def _learned_beside(export: Path, record: dict[str, Any]) -> dict[str, str] | None:
+    """Return what an export has learned; None if nothing. Raises `LandmarksError` if it cannot be read."""
+    file = learned_file(export)
+    if not record.get("learning") or not file.exists():
         return None
-    record = read_learning(told["learning"])
-    learned = read_learned_file(beside, record)
+    learning = read_learning(record["learning"])
+    learned = read_learned_file(file, learning)
     if not learned.names:
         return None
-    text = learned_text(learned, record.digest)
+    text = learned_text(learned, learning.digest)
     return {"text": text, "digest": digest_of(text)}
 
 
 _EXPORT = "a file that `landmarks export` wrote"
 
 
-def page_facts(told: dict[str, Any]) -> PageFacts:
-    """Return what a page says, of an export's metadata."""
-    labels = told["labels"]
-    threshold = told.get("threshold")
+def page_facts(record: dict[str, Any]) -> PageFacts:
+    """Return the facts for a page, from the record of an export."""
+    labels = record["labels"]
+    threshold = record.get("threshold")
     preprocessing, licence, credits, run = (
-        told.get(key) or {} for key in ("preprocessing", "licence", "credits", "run")
+        record.get(key) or {} for key in ("preprocessing", "licence", "credits", "run")
     )
-    size = int(told["image_size"])
+    size = int(record["image_size"])
     details = {
-        "Network": f"{told['backbone']}, {size} × {size} pixels",
+        "Network": f"{record['backbone']}, {size} × {size} pixels",
         "Its weights": f"licence {licence['weights']}" if licence.get("weights") else None,
         "Trained on": _trained_on(credits),
         "Run": " · ".join(str(run[key]) for key in ("name", "digest") if run.get(key)),
@@ -140,7 +140,7 @@ def page_facts(told: dict[str, Any]) -> PageFacts:
         threshold=None if threshold is None else float(threshold),
         image_size=size,
         crop=size / round(size / float(preprocessing.get("crop", 1))),
-        learning=told.get("learning"),
+        learning=record.get("learning"),
         details={name: str(text) for name, text in details.items() if text},
         authors=[str(name) for name in credits.get("authors") or ()],
         authors_in_all=int(credits.get("authors_in_all") or 0),
@@ -148,7 +148,7 @@ def page_facts(told: dict[str, Any]) -> PageFacts:
 
 
 def _trained_on(credits: dict[str, Any]) -> str | None:
-    """Return how many images of which licences a network learned from; None where that is not known."""
+    """Return the number and licences of the images that a network was trained on; None if not known."""
     if "images" not in credits:
         return None
     licences = ", ".join(f"{count:,} {licence}" for licence, count in (credits.get("licences") or {}).items())
@@ -156,10 +156,10 @@ def _trained_on(credits: dict[str, Any]) -> str | None:
 
 
 def with_readable_number(model: bytes) -> bytes:
-    """Return an ONNX file whose number of the file format (`ir_version`) the runtime in the page reads: 8 at most.
+    """Return an ONNX file with `ir_version` 8 at most, which the runtime in the page can read.
 
-    The runtime of a page is older than what writes exports, and refuses newer numbers before it looks at anything else.
-    Exports have opset 18, which came with number 8; what newer numbers added (ONNX, docs/IR.md) is not in them.
+    The runtime of a page is older than the software that writes exports, and refuses newer versions outright. Exports
+    have opset 18, which came with version 8, and use nothing that newer versions added (ONNX, docs/IR.md).
     """
     tag, number = 0x08, 8  # the first field of a ModelProto, a varint
     if len(model) < 2 or model[0] != tag or not number < model[1] < 0x80:
@@ -168,5 +168,5 @@ def with_readable_number(model: bytes) -> bytes:
 
 
 def packed_text(data: bytes) -> str:
-    """Return bytes as a page holds them: gzip, which browsers open by themselves, in base 85 without `<`."""
+    """Return bytes as a page stores them: gzip, which browsers can decompress, in base 85 without `<`."""
     return base64.b85encode(gzip.compress(data, 9, mtime=0)).decode().replace("<", ",")
