@@ -1,1 +1,1 @@
-"""The recipes that ship: each file holds PRETRAINED and FROM_SCRATCH, and says what it reaches."""
+"""The recipes that ship: each file defines PRETRAINED and FROM_SCRATCH, and says what accuracy it reaches."""

@@ -1,4 +1,4 @@
-"""For somebody in a hurry: frozen features and a head in closed form, no gradient step.
+"""The fastest: frozen features and a head in closed form, without a gradient step.
 
 landmarks train DATA -o RUN --recipe instant --weights tf_efficientnet_lite2.safetensors
 """
@@ -18,4 +18,4 @@ PRETRAINED = Recipe(
 )
 
 FROM_SCRATCH = None
-"""Features that nothing was learnt for are worth nothing, so there is no such recipe."""
+"""Features of random weights are useless, so this recipe cannot start from scratch."""

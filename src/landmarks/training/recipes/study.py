@@ -1,10 +1,10 @@
-"""The study's way, as far as it is known.
+"""The study's training, as far as it is known.
 
 Known: ImageNet weights; global average pooling, dense 512 with ReLU, dense softmax; phase one trains the head alone
 for 10 epochs with the backbone frozen; phase two trains everything at a small learning rate; augmentation by random
 crops, flips and colours; plain cross-entropy; the baseline and its two convolutions are trained from scratch. Not
-known, and set here to what Keras's own guide to fine-tuning uses: Adam, at 1e-3 for the head and from scratch and at
-1e-5 for everything, without a schedule, batches of 32.
+known, and set here as in Keras's guide to fine-tuning: Adam with a learning rate of 1e-3 for the head and from scratch
+and of 1e-5 for everything, without a schedule, in batches of 32.
 
     landmarks train DATA -o RUN --recipe study --backbone xception
 
