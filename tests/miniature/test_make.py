@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from landmarks.miniature.make import choose_landmarks, make_miniature, train_images
-from landmarks.miniature.shots import take
+from landmarks.miniature.shots import render_shot
 from landmarks.support.errors import UsageError
 
 
@@ -53,7 +53,7 @@ def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -
 def test_a_image_is_the_same_whichever_process_takes_it() -> None:
     shots = [image.shot for image in train_images(choose_landmarks(3, 1), 2, 64, 1)[:2]]
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        assert list(pool.map(take, reversed(shots))) == [take(shot) for shot in reversed(shots)]
+        assert list(pool.map(render_shot, reversed(shots))) == [render_shot(shot) for shot in reversed(shots)]
 
 
 def test_a_finished_miniature_is_left_as_it_is(miniature: Path) -> None:
@@ -134,7 +134,7 @@ def test_bursts_are_nearly_the_same_image() -> None:
     bursts: dict[str, list[np.ndarray]] = {}
     for image in images:
         bursts.setdefault(image.shot.stand, []).append(
-            np.asarray(Image.open(io.BytesIO(take(image.shot))).convert("L").resize((16, 16)), float)
+            np.asarray(Image.open(io.BytesIO(render_shot(image.shot))).convert("L").resize((16, 16)), float)
         )
     within = [np.abs(a - b).mean() for first in bursts.values() for a, b in pairwise(first)]
     firsts = [first[0] for first in bursts.values()]

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from landmarks.miniature.camera import camera_of, develop, rasterise
-from landmarks.miniature.metadata import NAMES, name_of
+from landmarks.miniature.metadata import NAMES, landmark_name
 from landmarks.miniature.monuments import KINDS, monument
-from landmarks.miniature.render import render
+from landmarks.miniature.render import render_scene
 from landmarks.miniature.scene import Ground, Scene, View, Weather, noise, scatter
 from landmarks.miniature.solids import Mesh, Paint, arch, ball, box, frustum, gable, lathe, moved
 
@@ -87,7 +87,7 @@ def test_every_kind_of_monument_stands_on_the_ground_and_fills_what_it_says(kind
 def test_a_box_throws_its_shadow_away_from_the_sun() -> None:
     scene = Scene(box(4, 4, 6, WHITE), Ground("sand"), NOON, None)
     above = View((0.0, -0.1, 40.0), (0.0, 0.0, 0.0), 1.0)
-    image = render(scene, above, 80, 80).mean(axis=2)
+    image = render_scene(scene, above, 80, 80).mean(axis=2)
     sunny, shady = image[40, 40 + 16], image[40, 40 - 8]  # the sun stands in the east, on the right
     assert shady < 0.6 * sunny
 
@@ -96,8 +96,8 @@ def test_water_mirrors_what_stands_at_it() -> None:
     red = Paint(0.8, 0.02, 0.02)
     view = View((0.0, -30.0, 2.0), (0.0, 0.0, 2.0), 1.0)
     ground = Ground("grass", water="sea", shore=-25.0, turn=np.pi / 2)
-    with_tower = render(Scene(box(4, 4, 8, red), ground, NOON, None), view, 60, 60)
-    without = render(Scene(moved(box(4, 4, 8, red), y=-90), ground, NOON, None), view, 60, 60)
+    with_tower = render_scene(Scene(box(4, 4, 8, red), ground, NOON, None), view, 60, 60)
+    without = render_scene(Scene(moved(box(4, 4, 8, red), y=-90), ground, NOON, None), view, 60, 60)
     below = (slice(38, 44), slice(28, 32))
     redness = (with_tower[..., 0] - with_tower[..., 2] - without[..., 0] + without[..., 2])[below]
     assert redness.mean() > 0.03
@@ -107,7 +107,7 @@ def test_night_is_darker_than_day_but_windows_are_lit() -> None:
     built = monument("cathedral", 0, 0)
     view = View((60.0, 0.0, 2.0), (0.0, 0.0, 12.0), 1.0)
     night = Weather(sun_azimuth=0.0, sun_elevation=-10.0, clouds=0.0, haze=0.03, drift=0.0)
-    day, dark = (render(Scene(built.mesh, Ground("grass"), at, None), view, 64, 48) for at in (NOON, night))
+    day, dark = (render_scene(Scene(built.mesh, Ground("grass"), at, None), view, 64, 48) for at in (NOON, night))
     assert dark.mean() < 0.5 * day.mean()
     assert dark.max() > 0.5
 
@@ -137,5 +137,5 @@ def test_noise_tiles_and_spreads_from_0_to_1() -> None:
 
 
 def test_names_never_repeat_however_many_landmarks_share_a_kind() -> None:
-    names = [name_of(kind, number) for kind in NAMES for number in range(40)]
+    names = [landmark_name(kind, number) for kind in NAMES for number in range(40)]
     assert len(set(names)) == len(names)

@@ -1,1 +1,1 @@
-"""The made-up world of the miniature archive: solids, monuments, what stands around them, light and cameras."""
+"""The made-up archive: rendered monuments with their surroundings, light and cameras, in the published layout."""

@@ -1,4 +1,4 @@
-"""From a scene to what a camera sees of it: triangles, lens, shadows, and the developed image."""
+"""The camera: rasterised triangles, lens, shadows, and the developed image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Hits:
-    """The pixels that a triangle covers, in the order of their position in the image."""
+    """The P pixels that triangles cover, in the order of their position in the image."""
 
     pixel: Integers
     """(P,) position y · width + x."""
@@ -39,13 +39,14 @@ class Hits:
 
 
 def rasterise(corners: Floats, keys: Floats, width: int, height: int) -> Hits:
-    """Return what every pixel of a `width` × `height` image sees of triangles.
+    """Return the nearest triangle at each pixel of a `width` × `height` image.
 
-    `corners` (T, 3, 3) are homogeneous image coordinates (x·w, y·w, w) and `keys` (T, 3) the corners' nearness divided
-    by w-free weights: ones for a perspective image (nearness is then 1 / depth), minus the depth where w is 1. The
-    image's y runs downwards; triangles whose corners a viewer sees run clockwise face away and are left out. Corners
-    may lie behind the camera (w ≤ 0). Method: edge functions in homogeneous coordinates (Olano & Greer, Triangle Scan
-    Conversion using 2D Homogeneous Coordinates, 1997), filled in spans of rows.
+    `corners` `(T, 3, 3)` are homogeneous image coordinates (x·w, y·w, w), with y downwards. `keys` `(T, 3)` determine
+    which triangle is nearest: ones for a perspective image (nearness is then 1 / depth), minus the depth where w is 1.
+    Triangles whose corners appear clockwise face away and are left out. Corners may be behind the camera (w ≤ 0).
+
+    Method: edge functions in homogeneous coordinates (Olano & Greer, Triangle Scan Conversion using 2D Homogeneous
+    Coordinates, 1997), filled in spans of rows.
     """
     edges, kept = _edge_functions(corners.astype(np.float64))
     triangle, row, first, last = _spans(edges, _bounds(corners[kept], width, height), width)
@@ -67,7 +68,7 @@ def rasterise(corners: Floats, keys: Floats, width: int, height: int) -> Hits:
 
 
 def _edge_functions(corners: Floats) -> tuple[Floats, Integers]:
-    """Return (K, 3, 3) functions of (x, y, 1), each positive on the inner side of one edge, and the rows kept."""
+    """Return functions of (x, y, 1), each positive inside one edge, `(K, 3, 3)`, and the rows of their triangles."""
     first, second, third = corners[:, 0], corners[:, 1], corners[:, 2]
     cross = np.stack([np.cross(second, third), np.cross(third, first), np.cross(first, second)], axis=1)
     determinant = np.einsum("tc,tc->t", first, cross[:, 0])
@@ -76,7 +77,7 @@ def _edge_functions(corners: Floats) -> tuple[Floats, Integers]:
 
 
 def _bounds(corners: Floats, width: int, height: int) -> Integers:
-    """Return (K, 2) the first row that a triangle may touch and the row after the last."""
+    """Return the first image row that each triangle may touch, and the row after the last, `(K, 2)`."""
     depth = corners[:, :, 2]
     y = corners[:, :, 1] / np.where(depth > 1e-6, depth, 1)
     behind = (depth <= 1e-6).any(axis=1)
@@ -88,7 +89,7 @@ def _bounds(corners: Floats, width: int, height: int) -> Integers:
 
 
 def _spans(edges: Floats, bounds: Integers, width: int) -> tuple[Integers, Integers, Integers, Integers]:
-    """Return triangle, row, first and last x of every stretch of a row whose pixel centres lie in a triangle."""
+    """Return triangle, row, first and last x of every span of pixels whose centres are in a triangle."""
     rows = np.maximum(bounds[:, 1] - bounds[:, 0], 0)
     triangle = np.repeat(np.arange(len(rows)), rows)
     row = np.arange(len(triangle)) - np.repeat(np.cumsum(rows) - rows, rows) + bounds[triangle, 0]
@@ -108,17 +109,17 @@ def _spans(edges: Floats, bounds: Integers, width: int) -> tuple[Integers, Integ
 
 
 def _weights(edges: Floats, x: Floats, y: Floats) -> Floats:
-    """Return (3, P) how near each corner of its triangle (P, 3, 3) a point of the image lies; they sum to 1."""
+    """Return the barycentric weights, `(3, P)`, of image points in triangles with the edge functions `(P, 3, 3)`."""
     inside = [edges[:, corner, 0] * x + edges[:, corner, 1] * y + edges[:, corner, 2] for corner in range(3)]
     return (np.stack(inside) / (inside[0] + inside[1] + inside[2])).astype(np.float32)
 
 
-# ── From the camera to the world and back: rays through pixels, and where on the image a point falls ──────────────
+# ── Rays through pixels, and the projection of points to the image ──────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What some pixels look at."""
+    """The points that P pixels look at."""
 
     points: Floats
     """(3, P) in metres"""
@@ -130,7 +131,7 @@ class Sight:
     """(P,) metres along the camera's axis"""
 
     pixel: Floats
-    """(P,) how many metres a pixel covers there; patterns finer than that are not drawn"""
+    """(P,) metres that a pixel covers there; finer patterns are not drawn"""
 
     def of(self, chosen: NDArray[Any]) -> Sight:
         """Return the sight of some of the pixels."""
@@ -153,37 +154,37 @@ class Lens:
         """(3, P) of length 1 along the camera's axis"""
 
     def meet(self, corners: Floats) -> Hits:
-        """Return which of the triangles (T, 3, 3) each pixel sees."""
-        seen = (corners - self.position) @ self.axes.T
-        depth = seen[..., 2]
-        x = seen[..., 0] * self.focal + depth * (self.width / 2)
-        y = seen[..., 1] * self.focal + depth * (self.height / 2)
+        """Return which of the triangles `(T, 3, 3)` each pixel hits."""
+        from_camera = (corners - self.position) @ self.axes.T
+        depth = from_camera[..., 2]
+        x = from_camera[..., 0] * self.focal + depth * (self.width / 2)
+        y = from_camera[..., 1] * self.focal + depth * (self.height / 2)
         return rasterise(np.stack([x, y, depth], axis=-1), np.ones_like(depth), self.width, self.height)
 
     def sight(self, pixels: NDArray[Any], depth: Floats) -> Sight:
-        """Return what `pixels` look at, when they look as far as `depth`."""
+        """Return the points that `pixels` look at, at a distance of `depth`."""
         rays = self.rays[:, pixels]
         direction = rays / np.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
         return Sight(rays * depth + self.position[:, None], direction, depth, depth / np.float32(self.focal))
 
     def ground(self) -> tuple[NDArray[Any], Floats]:
-        """Return the pixels that look below the horizon, and how far away the ground is there."""
+        """Return the pixels below the horizon, and the depth of the ground there."""
         below = np.flatnonzero(self.rays[2] < -1e-3)
         return below, -self.position[2] / self.rays[2, below]
 
 
-# Cameras and what they do to light: exposure, colour, blur, grain, JPEG, and the way up that is only noted in EXIF.
+# ── Developing an image: exposure, colour, blur, grain, JPEG, and the orientation in EXIF ───────────────────────────
 
 
 ASPECTS = ((4, 3), (3, 2), (16, 9), (1, 1))
 ORIENTATION_TAG = 0x0112
 TURNED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-"""EXIF orientation → how the stored image is turned against the upright one."""
+"""EXIF orientation → the transposition from the upright image to the stored one."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One photographer's camera and habits."""
+    """An author's camera and habits."""
 
     aspect: tuple[int, int]
     exposure: float
@@ -196,11 +197,11 @@ class Camera:
     quality: int
     notes_orientation: bool
     monochrome: float
-    """share of the images that are made brown or grey"""
+    """share of images that are made sepia or grey"""
 
 
 def camera_of(author: str, seed: int) -> Camera:
-    """Return the camera of an author; the same author always has the same."""
+    """Return the camera of an author, who always uses the same one."""
     rng = generator(seed, "camera", author)
     return Camera(
         aspect=ASPECTS[rng.choice(4, p=[0.5, 0.3, 0.12, 0.08])],
@@ -218,13 +219,13 @@ def camera_of(author: str, seed: int) -> Camera:
 
 
 def format_of(camera: Camera, size: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Return width and height in pixels, the longer side `size`; now and then upright."""
+    """Return width and height in pixels, with `size` the longer side, sometimes in portrait orientation."""
     short = round(size * camera.aspect[1] / camera.aspect[0])
     return (short, size) if rng.random() < 0.26 else (size, short)
 
 
 def develop(light: Floats, camera: Camera, rng: np.random.Generator) -> bytes:
-    """Return the JPEG that a camera makes of (H, W, 3) linear light."""
+    """Return the JPEG that a camera makes of linear light, `(H, W, 3)`."""
     height, width = light.shape[:2]
     mean = max(float(light.mean()), 1e-3)
     gain = 0.31 / mean * min(1.0, mean / 0.14) ** 0.5 * 2 ** float(camera.exposure + rng.normal(0, 0.16))
@@ -245,19 +246,19 @@ def develop(light: Floats, camera: Camera, rng: np.random.Generator) -> bytes:
     blur = camera.softness * 0.7 + (float(rng.uniform(0.5, 1.1)) if rng.random() < 0.07 else 0)
     if blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(blur))
-    return _stored(image, camera, rng)
+    return _encode(image, camera, rng)
 
 
 def _film(light: Floats) -> Floats:
-    """Return light from 0 up as tones from 0 to 1, deep in the shadows and gentle in the highlights.
+    """Return light from 0 up as tones from 0 to 1, with deep shadows and soft highlights.
 
     Source: Narkowicz, ACES Filmic Tone Mapping Curve, 2015.
     """
     return np.clip(light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1)
 
 
-def _stored(image: Image.Image, camera: Camera, rng: np.random.Generator) -> bytes:
-    """Return the image as JPEG; upright ones of some cameras lie on their side, with a note in EXIF."""
+def _encode(image: Image.Image, camera: Camera, rng: np.random.Generator) -> bytes:
+    """Return the image as JPEG; some cameras store portrait images rotated, with the orientation in EXIF."""
     exif = Image.Exif()
     if camera.notes_orientation and image.height > image.width:
         orientation = int(rng.choice([6, 6, 8]))
@@ -273,14 +274,14 @@ def _stored(image: Image.Image, camera: Camera, rng: np.random.Generator) -> byt
     return file.getvalue()
 
 
-# ── What the sun sees, to know which points lie in shade ────────────────────────────────────────────────────────────
+# ── Shadows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 SHADOW_PIXELS = 288
 
 
 class Shadows:
-    """What the sun sees: depths on a square map around the scene, to look up whether a point lies in shade."""
+    """A shadow map: the depths of the scene as seen from the sun, by which a point is found to be in shade."""
 
     def __init__(self, scene: Scene) -> None:
         sun = scene.weather.towards_sun.astype(float)
@@ -300,7 +301,7 @@ class Shadows:
         self.depth[hits.pixel] = hits.nearness
 
     def light(self, points: Floats) -> Floats:
-        """Return (P,) how much of the sun reaches points (3, P), 0 to 1, soft over two pixels of the map."""
+        """Return how much of the sun reaches points `(3, P)`, from 0 to 1, `(P,)`; shadow edges are two pixels soft."""
         axes = self.axes
         x = (axes[0, 0] * points[0] + axes[0, 1] * points[1] + axes[0, 2] * points[2] - self.low[0]) * self.scale
         y = (

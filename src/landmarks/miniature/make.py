@@ -1,4 +1,4 @@
-"""A whole archive in miniature: made-up landmarks photographed by made-up people, in the published layout."""
+"""Make a miniature archive in the published layout: rendered images of made-up landmarks by made-up authors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.miniature.metadata import AUTHORS, name_of, write_metadata
+from landmarks.miniature.metadata import AUTHORS, landmark_name, write_metadata
 from landmarks.miniature.monuments import KINDS
-from landmarks.miniature.shots import Shot, take
+from landmarks.miniature.shots import Shot, render_shot
 from landmarks.support.console import Advance, note, progress
 from landmarks.support.errors import UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
@@ -25,16 +25,16 @@ from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
 
 IMAGES_PER_TAR = 340
-WORTH_PROCESSES = 80
-"""Images from which on it pays to start other processes."""
+MIN_IMAGES_FOR_PROCESSES = 80
+"""With fewer images, starting other processes takes longer than it saves."""
 
 FAULTS = ("cut off", "not an image")
-"""What is wrong with two files of the train set: a JPEG that ends too soon, and a text named .jpg."""
+"""The faults of two files in the train set: a truncated JPEG, and a text named .jpg."""
 
 
 @dataclass(frozen=True)
-class Landmark:
-    """A landmark of the miniature: the archive's integer, its kind and which one of that kind, its name."""
+class MadeUpLandmark:
+    """A landmark of the miniature: its id, its kind, its number among those of the kind, and its name."""
 
     id: int
     kind: str
@@ -44,7 +44,7 @@ class Landmark:
 
 @dataclass(frozen=True)
 class MadeUpImage:
-    """An image of the miniature: how it is taken, what it is said to show, and what is wrong with its file."""
+    """An image of the miniature: its shot, the ids of its landmarks, and the fault of its file."""
 
     shot: Shot
     landmarks: tuple[int, ...]
@@ -61,18 +61,18 @@ def make_miniature(
     size: int = 160,
     seed: int = 0,
 ) -> Path:
-    """Write a mirror with `landmarks` made-up landmarks to `folder` and return it; the same seed, the same bytes.
+    """Write a mirror with `landmarks` made-up landmarks to `folder` and return it; a seed always gives the same bytes.
 
-    `images` is the mean number of train images of a landmark; the test set has a fifth of it and
-    `unknown` images of nothing in particular. `size` is the images' longer side in pixels. A folder that
-    already holds this very miniature is left as it is.
+    `images` is the mean number of train images per landmark; the test set has a fifth of it, and `unknown` images of no
+    landmark. `size` is the longer side of the images in pixels. A folder that already holds the same miniature is left
+    unchanged.
     """
-    _check(landmarks=landmarks, images=images, size=size)
-    whole = {"landmarks": landmarks, "images": images, "unknown": unknown, "size": size, "seed": seed}
+    _require_positive(landmarks=landmarks, images=images, size=size)
+    settings = {"landmarks": landmarks, "images": images, "unknown": unknown, "size": size, "seed": seed}
     folder = Path(folder)
     with held(folder):
-        marker = folder / "miniature.json"
-        if marker.exists() and read_record(marker)["inputs"] == digest_of(whole):
+        record_file = folder / "miniature.json"
+        if record_file.exists() and read_record(record_file)["inputs"] == digest_of(settings):
             return folder
         known = choose_landmarks(landmarks, seed)
         train = train_images(known, images, size, seed)
@@ -82,69 +82,68 @@ def make_miniature(
             _write_tars(folder, "train", train, render_all, advance)
             _write_tars(folder, "test", test, render_all, advance)
         write_metadata(folder, known, train, test, seed)
-        write_record(marker, whole, verb="demo", inputs=digest_of(whole))
+        write_record(record_file, settings, verb="demo", inputs=digest_of(settings))
         note(f"miniature: {len(train)} train and {len(test)} test images of {landmarks} landmarks in {folder}")
     return folder
 
 
-def _check(**at_least_one: int) -> None:
-    for name, value in at_least_one.items():
+def _require_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
         if value < 1:
             raise UsageError(f"{name} is too small", received=value, expected="1 or more")
 
 
-def choose_landmarks(count: int, seed: int) -> list[Landmark]:
-    """Return `count` landmarks sorted by id; about a sixth of them share their kind with another one."""
+def choose_landmarks(count: int, seed: int) -> list[MadeUpLandmark]:
+    """Return `count` landmarks sorted by id, about a sixth of which share their kind with another."""
     rng = generator(seed, "landmarks")
     kinds = [str(kind) for kind in rng.permutation(sorted(KINDS))][: max(1, math.ceil(0.84 * count))]
     ids = rng.choice(203_094, size=count, replace=False)
-    made = [(kinds[i % len(kinds)], i // len(kinds)) for i in range(count)]
-    return sorted(
-        (Landmark(int(id), kind, number, name_of(kind, number)) for id, (kind, number) in zip(ids, made, strict=True)),
-        key=lambda landmark: landmark.id,
-    )
+    result = []
+    for position, id in enumerate(ids):
+        kind, number = kinds[position % len(kinds)], position // len(kinds)
+        result.append(MadeUpLandmark(int(id), kind, number, landmark_name(kind, number)))
+    return sorted(result, key=lambda landmark: landmark.id)
 
 
-def train_images(known: Sequence[Landmark], mean: int, size: int, seed: int) -> list[MadeUpImage]:
-    """Return the train set in the order of its TARs: 0.6 to 1.5 times `mean` of each landmark, two files broken."""
+def train_images(known: Sequence[MadeUpLandmark], mean: int, size: int, seed: int) -> list[MadeUpImage]:
+    """Return the train set in the order of its TARs: 0.6 to 1.5 times `mean` images per landmark, two with a fault."""
     rng = generator(seed, "train")
     spread = np.linspace(0.6, 1.5, len(known)) if len(known) > 1 else np.ones(1)
     counts = np.maximum(1, np.round(rng.permutation(spread) * mean / spread.mean()).astype(int))
-    taken = [
+    images = [
         MadeUpImage(shot, (landmark.id,))
         for landmark, count in zip(known, counts, strict=True)
         for shot in _album(("train", landmark.id), ((landmark.kind, landmark.number),), int(count), size, seed)
     ]
-    order = [taken[i] for i in rng.permutation(len(taken))]
-    for fault, place in zip(
-        FAULTS, rng.choice(len(order), size=min(len(FAULTS), len(order)), replace=False), strict=False
-    ):
-        order[place] = replace(order[place], fault=fault)
-    return order
+    images = [images[i] for i in rng.permutation(len(images))]
+    faulty = rng.choice(len(images), size=min(len(FAULTS), len(images)), replace=False)
+    for fault, position in zip(FAULTS, faulty, strict=False):
+        images[position] = replace(images[position], fault=fault)
+    return images
 
 
-def test_images(known: Sequence[Landmark], mean: int, unknown: int, size: int, seed: int) -> list[MadeUpImage]:
-    """Return the test set: a fifth of `mean` of each landmark, some with a second one behind, and `unknown`."""
+def test_images(known: Sequence[MadeUpLandmark], mean: int, unknown: int, size: int, seed: int) -> list[MadeUpImage]:
+    """Return the test set: `mean` / 5 images per landmark, some with a second one behind it, and `unknown` others."""
     rng = generator(seed, "test")
-    taken = []
+    images = []
     for landmark in known:
-        seen: tuple[tuple[str, int], ...] = ((landmark.kind, landmark.number),)
-        for number, shot in enumerate(_album(("test", landmark.id), seen, max(1, mean // 5), size, seed)):
+        first: tuple[tuple[str, int], ...] = ((landmark.kind, landmark.number),)
+        for number, shot in enumerate(_album(("test", landmark.id), first, max(1, mean // 5), size, seed)):
             second = known[int(rng.integers(len(known)))]
             if number % 12 == 5 and second.id != landmark.id:
-                both = replace(shot, landmarks=(*seen, (second.kind, second.number)))
-                taken.append(MadeUpImage(both, tuple(sorted((landmark.id, second.id)))))
+                both = replace(shot, landmarks=(*first, (second.kind, second.number)))
+                images.append(MadeUpImage(both, tuple(sorted((landmark.id, second.id)))))
             else:
-                taken.append(MadeUpImage(shot, (landmark.id,)))
-    taken += [MadeUpImage(shot, ()) for shot in _album(("test", "others"), (), unknown, size, seed)]
-    usage = ["Public" if share < 0.35 else "Private" for share in rng.random(len(taken))]
-    return [replace(taken[i], usage=usage[i]) for i in rng.permutation(len(taken))]
+                images.append(MadeUpImage(shot, (landmark.id,)))
+    images += [MadeUpImage(shot, ()) for shot in _album(("test", "others"), (), unknown, size, seed)]
+    usage = ["Public" if share < 0.35 else "Private" for share in rng.random(len(images))]
+    return [replace(images[i], usage=usage[i]) for i in rng.permutation(len(images))]
 
 
 def _album(
     key: tuple[object, ...], landmarks: tuple[tuple[str, int], ...], count: int, size: int, seed: int
 ) -> Iterator[Shot]:
-    """Yield `count` images by several authors, each of whom comes once or twice and takes bursts now and then."""
+    """Yield `count` shots by several authors, each of whom makes one or more visits and takes bursts now and then."""
     rng = generator(seed, "album", *map(str, key))
     author, visit, stand = "", "", ""
     for number in range(count):
@@ -152,7 +151,7 @@ def _album(
             author = AUTHORS[rng.integers(len(AUTHORS))]
             visit = stand = f"{key} {number}"
         elif rng.random() < 0.3 and landmarks:
-            pass  # a burst: the same stand once more
+            pass  # a burst: the same standpoint again
         elif rng.random() < 0.45:
             visit = stand = f"{key} {number}"
         else:
@@ -163,47 +162,47 @@ def _album(
 
 @contextlib.contextmanager
 def _renderers(images: int) -> Iterator[Callable[[Sequence[Shot]], Iterator[bytes]]]:
-    """Yield what takes images in order: several processes, or this one where starting others takes longer."""
+    """Yield a function that renders shots in order, in several processes if there are enough images."""
     processors = usable_processors()
-    if images < WORTH_PROCESSES or processors == 1:
-        yield lambda shots: map(take, shots)
+    if images < MIN_IMAGES_FOR_PROCESSES or processors == 1:
+        yield lambda shots: map(render_shot, shots)
         return
     with ProcessPoolExecutor(processors, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda shots: pool.map(take, shots, chunksize=8)
+        yield lambda shots: pool.map(render_shot, shots, chunksize=8)
 
 
 def _write_tars(
     folder: Path,
     name: str,
-    taken: Sequence[MadeUpImage],
+    images: Sequence[MadeUpImage],
     render_all: Callable[[Sequence[Shot]], Iterator[bytes]],
     advance: Advance,
 ) -> None:
-    """Write one set's TARs and the MD5 file of each."""
-    count = max(1, math.ceil(len(taken) / IMAGES_PER_TAR))
+    """Write the TARs of one set, and the MD5 file of each."""
+    count = max(1, math.ceil(len(images) / IMAGES_PER_TAR))
     for number in range(count):
-        part = taken[number::count]
-        jpegs = render_all([image.shot for image in part])
+        images_of_tar = images[number::count]
+        jpegs = render_all([image.shot for image in images_of_tar])
         path = folder / name / f"images_{number:03d}.tar"
-        with written_whole(path) as aside:
-            _write_tar(aside, part, jpegs, advance)
-            md5 = hashlib.md5(aside.read_bytes(), usedforsecurity=False).hexdigest()
-        with written_whole(folder / "md5sum" / name / f"md5.images_{number:03d}.txt") as aside:
-            aside.write_text(f"{md5}  images_{number:03d}.tar\n", encoding="ascii")
+        with written_whole(path) as temporary:
+            _write_tar(temporary, images_of_tar, jpegs, advance)
+            md5 = hashlib.md5(temporary.read_bytes(), usedforsecurity=False).hexdigest()
+        with written_whole(folder / "md5sum" / name / f"md5.images_{number:03d}.txt") as temporary:
+            temporary.write_text(f"{md5}  images_{number:03d}.tar\n", encoding="ascii")
 
 
-def _write_tar(path: Path, part: Sequence[MadeUpImage], jpegs: Iterable[bytes], advance: Advance) -> None:
+def _write_tar(path: Path, images: Sequence[MadeUpImage], jpegs: Iterable[bytes], advance: Advance) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for image, jpeg in zip(part, jpegs, strict=True):
+        for image, jpeg in zip(images, jpegs, strict=True):
             image_id = image.shot.id
-            data = _damaged(jpeg, image.fault)
+            data = _with_fault(jpeg, image.fault)
             member = tarfile.TarInfo(f"{image_id[0]}/{image_id[1]}/{image_id[2]}/{image_id}.jpg")
             member.size, member.mtime, member.mode = len(data), 1_556_668_800, 0o644
             tar.addfile(member, io.BytesIO(data))
             advance(1)
 
 
-def _damaged(jpeg: bytes, fault: str) -> bytes:
+def _with_fault(jpeg: bytes, fault: str) -> bytes:
     if fault == "cut off":
         return jpeg[: len(jpeg) * 2 // 3]
     if fault == "not an image":

@@ -1,4 +1,4 @@
-"""What the miniature's CSV files tell: names, authors, licences and categories."""
+"""The metadata of the miniature: names, authors, licences and categories, written as the archive's CSV files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from landmarks.support.files import written_whole
 from landmarks.support.seeds import generator
 
 if TYPE_CHECKING:
-    from landmarks.miniature.make import Landmark, MadeUpImage
+    from landmarks.miniature.make import MadeUpImage, MadeUpLandmark
 
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -37,7 +37,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "campanile": ("Campanile dei Sette Sospiri", "Torre del Reloj Perdido", "Bell Tower of Saint Ottilie, Middlewater"),
     "stone circle": ("The Nine Gossips", "Cerrig y Wennol", "Steinkreis von Alt-Mönkebüll, Nord"),
 }
-"""Each kind's names, in the order in which landmarks of that kind are made."""
+"""Names of each kind, in the order of the landmarks' numbers."""
 
 SUPERCATEGORIES = {
     "temple": "Temple",
@@ -76,33 +76,38 @@ LICENSES = (
 _NUMERALS = ("", " II", " III", " IV", " V", " VI", " VII", " VIII", " IX", " X")
 
 
-def name_of(kind: str, number: int) -> str:
-    """Return the name of the landmark of this kind, `number` counting from 0; names repeat with a numeral."""
+def landmark_name(kind: str, number: int) -> str:
+    """Return the name of landmark `number` of a kind, counting from 0; names are repeated with a numeral."""
     names = NAMES[kind]
-    again = number // len(names)
-    return names[number % len(names)] + (_NUMERALS[again] if again < len(_NUMERALS) else f" {again + 1}")
+    repetition = number // len(names)
+    numeral = _NUMERALS[repetition] if repetition < len(_NUMERALS) else f" {repetition + 1}"
+    return names[number % len(names)] + numeral
 
 
 def category_url(name: str) -> str:
-    """Return the address of the category of this name, percent-encoded as the archive has it: commas stay."""
+    """Return the URL of the category with this name, percent-encoded as in the archive, which keeps commas."""
     return "http://commons.wikimedia.org/wiki/Category:" + quote(name.replace(" ", "_"), safe="_,()'-")
 
 
-# ── The CSV files that go with the miniature's images, written as the archive writes them ──────────────────────
+# ── The CSV files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write_metadata(
-    folder: Path, known: Sequence[Landmark], train: Sequence[MadeUpImage], test: Sequence[MadeUpImage], seed: int
+    folder: Path, known: Sequence[MadeUpLandmark], train: Sequence[MadeUpImage], test: Sequence[MadeUpImage], seed: int
 ) -> None:
-    """Write every CSV of the published layout: landmarks, images, their authors and the recognition solution."""
+    """Write all CSV files of the published layout: of the images, authors, landmarks, and the recognition solution."""
     names = {landmark.id: landmark.name for landmark in known}
     rng = generator(seed, "metadata")
     shuffled = [train[i] for i in rng.permutation(len(train))]
     titles = {image.shot.id: _title(names[image.landmarks[0]], image.shot.id) for image in train}
     metadata = folder / "metadata"
     _write(metadata / "train.csv", ["id", "url", "landmark_id"], (
-        (p.shot.id, _url(titles[p.shot.id], "http" if rng.random() < 0.3 else "https"), p.landmarks[0])
-        for p in shuffled
+        (
+            image.shot.id,
+            _url(titles[image.shot.id], "http" if rng.random() < 0.3 else "https"),
+            image.landmarks[0],
+        )
+        for image in shuffled
     ))  # fmt: skip
     _write(metadata / "train_attribution.csv", ["id", "url", "author", "license", "title"], (
         (
@@ -136,8 +141,8 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    with written_whole(path) as aside:
-        aside.write_text(text.getvalue(), encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _title(name: str, image_id: str) -> str:
@@ -148,14 +153,17 @@ def _url(title: str, scheme: str) -> str:
     return f"{scheme}://upload.wikimedia.org/wikipedia/commons/{quote(title.replace(' ', '_'), safe='_')}"
 
 
-def _clean_rows(known: Sequence[Landmark], images: Sequence[MadeUpImage], clean: set[str]) -> Iterable[tuple[int, str]]:
+def _clean_rows(
+    known: Sequence[MadeUpLandmark], images: Sequence[MadeUpImage], clean: set[str]
+) -> Iterable[tuple[int, str]]:
     for landmark in known:
-        ids = [p.shot.id for p in images if p.landmarks[0] == landmark.id and p.shot.id in clean]
+        of_landmark = [image.shot.id for image in images if image.landmarks[0] == landmark.id]
+        ids = [id for id in of_landmark if id in clean]
         if ids:
             yield landmark.id, " ".join(ids)
 
 
-def _hierarchy(landmark: Landmark) -> tuple[int, str, str, str, str]:
+def _hierarchy(landmark: MadeUpLandmark) -> tuple[int, str, str, str, str]:
     supercategory = SUPERCATEGORIES[landmark.kind]
     return (
         landmark.id,

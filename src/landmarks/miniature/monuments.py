@@ -31,8 +31,8 @@ from landmarks.miniature.solids import (
     dome,
     frustum,
     gable,
-    joined,
     lathe,
+    merged,
     moved,
     on_four_sides,
     pane,
@@ -69,7 +69,7 @@ def pagoda(own: Character) -> Mesh:
         parts.append(moved(lathe([*under, *eaves[1:]], 4, own.roof, smooth=False), z=z + high - 0.9))
         z, wide = z + high + 0.9, wide * 0.86
     tip = [(0.5, 0), (0.25, 1), (0.9, 1.3), (0.2, 1.6), (0.8, 2.4), (0.2, 2.7), (0.6, 3.4), (0.15, 3.7), (0, 7)]
-    return joined([*parts, moved(lathe(tip, 8, ROOFS["gold"]), z=z - 0.6)])
+    return merged([*parts, moved(lathe(tip, 8, ROOFS["gold"]), z=z - 0.6)])
 
 
 def obelisk(own: Character) -> Mesh:
@@ -81,14 +81,14 @@ def obelisk(own: Character) -> Mesh:
     parts.append(moved(frustum((3.8, 3.8), (2.3, 2.3), tall, own.stone), z=7.1))
     parts.append(moved(frustum((2.3, 2.3), (0.1, 0.1), 3, ROOFS["gold"]), z=7.1 + tall))
     parts.append(moved(on_four_sides(pane(0, 4.4, 3, 2, Paint(*own.roof[:3]), out=2.8)), z=0))
-    guard = joined(
+    guard = merged(
         [
             box(3.4, 1.8, 1.4, STONES["granite"]),
             moved(ball(0.9, 1.9, own.roof, stretch=0.9), x=-0.4),
             moved(ball(0.65, 3.0, own.roof), x=0.7),
         ]
     )
-    return joined([*parts, around(4, 9.2, lambda _: guard, np.pi / 4)])
+    return merged([*parts, around(4, 9.2, lambda _: guard, np.pi / 4)])
 
 
 def lighthouse(own: Character) -> Mesh:
@@ -108,7 +108,7 @@ def lighthouse(own: Character) -> Mesh:
     parts.append(moved(lathe([(2.0, 0), (1.5, 0.8), (0.3, 1.6), (0.2, 2.6), (0, 3.4)], 14, band), z=z + 3.4))
     for i in range(3):
         parts.append(moved(pane(0, 6 + 6.5 * own.slim * i, 0.9, 1.5, WINDOW, out=3.25 - 0.28 * i)))
-    house = joined(
+    house = merged(
         [
             box(7, 5, 3.2, WHITE),
             moved(gable(7.8, 5.8, 2.4, own.roof, WHITE), z=3.2),
@@ -117,7 +117,7 @@ def lighthouse(own: Character) -> Mesh:
             moved(box(0.8, 0.8, 2, STONES["brick"]), 2, 0, 4.6),
         ]
     )
-    return joined([*parts, moved(house, 5.2, 3.0, 1.6)])
+    return merged([*parts, moved(house, 5.2, 3.0, 1.6)])
 
 
 def windmill(own: Character) -> Mesh:
@@ -139,9 +139,9 @@ def windmill(own: Character) -> Mesh:
     cloth = [[0.2, 0, 1.7], [2.0, 0, 1.7], [2.0, 0, 10.1], [0.2, 0, 10.1]]
     canvas = Paint(0.72, 0.66, 0.52)
     sail += [sheet(cloth, canvas)]
-    wheel = joined([tilted(joined(sail), 0.35 + i * np.pi / 2) for i in range(4)])
+    wheel = merged([tilted(merged(sail), 0.35 + i * np.pi / 2) for i in range(4)])
     hub = beam((0, 1.5, 0), (0, -1.6, 0), 1.0, WOOD)
-    return joined([*parts, moved(joined([moved(wheel, y=-1.0), hub]), y=-3.9, z=tall + 1.2)])
+    return merged([*parts, moved(merged([moved(wheel, y=-1.0), hub]), y=-3.9, z=tall + 1.2)])
 
 
 def iron_tower(own: Character) -> Mesh:
@@ -161,14 +161,14 @@ def iron_tower(own: Character) -> Mesh:
     angles = np.linspace(np.pi, 0, 9)
     curve = [(8.6 * np.cos(t), -9.6 + 1.6 * np.sin(t), 1.2 + 6.4 * np.sin(t)) for t in angles]
     side += [beam(start, end, 0.5, iron) for start, end in pairwise(curve)]
-    parts = [on_four_sides(joined(side))]
+    parts = [on_four_sides(merged(side))]
     parts += [moved(box(2 * spread[i] + 2.2, 2 * spread[i] + 2.2, 1.2, iron), z=heights[i]) for i in (1, 2, 4)]
     parts += [
         moved(dome(1.4, heights[5], own.roof, sides=10)),
         beam((0, 0, heights[5]), (0, 0, heights[5] + 7), 0.3, iron),
     ]
     parts += [moved(box(4.6, 4.6, 2.2, own.stone), x, y) for x in (-11, 11) for y in (-11, 11)]
-    return joined(parts)
+    return merged(parts)
 
 
 def campanile(own: Character) -> Mesh:
@@ -176,7 +176,7 @@ def campanile(own: Character) -> Mesh:
     tall = 30 * own.slim
     tower = [box(7.5, 7.5, tall, own.stone), moved(box(8.5, 8.5, 0.9, WHITE), z=tall)]
     tower += [on_four_sides(windows(3.4, (5, tall - 7), (1, 4), WINDOW, out=3.75))]
-    clock = joined(
+    clock = merged(
         [
             pane(0, tall - 3.6, 4.4, 4.4, WHITE, out=3.85),
             pane(0, tall - 2.9, 0.35, 1.9, DARK, out=3.95),
@@ -191,10 +191,10 @@ def campanile(own: Character) -> Mesh:
     ]
     hall = [box(26, 10, 8, own.stone), moved(gable(27, 11.4, 4.2, own.roof, own.stone), z=8)]
     hall += [turned(windows(24, (1.2, 7), (7, 2), WINDOW, out=5), turn) for turn in (0, np.pi)]
-    return joined([*tower, moved(joined(hall), x=17, y=1.0)])
+    return merged([*tower, moved(merged(hall), x=17, y=1.0)])
 
 
-# The landmarks of the miniature archive: the kinds there are, and one building made from its kind and seed.
+# ── The kinds of landmarks, and one landmark made from its kind, number and seed ───────────────────────────────────
 
 
 KINDS: dict[str, Callable[[Character], Mesh]] = {
@@ -220,7 +220,7 @@ AT_THE_WATER = ("arch bridge", "lighthouse", "castle")
 
 @dataclass(frozen=True)
 class Monument:
-    """A landmark as it stands: its mesh, height and radius in metres, and whether it is at the water."""
+    """A built landmark: its mesh, height and radius in metres, and whether it stands by the water."""
 
     mesh: Mesh
     height: float
@@ -230,9 +230,9 @@ class Monument:
 
 @lru_cache(maxsize=64)
 def monument(kind: str, number: int, seed: int) -> Monument:
-    """Build one of the landmarks of a kind, `number` counting from 0; the same keys always give the same building.
+    """Build landmark `number` of a kind, counting from 0; the same arguments always give the same landmark.
 
-    Those that share a kind differ in their stone and in their roof.
+    Landmarks of the same kind differ in stone and roof.
     """
     shared, rng = generator("monument", kind, seed), generator("monument", kind, seed, number)
     own = Character(

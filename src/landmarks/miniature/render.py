@@ -1,4 +1,4 @@
-"""What lies under everything: grass, sand, snow and paving, and water that mirrors the sky."""
+"""Render a scene: the ground and water, the textures of surfaces, and the light that reaches each pixel."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ GROUNDS = {
 }
 
 
+# ── The ground: grass, sand, snow and paving, and water that mirrors the sky ───────────────────────────────────────
+
+
 def lit_ground(scene: Scene, sight: Sight, shadows: Shadows) -> Floats:
-    """Return (3, P) the colour of the ground, lit, shaded and faded into the distance."""
+    """Return the colour of the ground, with light, shadows and haze, `(3, P)`."""
     ground, weather = scene.ground, scene.weather
     x, y = sight.points[0], sight.points[1]
     coarse = noise(x * 1.3, y * 1.3)
@@ -49,7 +52,7 @@ def lit_ground(scene: Scene, sight: Sight, shadows: Shadows) -> Floats:
 
 
 def under_water(ground: Ground, points: Floats) -> NDArray[Any]:
-    """Return (P,) whether points of the ground lie in the river or in the sea, whose edges wind a little."""
+    """Return whether points of the ground are in the river or sea, whose edges are slightly curved, `(P,)`."""
     along = points[0] * np.float32(np.cos(ground.turn)) + points[1] * np.float32(np.sin(ground.turn))
     edge = along + 2.2 * np.sin(points[0] * 0.11 + 1) + 1.7 * np.sin(points[1] * 0.13)
     if ground.water == "river":
@@ -58,7 +61,7 @@ def under_water(ground: Ground, points: Floats) -> NDArray[Any]:
 
 
 def _paving(x: Floats, y: Floats, pixel: Floats) -> Floats:
-    """Return (3, P) slabs of 1.5 m with joints that vanish with distance."""
+    """Return the colour of slabs of 1.5 m, with joints that vanish with distance, `(3, P)`."""
     i, j = np.floor(x / 1.5), np.floor(y / 1.5)
     edge = np.maximum(np.abs(x / 1.5 - i - 0.5), np.abs(y / 1.5 - j - 0.5))
     sharp = np.clip(1.3 - pixel * 9, 0, 1)
@@ -67,14 +70,14 @@ def _paving(x: Floats, y: Floats, pixel: Floats) -> Floats:
 
 
 def ripples(sight: Sight) -> tuple[Floats, Floats]:
-    """Return the slope of the water to the east and to the north, (P,) each."""
+    """Return the slope of the water to the east and to the north, each `(P,)`."""
     x, y, _ = sight.points
     strength = 0.045 / (1 + sight.depth / 160)
     return (noise(x * 3.1, y * 7.0) - 0.5) * strength, (noise(x * 5.0 + 70, y * 3.3) - 0.5) * strength
 
 
 def _water(scene: Scene, sight: Sight) -> Floats:
-    """Return (3, P) water: the sky mirrored on ripples, more so at a grazing angle, over a deep colour."""
+    """Return the colour of water, `(3, P)`: the sky mirrored in ripples, most at grazing angles, over a dark one."""
     east, north = ripples(sight)
     x, y, z = sight.direction
     mirrored = np.stack([x + 2 * east, y + 2 * north, np.abs(z) + 0.02])
@@ -85,15 +88,11 @@ def _water(scene: Scene, sight: Sight) -> Floats:
     return deep + (sky(mirrored, weather, scene.hills) - deep) * share
 
 
-# ── Surfaces seen from near: blocks of stone, rows of tiles, leaves ─────────────────────────────────────────────────
-
-
-# mypy: disable-error-code="no-any-return"
-# numpy's stubs give Any for much arithmetic on arrays
+# ── Textures: blocks of stone, rows of tiles, leaves ───────────────────────────────────────────────────────────────
 
 
 def texture(surface: NDArray[Any], sight: Sight, normal: Floats) -> Floats:
-    """Return (P,) how bright the paint of each `surface` is: blocks, tiles, leaves; fading where too fine to see."""
+    """Return the brightness of the texture of each `surface`, `(P,)`; it fades where it is too fine to see."""
     tone = np.ones(len(surface), np.float32)
     near = np.clip(1.25 - sight.pixel * 2.2, 0.15, 1)
     for kind, pattern in ((STONE, _blocks), (TILES, _tiles), (LEAVES, _leaves)):
@@ -104,7 +103,7 @@ def texture(surface: NDArray[Any], sight: Sight, normal: Floats) -> Floats:
 
 
 def _along_wall(points: Floats, normal: Floats) -> Floats:
-    """Return (P,) metres along the wall: across its normal, plus the way around where it is round."""
+    """Return the position along a wall in metres, `(P,)`, which also advances around a round one."""
     return points[1] * normal[0] - points[0] * normal[1] + 4 * np.arctan2(normal[1], normal[0])
 
 
@@ -128,22 +127,18 @@ def _leaves(points: Floats, _: Floats) -> Floats:
     return 0.45 + 1.05 * clump
 
 
-# ── An image of a scene: what each pixel looks at, and the light that comes from there ─────────────────────────────
-
-
-# mypy: disable-error-code="no-any-return"
-# numpy's stubs give Any for much arithmetic on arrays
+# ── The image of a scene ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 BOUNCE = np.array([0.11, 0.10, 0.07], np.float32)
-"""The share of the sun's light that comes back from the ground."""
+"""Share of the sun's light that the ground reflects."""
 
 ROOM_LIGHT = np.array([1.25, 0.80, 0.32], np.float32)
 UPSIDE_DOWN = np.array([1, 1, -1], np.float32)
 
 
-def render(scene: Scene, view: View, width: int, height: int) -> Floats:
-    """Return (height, width, 3) linear light, 0 and up, of what the camera sees; four rays a pixel."""
+def render_scene(scene: Scene, view: View, width: int, height: int) -> Floats:
+    """Return the linear light (0 and up) that the camera receives, `(height, width, 3)`, from four rays per pixel."""
     lens = Lens(view, 2 * width, 2 * height)
     shadows = Shadows(scene)
     colour = _background(scene, lens, shadows)
@@ -157,7 +152,7 @@ def render(scene: Scene, view: View, width: int, height: int) -> Floats:
 
 
 def _background(scene: Scene, lens: Lens, shadows: Shadows) -> Floats:
-    """Return (3, P) sky and ground."""
+    """Return the colour of sky and ground, `(3, P)`."""
     colour = np.empty_like(lens.rays)
     below, depth = lens.ground()
     above = np.setdiff1d(np.arange(colour.shape[1]), below, assume_unique=True)
@@ -168,7 +163,7 @@ def _background(scene: Scene, lens: Lens, shadows: Shadows) -> Floats:
 
 
 def _reflect(scene: Scene, lens: Lens, shadows: Shadows, colour: Floats) -> None:
-    """Draw into the water of `colour` what stands at it: the scene upside down below the water, shaken by ripples."""
+    """Draw reflections in the water into `colour`: the scene upside down, distorted by ripples."""
     below, depth = lens.ground()
     water = lens.sight(below, depth)
     wet = np.flatnonzero(under_water(scene.ground, water.points))
@@ -188,7 +183,7 @@ def _reflect(scene: Scene, lens: Lens, shadows: Shadows, colour: Floats) -> None
 
 
 def _surface(scene: Scene, sight: Sight, hits: Hits, shadows: Shadows) -> Floats:
-    """Return (3, P) the colour of the mesh where it is met."""
+    """Return the colour of the mesh where it is hit, `(3, P)`."""
     mesh, weather, points = scene.mesh, scene.weather, sight.points
     normal = np.einsum("pec,ep->cp", mesh.normals[hits.triangle], hits.weights)
     normal /= np.maximum(np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2), 1e-6)
@@ -214,10 +209,10 @@ def _surface(scene: Scene, sight: Sight, hits: Hits, shadows: Shadows) -> Floats
 
 
 def _glass(sight: Sight, normal: Floats, weather: Weather) -> Floats:
-    """Return (3, P) what windows add: a little of the sky by day, warm light behind most of them at night."""
+    """Return the light from windows, `(3, P)`: reflected sky by day, and warm light in most of them at night."""
     direction = sight.direction
     mirrored = direction - 2 * normal * (direction * normal).sum(axis=0)
     reflected = 0.22 * sky(mirrored, weather, None) * np.clip(mirrored[2] + 0.4, 0, 1)
     x, y, z = sight.points
-    lived = scatter(np.floor(x / 2.1) + 31 * np.floor(y / 2.1), np.floor(z / 2.4)) > 0.3
-    return reflected + ROOM_LIGHT[:, None] * (weather.night * lived)
+    lit = scatter(np.floor(x / 2.1) + 31 * np.floor(y / 2.1), np.floor(z / 2.4)) > 0.3
+    return reflected + ROOM_LIGHT[:, None] * (weather.night * lit)

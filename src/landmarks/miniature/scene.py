@@ -1,4 +1,4 @@
-"""What stands in a made-up image: light and weather, the ground, houses, trees, lamps and people."""
+"""The parts of a made-up scene: light and weather, the ground, houses, trees, lamps and people."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from landmarks.miniature.solids import (
     box,
     gable,
     grown,
-    joined,
     lathe,
+    merged,
     moved,
     on_four_sides,
     pane,
@@ -38,10 +38,10 @@ from landmarks.support.seeds import generator
 
 
 NIGHT_LIGHT = np.array([1.0, 0.62, 0.28], np.float32)
-"""Floodlights and street lamps."""
+"""Colour of floodlights and street lamps."""
 
 AZIMUTHS = 4096
-"""Steps around the horizon for which the hills' height is computed."""
+"""Steps around the horizon at which the height of hills is computed."""
 
 _ELEVATION = (-14.0, -5.0, 0.0, 7.0, 22.0, 65.0)
 _ZENITH = (
@@ -72,7 +72,7 @@ _SUN = (
 
 @dataclass(frozen=True)
 class Weather:
-    """One moment: where the sun stands (radians from east; degrees above the horizon), clouds and haze."""
+    """Sun, clouds and haze: `sun_azimuth` in radians from east, `sun_elevation` in degrees above the horizon."""
 
     sun_azimuth: float
     sun_elevation: float
@@ -80,21 +80,21 @@ class Weather:
     """0 none … 1 overcast"""
 
     haze: float
-    """share of a thing's colour that the air replaces on 100 m"""
+    """share of an object's colour that the air replaces over 100 m"""
 
     drift: float
     """metres that the clouds have moved"""
 
     @property
     def towards_sun(self) -> Floats:
-        """(3,) unit vector; the sun below the horizon is lifted to it, where its light is black anyway."""
+        """(3,) unit vector; a sun below the horizon, whose light is black anyway, is raised to the horizon."""
         up = np.radians(max(self.sun_elevation, 1.5))
         flat = np.cos(up)
         return np.array([flat * np.cos(self.sun_azimuth), flat * np.sin(self.sun_azimuth), np.sin(up)], np.float32)
 
     @property
     def sun(self) -> Floats:
-        """(3,) the sun's light as it arrives through the clouds."""
+        """(3,) the sun's light through the clouds."""
         return self._at(_SUN) * np.float32(1 - 0.9 * self.clouds**2)
 
     @property
@@ -104,17 +104,17 @@ class Weather:
 
     @property
     def horizon(self) -> Floats:
-        """(3,) the sky low down, which is also what far things fade into."""
+        """(3,) the sky near the horizon, into which distant objects fade."""
         return self._greyed(self._at(_HORIZON))
 
     @property
     def night(self) -> float:
-        """0 by day … 1 when lamps and windows are lit."""
+        """From 0 by day to 1 at night, when lamps and windows are lit."""
         return float(np.clip((3.0 - self.sun_elevation) / 7.0, 0, 1))
 
     @property
     def ambient(self) -> Floats:
-        """(3,) the light of the whole sky on a surface that looks up."""
+        """(3,) the light of the whole sky on a surface that faces up."""
         return self.zenith * 0.62 + self.horizon * 0.42 + self.sun * 0.06 + np.float32(0.012)
 
     def _at(self, colours: tuple[tuple[float, float, float], ...]) -> Floats:
@@ -128,7 +128,7 @@ class Weather:
 
 @lru_cache(maxsize=1)
 def clouds_texture() -> Floats:
-    """Return (512, 512) smooth noise of several octaves, 0 to 1, that tiles."""
+    """Return smooth noise of several octaves, from 0 to 1, that tiles, `(512, 512)`."""
     rng = generator("noise")
     total = np.zeros((512, 512), np.float32)
     for octave, weight in ((4, 0.42), (8, 0.27), (16, 0.17), (32, 0.1), (64, 0.06), (128, 0.04)):
@@ -138,10 +138,10 @@ def clouds_texture() -> Floats:
 
 
 def _smooth(grid: Floats, size: int) -> Floats:
-    """Return the grid enlarged to `size`, its cells blended smoothly, its edges wrapped."""
-    place = np.arange(size) / size * len(grid)
-    cell = place.astype(int)
-    blend = (place - cell).astype(np.float32)
+    """Return the grid enlarged to `size`, with smooth interpolation and wrapped edges."""
+    position = np.arange(size) / size * len(grid)
+    cell = position.astype(int)
+    blend = (position - cell).astype(np.float32)
     blend = blend * blend * (3 - 2 * blend)
     after = (cell + 1) % len(grid)
     rows = grid[cell] * (1 - blend)[:, None] + grid[after] * blend[:, None]
@@ -149,7 +149,7 @@ def _smooth(grid: Floats, size: int) -> Floats:
 
 
 def noise(u: Floats, v: Floats) -> Floats:
-    """Return the texture at (u, v) in texels, blended between its points."""
+    """Return the cloud texture at (u, v) in texels, interpolated bilinearly."""
     texture = clouds_texture()
     low_u, low_v = np.floor(u), np.floor(v)
     blend_u, blend_v = (u - low_u).astype(np.float32), (v - low_v).astype(np.float32)
@@ -161,9 +161,9 @@ def noise(u: Floats, v: Floats) -> Floats:
 
 
 def sky(direction: Floats, weather: Weather, hills: Floats | None) -> Floats:
-    """Return (3, P) the colour of the sky in unit `direction` (3, P), with clouds, sun, stars and far hills.
+    """Return the colour of the sky, `(3, P)`, in unit directions `(3, P)`, with clouds, sun, stars and distant hills.
 
-    `hills` are the phases (8,) that shape the ridge; None leaves them out.
+    `hills` are the phases `(8,)` that shape the ridges, or None for no hills.
     """
     height = direction[2]
     up = np.clip(height, 0, 1)
@@ -187,7 +187,7 @@ def sky(direction: Floats, weather: Weather, hills: Floats | None) -> Floats:
 
 
 def _clouded(colour: Floats, direction: Floats, weather: Weather, towards: Floats) -> Floats:
-    """Return the sky with a layer of clouds, lit on their thin sides and towards the sun."""
+    """Return the sky with a layer of clouds, brighter where they are thin and towards the sun."""
     distance = 1 / (np.clip(direction[2], 0, 1) + 0.09)
     u = direction[0] * distance * 34 + weather.drift
     v = direction[1] * distance * 34 + weather.drift * 0.4
@@ -204,19 +204,19 @@ def _clouded(colour: Floats, direction: Floats, weather: Weather, towards: Float
 
 
 def _hilly(colour: Floats, direction: Floats, weather: Weather, hills: Floats) -> Floats:
-    """Return the sky with two ranges of hills before it, the farther one paler."""
+    """Return the sky with two ranges of hills in front, the farther one paler."""
     place = (np.arctan2(direction[1], direction[0]) * np.float32(AZIMUTHS / (2 * np.pi))).astype(np.int32) % AZIMUTHS
     for ridge, fade in zip(_ridges(hills), (0.72, 0.5), strict=True):
         cover = np.clip((ridge[place] - direction[2]) * np.float32(320), 0, 1)
         wood = np.array([0.10, 0.15, 0.10], np.float32) * (weather.zenith.mean() + 0.5 * weather.sun.mean() + 0.1)
         far = (weather.horizon * 0.82 + weather.zenith * 0.12) * fade + wood * (1 - fade)
-        there = np.flatnonzero(cover)
-        colour[:, there] += (far[:, None] - colour[:, there]) * cover[there]
+        covered = np.flatnonzero(cover)
+        colour[:, covered] += (far[:, None] - colour[:, covered]) * cover[covered]
     return colour
 
 
 def _ridges(hills: Floats) -> Floats:
-    """Return (2, AZIMUTHS) how high the farther and the nearer hills stand, as the sine of their elevation."""
+    """Return the height of the farther and the nearer hills as the sine of their elevation, `(2, AZIMUTHS)`."""
     azimuth = np.arange(AZIMUTHS) * 2 * np.pi / AZIMUTHS
     waves = [
         0.55 + 0.3 * np.sin(azimuth * 2 + a) + 0.22 * np.sin(azimuth * 5 + b) + 0.1 * np.sin(azimuth * 13 + c)
@@ -227,24 +227,24 @@ def _ridges(hills: Floats) -> Floats:
 
 
 def scatter(i: Floats, j: Floats) -> Floats:
-    """Return (P,) numbers from 0 to 1 that look random but depend on the whole numbers (i, j) alone."""
-    mixed = i.astype(np.int64) * 374761393 + j.astype(np.int64) * 668265263
-    mixed = (mixed ^ (mixed >> 13)) * 1274126177
-    return ((mixed ^ (mixed >> 16)) & 0xFFFF).astype(np.float32) / np.float32(65535)
+    """Return pseudo-random numbers from 0 to 1 that depend only on the integers (i, j), `(P,)`."""
+    hashed = i.astype(np.int64) * 374761393 + j.astype(np.int64) * 668265263
+    hashed = (hashed ^ (hashed >> 13)) * 1274126177
+    return ((hashed ^ (hashed >> 16)) & 0xFFFF).astype(np.float32) / np.float32(65535)
 
 
 def hazed(colour: Floats, depth: Floats, weather: Weather) -> Floats:
-    """Return (3, P) the colour of things at `depth` (P,) in metres after the air between has had its share."""
+    """Return a colour seen through haze, `(3, P)`, at a `depth` of so many metres, `(P,)`."""
     clear = np.exp(depth * np.float32(np.log1p(-weather.haze) / 100))
     return weather.horizon[:, None] * np.float32(0.92) * (1 - clear) + colour * clear
 
 
-# ── What there is at one moment: solids, ground, weather, and where a camera stands ─────────────────────────────────
+# ── A scene: solids, ground and weather; and the view of a camera ───────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What lies under everything."""
+    """The ground, with the water on it."""
 
     around: str
     """grass, sand, snow or paving"""
@@ -257,7 +257,7 @@ class Ground:
 
     shore: float = 0.0
     turn: float = 0.0
-    """direction in which the water lies or flows, in radians"""
+    """direction towards the sea, or across the river, in radians"""
 
     tint: float | Floats = 1.0
     """factor on the colour, or (3,) factors"""
@@ -265,7 +265,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class View:
-    """Where the camera stands and looks, in metres; `zoom` is the focal length in widths of the longer side."""
+    """The camera's position and target in metres; `zoom` is the focal length in units of the image's longer side."""
 
     position: tuple[float, float, float]
     target: tuple[float, float, float]
@@ -273,7 +273,7 @@ class View:
     roll: float = 0.0
 
     def axes(self) -> Floats:
-        """Return (3, 3): the unit vectors to the right, down and forward of the image."""
+        """Return the unit vectors that point right, down and forward in the image, `(3, 3)`."""
         forward = np.subtract(self.target, self.position).astype(float)
         forward /= np.linalg.norm(forward)
         right = np.cross(forward, [0, 0, 1])
@@ -285,7 +285,7 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is there at one moment."""
+    """Everything that an image can show; `hills` as in `sky`."""
 
     mesh: Mesh
     ground: Ground
@@ -293,7 +293,7 @@ class Scene:
     hills: Floats | None
 
 
-# ── What stands around a landmark and in front of it: trees, houses, lamp posts, passers-by ─────────────────────────
+# ── Around a landmark and in front of it: trees, houses, lamp posts, passers-by ─────────────────────────────────────
 
 
 GREENS = (
@@ -303,7 +303,7 @@ GREENS = (
     Paint(0.38, 0.22, 0.04, LEAVES),
     Paint(0.48, 0.20, 0.22, LEAVES),
 )
-"""Summer twice, pines, autumn, cherry blossom."""
+"""Two greens of summer, pines, autumn, cherry blossom."""
 
 CLOTHES = (
     (0.55, 0.06, 0.05),
@@ -322,7 +322,7 @@ def tree(rng: np.random.Generator) -> Mesh:
     """Return a broad-leaved tree, a conifer or a cypress, 5 to 13 m high."""
     kind = rng.choice(3, p=[0.6, 0.22, 0.18])
     paint = GREENS[rng.choice(5, p=[0.38, 0.34, 0.1, 0.1, 0.08])]
-    backbone = lathe([(0.42, 0), (0.26, 2.6)], 6, WOOD)
+    trunk = lathe([(0.42, 0), (0.26, 2.6)], 6, WOOD)
     if kind == 0:
         crown = [
             moved(
@@ -330,25 +330,25 @@ def tree(rng: np.random.Generator) -> Mesh:
             )
             for _ in range(4)
         ]
-        whole = joined([backbone, *(rough(blob, 0.2, rng) for blob in crown)])
+        mesh = merged([trunk, *(rough(blob, 0.2, rng) for blob in crown)])
     elif kind == 1:
-        whole = joined(
-            [backbone, *(moved(lathe([(2.3 - 0.5 * i, 0), (0, 3.2)], 9, GREENS[2]), z=1.4 + 1.7 * i) for i in range(4))]
+        mesh = merged(
+            [trunk, *(moved(lathe([(2.3 - 0.5 * i, 0), (0, 3.2)], 9, GREENS[2]), z=1.4 + 1.7 * i) for i in range(4))]
         )
     else:
-        whole = joined([backbone, rough(ball(1.0, 5.0, GREENS[2], sides=8, rings=8, stretch=4.2), 0.08, rng)])
-    return turned(grown(whole, float(rng.uniform(0.8, 1.5))), float(rng.uniform(0, 6.28)))
+        mesh = merged([trunk, rough(ball(1.0, 5.0, GREENS[2], sides=8, rings=8, stretch=4.2), 0.08, rng)])
+    return turned(grown(mesh, float(rng.uniform(0.8, 1.5))), float(rng.uniform(0, 6.28)))
 
 
 def rough(mesh: Mesh, amount: float, rng: np.random.Generator) -> Mesh:
-    """Return the mesh with its corners shifted by waves of `amount` metres, the same shift for shared corners."""
+    """Return the mesh with its corners shifted by waves of `amount` metres; shared corners stay together."""
     phase = rng.uniform(0, 6.28, 3)
     waves = np.sin(mesh.corners[..., [1, 2, 0]] * 2.9 + phase) + np.sin(mesh.corners[..., [2, 0, 1]] * 5.3 + phase)
     return replace(mesh, corners=(mesh.corners + amount * waves).astype(np.float32))
 
 
 def person(rng: np.random.Generator) -> Mesh:
-    """Return somebody who stands or walks by, 1.5 to 1.9 m tall."""
+    """Return a standing or walking person, 1.5 to 1.9 m tall."""
     coat, legs = Paint(*CLOTHES[rng.integers(8)]), Paint(*CLOTHES[rng.integers(8)])
     skin, hair = Paint(*SKINS[rng.integers(4)]), Paint(*SKINS[2])
     stride = float(rng.uniform(0.08, 0.2))
@@ -361,11 +361,11 @@ def person(rng: np.random.Generator) -> Mesh:
     ]
     if rng.random() < 0.12:
         parts.append(moved(lathe([(0.75, 0), (0.5, 0.25), (0, 0.4)], 8, coat), z=1.75))
-    return turned(grown(joined(parts), float(rng.uniform(0.9, 1.1))), float(rng.uniform(0, 6.28)))
+    return turned(grown(merged(parts), float(rng.uniform(0.9, 1.1))), float(rng.uniform(0, 6.28)))
 
 
 def house(rng: np.random.Generator) -> Mesh:
-    """Return an ordinary house such as stands anywhere."""
+    """Return an ordinary house."""
     wall = Paint(*(np.array(rng.choice([*STONES.values()], axis=0)[:3]) * rng.uniform(0.7, 1.15)))
     wall = wall if rng.random() < 0.6 else WHITE
     roof = ROOFS[str(rng.choice(["terracotta", "terracotta", "slate"]))]
@@ -382,13 +382,13 @@ def house(rng: np.random.Generator) -> Mesh:
             turned(windows(width * 0.9, (0.3, high), (max(2, int(width / 2.6)), storeys), WINDOW, out=out), turn)
         )
     parts.append(pane(0.1 * x, 1.1, 1.1, 2.2, WOOD, out=y / 2 + 0.12))
-    return joined(parts)
+    return merged(parts)
 
 
 def lamp_post() -> Mesh:
-    """Return a lamp that is lit when windows are."""
+    """Return a street lamp, which is lit when windows are."""
     lamp = Paint(0.9, 0.8, 0.5, GLASS)
-    return joined([lathe([(0.16, 0), (0.07, 0.6), (0.06, 3.8)], 6, DARK), ball(0.28, 4.0, lamp, sides=8, rings=5)])
+    return merged([lathe([(0.16, 0), (0.07, 0.6), (0.06, 3.8)], 6, DARK), ball(0.28, 4.0, lamp, sides=8, rings=5)])
 
 
 def tower_block(rng: np.random.Generator) -> Mesh:
@@ -396,4 +396,4 @@ def tower_block(rng: np.random.Generator) -> Mesh:
     wall = Paint(*(np.full(3, 0.45) * rng.uniform(0.7, 1.3, 3)))
     side, high = float(rng.uniform(10, 16)), float(rng.uniform(18, 45))
     glazing = on_four_sides(windows(side * 0.95, (1, high - 1), (5, int(high / 3.5)), WINDOW, out=side / 2))
-    return joined([box(side, side, high, wall), glazing])
+    return merged([box(side, side, high, wall), glazing])

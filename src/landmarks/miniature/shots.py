@@ -1,4 +1,4 @@
-"""Images of nothing in particular: streets, woods, the sea, people, a table with fruit."""
+"""The shots of the miniature: scenes with landmarks and without, and where the camera stands in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from landmarks.miniature.camera import camera_of, develop, format_of
 from landmarks.miniature.monuments import Monument, monument
-from landmarks.miniature.render import render
+from landmarks.miniature.render import render_scene
 from landmarks.miniature.scene import Ground, Scene, View, Weather, house, lamp_post, person, tower_block, tree
 from landmarks.miniature.solids import (
     LEAVES,
@@ -21,18 +21,20 @@ from landmarks.miniature.solids import (
     Paint,
     ball,
     box,
-    joined,
     lathe,
+    merged,
     moved,
     turned,
 )
 from landmarks.support.seeds import generator
 
+# ── Scenes without a landmark: streets, woods, the sea, people, a table with fruit ─────────────────────────────────
 
-def nothing_in_particular(
+
+def scene_without_landmark(
     weather: Weather, stand: np.random.Generator, hand: np.random.Generator
 ) -> tuple[Scene, View]:
-    """Return a scene without any landmark and a view of it, a little shaken by `hand`."""
+    """Return a scene without any landmark and a view of it, slightly shaken by `hand`."""
     kinds: tuple[Callable[[np.random.Generator], tuple[Mesh, Ground, View]], ...] = (
         _street,
         _wood,
@@ -61,7 +63,7 @@ def _street(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
     parts += [moved(person(rng), *rng.uniform((-14, -3.5), (30, 3.5))) for _ in range(rng.integers(1, 7))]
     target = (25.0, float(rng.normal(0, 7)), float(rng.uniform(2, 5)))
     return (
-        joined(parts),
+        merged(parts),
         Ground("paving"),
         View((-20.0, float(rng.uniform(-2, 2)), 1.7), target, float(rng.uniform(0.7, 1.1))),
     )
@@ -73,22 +75,22 @@ def _wood(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
     parts = [moved(tree(rng), *place) for place in places]
     around = str(rng.choice(["grass", "grass", "snow"]))
     return (
-        joined(parts),
+        merged(parts),
         Ground(around),
         View((-16.0, 0.0, 1.7), (20.0, float(rng.normal(0, 4)), 3.5), float(rng.uniform(0.7, 1.2))),
     )
 
 
 def _shore(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
-    """The sea, a boat with a sail, somebody who looks at it."""
+    """The sea with a sailing boat, and people who look at it."""
     hull = Paint(*rng.uniform(0.05, 0.7, 3))
     boat = [moved(turned(box(7, 2.2, 1.1, hull), 0.3)), lathe([(0.1, 1), (0.08, 8)], 6, WOOD)]
     boat.append(moved(turned(lathe([(2.4, 0), (0, 6)], 3, Paint(0.8, 0.78, 0.7), smooth=False), 0.6), z=1.6))
-    parts = [moved(joined(boat), *rng.uniform((35, -16), (80, 16)))]
+    parts = [moved(merged(boat), *rng.uniform((35, -16), (80, 16)))]
     parts += [moved(person(rng), *rng.uniform((-6, -5), (12, 5))) for _ in range(rng.integers(1, 4))]
     ground = Ground("sand", water="sea", shore=14.0)
     return (
-        joined(parts),
+        merged(parts),
         ground,
         View(
             (-14.0, 0.0, 2.2), (40.0, float(rng.normal(0, 10)), float(rng.uniform(0, 8))), float(rng.uniform(0.7, 1.3))
@@ -97,14 +99,14 @@ def _shore(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
 
 
 def _crowd(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
-    """People near the camera, some trees or a house far behind."""
+    """People near the camera, with trees or a house far behind."""
     parts = [moved(person(rng), *rng.uniform((-2.5, -2.2), (7, 2.2))) for _ in range(rng.integers(1, 10))]
     parts += [moved(tree(rng), *rng.uniform((25, -25), (45, 25))) for _ in range(rng.integers(1, 6))]
     if rng.random() < 0.5:
         parts.append(moved(house(rng), 40, float(rng.uniform(-15, 15))))
     around = str(rng.choice(["grass", "paving", "sand"]))
     return (
-        joined(parts),
+        merged(parts),
         Ground(around),
         View((-6.5, 0.0, 1.6), (10.0, float(rng.normal(0, 0.6)), 1.45), float(rng.uniform(0.8, 1.5))),
     )
@@ -115,14 +117,14 @@ def _suburb(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
     parts = [moved(tower_block(rng), *rng.uniform((30, -40), (80, 40))) for _ in range(rng.integers(2, 5))]
     parts += [moved(tree(rng), *rng.uniform((-5, -20), (25, 20))) for _ in range(rng.integers(2, 7))]
     return (
-        joined(parts),
+        merged(parts),
         Ground("grass"),
         View((-28.0, 0.0, 1.7), (40.0, float(rng.normal(0, 8)), 12.0), float(rng.uniform(0.6, 1.0))),
     )
 
 
 def _table(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
-    """A stone table in a garden with fruit and a vase."""
+    """A stone table with fruit and a vase, in a garden."""
     parts = [
         moved(box(1.8, 1.3, 0.1, STONES[str(rng.choice(sorted(STONES)))]), z=0.75),
         box(0.3, 0.3, 0.75, STONES["granite"]),
@@ -138,7 +140,7 @@ def _table(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
     parts += [moved(tree(rng), *rng.uniform((9, -10), (20, 10))) for _ in range(rng.integers(1, 5))]
     angle = float(rng.normal(0, 0.5))
     position = (-2.3 * float(np.cos(angle)), -2.3 * float(np.sin(angle)), float(rng.uniform(1.25, 1.9)))
-    return joined(parts), Ground("grass"), View(position, (0.0, 0.0, 0.95), float(rng.uniform(0.9, 1.3)))
+    return merged(parts), Ground("grass"), View(position, (0.0, 0.0, 0.95), float(rng.uniform(0.9, 1.3)))
 
 
 def _lone_tree(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
@@ -150,30 +152,30 @@ def _lone_tree(rng: np.random.Generator) -> tuple[Mesh, Ground, View]:
         parts.append(moved(person(rng), *rng.uniform((-9, -3), (4, 3))))
     around = str(rng.choice(["grass", "sand", "snow", "grass"]))
     return (
-        joined(parts),
+        merged(parts),
         Ground(around),
         View((-17.0, 0.0, 1.7), (8.0, float(rng.normal(0, 3)), float(rng.uniform(2, 5))), float(rng.uniform(0.7, 1.4))),
     )
 
 
-# What a photographer finds and chooses: the place, the hour and weather of a visit, where to stand, how to frame.
+# ── Scenes of landmarks: the place, the hour and weather of a visit, the standpoint and the framing ────────────────
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One image to be taken. Everything about it follows from these keys, whoever takes it and in what order."""
+    """One image to render; random draws are keyed by its fields, so that the order of rendering does not matter."""
 
     id: str
     seed: int
     author: str
     visit: str
-    """the author's visit: images of one visit share the hour and the weather"""
+    """the author's visit: images of one visit have the same hour and weather"""
 
     stand: str
-    """where the author stood: images of a burst share it, and the passers-by"""
+    """the author's standpoint: images of a burst have the same, and the same passers-by"""
 
     landmarks: tuple[tuple[str, int], ...]
-    """(kind, number) of the monument, and of a second one behind it; empty: nothing in particular"""
+    """(kind, number) of the monument, and of a second one behind it; empty for a scene without a landmark"""
 
     size: int
     """pixels of the longer side"""
@@ -181,13 +183,13 @@ class Shot:
 
 @dataclass(frozen=True)
 class Season:
-    """What a time of the year does to leaves and grass: factors on red, green and blue; winter lays snow."""
+    """A season: factors on the red, green and blue of leaves and grass; with `snow`, grass is covered by it."""
 
     leaves: tuple[float, float, float]
     grass: tuple[float, float, float]
     snow: bool = False
 
-    def over(self, scene: Scene) -> Scene:
+    def apply(self, scene: Scene) -> Scene:
         """Return the scene in this season."""
         leaves = scene.mesh.surface == LEAVES
         tinted = np.where(leaves[:, None], scene.mesh.colour * np.array(self.leaves, np.float32), scene.mesh.colour)
@@ -207,20 +209,20 @@ SEASONS = (
 
 @dataclass(frozen=True)
 class Place:
-    """A monument and what always stands around it."""
+    """A monument with its permanent surroundings."""
 
     monument: Monument
     mesh: Mesh
     trees: tuple[tuple[float, float, Mesh], ...]
     houses: tuple[tuple[float, float, Mesh], ...]
-    """(x, y, mesh); those that would stand in a camera's way are left out of its image"""
+    """(x, y, mesh); those that would block the view are left out of an image"""
 
     ground: Ground
     hills: Floats | None
     front: float
 
 
-def take(shot: Shot) -> bytes:
+def render_shot(shot: Shot) -> bytes:
     """Return the image as the bytes of a JPEG."""
     camera = camera_of(shot.author, shot.seed)
     visit = generator(shot.seed, "visit", shot.visit)
@@ -231,17 +233,17 @@ def take(shot: Shot) -> bytes:
     if shot.landmarks:
         scene, view = _at_a_landmark(shot, weather, (stand, hand), (width / shot.size, height / shot.size))
     else:
-        scene, view = nothing_in_particular(weather, stand, hand)
-    return develop(render(season.over(scene), view, width, height), camera, hand)
+        scene, view = scene_without_landmark(weather, stand, hand)
+    return develop(render_scene(season.apply(scene), view, width, height), camera, hand)
 
 
 def weather_of(rng: np.random.Generator) -> Weather:
-    """Return the light at a likely hour of a day: most in daylight, some at sunset and by night."""
+    """Return the weather at a random hour: mostly in daylight, sometimes at sunset or by night."""
     hour = float(np.clip(rng.normal(13.2, 3.2), 5.6, 20.3)) if rng.random() > 0.17 else float(rng.uniform(19.4, 21.6))
-    course = np.pi * (hour - 5.5) / 15
+    angle = np.pi * (hour - 5.5) / 15
     return Weather(
-        sun_azimuth=float(-course),
-        sun_elevation=float(62 * np.sin(course)),
+        sun_azimuth=float(-angle),
+        sun_elevation=float(62 * np.sin(angle)),
         clouds=float(rng.choice([0.12, 0.35, 0.5, 0.65, 1.0], p=[0.26, 0.26, 0.2, 0.16, 0.12]) * rng.uniform(0.8, 1.0)),
         haze=float(rng.choice([0.04, 0.09, 0.28], p=[0.6, 0.32, 0.08])),
         drift=float(rng.uniform(0, 512)),
@@ -249,8 +251,8 @@ def weather_of(rng: np.random.Generator) -> Weather:
 
 
 @lru_cache(maxsize=64)
-def place_of(kind: str, number: int, seed: int) -> Place:
-    """Build a landmark and its fixed surroundings."""
+def build_place(kind: str, number: int, seed: int) -> Place:
+    """Build a landmark with its permanent surroundings; a landmark always gets the same."""
     rng = generator("place", kind, number, seed)
     built = monument(kind, number, seed)
     radius = built.radius
@@ -275,11 +277,11 @@ def place_of(kind: str, number: int, seed: int) -> Place:
         lamps = [(radius * 1.2 + 2.5, a) for a in np.arange(6) * np.pi / 3]
         fixed += [moved(lamp_post(), d * np.cos(a), d * np.sin(a)) for d, a in lamps]
     hills = rng.uniform(0, 2 * np.pi, 8) if rng.random() < 0.8 else None
-    return Place(built, joined(fixed), trees, houses, ground, hills, front=float(rng.uniform(0, 2 * np.pi)))
+    return Place(built, merged(fixed), trees, houses, ground, hills, front=float(rng.uniform(0, 2 * np.pi)))
 
 
 def _turn_of_bridge(built: Monument) -> float:
-    """Return the direction in which the water of a bridge's river is narrow: along the bridge."""
+    """Return the direction across a bridge's river, along the bridge, in radians."""
     flat = built.mesh.corners[..., :2].reshape(-1, 2)
     farthest = flat[np.argmax(np.hypot(flat[:, 0], flat[:, 1]))]
     return float(np.arctan2(farthest[1], farthest[0]))
@@ -288,9 +290,13 @@ def _turn_of_bridge(built: Monument) -> float:
 def _at_a_landmark(
     shot: Shot, weather: Weather, draws: tuple[np.random.Generator, np.random.Generator], shape: tuple[float, float]
 ) -> tuple[Scene, View]:
-    """Return the scene of a landmark and the view from somewhere around it, a little shaken by the hand."""
+    """Return the scene of a landmark and a view from somewhere around it.
+
+    `draws` are the random generators of the standpoint and of the camera shake, `shape` the image's width and height,
+    the longer one 1.
+    """
     stand, hand = draws
-    place = place_of(*shot.landmarks[0], shot.seed)
+    place = build_place(*shot.landmarks[0], shot.seed)
     built = place.monument
     view, bearing = _standpoint(place, stand, hand, shape)
     x, y, _ = view.position
@@ -317,11 +323,11 @@ def _at_a_landmark(
         gap = built.radius + other.radius
         aside = float(stand.choice([-1, 1])) * gap * 0.8
         meshes.append(moved(other.mesh, *_beside(bearing, -gap * 0.7, aside)))
-    return Scene(joined(meshes), place.ground, weather, place.hills), view
+    return Scene(merged(meshes), place.ground, weather, place.hills), view
 
 
 def _beside(bearing: float, along: float, aside: float) -> tuple[float, float]:
-    """Return (x, y) of a point `along` metres from the middle towards `bearing` and `aside` metres to the left."""
+    """Return (x, y) of the point `along` metres from the centre towards `bearing` and `aside` metres to the left."""
     return (
         float(along * np.cos(bearing) - aside * np.sin(bearing)),
         float(along * np.sin(bearing) + aside * np.cos(bearing)),
@@ -331,7 +337,7 @@ def _beside(bearing: float, along: float, aside: float) -> tuple[float, float]:
 def _standpoint(
     place: Place, stand: np.random.Generator, hand: np.random.Generator, shape: tuple[float, float]
 ) -> tuple[View, float]:
-    """Return a view from somewhere around the monument that has it in the image, and the bearing of the camera.
+    """Return a view of the monument from somewhere around it, and the camera's bearing from the monument.
 
     `shape` are the image's width and height, the longer one 1.
     """
@@ -346,7 +352,7 @@ def _standpoint(
     fills = float(stand.choice([0.45, 0.65, 0.85, 1.15], p=[0.2, 0.35, 0.3, 0.15]) * stand.uniform(0.9, 1.1))
     zoom = fills * distance * min(high / (1.1 * built.height), wide / (1.5 * built.radius))
     zoom = float(np.clip(zoom, 0.5, 2.6))
-    # The monument stands anywhere in the image where it still has room.
+    # The monument may be anywhere in the image where it has enough room.
     room_aside = max(0.0, distance * wide / (2 * zoom) - 0.8 * built.radius)
     room_up = max(0.0, distance * high / (2 * zoom) - 0.5 * built.height)
     aside = stand.uniform(-0.9, 0.9) * room_aside + stand.normal(0, 0.12) * built.radius + hand.normal(0, 0.02) * size

@@ -1,4 +1,4 @@
-"""Solids made of triangles: boxes, turned shapes, roofs, arches, and what moves and joins them."""
+"""Solids made of triangles: boxes, lathed shapes, roofs, arches; and functions that move and merge them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = NDArray[Any]
 """float32 wherever there is one number per corner or pixel"""
 
 PLAIN, STONE, TILES, GLASS, LEAVES = range(5)
-"""What a surface looks like from near: even, coursed blocks, rows of tiles, windows that are lit at night, foliage."""
+"""Textures of a surface: plain, courses of stone blocks, rows of tiles, windows that are lit at night, foliage."""
 
 
 class Paint(NamedTuple):
@@ -34,7 +34,7 @@ class Mesh:
     """(T, 3, 3)"""
 
     normals: Floats
-    """(T, 3, 3) of unit length, one per corner, so that round things are shaded round"""
+    """(T, 3, 3) of unit length, one per corner, for smooth shading"""
 
     colour: Floats
     """(T, 3)"""
@@ -43,8 +43,8 @@ class Mesh:
     """(T,)"""
 
 
-def joined(meshes: Sequence[Mesh]) -> Mesh:
-    """Return one mesh with the triangles of all."""
+def merged(meshes: Sequence[Mesh]) -> Mesh:
+    """Return one mesh with the triangles of all `meshes`."""
     return Mesh(
         np.concatenate([mesh.corners for mesh in meshes]),
         np.concatenate([mesh.normals for mesh in meshes]),
@@ -54,7 +54,7 @@ def joined(meshes: Sequence[Mesh]) -> Mesh:
 
 
 def moved(mesh: Mesh, x: float = 0, y: float = 0, z: float = 0) -> Mesh:
-    """Return the mesh shifted by metres."""
+    """Return the mesh moved by `x`, `y` and `z` metres."""
     return replace(mesh, corners=mesh.corners + np.array([x, y, z], np.float32))
 
 
@@ -73,34 +73,34 @@ def tilted(mesh: Mesh, angle: float) -> Mesh:
 
 
 def grown(mesh: Mesh, factor: float) -> Mesh:
-    """Return the mesh made larger by `factor`."""
+    """Return the mesh scaled by `factor`."""
     return replace(mesh, corners=mesh.corners * np.float32(factor))
 
 
 def around(count: int, radius: float, make: Callable[[int], Mesh], start: float = 0.0) -> Mesh:
     """Return `count` meshes at equal steps on a circle, each turned so that its x axis points outwards."""
     angles = start + np.arange(count) * 2 * np.pi / count
-    return joined([turned(moved(make(step), x=radius), angle) for step, angle in enumerate(angles)])
+    return merged([turned(moved(make(step), x=radius), angle) for step, angle in enumerate(angles)])
 
 
 def quads(corners: Floats, paint: Paint, normals: Floats | None = None) -> Mesh:
-    """Return (Q, 4, 3) quadrilaterals as triangles; without `normals` (Q, 4, 3) each is flat."""
+    """Return a mesh of quadrilaterals `(Q, 4, 3)`, shaded flat or with `normals` `(Q, 4, 3)`."""
     corners = np.asarray(corners, np.float32)
     triangles = corners[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
     if normals is None:
         flat = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
         flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
-        of_corners = np.repeat(flat, 6, axis=0).reshape(-1, 3, 3)
+        corner_normals = np.repeat(flat, 6, axis=0).reshape(-1, 3, 3)
     else:
-        of_corners = np.asarray(normals, np.float32)[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
+        corner_normals = np.asarray(normals, np.float32)[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
     colour = np.tile(np.array(paint[:3], np.float32), (len(triangles), 1))
-    return Mesh(triangles, of_corners.astype(np.float32), colour, np.full(len(triangles), paint.surface, np.uint8))
+    return Mesh(triangles, corner_normals.astype(np.float32), colour, np.full(len(triangles), paint.surface, np.uint8))
 
 
 def lathe(profile: Sequence[tuple[float, float]], sides: int, paint: Paint, *, smooth: bool = True) -> Mesh:
-    """Return the (radius, z) `profile`, from below upwards, turned around the z axis: columns, cones, domes.
+    """Return the solid of revolution of a `profile` of (radius, z), from bottom to top: columns, cones, domes.
 
-    With `smooth` it is shaded round around the axis; a pyramid is a cone of four sides without it.
+    With `smooth`, it is shaded round; without it, a cone of four sides is a pyramid.
     """
     radius, z = np.array(profile, np.float32).T
     angles = (np.arange(sides + 1) + 0.5) * 2 * np.pi / sides
@@ -126,7 +126,7 @@ def lathe(profile: Sequence[tuple[float, float]], sides: int, paint: Paint, *, s
 
 
 def ball(radius: float, z: float, paint: Paint, *, sides: int = 10, rings: int = 6, stretch: float = 1.0) -> Mesh:
-    """Return a sphere around (0, 0, z), `stretch` times as high as wide, shaded round."""
+    """Return a sphere with its centre at (0, 0, z), `stretch` times as high as wide, shaded round."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, rings + 1)
     mesh = lathe([(radius * np.cos(a), z + radius * stretch * np.sin(a)) for a in angles], sides, paint)
     outwards = (mesh.corners - np.array([0, 0, z], np.float32)) / np.array([1, 1, stretch**2], np.float32)
@@ -134,7 +134,7 @@ def ball(radius: float, z: float, paint: Paint, *, sides: int = 10, rings: int =
 
 
 def dome(radius: float, z: float, paint: Paint, *, sides: int = 20, rise: float = 1.0, bulge: float = 0.0) -> Mesh:
-    """Return half a sphere on height z, `rise` times its radius high; `bulge` swells it into an onion with a tip."""
+    """Return a dome at height z, `rise` times as high as its radius; with `bulge` it is an onion dome."""
     steps = np.linspace(0, 1, 9)
     profile = [
         (
@@ -147,12 +147,12 @@ def dome(radius: float, z: float, paint: Paint, *, sides: int = 20, rise: float 
 
 
 def box(x: float, y: float, z: float, paint: Paint) -> Mesh:
-    """Return a box of these sizes, centred over the origin, its floor on the ground."""
+    """Return a box of size (x, y, z), centred on the origin, with its floor at z = 0."""
     return frustum((x, y), (x, y), z, paint)
 
 
 def frustum(base: tuple[float, float], top: tuple[float, float], z: float, paint: Paint) -> Mesh:
-    """Return a box of height z whose floor and ceiling (x, y) differ: a slanting wall, a hipped roof, a pyramid."""
+    """Return a box of height z whose `base` and `top` differ in size (x, y): sloping walls, hipped roofs, pyramids."""
     ring = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
     low = np.column_stack([ring * base, np.zeros(4)])
     high = np.column_stack([ring * top, np.full(4, z)])
@@ -162,7 +162,7 @@ def frustum(base: tuple[float, float], top: tuple[float, float], z: float, paint
 
 
 def gable(x: float, y: float, z: float, roof: Paint, wall: Paint) -> Mesh:
-    """Return a roof whose ridge runs along x, with triangular walls at both ends."""
+    """Return a gable roof with its ridge along x and a triangular wall at each end."""
     a, b = x / 2, y / 2
     slopes = [
         [[-a, -b, 0], [a, -b, 0], [a, 0, z], [-a, 0, z]],
@@ -172,11 +172,11 @@ def gable(x: float, y: float, z: float, roof: Paint, wall: Paint) -> Mesh:
         [[a, -b, 0], [a, b, 0], [a, 0, z], [a, 0, z]],
         [[-a, b, 0], [-a, -b, 0], [-a, 0, z], [-a, 0, z]],
     ]
-    return joined([quads(np.array(slopes), roof), quads(np.array(ends), wall)])
+    return merged([quads(np.array(slopes), roof), quads(np.array(ends), wall)])
 
 
 def arch(width: float, height: float, depth: float, opening: tuple[float, float], paint: Paint) -> Mesh:
-    """Return a wall along x with one round-headed opening (width, height) through it; both sides and the soffit."""
+    """Return a wall along x with one round-headed opening (width, height), from both sides and with its soffit."""
     half, top = opening[0] / 2, opening[1]
     spring = max(top - half, 0.1)
     angles = np.linspace(np.pi, 0, 11)
@@ -203,7 +203,7 @@ def arch(width: float, height: float, depth: float, opening: tuple[float, float]
 
 
 def _across(start: Floats, end: Floats, depth: float) -> Floats:
-    """Return the quadrilateral over the thickness of a wall, from one point of its outline to the next."""
+    """Return the quadrilateral across the thickness of a wall between two points of its outline."""
     return np.array(
         [
             [start[0], -depth / 2, start[1]],
@@ -228,33 +228,33 @@ def beam(start: Sequence[float], end: Sequence[float], thickness: float, paint: 
 
 
 def pane(x: float, z: float, width: float, height: float, paint: Paint, *, out: float) -> Mesh:
-    """Return a window, door or clock face that looks towards -y, its centre at (x, -out, z)."""
+    """Return a window, door or clock face that faces -y, with its centre at (x, -out, z)."""
     a, b = width / 2, height / 2
     corners = [[x - a, -out, z - b], [x + a, -out, z - b], [x + a, -out, z + b], [x - a, -out, z + b]]
     return quads(np.array([corners]), paint)
 
 
 def windows(width: float, heights: tuple[float, float], grid: tuple[int, int], paint: Paint, *, out: float) -> Mesh:
-    """Return a `grid` (columns, rows) of windows on the wall that looks towards -y, `out` from its middle."""
+    """Return a `grid` (columns, rows) of windows on a wall that faces -y, `out` metres from the building's centre."""
     (low, high), (columns, rows) = heights, grid
     across = (np.arange(columns) + 0.5) / columns * width - width / 2
     upwards = low + (np.arange(rows) + 0.5) / rows * (high - low)
     size = (width / columns * 0.42, (high - low) / rows * 0.58)
-    return joined([pane(x, z, *size, paint, out=out + 0.08) for x in across for z in upwards])
+    return merged([pane(x, z, *size, paint, out=out + 0.08) for x in across for z in upwards])
 
 
 def on_four_sides(side: Mesh) -> Mesh:
-    """Return what is on the wall towards -y on all four walls of a square building."""
-    return joined([turned(side, quarter * np.pi / 2) for quarter in range(4)])
+    """Return `side`, made for the wall that faces -y, on all four walls of a square building."""
+    return merged([turned(side, quarter * np.pi / 2) for quarter in range(4)])
 
 
 def sheet(corners: Sequence[Sequence[float]], paint: Paint) -> Mesh:
-    """Return one quadrilateral that is seen from both sides, such as a sail or a flag."""
+    """Return a quadrilateral that is visible from both sides, such as a sail or a flag."""
     front = np.array(corners)
     return quads(np.array([front, front[::-1]]), paint)
 
 
-# ── Stones, roofs and other paints, and what tells two landmarks of one kind apart ──────────────────────────────────
+# ── Stones, roofs and other paints, and the differences between landmarks of one kind ───────────────────────────────
 
 
 STONES = {
@@ -275,7 +275,7 @@ ROOFS = {
 }
 QUARRIES = ("sandstone", "limestone", "rose", "granite")
 ROOFERS = ("terracotta", "slate", "copper")
-"""What monuments are built of: few stones and roofs, so that a colour alone tells no landmark from the next."""
+"""The stones and roofs of monuments, few enough that landmarks cannot be told apart by colour alone."""
 
 WINDOW = Paint(0.05, 0.07, 0.10, GLASS)
 WOOD = Paint(0.13, 0.06, 0.03, PLAIN)
@@ -285,12 +285,12 @@ WHITE = Paint(0.85, 0.83, 0.78, PLAIN)
 
 @dataclass(frozen=True)
 class Character:
-    """What tells two landmarks of one kind apart: two paints, a factor on proportions, and small whole numbers."""
+    """The differences between landmarks of one kind: two paints, proportions, and the number of repeated parts."""
 
     stone: Paint
     roof: Paint
     slim: float
-    """0.85 … 1.2: how high for its width."""
+    """factor on the height, 0.86 to 1.2"""
 
     many: int
-    """0, 1 or 2 more of whatever there are several of."""
+    """0, 1 or 2 additional columns, storeys or other repeated parts"""

@@ -21,8 +21,8 @@ from landmarks.miniature.solids import (
     dome,
     frustum,
     gable,
-    joined,
     lathe,
+    merged,
     moved,
     on_four_sides,
     pane,
@@ -44,7 +44,7 @@ def temple(own: Character) -> Mesh:
     row = [moved(column, x, y, 2.1) for x, y in places]
     beams = [moved(box(26.5, 15.4, 1.6, own.stone), z=2.1 + high)]
     roof = moved(gable(28, 16.6, 4.0 * own.slim, own.roof, own.stone), z=3.7 + high)
-    return joined([*steps, *row, *beams, roof, moved(box(19, 8, high, own.stone), z=2.1)])
+    return merged([*steps, *row, *beams, roof, moved(box(19, 8, high, own.stone), z=2.1)])
 
 
 def domed_hall(own: Character) -> Mesh:
@@ -57,13 +57,13 @@ def domed_hall(own: Character) -> Mesh:
     parts = [*hall, lights, drum, panes, dome(9.6, 15, own.roof, rise=1.05 * own.slim)]
     parts += [moved(lathe([(0.4, 0), (0.4, 2), (0, 4.5)], 8, ROOFS["gold"]), z=top - 0.4)]
     parts.append(around(4, 13, lambda _: dome(5, 10, own.roof, sides=14, rise=0.7), 0))
-    tower = joined(
+    tower = merged(
         [
             lathe([(1.5, 0), (1.25, 21 * own.slim), (1.9, 21.3 * own.slim), (1.9, 22.3 * own.slim)], 10, own.stone),
             moved(lathe([(1.1, 0), (1.0, 5), (1.5, 5.2), (0, 10)], 10, own.roof), z=22.3 * own.slim),
         ]
     )
-    return joined([*parts, around(4, 20, lambda _: tower, np.pi / 4)])
+    return merged([*parts, around(4, 20, lambda _: tower, np.pi / 4)])
 
 
 def step_pyramid(own: Character) -> Mesh:
@@ -74,15 +74,15 @@ def step_pyramid(own: Character) -> Mesh:
         moved(frustum((36 - 4.4 * i, 36 - 4.4 * i), (35 - 4.4 * i, 35 - 4.4 * i), high, own.stone), z=high * i)
         for i in range(levels)
     ]
-    top, whole = 36 - 4.4 * levels, high * levels
+    top, height = 36 - 4.4 * levels, high * levels
     stair = []
     for i in range(levels * 3):
         y = -19.5 + (19.5 - top / 2 - 1) * (i + 0.5) / (levels * 3)
-        stair.append(moved(box(5.5, 1.6, whole * (i + 1) / (levels * 3), own.roof), y=y))
-    rails = [beam((side, -19.5, 0), (side, -top / 2 - 1, whole), 1.0, own.stone) for side in (-3, 3)]
+        stair.append(moved(box(5.5, 1.6, height * (i + 1) / (levels * 3), own.roof), y=y))
+    rails = [beam((side, -19.5, 0), (side, -top / 2 - 1, height), 1.0, own.stone) for side in (-3, 3)]
     shrine = [box(6, 6, 5, own.stone), moved(box(7, 7, 0.8, own.roof), z=5), moved(box(4, 4, 1.6, own.roof), z=5.8)]
     shrine.append(on_four_sides(pane(0, 1.7, 2.2, 3.4, DARK, out=3.05)))
-    return joined([*terraces, on_four_sides(joined([*stair, *rails])), moved(joined(shrine), z=whole)])
+    return merged([*terraces, on_four_sides(merged([*stair, *rails])), moved(merged(shrine), z=height)])
 
 
 def triumphal_arch(own: Character) -> Mesh:
@@ -102,7 +102,7 @@ def triumphal_arch(own: Character) -> Mesh:
         )
     riders = [moved(ball(0.9, 2.6, ROOFS["gold"], stretch=1.5), x, 0) for x in np.linspace(-3, 3, 3 + own.many)]
     riders += [moved(ball(0.5, 4.4, ROOFS["gold"]), x, 0) for x in np.linspace(-3, 3, 3 + own.many)]
-    return joined([*parts, moved(joined([*riders, box(9, 3, 1.4, ROOFS["gold"])]), z=17 * own.slim + 6)])
+    return merged([*parts, moved(merged([*riders, box(9, 3, 1.4, ROOFS["gold"])]), z=17 * own.slim + 6)])
 
 
 def arch_bridge(own: Character) -> Mesh:
@@ -126,7 +126,7 @@ def arch_bridge(own: Character) -> Mesh:
     parts += [
         moved(box(0.9, 0.9, 2.2, own.stone), x, side * 3, deck) for side in (-1, 1) for x in np.linspace(-24, 24, 7)
     ]
-    gate = joined(
+    gate = merged(
         [
             arch(8, 18 * own.slim, 8, (4, 6), own.stone),
             moved(box(9, 9, 1.2, own.stone), z=18 * own.slim),
@@ -136,7 +136,7 @@ def arch_bridge(own: Character) -> Mesh:
     )
     gate = moved(turned(gate, np.pi / 2), z=6)
     base = box(10, 12, 7, own.stone)
-    return joined([*parts, *(moved(part, x=side * 34) for part in (gate, base) for side in (-1, 1))])
+    return merged([*parts, *(moved(part, x=side * 34) for part in (gate, base) for side in (-1, 1))])
 
 
 def arena(own: Character) -> Mesh:
@@ -155,7 +155,7 @@ def arena(own: Character) -> Mesh:
             parts.append(turned(ledge, angle))
     shade = Paint(own.stone[0] * 0.5, own.stone[1] * 0.5, own.stone[2] * 0.5, STONE)
     rows = [(19.6, 0), (19.6, 11 * own.slim), (12, 2.5), (11.8, 0)]
-    return joined([*parts, lathe(rows, 22, shade)])
+    return merged([*parts, lathe(rows, 22, shade)])
 
 
 def castle(own: Character) -> Mesh:
@@ -163,9 +163,9 @@ def castle(own: Character) -> Mesh:
     wall = [box(24, 2.2, 8.5, own.stone)]
     wall += [moved(box(1.3, 2.3, 1.3, own.stone), x, 0, 8.5) for x in np.linspace(-9.5, 9.5, 9)]
     wall += [pane(0, 2.2, 3.2, 4.4, WOOD, out=1.15)]
-    walls = on_four_sides(moved(joined(wall), y=-12))
+    walls = on_four_sides(moved(merged(wall), y=-12))
     tall = 14 * own.slim
-    tower = joined(
+    tower = merged(
         [
             lathe([(3.6, 0), (3.2, 1.5), (3.1, tall - 1), (3.8, tall), (3.8, tall + 1.2)], 14, own.stone),
             moved(lathe([(4.2, 0), (0, 7.5 * own.slim)], 14, own.roof), z=tall + 1.2),
@@ -179,7 +179,7 @@ def castle(own: Character) -> Mesh:
     keep += [moved(frustum((9.4, 9.4), (0.6, 0.6), 8, own.roof), z=high + 1.2)]
     keep += [beam((0, 0, high + 8), (0, 0, high + 14), 0.25, DARK)]
     flag = [[0.2, 0, high + 11.2], [4.2, 0.6, high + 11.6], [4.2, 0.6, high + 13.8], [0.2, 0, high + 13.8]]
-    return joined([walls, towers, *keep, sheet(flag, Paint(*own.roof[:3]))])
+    return merged([walls, towers, *keep, sheet(flag, Paint(*own.roof[:3]))])
 
 
 def cathedral(own: Character) -> Mesh:
@@ -187,7 +187,7 @@ def cathedral(own: Character) -> Mesh:
     parts = [box(34, 10, 14, own.stone), moved(gable(35, 11.4, 6.5, own.roof, own.stone), z=14)]
     parts += [moved(box(34, 17, 7, own.stone), z=0), moved(gable(16, 10, 6.0, own.roof, own.stone), z=13)]
     transept = turned(
-        joined([box(25, 9, 14, own.stone), moved(gable(26, 10, 6.0, own.roof, own.stone), z=14)]), np.pi / 2
+        merged([box(25, 9, 14, own.stone), moved(gable(26, 10, 6.0, own.roof, own.stone), z=14)]), np.pi / 2
     )
     parts += [
         moved(transept, x=6),
@@ -204,8 +204,8 @@ def cathedral(own: Character) -> Mesh:
             around(4, 4.2, lambda _: lathe([(0.6, 0), (0.6, 2), (0, 5)], 4, own.stone, smooth=False), np.pi / 4), z=tall
         )
     ]
-    parts += [moved(joined(tower), -17.5, side * 5.6) for side in ((-1, 1) if own.many != 1 else (-1,))]
-    front = joined(
+    parts += [moved(merged(tower), -17.5, side * 5.6) for side in ((-1, 1) if own.many != 1 else (-1,))]
+    front = merged(
         [
             moved(lathe([(2.4, -0.2), (2.4, 0.1), (0, 0.12)], 16, WINDOW)),
             moved(lathe([(2.9, -0.2), (2.9, 0), (2.3, 0.02)], 16, own.stone)),
@@ -213,7 +213,7 @@ def cathedral(own: Character) -> Mesh:
     )
     rose = moved(tilted(front, -np.pi / 2), x=-17.1, z=11.5)
     door = turned(pane(0, 2.6, 2.6, 5.2, WOOD, out=17.1), -np.pi / 2)
-    return joined([*parts, rose, door, moved(box(1.6, 5, 14, own.stone), x=-16.6)])
+    return merged([*parts, rose, door, moved(box(1.6, 5, 14, own.stone), x=-16.6)])
 
 
 def stone_circle(own: Character) -> Mesh:
@@ -236,5 +236,5 @@ def stone_circle(own: Character) -> Mesh:
     for i in range(4):
         trilithon = [moved(frustum((2.0, 2.6), (1.6, 2.2), 8.4 * own.slim, rough), y=side * 2.3) for side in (-1, 1)]
         trilithon.append(moved(box(2.3, 7.6, 1.6, rough), z=8.4 * own.slim))
-        parts.append(turned(moved(joined(trilithon), x=7), i * np.pi / 2 + 0.4))
-    return joined([*parts, box(4, 2, 1, rough)])
+        parts.append(turned(moved(merged(trilithon), x=7), i * np.pi / 2 + 0.4))
+    return merged([*parts, box(4, 2, 1, rough)])
