@@ -122,7 +122,7 @@ def macro_accuracy(first: Integers, correct: Flags) -> float:
 def confusion_pairs(first: Integers, answers: Integers, correct: Flags) -> tuple[Integers, Integers, Integers]:
     """Return the confusion matrix in sparse form: `(truth, answer, count)` of every pair that occurs, sorted.
 
-    An image counts for the landmark answered where that is right, else for the first landmark it shows.
+    An image that shows several landmarks counts for the one answered if that is right, else for the first.
     """
     shown = np.where(correct, answers, first)
     pairs, counts = np.unique(np.stack([shown, answers], axis=1), axis=0, return_counts=True)

@@ -95,7 +95,7 @@ def write_metrics(
 
 
 def _record(about: dict[str, Any], measured: Measurement, names: pl.Series) -> dict[str, Any]:
-    """Return `about` followed by the numbers and their definitions; `names` by label name the confused landmarks."""
+    """Return `about`, the numbers and their definitions as one record; `names` holds the landmarks' names by label."""
     confused = [
         {**pair, "truth_name": names[pair["truth"]], "answer_name": names[pair["answer"]]}
         for pair in measured.record["confused"]

@@ -213,8 +213,8 @@ def subsets(
 
     The draws come from the training images of the run's dataset, or of `data` (from all its images when it has no
     splits); a landmark can be drawn when two groups or more show it. A fine-tuned backbone has seen its training
-    images: accuracies on draws from them are too high, and those of them that are in `data`, and changed copies of
-    them, are left out. They are kept for a backbone that was not fine-tuned.
+    images, so draws from them are too good: those that are in `data` too are left out, and changed copies of them. For
+    a backbone that was not fine-tuned they are kept.
     If the run has been evaluated, the record holds its own accuracy and its place among the draws; they are comparable
     only if the run has as many landmarks as a draw.
     Raises `UsageError` when fewer landmarks than `landmarks` can be drawn.
