@@ -1,7 +1,7 @@
 """Recognise landmarks in images: from the published archive to a trained recogniser and a report.
 
-Everything the command line does is one function here, with the same name and the same words for its parameters
-(`import` reads `landmarks.import_`). Functions are loaded when first used, so that `import landmarks` is quick.
+Each verb of the command line is a function here, with the same name and the same names of parameters (`import` is
+`landmarks.import_`). Functions are loaded on first use, so that `import landmarks` is fast.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# onnxruntime 1.32 writes a device's id into the home folder as soon as it is loaded, and tells its makers what it does,
-# unless this is set. Whatever is imported of this package comes here first; what the user has set stays.
+# Without this, onnxruntime 1.32 writes a device id into the home folder as soon as it is loaded, and sends telemetry.
+# It is set here because any import from the package runs this file first. A value that the user has set is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_MODULES = {
     "select": "landmarks.archive.select",
     "locate": "landmarks.archive.locate",
     "fetch": "landmarks.archive.fetch",
@@ -90,13 +90,13 @@ _PLACES = {
     "Recipe": "landmarks.training.recipe",
     "LandmarksError": "landmarks.support.errors",
 }
-"""Name → the module that defines it: the same names as above, where type checkers and editors see them."""
+"""Name → the module that defines it. The same names are imported above for type checkers and editors."""
 
 
-if not TYPE_CHECKING:  # a module with this function would answer a type checker any name
+if not TYPE_CHECKING:  # with `__getattr__` a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        if name not in _PLACES:
+        if name not in _MODULES:
             raise AttributeError(f"module 'landmarks' has no attribute {name!r}")
         from landmarks.support.errors import naming_the_extra
         from landmarks.support.systems import wait_without_spinning
@@ -104,9 +104,9 @@ if not TYPE_CHECKING:  # a module with this function would answer a type checker
         wait_without_spinning()
 
         with naming_the_extra(f"landmarks.{name}"):
-            value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+            value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
         return value
 
 
 def __dir__() -> list[str]:
-    return ["__version__", *_PLACES]
+    return ["__version__", *_MODULES]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.archive.csv_tables import ATTRIBUTION, TRAIN, collect, lines_of, scan, strange_row
+from landmarks.archive.csv_tables import ATTRIBUTION, TRAIN, collect, invalid_row_error, lines_of, scan
 from landmarks.support.errors import LandmarksError
 
 HEADER = "id,url,landmark_id\n"
@@ -53,15 +53,15 @@ def test_a_csv_is_read_whatever_wrote_it(tmp_path: Path, text: str) -> None:
 )
 def test_a_strange_row_is_named_by_its_file_and_line(tmp_path: Path, rows: str, line: int, told: str) -> None:
     file = written(tmp_path, HEADER + rows)
-    error = strange_row(TRAIN, file)
-    assert str(error).startswith(f"{file} line {line} is strange; received ")
+    error = invalid_row_error(TRAIN, file)
+    assert str(error).startswith(f"{file} line {line} is invalid; received ")
     assert told in str(error)
     assert "\n" not in str(error)
 
 
 def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path: Path) -> None:
     file = written(tmp_path, (HEADER + GOOD).encode() + b"0123456789abcdef,http://\xff,5\n")
-    with pytest.raises(LandmarksError, match="line 3 is strange; received bytes that are not UTF-8"):
+    with pytest.raises(LandmarksError, match="line 3 is invalid; received bytes that are not UTF-8"):
         collect(scan(TRAIN, file), TRAIN, file)
 
 
@@ -80,7 +80,7 @@ def test_a_file_without_the_columns_is_refused(tmp_path: Path, text: str | bytes
 
 def test_a_cell_too_many_is_noticed_although_the_columns_before_it_are_whole(tmp_path: Path) -> None:
     file = written(tmp_path, HEADER + GOOD + "0123456789abcdef,http://x,5,7\n")
-    with pytest.raises(LandmarksError, match="line 3 is strange; received 4 cells"):
+    with pytest.raises(LandmarksError, match="line 3 is invalid; received 4 cells"):
         collect(scan(TRAIN, file).select("id"), TRAIN, file)
 
 

@@ -97,7 +97,7 @@ def test_the_shipped_list_holds_the_largest_class_of_the_clean_set() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"5\nchurch\n", 'line 2 is strange; received "church"'),
+        (b"5\nchurch\n", 'line 2 is invalid; received "church"'),
         (b"landmark_id\nx\n", 'landmark_id "x"'),
         (b"\n", "names no"),
         (b'landmark_id,name\n5,"a\n6,b\n', "cannot be read as CSV; received CSV malformed"),

@@ -289,11 +289,11 @@ def test_the_folder_inside_a_mirror_is_answered_with_the_mirror(mirror: Path, tm
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("0123,http://x,7", 'line 20 is strange; received id "0123"'),
-        (f"{'0' * 15}G,http://x,7", 'line 20 is strange; received id "000000000000000G"'),
-        ("0123456789abcdef,http://x,", 'line 20 is strange; received landmark_id ""'),
-        ("0123456789abcdef,http://x,x", 'line 20 is strange; received landmark_id "x"'),
-        ("0123456789abcdef,http://a,b,7", "line 20 is strange; received 4 cells; expected 3"),
+        ("0123,http://x,7", 'line 20 is invalid; received id "0123"'),
+        (f"{'0' * 15}G,http://x,7", 'line 20 is invalid; received id "000000000000000G"'),
+        ("0123456789abcdef,http://x,", 'line 20 is invalid; received landmark_id ""'),
+        ("0123456789abcdef,http://x,x", 'line 20 is invalid; received landmark_id "x"'),
+        ("0123456789abcdef,http://a,b,7", "line 20 is invalid; received 4 cells; expected 3"),
         (f"{image(7, 0)},http://x,7", f"holds the image {image(7, 0)} more than once (lines 2, 20)"),
         (f"{image(7, 0)},http://x,9", f"holds the image {image(7, 0)} more than once (lines 2, 20)"),
     ],
@@ -310,12 +310,12 @@ def test_a_strange_row_of_train_csv_is_named(tmp_path: Path, row: str, told: str
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("0123456789abcdef,7 x,Public", 'line 8 is strange; received landmarks "7 x"'),
+        ("0123456789abcdef,7 x,Public", 'line 8 is invalid; received landmarks "7 x"'),
         (
             "0123456789abcdef,7,Secret",
-            'line 8 is strange; received Usage "Secret"; expected Public, Private or Ignored',
+            'line 8 is invalid; received Usage "Secret"; expected Public, Private or Ignored',
         ),
-        ("abc,7,Public", 'line 8 is strange; received id "abc"'),
+        ("abc,7,Public", 'line 8 is invalid; received id "abc"'),
         (f"{'a' * 16},7,Public", "more than once (lines 2, 8)"),
     ],
 )

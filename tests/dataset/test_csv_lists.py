@@ -80,10 +80,10 @@ def test_licences_authors_and_splits_of_any_spelling_are_kept(folder: Path) -> N
     [
         ("path,label,Label\nimg/a.jpg,cat,x\n", 'several columns for the label; received "label", "Label"'),
         ("path,class,category\nimg/a.jpg,cat,x\n", 'several columns for the label; received "class", "category"'),
-        ("path,label\n\nimg/a.jpg,cat,dog\n", "line 3 is strange; received 3 cells; expected 2"),
+        ("path,label\n\nimg/a.jpg,cat,dog\n", "line 3 is invalid; received 3 cells; expected 2"),
         ("path,label\nimg/a.jpg\n", "line 2 has no label"),
         ("path,label\nimg/a.jpg,cat\n,dog\n", "line 3 has no path"),
-        ('path,label\nimg/a.jpg,"c\nat"\nimg/b.jpg,x,y\n', "line 4 is strange"),
+        ('path,label\nimg/a.jpg,"c\nat"\nimg/b.jpg,x,y\n', "line 4 is invalid"),
         ('path,label\nimg/a.jpg,"cat" y\n', "line 2: "),
         ('path,label\nimg/a.jpg,"cat\n', "line 2: "),
         (b"path,label\nimg/a.jpg,caf\xe9\n", r"line 2 is not UTF-8; received img/a.jpg,caf\\xe9.*save it as CSV UTF-8"),

@@ -1,1 +1,1 @@
-"""From a mirror of the archive to a dataset: choose landmarks, locate and fetch their images."""
+"""The archive: select images of a mirror, locate them in its TARs, and fetch them into a dataset."""

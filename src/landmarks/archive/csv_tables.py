@@ -83,7 +83,7 @@ def collect(rows: pl.LazyFrame, table: CsvTable, file: Path) -> pl.DataFrame:
     try:
         return rows.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        raise strange_row(table, file, reason=str(error).splitlines()[0]) from error
+        raise invalid_row_error(table, file, reason=str(error).splitlines()[0]) from error
 
 
 def read_checked(table: CsvTable, file: Path) -> pl.DataFrame:
@@ -96,11 +96,11 @@ def read_checked(table: CsvTable, file: Path) -> pl.DataFrame:
         for name, column in table.columns.items()
     ]
     if not rows.select(pl.all_horizontal(matches).all()).item():
-        raise strange_row(as_text, file)
+        raise invalid_row_error(as_text, file)
     return rows
 
 
-def strange_row(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksError:
+def invalid_row_error(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksError:
     """Return an error that names the first row whose cells do not match the table's columns.
 
     The file is read again, slowly. `reason` is given when every row matches, yet the file could not be read.
@@ -109,17 +109,17 @@ def strange_row(table: CsvTable, file: Path, *, reason: str = "") -> LandmarksEr
     header = _header(file)
     for line, cells, problem in _rows(file):
         if problem:
-            return LandmarksError(f"{file} line {line} is strange", received=problem)
+            return LandmarksError(f"{file} line {line} is invalid", received=problem)
         if len(cells) != len(header):
             return LandmarksError(
-                f"{file} line {line} is strange", received=f"{len(cells)} cells", expected=len(header)
+                f"{file} line {line} is invalid", received=f"{len(cells)} cells", expected=len(header)
             )
         row = dict(zip(header, cells, strict=True))
         for name, pattern in patterns.items():
             if not pattern.fullmatch(row[name]):
                 meaning = table.columns[name].meaning
                 return LandmarksError(
-                    f"{file} line {line} is strange", received=f'{name} "{row[name][:80]}"', expected=meaning
+                    f"{file} line {line} is invalid", received=f'{name} "{row[name][:80]}"', expected=meaning
                 )
     return LandmarksError(f"{file} cannot be read as CSV", received=reason)
 

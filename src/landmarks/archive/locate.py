@@ -74,21 +74,15 @@ def locate(mirror: Place | Mirror, out: Place, *, set: str = "train", workers: i
     parts = out.with_name(f".{out.name}.parts")
     with held(parts):
         count = mirror.tar_count(set)
-        indexed = None if earlier is None or earlier.mirror != mirror.place else dict(earlier.tars)
+        indexed = dict(earlier.tars) if earlier is not None and earlier.mirror == mirror.place else {}
         with ThreadPoolExecutor(min(workers, 32)) as pool:
             walks = list(pool.map(lambda tar: _prepare_walk(mirror, set, tar, parts), range(count)))
         possible = [walk for walk in walks if walk is not None]
-        if (
-            indexed is not None
-            and len(possible) == count
-            and all(indexed.get(walk.tar.tar) == walk.tar for walk in possible)
-        ):
+        if len(possible) == count and all(indexed.get(walk.tar.tar) == walk.tar for walk in possible):
             note(f"{out} is complete already")
             index = read_index(out)
         else:
-            index = _make_index(
-                mirror, out, set=set, count=count, walks=possible, indexed=indexed or {}, workers=workers
-            )
+            index = _make_index(mirror, out, set=set, count=count, walks=possible, indexed=indexed, workers=workers)
     with contextlib.suppress(LandmarksError):  # a folder left behind does no harm, and the next call removes it
         remove_folder(parts)
     return index

@@ -234,9 +234,9 @@ def _ids_of_file(file: Path) -> list[int]:
     ids: list[str] = []
     for number, line in enumerate(lines, start=1):
         words = line.split("#")[0].replace(",", " ").split()
-        strange = next((word for word in words if not re.fullmatch("[0-9]{1,18}", word)), None)
-        if strange is not None:
-            raise LandmarksError(f"{file} line {number} is strange", received=f'"{strange[:80]}"', expected="ids")
+        invalid = next((word for word in words if not re.fullmatch("[0-9]{1,18}", word)), None)
+        if invalid is not None:
+            raise LandmarksError(f"{file} line {number} is invalid", received=f'"{invalid[:80]}"', expected="ids")
         ids += words
     return _sorted_unique(ids)
 
@@ -247,9 +247,9 @@ def _ids_of_csv(file: Path) -> list[int]:
         cells = pl.read_csv(file, columns=["landmark_id"], infer_schema=False, glob=False)["landmark_id"].drop_nulls()
     except pl.exceptions.PolarsError as error:
         raise LandmarksError(f"{file} cannot be read as CSV", received=str(error).splitlines()[0]) from error
-    strange = cells.filter(~cells.str.contains("^[0-9]{1,18}$"))
-    if len(strange):
-        raise LandmarksError(f"{file} is strange", received=f'landmark_id "{strange[0][:80]}"', expected="ids")
+    invalid = cells.filter(~cells.str.contains("^[0-9]{1,18}$"))
+    if len(invalid):
+        raise LandmarksError(f"{file} is invalid", received=f'landmark_id "{invalid[0][:80]}"', expected="ids")
     return _sorted_unique(cells)
 
 

@@ -23,10 +23,10 @@ from landmarks.archive.csv_tables import (
     TRAIN,
     CsvTable,
     collect,
+    invalid_row_error,
     lines_of,
     read_checked,
     scan,
-    strange_row,
 )
 from landmarks.archive.landmark_names import contains_pattern, with_details, with_names
 from landmarks.archive.local_csvs import MirrorCsvs, mean_image_bytes
@@ -183,7 +183,7 @@ def _select_train(rule: SelectionRule, csvs: MirrorCsvs) -> tuple[pl.DataFrame, 
     images = collect(rows.select("image_id", "landmark_id"), table, file)
     invalid = pl.col("image_id").str.len_bytes().ne_missing(16) | pl.col("landmark_id").lt(0).fill_null(True)
     if images.select(invalid.any()).item():
-        raise strange_row(table, file)
+        raise invalid_row_error(table, file)
     landmarks = _with_details(rule, csvs, images.group_by("landmark_id").agg(images=pl.len()))
     chosen = ranked_and_drawn(rule, eligible(rule, landmarks))
     _note_missing(rule, landmarks, chosen)
@@ -293,7 +293,7 @@ def _draw_unknown(rule: SelectionRule, images: pl.DataFrame) -> pl.DataFrame:
 
 def _refuse_invalid_ids(images: pl.DataFrame, table: CsvTable, file: Path) -> None:
     if not images["image_id"].str.contains(f"^{ID}$").all():
-        raise strange_row(table, file)
+        raise invalid_row_error(table, file)
     duplicates = images.filter(pl.col("image_id").is_duplicated())["image_id"].sort()
     if len(duplicates):
         lines = [] if table is CLEAN else lines_of(file, duplicates[0])  # a line of the clean set holds many images

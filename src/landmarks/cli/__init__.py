@@ -1,1 +1,1 @@
-"""The command line: one small module per verb, which parses, calls one function and prints."""
+"""The command line: one module per group of verbs, each of which parses, calls one function and prints."""

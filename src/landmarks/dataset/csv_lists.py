@@ -177,7 +177,7 @@ class _Header:
         """Parse a row; raise if it has too many cells or lacks a required one."""
         if len(cells) > len(self.names) and any(cell.strip() for cell in cells[len(self.names) :]):
             raise LandmarksError(
-                f"{source} cannot be read as a CSV: line {line} is strange",
+                f"{source} cannot be read as a CSV: line {line} is invalid",
                 received=f"{len(cells)} cells",
                 expected=len(self.names),
                 way_out="a cell that holds the separator must stand in quotes",
