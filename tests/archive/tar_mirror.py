@@ -57,9 +57,9 @@ def put_tar(folder: Path, tar: int, data: bytes, set: str = "train") -> None:
     path = folder / set / f"images_{tar:03d}.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    told = folder / "md5sum" / set / f"md5.images_{tar:03d}.txt"
-    told.parent.mkdir(parents=True, exist_ok=True)
-    told.write_text(f"{hashlib.md5(data).hexdigest()}  {path.name}\n")
+    md5_file = folder / "md5sum" / set / f"md5.images_{tar:03d}.txt"
+    md5_file.parent.mkdir(parents=True, exist_ok=True)
+    md5_file.write_text(f"{hashlib.md5(data).hexdigest()}  {path.name}\n")
 
 
 def make_mirror(folder: Path, tars: int = 4, each: int = 10) -> list[str]:

@@ -38,7 +38,7 @@ def test_a_csv_is_read_whatever_wrote_it(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "line", "told"),
+    ("rows", "line", "message"),
     [
         (GOOD + "0123456789abcdef,http://x,seven\n", 3, 'landmark_id "seven"'),
         (GOOD + "0123456789abcdef,http://x,\n", 3, 'landmark_id ""'),
@@ -51,11 +51,11 @@ def test_a_csv_is_read_whatever_wrote_it(tmp_path: Path, text: str) -> None:
         (GOOD + '0123456789abcdef,"http://x,4\n', 3, "unexpected end"),
     ],
 )
-def test_a_strange_row_is_named_by_its_file_and_line(tmp_path: Path, rows: str, line: int, told: str) -> None:
+def test_an_invalid_row_is_named_by_its_file_and_line(tmp_path: Path, rows: str, line: int, message: str) -> None:
     file = written(tmp_path, HEADER + rows)
     error = invalid_row_error(TRAIN, file)
     assert str(error).startswith(f"{file} line {line} is invalid; received ")
-    assert told in str(error)
+    assert message in str(error)
     assert "\n" not in str(error)
 
 
@@ -66,15 +66,15 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "lacks the columns id, url, landmark_id"),
         ("id,url\na,b\n", "lacks the column landmark_id"),
         (b"\xff\xfe\x00", "is not a CSV file"),
     ],
 )
-def test_a_file_without_the_columns_is_refused(tmp_path: Path, text: str | bytes, told: str) -> None:
-    with pytest.raises(LandmarksError, match=told):
+def test_a_file_without_the_columns_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(LandmarksError, match=message):
         scan(TRAIN, written(tmp_path, text))
 
 

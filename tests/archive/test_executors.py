@@ -75,10 +75,10 @@ def test_a_lease_whose_file_was_taken_away_ends_without_a_complaint_of_its_threa
 
 
 def test_work_that_was_called_off_stops_at_its_next_report() -> None:
-    stopped, told = threading.Event(), []
-    report = stoppable(lambda moved, images: told.append((moved, images)), stopped)
+    stopped, reports = threading.Event(), []
+    report = stoppable(lambda moved, images: reports.append((moved, images)), stopped)
     report(5, 1)
     stopped.set()
     with pytest.raises(EndedError):
         report(5, 1)
-    assert told == [(5, 1)]
+    assert reports == [(5, 1)]

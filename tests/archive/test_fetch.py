@@ -144,7 +144,7 @@ def test_bad_weather_costs_nothing_but_the_tar_with_the_false_md5(
 
     def plan(request: Request) -> Fault | None:
         if request.path == "train/images_001.tar" and request.method == "GET" and request.again < 2:
-            return Fault(body=lambda data: data[: len(data) // 2])  # half a TAR, told as if it were whole
+            return Fault(body=lambda data: data[: len(data) // 2])  # half a TAR, declared as if it were whole
         return bad(request)
 
     with serving(tmp_path / "mirror", plan) as server:
@@ -160,9 +160,9 @@ def test_bad_weather_costs_nothing_but_the_tar_with_the_false_md5(
     assert "wrong MD5" in data.record["failed"][0]["why"] and streams >= 2
     assert "the same each time" in data.record["failed"][0]["why"]
     assert "--method ranges" in data.record["failed"][0]["why"]
-    told = rejected(data)
-    assert sorted(told) == sorted(lost)
-    assert all(where == "train/images_003.tar" and "wrong MD5" in why for where, why in told.values())
+    rejections = rejected(data)
+    assert sorted(rejections) == sorted(lost)
+    assert all(where == "train/images_003.tar" and "wrong MD5" in why for where, why in rejections.values())
     assert data.images["image_id"].to_list() == sorted(set(ids) - set(lost))
     whole, partly = contents(plain), contents(data)
     assert all(partly[name] == whole[name] for name in partly if name.endswith(".tar"))
@@ -191,11 +191,11 @@ def test_images_that_do_not_decode_or_are_nowhere_are_rejected_by_name(tmp_path:
     put_tar(tmp_path / "mirror", 0, tar_of([(member_name(id), one) for id, one in zip(ids, images, strict=False)]))
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
     data = fetched(selection, tmp_path / "data")
-    told = rejected(data)
+    rejections = rejected(data)
     assert data.images["image_id"].to_list() == [ids[4]]
-    assert "too large" in told[ids[0]][1] and "truncated" in told[ids[1]][1]
-    assert "not an image" in told[ids[2]][1] and "not an image" in told[ids[3]][1]
-    assert told[ids[5]] == ("train/", "in no TAR")
+    assert "too large" in rejections[ids[0]][1] and "truncated" in rejections[ids[1]][1]
+    assert "not an image" in rejections[ids[2]][1] and "not an image" in rejections[ids[3]][1]
+    assert rejections[ids[5]] == ("train/", "in no TAR")
     index = locate(tmp_path / "mirror", tmp_path / "index.parquet").path
     by_ranges = fetched(selection, tmp_path / "ranged", index=index, method="ranges")
     assert contents(by_ranges) == contents(data)

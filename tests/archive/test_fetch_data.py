@@ -88,13 +88,13 @@ def test_at_most_as_many_images_per_landmark_are_drawn_of_a_dataset_as_asked_for
 
 def test_rules_that_a_dataset_cannot_answer_are_refused(all_six: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "none.parquet"
-    for rule, told in (
+    for rule, message in (
         ({"clean": True}, "--clean needs"),
         ({"kind": "natural"}, "--kind needs"),
         ({"set": "test"}, "not of the archive's test set"),
         ({"name": "nobody knows"}, "no landmark was chosen"),
     ):
-        with pytest.raises(LandmarksError, match=told):
+        with pytest.raises(LandmarksError, match=message):
             select(all_six.folder, out, **rule)  # type: ignore[arg-type]
     name = all_six.labels["name"][3]
     assert select(all_six.folder, out, name=name).landmarks["name"].to_list() == [name]

@@ -214,8 +214,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, shared: Path, imag
         "print(peak() - before, len(data.images), len(pl.read_parquet(f'{folder}/data/rejected.parquet')))\n"
     )
     line = [sys.executable, "-c", script, tmp_path, shared / "mirror", str(images)]
-    told = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()
-    above, kept, lost = map(int, told)
+    numbers = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()
+    above, kept, lost = map(int, numbers)
     assert above < MOST_MEMORY
     assert kept + lost == images and lost <= 2
 

@@ -52,22 +52,22 @@ def fetched(selection: Path, out: Path) -> Dataset:
 
 
 def upgraded(*line: object) -> str:
-    """Run the command line of a later version and return what it told."""
-    told = subprocess.run(
+    """Run the command line of a later version and return its notes."""
+    ended = subprocess.run(
         [sys.executable, "-c", UPGRADED, *map(str, line)], capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stderr
-    return told.stderr
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
 
 
 def test_an_upgrade_in_the_middle_of_a_fetch_repeats_nothing_and_says_so(tmp_path: Path) -> None:
     selection, data = half_fetched(tmp_path)
     early = {path: path.stat().st_mtime_ns for path in sorted((data / "shards").iterdir())}
     assert len(early) == 2
-    told = upgraded("fetch", selection, "-o", data)
-    assert "2 TARs are done already" in told
+    notes = upgraded("fetch", selection, "-o", data)
+    assert "2 TARs are done already" in notes
     both = sorted([DECODER, f"simplejpeg 99.9, pillow 99.9, form {PIXEL_FORM}"])
-    assert f"decoded by {both[0]} and {both[1]}, which differ by some grey levels" in told
+    assert f"decoded by {both[0]} and {both[1]}, which differ by some grey levels" in notes
     record = json.loads((data / "dataset.json").read_text())
     assert (record["images"], record["failed"]) == (30, [])
     assert record["decoders"] == both
@@ -135,7 +135,7 @@ def test_what_a_later_fetch_adds_is_added_to_the_split(tmp_path: Path, capsys: p
     assert {part: list(before.values()).count(part) for part in SPLITS} == {"train": 63, "val": 18, "test": 9}
     capsys.readouterr()
     whole = fetched(selection, data)
-    told = capsys.readouterr().err
+    notes = capsys.readouterr().err
     after = dict(whole.splits.rows())  # type: ignore[union-attr]
     assert sorted(after) == whole.images["image_id"].to_list() and len(after) == 150
     assert {id: after[id] for id in before} == before
@@ -148,7 +148,7 @@ def test_what_a_later_fetch_adds_is_added_to_the_split(tmp_path: Path, capsys: p
     assert (
         "60 images are new: 30 joined the split of those they are grouped with, 30 were divided as all before "
         "(by group, val 0.2, test 0.1, seed 5); the 90 others stay in their splits"
-    ) in told
+    ) in notes
     metadata = read_metadata(data / "splits.parquet")
     assert {name: metadata[name] for name in ("by", "val", "test", "seed", "added")} == {
         "by": "group", "val": "0.2", "test": "0.1", "seed": "5", "added": "60",
@@ -157,7 +157,7 @@ def test_what_a_later_fetch_adds_is_added_to_the_split(tmp_path: Path, capsys: p
     assert leakage["near_duplicate_pairs"] == 30
     assert leakage["straddling_pairs"] == leakage["held_out_with_kin_in_train"] == 0
     assert (
-        f"of 30 near-duplicate pairs 0 straddle this split, {leakage['straddling_pairs_random']} a random one" in told
+        f"of 30 near-duplicate pairs 0 straddle this split, {leakage['straddling_pairs_random']} a random one" in notes
     )
     of = dict(whole.images.select("image_id", "group").rows())
     assert all(of[copy] == of[one] for copy, one in copies.items())

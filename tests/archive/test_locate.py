@@ -116,10 +116,10 @@ def test_a_damaged_or_missing_tar_is_named_and_the_others_are_indexed(
     (tmp_path / "train/images_003.tar").unlink()
     index = locate(tmp_path, tmp_path / "index.parquet")
     assert index.unindexed == [1, 2, 3]
-    told = capsys.readouterr().err
-    assert "images_001.tar is not indexed: a TAR header's checksum is wrong" in told
-    assert "images_002.tar ends at byte 3000" in told
-    assert "images_003.tar is not there" in told
+    notes = capsys.readouterr().err
+    assert "images_001.tar is not indexed: a TAR header's checksum is wrong" in notes
+    assert "images_002.tar ends at byte 3000" in notes
+    assert "images_003.tar is not there" in notes
 
 
 def test_an_index_can_be_read_from_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

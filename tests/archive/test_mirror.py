@@ -293,10 +293,10 @@ def test_credentials_are_sent_but_never_told(folder: Path, tmp_path: Path, monke
         mirror.local(TAR)
         with pytest.raises(AbsentError) as caught:
             mirror.range("nothing", 0, 1)
-        told = [repr(mirror), mirror.place, str(caught.value)]
-        told += [path.read_text("latin-1") for path in (tmp_path / "cache").rglob("*.json")]
-        assert len(told) == 4
-        assert not any("secret" in text or "ann" in text for text in told)
+        texts = [repr(mirror), mirror.place, str(caught.value)]
+        texts += [path.read_text("latin-1") for path in (tmp_path / "cache").rglob("*.json")]
+        assert len(texts) == 4
+        assert not any("secret" in text or "ann" in text for text in texts)
         with pytest.raises(RefusedError):
             open_mirror(server.address, patience=HASTY).head(TAR)
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login ann password secret@1\n")
@@ -344,8 +344,8 @@ def test_a_web_page_instead_of_a_file_is_named_by_the_address_it_came_from(
     (folder / "metadata/train.csv").write_text(page)
     with serving(folder) as server:
         mirror = open_mirror(server.address, patience=HASTY)
-        told = rf"{server.address}/metadata/train\.csv: a web page came"
-        with pytest.raises(MirrorError, match=told):
+        message = rf"{server.address}/metadata/train\.csv: a web page came"
+        with pytest.raises(MirrorError, match=message):
             mirror.local("metadata/train.csv")
     assert not list((tmp_path / "cache").rglob("train.csv*"))
 

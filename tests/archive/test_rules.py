@@ -13,7 +13,7 @@ from landmarks.support.tables import write_table
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         ({"set": "tests"}, 'no set "tests"; expected train or test; did you mean "test"?'),
         ({"set": "index"}, 'no set "index"'),
@@ -26,10 +26,10 @@ from landmarks.support.tables import write_table
         ({"set": "test", "take": 5, "choose": 2}, "--take, --choose: only with --set train"),
     ],
 )
-def test_an_impossible_rule_is_refused_with_its_reason(rule: dict[str, object], told: str) -> None:
+def test_an_impossible_rule_is_refused_with_its_reason(rule: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as error:
         SelectionRule(**rule)  # type: ignore[arg-type]
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_rule_reads_as_its_command() -> None:

@@ -42,11 +42,11 @@ def test_a_selection_says_what_it_is_in_a_line_and_shows_its_landmarks(mirror: P
 def test_the_file_holds_the_selection_and_says_how_it_was_made(mirror: Path, tmp_path: Path) -> None:
     selection = select(mirror, tmp_path / "s.parquet", skip=1, take=3, choose=2, seed=5)
     assert read_table(selection.path, SELECTION).equals(selection.images)
-    told = read_metadata(selection.path)
-    assert told["mirror"] == str(mirror)
-    assert (told["set"], told["landmarks"]) == ("train", "2")
-    assert told["rule"] == "--set train --skip 1 --take 3 --choose 2 --seed 5"
-    digests = json.loads(told["digests"])
+    metadata = read_metadata(selection.path)
+    assert metadata["mirror"] == str(mirror)
+    assert (metadata["set"], metadata["landmarks"]) == ("train", "2")
+    assert metadata["rule"] == "--set train --skip 1 --take 3 --choose 2 --seed 5"
+    digests = json.loads(metadata["digests"])
     assert digests["metadata/train.csv"] == file_digest(mirror / "metadata/train.csv")
     assert sorted(digests) == [
         f"metadata/{name}.csv"
@@ -222,9 +222,9 @@ def test_a_test_set_without_anything_known_is_told(
 ) -> None:
     images = select(mirror, tmp_path / "s.parquet", set="test", landmarks=[20]).images
     assert images["landmark_id"].null_count() == 6
-    told = capsys.readouterr().err
-    assert "1 of the 1 landmarks have no image here: 20" in told
-    assert "no test image shows a landmark that counts as known" in told
+    notes = capsys.readouterr().err
+    assert "1 of the 1 landmarks have no image here: 20" in notes
+    assert "no test image shows a landmark that counts as known" in notes
 
 
 def test_bytes_are_told_from_the_tars_where_they_are_there(mirror: Path, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_bytes_are_told_from_the_tars_where_they_are_there(mirror: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         ({"skip": 5}, "--skip 5 leaves none of the 5 landmarks there are; leave it out, or skip fewer"),
         ({"min_images": 7}, "no landmark was chosen; received --set train --min-images 7; change --min-images"),
@@ -250,11 +250,11 @@ def test_bytes_are_told_from_the_tars_where_they_are_there(mirror: Path, tmp_pat
     ],
 )
 def test_a_rule_that_leaves_nothing_is_one_line_and_writes_nothing(
-    mirror: Path, tmp_path: Path, rule: dict[str, object], told: str
+    mirror: Path, tmp_path: Path, rule: dict[str, object], message: str
 ) -> None:
     with pytest.raises(LandmarksError) as error:
         select(mirror, tmp_path / "s.parquet", **rule)  # type: ignore[arg-type]
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -287,7 +287,7 @@ def test_the_folder_inside_a_mirror_is_answered_with_the_mirror(mirror: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ("0123,http://x,7", 'line 20 is invalid; received id "0123"'),
         (f"{'0' * 15}G,http://x,7", 'line 20 is invalid; received id "000000000000000G"'),
@@ -298,17 +298,17 @@ def test_the_folder_inside_a_mirror_is_answered_with_the_mirror(mirror: Path, tm
         (f"{image(7, 0)},http://x,9", f"holds the image {image(7, 0)} more than once (lines 2, 20)"),
     ],
 )
-def test_a_strange_row_of_train_csv_is_named(tmp_path: Path, row: str, told: str) -> None:
+def test_an_invalid_row_of_train_csv_is_named(tmp_path: Path, row: str, message: str) -> None:
     broken = write_mirror(tmp_path / "broken", optional=False)
     with open(broken / "metadata/train.csv", "a") as file:
         file.write(row + "\n")
     with pytest.raises(LandmarksError) as error:
         select(broken, tmp_path / "s.parquet")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ("0123456789abcdef,7 x,Public", 'line 8 is invalid; received landmarks "7 x"'),
         (
@@ -319,13 +319,13 @@ def test_a_strange_row_of_train_csv_is_named(tmp_path: Path, row: str, told: str
         (f"{'a' * 16},7,Public", "more than once (lines 2, 8)"),
     ],
 )
-def test_a_strange_row_of_the_ground_truth_is_named(tmp_path: Path, row: str, told: str) -> None:
+def test_an_invalid_row_of_the_ground_truth_is_named(tmp_path: Path, row: str, message: str) -> None:
     broken = write_mirror(tmp_path / "broken")
     with open(broken / "ground_truth/recognition_solution_v2.1.csv", "a") as file:
         file.write(row + "\n")
     with pytest.raises(LandmarksError) as error:
         select(broken, tmp_path / "s.parquet", set="test")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.shared
@@ -383,7 +383,7 @@ def test_select_prints_json_for_programs(
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
         (["--skip", "9"], 1, "error: --skip 9 leaves none of the 5 landmarks there are"),
         (["--set", "tset"], 2, 'error: no set "tset"; expected train or test; did you mean "test"?'),
@@ -398,11 +398,11 @@ def test_a_clumsy_command_ends_in_one_line(
     *,
     options: list[str],
     code: int,
-    told: str,
+    message: str,
 ) -> None:
     assert run(["select", mirror_of_select_command, "-o", str(tmp_path / "t"), *options]) == code
     printed = capsys.readouterr().err
-    assert told in printed
+    assert message in printed
     assert printed.count("\n") == 1
     assert not (tmp_path / "t").exists()
 

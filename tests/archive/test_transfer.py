@@ -148,7 +148,7 @@ def test_ranges_survive_bad_weather_and_notice_a_server_without_them(tmp_path: P
         list(ranged_from(open_mirror(forgetful.address, patience=HASTY), every_other))
 
 
-def test_strange_members_are_noted_and_nothing_else(tmp_path: Path) -> None:
+def test_other_members_are_noted_and_nothing_else(tmp_path: Path) -> None:
     id = made_up_id(1)
     put_tar(tmp_path, 0, tar_of([("../../evil", b"x"), (f"../{id}.jpg", b"y"), (f"./{id}.jpg", image(1))]))
     mirror, contents = open_mirror(tmp_path), Contents()

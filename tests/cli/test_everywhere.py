@@ -48,12 +48,12 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("verb", EVERY_VERB)
 def test_every_verb_answers_in_json_and_names_the_exit_codes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command([verb, "-h"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     word = "import_" if verb == "import" else verb
     takes = inspect.signature(getattr(sys.modules[f"landmarks.cli.{_module(verb)}"], word)).parameters
     assert ("json" in takes) == (verb != "serve")  # which answers in JSON over HTTP, and never returns
     for code, meaning in EXIT_CODES.items():
-        assert f"{code} {meaning}" in told
+        assert f"{code} {meaning}" in text
 
 
 @pytest.mark.parametrize("verb", EVERY_VERB)
@@ -77,9 +77,9 @@ def _module(verb: str) -> str:
 def test_the_readme_and_the_page_for_every_day_list_the_exit_codes() -> None:
     root = Path(__file__).parents[2]
     for file in ("README.md", "docs/every-day.md"):
-        told = " ".join((root / file).read_text(encoding="utf-8").split())
+        text = " ".join((root / file).read_text(encoding="utf-8").split())
         for code, meaning in EXIT_CODES.items():
-            assert re.search(rf"\b{code}\W+{re.escape(meaning)}", told), (file, code)
+            assert re.search(rf"\b{code}\W+{re.escape(meaning)}", text), (file, code)
 
 
 @given(st.permutations(["train", "data", "-o", "run"]), st.integers(0, 4), st.sampled_from(["--log=a b", "--log"]))
@@ -119,7 +119,7 @@ def test_home_is_meant_where_the_shell_leaves_its_sign(tmp_path: Path, monkeypat
 
 @pytest.mark.linux
 def test_a_folder_that_is_gone_is_no_place_to_start_in(tmp_path: Path) -> None:
-    told = subprocess.run(
+    ended = subprocess.run(
         [
             "/bin/sh",
             "-c",
@@ -131,15 +131,15 @@ def test_a_folder_that_is_gone_is_no_place_to_start_in(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert told.returncode == 1
-    assert "the folder in which this was started is not there any more" in told.stderr
+    assert ended.returncode == 1
+    assert "the folder in which this was started is not there any more" in ended.stderr
 
 
 @pytest.mark.linux
 def test_a_log_on_a_full_disk_ends_no_verb(run: Run, inbox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["predict", str(run.folder), str(inbox), "--log", "/dev/full"]) == 1  # one image is broken
-    told = capsys.readouterr().err
-    assert told.count("the log /dev/full is not written any more (No space left on device)") == 1
+    notes = capsys.readouterr().err
+    assert notes.count("the log /dev/full is not written any more (No space left on device)") == 1
 
 
 @pytest.mark.parametrize("name", ["run.json", "model.safetensors"])
@@ -163,9 +163,9 @@ def test_a_log_without_a_name_is_wrong_usage(words: list[str], capsys: pytest.Ca
 
 def test_numbers_that_are_none_become_null(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"path": Path("a"), "low": float("nan"), "rows": ({"high": float("-inf")}, "ä")})
-    told = capsys.readouterr().out
-    assert json.loads(told) == {"path": "a", "low": None, "rows": [{"high": None}, "ä"]}
-    assert "ä" in told
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"path": "a", "low": None, "rows": [{"high": None}, "ä"]}
+    assert "ä" in printed
 
 
 # ── The log ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -176,23 +176,23 @@ def test_a_log_holds_every_line_with_its_time_and_the_exit_code(
 ) -> None:
     log = tmp_path / "logs" / "day.log"
     assert command(["evaluate", str(run.folder), "--split", "val", "--log", str(log)]) == 0
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert command(["evaluate", str(tmp_path / "none"), f"--log={log}"]) == 1
     lines = log.read_text(encoding="utf-8").splitlines()
     assert all(re.match(STAMP, line) for line in lines)
-    said = [line.split(" ", 1)[1] for line in lines]
-    assert said[0] == f"$ landmarks evaluate {run.folder} --split val"
-    notes = [" ".join(line.split()) for line in told.err.splitlines() if line.strip()]
-    assert said[1 : 1 + len(notes)] == notes
-    assert sum(line.startswith("exit code 0 (done) after") for line in said) == 1
-    assert said[-2].startswith("error: there is no run")
-    assert said[-1].startswith("exit code 1 (")
+    texts = [line.split(" ", 1)[1] for line in lines]
+    assert texts[0] == f"$ landmarks evaluate {run.folder} --split val"
+    notes = [" ".join(line.split()) for line in printed.err.splitlines() if line.strip()]
+    assert texts[1 : 1 + len(notes)] == notes
+    assert sum(line.startswith("exit code 0 (done) after") for line in texts) == 1
+    assert texts[-2].startswith("error: there is no run")
+    assert texts[-1].startswith("exit code 1 (")
 
 
 def test_quiet_leaves_results_and_errors(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["--quiet", "evaluate", str(run.folder), "--split", "val"]) == 0
-    told = capsys.readouterr()
-    assert (told.err, "top1" in told.out) == ("", True)
+    printed = capsys.readouterr()
+    assert (printed.err, "top1" in printed.out) == ("", True)
     assert command(["evaluate", str(tmp_path / "none"), "--quiet"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -221,9 +221,9 @@ def test_an_unforeseen_error_leaves_its_traceback_in_the_log(
 def test_no_secret_of_an_address_reaches_the_log(tmp_path: Path) -> None:
     address = "https://me:hunter2@127.0.0.1:9/mirror?X-Amz-Signature=abc"
     command(["select", address, "-o", str(tmp_path / "a.parquet"), "--log", str(tmp_path / "day.log")])
-    told = (tmp_path / "day.log").read_text()
-    assert "127.0.0.1" in told
-    assert "hunter2" not in told and "abc" not in told
+    log = (tmp_path / "day.log").read_text()
+    assert "127.0.0.1" in log
+    assert "hunter2" not in log and "abc" not in log
 
 
 # ── Done in part ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -248,13 +248,13 @@ def test_a_broken_image_among_good_ones_is_1_or_with_partial_ok_0(
     for more, code in ([], 1), (["--partial-ok"], 0):
         table.unlink(missing_ok=True)
         assert command([*words, *more]) == code
-        told = capsys.readouterr()
-        assert "broken.jpg" in told.err
+        printed = capsys.readouterr()
+        assert "broken.jpg" in printed.err
         rows = rows_of(table)
         assert len({row["path"] for row in rows}) == 3
         assert [Path(row["path"]).name for row in rows if row["problem"]] == ["broken.jpg"]
-        assert told.out.splitlines()[0].endswith("answers.csv: best answers")  # counted, not listed
-        assert "0.jpg" not in told.out
+        assert printed.out.splitlines()[0].endswith("answers.csv: best answers")  # counted, not listed
+        assert "0.jpg" not in printed.out
 
 
 def test_an_empty_folder_is_1_or_with_partial_ok_nothing_to_do(
@@ -342,7 +342,7 @@ def test_wrong_answers_are_a_table(run: Run, own_data: Dataset, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "told", "times"),
+    ("words", "message", "times"),
     [
         (["evaluat"], "did you mean", 1),
         (["evaluate"], "landmarks evaluate -h", 1),
@@ -351,11 +351,11 @@ def test_wrong_answers_are_a_table(run: Run, own_data: Dataset, tmp_path: Path) 
     ],
 )
 def test_a_wrong_command_is_pointed_to_its_help_once(
-    words: list[str], told: str, times: int, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, times: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(words) == 2
     error = capsys.readouterr().err
-    assert error.lower().count(told) == times
+    assert error.lower().count(message) == times
     assert error.lower().count("did you mean") <= 1
 
 
@@ -376,7 +376,7 @@ def test_an_empty_split_is_named_with_the_ones_that_are_not(tmp_path: Path, caps
     bare = make_run(tmp_path / "run", data)
     for verb in ("explain", "evaluate"):
         assert command([verb, str(bare.folder)]) == 1
-        told = capsys.readouterr().err
-        assert 'the split "test" of' in told and "name another with --split: train, val" in told
+        notes = capsys.readouterr().err
+        assert 'the split "test" of' in notes and "name another with --split: train, val" in notes
     page = landmarks.report([bare.folder], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "--split val" in page

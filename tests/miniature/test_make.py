@@ -123,10 +123,10 @@ def test_the_whole_miniature_has_names_with_commas_and_of_many_tongues() -> None
 
 
 def test_category_addresses_read_back_to_the_names(miniature: Path) -> None:
-    told = rows(miniature, "metadata/train_label_to_category.csv")
-    names = {unquote(row["category"]).partition("Category:")[2].replace("_", " ") for row in told}
+    categories = rows(miniature, "metadata/train_label_to_category.csv")
+    names = {unquote(row["category"]).partition("Category:")[2].replace("_", " ") for row in categories}
     assert names == {landmark.name for landmark in choose_landmarks(6, 0)}
-    assert all(row["category"].isascii() for row in told)
+    assert all(row["category"].isascii() for row in categories)
 
 
 def test_bursts_are_nearly_the_same_image() -> None:

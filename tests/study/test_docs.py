@@ -33,8 +33,8 @@ def test_the_reference_names_every_public_function() -> None:
 
 def test_the_commands_of_the_guide_are_verbs_that_exist() -> None:
     verbs = {verb for _, of_panel in VERBS.values() for verb in of_panel}
-    told = {shlex.split(command)[1] for page in GUIDE for command in commands(page)}
-    assert told <= verbs
+    documented = {shlex.split(command)[1] for page in GUIDE for command in commands(page)}
+    assert documented <= verbs
 
 
 @pytest.mark.slow
