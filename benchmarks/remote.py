@@ -28,7 +28,7 @@ from landmarks.dataset.joining import join
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.remote import RemoteImages
 from landmarks.models.preprocessing import Preprocessing
-from landmarks.support.remote_files import Answer, Files
+from landmarks.support.remote_files import RangeResponse, RemoteFiles
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.loader import batches, epoch_order, epoch_steps
 from landmarks.training.recipe import Augmentation
@@ -61,14 +61,14 @@ def compare(here: Dataset, address: str, chosen: argparse.Namespace) -> None:
     bare = RemoteImages(replace(there, record={**there.record, "cache_gb": 0.0}))
     assert sum(map(len, bare.read_all(places))) == sum(place[2] for place in places)
     answers = len(places) / (time.monotonic() - started)
-    moved, lock, read = [0], threading.Lock(), Files.range
+    moved, lock, read = [0], threading.Lock(), RemoteFiles.range
 
-    def counted(files: Files, path: str, start: int, end: int) -> Answer:
+    def counted(files: RemoteFiles, path: str, start: int, end: int) -> RangeResponse:
         with lock:
             moved[0] += end - start
         return read(files, path, start, end)
 
-    Files.range = counted  # type: ignore[method-assign]
+    RemoteFiles.range = counted  # type: ignore[method-assign]
     train_bytes = int(here.split("train")["length"].sum() or 0)
     rows = []
     for epoch in range(1, chosen.epochs + 1):

@@ -19,7 +19,7 @@ from tar_mirror import HASTY, STALLING, make_mirror
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.support import requests as patience
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError, RefusedError, seconds_of
+from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError, RefusedError, retry_after_seconds
 
 TAR = "train/images_000.tar"
 
@@ -183,9 +183,14 @@ def test_a_pause_of_hours_is_an_error(folder: Path) -> None:
 
 def test_retry_after_may_be_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_445_412_420.0)  # Wed, 21 Oct 2015 07:27:00 GMT
-    assert seconds_of("3") == 3
-    assert seconds_of(None) == seconds_of("soon") == seconds_of("Wed, 21 Oct 2015 07:26:00 GMT") == 0
-    assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 60
+    assert retry_after_seconds("3") == 3
+    assert (
+        retry_after_seconds(None)
+        == retry_after_seconds("soon")
+        == retry_after_seconds("Wed, 21 Oct 2015 07:26:00 GMT")
+        == 0
+    )
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 60
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.support.arrays import array_writer, mapped
+from landmarks.support.arrays import array_writer, open_array
 
 
 @given(st.permutations(range(9)), st.integers(1, 9))
@@ -40,7 +40,7 @@ def test_rows_that_never_came_hold_zeros_and_values_of_another_shape_are_refused
         write(np.array([], np.int64), np.zeros((0, 2)))
         with pytest.raises(ValueError, match="rows"):
             write(np.array([1]), np.array([[1, 2, 3]]))
-    assert mapped(tmp_path / "a.npy").tolist() == [[0, 0], [0, 0], [7, 8], [0, 0]]
+    assert open_array(tmp_path / "a.npy").tolist() == [[0, 0], [0, 0], [7, 8], [0, 0]]
 
 
 class _NoMap(mmap.mmap):
@@ -61,7 +61,7 @@ def test_what_a_disk_cannot_map_is_read_all_the_same(
     np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
     _NoMap.refused = refused
     monkeypatch.setattr(mmap, "mmap", _NoMap)
-    there = mapped(tmp_path / "a.npy")
+    there = open_array(tmp_path / "a.npy")
     assert there.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert isinstance(there, np.memmap) == (mmap.ACCESS_COPY not in refused)
     with pytest.raises(ValueError, match="read-only"):

@@ -57,7 +57,7 @@ def test_a_bar_on_a_terminal_leaves_lines_in_the_log(monkeypatch: pytest.MonkeyP
     now = [0.0]
     monkeypatch.setattr(console, "err", Console(file=io.StringIO(), force_terminal=True, width=120))
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with console.heard_by(log=tmp_path / "log"), console.progress("fetching", total=10) as advance:
+    with console.output_settings(log=tmp_path / "log"), console.progress("fetching", total=10) as advance:
         now[0] += 31
         advance(1)
     console.note("not in the log any more")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from landmarks.support.systems import interrupt_when_asked_to_end, interruption_waits
+from landmarks.support.systems import delayed_interruption, interrupt_when_asked_to_end
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def _handlers() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_waits_and_the_second_interrupts(number: signal.Signals) -> None:
     interrupt_when_asked_to_end()
-    with pytest.raises(KeyboardInterrupt), interruption_waits() as is_interrupted:
+    with pytest.raises(KeyboardInterrupt), delayed_interruption() as is_interrupted:
         assert not is_interrupted()
         signal.raise_signal(number)
         assert is_interrupted()
@@ -35,7 +35,7 @@ def test_the_first_signal_waits_and_the_second_interrupts(number: signal.Signals
 def test_what_somebody_else_does_at_a_signal_is_left_to_him() -> None:
     heard: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    with interruption_waits() as is_interrupted:
+    with delayed_interruption() as is_interrupted:
         signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGTERM]
         assert not is_interrupted()
@@ -45,7 +45,7 @@ def test_a_thread_which_no_signal_reaches_works_as_ever() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with interruption_waits() as is_interrupted:
+        with delayed_interruption() as is_interrupted:
             seen.append(is_interrupted())
 
     thread = threading.Thread(target=work)

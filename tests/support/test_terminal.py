@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.support.console import note, print_table, step
-from landmarks.support.terminal import show, show_json, shown
+from landmarks.support.console import note, print_table, run_step
+from landmarks.support.terminal import safe_line, show, show_json
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\x08\u202egnp.exe\r\x7f"
 
@@ -19,20 +19,20 @@ def steers(text: str) -> bool:
 
 @given(st.text())
 def test_whatever_is_shown_is_one_line_that_steers_nothing(text: str) -> None:
-    assert "\n" not in shown(text)
-    assert not any(letter in shown(text) for letter in "\x1b\x9b\x07\x08\r\x7f\u202e\u2066\u2028")
+    assert "\n" not in safe_line(text)
+    assert not any(letter in safe_line(text) for letter in "\x1b\x9b\x07\x08\r\x7f\u202e\u2066\u2028")
 
 
 @pytest.mark.parametrize("text", ["Łódź, 東京, é", "a [bold]b[/bold]", "C:\\photos\\x"])
 def test_names_of_all_languages_are_shown_as_they_are(text: str) -> None:
-    assert shown(text) == text
+    assert safe_line(text) == text
 
 
 def test_no_way_to_the_terminal_lets_an_escape_sequence_through(capsys: pytest.CaptureFixture[str]) -> None:
     note(f"rejected: {HOSTILE}")
     show(HOSTILE)
     print_table(["image", HOSTILE], [["a", HOSTILE]], title=HOSTILE)
-    step(["split", HOSTILE], lambda: None)
+    run_step(["split", HOSTILE], lambda: None)
     show_json({"name": HOSTILE})
     printed = capsys.readouterr()
     assert not steers(printed.out + printed.err)

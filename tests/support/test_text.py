@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.support.errors import LandmarksError
-from landmarks.support.systems import is_text, readable, require_text
+from landmarks.support.systems import is_utf8, readable, require_text
 
 PROGRAM = """
 import json, sys
@@ -74,6 +74,6 @@ def test_what_is_readable_can_always_be_stored(name: bytes) -> None:
     try:
         name.decode()
     except UnicodeDecodeError:
-        assert not is_text(path)
+        assert not is_utf8(path)
     else:
         assert readable(path) == path == name.decode()

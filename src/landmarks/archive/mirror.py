@@ -23,7 +23,7 @@ from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
 from landmarks.support.places import Place
-from landmarks.support.remote_files import Files
+from landmarks.support.remote_files import RemoteFiles
 from landmarks.support.requests import AbsentError, MirrorError, Patience, RefusedError
 
 MAX_TARS = 1000
@@ -56,7 +56,7 @@ def tar_path(set: str, tar: int) -> str:
     return f"{set}/images_{tar:03d}.tar"
 
 
-class Mirror(Files):
+class Mirror(RemoteFiles):
     """A mirror of the archive: the published files below one address."""
 
     def __init__(self, address: str, patience: Patience) -> None:

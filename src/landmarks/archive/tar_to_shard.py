@@ -32,10 +32,10 @@ from landmarks.dataset import in_flight
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, ImageError, prepare
 from landmarks.dataset.shards import ShardWriter
-from landmarks.support.arrays import mapped
+from landmarks.support.arrays import open_array
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
-from landmarks.support.remote_files import Answer
+from landmarks.support.remote_files import RangeResponse
 from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError
 from landmarks.support.tables import read_metadata, read_table, write_table
 
@@ -144,7 +144,7 @@ def tar_to_shard(task: TarTask, report: Report) -> Outcome:
             ", the same each time: the mirror's file is another than the published one. With a byte index"
             " (landmarks locate) --method ranges takes single images, each of which is looked at"
         )
-    is_wanted = membership_test(mapped(wanted_file(task.out)))
+    is_wanted = membership_test(open_array(wanted_file(task.out)))
     lost = tuple(sorted(id for id in seen if is_wanted(id)))
     return Outcome(task.tar, failure=failure, lost=lost, remarks=tuple(remarks))
 
@@ -169,7 +169,7 @@ def _all_ids(places: Places) -> tuple[str, ...]:
 def _by_ranges(task: TarTask, report: Report) -> Iterator[FetchedImage]:
     assert task.places is not None
 
-    def is_indexed_tar(answer: Answer) -> bool:
+    def is_indexed_tar(answer: RangeResponse) -> bool:
         return task.size in (None, answer.size) and (task.etag is None or task.etag == answer.etag)
 
     return request_images(
@@ -183,7 +183,7 @@ def _by_ranges(task: TarTask, report: Report) -> Iterator[FetchedImage]:
 
 
 def _by_streaming(task: TarTask, contents: Contents, report: Report) -> Iterator[FetchedImage]:
-    wanted = membership_test(mapped(wanted_file(task.out)))
+    wanted = membership_test(open_array(wanted_file(task.out)))
     path = tar_path(task.set, task.tar)
     try:
         md5 = task.mirror.md5(task.set, task.tar)

@@ -14,7 +14,7 @@ import numpy as np
 from landmarks.archive.index import Places, Span
 from landmarks.archive.mirror import Mirror
 from landmarks.archive.tar import BLOCK, MAX_IMAGE_BYTES, HeaderError, image_id, members, parse_header
-from landmarks.support.remote_files import Answer
+from landmarks.support.remote_files import RangeResponse
 from landmarks.support.requests import MirrorError
 
 Report = Callable[[int, int], None]
@@ -127,7 +127,7 @@ def request_images(
     *,
     places: Places,
     spans: Sequence[Span],
-    is_indexed_tar: Callable[[Answer], bool],
+    is_indexed_tar: Callable[[RangeResponse], bool],
     report: Report,
 ) -> Iterator[FetchedImage]:
     """Yield the images at `places` of a TAR, fetched by the byte ranges `spans`, with some requests sent ahead.
@@ -140,7 +140,7 @@ def request_images(
         RangesRefusedError, MirrorError: see `Mirror.range`.
     """
     ahead = max(2, mirror.host.patience.connections // 4)
-    pending: deque[tuple[Span, Future[Answer]]] = deque()
+    pending: deque[tuple[Span, Future[RangeResponse]]] = deque()
     waiting = iter(spans)
     try:
         while True:

@@ -18,11 +18,11 @@ import typer
 
 from landmarks import __version__
 from landmarks.cli.everywhere import EPILOG, EXIT_CODES, CommandLine, parse_shared_options
-from landmarks.support.console import heard_by, to_log
-from landmarks.support.disk import of_the_disk
+from landmarks.support.console import output_settings, to_log
+from landmarks.support.disk import as_disk_error
 from landmarks.support.errors import LandmarksError, NothingThereError, did_you_mean, naming_the_extra
 from landmarks.support.systems import accept_any_text, interrupt_when_asked_to_end, wait_without_spinning
-from landmarks.support.terminal import shown
+from landmarks.support.terminal import safe_line
 
 app = typer.Typer(
     name="landmarks",
@@ -107,7 +107,7 @@ def run(arguments: list[str]) -> int:
     try:
         _require_working_folder()
         line = parse_shared_options(arguments)
-        with heard_by(quiet=line.quiet, log=line.log):
+        with output_settings(quiet=line.quiet, log=line.log):
             to_log(f"$ landmarks {shlex.join(line.words)}")
             started = time.monotonic()
             code = _run(line)
@@ -174,7 +174,7 @@ def _report_error(error: Exception, line: CommandLine) -> int:
     if isinstance(error, LandmarksError):
         _print_error(f"error: {error}")
         return error.exit_code
-    if disk_error := of_the_disk(error):
+    if disk_error := as_disk_error(error):
         _print_error(f"error: {disk_error}")
     elif _is_out_of_memory(error):
         hint = "close other programs, or choose another --device if there is one"
@@ -218,5 +218,5 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _print_error(text: str) -> None:
-    print(" ".join(shown(text).split()), file=sys.stderr)
+    print(" ".join(safe_line(text).split()), file=sys.stderr)
     to_log(text)

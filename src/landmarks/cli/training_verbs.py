@@ -202,7 +202,7 @@ def tune(
 
     Example: landmarks tune data --backbone mobilenetv2_100 --image-size 160 --trials 50
     """
-    from landmarks.support.console import options as as_options
+    from landmarks.support.console import command_options
     from landmarks.training.recipe import command_line_settings
     from landmarks.training.tune import print_trials
     from landmarks.training.tune import tune as search
@@ -212,5 +212,5 @@ def tune(
     if json:
         print_json(table)
         return
-    train_options = as_options(({} if recipe == "default" else {"recipe": recipe}) | settings)
+    train_options = command_options(({} if recipe == "default" else {"recipe": recipe}) | settings)
     print_trials(table, ["train", str(data), "-o", "RUN", *train_options])

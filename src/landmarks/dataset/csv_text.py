@@ -6,7 +6,7 @@ from pathlib import Path
 
 from landmarks.dataset.formats import kind_of_file
 from landmarks.support.errors import LandmarksError
-from landmarks.support.systems import decoded
+from landmarks.support.systems import decode_text
 
 SEPARATORS = ",;\t|"
 _OTHER_FILES = {
@@ -37,7 +37,7 @@ def text_of(source: Path) -> str:
         raise LandmarksError(f"{source} cannot be read as a CSV ({error.strerror})") from error
     _refuse_other_files(source, data)
     try:
-        text = decoded(data)
+        text = decode_text(data)
     except UnicodeDecodeError as error:
         line, begin = data.count(b"\n", 0, error.start) + 1, data.rfind(b"\n", 0, error.start) + 1
         raise LandmarksError(

@@ -23,7 +23,7 @@ from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import SKETCH_FORM, SKETCH_SIDE, Sketch, make_sketch
-from landmarks.support.arrays import array_writer, mapped
+from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import can_write, remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError
@@ -178,7 +178,7 @@ def _read(folder: Path) -> _StoredSketches:
     try:
         metadata, table = read_metadata(path), read_table(path, _SKETCHES)
         name = Path(metadata.get("pixels", "")).name
-        pixels = mapped(folder / name)
+        pixels = open_array(folder / name)
     except (LandmarksError, OSError, ValueError):
         return nothing
     lengths = table.select(parts=pl.col("parts").list.len(), corners=pl.col("corners").list.len())

@@ -33,7 +33,7 @@ from landmarks.dataset.split_folders import (
 )
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.places import as_given
-from landmarks.support.systems import is_text, readable
+from landmarks.support.systems import is_utf8, readable
 
 
 def list_source(source: Path, known: Collection[str] = ()) -> Source:
@@ -239,7 +239,7 @@ def _spells_id(steps: Steps) -> bool:
 
 def _rejection(path: Path, source: Path) -> str:
     """Return why a file is rejected without being opened, or an empty string."""
-    if not is_text(path.relative_to(source)):
+    if not is_utf8(path.relative_to(source)):
         return "its name is not valid UTF-8"
     if path.is_symlink():
         if path.is_dir():

@@ -23,7 +23,7 @@ from landmarks.support.addresses import parse_address
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import MAX_RECORD_BYTES, written_whole
-from landmarks.support.remote_files import Files
+from landmarks.support.remote_files import RemoteFiles
 from landmarks.support.requests import AbsentError, Patience
 
 CACHE = "cache"
@@ -57,7 +57,7 @@ def open_remote(address: str, folder: Path, *, cache_gb: float = CACHE_GB) -> Da
         )
     if cache_gb < 0:
         raise UsageError("--cache-gb cannot be negative", received=cache_gb)
-    files = Files(address, Patience())
+    files = RemoteFiles(address, Patience())
     for name, needed in _TABLES.items():
         try:
             content = [files.read(name, MAX_RECORD_BYTES)] if name.endswith(".json") else files.stream(name)
@@ -86,7 +86,7 @@ class RemoteImages:
 
     def __init__(self, dataset: Dataset) -> None:
         assert dataset.address is not None
-        self._files = Files(dataset.address, Patience())
+        self._files = RemoteFiles(dataset.address, Patience())
         self._shards: dict[str, ShardState] = {
             name: (size, etag) for name, (size, etag) in dataset.record["shards"].items()
         }

@@ -41,7 +41,7 @@ from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
 from landmarks.support.console import note
-from landmarks.support.disk import require_a_place_here
+from landmarks.support.disk import require_local_path
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import held, read_record, written_whole
 from landmarks.support.places import Place
@@ -103,7 +103,7 @@ def export(
         return _export_to_timm(opened, out, int8=int8)
     if out.suffix.lower() != ".onnx":
         raise UsageError("an export is one ONNX file", received=out.name, expected="a name that ends with .onnx")
-    require_a_place_here(out)
+    require_local_path(out)
     count = (256 if int8 else 64) if images is None else images
     if count < 1:
         raise UsageError("an export is verified on images", received=images, expected="1 or more")

@@ -38,7 +38,7 @@ from landmarks.recognition.vectors import (
     open_codes,
     whitening_of,
 )
-from landmarks.support.arrays import array_writer, mapped
+from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
@@ -162,7 +162,7 @@ def open_index(folder: Place) -> Index:
 def _opened(folder: Path, record: dict[str, Any]) -> Index:
     """Return the index in `folder`, which may come from anybody; a damaged one raises any of several exceptions."""
     numbers = range(int(record["parts"]))
-    arrays = tuple(mapped(folder / f"vectors-{number}.npy") for number in numbers)
+    arrays = tuple(open_array(folder / f"vectors-{number}.npy") for number in numbers)
     tables = [read_table(folder / f"images-{number}.parquet", INDEXED) for number in numbers]
     images = pl.concat([pl.DataFrame(schema=INDEXED), *tables])
     if sum(map(len, arrays)) != len(images):
@@ -284,7 +284,7 @@ def _with_dataset(index: Index, dataset: Dataset, recogniser: Recogniser) -> Ind
             pending.clear()
     table = new.select("image_id", "landmark_id", "name", data=pl.lit(place))
     write_table(index.folder / f"images-{number}.parquet", table.cast(INDEXED))  # type: ignore[arg-type]
-    vectors = StoredVectors((*index.vectors.arrays, mapped(path)))
+    vectors = StoredVectors((*index.vectors.arrays, open_array(path)))
     codes = _write_codes(index, vectors)
     _update_record(index, parts=number + 1, codes=codes, data={**locations, place: location})
     return open_index(index.folder)

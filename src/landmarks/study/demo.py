@@ -14,7 +14,7 @@ from landmarks.evaluation.evaluate import evaluate
 from landmarks.explanation.explain import explain
 from landmarks.miniature.make import make_miniature
 from landmarks.reporting.page import report
-from landmarks.support.console import options, print_table, say, step
+from landmarks.support.console import command_options, note_after_gap, print_table, run_step
 from landmarks.support.places import Place
 from landmarks.training.run import open_run
 from landmarks.training.train import train
@@ -40,15 +40,17 @@ def demo(out: Place = "demo", *, seed: int = 0, size: Size | None = None) -> Pat
     """
     out, size = Path(out), size or Size()
     started = time.monotonic()
-    say(f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}")
+    note_after_gap(
+        f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}"
+    )
     mirror = make_miniature(
         out / "mirror", landmarks=size.landmarks, images=size.images, unknown=size.unknown, seed=seed
     )
     data, test, runs = out / "data", out / "test", [out / name for name, _ in size.epochs]
     train_selection, test_selection = out / "train.parquet", out / "test.parquet"
-    step(["select", mirror, "-o", train_selection], select, mirror, train_selection)
-    step(["fetch", train_selection, "-o", data], fetch, train_selection, data)
-    step(["split", data, "--by", "group", "--test", "0"], split, data, by="group", test=0.0)
+    run_step(["select", mirror, "-o", train_selection], select, mirror, train_selection)
+    run_step(["fetch", train_selection, "-o", data], fetch, train_selection, data)
+    run_step(["split", data, "--by", "group", "--test", "0"], split, data, by="group", test=0.0)
     for run, (name, epochs) in zip(runs, size.epochs, strict=True):
         settings: dict[str, Any] = {
             "backbone": name,
@@ -56,21 +58,23 @@ def demo(out: Place = "demo", *, seed: int = 0, size: Size | None = None) -> Pat
             "image_size": size.image_size,
             "epochs": epochs,
         }
-        step(["train", data, "-o", run, *options(settings)], train, data, run, **settings)
-    step(["select", mirror, "--set", "test", "-o", test_selection], select, mirror, test_selection, set="test")
-    step(["fetch", test_selection, "-o", test], fetch, test_selection, test)
+        run_step(["train", data, "-o", run, *command_options(settings)], train, data, run, **settings)
+    run_step(["select", mirror, "--set", "test", "-o", test_selection], select, mirror, test_selection, set="test")
+    run_step(["fetch", test_selection, "-o", test], fetch, test_selection, test)
     rows = []
     for run in runs:
-        on_val = step(["evaluate", run, "--split", "val"], evaluate, run, split="val")
-        on_test = step(["evaluate", run, "--data", test], evaluate, run, data=test)
+        on_val = run_step(["evaluate", run, "--split", "val"], evaluate, run, split="val")
+        on_test = run_step(["evaluate", run, "--data", test], evaluate, run, data=test)
         rows.append((run.name, _parameters(run), str(on_val.top1), str(on_test.top1)))
     best = runs[-1]
-    step(["explain", best, "--data", test, "--count", size.heat_maps], explain, best, data=test, count=size.heat_maps)
+    run_step(
+        ["explain", best, "--data", test, "--count", size.heat_maps], explain, best, data=test, count=size.heat_maps
+    )
     page = out / "report.html"
-    step(["report", *runs, "-o", page], report, runs, page)
+    run_step(["report", *runs, "-o", page], report, runs, page)
     print_table(["network", "parameters", "validation", "test"], rows, aside=True)
     minutes = (time.monotonic() - started) / 60
-    say(f"{minutes:.1f} minutes; the report: {page}")
+    note_after_gap(f"{minutes:.1f} minutes; the report: {page}")
     return page
 
 

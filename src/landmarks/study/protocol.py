@@ -21,7 +21,7 @@ from landmarks.dataset.trust import AT_AN_ADDRESS, IMAGES_IN
 from landmarks.models.backbones import BASELINE, pretrained_record
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.weights import imagenet_file
-from landmarks.support.console import options, say, step
+from landmarks.support.console import command_options, note_after_gap, run_step
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
@@ -69,7 +69,7 @@ def divided(source: Dataset, folder: Path, protocol: Protocol, seed: int) -> Dat
     dataset = by_reference(source, folder)
     if dataset.splits is None or not _is_divided(folder, protocol, seed):
         shares: dict[str, Any] = {"by": protocol.by, "val": VAL, "test": TEST, "seed": seed}
-        step(["split", folder, *options(shares)], split, folder, **shares)
+        run_step(["split", folder, *command_options(shares)], split, folder, **shares)
         dataset = open_dataset(folder)
     if empty := [name for name in SPLITS if not dataset.split(name)["label"].count()]:
         raise LandmarksError(
@@ -104,7 +104,7 @@ def by_reference(source: Dataset, folder: Path) -> Dataset:
     inputs = digest_of(source.content_digest, sorted(shards.items()), offsets)
     if (folder / "dataset.json").exists() and read_record(folder / "dataset.json")["inputs"] == inputs:
         return open_dataset(folder)
-    say(f"{folder}: the images of {source.folder}, which stay where they are")
+    note_after_gap(f"{folder}: the images of {source.folder}, which stay where they are")
     remove_file(folder / "splits.parquet")
     copied = ("set", "origin", "rule", "max_side", "identified_by")
     record = {name: value for name, value in source.record.items() if name in copied}

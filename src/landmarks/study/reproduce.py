@@ -42,7 +42,7 @@ from landmarks.study.protocol import (
     published,
     weights_problem,
 )
-from landmarks.support.console import note, options, step
+from landmarks.support.console import command_options, note, run_step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign, write_record
 from landmarks.support.places import Place
@@ -158,12 +158,12 @@ def _train_or_note_failure(study: Reproduction, attempt: Attempt, dataset: Datas
 
 
 def _train_and_evaluate(run: Path, settings: dict[str, Any], dataset: Dataset, test_set: Dataset | None) -> None:
-    step(["train", dataset.folder, "-o", run, *options(settings)], train, dataset.folder, run, **settings)
+    run_step(["train", dataset.folder, "-o", run, *command_options(settings)], train, dataset.folder, run, **settings)
     for name in ("val", "test"):
         if not _is_evaluated(run, dataset, name):
-            step(["evaluate", run, "--split", name], evaluate, run, split=name, by="classifier")
+            run_step(["evaluate", run, "--split", name], evaluate, run, split=name, by="classifier")
     if test_set is not None and not _is_evaluated(run, test_set, test_set.folder.name):
-        step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder, by="classifier")
+        run_step(["evaluate", run, "--data", test_set.folder], evaluate, run, data=test_set.folder, by="classifier")
 
 
 def _is_evaluated(run: Path, dataset: Dataset, name: str) -> bool:
@@ -184,11 +184,11 @@ def _report(study: Reproduction) -> Path | None:
     index = best / "maps" / "index.json"
     if not index.exists() or read_record(index)["inputs"] != open_run(best).digest:
         try:
-            step(["explain", best, "--count", HEAT_MAPS], explain, best, count=HEAT_MAPS)
+            run_step(["explain", best, "--count", HEAT_MAPS], explain, best, count=HEAT_MAPS)
         except LandmarksError as error:
             note(f"no heat maps: {error}")
     page, table = study.folder / "report.html", study.folder / RECORD
-    written: Path = step(["report", *runs, "-o", page, "--study", table], report, runs, page, study=table)
+    written: Path = run_step(["report", *runs, "-o", page, "--study", table], report, runs, page, study=table)
     return written
 
 

@@ -1,4 +1,4 @@
-"""Addresses of the net in parts, and texts without the secrets that addresses in them hold."""
+"""Parsing addresses, and removing the secrets of addresses from texts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SIGNATURE = re.compile(
 
 @dataclass(frozen=True)
 class Address:
-    """An address cut into its parts, once; `bare` is all of it that may be shown, stored or asked for."""
+    """The parts of an address; only `bare` may be shown, stored or requested."""
 
     scheme: str
-    user: str  # as it is meant: %40 is @
-    password: str
+    user: str  # decoded: @ instead of %40
+    password: str  # decoded
     host: str  # with the port
-    path: str  # with its slash in front, or empty
+    path: str  # with its leading slash, or empty
     query: str
 
     @property
@@ -33,10 +33,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Cut an address into its parts; a password may hold `@`, and `/` where no doubt is left of what is meant.
+    """Return the parts of an address; a password may hold `@`, and also `/` if that is unambiguous.
 
-    Raises `UsageError`, which shows nothing of the address but its scheme, where `@` stands both for the end of the
-    user's part and for something else.
+    Raises `UsageError`, which shows nothing of the address but its scheme, if it is unclear which `@` ends the user
+    and password.
     """
     scheme, _, rest = text.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
@@ -50,31 +50,31 @@ def parse_address(text: str) -> Address:
             )
         authority = rest[: re.search(r"[/?#]|$", rest[rest.index("@") :]).start() + rest.index("@")]  # type: ignore[union-attr]
         after = rest[len(authority) :]
-    told, _, host = authority.rpartition("@")
-    user, _, password = told.partition(":")
+    credentials, _, host = authority.rpartition("@")
+    user, _, password = credentials.partition(":")
     path, _, query = after.partition("#")[0].partition("?")
     return Address(scheme, urllib.parse.unquote(user), urllib.parse.unquote(password), host, path, query)
 
 
 def place_of(address: str) -> str:
-    """Return what may be shown and stored of a path or an address: no user, no password, no query."""
+    """Return a path, or an address without user, password and query: what may be shown and stored."""
     return parse_address(address).bare if "://" in address else address
 
 
 def without_secrets(text: str) -> str:
-    """Return `text` in which no address holds a user, a password or a signature any more."""
+    """Return `text` with users, passwords and signatures removed from all addresses in it."""
     if "://" not in text:
         return text
     return _SIGNATURE.sub(r"\1…", _ADDRESS.sub(_bare, text))
 
 
 def without_query(text: str) -> str:
-    """Return `text` in which addresses end where their query begins."""
+    """Return `text` with the queries of all addresses in it removed."""
     return _ADDRESS.sub(lambda found: found[1] + found[2].partition("?")[0], text)
 
 
 def _bare(found: re.Match[str]) -> str:
-    """Return an address in a text without what may be a user and a password: in doubt it is."""
+    """Return an address in a text without user and password; what may be these is removed too."""
     scheme, rest = found[1], found[2]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" not in rest or not ("@" in authority or ":" in authority):

@@ -1,4 +1,4 @@
-"""Arrays in `.npy` files: written row by row, and mapped into memory where the disk can."""
+"""Arrays in `.npy` files, written row by row and mapped into memory if possible."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from landmarks.support.disk import LACKING
+from landmarks.support.disk import UNSUPPORTED
 
 WriteRows = Callable[[NDArray[np.int64], NDArray[Any]], None]
-"""`write(rows, values)` puts `values` (one for each of `rows`) where they belong; rows never written hold zeros."""
+"""`write(rows, values)` writes one of `values` to each of `rows`; rows that are never written hold zeros."""
 
-_CANNOT_MAP = (errno.ENODEV, *LACKING)
-"""What disks answer whose files cannot be mapped, or not shared."""
+_CANNOT_MAP = (errno.ENODEV, *UNSUPPORTED)
+"""Errors of disks whose files cannot be mapped, or not shared between processes."""
 
 
 @contextlib.contextmanager
 def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[WriteRows]:
-    """Begin a `.npy` file of `shape` and give what writes its rows, as a file is written.
+    """Create a `.npy` file of `shape` and yield a function that writes its rows.
 
-    Nothing is mapped: a disk that fills up under a mapped file ends the process by a signal, without a word.
+    The file is not mapped: if the disk becomes full under a mapped file, a signal ends the process without a message.
     """
     kind = np.dtype(dtype)
     row_bytes = kind.itemsize * math.prod(shape[1:])
@@ -41,7 +41,7 @@ def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterat
                 raise ValueError(f"values of shape {values.shape} for {len(rows)} rows of {shape[1:]}")
             ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
             first = 0
-            for end in ends if len(rows) else ():  # rows that follow one another are written at once
+            for end in ends if len(rows) else ():  # consecutive rows are written at once
                 file.seek(start + row_bytes * int(rows[first]))
                 file.write(values[first:end].tobytes())
                 first = end
@@ -50,8 +50,8 @@ def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterat
         yield write
 
 
-def mapped(path: Path) -> NDArray[Any]:
-    """Map a `.npy` file for reading; where the disk cannot, map a copy of its pages, or read it whole."""
+def open_array(path: Path) -> NDArray[Any]:
+    """Map a `.npy` file for reading; if the disk cannot, map it copy-on-write, or else read all of it."""
     array: NDArray[Any]
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

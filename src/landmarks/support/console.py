@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: notes, tables, and one line of progress."""
+"""Output to the console and the log: notes, tables and progress."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from rich.table import Column, Table
 
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError
-from landmarks.support.terminal import shown
+from landmarks.support.terminal import safe_line
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-# In a notebook without ipywidgets tqdm, which shows the downloads of the Hub, is text; nobody need be warned of that.
+# In a notebook without ipywidgets, tqdm shows the downloads of the Hub as text; its warning about that is of no use.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 SECONDS_BETWEEN_LINES = 30.0
-"""How often a log, which has no place for a bar, gets a line about the progress."""
+"""How often a log, which cannot show a bar, gets a line about the progress."""
 
 out = Console(highlight=False, soft_wrap=True)
-"""Results: what a verb was asked for."""
+"""Standard output, for results."""
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Everything else: choices and their reasons, warnings, progress."""
+"""Standard error, for everything else: choices and their reasons, warnings, progress."""
 
 
 @dataclass
-class _Listeners:
-    """Who hears what is said beside the results."""
+class _Outputs:
+    """Where notes go."""
 
     screen: bool = True
     log: TextIO | None = None
 
 
-_listeners = _Listeners()
+_outputs = _Outputs()
 
 
 @contextlib.contextmanager
-def heard_by(*, quiet: bool = False, log: Path | str | None = None) -> Iterator[None]:
-    """While the block runs, append every note and error with its time to the file `log`, and with `quiet` show none.
+def output_settings(*, quiet: bool = False, log: Path | str | None = None) -> Iterator[None]:
+    """While the block runs, append all notes and errors with their time to the file `log`; with `quiet`, show no notes.
 
-    Errors are shown all the same. Several processes may share a log: each line is one write. Raises `LandmarksError`
-    when the log cannot be written.
+    Errors are shown in any case. Several processes may share a log, since each line is a single write. Raises
+    `LandmarksError` if the log cannot be written.
     """
-    before = _listeners.screen, _listeners.log
+    before = _outputs.screen, _outputs.log
     with contextlib.ExitStack() as stack:
         file: TextIO | None = None
         if log is not None:
@@ -66,34 +66,34 @@ def heard_by(*, quiet: bool = False, log: Path | str | None = None) -> Iterator[
                 stack.callback(_close, file)
             except OSError as error:
                 raise LandmarksError(f"the log {log} cannot be written ({error.strerror or error})") from error
-        _listeners.screen, _listeners.log = not quiet, file
+        _outputs.screen, _outputs.log = not quiet, file
         try:
             yield
         finally:
-            _listeners.screen, _listeners.log = before
+            _outputs.screen, _outputs.log = before
 
 
 def _close(file: TextIO) -> None:
-    with contextlib.suppress(OSError):  # a full disk, which `to_log` has told of
+    with contextlib.suppress(OSError):  # a full disk, which `to_log` has reported
         file.close()
 
 
 def note(text: str) -> None:
-    """Say one line about a choice, a fallback or a count, on standard error and in the log."""
-    if _listeners.screen:
-        err.print(escape(shown(text)))
+    """Print one line about a choice, a fallback or a count to standard error and to the log."""
+    if _outputs.screen:
+        err.print(escape(safe_line(text)))
     to_log(text)
 
 
 def to_log(text: str) -> None:
-    """Append `text` to the log, if there is one: on one line, after the date and time with its zone."""
-    log, line = _listeners.log, " ".join(shown(text).split())
+    """Append `text` to the log, if there is one, on one line after the local time with its UTC offset."""
+    log, line = _outputs.log, " ".join(safe_line(text).split())
     if log is None or not line:
         return
     try:
         log.write(f"{datetime.datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
-    except OSError as error:  # a full disk ends no training
-        _listeners.log = None
+    except OSError as error:  # a full disk must not end a training
+        _outputs.log = None
         err.print(escape(f"the log {log.name} is not written any more ({error.strerror or error})"))
 
 
@@ -105,25 +105,25 @@ def plural(amount: int, one: str) -> str:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", *, aside: bool = False
 ) -> None:
-    """Print a table to standard output, or with `aside` where notes go; columns of numbers are aligned to the right."""
-    if aside and not _listeners.screen:
+    """Print a table to standard output, or with `aside` where notes go; columns of numbers are right-aligned."""
+    if aside and not _outputs.screen:
         return
     table = Table(header_style="bold")
     for position, name in enumerate(columns):
         numeric = all(isinstance(row[position], int | float) for row in rows)
-        table.add_column(escape(shown(name)), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(escape(safe_line(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(shown(str(cell))) for cell in row))
+        table.add_row(*(escape(safe_line(str(cell))) for cell in row))
     console = Console(highlight=False, stderr=aside)
     if not console.is_terminal:
         console.width = 1000  # a file or a pipe has no right edge
-    if title:  # before the table and not in it, whose width it would be wrapped at
-        console.print(escape(shown(title)), soft_wrap=True)
+    if title:  # as a line of its own: rich wraps a table's title at the width of the table
+        console.print(escape(safe_line(title)), soft_wrap=True)
     console.print(table)
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:
-    """Return a table for a notebook, every cell escaped."""
+    """Return an HTML table for a notebook, with all cells escaped."""
     head = "".join(f'<th style="text-align:left">{html_escape(name)}</th>' for name in columns)
     cells = ["".join(f'<td style="text-align:left">{html_escape(str(cell))}</td>' for cell in row) for row in rows]
     body = "".join(f"<tr>{row}</tr>" for row in cells)
@@ -132,18 +132,18 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption
 
 
 class Advance(Protocol):
-    """Moves the line of progress."""
+    """Advances the progress."""
 
     def __call__(self, steps: float = 1, text: str | None = None) -> None:
-        """Move by `steps`; `text` replaces what stands behind the bar (a rate, a loss)."""
+        """Advance by `steps`; `text` replaces the text after the bar (a rate, a loss)."""
 
 
 @contextlib.contextmanager
 def progress(what: str, total: float) -> Iterator[Advance]:
-    """Show one bar with the time left on a terminal, or a line every half minute elsewhere, while the block runs."""
-    if err.is_terminal and _listeners.screen:
+    """While the block runs, show a bar with the time left on a terminal, or a line every half minute elsewhere."""
+    if err.is_terminal and _outputs.screen:
         with _bar() as bar:
-            task = bar.add_task(escape(shown(what)), total=total, text="")
+            task = bar.add_task(escape(safe_line(what)), total=total, text="")
             drawn, logged = _advance_bar(bar, task), _advance_log(what, total, to_log)
 
             def advance(steps: float = 1, text: str | None = None) -> None:
@@ -155,8 +155,8 @@ def progress(what: str, total: float) -> Iterator[Advance]:
         yield _advance_log(what, total, note)
 
 
-_BESIDE = 32
-"""Columns of a narrow terminal that spinner, bar, share and time left take beside the description."""
+_BAR_COLUMNS = 32
+"""Columns of a narrow terminal that spinner, bar, percentage and time left take."""
 
 
 def _bar() -> Progress:
@@ -175,26 +175,26 @@ def _advance_bar(bar: Progress, task: TaskID) -> Advance:
     def advance(steps: float = 1, text: str | None = None) -> None:
         bar.advance(task, steps)
         if text is not None:
-            told = shown(text)
-            room = max(0, err.width - _BESIDE - len(bar.tasks[0].description))
-            bar.update(task, text=escape(told if len(told) <= room else told[: max(0, room - 1)] + "…"))
+            line = safe_line(text)
+            room = max(0, err.width - _BAR_COLUMNS - len(bar.tasks[0].description))
+            bar.update(task, text=escape(line if len(line) <= room else line[: max(0, room - 1)] + "…"))
 
     return advance
 
 
-def _advance_log(what: str, total: float, say: Callable[[str], None]) -> Advance:
+def _advance_log(what: str, total: float, write: Callable[[str], None]) -> Advance:
     started = last = time.monotonic()
-    done, behind = 0.0, ""
+    done, suffix = 0.0, ""
 
     def advance(steps: float = 1, text: str | None = None) -> None:
-        nonlocal done, behind, last
-        done, behind = done + steps, behind if text is None else text
+        nonlocal done, suffix, last
+        done, suffix = done + steps, suffix if text is None else text
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done > 0:
             last = now
             left = max(0.0, (now - started) * (total - done) / done)
-            told = f"{what}: {100 * done / max(total, 1):.0f} %, {_duration(left)} left"
-            say(f"{told}, {behind}" if behind else told)
+            line = f"{what}: {100 * done / max(total, 1):.0f} %, {_duration(left)} left"
+            write(f"{line}, {suffix}" if suffix else line)
 
     return advance
 
@@ -204,27 +204,27 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-# ── Steps of a walk, each printed as the command that does the same ─────────────────────────────────────────────────
+# ── Steps of a longer procedure, each printed as the command that does the same ─────────────────────────────────────
 
 
-def step(
+def run_step(
     words: Sequence[object],
     function: Callable[Parameters, Result],
     *arguments: Parameters.args,
     **named: Parameters.kwargs,
 ) -> Result:
-    """Print the command of a step, do it, and return what it returns."""
-    say("$ " + shlex.join(["landmarks", *map(str, words)]))
+    """Print the command `landmarks WORDS`, call `function` and return its result."""
+    note_after_gap("$ " + shlex.join(["landmarks", *map(str, words)]))
     return function(*arguments, **named)
 
 
-def options(settings: Mapping[str, object]) -> list[str]:
-    """Return settings as the options of a command: `{"image_size": 96}` as `--image-size 96`."""
+def command_options(settings: Mapping[str, object]) -> list[str]:
+    """Return settings as the options of a command: `--image-size 96` for `{"image_size": 96}`."""
     return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def say(line: str) -> None:
-    """Print one line with an empty one before it."""
-    if _listeners.screen:
+def note_after_gap(line: str) -> None:
+    """Print a note with an empty line before it."""
+    if _outputs.screen:
         err.print()
     note(line)

@@ -1,4 +1,4 @@
-"""What a disk refuses becomes one line: full, read-only, forbidden, broken, or a file where a folder should be."""
+"""Folders and files on disk, with errors of one line if a disk is full, read-only or broken, or access is denied."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from landmarks.support.places import as_given
 from landmarks.support.systems import readable, require_text
 
 ASIDE = ".part"
-"""What the names of files end with that are still being written; they begin with a dot."""
+"""The ending of files that are still being written; their names begin with a dot."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *((39, 112) if os.name == "nt" else ())}
-"""Numbers that only writing ends with: the disk, the user's share of it, or the largest file it can hold is full."""
+"""Error numbers that only writing raises: the disk or the user's quota is full, or the file is too large for it."""
 
-LACKING = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""Numbers that a disk answers which does not know what it is asked for: buckets and others' folders behind FUSE, 9p."""
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Error numbers of file systems that do not support an operation: buckets and shared folders behind FUSE or 9p."""
 
-_TOLD_BY_RUST = re.compile(r"(?P<why>[^: ][^:]*) \(os error (?P<number>\d+)\)")
+_RUST_ERROR = re.compile(r"(?P<why>[^: ][^:]*) \(os error (?P<number>\d+)\)")
 
 
-def not_written(path: Path | str, why: str | None) -> LandmarksError:
-    """Return the error for a file or folder that the disk did not take."""
+def write_error(path: Path | str, why: str | None) -> LandmarksError:
+    """Return the error for a file or folder that could not be written."""
     return LandmarksError(f"{readable(path)} could not be written ({why})", way_out="nothing was replaced")
 
 
-def refusal(error: BaseException, aside: Path) -> str | None:
-    """Return why the disk did not take `aside`; None when `error` is about anything else, another file included."""
+def why_not_written(error: BaseException, aside: Path) -> str | None:
+    """Return why the disk refused to write `aside`; None if `error` is about anything else, such as another file."""
     if isinstance(error, LandmarksError):
         return None
-    told = _TOLD_BY_RUST.search(str(error))  # polars and safetensors have the system's number in their texts only
+    rust_error = _RUST_ERROR.search(str(error))  # polars and safetensors give the error number only in the message
     number = getattr(error, "errno", None)
-    if number is None and told is not None:
-        number = int(told["number"])
-    why = getattr(error, "strerror", None) or (told["why"] if told is not None else str(error))
+    if number is None and rust_error is not None:
+        number = int(rust_error["number"])
+    why = getattr(error, "strerror", None) or (rust_error["why"] if rust_error is not None else str(error))
     named = getattr(error, "filename", None)
     if named is not None:
         return why if str(named) == str(aside) else None
     if isinstance(error, OSError) and str(aside) in str(error):
         return why
-    return why if number in _FULL and (told is not None or isinstance(error, OSError)) else None
+    return why if number in _FULL and (rust_error is not None or isinstance(error, OSError)) else None
 
 
-def of_the_disk(error: BaseException) -> LandmarksError | None:
-    """Return the line for whatever a disk refused that nobody foresaw; None when `error` is of another kind."""
+def as_disk_error(error: BaseException) -> LandmarksError | None:
+    """Return any other error of a disk as a `LandmarksError`; None if `error` is of another kind."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
     named = next((name for name in (error.filename2, error.filename) if isinstance(name, str | bytes)), None)
@@ -59,8 +59,8 @@ def of_the_disk(error: BaseException) -> LandmarksError | None:
     return LandmarksError(f"{place}: {error.strerror or error}", way_out="nothing was half-written")
 
 
-def require_a_place_here(path: Path) -> None:
-    """Raise `LandmarksError` for a path whose first folder would be called `~`, or as the scheme of an address."""
+def require_local_path(path: Path) -> None:
+    """Raise `LandmarksError` for a path that begins with a folder `~`, and for an address."""
     require_text(path)
     if path.parts[:1] == ("~",):
         raise LandmarksError(
@@ -73,8 +73,8 @@ def require_a_place_here(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make `folder`, and those above it, unless it is there; raise `LandmarksError` where the disk refuses."""
-    require_a_place_here(folder)
+    """Create `folder` and its parents if they do not exist; raise `LandmarksError` if that fails."""
+    require_local_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,7 +85,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, or a link, unless it is gone already; raise `LandmarksError` where the disk refuses."""
+    """Remove a file or a link, if it exists; raise `LandmarksError` if that fails."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -93,9 +93,9 @@ def remove_file(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that it holds, unless it is gone; raise `LandmarksError` where the disk refuses.
+    """Remove a folder and its contents, if it exists; raise `LandmarksError` if that fails.
 
-    Of a link only the link is removed.
+    Of a link only the link itself is removed.
     """
     if folder.is_symlink():
         remove_file(folder)
@@ -108,12 +108,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def can_write(folder: Path) -> bool:
-    """Return whether files can be made in `folder`, which is created if needed."""
+    """Return whether files can be created in `folder`, which is created if needed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        attempt = folder / f".attempt{ASIDE}"  # one name: what a kill leaves here, the next attempt removes
+        attempt = folder / f".attempt{ASIDE}"  # always this name: the next attempt removes what a kill leaves
         attempt.unlink(missing_ok=True)
-        with contextlib.suppress(FileExistsError):  # another process asks at this moment, and could write
+        with contextlib.suppress(FileExistsError):  # another process tries at the same time, and succeeded
             attempt.touch(exist_ok=False)
         attempt.unlink(missing_ok=True)
     except OSError:
@@ -135,38 +135,38 @@ def require_free_disk(folder: Path, needed_bytes: int) -> None:
 
 
 def flush_file(path: Path) -> None:
-    """Flush what `path` holds, without which a power failure can empty it; not where the disk knows no flushing."""
+    """Flush the contents of `path`, which a power failure could otherwise empty, if the disk supports it."""
     with open(path, "rb+") as file:
         try:
             os.fsync(file.fileno())
         except OSError as error:
-            if error.errno not in LACKING:
+            if error.errno not in UNSUPPORTED:
                 raise
 
 
-def flush_names(folder: Path) -> None:
-    """Flush which names `folder` holds, without which a power failure can undo a rename; not where no system can."""
+def flush_folder(folder: Path) -> None:
+    """Flush the entries of `folder`, so that a power failure cannot undo a rename, if the system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno == errno.EIO:  # anything else: a file system that flushes no folders
+        if error.errno == errno.EIO:  # any other error: the file system cannot flush folders
             raise LandmarksError(f"{folder} may forget its newest files ({error.strerror})") from error
     finally:
         os.close(descriptor)
 
 
-# What killed processes leave half-written. In a folder that is held by one process all of it is nobody's; beside a file
-# elsewhere another process may be writing the same file just now, so that each writer there locks what it writes aside.
+# Half-written files of killed processes. In a folder that this process holds all of them can be removed. In any other
+# folder another process may be writing the same file at the moment, so each writer locks its half-written file.
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder` and in the folders directly in it.
+    """Remove the half-written files of killed processes in `folder` and in the folders directly in it.
 
-    Call it only while holding the folder.
+    The caller holds the folder.
     """
     for inside in (folder, *_folders_in(folder)):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -187,15 +187,15 @@ def _asides_in(folder: Path) -> list[Path]:
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file of this name in a folder is the lock or something half-written, and nobody's."""
+    """Return whether a file of this name is the lock of a folder or half-written."""
     return name == ".lock" or (name.startswith(".") and name.endswith(ASIDE))
 
 
 @contextlib.contextmanager
-def alone(path: Path, aside: Path) -> Iterator[None]:
-    """Remove what killed writers of `path` left beside it, and keep others from removing `aside` in the block.
+def exclusive_aside(path: Path, aside: Path) -> Iterator[None]:
+    """Remove the half-written files of killed writers of `path`; in the block, keep others from removing `aside`.
 
-    Windows needs no lock: there, nothing can remove a file that is open.
+    Windows needs no lock, because an open file cannot be removed there.
     """
     for other in _asides_in(path.parent):
         if re.fullmatch(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(ASIDE)}", other.name) and _is_free(other):
@@ -206,7 +206,7 @@ def alone(path: Path, aside: Path) -> Iterator[None]:
         return
     descriptor = os.open(aside, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _locked(descriptor)
+        _try_lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -220,13 +220,13 @@ def _is_free(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return _locked(descriptor)
+        return _try_lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock an open file for this process unless another one has; return whether that could be done."""
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process; return False if another process has locked it."""
     try:
         import fcntl
 

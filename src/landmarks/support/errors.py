@@ -1,14 +1,14 @@
-"""The errors a user sees: one line that says what is wrong, what was received, what was expected, and the way out.
+"""The errors that users see: one line with what is wrong, what was received, what was expected, and a way out.
 
-    LandmarksError          exit code 1: the input is at fault, or the work was done in part
+    LandmarksError          exit code 1: the input is invalid, or the work was done only in part
     ├── StaleError          something computed earlier no longer belongs to what it was computed from
     ├── DifferentAnswersError   an export answers differently from its run
     ├── BusyError           another process is working on the same output
     ├── NothingThereError   there is nothing to work on
-    └── UsageError          exit code 2: the command was wrong
+    └── UsageError          exit code 2: the command is wrong
         └── MissingExtraError   an extra of the package is not installed
 
-Anything else that reaches the shell is a bug.
+Any other exception that reaches the shell is a bug.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 
 
 class LandmarksError(Exception):
-    """One line for a person: `what` is wrong, with what was received, what was expected and the way out."""
+    """An error with a message of one line: `what` is wrong, what was `received` and `expected`, and a `way_out`."""
 
     exit_code = 1
 
@@ -47,11 +47,11 @@ class BusyError(LandmarksError):
 
 
 class NothingThereError(LandmarksError):
-    """There is nothing to work on: a folder without images. What runs every day may take it for a quiet day."""
+    """There is nothing to work on, such as a folder without images. A scheduled job may want to ignore this error."""
 
 
 class UsageError(LandmarksError):
-    """The command was wrong: an unknown name, an impossible value, options that contradict each other."""
+    """The command is wrong: an unknown name, an invalid value, or options that contradict each other."""
 
     exit_code = 2
 
@@ -61,7 +61,7 @@ class MissingExtraError(UsageError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return `did you mean "resnet50"?` for the closest of `choices`, or an empty string when none is close."""
+    """Return `did you mean "resnet50"?` for the closest of `choices`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else ""
 
@@ -90,12 +90,12 @@ EXTRAS = {
     "verify": ("cv2",),
     "heic": ("pillow_heif",),
 }
-"""Extra → the modules that it installs and the base install lacks."""
+"""Extra → the modules that it adds to the base install."""
 
 
 @contextlib.contextmanager
 def naming_the_extra(what: str) -> Iterator[None]:
-    """Raise `MissingExtraError` where the block lacks a module of an extra: `what` needs it. Any other error passes."""
+    """Raise `MissingExtraError`, which says that `what` needs it, if the block fails to import a module of an extra."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, records that say what wrote them, and one process at a time in a folder."""
+"""Writing files atomically, records that say what wrote them, and locks for one process per folder."""
 
 from __future__ import annotations
 
@@ -20,92 +20,91 @@ from landmarks.support.addresses import without_secrets
 from landmarks.support.console import note
 from landmarks.support.disk import (
     ASIDE,
-    LACKING,
-    alone,
+    UNSUPPORTED,
     can_write,
+    exclusive_aside,
     flush_file,
-    flush_names,
+    flush_folder,
     is_leftover,
     make_folder,
-    not_written,
-    refusal,
     remove_leftovers,
-    require_a_place_here,
+    require_local_path,
+    why_not_written,
+    write_error,
 )
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.places import Place
 from landmarks.support.systems import readable, require_text
 
 FORMAT = 3
-"""The newest layout of records and tables that this version writes and reads."""
+"""The layout of records and tables that this version writes and reads."""
 
 LOCK = ".lock"
-"""The file in a folder that the process holds which writes there."""
+"""The file in a folder that is locked by the process that writes there."""
 
 MAX_RECORD_BYTES = 1 << 26
-"""A record that is larger is not read."""
+"""Larger records are not read."""
 
 
 @contextlib.contextmanager
 def written_whole(path: Place, *, tidy: bool = False) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; when the block ends well it is flushed to disk and renamed to `path`.
+    """Yield a path beside `path` to write to; if the block succeeds, it is flushed to disk and renamed to `path`.
 
-    A block that fails, or a process that is killed, leaves no file at `path` (or the earlier one untouched). Only what
-    the disk itself refuses becomes a `LandmarksError`; any other error of the block passes through unchanged. `tidy`
-    removes what killed writers of the same file left beside it: for files in folders that no process holds. A device or
-    a pipe at `path` is refused.
+    If the block fails or the process is killed, there is no file at `path`, or the earlier one is unchanged. Errors of
+    the disk become a `LandmarksError`; any other error of the block passes through. With `tidy`, the half-written files
+    of killed writers of `path` are removed, for folders that no process holds. A device or a pipe at `path` is refused.
     """
     path = Path(path)
-    require_a_place_here(path)
+    require_local_path(path)
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{ASIDE}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise not_written(path, "it is a folder")
-        if path.exists() and not path.is_file():  # /dev/null would be replaced by a file, for every program there is
-            raise not_written(path, "it is no plain file")
+            raise write_error(path, "it is a folder")
+        if path.exists() and not path.is_file():  # or /dev/null would be replaced by a file, for all programs
+            raise write_error(path, "it is no plain file")
     except OSError as error:
-        raise not_written(path, error.strerror) from error
+        raise write_error(path, error.strerror) from error
     try:
         try:
-            with alone(path, aside) if tidy else contextlib.nullcontext():
+            with exclusive_aside(path, aside) if tidy else contextlib.nullcontext():
                 yield aside
         except Exception as error:
-            why = refusal(error, aside)
+            why = why_not_written(error, aside)
             if why is None:
                 raise
-            raise not_written(path, why) from error
+            raise write_error(path, why) from error
         try:
             flush_file(aside)
-            _as_the_umask_has_it(aside)
+            _apply_umask(aside)
             aside.replace(path)
         except OSError as error:
-            raise not_written(path, error.strerror) from error
-        flush_names(path.parent)
+            raise write_error(path, error.strerror) from error
+        flush_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # a disk that may only be read refuses even that
+        with contextlib.suppress(OSError):  # raised on a read-only disk even if there is no such file
             aside.unlink(missing_ok=True)
 
 
-_KINDS = frozenset(
+_KNOWN_ENDINGS = frozenset(
     {
         ".jpg", ".jpeg", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".mp4",
         ".svg", ".pdf", ".zip", ".tar", ".gz", ".json", ".parquet", ".safetensors", ".onnx", ".npy", ".npz", ".pt",
         ".pth", ".csv", ".tsv", ".xlsx", ".html", ".htm", ".md", ".py", ".ipynb", ".toml", ".yaml", ".yml",
     }
 )  # fmt: skip
-"""Endings that say what a file is; of others nothing is known."""
+"""Endings that say what kind of file it is; other endings may mean anything."""
 
 
 def refuse_other_kind(path: Place, *endings: str, begins: bytes | None = None) -> None:
-    """Raise `UsageError` where a file is there already that is of another kind by its name: it was hardly meant.
+    """Raise `UsageError` if `path` exists and is of another kind by its name than the `endings` to be written.
 
-    `--csv *.jpg` would replace the first image, and `--csv RUN/run.json` end a run. A file that `begins` as what is
-    written does may have any name.
+    Otherwise `--csv *.jpg` would replace the first image, and `--csv RUN/run.json` destroy a run. A file that begins
+    with the bytes `begins` may have any name.
     """
     path = Path(path)
-    require_a_place_here(path)
-    if path.suffix.lower() in _KINDS.difference(endings) and path.is_file() and not _begins(path, begins):
+    require_local_path(path)
+    if path.suffix.lower() in _KNOWN_ENDINGS.difference(endings) and path.is_file() and not _begins(path, begins):
         raise UsageError(
             f"{readable(path)} is there already and is not {endings[0]} by its name",
             expected=" or ".join(f"NAME{ending}" for ending in endings),
@@ -121,31 +120,31 @@ def _begins(path: Path, begins: bytes | None) -> bool:
     return False
 
 
-def _as_the_umask_has_it(aside: Path) -> None:
-    """Give a file that its writer made for its owner alone (safetensors does) the mode of any new file here."""
+def _apply_umask(aside: Path) -> None:
+    """Give a file that only its owner may read, as safetensors writes it, the mode of other new files."""
     if os.name == "nt" or aside.stat().st_mode & 0o777 != 0o600:
         return
     new = aside.with_name(f"{aside.name}{ASIDE}")
-    new.touch(exist_ok=False)  # the umask itself can only be read by changing it, for all threads
+    new.touch(exist_ok=False)  # the umask itself can only be read by changing it for all threads
     try:
-        with contextlib.suppress(PermissionError):  # a disk of which another owns every file: vfat, a host's folder
+        with contextlib.suppress(PermissionError):  # every file has another owner: vfat, a shared folder of a host
             aside.chmod(new.stat().st_mode & 0o777)
     finally:
         new.unlink()
 
 
 def write_record(path: Place, record: dict[str, Any], *, verb: str, inputs: str = "") -> None:
-    """Write `record` as JSON with `format`, the `verb` and version that wrote it and the digest of its `inputs`."""
-    whole = {"format": FORMAT, "verb": verb, "version": __version__, "inputs": inputs, **record}
-    text = without_secrets(json.dumps(whole, indent=2, ensure_ascii=False)) + "\n"
-    with written_whole(path) as aside:  # bytes of a path that are no UTF-8 are escaped as JSON escapes them
+    """Write `record` as JSON, with `format`, the `verb` and version that wrote it, and the digest of its `inputs`."""
+    content = {"format": FORMAT, "verb": verb, "version": __version__, "inputs": inputs, **record}
+    text = without_secrets(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
+    with written_whole(path) as aside:  # bytes of a path that are not valid UTF-8 are escaped
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def read_record(path: Place, *, way_out: str = "") -> dict[str, Any]:
-    """Read a record that `write_record` wrote; a missing, damaged or newer one is an error of one line.
+    """Return a record that `write_record` wrote; raise `LandmarksError` if it is missing, damaged or newer.
 
-    `way_out` is what to do about a damaged one.
+    `way_out` is the advice for a damaged one.
     """
     path = Path(path)
     require_text(path)
@@ -175,7 +174,7 @@ def read_record(path: Place, *, way_out: str = "") -> dict[str, Any]:
 
 
 def refuse_other_formats(path: Path, format_number: int) -> None:
-    """Raise when `path` was written in another layout than this version's: a newer one, or one it no longer reads."""
+    """Raise `LandmarksError` if `format_number`, the format of `path`, is not that of this version."""
     if format_number == FORMAT:
         return
     newer = format_number > FORMAT
@@ -189,7 +188,7 @@ def refuse_other_formats(path: Path, format_number: int) -> None:
 
 @contextlib.contextmanager
 def held(folder: Place) -> Iterator[Path]:
-    """Create `folder` if needed and hold it for this process; a second process gets `BusyError` and touches nothing."""
+    """Create `folder` if needed and lock it for this process; a second process gets `BusyError` and changes nothing."""
     folder = make_folder(Path(folder))
     with _locked(folder / LOCK, folder):
         remove_leftovers(folder)
@@ -198,9 +197,9 @@ def held(folder: Place) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held_beside(path: Place) -> Iterator[Path]:
-    """Hold one file for this process, by a lock beside it: for files in folders that no process holds.
+    """Lock one file for this process, by a lock beside it, for files in folders that no process holds.
 
-    A second process gets `BusyError` and touches nothing.
+    A second process gets `BusyError` and changes nothing.
     """
     path = Path(path)
     require_text(path)
@@ -219,8 +218,8 @@ def _locked(mark: Path, what: Path) -> Iterator[None]:
         raise BusyError(
             f"{what} is being written by another process", way_out="wait for it to end, or choose another folder"
         ) from error
-    except (OSError, NotImplementedError) as error:  # the latter from a system without locks
-        if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOLCK, *LACKING):
+    except (OSError, NotImplementedError) as error:  # the latter on systems without locks
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOLCK, *UNSUPPORTED):
             raise LandmarksError(
                 f"{what} cannot be written ({getattr(error, 'strerror', None) or error})",
                 way_out="choose a folder in which files can be made, or copy this one there",
@@ -229,17 +228,17 @@ def _locked(mark: Path, what: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()  # does nothing where none was had
+        lock.release()  # does nothing if it was not acquired
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again and has no better place: `$XDG_CACHE_HOME/landmarks`.
+    """Return the folder for files that can be computed again: `$XDG_CACHE_HOME/landmarks`, or `~/.cache/landmarks`.
 
-    It is made if needed. Raises `LandmarksError` when nothing can be written there.
+    It is created if needed. Raises `LandmarksError` if it cannot be written.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "landmarks"
-    except RuntimeError as error:  # a user without a home
+    except RuntimeError as error:  # the user has no home folder
         raise LandmarksError("there is no home folder to keep copies in", way_out=_OTHER_CACHE) from error
     if not can_write(folder):
         raise LandmarksError(f"{folder} cannot be written, where copies are kept", way_out=_OTHER_CACHE)
@@ -250,7 +249,7 @@ _OTHER_CACHE = "name another folder in the environment: XDG_CACHE_HOME=FOLDER"
 
 
 def digest_of(*parts: object) -> str:
-    """Return 32 hex digits (BLAKE2b) that change when any of `parts`, written as canonical JSON, changes."""
+    """Return 32 hex digits (BLAKE2b) of `parts`, written as canonical JSON."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
@@ -262,10 +261,10 @@ def file_digest(path: Place) -> str:
 
 
 def refuse_foreign(out: Path, marks: tuple[str, ...], what: str, *, own: tuple[str, ...] = ()) -> None:
-    """Raise when `out` is a file, or a folder with contents that are none of ours (it holds none of `marks`).
+    """Raise `UsageError` if `out` is a file, or a folder that is not empty and has none of the files `marks`.
 
-    What a kill in the first second leaves, a lock and half-written files, is nobody's, and so are files that are called
-    as one of `own`; where another process holds the folder, it is that one's (`BusyError`).
+    `what` names what such a folder should hold. The lock and the half-written files that a killed process leaves do not
+    count as contents, and neither do files named in `own`. Raises `BusyError` if another process holds the folder.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", way_out="choose another folder")
@@ -279,6 +278,6 @@ def refuse_foreign(out: Path, marks: tuple[str, ...], what: str, *, own: tuple[s
     if not contents:
         return
     if (out / LOCK).is_file():
-        with held(out):  # raises where another process is at work, which has not come to its mark yet
+        with held(out):  # raises if another process is at work that has not written its mark yet
             pass
     raise UsageError(f"{out} is not empty and holds no {what}", received=contents[0], way_out="choose another folder")

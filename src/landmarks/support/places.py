@@ -1,4 +1,4 @@
-"""Where something lies, as people name it: one path or several, what a verb returned, an address."""
+"""Paths and addresses as users give them: one or several, as text, `Path` or the result of a verb."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from landmarks.support.errors import UsageError
 from landmarks.support.systems import readable
 
 Place: TypeAlias = str | os.PathLike[str]
-"""Where something lies: a path as text or `Path`, or what a verb has returned, such as a run or a dataset."""
+"""A path as text or `Path`, or the result of a verb, such as a run or a dataset."""
 
 
 def paths_of(places: Place | Iterable[Place], *, way_out: str = "") -> list[Place]:
-    """Return what was given for one path or several as several; raise `UsageError` for what is no path."""
-    given: list[Any]
+    """Return one path or several as a list; raise `UsageError`, with `way_out`, if one of them is no path."""
+    paths: list[Any]
     if isinstance(places, str | os.PathLike | bytes) or not isinstance(places, Iterable):
-        given = [places]
+        paths = [places]
     else:
-        given = list(places)
-    strange = [one for one in given if not isinstance(one, str | os.PathLike)]
-    if strange:
-        raise UsageError("that is no path of a file or folder", received=type(strange[0]).__qualname__, way_out=way_out)
-    return given
+        paths = list(places)
+    invalid = [path for path in paths if not isinstance(path, str | os.PathLike)]
+    if invalid:
+        raise UsageError("that is no path of a file or folder", received=type(invalid[0]).__qualname__, way_out=way_out)
+    return paths
 
 
 def as_given(path: PurePath) -> str:
-    """Return a path as text, an address with all of its slashes, of which a path keeps one."""
+    """Return a path as text; an address gets back the slashes that `Path` has merged."""
     posix = path.as_posix()
     slashes = r"\1:///" if posix.startswith("file:") else r"\1://"
     address, found = re.subn(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", slashes, posix)

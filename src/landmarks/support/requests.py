@@ -1,8 +1,8 @@
-"""Patience with a mirror: how often a request is tried, how long is waited between, how many run at once.
+"""Requests to a mirror: how often they are tried, how long the waits between are, and how many run at once.
 
-obstore moves the bytes and could retry by itself, but its retries do not know `Retry-After` (measured with version
-0.12.1: a 503 with `Retry-After: 2` is asked again after 0.1 s), and a mirror that asks for a pause must get one from
-all workers together. So obstore's own retries are off, and every request goes through `Host.asked`.
+obstore transfers the bytes and could retry by itself, but its retries ignore `Retry-After` (measured with version
+0.12.1: a 503 with `Retry-After: 2` is repeated after 0.1 s), and if a mirror asks for a pause, all workers must pause.
+So obstore's own retries are off, and every request goes through `Host.send`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from landmarks.support.systems import require_text
 T = TypeVar("T")
 
 _BUSY = ("429", "503")
-"""Answers that ask for a pause, from this worker and from all others."""
+"""Status codes that ask for a pause, of this worker and all others."""
 
-_WORTH_REPEATING = ("408", "425", *_BUSY)
-"""Answers of the 400s (and 503) that may be better next time; all other 500s are too."""
+_RETRIED = ("408", "425", *_BUSY)
+"""Status codes below 500 (and 503) after which a request is retried; it is after all others from 500 as well."""
 
 
 class MirrorError(LandmarksError):
-    """A mirror did not give what it was asked for, after all patience."""
+    """A mirror did not answer a request, also after retries."""
 
 
 class AbsentError(MirrorError):
@@ -51,52 +51,52 @@ class AbsentError(MirrorError):
 
 
 class RefusedError(MirrorError):
-    """A mirror wants to know who asks, or does not let this one in."""
+    """A mirror requires credentials, or refuses these."""
 
 
 class RangesRefusedError(MirrorError):
-    """A mirror answers byte ranges with the whole file, or compresses: only streaming works there."""
+    """A mirror answers byte ranges with the whole file, or compresses: it can only be streamed."""
 
 
 class BrokenAnswerError(Exception):
-    """One answer was unusable, but the next may be better; never leaves this room."""
+    """One response was unusable, and the request is retried; only raised within `support`."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How a mirror is treated: tries per request, waits in seconds (doubled each time), connections at once."""
+    """Limits of requests to a mirror: tries, waits in seconds (doubled each time), connections at once."""
 
     tries: int = 7
     first_wait: float = 0.2
     longest_wait: float = 20.0
     longest_pause: float = 600.0  # a `Retry-After` beyond this ends the work with an error
     connect_seconds: float = 10.0
-    stall_seconds: float = 30.0  # nothing arrived for so long: the answer is given up
+    stall_seconds: float = 30.0  # a response is given up after this time without a byte
     connections: int = 64
 
 
 class Host:
-    """One mirror's server: the connections it may be asked through, and the pause it asked for.
+    """One mirror's server: the limit of its connections, and the pause that it asked for.
 
-    `pause_asked(path)` returns the seconds of a `Retry-After` that stands now (0 without one); it is called after an
-    answer that asks for a pause, because obstore does not hand out the headers of such answers.
+    `requested_pause(path)` returns the seconds of the current `Retry-After` (0 if there is none). It is called after a
+    response that asks for a pause, because obstore does not return the headers of such responses.
     """
 
-    def __init__(self, place: str, patience: Patience, pause_asked: Callable[[str], float]) -> None:
+    def __init__(self, place: str, patience: Patience, requested_pause: Callable[[str], float]) -> None:
         self.place = place
         self.patience = patience
         self.requests = 0
         self.retries = 0
-        self._pause_asked = pause_asked
+        self._requested_pause = requested_pause
         self._connections = threading.BoundedSemaphore(patience.connections)
         self._pause = threading.Lock()
         self._not_before = 0.0
 
-    def asked(self, path: str, request: Callable[[], T]) -> T:
-        """Return what `request()` returns, trying again where that can help.
+    def send(self, path: str, request: Callable[[], T]) -> T:
+        """Return what `request()` returns, with retries after errors that may be temporary.
 
         Raises:
-            MirrorError: trying again cannot help, or all tries are spent; names the place and the path.
+            MirrorError: the error is permanent, or all tries are spent; names the place and the path.
         """
         tried = 0
         while True:
@@ -111,35 +111,35 @@ class Host:
                 self.wait(path, error, tried, started)
 
     def wait(self, path: str, error: Exception, tried: int, started: float) -> None:
-        """Wait after the failure number `tried` of a request that began at `started`, or raise where that is no use."""
+        """Wait after failure number `tried` of a request that began at `started`; raise if a retry is of no use."""
         what = f"{self.place}/{path}"
-        _raise_unless_worth_repeating(what, error)
+        _raise_if_final(what, error)
         if tried >= self.patience.tries:
             raise MirrorError(f"{what}: {reason_of(error)}, after {tried} tries") from error
         self.retries += 1
         longest = min(self.patience.longest_wait, self.patience.first_wait * 2 ** (tried - 1))
-        seconds = longest * random.uniform(0.5, 1.0)  # apart from each other, so that workers do not return as one
+        seconds = longest * random.uniform(0.5, 1.0)  # random, so that workers do not all retry at once
         if _status(error) not in _BUSY:
             time.sleep(seconds)
             return
         with self._pause:
             if self._not_before > started:  # another worker has set the pause since this request began
                 return
-            asked = self._pause_asked(path)
-            if asked > self.patience.longest_pause:
+            pause = self._requested_pause(path)
+            if pause > self.patience.longest_pause:
                 raise MirrorError(
-                    f"{what}: the mirror asks for a pause of {asked:.0f} s",
+                    f"{what}: the mirror asks for a pause of {pause:.0f} s",
                     way_out="run the same command again later",
                 ) from error
-            self._not_before = time.monotonic() + max(asked, seconds)
+            self._not_before = time.monotonic() + max(pause, seconds)
 
     def _wait_out_the_pause(self) -> None:
         while (seconds := self._not_before - time.monotonic()) > 0:
             time.sleep(seconds)
 
 
-def seconds_of(retry_after: str | None) -> float:
-    """Read a `Retry-After` header (seconds, or a date; RFC 9110 section 10.2.3); 0 when there is none or it is odd."""
+def retry_after_seconds(retry_after: str | None) -> float:
+    """Return the seconds of a `Retry-After` header (a number or a date; RFC 9110 section 10.2.3); 0 if it has none."""
     if not retry_after:
         return 0.0
     if retry_after.strip().isdigit():
@@ -151,12 +151,12 @@ def seconds_of(retry_after: str | None) -> float:
 
 
 def reason_of(error: Exception) -> str:
-    """Say in a few words what went wrong; addresses are shown without user, password and query."""
+    """Return a short reason for an error of a request; addresses are shown without user, password and query."""
     text = str(error)
     status = re.search(r"status code: (\d+[^:\n]*)", text)
     if status:
         return f"the mirror answered {status.group(1).strip()}"
-    told = {
+    reasons = {
         "TimedOut": "no byte arrived in time",
         "IncompleteBody": "the connection was dropped",
         "ConnectionReset": "the connection was dropped",
@@ -168,9 +168,9 @@ def reason_of(error: Exception) -> str:
         "builder error": "it leads to an address that is not http(s)",
         "Connect": "no connection could be made",
     }
-    for sign, words in told.items():
+    for sign, reason in reasons.items():
         if sign in text:
-            return words
+            return reason
     return without_query(without_secrets(text.splitlines()[0]) if text else type(error).__name__)
 
 
@@ -179,7 +179,7 @@ def _status(error: Exception) -> str:
     return found.group(1) if found else ""
 
 
-def _raise_unless_worth_repeating(what: str, error: Exception) -> None:
+def _raise_if_final(what: str, error: Exception) -> None:
     status = _status(error)
     if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError) and status in ("", "404"):
         raise AbsentError(f"{what} is not there") from error
@@ -189,32 +189,32 @@ def _raise_unless_worth_repeating(what: str, error: Exception) -> None:
     if isinstance(error, no_entry):
         raise RefusedError(f"{what}: {reason_of(error)}") from error
     final = isinstance(error, obstore.exceptions.InvalidPathError | obstore.exceptions.PreconditionError)
-    final = final or "LocalFileSystem" in str(error)  # a disk does not get better by asking again
-    if final or (status[:1] in ("3", "4") and status not in _WORTH_REPEATING):
+    final = final or "LocalFileSystem" in str(error)  # retrying does not help with a disk
+    if final or (status[:1] in ("3", "4") and status not in _RETRIED):
         raise MirrorError(f"{what}: {reason_of(error)}") from error
 
 
-# From a mirror's address to an obstore store: which backend, whose credentials, which time limits, which pauses.
+# Opening obstore's store for an address: backend, credentials, time limits and pauses.
 
 
 def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectStore, Path | None]:
-    """Open the store of a path or an address; the second value is the folder where it is a local one.
+    """Return the store of a path or an address, and its folder if it is a local one.
 
     Raises:
         LandmarksError: there is no such folder.
-        UsageError: the address has a scheme that is not known.
+        UsageError: the scheme of the address is not supported.
     """
     scheme = urllib.parse.urlsplit(address).scheme if "://" in address else ""
     options: Any = {
         "allow_http": True,
         "connect_timeout": timedelta(seconds=patience.connect_seconds),
         "read_timeout": timedelta(seconds=patience.stall_seconds),
-        "timeout": timedelta(days=1),  # a TAR may take hours on a thin line; a stall is noticed by `read_timeout`
+        "timeout": timedelta(days=1),  # a TAR may take hours; `read_timeout` notices a stalled one
     }
     retries: Any = {"max_retries": 0}
     if scheme in ("", "file"):
         root = Path(urllib.request.url2pathname(address.removeprefix("file://")) if scheme else address)
-        with contextlib.suppress(RuntimeError):  # "~somebody" who has no home here: a folder of that name, then
+        with contextlib.suppress(RuntimeError):  # "~somebody" without a home: taken as the name of a folder
             root = root.expanduser()
         require_text(root)
         if not root.is_dir():
@@ -227,8 +227,9 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
         options["default_headers"] = authorization(address)
         return obstore.store.HTTPStore.from_url(bare, client_options=options, retry_config=retries), None
     if scheme in ("s3", "s3a"):
-        signed = _s3_credentials()
-        return obstore.store.S3Store.from_url(address, client_options=options, retry_config=retries, **signed), None
+        credentials = _s3_credentials()
+        store = obstore.store.S3Store.from_url(address, client_options=options, retry_config=retries, **credentials)
+        return store, None
     if scheme in ("gs", "az", "abfs", "abfss"):
         return obstore.store.from_url(address, client_options=options, retry_config=retries), None
     known = "a folder, or an http(s)://, s3://, gs:// or az:// address"
@@ -236,7 +237,7 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
 
 
 def authorization(address: str) -> dict[str, str]:
-    """Return the header that names the user of an address, or of `~/.netrc`, as HTTP's basic scheme wants it."""
+    """Return the header of HTTP's basic authentication for the user in an address or in `~/.netrc`, if any."""
     parts = parse_address(address)
     user, password = parts.user, parts.password
     if not user:
@@ -249,30 +250,30 @@ def authorization(address: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
-def pause_asked(address: str, patience: Patience, path: str) -> float:
-    """Ask an HTTP mirror, once, for how many seconds it wants to be left alone (see `patience`); 0 elsewhere."""
+def requested_pause(address: str, patience: Patience, path: str) -> float:
+    """Return the seconds of pause that an HTTP mirror asks for now, by one HEAD request; 0 for other mirrors."""
     if not address.startswith(("http://", "https://")):
         return 0.0
     bare = f"{parse_address(address).bare}/{path}"
     request = urllib.request.Request(bare, method="HEAD", headers=authorization(address))
     try:
-        with urllib.request.build_opener(_StayHere).open(request, timeout=patience.connect_seconds) as answer:
-            return seconds_of(answer.headers.get("Retry-After"))
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=patience.connect_seconds) as answer:
+            return retry_after_seconds(answer.headers.get("Retry-After"))
     except urllib.error.HTTPError as error:
-        return seconds_of(error.headers.get("Retry-After"))
+        return retry_after_seconds(error.headers.get("Retry-After"))
     except OSError:
         return 0.0
 
 
-class _StayHere(urllib.request.HTTPRedirectHandler):
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def _s3_credentials() -> dict[str, Any]:
-    """Leave the environment to obstore, let boto3 (if installed) look into its files, else sign nothing."""
-    given = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS")
-    if any(name.startswith(given) for name in os.environ):
+    """Return options for the credentials: obstore's own from the environment, else boto3's, else no signature."""
+    variables = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS")
+    if any(name.startswith(variables) for name in os.environ):
         return {}
     with contextlib.suppress(ImportError):
         session = importlib.import_module("boto3").Session()

@@ -1,4 +1,4 @@
-"""Randomness keyed by what it is for, so that neither workers nor their order can change a result."""
+"""Random numbers keyed by their purpose, so that workers and their order do not change a result."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def generator(*keys: int | str) -> np.random.Generator:
-    """Return a random generator that depends on `keys` alone, for example `generator(seed, epoch, image_id)`."""
+    """Return a random generator that depends only on `keys`, for example `generator(seed, epoch, image_id)`."""
     digest = hashlib.blake2b("\x1f".join(map(str, keys)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def uniforms(keys: Sequence[int | str], ids: Sequence[str], count: int) -> NDArray[np.float64]:
-    """Return `count` numbers of 0 ≤ u < 1 for each of `ids`, (N, count): row i depends on `keys` and `ids[i]` alone.
+    """Return numbers 0 ≤ u < 1 `(N, count)` for N `ids`; row i depends only on `keys` and `ids[i]`.
 
-    One call for many images: `philox` is keyed by `keys`, and each id is a place in its sequence.
+    One call serves many images: `philox` is keyed by `keys`, and each id is a position in its sequence.
     """
     key = _digest("\x1f".join(map(str, keys)))
     places = np.fromiter((_digest(id) for id in ids), dtype=np.uint64, count=len(ids))
@@ -49,5 +49,5 @@ def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uin
 
 
 def _digest(text: str) -> int:
-    """Return 64 bits that change with `text`."""
+    """Return a 64-bit digest of `text`."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

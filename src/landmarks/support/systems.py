@@ -1,4 +1,4 @@
-"""What differs between systems: processors and their threads, signals, encodings, and names that are no text."""
+"""Differences between systems: processors and threads, signals, encodings, and file names that are not valid text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from landmarks.support.errors import LandmarksError
 
 
 def usable_processors() -> int:
-    """Return how many processors this process may use: those it is bound to, or all where a system cannot bind one."""
-    if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):  # Linux; macOS has no such call either
+    """Return the number of processors that this process may use: those it is bound to, or all if that is unknown."""
+    if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):  # macOS has no such call either
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def interrupt_when_asked_to_end() -> None:
-    """Let SIGTERM, and SIGHUP unless it is ignored (`nohup`), end the work as Ctrl-C does."""
+    """Handle SIGTERM, and SIGHUP unless it is ignored (`nohup`), as Ctrl-C."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
@@ -33,11 +33,11 @@ def interrupt_when_asked_to_end() -> None:
 
 
 @contextlib.contextmanager
-def interruption_waits() -> Iterator[Callable[[], bool]]:
-    """Let a first Ctrl-C wait until the work inside asks for it, by the function given; a second one ends it at once.
+def delayed_interruption() -> Iterator[Callable[[], bool]]:
+    """Delay a first Ctrl-C in the block, and yield a function that returns whether there was one.
 
-    The work can so keep what it has and raise `KeyboardInterrupt` itself. Signals that somebody else handles, and
-    threads beside the main one, which no signal reaches, are left as they are.
+    The work in the block can then save its state and raise `KeyboardInterrupt` itself. A second Ctrl-C is not delayed.
+    Nothing is changed for signals with another handler, and outside the main thread, which alone receives signals.
     """
     interrupted = False
 
@@ -47,37 +47,37 @@ def interruption_waits() -> Iterator[Callable[[], bool]]:
             signal.default_int_handler(number, frame)
         interrupted = True
 
-    mine: list[signal.Signals] = []
+    handled: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
-        mine = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.default_int_handler]
-    for number in mine:
+        handled = [sig for sig in signal.valid_signals() if signal.getsignal(sig) is signal.default_int_handler]
+    for number in handled:
         signal.signal(number, first)
     try:
         yield lambda: interrupted
     finally:
-        for number in mine:
+        for number in handled:
             signal.signal(number, signal.default_int_handler)
 
 
-# The threads that compute, and how they wait for each other.
+# How OpenMP's threads wait for each other.
 #
-# OpenMP's threads spin while they wait. Beside another program a thread that spins takes the core from one that has
-# work; with the policy PASSIVE they sleep instead (`benchmarks/busy.py`). What that costs on an idle machine, and how
-# to have it otherwise, stands in docs/engine.md. OpenMP reads the policy when it is loaded, so before torch is.
+# By default they spin while they wait. If another program runs, a spinning thread takes the core from one that has
+# work; with the policy PASSIVE they sleep instead (`benchmarks/busy.py`). docs/engine.md says what that costs on an
+# idle machine, and how to change it. OpenMP reads the policy when torch is loaded.
 
 
 POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Variables by which somebody may have decided how threads wait."""
+"""Environment variables with which the user may have chosen how threads wait."""
 
 
 def wait_without_spinning() -> None:
-    """Have the threads that compute sleep while they wait, unless the user decided, or torch is loaded already."""
+    """Let OpenMP's threads sleep while they wait, unless the user has chosen otherwise or torch is already loaded."""
     if "torch" not in sys.modules and not any(name in os.environ for name in POLICIES):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def waiting_policy() -> str:
-    """Return in words how the threads that compute wait, and who decided it."""
+    """Return in words how OpenMP's threads wait, and why."""
     found = [name for name in POLICIES if name in os.environ]
     if not found:
         return "they spin while they wait, as torch was loaded before landmarks"
@@ -86,18 +86,18 @@ def waiting_policy() -> str:
     return f"as {found[0]}={os.environ[found[0]]} has it"
 
 
-# Text on its way out: letters that a stream's encoding lacks, and file names whose bytes are no text at all.
+# Output of letters that a stream's encoding lacks, and of file names that are not valid UTF-8.
 #
-# Nothing heavy is imported here, because every command begins with it.
+# Nothing heavy is imported here, because every command imports this module.
 
 
 _ESCAPED = "landmarks.escaped"
 
 
 def accept_any_text() -> None:
-    """Let standard output and error take any text: a letter that their encoding lacks is written as JSON escapes it.
+    """Let standard output and error accept any text: a letter that their encoding lacks is escaped as in JSON.
 
-    So what is printed as JSON stays JSON wherever it is printed, and a file name of strange bytes ends no work.
+    Printed JSON thus stays valid in any encoding, and a file name that is not valid UTF-8 causes no error.
     """
     codecs.register_error(_ESCAPED, _escaped)
     for stream in (sys.stdout, sys.stderr):
@@ -111,8 +111,8 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def is_text(path: PurePath | str) -> bool:
-    """Return whether a path can be written as UTF-8: on Linux a file's name may be any bytes, and many once were."""
+def is_utf8(path: PurePath | str) -> bool:
+    """Return whether a path can be encoded as UTF-8; on Linux a file name may be any bytes."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -121,25 +121,27 @@ def is_text(path: PurePath | str) -> bool:
 
 
 def readable(path: PurePath | str) -> str:
-    r"""Return a path as text that can be stored anywhere: `caf\xe9.jpg` where a byte of it is no UTF-8."""
-    return str(path) if is_text(path) else os.fsencode(path).decode(errors="backslashreplace")
+    r"""Return a path as valid text, with bytes that are not UTF-8 escaped, as in `caf\xe9.jpg`."""
+    return str(path) if is_utf8(path) else os.fsencode(path).decode(errors="backslashreplace")
 
 
 def require_text(path: Path | str) -> None:
-    """Raise `LandmarksError` unless `path` can be written as UTF-8: no table can be read or written elsewhere."""
-    if not is_text(path):
+    """Raise `LandmarksError` unless `path` can be encoded as UTF-8, as polars requires of the paths of tables."""
+    if not is_utf8(path):
         raise LandmarksError(f"the name {readable(path)} is not valid UTF-8", way_out="rename the file or the folder")
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, without control characters: names come from strangers."""
+    """Return `text` on one line without control characters, which names from strangers may hold."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
-_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-"""What a text begins with → its encoding; the longer marks first."""
+_BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""Byte order mark → encoding; the longer marks first."""
 
 
-def decoded(data: bytes) -> str:
-    """Return the text in bytes: UTF-8 unless a mark at their beginning says another encoding; raise `ValueError`."""
-    return data.decode(next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig"))
+def decode_text(data: bytes) -> str:
+    """Return the text in bytes, which is UTF-8 unless a byte order mark says otherwise; raise `UnicodeDecodeError`."""
+    return data.decode(
+        next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    )

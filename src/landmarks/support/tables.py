@@ -1,4 +1,4 @@
-"""Parquet tables with the metadata that says how they were made."""
+"""Parquet tables with metadata, and CSV files without formulas."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from landmarks.support.files import FORMAT, refuse_other_formats, refuse_other_k
 from landmarks.support.places import Place
 from landmarks.support.systems import readable, require_text
 
-MOST_ROWS_UNASKED = 1_000_000
-"""A table with fewer rows is read however few bytes it has."""
+MAX_UNCHECKED_ROWS = 1_000_000
+"""Up to this number of rows, a table is read whatever its size in bytes."""
 
 
 def write_table(path: Place, table: pl.DataFrame, **metadata: object) -> None:
-    """Write `table` as parquet, whole or not at all, with `metadata` kept as strings beside the columns."""
+    """Write `table` as parquet atomically, with `metadata` as strings."""
     _write(Path(path), table, metadata, tidy=False)
 
 
 def write_lone_table(path: Place, table: pl.DataFrame, **metadata: object) -> None:
-    """Write a table as `write_table`, in a folder that no process holds (see `written_whole`).
+    """Write a table as `write_table` does, in a folder that no process holds (see `written_whole`).
 
-    A file that is there and is no table by its name is not replaced.
+    Raises `UsageError` if there is a file of another kind by its name.
     """
     refuse_other_kind(path, ".parquet", begins=b"PAR1")
     _write(Path(path), table, metadata, tidy=True)
@@ -43,14 +43,14 @@ def _write(path: Path, table: pl.DataFrame, metadata: dict[str, object], *, tidy
 
 
 def read_table(path: Place, schema: dict[str, Any] | None = None) -> pl.DataFrame:
-    """Read a parquet table; with `schema` (column → polars type) those columns must be there and are cast to it."""
+    """Return a parquet table; with `schema` (column → polars type), those columns are required and cast."""
     path = Path(path)
     read_metadata(path)
     return _read(path, path, schema)
 
 
 def read_with_metadata(path: Path, schema: dict[str, Any]) -> tuple[pl.DataFrame, dict[str, str]]:
-    """Read a small table and its metadata from one and the same file, though another may replace it meanwhile."""
+    """Return a small table and its metadata from the same file, even if another replaces it meanwhile."""
     _require_file(path)
     try:
         content = path.read_bytes()
@@ -61,7 +61,7 @@ def read_with_metadata(path: Path, schema: dict[str, Any]) -> tuple[pl.DataFrame
 
 
 def read_metadata(path: Place) -> dict[str, str]:
-    """Read the metadata that `write_table` kept; a missing, damaged or newer table is an error of one line."""
+    """Return the metadata of a table; raise `LandmarksError` if the table is missing, damaged or newer."""
     path = Path(path)
     _require_file(path)
     return _metadata(path, path)
@@ -76,23 +76,23 @@ def _require_file(path: Path) -> None:
 
 
 def _metadata(path: Path, source: Path | io.BytesIO) -> dict[str, str]:
-    with _one_line(path):
+    with _as_landmarks_error(path):
         metadata = dict(pl.read_parquet_metadata(source))
-    told = metadata.get("landmarks.format", "")  # a table of somebody else's has none
-    if told and not (told.isascii() and told.isdigit() and len(told) < 10):
-        raise LandmarksError(f"{path} is not one of our tables", received=f"format {told[:20]!r}")
-    if told:
-        refuse_other_formats(path, int(told))
+    number = metadata.get("landmarks.format", "")  # missing in other programs' tables
+    if number and not (number.isascii() and number.isdigit() and len(number) < 10):
+        raise LandmarksError(f"{path} is not one of our tables", received=f"format {number[:20]!r}")
+    if number:
+        refuse_other_formats(path, int(number))
     return metadata
 
 
 def _read(path: Path, source: Path | io.BytesIO, schema: dict[str, Any] | None) -> pl.DataFrame:
-    """Read the columns of `schema`; a table whose pages are damaged, or that claims rows without bytes, raises."""
-    with _one_line(path):
+    """Return the table; raise `LandmarksError` if it is damaged or claims more rows than its bytes can hold."""
+    with _as_landmarks_error(path):
         scanned = pl.scan_parquet(source, glob=False)
         columns = scanned.collect_schema().names()
         rows = scanned.select(pl.len()).collect().item()
-    if rows > max(MOST_ROWS_UNASKED, 8 * path.stat().st_size):  # a sound row may be packed into less than a byte
+    if rows > max(MAX_UNCHECKED_ROWS, 8 * path.stat().st_size):  # a valid row may take less than a byte
         raise LandmarksError(f"{path} claims {rows:,} rows in {path.stat().st_size:,} bytes")
     missing = [name for name in schema or () if name not in columns]
     if missing:
@@ -100,14 +100,14 @@ def _read(path: Path, source: Path | io.BytesIO, schema: dict[str, Any] | None) 
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             received=", ".join(columns),
         )
-    with _one_line(path):
+    with _as_landmarks_error(path):
         table = pl.read_parquet(source, glob=False)
         return table.with_columns(pl.col(name).cast(kind) for name, kind in (schema or {}).items())
 
 
 @contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """Raise `LandmarksError` where a file is no parquet, is damaged, or holds values of another kind."""
+def _as_landmarks_error(path: Path) -> Iterator[None]:
+    """Raise `LandmarksError` if the file that the block reads is no parquet, damaged, or of other types."""
     try:
         yield
     except pl.exceptions.InvalidOperationError as error:
@@ -120,7 +120,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-# CSV files: a spreadsheet takes a cell that begins so for a formula, and names come from strangers.
+# CSV files: names come from strangers, and a spreadsheet takes cells that begin with one of these for formulas.
 
 
 _FORMULA = r"^('*[=+\-@\t\r])"
@@ -128,17 +128,16 @@ _ESCAPED = r"^'('*[=+\-@\t\r])"
 
 
 def csv_text(table: pl.DataFrame) -> str:
-    """Return `table` as CSV in which no text can become a formula: `'` stands before =, +, -, @, a tab or a return.
+    """Return `table` as CSV in which no text can become a formula: `'` is put before =, +, -, @, a tab and a return.
 
-    A text that begins with such quotes gets one more, so that `unescaped` gives back what was written. Numbers stay as
-    they are.
+    A text that already begins with such quotes gets one more, so that `unescaped` can undo it. Numbers are unchanged.
     """
     texts = [name for name, kind in table.schema.items() if kind == pl.String]
     return table.with_columns(pl.col(name).str.replace(_FORMULA, "'${1}") for name in texts).write_csv()
 
 
 def unescaped(table: pl.DataFrame) -> pl.DataFrame:
-    """Return a table that was read from CSV without the quotes that `csv_text` put before what could be a formula."""
+    """Return a table read from CSV without the quotes that `csv_text` puts before possible formulas."""
     texts = [name for name, kind in table.schema.items() if kind == pl.String]
     return table.with_columns(pl.col(name).str.replace(_ESCAPED, "${1}") for name in texts)
 
@@ -147,9 +146,9 @@ CSV_ENDINGS = (".csv", ".tsv", ".txt")
 
 
 def write_csv(path: Place, table: pl.DataFrame) -> None:
-    """Write `table` as `csv_text`, whole or not at all, in a folder that no process needs to hold.
+    """Write `table` as `csv_text` atomically, in a folder that no process needs to hold.
 
-    A file that is there and is no CSV by its name is not replaced.
+    Raises `UsageError` if there is a file of another kind by its name.
     """
     refuse_other_kind(path, *CSV_ENDINGS)
     with written_whole(path, tidy=True) as aside:

@@ -1,6 +1,6 @@
-"""Text on its way to a terminal: names come from strangers, and must not steer it.
+"""Printing text safely: names come from strangers, and may hold characters that control a terminal.
 
-Nothing heavy is imported here, because every command begins with it.
+Nothing heavy is imported here, because every command imports this module.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import re
 
 from landmarks.support.addresses import without_secrets
 
-_STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Control characters of both kinds, line ends of Unicode, and marks that turn the direction of what follows."""
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters (C0 and C1), line separators of Unicode, and marks that change the direction of text."""
 
 
 def show(text: object) -> None:
-    """Print one line of results to standard output, as it is: no markup, nothing that steers a terminal."""
-    print(shown(str(text)))
+    """Print one line of results to standard output, without markup and control characters."""
+    print(safe_line(str(text)))
 
 
 def show_lines(text: str) -> None:
@@ -26,19 +26,19 @@ def show_lines(text: str) -> None:
 
 
 def show_json(value: object, indent: int | None = 2) -> None:
-    """Print `value` as JSON to standard output; what would steer a terminal is escaped as JSON escapes it."""
+    """Print `value` as JSON to standard output, with control characters escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
-    print(_STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text))
+    print(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 
-def shown(text: str) -> str:
-    """Return `text` on one line, without secrets of addresses and without letters that steer a terminal.
+def safe_line(text: str) -> str:
+    """Return `text` on one line, without the secrets of addresses and with control characters escaped.
 
     Names of files, landmarks and authors come from strangers; an escape sequence in one of them is shown as `\\x1b`.
     """
-    return _STEERING.sub(_spelt, without_secrets(text).replace("\n", " "))
+    return _CONTROL.sub(_escape, without_secrets(text).replace("\n", " "))
 
 
-def _spelt(found: re.Match[str]) -> str:
+def _escape(found: re.Match[str]) -> str:
     letter = found[0]
     return " " if letter in "\t\r" else letter.encode("unicode_escape").decode()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.preprocessing import Preprocessing
-from landmarks.support.arrays import array_writer, mapped
+from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, progress
 from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, StaleError
@@ -118,7 +118,7 @@ def _decode(folder: Path, dataset: Dataset, images: pl.DataFrame, stored: Prepro
 def _open(folder: Path, key: dict[str, Any], count: int, side: int) -> NDArray[np.uint8]:
     record = read_record(folder / RECORD)
     try:
-        pixels: NDArray[np.uint8] = mapped(folder / PIXELS)
+        pixels: NDArray[np.uint8] = open_array(folder / PIXELS)
     except (OSError, ValueError) as error:
         raise StaleError(f"the decoded images in {folder} cannot be read ({error})", way_out="delete it") from error
     same_key = record.get("key") == json.loads(json.dumps(key))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
-from landmarks.support.arrays import array_writer, mapped
+from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, progress
 from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
@@ -289,7 +289,7 @@ def _from_earlier_cache(key: dict[str, Any], work: _Work) -> _EarlierFeatures | 
                 if {**read_record(record)["key"], "images": ""} != {**key, "images": ""}:
                     continue
                 cached = read_table(record.parent / "ids.parquet")
-                values: NDArray[np.float16] = mapped(record.parent / "features.npy")
+                values: NDArray[np.float16] = open_array(record.parent / "features.npy")
                 if not {"image_id", *CONTENT} <= set(cached.columns):
                     continue
                 if values.shape != (len(cached), work.network.width) or values.dtype != np.float16:
@@ -336,7 +336,7 @@ def _open(folder: Path, key: dict[str, Any], images: pl.DataFrame) -> NDArray[np
     """Map a cache into memory; raise `StaleError` when it is not the one of `key` and `images`."""
     record = read_record(folder / RECORD)
     try:
-        values: NDArray[np.float16] = mapped(folder / "features.npy")
+        values: NDArray[np.float16] = open_array(folder / "features.npy")
     except (OSError, ValueError) as error:
         raise StaleError(f"the cached features in {folder} cannot be read ({error})", way_out="delete it") from error
     ids = read_table(folder / "ids.parquet", {"image_id": pl.String})["image_id"]

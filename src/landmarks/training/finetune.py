@@ -24,7 +24,7 @@ from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.support.console import progress
 from landmarks.support.seeds import generator
-from landmarks.support.systems import interruption_waits
+from landmarks.support.systems import delayed_interruption
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.checkpoint import copy_of_weights, load_checkpoint, save_checkpoint
 from landmarks.training.decoded import decoded_images
@@ -167,7 +167,7 @@ def train_epoch(
     steps_between_fetches = machine.steps_between_fetches if recipe.time_limit is None else 1
     pending: list[torch.Tensor] = []  # (3,) per step, on the device: sum of losses, correct answers, gradient norm
 
-    with progress(f"epoch {epoch}/{recipe.epochs}", len(steps)) as advance, interruption_waits() as is_interrupted:
+    with progress(f"epoch {epoch}/{recipe.epochs}", len(steps)) as advance, delayed_interruption() as is_interrupted:
         for size, batch in zip(sizes[steps_done:], on_device(loaded, machine.device), strict=True):
             if is_time_up(state, recipe) and state.seen:  # every epoch takes at least one step
                 break

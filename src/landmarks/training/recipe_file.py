@@ -9,7 +9,7 @@ from typing import Any
 
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
-from landmarks.support.systems import decoded
+from landmarks.support.systems import decode_text
 from landmarks.training.limits import allowed
 from landmarks.training.recipe import HEAD_SETTINGS, Recipe, settings
 
@@ -30,7 +30,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         augmentation = recorded.pop("augmentation", {})
         return {"name": "default", **recorded, **(augmentation if isinstance(augmentation, dict) else {})}
     try:
-        table = tomllib.loads(decoded(path.read_bytes()))
+        table = tomllib.loads(decode_text(path.read_bytes()))
     except OSError as error:
         raise UsageError(f"the recipe {path} cannot be read ({error.strerror})") from error
     except ValueError as error:  # not UTF-8, or not TOML
