@@ -201,7 +201,16 @@ def test_images_that_do_not_decode_or_are_nowhere_are_rejected_by_name(tmp_path:
     assert contents(by_ranges) == contents(data)
 
 
-def test_a_image_that_lies_twice_is_kept_once(tmp_path: Path) -> None:
+def test_an_image_that_one_tar_has_damaged_and_another_sound_is_kept(tmp_path: Path) -> None:
+    id = made_up_id(1)
+    for tar, data in enumerate((image(1)[:-300], image(1))):
+        put_tar(tmp_path / "mirror", tar, tar_of([(member_name(id), data)]))
+    data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", [id]), tmp_path / "data")
+    assert data.images.select("image_id", "shard").rows() == [(id, "images_001.tar")]
+    assert rejected(data) == {}
+
+
+def test_an_image_that_lies_twice_is_kept_once(tmp_path: Path) -> None:
     id, other = made_up_id(0), made_up_id(1)
     first, second = (member_name(id), image(0)), (member_name(id), image(5))
     put_tar(tmp_path / "mirror", 0, tar_of([first, second]))

@@ -58,8 +58,9 @@ def assemble(
     `template` has the fields that all tasks share, `metadata` is that of the selection's file.
     """
     parts, decoders = _read_parts(plan.tasks)
-    duplicates = parts.filter(pl.col("why").is_null() & pl.col("image_id").is_duplicated())
-    parts = parts.sort("shard").unique("image_id", keep="first", maintain_order=True)
+    duplicates = parts.filter(pl.col("why").is_null()).filter(pl.col("image_id").is_duplicated())
+    # Of an image in several TARs the first is kept, but no damaged one in place of a sound one.
+    parts = parts.sort(pl.col("why").is_not_null(), "shard").unique("image_id", keep="first", maintain_order=True)
     kept = parts.filter(pl.col("why").is_null()).drop("why")
     failures = {outcome.tar: outcome.failure for outcome in outcomes if outcome.failure}
     rejected = _rejected(template, selection, parts, plan, outcomes)
