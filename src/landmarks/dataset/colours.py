@@ -145,8 +145,6 @@ def _scaled(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if low < 0 or high < _LEAST_SHARE * scale:
         if high == low:
             return np.full(values.shape, 128, np.uint8)
-        values, scale = (
-            values * 0.5 - low * 0.5,
-            high * 0.5 - low * 0.5,
-        )  # halved, because the difference could overflow
+        # Halved, because the difference could overflow.
+        values, scale = values * 0.5 - low * 0.5, high * 0.5 - low * 0.5
     return np.clip(np.rint(values / scale * 255.0), 0, 255).astype(np.uint8)

@@ -187,7 +187,8 @@ def _near(hashes: pl.Series | list[int], positions: pl.Series | list[int], radiu
 def _joined_by_author(images: pl.DataFrame) -> np.ndarray[Any, Any]:
     """Return pairs `(P, 2)` of images of one landmark by one author, each image with the author's previous one."""
     author = pl.col("author").str.strip_chars().str.to_lowercase()
-    known = images.select("landmark_id", author).with_row_index("position").drop_nulls()
-    known = known.filter(~pl.col("author").is_in(NOBODY))
-    known = known.with_columns(before=pl.col("position").shift().over("landmark_id", "author")).drop_nulls("before")
-    return known.select("before", "position").to_numpy().astype(np.int64)
+    by_author = images.select("landmark_id", author).with_row_index("position").drop_nulls()
+    by_author = by_author.filter(~pl.col("author").is_in(NOBODY))
+    previous = pl.col("position").shift().over("landmark_id", "author")
+    pairs = by_author.with_columns(previous=previous).drop_nulls("previous").select("previous", "position")
+    return pairs.to_numpy().astype(np.int64)

@@ -150,12 +150,12 @@ def _make(
         )
     table = table.sort("image_id")
     table = table.with_columns(group=group_images(table).column)
-    known = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
+    labelled = landmarks_of(earlier) if earlier is not None else list(landmarks.values())
     dataset = write_dataset(
         out,
         verb="import",
         images=table,
-        labels=_labels(table, known, keep_all=earlier is not None),
+        labels=_labels(table, labelled, keep_all=earlier is not None),
         rejected=rejected,
         record={
             "set": "import",

@@ -185,9 +185,8 @@ def _referred(datasets: Sequence[Dataset], images: pl.DataFrame) -> pl.DataFrame
     """Return `images` with the absolute paths of the shards in which they stay."""
     places = images.select("source", "shard").unique()
     paths = [str(datasets[source].path_of(shard).absolute()) for source, shard in places.iter_rows()]
-    joined = images.join(
-        places.with_columns(path=pl.Series(paths, dtype=pl.String)), on=["source", "shard"], how="left"
-    )
+    places = places.with_columns(path=pl.Series(paths, dtype=pl.String))
+    joined = images.join(places, on=["source", "shard"], how="left")
     return joined.with_columns(shard="path").select(list(IMAGES)).sort("image_id")
 
 

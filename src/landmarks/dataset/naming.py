@@ -126,10 +126,10 @@ def identified_by(record: Mapping[str, Any], labels: pl.DataFrame) -> str:
         return str(source)
     if record.get("set") not in (None, "import"):
         return ARCHIVE_IDS
-    known = landmarks_of(labels)
-    if all(_is_nameless(landmark) for landmark in known):
+    landmarks = landmarks_of(labels)
+    if all(_is_nameless(landmark) for landmark in landmarks):
         return NUMBERS
-    if [landmark.landmark_id for landmark in known] == list(range(len(known))):
+    if [landmark.landmark_id for landmark in landmarks] == list(range(len(landmarks))):
         return SORTED_NAMES
     return LISTED if record.get("set") == "import" else ARCHIVE_IDS
 
