@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -197,3 +198,15 @@ def test_what_prints_and_what_writes_is_one_place(pattern: str) -> None:
 def test_the_file_that_type_checkers_read_uses_every_public_name() -> None:
     text = (Path(__file__).parent / "front_door.py").read_text(encoding="utf-8")
     assert [name for name in dir(landmarks) if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_a_public_class_or_function_occurs_once() -> None:
+    """But for the command line, whose functions are named like the verbs, and both backends of a recogniser."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        if path.parent.name == "cli" or path.name == "portable_answers.py":  # answers as `trained.py` does
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{path.parent.name}/{path.name}")
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -9,19 +9,16 @@ import logging
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import compose, helper
 from torch import Tensor, nn
 
 from landmarks.models.gradcam import channel_weights, has_head_gradient, is_mean_of_maps, weighted_maps
 from landmarks.models.network import Network
-from landmarks.recognition.directions import Directions
+from landmarks.recognition.export_gallery import GalleryScores
 from landmarks.recognition.export_learning import Learning, LearningScores
-from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, centre_of_unknown, sample
-from landmarks.recognition.known_scores import COMPARING, CONTRAST, KNN, KNN_UNKNOWN, MAHALANOBIS, MSP, WITH_UNKNOWN
+from landmarks.recognition.known_scores import COMPARING, MSP
 from landmarks.recognition.portable_learning import TRAINED_SCORES, WHITENED
 from landmarks.recognition.preprocessing_graph import NORMALISED, OPSET, READABLE, preprocessing_model
 from landmarks.recognition.recogniser import Recogniser
@@ -29,12 +26,6 @@ from landmarks.support.errors import LandmarksError
 
 MAPPED = 4
 """Best answers whose heat maps are drawn; with fewer landmarks, all."""
-
-MAX_GALLERY_BYTES = 32 * 1024**2
-"""Size of the remembered images in the graph, in half precision: 13,000 of them of 1,280 numbers."""
-
-KEPT = 0.99
-"""Share of the squares of remembered images' directions that a compact export keeps, on their main axes."""
 
 LAST_MAPS, FEATURES = "last_maps", "features"
 OUTPUTS = ("probabilities", "known_score", "best", "maps")
@@ -52,8 +43,8 @@ class Parts:
 
 
 def graph_parts(recogniser: Recogniser, *, compact: bool = False, learning: Learning | None = None) -> Parts:
-    """Return the parts of a trained recogniser's graph; `compact` keeps remembered images in fewer and smaller
-    numbers, and with `learning` it says what landmarks are learned from.
+    """Return the parts of a trained recogniser's graph; `compact` keeps remembered images in a quarter
+    of the room, and with `learning` it says what landmarks are learned from.
 
     Raises `LandmarksError` for a network that PyTorch cannot export, with its reason.
     """
@@ -119,7 +110,7 @@ class _Tail(nn.Module):
         self.weights = {MSP: 1.0} if self.rule is None else dict(self.rule.weights)
         needs = COMPARING & set(self.weights)
         self.learning = None if learning is None else LearningScores(learning, network.width)
-        self.gallery = None if not needs else _GalleryScores(recogniser.gallery, needs, network.width, compact=compact)
+        self.gallery = None if not needs else GalleryScores(recogniser.gallery, needs, network.width, compact=compact)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """Return probabilities, known_score and best of features (N, C), and what is learned from."""
@@ -141,127 +132,6 @@ class _TailWithMaps(_Tail):
         heat = weighted_maps(last_maps, channel_weights(self.head, last_maps, features, best))
         warmest = heat.amax((-2, -1), keepdim=True).clamp(min=1e-30)  # where nothing is warm, 0 by it is 0
         return (probabilities, known, best, heat / warmest, *learning)
-
-
-class _GalleryScores(nn.Module):
-    """What compares an image with the run's training images, see `recognition.gallery`; weights in half precision.
-
-    A compact one keeps remembered images in eight bits a number, with a scale each, on the axes that hold `KEPT` of
-    their squares where that takes less room; and what whitens in eight bits, but for its diagonal, which is some fifty
-    times as large as what stands beside it.
-    """
-
-    images: Tensor
-    scales: Tensor
-    axes: Tensor
-    axis_scales: Tensor
-    labels: Tensor
-    mean: Tensor
-    centres: Tensor
-    unknown: Tensor
-    unknown_centre: Tensor
-
-    def __init__(self, gallery: Gallery | None, needs: frozenset[str], width: int, *, compact: bool) -> None:
-        super().__init__()
-        if gallery is None or (gallery.unknown is None and needs & WITH_UNKNOWN):
-            raise LandmarksError(
-                "the run has a threshold, but not the images that it compares with",
-                way_out="choose it again with: landmarks evaluate RUN --data TEST --false-acceptance RATE",
-            )
-        self.needs = needs
-        self.directions = Directions(width)
-        if KNN in needs:
-            limit = max(1, MAX_GALLERY_BYTES // (2 * gallery.images.shape[1]))
-            kept = sample(gallery.labels, limit)
-            images = torch.from_numpy(gallery.images[kept].T.copy())
-            scales = torch.ones(1)
-            self.has_axes = False
-            if compact:
-                axes = _main_axes(images.double())
-                self.has_axes = axes.shape[1] * sum(images.shape) < images.numel()
-                if self.has_axes:
-                    images = axes.T @ images.double()
-                    for name, values in zip(("axes", "axis_scales"), _in_eight_bits(axes), strict=True):
-                        self.register_buffer(name, values)
-                images, scales = _in_eight_bits(images)
-            self.register_buffer("images", images)
-            self.register_buffer("scales", scales)
-            self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
-        if {MAHALANOBIS, CONTRAST} & needs:
-            for name in ("mean", "centres"):
-                self.register_buffer(name, torch.from_numpy(getattr(gallery, name)).half())
-            self.within, self.overall = _Whitening(gallery.within, compact), _Whitening(gallery.overall, compact)
-        if gallery.unknown is not None and needs & WITH_UNKNOWN:
-            self.register_buffer("unknown", torch.from_numpy(gallery.unknown.images.T.copy()))
-            centre = torch.from_numpy(centre_of_unknown(gallery, gallery.unknown))
-            self.register_buffer("unknown_centre", centre.half())
-
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Return score name → (N,) of features (N, C)."""
-        images = self.directions(features)
-        scores = {}
-        if KNN in self.needs:
-            seen = (images @ self.axes.float()) * self.axis_scales if self.has_axes else images
-            cosines, places = ((seen @ self.images.float()) * self.scales).topk(
-                min(NEIGHBOURS, len(self.labels)), dim=1
-            )
-            labels = self.labels[places]
-            same = (labels[:, :, None] == labels[:, None, :]).float()
-            votes = (same * ((cosines[:, None, :] - 1) / WARMTH).exp()).sum(2)
-            scores[KNN] = votes.amax(1).clamp(min=1e-30).log()
-        if KNN_UNKNOWN in self.needs:
-            cosines = (images @ self.unknown.float()).topk(min(NEIGHBOURS, self.unknown.shape[1]), dim=1).values
-            scores[KNN_UNKNOWN] = -((cosines - 1) / WARMTH).exp().sum(1).clamp(min=1e-30).log()
-        if {MAHALANOBIS, CONTRAST} & self.needs:
-            white, centres = self.within(images), self.centres.float()
-            nearest = white.square().sum(1) + (centres.square().sum(1) - 2 * white @ centres.T).amin(1)
-            if MAHALANOBIS in self.needs:
-                overall = self.overall(images - self.mean.float()).square().sum(1)
-                scores[MAHALANOBIS] = overall - nearest
-            if CONTRAST in self.needs:
-                scores[CONTRAST] = (white - self.unknown_centre.float()).square().sum(1) - nearest
-        return scores
-
-
-class _Whitening(nn.Module):
-    """Multiplies images (N, C) by a matrix (C, C): in half precision, or in eight bits beside a diagonal in single."""
-
-    matrix: Tensor
-    scales: Tensor
-    diagonal: Tensor
-
-    def __init__(self, matrix: NDArray[np.float32], compact: bool) -> None:
-        super().__init__()
-        whole = torch.from_numpy(matrix)
-        self.compact = compact
-        if not compact:
-            self.register_buffer("matrix", whole.half())
-            return
-        diagonal = whole.diagonal().clone()
-        for name, values in zip(("matrix", "scales"), _in_eight_bits(whole - diagonal.diag()), strict=True):
-            self.register_buffer(name, values)
-        self.register_buffer("diagonal", diagonal)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the product (N, C)."""
-        if not self.compact:
-            return images @ self.matrix.float()
-        return (images @ self.matrix.float()) * self.scales + images * self.diagonal
-
-
-def _main_axes(images: Tensor) -> Tensor:
-    """Return the orthogonal axes (C, A) that hold `KEPT` of the squares of images (C, N), the heaviest first."""
-    squares, axes = torch.linalg.eigh(images @ images.T)
-    squares, axes = squares.flip(0).clamp(min=0), axes.flip(1)
-    count = int((squares.cumsum(0) < KEPT * squares.sum()).sum()) + 1
-    main: Tensor = axes[:, :count]
-    return main
-
-
-def _in_eight_bits(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `columns` (C, N) as whole numbers int8 and a scale (N,) each."""
-    scales = columns.float().abs().amax(0).clamp(min=1e-12) / 127
-    return (columns.float() / scales).round().to(torch.int8), scales
 
 
 def _exported(
