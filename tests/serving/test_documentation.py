@@ -113,7 +113,7 @@ def test_its_numbers_are_the_defaults() -> None:
     from landmarks.serving.server import CONNECTIONS
 
     limits = Limits()
-    table = DOCUMENT[DOCUMENT.index("## When it says no") : DOCUMENT.index("## A token")]
+    table = DOCUMENT[DOCUMENT.index("## Errors") : DOCUMENT.index("## Token")]
     for number in (limits.max_bytes, limits.max_pixels, limits.max_files, limits.queue, limits.seconds, CONNECTIONS):
         assert f"{number:,.0f}" in table
     assert limits.held_bytes == 256_000_000
