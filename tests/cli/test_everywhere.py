@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import io
+import itertools
 import json
 import os
 import re
@@ -339,6 +340,17 @@ def test_wrong_answers_are_a_table(run: Run, own_data: Dataset, tmp_path: Path) 
         assert Path(row["file"]).is_file()
     probabilities = np.array([float(row["probability"]) for row in rows])
     assert (np.diff(probabilities) <= 0).all()
+
+
+def test_help_breaks_its_lines_where_the_terminal_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert command(["split", "-h"]) == 0
+    text = capsys.readouterr().out.partition("╭")[0]
+    for line, following in itertools.pairwise(line.strip() for line in text.splitlines()):
+        if line and following:  # of one paragraph
+            assert len(f"{line} {following.split()[0]}") > 58, line
 
 
 @pytest.mark.parametrize(

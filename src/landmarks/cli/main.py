@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import inspect
 import os
 import shlex
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +83,14 @@ def _add_verbs() -> None:
         functions = importlib.import_module(f"landmarks.cli.{module}")
         for verb in verbs:
             name = "import_" if verb == "import" else verb  # `import` is a keyword of Python
-            app.command(verb, rich_help_panel=panel, epilog=EPILOG)(getattr(functions, name))
+            function = getattr(functions, name)
+            app.command(verb, help=_help_of(function), rich_help_panel=panel, epilog=EPILOG)(function)
+
+
+def _help_of(function: Callable[..., None]) -> str:
+    """Return a verb's docstring with every paragraph on one line: the terminal's width breaks it."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 _add_verbs()
