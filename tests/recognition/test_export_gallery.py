@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from landmarks.recognition.directions import directions
 from landmarks.recognition.export_gallery import KEPT, GalleryScores, main_axes
 from landmarks.recognition.gallery import Gallery, make_gallery, rejection_scores, with_unknown_images
-from landmarks.recognition.known_scores import COMPARING, KNN, KNN_UNKNOWN
+from landmarks.recognition.known_scores import COMPARING, KNN, MAHALANOBIS
 from landmarks.recognition.unknown_images import UnknownImages
 from landmarks.support.errors import LandmarksError
 
@@ -62,8 +62,23 @@ def test_few_images_are_compared_too(images: int) -> None:
     asked, _ = made_up(100, 2.0)
     wanted = rejection_scores(asked, np.zeros((100, 2), dtype=np.float32), gallery)
     found = scores_of(GalleryScores(gallery, COMPARING, WIDTH, compact=True), asked)
-    for name in COMPARING - {KNN_UNKNOWN}:  # of images as few as these
+    for name in COMPARING:
         assert np.corrcoef(wanted[name], found[name])[0, 1] > 0.95, name
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("landmarks", [1, 20])
+def test_distances_too_large_for_half_precision_are_compared_too(landmarks: int, compact: bool) -> None:
+    """Where every landmark has a single image, the covariance within landmarks is almost nothing."""
+    features, labels = made_up(landmarks, 1.0, landmarks)
+    gallery = gallery_with_unknown(features, labels)
+    queries, _ = made_up(100, 2.0)
+    expected = rejection_scores(queries, np.zeros((100, landmarks), dtype=np.float32), gallery)
+    found = scores_of(GalleryScores(gallery, COMPARING, WIDTH, compact=compact), queries)
+    for name in COMPARING - {MAHALANOBIS} if landmarks == 1 else COMPARING:  # of one image it is 0
+        assert np.isfinite(found[name]).all(), name
+        assert np.corrcoef(expected[name], found[name])[0, 1] > 0.9, name
+    assert np.isfinite(found[MAHALANOBIS]).all()
 
 
 def test_only_what_a_score_needs_is_kept() -> None:

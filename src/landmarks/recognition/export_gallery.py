@@ -10,7 +10,9 @@ unknown images:
 so that one symmetric matrix Q - P and some columns are kept instead of two whitening matrices and their means.
 
 The compact form keeps remembered images along their main axes alone, and numbers as whole multiples of a step: they
-take four or five bits each once the file is compressed. Otherwise numbers are in half precision.
+take four or five bits each once the file is compressed. So few images that axes would take more room than they save
+are kept in eight bits instead. Otherwise numbers are in half precision, or in single where they are too large for it,
+as inverse covariances are where each landmark has a single image.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ STEP = 1 / 48
 STEPS = 31
 """The largest number in a column of axes, or of the matrix Q - P beside its diagonal."""
 
+EIGHT_BITS = 127
+"""The largest number in a column of images that are not along axes."""
+
 
 class GalleryScores(nn.Module):
     """The scores that are in `needs`, of features (N, W); `recognition.gallery` defines them."""
@@ -57,6 +62,7 @@ class GalleryScores(nn.Module):
             )
         self.needs, self.directions = needs, Directions(width)
         self.axes: _Columns | None = None
+        self.unknown: _Columns | None = None
         if needs & {KNN, KNN_UNKNOWN}:
             self._remember_images(gallery, compact=compact)
         if needs & {MAHALANOBIS, CONTRAST}:
@@ -64,32 +70,39 @@ class GalleryScores(nn.Module):
 
     def _remember_images(self, gallery: Gallery, *, compact: bool) -> None:
         kept = sample(gallery.labels, max(1, MAX_BYTES // (2 * gallery.images.shape[1])))
-        remembered = torch.from_numpy(gallery.images[kept])
-        axes = main_axes(remembered) if compact else None
-        if axes is not None:
-            self.axes = _in_steps(axes)
-        self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
-        self.images = _images(remembered, axes)
+        images = {"images": torch.from_numpy(gallery.images[kept])}
         if gallery.unknown is not None and KNN_UNKNOWN in self.needs:
-            self.unknown = _images(torch.from_numpy(gallery.unknown.images), axes)
+            images["unknown"] = torch.from_numpy(gallery.unknown.images)
+        self.register_buffer("labels", torch.from_numpy(gallery.labels[kept]))
+        together = torch.cat(list(images.values()))
+        axes = main_axes(together) if compact else None
+        if axes is not None and axes.shape[1] * sum(together.shape) < together.numel():
+            self.axes = _in_steps(axes)
+            columns = {name: _along(axes, block) for name, block in images.items()}
+        elif compact:
+            columns = {name: _in_steps(block.T, EIGHT_BITS) for name, block in images.items()}
+        else:
+            columns = {name: _Columns(block.T.contiguous()) for name, block in images.items()}
+        self.images = columns["images"]
+        self.unknown = columns.get("unknown")
 
     def _remember_distributions(self, gallery: Gallery, *, compact: bool) -> None:
         within, overall = (torch.from_numpy(matrix).double() for matrix in (gallery.within, gallery.overall))
         centres = torch.from_numpy(gallery.centres).double()  # whitened within landmarks
-        self.register_buffer("centres", (within @ centres.T).half())
+        self.register_buffer("centres", _in_half(within @ centres.T))
         self.register_buffer("centre_squares", centres.square().sum(1).float())
         if gallery.unknown is not None and CONTRAST in self.needs:
             centre = torch.from_numpy(centre_of_unknown(gallery, gallery.unknown)).double()
-            self.register_buffer("unknown_centre", (within @ centre).half())
+            self.register_buffer("unknown_centre", _in_half(within @ centre))
             self.register_buffer("unknown_square", centre.square().sum().float())
         if MAHALANOBIS in self.needs:
             mean = torch.from_numpy(gallery.mean).double() @ overall
-            self.register_buffer("mean", (overall @ mean).half())
+            self.register_buffer("mean", _in_half(overall @ mean))
             self.register_buffer("mean_square", mean.square().sum().float())
             difference = overall @ overall.T - within @ within.T
             self.register_buffer("diagonal", difference.diagonal().float())
             below = 2 * difference.tril(-1)  # as what stands above it is the same
-            self.below_diagonal = _in_steps(below) if compact else _Columns(below.half())
+            self.below_diagonal = _in_steps(below) if compact else _Columns(_in_half(below))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return score name → (N,) of features (N, W)."""
@@ -102,7 +115,7 @@ class GalleryScores(nn.Module):
             same = (labels[:, :, None] == labels[:, None, :]).float()
             votes = (same * ((cosines[:, None, :] - 1) / WARMTH).exp()).sum(2)
             scores[KNN] = votes.amax(1).clamp(min=1e-30).log()
-        if KNN_UNKNOWN in self.needs:
+        if self.unknown is not None:
             cosines = self.unknown(along).topk(min(NEIGHBOURS, self.unknown.count), dim=1).values
             scores[KNN_UNKNOWN] = -((cosines - 1) / WARMTH).exp().sum(1).clamp(min=1e-30).log()
         if {MAHALANOBIS, CONTRAST} & self.needs:
@@ -143,15 +156,19 @@ def main_axes(images: Tensor) -> Tensor:
     return main
 
 
-def _images(images: Tensor, axes: Tensor | None) -> _Columns:
-    """Return images (M, C) as columns: in half precision, or along `axes` (C, A) as multiples of `STEP`."""
-    if axes is None:
-        return _Columns(images.T.half().contiguous())
+def _along(axes: Tensor, images: Tensor) -> _Columns:
+    """Return images (M, C) as columns along `axes` (C, A), in multiples of `STEP`."""
     numbers = ((images.double() @ axes).T / STEP).round().clamp(-127, 127)
     return _Columns(numbers.to(torch.int8).contiguous(), torch.tensor([STEP]))
 
 
-def _in_steps(columns: Tensor) -> _Columns:
-    """Return columns (C, M) as numbers of `STEPS` at the most and a scale each."""
-    scales = columns.float().abs().amax(0).clamp(min=1e-12) / STEPS
-    return _Columns((columns.float() / scales).round().to(torch.int8), scales)
+def _in_steps(columns: Tensor, steps: int = STEPS) -> _Columns:
+    """Return columns (C, M) as numbers of at most `steps` and a scale each."""
+    scales = columns.float().abs().amax(0).clamp(min=1e-12) / steps
+    return _Columns((columns.float() / scales).round().to(torch.int8).contiguous(), scales)
+
+
+def _in_half(numbers: Tensor) -> Tensor:
+    """Return `numbers` in half precision, or in single if they are too large for it."""
+    half = numbers.half()
+    return half if bool(half.isfinite().all()) else numbers.float()
