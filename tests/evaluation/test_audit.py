@@ -327,10 +327,10 @@ def test_where_the_training_s_device_is_missing_another_is_taken(
 
 
 @pytest.mark.parametrize(
-    ("asked", "trained_on", "opened"), [("auto", "cpu", "cpu"), ("mps", "cpu", "mps"), ("auto", "auto", "auto")]
+    ("wanted", "trained_on", "opened"), [("auto", "cpu", "cpu"), ("mps", "cpu", "mps"), ("auto", "auto", "auto")]
 )
 def test_the_device_is_the_one_asked_for_or_else_the_training_s(
-    asked: str, trained_on: str, opened: str, *, run: Run, own_data: Dataset, monkeypatch: pytest.MonkeyPatch
+    wanted: str, trained_on: str, opened: str, *, run: Run, own_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipes: list[Recipe] = []
 
@@ -341,7 +341,7 @@ def test_the_device_is_the_one_asked_for_or_else_the_training_s(
     run.record["recipe"] = {"device": trained_on, "precision": "bfloat16", "tracking": "wandb"}
     monkeypatch.setattr(module, "open_machine", looked_at)
     monkeypatch.setattr(module, "cached_features", lambda *_, **__: features.Features(np.ones((24, 4)), 0.0))
-    module.split_features(run, own_data, "train", asked)
+    module.split_features(run, own_data, "train", wanted)
     assert [(recipe.device, recipe.precision, recipe.tracking) for recipe in recipes] == [(opened, "bfloat16", "none")]
 
 

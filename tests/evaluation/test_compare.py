@@ -38,8 +38,8 @@ def test_a_clear_difference_is_real_and_none_is_not() -> None:
 
 def test_nothing_is_told_as_minus_zero() -> None:
     numbers = {"difference": {"value": -0.5, "low": -1.0, "high": 0.0}, "p_value": 0.5, "real": False, "images": 3}
-    said = verdict({"first": "one", "second": "other"}, numbers)
-    assert "(+50.0 points, 95 % interval +0.0 to +100.0, p = 0.5)" in said
+    sentence = verdict({"first": "one", "second": "other"}, numbers)
+    assert "(+50.0 points, 95 % interval +0.0 to +100.0, p = 0.5)" in sentence
 
 
 def test_by_luck_alone_a_difference_is_called_real_in_at_most_about_5_of_100_cases() -> None:

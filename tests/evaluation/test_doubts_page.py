@@ -57,10 +57,10 @@ def test_decisions_by_keyboard_are_saved_as_the_csv_that_split_takes(
     context = browser.new_context(accept_downloads=True)
     tab = context.new_page()
     troubles: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     tab.on("pageerror", lambda error: troubles.append(str(error)))
     tab.on("console", lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None)
-    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("request", lambda request: requested.append(request.url))
     tab.goto(page.as_uri())
     assert tab.locator("#caption").inner_text().startswith(NAME)
     assert tab.locator("#image").evaluate("image => image.naturalWidth") == 160
@@ -88,7 +88,7 @@ def test_decisions_by_keyboard_are_saved_as_the_csv_that_split_takes(
     caught.value.save_as(csv)
     context.close()
     assert not troubles
-    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in requested)
     ids, landmark = data.images["image_id"], data.labels["landmark_id"].to_list()
     assert csv.name == "decided.csv"
     assert pl.read_csv(csv, infer_schema=False).rows() == [
@@ -156,8 +156,10 @@ def test_copies_in_two_splits_are_leaks_and_those_with_two_labels_are_asked_abou
         ("h", "g", 0.6, False, 3, None, "val", "train"),
     ]
     doubts = doubts_of_copies(pl.DataFrame(rows, schema=COPIES_FOUND, orient="row"))
-    asked = [(row["kind"], row["image_id"], row["other_id"], row["suggested_landmark_id"]) for row in doubts.to_dicts()]
-    assert asked == [
+    questions = [
+        (row["kind"], row["image_id"], row["other_id"], row["suggested_landmark_id"]) for row in doubts.to_dicts()
+    ]
+    assert questions == [
         ("leak", "a", "b", None),
         ("leak", "h", "g", None),
         ("across", "c", "d", 1),

@@ -76,10 +76,10 @@ def test_the_temperature_is_fitted_once_and_stored_with_the_model(run: Run) -> N
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"), [(0, "none of 6 validation images are"), (2, "2 of 6 validation images are")]
+    ("wrong", "words"), [(0, "none of 6 validation images are"), (2, "2 of 6 validation images are")]
 )
 def test_with_too_few_wrong_answers_the_temperature_stays_1_and_is_told(
-    wrong: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrong: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = [[landmark] for landmark in (11, 22, 33)] * 6 + [[22]] * wrong + [[11]] * (12 - wrong)
     data = make_dataset(tmp_path / "data", shown, splits=["train"] * 18 + ["val"] * 6 + ["test"] * 6)
@@ -91,7 +91,7 @@ def test_with_too_few_wrong_answers_the_temperature_stays_1_and_is_told(
     save_network(network, run.folder)
     numbers = evaluate(run.folder)
     assert numbers.record["temperature"] == read_record(run.folder / "model.json")["temperature"] == 1.0
-    assert f"the temperature stays 1: {told} answered wrong" in capsys.readouterr().err
+    assert f"the temperature stays 1: {words} answered wrong" in capsys.readouterr().err
     assert numbers.top1.value == 1.0
     assert numbers.top1.low is not None and 0.4 < numbers.top1.low < 0.5  # three groups of two
     assert numbers.top1.low == numbers.macro.low
@@ -115,10 +115,10 @@ def test_near_duplicates_of_training_images_are_told_where_the_split_parts_them(
     whole = ["train", "train", "test", "test", "val", "val", "train", "train"]
     data = make_dataset(tmp_path / "data", shown, splits=parted if apart else whole)
     evaluate(make_run(tmp_path / "run", data).folder)
-    told = capfd.readouterr().err
-    assert ("3 of the 3 images are near-duplicates of ones that run was trained on" in told) == apart
-    assert "run answers 2 landmarks, which are all among the best five: top5 says nothing" in told
-    assert ("not judged, as no image here shows any: 1 landmark of the 2 that run answers" in told) != apart
+    stderr = capfd.readouterr().err
+    assert ("3 of the 3 images are near-duplicates of ones that run was trained on" in stderr) == apart
+    assert "run answers 2 landmarks, which are all among the best five: top5 says nothing" in stderr
+    assert ("not judged, as no image here shows any: 1 landmark of the 2 that run answers" in stderr) != apart
 
 
 def test_landmarks_of_another_dataset_are_found_by_their_ids(run: Run, test_data: Dataset) -> None:

@@ -61,8 +61,8 @@ def test_a_test_folder_that_lacks_a_landmark_shifts_no_label(
     assert truths(fruit, "fewer") == {"pear50": ["pear"], "pear51": ["pear"], "quince50": [], "quince51": []}
     assert numbers["matched"] == {"by": "name", "landmarks": 1, "of": 2, "without_partner": ["quince"]}
     assert (numbers["known"], numbers["unknown"]) == (2, 2)
-    told = capsys.readouterr().err
-    assert "1 of the 2 landmarks" in told and "matched by name; without a partner, so unknown to it: quince" in told
+    stderr = capsys.readouterr().err
+    assert "1 of the 2 landmarks" in stderr and "matched by name; without a partner, so unknown to it: quince" in stderr
 
 
 def test_what_is_explained_is_matched_by_name_too(fruit: Run, tmp_path: Path) -> None:

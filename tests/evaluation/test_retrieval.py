@@ -48,13 +48,13 @@ def test_the_published_example_by_files(files: tuple[Path, Path]) -> None:
 
 @pytest.mark.shared
 def test_every_published_number_of_single_lists(shared: Path) -> None:
-    told = json.loads((shared / "gldv2" / "metric_examples.json").read_text())["retrieval"]
-    right = {query: frozenset(images) for query, images in told["solution"].items()}
-    ranked = {query: told["predictions"].get(query, []) for query in right}
+    examples = json.loads((shared / "gldv2" / "metric_examples.json").read_text())["retrieval"]
+    right = {query: frozenset(images) for query, images in examples["solution"].items()}
+    ranked = {query: examples["predictions"].get(query, []) for query in right}
     for most, name in ((100, "mean_average_precision_at_100"), (1, "mean_average_precision_at_1")):
         values = [average_precision(ranked[query], right[query], most) for query in right]
-        assert np.mean(values) == pytest.approx(told[name], abs=1e-6)
-    assert np.mean([first_right(ranked[query], right[query], 1) for query in right]) == told["mean_position_at_1"]
+        assert np.mean(values) == pytest.approx(examples[name], abs=1e-6)
+    assert np.mean([first_right(ranked[query], right[query], 1) for query in right]) == examples["mean_position_at_1"]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60))

@@ -159,9 +159,9 @@ def test_evaluate_refuses_a_submission_and_names_the_verb_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert landmarks(["evaluate", str(submission(tmp_path, *PUBLISHED))]) == 2
-    told = capsys.readouterr().err
-    assert "mine.csv is a CSV file" in told and "landmarks score SUBMISSION.csv SOLUTION.csv" in told
-    assert told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert "mine.csv is a CSV file" in stderr and "landmarks score SUBMISSION.csv SOLUTION.csv" in stderr
+    assert stderr.count("\n") == 1
 
 
 CONFUSED = ("000000000000000b,0 0.5", "000000000000000c,1 0.25", "000000000000000d,150 0.75", "000000000000000e,")
@@ -238,7 +238,7 @@ def test_a_solution_in_which_nothing_counts_is_one_line(tmp_path: Path, solution
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "lacks the columns id, landmarks; received an empty file"),
         ("id\tlandmarks\n", r'the header "id\\tlandmarks".*save it with commas'),
@@ -246,11 +246,11 @@ def test_a_solution_in_which_nothing_counts_is_one_line(tmp_path: Path, solution
     ],
 )
 def test_a_file_that_is_no_such_csv_is_told_with_what_it_is(
-    tmp_path: Path, solution: Path, text: str, told: str
+    tmp_path: Path, solution: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "other.csv"
     path.write_text(text)
-    with pytest.raises(LandmarksError, match=told):
+    with pytest.raises(LandmarksError, match=message):
         score(path, solution)
     with pytest.raises(LandmarksError, match="is a folder; expected a CSV file"):
         score(tmp_path, solution)

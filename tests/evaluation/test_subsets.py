@@ -38,11 +38,11 @@ def made_up(landmarks: int = 30, each: int = 30, width: int = 12, spread: float 
 
 def test_the_closed_form_is_scikit_learns_ridge_regression() -> None:
     x, y = made_up(4, 20)
-    asked = x[::3] + 0.1
+    x_test = x[::3] + 0.1
     centred = x - x.mean(axis=0)
     penalty = PENALTY * np.trace(centred.T @ centred) / x.shape[1]
-    expected = Ridge(alpha=penalty).fit(x, 2 * np.eye(4)[y] - 1).predict(asked)
-    assert ridge_scores(x, y, asked, 4) == pytest.approx(expected)
+    expected = Ridge(alpha=penalty).fit(x, 2 * np.eye(4)[y] - 1).predict(x_test)
+    assert ridge_scores(x, y, x_test, 4) == pytest.approx(expected)
 
 
 def test_features_without_any_difference_give_an_answer_all_the_same() -> None:

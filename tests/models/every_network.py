@@ -79,8 +79,8 @@ def main(names: list[str]) -> None:
         except Exception as error:
             print(name, "FAILS", type(error).__name__, str(error).partition("\n")[0], sep="\t", flush=True)
             continue
-        told = "refused" if outcome.refused else "trains with maps" if outcome.maps else "trains without maps"
-        print(name, told, outcome.refused, ", ".join(outcome.idle[:3]), sep="\t", flush=True)
+        verdict = "refused" if outcome.refused else "trains with maps" if outcome.maps else "trains without maps"
+        print(name, verdict, outcome.refused, ", ".join(outcome.idle[:3]), sep="\t", flush=True)
 
 
 if __name__ == "__main__":

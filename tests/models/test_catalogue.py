@@ -135,6 +135,6 @@ def test_the_verb_prints_a_table(capsys: pytest.CaptureFixture[str]):
     from landmarks.cli.training_verbs import networks as verb
 
     verb("baseline", json=False)
-    told = capsys.readouterr().out
-    assert "1,022,932" in told
-    assert "GMACs" in told and "multiply-adds" in told and "FLOP" not in told
+    stdout = capsys.readouterr().out
+    assert "1,022,932" in stdout
+    assert "GMACs" in stdout and "multiply-adds" in stdout and "FLOP" not in stdout

@@ -49,4 +49,4 @@ def test_every_network_of_timm_takes_a_step_of_training_or_is_refused(module: st
         if outcome.refused:
             refused[name] = outcome.refused
         assert len(outcome.idle) < 10, f"{name}: no gradient reaches {', '.join(outcome.idle[:3])}"
-    assert all("gives no features to recognise landmarks by" in said for said in refused.values())
+    assert all("gives no features to recognise landmarks by" in reason for reason in refused.values())

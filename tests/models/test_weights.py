@@ -192,7 +192,7 @@ class Hub:
     """Answers HEAD and GET for one file of one repository, and counts what it was asked."""
 
     def __init__(self, content: bytes) -> None:
-        self.content, self.asked = content, []
+        self.content, self.requests = content, []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -203,7 +203,7 @@ class Hub:
                 self.answer(body=True)
 
             def answer(self, *, body: bool) -> None:
-                hub.asked.append(f"{self.command} {self.path}")
+                hub.requests.append(f"{self.command} {self.path}")
                 found = self.path == f"/{REPOSITORY}/resolve/main/model.safetensors"
                 content = hub.content if found else b""
                 self.send_response(200 if found else 404)
@@ -257,7 +257,7 @@ def test_weights_come_from_the_hub_once_then_from_its_cache_and_failures_name_th
     expected = f"sum {round(float(model.conv1[0].weight.detach().sum()), 4)}"
     loaded, missing = build(tmp_path, hub.address, "test_resnet", "resnet10t")
     assert loaded == expected
-    assert hub.asked.count(f"GET /{REPOSITORY}/resolve/main/model.safetensors") == 1, hub.asked
+    assert hub.requests.count(f"GET /{REPOSITORY}/resolve/main/model.safetensors") == 1, hub.requests
     assert missing.startswith("error: the ImageNet weights of resnet10t could not be fetched (timm/resnet10t")
     hub.close()
 

@@ -41,9 +41,9 @@ def drawn(seed: int, each: int) -> tuple[np.ndarray, np.ndarray]:
 
 def memory_with(logs: np.ndarray) -> Memory:
     features, labels = drawn(0, 25)
-    asked, truth = drawn(1, 20)
+    queries, truth = drawn(1, 20)
     images = directions(features)
-    validation = Validation(directions(asked).astype(np.float16), truth, logs.astype(np.float16))
+    validation = Validation(directions(queries).astype(np.float16), truth, logs.astype(np.float16))
     return memory_of(class_moments(images, labels, CLASSES), validation, images, labels)
 
 
@@ -56,13 +56,13 @@ def remembered(memory: Memory) -> Neighbourhood:
 
 def a_head_that_is_right_in(share: float) -> np.ndarray:
     truth = drawn(1, 20)[1]
-    told = np.where(np.arange(len(truth)) < share * len(truth), truth, (truth + 1) % CLASSES)
-    return np.log(0.85 * np.eye(CLASSES)[told] + 0.0375)
+    answers = np.where(np.arange(len(truth)) < share * len(truth), truth, (truth + 1) % CLASSES)
+    return np.log(0.85 * np.eye(CLASSES)[answers] + 0.0375)
 
 
-def densities_by_hand(trained: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
+def densities_by_hand(trained: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int) -> np.ndarray:
     """Return log densities from nothing but NumPy: whiten by the inverse root of the shrunk covariance, and sum."""
-    x, q = (np.sign(one) * np.sqrt(np.abs(one)) for one in (trained.astype(float), asked.astype(float)))
+    x, q = (np.sign(one) * np.sqrt(np.abs(one)) for one in (trained.astype(float), queries.astype(float)))
     x, q = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (x, q))
     means = np.stack([x[labels == label].mean(0) for label in range(classes)])
     within = (x - means[labels]).T @ (x - means[labels]) / len(x)
@@ -79,22 +79,22 @@ def test_neighbours_answer_as_densities_that_numpy_sums() -> None:
     memory = memory_with(a_head_that_is_right_in(1.0))
     trained, labels = drawn(0, 25)
     near = remembered(memory)
-    asked = drawn(3, 6)[0]
+    queries = drawn(3, 6)[0]
     head = NeighbourHead(build_head("linear", WIDTH, CLASSES), WIDTH, near, classes=CLASSES, factor=0.7)
     with torch.no_grad():
-        found = head(torch.from_numpy(asked)).numpy() / 0.7
-    assert found == pytest.approx(densities_by_hand(trained, labels, asked, CLASSES), abs=0.02)  # halves of a float
+        found = head(torch.from_numpy(queries)).numpy() / 0.7
+    assert found == pytest.approx(densities_by_hand(trained, labels, queries, CLASSES), abs=0.02)  # halves of a float
 
 
 def test_both_is_the_mean_of_two_probabilities_brought_to_the_least_log_loss() -> None:
     memory = memory_with(a_head_that_is_right_in(1.0))
     head, temperature = build_head("linear", WIDTH, CLASSES), 1.7
     mixed = learned_head(head, WIDTH, memory, Learned(), temperature)
-    asked = torch.from_numpy(drawn(3, 6)[0])
+    queries = torch.from_numpy(drawn(3, 6)[0])
     with torch.no_grad():
-        own = head(asked).double().numpy() / temperature
-        logits = BothHead(mixed, scale=0.8)(asked).double().numpy()
-    closed = memory.with_learned(Learned()).scores(directions(asked.numpy()))
+        own = head(queries).double().numpy() / temperature
+        logits = BothHead(mixed, scale=0.8)(queries).double().numpy()
+    closed = memory.with_learned(Learned()).scores(directions(queries.numpy()))
     mean = (softmax(own, axis=1) + softmax(closed, axis=1)) / 2
     assert softmax(logits / temperature, axis=1) == pytest.approx(softmax(np.log(mean) / 0.8, axis=1), abs=1e-5)
     assert np.exp(logits / temperature).sum(1) == pytest.approx(np.exp(own).sum(1), rel=1e-4)  # so energy stays
@@ -107,12 +107,14 @@ def test_the_way_that_is_right_most_often_is_chosen_and_equal_ones_leave_the_cla
     other = choice_of(never, remembered(never))
     assert other is not None and other.by != "classifier" and other.images == 80
     assert str(other).startswith(f"answers by {other.by}: right on ") and "by classifier 30.0 %" in str(other)
-    asked, truth = drawn(1, 20)
+    queries, truth = drawn(1, 20)
     trained, labels = drawn(0, 25)
-    by_hand = densities_by_hand(trained, labels, asked, CLASSES).argmax(1) == truth
+    by_hand = densities_by_hand(trained, labels, queries, CLASSES).argmax(1) == truth
     assert other.way("neighbours").accuracy == pytest.approx(by_hand.mean(), abs=0.013)  # one image, by a rounding
     scale = other.way("neighbours").scale
-    loss = -log_softmax(densities_by_hand(trained, labels, asked, CLASSES) / scale, axis=1)[np.arange(80), truth].mean()
+    loss = -log_softmax(densities_by_hand(trained, labels, queries, CLASSES) / scale, axis=1)[
+        np.arange(80), truth
+    ].mean()
     assert other.way("neighbours").log_loss == pytest.approx(loss, rel=0.05)
 
 
@@ -155,10 +157,10 @@ def test_evaluate_by_neighbours_answers_as_numpy_does_and_keeps_other_numbers(ru
     x, q = (directions(recogniser.embed(pixels[part])) for part in ("train", "test"))
     by_hand = densities_by_hand(x * np.abs(x), labels["train"], q * np.abs(q), 3)  # whose roots are the directions
     answers = pl.read_parquet(run.folder / "predictions" / "test-by-neighbours.parquet").sort("image_id")
-    told = answers["label"].list.first().to_numpy()
+    best = answers["label"].list.first().to_numpy()
     margin = np.sort(by_hand, axis=1)
     sure = margin[:, -1] - margin[:, -2] > 0.05
-    assert sure.any() and (told[sure] == by_hand.argmax(1)[sure]).all()
+    assert sure.any() and (best[sure] == by_hand.argmax(1)[sure]).all()
 
 
 def test_a_run_that_is_evaluated_beside_strangers_chooses_once_says_so_and_answers_so(
@@ -166,10 +168,10 @@ def test_a_run_that_is_evaluated_beside_strangers_chooses_once_says_so_and_answe
 ) -> None:
     unknown = strangers(tmp_path)
     judged = landmarks.evaluate(run.folder, split="test", unknown=unknown)
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     kept = read_record(run.folder / "model.json")["answers_by"]
     assert kept["by"] == "both" or kept["by"] == "neighbours"  # the classifier was never trained
-    assert f"answers by {kept['by']}: right on " in told and "by classifier " in told
+    assert f"answers by {kept['by']}: right on " in stderr and "by classifier " in stderr
     recogniser = landmarks.load(run.folder)
     assert recogniser.by == kept["by"] == judged.record["by"] and recogniser.choice is not None
     again = landmarks.evaluate(run.folder, split="test", unknown=unknown)
@@ -192,8 +194,8 @@ def test_a_run_with_a_threshold_answers_as_before_until_the_threshold_is_chosen_
     assert "by neighbours once evaluate --false-acceptance chooses another" in capsys.readouterr().err
     assert judged.record["by"] == landmarks.load(run.folder).by == "classifier"
     assert landmarks.load(run.folder).rule is not None
-    asked = landmarks.load(run.folder, by="both")
-    assert asked.rule is None and asked.recognise(image(11, 1)).known is None
+    by_both = landmarks.load(run.folder, by="both")
+    assert by_both.rule is None and by_both.recognise(image(11, 1)).known is None
     assert "the threshold was chosen for answers by classifier" in capsys.readouterr().err
     landmarks.evaluate(run.folder, split="test", unknown=unknown, false_acceptance=0.5)
     chosen = read_record(model)
@@ -218,17 +220,17 @@ def test_learned_landmarks_are_found_by_neighbours_too(run: Run, tmp_path: Path)
 @pytest.mark.parametrize("by", ["both", "neighbours"])
 def test_heat_maps_are_drawn_of_the_answers_that_predict_gives(run: Run, tmp_path: Path, by: str) -> None:
     landmarks.evaluate(run.folder, split="test", by="both")
-    asked = tmp_path / "asked.jpg"
-    asked.write_bytes(image(22, 900))
+    path = tmp_path / "asked.jpg"
+    path.write_bytes(image(22, 900))
     keep(run, by="classifier")
-    landmarks.explain(run.folder, [asked])
+    landmarks.explain(run.folder, [path])
     keep(run, by=by)
     drawn = landmarks.explain(run.folder, count=1)["panels"]
-    [panel] = landmarks.explain(run.folder, [asked])["made"]
-    answers = landmarks.predict(run.folder, asked, top=3)
+    [panel] = landmarks.explain(run.folder, [path])["made"]
+    answers = landmarks.predict(run.folder, path, top=3)
     assert panel["by"] == by and [one["name"] for one in panel["answers"]] == answers["name"].to_list()
-    told = [one["probability"] for one in panel["answers"]]
-    assert told == pytest.approx(answers["probability"].to_list(), abs=1e-4)
+    probabilities = [one["probability"] for one in panel["answers"]]
+    assert probabilities == pytest.approx(answers["probability"].to_list(), abs=1e-4)
     assert {one["by"] for one in drawn} == {by}  # panels of other answers are not shown beside them
 
 

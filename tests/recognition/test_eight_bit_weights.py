@@ -92,8 +92,8 @@ def test_without_images_the_large_weights_of_any_part_are_rounded_to_the_nearest
         scale = weight.abs().amax(axis, keepdim=True) / 127
         weight.data = (weight / scale).round() * scale
     features = torch.randn(7, 30)
-    said = onnxruntime.InferenceSession(small.SerializeToString()).run(None, {"features": features.numpy()})[0]
-    np.testing.assert_allclose(said, module(features).detach().numpy(), rtol=1e-3, atol=1e-3)
+    outputs = onnxruntime.InferenceSession(small.SerializeToString()).run(None, {"features": features.numpy()})[0]
+    np.testing.assert_allclose(outputs, module(features).detach().numpy(), rtol=1e-3, atol=1e-3)
 
 
 def outputs_apart(
@@ -155,5 +155,5 @@ def test_activations_are_in_eight_bits_where_features_bear_it_and_weights_alone_
         assert found.what == what and ("QuantizeLinear" in {one.op_type for one in found.backbone.graph.node}) == (
             what == ALL
         )
-        said = apart(features_of(backbone, images[6:]), features_of(found.backbone, images[6:]))
-        assert found.apart == pytest.approx(said) and found.apart <= found.computed_apart
+        distance = apart(features_of(backbone, images[6:]), features_of(found.backbone, images[6:]))
+        assert found.apart == pytest.approx(distance) and found.apart <= found.computed_apart

@@ -68,16 +68,16 @@ def test_the_graph_takes_any_number_of_images_of_any_size_and_gives_what_is_prom
     for count, height, width in [(1, 32, 32), (5, 70, 20), (2, 11, 300)]:
         pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
         names = [one.name for one in session.get_outputs()]
-        said = dict(zip(names, session.run(None, {"image": pixels}), strict=True))
-        assert {name: (array.dtype.name, array.shape[:2]) for name, array in said.items() if name != "features"} == {
+        outputs = dict(zip(names, session.run(None, {"image": pixels}), strict=True))
+        assert {name: (array.dtype.name, array.shape[:2]) for name, array in outputs.items() if name != "features"} == {
             "probabilities": ("float32", (count, 3)),
             "known_score": ("float32", (count,)),
             "best": ("int64", (count, 3)),
         }
-        np.testing.assert_allclose(said["probabilities"].sum(1), 1, rtol=1e-5)
-        order = np.argsort(-said["probabilities"], axis=1, kind="stable")
-        np.testing.assert_array_equal(said["best"], order)
-        np.testing.assert_allclose(said["known_score"], said["probabilities"].max(1))
+        np.testing.assert_allclose(outputs["probabilities"].sum(1), 1, rtol=1e-5)
+        order = np.argsort(-outputs["probabilities"], axis=1, kind="stable")
+        np.testing.assert_array_equal(outputs["best"], order)
+        np.testing.assert_allclose(outputs["known_score"], outputs["probabilities"].max(1))
 
 
 def test_the_record_says_what_it_is(run: Run, exported: Path) -> None:
@@ -169,8 +169,8 @@ def test_eight_bits_say_nearly_the_same_in_less_room(run: Run, tmp_path: Path) -
     small = export(open_run(run.folder), tmp_path / "small.onnx", images=6, int8=True)
     assert small.kind == "int8" and small.bytes < 0.6 * whole.bytes
     assert small.verification is not None and small.verification.agreement == 1
-    told = record_of(small.path)["quantised"]
-    assert told["what"] in (ALL, WEIGHTS) and 0 < told["apart"] < 0.1
+    record = record_of(small.path)["quantised"]
+    assert record["what"] in (ALL, WEIGHTS) and 0 < record["apart"] < 0.1
     images = [image(11, 1), image(22, 2)]
     wanted, found = (landmarks.load(path).embed(images) for path in (whole.path, small.path))
     assert np.linalg.norm(wanted - found) < 0.1 * np.linalg.norm(wanted)
@@ -212,9 +212,9 @@ def test_an_export_tells_no_place_of_the_machine_it_was_made_on(run: Run, own_da
     write_record(run.folder / "run.json", record, verb=verb, inputs=inputs)
     other = own_data.folder.rename(tmp_path / "moved")
     written = export(open_run(run.folder), tmp_path / "run.onnx", images=4, data=other)
-    told = landmarks.load(written.path).network.record  # type: ignore[union-attr]
+    as_opened = landmarks.load(written.path).network.record  # type: ignore[union-attr]
     text = written.path.read_bytes()
-    assert str(tmp_path).encode() not in text and b"start.safetensors" in text and told.names
+    assert str(tmp_path).encode() not in text and b"start.safetensors" in text and as_opened.names
 
 
 def test_a_learned_landmark_is_in_the_graph(run: Run, tmp_path: Path) -> None:
@@ -283,8 +283,8 @@ def test_an_export_that_is_copied_or_sent_to_a_process_answers_as_it_did(exporte
         assert copied.recognise(image(22, 2)) == first.recognise(image(22, 2))
     written = pickle.dumps(first)
     model = onnx.load(exported)
-    told = {**record_of(exported), "temperature": 2.5}
-    model.metadata_props[0].value = json.dumps(told)
+    record = {**record_of(exported), "temperature": 2.5}
+    model.metadata_props[0].value = json.dumps(record)
     onnx.save(model, exported)
     with pytest.raises(StaleError, match="was replaced by another export"):
         pickle.loads(written)

@@ -59,9 +59,9 @@ def test_in_full_and_in_little_room_it_scores_as_the_gallery_does() -> None:
 def test_few_images_are_compared_too(images: int) -> None:
     features, labels = made_up(images, 1.0, landmarks=2)
     gallery = gallery_with_unknown(features, labels)
-    asked, _ = made_up(100, 2.0)
-    wanted = rejection_scores(asked, np.zeros((100, 2), dtype=np.float32), gallery)
-    found = scores_of(GalleryScores(gallery, COMPARING, WIDTH, compact=True), asked)
+    queries, _ = made_up(100, 2.0)
+    wanted = rejection_scores(queries, np.zeros((100, 2), dtype=np.float32), gallery)
+    found = scores_of(GalleryScores(gallery, COMPARING, WIDTH, compact=True), queries)
     for name in COMPARING:
         assert np.corrcoef(wanted[name], found[name])[0, 1] > 0.95, name
 

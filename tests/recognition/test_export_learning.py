@@ -52,11 +52,11 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     shown = [[LANDMARKS[number % 3]] for number in range(30)]
     made = make_dataset(folder / "data", shown, splits=["train"] * 18 + ["val"] * 6 + ["test"] * 6)
     run = make_run(folder / "run", made)
-    asked = [[[11], [22, 33], [44], []][number % 4] for number in range(120)]
+    landmarks_shown = [[[11], [22, 33], [44], []][number % 4] for number in range(120)]
     usage = ["Public" if number % 8 < 4 else "Private" for number in range(120)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
-        elsewhere = make_dataset(folder / "elsewhere", asked, usage=usage, first=1000)
+        elsewhere = make_dataset(folder / "elsewhere", landmarks_shown, usage=usage, first=1000)
         evaluate(run.folder, data=elsewhere.folder, false_acceptance=0.05)
     return run
 
@@ -70,17 +70,17 @@ def exported(own_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_export_learns_in_memory_and_forgets_and_answers_the_trained_ones_as_before(exported: Path) -> None:
     plain = landmarks.load(exported)
-    asked = [image(landmark, number) for landmark in (11, 22, 33) for number in range(700, 703)]
+    images = [image(landmark, number) for landmark in (11, 22, 33) for number in range(700, 703)]
     taught = plain.learn(FIVE, " Torre de Bele\u0301m ")
     assert taught.names == [*plain.names, "Torre de Belém"]
     assert taught.landmark_ids[-1] == -2
     assert taught.recognise(SIXTH).answers[0].name == "Torre de Belém"
-    before, after = plain.recognise(asked), taught.recognise(asked)
+    before, after = plain.recognise(images), taught.recognise(images)
     assert [one.answers[0].name for one in after] == [
         f"Tower {landmark}" for landmark in (11, 22, 33) for _ in range(3)
     ]
     assert sum(answer.probability for answer in after[0].answers) == pytest.approx(1, abs=1e-5)
-    assert taught.forget("Torre de Belém").recognise(asked) == before
+    assert taught.forget("Torre de Belém").recognise(images) == before
     with pytest.raises(LandmarksError, match='"Tower 11" is a landmark that this recogniser was trained for'):
         plain.learn(FIVE, "Tower 11")
     with pytest.raises(LandmarksError, match="the landmark id 22 is taken"):
@@ -96,11 +96,11 @@ def test_an_export_made_without_it_says_how_to_make_one_that_learns(run: Run, tm
 def test_what_the_graph_says_is_what_the_runs_own_images_give_along_its_axes(own_run: Run, exported: Path) -> None:
     network, gallery = open_export(exported), open_gallery(own_run)
     assert gallery is not None
-    said = network.outputs([next(landmarks.load(exported).read(SIXTH, 1))[0].pixels])
+    outputs = network.outputs([next(landmarks.load(exported).read(SIXTH, 1))[0].pixels])
     near = neighbourhood_of(class_moments(gallery.images, gallery.labels, 3), gallery.images, gallery.labels)
     assert near is not None
-    expected = directions(said.features) @ near.axes - near.origin
-    assert said.whitened == pytest.approx(expected, abs=float(1e-3 * np.abs(expected).max()))
+    expected = directions(outputs.features) @ near.axes - near.origin
+    assert outputs.whitened == pytest.approx(expected, abs=float(1e-3 * np.abs(expected).max()))
 
 
 def test_odds_and_probabilities_are_those_of_the_formula(exported: Path) -> None:
@@ -110,10 +110,10 @@ def test_odds_and_probabilities_are_those_of_the_formula(exported: Path) -> None
     images = random.normal(size=(7, record.width)).astype(np.float32)
     learned = Learned().plus(images[:5], "a").plus(images[5:], "b")
     learner = learner_of(record, learned)
-    asked, scores = random.normal(size=(4, record.width)), random.normal(size=(4, 3))
+    whitened, scores = random.normal(size=(4, record.width)), random.normal(size=(4, 3))
     trained = softmax(random.normal(size=(4, 3)), axis=1)
     odds = np.zeros((4, 2))
-    for row, w in enumerate(asked):
+    for row, w in enumerate(whitened):
         for place, mine in enumerate((images[:5].astype(float), images[5:].astype(float))):
             mean = mine.mean(0)
             discriminant = w @ mean - mean @ mean / 2 + record.excess / len(mine) / 2
@@ -123,16 +123,16 @@ def test_odds_and_probabilities_are_those_of_the_formula(exported: Path) -> None
             odds[row, place] = np.exp(score - logsumexp(scores[row]) + learner.offset)
     whole = 1 + odds.sum(1, keepdims=True)
     expected = np.concatenate([(trained + softmax(scores, axis=1)) / 2 / whole, odds / whole], axis=1)
-    assert learner.probabilities(trained, asked, scores) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert learner.probabilities(trained, whitened, scores) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 def test_of_the_images_kept_of_other_things_no_more_than_few_are_taken_for_a_learned_landmark(exported: Path) -> None:
     record = open_export(exported).record.learning
     assert record is not None
     random = np.random.default_rng(0)
-    told = json.loads(json.dumps(_told(exported)))
-    told["others"] = packed(random.normal(size=(200, record.width)))
-    record = read_learning(told)
+    raw = json.loads(json.dumps(_told(exported)))
+    raw["others"] = packed(random.normal(size=(200, record.width)))
+    record = read_learning(raw)
     learner = learner_of(record, Learned().plus(random.normal(size=(5, record.width)).astype(np.float32), "new"))
     fresh = random.normal(size=(400, record.width))
     assert (learner.resemblance(fresh) > learner.threshold).mean() <= 2 * ACCEPTED
@@ -165,7 +165,7 @@ def test_what_was_learned_goes_through_a_file_and_another_networks_is_refused(ex
     back = read_learned_file(tmp_path / "a.json", record)
     assert (back.names, back.landmark_ids) == (("a", "b <&>"), (-2, 400))
     assert (back.images == taught.learned.images).all()
-    told = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    saved = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     for change, why in (
         ({"learned_with": "another"}, "another network"),
         ({"format": 2}, "another version"),
@@ -173,7 +173,7 @@ def test_what_was_learned_goes_through_a_file_and_another_networks_is_refused(ex
         ({"landmarks": [{"name": "a", "landmark_id": 1, "images": []}]}, "holds no learned landmarks"),
         ({"landmarks": {"a": 1}}, "holds no learned landmarks"),
     ):
-        (tmp_path / "b.json").write_text(json.dumps({**told, **change}), encoding="utf-8")
+        (tmp_path / "b.json").write_text(json.dumps({**saved, **change}), encoding="utf-8")
         with pytest.raises(LandmarksError, match=why):
             read_learned_file(tmp_path / "b.json", record)
 
@@ -217,14 +217,14 @@ def test_a_small_export_learns_too(run: Run, tmp_path: Path, kind: str) -> None:
     assert written.kind == ("int8" if kind == "int8" else "float16")
     assert written.verification is not None and written.verification.learning is not None
     assert 0 < written.verification.learning.whitened_difference < (0.2 if kind == "int8" else 0.05)
-    asked = [image(landmark, 700) for landmark in LANDMARKS]
-    before = landmarks.load(written.path).recognise(asked)
+    images = [image(landmark, 700) for landmark in LANDMARKS]
+    before = landmarks.load(written.path).recognise(images)
     landmarks.learn(written.path, FIVE, name="New")
     kept = landmarks.load(written.path)
     assert [one.answers[0].name for one in kept.recognise([image(58, number) for number in range(700, 705)])] == [
         "New"
     ] * 5
-    assert "New" not in {one.answers[0].name for one in kept.recognise(asked)}
+    assert "New" not in {one.answers[0].name for one in kept.recognise(images)}
     assert len(before) == 3
 
 
@@ -269,8 +269,8 @@ def test_the_verb_keeps_what_an_export_learns_and_whoever_opens_it_answers_so(ow
     assert table.rows() == [(3, -2, "Torre de Belém", 5)]
     assert learned_file(own_export) == tmp_path / "mine.learned.json"
     kept = landmarks.load(own_export)
-    asked = [SIXTH, *(image(landmark, 700) for landmark in LANDMARKS)]
-    assert kept.recognise(asked) == in_memory.recognise(asked)
+    images = [SIXTH, *(image(landmark, 700) for landmark in LANDMARKS)]
+    assert kept.recognise(images) == in_memory.recognise(images)
     assert landmarks.predict(own_export, tmp_path / "new", top=1)["name"].unique().to_list() == ["Torre de Belém"]
     assert landmarks.learn(own_export, [*FIVE, SIXTH], name="Torre de Belém")["images"].to_list() == [6]
     assert landmarks.forget(own_export, "Torre de Belém").is_empty()
@@ -279,10 +279,10 @@ def test_the_verb_keeps_what_an_export_learns_and_whoever_opens_it_answers_so(ow
 
 
 def test_evaluate_measures_an_export_with_what_it_learned(own_export: Path, tmp_path: Path) -> None:
-    asked = make_dataset(tmp_path / "asked", [[58]] * 4 + [[11]] * 4, first=3000)
-    before = evaluate(own_export, data=asked.folder)
+    dataset = make_dataset(tmp_path / "asked", [[58]] * 4 + [[11]] * 4, first=3000)
+    before = evaluate(own_export, data=dataset.folder)
     landmarks.learn(own_export, FIVE, name="Tower 58", landmark_id=58)
-    after = evaluate(own_export, data=asked.folder)
+    after = evaluate(own_export, data=dataset.folder)
     assert (before.top1.value, after.top1.value) == (1.0, 1.0)
     assert (before.known, after.known) == (4, 8)
 

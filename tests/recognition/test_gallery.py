@@ -80,7 +80,7 @@ def test_the_nearest_images_vote_as_a_plain_loop_says() -> None:
 
 
 def test_the_distance_to_centres_is_scipys_mahalanobis() -> None:
-    images, asked = directions(TRAIN).astype(np.float64), directions(KNOWN[:8]).astype(np.float64)
+    images, queries = directions(TRAIN).astype(np.float64), directions(KNOWN[:8]).astype(np.float64)
     means = np.stack([images[label == TRAIN_LABELS].mean(axis=0) for label in range(4)])
 
     def inverse(deviations: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_the_distance_to_centres_is_scipys_mahalanobis() -> None:
     within, overall = inverse(images - means[TRAIN_LABELS]), inverse(images - images.mean(axis=0))
     expected = [
         mahalanobis(row, images.mean(axis=0), overall) ** 2 - min(mahalanobis(row, mean, within) ** 2 for mean in means)
-        for row in asked
+        for row in queries
     ]
     assert scores_of(KNOWN[:8])["mahalanobis"] == pytest.approx(expected, rel=1e-3)
 
@@ -99,12 +99,12 @@ def test_unknown_images_vote_against_but_never_on_themselves() -> None:
     gallery = make_gallery(directions(TRAIN), TRAIN_LABELS, "digest")
     remembered = directions(UNKNOWN[:20]).astype(np.float16)
     gallery = with_unknown_images(gallery, UnknownImages(remembered, tuple(map(str, range(20)))))
-    asked = np.concatenate([UNKNOWN[:20], KNOWN[:8]]).astype(np.float32)
+    queries = np.concatenate([UNKNOWN[:20], KNOWN[:8]]).astype(np.float32)
     itself = np.array([*range(20), *[-1] * 8])
-    found = rejection_scores(asked, asked[:, :4], gallery, itself)
+    found = rejection_scores(queries, queries[:, :4], gallery, itself)
     exact = remembered.astype(np.float64)
     for row in (0, 7, 19, 20, 27):
-        image = directions(asked[row : row + 1])[0].astype(np.float64)
+        image = directions(queries[row : row + 1])[0].astype(np.float64)
         others = exact[np.arange(20) != itself[row]]
         votes = np.sort(np.exp((others @ image - 1) / 0.05))[-10:].sum()
         assert found["knn_unknown"][row] == pytest.approx(-np.log(votes), abs=0.02)

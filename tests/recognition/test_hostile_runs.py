@@ -24,7 +24,7 @@ from landmarks.training.run import Run
 Change = Callable[[Path], object]
 
 
-def told(file: str, **fields: Any) -> Change:
+def with_fields(file: str, **fields: Any) -> Change:
     def change(folder: Path) -> None:
         path = folder / file
         path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
@@ -88,24 +88,24 @@ HOSTILE: dict[str, Change] = {
     "an image size that is text": preprocessing(image_size="large"),
     "a standard deviation of nought": preprocessing(std=[0.0, 1.0, 1.0]),
     "a mean that is no number": preprocessing(mean=[float("nan")] * 3),
-    "a trillion landmarks": told("model.json", classes=10**12),
-    "more landmarks than labels": told("model.json", classes=4),
-    "no preprocessing": told("model.json", preprocessing=None),
-    "a network by its path": told("model.json", backbone="../../x"),
-    "an epsilon that is no number": told("model.json", batch_norm_epsilon=float("nan")),
-    "a temperature that is no number": told("model.json", temperature=float("nan")),
-    "a threshold that is none": told("model.json", rejection={"rule": RULE, "threshold": float("inf")}),
-    "a rule of rubbish": told("model.json", rejection={"rule": [1], "threshold": 0.0}),
+    "a trillion landmarks": with_fields("model.json", classes=10**12),
+    "more landmarks than labels": with_fields("model.json", classes=4),
+    "no preprocessing": with_fields("model.json", preprocessing=None),
+    "a network by its path": with_fields("model.json", backbone="../../x"),
+    "an epsilon that is no number": with_fields("model.json", batch_norm_epsilon=float("nan")),
+    "a temperature that is no number": with_fields("model.json", temperature=float("nan")),
+    "a threshold that is none": with_fields("model.json", rejection={"rule": RULE, "threshold": float("inf")}),
+    "a rule of rubbish": with_fields("model.json", rejection={"rule": [1], "threshold": 0.0}),
     "labels that count otherwise": labels(lambda table: table.with_columns(pl.col("label") + 1)),
     "one label fewer": labels(lambda table: table.head(2)),
     "a record that is a list": instead("run.json", lambda path: path.write_text("[]")),
     "a record that is a pipe": instead("run.json", os.mkfifo),
-    "a recipe that is a list": told("run.json", recipe=[1]),
+    "a recipe that is a list": with_fields("run.json", recipe=[1]),
     "predictions that lead out": instead("predictions", lambda path: path.symlink_to("/tmp")),
     "a gallery of rubbish": instead("gallery.safetensors", lambda path: path.write_bytes(b"x" * 99)),
     "a gallery of nothing": gallery_of_nothing,
     **{
-        f"a record with {wrong}": told("run.json", **wrong)
+        f"a record with {wrong}": with_fields("run.json", **wrong)
         for wrong in (
             {"seconds": "x"},
             {"seconds": {"total": "x"}},

@@ -193,11 +193,11 @@ def test_landmarks_of_several_datasets_are_counted_by_their_names_and_one_id_in_
     assert program(["index", str(tmp_path / "gate"), str(tmp_path / "hill"), "--run", str(run.folder), "-o", out]) == 0
     assert "4 images of 2 landmarks" in capsys.readouterr().out
     assert program(["index", "-o", out, "--remove", "one"]) == 0
-    told = capsys.readouterr()
-    assert "2 images of 2 landmarks" in told.out and "2 images are taken out" in told.err
+    captured = capsys.readouterr()
+    assert "2 images of 2 landmarks" in captured.out and "2 images are taken out" in captured.err
     assert program(["index", "-o", out, "--remove", "gate"]) == 0
-    told = capsys.readouterr()
-    assert "1 image of 1 landmark" in told.out and "taken out" not in told.err
+    captured = capsys.readouterr()
+    assert "1 image of 1 landmark" in captured.out and "taken out" not in captured.err
 
 
 def test_beyond_what_is_compared_one_by_one_the_answers_come_from_an_inverted_file(
@@ -253,8 +253,8 @@ def test_the_program_indexes_and_searches_and_names_what_is_no_image(
     (tmp_path / "good.jpg").write_bytes(image(33, 2))
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     assert program(["search", str(out), str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top", "1"]) == 1
-    told = capsys.readouterr()
-    assert "30 images of 3 landmarks" in told.out and "Tower 33" in told.out and "bad.jpg" in told.err
+    captured = capsys.readouterr()
+    assert "30 images of 3 landmarks" in captured.out and "Tower 33" in captured.out and "bad.jpg" in captured.err
 
 
 def test_drawings_stand_in_a_folder_of_their_own_and_each_image_has_one(found: Path, tmp_path: Path) -> None:
@@ -282,14 +282,14 @@ def test_run_dataset_and_index_that_are_moved_together_are_found_again(
     data = landmarks.open_dataset(home / own_data.folder.name)
     landmarks.index(data, home / "index", run=home / run.folder.name, dimensions=16)
     home.rename(tmp_path / "elsewhere")
-    asked = tmp_path / "asked.jpg"
-    asked.write_bytes(image(22, 4))
+    path = tmp_path / "asked.jpg"
+    path.write_bytes(image(22, 4))
     moved = tmp_path / "elsewhere"
-    assert landmarks.search(moved / "index", asked, top=1, verify=True)["inliers"].null_count() == 0
+    assert landmarks.search(moved / "index", path, top=1, verify=True)["inliers"].null_count() == 0
     assert len(landmarks.index(moved / data.folder.name, moved / "index")) == 30  # the same images, none twice
     shutil.rmtree(moved / data.folder.name)
     with pytest.raises(LandmarksError, match=r"the dataset .* is not there any more; bring it back, or leave"):
-        landmarks.search(moved / "index", asked, top=1, verify=True)
+        landmarks.search(moved / "index", path, top=1, verify=True)
 
 
 HOSTILE: dict[str, Callable[[Path, dict[str, Any]], object]] = {

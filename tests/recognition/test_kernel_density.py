@@ -22,13 +22,13 @@ def drawn(seed: int, count: int, width: int = 10) -> tuple[np.ndarray, np.ndarra
 
 def test_differences_of_log_densities_are_those_of_scikit_learns_kernel_density() -> None:
     images, labels = drawn(0, 90)
-    asked, _ = drawn(1, 30)
+    query_images, _ = drawn(1, 30)
     moments = class_moments(images, labels, 4)
     found = neighbourhood_of(moments, images, labels)
     assert found is not None
     whitening = np.linalg.inv(np.linalg.cholesky(shrunk_within(moments)))
     origin = np.mean([images[labels == label].mean(0) for label in range(4)], axis=0)
-    white, queries = ((one - origin) @ whitening.T for one in (images, asked))
+    white, queries = ((one - origin) @ whitening.T for one in (images, query_images))
     white, queries = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (white, queries))
     expected = np.stack(
         [
@@ -37,7 +37,7 @@ def test_differences_of_log_densities_are_those_of_scikit_learns_kernel_density(
         ],
         axis=1,
     )
-    got = found.log_densities(asked, 4)
+    got = found.log_densities(query_images, 4)
     assert got - got[:, :1] == pytest.approx(expected - expected[:, :1], abs=0.05)  # images are in half precision
 
 
@@ -58,13 +58,13 @@ def test_the_layer_answers_as_the_arrays_do_also_for_landmarks_that_came_later_a
     found = neighbourhood_of(class_moments(images, labels, 4), images, labels)
     assert found is not None
     later = found.plus(drawn(2, 7)[0], np.array([6, 4, 4, 6, 4, 6, 6]))
-    asked, _ = drawn(1, 20)
-    expected = later.log_densities(asked, 7)
+    queries, _ = drawn(1, 20)
+    expected = later.log_densities(queries, 7)
     with torch.no_grad():
-        got = LogDensities(later, 7)(torch.from_numpy(asked)).numpy()
+        got = LogDensities(later, 7)(torch.from_numpy(queries)).numpy()
     assert got == pytest.approx(expected, abs=1e-4)
     assert (expected[:, 5] == np.log(kernel_density.LEAST)).all() and (expected[:, [4, 6]] > -60).all()
-    assert later.log_densities(asked, 7)[:, :4] == pytest.approx(found.log_densities(asked, 4))
+    assert later.log_densities(queries, 7)[:, :4] == pytest.approx(found.log_densities(queries, 4))
 
 
 def test_no_more_images_are_remembered_than_fit_and_none_where_there_are_more_landmarks(

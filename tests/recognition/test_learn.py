@@ -45,10 +45,10 @@ def drawn(seed: int, per_landmark: list[int]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def memory() -> Memory:
     features, labels = drawn(0, [30, 20, 25, 40])
-    asked, truth = drawn(1, [50, 50, 50, 50])
+    queries, truth = drawn(1, [50, 50, 50, 50])
     images = directions(features)
     logs = np.log(0.85 * np.eye(4)[truth] + 0.0375).astype(np.float16)  # a head that is always right
-    validation = Validation(directions(asked).astype(np.float16), truth, logs)
+    validation = Validation(directions(queries).astype(np.float16), truth, logs)
     return memory_of(class_moments(images, labels, 4), validation, images, labels)
 
 
@@ -99,8 +99,8 @@ def test_learning_one_by_one_in_any_order_and_all_at_once_gives_the_same_weights
     assert step_by_step.counts() == at_once.counts() == [5, 5, 5]
     torch.testing.assert_close(second.weights[:, order], first.weights, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(second.bias[order], first.bias, rtol=1e-6, atol=1e-6)
-    asked = torch.from_numpy(drawn(8, [4] * 7)[0])
-    torch.testing.assert_close(second.scores(asked)[:, order], first.scores(asked), rtol=1e-5, atol=1e-5)
+    queries = torch.from_numpy(drawn(8, [4] * 7)[0])
+    torch.testing.assert_close(second.scores(queries)[:, order], first.scores(queries), rtol=1e-5, atol=1e-5)
     assert second.offset == pytest.approx(first.offset, abs=1e-6)
     assert sorted(at_once.landmark_ids) == [-4, -3, -2]
 
@@ -162,18 +162,18 @@ def files_of(folder: Path, landmark: int, count: int, first: int = 500) -> list[
 
 
 def test_a_run_learns_a_landmark_and_forgets_it_again(run: Run, tmp_path: Path) -> None:
-    asked = [image(landmark, number) for landmark in (11, 22, 33, 58) for number in range(700, 704)]
+    images = [image(landmark, number) for landmark in (11, 22, 33, 58) for number in range(700, 704)]
     table = landmarks.learn(run.folder, files_of(tmp_path / "new", 58, 5), name="Torre de Belém")
     assert table.rows() == [(3, -2, "Torre de Belém", 5)]
     taught = landmarks.load(run.folder)
-    after = taught.recognise(asked)
+    after = taught.recognise(images)
     assert [one.answers[0].name for one in after[12:]] == ["Torre de Belém"] * 4
     assert [one.answers[0].name for one in after[:12:4]] == ["Tower 11", "Tower 22", "Tower 33"]
-    assert taught.explain(asked[-1]).answers[0].landmark_id == -2
+    assert taught.explain(images[-1]).answers[0].landmark_id == -2
     again = landmarks.learn(run.folder, files_of(tmp_path / "new", 58, 6), name=" Torre de Bele\u0301m ")
     assert again["images"].to_list() == [6]  # the five are known already
     assert landmarks.forget(run.folder, "Torre de Belém").is_empty()
-    assert landmarks.load(run.folder).recognise(asked) == landmarks.load(run).recognise(asked)
+    assert landmarks.load(run.folder).recognise(images) == landmarks.load(run).recognise(images)
 
 
 def test_a_name_that_is_hardly_another_is_told_of(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,8 +31,8 @@ def test_a_file_that_keeps_the_contract_is_answered_whoever_wrote_it(tmp_path: P
     network = open_export(written(tmp_path, by_hand()))
     red, blue = np.zeros((5, 4, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)
     red[..., 0], blue[..., 1] = 9, 9
-    said = network.outputs([red, red, blue])
-    assert said.best[:, 0].tolist() == [0, 0, 1] and said.features.shape == (3, 3) and said.maps is None
+    outputs = network.outputs([red, red, blue])
+    assert outputs.best[:, 0].tolist() == [0, 0, 1] and outputs.features.shape == (3, 3) and outputs.maps is None
     answers = network.answer([red, blue], np.array([0, -1]), 5)
     assert answers.labels.tolist() == [[0, 1], [1, 0]] and np.isnan(answers.truth_log_scores).tolist() == [False, True]
     assert network.record.names == ["Tower", "<b>\u202e"]
@@ -114,16 +114,18 @@ def test_answering_tells_nobody_and_leaves_no_id_at_home_unless_the_user_wants_i
 ) -> None:
     export, home = written(tmp_path, by_hand()), tmp_path / "home"
     home.mkdir()
-    there = {
+    environment = {
         name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
     }
-    there |= {"HOME": str(home), "USERPROFILE": str(home)} | ({"ORT_DISABLE_TELEMETRY": decided} if decided else {})
+    environment |= {"HOME": str(home), "USERPROFILE": str(home)} | (
+        {"ORT_DISABLE_TELEMETRY": decided} if decided else {}
+    )
     program = (
         "import os, sys; import landmarks; landmarks.load(sys.argv[1]); print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", program, str(export)], env=there, capture_output=True, text=True, check=True
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(export)], env=environment, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == (decided or "1")
+    assert result.stdout.strip() == (decided or "1")
     if decided is None:
         assert [path for path in home.rglob("*") if "onnxruntime" in path.name.lower()] == []

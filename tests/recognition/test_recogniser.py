@@ -262,15 +262,15 @@ def test_an_image_without_pixels_has_no_answer(empty: Any, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "hint"),
     [
         ("https://example.org/a.jpg", "an address is not fetched: bring what lies there here first"),
         ("file:///holiday/a.jpg", "name the file by its path, without file://"),
         ("holiday/*.jpg", "patterns are replaced by the shell"),
     ],
 )
-def test_a_name_that_no_file_has_is_told_as_predict_tells_it(name: str, said: str, run: Run) -> None:
-    assert f"there is no such file; {said}" in str(landmarks.load(run).recognise(name))
+def test_a_name_that_no_file_has_is_told_as_predict_tells_it(name: str, hint: str, run: Run) -> None:
+    assert f"there is no such file; {hint}" in str(landmarks.load(run).recognise(name))
 
 
 def test_recognisers_are_told_apart_and_kept_in_sets(run: Run) -> None:

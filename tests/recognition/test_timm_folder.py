@@ -46,9 +46,12 @@ def test_timm_gives_the_logits_of_the_run(
     assert config["label_names"] == changed.labels["name"].to_list()
     model = timm.create_model(f"local-dir:{written.path}", pretrained=True)
     preparation = timm.data.resolve_data_config(model=model)
-    asked = changed.network().preprocessing
-    assert tuple(preparation["input_size"]) == (3, size, size) and preparation["crop_pct"] == asked.crop
-    assert (tuple(preparation["mean"]), preparation["interpolation"]) == (asked.mean, asked.interpolation)
+    preprocessing = changed.network().preprocessing
+    assert tuple(preparation["input_size"]) == (3, size, size) and preparation["crop_pct"] == preprocessing.crop
+    assert (tuple(preparation["mean"]), preparation["interpolation"]) == (
+        preprocessing.mean,
+        preprocessing.interpolation,
+    )
 
 
 @pytest.mark.parametrize("head", ["mlp", "arcface"])

@@ -186,8 +186,8 @@ def test_records_that_hold_something_else_than_is_read_from_them_are_one_line(
     file: str, wrong: dict[str, Any], runs: list[Path], tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(runs[1], tmp_path / "run"))
-    told = read_record(run / file) if (run / file).is_file() else {"format": 3}
-    (run / file).write_text(json.dumps(told | wrong))
+    record = read_record(run / file) if (run / file).is_file() else {"format": 3}
+    (run / file).write_text(json.dumps(record | wrong))
     with pytest.raises(LandmarksError, match=re.escape(f"{file} cannot be meant")):
         report(run, tmp_path / "report.html")
 

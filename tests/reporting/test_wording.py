@@ -73,6 +73,14 @@ def test_equal_and_missing_names_get_their_landmark_id() -> None:
 
 def test_records_become_pairs_of_readable_texts() -> None:
     record = {"a": {"b": 1, "c": {"d": True}}, "e": [1, 2.5], "f": None, "g": {}, "h": 123456, "i": '{"j": 2}'}
-    told = [("a b", "1"), ("a c d", "yes"), ("e", "1, 2.5"), ("f", "none"), ("g", ""), ("h", "123,456"), ("i j", "2")]
-    assert facts(record) == told
+    expected = [
+        ("a b", "1"),
+        ("a c d", "yes"),
+        ("e", "1, 2.5"),
+        ("f", "none"),
+        ("g", ""),
+        ("h", "123,456"),
+        ("i j", "2"),
+    ]
+    assert facts(record) == expected
     assert format_value({"x": [1]}) == "x 1"

@@ -51,7 +51,7 @@ class Held:
 
     def __init__(self, go: bool = True) -> None:
         self.go = threading.Event()
-        self.asked: list[list[bytes]] = []
+        self.batches: list[list[bytes]] = []
         self.begun = threading.Semaphore(0)
         if go:
             self.go.set()
@@ -59,7 +59,7 @@ class Held:
     def recognise(self, images: Any, top: int) -> list[Recognition]:
         """Answer, when it may."""
         given = list(images)
-        self.asked.append(given)
+        self.batches.append(given)
         self.begun.release()
         self.go.wait()
         if any(b"stumble" in data for data in given):

@@ -62,13 +62,13 @@ def test_every_command_answers(place: Path) -> None:
     export = lines[at - 1]
     assert export.startswith("export LANDMARKS_TOKEN=")
     token = said_by(f'{export}; echo "$LANDMARKS_TOKEN"', "", {}).strip()
-    asked = [line for line in lines if line.startswith("curl ")]
-    assert len(lines) == len(asked) + len(serving) + 1
+    curl_lines = [line for line in lines if line.startswith("curl ")]
+    assert len(lines) == len(curl_lines) + len(serving) + 1
     assert len(token) > 40
     assert "--teach" in serving[1]
-    to_teach = [line for line in asked if "-F name=" in line or "DELETE" in line]
-    with_token = [line for line in asked if "$LANDMARKS_TOKEN" in line]
-    others = [line for line in asked if line not in to_teach + with_token]
+    to_teach = [line for line in curl_lines if "-F name=" in line or "DELETE" in line]
+    with_token = [line for line in curl_lines if "$LANDMARKS_TOKEN" in line]
+    others = [line for line in curl_lines if line not in to_teach + with_token]
     for words, chosen, environment in (
         (serving[0], others, {}),
         (serving[1], to_teach, {}),

@@ -108,10 +108,10 @@ def test_taught_with_five_images_it_recognises_the_sixth_after_a_reload_until_it
 
 def test_it_answers_as_python_does_with_the_same_export_and_the_same_lesson(browser: Any, learning: Learning) -> None:
     taught = landmarks.load(learning.export).learn(learning.images[:5], NAME)
-    asked = [*learning.images[5:], *learning.trained.values(), *learning.nothing]
+    images = [*learning.images[5:], *learning.trained.values(), *learning.nothing]
     with opened(browser, learning.page) as it:
         teach(it, NAME, learning.images[:5])
-        assert_as_python(it, taught, asked)
+        assert_as_python(it, taught, images)
 
 
 def test_what_it_was_taught_goes_into_a_file_that_python_and_another_browser_read(
@@ -134,9 +134,9 @@ def test_what_it_was_taught_goes_into_a_file_that_python_and_another_browser_rea
         it.tab.locator("#lesson-said", has_text="is read").wait_for()
         it.give(learning.images[5])
         assert it.card(0).locator("h2").inner_text() == NAME
-        told = json.loads((tmp_path / "learned.json").read_text(encoding="utf-8"))
+        saved = json.loads((tmp_path / "learned.json").read_text(encoding="utf-8"))
         for change in ({"learned_with": "x"}, {"landmarks": [{"name": "a", "landmark_id": 1, "images": ["AAAA"]}]}):
-            (tmp_path / "other.json").write_text(json.dumps({**told, **change}), encoding="utf-8")
+            (tmp_path / "other.json").write_text(json.dumps({**saved, **change}), encoding="utf-8")
             it.tab.set_input_files("#learned-files", str(tmp_path / "other.json"))
             it.tab.locator("#lesson-said.trouble").wait_for()
             it.tab.evaluate("document.getElementById('lesson-said').className = ''")
@@ -167,14 +167,14 @@ def with_threshold(learning: Learning, path: Path) -> Path:
     from landmarks.recognition.portable import open_export
     from landmarks.recognition.portable_learning import packed
 
-    said = open_export(learning.export).outputs([decode(path.read_bytes()) for path in learning.nothing])
+    outputs = open_export(learning.export).outputs([decode(path.read_bytes()) for path in learning.nothing])
     model = onnx.load(learning.export)
     [entry] = [one for one in model.metadata_props if one.key == "landmarks"]
     record = json.loads(entry.value)
     record |= {"threshold": 2.0, "rule": {"name": "msp", "weights": {"msp": 1.0}, "constant": 0.0}, "score": "msp"}
-    assert said.whitened is not None
-    around = np.random.default_rng(0).normal(0, 0.05, (8, *said.whitened.shape)) * np.abs(said.whitened)
-    record["learning"]["others"] = packed((said.whitened + around).reshape(-1, said.whitened.shape[1]))
+    assert outputs.whitened is not None
+    around = np.random.default_rng(0).normal(0, 0.05, (8, *outputs.whitened.shape)) * np.abs(outputs.whitened)
+    record["learning"]["others"] = packed((outputs.whitened + around).reshape(-1, outputs.whitened.shape[1]))
     entry.value = json.dumps(record)
     onnx.save(model, path)
     return path

@@ -82,7 +82,7 @@ def test_an_image_of_more_pixels_than_allowed_is_refused_before_it_is_decoded(se
     answer = patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG)
     assert answer.status_code == 422
     assert "received 64 × 48 pixels; expected at most 3,071 pixels" in facts(answer)["what"]
-    assert held.asked == []
+    assert held.batches == []
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
@@ -161,11 +161,11 @@ def test_names_of_files_come_back_short_and_on_one_line(serving: Serving) -> Non
 
 def test_a_huge_body_is_refused_with_and_without_its_length(serving: Serving) -> None:
     running = serving(Held(), limits=Limits(max_bytes=100_000))
-    said = patient.post(f"{running.url}/recognise", content=b"x" * 100_001, headers=JPEG)
+    with_length = patient.post(f"{running.url}/recognise", content=b"x" * 100_001, headers=JPEG)
     chunks = patient.post(f"{running.url}/recognise", content=(b"x" * 9_000 for _ in range(12)), headers=JPEG)
-    for answer in (said, chunks):
+    for answer in (with_length, chunks):
         assert (answer.status_code, facts(answer)["expected"]) == (413, "at most 100,000 bytes")
-    assert facts(said)["received"] == "100,001 bytes"
+    assert facts(with_length)["received"] == "100,001 bytes"
     # One that says so is refused without reading it.
     with socket.create_connection(running.address) as client:
         client.sendall(HEAD + b"Content-Length: 99999999999999\r\n\r\n")

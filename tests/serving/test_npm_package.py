@@ -51,7 +51,7 @@ class Npm:
         program.chmod(0o755)
 
     @property
-    def asked(self) -> list[str]:
+    def requested(self) -> list[str]:
         return self.calls.read_text().splitlines() if self.calls.exists() else []
 
 
@@ -81,12 +81,12 @@ def test_what_was_fetched_once_is_kept_and_a_damaged_copy_is_fetched_anew(
     assert pinned_files(pinned) == wanted
     assert capsys.readouterr().err == "fetching @a/package 1.2.3 with npm, once (1 MB)\n"
     assert pinned_files(pinned) == wanted
-    assert [line.split()[:2] for line in npm.asked] == [["pack", "@a/package@1.2.3"]]
+    assert [line.split()[:2] for line in npm.requested] == [["pack", "@a/package@1.2.3"]]
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "landmarks" / "@a-package-1.2.3"
     assert sorted(path.name for path in cache.iterdir()) == ["a.js", "a.wasm"]
     (cache / "a.js").write_bytes(b"something else")
     assert pinned_files(pinned) == wanted
-    assert len(npm.asked) == 2
+    assert len(npm.requested) == 2
 
 
 def test_another_archive_than_the_pinned_one_is_refused_and_not_kept(npm: Npm, pinned: PinnedPackage) -> None:
@@ -122,7 +122,7 @@ def test_a_folder_is_taken_unpacked_or_flat_and_nothing_else_in_place_of_the_pin
             pinned_files(pinned, folder)
         (folder / name / "a.wasm").write_bytes(WASM)
         assert pinned_files(pinned, folder) == {"dist/a.js": SCRIPT, "dist/a.wasm": WASM}
-    assert npm.asked == []
+    assert npm.requested == []
 
 
 def test_where_the_cache_cannot_be_written_a_line_says_so_and_the_work_goes_on(
@@ -137,6 +137,6 @@ def test_where_the_cache_cannot_be_written_a_line_says_so_and_the_work_goes_on(
     read_only(tmp_path / "shut")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shut"))
     assert pinned_files(pinned)["dist/a.js"] == SCRIPT
-    told = capsys.readouterr().err
-    assert "cannot be written, where copies are kept" in told
-    assert "@a/package 1.2.3 is fetched anew each time" in told
+    stderr = capsys.readouterr().err
+    assert "cannot be written, where copies are kept" in stderr
+    assert "@a/package 1.2.3 is fetched anew each time" in stderr

@@ -36,11 +36,11 @@ def expected(seen: Seen, pixels: np.ndarray[Any, Any]) -> dict[str, float]:
     return {seen.names[label]: 100 * found["probabilities"][0, label] for label in found["best"][0]}
 
 
-def assert_alike(shown: dict[str, float], asked: dict[str, float], percent: float) -> None:
-    assert next(iter(shown)) == next(iter(asked))
-    assert set(shown) & set(asked)
-    for name in set(shown) & set(asked):
-        assert abs(shown[name] - asked[name]) <= percent
+def assert_alike(shown: dict[str, float], by_python: dict[str, float], percent: float) -> None:
+    assert next(iter(shown)) == next(iter(by_python))
+    assert set(shown) & set(by_python)
+    for name in set(shown) & set(by_python):
+        assert abs(shown[name] - by_python[name]) <= percent
 
 
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 900}, PHONE])
@@ -129,12 +129,12 @@ def test_the_page_can_be_used_with_a_keyboard_alone(browser: Any, page: Path, se
 
 def test_a_screen_reader_is_told_the_answer_and_the_trouble(browser: Any, page: Path, seen: Seen) -> None:
     with opened(browser, page) as it:
-        told = it.tab.locator("[aria-live=polite]")
+        live_region = it.tab.locator("[aria-live=polite]")
         it.give(seen.files[0])
-        assert told.inner_text().startswith(f"{seen.files[0].name}: {seen.names[seen.labels[0]]}, ")
+        assert live_region.inner_text().startswith(f"{seen.files[0].name}: {seen.names[seen.labels[0]]}, ")
         it.tab.set_input_files("#files", [str(seen.not_an_image)])
         it.answered(2)
-        assert told.inner_text().startswith(f"{seen.not_an_image.name}: no answer.")
+        assert live_region.inner_text().startswith(f"{seen.not_an_image.name}: no answer.")
 
 
 FILE_TRANSFER = """async bytes => {
@@ -228,11 +228,11 @@ def test_all_images_can_be_removed_also_while_they_wait(browser: Any, page: Path
 
 
 def test_not_even_a_script_in_the_page_reaches_a_server_that_is_there(browser: Any, page: Path) -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(200)
             self.send_header("Access-Control-Allow-Origin", "*")
             self.end_headers()
@@ -255,7 +255,7 @@ def test_not_even_a_script_in_the_page_reaches_a_server_that_is_there(browser: A
         with browser.new_context() as free:  # the server is there for whoever may ask
             free.new_page().goto(address)
         server.shutdown()
-    assert [path for path in asked if path != "/favicon.ico"] == ["/"]
+    assert [path for path in requested if path != "/favicon.ico"] == ["/"]
 
 
 def test_an_export_without_maps_or_threshold_has_answers_all_the_same(

@@ -75,9 +75,9 @@ def test_a_replaced_file_answers_from_then_on_and_a_broken_one_does_not(
     place.unlink()
     until(running.url, status="stale", generation=2)
     assert patient.post(f"{running.url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
-    told = capsys.readouterr().err
-    assert told.count("was replaced, but not by a recogniser that answers; the old one goes on") == 2
-    assert told.count("asked from now on") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.count("was replaced, but not by a recogniser that answers; the old one goes on") == 2
+    assert stderr.count("asked from now on") == 1
     assert running.counted("landmarks_reloads_total", outcome="taken") == 1
 
 
@@ -160,17 +160,17 @@ class Wrong(Held):
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "message"),
     [
         (None, "it cannot be opened (RuntimeError: a runtime's own words)"),
         (Recognition(), "it does not answer"),
         (Recognition(problem="no"), "it does not answer"),
     ],
 )
-def test_what_opens_but_does_not_answer_is_refused(found: Recognition | None, told: str) -> None:
+def test_what_opens_but_does_not_answer_is_refused(found: Recognition | None, message: str) -> None:
     with pytest.raises(landmarks.LandmarksError) as caught:
         open_tested(lambda: Wrong(found))
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_place_without_a_recogniser_is_one_line(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def as_said(found: Any) -> list[tuple[str, float]]:
     return [(one.name, pytest.approx(one.probability, abs=2e-6)) for one in found.answers]
 
 
-def said(image: dict[str, Any]) -> list[tuple[str, float]]:
+def answers_of(image: dict[str, Any]) -> list[tuple[str, float]]:
     return [(one["name"], one["probability"]) for one in image["answers"]]
 
 
@@ -39,14 +39,14 @@ def test_its_answers_are_the_recognisers(serving: Serving, recogniser: Any) -> N
     with httpx.Client(base_url=url) as client:
         for data, one in zip(IMAGES, expected, strict=True):
             raw = client.post("/recognise?top=2", content=data, headers=JPEG).json()["images"]
-            assert [said(image) for image in raw] == [as_said(one)]
+            assert [answers_of(image) for image in raw] == [as_said(one)]
             assert raw[0] | {"answers": []} == {
                 "file": None, "known": None, "problem": None, "generation": 1, "answers": [],
             }  # fmt: skip
         form = [("images", (f"{number}.jpg", data, "image/jpeg")) for number, data in enumerate(IMAGES)]
         many = client.post("/recognise?top=2", files=form).json()["images"]
         assert [image["file"] for image in many] == [f"{number}.jpg" for number in range(12)]
-        assert [said(image) for image in many] == [as_said(one) for one in expected]
+        assert [answers_of(image) for image in many] == [as_said(one) for one in expected]
 
 
 def test_heat_maps_come_when_they_are_asked_for(serving: Serving, recogniser: Any) -> None:
@@ -78,7 +78,7 @@ def test_a_hundred_uploads_at_once_are_all_answered_rightly(serving: Serving, re
     answers = asyncio.run(ask())
     assert [answer.status_code for answer in answers] == [200] * 100
     for number, answer in enumerate(answers):
-        assert said(answer.json()["images"][0]) == expected[number % 12]
+        assert answers_of(answer.json()["images"][0]) == expected[number % 12]
     assert running.counted("landmarks_images_total", outcome="answered") == 100
     assert running.counted("landmarks_accepted_images") == 0
 
@@ -97,8 +97,8 @@ def test_what_arrives_while_others_are_answered_is_answered_together(serving: Se
             time.sleep(0.01)
         held.go.set()
         assert {one.result().status_code for one in (first, *others)} == {200}
-    assert len(held.asked) == 2
-    assert sorted(held.asked[1]) == sorted(IMAGES[1:11])
+    assert len(held.batches) == 2
+    assert sorted(held.batches[1]) == sorted(IMAGES[1:11])
 
 
 def test_one_image_that_the_recogniser_stumbles_over_takes_no_other_with_it(
@@ -163,7 +163,7 @@ def test_whoever_hangs_up_is_taken_out_of_the_queue(serving: Serving) -> None:
         held.go.set()
         assert first.result().status_code == 200
     running.stop()
-    assert held.asked == [[IMAGES[0]]]
+    assert held.batches == [[IMAGES[0]]]
 
 
 def request(data: bytes, *headers: str, length: int | None = None) -> bytes:
@@ -288,10 +288,10 @@ def test_a_server_open_to_everybody_says_so(run_folder: Path) -> None:
 
 
 def test_an_address_that_cannot_be_had_is_one_line(run_folder: Path) -> None:
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
+    with bind("127.0.0.1", 0) as occupied:
+        occupied.listen()
         with pytest.raises(landmarks.LandmarksError, match=r"127\.0\.0\.1 port \d+ is not available"):
-            landmarks.serve(run_folder, port=taken.getsockname()[1])
+            landmarks.serve(run_folder, port=occupied.getsockname()[1])
     with pytest.raises(landmarks.LandmarksError, match="no address"):
         landmarks.serve(run_folder, host="no.such.host.invalid", port=0)
     with pytest.raises(landmarks.LandmarksError, match="no such port"):
@@ -311,10 +311,10 @@ def test_every_answer_forbids_what_a_browser_need_not_do(serving: Serving) -> No
 
 def test_other_origins_may_ask_where_they_are_named(serving: Serving) -> None:
     url = serving(Held(), allow_origin=["https://a.example/"], token="right").url  # as it stands in an address bar
-    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    allowed = httpx.options(f"{url}/recognise", headers=asked)
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    allowed = httpx.options(f"{url}/recognise", headers=preflight)
     assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, "https://a.example")
-    assert httpx.options(f"{url}/recognise", headers=asked | {"Origin": "https://b.example"}).status_code == 400
+    assert httpx.options(f"{url}/recognise", headers=preflight | {"Origin": "https://b.example"}).status_code == 400
     answer = patient.post(f"{url}/recognise", headers=JPEG | {"Origin": "https://a.example"})
     assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (401, "https://a.example")
 

@@ -51,9 +51,9 @@ def test_a_landmark_taught_with_five_images_is_recognised_in_the_sixth_and_forgo
     running = started(serving, place)
     answer = taught(running, FIVE, name="Torre de Belém")
     assert answer.status_code == 200, answer.text
-    said = answer.json()
-    assert said["landmarks"][-1] == {"label": 3, "landmark_id": -2, "name": "Torre de Belém", "images": 5}
-    assert [one["images"] for one in said["landmarks"][:-1]] == [None] * 3
+    body = answer.json()
+    assert body["landmarks"][-1] == {"label": 3, "landmark_id": -2, "name": "Torre de Belém", "images": 5}
+    assert [one["images"] for one in body["landmarks"][:-1]] == [None] * 3
     now = recognised(running, SIXTH)  # at once: nobody waited for the folder to be looked at
     assert (now["answers"][0]["name"], now["generation"]) == ("Torre de Belém", 2)
     assert landmarks.load(place, device="cpu").recognise(SIXTH).answers[0].name == "Torre de Belém"
@@ -75,10 +75,10 @@ def test_broken_images_are_named_and_passed_by_and_with_all_broken_nothing_is_le
     refused = taught(running, [b"no image", b"nor this"], name="Broken")
     assert refused.status_code == 422
     assert not (place / "learned.safetensors").exists()
-    said = taught(running, [FIVE[0], b"no image"], name="One", landmark_id="400").json()
-    assert [one["file"] for one in said["passed"]] == ["1.jpg"]
-    assert said["landmarks"][-1] == {"label": 3, "landmark_id": 400, "name": "One", "images": 1}
-    trained = said["landmarks"][0]["name"]
+    body = taught(running, [FIVE[0], b"no image"], name="One", landmark_id="400").json()
+    assert [one["file"] for one in body["passed"]] == ["1.jpg"]
+    assert body["landmarks"][-1] == {"label": 3, "landmark_id": 400, "name": "One", "images": 1}
+    trained = body["landmarks"][0]["name"]
     assert taught(running, FIVE, name=trained).status_code == 409
     assert taught(running, FIVE, name="Two", landmark_id="400").status_code == 409
     assert taught(running, FIVE, name="Two", landmark_id="four").status_code == 422
@@ -104,9 +104,9 @@ def test_an_export_is_taught_beside_its_file_and_one_that_cannot_learn_says_how_
     made = landmarks.export(run_folder, tmp_path / "a.onnx", images=6, learning=True).path
     running = started(serving, made)
     assert patient.get(f"{running.url}/healthz").json()["teach"] is True
-    said = taught(running, [*FIVE, b"no image"], name="Torre de Belém").json()
-    assert said["landmarks"][-1] == {"label": 3, "landmark_id": -2, "name": "Torre de Belém", "images": 5}
-    assert [one["file"] for one in said["passed"]] == ["5.jpg"]
+    body = taught(running, [*FIVE, b"no image"], name="Torre de Belém").json()
+    assert body["landmarks"][-1] == {"label": 3, "landmark_id": -2, "name": "Torre de Belém", "images": 5}
+    assert [one["file"] for one in body["passed"]] == ["5.jpg"]
     now = recognised(running, SIXTH)
     assert (now["answers"][0]["name"], now["generation"]) == ("Torre de Belém", 2)
     assert landmarks.load(made).names[-1] == "Torre de Belém"

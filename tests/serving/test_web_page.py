@@ -84,8 +84,8 @@ def test_names_and_credits_that_look_like_markup_stay_text() -> None:
     read = Read(answering(facts))
     plain = Read(answering(PageFacts(["A", "B"], None, 64, details={"Network": "x"}, authors=["x"])))
     assert [tag for tag, _, _ in read.found] == [tag for tag, _, _ in plain.found]
-    [told] = [text for attributes, text in read.all("script") if attributes.get("id") == "facts"]
-    assert json.loads(told)["names"] == [EVIL, "B"]
+    [text] = [text for attributes, text in read.all("script") if attributes.get("id") == "facts"]
+    assert json.loads(text)["names"] == [EVIL, "B"]
     assert read.all("dd")[0][1] == EVIL
     assert EVIL in [text for _, text in read.all("li")]
 

@@ -44,7 +44,7 @@ def write_toy_export(
     targets = np.eye(len(names), dtype=np.float64)[list(labels)]
     gram = features.T @ features + 1e-4 * np.eye(FILTERS)
     weights = 6 * np.linalg.solve(gram, features.T @ targets)
-    told = {
+    record = {
         "labels": [{"landmark_id": 100 + label, "name": name} for label, name in enumerate(names)],
         "threshold": threshold,
         "backbone": "toy",
@@ -55,7 +55,7 @@ def write_toy_export(
         "run": {"name": "toy", "digest": "0123456789abcdef"},
         **facts,
     }
-    onnx.save(_model(filters, weights.astype(np.float32), len(names), maps, told), path)
+    onnx.save(_model(filters, weights.astype(np.float32), len(names), maps, record), path)
     return path
 
 
@@ -67,7 +67,7 @@ def answer_of(export: Path, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]
 
 
 def _model(
-    filters: NDArray[np.float32], weights: NDArray[np.float32], landmarks: int, maps: bool, told: dict[str, object]
+    filters: NDArray[np.float32], weights: NDArray[np.float32], landmarks: int, maps: bool, record: dict[str, object]
 ) -> onnx.ModelProto:
     best = min(4, landmarks)
     constants: dict[str, NDArray[Any]] = {
@@ -143,6 +143,6 @@ def _model(
         [numpy_helper.from_array(value, name) for name, value in constants.items() if name not in unused],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    helper.set_model_props(model, {"landmarks": json.dumps(told)})
+    helper.set_model_props(model, {"landmarks": json.dumps(record)})
     onnx.checker.check_model(model, full_check=True)
     return model

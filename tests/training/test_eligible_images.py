@@ -158,9 +158,9 @@ def test_with_data_a_dataset_divided_anew_is_judged_without_what_the_run_has_see
     assert place.answered("data") == after["test"] - seen
     assert numbers["seen"] == {"images": len(seen), "copies": 0, "first": sorted(seen)}
     assert read_record(place.run / "metrics" / "data.json")["seen"] == numbers["seen"]
-    told = capsys.readouterr().err
-    assert f"{len(seen)} of the {len(after['test'])} images of {place.data} are left out" in told
-    assert all(name in told for name in sorted(seen)[:5])
+    stderr = capsys.readouterr().err
+    assert f"{len(seen)} of the {len(after['test'])} images of {place.data} are left out" in stderr
+    assert all(name in stderr for name in sorted(seen)[:5])
     page = report(place.run, place.folder / "report.html").read_text(encoding="utf-8")
     assert "were left out of the numbers of run, because its training had seen them" in page
 
@@ -182,11 +182,11 @@ def test_of_all_parts_together_what_was_seen_is_left_out(place: Place) -> None:
 def grow(dataset: Dataset, more: Path, splits: dict[str, str]) -> None:
     """Add the images of `more`, imported with the same labels, to a dataset, in the splits that are named."""
     added = import_(more, dataset.folder.parent / "more", labels=dataset.folder)
-    table, told = read_table(dataset.folder / "splits.parquet"), dataset.record
+    table, record_before = read_table(dataset.folder / "splits.parquet"), dataset.record
     shards = pl.lit(str(added.folder / "shards") + "/") + pl.col("shard")
     images = pl.concat([dataset.as_fetched(), added.images.with_columns(shard=shards)])
     rejected = read_table(dataset.folder / "rejected.parquet")
-    kept = {name: told[name] for name in ("set", "origin", "rule", "max_side")}
+    kept = {name: record_before[name] for name in ("set", "origin", "rule", "max_side")}
     kept["images_in"] = str(added.folder)
     write_dataset(dataset.folder, verb="import", images=images, labels=dataset.labels, rejected=rejected, record=kept)
     new = pl.DataFrame({"image_id": list(splits), "split": list(splits.values())})
@@ -340,9 +340,9 @@ def test_what_an_earlier_versions_run_has_seen_is_said_to_be_unknown(
     others = import_(album(place.folder / "strange", ("arch", "bridge"), each=4, first=80), place.folder / "other")
     split(place.data, by="random", val=0.2, test=0.2, seed=5)
     numbers = evaluate(place.run, data=others.folder).record
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert numbers["temperature"] == 1.0
-    assert "cannot be known" in told and "train again" in told
+    assert "cannot be known" in stderr and "train again" in stderr
 
 
 def test_a_table_of_what_was_seen_that_is_gone_or_another_is_refused(place: Place) -> None:
@@ -376,12 +376,12 @@ def test_a_dataset_that_is_gone_is_the_same_sentence_everywhere(place: Place) ->
     evaluate(place.run)
     place.data.rename(place.folder / "moved")
     asking = {**ASKING, "audit": lambda run: audit(run, place.folder / "wrong.csv")}
-    told = set()
+    messages = set()
     for ask in asking.values():
         with pytest.raises(LandmarksError) as refused:
             ask(place.run)
-        told.add(str(refused.value))
-    (sentence,) = told
+        messages.add(str(refused.value))
+    (sentence,) = messages
     assert f"run was trained on is not at {place.data} any more" in sentence and "--data" in sentence
     page = report(place.run, place.folder / "report.html").read_text(encoding="utf-8")
     assert f"Images are left out: {sentence}" in page
@@ -396,11 +396,11 @@ def test_a_dataset_that_took_the_place_of_its_own_is_told(place: Place, tmp_path
 
 
 @pytest.mark.parametrize(
-    "told", [{"relative": 7}, {"relative": ["data"]}, {"relative": "da\x00ta", "folder": "\x00"}, {}]
+    "fields", [{"relative": 7}, {"relative": ["data"]}, {"relative": "da\x00ta", "folder": "\x00"}, {}]
 )
-def test_a_record_that_tells_nonsense_about_the_dataset_is_one_line(place: Place, told: dict[str, object]) -> None:
+def test_a_record_that_tells_nonsense_about_the_dataset_is_one_line(place: Place, fields: dict[str, object]) -> None:
     record = read_record(place.run / "run.json")
-    record["data"] = {"digest": "0", **told}
+    record["data"] = {"digest": "0", **fields}
     write_record(place.run / "run.json", record, verb="train")
     with pytest.raises(LandmarksError, match="the dataset that run was trained on is not at"):
         evaluate(place.run)
@@ -453,9 +453,9 @@ def test_a_changed_copy_of_a_training_image_is_not_explained(
     place: Place, elsewhere: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = explain(place.run, data=elsewhere.folder, count=10)["made"]
-    told = capsys.readouterr().err
-    assert COPY_TOLD in told
-    assert f"only {len(made)} of 9 images are recognised" in told
+    stderr = capsys.readouterr().err
+    assert COPY_TOLD in stderr
+    assert f"only {len(made)} of 9 images are recognised" in stderr
     assert "cut" not in {entry["image_id"] for entry in made}
 
 
@@ -489,7 +489,7 @@ def test_where_no_image_can_be_read_copies_of_what_was_seen_are_said_not_to_be_k
     shutil.rmtree(gone / "copies", ignore_errors=True)  # what `split` saw of them
     for _ in range(2):  # what was kept of the first time is silent no more than that
         assert not len(copies_of_seen(run, elsewhere, elsewhere.images, run.seen))
-        told = [line for line in capsys.readouterr().err.splitlines() if "not known" in line or "could not" in line]
-        assert told == [
+        notes = [line for line in capsys.readouterr().err.splitlines() if "not known" in line or "could not" in line]
+        assert notes == [
             f"whether some are changed copies of images run has seen is not known: no image of {gone} can be read"
         ]

@@ -35,8 +35,8 @@ def test_a_training_ends_in_the_same_weights(
     stripes: Dataset, elsewhere: Dataset, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     here = train(stripes.folder, tmp_path / "here", recipe=small_recipe)
-    there = train(elsewhere.folder, tmp_path / "there", recipe=small_recipe)
-    assert there.digest == here.digest
+    run_elsewhere = train(elsewhere.folder, tmp_path / "there", recipe=small_recipe)
+    assert run_elsewhere.digest == here.digest
 
 
 def test_processes_read_them_too(stripes: Dataset, elsewhere: Dataset) -> None:

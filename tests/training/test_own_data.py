@@ -77,17 +77,17 @@ def test_a_backbone_that_was_left_as_it_was_has_seen_nothing(
 def test_the_table_is_whole_before_the_run_is_finished(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there: list[str] = []
+    names: list[str] = []
     original = run_files.write_record
 
     def looking(path: Path, *arguments: object, **named: object) -> None:
         if path.name == "run.json":
-            there.extend(sorted(entry.name for entry in path.parent.iterdir()))
+            names.extend(sorted(entry.name for entry in path.parent.iterdir()))
         original(path, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run_files, "write_record", looking)
     train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
-    assert "images.parquet" in there and "model.safetensors" in there and "run.json" not in there
+    assert "images.parquet" in names and "model.safetensors" in names and "run.json" not in names
 
 
 PROGRAM = """
@@ -162,12 +162,12 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("asked, seen, same", [case[1:] for case in SAME], ids=[case[0] for case in SAME])
+@pytest.mark.parametrize("image, seen, same", [case[1:] for case in SAME], ids=[case[0] for case in SAME])
 def test_a_image_is_the_same_when(
-    asked: tuple[str, int | None, int], seen: tuple[str, int | None, int], same: bool
+    image: tuple[str, int | None, int], seen: tuple[str, int | None, int], same: bool
 ) -> None:
-    found = find_seen(rows(asked), seen_rows(rows(seen), "train"))
-    assert found.rows() == ([(asked[0], seen[0], "train", None)] if same else [])
+    found = find_seen(rows(image), seen_rows(rows(seen), "train"))
+    assert found.rows() == ([(image[0], seen[0], "train", None)] if same else [])
 
 
 def test_each_image_is_sighted_once_in_its_own_training_first() -> None:

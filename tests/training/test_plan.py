@@ -80,10 +80,10 @@ def test_a_network_that_cannot_fit_is_one_line(stripes: Dataset, monkeypatch: py
 def test_the_plan_is_printed_for_people_and_for_programs(stripes: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(stripes.folder, backbone="baseline", image_size=32, device="cpu")
     print_plan(found)
-    told = capsys.readouterr().out
-    assert "images/s" in told
-    assert "it fits" in told
-    assert "0.0 min" not in told
+    stdout = capsys.readouterr().out
+    assert "images/s" in stdout
+    assert "it fits" in stdout
+    assert "0.0 min" not in stdout
     assert run_command(["plan", str(stripes.folder), "--backbone", "baseline", "--image-size", "32", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["micro_batch"], record["verdict"][:7]) == (32, "it fits")

@@ -38,8 +38,8 @@ def test_any_text_and_number_comes_back(text: str, rate: float, size: int) -> No
         made = recipe_named("default", weights=text, head_learning_rate=rate, image_size=size)
     except UsageError:
         return
-    told = tomllib.loads(toml_of(made))
-    assert (told["weights"], told["head_learning_rate"], told["image_size"]) == (text, rate, size)
+    parsed = tomllib.loads(toml_of(made))
+    assert (parsed["weights"], parsed["head_learning_rate"], parsed["image_size"]) == (text, rate, size)
 
 
 def test_a_run_s_record_is_a_recipe(tmp_path: Path) -> None:

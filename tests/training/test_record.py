@@ -27,9 +27,9 @@ def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_ne
 def test_a_training_whose_fine_tuning_was_in_vain_says_so_and_what_to_try() -> None:
     record = {"best": {"phase": "head", "epoch": 9, "val_accuracy": 0.864}, "validated_on": 59, "ended": "all epochs"}
     rows = [{"phase": "head", "val_accuracy": 0.864}, {"phase": "finetune", "val_accuracy": 0.763}]
-    told = result_sentence(Path("run"), record, rows)
-    assert "fine-tuning did no better (76.3 % at best)" in told
-    assert "--learning-rate" in told
+    sentence = result_sentence(Path("run"), record, rows)
+    assert "fine-tuning did no better (76.3 % at best)" in sentence
+    assert "--learning-rate" in sentence
     assert "fine-tuning" not in result_sentence(Path("run"), record, rows[:1])
     record["best"] = {"phase": "finetune", "epoch": 1, "val_accuracy": 0.9}
     assert "no better" not in result_sentence(Path("run"), record, rows)

@@ -89,9 +89,9 @@ def test_the_start_says_why_and_the_end_says_what_next(
     stripes: Dataset, small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for words in ("device: cpu", "precision:", "a linear probe", "95 % interval", "next: landmarks evaluate"):
-        assert words in told
+        assert words in stderr
 
 
 def test_epochs_zero_keeps_the_warm_up(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_a_loss_or_gradient_that_is_no_number_stops_names_the_step_and_harms_not
     monkeypatch.setattr(finetuning, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     with monkeypatch.context() as patch:
         patch.setattr(finetuning, "accumulate_gradients", broken)
-        told = "loss of nan" if what == "loss" else "gradient of norm (inf|nan)"
-        with pytest.raises(LandmarksError, match=rf"step 5 \(epoch 2\); received a.*{told}.*--learning-rate"):
+        received = "loss of nan" if what == "loss" else "gradient of norm (inf|nan)"
+        with pytest.raises(LandmarksError, match=rf"step 5 \(epoch 2\); received a.*{received}.*--learning-rate"):
             train(stripes.folder, tmp_path / "run", recipe=small_recipe)
     again = train(stripes.folder, tmp_path / "run", recipe=small_recipe)  # from the last checkpoint, which is sound
     assert again.digest == plain.digest
@@ -425,9 +425,9 @@ def test_a_training_of_nothing_is_refused_before_anything_is_written(
 ) -> None:
     words = [str(small_weights) if word == "WEIGHTS" else word for word in words]
     assert landmarks(["train", str(stripes.folder), "-o", str(tmp_path / "run"), *words]) == 2
-    told = capsys.readouterr().err.strip()
-    assert "trains nothing" in told
-    assert "\n" not in told
+    stderr = capsys.readouterr().err.strip()
+    assert "trains nothing" in stderr
+    assert "\n" not in stderr
     assert not (tmp_path / "run").exists()
 
 

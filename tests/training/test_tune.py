@@ -27,9 +27,9 @@ def test_the_best_trial_is_at_least_the_recipe_and_a_seed_gives_the_same_search(
     assert recipe["head"] == "mlp"
     assert first["val_accuracy"][0] >= recipe["val_accuracy"]
     print_trials(first, ["train", "my data", "-o", "RUN"])
-    told = capsys.readouterr()
-    assert "head_learning_rate" in told.out
-    assert "landmarks train 'my data' -o RUN --head" in told.err
+    captured = capsys.readouterr()
+    assert "head_learning_rate" in captured.out
+    assert "landmarks train 'my data' -o RUN --head" in captured.err
 
 
 def test_the_command_that_tune_prints_trains_the_network_that_was_tuned(
