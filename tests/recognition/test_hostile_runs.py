@@ -144,5 +144,5 @@ def test_predictions_that_cannot_be_meant_are_refused(label: list[int], score: l
     row = {"image_id": ["a"], "truth": [[0]], "label": [label], "score": [score], "truth_score": [0.0]}
     row |= {"untempered": [0.5], "group": [0], "usage": ["Public"]}
     pl.DataFrame(row).write_parquet(tmp_path / "test.parquet")
-    with pytest.raises(LandmarksError, match="cannot be meant"):
+    with pytest.raises(LandmarksError, match="holds invalid answers"):
         read_predictions(tmp_path / "test.parquet")

@@ -121,7 +121,7 @@ def read_predictions(path: Path) -> pl.DataFrame:
     sound &= ~pl.col("label").list.eval(pl.element().is_null()).list.any() & pl.col("image_id").is_not_null()
     if not table.select(sound.fill_null(False).all()).item():
         raise LandmarksError(
-            f"{path} holds answers that cannot be meant",
+            f"{path} holds invalid answers",
             expected=f"up to {ANSWERS} labels and as many finite scores for each image",
             way_out="delete it and evaluate again",
         )

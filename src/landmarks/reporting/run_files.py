@@ -163,7 +163,8 @@ def _checked_record(path: Path, name: str, is_valid: Callable[[Any], bool]) -> d
     record = read_record(path)
     items = record.get(name) or []
     if not isinstance(items, list) or not all(map(is_valid, items)):
-        raise LandmarksError(f"{path} cannot be meant", received=f'"{name}" {items!r}'[:100], way_out="remove it")
+        received = f'"{name}" {items!r}'[:100]
+        raise LandmarksError(f"{path} holds an invalid value", received=received, way_out="remove it")
     return record
 
 
