@@ -40,7 +40,7 @@ class Throughput:
     bytes_per_second: float
 
     def seconds(self, requests: int, bytes: float) -> float:
-        """Return the time that so many requests for so many bytes take."""
+        """Return how many seconds `requests` take that transfer `bytes` in all."""
         return requests * self.seconds_per_request + bytes / self.bytes_per_second
 
 

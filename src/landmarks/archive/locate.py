@@ -26,7 +26,7 @@ from landmarks.support.requests import MirrorError, Patience
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 MEMBERS_BETWEEN_SAVES = 1000
-"""The table of a TAR's images is saved after so many images."""
+"""The number of images after which the table of a TAR's images is saved."""
 
 Count = Callable[[int, int], None]
 """`count(bytes, headers)` is called with the bytes passed and the headers read; it may raise to end the work."""

@@ -114,7 +114,7 @@ def select(
     Landmarks are kept by id (`landmarks`, without `exclude`), `name`, `supercategory`, `kind` and number of kept images
     (`min_images`, `max_images`). They are ranked by that number, largest first, and then by landmark id; `skip` and
     `take` apply to this ranking, then `choose` are drawn at random by `seed`. Of a landmark with more images than
-    `images_per_landmark`, so many are drawn.
+    `images_per_landmark`, that many are drawn.
 
     From the test set, all images are kept, but only the landmarks kept count as known; of the unknown images, `unknown`
     are drawn.

@@ -234,7 +234,7 @@ def scatter(i: Floats, j: Floats) -> Floats:
 
 
 def hazed(colour: Floats, depth: Floats, weather: Weather) -> Floats:
-    """Return a colour seen through haze, `(3, P)`, at a `depth` of so many metres, `(P,)`."""
+    """Return a colour seen through haze, `(3, P)`, at a `depth` in metres, `(P,)`."""
     clear = np.exp(depth * np.float32(np.log1p(-weather.haze) / 100))
     return weather.horizon[:, None] * np.float32(0.92) * (1 - clear) + colour * clear
 

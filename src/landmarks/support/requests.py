@@ -39,7 +39,7 @@ _BUSY = ("429", "503")
 """Status codes that ask for a pause, of this worker and all others."""
 
 _RETRIED = ("408", "425", *_BUSY)
-"""Status codes below 500 (and 503) after which a request is retried; it is after all others from 500 as well."""
+"""Status codes below 500 (and 503) after which a request is retried; it also is after all others from 500 on."""
 
 
 class MirrorError(LandmarksError):
