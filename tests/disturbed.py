@@ -147,7 +147,7 @@ def attempt(job: dict[str, Any], how: str, instant: int) -> dict[str, Any]:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(base, place, symlinks=True)
     log = place.with_suffix(".log")
-    told: dict[str, Any] = {"how": how, "instant": instant}
+    result: dict[str, Any] = {"how": how, "instant": instant}
 
     def verb() -> int:
         import landmarks.cli.main
@@ -168,18 +168,18 @@ def attempt(job: dict[str, Any], how: str, instant: int) -> dict[str, Any]:
         place.with_suffix(".digests").write_text(json.dumps(digests(place)))
         return 0
 
-    told["code"] = forked(disturbed, log)
-    told["said"] = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
+    result["code"] = forked(disturbed, log)
+    result["last_lines"] = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
     if how == "count":
-        told["events"], *told["modules"] = json.loads(place.with_suffix(".count").read_text())
-        told["text"] = log.read_text(encoding="utf-8")
+        result["events"], *result["modules"] = json.loads(place.with_suffix(".count").read_text())
+        result["text"] = log.read_text(encoding="utf-8")
     if how != "count":
-        told["again"] = forked(verb, log)
-        told["said_again"] = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
+        result["again"] = forked(verb, log)
+        result["last_lines_again"] = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
     forked(digested, log)
-    told["digests"] = json.loads(place.with_suffix(".digests").read_text())
-    told["leftovers"] = leftovers(place, set(job.get("keep", [])))
-    return told
+    result["digests"] = json.loads(place.with_suffix(".digests").read_text())
+    result["leftovers"] = leftovers(place, set(job.get("keep", [])))
+    return result
 
 
 def main() -> None:

@@ -70,14 +70,14 @@ class Sweep:
 
     def _faults_of(self, one: dict[str, Any]) -> list[str]:
         what = f"{one['how']} at {one['instant']}: "
-        told = [line for line in one["said"] if line.startswith("error")]
+        errors = [line for line in one["last_lines"] if line.startswith("error")]
         found = []
         if one["how"] == "kill" and one["code"] != -9:
             found.append(f"not killed but {one['code']}")
-        if one["how"] != "kill" and one["code"] and (one["code"] != 1 or len(told) != 1 or "unforeseen" in told[0]):
-            found.append(f"ended with {one['code']}, {one['said']}")
+        if one["how"] != "kill" and one["code"] and (one["code"] != 1 or len(errors) != 1 or "unforeseen" in errors[0]):
+            found.append(f"ended with {one['code']}, {one['last_lines']}")
         if one["again"] != self.undisturbed["code"]:
-            found.append(f"run again it ended with {one['again']}, {one['said_again']}")
+            found.append(f"run again it ended with {one['again']}, {one['last_lines_again']}")
         if one["leftovers"] != self.undisturbed["leftovers"]:
             found.append(f"left {one['leftovers']}")
         names = set(one["digests"]) ^ set(self.undisturbed["digests"])

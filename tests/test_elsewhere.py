@@ -124,7 +124,7 @@ def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_pat
     place, images = tmp_path, album(tmp_path / "images")
     run(["import", str(images), "-o", str(place / "data")])
     run(["split", str(place / "data"), "--by", "random", "--val", "0.3", "--test", "0.3"])
-    told = on(
+    output = on(
         "mps",
         ["train", place / "data", "-o", place / "run", *TRAINED, "--device", "mps"],
         ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run", "--head", "arcface"],
@@ -133,25 +133,25 @@ def test_training_and_looking_need_no_number_that_apples_processor_lacks(tmp_pat
         ["subsets", place / "warm", "--landmarks", "2"],
         ["explain", place / "run", images / "Arch", "--device", "mps"],
         ["explain", place / "run", "--split", "all", "--count", "4", "--faithfulness"],
-        ["predict", place / "run", images, "--csv", place / "there.csv"],
-        ["predict", place / "run", images, "--csv", place / "here.csv", "--device", "cpu"],
+        ["predict", place / "run", images, "--csv", place / "on_mps.csv"],
+        ["predict", place / "run", images, "--csv", place / "on_cpu.csv", "--device", "cpu"],
     )
-    sent = [int(count) for count in re.findall(r"tensors sent to mps by \w+: (\d+)", told)]
+    sent = [int(count) for count in re.findall(r"tensors sent to mps by \w+: (\d+)", output)]
     assert len(sent) == 9
     assert min(sent[:8]) > 10
     assert sent[8] == 0
-    there, here = (pl.read_csv(place / f"{name}.csv") for name in ("there", "here"))
-    assert there.drop("probability").equals(here.drop("probability"))
-    np.testing.assert_allclose(there["probability"], here["probability"], rtol=1e-5)
-    told = on(
+    on_mps, on_cpu = (pl.read_csv(place / f"{name}.csv") for name in ("on_mps", "on_cpu"))
+    assert on_mps.drop("probability").equals(on_cpu.drop("probability"))
+    np.testing.assert_allclose(on_mps["probability"], on_cpu["probability"], rtol=1e-5)
+    output = on(
         "mps",
         ["train", place / "data", "-o", place / "short", *TRAINED, "--device", "mps"],
         ["predict", place / "run", images],
         code=1,
         OUT_OF_MEMORY="3",
     )
-    assert "out of memory: going on with 2 images at a time" in told
-    assert "error: memory ran out (MPS backend out of memory" in told
+    assert "out of memory: going on with 2 images at a time" in output
+    assert "error: memory ran out (MPS backend out of memory" in output
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_the_verbs_need_no_home_and_no_dataset_that_can_be_written(
     run(["split", str(place / "data"), "--by", "random", "--val", "0.3", "--test", "0.3"])
     read_only(place / "data")
     warm = ["train", place / "data", "-o", place / "warm", *TRAINED, "--weights", place / "run"]
-    told = program(
+    output = program(
         ["train", place / "data", "-o", place / "run", *TRAINED],
         ["predict", place / "run", images],
         ["evaluate", place / "run"],
@@ -177,11 +177,11 @@ def test_the_verbs_need_no_home_and_no_dataset_that_can_be_written(
         code=1,
         **home,
     )
-    assert "cannot be written, where copies are kept; name another folder in the environment: XDG_CACHE_HOME" in told
+    assert "cannot be written, where copies are kept; name another folder in the environment: XDG_CACHE_HOME" in output
     assert "head training" in program(warm, **home | {"XDG_CACHE_HOME": str(place / "cache")})
     read_only(place / "run")
-    told = program(["evaluate", place / "run"], code=1, **home)
-    assert re.search(r"error: .*run cannot be written \(Read-only file system\); choose a folder", told)
+    output = program(["evaluate", place / "run"], code=1, **home)
+    assert re.search(r"error: .*run cannot be written \(Read-only file system\); choose a folder", output)
     assert not list(place.glob("home/*"))
 
 
@@ -203,11 +203,11 @@ def test_the_base_install_takes_images_from_the_archive_to_splits_and_names_the_
 ) -> None:
     mirror, chosen, index, data = (tmp_path / name for name in ("mirror", "two.parquet", "index.parquet", "data"))
     make_miniature(mirror, landmarks=2, images=6, unknown=2, size=64)
-    there = installed_with(PROJECT["dependencies"])
-    assert {"numpy", "polars", "rich", "pygments"} <= there
-    assert not there & {module for modules in EXTRAS.values() for module in modules}
+    installed = installed_with(PROJECT["dependencies"])
+    assert {"numpy", "polars", "rich", "pygments"} <= installed
+    assert not installed & {module for modules in EXTRAS.values() for module in modules}
     verbs = [verb for _, verbs in VERBS.values() for verb in verbs]
-    told = on(
+    output = on(
         "base",
         ["-h"],
         *([verb, "-h"] for verb in verbs),
@@ -220,12 +220,12 @@ def test_the_base_install_takes_images_from_the_archive_to_splits_and_names_the_
         ["import", tmp_path / "unpacked", "-o", tmp_path / "again"],
         ["train", data, "-o", tmp_path / "run"],
         code=2,
-        MODULES=" ".join(there),
+        MODULES=" ".join(installed),
     )
     assert re.fullmatch(
         r'error: landmarks train needs the extra "train", which is not installed \(no module named (timm|torch)\); '
         r'install it with: pip install "landmarks\[train\]"',
-        told.splitlines()[-1],
+        output.splitlines()[-1],
     )
     fetched, again = (len(pl.read_parquet(folder / "images.parquet")) for folder in (data, tmp_path / "again"))
     assert 0 < fetched == again

@@ -111,9 +111,9 @@ def test_a_wrong_command_is_told_in_one_line(
     words: list[str], code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(words) == code
-    told = capsys.readouterr().err.strip()
-    assert line in told
-    assert "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert line in message
+    assert "\n" not in message
 
 
 def test_the_drawing_of_the_house_names_every_room_from_top_to_bottom() -> None:
@@ -169,13 +169,13 @@ def test_who_asks_twice_does_not_wait_for_threads_and_sees_no_traceback() -> Non
         "credits.credits = waiting\n"
         "from landmarks.cli.main import main; sys.argv = ['landmarks', 'credits', 'x']; main()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as asked:
-        assert asked.stderr is not None
-        assert asked.stderr.readline() == "interrupted; nothing is half-written; run the same command again\n"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "interrupted; nothing is half-written; run the same command again\n"
         time.sleep(0.2)  # it begins to wait for its thread
-        asked.send_signal(signal.SIGINT)
-        assert asked.stderr.read() == ""
-    assert asked.returncode == 130
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
 
 
 SOURCES = sorted(Path(landmarks.__file__).parent.rglob("*.py"))

@@ -110,9 +110,9 @@ def test_ranges_move_little_and_ask_at_most_once_per_image(tmp_path: Path) -> No
     selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", wanted)
     with serving(tmp_path / "mirror") as server:
         fetched(selection, tmp_path / "data", open_mirror(server.address, patience=HASTY), index=index, method="ranges")
-        asked = sum(request.method == "GET" for request in server.requests)
+        requests = sum(request.method == "GET" for request in server.requests)
         moved = server.sent
-    assert asked <= len(wanted)
+    assert requests <= len(wanted)
     assert moved <= 1.15 * sum(len(image(ids.index(id))) for id in wanted)
 
 
@@ -290,9 +290,9 @@ def test_a_second_run_does_nothing_and_a_second_selection_is_refused(tmp_path: P
     with serving(tmp_path / "mirror") as server:
         mirror = open_mirror(server.address, patience=HASTY)
         before = contents(fetched(selection, tmp_path / "data", mirror))
-        asked = len(server.requests)
+        requests = len(server.requests)
         assert contents(fetched(selection, tmp_path / "data", mirror)) == before
-        assert len(server.requests) == asked
+        assert len(server.requests) == requests
     other = make_selection(tmp_path / "other.parquet", tmp_path / "mirror", ids[:5])
     with pytest.raises(LandmarksError, match="another selection or size"):
         fetch(other, tmp_path / "data")
@@ -329,9 +329,9 @@ def test_a_killed_fetch_goes_on_and_repeats_no_finished_tar(tmp_path: Path) -> N
         slow["on"] = False
         before = len(server.requests)
         data = fetched(selection, tmp_path / "data", open_mirror(server.address, patience=HASTY))
-        asked = {one.path for one in server.requests[before:] if one.method == "GET" and "tar" in one.path}
+        requested = {one.path for one in server.requests[before:] if one.method == "GET" and "tar" in one.path}
     assert contents(data) == plain
-    assert not asked & {f"train/images_00{tar}.tar" for tar in range(3)}
+    assert not requested & {f"train/images_00{tar}.tar" for tar in range(3)}
     assert not list(data.folder.rglob(".*.part"))
 
 

@@ -113,15 +113,15 @@ def test_a_truncated_tar_is_noticed(cut: int) -> None:
 def test_an_extra_header_that_claims_gigabytes_is_refused_unread() -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 1 << 32
-    asked: list[int] = []
+    lengths: list[int] = []
 
     def read(position: int, length: int) -> bytes:
-        asked.append(length)
+        lengths.append(length)
         return info.tobuf(tarfile.GNU_FORMAT)[position : position + length]
 
     with pytest.raises(HeaderError, match="too large"):
         list(members(read))
-    assert max(asked) == BLOCK
+    assert max(lengths) == BLOCK
 
 
 @pytest.mark.parametrize(

@@ -276,17 +276,17 @@ def test_an_image_that_could_not_be_read_is_told_each_time_and_tried_again(
     content = shard.read_bytes()
     first = data.images.sort("offset").row(0, named=True)
     shard.write_bytes(bytes(first["offset"] + first["length"]) + content[first["offset"] + first["length"] :])
-    told = "1 of 12 images could not be read: no copies of them are found"
+    remark = "1 of 12 images could not be read: no copies of them are found"
     for _ in range(2):
         sketches = kept_sketches(data, data.images)
         assert sketches is not None and (sketches.counts > 0).sum() == 11
-        assert told in capsys.readouterr().err
+        assert remark in capsys.readouterr().err
     shard.write_bytes(content)
     sketches = kept_sketches(data, data.images)
     assert sketches is not None and sketches.counts.all()
     monkeypatch.setattr("landmarks.dataset.kept_sketches.make_sketch", None)  # none is looked at any more
     assert kept_sketches(data, data.images) is not None
-    assert told not in capsys.readouterr().err
+    assert remark not in capsys.readouterr().err
 
 
 def test_the_copies_of_a_dataset_are_placed_among_other_images() -> None:

@@ -87,8 +87,8 @@ def test_the_screen_counts_licences_and_says_what_an_unknown_one_means(
     ]
     capsys.readouterr()
     assert run(["credits", str(data)]) == 0
-    told = capsys.readouterr()
-    assert len(told.out.splitlines()) < 10 and "File:Arch" not in told.out
-    assert "2 of 6 images have no known licence: nothing says that they may be passed on" in told.err
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) < 10 and "File:Arch" not in output.out
+    assert "2 of 6 images have no known licence: nothing says that they may be passed on" in output.err
     assert run(["credits", str(data), "-o", "-"]) == 0
     assert capsys.readouterr().out == credits_as_text(list_credits(data))

@@ -76,7 +76,7 @@ def test_licences_authors_and_splits_of_any_spelling_are_kept(folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("path,label,Label\nimg/a.jpg,cat,x\n", 'several columns for the label; received "label", "Label"'),
         ("path,class,category\nimg/a.jpg,cat,x\n", 'several columns for the label; received "class", "category"'),
@@ -100,8 +100,8 @@ def test_licences_authors_and_splits_of_any_spelling_are_kept(folder: Path) -> N
         (b"PAR1" + bytes(40), "landmarks fetch"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_one_line_that_names_its_place(folder: Path, text: str | bytes, told: str) -> None:
-    with pytest.raises(LandmarksError, match=told):
+def test_what_cannot_be_meant_is_one_line_that_names_its_place(folder: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(LandmarksError, match=message):
         listed(folder, text)
 
 
@@ -206,7 +206,7 @@ def test_whatever_a_csv_writer_writes_is_read_back(labels: list[str], separator:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("img/a.jpg,cat\nimg/b.jpg,dog\n", "first line is an image already: put a line path,label before it"),
         ("0,img/a.jpg,cat\n", "put a line path,label before it"),
@@ -230,10 +230,10 @@ def test_whatever_a_csv_writer_writes_is_read_back(labels: list[str], separator:
         ('path,label\nimg/a.jpg,"cat\n', "a quote in it is doubled"),
     ],
 )
-def test_what_is_no_list_of_ours_is_told_with_what_to_change(folder: Path, text: str | bytes, told: str) -> None:
+def test_what_is_no_list_of_ours_is_told_with_what_to_change(folder: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(LandmarksError) as error:
         listed(folder, text)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\0" not in str(error.value)
 
 
@@ -263,7 +263,7 @@ def test_a_column_that_says_the_split_in_other_words_is_named(folder: Path, colu
 
 def test_a_column_that_could_be_the_split_is_named(folder: Path) -> None:
     text = "path,label,phase\nimg/a.jpg,cat,train\nimg/b.jpg,dog,{}\n"
-    told = 'every row of the column phase names a split: to have it taken, call the column "split"'
-    assert listed(folder, text.format("val")).remarks[-1] == told
-    assert told not in listed(folder, text.format("moon")).remarks
-    assert told not in listed(folder, "path,label,split,phase\nimg/a.jpg,cat,val,train\n").remarks
+    remark = 'every row of the column phase names a split: to have it taken, call the column "split"'
+    assert listed(folder, text.format("val")).remarks[-1] == remark
+    assert remark not in listed(folder, text.format("moon")).remarks
+    assert remark not in listed(folder, "path,label,split,phase\nimg/a.jpg,cat,val,train\n").remarks

@@ -8,7 +8,7 @@ from landmarks.dataset.doubtful_names import integer_labels, remarks_about_folde
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "remark"),
     [
         (["Cat", "cat", "dog"], '"Cat" and "cat"'),
         (["cat", "\u200bcat"], "hardly differ"),
@@ -23,8 +23,8 @@ from landmarks.dataset.doubtful_names import integer_labels, remarks_about_folde
         (["cat", "dog", "cat & dog"], "although cat and dog are landmarks too"),
     ],
 )
-def test_what_is_doubtful_is_one_remark(names: list[str], told: str) -> None:
-    assert told in "; ".join(remarks_about_names(names))
+def test_what_is_doubtful_is_one_remark(names: list[str], remark: str) -> None:
+    assert remark in "; ".join(remarks_about_names(names))
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,12 @@ def test_a_csv_of_paths_and_labels_keeps_what_it_tells(tmp_path: Path) -> None:
         (None, None, None, None),
     ]
     assert dict(dataset.splits.rows()) == {"0": "train", "1": "val", "2": "train"}  # type: ignore[union-attr]
-    told = 'line 6 gives it the label "Tower", line 2 "Saint Mary, "old"", which is kept'
-    assert rejected(dataset) == {"deep/3.jpg": "there is no such file", "deep/0.jpg": told}
+    reason = 'line 6 gives it the label "Tower", line 2 "Saint Mary, "old"", which is kept'
+    assert rejected(dataset) == {"deep/3.jpg": "there is no such file", "deep/0.jpg": reason}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("datei,label\na.jpg,Tower\n", 'no column "path"'),
         ("path,lable\na.jpg,Tower\n", 'did you mean "lable"'),
@@ -156,11 +156,11 @@ def test_a_csv_of_paths_and_labels_keeps_what_it_tells(tmp_path: Path) -> None:
         ("path,label\n", "no image of a named landmark"),
     ],
 )
-def test_a_wrong_csv_is_one_clear_error(tmp_path: Path, text: str, told: str) -> None:
+def test_a_wrong_csv_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
     put(tmp_path / "a.jpg")
     put(tmp_path / "b.jpg")
     (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(LandmarksError, match=told):
+    with pytest.raises(LandmarksError, match=message):
         import_(tmp_path / "list.csv", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -476,8 +476,8 @@ def test_the_command_line_imports_splits_and_unpacks(tmp_path: Path, capsys: pyt
     source, data = album(tmp_path / "in", {"Arch": 8, "Tower": 8}), tmp_path / "data"
     assert run(["import", str(source), "-o", str(data), "--max-side", "50"]) == 0
     assert run(["split", str(data), "--val", "0.25", "--test", "0.25", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out.split("\n", 1)[1])
-    assert [(split["split"], split["images"]) for split in told["splits"]] == [("train", 8), ("val", 4), ("test", 4)]
+    record = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert [(split["split"], split["images"]) for split in record["splits"]] == [("train", 8), ("val", 4), ("test", 4)]
     assert run(["unpack", str(data), "-o", str(tmp_path / "unpacked")]) == 0
     assert len(list((tmp_path / "unpacked/test").rglob("*.jpg"))) == 4
     assert run(["unpack", str(data), "-o", str(source)]) == 2

@@ -101,8 +101,8 @@ def test_an_image_of_both_is_there_once_and_another_of_its_id_gets_a_longer_one(
     assert shown(both)[ids[1]] == "dog"
     rejected = pl.read_parquet(both.folder / "rejected.parquet")
     assert rejected["why"].to_list() == ["it is there as landmark 0, here 1000000"]
-    told = capsys.readouterr().err
-    assert "1 of them have another label" in told and "1 images of " in told
+    notes = capsys.readouterr().err
+    assert "1 of them have another label" in notes and "1 images of " in notes
 
 
 def test_splits_are_kept_and_what_has_none_is_divided_by_the_same_rule(tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_ids_that_change_are_told_of_the_folder_that_was_added(
 ) -> None:
     import_(album(tmp_path / "in1", {"apple": 3, "pear": 3}), tmp_path / "data")
     import_(album(tmp_path / "in2", {"fig": 3}, first=50), tmp_path / "data", add=True)
-    told = capsys.readouterr().err
-    assert f"1 landmark has an id that stands for others before, of {tmp_path / 'in2'}: fig: 0 is now" in told
-    assert ".adding" not in told
+    notes = capsys.readouterr().err
+    assert f"1 landmark has an id that stands for others before, of {tmp_path / 'in2'}: fig: 0 is now" in notes
+    assert ".adding" not in notes
 
 
 def test_a_dataset_grows_by_an_import_and_its_old_images_stay_where_they_are(

@@ -168,7 +168,7 @@ def test_a_folder_of_images_in_a_split_is_no_landmark(tmp_path: Path, folder: st
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (["train/images/1.jpg", "train/labels/1.txt", "valid/images/2.jpg"], "no folders of landmarks in them"),
         (["train/1.jpg", "train/metadata.csv", "test/2.jpg"], r"landmarks import .*train/metadata\.csv"),
@@ -184,13 +184,13 @@ def test_a_folder_of_images_in_a_split_is_no_landmark(tmp_path: Path, folder: st
         (["cat/1.jpg_large", "cat/2.jpg_large"], "1.jpg_large is an image by its first bytes"),
     ],
 )
-def test_a_folder_of_images_without_labels_is_no_landmark(tmp_path: Path, files: list[str], told: str) -> None:
+def test_a_folder_of_images_without_labels_is_no_landmark(tmp_path: Path, files: list[str], message: str) -> None:
     from landmarks.dataset.importing import import_
 
     put(tmp_path / "in", *files)
     for file in tmp_path.rglob("*.jpg_large"):
         file.write_bytes(b"\xff\xd8\xff\xe0" + bytes(20))
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         import_(tmp_path / "in", tmp_path / "out")
 
 
@@ -275,7 +275,7 @@ def test_somebody_elses_labels_csv_is_passed_by_and_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (["cat/1.psd", "cat/2.psd"], r"2 that are no images by name \(\.psd\)"),
         (["cat/IMG_1", "cat/IMG_2"], "without an ending"),
@@ -286,11 +286,11 @@ def test_somebody_elses_labels_csv_is_passed_by_and_said(tmp_path: Path) -> None
         (["1.jpg", "labels.csv"], "landmarks import .*labels.csv"),
     ],
 )
-def test_a_source_without_a_landmark_says_what_it_holds_instead(tmp_path: Path, files: list[str], told: str) -> None:
+def test_a_source_without_a_landmark_says_what_it_holds_instead(tmp_path: Path, files: list[str], message: str) -> None:
     from landmarks.dataset.importing import import_
 
     put(tmp_path / "in", *files)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         import_(tmp_path / "in", tmp_path / "out")
 
 
@@ -305,7 +305,7 @@ def test_links_that_lead_outside_are_named_with_a_way_out(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "remark"),
     [
         (
             ["fold_0/cat/1.jpg", "fold_1/cat/2.jpg"],
@@ -325,12 +325,12 @@ def test_links_that_lead_outside_are_named_with_a_way_out(tmp_path: Path) -> Non
         (["Other/1.jpg", "cat/2.jpg"], "call it _unknown"),
     ],
 )
-def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, files: list[str], told: str) -> None:
+def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, files: list[str], remark: str) -> None:
     try:
         put(tmp_path, *files)
     except OSError:  # a disk that knows no such names
         pytest.skip("a disk that takes these names for one")
-    assert told in "; ".join(list_source(tmp_path).remarks)
+    assert remark in "; ".join(list_source(tmp_path).remarks)
 
 
 def test_a_plain_folder_needs_no_remark(tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def test_a_list_that_numbers_other_names_is_no_match() -> None:
 
 
 def kind(dataset: Dataset) -> str:
-    told = read_record(dataset.folder / "dataset.json")["identified_by"]
-    assert told == identified_by(dataset.record, dataset.labels)
-    return str(told)
+    id_source = read_record(dataset.folder / "dataset.json")["identified_by"]
+    assert id_source == identified_by(dataset.record, dataset.labels)
+    return str(id_source)
 
 
 def test_a_dataset_says_how_it_came_by_its_ids(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_dataset_says_how_it_came_by_its_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["names.csv", "classes.txt", "LOC_synset_mapping.txt", "class_index.json"])
 def test_a_list_of_names_is_no_table_of_labels_and_is_told_where_names_come_from(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("n02954340 cap\nn02954938 cap, hat\n")
-    told = r"is no table of labels; expected a dataset, a run, .*come from a CSV of path,label"
-    with pytest.raises(UsageError, match=told):
+    message = r"is no table of labels; expected a dataset, a run, .*come from a CSV of path,label"
+    with pytest.raises(UsageError, match=message):
         import_(album(tmp_path / "album", "n02954340"), tmp_path / "data", labels=tmp_path / name)
     assert not (tmp_path / "data").exists()
 
@@ -116,8 +116,8 @@ def test_landmarks_that_train_lacks_are_named_when_they_come(
     for split, names in (("train", ("apple", "pear")), ("val", ("apple", "pear", "quince"))):
         album(tmp_path / "fruit" / split, *names)
     import_(tmp_path / "fruit", tmp_path / "data")
-    told = " ".join(capsys.readouterr().err.split())
-    assert "1 landmark has no image in train, and can never be answered: quince" in told
+    notes = " ".join(capsys.readouterr().err.split())
+    assert "1 landmark has no image in train, and can never be answered: quince" in notes
 
 
 @pytest.mark.parametrize("source", ["pear apple", "0012 7"])
@@ -128,12 +128,12 @@ def test_unpacked_and_imported_again_it_is_identified_as_before(tmp_path: Path, 
     assert second.labels.equals(first.labels)
 
 
-@pytest.mark.parametrize("told", ["positions", 7, None, ["archive ids"]])
-def test_what_a_stranger_says_about_ids_is_believed_only_as_far_as_it_is_known(tmp_path: Path, told: object) -> None:
+@pytest.mark.parametrize("value", ["positions", 7, None, ["archive ids"]])
+def test_what_a_stranger_says_about_ids_is_believed_only_as_far_as_it_is_known(tmp_path: Path, value: object) -> None:
     first = import_(album(tmp_path / "album", "pear", "apple"), tmp_path / "first")
     folders = unpack(first.folder, tmp_path / "folders")
     record = read_record(folders / "unpack.json")
-    (folders / "unpack.json").write_text(json.dumps({**record, "identified_by": told}))
+    (folders / "unpack.json").write_text(json.dumps({**record, "identified_by": value}))
     assert kind(import_(folders, tmp_path / "second")) == LISTED
 
 

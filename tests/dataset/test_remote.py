@@ -130,12 +130,12 @@ def test_a_shard_that_changed_there_is_refused(here: Dataset, server: Server, tm
 
 
 def test_there_is_no_dataset_or_its_images_lie_elsewhere(here: Dataset, server: Server, tmp_path: Path) -> None:
-    there = here.folder
+    folder = here.folder
     with pytest.raises(LandmarksError, match=r"there is no dataset at .*nowhere"):
         join([address(server) + "/nowhere"], tmp_path / "mine", by_reference=True)
-    record = read_record(there / "dataset.json")
+    record = read_record(folder / "dataset.json")
     about = {name: value for name, value in record.items() if name not in ("format", "verb", "version", "inputs")}
-    write_record(there / "dataset.json", {**about, "images_in": str(tmp_path.resolve())}, verb="fetch", inputs="x")
+    write_record(folder / "dataset.json", {**about, "images_in": str(tmp_path.resolve())}, verb="fetch", inputs="x")
     with pytest.raises(LandmarksError, match=r"lie elsewhere; received /"):
         join([address(server)], tmp_path / "mine", by_reference=True)
 

@@ -118,9 +118,9 @@ SMALL_DISK = (  # no file may grow beyond 400 bytes, as on a disk that is full; 
 
 def test_a_disk_that_is_full_is_told_whenever_the_buffer_reaches_it(tmp_path: Path) -> None:
     line = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
-    told = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(told) == 40
-    assert set(told) == {
+    lines = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 40
+    assert set(lines) == {
         f"LandmarksError: {tmp_path / 'shard.tar'} could not be written (File too large); nothing was replaced"
     }
     assert not list(tmp_path.iterdir())

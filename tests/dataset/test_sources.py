@@ -61,7 +61,7 @@ def test_a_folder_without_images_says_what_it_holds(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "advice"),
     [
         ("https://example.org/a.jpg", "there is no image https://example.org/a.jpg; an address is not fetched"),
         ("s3://bucket/a.jpg", "there is no image s3://bucket/a.jpg; an address is not fetched"),
@@ -71,10 +71,10 @@ def test_a_folder_without_images_says_what_it_holds(folder: Path) -> None:
         ("gone.jpg", "there is no image gone.jpg"),
     ],
 )
-def test_a_name_that_is_no_file_is_told_with_what_to_do(name: str, told: str) -> None:
+def test_a_name_that_is_no_file_is_told_with_what_to_do(name: str, advice: str) -> None:
     with pytest.raises(LandmarksError) as error:
         find_images([name])
-    assert str(error.value).startswith("there is no image") and told in str(error.value)
+    assert str(error.value).startswith("there is no image") and advice in str(error.value)
 
 
 @pytest.mark.linux
@@ -93,10 +93,10 @@ def test_a_dataset_is_no_folder_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "told"), [(b"\xff\xd8\xff\xe0", True), (b"\x89PNG", True), (b"RIFF....WEBP", True), (b"text", False)]
+    ("start", "is_image"), [(b"\xff\xd8\xff\xe0", True), (b"\x89PNG", True), (b"RIFF....WEBP", True), (b"text", False)]
 )
-def test_images_without_an_ending_are_known_by_their_first_bytes(tmp_path: Path, start: bytes, told: bool) -> None:
+def test_images_without_an_ending_are_known_by_their_first_bytes(tmp_path: Path, start: bytes, is_image: bool) -> None:
     (tmp_path / "blob").write_bytes(start)
     assert way_out_of([tmp_path / "blob"]) == (
-        "blob is an image by its first bytes: files need an ending, such as .jpg" if told else ""
+        "blob is an image by its first bytes: files need an ending, such as .jpg" if is_image else ""
     )

@@ -151,16 +151,16 @@ def test_what_a_reader_should_know_is_told(tmp_path: Path, capfd: pytest.Capture
     rows += [(3, hash, "Ann") for hash in hashes[21:31]]
     dataset(tmp_path, rows)
     split(tmp_path)
-    told = capfd.readouterr().err
-    assert "1 landmark has a single image, which is in train" in told
-    assert "2 landmarks have no image in test" in told
-    assert "one group holds 10 of the 10 images of landmark 3" in told
+    notes = capfd.readouterr().err
+    assert "1 landmark has a single image, which is in train" in notes
+    assert "2 landmarks have no image in test" in notes
+    assert "one group holds 10 of the 10 images of landmark 3" in notes
     swallowed = json.loads(read_metadata(tmp_path / "splits.parquet")["swallowed"])
     assert swallowed == [{"landmark_id": 3, "images": 10, "in_one_group": 10}]
 
 
 @pytest.mark.parametrize(
-    ("images", "told", "way_out"),
+    ("images", "reason", "way_out"),
     [
         (
             1,
@@ -176,11 +176,11 @@ def test_what_a_reader_should_know_is_told(tmp_path: Path, capfd: pytest.Capture
     ],
 )
 def test_a_split_that_gets_no_image_is_told_with_what_would_give_it_some(
-    tmp_path: Path, images: int, told: str, way_out: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, images: int, reason: str, way_out: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     dataset(tmp_path, [(1 + row // images, hash, None) for row, hash in enumerate(far_apart(2 * images))])
     without = split(tmp_path)
-    assert told in capfd.readouterr().err
+    assert reason in capfd.readouterr().err
     with pytest.raises(LandmarksError, match=rf"the val split .*{way_out}$"):
         check_data(without)
     if images > 1:
@@ -249,10 +249,10 @@ def test_what_is_divided_already_stays_and_its_groups_are_joined(
     assert (split[divided] == fixed[divided]).all()
     for one in set(images[1]):
         own = split[(group == one) & ~divided]
-        there = Counter(fixed[(group == one) & divided].tolist())
+        counts = Counter(fixed[(group == one) & divided].tolist())
         assert len(set(own)) <= 1
-        if there and len(own):
-            assert there[own[0]] == max(there.values())
+        if counts and len(own):
+            assert counts[own[0]] == max(counts.values())
     for which, share in zip((VAL, TEST), shares, strict=True):
         apart = ~divided & ~np.isin(group, group[divided])
         assert share or which not in split[apart]
@@ -492,7 +492,7 @@ def test_a_split_is_made_of_the_corrected_labels(data: Dataset, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "message"),
     [
         ({1: "8", "ffff": "8"}, 'row 3: .* holds no image "ffff"'),
         ({"1.1E+15": "8"}, "a spreadsheet turned the id into a number"),
@@ -503,18 +503,18 @@ def test_a_split_is_made_of_the_corrected_labels(data: Dataset, tmp_path: Path) 
     ],
 )
 def test_what_cannot_be_meant_is_one_line_that_names_the_row(
-    data: Dataset, tmp_path: Path, answers: dict[int | str, str], told: str
+    data: Dataset, tmp_path: Path, answers: dict[int | str, str], message: str
 ) -> None:
     split(data.folder, corrections=csv(tmp_path, {0: "9"}, "good.csv"))
     before = {path.name: path.read_bytes() for path in data.folder.glob("*.parquet")}
-    with pytest.raises(LandmarksError, match=told) as caught:
+    with pytest.raises(LandmarksError, match=message) as caught:
         split(data.folder, corrections=csv(tmp_path, answers), keep_corrections=False)
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in data.folder.glob("*.parquet")} == before
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"image;correct_landmark_id\n1;2\n", "lacks the column image_id; received image, correct_landmark_id"),
@@ -523,9 +523,9 @@ def test_what_cannot_be_meant_is_one_line_that_names_the_row(
         (b"PK\3\4", "saved as CSV"),
     ],
 )
-def test_what_is_no_such_csv_is_refused(data: Dataset, tmp_path: Path, content: bytes, told: str) -> None:
+def test_what_is_no_such_csv_is_refused(data: Dataset, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "strange.csv").write_bytes(content)
-    with pytest.raises(LandmarksError, match=told):
+    with pytest.raises(LandmarksError, match=message):
         split(data.folder, corrections=tmp_path / "strange.csv")
     with pytest.raises(LandmarksError, match=r"there is no .*nowhere\.csv"):
         split(data.folder, corrections=tmp_path / "nowhere.csv")

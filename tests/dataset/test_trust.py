@@ -143,10 +143,10 @@ def test_a_hostile_dataset_is_refused_in_one_line_by_every_verb_that_would_read_
         open_dataset(data)
     for arguments in (["unpack", str(data), "-o", str(outside)], ["split", str(data)], ["credits", str(data)]):
         assert run(arguments) == 1
-        told = capsys.readouterr().err.strip()
-        assert "\n" not in told
-        assert "unforeseen" not in told
-        assert "\x1b" not in told
+        message = capsys.readouterr().err.strip()
+        assert "\n" not in message
+        assert "unforeseen" not in message
+        assert "\x1b" not in message
     assert not outside.exists()
 
 

@@ -85,16 +85,16 @@ def test_whether_the_protocols_test_on_the_same_images_is_looked_up(data: Datase
     every = attempts("baseline", "none", image_size=32, epochs=1, seed=0)
     study = Reproduction(tmp_path, data, {}, every, None)
 
-    def said() -> list[str]:
+    def notes() -> list[str]:
         return [note for note in study.write_table()["notes"] if "protocols test on" in note]
 
-    assert said() == []  # nothing is divided yet
+    assert notes() == []  # nothing is divided yet
     for protocol in PROTOCOLS:
         landmarks.split(by_reference(data, tmp_path / "data" / protocol.by).folder, by=protocol.by, val=0.2, test=0.2)
-    assert said() == ["The two protocols test on different images."]
+    assert notes() == ["The two protocols test on different images."]
     same = read_table(tmp_path / "data" / "random" / "splits.parquet")
     write_table(tmp_path / "data" / "group" / "splits.parquet", same)
-    assert said() == ["The two protocols test on the same images."]
+    assert notes() == ["The two protocols test on the same images."]
 
 
 @pytest.mark.slow
@@ -170,8 +170,8 @@ def test_a_dataset_by_reference_holds_the_same_images_and_no_copy(data: Dataset,
     assert made.record["digest"] == data.record["digest"] and not (tmp_path / "view" / "shards").exists()
     place = ["shard", "offset", "length"]
     ours, theirs = ImageReader(made), ImageReader(data)
-    for here, there in zip(made.images.select(place).rows(), data.images.select(place).rows(), strict=True):
-        assert ours.read(*here) == theirs.read(*there)
+    for our_place, their_place in zip(made.images.select(place).rows(), data.images.select(place).rows(), strict=True):
+        assert ours.read(*our_place) == theirs.read(*their_place)
 
 
 def test_a_dataset_by_reference_follows_images_that_were_moved(data: Dataset, tmp_path: Path) -> None:

@@ -61,11 +61,11 @@ def test_what_a_disk_cannot_map_is_read_all_the_same(
     np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
     _NoMap.refused = refused
     monkeypatch.setattr(mmap, "mmap", _NoMap)
-    there = open_array(tmp_path / "a.npy")
-    assert there.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert isinstance(there, np.memmap) == (mmap.ACCESS_COPY not in refused)
+    array = open_array(tmp_path / "a.npy")
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert isinstance(array, np.memmap) == (mmap.ACCESS_COPY not in refused)
     with pytest.raises(ValueError, match="read-only"):
-        there[0, 0] = 1
+        array[0, 0] = 1
 
 
 @pytest.mark.linux

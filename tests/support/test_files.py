@@ -86,8 +86,8 @@ def test_a_device_and_a_pipe_are_never_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to("/dev/null")
     for name in ("pipe", "null"):
-        told = f"{name} could not be written .it is no plain file"
-        with pytest.raises(LandmarksError, match=told), written_whole(tmp_path / name) as aside:
+        message = f"{name} could not be written .it is no plain file"
+        with pytest.raises(LandmarksError, match=message), written_whole(tmp_path / name) as aside:
             aside.write_text("x")
         assert not (tmp_path / name).is_file()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["null", "pipe"]
@@ -165,15 +165,15 @@ SMALL_DISK = (  # no file may grow beyond 10 kB, as on a disk that is full
 @pytest.mark.parametrize("writer", ["text", "parquet", "csv", "weights", "image"])
 def test_a_disk_that_fills_up_is_told_whatever_writes(tmp_path: Path, writer: str) -> None:
     line = [sys.executable, "-c", SMALL_DISK, str(tmp_path), writer]
-    told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert told.startswith(f"LandmarksError: {tmp_path / 'file'} could not be written (File too large)")
+    output = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert output.startswith(f"LandmarksError: {tmp_path / 'file'} could not be written (File too large)")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    path, told = tmp_path / "file" / "table", r"table could not be written \((Not a directory|File exists)"
-    with pytest.raises(LandmarksError, match=told), written_whole(path):
+    path, message = tmp_path / "file" / "table", r"table could not be written \((Not a directory|File exists)"
+    with pytest.raises(LandmarksError, match=message), written_whole(path):
         pass
 
 
@@ -296,8 +296,8 @@ def test_a_record_says_what_wrote_it(tmp_path: Path) -> None:
 
 def test_a_newer_record_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1}))
-    told = rf"run\.json was written by a newer version; received format {FORMAT + 1}"
-    with pytest.raises(LandmarksError, match=told):
+    message = rf"run\.json was written by a newer version; received format {FORMAT + 1}"
+    with pytest.raises(LandmarksError, match=message):
         read_record(tmp_path / "run.json")
 
 
@@ -357,8 +357,8 @@ def test_a_disk_that_may_only_be_read_is_told_in_one_line(tmp_path: Path, read_o
     (tmp_path / "table").write_text("old")
     read_only(tmp_path)
     for folder in (tmp_path, tmp_path / "new"):
-        told = pytest.raises(LandmarksError, match=r"cannot be (written|made a folder) \(Read-only file system\)")
-        with told, held(folder):
+        refused = pytest.raises(LandmarksError, match=r"cannot be (written|made a folder) \(Read-only file system\)")
+        with refused, held(folder):
             pass
         with pytest.raises(LandmarksError, match=r"could not be written \(Read-only file system\)"):
             write_record(folder / "table", {}, verb="train")

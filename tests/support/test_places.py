@@ -96,8 +96,8 @@ def test_what_is_not_fetched_is_told_with_its_address_and_a_way_out(
 ) -> None:
     words = {"unpack": ["-o", "x"], "predict": ["one.jpg"], "import": ["-o", "x"], "train": ["-o", "x"]}.get(verb, [])
     assert program([verb, "s3://key:secret@bucket/x", *words]) == 1
-    said = capsys.readouterr().err
-    assert "s3://bucket/x" in said and "here" in said and "secret" not in said
+    message = capsys.readouterr().err
+    assert "s3://bucket/x" in message and "here" in message and "secret" not in message
 
 
 def test_one_path_and_several_come_as_several() -> None:
