@@ -210,3 +210,20 @@ def test_a_public_class_or_function_occurs_once() -> None:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(f"{path.parent.name}/{path.name}")
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_benchmarks_import_what_there_is() -> None:
+    """They take minutes and need real images, so that no test runs them."""
+    missing = []
+    for path in sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("landmarks"):
+                continue
+            place = Path(landmarks.__file__).parent.joinpath(*(node.module or "").split(".")[1:])
+            module = place.with_suffix(".py")
+            text = module.read_text(encoding="utf-8") if module.exists() else ""
+            for name in (one.name for one in node.names):
+                defined = re.search(rf"^((def|class) )?{name}\b", text, re.MULTILINE) or name in dir(landmarks)
+                if not defined and not (place / f"{name}.py").exists():
+                    missing.append(f"{path.name}: {node.module}.{name}")
+    assert missing == []
