@@ -127,6 +127,22 @@ def test_a_wrong_export_is_refused_with_both_figures_and_not_written(
     assert not [path for path in tmp_path.iterdir() if "onnx" in path.name]
 
 
+@pytest.mark.parametrize("output", ["probabilities", "features", "known_score"])
+def test_an_export_that_answers_with_no_number_is_refused(
+    output: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if output in node.output)
+        node.output[list(node.output).index(output)] = f"{output}.sound"
+        model.graph.initializer.append(numpy_helper.from_array(np.float32("nan"), "no_number"))
+        model.graph.node.append(onnx.helper.make_node("Add", [f"{output}.sound", "no_number"], [output]))
+
+    changed(monkeypatch, spoil)
+    with pytest.raises(LandmarksError, match=r"does not answer as it promised; received [a-z_]+ not finite"):
+        export(run, tmp_path / "run.onnx", images=6)
+    assert not (tmp_path / "run.onnx").exists()
+
+
 def test_a_frozen_batch_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def freeze(model: onnx.ModelProto) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1

@@ -97,6 +97,10 @@ class Outputs:
     trained_scores: NDArray[np.float32] | None = None  # (N, K), what learned landmarks compete with
 
 
+def _is_finite(array: NDArray[Any]) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
 @dataclass(frozen=True, eq=False)
 class ExportedNetwork:
     """An opened export: decoded images in, outputs of the graph out."""
@@ -208,12 +212,14 @@ class ExportedNetwork:
                 f"{self.path} cannot answer {what} ({reason})",
                 way_out="export the run again",
             ) from error
-        probabilities = arrays[0]
-        if probabilities.shape != (len(batch), len(self.record.names)) or not np.isfinite(probabilities).all():
+        shape = (len(batch), len(self.record.names))
+        wrong = [f"probabilities {arrays[0].shape}"] if arrays[0].shape != shape else []
+        wrong += [f"{name} not finite" for name, array in zip(wanted, arrays, strict=True) if not _is_finite(array)]
+        if wrong:
             raise LandmarksError(
                 f"{self.path} does not answer as it promised",
-                received=f"probabilities {probabilities.shape}",
-                expected=f"{len(batch)} × {len(self.record.names)} finite numbers",
+                received=wrong[0],
+                expected=f"finite numbers, probabilities {shape}",
             )
         return arrays
 
