@@ -97,10 +97,6 @@ class Outputs:
     trained_scores: NDArray[np.float32] | None = None  # (N, K), what learned landmarks compete with
 
 
-def _is_finite(array: NDArray[Any]) -> bool:
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
 @dataclass(frozen=True, eq=False)
 class ExportedNetwork:
     """An opened export: decoded images in, outputs of the graph out."""
@@ -214,7 +210,7 @@ class ExportedNetwork:
             ) from error
         shape = (len(batch), len(self.record.names))
         wrong = [f"probabilities {arrays[0].shape}"] if arrays[0].shape != shape else []
-        wrong += [f"{name} not finite" for name, array in zip(wanted, arrays, strict=True) if not _is_finite(array)]
+        wrong += [f"{name} not finite" for name, one in zip(wanted, arrays, strict=True) if not np.isfinite(one).all()]
         if wrong:
             raise LandmarksError(
                 f"{self.path} does not answer as it promised",
