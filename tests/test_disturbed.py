@@ -23,7 +23,15 @@ from landmarks.miniature.make import make_miniature
 pytestmark = pytest.mark.linux
 
 HERE = Path(__file__).parent
-DATA_ROOMS = ("cli.main", "archive.fetch", "archive.select", "archive.locate", "dataset.importing", "dataset.unpack")
+DATA_ROOMS = (
+    "cli.main",
+    "archive.fetch",
+    "archive.select",
+    "archive.locate",
+    "dataset.importing",
+    "dataset.storing",
+    "dataset.unpack",
+)
 TRAINED_ROOMS = (
     *DATA_ROOMS,
     *("training.train", "evaluation.evaluate", "evaluation.audit", "explanation.explain", "reporting.page"),

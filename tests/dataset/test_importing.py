@@ -10,8 +10,7 @@ import polars as pl
 import pytest
 
 from landmarks.cli.main import run
-from landmarks.dataset import importing as folders
-from landmarks.dataset import importing as intake
+from landmarks.dataset import importing, storing
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, decode, encode, resize
 from landmarks.dataset.importing import import_
@@ -380,7 +379,7 @@ DIED = 9
 
 def _import_and_die(source: Path, out: Path) -> None:
     """Import until the fifth image of the fourth shard, and end there without clearing up, as a kill does."""
-    intake.IMAGES_PER_SHARD = 10
+    storing.IMAGES_PER_SHARD = 10
     original, images = ShardWriter.add, iter(range(1, 1000))
 
     def mortal(self: ShardWriter, id: str, data: bytes) -> tuple[int, int]:
@@ -393,7 +392,7 @@ def _import_and_die(source: Path, out: Path) -> None:
 
 
 def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "IMAGES_PER_SHARD", 10)
+    monkeypatch.setattr(storing, "IMAGES_PER_SHARD", 10)
     source = tmp_path / "in"
     for seed in range(60):
         put(source / f"Tower {seed % 4}" / f"{seed}.jpg", seed)
@@ -417,7 +416,7 @@ def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
 def test_an_import_that_ends_in_its_first_shard_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = album(tmp_path / "in", {"Tower": 6})
     with monkeypatch.context() as killed:
-        killed.setattr(intake, "perceptual_hash", _fail)
+        killed.setattr(storing, "perceptual_hash", _fail)
         with pytest.raises(RuntimeError):
             import_(source, tmp_path / "out")
     assert import_(source, tmp_path / "out").record["images"] == 6
@@ -429,16 +428,16 @@ def test_what_was_half_imported_by_a_version_with_other_hashes_is_not_taken_over
     source = album(tmp_path / "in", {"Tower": 6})
     whole = import_(source, tmp_path / "whole")
     assert whole.record["decoders"] == [DECODER]
-    monkeypatch.setattr(intake, "IMAGES_PER_SHARD", 3)
+    monkeypatch.setattr(storing, "IMAGES_PER_SHARD", 3)
     for form, hash in ((1, lambda image: 7), (2, perceptual_hash)):
-        monkeypatch.setattr(intake, "HASH_FORM", form)
-        monkeypatch.setattr(intake, "perceptual_hash", hash)
+        monkeypatch.setattr(storing, "HASH_FORM", form)
+        monkeypatch.setattr(storing, "perceptual_hash", hash)
         with monkeypatch.context() as killed:
-            killed.setattr(folders, "write_dataset", _fail)
+            killed.setattr(importing, "write_dataset", _fail)
             with pytest.raises(RuntimeError):
                 import_(source, tmp_path / "out")
     assert import_(source, tmp_path / "out").images["phash"].equals(whole.images["phash"])
-    monkeypatch.setattr(intake, "HASH_FORM", 3)
+    monkeypatch.setattr(storing, "HASH_FORM", 3)
     assert import_(source, tmp_path / "out").record["images"] == 6  # what is finished is left alone
 
 
@@ -449,7 +448,7 @@ def _fail(*_: object, **__: object) -> None:
 def test_what_an_import_of_other_images_left_behind_is_cleared_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "IMAGES_PER_SHARD", 1)
+    monkeypatch.setattr(storing, "IMAGES_PER_SHARD", 1)
     source = album(tmp_path / "in", {"Tower": 3})
     with monkeypatch.context() as patch:
         patch.setattr("landmarks.dataset.importing.write_dataset", lambda *_, **__: 1 / 0)

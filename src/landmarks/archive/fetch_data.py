@@ -9,10 +9,10 @@ import polars as pl
 
 from landmarks.archive.fetch_plan import FetchPlan
 from landmarks.dataset.division import EarlierDivision, read_division
-from landmarks.dataset.importing import UNFINISHED, finished_dataset
 from landmarks.dataset.joining import gather
 from landmarks.dataset.manifest import LABELS, REJECTED, Dataset
 from landmarks.dataset.naming import identified_by
+from landmarks.dataset.storing import UNFINISHED, finished_dataset
 from landmarks.dataset.uniting import United
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError

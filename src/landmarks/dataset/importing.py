@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from landmarks.dataset import in_flight
 from landmarks.dataset.division import division_from_source
-from landmarks.dataset.groups import HASH_FORM, NO_HASH, group_images, perceptual_hash
-from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
+from landmarks.dataset.groups import NO_HASH, group_images
 from landmarks.dataset.layouts import list_source
-from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, open_dataset, write_dataset
+from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, write_dataset
 from landmarks.dataset.naming import (
     Landmark,
     find_landmarks,
@@ -29,17 +24,16 @@ from landmarks.dataset.naming import (
     landmarks_of,
     read_labels,
 )
-from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import FoundImage, Source
 from landmarks.dataset.split import store_division
-from landmarks.dataset.trust import IMAGES_IN, MAX_IMAGE_BYTES
-from landmarks.support.console import Advance, note, plural, progress
-from landmarks.support.disk import make_folder, remove_folder, remove_leftovers
-from landmarks.support.errors import LandmarksError, StaleError, UsageError
-from landmarks.support.files import digest_of, held, read_record, refuse_foreign
+from landmarks.dataset.storing import UNFINISHED, finished_dataset, store_images
+from landmarks.dataset.trust import IMAGES_IN
+from landmarks.support.console import note, plural
+from landmarks.support.disk import remove_folder
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.files import digest_of, held, refuse_foreign
 from landmarks.support.places import Place
-from landmarks.support.systems import require_text, usable_processors
-from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.tables import read_table
 
 
 def import_(
@@ -212,20 +206,6 @@ def _fingerprint(image: FoundImage) -> tuple[Any, ...]:
     )
 
 
-def finished_dataset(out: Path, inputs: str, way_out: str = "choose another folder") -> Dataset | None:
-    """Return the dataset in `out` if it was made from the same `inputs`, None if there is none.
-
-    Raises `StaleError`, with `way_out`, if it was made from others.
-    """
-    if not (out / "dataset.json").exists():
-        return None
-    if read_record(out / "dataset.json")["inputs"] != inputs:
-        raise StaleError(f"{out} holds a dataset of other images or settings", way_out=way_out)
-    remove_folder(out / UNFINISHED)  # left if the process was killed just before it removed the folder itself
-    note(f"{out} already holds exactly this")
-    return open_dataset(out)
-
-
 def _contents(listed: Source) -> str:
     """Return what a source without images of named landmarks holds: counts, and the reason of the first rejection."""
     parts = [f"{plural(len(listed.found), 'image')} in no landmark's folder"] if listed.found else []
@@ -282,137 +262,3 @@ def _note_contradictions(dataset: Dataset) -> None:
 def _some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-
-
-# Storing images: they are read, decoded, shrunk, hashed and put into shards, on all processors and a shard at a time.
-
-
-IMAGES_PER_SHARD = 2_000
-"""Also the number of images that are imported again after a kill, at most."""
-
-UNFINISHED = ".import"
-"""The folder that holds a table for each finished shard until the whole dataset is finished."""
-
-In = TypeVar("In")
-Out = TypeVar("Out")
-
-
-@dataclass(frozen=True)
-class StoredImages:
-    """The images that were stored, and those that were rejected."""
-
-    images: pl.DataFrame  # the columns of `IMAGES` that come from the files themselves
-    rejected: pl.DataFrame  # columns of `REJECTED`
-    decoders: list[str]
-
-
-def store_images(found: list[FoundImage], out: Path, *, inputs: str, max_side: int | None) -> StoredImages:
-    """Store `found` in shards under `out`; with `max_side` None they are only decoded and stay where they are.
-
-    `inputs` is the digest of the images and settings. Shards that were finished under the same digest are kept, unless
-    they come from a version that stores or hashes images differently.
-    """
-    tables = []
-    inputs = digest_of(inputs, STORED_FORM, HASH_FORM)
-    remove_unfinished(out, inputs)
-    with progress("importing", total=len(found)) as advance:
-        for number, start in enumerate(range(0, len(found), IMAGES_PER_SHARD)):
-            some = found[start : start + IMAGES_PER_SHARD]
-            tables.append(_store_shard(some, out, number, advance, inputs=inputs, max_side=max_side))
-    rows = pl.concat(tables)
-    sound = pl.col("why").is_null()
-    decoders = {read_metadata(table)["decoder"] for table in (out / UNFINISHED / inputs).glob("*.parquet")}
-    images, rejected = rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED)
-    return StoredImages(images, rejected, sorted(decoders))
-
-
-def remove_unfinished(out: Path, inputs: str) -> None:
-    """Remove the half-written files of a killed import, and all of its files if it had other `inputs`."""
-    if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
-        for folder in (out / UNFINISHED).iterdir():
-            remove_folder(folder)
-        remove_folder(out / "shards")
-    make_folder(out / UNFINISHED / inputs)  # first, as it marks the folder `out` as that of an import
-    for folder in (out / "shards", out / UNFINISHED / inputs):
-        remove_leftovers(folder)
-
-
-def _store_shard(
-    some: list[FoundImage], out: Path, number: int, advance: Advance, *, inputs: str, max_side: int | None
-) -> pl.DataFrame:
-    """Store the images of one shard and return a row for each; a shard that was finished before is not made again."""
-    table_path, shard = out / UNFINISHED / inputs / f"{number:05d}.parquet", f"import-{number:05d}.tar"
-    if table_path.exists():
-        advance(len(some))
-        return read_table(table_path)
-
-    def read(image: FoundImage) -> tuple[dict[str, Any], bytes]:
-        return _read_image(image, max_side)
-
-    rows = []
-    if max_side is None:
-        for row, _ in in_parallel(read, some):
-            rows.append(row)
-            advance()
-    else:
-        with ShardWriter(out / "shards" / shard) as writer:
-            for row, jpeg in in_parallel(read, some):
-                if row["why"] is None:
-                    row["shard"], (row["offset"], row["length"]) = shard, writer.add(row["image_id"], jpeg)
-                rows.append(row)
-                advance()
-    columns = ("image_id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
-    schema = {**{name: IMAGES[name] for name in columns}, "where": pl.String, "why": pl.String}
-    table = pl.DataFrame(rows, schema=schema)
-    write_table(table_path, table, decoder=DECODER)
-    return table
-
-
-def _read_image(file: FoundImage, max_side: int | None) -> tuple[dict[str, Any], bytes]:
-    """Read and decode a file; return its row and the JPEG to store.
-
-    If it is no intact image, `why` in the row holds the reason. With `max_side` None, nothing is to be stored.
-    """
-    row: dict[str, Any] = {
-        "image_id": file.id,
-        "where": file.where,
-        "why": None,
-        "author": file.author,
-        "license": file.license,
-        "title": file.title,
-    }
-    try:
-        size = file.path.stat().st_size
-        if size > MAX_IMAGE_BYTES:
-            raise LandmarksError("a file too large to be an image", received=f"{size:,} bytes")
-        with in_flight.BYTES.taking(size):
-            data = file.path.read_bytes()
-            with in_flight.PIXELS.taking(in_flight.pixels_decoded(data, max_side)):
-                if max_side is None:
-                    require_text(file.path.absolute())  # the table holds it unescaped
-                    image = decode(data)
-                    row |= {"shard": str(file.path.absolute()), "offset": 0, "length": len(data)}
-                    data = b""
-                else:
-                    data, image = prepare(data, max_side)
-                height, width = image.shape[:2]
-                row |= {"width": width, "height": height, "phash": perceptual_hash(image)}
-    except (OSError, LandmarksError) as error:
-        return row | {"why": str(error)}, b""
-    return row, data
-
-
-def in_parallel(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """Yield `function(item)` in the order of `items`, computed in threads.
-
-    At most twice as many results as there are threads are in memory at once.
-    """
-    workers = usable_processors()
-    waiting: deque[Future[Out]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -20,7 +20,6 @@ import polars as pl
 from landmarks.dataset.division import Division, EarlierDivision, extend_division, read_division, with_groups
 from landmarks.dataset.groups import group_images, perceptual_hash
 from landmarks.dataset.images import ImageError, prepare
-from landmarks.dataset.importing import IMAGES_PER_SHARD, UNFINISHED, finished_dataset, in_parallel, remove_unfinished
 from landmarks.dataset.manifest import (
     IMAGES,
     REJECTED,
@@ -34,6 +33,7 @@ from landmarks.dataset.manifest import (
 from landmarks.dataset.remote import CACHE_GB, open_remote
 from landmarks.dataset.shards import ImageReader, ShardWriter
 from landmarks.dataset.split import note_division
+from landmarks.dataset.storing import IMAGES_PER_SHARD, UNFINISHED, finished_dataset, in_parallel, remove_unfinished
 from landmarks.dataset.trust import AT_AN_ADDRESS
 from landmarks.dataset.uniting import ADDING, United, unite
 from landmarks.support.console import note, plural, progress

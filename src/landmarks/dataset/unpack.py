@@ -11,7 +11,6 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from landmarks.dataset.importing import in_parallel
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import (
     LABELS_CSV,
@@ -26,6 +25,7 @@ from landmarks.dataset.naming import (
 )
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import SUFFIXES
+from landmarks.dataset.storing import in_parallel
 from landmarks.support.console import progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, StaleError
