@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from landmarks.dataset import importing, in_flight
+from landmarks.dataset import importing, in_flight, storing
 from landmarks.dataset.images import encode
 from landmarks.dataset.in_flight import Budget, pixels_decoded
 
@@ -61,7 +61,7 @@ def test_an_import_on_many_cores_decodes_no_more_pixels_at_once_than_on_one(
         Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(path)
     lock, decoding, most = threading.Lock(), 0, 0
     name = "prepare" if copy else "decode"
-    original = getattr(importing, name)
+    original = getattr(storing, name)
 
     def counted(*arguments: Any) -> Any:
         nonlocal decoding, most
@@ -74,8 +74,8 @@ def test_an_import_on_many_cores_decodes_no_more_pixels_at_once_than_on_one(
             with lock:
                 decoding -= 1
 
-    monkeypatch.setattr(importing, name, counted)
-    monkeypatch.setattr(importing, "usable_processors", lambda: 32)
+    monkeypatch.setattr(storing, name, counted)
+    monkeypatch.setattr(storing, "usable_processors", lambda: 32)
     monkeypatch.setattr(in_flight, "PIXELS", Budget(3 * 40 * 50))
     dataset = importing.import_(tmp_path / "folder", tmp_path / "data", copy=copy)
     assert len(dataset.images) == 24
