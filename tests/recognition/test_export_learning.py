@@ -26,7 +26,7 @@ from landmarks.recognition.export_learning import LearningScores
 from landmarks.recognition.gallery import open_gallery
 from landmarks.recognition.kernel_density import neighbourhood_of
 from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.portable import ExportedNetwork, open_export, read_export_record
+from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.portable_learning import (
     ACCEPTED,
     learned_file,
@@ -36,6 +36,7 @@ from landmarks.recognition.portable_learning import (
     read_learning,
     write_learned_file,
 )
+from landmarks.recognition.portable_record import read_export_record
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held_beside
 from landmarks.training.discriminant import class_moments

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from made_up_exports import GOOD, by_hand
 from onnx import TensorProto, helper
 
-from landmarks.recognition.portable import open_export, read_export_record
+from landmarks.recognition.portable import open_export
+from landmarks.recognition.portable_record import read_export_record
 from landmarks.support.errors import LandmarksError
 
 

@@ -35,7 +35,8 @@ from landmarks.recognition.export_verification import (
 )
 from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.model_card import model_card
-from landmarks.recognition.portable import FORMAT, RECORD, learned_beside, open_export, read_export_record
+from landmarks.recognition.portable import learned_beside, open_export
+from landmarks.recognition.portable_record import FORMAT, RECORD, read_export_record
 from landmarks.recognition.quantise import CALIBRATED_ON, WEIGHTS, quantised, with_half_weights
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder

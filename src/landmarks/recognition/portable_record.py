@@ -1,0 +1,130 @@
+"""The record of an export: what the metadata of its ONNX file says about it, with every size and type checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from landmarks.models.preprocessing import Preprocessing, from_record
+from landmarks.recognition.known_scores import KnownRule
+from landmarks.recognition.portable_learning import LearningRecord, is_landmark_id, read_learning
+from landmarks.support.errors import LandmarksError
+
+FORMAT = 1
+"""The layout of exports that this version writes and reads."""
+
+RECORD = "landmarks"
+"""The key of the record in the file's `metadata_props`."""
+
+MAX_RECORD_BYTES = 256 * 1024**2
+MAX_LANDMARKS = 5_000_000
+MAX_NAME = 2_000
+"""Characters of the longest text that is read, such as a landmark's name."""
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """The metadata of an export: its landmarks, its preprocessing, its rule for known against unknown, and more."""
+
+    backbone: str
+    kind: str
+    """float32, float16 (the weights alone) or int8."""
+    preprocessing: Preprocessing
+    names: list[str]
+    landmark_ids: list[int]
+    temperature: float
+    rule: KnownRule | None
+    threshold: float
+    score: str
+    """What the output `known_score` is: the name of the rule, or msp without one."""
+    maps_method: str
+    identified_by: str | None
+    run: str
+    run_digest: str
+    learning: LearningRecord | None
+    """What landmarks are learned with; None: it cannot learn."""
+    raw: Mapping[str, Any]
+    """The record as it stands in the file; strings in it come from strangers."""
+
+
+def read_export_record(text: str, place: str) -> ExportRecord:
+    """Return the record of the export at `place` from its JSON; every size and type in it is checked.
+
+    Raises `LandmarksError`, naming what is wrong.
+    """
+    if len(text) > MAX_RECORD_BYTES:
+        raise _wrong(place, f"its record is larger than {MAX_RECORD_BYTES >> 20} MB")
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(place, "its record is no JSON") from error
+    if not isinstance(raw, dict) or type(raw.get("format")) is not int:
+        raise _wrong(place, "its record has no format")
+    if raw["format"] != FORMAT:
+        raise LandmarksError(
+            f"{place} was exported by {'a newer' if raw['format'] > FORMAT else 'an unknown'} version",
+            received=f"format {raw['format']}",
+            expected=f"format {FORMAT}",
+            way_out="upgrade landmarks",
+        )
+    try:
+        return _record(raw)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _wrong(place, f"its record cannot be understood: {type(error).__name__} {str(error)[:100]}") from error
+
+
+def _record(raw: dict[str, Any]) -> ExportRecord:
+    labels = raw["labels"]
+    if not isinstance(labels, list) or not 1 <= len(labels) <= MAX_LANDMARKS:
+        raise ValueError("labels")
+    preprocessing = from_record(raw["preprocessing"])
+    numbers = (*preprocessing.mean, *preprocessing.std, preprocessing.crop)
+    plausible = 1 <= preprocessing.image_size <= 8192 and 0.01 < preprocessing.crop <= 1
+    if not (plausible and all(map(math.isfinite, numbers))):
+        raise ValueError("preprocessing")
+    temperature = float(raw["temperature"])
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError("temperature")
+    rule, threshold = None, raw.get("threshold")
+    if raw.get("rule") is not None:
+        weights = {str(name): float(weight) for name, weight in raw["rule"]["weights"].items()}
+        rule = KnownRule(_text(raw["rule"]["name"]), weights, float(raw["rule"]["constant"]))
+        if threshold is None or not math.isfinite(float(threshold)):
+            raise ValueError("threshold")
+    run = raw.get("run") or {}
+    return ExportRecord(
+        backbone=_text(raw["backbone"]),
+        kind=_text(raw["kind"]),
+        preprocessing=preprocessing,
+        names=[_text(one["name"]) for one in labels],
+        landmark_ids=[_integer(one["landmark_id"]) for one in labels],
+        temperature=temperature,
+        rule=rule,
+        threshold=0.0 if threshold is None else float(threshold),
+        score=_text(raw["score"]),
+        maps_method=_text((raw.get("maps") or {}).get("method") or ""),
+        identified_by=None if raw.get("identified_by") is None else _text(raw["identified_by"]),
+        run=_text(run.get("name", "")),
+        run_digest=_text(run.get("digest", "")),
+        learning=None if raw.get("learning") is None else read_learning(raw["learning"]),
+        raw=raw,
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise ValueError("a text is missing or too long")
+    return value
+
+
+def _integer(value: object) -> int:
+    if not is_landmark_id(value):
+        raise ValueError("a landmark_id is not a 64-bit integer")
+    return value
+
+
+def _wrong(place: str, why: str) -> LandmarksError:
+    return LandmarksError(f"{place} is no export that can be read: {why}", way_out="export the run again")
