@@ -1,6 +1,6 @@
-"""Images of files into the shards of a new dataset: read, decoded, shrunk and hashed on all processors.
+"""Store the images of files in the shards of a new dataset: read, decode, shrink and hash them on all processors.
 
-A shard at a time is finished, with a table of its rows beside it, so that a killed import goes on where it was.
+Each finished shard has a table of its rows beside it, so that a killed import continues with the next shard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from landmarks.support.systems import require_text, usable_processors
 from landmarks.support.tables import read_metadata, read_table, write_table
 
 IMAGES_PER_SHARD = 2_000
-"""Also the number of images that are imported again after a kill, at most."""
+"""The most images that are imported again after a kill."""
 
 UNFINISHED = ".import"
 """The folder that holds a table for each finished shard until the whole dataset is finished."""

@@ -1,4 +1,4 @@
-"""The scores that compare an image with remembered ones, as a layer of an export: in full, or in a fifth of the room.
+"""The scores that compare an image with remembered ones, as a layer of an export, in a full and in a compact form.
 
 Both Mahalanobis scores are differences of squared distances, which share most of what they are made of. With P the
 inverse covariance within landmarks, Q that of all images, and the means m of all images, c_k of a landmark and u of
@@ -9,10 +9,9 @@ unknown images:
 
 so that one symmetric matrix Q - P and some columns are kept instead of two whitening matrices and their means.
 
-The compact form keeps remembered images along their main axes alone, and numbers as whole multiples of a step: they
-take four or five bits each once the file is compressed. So few images that axes would take more room than they save
-are kept in eight bits instead. Otherwise numbers are in half precision, or in single where they are too large for it,
-as inverse covariances are where each landmark has a single image.
+In full, numbers are in half precision, or in single if half cannot hold them (inverse covariances where each landmark
+has one image). The compact form stores remembered images by their coordinates along their main axes, and all numbers as
+multiples of a step, which compress well. If axes would take more room than they save, images are in eight bits.
 """
 
 from __future__ import annotations
@@ -29,20 +28,23 @@ MAX_BYTES = 32 * 1024**2
 """Size of the remembered images in half precision: 13,000 of them of 1,280 numbers."""
 
 KEPT = 0.97
-"""Share of the squares of remembered images' directions that the compact form keeps, along their main axes."""
+"""Share of the squared length of remembered images that their main axes hold in the compact form."""
 
 STEP = 1 / 48
-"""Of the coordinates of remembered images, whose length is 1; cosines are off by 0.006 in the mean."""
+"""Step of the coordinates of remembered images, which have length 1: rounding moves a cosine by STEP / √12 = 0.006."""
 
 STEPS = 31
-"""The largest number in a column of axes, or of the matrix Q - P beside its diagonal."""
+"""Largest multiple in a column of axes, or of the matrix Q - P without its diagonal."""
 
 EIGHT_BITS = 127
-"""The largest number in a column of images that are not along axes."""
+"""Largest multiple in a column of images that are not stored along axes."""
 
 
 class GalleryScores(nn.Module):
-    """The scores that are in `needs`, of features (N, W); `recognition.gallery` defines them."""
+    """The scores in `needs` of features (N, W), as `recognition.gallery` defines them.
+
+    Raises `LandmarksError` if the gallery, or its unknown images, are needed and missing.
+    """
 
     labels: Tensor
     centres: Tensor

@@ -32,8 +32,8 @@ OUTPUTS = ("probabilities", "known_score", "best", "maps")
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """The graph in the pieces that it is made of, so that one of them can be quantised alone."""
+class GraphParts:
+    """The three parts of the graph, so that the backbone can be quantised alone."""
 
     preprocessing: onnx.ModelProto
     backbone: onnx.ModelProto  # normalised → (last_maps,) features
@@ -42,9 +42,11 @@ class Parts:
     """Why there are no heat maps; empty: there are."""
 
 
-def graph_parts(recogniser: Recogniser, *, compact: bool = False, learning: Learning | None = None) -> Parts:
-    """Return the parts of a trained recogniser's graph; `compact` keeps remembered images in a quarter
-    of the room, and with `learning` it says what landmarks are learned from.
+def graph_parts(recogniser: Recogniser, *, compact: bool = False, learning: Learning | None = None) -> GraphParts:
+    """Return the parts of a trained recogniser's graph.
+
+    `compact` stores remembered images in less room (see `export_gallery`); `learning` adds the outputs that landmarks
+    are learned from.
 
     Raises `LandmarksError` for a network that PyTorch cannot export, with its reason.
     """
@@ -55,25 +57,23 @@ def graph_parts(recogniser: Recogniser, *, compact: bool = False, learning: Lear
     backbone = _Backbone(network, with_maps=not why).eval()
     kind = _Tail if why else _TailWithMaps
     tail = kind(recogniser, network, compact=compact, learning=learning).eval()
-    inputs, outputs = [FEATURES], [FEATURES]
-    named = list(OUTPUTS[:3])
-    if not why:
-        inputs, outputs, named = [LAST_MAPS, FEATURES], [LAST_MAPS, FEATURES], list(OUTPUTS)
+    between = [FEATURES] if why else [LAST_MAPS, FEATURES]
+    outputs = list(OUTPUTS[:3] if why else OUTPUTS)
     if learning is not None:
-        named += [WHITENED, TRAINED_SCORES]
+        outputs += [WHITENED, TRAINED_SCORES]
     with torch.no_grad():
-        between = backbone(images)
-    return Parts(
+        example = backbone(images)
+    return GraphParts(
         preprocessing=preprocessing_model(network.preprocessing),
-        backbone=_exported(backbone, (images,), [NORMALISED], outputs, network.backbone_name),
-        tail=_exported(tail, between, inputs, named, network.backbone_name),
+        backbone=_exported(backbone, (images,), [NORMALISED], between, network.backbone_name),
+        tail=_exported(tail, example, between, outputs, network.backbone_name),
         maps=why,
     )
 
 
 @torch.no_grad()
 def why_no_maps(network: Network) -> str:
-    """Return why no heat map of `network` can be written down without a backward pass; empty: it can."""
+    """Return why the graph cannot hold heat maps, which have to do without a backward pass; empty: it can."""
     size = network.preprocessing.image_size
     noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
@@ -100,7 +100,7 @@ class _Backbone(nn.Module):
 
 
 class _Tail(nn.Module):
-    """What follows the features: all of it small, and kept in single precision."""
+    """What follows the features. It is small, and computes in single precision."""
 
     def __init__(self, recogniser: Recogniser, network: Network, *, compact: bool, learning: Learning | None) -> None:
         super().__init__()
@@ -135,11 +135,11 @@ class _TailWithMaps(_Tail):
 
 
 def _exported(
-    module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], name: str
+    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], name: str
 ) -> onnx.ModelProto:
-    """Return `module` as ONNX, its batch open; nothing is printed."""
+    """Return `module`, traced with an `example` of its inputs, as ONNX for any number of images; print nothing."""
     batch = torch.export.Dim("N", min=1)
-    shapes = tuple({0: batch} for _ in given)
+    shapes = tuple({0: batch} for _ in example)
     quiet = [logging.getLogger(room) for room in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in quiet]
     try:
@@ -149,7 +149,7 @@ def _exported(
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
-                given,
+                example,
                 input_names=inputs,
                 output_names=outputs,
                 dynamic_shapes=shapes,
@@ -159,7 +159,7 @@ def _exported(
             )
     except MemoryError:
         raise
-    except Exception as error:  # PyTorch's exporter has a dozen kinds
+    except Exception as error:  # PyTorch's exporter raises a dozen exception types
         reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         raise LandmarksError(
             f"{name} cannot be exported by PyTorch ({reason})", way_out="name a run of another network"
@@ -178,19 +178,18 @@ def _exported(
     return model
 
 
-def joined(parts: Parts) -> onnx.ModelProto:
-    """Return the parts as one model, `image` uint8 (N, H, W, 3) in, and `OUTPUTS` with `features` out."""
+def joined(parts: GraphParts) -> onnx.ModelProto:
+    """Return the parts as one model: input `image` uint8 (N, H, W, 3), outputs `OUTPUTS` and `features`."""
     backbone = compose.add_prefix(parts.backbone, "backbone.", rename_inputs=False, rename_outputs=False)
     tail = compose.add_prefix(parts.tail, "tail.", rename_inputs=False, rename_outputs=False)
     models = [parts.preprocessing, backbone, tail]
-    given = parts.preprocessing.graph.input
     ends = {one.name: one for model in models[1:] for one in model.graph.output}
     order = ("probabilities", FEATURES, "known_score", "best", "maps", WHITENED, TRAINED_SCORES)
     names = [name for name in order if name in ends]
     graph = helper.make_graph(
         [node for model in models for node in model.graph.node],
         "landmarks",
-        given,
+        parts.preprocessing.graph.input,
         [ends[name] for name in names],
         [tensor for model in models for tensor in model.graph.initializer],
     )
