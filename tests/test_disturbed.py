@@ -114,11 +114,9 @@ def do(*arguments: str) -> None:
     assert run(list(arguments)) == 0, arguments
 
 
-@pytest.fixture(scope="session")
-def data_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_base(base: Path, images: int) -> None:
     """A mirror of three landmarks, its selection, its dataset divided, and some of it as folders."""
-    base = tmp_path_factory.mktemp("disturbed") / "base"
-    make_miniature(base / "mirror", landmarks=3, images=8, unknown=2, size=64)
+    make_miniature(base / "mirror", landmarks=3, images=images, unknown=2, size=64)
     before = Path.cwd()
     os.chdir(base)
     try:
@@ -130,18 +128,25 @@ def data_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.rmtree(base / "unpacked")
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def data_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the verbs of data begin with."""
+    base = tmp_path_factory.mktemp("disturbed") / "base"
+    make_base(base, images=8)
     return base
 
 
 @pytest.fixture(scope="session")
-def trained_base(data_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a run, and one that was evaluated."""
+def trained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the verbs of runs begin with: the same with a run, one evaluated, and groups enough for `subsets`."""
     import timm
     import torch
     from safetensors.torch import save_file
 
     base = tmp_path_factory.mktemp("disturbed-run") / "base"
-    shutil.copytree(data_base, base)
+    make_base(base, images=16)
     torch.manual_seed(0)
     drawn = timm.create_model("test_resnet", pretrained=False, num_classes=0).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in drawn.items()}, base / "w.safetensors")
