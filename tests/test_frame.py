@@ -180,7 +180,7 @@ def test_who_asks_twice_does_not_wait_for_threads_and_sees_no_traceback() -> Non
 
 SOURCES = sorted(Path(landmarks.__file__).parent.rglob("*.py"))
 ONE_PLACE = {
-    r"(?<![\w.])print\(": ("terminal.py", "main.py"),
+    r"(?<![\w.])print\(": ("console.py", "main.py"),
     r"\.write_csv\([^)]*(aside|path|out|file)": ("tables.py",),
     r"csv\.writer\(": ("metadata.py",),  # of the made-up archive, whose CSVs are as the archive's
     r"\.write_parquet\(": ("tables.py",),

@@ -1,13 +1,55 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from landmarks.support import console
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\x08\u202egnp.exe\r\x7f"
+
+
+def steers(text: str) -> bool:
+    """Whether a text, its line ends aside, holds anything that a terminal obeys."""
+    return any(not letter.isprintable() and letter not in "\n" for letter in text)
+
+
+@given(st.text())
+def test_whatever_is_shown_is_one_line_that_steers_nothing(text: str) -> None:
+    assert "\n" not in console.safe_line(text)
+    assert not any(letter in console.safe_line(text) for letter in "\x1b\x9b\x07\x08\r\x7f\u202e\u2066\u2028")
+
+
+@pytest.mark.parametrize("text", ["Łódź, 東京, é", "a [bold]b[/bold]", "C:\\photos\\x"])
+def test_names_of_all_languages_are_shown_as_they_are(text: str) -> None:
+    assert console.safe_line(text) == text
+
+
+def test_no_way_to_the_terminal_lets_an_escape_sequence_through(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note(f"rejected: {HOSTILE}")
+    console.show(HOSTILE)
+    console.print_table(["image", HOSTILE], [["a", HOSTILE]], title=HOSTILE)
+    console.run_step(["split", HOSTILE], lambda: None)
+    console.show_json({"name": HOSTILE})
+    printed = capsys.readouterr()
+    assert not steers(printed.out + printed.err)
+
+
+@given(st.text())
+def test_json_stays_the_json_that_it_is(text: str) -> None:
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written):
+        console.show_json({text: [text, 1, None]})
+    assert json.loads(written.getvalue()) == {text: [text, 1, None]}
+    assert not steers(written.getvalue().replace("\t", "?")) or not text.isprintable()
+    assert not any(letter in written.getvalue() for letter in "\x1b\x9b\x07\x7f\u202e")
 
 
 def test_brackets_in_names_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:

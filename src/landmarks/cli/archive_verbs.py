@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from landmarks.cli.everywhere import Json, counts_of, print_json
-from landmarks.support.terminal import show
+from landmarks.support.console import note, plural, print_table, show
 
 MirrorPlace = Annotated[
     str, typer.Argument(help="A mirror of the archive: a folder, or an http(s):// or s3:// address.")
@@ -58,7 +58,6 @@ def select(
     --take 100 --choose 20 --seed 0
     """
     from landmarks.archive.select import select as select_images
-    from landmarks.support.console import note, plural, print_table
 
     chosen = select_images(
         mirror,
@@ -120,7 +119,6 @@ def locate(
     Example: landmarks locate https://s3.amazonaws.com/google-landmark -o index.parquet
     """
     from landmarks.archive.locate import locate as locate_images
-    from landmarks.support.console import note
 
     index = locate_images(mirror, out, set=set, workers=workers)
     if json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from landmarks.cli.everywhere import Json, counts_of, print_json
-from landmarks.support.terminal import show, show_lines
+from landmarks.support.console import note, plural, print_table, show, show_lines
 
 # ── `landmarks import` ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -39,7 +39,6 @@ def import_(
     Example: landmarks import ~/images -o data/mine
     """
     from landmarks.dataset.importing import import_ as import_images
-    from landmarks.support.console import plural
 
     dataset = import_images(source, out, labels=labels, copy=copy, max_side=max_side, add=add)
     if json:
@@ -76,7 +75,6 @@ def join(
     Example: landmarks join data/twenty data/mine -o data/both
     """
     from landmarks.dataset.joining import join as join_datasets
-    from landmarks.support.console import plural
 
     dataset = join_datasets(data, out, by_reference=by_reference, max_side=max_side, cache_gb=cache_gb)
     if json:
@@ -145,7 +143,6 @@ def split(
 
     from landmarks.dataset.manifest import SPLITS
     from landmarks.dataset.split import split as split_dataset
-    from landmarks.support.console import print_table
 
     dataset = split_dataset(
         data,
@@ -217,7 +214,6 @@ def credits(
     """
     from landmarks.dataset.credits import by_license, credits_as_text
     from landmarks.dataset.credits import credits as list_credits
-    from landmarks.support.console import note, plural, print_table
 
     to_stdout = str(out) == "-"
     table = list_credits(data, None if to_stdout else out)
@@ -257,7 +253,6 @@ def audit(
     Example: landmarks audit runs/mobilenet -o wrong.csv
     """
     from landmarks.evaluation.audit import audit as find_label_errors
-    from landmarks.support.console import print_table
 
     errors = find_label_errors(run, out, data=data, split=split, device=device)
     if json:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from landmarks.support.console import show_json
 from landmarks.support.errors import UsageError
-from landmarks.support.terminal import show_json
 
 if TYPE_CHECKING:
     from landmarks.dataset.manifest import Dataset

@@ -20,11 +20,10 @@ import typer
 
 from landmarks import __version__
 from landmarks.cli.everywhere import EPILOG, EXIT_CODES, CommandLine, parse_shared_options
-from landmarks.support.console import output_settings, to_log
+from landmarks.support.console import output_settings, safe_line, to_log
 from landmarks.support.disk import as_disk_error
 from landmarks.support.errors import LandmarksError, NothingThereError, did_you_mean, naming_the_extra
 from landmarks.support.systems import accept_any_text, interrupt_when_asked_to_end, wait_without_spinning
-from landmarks.support.terminal import safe_line
 
 app = typer.Typer(
     name="landmarks",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landmarks.cli.everywhere import Json, print_json
+from landmarks.support.console import plural, print_table, show, show_lines
 from landmarks.support.errors import UsageError
-from landmarks.support.terminal import show, show_lines
 
 if TYPE_CHECKING:
     from landmarks.evaluation.results import Evaluation
@@ -78,7 +78,6 @@ def evaluate(
 
 def _show_evaluation(evaluation: Evaluation, as_json: bool) -> None:
     from landmarks.evaluation.results import MEANINGS
-    from landmarks.support.console import print_table
 
     if as_json:
         print_json(evaluation.record)
@@ -147,7 +146,6 @@ def _show_retrieval(submission: Path, truth: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from landmarks.evaluation.retrieval import DEFINITIONS, score_retrieval
-    from landmarks.support.console import print_table
 
     metrics = asdict(score_retrieval(submission, truth))
     if as_json:
@@ -178,7 +176,6 @@ def subsets(
     from landmarks.evaluation.predictions import SUBSETS_SUFFIX
     from landmarks.evaluation.results import format_share
     from landmarks.evaluation.subsets import subsets as draw_subsets
-    from landmarks.support.console import print_table
 
     numbers = draw_subsets(run, landmarks, data=data, device=device)
     if json:
@@ -220,7 +217,6 @@ def explain(
     Example: landmarks explain runs/resnet50 holiday/*.jpg
     """
     from landmarks.explanation.explain import explain as draw
-    from landmarks.support.console import print_table
 
     result = draw(run, images, data=data, split=split, count=count, faithfulness=faithfulness, device=device)
     if json:
@@ -238,7 +234,6 @@ def explain(
 
 
 def _show_faithfulness(record: dict[str, Any]) -> None:
-    from landmarks.support.console import print_table
 
     rows = [
         [heat_map["map"], *(_format_curve(heat_map[curve]) for curve in ("deletion", "insertion"))]
@@ -271,7 +266,6 @@ def compare(
     Example: landmarks compare runs/baseline runs/mobilenet
     """
     from landmarks.evaluation.compare import compare as compare_runs
-    from landmarks.support.console import plural, print_table
 
     comparison = compare_runs(first, second, name=name)
     if json:
@@ -344,7 +338,6 @@ def reproduce(
     """
     from landmarks.reporting.study_table import study_lines
     from landmarks.study.reproduce import reproduce as run_study
-    from landmarks.support.console import print_table
 
     record = run_study(
         data, out, test=test, networks=networks, image_size=image_size, epochs=epochs, weights=weights, seed=seed

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from landmarks.cli.everywhere import Json, print_json
-from landmarks.support.terminal import show, show_lines
+from landmarks.support.console import command_options, print_table, show, show_lines
 from landmarks.training.limits import OneOf, allowed
 from landmarks.training.recipe import settings as settings_of_a_recipe
 
@@ -33,7 +33,6 @@ def networks(
     Example: landmarks networks resnet50 --classes 100
     """
     from landmarks.models.catalogue import networks as list_networks
-    from landmarks.support.console import print_table
 
     table = list_networks(name, classes=classes, head=head, image_size=image_size)
     if json:
@@ -115,7 +114,6 @@ def recipe(
 
     Example: landmarks recipe default --toml > mine.toml
     """
-    from landmarks.support.console import print_table
     from landmarks.training.recipe import command_line_settings, recipe_named
     from landmarks.training.recipe_file import COLUMNS, rows_of, toml_of
 
@@ -202,7 +200,6 @@ def tune(
 
     Example: landmarks tune data --backbone mobilenetv2_100 --image-size 160 --trials 50
     """
-    from landmarks.support.console import command_options
     from landmarks.training.recipe import command_line_settings
     from landmarks.training.tune import print_trials
     from landmarks.training.tune import tune as search

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landmarks.cli.everywhere import Json, print_json
+from landmarks.support.console import note, plural, print_table, show, show_lines
 from landmarks.support.errors import UsageError
-from landmarks.support.terminal import show, show_lines
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +39,6 @@ def predict(
     from landmarks.recognition.answers import NOT_KNOWN
     from landmarks.recognition.predict import counts
     from landmarks.recognition.predict import predict as predict_images
-    from landmarks.support.console import note, plural, print_table
     from landmarks.support.errors import UsageError
     from landmarks.support.tables import csv_text
 
@@ -183,7 +182,6 @@ def forget(
 
 
 def _show_learned(table: pl.DataFrame, as_json: bool) -> None:
-    from landmarks.support.console import print_table
 
     if as_json:
         print_json(table)
@@ -284,7 +282,6 @@ def index(
     Example: landmarks index data testdata --run runs/mobilenet -o images.index
     """
     from landmarks.recognition.indexing import index as index_images
-    from landmarks.support.console import plural
 
     gallery = index_images(data or [], out, run=run, remove=remove or (), dimensions=dimensions, device=device)
     if json:
@@ -310,7 +307,6 @@ def search(
     Example: landmarks search images.index holiday/1.jpg --top 5
     """
     from landmarks.recognition.searching import search as search_images
-    from landmarks.support.console import note, print_table
 
     table = search_images(index, images, top=top, verify=verify, drawings=drawings, device=device)
     failed = table.filter(table["problem"].is_not_null())

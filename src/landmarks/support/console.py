@@ -1,9 +1,11 @@
-"""Output to the console and the log: notes, tables and progress."""
+"""Output to the console and the log: lines that steer no terminal, notes, tables and progress."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
+import re
 import shlex
 import time
 import warnings
@@ -18,9 +20,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from landmarks.support.addresses import without_secrets
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError
-from landmarks.support.terminal import safe_line
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -36,6 +38,46 @@ out = Console(highlight=False, soft_wrap=True)
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Standard error, for everything else: choices and their reasons, warnings, progress."""
+
+
+# ── Lines of text from strangers: names may hold characters that control a terminal ─────────────────────────────────
+
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters (C0 and C1), line separators of Unicode, and marks that change the direction of text."""
+
+
+def show(text: object) -> None:
+    """Print one line of results to standard output, without markup and control characters."""
+    print(safe_line(str(text)))
+
+
+def show_lines(text: str) -> None:
+    """Print several lines of results to standard output."""
+    for line in text.splitlines():
+        show(line)
+
+
+def show_json(value: object, indent: int | None = 2) -> None:
+    """Print `value` as JSON to standard output, with control characters escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    print(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text))
+
+
+def safe_line(text: str) -> str:
+    """Return `text` on one line, without the secrets of addresses and with control characters escaped.
+
+    Names of files, landmarks and authors come from strangers; an escape sequence in one of them is shown as `\\x1b`.
+    """
+    return _CONTROL.sub(_escape, without_secrets(text).replace("\n", " "))
+
+
+def _escape(found: re.Match[str]) -> str:
+    letter = found[0]
+    return " " if letter in "\t\r" else letter.encode("unicode_escape").decode()
+
+
+# ── Notes, on the screen and in the log ─────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -95,6 +137,9 @@ def to_log(text: str) -> None:
     except OSError as error:  # a full disk must not end a training
         _outputs.log = None
         err.print(escape(f"the log {log.name} is not written any more ({error.strerror or error})"))
+
+
+# ── Tables and progress ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def plural(amount: int, one: str) -> str:

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
 from landmarks.models.rewriting import blocks, enable_gradient_checkpointing
-from landmarks.support.console import print_table
+from landmarks.support.console import print_table, show
 from landmarks.support.places import Place
-from landmarks.support.terminal import show
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.choices import set_memory_layout
 from landmarks.training.finetune import Training, accumulate_gradients, set_training
