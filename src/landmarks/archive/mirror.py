@@ -18,11 +18,10 @@ import os
 import re
 from pathlib import Path
 
-from landmarks.support.addresses import parse_address
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, read_record, write_record, written_whole
-from landmarks.support.places import Place
+from landmarks.support.places import Place, parse_address
 from landmarks.support.remote_files import RemoteFiles
 from landmarks.support.requests import AbsentError, MirrorError, Patience, RefusedError
 

@@ -23,11 +23,10 @@ from landmarks.dataset.trust import (
     require_sound_labels,
     require_sound_splits,
 )
-from landmarks.support.addresses import without_secrets
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
-from landmarks.support.places import Place, as_given
+from landmarks.support.places import Place, as_given, without_secrets
 from landmarks.support.systems import require_text
 from landmarks.support.tables import read_table, read_with_metadata, write_table
 

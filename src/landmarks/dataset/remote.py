@@ -19,10 +19,10 @@ from pathlib import Path
 
 from landmarks.dataset.manifest import CORRECTIONS_FILE, SPLIT_FILE, Dataset, open_dataset
 from landmarks.dataset.trust import open_plain
-from landmarks.support.addresses import parse_address
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import MAX_RECORD_BYTES, written_whole
+from landmarks.support.places import parse_address
 from landmarks.support.remote_files import RemoteFiles
 from landmarks.support.requests import AbsentError, Patience
 

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import polars as pl
 
-from landmarks.support.addresses import parse_address, place_of
 from landmarks.support.errors import LandmarksError
+from landmarks.support.places import parse_address, place_of
 
 MAX_IMAGE_BYTES = 1 << 28
 """Larger image files are neither imported nor read from a shard."""

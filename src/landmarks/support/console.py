@@ -20,9 +20,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from landmarks.support.addresses import without_secrets
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError
+from landmarks.support.places import without_secrets
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

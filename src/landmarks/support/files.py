@@ -16,7 +16,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from landmarks import __version__
-from landmarks.support.addresses import without_secrets
 from landmarks.support.console import note
 from landmarks.support.disk import (
     ASIDE,
@@ -33,7 +32,7 @@ from landmarks.support.disk import (
     write_error,
 )
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
-from landmarks.support.places import Place
+from landmarks.support.places import Place, without_secrets
 from landmarks.support.systems import readable, require_text
 
 FORMAT = 3

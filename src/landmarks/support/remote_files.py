@@ -17,7 +17,7 @@ from typing import Any
 
 import obstore
 
-from landmarks.support.addresses import place_of
+from landmarks.support.places import place_of
 from landmarks.support.requests import (
     AbsentError,
     BrokenAnswerError,

@@ -29,8 +29,8 @@ from typing import Any, TypeVar
 import obstore.exceptions
 import obstore.store
 
-from landmarks.support.addresses import parse_address, without_query, without_secrets
 from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.places import parse_address, without_query, without_secrets
 from landmarks.support.systems import require_text
 
 T = TypeVar("T")

@@ -11,10 +11,9 @@ from typing import Any
 import polars as pl
 
 from landmarks import __version__
-from landmarks.support.addresses import without_secrets
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_other_formats, refuse_other_kind, written_whole
-from landmarks.support.places import Place
+from landmarks.support.places import Place, without_secrets
 from landmarks.support.systems import readable, require_text
 
 MAX_UNCHECKED_ROWS = 1_000_000
