@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from csv_mirror import COMMONS, IMAGES, image, write_mirror
 
-from landmarks.archive.local_csvs import PUBLISHED_BYTES
+from landmarks.archive.mirror import PUBLISHED_BYTES
 from landmarks.archive.select import SELECTION, select
 from landmarks.cli.main import run
 from landmarks.support.errors import LandmarksError, UsageError

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from landmarks.archive.index import TarIndex, spans
-from landmarks.archive.local_csvs import PUBLISHED_BYTES
-from landmarks.archive.mirror import Mirror, tar_path
+from landmarks.archive.mirror import PUBLISHED_BYTES, Mirror, tar_path
 from landmarks.archive.tar_to_shard import TarTask
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, UsageError

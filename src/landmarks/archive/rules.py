@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from landmarks.archive.landmark_names import name_contains, not_landmarks
+from landmarks.archive.csv_tables import name_contains, not_landmarks
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.places import Place

@@ -23,14 +23,15 @@ from landmarks.archive.csv_tables import (
     TRAIN,
     CsvTable,
     collect,
+    contains_pattern,
     invalid_row_error,
     lines_of,
     read_checked,
     scan,
+    with_details,
+    with_names,
 )
-from landmarks.archive.landmark_names import contains_pattern, with_details, with_names
-from landmarks.archive.local_csvs import MirrorCsvs, mean_image_bytes
-from landmarks.archive.mirror import Mirror, open_mirror
+from landmarks.archive.mirror import Mirror, MirrorCsvs, mean_image_bytes, open_mirror
 from landmarks.archive.rules import (
     DATA,
     SelectionRule,
