@@ -10,7 +10,6 @@ import pytest
 
 from landmarks.dataset.layouts import list_source
 from landmarks.dataset.sources import SYSTEM_FOLDERS, Source, find_images
-from landmarks.dataset.spelling import parse_split
 from landmarks.support.errors import LandmarksError, UsageError
 
 
@@ -24,19 +23,6 @@ def put(folder: Path, *files: str) -> Path:
 
 def places(source: Source) -> set[tuple[str | None, str | None]]:
     return {(one.split, one.name) for one in source.found}
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        *((name, "train") for name in ("train", "Train", "TRAINING", "Training Set", "train_images", "trainset")),
-        *((name, "val") for name in ("val", "Valid", "VALIDATION", "dev", "validation_data", "val2017", "eval")),
-        *((name, "test") for name in ("test", "Testing", "TEST_SET", "images_test", "test.split", "tests")),
-        *((name, None) for name in ("trainer", "value", "testament", "valley", "training camp", "set", "", "contest")),
-    ],
-)  # fmt: skip
-def test_splits_are_known_by_what_people_call_them(name: str, split: str | None) -> None:
-    assert parse_split(name) == split
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from landmarks.dataset.csv_text import SEPARATORS
+from landmarks.dataset.csv_files import SEPARATORS
 from landmarks.support.errors import LandmarksError
 from landmarks.support.systems import require_text
 

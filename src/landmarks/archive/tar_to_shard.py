@@ -28,10 +28,10 @@ from landmarks.archive.transfer import (
     request_images,
     stream_images,
 )
-from landmarks.dataset import in_flight
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, ImageError, prepare
 from landmarks.dataset.shards import ShardWriter
+from landmarks.dataset.storing import PIXELS_IN_FLIGHT, pixels_decoded
 from landmarks.support.arrays import open_array
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
@@ -250,7 +250,7 @@ def _prepare(task: TarTask, image: FetchedImage) -> tuple[bytes, int, int, int]:
 
 
 def _decode(jpeg: bytes, max_side: int) -> tuple[bytes, int, int, int]:
-    with in_flight.PIXELS.taking(in_flight.pixels_decoded(jpeg, max_side)):
+    with PIXELS_IN_FLIGHT.taking(pixels_decoded(jpeg, max_side)):
         data, image = prepare(jpeg, max_side)
     return data, image.shape[1], image.shape[0], perceptual_hash(image)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from landmarks.dataset.csv_text import SEPARATORS, text_of
+from landmarks.dataset.csv_files import SEPARATORS, text_of
 from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, Dataset
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError

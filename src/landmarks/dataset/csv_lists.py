@@ -10,13 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from landmarks.dataset.csv_paths import ListedFiles
-from landmarks.dataset.csv_text import SEPARATORS, text_of
-from landmarks.dataset.doubtful_names import integer_labels
+from landmarks.dataset.csv_files import SEPARATORS, ListedFiles, text_of
 from landmarks.dataset.manifest import SPLITS
 from landmarks.dataset.naming import UNKNOWN, normalised_name
 from landmarks.dataset.sources import SUFFIXES, FoundImage, Source
-from landmarks.dataset.spelling import COLUMNS, column_key, find_columns, is_fallback, may_be_split_column, parse_split
+from landmarks.dataset.spelling import (
+    COLUMNS,
+    column_key,
+    find_columns,
+    integer_labels,
+    is_fallback,
+    may_be_split_column,
+    parse_split,
+)
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.systems import readable
 

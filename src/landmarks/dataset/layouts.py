@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from landmarks.dataset.csv_lists import list_csv
-from landmarks.dataset.doubtful_names import remarks_about_folders, remarks_about_names
 from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, normalised_name, read_labels_csv
 from landmarks.dataset.sources import (
     LISTS,
@@ -22,7 +21,7 @@ from landmarks.dataset.sources import (
     way_out_of_name,
     with_image_ids,
 )
-from landmarks.dataset.spelling import parse_split, split_in_words, words_of
+from landmarks.dataset.spelling import parse_split, remarks_about_folders, remarks_about_names, split_in_words, words_of
 from landmarks.dataset.split_folders import (
     Layout,
     Steps,

@@ -5,6 +5,8 @@ Each finished shard has a table of its rows beside it, so that a killed import c
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +16,8 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from landmarks.dataset import in_flight
 from landmarks.dataset.groups import HASH_FORM, perceptual_hash
-from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare
+from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare, size_of
 from landmarks.dataset.manifest import IMAGES, REJECTED, Dataset, open_dataset
 from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import FoundImage
@@ -140,9 +141,9 @@ def _read_image(file: FoundImage, max_side: int | None) -> tuple[dict[str, Any],
         size = file.path.stat().st_size
         if size > MAX_IMAGE_BYTES:
             raise LandmarksError("a file too large to be an image", received=f"{size:,} bytes")
-        with in_flight.BYTES.taking(size):
+        with BYTES_IN_FLIGHT.taking(size):
             data = file.path.read_bytes()
-            with in_flight.PIXELS.taking(in_flight.pixels_decoded(data, max_side)):
+            with PIXELS_IN_FLIGHT.taking(pixels_decoded(data, max_side)):
                 if max_side is None:
                     require_text(file.path.absolute())  # the table holds it unescaped
                     image = decode(data)
@@ -171,3 +172,60 @@ def in_parallel(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+# ── Limits on bytes and pixels in memory: threads wait for their turn, so that more cores take no more memory ───────
+
+
+MAX_BYTES_READ = 1 << 29
+"""Bytes of files that all threads together may have read but not yet decoded."""
+
+MAX_PIXELS_DECODED = 96_000_000
+"""Pixels that all threads together may be decoding: about a gigabyte with the copies that resizing needs."""
+
+
+class Budget:
+    """An amount that threads share, in the order of their requests; a request above the limit gets all of it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taking(self, amount: int) -> Iterator[None]:
+        """Wait until `amount` is free, and hold it while the block runs."""
+        amount, turn = min(amount, self.limit), object()
+        with self._changed:
+            self._waiting.append(turn)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is turn and self._used + amount <= self.limit)
+                self._used += amount
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
+BYTES_IN_FLIGHT = Budget(MAX_BYTES_READ)
+PIXELS_IN_FLIGHT = Budget(MAX_PIXELS_DECODED)
+
+
+def pixels_decoded(data: bytes, max_side: int | None) -> int:
+    """Return the number of pixels in memory while an image is decoded to be shrunk to `max_side`.
+
+    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that is no smaller than `max_side`, anything
+    else at full size. Raises `ImageError` if its headers show that it is no image, or too large.
+    """
+    width, height = size_of(data)
+    scale = 1
+    if max_side is not None and data[:3] == b"\xff\xd8\xff":
+        while scale < 8 and max(width, height) >= 2 * scale * max_side:
+            scale *= 2
+    return -(-width // scale) * -(-height // scale)

@@ -1,10 +1,23 @@
-"""Names that may not be meant as they stand are said, and taken all the same."""
+"""Splits are known in any spelling; names that may not be meant as they stand are said, and taken all the same."""
 
 from __future__ import annotations
 
 import pytest
 
-from landmarks.dataset.doubtful_names import integer_labels, remarks_about_folders, remarks_about_names
+from landmarks.dataset.spelling import integer_labels, parse_split, remarks_about_folders, remarks_about_names
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *((name, "train") for name in ("train", "Train", "TRAINING", "Training Set", "train_images", "trainset")),
+        *((name, "val") for name in ("val", "Valid", "VALIDATION", "dev", "validation_data", "val2017", "eval")),
+        *((name, "test") for name in ("test", "Testing", "TEST_SET", "images_test", "test.split", "tests")),
+        *((name, None) for name in ("trainer", "value", "testament", "valley", "training camp", "set", "", "contest")),
+    ],
+)  # fmt: skip
+def test_splits_are_known_by_what_people_call_them(name: str, split: str | None) -> None:
+    assert parse_split(name) == split
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from landmarks.dataset import importing, in_flight, storing
+from landmarks.dataset import importing, storing
 from landmarks.dataset.images import encode
-from landmarks.dataset.in_flight import Budget, pixels_decoded
+from landmarks.dataset.storing import Budget, pixels_decoded
 
 
 def test_never_more_is_taken_than_there_is_and_everybody_is_served() -> None:
@@ -76,7 +76,7 @@ def test_an_import_on_many_cores_decodes_no_more_pixels_at_once_than_on_one(
 
     monkeypatch.setattr(storing, name, counted)
     monkeypatch.setattr(storing, "usable_processors", lambda: 32)
-    monkeypatch.setattr(in_flight, "PIXELS", Budget(3 * 40 * 50))
+    monkeypatch.setattr(storing, "PIXELS_IN_FLIGHT", Budget(3 * 40 * 50))
     dataset = importing.import_(tmp_path / "folder", tmp_path / "data", copy=copy)
     assert len(dataset.images) == 24
     assert most <= 3
