@@ -15,8 +15,7 @@ from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.subsets import subsets
 from landmarks.recognition.recogniser import load
 from landmarks.support.errors import LandmarksError
-from landmarks.training.run import Run, open_run
-from landmarks.training.run_html import curves_svg
+from landmarks.training.run import Run, curves_svg, open_run
 
 VOID = {"img", "br", "hr"}
 

@@ -27,8 +27,8 @@ from landmarks.reporting.page import report
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.support.tables import read_table, write_table
+from landmarks.training.eligible_images import copies_of_seen
 from landmarks.training.run import open_run
-from landmarks.training.seen_copies import copies_of_seen
 from landmarks.training.train import train
 
 NAMES = ("arch", "bridge", "castle")

@@ -7,10 +7,10 @@ from pathlib import Path
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.catalogue import networks
 from landmarks.models.network import build_network
+from landmarks.training.checkpoint import State
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
 from landmarks.training.record import result_sentence, run_record
-from landmarks.training.state import State
 
 
 def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_networks(

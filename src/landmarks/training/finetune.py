@@ -26,7 +26,18 @@ from landmarks.support.console import progress
 from landmarks.support.seeds import generator
 from landmarks.support.systems import delayed_interruption
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.checkpoint import copy_of_weights, load_checkpoint, save_checkpoint
+from landmarks.training.checkpoint import (
+    State,
+    add_steps,
+    copy_of_weights,
+    epoch_line,
+    finish_epoch,
+    is_better,
+    is_time_up,
+    live_line,
+    load_checkpoint,
+    save_checkpoint,
+)
 from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
 from landmarks.training.feeding import on_device
@@ -36,7 +47,6 @@ from landmarks.training.machine import Machine, free_memory, is_out_of_memory, o
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.processes import GradientSums, Statistics
 from landmarks.training.recipe import Recipe
-from landmarks.training.state import State, add_steps, epoch_line, finish_epoch, is_better, is_time_up, live_line
 from landmarks.training.validation import validate
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0

@@ -21,19 +21,26 @@ from landmarks.models.rewriting import enable_gradient_checkpointing
 from landmarks.support.files import held, read_record, write_record
 from landmarks.support.places import Place
 from landmarks.training.checkpoint import FILE as CHECKPOINT
-from landmarks.training.checkpoint import remove_checkpoint
+from landmarks.training.checkpoint import State, remove_checkpoint
 from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
-from landmarks.training.identity import check_folder, finished_run, identity, record_start
 from landmarks.training.machine import Machine, benchmark_convolutions, open_machine, with_readers
 from landmarks.training.own_data import seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
-from landmarks.training.record import percent, recipe_choices, result_sentence, run_record
+from landmarks.training.record import (
+    check_folder,
+    finished_run,
+    identity,
+    percent,
+    recipe_choices,
+    record_start,
+    result_sentence,
+    run_record,
+)
 from landmarks.training.ridge import ridge_probe
 from landmarks.training.run import RECORD, Run, open_run, write_run
-from landmarks.training.state import State
 from landmarks.training.timing import LAYOUTS, choose_by_timing
 from landmarks.training.training_images import TrainingImages, check_data
 

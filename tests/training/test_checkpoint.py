@@ -7,8 +7,8 @@ import math
 import pytest
 
 from landmarks.support.errors import LandmarksError
+from landmarks.training.checkpoint import MAX_OVERFLOWS, State, add_steps
 from landmarks.training.recipe import recipe_named
-from landmarks.training.state import MAX_OVERFLOWS, State, add_steps
 
 RECIPE = recipe_named("default")
 
