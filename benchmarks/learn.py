@@ -29,10 +29,11 @@ from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.evaluation.metrics import auroc, calibration_error, threshold_for_false_acceptance
 from landmarks.models.network import build_network
 from landmarks.models.rewriting import fold_batch_norm
+from landmarks.recognition.answering import learned_head
 from landmarks.recognition.closed_form import memory_of
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import make_gallery, rejection_scores
-from landmarks.recognition.learned import learned_head, with_learned
+from landmarks.recognition.learned import with_learned
 from landmarks.recognition.learned_images import Learned
 from landmarks.training.discriminant import Validation, class_moments, fitted_scale
 from landmarks.training.loader import batches, normalised

@@ -16,12 +16,9 @@ import landmarks
 from landmarks.cli.main import run as program
 from landmarks.models.gradcam import has_head_gradient
 from landmarks.models.heads import build_head
-from landmarks.recognition.answering import answering_by, choice_of
-from landmarks.recognition.answering_heads import BothHead, NeighbourHead, trained_head
-from landmarks.recognition.closed_form import Memory, memory_of
+from landmarks.recognition.answering import BothHead, NeighbourHead, answering_by, choice_of, learned_head, trained_head
+from landmarks.recognition.closed_form import CONCENTRATION, Memory, Neighbourhood, memory_of, neighbourhood_of
 from landmarks.recognition.directions import directions
-from landmarks.recognition.kernel_density import CONCENTRATION, Neighbourhood, neighbourhood_of
-from landmarks.recognition.learned import learned_head
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.trained import update_model
 from landmarks.support.errors import LandmarksError, UsageError

@@ -20,11 +20,11 @@ import landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.models.network import build_network, save_network
+from landmarks.recognition.closed_form import neighbourhood_of
 from landmarks.recognition.directions import directions
 from landmarks.recognition.export import export
 from landmarks.recognition.export_learning import LearningScores
 from landmarks.recognition.gallery import open_gallery
-from landmarks.recognition.kernel_density import neighbourhood_of
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.portable_learning import (

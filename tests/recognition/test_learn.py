@@ -16,10 +16,10 @@ import landmarks
 from landmarks.cli.main import run as program
 from landmarks.dataset.images import decode
 from landmarks.models.heads import build_head
-from landmarks.recognition.answering_heads import LearnedHead
+from landmarks.recognition.answering import LearnedHead, learned_head
 from landmarks.recognition.closed_form import ClosedForm, Memory, Weights, memory_of
 from landmarks.recognition.directions import directions
-from landmarks.recognition.learned import LEARNED, learned_head
+from landmarks.recognition.learned import LEARNED
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held

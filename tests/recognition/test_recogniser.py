@@ -22,8 +22,7 @@ import landmarks.recognition.recogniser as room
 from landmarks.dataset.images import decode
 from landmarks.models.preprocessing import evaluation_image
 from landmarks.recognition import trained
-from landmarks.recognition.answers import NOT_KNOWN, Answer, Explanation, Recognition
-from landmarks.recognition.answers_html import overlay_heat_map
+from landmarks.recognition.answers import NOT_KNOWN, Answer, Explanation, Recognition, overlay_heat_map
 from landmarks.recognition.predict import predict
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.recognition.trained import in_half_precision

@@ -86,7 +86,7 @@ def test_the_card_has_numbers_with_intervals_and_no_markup_of_strangers(
     text = (export(changed, tmp_path / "folder", timm=True).path / "README.md").read_text(encoding="utf-8")
     assert numbers.top1.value is not None and f"| test | 6 | {100 * numbers.top1.value:.1f} %" in text
     assert "Divide the logits by 1.2500" in text and "18 images by 0 authors" in text and "## Limits" in text
-    from landmarks.recognition.model_card import _plain
+    from landmarks.recognition.timm_folder import _plain
 
     assert _plain("<b>\n| `x` [y](z)") == "\\<b\\> \\| \\`x\\` \\[y\\](z)"
 

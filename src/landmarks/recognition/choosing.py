@@ -14,8 +14,8 @@ from landmarks.recognition.answering import (
     read_choice,
     record_of,
 )
+from landmarks.recognition.closed_form import MAX_IMAGES
 from landmarks.recognition.gallery import open_gallery
-from landmarks.recognition.kernel_density import MAX_IMAGES
 from landmarks.recognition.learned import read_memory
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.remembering import ensure_memory

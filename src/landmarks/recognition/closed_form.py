@@ -1,18 +1,24 @@
-"""The memory of a recogniser, which lets landmarks be added, and the closed-form scores computed from it.
+"""Scores in closed form, which let landmarks be added, and the memory of a run that they are computed from.
 
-The scores are the weighted sum of two closed forms: the linear discriminant, which represents a landmark by its mean
-(`training/discriminant.py`), and the density of remembered images around the image (`kernel_density.py`).
+The scores are the weighted sum of two closed forms. The linear discriminant (`training/discriminant.py`) represents a
+landmark by its mean; an image that shows it from a rare side lies far from that mean, but near one of the images. So
+the other one is the density of remembered images around the image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.linalg
+import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
+from torch import Tensor, nn
+from torch.nn import functional
 
-from landmarks.recognition.kernel_density import Neighbourhood, neighbourhood_of
+from landmarks.recognition.directions import members_of
+from landmarks.recognition.gallery import sample
 from landmarks.recognition.learned_images import Learned
 from landmarks.training.discriminant import (
     ClassMoments,
@@ -21,6 +27,7 @@ from landmarks.training.discriminant import (
     discriminant_of,
     fit_scale,
     fitted_scale,
+    shrunk_within,
 )
 
 DENSITY_SHARES = (0.0, 0.5, 1.0, 2.0)
@@ -28,6 +35,24 @@ DENSITY_SHARES = (0.0, 0.5, 1.0, 2.0)
 
 MAX_NUMBERS = 1 << 21
 """Most scores of validation images that the weights are chosen on."""
+
+WIDTH = 256
+"""Number of axes; on the mirror as good as all 1,280 of a backbone."""
+
+CONCENTRATION = 24.0
+"""Concentration of the kernel: a cosine smaller by 1/24 reduces a neighbour's weight to 1/e."""
+
+MAX_IMAGES = 8192
+"""Most remembered training images: 4 MB. With more landmarks than this there are no densities."""
+
+MAX_EACH = 512
+"""Most remembered images of one landmark."""
+
+LEAST = 1e-30
+"""The density of a landmark without images."""
+
+BLOCK = 1024
+"""Images compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +121,101 @@ def memory_of(
     total_scale = fits[share].scale
     weights = Weights(1 / scale / total_scale, share / density / total_scale)
     return Memory(moments, validation, neighbourhood if share else None, weights)
+
+
+# ── The density of remembered images ────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """M remembered images, sorted by label, and the axes along which they are compared.
+
+    Directions are whitened by the differences within landmarks (`shrunk_within`), projected onto the `WIDTH` axes along
+    which the training images then differ most, and normalised to length 1. Landmark k with n_k remembered images z_i
+    has the density Σ exp(CONCENTRATION · (zᵀz_i - 1)) / n_k around an image z: the von Mises-Fisher kernel (Hall,
+    Watson & Cabrera, Biometrika 1987). A new landmark adds its images; the axes and other images stay.
+    """
+
+    axes: NDArray[np.float32]  # (C, D)
+    origin: NDArray[np.float32]  # (D,), the projected mean of the means of all landmarks
+    images: NDArray[np.float16]  # (M, D), of length 1
+    labels: NDArray[np.int64]  # (M,), ascending
+
+    def projected(self, directions: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return directions (N, C) projected onto the axes and normalised to length 1, (N, D)."""
+        along = directions.astype(np.float32) @ self.axes - self.origin
+        return np.asarray(along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+    def plus(self, directions: NDArray[np.floating], labels: NDArray[np.integer]) -> Neighbourhood:
+        """Return this with the images of `directions` (m, C) appended; their `labels` (m,) follow all present ones."""
+        order = np.argsort(labels, kind="stable")
+        images = np.concatenate([self.images, self.projected(directions[order]).astype(np.float16)])
+        return replace(self, images=images, labels=np.concatenate([self.labels, labels[order]]))
+
+    def log_densities(self, directions: NDArray[np.floating], classes: int) -> NDArray[np.float64]:
+        """Return the log densities (N, classes) of landmarks around `directions` (N, C)."""
+        densities = np.zeros((len(directions), classes))
+        present, starts, counts = np.unique(self.labels, return_index=True, return_counts=True)
+        for start in range(0, len(directions) if len(present) else 0, BLOCK):
+            rows = slice(start, start + BLOCK)
+            cosines = self.projected(directions[rows]) @ self.images.astype(np.float32).T
+            kernel = np.exp(CONCENTRATION * (cosines.astype(np.float64) - 1))
+            densities[rows, present] = np.add.reduceat(kernel, starts, axis=1) / counts
+        return np.log(np.maximum(densities, LEAST))
+
+
+def neighbourhood_of(
+    moments: ClassMoments, images: NDArray[np.floating], labels: NDArray[np.integer]
+) -> Neighbourhood | None:
+    """Return the neighbourhood of training images with directions `images` (M, C), `labels` (M,) and their `moments`.
+
+    At most `MAX_IMAGES` are remembered, equally many of each landmark. None if there are more landmarks than that.
+    """
+    kept = np.flatnonzero(sample(labels, MAX_IMAGES))
+    kept = kept[np.argsort(labels[kept], kind="stable")]
+    kept = kept[np.arange(len(kept)) - np.searchsorted(labels[kept], labels[kept]) < MAX_EACH]
+    if not len(kept):
+        return None
+    present = moments.counts > 0
+    origin = (moments.sums[present] / moments.counts[present, None]).mean(axis=0)
+    mean, total = moments.sums.sum(axis=0) / moments.counts.sum(), moments.counts.sum()
+    factor = np.linalg.cholesky(shrunk_within(moments))
+    centred = moments.square / total - np.outer(mean, mean)
+    whitened = scipy.linalg.solve_triangular(factor, centred, lower=True, check_finite=False)
+    whitened = scipy.linalg.solve_triangular(factor, whitened.T, lower=True, check_finite=False)
+    width = len(whitened)
+    largest = (max(0, width - WIDTH), width - 1)
+    main = scipy.linalg.eigh((whitened + whitened.T) / 2, subset_by_index=largest, check_finite=False)[1]
+    axes = scipy.linalg.solve_triangular(factor, main, lower=True, trans="T", check_finite=False)
+    nothing = np.zeros((0, axes.shape[1]), dtype=np.float16)
+    empty = Neighbourhood(
+        axes.astype(np.float32), (origin @ axes).astype(np.float32), nothing, np.zeros(0, dtype=np.int64)
+    )
+    return empty.plus(images[kept], labels[kept])
+
+
+class LogDensities(nn.Module):
+    """`Neighbourhood.log_densities` as a layer, for autograd and for exports with any number of images."""
+
+    axes: Tensor
+    origin: Tensor
+    images: Tensor
+    members: Tensor
+    counts: Tensor
+
+    def __init__(self, neighbourhood: Neighbourhood, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("axes", torch.from_numpy(neighbourhood.axes))
+        self.register_buffer("origin", torch.from_numpy(neighbourhood.origin))
+        self.register_buffer("images", torch.from_numpy(neighbourhood.images.astype(np.float32).T.copy()))
+        self.register_buffer("members", torch.from_numpy(members_of(neighbourhood.labels, classes)))
+        counts = np.maximum(np.bincount(neighbourhood.labels, minlength=classes), 1)
+        self.register_buffer("counts", torch.from_numpy(counts.astype(np.float32)))
+
+    def forward(self, directions: Tensor) -> Tensor:
+        """Return the log densities (N, K) of landmarks around directions (N, C)."""
+        along = functional.normalize(directions @ self.axes - self.origin, dim=1, eps=1e-12)
+        kernel = functional.pad(torch.exp(CONCENTRATION * (along @ self.images - 1)), (0, 1))
+        sums = kernel[:, self.members.flatten()].reshape(-1, *self.members.shape).sum(2)
+        log_densities: Tensor = (sums / self.counts).clamp(min=LEAST).log()
+        return log_densities

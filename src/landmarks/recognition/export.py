@@ -34,7 +34,6 @@ from landmarks.recognition.export_verification import (
     verify,
 )
 from landmarks.recognition.known_scores import MSP
-from landmarks.recognition.model_card import model_card
 from landmarks.recognition.portable import learned_beside, open_export
 from landmarks.recognition.portable_record import FORMAT, RECORD, read_export_record
 from landmarks.recognition.quantise import CALIBRATED_ON, WEIGHTS, quantised, with_half_weights
@@ -156,8 +155,7 @@ def _export_to_timm(run: Run, out: Path, *, int8: bool) -> Export:
             f"timm has no place for landmarks that {run.name} has learned since its training",
             way_out="landmarks export RUN -o NAME.onnx holds them",
         )
-    card = model_card(run, export_record(run, recogniser, "not drawn by timm", kind="timm"))
-    write_timm_folder(run, recogniser.names, out, card)
+    write_timm_folder(run, export_record(run, recogniser, "not drawn by timm", kind="timm"), out)
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     return Export(out, size, "timm", maps=False, verification=None)
 

@@ -1,6 +1,6 @@
 """What lets an export learn landmarks: a layer of its graph, and numbers in its record.
 
-The layer whitens directions along the axes of `kernel_density.py` and scores the run's landmarks there, by their means
+The layer whitens directions along the axes of `closed_form.py` and scores the run's landmarks there, by their means
 and by the density of remembered images. The record contains images that learned landmarks compete for: validation
 images, and images of none of the landmarks. Everything is computed from the gallery and takes a few megabytes at most.
 """
@@ -18,10 +18,16 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from landmarks.recognition.closed_form import DENSITY_SHARES, Weights
+from landmarks.recognition.closed_form import (
+    CONCENTRATION,
+    DENSITY_SHARES,
+    LEAST,
+    Neighbourhood,
+    Weights,
+    neighbourhood_of,
+)
 from landmarks.recognition.directions import Directions, members_of
 from landmarks.recognition.gallery import Gallery, ensure_gallery, sample
-from landmarks.recognition.kernel_density import CONCENTRATION, LEAST, Neighbourhood, neighbourhood_of
 from landmarks.recognition.portable_learning import packed, packed_floats
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.recognition.remembering import BATCH_SIZE, validation_of

@@ -19,27 +19,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save_file
 
-from landmarks.models.heads import Head
-from landmarks.recognition.answering_heads import LearnedHead
-from landmarks.recognition.closed_form import Memory, Weights
+from landmarks.recognition.closed_form import Memory, Neighbourhood, Weights
 from landmarks.recognition.gallery import Gallery
-from landmarks.recognition.kernel_density import Neighbourhood
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
-from landmarks.training.discriminant import ClassMoments, Validation, new_landmark_offset
+from landmarks.training.discriminant import ClassMoments, Validation
 
 MEMORY, LEARNED = "memory.safetensors", "learned.safetensors"
 
 LEARNED_MARK = " and "
 """Precedes the digest of the learned landmarks in a gallery's digest."""
-
-
-def learned_head(head: Head, width: int, memory: Memory, learned: Learned, temperature: float) -> LearnedHead:
-    """Return a head that knows the `learned` landmarks in addition to those of the trained `head`."""
-    closed = memory.with_learned(learned)
-    offset = new_landmark_offset(closed.scores(memory.validation.images), memory.validation)
-    return LearnedHead(head, width, closed, temperature=temperature, offset=offset)
 
 
 def with_learned(gallery: Gallery, learned: Learned, old: int) -> Gallery:

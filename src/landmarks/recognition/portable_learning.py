@@ -1,10 +1,10 @@
 """Learning landmarks with an export, from the outputs of its graph: in numpy here, in JavaScript in its page.
 
-The graph whitens an image's features along a few axes (`kernel_density.py`) and scores the trained landmarks there:
+The graph whitens an image's features along a few axes (`closed_form.py`) and scores the trained landmarks there:
 `whitened` w (D,) and `trained_scores` s_k (K,). A learned landmark j with n_j images w_i of mean m_j has the score
 v · (wᵀm_j - |m_j|²/2 + excess/(2 n_j)) + u · log(Σ exp(concentration · (cos(w, w_i) - 1)) / n_j): the
 discriminant and the density of a run's `learn` (`closed_form.py`), with the covariance of the trained landmarks. The
-scores give the odds of each learned landmark against all trained ones, as in `answering_heads.py`.
+scores give the odds of each learned landmark against all trained ones, as in `answering.py`.
 
 An image shows a learned landmark only if that landmark's images lie sufficiently more densely around it than the other
 images that the record holds. The threshold is such that at most the share `ACCEPTED` of those would be taken for a

@@ -22,7 +22,7 @@ from landmarks.models.heads import LinearHead
 from landmarks.models.network import Network
 from landmarks.models.weights import for_storage
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import held, refuse_foreign, written_whole
+from landmarks.support.files import held, read_record, refuse_foreign, written_whole
 from landmarks.training.run import Run
 
 OWN = ("README.md", "config.json", "model.safetensors")
@@ -31,16 +31,20 @@ OWN = ("README.md", "config.json", "model.safetensors")
 TOLERANCE = 1e-5
 """Largest difference of the folder's logits from the run's, relative to the largest logit."""
 
+MAX_NAMED = 200
+"""Most landmarks that are named in the card; `config.json` has all."""
 
-def write_timm_folder(run: Run, names: list[str], folder: Path, card: str) -> float:
-    """Write `run` to `folder` in the Hub's format, with `card` as its README; return the difference of the logits.
+
+def write_timm_folder(run: Run, record: dict[str, Any], folder: Path) -> float:
+    """Write `run`, whose export has the `record`, to `folder` in the Hub's format; return the difference of the logits.
 
     Raises `LandmarksError` for a head or a network that timm's classifier cannot express, and when the folder does not
     answer like the run; it has no `config.json` then.
     """
     network = run.network()
     model = timm_model(network)
-    config = _config(network, names)
+    config = _config(network, [label["name"] for label in record["labels"]])
+    card = model_card(run, record)
     refuse_foreign(folder, (), "folder for timm", own=OWN)  # a run has a file of the same name
     with held(folder):
         (folder / "config.json").unlink(missing_ok=True)
@@ -140,3 +144,87 @@ def _config(network: Network, names: list[str]) -> dict[str, Any]:
             "std": list(preprocessing.std),
         },
     }
+
+
+# ── The model card: landmarks, accuracy, the sources and licences of the images, and limits ─────────────────────────
+
+
+def model_card(run: Run, record: dict[str, Any]) -> str:
+    """Return the card as Markdown, from the record of an export and the run's metrics."""
+    names = [_plain(label["name"]) for label in record["labels"]]
+    licence, credits = record["licence"], record["credits"]
+    lines = [
+        "---",
+        "library_name: timm",
+        "tags: [image-classification, timm, landmarks]",
+        f"license: {json.dumps(licence['weights'] or 'unknown')}",
+        "---",
+        "",
+        f"# {_plain(run.name)}",
+        "",
+        f"Recognises {len(names)} landmarks in images: {record['backbone']} at {record['image_size']} pixels.",
+        "",
+        "```python",
+        "import timm",
+        "",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()   # logits; label_names in config.json',
+        "```",
+        "",
+        f"Divide the logits by {record['temperature']:.4f} before the softmax for calibrated probabilities. "
+        "The model alone does not tell other images from landmarks it knows: `landmarks export RUN -o NAME.onnx` "
+        "keeps that rule.",
+        "",
+        "## Numbers",
+        "",
+        *_numbers(run),
+        "",
+        "## Data and licences",
+        "",
+        f"- Weights it started from: {_plain(licence['start']) or 'unknown'}; "
+        f"licence {licence['weights'] or 'unknown'}.",
+        *_data(credits),
+        "",
+        "## Limits",
+        "",
+        "- Every image gets an answer among these landmarks, also one that shows none of them.",
+        "- It has seen landmarks as the images of its dataset show them: other seasons, nights, interiors and details "
+        "may be answered worse than the numbers say.",
+        "- The numbers hold for images like those they were measured on.",
+        "",
+        "## Landmarks",
+        "",
+        ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} others" if len(names) > MAX_NAMED else ""),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(run: Run) -> list[str]:
+    rows = []
+    for path in sorted((run.folder / "metrics").glob("*.json")):
+        try:
+            record = read_record(path)
+        except LandmarksError:
+            continue
+        top1 = record.get("top1")
+        if isinstance(top1, dict) and top1.get("value") is not None:
+            value, low, high = (100 * top1[key] for key in ("value", "low", "high"))
+            rows.append(f"| {_plain(path.stem)} | {record['known']} | {value:.1f} % ({low:.1f} to {high:.1f}) |")
+    if not rows:
+        return ["Not measured yet (`landmarks evaluate RUN`)."]
+    return ["| images of | images | top-1 (95 % interval) |", "| --- | --- | --- |", *rows]
+
+
+def _data(credits: dict[str, Any]) -> list[str]:
+    if "images" not in credits:
+        return ["- Whose images it was trained on is not known here: its dataset is not there."]
+    licences = ", ".join(f"{_plain(name)} ({count})" for name, count in list(credits["licences"].items())[:20])
+    return [
+        f"- Trained on {credits['images']} images by {credits['authors_in_all']} authors; licences: {licences}.",
+        "- `landmarks credits DATA` lists every author, as many licences ask.",
+    ]
+
+
+def _plain(text: str) -> str:
+    """Return untrusted text on one line, with the characters escaped that mean something in Markdown or HTML."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join("".join(f"\\{letter}" if letter in "\\`*_[]<>|#&" else letter for letter in printable).split())

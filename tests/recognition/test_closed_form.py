@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.neighbors import KernelDensity
 
-from landmarks.recognition import kernel_density
+from landmarks.recognition import closed_form
+from landmarks.recognition.closed_form import CONCENTRATION, LogDensities, neighbourhood_of
 from landmarks.recognition.directions import directions
-from landmarks.recognition.kernel_density import CONCENTRATION, LogDensities, neighbourhood_of
 from landmarks.training.discriminant import class_moments, shrunk_within
 
 
@@ -44,7 +44,7 @@ def test_differences_of_log_densities_are_those_of_scikit_learns_kernel_density(
 def test_the_axes_kept_are_those_along_which_whitened_images_differ_most(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = drawn(0, 300)
     moments = class_moments(images, labels, 4)
-    monkeypatch.setattr(kernel_density, "WIDTH", 3)
+    monkeypatch.setattr(closed_form, "WIDTH", 3)
     found = neighbourhood_of(moments, images, labels)
     assert found is not None and found.axes.shape == (10, 3)
     white = images @ np.linalg.inv(np.linalg.cholesky(shrunk_within(moments))).T
@@ -63,7 +63,7 @@ def test_the_layer_answers_as_the_arrays_do_also_for_landmarks_that_came_later_a
     with torch.no_grad():
         got = LogDensities(later, 7)(torch.from_numpy(queries)).numpy()
     assert got == pytest.approx(expected, abs=1e-4)
-    assert (expected[:, 5] == np.log(kernel_density.LEAST)).all() and (expected[:, [4, 6]] > -60).all()
+    assert (expected[:, 5] == np.log(closed_form.LEAST)).all() and (expected[:, [4, 6]] > -60).all()
     assert later.log_densities(queries, 7)[:, :4] == pytest.approx(found.log_densities(queries, 4))
 
 
@@ -72,11 +72,11 @@ def test_no_more_images_are_remembered_than_fit_and_none_where_there_are_more_la
 ) -> None:
     images, labels = drawn(0, 200)
     moments = class_moments(images, labels, 4)
-    monkeypatch.setattr(kernel_density, "MAX_IMAGES", 40)
+    monkeypatch.setattr(closed_form, "MAX_IMAGES", 40)
     found = neighbourhood_of(moments, images, labels)
     assert found is not None and np.bincount(found.labels).tolist() == [10] * 4
-    monkeypatch.setattr(kernel_density, "MAX_EACH", 6)
+    monkeypatch.setattr(closed_form, "MAX_EACH", 6)
     found = neighbourhood_of(moments, images, labels)
     assert found is not None and np.bincount(found.labels).tolist() == [6] * 4
-    monkeypatch.setattr(kernel_density, "MAX_IMAGES", 3)
+    monkeypatch.setattr(closed_form, "MAX_IMAGES", 3)
     assert neighbourhood_of(moments, images, labels) is None
