@@ -20,9 +20,8 @@ from starlette.exceptions import HTTPException
 from landmarks import __version__
 from landmarks.recognition.answers import Answer
 from landmarks.serving.batching import TOP, Answering, Batches, Reply, ServedRecogniser
-from landmarks.serving.counters import CONTENT_TYPE, Counters
 from landmarks.serving.forms import FORM_TYPE, HOW_TO_TEACH, Upload, lesson_of, require_image_type, uploads
-from landmarks.serving.front import Front, token_of_environment
+from landmarks.serving.front import CONTENT_TYPE, Counters, Front, token_of_environment
 from landmarks.serving.reloading import stamp, watch
 from landmarks.serving.request_limits import (
     Body,
