@@ -14,7 +14,7 @@ from PIL import Image
 from taught_runs import HeldOut, run_that_can_learn
 
 import landmarks
-from landmarks.recognition.portable_answers import require_learning
+from landmarks.recognition.portable import require_learning
 from landmarks.recognition.portable_learning import read_learned_file
 from landmarks.serving.one_page import RUNTIME, write_page
 

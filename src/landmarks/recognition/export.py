@@ -34,8 +34,8 @@ from landmarks.recognition.export_verification import (
     verify,
 )
 from landmarks.recognition.known_scores import MSP
-from landmarks.recognition.portable import learned_beside, open_export
-from landmarks.recognition.portable_record import FORMAT, RECORD, read_export_record
+from landmarks.recognition.portable import open_export
+from landmarks.recognition.portable_record import FORMAT, RECORD, learned_beside, read_export_record
 from landmarks.recognition.quantise import CALIBRATED_ON, WEIGHTS, quantised, with_half_weights
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder

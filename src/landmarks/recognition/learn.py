@@ -20,7 +20,7 @@ from landmarks.dataset.images import ImageError
 from landmarks.dataset.naming import normalised_name
 from landmarks.dataset.sources import find_images
 from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.portable_answers import require_learning
+from landmarks.recognition.portable import require_learning
 from landmarks.recognition.portable_learning import learned_file, write_learned_file
 from landmarks.recognition.reading import ImageLike, as_iterable
 from landmarks.recognition.recogniser import Recogniser, is_export, load

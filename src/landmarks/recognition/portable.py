@@ -6,38 +6,45 @@ The file may come from anybody: its record is checked (`portable_record`), and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.models.preprocessing import Preprocessing
-from landmarks.recognition.answers import Answers, best_answers
+from landmarks.models.preprocessing import Preprocessing, centre_crop
+from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
 from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.portable_learning import (
     TRAINED_SCORES,
     WHITENED,
+    LearningRecord,
     PortableLearner,
-    learned_file,
     learner_of,
-    read_learned_file,
-    require_free,
 )
-from landmarks.recognition.portable_record import RECORD, ExportRecord, read_export_record
+from landmarks.recognition.portable_record import (
+    IMAGE,
+    OUTPUTS,
+    RECORD,
+    ExportRecord,
+    learned_beside,
+    read_export_record,
+    require_graph,
+)
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import digest_of, file_digest
 from landmarks.support.places import Place
 from landmarks.support.systems import usable_processors
 
+if TYPE_CHECKING:
+    from landmarks.recognition.recogniser import Recogniser
+
 MAX_BYTES = 2 * 1024**3
 """Largest ONNX file: the limit of protobuf."""
 
-IMAGE = "image"
-OUTPUTS = ("probabilities", "features", "known_score", "best")
 MAPS = "maps"
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -164,8 +171,7 @@ class ExportedNetwork:
             reason = " ".join(str(error).split())[:300]
             what = f"{len(batch)} images of {batch.shape[2]} × {batch.shape[1]} pixels"
             raise LandmarksError(
-                f"{self.path} cannot answer {what} ({reason})",
-                way_out="export the run again",
+                f"{self.path} cannot answer {what} ({reason})", way_out="export the run again"
             ) from error
         shape = (len(batch), len(self.record.names))
         wrong = [f"probabilities {arrays[0].shape}"] if arrays[0].shape != shape else []
@@ -231,7 +237,7 @@ def open_export(path: Place, *, threads: int | None = None) -> ExportedNetwork:
             f"{path} is an ONNX file, but no export of a run", expected=f'the key "{RECORD}" in its metadata'
         )
     record = read_export_record(text, str(path))
-    _require_graph(session, record, path)
+    require_graph(session, record, path)
     return ExportedNetwork(path, record, session, learned_beside(path, record))
 
 
@@ -242,40 +248,63 @@ def _opened_again(path: Path, record: Mapping[str, Any], learned: Learned) -> Ex
     return replace(opened, learned=learned)
 
 
-def learned_beside(path: Path, record: ExportRecord) -> Learned:
-    """Return what the export at `path` has learned.
+# ── The answers of a recogniser that opened an export, as `trained.py` gives those of a run ─────────────────────────
 
-    Raises `LandmarksError` when the file beside it cannot be read, or was learned with another export.
+
+def answers_to_images(
+    recogniser: Recogniser,
+    images: Sequence[NDArray[np.uint8]],
+    truth: NDArray[np.int64],
+    answers: int,
+    excluded: NDArray[np.int64] | None = None,  # unused: an export does not know which unknown images it remembers
+) -> Answers:
+    """Answer decoded images uint8 (H, W, 3) of any sizes, as `Recogniser.answer` does."""
+    return recogniser.exported.answer(images, truth, answers)
+
+
+def features_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Return the pooled features float32 (N, C) of decoded images uint8 (H, W, 3)."""
+    return recogniser.exported.outputs(images).features
+
+
+def explanations_of_images(
+    recogniser: Recogniser, images: Sequence[NDArray[np.uint8]], top: int
+) -> Iterator[Explanation]:
+    """Yield the `top` best answers to decoded images uint8 (H, W, 3), with heat maps.
+
+    Raises `LandmarksError` for a graph without heat maps.
     """
-    file = learned_file(path)
-    if not file.is_file():
-        return Learned()
-    if record.learning is None:
-        raise LandmarksError(
-            f"{path} cannot learn landmarks, but {file.name} beside it holds some",
-            way_out=f"delete {file.name}, or: landmarks export RUN -o {path.name} --learning",
-        )
-    learned = read_learned_file(file, record.learning)
-    for name, id in zip(learned.names, learned.landmark_ids, strict=True):
-        require_free(name, id, record.names, record.landmark_ids)
-    return learned
+    network = recogniser.exported
+    outputs = network.outputs(images, maps=True)
+    if outputs.maps is None:
+        raise LandmarksError(f"{network.path} draws no heat maps", way_out="explain the run that it was exported from")
+    for pixels, best, probabilities, maps in zip(
+        images, outputs.best, outputs.probabilities, outputs.maps, strict=True
+    ):
+        labels = best[:top].tolist()
+        answers = answers_of(recogniser.names, recogniser.landmark_ids, labels, probabilities[labels].tolist())
+        yield Explanation(answers, maps[:top], centre_crop(pixels, network.preprocessing), network.record.maps_method)
 
 
-def _require_graph(session: Any, record: ExportRecord, path: Path) -> None:
-    inputs = [(one.name, one.type, len(one.shape)) for one in session.get_inputs()]
-    if inputs != [(IMAGE, "tensor(uint8)", 4)]:
-        raise LandmarksError(f"{path} takes something else than an export", received=inputs, expected="uint8 image")
-    shapes = {one.name: one.shape for one in session.get_outputs()}
-    missing = [name for name in OUTPUTS if name not in shapes]
-    if missing:
-        raise LandmarksError(f"{path} does not answer as an export", expected=f"outputs {', '.join(missing)}")
-    if record.learning is not None:
-        widths = [shapes[name][-1] if name in shapes else None for name in (WHITENED, TRAINED_SCORES)]
-        if widths != [record.learning.width, len(record.names)]:
-            raise LandmarksError(f"{path} cannot learn as its record says", way_out="export the run again")
-    classes = shapes["probabilities"][-1]
-    if classes != len(record.names) or not isinstance(shapes["features"][-1], int):
+def vectors_of_images(recogniser: Recogniser, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Return the whitened features float32 (N, D) of decoded images; raise `LandmarksError` if it cannot learn."""
+    require_learning(recogniser.exported)
+    whitened = recogniser.exported.outputs(images).whitened
+    assert whitened is not None  # `open_export` has checked that a graph whose record says so can learn
+    return whitened
+
+
+def with_landmarks(recogniser: Recogniser, learned: Learned) -> Recogniser:
+    """Return `recogniser` with exactly the landmarks `learned` in addition to those in its graph."""
+    network = replace(recogniser.exported, learned=learned)
+    return replace(recogniser, network=network, names=network.names, landmark_ids=network.landmark_ids, learned=learned)
+
+
+def require_learning(network: ExportedNetwork) -> LearningRecord:
+    """Return what an export learns with; raise `LandmarksError` if it cannot learn."""
+    if network.record.learning is None:
         raise LandmarksError(
-            f"{path} answers {classes} landmarks, and its record names {len(record.names)}",
-            way_out="export the run again",
-        )
+            f"{network.path} cannot learn landmarks", expected="an export that was made for it",
+            way_out="landmarks export RUN -o NAME.onnx --learning, or learn with the run and export it again",
+        )  # fmt: skip
+    return network.record.learning

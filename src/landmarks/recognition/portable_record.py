@@ -1,4 +1,4 @@
-"""The record of an export: what the metadata of its ONNX file says about it, with every size and type checked."""
+"""The record of an export, in the metadata of its ONNX file: every size and type is checked, and whether they fit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from landmarks.models.preprocessing import Preprocessing, from_record
 from landmarks.recognition.known_scores import KnownRule
-from landmarks.recognition.portable_learning import LearningRecord, is_landmark_id, read_learning
+from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.portable_learning import (
+    TRAINED_SCORES,
+    WHITENED,
+    LearningRecord,
+    is_landmark_id,
+    learned_file,
+    read_learned_file,
+    read_learning,
+    require_free,
+)
 from landmarks.support.errors import LandmarksError
 
 FORMAT = 1
@@ -18,6 +29,10 @@ FORMAT = 1
 
 RECORD = "landmarks"
 """The key of the record in the file's `metadata_props`."""
+
+IMAGE = "image"
+OUTPUTS = ("probabilities", "features", "known_score", "best")
+"""The input of a graph, and the outputs that each has."""
 
 MAX_RECORD_BYTES = 256 * 1024**2
 MAX_LANDMARKS = 5_000_000
@@ -128,3 +143,46 @@ def _integer(value: object) -> int:
 
 def _wrong(place: str, why: str) -> LandmarksError:
     return LandmarksError(f"{place} is no export that can be read: {why}", way_out="export the run again")
+
+
+# ── What must fit the record: the graph, and the landmarks learned beside the file ──────────────────────────────────
+
+
+def require_graph(session: Any, record: ExportRecord, path: Path) -> None:
+    """Raise `LandmarksError` unless the graph of a session has the inputs and outputs that the `record` promises."""
+    inputs = [(one.name, one.type, len(one.shape)) for one in session.get_inputs()]
+    if inputs != [(IMAGE, "tensor(uint8)", 4)]:
+        raise LandmarksError(f"{path} takes something else than an export", received=inputs, expected="uint8 image")
+    shapes = {one.name: one.shape for one in session.get_outputs()}
+    missing = [name for name in OUTPUTS if name not in shapes]
+    if missing:
+        raise LandmarksError(f"{path} does not answer as an export", expected=f"outputs {', '.join(missing)}")
+    if record.learning is not None:
+        widths = [shapes[name][-1] if name in shapes else None for name in (WHITENED, TRAINED_SCORES)]
+        if widths != [record.learning.width, len(record.names)]:
+            raise LandmarksError(f"{path} cannot learn as its record says", way_out="export the run again")
+    classes = shapes["probabilities"][-1]
+    if classes != len(record.names) or not isinstance(shapes["features"][-1], int):
+        raise LandmarksError(
+            f"{path} answers {classes} landmarks, and its record names {len(record.names)}",
+            way_out="export the run again",
+        )
+
+
+def learned_beside(path: Path, record: ExportRecord) -> Learned:
+    """Return what the export at `path` has learned.
+
+    Raises `LandmarksError` when the file beside it cannot be read, or was learned with another export.
+    """
+    file = learned_file(path)
+    if not file.is_file():
+        return Learned()
+    if record.learning is None:
+        raise LandmarksError(
+            f"{path} cannot learn landmarks, but {file.name} beside it holds some",
+            way_out=f"delete {file.name}, or: landmarks export RUN -o {path.name} --learning",
+        )
+    learned = read_learned_file(file, record.learning)
+    for name, id in zip(learned.names, learned.landmark_ids, strict=True):
+        require_free(name, id, record.names, record.landmark_ids)
+    return learned

@@ -1,6 +1,6 @@
 """`Recogniser`: a trained or exported network with everything needed to say which landmark an image shows.
 
-This module needs no PyTorch: runs answer through the module `trained`, exports through `portable_answers`.
+This module needs no PyTorch: runs answer through the module `trained`, exports through `portable`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from landmarks.dataset.images import ImageError
 from landmarks.dataset.manifest import NO_LABEL
 from landmarks.dataset.naming import normalised_name
 from landmarks.models.preprocessing import as_normalised
-from landmarks.recognition import portable_answers
+from landmarks.recognition import portable
 from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
 from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, KnownRule
 from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.portable import ExportedNetwork, open_export
-from landmarks.recognition.portable_answers import require_learning
+from landmarks.recognition.portable import ExportedNetwork, open_export, require_learning
 from landmarks.recognition.portable_learning import read_learned_file, require_free
 from landmarks.recognition.reading import ImageLike, ReadImage, as_iterable, is_image_like, read_ahead
 from landmarks.support.console import plural
@@ -134,7 +133,7 @@ class Recogniser:
     def _backend(self) -> _Backend:
         """The module that runs its network: in onnxruntime for an export, in PyTorch for a run."""
         if isinstance(self.network, ExportedNetwork):
-            return portable_answers
+            return portable
         from landmarks.recognition import trained
 
         return trained
@@ -304,7 +303,7 @@ class Recogniser:
 
 
 class _Backend(Protocol):
-    """What the modules `trained` (cropped squares, PyTorch) and `portable_answers` (whole images, ONNX) provide."""
+    """What the modules `trained` (cropped squares, PyTorch) and `portable` (whole images, ONNX) provide."""
 
     def answers_to_images(
         self,
