@@ -266,8 +266,8 @@ def prepare_recogniser(
     if isinstance(run, ExportAsRun):
         return load(run.export.path)
     with naming_the_extra(f"evaluating the run {run.name}"):
-        from landmarks.recognition.choosing import measured_by
         from landmarks.recognition.gallery import ensure_gallery, open_gallery
+        from landmarks.recognition.making_ready import measured_by
         from landmarks.recognition.trained import ensure_temperature, open_recogniser
     recogniser = open_recogniser(run, device=device)
     own = own or _dataset_to_fit_on(run)

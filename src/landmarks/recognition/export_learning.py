@@ -28,9 +28,9 @@ from landmarks.recognition.closed_form import (
 )
 from landmarks.recognition.directions import Directions, members_of
 from landmarks.recognition.gallery import Gallery, ensure_gallery, sample
+from landmarks.recognition.making_ready import BATCH_SIZE, validation_of
 from landmarks.recognition.portable_learning import packed, packed_floats
 from landmarks.recognition.recogniser import Recogniser
-from landmarks.recognition.remembering import BATCH_SIZE, validation_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, held

@@ -82,7 +82,7 @@ def learn(
     opened = open_run(run)
     with naming_the_extra(f"learning with the run {opened.name}"):
         from landmarks.recognition.learned import write_learned
-        from landmarks.recognition.remembering import ensure_memory
+        from landmarks.recognition.making_ready import ensure_memory
     with held(opened.folder):
         recogniser = ensure_memory(opened, device=device)
         vectors = _vectors_of(lesson, recogniser)

@@ -52,7 +52,7 @@ def predict(
         refuse_other_kind(csv, *CSV_ENDINGS)  # before the work
     if by is not None and by != CLASSIFIER and not is_export(run):
         with naming_the_extra("answering by neighbours"):
-            from landmarks.recognition.choosing import make_ready
+            from landmarks.recognition.making_ready import make_ready
         make_ready(run, device=device)
     recogniser = load(run, by=by, device=device)
     paths = find_images(images)
