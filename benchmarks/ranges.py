@@ -21,7 +21,7 @@ machine (two runs):
 | fewer bytes than told | SHORT, no error | the same | SHORT, no error |
 
 So obstore, by threads: `get_ranges` hides each answer's ETag and size, without which a mirror that changes is not
-noticed. What it lacks is in `archive/patience.py` (Retry-After, one pause for all workers, tries after a wrong range or
+noticed. What it lacks is in `support/requests.py` (Retry-After, one pause for all workers, tries after a wrong range or
 a cut without an ETag) and `Mirror.range` (short answers).
 """
 

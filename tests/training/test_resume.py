@@ -343,7 +343,7 @@ def test_ten_real_kills_change_no_bit(stripes: Dataset, small_weights: Path, tmp
 
 INSTANT_PROGRAM = """
 import os, pathlib, shutil, signal, sys
-from landmarks.training import finetune, validation
+from landmarks.training import finetune, processes
 from landmarks.training.train import train
 instant, data, out, weights = sys.argv[1:]
 finetune.SECONDS_BETWEEN_CHECKPOINTS = -1.0
@@ -363,7 +363,7 @@ def half_written(aside, target):
     return replaced(aside, target)
 replaced = pathlib.Path.replace
 if instant == "within validation":
-    validation.compute_in_parts = die
+    processes.compute_in_parts = die
 elif instant == "after the last step's checkpoint":
     finetune.save_checkpoint = die_after(
         finetune.save_checkpoint, lambda *given: given[-1]["step"] == (given[-1]["epoch"] + 1) * steps

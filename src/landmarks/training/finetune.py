@@ -45,9 +45,8 @@ from landmarks.training.head_training import class_weights
 from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps
 from landmarks.training.machine import Machine, free_memory, is_out_of_memory, out_of_memory_error
 from landmarks.training.optimizer import make_optimizer
-from landmarks.training.processes import GradientSums, Statistics
+from landmarks.training.processes import GradientSums, Statistics, validate
 from landmarks.training.recipe import Recipe
-from landmarks.training.validation import validate
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 """The most work that a killed training repeats; after Ctrl-C or SIGTERM a checkpoint is saved first."""

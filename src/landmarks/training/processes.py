@@ -1,14 +1,20 @@
-"""What processes exchange: gradients, in buckets during the backward pass, and running statistics."""
+"""What processes do together: sum gradients, in buckets during the backward pass, average statistics, and validate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import polars as pl
 import torch
+import torch.nn.functional as F
 
+from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
-from landmarks.training.machine import Machine, lost_process_error
+from landmarks.training.feeding import on_device
+from landmarks.training.loader import batches, epoch_steps, normalised
+from landmarks.training.machine import Machine, compute_in_parts, lost_process_error
 
 BUCKET_BYTES = 25 * 2**20
 """Size of a bucket of gradients: few exchanges, the first of which still begins during the backward pass."""
@@ -133,3 +139,32 @@ class Statistics:
         if machine.processes > 1:
             for buffer in self._current[0]:
                 buffer.copy_(machine.summed(buffer) / machine.processes)
+
+
+@torch.no_grad()
+def validate(network: Network, dataset: Dataset, images: pl.DataFrame, *, machine: Machine) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy on `images`, which are divided among the processes."""
+    network.eval()
+    at_once = machine.images_at_once
+    steps = epoch_steps(np.arange(len(images)), at_once * machine.processes, machine.rank, machine.processes)
+    sums = torch.zeros(2, device=machine.device)
+
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        with machine.computing():
+            features = network.features(normalised(pixels, network.preprocessing))
+        return network.classify(features.float())
+
+    loaded = batches(
+        dataset,
+        images,
+        network.preprocessing,
+        steps=steps,
+        workers=machine.workers,
+    )
+    for batch in on_device(loaded, machine.device):
+        if batch.ids:
+            logits, at_once = compute_in_parts(logits_of, batch.pixels, at_once)
+            sums[0] += (logits.argmax(1) == batch.labels).sum()
+            sums[1] += F.cross_entropy(logits, batch.labels, reduction="sum")
+    accuracy, loss = (machine.summed(sums).cpu().double() / len(images)).tolist()
+    return accuracy, loss
