@@ -60,6 +60,18 @@ def test_the_same_rule_writes_the_same_bytes(mirror: Path, tmp_path: Path) -> No
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_a_table_that_is_no_selection_is_not_replaced_by_one(mirror: Path, tmp_path: Path) -> None:
+    out = tmp_path / "images [1].parquet"
+    pl.DataFrame({"image_id": ["a"], "shard": ["b"]}).write_parquet(out)
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match=r"is there already and is another table; received columns image_id, shard"):
+        select(mirror, out)
+    assert out.read_bytes() == before
+    out.write_bytes(before[:20])  # nothing is lost with a damaged one
+    for _ in range(2):
+        select(mirror, out)
+
+
 def test_names_and_credits_stand_beside_each_image(mirror: Path, tmp_path: Path) -> None:
     rows = select(mirror, tmp_path / "s.parquet", landmarks=[7]).images.rows(named=True)
     assert rows[1] == {

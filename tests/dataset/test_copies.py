@@ -250,7 +250,7 @@ def test_pairs_that_a_person_names_are_copies_too(folder: Path, tmp_path: Path) 
     assert ids[:2] in together
     assert len(together) == 2
     csv.write_text(f"image_id,copy_of\nnobody,{ids[0]}\n")
-    with pytest.raises(LandmarksError, match='row 2: the dataset holds no image "nobody"'):
+    with pytest.raises(LandmarksError, match='line 2: the dataset holds no image "nobody"'):
         landmarks.split(folder, copies=csv)
 
 

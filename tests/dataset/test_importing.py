@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,16 @@ def test_images_that_were_moved_since_are_told_with_the_way_out(tmp_path: Path) 
     source.rename(tmp_path / "moved")
     with pytest.raises(LandmarksError, match=r"T0\.jpg is not there any more; .* put them back, or import them anew"):
         all_bytes(dataset)
+
+
+@pytest.mark.parametrize("change", [b"", b" and more"], ids=["shorter", "longer"])
+def test_an_image_that_was_replaced_since_is_named_and_never_cut(tmp_path: Path, change: bytes) -> None:
+    source = album(tmp_path / "in", {"Tower": 2})
+    dataset = import_(source, tmp_path / "out", copy=False)
+    path = source / "Tower/T0.jpg"
+    path.write_bytes(path.read_bytes() + change if change else encode(image(5, 9, 9)))
+    with pytest.raises(LandmarksError, match=r"T0\.jpg was changed after it was imported; .* import the images anew"):
+        unpack(dataset.folder, tmp_path / "files")
 
 
 @pytest.mark.parametrize("word", ["--by-reference", "--reference"])
@@ -323,6 +334,59 @@ def test_unpacked_folders_import_back_to_the_same_dataset(tmp_path: Path, divide
         assert import_(without_names, tmp_path / "third", labels=dataset.folder).labels["name"].to_list() == (
             dataset.labels["name"].to_list()
         )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(",", ";"),
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: text.replace(",0,", ",0.0,").replace(",1,", ",1.0,"),
+        lambda text: "sep=;\n" + text.replace(",", ";"),
+    ],
+    ids=["semicolons", "Windows", "a table with gaps", "Excel"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_list_of_unpacked_folders_is_read_as_a_spreadsheet_saves_it(
+    tmp_path: Path, change: Callable[[str], str], encoding: str
+) -> None:
+    dataset = import_(album(tmp_path / "in", {"Tower": 2, "Arch": 2}), tmp_path / "data")
+    listed = unpack(dataset.folder, tmp_path / "files") / "labels.csv"
+    listed.write_bytes(change(listed.read_text()).encode(encoding))
+    assert import_(tmp_path / "files", tmp_path / "again").labels.equals(dataset.labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 Arch,0,Arch,\n1 Tower,0,Tower,\n", r'line 3 gives the landmark_id 0 to the folder "1 Tower"; received the'),
+        ("0 Arch,0,Arch,\n1 Tower,1,Tower,\n0 Arch,2,Arch,\n", r'line 4 lists the folder "0 Arch" again'),
+        ("0 Arch,-1,Arch,\n1 Tower,1,Tower,\n", r'line 2 has the landmark_id "-1"; expected a whole number'),
+        ('0 Arch,0,"Arch,\n', r"line 2: unexpected end of data"),
+        ("0 Arch,0,Arch,,more\n", r"line 2 is invalid; received 5 cells; expected 4"),
+    ],
+)
+def test_a_list_of_unpacked_folders_that_contradicts_itself_is_one_line_before_any_work(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    album(tmp_path / "in", {"0 Arch": 1, "1 Tower": 1})
+    (tmp_path / "in/labels.csv").write_text(f"folder,landmark_id,name,category\n{text}")
+    with pytest.raises(LandmarksError, match=message):
+        import_(tmp_path / "in", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_cannot_be_read_is_told_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = album(tmp_path / "in", {"Tower": 2})
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name == "T0.jpg":  # as root nothing is forbidden
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert rejected(import_(source, tmp_path / "out")) == {"Tower/T0.jpg": "it cannot be read (Permission denied)"}
 
 
 def test_unpacked_folders_sort_as_labels_do(tmp_path: Path) -> None:

@@ -205,3 +205,14 @@ def test_a_killed_addition_is_ended_by_the_same_command(tmp_path: Path, at: int)
     assert grown.splits is not None and grown.splits.equals(wanted.splits)
     assert open_dataset(data).digest == open_dataset(whole).digest
     assert not list((data / ADDING).iterdir())
+
+
+def test_what_cannot_be_joined_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, sides in (("one", (60, 61)), ("other", (62, 63))):
+        for number, side in enumerate(sides):
+            put(tmp_path / "in" / name / name / f"{name}{number}.jpg", side, side)
+        import_(tmp_path / "in" / name, tmp_path / name, copy=False)
+    path = tmp_path / "in/one/one/one0.jpg"
+    path.write_bytes(path.read_bytes()[:-40].ljust(path.stat().st_size, b"\0"))  # damaged, and as long as before
+    assert len(join([tmp_path / "one", tmp_path / "other"], tmp_path / "both").images) == 3
+    assert f"rejected: {path}: a damaged or truncated JPEG" in capsys.readouterr().err

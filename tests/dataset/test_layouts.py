@@ -256,7 +256,7 @@ def test_somebody_elses_labels_csv_is_passed_by_and_said(tmp_path: Path) -> None
     (tmp_path / "labels.csv").write_text("folder,landmark_id,name,category\ncat,7,Cat,\ndog,8,Dog,\n")
     assert {landmark.landmark_id for landmark in (list_source(tmp_path).listed or {}).values()} == {7, 8}
     (tmp_path / "labels.csv").write_text("folder,landmark_id,name,category\ncat,seven,Cat,\n")
-    with pytest.raises(LandmarksError, match=r"labels\.csv cannot be read"):
+    with pytest.raises(LandmarksError, match=r'labels\.csv line 2 has the landmark_id "seven"'):
         list_source(tmp_path)
 
 

@@ -81,9 +81,9 @@ def test_an_id_that_would_be_a_path_is_refused(tmp_path: Path, id: str) -> None:
 
 
 def test_a_file_shorter_than_the_manifest_says_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "short.jpg").write_bytes(b"12345")
+    (tmp_path / "short.tar").write_bytes(b"12345")
     with pytest.raises(LandmarksError, match="shorter than the manifest says"):
-        reader_of(tmp_path).read("short.jpg", 0, 6)
+        reader_of(tmp_path).read("short.tar", 0, 6)
     with pytest.raises(LandmarksError, match="cannot be read"):
         reader_of(tmp_path).read("gone.jpg", 0, 6)
 
@@ -131,10 +131,10 @@ def test_many_threads_read_one_file_where_no_system_call_reads_by_position(
 ) -> None:
     monkeypatch.delattr(os, "pread", raising=False)
     data = os.urandom(1 << 20)
-    (tmp_path / "shard").write_bytes(data)
+    (tmp_path / "a.tar").write_bytes(data)
     reader = reader_of(tmp_path)
     places = [(start * 7919 % len(data), start % 5000) for start in range(5000)]
     places = [(start, min(length, len(data) - start)) for start, length in places]
     with ThreadPoolExecutor(16) as pool:
-        read = list(pool.map(lambda place: reader.read("shard", *place), places))
+        read = list(pool.map(lambda place: reader.read("a.tar", *place), places))
     assert read == [data[start : start + length] for start, length in places]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -494,12 +495,12 @@ def test_a_split_is_made_of_the_corrected_labels(data: Dataset, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ({1: "8", "ffff": "8"}, 'row 3: .* holds no image "ffff"'),
+        ({1: "8", "ffff": "8"}, 'line 3: .* holds no image "ffff"'),
         ({"1.1E+15": "8"}, "a spreadsheet turned the id into a number"),
-        ({1: "", 2: "12"}, 'row 3: .* knows no landmark "12"; expected the landmark_id of one of its 3 landmarks'),
-        ({2: "B"}, 'row 2: .* knows no landmark "b"; .*; "b" has the landmark_id 8'),
-        ({2: "8.5"}, 'row 2: .* knows no landmark "8.5"'),
-        ({2: "8", "0000000000000002 ": "9"}, 'row 3: the image "0000000000000002" is decided on twice'),
+        ({1: "", 2: "12"}, 'line 3: .* knows no landmark "12"; expected the landmark_id of one of its 3 landmarks'),
+        ({2: "B"}, 'line 2: .* knows no landmark "b"; .*; "b" has the landmark_id 8'),
+        ({2: "8.5"}, 'line 2: .* knows no landmark "8.5"'),
+        ({2: "8", "0000000000000002 ": "9"}, 'line 3: the image "0000000000000002" is decided on twice'),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_that_names_the_row(
@@ -521,6 +522,10 @@ def test_what_cannot_be_meant_is_one_line_that_names_the_row(
         (b"\xff\xfe\x00", "cannot be read as a CSV: line 1"),
         (b"image_id,correct_landmark_id\n1,caf\xe9\n", "line 2 is not UTF-8; .*save it as CSV UTF-8"),
         (b"PK\3\4", "saved as CSV"),
+        (b"<html>", "it is a web page; expected columns image_id, correct_landmark_id"),
+        (b"image_id,correct_landmark_id\n1,2\n\n3,4,5\n", "line 4 is invalid; received 3 cells; expected 2"),
+        (b'image_id,correct_landmark_id\n1,2\n3,"4\n', "line 3: unexpected end of data; a cell that begins with a"),
+        (b"image_id,correct_landmark_id\n" + b"\0\x80" * 9, "line 2 holds a byte of zero, as no text does"),
     ],
 )
 def test_what_is_no_such_csv_is_refused(data: Dataset, tmp_path: Path, content: bytes, message: str) -> None:
@@ -529,20 +534,28 @@ def test_what_is_no_such_csv_is_refused(data: Dataset, tmp_path: Path, content: 
         split(data.folder, corrections=tmp_path / "strange.csv")
     with pytest.raises(LandmarksError, match=r"there is no .*nowhere\.csv"):
         split(data.folder, corrections=tmp_path / "nowhere.csv")
-    with pytest.raises(LandmarksError, match=r"cannot be read as a CSV .Is a directory"):
+    with pytest.raises(LandmarksError, match=r"cannot be read as a CSV: it is a folder; expected columns image_id"):
         split(data.folder, corrections=tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_csv_and_is_not_waited_for(data: Dataset, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(LandmarksError, match=r"pipe\.csv cannot be read as a CSV: it is no plain file"):
+        split(data.folder, corrections=tmp_path / "pipe.csv")
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n\n", "\r"])
 @pytest.mark.parametrize(
     ("separator", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16"), (",", "utf-8-sig"), ("|", "utf-8")]
 )
 def test_corrections_are_read_as_spreadsheets_save_them(
-    data: Dataset, tmp_path: Path, separator: str, encoding: str
+    data: Dataset, tmp_path: Path, separator: str, encoding: str, end: str
 ) -> None:
     file = csv(tmp_path, {0: "9", 1: "none"})
     as_it_was = split(data.folder, corrections=file).corrections
-    text = file.read_text().replace('"a, or b"', "a or b").replace(",", separator).replace("\n", "\r\n")
-    file.write_bytes(text.encode(encoding))
+    text = file.read_text().replace('"a, or b"', "a or b").replace(",", separator).replace("\n", end)
+    file.write_bytes(f"{' Image_ID ' if end == chr(13) else 'image_id'}{text[8:]}".encode(encoding))
     again = split(data.folder, corrections=file, keep_corrections=False).corrections
     assert again.drop("csv").equals(as_it_was.drop("csv"))
 

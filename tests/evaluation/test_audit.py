@@ -230,6 +230,18 @@ def test_what_a_person_decided_is_not_listed_again(run: Run, own_data: Dataset, 
     assert not set(audit(run.folder, tmp_path / "again.csv", split="all")["image_id"]) & set(first["image_id"])
 
 
+def test_decisions_that_no_dataset_holds_yet_are_not_replaced(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    with_copies(own_data)
+    out = tmp_path / "wrong.csv"
+    audit(run.folder, out).with_columns(correct_landmark_id=pl.col("landmark_id").cast(pl.String)).write_csv(out)
+    filled_in = out.read_bytes()
+    with pytest.raises(UsageError, match=r"wrong\.csv holds \d+ decisions? that .* does not hold yet; landmarks split"):
+        audit(run.folder, out)
+    assert out.read_bytes() == filled_in
+    split(own_data.folder, corrections=out)
+    audit(run.folder, out)
+
+
 def test_images_without_structure_are_no_copies(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     flat = encode(np.full((48, 64, 3), 128, np.uint8))
     with_copies(own_data, flat, flat)

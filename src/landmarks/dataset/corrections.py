@@ -11,20 +11,22 @@ from pathlib import Path
 
 import polars as pl
 
-from landmarks.dataset.csv_files import SEPARATORS, text_of
+from landmarks.dataset.csv_files import read_text_columns
 from landmarks.dataset.manifest import CORRECTIONS, CORRECTIONS_FILE, Dataset
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest
 from landmarks.support.places import Place
-from landmarks.support.systems import require_text
-from landmarks.support.tables import unescaped, write_table
+from landmarks.support.tables import write_table
 
 NOTHING = "none"
 """In the CSV: the image shows nothing known."""
 
 REMOVE = "remove"
 """In the CSV: the image is to be left out of the dataset."""
+
+
+_COLUMNS = ("image_id", "correct_landmark_id")
 
 
 def add_corrections(dataset: Dataset, decided: pl.DataFrame) -> None:
@@ -48,13 +50,11 @@ def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
     It has the columns `image_id` and `correct_landmark_id`. The latter holds a landmark of the dataset, `none` for
     nothing known, or `remove` for an image to be left out of the dataset. Rows in which it is empty are skipped.
 
-    Raises `LandmarksError` with the first row that is invalid.
+    Raises `LandmarksError` with the first line that is invalid.
     """
     csv = Path(csv)
-    table = read_text_columns(
-        csv, ("image_id", "correct_landmark_id"), "landmarks audit RUN -o FILE.csv writes such a file"
-    )
-    rows = table.with_row_index("row", 2).filter(pl.col("correct_landmark_id") != "")  # row 1 holds the names
+    table = read_text_columns(csv, _COLUMNS, "landmarks audit RUN -o FILE.csv writes such a file")
+    rows = table.filter(pl.col("correct_landmark_id") != "")
     fetched = dict(dataset.as_fetched().select("image_id", "landmark_id").iter_rows())
     known = {str(landmark_id): landmark_id for landmark_id in dataset.labels["landmark_id"]} | {
         NOTHING: None,
@@ -63,8 +63,8 @@ def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
     # Tables with gaps write integers as `8.0`.
     integer = pl.col("correct_landmark_id").str.to_lowercase().str.replace(r"^(-?[0-9]+)\.0+$", "${1}")
     decided: dict[str, str] = {}
-    for row, id, answer in rows.select("row", "image_id", integer).iter_rows():
-        where = f"{csv}, row {row}"
+    for line, id, answer in rows.select("line", "image_id", integer).iter_rows():
+        where = f"{csv} line {line}"
         if id not in fetched:
             raise LandmarksError(f'{where}: {dataset.folder} holds no image "{id}"', way_out=_id_hint(id))
         if answer not in known:
@@ -83,28 +83,13 @@ def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
     ).sort("image_id")
 
 
-def read_text_columns(csv: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame:
-    """Return the columns `wanted` of a CSV as stripped text, with empty strings for missing cells.
-
-    Raises `LandmarksError`, with `way_out`, if a column is missing.
-    """
-    require_text(csv)
-    text = text_of(csv)
-    header = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=lambda mark: sum(name.strip(' "\r') in wanted for name in header.split(mark)))
+def decisions_in(csv: Path) -> int:
+    """Return the number of rows in which a person has filled in a decision; 0 if it is no CSV of decisions."""
     try:
-        table = pl.read_csv(text.encode(), infer_schema=False, separator=separator, glob=False)
-    except pl.exceptions.NoDataError as error:
-        raise LandmarksError(f"{csv} is empty") from error
-    except pl.exceptions.PolarsError as error:
-        raise LandmarksError(f"{csv} cannot be read as CSV ({str(error).splitlines()[0]})") from error
-    table = table.rename({name: name.strip() for name in table.columns if name.strip() not in table.columns})
-    missing = [name for name in wanted if name not in table.columns]
-    if missing:
-        raise LandmarksError(
-            f"{csv} lacks the column {missing[0]}", received=", ".join(table.columns)[:200], way_out=way_out
-        )
-    return unescaped(table.select(pl.col(name).fill_null("").str.strip_chars() for name in wanted))
+        table = read_text_columns(csv, _COLUMNS, "")
+    except LandmarksError:
+        return 0
+    return int((table["correct_landmark_id"] != "").sum())
 
 
 def _name_hint(dataset: Dataset, answer: str) -> str:

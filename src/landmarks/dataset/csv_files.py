@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
+import polars as pl
+
 from landmarks.dataset.formats import kind_of_file
 from landmarks.dataset.sources import SUFFIXES
+from landmarks.dataset.spelling import column_key
 from landmarks.support.errors import LandmarksError
 from landmarks.support.systems import decode_text, readable
+from landmarks.support.tables import unescaped
 
 SEPARATORS = ",;\t|"
 _OTHER_FILES = {
@@ -33,15 +40,26 @@ _OTHER_FILES = {
 }
 
 
-def text_of(source: Path) -> str:
-    """Return the text of a CSV in any encoding that spreadsheets write; raise `LandmarksError` if it is none."""
+_IMPORTED = "columns path and label"
+
+
+def text_of(source: Path, expected: str = _IMPORTED) -> str:
+    """Return the text of a CSV in any encoding that spreadsheets write.
+
+    Raises `LandmarksError` if it is none; `expected` says what columns it should have.
+    """
     try:
+        if source.exists() and not source.is_file():  # a pipe would block
+            what = "a folder" if source.is_dir() else "no plain file"
+            raise LandmarksError(f"{readable(source)} cannot be read as a CSV: it is {what}", expected=expected)
         data = source.read_bytes()
     except FileNotFoundError as error:
         raise LandmarksError(f"there is no {source}") from error
     except OSError as error:
         raise LandmarksError(f"{source} cannot be read as a CSV ({error.strerror})") from error
-    _refuse_other_files(source, data)
+    _refuse_other_files(source, data, expected)
+    if not data.startswith(_MARKS) and b"\0" in data[:_HEAD]:
+        raise _not_text(source, data.count(b"\n", 0, data.index(b"\0")) + 1)
     try:
         text = decode_text(data)
     except UnicodeDecodeError as error:
@@ -52,15 +70,22 @@ def text_of(source: Path) -> str:
             way_out="save it as CSV UTF-8",
         ) from error
     if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise LandmarksError(
-            f"{source} cannot be read as a CSV: line {line} holds a byte of zero, as no text does",
-            way_out="save it as CSV UTF-8",
-        )
+        raise _not_text(source, text.count("\n", 0, text.index("\0")) + 1)
     return text
 
 
-def _refuse_other_files(source: Path, data: bytes) -> None:
+_HEAD = 1 << 16  # bytes in which a file that is no text has a zero
+_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of the encodings whose texts have zeros
+
+
+def _not_text(source: Path, line: int) -> LandmarksError:
+    return LandmarksError(
+        f"{source} cannot be read as a CSV: line {line} holds a byte of zero, as no text does",
+        way_out="save it as CSV UTF-8",
+    )
+
+
+def _refuse_other_files(source: Path, data: bytes, expected: str) -> None:
     """Raise if `data` are the bytes of an archive, a spreadsheet, an image or anything else that is no text."""
     way_out = next((way_out for start, way_out in _OTHER_FILES.items() if data.startswith(start)), "")
     if data[257:262] == b"ustar":
@@ -69,11 +94,88 @@ def _refuse_other_files(source: Path, data: bytes) -> None:
         raise LandmarksError(f"{source} cannot be read as a CSV", way_out=way_out)
     what = "JSON" if data[:1] in (b"{", b"[") else kind_of_file(data[:64]) if data else ""
     if what:
+        imported = what == "JSON" and expected == _IMPORTED
         raise LandmarksError(
             f"{source} cannot be read as a CSV: it is {what}",
-            expected="columns path and label",
-            way_out="write the path and the label of each image into a CSV" if what == "JSON" else "",
+            expected=expected,
+            way_out="write the path and the label of each image into a CSV" if imported else "",
         )
+
+
+# ── Rows: separators, lines, cells ──────────────────────────────────────────────────────────────────────────────────
+
+
+def csv_rows(source: Path, text: str, columns_found: Callable[[Sequence[str]], int]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, cells) of every row that is not blank; quoted cells may hold line breaks.
+
+    The separator is the one with which `columns_found` finds the most required columns in the header, and then the one
+    with the most cells.
+    """
+    first, _, rest = text.partition("\n")
+    skipped = 0
+    key = column_key(first)
+    if key.startswith("sep=") and len(key) <= 5:  # a line that Excel writes; a space or a tab is lost in the key
+        separator, text, skipped = (first.strip("\r")[4:5] or "\t"), rest, 1
+    else:
+        separator = _separator(text, columns_found)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
+    while True:
+        line = reader.line_num + 1 + skipped
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise LandmarksError(
+                f"{source} cannot be read as a CSV: line {line}: {error}",
+                way_out="a cell that begins with a quote ends with one, and a quote in it is doubled",
+            ) from error
+        if cells is None:
+            return
+        if any(cell.strip() for cell in cells):
+            yield line, cells
+
+
+def _separator(text: str, columns_found: Callable[[Sequence[str]], int]) -> str:
+    header = next((line for line in text.splitlines() if line.strip()), "")
+
+    def worth(separator: str) -> tuple[int, int]:
+        names = next(csv.reader([header], delimiter=separator), [])
+        return columns_found(names), len(names)
+
+    return max(SEPARATORS, key=worth)
+
+
+def refuse_further_cells(source: Path, line: int, cells: Sequence[str], names: Sequence[str]) -> None:
+    """Raise `LandmarksError` if a row has cells beyond the columns, unless they are blank."""
+    if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
+        raise LandmarksError(
+            f"{source} cannot be read as a CSV: line {line} is invalid",
+            received=f"{len(cells)} cells",
+            expected=len(names),
+            way_out="a cell that holds the separator must stand in quotes",
+        )
+
+
+def read_text_columns(source: Path, wanted: tuple[str, ...], way_out: str) -> pl.DataFrame:
+    """Return the columns `wanted` of a CSV as stripped text, empty where a cell is missing, with the `line` of each.
+
+    Raises `LandmarksError`, with `way_out`, if a column is missing. Errors name the line.
+    """
+    text = text_of(source, f"columns {', '.join(wanted)}")
+    lines = csv_rows(source, text, lambda names: len({column_key(name) for name in names}.intersection(wanted)))
+    _, names = next(lines, (0, []))
+    if not names:
+        raise LandmarksError(f"{source} is empty", expected=f"columns {', '.join(wanted)}", way_out=way_out)
+    places = {column_key(name): place for place, name in reversed(list(enumerate(names)))}
+    missing = [name for name in wanted if name not in places]
+    if missing:
+        raise LandmarksError(
+            f"{source} lacks the column {missing[0]}", received=", ".join(names)[:200], way_out=way_out
+        )
+    rows = []
+    for line, cells in lines:
+        refuse_further_cells(source, line, cells, names)
+        rows.append((line, *(cells[places[name]].strip() if places[name] < len(cells) else "" for name in wanted)))
+    return unescaped(pl.DataFrame(rows, schema={"line": pl.UInt32, **dict.fromkeys(wanted, pl.String)}, orient="row"))
 
 
 # ── The files that a CSV names, even if their paths are spelled as another system or folder would ───────────────────

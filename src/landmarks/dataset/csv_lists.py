@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from landmarks.dataset.csv_files import SEPARATORS, ListedFiles, text_of
+from landmarks.dataset.csv_files import SEPARATORS, ListedFiles, csv_rows, refuse_further_cells, text_of
 from landmarks.dataset.manifest import SPLITS
 from landmarks.dataset.naming import UNKNOWN, normalised_name
 from landmarks.dataset.sources import SUFFIXES, FoundImage, Source
@@ -29,7 +27,7 @@ from landmarks.support.systems import readable
 
 def list_csv(source: Path) -> Source:
     """List the images that a CSV names. Errors name the line."""
-    lines = _lines(source, text_of(source))
+    lines = csv_rows(source, text_of(source), _required_columns)
     header = next(lines, None)
     if header is None:
         raise LandmarksError(f"{source} cannot be read as a CSV: it is empty", expected="columns path and label")
@@ -95,43 +93,9 @@ def _refuse_some_splits(source: Path, accepted: list[_Accepted]) -> None:
         )
 
 
-# ── Text: encodings, separators, lines ──────────────────────────────────────────────────────────────────────────────
-
-
-def _lines(source: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of every row that is not blank; quoted cells may hold line breaks."""
-    first, _, rest = text.partition("\n")
-    skipped = 0
-    key = column_key(first)
-    if key.startswith("sep=") and len(key) <= 5:  # a line that Excel writes; a space or a tab is lost in the key
-        separator, text, skipped = (first.strip("\r")[4:5] or "\t"), rest, 1
-    else:
-        separator = _separator(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
-    while True:
-        line = reader.line_num + 1 + skipped
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise LandmarksError(
-                f"{source} cannot be read as a CSV: line {line}: {error}",
-                way_out="a cell that begins with a quote ends with one, and a quote in it is doubled",
-            ) from error
-        if cells is None:
-            return
-        if any(cell.strip() for cell in cells):
-            yield line, cells
-
-
-def _separator(text: str) -> str:
-    """Return the separator with which the header has the most of the required columns, and then the most cells."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-
-    def worth(separator: str) -> tuple[int, int]:
-        names = next(csv.reader([header], delimiter=separator), [])
-        return sum(bool(find_columns(names, wanted)) for wanted in ("path", "label")), len(names)
-
-    return max(SEPARATORS, key=worth)
+def _required_columns(names: Sequence[str]) -> int:
+    """Return how many of the required columns a header has."""
+    return sum(bool(find_columns(names, wanted)) for wanted in ("path", "label"))
 
 
 # ── Columns ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,13 +145,7 @@ class _Header:
 
     def row(self, source: Path, line: int, cells: list[str]) -> _Row:
         """Parse a row; raise if it has too many cells or lacks a required one."""
-        if len(cells) > len(self.names) and any(cell.strip() for cell in cells[len(self.names) :]):
-            raise LandmarksError(
-                f"{source} cannot be read as a CSV: line {line} is invalid",
-                received=f"{len(cells)} cells",
-                expected=len(self.names),
-                way_out="a cell that holds the separator must stand in quotes",
-            )
+        refuse_further_cells(source, line, cells, self.names)
         needed = max(self.places["path"], self.places["label"])
         if len(cells) <= needed or not cells[self.places["path"]].strip():
             raise LandmarksError(

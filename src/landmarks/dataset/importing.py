@@ -26,7 +26,7 @@ from landmarks.dataset.naming import (
 )
 from landmarks.dataset.sources import FoundImage, Source
 from landmarks.dataset.split import store_division
-from landmarks.dataset.storing import UNFINISHED, finished_dataset, store_images
+from landmarks.dataset.storing import UNFINISHED, finished_dataset, note_rejected, store_images
 from landmarks.dataset.trust import IMAGES_IN
 from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_folder
@@ -220,10 +220,6 @@ def _contents(listed: Source) -> str:
     return "; ".join(parts) or "nothing"
 
 
-_MOST_LETTERS = 300
-"""Letters of a path that are printed; `rejected.parquet` holds all of it."""
-
-
 def _note_result(dataset: Dataset, listed: Source, names: Iterable[str]) -> None:
     """Note the size of an imported dataset, and what was rejected; `names` are the landmarks of the images found."""
     known = dataset.images["landmark_id"].drop_nulls().len()
@@ -234,11 +230,7 @@ def _note_result(dataset: Dataset, listed: Source, names: Iterable[str]) -> None
     )
     for remark in listed.remarks:
         note(remark)
-    rejected = read_table(dataset.folder / "rejected.parquet", REJECTED)
-    for _, where, why in rejected.head(5).iter_rows():
-        note(f"rejected: {where if len(where) <= _MOST_LETTERS else where[:_MOST_LETTERS] + '…'}: {why}")
-    if len(rejected) > 5:
-        note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
+    note_rejected(read_table(dataset.folder / "rejected.parquet", REJECTED))
     if listed.empty:
         note(f"{len(listed.empty):,} folders hold no image, and are no landmarks: {_some(listed.empty)}")
     left = set(dataset.labels.filter(pl.col("images") > 0)["name"])

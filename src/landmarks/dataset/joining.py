@@ -31,9 +31,16 @@ from landmarks.dataset.manifest import (
     write_dataset,
 )
 from landmarks.dataset.remote import CACHE_GB, open_remote
-from landmarks.dataset.shards import ImageReader, ShardWriter
+from landmarks.dataset.shards import ImageReader, ShardWriter, is_shard
 from landmarks.dataset.split import note_division
-from landmarks.dataset.storing import IMAGES_PER_SHARD, UNFINISHED, finished_dataset, in_parallel, remove_unfinished
+from landmarks.dataset.storing import (
+    IMAGES_PER_SHARD,
+    UNFINISHED,
+    finished_dataset,
+    in_parallel,
+    note_rejected,
+    remove_unfinished,
+)
 from landmarks.dataset.trust import AT_AN_ADDRESS
 from landmarks.dataset.uniting import ADDING, United, unite
 from landmarks.support.console import note, plural, progress
@@ -176,6 +183,7 @@ def gather(
     known = dataset.images["landmark_id"].drop_nulls().len()
     shown = f"{known:,} of {plural(len(dataset.labels), 'landmark')}"
     note(f"{plural(len(dataset.images), 'image')}, {shown}, none decoded again")
+    note_rejected(lost)
     if division is not None:
         note_division(division, dataset.labels)
     return dataset
@@ -203,7 +211,7 @@ def _copied(
 
     def read(row: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         data = readers[row["source"]].read(row["shard"], row["offset"], row["length"])
-        if not _is_file(row["shard"]) and max(row["width"], row["height"]) <= (max_side or 1 << 30):
+        if is_shard(row["shard"]) and max(row["width"], row["height"]) <= (max_side or 1 << 30):
             return {**row, "why": None}, data
         try:
             data, pixels = prepare(data, max_side)
@@ -234,11 +242,6 @@ def _copied(
     where = pl.col("shard").alias("where")
     lost = moved.filter(pl.col("why").is_not_null()).select("image_id", where, "why")
     return sound.select(list(IMAGES)).sort("image_id"), lost
-
-
-def _is_file(shard: str) -> bool:
-    """Return whether a shard is an image file that was imported by reference."""
-    return PurePath(shard).suffix.lower() != ".tar"
 
 
 # ── Adding to a dataset: new images are prepared as a dataset of their own, then added in one step that can be repeated

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from landmarks.dataset.csv_files import read_text_columns
 from landmarks.dataset.csv_lists import list_csv
-from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, normalised_name, read_labels_csv
+from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, normalised_name
 from landmarks.dataset.sources import (
     LISTS,
     FolderImages,
@@ -258,12 +259,35 @@ def _unpacked_labels(source: Path) -> tuple[dict[str, Landmark] | None, list[str
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = [name.strip().strip('"').lower() for name in re.split("[,;\t]", file.readline(10_000))]
     if {"folder", "landmark_id"} <= set(header) or (source / UNPACKED).is_file():
-        return read_labels_csv(path), []
+        return _read_labels_csv(path), []
     columns = ", ".join(header)[:80]
     return None, [
         f"{path} ({columns}) is somebody else's and is passed by: the folders' names are the labels;"
         f" were it a list of paths and labels: landmarks import {path}"
     ]
+
+
+def _read_labels_csv(path: Path) -> dict[str, Landmark]:
+    """Read the `labels.csv` that `unpack` wrote: folder → landmark."""
+    way_out = f"landmarks unpack writes it; without it the folders are numbered by their sorted names: delete {path}"
+    listed: dict[str, Landmark] = {}
+    folder_of: dict[int, str] = {}
+    rows = read_text_columns(path, ("folder", "landmark_id", "name", "category"), way_out)
+    for line, listed_as, number, name, category in rows.iter_rows():
+        integer = re.fullmatch(r"([0-9]{1,18})(?:\.0+)?", number)
+        if integer is None:
+            raise LandmarksError(f'{path} line {line} has the landmark_id "{number}"', expected="a whole number")
+        folder, landmark_id = normalised_name(listed_as), int(integer[1])
+        landmark = Landmark(landmark_id, name or str(landmark_id), category or None)
+        if listed.setdefault(folder, landmark) != landmark:
+            raise LandmarksError(f'{path} line {line} lists the folder "{folder}" again, as another landmark')
+        if folder_of.setdefault(landmark_id, folder) != folder:
+            raise LandmarksError(
+                f'{path} line {line} gives the landmark_id {landmark_id} to the folder "{folder}"',
+                received=f'the same for "{folder_of[landmark_id]}"',
+                way_out="give each its own",
+            )
+    return listed
 
 
 def _remarks_on_others(

@@ -12,10 +12,10 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.manifest import LABELS
-from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
+from landmarks.support.errors import UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
 from landmarks.support.systems import readable
-from landmarks.support.tables import read_table, unescaped, write_csv
+from landmarks.support.tables import read_table, write_csv
 
 UNKNOWN = "_unknown"
 """The folder of images that show nothing known."""
@@ -207,24 +207,8 @@ def read_labels(place: Path) -> pl.DataFrame:
     return read_table(place / "labels.parquet" if place.is_dir() else place, LABELS)
 
 
-def read_labels_csv(path: Path) -> dict[str, Landmark]:
-    """Read the `labels.csv` that `unpack` wrote: folder → landmark."""
-    try:
-        table = pl.read_csv(path.read_bytes(), infer_schema=False)  # polars takes no path that is not valid UTF-8
-        columns = unescaped(table).select("folder", pl.col("landmark_id").cast(pl.Int64), "name", "category")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LandmarksError(
-            f"{path} cannot be read ({str(error).splitlines()[0]})",
-            expected="columns folder, landmark_id, name, category",
-        ) from error
-    return {
-        normalised_name(folder): Landmark(landmark_id, name or str(landmark_id), category)
-        for folder, landmark_id, name, category in columns.iter_rows()
-    }
-
-
 def write_labels_csv(path: Path, folders: dict[str, Landmark]) -> None:
-    """Write folder → landmark, as `read_labels_csv` reads it."""
+    """Write folder → landmark, as `layouts` reads it."""
     rows = [(folder, landmark.landmark_id, landmark.name, landmark.category) for folder, landmark in folders.items()]
     columns = {"folder": pl.String, "landmark_id": pl.Int64, "name": pl.String, "category": pl.String}
     write_csv(path, pl.DataFrame(rows, schema=columns, orient="row"))

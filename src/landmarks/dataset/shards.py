@@ -13,7 +13,7 @@ import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Self
 
 from landmarks.dataset.manifest import Dataset
@@ -70,6 +70,11 @@ class ShardWriter:
         return offset, len(data)
 
 
+def is_shard(place: PurePath | str) -> bool:
+    """Return whether a place in `images.parquet` is a TAR of images, and not an image imported by reference."""
+    return PurePath(place).suffix.lower() == ".tar"
+
+
 class ImageReader:
     """Reads the images of one dataset by position, from any number of threads at once."""
 
@@ -89,6 +94,13 @@ class ImageReader:
             return self.remote.read(shard, offset, length)
         file = self._file(shard)  # this reference keeps the file open, even if another thread drops it meanwhile
         data = file.read(length, offset)
+        if file.is_image and file.size != length:
+            raise LandmarksError(
+                f"{self._dataset.path_of(shard)} was changed after it was imported",
+                received=f"{file.size:,} bytes",
+                expected=f"{length:,}",
+                way_out="put the earlier file back, or import the images anew",
+            )
         if len(data) != length:
             raise LandmarksError(
                 f"{self._dataset.path_of(shard)} is shorter than the manifest says",
@@ -123,6 +135,8 @@ class _OpenFile:
     def __init__(self, path: Path, within: Path | None) -> None:
         self._lock = threading.Lock()
         self._file = open_plain(path, within)  # closed in __del__
+        self.is_image = not is_shard(path)
+        self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, length: int, offset: int) -> bytes:
         """Return up to `length` bytes at `offset`; safe in several threads."""

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.copies import COPIES, COPIES_FILE, find_copies, write_copies
-from landmarks.dataset.corrections import add_corrections, read_corrections, read_text_columns, remove_corrections
+from landmarks.dataset.corrections import add_corrections, read_corrections, remove_corrections
+from landmarks.dataset.csv_files import read_text_columns
 from landmarks.dataset.divide import FROM_SOURCE, MIN_IMAGES_TO_SPLIT, TEST, TRAIN, UNASSIGNED, VAL, SplitRule
 from landmarks.dataset.division import (
     Division,
@@ -127,10 +128,11 @@ def _listed_copies(csv: Path, ids: pl.Series) -> list[tuple[str, str]]:
     """Return the pairs in a CSV with columns `image_id` and `copy_of`; raise if an id is not among `ids`."""
     table = read_text_columns(csv, ("image_id", "copy_of"), "landmarks audit RUN -o FILE.csv writes FILE.copies.csv")
     known = set(ids)
-    for row, pair in enumerate(table.iter_rows(), 2):
+    for line, *pair in table.iter_rows():
         if missing := [id for id in pair if id not in known]:
-            raise LandmarksError(f'{csv}, row {row}: the dataset holds no image "{missing[0]}"')
-    return [(min(pair), max(pair)) for pair in table.iter_rows() if pair[0] != pair[1]]
+            raise LandmarksError(f'{csv} line {line}: the dataset holds no image "{missing[0]}"')
+    pairs = table.select("image_id", "copy_of").iter_rows()
+    return [(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]]
 
 
 def _with_listed(found: pl.DataFrame, listed: list[tuple[str, str]]) -> pl.DataFrame:

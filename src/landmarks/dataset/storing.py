@@ -82,6 +82,18 @@ def store_images(found: list[FoundImage], out: Path, *, inputs: str, max_side: i
     return StoredImages(images, rejected, sorted(decoders))
 
 
+_MOST_LETTERS = 300
+"""Letters of a path that are printed; `rejected.parquet` holds all of it."""
+
+
+def note_rejected(rejected: pl.DataFrame) -> None:
+    """Note the first files that were rejected (columns of `REJECTED`) with the reasons, and how many more there are."""
+    for _, where, why in rejected.head(5).iter_rows():
+        note(f"rejected: {where if len(where) <= _MOST_LETTERS else where[:_MOST_LETTERS] + '…'}: {why}")
+    if len(rejected) > 5:
+        note(f"rejected: {len(rejected) - 5:,} more, named in rejected.parquet")
+
+
 def remove_unfinished(out: Path, inputs: str) -> None:
     """Remove the half-written files of a killed import, and all of its files if it had other `inputs`."""
     if (out / UNFINISHED).exists() and not (out / UNFINISHED / inputs).exists():
@@ -153,7 +165,9 @@ def _read_image(file: FoundImage, max_side: int | None) -> tuple[dict[str, Any],
                     data, image = prepare(data, max_side)
                 height, width = image.shape[:2]
                 row |= {"width": width, "height": height, "phash": perceptual_hash(image)}
-    except (OSError, LandmarksError) as error:
+    except OSError as error:
+        return row | {"why": f"it cannot be read ({error.strerror or error})"}, b""
+    except LandmarksError as error:
         return row | {"why": str(error)}, b""
     return row, data
 

@@ -19,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from landmarks.dataset.corrections import decisions_in
 from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
@@ -29,9 +30,9 @@ from landmarks.evaluation.label_estimates import Estimates, cross_validated, dis
 from landmarks.evaluation.metrics import Floats, Integers
 from landmarks.explanation.drawing import shortened, text_and_font
 from landmarks.recognition.directions import directions
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.files import written_whole
+from landmarks.support.files import file_digest, written_whole
 from landmarks.support.places import Place
 from landmarks.support.tables import write_csv
 from landmarks.training.choices import choose_device, set_memory_layout
@@ -79,6 +80,7 @@ def audit(
     _refuse_to_replace(out)
     opened = open_run(run)
     dataset = find_own_dataset(opened) if data is None else open_dataset(data)
+    _refuse_to_replace_decisions(out, dataset)
     images, features = split_features(opened, dataset, split, device)
     _note_seen(opened, images)
     labels = images["label"].cast(pl.Int64).to_numpy()
@@ -123,6 +125,17 @@ def _refuse_to_replace(out: Path) -> None:
             f"{present} is there already, and one of this name stands beside {out.name}",
             way_out="choose another name, or remove it first",
         )
+
+
+def _refuse_to_replace_decisions(out: Path, dataset: Dataset) -> None:
+    """Raise `UsageError` if a CSV to be written holds a person's decisions that the dataset does not hold yet."""
+    for csv in (out, out.with_suffix(".strangers.csv")):
+        decisions = decisions_in(csv) if csv.is_file() else 0
+        if decisions and file_digest(csv) not in dataset.corrections["csv"]:
+            raise UsageError(
+                f"{csv} holds {plural(decisions, 'decision')} that {dataset.folder} does not hold yet",
+                way_out=f"landmarks split {dataset.folder} --corrections {csv} takes them; or choose another name",
+            )
 
 
 def _strangers(

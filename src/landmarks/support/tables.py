@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from landmarks import __version__
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import FORMAT, refuse_other_formats, refuse_other_kind, written_whole
 from landmarks.support.places import Place, without_secrets
 from landmarks.support.systems import readable, require_text
@@ -28,10 +28,29 @@ def write_table(path: Place, table: pl.DataFrame, **metadata: object) -> None:
 def write_lone_table(path: Place, table: pl.DataFrame, **metadata: object) -> None:
     """Write a table as `write_table` does, in a folder that no process holds (see `written_whole`).
 
-    Raises `UsageError` if there is a file of another kind by its name.
+    Raises `UsageError` if there is a file of another kind by its name, or a table of other columns.
     """
     refuse_other_kind(path, ".parquet", begins=b"PAR1")
+    _refuse_other_table(Path(path), table.columns)
     _write(Path(path), table, metadata, tidy=True)
+
+
+def _refuse_other_table(path: Path, columns: list[str]) -> None:
+    """Raise `UsageError` if there is a table of other columns at `path`, such as `images.parquet` of a dataset."""
+    if not path.is_file():
+        return
+    try:
+        with open(path, "rb") as file:  # polars would take [1] in a path for a pattern
+            present = list(pl.read_parquet_schema(file))
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):  # damaged: nothing is lost with it
+        return
+    if set(present) != set(columns):
+        raise UsageError(
+            f"{readable(path)} is there already and is another table",
+            received=f"columns {', '.join(present)[:200]}",
+            expected=", ".join(columns)[:200],
+            way_out="choose another name, or remove it first",
+        )
 
 
 def _write(path: Path, table: pl.DataFrame, metadata: dict[str, object], *, tidy: bool) -> None:
