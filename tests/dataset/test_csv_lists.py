@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.dataset.csv_lists import list_csv
+from landmarks.dataset.layouts import list_source
 from landmarks.dataset.sources import Source
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_labels_keep_their_zeros_quotes_and_ends_of_lines(folder: Path) -> None:
         (r".\img\a.jpg", r"with / for the \\ of the list"),
         ("IMG/A.JPG", "in another case"),
         (unicodedata.normalize("NFD", "img/Käse.png"), "another form of Unicode"),
-        (" img/a.jpg ", "in another case"),
+        (" img/a.jpg ", "without the spaces around them"),
         ("img/K%C3%A4se.png", "with letters for the %41"),
         (r"img\c%20d.jpg", "with letters for the %41"),
     ],
@@ -220,6 +221,7 @@ def test_whatever_a_csv_writer_writes_is_read_back(labels: list[str], separator:
         ("img_path,breed,size\nimg/a.jpg,pug,2\n", 'call the column of labels "label"'),
         ("filename, cat, dog\nimg/a.jpg,1,0\n", "the columns cat, dog hold 0 and 1 for each label"),
         ("image_id,healthy,rust,scab\nimg/a.jpg,0.0,1.0,0.0\n", "healthy, rust, scab hold 0 and 1"),
+        ("filename,cat,dog\nimg/a.jpg,True,False\n", "the columns cat, dog hold true and false for each label"),
         ("landmark_id,images\n7,00cba0067c078490 00f928e383e1d121\n", "landmarks select MIRROR --clean reads it"),
         ('{"file_name": "a.jpg", "label": "cat"}\n', "path and the label of each image into a CSV"),
         ("path,label\nimg/a.jpg,c\0t\n", "line 2 holds a byte of zero"),
@@ -267,3 +269,17 @@ def test_a_column_that_could_be_the_split_is_named(folder: Path) -> None:
     assert listed(folder, text.format("val")).remarks[-1] == remark
     assert remark not in listed(folder, text.format("moon")).remarks
     assert remark not in listed(folder, "path,label,split,phase\nimg/a.jpg,cat,val,train\n").remarks
+
+
+def test_ids_that_two_images_have_are_refused_by_their_lines(folder: Path) -> None:
+    write = folder / "l.csv"
+    write.write_text("path,label,id\nimg/a.jpg,Arch,7\n\nimg/b.jpg,Tower,7\n")
+    message = 'line 4 gives an image the id "7"; received the same in line 2; .*leave the column "id" out'
+    with pytest.raises(UsageError, match=message):
+        list_csv(write)
+
+
+def test_an_id_that_a_csv_gives_is_kept_and_a_file_of_that_name_gets_another(folder: Path) -> None:
+    (folder / "l.csv").write_text("path,label,id\nimg/a.jpg,Arch,\nimg/b.jpg,Tower,A\n")
+    ids = [image.id for image in list_source(folder / "l.csv").found]
+    assert ids[1] == "A" and ids[0].startswith("a-")

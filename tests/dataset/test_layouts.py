@@ -322,3 +322,30 @@ def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, files: list[str], r
 def test_a_plain_folder_needs_no_remark(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.jpg", "dog/2.jpg", "_unknown/3.jpg")
     assert list_source(tmp_path).remarks == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="\\ separates folders here")
+def test_names_that_hold_folders_are_told_and_never_images_of_nothing_known(tmp_path: Path) -> None:
+    put(tmp_path / "some", "cat/1.jpg", "cat/2.jpg", "dog\\3.jpg")
+    source = list_source(tmp_path / "some")
+    assert places(source) == {(None, "cat")}
+    assert source.rejected == [("dog\\3.jpg", "its name holds \\ for the folders that it lay in")]
+    for folder, files in (("all", ["cat\\1.jpg", "dog\\2.jpg"]), ("wrapped", ["set/cat\\1.jpg", "set/dog\\2.jpg"])):
+        put(tmp_path / folder, *files)
+        with pytest.raises(UsageError, match=r"2 names in .* hold \\ for the folders .*; unpack the archive again"):
+            list_source(tmp_path / folder)
+
+
+@pytest.mark.parametrize("split", ["test", "Valid", "val_images"])
+def test_a_flat_split_beside_landmarks_is_a_landmark_and_said(tmp_path: Path, split: str) -> None:
+    put(tmp_path, "cat/1.jpg", "dog/2.jpg", f"{split}/3.jpg")
+    source = list_source(tmp_path)
+    assert places(source) == {(None, "cat"), (None, "dog"), (None, split)}
+    assert any(f"{split} may be meant as a split" in remark for remark in source.remarks)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_neither_a_folder_nor_a_csv(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LandmarksError, match="pipe is no plain file; expected a folder, or a CSV"):
+        list_source(tmp_path / "pipe")

@@ -46,7 +46,20 @@ def test_links_to_folders_are_not_followed_but_counted(folder: Path, capsys: pyt
     except OSError:
         pytest.skip("links cannot be made here")
     assert find_images([folder]) == [folder / "a.heic", folder / "b/2.JPG"]
-    assert "passed by 2 that are no images by name" in capsys.readouterr().err
+    assert "passed by 1 that are no images by name (.txt), 2 hidden, 1 link to a folder" in capsys.readouterr().err
+
+
+def test_links_that_lead_nowhere_and_pipes_are_counted_as_what_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        (folder / "gone.jpg").symlink_to("nowhere.jpg")
+        (folder / "loop.jpg").symlink_to("loop.jpg")
+        os.mkfifo(folder / "pipe.jpg")
+    except (OSError, AttributeError):
+        pytest.skip("links or pipes cannot be made here")
+    assert find_images([folder]) == [folder / "a.heic", folder / "b/2.JPG"]
+    assert "2 hidden, 2 links to a file that is not there, 1 no plain file\n" in capsys.readouterr().err
 
 
 def test_a_folder_without_images_says_what_it_holds(folder: Path) -> None:

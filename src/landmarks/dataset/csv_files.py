@@ -205,7 +205,8 @@ class ListedFiles:
             if as_written.exists():
                 return None, "a folder" if as_written.is_dir() else "not a file"
         except (OSError, ValueError) as error:
-            return None, f"there can be no such file ({getattr(error, 'strerror', None) or error})"
+            what = "it cannot be reached" if isinstance(error, PermissionError) else "there can be no such file"
+            return None, f"{what} ({getattr(error, 'strerror', None) or error})"
         if "://" in text:
             return None, "an address, not a file: what lies there must be fetched first, or file:// be left out"
         found, why = self._find_respelled(text)
@@ -304,4 +305,6 @@ def _difference(text: str, found: Path) -> str:
         return "with an ending that the list does not have"
     if "\\" in text:
         return "with / for the \\ of the list"
+    if text != text.strip() and found.as_posix().endswith("/".join(text.strip().removeprefix("./").split("/"))):
+        return "without the spaces around them"
     return "in another case, or another form of Unicode"

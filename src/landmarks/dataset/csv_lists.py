@@ -50,12 +50,15 @@ def list_csv(source: Path) -> Source:
         else:
             accepted[key] = _Accepted(line, FoundImage(path, row.where, row.label, row.split, **row.others))
     _refuse_some_splits(source, list(accepted.values()))
+    _refuse_equal_ids(source, list(accepted.values()), table.names[table.places["id"]] if "id" in table.places else "")
     found = [row.image for row in accepted.values()]
     remarks = table.remarks(source) + files.remarks()
     if integers := integer_labels(image.name for image in found if image.name is not None):
         found = [replace(image, name=integers.get(image.name or "", image.name)) for image in found]
         remarks.append(f"labels such as {next(iter(integers))} are whole numbers, and taken without the .0")
     way_out = f"paths are relative to the folder of {source.name}" if rejected else ""
+    if first is None:
+        way_out = f"below its header {source.name} holds no rows: write one for each image"
     return Source(f"the CSV {source.name}", found, rejected, remarks=remarks, way_out=way_out)
 
 
@@ -91,6 +94,18 @@ def _refuse_some_splits(source: Path, accepted: list[_Accepted]) -> None:
             received=f"none in line {without[0]}" + (f" and {len(without) - 1:,} more" if len(without) > 1 else ""),
             way_out="give one to all, or to none",
         )
+
+
+def _refuse_equal_ids(source: Path, accepted: list[_Accepted], column: str) -> None:
+    line_of: dict[str, int] = {}
+    for row in accepted:
+        if row.image.id and line_of.setdefault(row.image.id, row.line) != row.line:
+            raise UsageError(
+                f'{source} line {row.line} gives an image the id "{row.image.id}"',
+                received=f"the same in line {line_of[row.image.id]}",
+                expected="another for each image",
+                way_out=f'leave the column "{column.strip()}" out, or call it otherwise',
+            )
 
 
 def _required_columns(names: Sequence[str]) -> int:
@@ -197,12 +212,16 @@ def _hint(names: list[str]) -> str:
     return "put commas for the spaces between the cells" if len(first.split()) > 1 else ""
 
 
+_ZEROS_AND_ONES = frozenset({"0", "1", "0.0", "1.0", "0.", "1."})
+
+
 def _label_hint(names: list[str], first: list[str], places: dict[str, int]) -> str:
     """Return which unrecognised columns could hold the label, or an empty string."""
     others = [place for place, name in enumerate(names) if name.strip()]
     others = [place for place in others if all(wanted == "id" or place != at for wanted, at in places.items())]
     cells = {first[place].strip() for place in others if place < len(first)}
-    if len(others) > 1 and cells and cells <= {"0", "1", "0.0", "1.0", "0.", "1."}:
+    if len(others) > 1 and cells and {cell.lower() for cell in cells} <= {*_ZEROS_AND_ONES, "true", "false"}:
+        what = "0 and 1" if cells <= _ZEROS_AND_ONES else "true and false"
         some = ", ".join(names[place].strip() for place in others[:3])
-        return f"the columns {some} hold 0 and 1 for each label: write the label itself into one column, label"
+        return f"the columns {some} hold {what} for each label: write the label itself into one column, label"
     return f'were "{names[others[0]].strip()}" the label: call that column "label"' if len(others) == 1 else ""

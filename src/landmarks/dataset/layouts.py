@@ -31,6 +31,7 @@ from landmarks.dataset.split_folders import (
     split_layout,
     way_out_by_list,
 )
+from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.places import as_given
 from landmarks.support.systems import is_utf8, readable
@@ -47,6 +48,8 @@ def list_source(source: Path, known: Collection[str] = ()) -> Source:
         listed = list_csv(source)
     else:
         name = as_given(source)
+        if source.exists():
+            raise LandmarksError(f"{name} is no plain file", expected="a folder, or a CSV of paths and labels")
         raise LandmarksError(f"there is no folder or CSV {name}", way_out=way_out_of_name(name))
     found = sorted(listed.found, key=lambda image: image.where)
     names = () if known or listed.listed is not None else (image.name for image in found if image.name is not None)
@@ -62,6 +65,7 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
     steps = [path.relative_to(source).parts for path in paths]
     images = steps[: len(inside.images)]
     _refuse_id_folders(source, images)
+    _refuse_folders_in_names(source, images)
     layout = layout_of(source, images, known)
     folders: set[str] = set()
     found = []
@@ -74,6 +78,9 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
         else:
             assert not isinstance(place, str)
             name, split = place
+            if name is None and "\\" in path.name:
+                rejected.append((where, _FOLDERS_IN_NAME))
+                continue
             folders.add(name or UNKNOWN)
             found.append(
                 FoundImage(path, where, None if name in (None, UNKNOWN) else normalised_name(name or ""), split)
@@ -126,6 +133,10 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         )
     if deep or len(splits) > 1:
         remarks.append(f"{', '.join(splits)} may be meant as splits, but others lie beside: all are taken as landmarks")
+    elif set(splits.values()) & {"val", "test"} and len(tops) > 1:
+        remarks.append(
+            f"{', '.join(splits)} may be meant as a split, but landmarks lie beside: it is taken as a landmark, too"
+        )
     elif len(doubtful := [top for top in tops if any(parse_split(word) for word in words_of(top))]) > 1:
         remarks.append(
             f"{', '.join(doubtful)} may be meant as splits, but are called otherwise: they are taken as landmarks"
@@ -224,6 +235,20 @@ def _refuse_id_folders(source: Path, images: Sequence[Steps]) -> None:
             received="/".join(spelled[0]),
             way_out="landmarks select and fetch take images out of the TARs; or put the archive's train.csv, which"
             " knows what they show, into the folder that holds 0 to f, and import that",
+        )
+
+
+_FOLDERS_IN_NAME = "its name holds \\ for the folders that it lay in"
+
+
+def _refuse_folders_in_names(source: Path, images: Sequence[Steps]) -> None:
+    """Raise if most names hold folders, as an archive that Windows made leaves them behind when unpacked elsewhere."""
+    with_folders = [steps for steps in images if "\\" in steps[-1]]
+    if len(with_folders) > len(images) / 2:
+        raise UsageError(
+            f"{plural(len(with_folders), 'name')} in {source} hold \\ for the folders that the images lay in",
+            received="/".join(with_folders[0]),
+            way_out="unpack the archive again with a program that makes folders of them, such as 7z x",
         )
 
 

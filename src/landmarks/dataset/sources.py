@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from landmarks.dataset.naming import Landmark, normalised_name, safe_name, with_digest
 from landmarks.support.console import note
+from landmarks.support.disk import is_leftover
 from landmarks.support.errors import LandmarksError, NothingThereError
 from landmarks.support.places import Place, as_given, paths_of
 from landmarks.support.systems import readable
@@ -80,9 +81,30 @@ class FolderImages:
     system: list[Path] = field(default_factory=list)  # folders among `SYSTEM_FOLDERS`; they are not entered
     unlisted: list[tuple[Path, str]] = field(default_factory=list)  # folders that cannot be read, and why
 
-    def ignored(self, more_others: int = 0) -> str:
-        """Return a count of what was ignored, in words; empty if nothing was."""
-        return ignored_text(self.others, self.hidden, len(self.system), more_others)
+    def ignored(self) -> str:
+        """Return a text such as `2 that are no images by name (.txt), 1 hidden`; empty if nothing was ignored."""
+        endings = Counter(path.suffix.lower() or "without an ending" for path in self.others)
+        common = ", ".join(ending for ending, _ in endings.most_common(3)) + (" …" if len(endings) > 3 else "")
+        return _counted(
+            {
+                "that are no images by name" + (f" ({common})" if common else ""): len(self.others),
+                "hidden": self.hidden,
+                f"{_plural('folder', len(self.system))} of a system's own": len(self.system),
+            }
+        )
+
+    def unread(self) -> str:
+        """Return a count of the links that lead nowhere or to folders, and of pipes and devices; empty if none are."""
+        no_files = [path for path in self.images if not path.is_file()]
+        broken = sum(path.is_symlink() and not path.exists() for path in no_files)
+        linked, special = len(self.linked_folders), len(no_files) - broken
+        return _counted(
+            {
+                f"{_plural('link', broken)} to a file that is not there": broken,
+                f"{_plural('link', linked)} to a folder": linked,
+                "no plain file" if special == 1 else "no plain files": special,
+            }
+        )
 
 
 def images_in(folder: Path) -> FolderImages:
@@ -99,7 +121,8 @@ def images_in(folder: Path) -> FolderImages:
 
     for here, folders, files in os.walk(folder, onerror=not_listed):
         shown = sorted(name for name in folders if not name.startswith("."))
-        hidden += len(folders) - len(shown) + sum(name.startswith(".") for name in files)
+        hidden += len(folders) - len(shown)
+        hidden += sum(name.startswith(".") and not is_leftover(name) for name in files)
         system += [Path(here, name) for name in shown if name.casefold() in SYSTEM_FOLDERS]
         folders[:] = [name for name in shown if name.casefold() not in SYSTEM_FOLDERS]
         linked += [path for path in (Path(here) / name for name in folders) if path.is_symlink()]
@@ -124,7 +147,7 @@ def find_images(places: Place | Iterable[Place]) -> list[Path]:
                     way_out="landmarks evaluate RUN --data FOLDER answers it; landmarks unpack writes its images",
                 )
             images = [path for path in listed.images if path.is_file()]
-            ignored = listed.ignored(len(listed.linked_folders) + len(listed.images) - len(images))
+            ignored = ", ".join(filter(None, (listed.ignored(), listed.unread())))
             for folder, why in listed.unlisted:
                 note(f"{folder} cannot be listed ({why}): what lies in it is left out")
             if not images:
@@ -166,16 +189,12 @@ _WAYS_OUT_OF_NAMES = {
 """Pattern of a name under which nothing was found → advice."""
 
 
-def ignored_text(others: Sequence[Path], hidden: int, system: int = 0, more_others: int = 0) -> str:
-    """Return a text such as `2 that are no images by name (.txt), 1 hidden`; empty if all counts are 0."""
-    endings = Counter(path.suffix.lower() or "without an ending" for path in others)
-    common = ", ".join(ending for ending, _ in endings.most_common(3)) + (" …" if len(endings) > 3 else "")
-    counted = {
-        "that are no images by name" + (f" ({common})" if common else ""): len(others) + more_others,
-        "hidden": hidden,
-        "folders of a system's own" if system != 1 else "folder of a system's own": system,
-    }
-    return ", ".join(f"{count:,} {what}" for what, count in counted.items() if count)
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
 
 
 def way_out_of(others: Sequence[Path]) -> str:
@@ -243,10 +262,11 @@ def folders_in(folder: Path) -> list[Path]:
 def with_image_ids(found: list[FoundImage]) -> list[FoundImage]:
     """Return `found` with an id for each image: the name of its file, with a digest of its path if it is not unique.
 
-    Images thus keep their ids through `unpack` and `import`, and two files of the same name stay two images.
+    Images thus keep their ids through `unpack` and `import`, and two files of the same name stay two images. An id that
+    a CSV gives is kept.
     """
     stems = [image.path.stem for image in found]
-    counts = Counter(normalised_name(stem).casefold() for stem in stems)
+    counts = Counter(normalised_name(image.id or stem).casefold() for image, stem in zip(found, stems, strict=True))
     identified = []
     for image, stem in zip(found, stems, strict=True):
         id = image.id or (stem if counts[normalised_name(stem).casefold()] == 1 else "")
