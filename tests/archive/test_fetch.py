@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -414,8 +415,37 @@ def test_wrong_options_are_one_line(tmp_path: Path) -> None:
         fetch(selection, tmp_path / "data", method="ranges")
     with pytest.raises(UsageError, match="--max-side"):
         fetch(selection, tmp_path / "data", max_side=0)
-    with pytest.raises(LandmarksError, match="there is no table"):
+    with pytest.raises(LandmarksError, match="there is no selection"):
         fetch(tmp_path / "none.parquet", tmp_path / "data")
     shutil.rmtree(tmp_path / "mirror")
     with pytest.raises(LandmarksError, match="no mirror at"):
         fetch(selection, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html><body>Sign in</body></html>", r"train/images_001\.tar: a web page came instead of the file; .*"),
+        (b"half a TAR", r"train/images_001\.tar: the TAR ends at byte \d+, in the middle"),
+    ],
+)
+def test_a_tar_that_is_none_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=2, each=3)
+    selection = make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids)
+    (tmp_path / "mirror/train/images_001.tar").write_bytes(content)
+    assert len(fetched(selection, tmp_path / "data").images) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert any(re.fullmatch(f".*{message}: this TAR contributes nothing", line) for line in said), said
+
+
+def test_a_folder_is_no_selection_and_is_told_what_makes_one(tmp_path: Path) -> None:
+    ids = make_mirror(tmp_path / "mirror", tars=1, each=2)
+    data = fetched(make_selection(tmp_path / "s.parquet", tmp_path / "mirror", ids), tmp_path / "data").folder
+    with pytest.raises(UsageError, match=r"data is a dataset, and no selection; .*; landmarks select .*data -o NAME"):
+        fetch(data, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"mirror is a folder, and no selection; .*; landmarks select MIRROR -o NAME"):
+        fetch(tmp_path / "mirror", tmp_path / "out")
+    with pytest.raises(LandmarksError, match="there is no selection"):
+        fetch(tmp_path / "nowhere.parquet", data, add=True)

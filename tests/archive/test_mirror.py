@@ -56,7 +56,7 @@ def test_the_first_absent_md5_file_ends_the_list(folder: Path) -> None:
 
 
 def test_an_md5_file_without_an_md5_is_named(folder: Path) -> None:
-    (folder / "md5sum/train/md5.images_001.txt").write_text("<html>")
+    (folder / "md5sum/train/md5.images_001.txt").write_text("nothing")
     with pytest.raises(MirrorError, match=r"md5\.images_001\.txt holds no MD5"):
         open_mirror(folder).tar_count("train")
 

@@ -436,3 +436,21 @@ def test_a_selection_is_not_called_what_it_is_not(mirror: Path, tmp_path: Path, 
     with pytest.raises(UsageError, match=r"a table in parquet, .*-o .*chosen\.parquet"):
         select(mirror, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_usages_may_be_written_in_any_case(tmp_path: Path) -> None:
+    changed = write_mirror(tmp_path / "changed")
+    solution = changed / "ground_truth/recognition_solution_v2.1.csv"
+    text = f"{solution.read_text()}{'0' * 16},7,Ignored\n"
+    solution.write_text(text)
+    before = select(changed, tmp_path / "before.parquet", set="test")
+    for usage, respelled in (("Ignored", " IGNORED"), ("Public", "public "), ("Private", "PRIVATE")):
+        text = text.replace(f",{usage}", f",{respelled}")
+    solution.write_text(text)
+    assert select(changed, tmp_path / "after.parquet", set="test").images.equals(before.images)
+
+
+def test_a_selection_is_no_mirror_and_is_told_what_fetches_it(mirror: Path, tmp_path: Path) -> None:
+    path = select(mirror, tmp_path / "s.parquet").path
+    with pytest.raises(LandmarksError, match=r"there is no mirror at .*s\.parquet; .* landmarks fetch .*s\.parquet"):
+        select(path, tmp_path / "again.parquet")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -332,3 +334,12 @@ def test_the_plain_formats_of_old_datasets_decode(kind: str) -> None:
     if kind == "P2":
         data = b"P2 2 2 255 0 85 170 255"
     assert decode(data).shape == ((2, 2, 3) if kind == "P2" else (80, 120, 3))
+
+
+def test_what_pillow_says_about_odd_files_is_not_printed() -> None:
+    program = (
+        "from landmarks.dataset.images import ImageError, decode\n"
+        "try:\n    decode(b'II*\\0\\x10\\0\\0\\0CR\\2\\0')\nexcept ImageError:\n    print('rejected')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("rejected\n", "")

@@ -560,3 +560,45 @@ def test_a_plain_folder_given_for_a_dataset_leads_to_import(
     (tmp_path / "in/.parts").mkdir()
     assert run([words[0], "in", *words[1:]]) == 1
     assert "run the command again that began to make it" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_is_no_output_and_one_line(tmp_path: Path) -> None:
+    try:
+        (tmp_path / "loop").symlink_to("loop")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    source = album(tmp_path / "in", {"Tower": 1})
+    for out in ("loop", "loop/data"):
+        with pytest.raises(LandmarksError, match=r"loop"):
+            import_(source, tmp_path / out)
+    dataset = import_(source, tmp_path / "data")
+    (dataset.folder / "features").symlink_to("features")
+    open_dataset(dataset.folder)
+
+
+def test_a_place_of_another_kind_is_told_as_what_it_is(tmp_path: Path) -> None:
+    source = album(tmp_path / "in", {"Tower": 1})
+    dataset = import_(source, tmp_path / "data")
+    for name in ("a.csv", "a.parquet", "a.onnx"):
+        (tmp_path / name).write_bytes(b"-")
+    for place, message in (
+        ("a.csv", r"a\.csv is a file, and no dataset's folder; .* landmarks import .*a\.csv -o DATA"),
+        ("a.parquet", r"were it a selection: landmarks fetch .*a\.parquet"),
+        ("a.onnx", "it is an export; name a dataset"),
+        ("data/dataset.json", r"name the folder: .*data$"),
+    ):
+        with pytest.raises(LandmarksError, match=message):
+            open_dataset(tmp_path / place)
+    for place, message in (
+        ("in", "in is no dataset or run; expected a dataset, a run"),
+        ("none", "there is no .*none"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            import_(source, tmp_path / "again", labels=tmp_path / place)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "run.json").write_text("{}")
+    (run_folder / "history.parquet").write_bytes(b"-")
+    with pytest.raises(UsageError, match="run is a run, and holds no images"):
+        import_(run_folder, tmp_path / "again")
+    assert dataset.record["images"] == 1

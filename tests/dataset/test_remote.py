@@ -140,6 +140,18 @@ def test_there_is_no_dataset_or_its_images_lie_elsewhere(here: Dataset, server: 
         join([address(server)], tmp_path / "mine", by_reference=True)
 
 
+@pytest.mark.parametrize("name", ["dataset.json", "images.parquet"])
+def test_a_page_or_garbage_instead_of_a_table_is_named_by_its_address(
+    here: Dataset, server: Server, tmp_path: Path, name: str
+) -> None:
+    (here.folder / name).write_text("<!doctype html><p>Welcome")
+    with pytest.raises(LandmarksError, match=rf"^{address(server)}/{name}: a web page came instead of the file"):
+        join([address(server)], tmp_path / "mine", by_reference=True)
+    (here.folder / name).write_text("garbage")
+    with pytest.raises(LandmarksError, match=rf"^{address(server)}/{name} cannot be read"):
+        join([address(server)], tmp_path / "mine", by_reference=True)
+
+
 def test_what_cannot_be_is_refused_in_one_line(here: Dataset, server: Server, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="images can be left at one address alone; received 2"):
         join([address(server), here.folder], tmp_path / "mine", by_reference=True)

@@ -18,7 +18,7 @@ from landmarks.recognition.answers import NOT_KNOWN
 from landmarks.recognition.predict import PREDICTED, predict
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
-from landmarks.training.run import Run
+from landmarks.training.run import Run, open_run
 
 
 def make_file(folder: Path, name: bytes, data: bytes) -> None:
@@ -126,6 +126,11 @@ def test_what_is_no_run_is_told_with_what_it_is(run: Run, own_data: Dataset, tmp
         predict(run.folder / "model.safetensors", tmp_path)
     with pytest.raises(LandmarksError, match="is a run, and no dataset"):
         open_dataset(run.folder)
+    with pytest.raises(LandmarksError, match="is a run, and holds no images"):
+        predict(run.folder, run.folder)
+    (tmp_path / "mine.onnx").write_bytes(b"-")
+    with pytest.raises(LandmarksError, match=r"mine\.onnx is an export, and no run's folder; name the run that it"):
+        open_run(tmp_path / "mine.onnx")
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])

@@ -34,7 +34,7 @@ IMAGE = CsvColumn(ID, "16 hexadecimal digits in lower case")
 IMAGES = CsvColumn(f"{ID}( +{ID})*", "image ids separated by spaces")
 LANDMARK = CsvColumn(NUMBER, "a landmark id, an integer from 0 on", pl.Int64)
 LANDMARKS = CsvColumn(f"( *{NUMBER})* *|None", "landmark ids separated by spaces, or nothing")
-USAGE = CsvColumn("Public|Private|Ignored", "Public, Private or Ignored")
+USAGE = CsvColumn("(?i) *(Public|Private|Ignored) *", "Public, Private or Ignored")
 TEXT = CsvColumn("(?s:.*)", "any text")
 
 
@@ -99,6 +99,8 @@ def read_checked(table: CsvTable, file: Path) -> pl.DataFrame:
     ]
     if not rows.select(pl.all_horizontal(matches).all()).item():
         raise invalid_row_error(as_text, file)
+    if table.columns.get("Usage") is USAGE:
+        rows = rows.with_columns(pl.col("Usage").str.strip_chars().str.to_titlecase())
     return rows
 
 
@@ -173,7 +175,9 @@ def _header(file: Path) -> list[str]:
     except csv.Error as error:
         raise LandmarksError(f"{file} is not a CSV file", received="a first line that cannot be read") from error
     if not _is_utf8(header):
-        raise LandmarksError(f"{file} is not a CSV file", received="a first line that is not UTF-8")
+        raise LandmarksError(
+            f"{file} is not a CSV file", received="a first line that is not UTF-8", way_out="save it as CSV UTF-8"
+        )
     return header
 
 

@@ -22,7 +22,15 @@ from landmarks.archive.fetch_plan import METHODS, FetchPlan, Method, amount, mak
 from landmarks.archive.index import read_index
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.select import dataset_at
-from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, parts_folder, tar_to_shard, wanted_file
+from landmarks.archive.tar_to_shard import (
+    Outcome,
+    TarTask,
+    finished_part,
+    naming_tar,
+    parts_folder,
+    tar_to_shard,
+    wanted_file,
+)
 from landmarks.archive.transfer import Report
 from landmarks.dataset.groups import HASH_FORM
 from landmarks.dataset.images import STORED_FORM
@@ -103,6 +111,7 @@ def fetch(
         raise UsageError(f'no method "{method}"', expected=", ".join(METHODS), way_out=did_you_mean(method, METHODS))
     if max_side < 16:
         raise UsageError("--max-side is too small", received=max_side, expected="at least 16 pixels")
+    _refuse_no_selection(Path(selection))
     out, data = Path(out), dataset_at(mirror or read_metadata(Path(selection)).get("mirror") or "")
     if by_reference and data is None:
         raise UsageError("--by-reference takes images out of a dataset", way_out="leave it out, or --mirror DATASET")
@@ -171,6 +180,18 @@ def _refuse_grown(out: Path) -> None:
         raise LandmarksError(
             f"{out} has grown since by other images", way_out="fetch what is missing with --add, or into another folder"
         )
+
+
+def _refuse_no_selection(selection: Path) -> None:
+    if selection.is_dir():
+        is_dataset = (selection / "dataset.json").is_file()
+        raise UsageError(
+            f"{selection} is a {'dataset' if is_dataset else 'folder'}, and no selection",
+            expected="a table that landmarks select wrote",
+            way_out=f"landmarks select {selection if is_dataset else 'MIRROR'} -o NAME.parquet",
+        )
+    if not selection.is_file():
+        raise LandmarksError(f"there is no selection {selection}", way_out="landmarks select MIRROR -o NAME.parquet")
 
 
 def _read_order(path: Path, mirror: Place | Mirror | None, max_side: int) -> Order:
@@ -265,7 +286,7 @@ def _collect_outcomes(
         for remark in outcome.remarks:
             note(remark)
         if outcome.failure:
-            note(f"{outcome.failure}: this TAR contributes nothing")
+            note(f"{naming_tar(futures[future], outcome.failure)}: this TAR contributes nothing")
         if count_finished is not None:
             count_finished(_bytes_to_move(futures[future]), outcome.images)
         outcomes.append(outcome)

@@ -37,8 +37,6 @@ PUBLISHED_BYTES = {"train": 121_000, "test": 85_000}
 
 _SAMPLED_TARS = 16
 
-_HTML_STARTS = (b"<!doctype html", b"<html")
-
 
 def open_mirror(place: Place | Mirror, *, patience: Patience | None = None) -> Mirror:
     """Open a mirror at a path or at an `http(s)://`, `s3://`, `gs://` or `az://` address, without a request yet.
@@ -103,13 +101,7 @@ class Mirror(RemoteFiles):
                 return copy
         remove_file(record_file)
         with written_whole(copy, tidy=True) as temporary, open(temporary, "wb") as file:
-            for number, chunk in enumerate(self.stream(path)):
-                if number == 0 and chunk[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_HTML_STARTS):
-                    raise MirrorError(
-                        f"{self._name(path)}: a web page came instead of the file",
-                        way_out="does the address lead to the mirror itself, and not to a page about it or a portal?",
-                    )
-                file.write(chunk)
+            file.writelines(self.stream(path))
         write_record(record_file, {"place": self.place, "path": path, "size": size, "etag": etag}, verb="select")
         return copy
 
@@ -187,7 +179,7 @@ class MirrorCsvs:
         if root is not None and (root.parent / table.path).is_file():
             way_out = f"did you mean {root.parent}?"
         elif table in (TRAIN, SOLUTION):
-            way_out = "is it a mirror of the archive?"
+            way_out = "is it a mirror of the archive? images of your own become a dataset with: landmarks import"
         raise LandmarksError(f"{self.place} has no {table.path}, which {why}", way_out=way_out)
 
     def digests(self) -> dict[str, str]:

@@ -133,7 +133,7 @@ def tar_to_shard(task: TarTask, report: Report) -> Outcome:
             failure = str(error)
             causes.add(failure)
             if attempt < STREAMED_TRIES:
-                remarks.append(f"{failure}; streamed again")
+                remarks.append(f"{naming_tar(task, failure)}; streamed again")
         except MirrorError as error:
             failure = str(error)
             break
@@ -147,6 +147,11 @@ def tar_to_shard(task: TarTask, report: Report) -> Outcome:
     is_wanted = membership_test(open_array(wanted_file(task.out)))
     lost = tuple(sorted(id for id in seen if is_wanted(id)))
     return Outcome(task.tar, failure=failure, lost=lost, remarks=tuple(remarks))
+
+
+def naming_tar(task: TarTask, failure: str) -> str:
+    """Return `failure` with the name of the TAR before it, if it does not say which TAR it is about."""
+    return failure if task.name in failure else f"{task.set}/{task.name}: {failure}"
 
 
 def finished_part(task: TarTask) -> pl.DataFrame | None:

@@ -11,6 +11,7 @@ import importlib.metadata
 import io
 import logging
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from landmarks.dataset.formats import heif_is_read, is_heif, kind_of_file, large
 from landmarks.dataset.image_metadata import ImageMetadata, jpeg_metadata, pillow_metadata, upright_size
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints Pillow's warnings about odd files
+# Or Python prints what Pillow says about odd files, which are rejected by name or decoded all the same.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 89_478_485
 """An image is decoded to at most this many pixels: 256 MB as RGB, Pillow's own limit."""

@@ -64,7 +64,7 @@ def import_(
     """
     source, out = Path(source), Path(out)
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
         raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
     earlier = read_labels(Path(labels)) if labels is not None else None
     known_names = [] if earlier is None else folder_names(landmarks_of(earlier))

@@ -18,6 +18,7 @@ from landmarks.dataset.sources import (
     folders_in,
     image_by_its_bytes,
     images_in,
+    refuse_run,
     way_out_of,
     way_out_of_name,
     with_image_ids,
@@ -61,6 +62,7 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
     if (source / "dataset.json").is_file():
         raise UsageError(f"{source} is a dataset already", way_out="landmarks select and join take it as it is")
     inside = images_in(source)
+    refuse_run(source, inside)
     paths = inside.images + inside.linked_folders
     steps = [path.relative_to(source).parts for path in paths]
     images = steps[: len(inside.images)]

@@ -197,6 +197,17 @@ class Dataset:
         return dataset_html(self)
 
 
+def _way_out_of_file(file: Path) -> str:
+    """Return advice for a file that was given for the folder of a dataset; empty if there is none."""
+    if (file.parent / "dataset.json").is_file():
+        return f"name the folder: {file.parent}"
+    return {
+        ".csv": f"make a dataset of the images that it lists with: landmarks import {file} -o DATA",
+        ".parquet": f"were it a selection: landmarks fetch {file} -o DATA",
+        ".onnx": "it is an export; name a dataset",
+    }.get(file.suffix.lower(), "")
+
+
 def open_dataset(folder: Place) -> Dataset:
     """Open a dataset folder and check its tables (see `trust`).
 
@@ -209,6 +220,8 @@ def open_dataset(folder: Place) -> Dataset:
             "landmarks join ADDRESS -o DATA --by-reference",
         )
     folder = Path(folder)
+    if folder.is_file():
+        raise LandmarksError(f"{folder} is a file, and no dataset's folder", way_out=_way_out_of_file(folder))
     if not folder.is_dir():
         raise LandmarksError(f"there is no folder {folder}", way_out="make a dataset with: landmarks fetch, or import")
     require_text(folder)

@@ -204,6 +204,11 @@ def read_labels(place: Path) -> pl.DataFrame:
                     expected="a dataset, a run, or labels.parquet of one",
                     way_out="other names than the folders' come from a CSV of path,label that is imported itself",
                 )
+    elif not (place / "labels.parquet").is_file():
+        raise UsageError(
+            f"{readable(place)} is no dataset or run" if place.is_dir() else f"there is no {readable(place)}",
+            expected="a dataset, a run, or labels.parquet of one",
+        )
     return read_table(place / "labels.parquet" if place.is_dir() else place, LABELS)
 
 

@@ -66,7 +66,10 @@ def open_remote(address: str, folder: Path, *, cache_gb: float = CACHE_GB) -> Da
         except AbsentError as error:
             if needed:
                 raise LandmarksError(f"there is no dataset at {files.place}: {error}") from error
-    dataset = open_dataset(folder)
+    try:
+        dataset = open_dataset(folder)
+    except LandmarksError as error:  # about the copies: name what they are copies of
+        raise LandmarksError(str(error).replace(str(folder), files.place)) from error
     if dataset.images_in is not None or dataset.address is not None:
         raise LandmarksError(
             f"the images of {files.place} lie elsewhere",

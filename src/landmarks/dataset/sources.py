@@ -12,7 +12,7 @@ from pathlib import Path
 from landmarks.dataset.naming import Landmark, normalised_name, safe_name, with_digest
 from landmarks.support.console import note
 from landmarks.support.disk import is_leftover
-from landmarks.support.errors import LandmarksError, NothingThereError
+from landmarks.support.errors import LandmarksError, NothingThereError, UsageError
 from landmarks.support.places import Place, as_given, paths_of
 from landmarks.support.systems import readable
 
@@ -146,6 +146,7 @@ def find_images(places: Place | Iterable[Place]) -> list[Path]:
                     f"{readable(place)} is a dataset, whose images lie in shards",
                     way_out="landmarks evaluate RUN --data FOLDER answers it; landmarks unpack writes its images",
                 )
+            refuse_run(place, listed)
             images = [path for path in listed.images if path.is_file()]
             ignored = ", ".join(filter(None, (listed.ignored(), listed.unread())))
             for folder, why in listed.unlisted:
@@ -168,6 +169,12 @@ def find_images(places: Place | Iterable[Place]) -> list[Path]:
         else:
             raise LandmarksError(f"there is no image {as_given(place)}", way_out=way_out_of_name(as_given(place)))
     return found
+
+
+def refuse_run(folder: Path, inside: FolderImages) -> None:
+    """Raise `UsageError` if a folder is a run without images in it."""
+    if (folder / "run.json").is_file() and not inside.images:
+        raise UsageError(f"{readable(folder)} is a run, and holds no images", way_out="name a folder of images")
 
 
 _IN_MEMORY = "landmarks.load(RUN).recognise answers bytes, arrays and Pillow's images"

@@ -105,10 +105,10 @@ def require_own_folders(folder: Path, names: tuple[str, ...] = OWN_FOLDERS) -> N
     """Raise if one of the folders `names` in `folder` is a link that leads out of it."""
     for name in names:
         path = folder / name
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        if path.is_symlink() and not _leads_into(path, folder):
             raise LandmarksError(
                 f"{path} is a link that leads out of {folder}",
-                received=str(path.resolve()),
+                received=os.path.realpath(path),
                 way_out="put the folder itself in its place",
             )
 
@@ -134,7 +134,7 @@ def _require_shards(folder: Path, ends: pl.DataFrame, record: dict[str, Any]) ->
             status = os.lstat(place)
         except OSError:  # without its images a dataset can still be counted, and fetch makes missing shards again
             continue
-        if stat.S_ISLNK(status.st_mode) and place.resolve().is_relative_to(folder.resolve()) and place.exists():
+        if stat.S_ISLNK(status.st_mode) and _leads_into(place, folder) and place.exists():
             status = place.stat()
         if not stat.S_ISREG(status.st_mode):
             raise LandmarksError(f"{place} is no plain file in {folder}", received=_kind(status.st_mode))
@@ -206,13 +206,18 @@ def place_of_shard(folder: Path, shard: str | None, images_in: Path | None) -> P
     return folder / "shards" / shard
 
 
+def _leads_into(path: Path, folder: Path) -> bool:
+    """Return whether a path lies in `folder` after links are followed; a link that leads to itself is left as it is."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def open_plain(path: Path, within: Path | None = None) -> IO[bytes]:
     """Open a regular file for unbuffered reading; a pipe or a device is refused without blocking.
 
     With `within`, a link that leads out of that folder is refused too.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
-        raise LandmarksError(f"{path} is a link that leads out of {within}", received=str(path.resolve()))
+    if within is not None and not _leads_into(path, within):
+        raise LandmarksError(f"{path} is a link that leads out of {within}", received=os.path.realpath(path))
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.archive.csv_tables import ID, IMAGE, CsvColumn, CsvTable, read_checked
+from landmarks.archive.csv_tables import ID, IMAGE, USAGE, CsvColumn, CsvTable, read_checked
 from landmarks.evaluation.metrics import require_unique_ids
 from landmarks.support.errors import LandmarksError
 from landmarks.support.places import Place
@@ -30,7 +30,7 @@ SOLUTION = CsvTable(
     {
         "id": IMAGE,
         "images": CsvColumn(f"{_IDS}|None", "image ids separated by spaces, or None"),
-        "Usage": CsvColumn("Public|Private|Ignored", "Public, Private or Ignored"),
+        "Usage": USAGE,
     },
 )
 

@@ -57,7 +57,10 @@ def written_whole(path: Place, *, tidy: bool = False) -> Iterator[Path]:
     require_local_path(path)
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{ASIDE}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # raised where a file stands in the folder's place
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            raise write_error(path, f"{readable(path.parent)} is no folder")
         if path.is_dir():
             raise write_error(path, "it is a folder")
         if path.exists() and not path.is_file():  # or /dev/null would be replaced by a file, for all programs

@@ -34,6 +34,7 @@ from landmarks.support.requests import (
 _CHUNK_BYTES = 1 << 20
 _REMOTE_CHUNK_BYTES = 1 << 16  # a broken connection loses the chunk that was arriving
 _MOST_SMALL_FILE = 1 << 20
+_WEB_PAGES = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class RemoteFiles:
                 )
             return bytes(result.bytes())
 
-        return self.host.send(path, request)
+        data = self.host.send(path, request)
+        self._refuse_web_page(path, data)
+        return data
 
     def range(self, path: str, start: int, end: int) -> RangeResponse:
         """Return the bytes of a file from `start` to `end`, exclusive.
@@ -129,11 +132,23 @@ class RemoteFiles:
         """Yield all bytes of a file; after a dropped connection, reading resumes where it broke.
 
         Raises:
-            MirrorError: the file changed meanwhile, or all tries are spent.
+            MirrorError: it is a web page, the file changed meanwhile, or all tries are spent.
         """
-        if self.root is not None:
-            yield from self._read_in_chunks(self.root / path)
-            return
+        chunks = self._read_in_chunks(self.root / path) if self.root is not None else self._request_in_chunks(path)
+        first = next(chunks, b"")
+        self._refuse_web_page(path, first)
+        yield first
+        yield from chunks
+
+    def _refuse_web_page(self, path: str, data: bytes) -> None:
+        """Raise `MirrorError` if a file begins like HTML: servers answer with a page for what they do not have."""
+        if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGES):
+            raise MirrorError(
+                f"{self._name(path)}: a web page came instead of the file",
+                way_out="does the address lead to the files themselves, and not to a page about them or a portal?",
+            )
+
+    def _request_in_chunks(self, path: str) -> Iterator[bytes]:
         position, failures = 0, 0
         size: int | None = None
         etag: str | None = None

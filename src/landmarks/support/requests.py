@@ -218,8 +218,11 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
             root = root.expanduser()
         require_text(root)
         if not root.is_dir():
+            is_selection = root.suffix.lower() == ".parquet" and root.is_file()
             raise LandmarksError(
-                f"there is no mirror at {root}", expected="a folder, or an http(s):// or s3:// address"
+                f"there is no mirror at {root}",
+                expected="a folder, or an http(s):// or s3:// address",
+                way_out=f"what a selection chose is fetched with: landmarks fetch {root}" if is_selection else "",
             )
         return obstore.store.LocalStore(prefix=root.resolve()), root.resolve()
     if scheme in ("http", "https"):

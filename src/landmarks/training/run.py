@@ -154,6 +154,11 @@ def open_run(folder: Place) -> Run:
     A run may be untrusted: its record and labels are checked here, its weights when they are loaded.
     """
     folder = Path(folder)
+    if folder.is_file() and folder.suffix.lower() == ".onnx":
+        raise LandmarksError(
+            f"{folder} is an export, and no run's folder",
+            way_out="name the run that it was made of; predict, evaluate, compare and serve take an export, too",
+        )
     if folder.is_file():
         raise LandmarksError(f"{folder} is a file, and no run's folder", expected=f"a folder with {RECORD}")
     if "://" in (address := as_given(folder)):
