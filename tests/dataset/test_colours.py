@@ -179,3 +179,29 @@ def test_every_kind_of_pixel_becomes_rgb(mode: str) -> None:
     assert shown.shape == (4, 6, 3)
     if mode in ("CMYK", "YCbCr", "LAB"):
         assert np.abs(shown.astype(int) - (200, 40, 90)).max() <= 12
+
+
+def tiff(tags: dict[int, int | tuple[int, ...]], pixels: bytes) -> bytes:
+    """Return an uncompressed TIFF of 8 x 8 pixels: tags 256 to 279 of TIFF 6.0, each a SHORT."""
+    tags = {256: 8, 257: 8, 258: 8, 259: 1, 273: 8, 277: 1, 278: 8, 279: len(pixels), **tags}
+    entries, values, start = b"", b"", 8 + len(pixels) + 2 + 12 * len(tags) + 4
+    for tag, value in sorted(tags.items()):
+        numbers = value if isinstance(value, tuple) else (value,)
+        packed = struct.pack(f"<{len(numbers)}H", *numbers)
+        entries += struct.pack("<HHI", tag, 3, len(numbers))
+        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", start + len(values))
+        values += packed if len(packed) > 4 else b""
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(pixels))
+    return head + pixels + struct.pack("<H", len(tags)) + entries + bytes(4) + values
+
+
+def test_what_pillow_would_read_as_other_colours_is_refused_by_name() -> None:
+    pixels = bytes(range(64))
+    assert decode(tiff({262: 1}, pixels))[..., 0].ravel().tolist() == list(range(64))
+    palette = tuple(4 * number % 256 for number in range(256)) * 3
+    bright = decode(tiff({262: 3, 320: tuple(257 * colour for colour in palette)}, pixels))
+    assert bright[..., 0].ravel().tolist() == [4 * number for number in range(64)]
+    with pytest.raises(ImageError, match="a TIFF whose palette has 8 bits, and not 16 is not decoded; save it as"):
+        decode(tiff({262: 3, 320: palette}, pixels))
+    with pytest.raises(ImageError, match="a TIFF of numbers from -128 to 127 is not decoded; save it as"):
+        decode(tiff({262: 1, 339: 2}, pixels))

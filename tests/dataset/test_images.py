@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from landmarks.dataset import images
-from landmarks.dataset.formats import is_heif
+from landmarks.dataset.formats import holds_several, is_heif
 from landmarks.dataset.images import ImageError, decode, encode, prepare, resize, shrink, size_of
 from landmarks.support.errors import UsageError
 
@@ -282,6 +282,14 @@ def test_what_is_stored_has_the_form_that_its_number_says() -> None:
         (b"PK\3\4" + bytes(40), "ZIP"),
         (b"404 Not Found\n", r'text \("404 Not Found"\)'),
         (b'{"error":\n "gone"}', r'text \("{"error": "gone"}"\)'),
+        (b"<?xml version='1.0'?>\n<!-- made by hand -->\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\0\0\0\x18ftypcrx " + bytes(40), "a camera's raw file"),
+        (b"IIU\0" + bytes(40), "a camera's raw file"),
+        (b"\0\0\0\x20ftypavif" + bytes(40), "damaged AVIF"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video"),
+        (b"\0\0\1\0\1\0" + bytes(40), "an icon"),
+        (b"a.jpg".ljust(257, b"\0") + b"ustar\0", "a TAR archive"),
+        (bytes(128) + b"DICM" + bytes(40), "DICOM"),
         (b"\x1b]0;title\x07", "^not an image; expected"),
         (b"caf\xe9", "^not an image; expected"),
     ],
@@ -343,3 +351,25 @@ def test_what_pillow_says_about_odd_files_is_not_printed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("rejected\n", "")
+
+
+def two(kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    scene(40, 30).save(file, kind, save_all=True, append_images=[scene(40, 30).rotate(90)], **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_files_of_several_images_are_known_as_pillow_knows_them(kind: str) -> None:
+    data, single = two(kind), io.BytesIO()
+    scene(40, 30).save(single, kind)
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 2
+    assert holds_several(data) and not holds_several(single.getvalue())
+    for length in range(0, len(data), 7):
+        holds_several(data[:length])
+
+
+def test_previews_and_smaller_copies_are_no_further_images() -> None:
+    assert not holds_several(two("MPO"))
+    smaller = two("TIFF", tiffinfo={254: 1})  # a pyramid, but for its first page
+    assert not holds_several(smaller)

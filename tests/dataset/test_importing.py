@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from landmarks.cli.main import run
 from landmarks.dataset import importing, storing
@@ -602,3 +603,14 @@ def test_a_place_of_another_kind_is_told_as_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="run is a run, and holds no images"):
         import_(run_folder, tmp_path / "again")
     assert dataset.record["images"] == 1
+
+
+def test_a_file_of_several_images_gives_its_first_and_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = album(tmp_path / "in", {"Tower": 2})
+    pages = [Image.fromarray(image(seed)) for seed in (7, 8)]
+    pages[0].save(source / "Tower/scan.tif", save_all=True, append_images=pages[1:])
+    dataset = import_(source, tmp_path / "data")
+    assert "of 1 file with several images, the first one is taken: Tower/scan.tif" in capsys.readouterr().err
+    assert dataset.record["first_of_several"] == 1

@@ -88,13 +88,17 @@ def _sample(mode: str) -> Image.Image:
 
 
 def lost_depth(image: Image.Image) -> str:
-    """Return a description of an opened image whose 16-bit colours Pillow would misread; empty for any other.
+    """Return a description of an opened image whose colours Pillow would misread; empty for any other.
 
-    Pillow reads the separate planes of an uncompressed TIFF as if they had eight bits.
+    Pillow reads the separate planes of an uncompressed TIFF of 16 bits as if they had eight.
     """
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if tags.get(284) == 2 and tags.get(259, 1) == 1 and max(tags.get(258, (8,))) > 8 and len(image.getbands()) > 1:
         return "a TIFF of 16 bits whose colours lie one after the other"
+    if 2 in tags.get(339, ()) and max(tags.get(258, (8,))) <= 8:  # numbers with signs, which Pillow takes for others
+        return "a TIFF of numbers from -128 to 127"
+    if 0 < max(tags.get(320, (0,))) < 256:  # all of it would be black
+        return "a TIFF whose palette has 8 bits, and not 16"
     return ""
 
 

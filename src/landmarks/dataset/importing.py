@@ -159,11 +159,15 @@ def _make(
             "decoders": stored.decoders,
             "identified_by": identified_by,
             "empty": listed.empty,
+            "first_of_several": len(stored.several),
             **({IMAGES_IN: _common_folder(table["shard"].to_list())} if max_side is None else {}),
         },
         inputs=inputs,
     )
     remove_folder(out / UNFINISHED)
+    if stored.several:
+        files = plural(len(stored.several), "file")
+        note(f"of {files} with several images, the first one is taken: {_some(stored.several)}")
     _note_result(dataset, listed, (landmarks[image.name].name for image in listed.found if image.name is not None))
     return dataset
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
+from landmarks.dataset.formats import holds_several
 from landmarks.dataset.groups import HASH_FORM, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare, size_of
 from landmarks.dataset.manifest import IMAGES, REJECTED, Dataset, open_dataset
@@ -60,6 +61,7 @@ class StoredImages:
     images: pl.DataFrame  # the columns of `IMAGES` that come from the files themselves
     rejected: pl.DataFrame  # columns of `REJECTED`
     decoders: list[str]
+    several: list[str]  # files of which only the first image was taken
 
 
 def store_images(found: list[FoundImage], out: Path, *, inputs: str, max_side: int | None) -> StoredImages:
@@ -69,7 +71,7 @@ def store_images(found: list[FoundImage], out: Path, *, inputs: str, max_side: i
     they come from a version that stores or hashes images differently.
     """
     tables = []
-    inputs = digest_of(inputs, STORED_FORM, HASH_FORM)
+    inputs = digest_of(inputs, STORED_FORM, HASH_FORM, "several")
     remove_unfinished(out, inputs)
     with progress("importing", total=len(found)) as advance:
         for number, start in enumerate(range(0, len(found), IMAGES_PER_SHARD)):
@@ -78,8 +80,9 @@ def store_images(found: list[FoundImage], out: Path, *, inputs: str, max_side: i
     rows = pl.concat(tables)
     sound = pl.col("why").is_null()
     decoders = {read_metadata(table)["decoder"] for table in (out / UNFINISHED / inputs).glob("*.parquet")}
-    images, rejected = rows.filter(sound).drop("where", "why"), rows.filter(~sound).select(*REJECTED)
-    return StoredImages(images, rejected, sorted(decoders))
+    several = rows.filter(sound & pl.col("several"))["where"].to_list()
+    images, rejected = rows.filter(sound).drop("where", "why", "several"), rows.filter(~sound).select(*REJECTED)
+    return StoredImages(images, rejected, sorted(decoders), several)
 
 
 _MOST_LETTERS = 300
@@ -131,6 +134,7 @@ def _store_shard(
                 advance()
     columns = ("image_id", "shard", "offset", "length", "width", "height", "phash", "author", "license", "title")
     schema = {**{name: IMAGES[name] for name in columns}, "where": pl.String, "why": pl.String}
+    schema["several"] = pl.Boolean
     table = pl.DataFrame(rows, schema=schema)
     write_table(table_path, table, decoder=DECODER)
     return table
@@ -148,6 +152,7 @@ def _read_image(file: FoundImage, max_side: int | None) -> tuple[dict[str, Any],
         "author": file.author,
         "license": file.license,
         "title": file.title,
+        "several": False,
     }
     try:
         size = file.path.stat().st_size
@@ -155,6 +160,7 @@ def _read_image(file: FoundImage, max_side: int | None) -> tuple[dict[str, Any],
             raise LandmarksError("a file too large to be an image", received=f"{size:,} bytes")
         with BYTES_IN_FLIGHT.taking(size):
             data = file.path.read_bytes()
+            row["several"] = holds_several(data)
             with PIXELS_IN_FLIGHT.taking(pixels_decoded(data, max_side)):
                 if max_side is None:
                     require_text(file.path.absolute())  # the table holds it unescaped
