@@ -349,3 +349,12 @@ def test_a_pipe_is_neither_a_folder_nor_a_csv(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(LandmarksError, match="pipe is no plain file; expected a folder, or a CSV"):
         list_source(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("name", ["test1", "test_stg1", "X_test"])
+def test_a_flat_folder_with_a_split_in_its_name_is_no_landmark_beside_train(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", f"{name}/3.jpg", f"{name}/4.jpg")
+    source = list_source(tmp_path)
+    assert places(source) == {("train", "cat"), ("train", "dog")}
+    assert any("are taken as splits: all are called so, and train holds folders" in one for one in source.remarks)
+    assert any(f"{name} holds images but no folders of landmarks" in one for one in source.remarks)

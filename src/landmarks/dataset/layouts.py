@@ -120,8 +120,10 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
     likely = {top: split for top in tops if (split := split_in_words(top))}
     others = [top for top in tops if top not in likely]
     same_names = _with_names_of_train(images, depth, likely, tops)
-    if same_names and not others:
-        remarks.append(f"{', '.join(tops)} are taken as splits: they hold folders of the same names")
+    train_holds_folders = any(splits[top] == "train" for top in deep)
+    if (same_names or train_holds_folders) and not others:
+        why = "they hold folders of the same names" if same_names else "all are called so, and train holds folders"
+        remarks.append(f"{', '.join(tops)} are taken as splits: {why}")
         deep = [top for top in tops if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
         return split_layout(source, images, base, (likely, deep), remarks)
     found = {splits[top] for top in deep}

@@ -243,7 +243,8 @@ def note_division(division: Division, labels: pl.DataFrame) -> None:
     )
     landmark_of = division.images["landmark_id"]
     size = landmark_of.drop_nulls().value_counts()
-    single = int((size["count"] == 1).sum())
+    alone = size.filter(pl.col("count") == 1)["landmark_id"]
+    single = int((landmark_of.is_in(alone.implode()) & pl.Series(assigned == TRAIN)).sum())
     if single:
         note(f"{plural(single, 'landmark')} {'has' if single == 1 else 'have'} a single image, which is in train")
     for which, name, share in ((VAL, "val", division.rule.val), (TEST, "test", division.rule.test)):
