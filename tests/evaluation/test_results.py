@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -57,6 +58,14 @@ def test_numbers_are_those_of_the_record(run: Run) -> None:
     assert numbers.top1.value == numbers.record["top1"]["value"] and numbers.top1.low == numbers.record["top1"]["low"]
     assert str(numbers).splitlines()[0] == numbers.title
     assert numbers.threshold is None
+
+
+def test_the_thresholds_that_are_compared_say_what_they_lose_and_where(run: Run) -> None:
+    numbers = replace(evaluate(run.folder), halves=("Public", "Private"))
+    assert numbers.known_title == (
+        "known or not: thresholds that lose 5 % of the known images of Public, numbers from Private"
+    )
+    assert replace(numbers, halves=None).known_title == "known or not"
 
 
 def test_a_name_with_markup_stays_text(run: Run) -> None:

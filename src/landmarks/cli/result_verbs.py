@@ -91,8 +91,8 @@ def _show_evaluation(evaluation: Evaluation, as_json: bool) -> None:
     if confused:
         print_table(["shows", "taken for", "images"], confused, "most confused")
     if evaluation.halves is not None:
-        title = f"known or not: threshold from {evaluation.halves[0]}, numbers from {evaluation.halves[1]}"
-        print_table(["score", "AUROC", "unknown rejected", "landmarks lost"], evaluation.score_rows(), title)
+        columns = ["score", "AUROC", "unknown rejected", "landmarks lost"]
+        print_table(columns, evaluation.score_rows(), evaluation.known_title)
         if all(score.rejected is None for score in evaluation.known_scores):
             show("no threshold: fewer than 20 known images to choose one on, of which 5 % is less than one")
     if stored := evaluation.threshold:

@@ -115,6 +115,14 @@ class Evaluation:
         unknown = f", {self.unknown} of anything else" if self.unknown else ""
         return f"{self.name}: {plural(self.known, 'image')} of {plural(self.landmarks, 'landmark')}{unknown}"
 
+    @property
+    def known_title(self) -> str:
+        """What `score_rows` shows, in words: its thresholds are for comparison, not the one that is stored."""
+        if self.halves is None:
+            return "known or not"
+        chosen, reported = self.halves
+        return f"known or not: thresholds that lose 5 % of the known images of {chosen}, numbers from {reported}"
+
     def rows(self) -> list[tuple[str, str]]:
         """Return the numbers that were measured as (name, text)."""
         shown = [(name, str(getattr(self, name))) for name in ("top1", "top5", "macro")]
@@ -138,7 +146,7 @@ class Evaluation:
             tables.append(html_table(["shows", "taken for", "images"], rows, "most confused"))
         if self.known_scores:
             columns = ["score", "AUROC", "unknown rejected", "landmarks lost"]
-            tables.append(html_table(columns, self.score_rows(), "known or not"))
+            tables.append(html_table(columns, self.score_rows(), self.known_title))
         return "".join(tables)
 
 
