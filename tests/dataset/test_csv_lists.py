@@ -159,6 +159,7 @@ def test_a_path_that_could_be_two_files_is_none(folder: Path) -> None:
         ("a.jpg", "there is no such file; img/a.jpg is there: put the CSV into img, or img/ before"),
         ("a", "there is no such file; img/a.jpg is there: put the CSV into img, or img/ before"),
         ("cat/c.jpg", "there is no such file; train/cat/c.jpg is there: put the CSV into train, or train/ before"),
+        ("c.jpg", "there is no such file; train/cat/c.jpg is there: put the CSV into train/cat, or train/cat/ before"),
         ("img/a.jpeg", "there is no such file; img/a.jpg is there, of another ending"),
         ("x" * 5000, "there can be no such file"),
     ],

@@ -207,6 +207,15 @@ def test_a_killed_addition_is_ended_by_the_same_command(tmp_path: Path, at: int)
     assert not list((data / ADDING).iterdir())
 
 
+def test_one_image_with_the_labels_of_both_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path / "in1/apple/a.jpg", 1)
+    put(tmp_path / "in2/pear/b.jpg", 1)
+    for number in (1, 2):
+        import_(tmp_path / f"in{number}", tmp_path / f"data{number}")
+    join([tmp_path / "data1", tmp_path / "data2"], tmp_path / "both")
+    assert "1 image has the label of several landmarks: a = b" in capsys.readouterr().err
+
+
 def test_what_cannot_be_joined_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, sides in (("one", (60, 61)), ("other", (62, 63))):
         for number, side in enumerate(sides):

@@ -358,3 +358,10 @@ def test_a_flat_folder_with_a_split_in_its_name_is_no_landmark_beside_train(tmp_
     assert places(source) == {("train", "cat"), ("train", "dog")}
     assert any("are taken as splits: all are called so, and train holds folders" in one for one in source.remarks)
     assert any(f"{name} holds images but no folders of landmarks" in one for one in source.remarks)
+
+
+def test_unpacked_folders_without_their_list_are_said_to_lack_it(tmp_path: Path) -> None:
+    put(tmp_path, "0 cat/1.jpg", "1 dog/2.jpg", "unpack.json")
+    source = list_source(tmp_path)
+    assert places(source) == {(None, "0 cat"), (None, "1 dog")}
+    assert any("labels.csv is missing, which landmarks unpack wrote" in remark for remark in source.remarks)

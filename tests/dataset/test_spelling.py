@@ -31,6 +31,7 @@ def test_splits_are_known_by_what_people_call_them(name: str, split: str | None)
         (["_Unknown", "cat"], "call it _unknown"),
         (["nan", "cat"], '"nan" is taken as a landmark'),
         (["-1", "0", "1"], 'positions of the sorted names and not the numbers in them, as "-1" is none'),
+        (["1.23E+05", "7"], '"1.23E+05" is a number that a spreadsheet shortened: several labels may have become one'),
         (["cat", "dog", "cat|dog"], '"cat|dog" is taken as one landmark, although cat and dog are landmarks too'),
         (["cat", "dog", "cat dog"], '"cat dog" is taken as one landmark, although cat and dog are landmarks too'),
         (["cat", "dog", "cat & dog"], "although cat and dog are landmarks too"),

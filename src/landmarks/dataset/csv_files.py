@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from landmarks.dataset.formats import kind_of_file
-from landmarks.dataset.sources import SUFFIXES
+from landmarks.dataset.sources import SUFFIXES, folders_in
 from landmarks.dataset.spelling import column_key
 from landmarks.support.errors import LandmarksError
 from landmarks.support.systems import decode_text, readable
@@ -182,7 +182,7 @@ def read_text_columns(source: Path, wanted: tuple[str, ...], way_out: str) -> pl
 
 
 _MOST_FOLDERS = 20
-"""Number of folders beside a CSV that are searched for a missing file, to say where it is."""
+"""Number of folders beside a CSV, and of those in them, that are searched for a missing file, to say where it is."""
 
 _ARCHIVE_ID = r"[0-9a-f]{16}(\.jpg)?"
 
@@ -247,12 +247,15 @@ class ListedFiles:
         if (other := self._with_another_ending(steps)) is not None:
             return f"; {readable(other.relative_to(self.folder).as_posix())} is there, of another ending"
         if self._siblings is None:
-            self._siblings = sorted(path for path in self.folder.iterdir() if path.is_dir())[:_MOST_FOLDERS]
+            siblings = folders_in(self.folder)
+            below = (folder for sibling in siblings[:_MOST_FOLDERS] for folder in folders_in(sibling))
+            self._siblings = [*siblings, *below][:_MOST_FOLDERS]
         for folder in self._siblings:
             found = self._below(folder, steps)
             if found is not None and found.is_file():
                 path = readable(found.relative_to(self.folder).as_posix())
-                return f"; {path} is there: put the CSV into {folder.name}, or {folder.name}/ before the paths"
+                beside = readable(folder.relative_to(self.folder).as_posix())
+                return f"; {path} is there: put the CSV into {beside}, or {beside}/ before the paths"
         return "" if Path(text).suffix.lower() in SUFFIXES else ", with no ending of an image either"
 
     def _with_another_ending(self, steps: list[str]) -> Path | None:

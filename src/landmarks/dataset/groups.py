@@ -26,6 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from landmarks.dataset.hamming import near_pairs
+from landmarks.support.console import note, plural
 
 RADIUS = 8
 """Most bits in which the hashes of near-duplicates of one landmark differ."""
@@ -192,3 +193,15 @@ def _joined_by_author(images: pl.DataFrame) -> np.ndarray[Any, Any]:
     previous = pl.col("position").shift().over("landmark_id", "author")
     pairs = by_author.with_columns(previous=previous).drop_nulls("previous").select("previous", "position")
     return pairs.to_numpy().astype(np.int64)
+
+
+def note_contradictions(images: pl.DataFrame) -> None:
+    """Note which images (columns of `IMAGES`) are the same file, and have the labels of several landmarks."""
+    same = images.filter(pl.col("phash") != NO_HASH, pl.col("landmark_id").is_not_null())
+    same = same.group_by("phash", "length", "width", "height").agg("image_id", pl.col("landmark_id").n_unique())
+    same = same.filter(pl.col("landmark_id") > 1)
+    found = same.select(pl.col("image_id").list.sort().list.join(" = ")).to_series().sort().to_list()
+    if found:
+        some = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
+        has = "has" if len(found) == 1 else "have"
+        note(f"{plural(len(found), 'image')} {has} the label of several landmarks: {some}")

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.division import division_from_source
-from landmarks.dataset.groups import NO_HASH, group_images
+from landmarks.dataset.groups import group_images, note_contradictions
 from landmarks.dataset.layouts import list_source
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, write_dataset
 from landmarks.dataset.naming import (
@@ -242,17 +242,7 @@ def _note_result(dataset: Dataset, listed: Source, names: Iterable[str]) -> None
         note(f"{plural(len(lost), 'landmark')} left without an image, as all are rejected: {_some(lost)}")
     if listed.ignored:
         note(f"left out: {listed.ignored}")
-    _note_contradictions(dataset)
-
-
-def _note_contradictions(dataset: Dataset) -> None:
-    """Note which images lie, as the same file, in the folders of several landmarks."""
-    same = dataset.images.filter(pl.col("phash") != NO_HASH, pl.col("landmark_id").is_not_null())
-    same = same.group_by("phash", "length", "width", "height").agg("image_id", pl.col("landmark_id").n_unique())
-    same = same.filter(pl.col("landmark_id") > 1)
-    same = same.select(pl.col("image_id").list.sort().list.join(" = ")).sort("image_id")
-    if len(same):
-        note(f"{len(same):,} images have the label of several landmarks: {_some(same['image_id'])}")
+    note_contradictions(dataset.images)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.division import Division, EarlierDivision, extend_division, read_division, with_groups
-from landmarks.dataset.groups import group_images, perceptual_hash
+from landmarks.dataset.groups import group_images, note_contradictions, perceptual_hash
 from landmarks.dataset.images import ImageError, prepare
 from landmarks.dataset.manifest import (
     IMAGES,
@@ -184,6 +184,8 @@ def gather(
     shown = f"{known:,} of {plural(len(dataset.labels), 'landmark')}"
     note(f"{plural(len(dataset.images), 'image')}, {shown}, none decoded again")
     note_rejected(lost)
+    if len(datasets) > 1:
+        note_contradictions(dataset.images)
     if division is not None:
         note_division(division, dataset.labels)
     return dataset

@@ -284,7 +284,8 @@ def _unpacked_labels(source: Path) -> tuple[dict[str, Landmark] | None, list[str
     """Return what `labels.csv` lists if `unpack` wrote it; a remark if it is somebody else's."""
     path = source / LABELS_CSV
     if not path.is_file():
-        return None, []
+        missing = f"{path} is missing, which landmarks unpack wrote: the folders' names are taken whole, with the ids"
+        return None, [missing] if (source / UNPACKED).is_file() else []
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = [name.strip().strip('"').lower() for name in re.split("[,;\t]", file.readline(10_000))]
     if {"folder", "landmark_id"} <= set(header) or (source / UNPACKED).is_file():

@@ -132,7 +132,7 @@ _SHOWN = 3
 def remarks_about_names(names: Iterable[str]) -> list[str]:
     """Return remarks about names of landmarks that the user should check; all are taken as they are."""
     names = sorted(set(names))
-    return [*_spellings(names), *_nothing(names), *_numbers(names), *_several(names)]
+    return [*_spellings(names), *_nothing(names), *_numbers(names), *_shortened(names), *_several(names)]
 
 
 def remarks_about_folders(folders: Iterable[str]) -> list[str]:
@@ -181,6 +181,15 @@ def _numbers(names: list[str]) -> list[str]:
     if not odd or 2 * len(odd) >= len(names):
         return []
     return [f'landmark ids are positions of the sorted names and not the numbers in them, as "{odd[0]}" is none']
+
+
+def _shortened(names: list[str]) -> list[str]:
+    found = [name for name in names if re.fullmatch(r"[0-9]+(?:[.,][0-9]+)?[eE]\+[0-9]+", name)]
+    if not found:
+        return []
+    return [
+        f'"{found[0]}" is a number that a spreadsheet shortened: several labels may have become one; save them as text'
+    ]
 
 
 def _several(names: list[str]) -> list[str]:
