@@ -440,6 +440,17 @@ def elsewhere(place: Place) -> Dataset:
 COPY_TOLD = "(1 of them cropped, framed, recoloured or otherwise changed)"
 
 
+def test_a_changed_copy_of_a_training_image_that_the_runs_dataset_grew_by_is_left_out(
+    place: Place, elsewhere: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested = place.splits["test"]
+    grow(open_dataset(place.data), place.folder / "other", dict.fromkeys(elsewhere.images["image_id"], "test"))
+    capsys.readouterr()
+    assert evaluate(place.run).record["seen"] == {"images": 1, "copies": 1, "first": ["cut"]}
+    assert place.answered("test") == tested | set(elsewhere.images["image_id"]) - {"cut"}
+    assert COPY_TOLD in capsys.readouterr().err
+
+
 def test_a_changed_copy_of_a_training_image_in_another_dataset_is_left_out(
     place: Place, elsewhere: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,10 +76,10 @@ def eligible_images(
     """Return the images of a split of the run's own dataset, or of `data`, that the run may be evaluated on.
 
     If `data` has no splits, all its images are used. Images that the run was trained on or validated with are left out
-    with a note, and so are changed copies of them in `data` and images seen by the run whose weights this one began
-    from. The splits train and val of the run's own dataset are an exception: they keep the run's own images. With
-    `keep_seen` (the reason, shown in the note) images that the run itself saw are kept and counted, and copies are not
-    searched.
+    with a note, and so are changed copies of them in `data`, or in the run's own dataset if that has changed since, and
+    images seen by the run whose weights this one began from. The splits train and val of the run's own dataset are an
+    exception: they keep the run's own images. With `keep_seen` (the reason, shown in the note) images that the run
+    itself saw are kept and counted, and copies are not searched.
 
     Raises `LandmarksError` when the run's own dataset was divided anew, when no image is left, or when the run knows
     none of the dataset's landmarks (unless `any_landmarks`).
@@ -98,7 +98,8 @@ def eligible_images(
     matching = _matched(run, dataset, required=not any_landmarks, verbose=not own and not any_landmarks)
     seen = _find_seen(run, dataset, images, split, own=own)
     copies = 0
-    if not own and not keep_seen and (run_seen := run.seen) is not None:
+    as_trained = own and (is_own_dataset(run, dataset) or split in ("train", "val"))
+    if not as_trained and not keep_seen and (run_seen := run.seen) is not None:
         rest = images.join(seen, on="image_id", how="anti", maintain_order="left")
         changed = copies_of_seen(run, dataset, rest, run_seen)
         copies, seen = len(changed), pl.concat([seen, changed.select(seen.columns)])
