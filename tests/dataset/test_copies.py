@@ -242,6 +242,25 @@ def test_a_dataset_that_grows_keeps_its_copies_in_one_group(folder: Path, tmp_pa
     assert len(grouped(after)) == 1
 
 
+def test_copies_among_added_images_are_said_not_to_be_looked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def grow(name: str, values: int) -> Dataset:
+        (tmp_path / name / "first").mkdir(parents=True)
+        noise = np.random.default_rng(values).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+        (tmp_path / name / "first" / f"{name}.jpg").write_bytes(encode(noise, 95))
+        capsys.readouterr()
+        return landmarks.import_(tmp_path / name, folder, add=True)
+
+    said = "changed copies were not looked for among the new images"
+    landmarks.split(folder, copies="no")
+    assert said not in str(grow("one", 1).split_metadata) + capsys.readouterr().err  # none were looked for before
+    landmarks.split(folder)
+    rule = grow("two", 2).split_metadata["rule"]
+    assert said in capsys.readouterr().err
+    assert rule.endswith("copies by their pixels, of 1 added images by their hashes")
+
+
 def test_pairs_that_a_person_names_are_copies_too(folder: Path, tmp_path: Path) -> None:
     ids = open_dataset(folder).images["image_id"].sort().to_list()
     csv = tmp_path / "pairs.csv"

@@ -117,6 +117,18 @@ def test_fully_whitened_vectors_have_the_same_spread_along_every_axis() -> None:
     assert np.linalg.norm(found.apply(values), axis=1) == pytest.approx(np.ones(5000), abs=1e-5)
 
 
+@pytest.mark.parametrize("first", [1, 2, 5])
+def test_an_index_that_began_with_few_images_tells_later_ones_apart(first: int) -> None:
+    values = clustered(400, width=64)
+    whitening = whitening_of(values[:first], 32)
+    vectors = whitening.apply(values)
+    assert vectors.shape == (400, 32)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+    wanted, found = (cosines - 2 * np.eye(400) for cosines in (values @ values.T, vectors @ vectors.T))
+    nearest = np.take_along_axis(wanted, found.argmax(axis=1)[:, None], axis=1)[:, 0]
+    assert np.median(wanted.max(axis=1) - nearest) < 0.05  # what is found is nearly as near as the nearest
+
+
 def test_lists_grow_with_the_root_of_the_vectors() -> None:
     assert [lists_for(count) for count in (1, 10_000, 1_000_000, 4_132_914)] == [2, 256, 2048, 4096]
 

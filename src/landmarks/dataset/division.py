@@ -52,7 +52,8 @@ class Division:
     def metadata(self, corrected: int) -> dict[str, object]:
         """Return the metadata of `splits.parquet`; `corrected` is the number of corrected images."""
         radii = f"near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks"
-        radii = "copies by their pixels" if self.copies_looked_for else radii
+        if self.copies_looked_for:
+            radii = f"copies by their pixels{f', of {self.added} added images by their hashes' if self.added else ''}"
         return {
             "rule": f"{self.rule}; {radii}",
             **self.rule.record(),
@@ -107,7 +108,8 @@ def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
     """Return the division of `images`, sorted by id, in which images of the `earlier` division keep their split.
 
     If the rule keeps groups together, a new image joins the split that holds most of its group. The others are divided
-    by the same rule, seed and shares. A note says how many there were of each.
+    by the same rule, seed and shares. A note says how many there were of each. Groups of new images are found by their
+    hashes: pixels are compared by `split`.
     """
     before, grouping, rule = earlier.splits_of(images), earlier.groups_of(images), earlier.rule
     group = np.arange(len(images)) if rule.by == "random" else grouping.group
@@ -121,6 +123,11 @@ def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
             f"{int(new.sum()):,} images are new: {joined:,} joined the split of those they are grouped with,"
             f" {int(new.sum()) - joined:,} were divided {how}; the {int((~new).sum()):,} others stay in their splits"
         )
+        if earlier.copies is not None:
+            note(
+                "cropped and otherwise changed copies were not looked for among the new images: some may be in another "
+                "split than the original (landmarks split finds them, and divides all images anew)"
+            )
     if gone := len(earlier.table) - int((~new).sum()):
         note(f"{gone:,} images of the splits are no longer there")
     division = division_of(images, assigned, grouping, rule, earlier.added + int(new.sum()))

@@ -78,14 +78,24 @@ class Whitening:
 def whitening_of(images: NDArray[np.floating], dimensions: int, power: float = 0.5) -> Whitening:
     """Return the whitening learned on `images` `(N, C)`: principal axes, each divided by its spread to the `power`.
 
-    Power 0.5, rather than full whitening with 1, limits the noise in the last axes (Jégou & Chum, ECCV 2012).
+    Power 0.5, rather than full whitening with 1, limits the noise in the last axes (Jégou & Chum, ECCV 2012). N images
+    span N - 1 axes at most. If these are fewer than `dimensions`, random axes are added, which keep what the images
+    added later differ in, and none is divided.
     """
+    count, width = images.shape
+    kept = min(dimensions, width)
     mean = images.mean(axis=0, dtype=np.float64)
     centred = images.astype(np.float64) - mean
-    values, axes = np.linalg.eigh(centred.T @ centred / len(images))
-    order = np.argsort(-values)[: min(dimensions, len(images) - 1, images.shape[1])]
-    spread = np.sqrt(np.maximum(values[order], 1e-9 * values.max()))
-    return Whitening(mean.astype(np.float32), (axes[:, order] / spread**power).astype(np.float32))
+    values, axes = np.linalg.eigh(centred.T @ centred / count)
+    order = np.argsort(-values)[: min(kept, count - 1)]
+    if len(order) < kept:
+        random = np.random.default_rng(0).standard_normal((width, kept - len(order)))
+        matrix, _ = np.linalg.qr(np.hstack([axes[:, order], random]))
+        mean *= count / (count + 1)  # of a single image something has to be left
+    else:
+        spread = np.sqrt(np.maximum(values[order], 1e-9 * values.max()))
+        matrix = axes[:, order] / spread**power
+    return Whitening(mean.astype(np.float32), matrix.astype(np.float32))
 
 
 def lists_for(count: int) -> int:
