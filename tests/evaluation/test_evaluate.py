@@ -137,6 +137,21 @@ def test_a_run_that_does_not_fit_the_data_is_one_line(run: Run, tmp_path: Path) 
         evaluate(run.folder, data=other.folder)
 
 
+def test_landmarks_that_were_learned_are_said_not_to_be_judged(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = evaluate(run.folder, retrieval=True).record  # which remembers the training images, as learn does
+    (tmp_path / "new.jpg").write_bytes(image(44, 1))
+    landmarks.learn(run.folder, tmp_path / "new.jpg", name="Torre de Belém")
+    capsys.readouterr()
+    again = evaluate(run.folder).record
+    assert "without the 1 landmark that run has learned (Torre de Belém)" in capsys.readouterr().err
+    assert again["top1"] == numbers["top1"]
+    landmarks.forget(run.folder, "Torre de Belém")
+    evaluate(run.folder)
+    assert "has learned" not in capsys.readouterr().err
+
+
 def test_the_main_landmark_comes_first_in_the_truth(run: Run) -> None:
     images = pl.DataFrame(
         {"image_id": ["a", "b", "c"], "landmark_id": [33, None, 99], "landmarks": [[11, 33, 99], None, [99, 22]]},

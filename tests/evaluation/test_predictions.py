@@ -65,6 +65,17 @@ def test_a_test_folder_that_lacks_a_landmark_shifts_no_label(
     assert "1 of the 2 landmarks" in stderr and "matched by name; without a partner, so unknown to it: quince" in stderr
 
 
+def test_landmarks_in_another_spelling_are_named(
+    fruit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = import_(album(tmp_path / "some", "Apple", "pear", each=2, first=50), tmp_path / "other")
+    evaluate(fruit.folder, data=other.folder)
+    assert '"Apple" may be "apple": if so, rename its folder' in capsys.readouterr().err
+    none = import_(album(tmp_path / "none", "Apple", "kiwi", each=2, first=50), tmp_path / "others")
+    with pytest.raises(LandmarksError, match=r'apple, pear, plum; "Apple" may be "apple": if so'):
+        evaluate(fruit.folder, data=none.folder)
+
+
 def test_what_is_explained_is_matched_by_name_too(fruit: Run, tmp_path: Path) -> None:
     fewer = import_(album(tmp_path / "some", "pear", "quince", each=2, first=50), tmp_path / "fewer")
     images = images_in_turn(fruit, eligible_images(fruit, fewer.folder, "test"))

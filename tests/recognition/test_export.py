@@ -259,6 +259,15 @@ def test_evaluate_and_compare_give_the_numbers_of_the_export_itself(
     assert compare(run.folder, exported).same_answer == 1
 
 
+def test_the_verb_names_the_file_that_an_exports_numbers_are_written_to(
+    test_data: Dataset, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["evaluate", str(exported), "--data", str(test_data.folder)]) == 0
+    written = capsys.readouterr().out.partition("written to ")[2].split()[0]
+    assert Path(written) == exported.with_suffix(".evaluation") / "metrics" / "elsewhere.json"
+    assert Path(written).is_file()
+
+
 def test_predict_takes_an_export_where_it_takes_a_run(run: Run, exported: Path, tmp_path: Path) -> None:
     (tmp_path / "one.jpg").write_bytes(image(22, 2))
     first, second = predict(run.folder, tmp_path / "one.jpg"), predict(exported, tmp_path / "one.jpg")

@@ -16,6 +16,7 @@ from made_up_runs import image
 from safetensors.torch import load_file, save_file
 
 from landmarks.cli.main import run as command
+from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.recognition.recogniser import load
 from landmarks.support.errors import LandmarksError
@@ -135,6 +136,16 @@ def test_a_hostile_run_is_refused_in_one_line(
     assert "nan" not in printed.out
     assert "\n" not in printed.err.strip()
     assert "unforeseen" not in printed.err
+
+
+@pytest.mark.parametrize("with_gallery", [False, True])
+def test_a_run_whose_weights_are_gone_says_so_and_nothing_else_is_blamed(with_gallery: bool, run: Run) -> None:
+    if with_gallery:
+        evaluate(run.folder, retrieval=True)
+        assert (run.folder / "gallery.safetensors").is_file()
+    (run.folder / "model.safetensors").unlink()
+    with pytest.raises(LandmarksError, match=r"there is no model\.safetensors in .*; take the run's folder anew"):
+        load(run.folder, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,8 @@ def test_the_program_indexes_and_searches_and_names_what_is_no_image(
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     assert program(["search", str(out), str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top", "1"]) == 1
     captured = capsys.readouterr()
-    assert "30 images of 3 landmarks" in captured.out and "Tower 33" in captured.out and "bad.jpg" in captured.err
+    assert "30 images of 3 landmarks" in captured.out and "Tower 33" in captured.out
+    assert captured.err.count("bad.jpg") == 1
 
 
 def test_drawings_stand_in_a_folder_of_their_own_and_each_image_has_one(found: Path, tmp_path: Path) -> None:

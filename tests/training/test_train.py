@@ -115,6 +115,19 @@ def test_a_finished_run_is_returned_and_nothing_is_done_again(
     assert "trained already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_finished_run_whose_network_is_gone_is_not_called_trained(
+    name: str, scratch: Run, stripes: Dataset, tmp_path: Path
+) -> None:
+    shutil.copytree(scratch.folder, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(LandmarksError, match=f"there is no {name} in .*; take the run's folder anew"):
+        train(
+            stripes.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=4, batch_size=12,
+            tracking="none",
+        )  # fmt: skip
+
+
 def test_a_run_folder_of_another_recipe_is_refused(scratch: Run, stripes: Dataset) -> None:
     with pytest.raises(LandmarksError, match=r"holds another training; received epochs 7; expected epochs 4"):
         train(stripes.folder, scratch.folder, backbone="baseline", image_size=32, epochs=7, batch_size=12)
@@ -122,7 +135,7 @@ def test_a_run_folder_of_another_recipe_is_refused(scratch: Run, stripes: Datase
 
 def test_a_run_folder_of_another_dataset_is_refused(scratch: Run, tmp_path: Path) -> None:
     other = make_dataset(tmp_path / "other", landmarks=2, train=2, val=2, test=0)
-    with pytest.raises(LandmarksError, match="holds another training; received data"):
+    with pytest.raises(LandmarksError, match="holds another training; received data whose images, labels or"):
         train(other.folder, scratch.folder, backbone="baseline", image_size=32, epochs=4, batch_size=12)
 
 

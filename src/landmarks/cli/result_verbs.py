@@ -57,6 +57,7 @@ def evaluate(
     Example: landmarks evaluate runs/mobilenet --data data/test --false-acceptance 0.05
     """
     from landmarks.evaluation.evaluate import evaluate as evaluate_run
+    from landmarks.evaluation.exported import results_folder
 
     evaluation = evaluate_run(
         run,
@@ -73,7 +74,7 @@ def evaluate(
     )
     _show_evaluation(evaluation, json)
     if not json:
-        show(f"written to {run / 'metrics' / evaluation.name}.json")
+        show(f"written to {results_folder(run) / 'metrics' / evaluation.name}.json")
 
 
 def _show_evaluation(evaluation: Evaluation, as_json: bool) -> None:

@@ -320,6 +320,6 @@ def search(
         ]
         if rows:
             print_table(["image", "rank", "found", "landmark", "points", "cosine"], rows)
-    for path, problem in failed.select("path", "problem").iter_rows():
-        note(f"{path}: {problem}")
+    for problem in failed["problem"]:  # it names the image
+        note(problem)
     return 1 if len(failed) else 0

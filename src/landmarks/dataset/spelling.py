@@ -157,11 +157,16 @@ def integer_labels(names: Iterable[str]) -> dict[str, str]:
     return integers if len(set(integers.values())) == len(found) else {}
 
 
-def _spellings(names: list[str]) -> list[str]:
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the names that hardly differ from another one, such as `Cat` and `cat`, together with it."""
     names_of: dict[str, list[str]] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         names_of.setdefault(_key(name), []).append(name)
-    several = [same for same in names_of.values() if len(same) > 1]
+    return [same for same in names_of.values() if len(same) > 1]
+
+
+def _spellings(names: list[str]) -> list[str]:
+    several = alike_names(names)
     if not several:
         return []
     some = _some(" and ".join(f'"{name}"' for name in same) for same in several)

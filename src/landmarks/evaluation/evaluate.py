@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ from landmarks.support.errors import LandmarksError, UsageError, naming_the_extr
 from landmarks.support.files import held, refuse_other_kind
 from landmarks.support.places import Place
 from landmarks.support.tables import CSV_ENDINGS, write_csv
-from landmarks.training.eligible_images import EligibleImages, eligible_images, near_duplicates_of_training
+from landmarks.training.eligible_images import NAMED, EligibleImages, eligible_images, near_duplicates_of_training
 from landmarks.training.own_data import find_own_dataset, find_seen, is_own_dataset, location_record, seen_rows
 from landmarks.training.run import Run
 
@@ -105,6 +106,7 @@ def evaluate(
             choose_again=false_acceptance is not None,
             device=device,
         )
+        _note_learned(opened)
         if by is not None and by != (recogniser.choice.by if recogniser.choice else CLASSIFIER):
             name = f"{name}-by-{by}"
         if false_acceptance is not None and unknown is None:
@@ -156,6 +158,21 @@ def _note_caveats(run: Run | ExportAsRun, eligible: EligibleImages) -> None:
         note(f"not judged, as no image here shows any: {rest} of the {len(run.labels):,} that {run.name} answers")
     if (answered := len(run.labels)) <= 5:
         note(f"{run.name} answers {answered} landmarks, which are all among the best five: top5 says nothing")
+
+
+def _note_learned(run: Run | ExportAsRun) -> None:
+    """Say that landmarks which a run has learned are not judged; those of an export are."""
+    if isinstance(run, ExportAsRun):
+        return
+    from landmarks.recognition.learned import read_learned
+
+    with contextlib.suppress(LandmarksError):  # what another network learned is not used either
+        if names := read_learned(run.folder, run.digest).names:
+            learned = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+            note(
+                f"without the {plural(len(names), 'landmark')} that {run.name} has learned ({learned}): what is judged "
+                "is its training; an export answers with them, and evaluate judges that too"
+            )
 
 
 def _check_arguments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
@@ -33,6 +34,11 @@ class ExportAsRun(Run):
         return self.export.digest
 
 
+def results_folder(place: Place) -> Path:
+    """Return the folder that results are written to: the run's own, or `NAME.evaluation` beside an export."""
+    return Path(place).with_suffix(".evaluation") if is_export(place) else Path(place)
+
+
 def open_run_or_export(place: Place) -> Run:
     """Open a run's folder or an export; results of an export go to the folder `NAME.evaluation` beside it."""
     if isinstance(place, Run):
@@ -50,7 +56,7 @@ def open_run_or_export(place: Place) -> Run:
     )
     data = {"identified_by": record.identified_by, "digest": (record.raw.get("run") or {}).get("data_digest")}
     return ExportAsRun(
-        folder=export.path.with_suffix(".evaluation"),
+        folder=results_folder(export.path),
         record={"data": data, "export": True},
         labels=labels.select(pl.col(name).cast(kind) for name, kind in LABELS.items()),
         export=export,

@@ -177,7 +177,9 @@ def load_network(folder: Path | str) -> Network:
     folder = Path(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        raise LandmarksError(f"there is no {WEIGHTS_FILE} in {folder}")
+        raise LandmarksError(
+            f"there is no {WEIGHTS_FILE} in {folder}", way_out="take the run's folder anew from where it was trained"
+        )
     network = _network_from_record(folder / RECORD_FILE)
     try:
         network.load_state_dict(load_file(weights))

@@ -45,9 +45,10 @@ def open_gallery(run: Run) -> Gallery | None:
     path = run.folder / FILE
     if not path.exists():
         return None
+    model = run.digest
     try:
         tensors = load_file(path) if path.is_file() else {}
-        if bytes(tensors.pop("model")).decode() != run.digest:
+        if bytes(tensors.pop("model")).decode() != model:
             return None
         images, labels, mean, centres, within, overall = (tensors[name] for name in ARRAYS)
         digest = bytes(tensors["digest"]).decode()

@@ -12,6 +12,7 @@ from landmarks.dataset.copies import find_copies
 from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import Matching
+from landmarks.dataset.spelling import alike_names
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.places import Place
@@ -138,12 +139,14 @@ def near_duplicates_of_training(eligible: EligibleImages) -> int:
 def _matched(run: Run, dataset: Dataset, *, required: bool, verbose: bool) -> Matching:
     matching = match_dataset(run, dataset)
     landmarks = len(dataset.labels)
+    names = run.labels["name"].fill_null("?").to_list()
+    spelled = _spelled_otherwise(matching, names)
     if required and landmarks and not matching.matched:
-        names = run.labels["name"].fill_null("?").to_list()
         raise LandmarksError(
             f"the run {run.folder} does not fit the data {dataset.folder}: no landmark has the same {matching.by}",
             received=_first_names(matching.unmatched),
             expected=f"some of its {len(names)}: {_first_names(names)}",
+            way_out=spelled,
         )
     if verbose:
         unknown = (
@@ -153,7 +156,22 @@ def _matched(run: Run, dataset: Dataset, *, required: bool, verbose: bool) -> Ma
             f"{matching.matched} of the {landmarks} landmarks of {dataset.folder} are known to {run.name}, matched by "
             f"{matching.by}{unknown}"
         )
+        if spelled:
+            note(spelled)
     return matching
+
+
+def _spelled_otherwise(matching: Matching, names: list[str]) -> str:
+    """Return which landmarks without a partner may be ones of the run in another spelling; empty if none."""
+    known = set(names)
+    pairs = [
+        f'"{one}" may be "{name}"'
+        for same in alike_names([*matching.unmatched, *names])
+        for one in same
+        for name in same
+        if one in matching.unmatched and one not in known and name in known
+    ]
+    return f"{_first_names(pairs)}: if so, rename its folder, and import the images anew" if pairs else ""
 
 
 def _find_seen(run: Run, dataset: Dataset, images: pl.DataFrame, split: str, *, own: bool) -> pl.DataFrame:

@@ -21,7 +21,7 @@ from landmarks.training.choices import Choice
 from landmarks.training.machine import Machine, describe_machine, peak_memory_mb, versions
 from landmarks.training.own_data import location_record
 from landmarks.training.recipe import Recipe
-from landmarks.training.run import RECORD, Run, open_run
+from landmarks.training.run import RECORD, Run, open_run, require_run_file
 
 STARTED = "started.json"
 """In `checkpoint/` from the start of a training: what is being trained."""
@@ -72,6 +72,8 @@ def finished_run(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
     """Return the finished run in `out`, or raise when it is another one than `wanted`."""
     run = open_run(out)
     require_same(out, run.record.get("identity", {}), wanted)
+    for name in ("model.json", "model.safetensors"):
+        require_run_file(out, name)
     if machine.is_main:
         remove_checkpoint(out / "checkpoint")  # a kill may have left it
     machine.say(f"{out} is trained already; nothing is done again")
@@ -82,9 +84,10 @@ def require_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     """Raise `LandmarksError` that names the first thing in which `found` differs from `wanted`."""
     for name, value in wanted.items():
         if found.get(name) != json.loads(json.dumps(value)):
+            what = {"data": "data whose images, labels or splits have the digest"}.get(name, name)
             raise LandmarksError(
                 f"{out} holds another training",
-                received=f"{name} {value}",
+                received=f"{what} {value}",
                 expected=f"{name} {found.get(name)}, with which it was begun",
                 way_out=f"choose another folder with -o{_weights_hint(out)}",
             )

@@ -82,6 +82,7 @@ class Run:
     @cached_property
     def digest(self) -> str:
         """The digest of the weights; predictions store it to identify their model."""
+        require_run_file(self.folder, "model.safetensors")
         return file_digest(self.folder / "model.safetensors")
 
     @property
@@ -146,6 +147,15 @@ class Run:
     def name_of(self, labels: list[int]) -> list[str]:
         """Return the readable names of `labels`."""
         return self.labels["name"].gather(labels).to_list()
+
+
+def require_run_file(folder: Path, name: str) -> None:
+    """Raise `LandmarksError` unless the run's folder holds the file `name`."""
+    if not (folder / name).is_file():
+        raise LandmarksError(
+            f"there is no {name} in {folder}",
+            way_out="take the run's folder anew from where it was trained, or train again in another folder",
+        )
 
 
 def open_run(folder: Place) -> Run:
