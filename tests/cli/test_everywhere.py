@@ -198,6 +198,16 @@ def test_quiet_leaves_results_and_errors(run: Run, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_no_log_is_appended_to_a_file_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("run.json", "a.jpg"):
+        (tmp_path / name).write_bytes(b"{}")
+        assert command(["networks", "--log", str(tmp_path / name)]) == 2
+        assert f"{name} is there already and is not .log by its name" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == b"{}"
+    for _ in range(2):  # a log of any name goes on
+        assert command(["networks", "--log", str(tmp_path / "mine.json")]) == 0
+
+
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert command(["networks", "--log", str(tmp_path / "file" / "day.log")]) == 1

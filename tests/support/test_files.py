@@ -103,6 +103,8 @@ def test_a_file_of_another_kind_is_not_taken_for_the_one_to_write(tmp_path: Path
     refuse_other_kind(tmp_path / "new.json", ".csv")
     (tmp_path / "mine.dat").write_text("")
     refuse_other_kind(tmp_path / "mine.dat", ".csv")  # what we wrote the day before
+    with pytest.raises(LandmarksError, match=r"could not be written \(it is a folder"):
+        refuse_other_kind(tmp_path, ".csv")
     (tmp_path / "mine.csv").write_bytes(b"PAR1...")
     refuse_other_kind(tmp_path / "mine.csv", ".parquet", begins=b"PAR1")
     with pytest.raises(UsageError, match=r"not \.parquet by its name"):

@@ -115,6 +115,8 @@ def run(arguments: list[str]) -> int:
     try:
         _require_working_folder()
         line = parse_shared_options(arguments)
+        if line.log is not None:
+            _refuse_to_log_into(line.log)
         with output_settings(quiet=line.quiet, log=line.log):
             to_log(f"$ landmarks {shlex.join(line.words)}")
             started = time.monotonic()
@@ -126,6 +128,13 @@ def run(arguments: list[str]) -> int:
             raise
         _print_error(f"error: {error}")
         return error.exit_code
+
+
+def _refuse_to_log_into(log: Path) -> None:
+    """Raise `UsageError` if a log would be appended to a file of another kind, such as `run.json`."""
+    from landmarks.support.files import refuse_other_kind
+
+    refuse_other_kind(log, ".log", ".txt", begins=b"20")  # each line of a log begins with the year
 
 
 def _require_working_folder() -> None:

@@ -99,13 +99,15 @@ _KNOWN_ENDINGS = frozenset(
 
 
 def refuse_other_kind(path: Place, *endings: str, begins: bytes | None = None) -> None:
-    """Raise `UsageError` if `path` exists and is of another kind by its name than the `endings` to be written.
+    """Raise an error if `path` is a folder, or exists and is of another kind by its name than the `endings` to write.
 
     Otherwise `--csv *.jpg` would replace the first image, and `--csv RUN/run.json` destroy a run. A file that begins
     with the bytes `begins` may have any name.
     """
     path = Path(path)
     require_local_path(path)
+    if path.is_dir():
+        raise write_error(path, "it is a folder")
     if path.suffix.lower() in _KNOWN_ENDINGS.difference(endings) and path.is_file() and not _begins(path, begins):
         raise UsageError(
             f"{readable(path)} is there already and is not {endings[0]} by its name",
