@@ -35,6 +35,7 @@ from landmarks.evaluation.audit import (
     audit,
     write_sheet,
 )
+from landmarks.evaluation.doubts import COPIES_FOUND
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.label_estimates import FOLDS, SHARPNESS, Estimates, cross_validated, disagreements
 from landmarks.evaluation.subsets import subsets
@@ -240,6 +241,25 @@ def test_decisions_that_no_dataset_holds_yet_are_not_replaced(run: Run, own_data
     assert out.read_bytes() == filled_in
     split(own_data.folder, corrections=out)
     audit(run.folder, out)
+    (tmp_path / "mine.csv").write_text("path,label\n")
+    with pytest.raises(UsageError, match=r"mine\.csv is there already, and is no list of doubtful labels"):
+        audit(run.folder, tmp_path / "mine.csv")
+
+
+def test_an_audit_without_doubts_leaves_no_page_or_sheet_of_an_earlier_one(
+    run: Run, own_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_copies(own_data)
+    out = tmp_path / "wrong.csv"
+    audit(run.folder, out)
+    assert out.with_suffix(".html").exists() and out.with_suffix(".jpg").exists()
+    first = audit(run.folder, out)
+    monkeypatch.setattr(module, "_with_names", lambda rows, dataset: first.clear())
+    monkeypatch.setattr(module, "copies_in", lambda dataset: pl.DataFrame(schema=COPIES_FOUND))
+    assert len(audit(run.folder, out)) == 0
+    assert sorted(path.name for path in tmp_path.glob("wrong.*")) == [
+        "wrong.copies.csv", "wrong.csv", "wrong.strangers.csv",
+    ]  # fmt: skip
 
 
 def test_images_without_structure_are_no_copies(run: Run, own_data: Dataset, tmp_path: Path) -> None:

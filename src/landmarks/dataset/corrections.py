@@ -83,12 +83,12 @@ def read_corrections(dataset: Dataset, csv: Place) -> pl.DataFrame:
     ).sort("image_id")
 
 
-def decisions_in(csv: Path) -> int:
-    """Return the number of rows in which a person has filled in a decision; 0 if it is no CSV of decisions."""
+def decisions_in(csv: Path) -> int | None:
+    """Return the number of rows in which a person has filled in a decision; None if it is no CSV of decisions."""
     try:
         table = read_text_columns(csv, _COLUMNS, "")
     except LandmarksError:
-        return 0
+        return None
     return int((table["correct_landmark_id"] != "").sum())
 
 

@@ -31,6 +31,7 @@ from landmarks.evaluation.metrics import Floats, Integers
 from landmarks.explanation.drawing import shortened, text_and_font
 from landmarks.recognition.directions import directions
 from landmarks.support.console import note, plural
+from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest, written_whole
 from landmarks.support.places import Place
@@ -108,6 +109,8 @@ def audit(
     write_csv(out, table)
     if len(table):
         write_sheet(dataset, table, sheet)
+    else:
+        remove_file(sheet)  # of an earlier audit
     cosines, _ = nearest_others(points, group_places(groups, len(labels)))
     by_features = table.join(copied, on="image_id", how="anti", maintain_order="left")
     without_landmark = _strangers(dataset, images, cosines, estimates, labels)
@@ -128,9 +131,14 @@ def _refuse_to_replace(out: Path) -> None:
 
 
 def _refuse_to_replace_decisions(out: Path, dataset: Dataset) -> None:
-    """Raise `UsageError` if a CSV to be written holds a person's decisions that the dataset does not hold yet."""
-    for csv in (out, out.with_suffix(".strangers.csv")):
-        decisions = decisions_in(csv) if csv.is_file() else 0
+    """Raise `UsageError` if a CSV to be written is no audit's, or holds decisions that are not in the dataset yet."""
+    for csv in (path for path in (out, out.with_suffix(".strangers.csv")) if path.is_file()):
+        decisions = decisions_in(csv)
+        if decisions is None:
+            raise UsageError(
+                f"{csv} is there already, and is no list of doubtful labels",
+                way_out="choose another name, or remove it first",
+            )
         if decisions and file_digest(csv) not in dataset.corrections["csv"]:
             raise UsageError(
                 f"{csv} holds {plural(decisions, 'decision')} that {dataset.folder} does not hold yet",
@@ -193,6 +201,8 @@ def _write_doubts(
         page = out.with_suffix(".html")
         write_doubts_page(dataset, doubts, page, f"{out.stem}.decisions.csv")
         note(f"decide on them with the keyboard: {page}")
+    else:
+        remove_file(out.with_suffix(".html"))  # of an earlier audit
 
 
 def _note_seen(run: Run, images: pl.DataFrame) -> None:
