@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 import landmarks
-from landmarks.dataset.copies import COPIES, copy_positions, find_copies, read_copies
+from landmarks.dataset.copies import COPIES, copies_between, copy_positions, find_copies, read_copies
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.images import ImageError, decode, encode, shrink
@@ -139,6 +139,45 @@ def test_a_changed_copy_is_found_and_no_other_image(change: str, images: list[Pi
     assert len(pairs & right) >= len(images) - 1, right - pairs
     assert not pairs - right
     assert found.mirrored.all() if change == "mirrored" else not found.mirrored.any()
+
+
+def test_copies_between_many_images_are_looked_for_once(
+    images: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches = []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        searches.append(given)
+        return find_copies(*given, **named)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("landmarks.dataset.copies.find_copies", counted)
+    first, second = sketches_of(images[:3]), sketches_of([CHANGES["mirrored"](image) for image in images[1:4]])
+    assert copies_between(first, second).tolist() == [[1, 0], [2, 1]]
+    assert not list(tmp_path.rglob("*.parquet"))  # so few are compared each time
+    monkeypatch.setattr("landmarks.dataset.copies.KEPT_FROM", 4)
+    for _ in range(2):
+        assert copies_between(first, second).tolist() == [[1, 0], [2, 1]]
+    assert len(searches) == 2
+    assert copies_between(second, first).tolist() == [[0, 1], [1, 2]]
+    assert copies_between(first, first.of(np.array([0]))).tolist() == [[0, 0]]
+    assert len(searches) == 4
+    [kept] = [path for path in tmp_path.rglob("*.parquet") if len(pl.read_parquet(path)) == 1]
+    for damage in (b"no table", None):
+        if damage is None:
+            pl.DataFrame({"first": [9], "second": [0]}).write_parquet(kept)
+        else:
+            kept.write_bytes(damage)
+        assert copies_between(first, first.of(np.array([0]))).tolist() == [[0, 0]]
+
+
+def test_copies_are_found_without_a_place_to_keep_them(
+    images: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("landmarks.dataset.copies.KEPT_FROM", 1)
+    assert copies_between(sketches_of(images[:2]), sketches_of(images[:1])).tolist() == [[0, 0]]
 
 
 def test_images_without_structure_are_nobodys_copies() -> None:

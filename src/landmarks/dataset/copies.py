@@ -4,14 +4,15 @@ A candidate is an image that as a whole is near some part of another, by their h
 aligned with that part and compared (`aligning`). If both agree, it is a copy, or was taken from the same spot at the
 same time.
 
-The copies found in a dataset are kept in its `copies.parquet`.
+The copies found in a dataset are kept in its `copies.parquet`, those between two sets of images in the user's cache.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from landmarks.dataset.hamming import near_between
 from landmarks.dataset.kept_sketches import Sketches
 from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, shape_vectors
 from landmarks.support.console import progress
+from landmarks.support.errors import LandmarksError
+from landmarks.support.files import cache_folder
 from landmarks.support.tables import read_table, write_table
 
 Integers = NDArray[np.int64]
@@ -224,6 +227,48 @@ def _progress_if_long(what: str, total: int) -> Iterator[Any]:
         return
     with progress(what, total) as advance:
         yield advance
+
+
+# ── The copies between two sets of images, kept in the user's cache ─────────────────────────────────────────────────
+
+KEPT_FROM = 1_000
+"""Number of images from which the copies are kept: fewer are compared in a few seconds."""
+
+COMPARISON_FORM = 1
+"""Changes whenever the same sketches could give other copies."""
+
+_PAIRS: dict[str, Any] = {"first": pl.Int64, "second": pl.Int64}
+
+
+def copies_between(first: Sketches, second: Sketches) -> Integers:
+    """Return the pairs (P, 2) of an image of `first` and its copy in `second`, as positions in the two.
+
+    They are kept under a digest of all sketches. The cache is the user's own and not the dataset's, which may come from
+    a stranger who has reasons to hide copies.
+    """
+    both, count = first.joined(second), len(first.whole)
+    kept = _kept_pairs_file(both, count) if len(both.whole) >= KEPT_FROM else None
+    if kept is not None and kept.is_file():
+        with contextlib.suppress(LandmarksError):  # damaged: they are looked for again
+            pairs: Integers = read_table(kept, _PAIRS).to_numpy().astype(np.int64).reshape(-1, 2)
+            if ((pairs >= 0) & (pairs < [count, len(both.whole) - count])).all():
+                return pairs
+    pairs = find_copies(both, side=np.arange(len(both.whole)) < count).pairs - np.array([0, count])
+    if kept is not None:
+        with contextlib.suppress(LandmarksError):  # a full disk costs time only
+            write_table(kept, pl.DataFrame(pairs, schema=_PAIRS, orient="row"))
+    return pairs
+
+
+def _kept_pairs_file(sketches: Sketches, count: int) -> Path | None:
+    """Return where the copies between the first `count` images and the others are kept; None if nothing can be kept."""
+    digest = hashlib.blake2b(f"{COMPARISON_FORM} {count}".encode(), digest_size=16)
+    for field in fields(sketches):
+        digest.update(np.ascontiguousarray(getattr(sketches, field.name)).data)
+    try:
+        return cache_folder() / "copies" / f"between-{digest.hexdigest()}.parquet"
+    except LandmarksError:
+        return None
 
 
 # ── The copies of a dataset, kept in its folder ─────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.dataset.copies import find_copies
+from landmarks.dataset.copies import copies_between
 from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import Matching
@@ -255,9 +255,8 @@ def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.Da
     seen_sketches = _sketches(run, own, seen_images) if sketches is not None else None
     if sketches is None or seen_sketches is None:
         return empty
-    is_new = np.arange(len(images) + len(seen_images)) < len(images)
-    found = find_copies(sketches.joined(seen_sketches), side=is_new)
-    copies, originals = images[found.pairs[:, 0]], seen_images[found.pairs[:, 1] - len(images)]
+    pairs = copies_between(sketches, seen_sketches)
+    copies, originals = images[pairs[:, 0]], seen_images[pairs[:, 1]]
     table = copies.select("image_id").with_columns(originals.select(pl.col("image_id").alias("seen_id"), "split"))
     return table.with_columns(through=pl.lit(None, pl.String)).unique("image_id", keep="first", maintain_order=True)
 
