@@ -207,6 +207,22 @@ def test_a_killed_addition_is_ended_by_the_same_command(tmp_path: Path, at: int)
     assert not list((data / ADDING).iterdir())
 
 
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_folder_that_grew_is_added_again_without_its_earlier_images(tmp_path: Path, copy: bool) -> None:
+    put(tmp_path / "in1/apple/IMG_1.jpg", 1)
+    put(tmp_path / "in2/apple/IMG_1.jpg", 2)
+    import_(tmp_path / "in1", tmp_path / "data")
+    import_(tmp_path / "in2", tmp_path / "data", add=True)
+    before = open_dataset(tmp_path / "data").images
+    assert len(before) == 2 and before["image_id"][1].startswith("IMG_1-")
+    assert (
+        import_(tmp_path / "in2", tmp_path / "data", add=True, copy=False).images["image_id"].equals(before["image_id"])
+    )
+    put(tmp_path / "in2/apple/IMG_2.jpg", 3)
+    grown = import_(tmp_path / "in2", tmp_path / "data", add=True, copy=copy)
+    assert grown.images["image_id"].to_list() == [*before["image_id"], "IMG_2"]
+
+
 def test_one_image_with_the_labels_of_both_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path / "in1/apple/a.jpg", 1)
     put(tmp_path / "in2/pear/b.jpg", 1)

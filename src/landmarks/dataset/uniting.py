@@ -23,6 +23,7 @@ OWN_IDS = 1_000_000
 _CONTENT = ("length", "width", "height", "phash")
 _CREDITS = ("author", "license", "title")
 _ARCHIVE_ID = "^[0-9a-f]{16}$"
+_LONGER = "-[0-9a-f]{12}$"
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _renumbered(images: pl.DataFrame, ids: dict[int, int]) -> pl.DataFrame:
 class _ImageIds:
     """How the ids of another dataset's images relate to ours."""
 
-    shared: pl.DataFrame  # their rows of images that we hold too
-    clashing: pl.DataFrame  # their `image_id`s that other images of ours have, and the new ones in `renamed`
+    shared: pl.DataFrame  # their rows of images that we hold too, under our ids
+    clashing: pl.DataFrame  # their `image_id`s that other images of ours have, and those in the result in `renamed`
 
     def renamed(self, table: pl.DataFrame) -> pl.DataFrame:
         """Return a table of theirs with the new ids."""
@@ -146,16 +147,25 @@ def _without_shared(
     )
     same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"our_{name}")) for name in _CONTENT)
     same_id = same_id.with_columns(same=pl.col("image_id").str.contains(_ARCHIVE_ID) | same)
-    shared = same_id.filter("same")
+    others = same_id.filter(~pl.col("same")).select(theirs.columns)
+    added_before = others.join(_with_longer_ids(ours), on=["image_id", *_CONTENT], how="inner", nulls_equal=True)
+    added_before = added_before.unique("image_id", keep="first", maintain_order=True)
+    shared = pl.concat(
+        [
+            same_id.filter("same").select(*theirs.columns, "our_landmark_id", our_id="image_id"),
+            added_before.select(*theirs.columns, "our_landmark_id", "our_id"),
+        ]
+    )
     differs = shared.filter(pl.col("landmark_id").ne_missing(pl.col("our_landmark_id")))
     why = pl.format("it is there as landmark {}, here {}", *(
         pl.col(name).cast(pl.String).fill_null("unknown") for name in ("our_landmark_id", "landmark_id")
     ))  # fmt: skip
-    conflicting = differs.select("image_id", where=pl.lit(str(dataset.folder)), why=why)
-    clashing = same_id.filter(~pl.col("same")).select("image_id")
-    new_ids = [f"{id}-{digest_of(str(dataset.content_digest), id)[:12]}" for id in clashing["image_id"]]
+    conflicting = differs.select(image_id="our_id", where=pl.lit(str(dataset.folder)), why=why)
+    clashing = others.join(added_before, on="image_id", how="anti").select("image_id")
+    new_ids = _longer_ids(clashing["image_id"], str(dataset.content_digest), ours["image_id"])
     clashing = clashing.with_columns(renamed=pl.Series(new_ids, dtype=pl.String))
-    ids = _ImageIds(shared.select(list(IMAGES)), clashing)
+    renamed = pl.concat([clashing, added_before.select("image_id", renamed="our_id")])
+    ids = _ImageIds(shared.with_columns(image_id="our_id").select(list(IMAGES)), renamed)
     new = ids.renamed(theirs.join(shared.select("image_id"), on="image_id", how="anti"))
     if len(shared):
         labels = f"; {len(differs):,} of them have another label there, that of the first is kept"
@@ -164,6 +174,23 @@ def _without_shared(
         have = f"have ids of other images, and get longer ones: {new_ids[0]} …"
         note(f"{len(clashing):,} images of {_origin(dataset)} {have}")
     return new, conflicting, ids
+
+
+def _with_longer_ids(ours: pl.DataFrame) -> pl.DataFrame:
+    """Return the images that got longer ids when they were added, `our_id`, with the `image_id` before."""
+    longer = ours.filter(pl.col("image_id").str.contains(_LONGER))
+    return longer.select(
+        pl.col("image_id").str.replace(_LONGER, ""), *_CONTENT, our_id="image_id", our_landmark_id="landmark_id"
+    )
+
+
+def _longer_ids(ids: pl.Series, digest: str, taken: pl.Series) -> list[str]:
+    """Return each of `ids` with 12 digits of a digest, none of which is `taken`."""
+    longer = [f"{id}-{digest_of(digest, id)[:12]}" for id in ids]
+    while ids.len() and taken.is_in(longer).any():
+        digest += "+"
+        longer = [f"{id}-{digest_of(digest, id)[:12]}" for id in ids]
+    return longer
 
 
 def _with_credits(ours: pl.DataFrame, shared: pl.DataFrame) -> pl.DataFrame:
