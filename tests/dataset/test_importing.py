@@ -599,8 +599,9 @@ def test_a_place_of_another_kind_is_told_as_what_it_is(tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "run.json").write_text("{}")
-    (run_folder / "history.parquet").write_bytes(b"-")
-    with pytest.raises(UsageError, match="run is a run, and holds no images"):
+    (run_folder / "labels.parquet").write_bytes(b"-")
+    put(run_folder / "maps/heat.jpg")
+    with pytest.raises(UsageError, match="run is a run, and no folder of images"):
         import_(run_folder, tmp_path / "again")
     assert dataset.record["images"] == 1
 

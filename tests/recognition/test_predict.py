@@ -126,7 +126,7 @@ def test_what_is_no_run_is_told_with_what_it_is(run: Run, own_data: Dataset, tmp
         predict(run.folder / "model.safetensors", tmp_path)
     with pytest.raises(LandmarksError, match="is a run, and no dataset"):
         open_dataset(run.folder)
-    with pytest.raises(LandmarksError, match="is a run, and holds no images"):
+    with pytest.raises(LandmarksError, match="is a run, and no folder of images"):
         predict(run.folder, run.folder)
     (tmp_path / "mine.onnx").write_bytes(b"-")
     with pytest.raises(LandmarksError, match=r"mine\.onnx is an export, and no run's folder; name the run that it"):

@@ -61,8 +61,8 @@ def list_source(source: Path, known: Collection[str] = ()) -> Source:
 def _list_folder(source: Path, known: Collection[str]) -> Source:
     if (source / "dataset.json").is_file():
         raise UsageError(f"{source} is a dataset already", way_out="landmarks select and join take it as it is")
+    refuse_run(source)
     inside = images_in(source)
-    refuse_run(source, inside)
     paths = inside.images + inside.linked_folders
     steps = [path.relative_to(source).parts for path in paths]
     images = steps[: len(inside.images)]

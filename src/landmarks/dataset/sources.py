@@ -146,7 +146,7 @@ def find_images(places: Place | Iterable[Place]) -> list[Path]:
                     f"{readable(place)} is a dataset, whose images lie in shards",
                     way_out="landmarks evaluate RUN --data FOLDER answers it; landmarks unpack writes its images",
                 )
-            refuse_run(place, listed)
+            refuse_run(place)
             images = [path for path in listed.images if path.is_file()]
             ignored = ", ".join(filter(None, (listed.ignored(), listed.unread())))
             for folder, why in listed.unlisted:
@@ -171,10 +171,10 @@ def find_images(places: Place | Iterable[Place]) -> list[Path]:
     return found
 
 
-def refuse_run(folder: Path, inside: FolderImages) -> None:
-    """Raise `UsageError` if a folder is a run without images in it."""
-    if (folder / "run.json").is_file() and not inside.images:
-        raise UsageError(f"{readable(folder)} is a run, and holds no images", way_out="name a folder of images")
+def refuse_run(folder: Path) -> None:
+    """Raise `UsageError` if a folder is a run, whose only images are its heat maps."""
+    if (folder / "run.json").is_file() and (folder / "labels.parquet").is_file():
+        raise UsageError(f"{readable(folder)} is a run, and no folder of images", way_out="name a folder of images")
 
 
 _IN_MEMORY = "landmarks.load(RUN).recognise answers bytes, arrays and Pillow's images"
