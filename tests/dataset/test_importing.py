@@ -606,6 +606,16 @@ def test_a_place_of_another_kind_is_told_as_what_it_is(tmp_path: Path) -> None:
     assert dataset.record["images"] == 1
 
 
+def test_what_was_left_out_is_stored_with_the_dataset(tmp_path: Path) -> None:
+    source = album(tmp_path / "in", {"Tower": 1})
+    (source / "notes.txt").write_text("-")
+    (source / ".hidden.jpg").write_text("-")
+    dataset = import_(source, tmp_path / "data")
+    assert dataset.record["ignored"] == "1 that are no images by name (.txt), 1 hidden"
+    with pytest.raises(UsageError, match="max_side is impossible; received 0; expected 1 pixel or more"):
+        import_(source, tmp_path / "other", max_side=0)
+
+
 def test_a_file_of_several_images_gives_its_first_and_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,15 @@ import pytest
 from landmarks.dataset.images import encode
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import LABELS, Dataset
-from landmarks.dataset.naming import ARCHIVE_IDS, LISTED, NUMBERS, SORTED_NAMES, identified_by, match_landmarks
+from landmarks.dataset.naming import (
+    ARCHIVE_IDS,
+    LISTED,
+    NUMBERS,
+    SORTED_NAMES,
+    identified_by,
+    match_landmarks,
+    safe_name,
+)
 from landmarks.dataset.unpack import unpack
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record
@@ -173,3 +181,8 @@ def test_names_that_are_one_after_cutting_or_but_for_case_are_unpacked_side_by_s
         files = list(unpack(data.folder, tmp_path / f"out-{source.name}").rglob("*.jpg"))
         assert len(files) == len({file.name.casefold() for file in files}) == 5
         assert not {"aux.jpg", "con.jpg"} & {file.name for file in files}
+
+
+@pytest.mark.parametrize("name", ["CON", "nul", "COM1", "lpt\u00b2", "CONOUT$"])
+def test_a_name_that_windows_keeps_for_itself_is_no_name_of_a_file(name: str) -> None:
+    assert safe_name(name) == f"{name}_"

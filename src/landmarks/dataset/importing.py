@@ -63,6 +63,8 @@ def import_(
             splits and cached features.
     """
     source, out = Path(source), Path(out)
+    if max_side < 1:
+        raise UsageError("max_side is impossible", received=max_side, expected="1 pixel or more")
     refuse_foreign(out, ("dataset.json", UNFINISHED), "dataset")
     if source.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
         raise UsageError(f"{out} lies inside {source}", way_out="choose a folder outside of what is imported")
@@ -159,6 +161,7 @@ def _make(
             "decoders": stored.decoders,
             "identified_by": identified_by,
             "empty": listed.empty,
+            "ignored": listed.ignored,
             "first_of_several": len(stored.several),
             **({IMAGES_IN: _common_folder(table["shard"].to_list())} if max_side is None else {}),
         },

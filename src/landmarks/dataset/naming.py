@@ -37,7 +37,9 @@ _RESERVED_BY_WINDOWS = {
     "prn",
     "aux",
     "nul",
-    *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
+    "conin$",
+    "conout$",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³"),
 }
 
 
