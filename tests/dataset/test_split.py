@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from landmarks.archive.select import select
 from landmarks.cli.main import run
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.divide import MIN_IMAGES_TO_SPLIT, UNASSIGNED, divide
@@ -577,3 +578,16 @@ def test_what_is_told_of_a_split_is_read_with_it_and_not_again_later(tmp_path: P
     split(tmp_path, seed=1)
     assert opened.split_metadata["seed"] == "0"
     assert open_dataset(tmp_path).split_metadata["seed"] == "1"
+
+
+def test_a_dataset_whose_images_are_all_removed_says_so(
+    data: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ids = data.images["image_id"].to_list()
+    (tmp_path / "all.csv").write_text("image_id,correct_landmark_id\n" + "".join(f"{id},remove\n" for id in ids))
+    after = split(data.folder, corrections=tmp_path / "all.csv")
+    assert "no image is in val: no image shows a landmark" in capfd.readouterr().err
+    with pytest.raises(LandmarksError, match=rf"corrections removed {len(ids)} images: .* back"):
+        check_data(after)
+    with pytest.raises(LandmarksError, match="no image shows a landmark: there is nothing to choose"):
+        select(data.folder, tmp_path / "s.parquet")

@@ -105,6 +105,8 @@ def ranked_and_drawn(rule: SelectionRule, landmarks: pl.DataFrame) -> pl.DataFra
         LandmarksError: no landmark is left.
     """
     ranked = landmarks.sort(["images", "landmark_id"], descending=[True, False])
+    if len(ranked) == 0 and not str(rule):
+        raise LandmarksError("no image shows a landmark: there is nothing to choose")
     if len(ranked) == 0:
         raise LandmarksError("no landmark was chosen", received=str(rule), way_out=_way_out(rule))
     if rule.skip >= len(ranked):

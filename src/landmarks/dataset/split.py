@@ -224,7 +224,7 @@ def _why_empty(images: pl.Series, name: str, share: float) -> str:
     """Return why a split got no image, and what would give it some; `images` is each landmark's number of images."""
     most = int(images.max() or 0)  # type: ignore[arg-type]
     if most < 2:
-        return "every landmark has a single image, which train needs"
+        return "every landmark has a single image, which train needs" if most else "no image shows a landmark"
     if most < MIN_IMAGES_TO_SPLIT and most * share < 0.5:
         return f"{share:g} of {most} images, the most that a landmark has, is none; --{name} 0.5 takes one"
     return "the images of each landmark are near-duplicates of one another, and stay together; --by random parts them"

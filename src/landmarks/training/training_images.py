@@ -29,6 +29,15 @@ def check_data(dataset: Dataset) -> TrainingImages:
             f"{dataset.folder} cannot be trained on", received=plural(landmarks, "landmark"), expected="2 or more"
         )
     train, val = _known(dataset, "train"), _known(dataset, "val")
+    if dataset.images["landmark_id"].drop_nulls().is_empty():
+        removed = int(dataset.corrections["removed"].sum())
+        raise LandmarksError(
+            f"{dataset.folder} holds no image of a landmark",
+            way_out=f"corrections removed {plural(removed, 'image')}: landmarks split {dataset.folder}"
+            " --no-corrections takes them back"
+            if removed
+            else "",
+        )
     if not len(train):
         raise LandmarksError(
             f"the train split of {dataset.folder} shows no known landmark",
