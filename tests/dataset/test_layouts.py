@@ -365,3 +365,11 @@ def test_unpacked_folders_without_their_list_are_said_to_lack_it(tmp_path: Path)
     source = list_source(tmp_path)
     assert places(source) == {(None, "0 cat"), (None, "1 dog")}
     assert any("labels.csv is missing, which landmarks unpack wrote" in remark for remark in source.remarks)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such a name cannot be made here")
+def test_a_folder_of_a_blank_name_is_no_landmark(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.jpg", " /2.jpg")
+    source = list_source(tmp_path)
+    assert places(source) == {(None, "cat")}
+    assert source.rejected == [(" /2.jpg", "the name of its folder is blank")]

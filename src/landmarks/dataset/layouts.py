@@ -80,8 +80,8 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
         else:
             assert not isinstance(place, str)
             name, split = place
-            if name is None and "\\" in path.name:
-                rejected.append((where, _FOLDERS_IN_NAME))
+            if why := _without_name(name, path):
+                rejected.append((where, why))
                 continue
             folders.add(name or UNKNOWN)
             found.append(
@@ -242,7 +242,11 @@ def _refuse_id_folders(source: Path, images: Sequence[Steps]) -> None:
         )
 
 
-_FOLDERS_IN_NAME = "its name holds \\ for the folders that it lay in"
+def _without_name(name: str | None, path: Path) -> str:
+    """Return why an image in the folder `name` has no landmark although it should, or an empty string."""
+    if name is None and "\\" in path.name:
+        return "its name holds \\ for the folders that it lay in"
+    return "the name of its folder is blank" if name is not None and not normalised_name(name) else ""
 
 
 def _refuse_folders_in_names(source: Path, images: Sequence[Steps]) -> None:
