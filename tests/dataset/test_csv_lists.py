@@ -162,6 +162,8 @@ def test_a_path_that_could_be_two_files_is_none(folder: Path) -> None:
         ("c.jpg", "there is no such file; train/cat/c.jpg is there: put the CSV into train/cat, or train/cat/ before"),
         ("img/a.jpeg", "there is no such file; img/a.jpg is there, of another ending"),
         ("x" * 5000, "there can be no such file"),
+        ("nowhere/img/" + "x" * 300 + ".jpg", "there is no such file"),
+        ("nowhere/img/" + "x" * 300, "there is no such file, with no ending of an image either"),
     ],
 )
 def test_what_is_not_there_is_rejected_with_its_reason(folder: Path, text: str, why: str) -> None:

@@ -221,11 +221,11 @@ class ListedFiles:
         """Return the file of a path that is spelled as another system would, or None and why there is none."""
         steps = [step for step in text.strip().replace("\\", "/").split("/") if step not in ("", ".")]
         found = self._below(Path("/") if text.strip().startswith("/") else self.folder, steps)
-        if found is not None and found.is_file():
+        if found is not None and _is_file(found):
             return found, ""
         if re.fullmatch(_ARCHIVE_ID, text.strip()):
             unpacked = self.folder.joinpath(*text.strip()[:3], f"{text.strip()[:16]}.jpg")
-            if unpacked.is_file():
+            if _is_file(unpacked):
                 return unpacked, ""
         return None, f"there is no such file{self._nearby(text, steps)}"
 
@@ -238,11 +238,11 @@ class ListedFiles:
 
     def _nearby(self, text: str, steps: list[str]) -> str:
         """Return a hint to a file that the path may mean; it is not used, because it may be another image."""
-        if Path(text).is_file():
+        if _is_file(Path(text)):
             return "; paths are relative to the folder of the CSV"
         root = "/" if text.strip().startswith("/") else ""
         for start in range(0 if root else 1, len(steps)):
-            if self.folder.joinpath(*steps[start:]).is_file():
+            if _is_file(self.folder.joinpath(*steps[start:])):
                 return f"; {'/'.join(steps[start:])} is there: take {root}{'/'.join(steps[:start])} off the paths"
         if (other := self._with_another_ending(steps)) is not None:
             return f"; {readable(other.relative_to(self.folder).as_posix())} is there, of another ending"
@@ -252,7 +252,7 @@ class ListedFiles:
             self._siblings = [*siblings, *below][:_MOST_FOLDERS]
         for folder in self._siblings:
             found = self._below(folder, steps)
-            if found is not None and found.is_file():
+            if found is not None and _is_file(found):
                 path = readable(found.relative_to(self.folder).as_posix())
                 beside = readable(folder.relative_to(self.folder).as_posix())
                 return f"; {path} is there: put the CSV into {beside}, or {beside}/ before the paths"
@@ -263,7 +263,7 @@ class ListedFiles:
         if not steps or Path(steps[-1]).suffix.lower() not in SUFFIXES:
             return None
         found = self._below(self.folder, [*steps[:-1], Path(steps[-1]).stem])
-        return found if found is not None and found.is_file() and found.is_relative_to(self.folder) else None
+        return found if found is not None and _is_file(found) and found.is_relative_to(self.folder) else None
 
     def _inside(self, folder: Path, step: str, *, last: bool) -> Path | None:
         """Return the only path in a folder whose name is `step` in another spelling, or None.
@@ -291,6 +291,14 @@ class ListedFiles:
     def remarks(self) -> list[str]:
         """Return remarks that count the paths which were guessed, by how they differ."""
         return [f"{count:,} paths were found {how}" for how, count in sorted(self.guessed.items())]
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path leads to a file; one that is too long or must not be looked at leads to none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _key(name: str) -> str:
