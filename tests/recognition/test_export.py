@@ -259,6 +259,14 @@ def test_evaluate_and_compare_give_the_numbers_of_the_export_itself(
     assert compare(run.folder, exported).same_answer == 1
 
 
+def test_of_all_images_of_its_runs_dataset_an_export_is_judged_on_those_of_test(
+    run: Run, own_data: Dataset, exported: Path
+) -> None:
+    evaluate(exported, data=own_data.folder, split="all")
+    answered = read_predictions(exported.with_suffix(".evaluation") / "predictions" / "all.parquet")["image_id"]
+    assert set(answered) == set(own_data.split("test")["image_id"])
+
+
 def test_the_verb_names_the_file_that_an_exports_numbers_are_written_to(
     test_data: Dataset, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,6 +181,8 @@ def _find_seen(run: Run, dataset: Dataset, images: pl.DataFrame, split: str, *, 
     ones in train: a random split may divide such copies, and `split` reports them.
     """
     seen = run.seen if own else _seen_by(run)
+    if seen is None and is_own_dataset(run, dataset):  # an export, or a run from before this was kept
+        seen = _seen_of_splits(dataset)
     if seen is None:
         return find_seen(images, pl.DataFrame(schema=SEEN))
     found = find_seen(images, seen)
@@ -216,9 +218,15 @@ def _seen_by(run: Run) -> pl.DataFrame | None:
             "kept that, and its dataset is not there as it was; train again to have a run that knows"
         )
         return None
-    return pl.concat(
-        [seen_rows(own.split(split).filter(pl.col("label").is_not_null()), split) for split in ("train", "val")]
-    )
+    return _seen_of_splits(own)
+
+
+def _seen_of_splits(dataset: Dataset) -> pl.DataFrame | None:
+    """Return what a run saw that was trained on the splits of `dataset`; None if it has none."""
+    if dataset.splits is None:
+        return None
+    splits = [(name, dataset.split(name)) for name in ("train", "val")]
+    return pl.concat([seen_rows(images.filter(pl.col("label").is_not_null()), name) for name, images in splits])
 
 
 def _first_names(names: list[str]) -> str:
