@@ -83,3 +83,16 @@ def test_scores_are_divided_by_what_has_the_least_loss_of_all_that_are_tried() -
         scores = spread * (np.eye(5)[labels] + random.normal(size=(80, 5)))
         losses = [-log_softmax(scores / one, axis=1)[np.arange(80), labels].mean() for one in TEMPERATURES]
         assert fitted_scale(scores, labels) == TEMPERATURES[np.argmin(losses)]
+
+
+def test_scores_are_not_made_surer_where_hardly_any_is_wrong() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 5
+    scores = 10 * np.eye(5)[labels] + random.normal(size=(60, 5))
+    least = TEMPERATURES[TEMPERATURES >= 1][0]
+    assert fitted_scale(scores, labels) == least
+    for wrong in (1, 2):
+        scores[wrong, (labels[wrong] + 1) % 5] = 10.5 + scores[wrong].max()
+        assert fitted_scale(scores / 100, labels) == least
+    scores[0, 1] = 10.5 + scores[0].max()
+    assert fitted_scale(scores / 100, labels) < 0.1  # three wrong answers tell how sure the others may be

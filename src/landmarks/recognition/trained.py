@@ -31,6 +31,7 @@ from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.choices import choose_device, prepare_for_inference, set_memory_layout
+from landmarks.training.discriminant import LEAST_WRONG
 from landmarks.training.features import kept_features
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import images_seen
@@ -196,10 +197,6 @@ def update_model(run: Run, **changes: object) -> None:
 
 MAX_BYTES = 128 * 1024**2
 """Size of the logits that the temperature is fitted on, in half precision: 300 images of 203,094 landmarks."""
-
-LEAST_WRONG = 3
-"""Wrong answers needed to fit a temperature. Without any the best temperature would be 0, which makes every answer
-certain; one or two would decide it alone."""
 
 
 def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch_size: int) -> Recogniser:

@@ -37,6 +37,10 @@ MAX_OFFSET = 3.0
 TEMPERATURES = np.geomspace(0.02, 200, 121)
 """Scales that scores are divided by, among which validation chooses."""
 
+LEAST_WRONG = 3
+"""Wrong answers needed to fit a scale or a temperature. Without any the best one would be 0, which makes every answer
+certain; one or two would decide it alone."""
+
 STRIDE = 8
 """Step through `TEMPERATURES` in the first, coarse search."""
 
@@ -138,13 +142,16 @@ class FittedScale:
 def fit_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> FittedScale:
     """Return the scale that `scores` `(V, K)` are divided by for the lowest log loss on `labels` `(V,)`.
 
-    Images whose true score is not finite are ignored; the scale is 1 if none remains.
+    Images whose true score is not finite are ignored; the scale is 1 if none remains. Where fewer than `LEAST_WRONG`
+    are answered wrong, it is 1 or more: nothing but the range of scales would limit how sure the answers become.
     """
     true = scores[np.arange(len(scores)), labels]
     finite = np.isfinite(true)
     if not finite.any():
         return FittedScale(1.0, np.inf)
     scores, true = scores[finite], true[finite]
+    wrong = int((scores.argmax(axis=1) != labels[finite]).sum())
+    least = 0 if wrong >= LEAST_WRONG else int(np.searchsorted(TEMPERATURES, 1.0))
 
     def fit(index: int) -> FittedScale:
         scale = float(TEMPERATURES[index])
@@ -153,8 +160,9 @@ def fit_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> Fitt
     def best(indices: range) -> int:
         return min(indices, key=lambda index: fit(index).loss)
 
-    near = best(range(0, len(TEMPERATURES), STRIDE))  # the loss is convex in 1 / scale, so the minimum is close
-    return fit(best(range(max(0, near - STRIDE + 1), min(near + STRIDE, len(TEMPERATURES)))))
+    # The loss is convex in 1 / scale, so the minimum is close to the best of a few.
+    near = best(range(least, len(TEMPERATURES), STRIDE))
+    return fit(best(range(max(least, near - STRIDE + 1), min(near + STRIDE, len(TEMPERATURES)))))
 
 
 def fitted_scale(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
