@@ -373,3 +373,12 @@ def test_a_folder_of_a_blank_name_is_no_landmark(tmp_path: Path) -> None:
     source = list_source(tmp_path)
     assert places(source) == {(None, "cat")}
     assert source.rejected == [(" /2.jpg", "the name of its folder is blank")]
+
+
+def test_a_loose_image_beside_splits_in_each_landmarks_folder_is_rejected(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{split}/{name}{split}.jpg" for name in ("cat", "dog") for split in ("train", "test")))
+    put(tmp_path, "loose.jpg", "_unknown/1.jpg", "_unknown/train/2.jpg")
+    source = list_source(tmp_path)
+    expected = {(split, name) for name in ("cat", "dog") for split in ("train", "test")} | {("train", None)}
+    assert places(source) == expected
+    assert {where for where, _ in source.rejected} == {"loose.jpg", "_unknown/1.jpg"}

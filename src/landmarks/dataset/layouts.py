@@ -149,10 +149,17 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
     if (
         len(tops) > 1
         and len({parse_split(name) for name in inner}) > 1
-        and all(parse_split(steps[depth + 1]) and len(steps) == depth + 3 for steps in images)
+        and all(
+            _in_split_of_landmark(steps, depth) for steps in images if len(steps) > depth + 1 and steps[depth] in tops
+        )
     ):
-        rule = "train, val and test in a folder per landmark"
-        return Layout(rule, lambda steps: (steps[depth], parse_split(steps[depth + 1])), [base], remarks)
+
+        def read_split(steps: Steps) -> tuple[str | None, str | None] | str:
+            if not _in_split_of_landmark(steps, depth):
+                return "it lies in no split of a landmark"
+            return steps[depth], parse_split(steps[depth + 1])
+
+        return Layout("train, val and test in a folder per landmark", read_split, [base], remarks)
 
     if len(tops) == 1 and is_image_folder(tops[0]) and not known:
         raise UsageError(
@@ -175,6 +182,10 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         return (steps[depth] if len(steps) > depth + 1 else None), None
 
     return Layout("a folder per landmark", read, [base], remarks)
+
+
+def _in_split_of_landmark(steps: Steps, depth: int) -> bool:
+    return len(steps) == depth + 3 and parse_split(steps[depth + 1]) is not None
 
 
 def _with_names_of_train(
