@@ -217,12 +217,16 @@ def test_what_cannot_be_learned_is_told_in_one_line(run: Run, tmp_path: Path) ->
     for id in (2**63, -(2**63) - 1, "5", 5.0):
         with pytest.raises(LandmarksError, match=r"no landmark has such an id; received .*; expected a whole number"):
             landmarks.learn(run.folder, files, name="New", landmark_id=id)  # type: ignore[arg-type]
+    with pytest.raises(LandmarksError, match="no landmark has the id -1, which stands for"):
+        landmarks.learn(run.folder, files, name="New", landmark_id=-1)
     with pytest.raises(LandmarksError, match="learned from a name and at least one image"):
         landmarks.learn(run.folder, files, name=5)  # type: ignore[arg-type]
     assert not (run.folder / LEARNED).exists()
     landmarks.learn(run.folder, [*files, broken], name="New")
     with pytest.raises(LandmarksError, match='expected New; did you mean "New"'):
         landmarks.forget(run.folder, "Nev")
+    with pytest.raises(LandmarksError, match='"New" was learned with another landmark id; received 7; expected -2'):
+        landmarks.learn(run.folder, files, name="New", landmark_id=7)
     with held(run.folder), pytest.raises(BusyError):
         landmarks.learn(run.folder, files, name="Later")
 

@@ -128,6 +128,21 @@ def test_a_finished_run_whose_network_is_gone_is_not_called_trained(
         )  # fmt: skip
 
 
+def test_landmarks_without_validation_images_and_a_batch_of_all_images_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data", landmarks=3, train=4, val=2, test=0)
+    assert data.splits is not None
+    moved = pl.when(pl.col("image_id").str.starts_with("00000002")).then(pl.lit("train")).otherwise("split")
+    write_table(data.folder / "splits.parquet", data.splits.with_columns(split=moved))
+    train(
+        data.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=1, batch_size=500, tracking="none"
+    )  # fmt: skip
+    stderr = capsys.readouterr().err
+    assert "1 of 3 landmarks have no validation image: validation says nothing of them" in stderr
+    assert "a batch is all 14 images of train; 500 were asked for" in stderr
+
+
 def test_a_run_folder_of_another_recipe_is_refused(scratch: Run, stripes: Dataset) -> None:
     with pytest.raises(LandmarksError, match=r"holds another training; received epochs 7; expected epochs 4"):
         train(stripes.folder, scratch.folder, backbone="baseline", image_size=32, epochs=7, batch_size=12)

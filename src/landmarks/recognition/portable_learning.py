@@ -24,6 +24,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from landmarks.dataset.manifest import NO_LABEL
 from landmarks.dataset.naming import normalised_name
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import LandmarksError
@@ -236,6 +237,8 @@ def require_free(name: str, landmark_id: int | None, names: Sequence[str], landm
         raise LandmarksError(
             "no landmark has such an id", received=repr(landmark_id)[:100], expected="a whole number of 64 bits"
         )
+    if landmark_id == NO_LABEL:
+        raise LandmarksError(f"no landmark has the id {NO_LABEL}, which stands for images of nothing known")
     if name in names or (landmark_id is not None and landmark_id in landmark_ids):
         raise LandmarksError(
             f'"{name}" is a landmark that this recogniser was trained for'

@@ -257,6 +257,15 @@ class Recogniser:
         if not name or not len(vectors):
             raise LandmarksError("a landmark is learned from a name and at least one image of it")
         is_new = name not in self.learned.names
+        if not is_new and landmark_id is not None:
+            present = self.learned.landmark_ids[self.learned.names.index(name)]
+            if landmark_id != present:
+                raise LandmarksError(
+                    f'"{name}" was learned with another landmark id',
+                    received=landmark_id,
+                    expected=present,
+                    way_out="leave the id out, or forget the landmark first",
+                )
         require_free(name, landmark_id, self.names[:trained], self.landmark_ids if is_new else [])
         if is_new and landmark_id is None:  # an export of a run that had learned already uses some ids below -1
             landmark_id = min(-1, *self.landmark_ids) - 1

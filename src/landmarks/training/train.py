@@ -119,6 +119,8 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         checkpoint = out / "checkpoint"
         for line in splits.notes:
             machine.say(line)
+        if recipe.epochs and recipe.batch_size > len(splits.train):
+            machine.say(f"a batch is all {len(splits.train)} images of train; {recipe.batch_size:,} were asked for")
         seen = seen_in_training(splits.train, splits.val, recipe.weights, machine)
         network = build_network(
             recipe.backbone,

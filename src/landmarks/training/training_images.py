@@ -67,6 +67,11 @@ def check_data(dataset: Dataset) -> TrainingImages:
     single = int((counts["count"] == 1).sum())
     if single:
         notes.append(f"{single} landmark{'s have' if single > 1 else ' has'} a single image to train on")
+    unvalidated = counts.filter(~pl.col("label").is_in(val["label"].unique().implode()))
+    if len(unvalidated):
+        notes.append(
+            f"{len(unvalidated):,} of {landmarks:,} landmarks have no validation image: validation says nothing of them"
+        )
     unknown = dataset.count("train") - len(train)
     if unknown:
         notes.append(f"{unknown} images of nothing known are left out of training")
