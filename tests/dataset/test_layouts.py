@@ -382,3 +382,10 @@ def test_a_loose_image_beside_splits_in_each_landmarks_folder_is_rejected(tmp_pa
     expected = {(split, name) for name in ("cat", "dog") for split in ("train", "test")} | {("train", None)}
     assert places(source) == expected
     assert {where for where, _ in source.rejected} == {"loose.jpg", "_unknown/1.jpg"}
+
+
+@pytest.mark.parametrize("name", ["0 images", "0 Test Tower"])
+def test_unpacked_folders_are_landmarks_whatever_they_are_called(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"train/{name}/1.jpg", f"test/{name}/2.jpg", "unpack.json")
+    (tmp_path / "labels.csv").write_text(f"folder,landmark_id,name,category\n{name},0,{name[2:]},\n")
+    assert places(list_source(tmp_path)) == {("train", name), ("test", name)}

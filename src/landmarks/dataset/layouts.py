@@ -68,7 +68,8 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
     images = steps[: len(inside.images)]
     _refuse_id_folders(source, images)
     _refuse_folders_in_names(source, images)
-    layout = layout_of(source, images, known)
+    listed, remarks = _unpacked_labels(source)
+    layout = layout_of(source, images, {*known, *(listed or ())})
     folders: set[str] = set()
     found = []
     rejected = [(f"{_shown(folder, source)}/", f"cannot be listed ({why})") for folder, why in inside.unlisted]
@@ -87,7 +88,6 @@ def _list_folder(source: Path, known: Collection[str]) -> Source:
             found.append(
                 FoundImage(path, where, None if name in (None, UNKNOWN) else normalised_name(name or ""), split)
             )
-    listed, remarks = _unpacked_labels(source)
     ours = (source / LABELS_CSV, source / UNPACKED) if listed is not None else ()
     inside = replace(inside, others=[path for path in inside.others if path not in ours])
     remarks += _remarks_on_others(source, inside.others, found, rejected)
@@ -116,7 +116,7 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
     splits = {top: split for top in tops if (split := parse_split(top))}
     deep = [top for top in splits if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
     if splits and len(splits) == len(tops):
-        return split_layout(source, images, base, (splits, deep), remarks)
+        return split_layout(source, images, base, (splits, deep), remarks, known=known)
     likely = {top: split for top in tops if (split := split_in_words(top))}
     others = [top for top in tops if top not in likely]
     same_names = _with_names_of_train(images, depth, likely, tops)
@@ -125,7 +125,7 @@ def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()
         why = "they hold folders of the same names" if same_names else "all are called so, and train holds folders"
         remarks.append(f"{', '.join(tops)} are taken as splits: {why}")
         deep = [top for top in tops if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
-        return split_layout(source, images, base, (likely, deep), remarks)
+        return split_layout(source, images, base, (likely, deep), remarks, known=known)
     found = {splits[top] for top in deep}
     sure = "train" in found or len(set(likely.values())) > 1  # a single `Train Station` proves nothing
     if (len(found) > 1 and "train" in found) or (same_names and sure and len(likely) >= len(others)):

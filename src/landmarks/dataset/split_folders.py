@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from landmarks.dataset.naming import UNKNOWN
+from landmarks.dataset.naming import UNKNOWN, normalised_name
 from landmarks.dataset.sources import LISTS, folders_in, way_out_of
 from landmarks.dataset.spelling import parse_split, words_of
 from landmarks.support.errors import UsageError
@@ -27,22 +27,29 @@ class Layout:
 
 
 def split_layout(
-    source: Path, images: Sequence[Steps], base: Steps, tops: tuple[dict[str, str], list[str]], remarks: list[str]
+    source: Path,
+    images: Sequence[Steps],
+    base: Steps,
+    tops: tuple[dict[str, str], list[str]],
+    remarks: list[str],
+    *,
+    known: Collection[str] = (),
 ) -> Layout:
     """Return the layout of a folder whose top folders are all splits.
 
     `base` are the folders that wrap the splits. `tops` holds the split of each top folder, and a list of the top
     folders that hold folders themselves. A folder that is alone in its split and holds folders wraps the landmarks.
-    One that holds images is no landmark if it has a generic name, such as `images`, and no other split has it.
+    One that holds images is no landmark if it has a generic name, such as `images`, and no other split has it. A folder
+    of a `known` landmark's name is that landmark's.
     """
     (splits, deep), depth = tops, len(base)
     inside = {top: [steps[depth + 1 :] for steps in images if steps[depth] == top] for top in deep}
-    wrappers = _wrappers(inside)
+    wrappers = {top: name for top, name in _wrappers(inside).items() if normalised_name(name) not in known}
     foldered = {top: [steps[top in wrappers :] for steps in below] for top, below in inside.items()}
     foldered = {top: [steps for steps in below if len(steps) > 1] for top, below in foldered.items()}
-    unlabelled = _splits_without_labels(
-        {top: {steps[0] for steps in below} - {UNKNOWN} for top, below in foldered.items()}
-    )
+    names_of = {top: {steps[0] for steps in below} - {UNKNOWN} for top, below in foldered.items()}
+    with_known = {top for top, names in names_of.items() if any(normalised_name(name) in known for name in names)}
+    unlabelled = _splits_without_labels(names_of) - with_known
     deep = [top for top in deep if top not in unlabelled]
     here = source.joinpath(*base)
     if not deep:
