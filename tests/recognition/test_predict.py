@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,18 @@ def test_a_name_that_is_not_utf8_is_answered_like_any_other(
 def test_images_in_memory_are_sent_to_the_recogniser(given: Any, run: Run) -> None:
     with pytest.raises(UsageError, match=r"no path of a file or folder; received .*landmarks\.load\(RUN\)\.recognise"):
         predict(run.folder, given)
+
+
+@pytest.mark.linux
+def test_nothing_is_answered_for_a_table_that_cannot_be_written(
+    run: Run, holiday: Path, tmp_path: Path, read_only: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shut").mkdir()
+    read_only(tmp_path / "shut")
+    monkeypatch.setattr("landmarks.recognition.predict.load", None)
+    monkeypatch.setattr("landmarks.evaluation.evaluate.prepare_recogniser", None)
+    for table in (tmp_path / "shut" / "answers.csv", tmp_path / "shut" / "new" / "answers.csv"):
+        with pytest.raises(LandmarksError, match=r"answers\.csv could not be written .no file can be made in"):
+            predict(run.folder, holiday, csv=table)
+        with pytest.raises(LandmarksError, match="no file can be made in"):
+            evaluate(run.folder, wrong=table)

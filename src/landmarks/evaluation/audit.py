@@ -33,7 +33,7 @@ from landmarks.recognition.directions import directions
 from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.files import file_digest, refuse_other_kind, written_whole
+from landmarks.support.files import file_digest, refuse_other_kind, require_writable, written_whole
 from landmarks.support.places import Place
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 from landmarks.training.choices import choose_device, set_memory_layout
@@ -121,6 +121,7 @@ def audit(
 def _refuse_to_replace(out: Path) -> None:
     """Raise `UsageError` where a file written beside the CSV `out` would replace it or a foreign file."""
     refuse_other_kind(out, *CSV_ENDINGS)
+    require_writable(out)
     beside = [out.with_suffix(ending) for ending in (".jpg", ".html", ".copies.csv", ".strangers.csv")]
     if out in beside:
         raise UsageError(f"{out} is to hold a table", expected="a name that ends in .csv")

@@ -32,7 +32,7 @@ from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, requi
 from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
-from landmarks.support.files import held, refuse_other_kind
+from landmarks.support.files import held, refuse_other_kind, require_writable
 from landmarks.support.places import Place
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 from landmarks.training.eligible_images import NAMED, EligibleImages, eligible_images, near_duplicates_of_training
@@ -182,6 +182,7 @@ def _check_arguments(
     tables = [Path(csv) for csv in (submission, wrong) if csv is not None]
     for table in tables:
         refuse_other_kind(table, *CSV_ENDINGS)
+        require_writable(table)
     if len({table.resolve() for table in tables}) < len(tables):
         raise UsageError("two tables cannot be one file", received=f"{submission} twice", way_out="name another one")
     for data in datasets:

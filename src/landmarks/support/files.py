@@ -116,6 +116,18 @@ def refuse_other_kind(path: Place, *endings: str, begins: bytes | None = None) -
         )
 
 
+def require_writable(path: Place) -> None:
+    """Raise an error, before long work, if its result cannot be written to `path` because of the folder's permissions.
+
+    Folders are not made, and a missing one is judged by the one that it would be made in.
+    """
+    folder = Path(path).absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise write_error(Path(path), f"no file can be made in {readable(folder)}")
+
+
 def _begins(path: Path, begins: bytes | None) -> bool:
     if begins is None:
         return False
