@@ -227,6 +227,18 @@ def test_split_puts_a_cropped_copy_into_the_group_of_its_original(folder: Path) 
     assert stored["copies"].list.len().sum() == 1
 
 
+def test_what_a_kill_left_of_sketches_is_removed_by_the_next_run(folder: Path) -> None:
+    data = open_dataset(folder)
+    kept_sketches(data, data.images)
+    [pixels] = (folder / "copies").glob("pixels-*.npy")
+    left = [folder / "copies" / f".{name}.0123abcd.part" for name in (pixels.name, "sketches.parquet")]
+    for path in left:
+        path.touch()
+    (folder / "copies" / "sketches.parquet").unlink()
+    kept_sketches(data, data.images)
+    assert not any(path.exists() for path in left)
+
+
 def test_sketches_are_computed_once_and_those_of_a_changed_image_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

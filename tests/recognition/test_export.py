@@ -227,10 +227,13 @@ def test_an_export_tells_no_place_of_the_machine_it_was_made_on(run: Run, own_da
     record["network"] = {**(record.get("network") or {}), "weights": str(tmp_path / "start.safetensors")}
     write_record(run.folder / "run.json", record, verb=verb, inputs=inputs)
     other = own_data.folder.rename(tmp_path / "moved")
+    left_by_a_kill = tmp_path / ".run.onnx.0123abcd.part"
+    left_by_a_kill.touch()
     written = export(open_run(run.folder), tmp_path / "run.onnx", images=4, data=other)
     as_opened = landmarks.load(written.path).network.record  # type: ignore[union-attr]
     text = written.path.read_bytes()
     assert str(tmp_path).encode() not in text and b"start.safetensors" in text and as_opened.names
+    assert not left_by_a_kill.exists()
 
 
 def test_a_learned_landmark_is_in_the_graph(run: Run, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, shape_vectors
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder
-from landmarks.support.tables import read_table, write_table
+from landmarks.support.tables import read_table, write_cached_table, write_table
 
 Integers = NDArray[np.int64]
 
@@ -256,7 +256,7 @@ def copies_between(first: Sketches, second: Sketches) -> Integers:
     pairs = find_copies(both, side=np.arange(len(both.whole)) < count).pairs - np.array([0, count])
     if kept is not None:
         with contextlib.suppress(LandmarksError):  # a full disk costs time only
-            write_table(kept, pl.DataFrame(pairs, schema=_PAIRS, orient="row"))
+            write_cached_table(kept, pl.DataFrame(pairs, schema=_PAIRS, orient="row"))
     return pairs
 
 

@@ -28,7 +28,7 @@ from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import can_write, remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder, digest_of, written_whole
-from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.tables import read_metadata, read_table, write_cached_table
 
 Integers = NDArray[np.int64]
 
@@ -88,7 +88,7 @@ def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
     rows = np.setdiff1d(np.arange(len(images)), kept["row"].to_numpy())
     made: list[Sketch | None] = []
     shape = (len(images), SKETCH_SIDE, SKETCH_SIDE)
-    with written_whole(folder / name) as aside, array_writer(aside, np.uint8, shape) as write:
+    with written_whole(folder / name, tidy=True) as aside, array_writer(aside, np.uint8, shape) as write:
         for start in range(0, len(kept), 4096):
             some = kept[start : start + 4096]
             write(some["row"].to_numpy().astype(np.int64), before.pixels[some["at"].to_numpy()])
@@ -97,7 +97,7 @@ def kept_sketches(dataset: Dataset, images: pl.DataFrame) -> Sketches | None:
             if sketch is not None:
                 write(np.array([row]), sketch.pixels[None])
     table = pl.concat([kept.select("row", *_SKETCHES), _table_of(missing, rows, made)]).sort("row").drop("row")
-    write_table(folder / "sketches.parquet", table, form=SKETCH_FORM, pixels=name)
+    write_cached_table(folder / "sketches.parquet", table, form=SKETCH_FORM, pixels=name)
     for other in folder.glob("pixels-*.npy"):
         if other.name != name:
             with contextlib.suppress(LandmarksError):

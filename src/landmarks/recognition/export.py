@@ -138,7 +138,7 @@ def export(
             )
         parts = replace(parts, backbone=small.backbone)
         record["quantised"] = {"what": small.what, "calibrated_on": len(squares) // 2, "apart": small.apart}
-    with written_whole(out) as aside:
+    with written_whole(out, tidy=True) as aside:
         tolerance = SMALL if int8 else EXACT
         verification = write_verified(
             joined(parts), record, aside, recogniser, verified_on, tolerance=tolerance, learning=carried

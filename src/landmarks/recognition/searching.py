@@ -153,7 +153,7 @@ def _verified(near: pl.DataFrame, path: Path, reader: _IndexedImages, drawing: P
         if best is None or len(match) > len(best[1]):
             best = (other, match)
     if drawing is not None and best is not None:
-        with written_whole(drawing) as aside:
+        with written_whole(drawing, tidy=True) as aside:
             aside.write_bytes(encode(draw_matches(features, *best)))
     table = near.with_columns(inliers=pl.Series(counts, dtype=pl.UInt32))
     first = pl.when(pl.col("inliers") >= CONVINCING).then("inliers").otherwise(0)

@@ -63,7 +63,7 @@ def pinned_files(pinned: PinnedPackage, folder: Path | None = None) -> dict[str,
     files = _fetched(pinned)
     if cache is not None:
         for name, data in files.items():
-            with written_whole(cache / Path(name).name) as aside:
+            with written_whole(cache / Path(name).name, tidy=True) as aside:
                 aside.write_bytes(data)
     return files
 

@@ -53,7 +53,7 @@ def write_page(export: Path, page: Path, *, runtime: Path | None = None) -> Writ
     packed_wasm, packed_network = packed_text(wasm), packed_text(with_readable_number(export.read_bytes()))
     text = page_that_answers(facts, runtime=script.decode(), wasm=packed_wasm, network=packed_network)
     data = text.encode()
-    with written_whole(page) as aside:
+    with written_whole(page, tidy=True) as aside:
         aside.write_bytes(data)
     return WrittenPage(page, len(data), len(packed_network), len(script) + len(packed_wasm))
 

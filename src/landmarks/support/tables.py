@@ -35,6 +35,11 @@ def write_lone_table(path: Place, table: pl.DataFrame, **metadata: object) -> No
     _write(Path(path), table, metadata, tidy=True)
 
 
+def write_cached_table(path: Path, table: pl.DataFrame, **metadata: object) -> None:
+    """Write a table that can be computed again, in a folder that no process holds, in place of whatever is there."""
+    _write(path, table, metadata, tidy=True)
+
+
 def _refuse_other_table(path: Path, columns: list[str]) -> None:
     """Raise `UsageError` if there is a table of other columns at `path`, such as `images.parquet` of a dataset."""
     if not path.is_file():
