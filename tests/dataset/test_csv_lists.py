@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.dataset.csv_lists import list_csv
-from landmarks.dataset.layouts import list_source
+from landmarks.dataset.listing import list_source
 from landmarks.dataset.sources import Source
 from landmarks.support.errors import LandmarksError, UsageError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from landmarks.dataset.layouts import list_source
+from landmarks.dataset.listing import list_source
 from landmarks.dataset.sources import SUFFIXES, find_images, images_in, way_out_of
 from landmarks.support.errors import LandmarksError
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from landmarks.dataset.division import division_from_source
 from landmarks.dataset.groups import group_images, note_contradictions
-from landmarks.dataset.layouts import list_source
+from landmarks.dataset.listing import list_source
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, SPLITS, Dataset, write_dataset
 from landmarks.dataset.naming import (
     Landmark,

@@ -2,204 +2,156 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from landmarks.dataset.csv_files import read_text_columns
-from landmarks.dataset.csv_lists import list_csv
-from landmarks.dataset.naming import LABELS_CSV, UNKNOWN, UNPACKED, Landmark, normalised_name
-from landmarks.dataset.sources import (
-    LISTS,
-    FolderImages,
-    FoundImage,
-    Source,
-    folders_in,
-    image_by_its_bytes,
-    images_in,
-    refuse_run,
-    way_out_of,
-    way_out_of_name,
-    with_image_ids,
-)
-from landmarks.dataset.spelling import parse_split, remarks_about_folders, remarks_about_names, split_in_words, words_of
-from landmarks.dataset.split_folders import (
-    Layout,
-    Steps,
-    is_image_folder,
-    nested_remarks,
-    split_layout,
-    way_out_by_list,
-)
-from landmarks.support.console import plural
-from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.places import as_given
-from landmarks.support.systems import is_utf8, readable
+from landmarks.dataset.naming import UNKNOWN, normalised_name
+from landmarks.dataset.sources import LISTS, folders_in, way_out_of
+from landmarks.dataset.spelling import parse_split, split_in_words, words_of
+from landmarks.support.errors import UsageError
+from landmarks.support.systems import readable
+
+Steps = tuple[str, ...]
+"""The folders that lead to an image, and the name of its file."""
 
 
-def list_source(source: Path, known: Collection[str] = ()) -> Source:
-    """List the images of a folder per landmark, of train/val/test folders of these, or of a CSV of paths and labels.
+@dataclass(frozen=True)
+class Layout:
+    """Which of the folders that lead to an image is its landmark, and which its split."""
 
-    `known` holds the names of landmarks from an earlier dataset: a folder of such a name is never taken for a wrapper.
-    """
-    if source.is_dir():
-        listed = _list_folder(source, known)
-    elif source.is_file():
-        listed = list_csv(source)
-    else:
-        name = as_given(source)
-        if source.exists():
-            raise LandmarksError(f"{name} is no plain file", expected="a folder, or a CSV of paths and labels")
-        raise LandmarksError(f"there is no folder or CSV {name}", way_out=way_out_of_name(name))
-    found = sorted(listed.found, key=lambda image: image.where)
-    names = () if known or listed.listed is not None else (image.name for image in found if image.name is not None)
-    remarks = [*listed.remarks, *remarks_about_names(names)]
-    return replace(listed, found=with_image_ids(found), rejected=sorted(listed.rejected), remarks=remarks)
-
-
-def _list_folder(source: Path, known: Collection[str]) -> Source:
-    if (source / "dataset.json").is_file():
-        raise UsageError(f"{source} is a dataset already", way_out="landmarks select and join take it as it is")
-    refuse_run(source)
-    inside = images_in(source)
-    paths = inside.images + inside.linked_folders
-    steps = [path.relative_to(source).parts for path in paths]
-    images = steps[: len(inside.images)]
-    _refuse_id_folders(source, images)
-    _refuse_folders_in_names(source, images)
-    listed, remarks = _unpacked_labels(source)
-    layout = layout_of(source, images, {*known, *(listed or ())})
-    folders: set[str] = set()
-    found = []
-    rejected = [(f"{_shown(folder, source)}/", f"cannot be listed ({why})") for folder, why in inside.unlisted]
-    for path, step in zip(paths, steps, strict=True):
-        where = _shown(path, source)
-        place = layout.read(step)
-        if why := _rejection(path, source) or (place if isinstance(place, str) else ""):
-            rejected.append((where, why))
-        else:
-            assert not isinstance(place, str)
-            name, split = place
-            if why := _without_name(name, path):
-                rejected.append((where, why))
-                continue
-            folders.add(name or UNKNOWN)
-            found.append(
-                FoundImage(path, where, None if name in (None, UNKNOWN) else normalised_name(name or ""), split)
-            )
-    ours = (source / LABELS_CSV, source / UNPACKED) if listed is not None else ()
-    inside = replace(inside, others=[path for path in inside.others if path not in ours])
-    remarks += _remarks_on_others(source, inside.others, found, rejected)
-    return Source(
-        layout.rule,
-        found,
-        rejected,
-        ignored=inside.ignored(),
-        listed=listed,
-        empty=_empty_folders(source, layout, images, {path for path, _ in inside.unlisted}),
-        remarks=layout.remarks + remarks_about_folders(folders) + remarks,
-        way_out=_way_out(inside, rejected),
-    )
+    rule: str  # the layout in words
+    read: Callable[[Steps], tuple[str | None, str | None] | str]  # (landmark, split), or why an image is rejected
+    levels: list[Steps]  # the folders that hold the folders of landmarks
+    remarks: list[str] = field(default_factory=list)
 
 
 def layout_of(source: Path, images: Sequence[Steps], known: Collection[str] = ()) -> Layout:
     """Return the layout of a folder with these images, given as paths relative to it.
 
     Folders of splits are recognised by their names in any case and spelling; empty folders and files beside them do
-    not matter. A folder that wraps all others is skipped, outside the splits and inside them. Raises `UsageError` if
-    the images have no labels, or if only some of the folders look like splits.
+    not matter. A folder that wraps all others is skipped, outside the splits and inside them, but not one of a `known`
+    landmark's name. Raises `UsageError` if the images have no labels, or if only some of the folders look like splits.
     """
     base, remarks = _unwrapped(source, images, known)
+    folders = _top_folders(source, images, base)
+    if folders.splits and len(folders.splits) == len(folders.names):
+        return _layout_of_splits(folders, folders.splits, remarks, known)
+    if not folders.others and (why := _why_splits(folders)):
+        remarks.append(f"{', '.join(folders.names)} are taken as splits: {why}")
+        return _layout_of_splits(folders, folders.likely, remarks, known)
+    _refuse_landmark_beside_splits(folders)
+    remarks += _doubts(folders)
+    return _layout_of_landmarks_with_splits(folders, remarks) or _layout_of_landmarks(folders, remarks, known)
+
+
+@dataclass(frozen=True)
+class _TopFolders:
+    """The images of a source, and the folders at its top, or in the folders that wrap everything."""
+
+    source: Path
+    images: Sequence[Steps]
+    base: Steps  # the folders that wrap everything
+    names: list[str]  # sorted
+    splits: dict[str, str]  # folder → split, for those that are called as a split
+    likely: dict[str, str]  # folder → split, for those whose names hold a split's, such as `my_train_data`
+    deep: set[str]  # those that hold folders themselves
+
+    @property
+    def depth(self) -> int:
+        """Position of the top folder among the steps that lead to an image."""
+        return len(self.base)
+
+    @property
+    def others(self) -> list[str]:
+        """The folders whose names hold no split's."""
+        return [name for name in self.names if name not in self.likely]
+
+    @property
+    def deep_splits(self) -> list[str]:
+        """The folders that are called as a split and hold folders themselves."""
+        return [name for name in self.splits if name in self.deep]
+
+
+def _top_folders(source: Path, images: Sequence[Steps], base: Steps) -> _TopFolders:
     depth = len(base)
-    tops = sorted({steps[depth] for steps in images if len(steps) > depth + 1} - {UNKNOWN})
-    splits = {top: split for top in tops if (split := parse_split(top))}
-    deep = [top for top in splits if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
-    if splits and len(splits) == len(tops):
-        return split_layout(source, images, base, (splits, deep), remarks, known=known)
-    likely = {top: split for top in tops if (split := split_in_words(top))}
-    others = [top for top in tops if top not in likely]
-    same_names = _with_names_of_train(images, depth, likely, tops)
-    train_holds_folders = any(splits[top] == "train" for top in deep)
-    if (same_names or train_holds_folders) and not others:
-        why = "they hold folders of the same names" if same_names else "all are called so, and train holds folders"
-        remarks.append(f"{', '.join(tops)} are taken as splits: {why}")
-        deep = [top for top in tops if any(steps[depth] == top and len(steps) > depth + 2 for steps in images)]
-        return split_layout(source, images, base, (likely, deep), remarks, known=known)
-    found = {splits[top] for top in deep}
+    names = sorted({steps[depth] for steps in images if len(steps) > depth + 1} - {UNKNOWN})
+    return _TopFolders(
+        source,
+        images,
+        base,
+        names,
+        splits={name: split for name in names if (split := parse_split(name))},
+        likely={name: split for name in names if (split := split_in_words(name))},
+        deep={steps[depth] for steps in images if len(steps) > depth + 2},
+    )
+
+
+def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) -> tuple[Steps, list[str]]:
+    """Return the folders that wrap all others, and a remark if there are any."""
+    base: Steps = ()
+    while images:
+        depth = len(base)
+        tops = {steps[depth] for steps in images}
+        top = next(iter(tops))
+        wraps = len(tops) == 1 and all(len(steps) > depth + 2 for steps in images)
+        if not wraps or top == UNKNOWN or parse_split(top) or normalised_name(top) in known:
+            break
+        siblings = [folder for folder in folders_in(source.joinpath(*base)) if folder.name != top]
+        if any(not any(folder.iterdir()) for folder in siblings):  # an empty folder is probably a landmark's
+            break
+        base = (*base, top)
+    if not base:
+        return base, []
+    return base, [f"everything lies in the folder {'/'.join(base)}: the folders in it are taken as if they lay outside"]
+
+
+def _why_splits(folders: _TopFolders) -> str:
+    """Return why folders are splits whose names only hold those of splits; empty if nothing shows that they are."""
+    if _with_names_of_train(folders):
+        return "they hold folders of the same names"
+    if any(folders.splits[name] == "train" for name in folders.deep_splits):
+        return "all are called so, and train holds folders"
+    return ""
+
+
+def _refuse_landmark_beside_splits(folders: _TopFolders) -> None:
+    """Raise if some of the folders are surely splits, and another beside them is not."""
+    same_names, deep, likely = _with_names_of_train(folders), folders.deep_splits, folders.likely
+    found = {folders.splits[name] for name in deep}
     sure = "train" in found or len(set(likely.values())) > 1  # a single `Train Station` proves nothing
-    if (len(found) > 1 and "train" in found) or (same_names and sure and len(likely) >= len(others)):
-        other = next(top for top in tops if top not in (likely if same_names else splits))
+    if (len(found) > 1 and "train" in found) or (same_names and sure and len(likely) >= len(folders.others)):
+        other = next(name for name in folders.names if name not in (likely if same_names else folders.splits))
         raise UsageError(
-            f"{source} looks divided into {', '.join(likely if same_names else deep)}, but the folder {other} beside"
-            f" {'them' if len(likely) > 1 else 'it'} is no split",
+            f"{folders.source} looks divided into {', '.join(likely if same_names else deep)}, but the folder {other}"
+            f" beside {'them' if len(likely) > 1 else 'it'} is no split",
             way_out=f"call it val or test, move {other} elsewhere, or name the images in a CSV that tells the split",
         )
-    if deep or len(splits) > 1:
-        remarks.append(f"{', '.join(splits)} may be meant as splits, but others lie beside: all are taken as landmarks")
-    elif set(splits.values()) & {"val", "test"} and len(tops) > 1:
-        remarks.append(
-            f"{', '.join(splits)} may be meant as a split, but landmarks lie beside: it is taken as a landmark, too"
-        )
-    elif len(doubtful := [top for top in tops if any(parse_split(word) for word in words_of(top))]) > 1:
-        remarks.append(
-            f"{', '.join(doubtful)} may be meant as splits, but are called otherwise: they are taken as landmarks"
-        )
-    inner = {steps[depth + 1] for steps in images if len(steps) == depth + 3 and steps[depth] != UNKNOWN}
-    if (
-        len(tops) > 1
-        and len({parse_split(name) for name in inner}) > 1
-        and all(
-            _in_split_of_landmark(steps, depth) for steps in images if len(steps) > depth + 1 and steps[depth] in tops
-        )
-    ):
-
-        def read_split(steps: Steps) -> tuple[str | None, str | None] | str:
-            if not _in_split_of_landmark(steps, depth):
-                return "it lies in no split of a landmark"
-            return steps[depth], parse_split(steps[depth + 1])
-
-        return Layout("train, val and test in a folder per landmark", read_split, [base], remarks)
-
-    if len(tops) == 1 and is_image_folder(tops[0]) and not known:
-        raise UsageError(
-            f"{source} holds images in the folder {tops[0]} alone, and no folders of landmarks: they have no labels",
-            expected="a folder per landmark with images inside, or a CSV of paths and labels",
-            way_out=way_out_by_list([source.joinpath(*base), source.joinpath(*base, tops[0])])
-            or f"were {tops[0]} a landmark: rename it to the landmark that its images show",
-        )
-    deeper = [steps for steps in images if len(steps) > depth + 2]
-    remarks += nested_remarks(deeper, depth)
-    if len(tops) > 1 and len(deeper) == len(images) and len(inner) > 1:
-        names = _names_inside(images, depth)
-        if all(names.get(top) == inner for top in tops):
-            remarks.append(
-                f"all of them hold folders of the same names ({', '.join(sorted(inner)[:3])}): were those the"
-                " landmarks, give one of the folders, or name path, label and split in a CSV"
-            )
-
-    def read(steps: Steps) -> tuple[str | None, str | None]:
-        return (steps[depth] if len(steps) > depth + 1 else None), None
-
-    return Layout("a folder per landmark", read, [base], remarks)
 
 
-def _in_split_of_landmark(steps: Steps, depth: int) -> bool:
-    return len(steps) == depth + 3 and parse_split(steps[depth + 1]) is not None
+def _doubts(folders: _TopFolders) -> list[str]:
+    """Return a remark about folders that are taken as landmarks and may be meant as splits, if there are any."""
+    names = ", ".join(folders.splits)
+    if folders.deep_splits or len(folders.splits) > 1:
+        return [f"{names} may be meant as splits, but others lie beside: all are taken as landmarks"]
+    if set(folders.splits.values()) & {"val", "test"} and len(folders.names) > 1:
+        return [f"{names} may be meant as a split, but landmarks lie beside: it is taken as a landmark, too"]
+    doubtful = [name for name in folders.names if any(parse_split(word) for word in words_of(name))]
+    if len(doubtful) > 1:
+        return [f"{', '.join(doubtful)} may be meant as splits, but are called otherwise: they are taken as landmarks"]
+    return []
 
 
-def _with_names_of_train(
-    images: Sequence[Steps], depth: int, likely: Mapping[str, str], tops: Sequence[str]
-) -> list[str]:
+def _with_names_of_train(folders: _TopFolders) -> list[str]:
     """Return the folders beside train that hold folders of the same names as train does: splits do, landmarks do not.
 
     A folder that is alone in its split wraps the others.
     """
-    if "train" not in likely.values():
+    if "train" not in folders.likely.values():
         return []
-    names = _names_inside(images, depth)
-    trained = set().union(*(names.get(top, set()) for top, split in likely.items() if split == "train"))
-    return [top for top in tops if likely.get(top) != "train" and names.get(top, set()) & trained]
+    names = _names_inside(folders.images, folders.depth)
+    trained = set().union(*(names.get(top, set()) for top, split in folders.likely.items() if split == "train"))
+    return [top for top in folders.names if folders.likely.get(top) != "train" and names.get(top, set()) & trained]
 
 
 def _names_inside(images: Sequence[Steps], depth: int) -> dict[str, set[str]]:
@@ -222,153 +174,181 @@ def _names_inside(images: Sequence[Steps], depth: int) -> dict[str, set[str]]:
     return {top: (second[top] if top in wrapped else names) - {UNKNOWN} for top, names in direct.items()}
 
 
-def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) -> tuple[Steps, list[str]]:
-    """Return the folders that wrap all others, and a remark if there are any."""
-    base: Steps = ()
-    while images:
-        depth = len(base)
-        tops = {steps[depth] for steps in images}
-        top = next(iter(tops))
-        wraps = len(tops) == 1 and all(len(steps) > depth + 2 for steps in images)
-        if not wraps or top == UNKNOWN or parse_split(top) or normalised_name(top) in known:
-            break
-        siblings = [folder for folder in folders_in(source.joinpath(*base)) if folder.name != top]
-        if any(not any(folder.iterdir()) for folder in siblings):  # an empty folder is probably a landmark's
-            break
-        base = (*base, top)
-    if not base:
-        return base, []
-    return base, [f"everything lies in the folder {'/'.join(base)}: the folders in it are taken as if they lay outside"]
+# ── A folder per landmark, perhaps with folders of splits inside ────────────────────────────────────────────────────
 
 
-def _refuse_id_folders(source: Path, images: Sequence[Steps]) -> None:
-    """Raise if most folders only spell the beginnings of the files' names, as `0/a/f/` in the archive's TARs does."""
-    spelled = [steps for steps in images if _spells_id(steps)]
-    if len(spelled) > len(images) / 2:
+def _layout_of_landmarks_with_splits(folders: _TopFolders, remarks: list[str]) -> Layout | None:
+    """Return the layout `LANDMARK/train/IMAGE.jpg`, or None if the folders do not have it."""
+    depth = folders.depth
+
+    def in_split(steps: Steps) -> bool:
+        return len(steps) == depth + 3 and parse_split(steps[depth + 1]) is not None
+
+    def read(steps: Steps) -> tuple[str | None, str | None] | str:
+        if not in_split(steps):
+            return "it lies in no split of a landmark"
+        return steps[depth], parse_split(steps[depth + 1])
+
+    inside = [steps for steps in folders.images if len(steps) > depth + 1 and steps[depth] in folders.names]
+    if len(folders.names) < 2 or not all(in_split(steps) for steps in inside):
+        return None
+    if len({parse_split(steps[depth + 1]) for steps in inside}) < 2:
+        return None
+    return Layout("train, val and test in a folder per landmark", read, [folders.base], remarks)
+
+
+def _layout_of_landmarks(folders: _TopFolders, remarks: list[str], known: Collection[str]) -> Layout:
+    """Return the layout `LANDMARK/IMAGE.jpg`; folders inside a landmark's folder do not count."""
+    depth, tops = folders.depth, folders.names
+    here = folders.source.joinpath(*folders.base)
+    if len(tops) == 1 and _is_image_folder(tops[0]) and not known:
         raise UsageError(
-            f"the folders in {source} are the first digits of images' ids, as in the archive's TARs: no landmarks",
-            received="/".join(spelled[0]),
-            way_out="landmarks select and fetch take images out of the TARs; or put the archive's train.csv, which"
-            " knows what they show, into the folder that holds 0 to f, and import that",
+            f"{folders.source} holds images in the folder {tops[0]} alone, and no folders of landmarks: they have no"
+            " labels",
+            expected="a folder per landmark with images inside, or a CSV of paths and labels",
+            way_out=_way_out_by_list([here, here / tops[0]])
+            or f"were {tops[0]} a landmark: rename it to the landmark that its images show",
         )
+    deeper = [steps for steps in folders.images if len(steps) > depth + 2]
+    remarks = remarks + _nested_remarks(deeper, depth)
+    inner = {steps[depth + 1] for steps in deeper if len(steps) == depth + 3 and steps[depth] != UNKNOWN}
+    if len(tops) > 1 and len(deeper) == len(folders.images) and len(inner) > 1:
+        names = _names_inside(folders.images, depth)
+        if all(names.get(top) == inner for top in tops):
+            remarks.append(
+                f"all of them hold folders of the same names ({', '.join(sorted(inner)[:3])}): were those the"
+                " landmarks, give one of the folders, or name path, label and split in a CSV"
+            )
+
+    def read(steps: Steps) -> tuple[str | None, str | None]:
+        return (steps[depth] if len(steps) > depth + 1 else None), None
+
+    return Layout("a folder per landmark", read, [folders.base], remarks)
 
 
-def _without_name(name: str | None, path: Path) -> str:
-    """Return why an image in the folder `name` has no landmark although it should, or an empty string."""
-    if name is None and "\\" in path.name:
-        return "its name holds \\ for the folders that it lay in"
-    return "the name of its folder is blank" if name is not None and not normalised_name(name) else ""
+# ── Folders of splits, with folders of landmarks inside ─────────────────────────────────────────────────────────────
 
 
-def _refuse_folders_in_names(source: Path, images: Sequence[Steps]) -> None:
-    """Raise if most names hold folders, as an archive that Windows made leaves them behind when unpacked elsewhere."""
-    with_folders = [steps for steps in images if "\\" in steps[-1]]
-    if len(with_folders) > len(images) / 2:
+def _layout_of_splits(
+    folders: _TopFolders, splits: Mapping[str, str], remarks: list[str], known: Collection[str]
+) -> Layout:
+    """Return the layout `train/LANDMARK/IMAGE.jpg`; `splits` holds the split of each top folder.
+
+    A folder that is alone in its split and holds folders wraps the landmarks. One that holds images is no landmark if
+    it has a generic name, such as `images`, and no other split has it. A folder of a `known` landmark's name is that
+    landmark's.
+    """
+    depth, here = folders.depth, folders.source.joinpath(*folders.base)
+    deep = [top for top in splits if top in folders.deep]
+    inside = {top: [steps[depth + 1 :] for steps in folders.images if steps[depth] == top] for top in deep}
+    wrappers = {top: name for top, name in _wrappers(inside).items() if normalised_name(name) not in known}
+    foldered = {top: [steps[top in wrappers :] for steps in below] for top, below in inside.items()}
+    foldered = {top: [steps for steps in below if len(steps) > 1] for top, below in foldered.items()}
+    names_of = {top: {steps[0] for steps in below} - {UNKNOWN} for top, below in foldered.items()}
+    with_known = {top for top, names in names_of.items() if any(normalised_name(name) in known for name in names)}
+    unlabelled = _splits_without_labels(names_of) - with_known
+    deep = [top for top in deep if top not in unlabelled]
+    if not deep:
         raise UsageError(
-            f"{plural(len(with_folders), 'name')} in {source} hold \\ for the folders that the images lay in",
-            received="/".join(with_folders[0]),
-            way_out="unpack the archive again with a program that makes folders of them, such as 7z x",
+            f"{folders.source} holds images in {', '.join(splits)}, but no folders of landmarks in them: they have no"
+            " labels",
+            expected="train/LANDMARK/IMAGE.jpg and the same for val and test, or a CSV of path, label and split",
+            way_out=_way_out_by_list([here, *(here / top for top in splits)])
+            or "images to be answered need no import: landmarks predict RUN FOLDER",
         )
-
-
-def _spells_id(steps: Steps) -> bool:
-    stem = Path(steps[-1]).stem.lower()
-    if not re.fullmatch("[0-9a-f]{8,}", stem):
-        return False
-    folders = steps[:-1]
-    return any(
-        len(folders) - start > 1 and stem.startswith("".join(folders[start:]).lower()) for start in range(len(folders))
+    remarks = remarks + _remarks_on_splits(here, splits, deep, wrappers)
+    wrapper = {top: (wrappers[top],) if top in wrappers else () for top in deep}
+    remarks += _nested_remarks(
+        [(top, *wrapper[top], *steps) for top in deep for steps in foldered[top] if len(steps) > 2],
+        1 + (deep[0] in wrappers),
     )
 
+    def read(steps: Steps) -> tuple[str | None, str | None] | str:
+        if len(steps) <= depth + 1 or steps[depth] == UNKNOWN:
+            return "it lies beside the folders of splits, in none of them"
+        top = steps[depth]
+        if top not in deep:
+            return f"it lies in {'/'.join(steps[depth:-1])}, in no folder of a landmark: what it shows is not known"
+        at = depth + 1 + len(wrapper[top])
+        return (steps[at] if len(steps) > at + 1 else None), splits[top]
 
-def _rejection(path: Path, source: Path) -> str:
-    """Return why a file is rejected without being opened, or an empty string."""
-    if not is_utf8(path.relative_to(source)):
-        return "its name is not valid UTF-8"
-    if path.is_symlink():
-        if path.is_dir():
-            return "a link to a folder"
-        if not path.exists():
-            return "a link to a file that is not there"
-        if not path.resolve().is_relative_to(source.resolve()):
-            return "a link that leads outside the folder"
-    return "" if path.is_file() else "not a file"
+    levels = [(*folders.base, top, *wrapper[top]) for top in deep]
+    return Layout(f"a folder per landmark in {', '.join(deep)}", read, levels, remarks)
 
 
-def _unpacked_labels(source: Path) -> tuple[dict[str, Landmark] | None, list[str]]:
-    """Return what `labels.csv` lists if `unpack` wrote it; a remark if it is somebody else's."""
-    path = source / LABELS_CSV
-    if not path.is_file():
-        missing = f"{path} is missing, which landmarks unpack wrote: the folders' names are taken whole, with the ids"
-        return None, [missing] if (source / UNPACKED).is_file() else []
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        header = [name.strip().strip('"').lower() for name in re.split("[,;\t]", file.readline(10_000))]
-    if {"folder", "landmark_id"} <= set(header) or (source / UNPACKED).is_file():
-        return _read_labels_csv(path), []
-    columns = ", ".join(header)[:80]
-    return None, [
-        f"{path} ({columns}) is somebody else's and is passed by: the folders' names are the labels;"
-        f" were it a list of paths and labels: landmarks import {path}"
-    ]
+def _wrappers(inside: dict[str, list[Steps]]) -> dict[str, str]:
+    """Return split → the folder in it that wraps its landmarks: its only folder, which holds only folders."""
+    only_folder = {}
+    for top, below in inside.items():
+        names = {steps[0] for steps in below}
+        if len(names) == 1 and names != {UNKNOWN} and all(len(steps) > 2 for steps in below):
+            only_folder[top] = names.pop()
+    if len(only_folder) == len(inside):
+        return only_folder
+    landmarks = {steps[0] for top, below in inside.items() if top not in only_folder for steps in below}
+    return {top: name for top, name in only_folder.items() if name not in landmarks and _is_wrapper_name(name)}
 
 
-def _read_labels_csv(path: Path) -> dict[str, Landmark]:
-    """Read the `labels.csv` that `unpack` wrote: folder → landmark."""
-    way_out = f"landmarks unpack writes it; without it the folders are numbered by their sorted names: delete {path}"
-    listed: dict[str, Landmark] = {}
-    folder_of: dict[int, str] = {}
-    rows = read_text_columns(path, ("folder", "landmark_id", "name", "category"), way_out)
-    for line, listed_as, number, name, category in rows.iter_rows():
-        integer = re.fullmatch(r"([0-9]{1,18})(?:\.0+)?", number)
-        if integer is None:
-            raise LandmarksError(f'{path} line {line} has the landmark_id "{number}"', expected="a whole number")
-        folder, landmark_id = normalised_name(listed_as), int(integer[1])
-        landmark = Landmark(landmark_id, name or str(landmark_id), category or None)
-        if listed.setdefault(folder, landmark) != landmark:
-            raise LandmarksError(f'{path} line {line} lists the folder "{folder}" again, as another landmark')
-        if folder_of.setdefault(landmark_id, folder) != folder:
-            raise LandmarksError(
-                f'{path} line {line} gives the landmark_id {landmark_id} to the folder "{folder}"',
-                received=f'the same for "{folder_of[landmark_id]}"',
-                way_out="give each its own",
-            )
-    return listed
+def _splits_without_labels(names_of: dict[str, set[str]]) -> set[str]:
+    """Return the splits whose only folder has a generic name, and is no landmark of another split.
+
+    `names_of` holds the names of the folders in each split.
+    """
+    landmarks = set().union(*(names for names in names_of.values() if len(names) > 1))
+    only_folder = {top: next(iter(names)) for top, names in names_of.items() if len(names) == 1}
+    return {top for top, name in only_folder.items() if name not in landmarks and _is_wrapper_name(name)}
 
 
-def _remarks_on_others(
-    source: Path, others: Sequence[Path], found: Sequence[FoundImage], rejected: Sequence[tuple[str, str]]
+def _is_wrapper_name(name: str) -> bool:
+    """Return whether the only folder of a split is named after the split or after images: `img_val`."""
+    return any(word.casefold() in _IMAGE_WORDS or parse_split(word) for word in words_of(name))
+
+
+def _remarks_on_splits(
+    base: Path, splits: Mapping[str, str], deep: Sequence[str], wrappers: dict[str, str]
 ) -> list[str]:
-    """Return remarks about ignored files that may matter: lists of splits, and images without an image's ending."""
     remarks = []
-    lists = [path for path in others if path.suffix.lower() in (*LISTS, ".txt", ".lst")]
-    lists = [path for path in lists if any(parse_split(word) for word in words_of(path.stem))]
-    if lists and (rejected or not any(image.split for image in found)):
-        names = ", ".join(_shown(path, source) for path in lists[:3]) + (" …" if len(lists) > 3 else "")
-        remarks.append(
-            f"{names} may list the images of splits; in a folder no list is read: write a CSV with a column"
-            " split, and give that"
-        )
-    if found and (image := image_by_its_bytes(others)):
-        remarks.append(f"left out: {image}")
+    if wrapped := sorted({wrappers[top] for top in deep if top in wrappers}):
+        each = "each split holds the folder" if len(wrapped) == 1 else "splits hold the folders"
+        remarks.append(f"{each} {', '.join(wrapped)} alone: the folders in it are taken as landmarks")
+    for folder in folders_in(base):
+        if folder.name not in splits and parse_split(folder.name):
+            remarks.append(f"the folder {readable(folder.name)} holds no image")
+    if flat := [top for top in splits if top not in deep]:
+        hold = "hold" if len(flat) > 1 else "holds"
+        remarks.append(f"{', '.join(flat)} {hold} images but no folders of landmarks: without labels they are left out")
     return remarks
 
 
-def _empty_folders(source: Path, layout: Layout, images: Sequence[Steps], unlisted: set[Path]) -> list[str]:
-    """Return the folders of landmarks that hold no image in any split, without the `unlisted` ones."""
-    full: set[str] = set()
-    names: set[str] = set()
-    for level in layout.levels:
-        folders = folders_in(source.joinpath(*level))
-        names |= {folder.name for folder in folders if folder not in unlisted and not folder.is_symlink()}
-        full |= {steps[len(level)] for steps in images if steps[: len(level)] == level and len(steps) > len(level) + 1}
-    return sorted(readable(name) for name in names - full - {UNKNOWN})
+# ── What both kinds need: folders that hold only images, lists of labels, folders inside landmarks ──────────────────
 
 
-def _way_out(inside: FolderImages, rejected: Sequence[tuple[str, str]]) -> str:
-    if any("link" in why for _, why in rejected):
-        return "copy what the links lead to: cp -rL FOLDER COPY"
-    return way_out_of(inside.others)
+def _is_image_folder(name: str) -> bool:
+    """Return whether a folder's name says only that it holds images, not what they show: `images`, `val_data`."""
+    words = [word.casefold() for word in words_of(name)]
+    generic = all(word in _IMAGE_WORDS or parse_split(word) for word in words)
+    return generic and any(word in _IMAGE_WORDS for word in words)
 
 
-def _shown(path: Path, source: Path) -> str:
-    return readable(path.relative_to(source).as_posix())
+_IMAGE_WORDS = frozenset(
+    {
+        "image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "pic", "pics", "jpegimages", "jpeg",
+        "jpegs", "jpg", "jpgs", "png", "pngs", "file", "files", "data", "dataset", "datasets",
+    }
+)  # fmt: skip
+
+
+def _nested_remarks(deeper: Sequence[Steps], depth: int) -> list[str]:
+    """Return a remark about images in folders inside a landmark's folder, which is the one at `depth`, if any."""
+    if not deeper:
+        return []
+    return [
+        f"{len(deeper):,} images lie in folders inside a landmark's folder, such as {'/'.join(deeper[0][:-1])}:"
+        f" these are taken for images of {deeper[0][depth]}"
+    ]
+
+
+def _way_out_by_list(folders: Sequence[Path]) -> str:
+    """Return advice about a list of labels that lies in one of these folders; empty if there is none."""
+    lists = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.suffix.lower() in LISTS]
+    return way_out_of(sorted(path for path in lists if path.is_file()))

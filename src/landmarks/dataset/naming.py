@@ -15,7 +15,7 @@ from landmarks.dataset.manifest import LABELS
 from landmarks.support.errors import UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
 from landmarks.support.systems import readable
-from landmarks.support.tables import read_table, write_csv
+from landmarks.support.tables import read_table
 
 UNKNOWN = "_unknown"
 """The folder of images that show nothing known."""
@@ -212,13 +212,6 @@ def read_labels(place: Path) -> pl.DataFrame:
             expected="a dataset, a run, or labels.parquet of one",
         )
     return read_table(place / "labels.parquet" if place.is_dir() else place, LABELS)
-
-
-def write_labels_csv(path: Path, folders: dict[str, Landmark]) -> None:
-    """Write folder → landmark, as `layouts` reads it."""
-    rows = [(folder, landmark.landmark_id, landmark.name, landmark.category) for folder, landmark in folders.items()]
-    columns = {"folder": pl.String, "landmark_id": pl.Int64, "name": pl.String, "category": pl.String}
-    write_csv(path, pl.DataFrame(rows, schema=columns, orient="row"))
 
 
 # ── Matching the landmarks of two datasets: by the archive's ids, or else by their names ───────────────────────────

@@ -7,21 +7,26 @@ holds the exact names.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from landmarks.dataset.csv_files import read_text_columns
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import (
     LABELS_CSV,
     UNKNOWN,
     UNPACKED,
+    Landmark,
     folder_name,
     identified_by,
     landmarks_of,
+    normalised_name,
     safe_name,
     with_digest,
-    write_labels_csv,
 )
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import SUFFIXES
@@ -31,6 +36,7 @@ from landmarks.support.disk import make_folder, remove_leftovers, require_free_d
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
 from landmarks.support.places import Place
+from landmarks.support.tables import write_csv
 
 _LONGEST = 200  # bytes of a file name, which leave room for an ending on every file system
 
@@ -73,7 +79,7 @@ def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
     landmarks = landmarks_of(dataset.labels)
     digits = max((len(str(landmark.landmark_id)) for landmark in landmarks), default=1)
     folders = {landmark.landmark_id: folder_name(landmark, digits) for landmark in landmarks}
-    write_labels_csv(out / LABELS_CSV, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
+    _write_labels_csv(out / LABELS_CSV, {folders[landmark.landmark_id]: landmark for landmark in landmarks})
     images = dataset.images.select("image_id", "landmark_id", "shard", "offset", "length")
     if dataset.splits is not None:
         images = images.join(dataset.splits, on="image_id", how="left")
@@ -93,3 +99,53 @@ def _places(dataset: Dataset, out: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _key(place: Path) -> str:
     """Return a key that is equal for paths that some file system takes for the same."""
     return unicodedata.normalize("NFC", str(place)).casefold()
+
+
+# ── labels.csv: the exact names of the folders, which import reads again ──────────────────────────────────────────────
+
+
+def _write_labels_csv(path: Path, folders: dict[str, Landmark]) -> None:
+    """Write folder → landmark, as `unpacked_labels` reads it."""
+    rows = [(folder, landmark.landmark_id, landmark.name, landmark.category) for folder, landmark in folders.items()]
+    columns = {"folder": pl.String, "landmark_id": pl.Int64, "name": pl.String, "category": pl.String}
+    write_csv(path, pl.DataFrame(rows, schema=columns, orient="row"))
+
+
+def unpacked_labels(source: Path) -> tuple[dict[str, Landmark] | None, list[str]]:
+    """Return what `labels.csv` lists if `unpack` wrote it; a remark if it is somebody else's."""
+    path = source / LABELS_CSV
+    if not path.is_file():
+        missing = f"{path} is missing, which landmarks unpack wrote: the folders' names are taken whole, with the ids"
+        return None, [missing] if (source / UNPACKED).is_file() else []
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = [name.strip().strip('"').lower() for name in re.split("[,;\t]", file.readline(10_000))]
+    if {"folder", "landmark_id"} <= set(header) or (source / UNPACKED).is_file():
+        return _read_labels_csv(path), []
+    columns = ", ".join(header)[:80]
+    return None, [
+        f"{path} ({columns}) is somebody else's and is passed by: the folders' names are the labels;"
+        f" were it a list of paths and labels: landmarks import {path}"
+    ]
+
+
+def _read_labels_csv(path: Path) -> dict[str, Landmark]:
+    """Read the `labels.csv` that `unpack` wrote: folder → landmark."""
+    way_out = f"landmarks unpack writes it; without it the folders are numbered by their sorted names: delete {path}"
+    listed: dict[str, Landmark] = {}
+    folder_of: dict[int, str] = {}
+    rows = read_text_columns(path, ("folder", "landmark_id", "name", "category"), way_out)
+    for line, listed_as, number, name, category in rows.iter_rows():
+        integer = re.fullmatch(r"([0-9]{1,18})(?:\.0+)?", number)
+        if integer is None:
+            raise LandmarksError(f'{path} line {line} has the landmark_id "{number}"', expected="a whole number")
+        folder, landmark_id = normalised_name(listed_as), int(integer[1])
+        landmark = Landmark(landmark_id, name or str(landmark_id), category or None)
+        if listed.setdefault(folder, landmark) != landmark:
+            raise LandmarksError(f'{path} line {line} lists the folder "{folder}" again, as another landmark')
+        if folder_of.setdefault(landmark_id, folder) != folder:
+            raise LandmarksError(
+                f'{path} line {line} gives the landmark_id {landmark_id} to the folder "{folder}"',
+                received=f'the same for "{folder_of[landmark_id]}"',
+                way_out="give each its own",
+            )
+    return listed

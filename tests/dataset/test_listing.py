@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from landmarks.dataset.layouts import list_source
+from landmarks.dataset.listing import list_source
 from landmarks.dataset.sources import SYSTEM_FOLDERS, Source, find_images
 from landmarks.support.errors import LandmarksError, UsageError
 
