@@ -34,8 +34,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SEEN = {"open": 0, "os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "shutil.rmtree": 0}
 """Audited event → which of its arguments is the path that is changed."""
 
-TIMES = ("seconds", "peak_memory_mb", "machine", "versions", "started", "pid")
-"""Fields of records that tell of a time or a place, and may differ."""
+TIMES = ("seconds", "peak_memory_mb", "machine", "versions", "started", "pid", "why")
+"""Fields of records that tell of a time or a place, and may differ: the reason for a choice says what other programs
+used of the processor at that moment."""
 
 
 def hooked(place: Path, strike: Callable[[int, str, str], None]) -> list[int]:
