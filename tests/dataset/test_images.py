@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from landmarks.dataset import images
-from landmarks.dataset.formats import holds_several, is_heif
-from landmarks.dataset.images import ImageError, decode, encode, prepare, resize, shrink, size_of
+from landmarks.dataset.formats import is_heif
+from landmarks.dataset.images import ImageError, decode, encode, holds_several, prepare, resize, shrink, size_of
 from landmarks.support.errors import UsageError
 
 
@@ -360,10 +360,9 @@ def two(kind: str, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_files_of_several_images_are_known_as_pillow_knows_them(kind: str) -> None:
+def test_files_of_several_images_are_known(kind: str) -> None:
     data, single = two(kind), io.BytesIO()
     scene(40, 30).save(single, kind)
-    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 2
     assert holds_several(data) and not holds_several(single.getvalue())
     for length in range(0, len(data), 7):
         holds_several(data[:length])

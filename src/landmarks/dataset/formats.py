@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import struct
 import zlib
 from collections.abc import Iterator
 
@@ -107,64 +105,6 @@ def heif_is_read() -> bool:
     except ImportError:
         return False
     return True
-
-
-def holds_several(data: bytes) -> bool:
-    """Return whether a file holds further images after the first: the frames of an animation, or pages.
-
-    Pages of reduced resolution and masks in a TIFF do not count, and neither do previews in a JPEG.
-    """
-    with contextlib.suppress(IndexError, struct.error):
-        if data.startswith(b"GIF8"):
-            return _has_second_frame(data)
-        if data.startswith(b"\x89PNG"):
-            frames = next((chunk[8:12] for kind, chunk in _chunks(data) if kind in (b"acTL", b"IDAT")), b"")
-            return b"acTL" in data[:_MOST_TEXT] and int.from_bytes(frames) > 1
-        if data[:4] in (b"II*\0", b"MM\0*"):
-            return _has_second_page(data)
-        return (data[8:16] == b"WEBPVP8X" and bool(data[20] & 2)) or data[4:12] == b"ftypavis"
-    return False
-
-
-def _has_second_frame(data: bytes) -> bool:
-    """Return whether a GIF holds a second image; it is walked through block by block up to that."""
-    position = 13 + _colour_table(data[10])
-    images = 0
-    while data[position] in (0x21, 0x2C):
-        if data[position] == 0x2C:
-            images += 1
-            position += 11 + _colour_table(data[position + 9])
-        else:
-            position += 2
-        if images == 2:
-            return True
-        while data[position]:  # sub-blocks, each after its length
-            position += 1 + data[position]
-        position += 1
-    return False
-
-
-def _colour_table(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _has_second_page(data: bytes) -> bool:
-    """Return whether a TIFF has a second page that is no smaller copy of another and no mask (TIFF 6.0 tag 254)."""
-    order = "<" if data[:1] == b"I" else ">"
-    (start,) = struct.unpack_from(f"{order}I", data, 4)
-    for page in range(_MOST_PAGES):
-        (entries,) = struct.unpack_from(f"{order}H", data, start)
-        tags = struct.iter_unpack(f"{order}HHII", data[start + 2 : start + 2 + 12 * entries])
-        kind = next((value for tag, _, _, value in tags if tag == 254), 0)
-        if page and not kind & 0b101:
-            return True
-        (start,) = struct.unpack_from(f"{order}I", data, start + 2 + 12 * entries)
-        if not start:
-            break
-    return False
-
-
-_MOST_PAGES = 100
 
 
 def without_large_texts(data: bytes) -> bytes:

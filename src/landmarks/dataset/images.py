@@ -108,6 +108,29 @@ def size_of(data: bytes) -> tuple[int, int]:
         raise ImageError(f"a damaged or truncated image ({error})") from error
 
 
+def holds_several(data: bytes) -> bool:
+    """Return whether a file holds further images after the first: the frames of an animation, or pages.
+
+    Pages of reduced resolution and masks in a TIFF (6.0, tag 254) do not count, and neither do previews in a JPEG.
+    """
+    if _is_jpeg(data):
+        return False
+    try:
+        opened: Any = _open_with_pillow(data)
+        if opened.format != "TIFF":
+            return bool(getattr(opened, "is_animated", False))
+        for page in range(1, min(opened.n_frames, _MOST_PAGES)):
+            opened.seek(page)
+            if not opened.tag_v2.get(254, 0) & 0b101:
+                return True
+    except Exception:  # what is damaged is rejected where it is decoded
+        return False
+    return False
+
+
+_MOST_PAGES = 100
+
+
 def prepare(data: bytes, max_side: int | None) -> tuple[bytes, np.ndarray[Any, Any]]:
     """Return the JPEG to store for an image, and its pixels `(H, W, 3)`; no side is longer than `max_side`.
 

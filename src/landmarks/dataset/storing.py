@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from landmarks.dataset.formats import holds_several
 from landmarks.dataset.groups import HASH_FORM, perceptual_hash
-from landmarks.dataset.images import DECODER, STORED_FORM, decode, prepare, size_of
+from landmarks.dataset.images import DECODER, STORED_FORM, decode, holds_several, prepare, size_of
 from landmarks.dataset.manifest import IMAGES, REJECTED, Dataset, open_dataset
 from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.sources import FoundImage
