@@ -5,7 +5,7 @@ child's audit hook (`sys.addaudithook`) sees every file that Python opens for wr
 folder it makes, counts those inside the attempt's folder, and strikes at one of them. What polars and safetensors write
 from Rust is seen by the renaming that follows; there the file is cut in half before the kill.
 
-    python disturbed.py JOB.json     # one line of JSON for each attempt
+    echo JOB.json | python disturbed.py     # one line of JSON for each attempt, an empty one after each job
 
 A job: {"base": FOLDER, "place": FOLDER, "arguments": [...], "keep": [...], "hows": ["kill", "ENOSPC", "EROFS", …],
 "most": k}. Each attempt copies `base` to `place`, runs the command line's `arguments` there disturbed, and then again
@@ -183,8 +183,8 @@ def attempt(job: dict[str, Any], how: str, instant: int) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
+def do(job: dict[str, Any]) -> None:
+    """Make the attempts of a job and print a line for each."""
     sys.path[:0] = job.get("path", [])
     for module in job.get("modules", []):
         __import__(module)
@@ -198,6 +198,13 @@ def main() -> None:
     for how in job["hows"]:
         for instant in instants:
             print(json.dumps(attempt(job, how, instant)), flush=True)
+
+
+def main() -> None:
+    """Do the jobs whose files are named on standard input; an empty line follows each."""
+    for line in sys.stdin:
+        do(json.loads(Path(line.rstrip("\n")).read_text(encoding="utf-8")))
+        print(flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,17 +97,34 @@ class Sweep:
         return [what + each for each in found]
 
 
+@pytest.fixture(scope="session")
+def disturber() -> Iterator[subprocess.Popen[str]]:
+    """The process that does the jobs of all tests: what is imported for one is there for the next."""
+    line = [sys.executable, str(HERE / "disturbed.py")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 def sweep(
-    base: Path, place: Path, arguments: list[str], *, rooms: tuple[str, ...], most: int, hows: list[str]
+    disturber: subprocess.Popen[str],
+    base: Path,
+    place: Path,
+    arguments: list[str],
+    *,
+    rooms: tuple[str, ...],
+    most: int,
+    hows: list[str],
 ) -> Sweep:
     """Disturb the command at up to `most` instants, drawn from a seed, in each of the ways `hows`."""
     modules = [f"landmarks.{room}" for room in rooms]
     job = {"base": str(base), "place": str(place), "arguments": arguments, "modules": modules}
     place.with_suffix(".job").write_text(json.dumps({**job, "most": most, "hows": hows}))
-    line = [sys.executable, str(HERE / "disturbed.py"), str(place.with_suffix(".job"))]
-    ended = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    undisturbed, *tried = [json.loads(each) for each in ended.stdout.splitlines()]
+    assert disturber.stdin is not None and disturber.stdout is not None
+    print(place.with_suffix(".job"), file=disturber.stdin, flush=True)
+    lines = list(iter(disturber.stdout.readline, "\n"))
+    undisturbed, *tried = [json.loads(each) for each in lines]
     return Sweep(undisturbed, tried)
 
 
@@ -164,9 +182,11 @@ def trained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("verb", DATA_VERBS)
 def test_a_data_verb_killed_or_refused_by_the_disk_goes_on_to_the_same(
-    verb: str, data_base: Path, tmp_path: Path
+    verb: str, disturber: subprocess.Popen[str], data_base: Path, tmp_path: Path
 ) -> None:
-    result = sweep(data_base, tmp_path / "w", DATA_VERBS[verb], rooms=DATA_ROOMS, most=2, hows=["kill", "ENOSPC"])
+    result = sweep(
+        disturber, data_base, tmp_path / "w", DATA_VERBS[verb], rooms=DATA_ROOMS, most=2, hows=["kill", "ENOSPC"]
+    )
     assert result.undisturbed["code"] == 0
     assert result.faults == []
     assert len(result.attempts) == 4
@@ -175,9 +195,10 @@ def test_a_data_verb_killed_or_refused_by_the_disk_goes_on_to_the_same(
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", DATA_VERBS)
 def test_a_data_verb_killed_or_refused_at_many_instants_goes_on_to_the_same(
-    verb: str, data_base: Path, tmp_path: Path
+    verb: str, disturber: subprocess.Popen[str], data_base: Path, tmp_path: Path
 ) -> None:
     result = sweep(
+        disturber,
         data_base,
         tmp_path / "w",
         DATA_VERBS[verb],
@@ -192,9 +213,10 @@ def test_a_data_verb_killed_or_refused_at_many_instants_goes_on_to_the_same(
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", TRAINED_VERBS)
 def test_a_verb_of_runs_killed_or_refused_at_many_instants_goes_on_to_the_same(
-    verb: str, trained_base: Path, tmp_path: Path
+    verb: str, disturber: subprocess.Popen[str], trained_base: Path, tmp_path: Path
 ) -> None:
     result = sweep(
+        disturber,
         trained_base,
         tmp_path / "w",
         TRAINED_VERBS[verb],

@@ -65,6 +65,23 @@ def program(*commands: list[str | Path], code: int = 0, **environment: str) -> s
 
 
 @pytest.mark.linux
+def test_images_become_a_run_that_answers_without_posix(tmp_path: Path) -> None:
+    place, images = tmp_path, album(tmp_path / "images")
+    on(
+        "windows",
+        ["import", images, "-o", place / "data"],
+        ["split", place / "data", "--by", "random", "--val", "0.3", "--test", "0.3"],
+        ["train", place / "data", "-o", place / "run", *TRAINED, "--epochs", "1"],
+        ["predict", place / "run", images, "--csv", place / "answers.csv"],
+        ["unpack", place / "data", "-o", place / "unpacked"],
+    )
+    assert pl.read_csv(place / "answers.csv")["path"].n_unique() == 12
+    assert len(list((place / "unpacked").rglob("*.jpg"))) == 12
+    assert json.loads((place / "run" / "run.json").read_text())["peak_memory_mb"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.linux
 def test_the_verbs_need_no_posix_and_no_file_is_replaced_while_it_is_open(tmp_path: Path) -> None:
     place, images = tmp_path, album(tmp_path / "images")
     on(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_exports import GOOD, by_hand
 from made_up_runs import _short_features, image, make_dataset, make_run, own_data, run
 
 import landmarks
@@ -201,11 +202,11 @@ def test_quiet_leaves_results_and_errors(run: Run, tmp_path: Path, capsys: pytes
 def test_no_log_is_appended_to_a_file_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("run.json", "a.jpg"):
         (tmp_path / name).write_bytes(b"{}")
-        assert command(["networks", "--log", str(tmp_path / name)]) == 2
+        assert command(["networks", "baseline", "--log", str(tmp_path / name)]) == 2
         assert f"{name} is there already and is not .log by its name" in capsys.readouterr().err
         assert (tmp_path / name).read_bytes() == b"{}"
     for _ in range(2):  # a log of any name goes on
-        assert command(["networks", "--log", str(tmp_path / "mine.json")]) == 0
+        assert command(["networks", "baseline", "--log", str(tmp_path / "mine.json")]) == 0
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,14 +383,18 @@ def test_a_wrong_command_is_pointed_to_its_help_once(
 
 
 @pytest.mark.linux
-def test_a_pipe_that_reads_json_gets_json_alone(run: Run) -> None:
+@pytest.mark.parametrize("kind", ["export", pytest.param("run", marks=pytest.mark.slow)])
+def test_a_pipe_that_reads_json_gets_json_alone(kind: str, run: Run, own_data: Dataset, tmp_path: Path) -> None:
+    labels = [{"landmark_id": id, "name": f"Tower {id}"} for id in (11, 22)]
+    (tmp_path / "hand.onnx").write_bytes(by_hand(GOOD | {"labels": labels}))
+    words = [tmp_path / "hand.onnx", "--data", own_data.folder] if kind == "export" else [run.folder]
     done = subprocess.run(
-        [sys.executable, "-m", "landmarks", "evaluate", str(run.folder), "--json", "--quiet"],
+        [sys.executable, "-m", "landmarks", "evaluate", *map(str, words), "--json", "--quiet"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout)["name"] == "test"
+    assert json.loads(done.stdout)["name"] == ("data" if kind == "export" else "test")
     assert done.stderr == ""
 
 

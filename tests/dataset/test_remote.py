@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +24,25 @@ from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Dataset:
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty images of three landmarks, in one shard."""
+    folder = tmp_path_factory.mktemp("made_once")
     for number in range(60):
         spots = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        path = tmp_path / "album" / f"landmark {number % 3}" / f"{number}.jpg"
+        path = folder / "album" / f"landmark {number % 3}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(resize(spots, 60, 40)))
-    import_(tmp_path / "album", tmp_path / "www" / "data")
-    return split(tmp_path / "www" / "data")
+    import_(folder / "album", folder / "www" / "data")
+    split(folder / "www" / "data")
+    return folder
+
+
+@pytest.fixture
+def here(made_once: Path, tmp_path: Path) -> Dataset:
+    """A copy of `made_once` for one test to change and to serve."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    return open_dataset(tmp_path / "www" / "data")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,24 @@ from landmarks.support.errors import LandmarksError
 Change = Callable[[Path], object]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound dataset of eight images, with splits."""
-    random = np.random.default_rng(0)
+    folder, random = tmp_path_factory.mktemp("sound"), np.random.default_rng(0)
     for name in ("arch", "bridge"):
         for number in range(4):
-            path = tmp_path / "folder" / name / f"{name}{number}.jpg"
+            path = folder / "folder" / name / f"{name}{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode(random.integers(0, 255, (24, 32, 3), dtype=np.uint8)))
-    import_(tmp_path / "folder", tmp_path / "data")
-    return split(tmp_path / "data").folder
+    import_(folder / "folder", folder / "data")
+    return split(folder / "data").folder
+
+
+@pytest.fixture
+def data(sound: Path, tmp_path: Path) -> Path:
+    """A copy of `sound` for one test to change, with the images it was made of beside it."""
+    shutil.copytree(sound.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "data"
 
 
 def rewritten(name: str, **columns: Any) -> Change:

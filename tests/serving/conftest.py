@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_exports import by_hand
 from made_up_runs import LANDMARKS, image, make_dataset, make_run
 
 import landmarks
@@ -32,6 +33,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = [[LANDMARKS[number % 3]] for number in range(30)]
     dataset = make_dataset(folder / "data", shown, splits=["train"] * 18 + ["val"] * 6 + ["test"] * 6)
     return make_run(folder / "run", dataset).folder
+
+
+@pytest.fixture(scope="session")
+def export_by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that a server reads in an instant, and for which it imports no PyTorch."""
+    path = tmp_path_factory.mktemp("by_hand") / "hand.onnx"
+    path.write_bytes(by_hand())
+    return path
 
 
 @pytest.fixture(scope="session")

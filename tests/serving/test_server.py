@@ -211,8 +211,8 @@ def test_sigterm_finishes_what_was_accepted_and_ends_with_0(run_folder: Path) ->
 
 
 @pytest.mark.linux
-def test_an_interruption_finishes_too_and_ends_with_130(run_folder: Path) -> None:
-    with command(run_folder) as (process, url, lines):
+def test_an_interruption_finishes_too_and_ends_with_130(export_by_hand: Path) -> None:
+    with command(export_by_hand) as (process, url, lines):
         assert patient.post(f"{url}/recognise", content=IMAGES[0], headers=JPEG).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
@@ -277,8 +277,8 @@ def test_a_token_that_no_header_can_carry_is_a_wrong_command(token: str, monkeyp
 
 
 @pytest.mark.linux
-def test_a_server_open_to_everybody_says_so(run_folder: Path) -> None:
-    with command(run_folder, "--host", "0.0.0.0") as (process, _, lines):
+def test_a_server_open_to_everybody_says_so(export_by_hand: Path) -> None:
+    with command(export_by_hand, "--host", "0.0.0.0") as (process, _, lines):
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     assert "no LANDMARKS_TOKEN is set: everybody who can reach" in "".join(lines)

@@ -72,8 +72,11 @@ def choose_threads(wanted: int | None) -> Choice:
     return Choice("threads", str(torch.get_num_threads()), f"{waiting_policy()}{busy}")
 
 
-def cores_used_by_others(seconds: float = 0.1) -> float:
-    """Return how many cores other programs use, measured over `seconds`."""
+def cores_used_by_others(seconds: float = 0.05) -> float:
+    """Return how many cores other programs use, measured over `seconds`.
+
+    Systems count in ticks of 10 ms: five of them tell a busy core from an idle one, and every training waits for them.
+    """
     cores = psutil.cpu_count() or 1
     before, started, own = psutil.cpu_times(), time.monotonic(), time.process_time()
     time.sleep(seconds)
