@@ -1,4 +1,4 @@
-"""PyTorch's exporter takes seconds a network: it reads its operators once a session, and each network once."""
+"""PyTorch's exporter takes seconds: it reads its operators once a process, and each network once a session."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import functools
 import hashlib
 import io
+import marshal
+import os
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -33,20 +35,25 @@ def digest_of(*given: object) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _exported_once() -> Iterator[None]:
+def _exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is the same as before comes from before; everything else, and what fails, is exported as always."""
     from landmarks.recognition import export_graph
+    from landmarks.support.files import written_whole
 
-    real, made = export_graph._exported, dict[tuple[Any, ...], bytes]()
+    real = export_graph._exported
+    base = tmp_path_factory.getbasetemp()  # of a worker, in the folder of the session
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported_once"
+    made.mkdir(exist_ok=True)
 
     def exported(module: torch.nn.Module, *given: Any) -> onnx.ModelProto:
         try:
-            same = digest_of(module, *given), *(type(part).forward.__code__ for part in module.modules())
+            same = digest_of(module, *given, *(marshal.dumps(type(part).forward.__code__) for part in module.modules()))
         except (pickle.PicklingError, AttributeError, TypeError):  # it holds what cannot be written down
             return real(module, *given)
-        if same not in made:
-            made[same] = real(module, *given).SerializeToString()
-        return onnx.load_from_string(made[same])
+        if not (made / same).exists():
+            with written_whole(made / same) as aside:
+                onnx.save(real(module, *given), aside)
+        return onnx.load(made / same)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(export_graph, "_exported", exported)

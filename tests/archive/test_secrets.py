@@ -10,17 +10,28 @@ import pytest
 from faulty_server import Fault, serving
 
 from landmarks.cli.main import run
+from landmarks.miniature.make import make_miniature
+
+
+@pytest.fixture(scope="module")
+def small_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "mirror"
+    return make_miniature(folder, landmarks=2, images=4, unknown=2, size=64)
 
 
 @pytest.mark.parametrize("password", ["s3cr3t", "s3c@r3t", "s3c/r3t", "s3c?r3t#s3cx", "s3c%40r3t%2F"])
 def test_no_user_and_no_password_is_printed_or_written(
-    password: str, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    password: str,
+    small_mirror: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     wanted = "Basic " + base64.b64encode(f"4nn:{unquote(password)}".encode()).decode()
     monkeypatch.chdir(tmp_path)
     with serving(
-        miniature, lambda request: None if wanted in request.headers.values() else Fault(status=401)
+        small_mirror, lambda request: None if wanted in request.headers.values() else Fault(status=401)
     ) as server:
         address = f"http://4nn:{password}@127.0.0.1:{server.server_port}"
         assert run(["select", address, "-o", "chosen.parquet"]) == 0

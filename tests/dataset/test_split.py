@@ -67,7 +67,6 @@ def grouped(draw: Any) -> tuple[list[int | None], list[int]]:
 
 
 @given(grouped(), SHARES, st.integers(0, 5))
-@settings(max_examples=200)
 def test_groups_stay_whole_and_every_landmark_keeps_a_training_image(
     images: tuple[list[int | None], list[int]], shares: tuple[float, float], seed: int
 ) -> None:
