@@ -6,6 +6,7 @@ line with exit code 1. A few instants of the data verbs are tried here; the slow
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -123,7 +124,8 @@ def sweep(
     place.with_suffix(".job").write_text(json.dumps({**job, "most": most, "hows": hows}))
     assert disturber.stdin is not None and disturber.stdout is not None
     print(place.with_suffix(".job"), file=disturber.stdin, flush=True)
-    lines = list(iter(disturber.stdout.readline, "\n"))
+    lines = list(itertools.takewhile("\n".__ne__, disturber.stdout))
+    assert disturber.poll() is None, "the process that does the jobs has ended"
     undisturbed, *tried = [json.loads(each) for each in lines]
     return Sweep(undisturbed, tried)
 
