@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from landmarks.dataset.hamming import near_between
 from landmarks.dataset.images import ImageError, decode, encode, shrink
 from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.sketches import SKETCH_SIDE, make_sketch
+from landmarks.dataset.sketches import SKETCH_SIDE, Sketch, make_sketch
 from landmarks.support.errors import LandmarksError
 
 Pixels = NDArray[np.uint8]
@@ -119,8 +120,14 @@ def images(miniature: Path) -> list[Pixels]:
     return [image for _, image in found[:12]]
 
 
+@functools.cache
+def sketch_of(data: bytes, shape: tuple[int, ...]) -> Sketch:
+    """The sketch of an image, made once: originals are compared with copies of every kind."""
+    return make_sketch(np.frombuffer(data, np.uint8).reshape(shape))
+
+
 def sketches_of(images: list[Pixels]) -> Sketches:
-    made = [make_sketch(np.ascontiguousarray(image)) for image in images]
+    made = [sketch_of(image.tobytes(), image.shape) for image in images]
     return Sketches(
         pixels=np.stack([one.pixels for one in made]),
         whole=np.array([one.whole for one in made], np.uint64),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def test_images_without_structure_are_not_joined() -> None:
     assert group_images(table([(1, NO_HASH, None)] * 5)).count == 5
 
 
+@functools.cache
 def scene(seed: int, width: int = 300, height: int = 200) -> np.ndarray[Any, Any]:
     """Blots of many sizes: spectra as images have them."""
     random = np.random.default_rng(seed)
@@ -105,7 +107,9 @@ def scene(seed: int, width: int = 300, height: int = 200) -> np.ndarray[Any, Any
         blots = random.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
         whole += resize(blots, width, height).astype(float) / cells
     whole -= whole.min()
-    return (255 * whole / whole.max()).astype(np.uint8)
+    image = (255 * whole / whole.max()).astype(np.uint8)
+    image.flags.writeable = False  # the next test gets it too
+    return image
 
 
 CHANGES = {
