@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import polars as pl
 import pytest
 import vl_convert
-from altair.utils import schemapi
 from run_factory import NAMES, NETWORKS, make_dataset, make_run
 
 from landmarks.cli.main import run as run_verb
@@ -32,17 +30,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [make_run(folder / name, data, name, maps=2) for name in NETWORKS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_validation() -> Iterator[None]:
-    """Altair validates every part of a chart, which takes as long as all else; the charts of `page` are validated."""
-    with schemapi.debug_mode(False):
-        yield
-
-
 @pytest.fixture(scope="module")
 def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with schemapi.debug_mode(True):
-        return report(runs, tmp_path_factory.mktemp("page") / "report.html")
+    return report(runs, tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.fixture(scope="module")
