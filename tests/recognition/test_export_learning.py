@@ -279,6 +279,15 @@ def test_the_verb_keeps_what_an_export_learns_and_whoever_opens_it_answers_so(ow
     assert landmarks.load(own_export).names == kept.names[:3]
 
 
+def test_images_that_an_export_learned_under_another_name_are_told_of(
+    own_export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Torre", "Torre", "Belém"):
+        assert "already" not in capsys.readouterr().err
+        landmarks.learn(own_export, FIVE[:3], name=name)
+    assert '3 of the 3 images of "Belém" are known as "Torre" already' in capsys.readouterr().err
+
+
 def test_evaluate_measures_an_export_with_what_it_learned(own_export: Path, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "asked", [[58]] * 4 + [[11]] * 4, first=3000)
     before = evaluate(own_export, data=dataset.folder)

@@ -187,6 +187,21 @@ def test_a_name_that_is_hardly_another_is_told_of(run: Run, tmp_path: Path, caps
     landmarks.forget(run.folder, "Chapel")
 
 
+def test_images_that_are_known_as_another_landmark_are_told_of(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, trained = files_of(tmp_path / "new", 58, 2), tmp_path / "trained.jpg"
+    trained.write_bytes(image(11, 0))  # the run's first training image
+    landmarks.learn(run.folder, [trained, *new], name="One")
+    assert '1 of the 3 images of "One" is known as "Tower 11" already' in capsys.readouterr().err
+    landmarks.learn(run.folder, new, name="One")
+    assert "already" not in capsys.readouterr().err
+    landmarks.learn(run.folder, new, name="Another")
+    assert '2 of the 2 images of "Another" are known as "One" already' in capsys.readouterr().err
+    landmarks.forget(run.folder, "One")
+    landmarks.forget(run.folder, "Another")
+
+
 def test_a_recogniser_learns_in_memory_what_the_verb_keeps(run: Run, tmp_path: Path) -> None:
     files = files_of(tmp_path / "new", 58, 4)
     landmarks.learn(run.folder, files_of(tmp_path / "other", 44, 2), name="Other")

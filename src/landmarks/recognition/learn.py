@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ def learn(
     with held(opened.folder):
         recogniser = ensure_memory(opened, device=device)
         vectors = _vectors_of(lesson, recogniser)
+        _note_known_otherwise(vectors, recogniser, lesson.name)
         recogniser = recogniser.with_vectors(vectors, lesson.name, landmark_id)
         write_learned(opened.folder, recogniser.learned, opened.digest)
     _report(lesson, recogniser, len(vectors))
@@ -137,6 +139,7 @@ def _learn_with_export(place: Path, lesson: _Lesson) -> pl.DataFrame:
             note(f"{lesson.file} is read: {plural(len(recogniser.learned.names), 'landmark')} learned so far")
         else:
             vectors = _vectors_of(lesson, recogniser)
+            _note_known_otherwise(vectors, recogniser, lesson.name)
             recogniser = recogniser.with_vectors(vectors, lesson.name, lesson.landmark_id)
             _report(lesson, recogniser, len(vectors))
         _keep(recogniser)
@@ -174,6 +177,30 @@ def _vectors_of(lesson: _Lesson, recogniser: Recogniser) -> NDArray[np.float32]:
     if not vectors:
         raise LandmarksError(f'none of the {len(lesson.images)} images of "{lesson.name}" can be read')
     return np.stack(vectors)
+
+
+SAME_IMAGE = 0.99
+"""Cosine from which two vectors are taken for those of one image. They are not equal: the remembered ones may come from
+features cached in bfloat16."""
+
+
+def _note_known_otherwise(vectors: NDArray[np.float32], recogniser: Recogniser, name: str) -> None:
+    """Note how many of a lesson's images, by their `vectors` (m, D), are known as another landmark than `name`.
+
+    A run compares them with the training images that it remembers and with those it has learned from, an export with
+    the latter alone.
+    """
+    gallery, learned = recogniser.gallery, recogniser.learned
+    if gallery is not None:
+        cosines, places = gallery.index.search(vectors, 1)
+        found = [recogniser.names[label] for label in gallery.labels[places[cosines > SAME_IMAGE]]]
+    else:
+        same = (vectors[:, None] == learned.images.reshape(-1, vectors.shape[1])).all(axis=2)
+        found = [learned.names[place] for place in learned.places[same.any(axis=0)]]
+    for other, count in Counter(found).most_common():
+        if other != normalised_name(name):
+            are = "is" if count == 1 else "are"
+            note(f'{count} of the {plural(len(vectors), "image")} of "{name}" {are} known as "{other}" already')
 
 
 def _report(lesson: _Lesson, recogniser: Recogniser, read: int) -> None:
