@@ -128,7 +128,7 @@ def test_paths_of_another_system_are_found_and_counted(folder: Path, text: str, 
     source = listed(folder, f"path,label\n{text},cat\n")
     assert [one.path.parent for one in source.found] == [folder / "img"]
     assert len(source.remarks) == 1
-    assert source.remarks[0].startswith("1 paths were found ")
+    assert source.remarks[0].startswith("1 path was found ")
     assert how.replace("\\\\", "\\") in source.remarks[0]
 
 

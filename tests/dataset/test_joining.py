@@ -102,7 +102,7 @@ def test_an_image_of_both_is_there_once_and_another_of_its_id_gets_a_longer_one(
     rejected = pl.read_parquet(both.folder / "rejected.parquet")
     assert rejected["why"].to_list() == ["it is there as landmark 0, here 1000000"]
     notes = capsys.readouterr().err
-    assert "1 of them have another label" in notes and "1 images of " in notes
+    assert "1 of them with another label" in notes and "there already: 1 image of " in notes
 
 
 def test_splits_are_kept_and_what_has_none_is_divided_by_the_same_rule(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_dataset_grows_by_an_import_and_its_old_images_stay_where_they_are(
     assert import_(tmp_path / "in2", data, add=True).images.equals(grown.images)
     put(tmp_path / "in2/fig/new.jpg", 999)
     assert len(import_(tmp_path / "in2", data, add=True).images) == 28
-    assert f"9 images of {tmp_path / 'in2'} are there already" in capsys.readouterr().err
+    assert f"there already: 9 images of {tmp_path / 'in2'}" in capsys.readouterr().err
     assert import_(tmp_path / "in1", data).images.height == 28  # the first import's own command finds it done
 
 

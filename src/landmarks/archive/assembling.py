@@ -201,4 +201,4 @@ def _note_result(dataset: Dataset, retries: int, failures: dict[int, str]) -> No
     counts += f", {len(rejected):,} rejected"
     note(counts + (f", {retries} requests were repeated" if retries else ""))
     if failures:
-        note(f"{len(failures)} TARs could not be had; run the same command again to try only those")
+        note(f"{plural(len(failures), 'TAR')} could not be had; run the same command again to try only those")

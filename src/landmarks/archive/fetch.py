@@ -37,7 +37,7 @@ from landmarks.dataset.images import STORED_FORM
 from landmarks.dataset.joining import add as add_images
 from landmarks.dataset.joining import already_added, ready_folder
 from landmarks.dataset.manifest import Dataset
-from landmarks.support.console import note, progress
+from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import (
@@ -153,7 +153,7 @@ def fetch(
         note(str(plan))
         to_do = [task for task in plan.tasks if finished_part(task) is None]
         if len(to_do) < len(plan.tasks):
-            note(f"{len(plan.tasks) - len(to_do)} TARs are done already")
+            note(f"{plural(len(plan.tasks) - len(to_do), 'TAR', 'are')} done already")
         require_free_disk(out, plan.disk_bytes * len(to_do) // max(1, len(plan.tasks)) + SPARE_BYTES)
         outcomes = _run_tasks(to_do, out, workers, cluster)
         return assemble(template, order.images, order.metadata, plan, outcomes)

@@ -123,7 +123,7 @@ def _plan_by_index(template: TarTask, ids: Any, index: TarIndex, method: Method,
     tasks = sorted([*ranged, *_streaming_tasks(template, streamed)], key=lambda task: task.tar)
     why = f"byte ranges move {amount(saved_bytes)} less than streaming the same TARs"
     if streamed:
-        why += f"; {len(streamed)} TARs are streamed because that is quicker or the index lacks them"
+        why += f"; {plural(len(streamed), 'TAR', 'are')} streamed because that is quicker or the index lacks them"
     return _plan_of(tasks, len(ids), throughput, why)
 
 

@@ -17,6 +17,7 @@ import polars as pl
 from landmarks.dataset.formats import kind_of_file
 from landmarks.dataset.sources import SUFFIXES, folders_in
 from landmarks.dataset.spelling import column_key
+from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.systems import decode_text, readable
 from landmarks.support.tables import unescaped
@@ -290,7 +291,7 @@ class ListedFiles:
 
     def remarks(self) -> list[str]:
         """Return remarks that count the paths which were guessed, by how they differ."""
-        return [f"{count:,} paths were found {how}" for how, count in sorted(self.guessed.items())]
+        return [f"{plural(count, 'path', 'were')} found {how}" for how, count in sorted(self.guessed.items())]
 
 
 def _is_file(path: Path) -> bool:

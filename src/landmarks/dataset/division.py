@@ -24,7 +24,7 @@ from landmarks.dataset.divide import (
 )
 from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, Grouping, group_images
 from landmarks.dataset.manifest import SPLIT, SPLIT_FILE, SPLITS
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.tables import read_metadata, read_table
 
 SWALLOWED = 0.5
@@ -129,7 +129,7 @@ def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
                 "split than the original (landmarks split finds them, and divides all images anew)"
             )
     if gone := len(earlier.table) - int((~new).sum()):
-        note(f"{gone:,} images of the splits are no longer there")
+        note(f"no longer there: {plural(gone, 'image')} of the splits")
     division = division_of(images, assigned, grouping, rule, earlier.added + int(new.sum()))
     return replace(division, copies_looked_for=earlier.copies is not None)
 

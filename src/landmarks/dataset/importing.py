@@ -239,7 +239,7 @@ def _note_result(dataset: Dataset, listed: Source, names: Iterable[str]) -> None
         note(remark)
     note_rejected(read_table(dataset.folder / "rejected.parquet", REJECTED))
     if listed.empty:
-        note(f"{len(listed.empty):,} folders hold no image, and are no landmarks: {_some(listed.empty)}")
+        note(f"{plural(len(listed.empty), 'folder', 'hold')} no image, and no landmark: {_some(listed.empty)}")
     left = set(dataset.labels.filter(pl.col("images") > 0)["name"])
     if lost := sorted(set(names) - left):
         note(f"{plural(len(lost), 'landmark')} left without an image, as all are rejected: {_some(lost)}")

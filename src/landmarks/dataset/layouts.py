@@ -9,6 +9,7 @@ from pathlib import Path
 from landmarks.dataset.naming import UNKNOWN, normalised_name
 from landmarks.dataset.sources import LISTS, folders_in, way_out_of
 from landmarks.dataset.spelling import parse_split, split_in_words, words_of
+from landmarks.support.console import plural
 from landmarks.support.errors import UsageError
 from landmarks.support.systems import readable
 
@@ -343,8 +344,8 @@ def _nested_remarks(deeper: Sequence[Steps], depth: int) -> list[str]:
     if not deeper:
         return []
     return [
-        f"{len(deeper):,} images lie in folders inside a landmark's folder, such as {'/'.join(deeper[0][:-1])}:"
-        f" these are taken for images of {deeper[0][depth]}"
+        f"{plural(len(deeper), 'image', 'lie')} in folders inside a landmark's folder, such as"
+        f" {'/'.join(deeper[0][:-1])}: these are taken for images of {deeper[0][depth]}"
     ]
 
 

@@ -205,7 +205,7 @@ def _corrected(dataset: Dataset, csv: Place | None, keep: bool) -> Dataset:
         removed = int(dataset.corrections["removed"].sum())
         note(
             f"{corrected - removed:,} labels corrected, {confirmed:,} confirmed"
-            + (f", {removed:,} images removed" if removed else "")
+            + (f", {plural(removed, 'image')} removed" if removed else "")
             + "; images.parquet keeps them as fetched"
         )
     return dataset

@@ -10,7 +10,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, Dataset
 from landmarks.dataset.naming import ARCHIVE_IDS, LISTED, NUMBERS, identified_by, match_landmarks
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.files import digest_of
 from landmarks.support.tables import read_table
 
@@ -168,11 +168,11 @@ def _without_shared(
     ids = _ImageIds(shared.with_columns(image_id="our_id").select(list(IMAGES)), renamed)
     new = ids.renamed(theirs.join(shared.select("image_id"), on="image_id", how="anti"))
     if len(shared):
-        labels = f"; {len(differs):,} of them have another label there, that of the first is kept"
-        note(f"{len(shared):,} images of {_origin(dataset)} are there already{labels if len(differs) else ''}")
+        labels = f"; {len(differs):,} of them with another label there: that of the first is kept"
+        note(f"there already: {plural(len(shared), 'image')} of {_origin(dataset)}{labels if len(differs) else ''}")
     if len(clashing):
-        have = f"have ids of other images, and get longer ones: {new_ids[0]} …"
-        note(f"{len(clashing):,} images of {_origin(dataset)} {have}")
+        which = f"{plural(len(clashing), 'image')} of {_origin(dataset)} with ids of other images"
+        note(f"longer ids are given to {which}: {new_ids[0]} …")
     return new, conflicting, ids
 
 

@@ -12,7 +12,7 @@ from landmarks.evaluation.intervals import mean_interval
 from landmarks.evaluation.metrics import Flags, Integers
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.evaluation.results import Comparison, comparison_of
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata
@@ -65,7 +65,7 @@ def compare(first: Place, second: Place, *, name: str | None = None) -> Comparis
         raise LandmarksError(f"{runs[0].name} and {runs[1].name} share no image of a landmark that both know")
     left_out = len(tables[0]) + len(tables[1]) - 2 * len(both)
     if left_out:
-        note(f"{left_out} images that only one of the runs answered, or knows the landmark of, are left out")
+        note(f"left out: {plural(left_out, 'image')} that only one of the runs answered, or knows the landmark of")
     groups = both["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     numbers = paired_test(both["first"].to_numpy(), both["second"].to_numpy(), groups)
     about = {"first": runs[0].name, "second": runs[1].name, "name": name, "left_out": left_out}

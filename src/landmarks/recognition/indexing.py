@@ -261,7 +261,7 @@ def _with_dataset(index: Index, dataset: Dataset, recogniser: Recogniser) -> Ind
     indexed = index.answered.filter(pl.col("data").is_in([place, *same_digest]))
     new = images.join(indexed, on="image_id", how="anti").sort("image_id")
     if len(new) < len(images):
-        note(f"{len(images) - len(new)} images of {dataset.folder} are in {index.folder} already")
+        note(f"in {index.folder} already: {plural(len(images) - len(new), 'image')} of {dataset.folder}")
     if not len(new):
         return index
     number, whitening = int(index.record["parts"]), index.whitening

@@ -142,9 +142,13 @@ def to_log(text: str) -> None:
 # ── Tables and progress ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def plural(amount: int, one: str) -> str:
-    """Return `1 image` or `1,200 images`."""
-    return f"{amount:,} {one}" if amount == 1 else f"{amount:,} {one}s"
+_SINGULAR = {"are": "is", "have": "has", "hold": "holds", "lie": "lies", "were": "was"}
+
+
+def plural(amount: int, one: str, verb: str = "") -> str:
+    """Return `1 image` or `1,200 images`; with the `verb` are, `1 image is` or `1,200 images are`."""
+    things = f"{amount:,} {one}" if amount == 1 else f"{amount:,} {one}s"
+    return f"{things} {_SINGULAR[verb] if amount == 1 else verb}" if verb else things
 
 
 def print_table(

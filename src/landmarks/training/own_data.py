@@ -14,7 +14,7 @@ import polars as pl
 from landmarks.dataset.groups import NO_HASH, RADIUS
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import Matching, identified_by, match_landmarks
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.training.run import RECORD, SEEN, Run, open_run
 
@@ -233,7 +233,7 @@ def _note_changes(run: Run, dataset: Dataset, gone: int) -> None:
     line = f"{dataset.folder} has changed since {run.name} was trained"
     if added > 0 and dataset.splits is not None:
         tested = int((dataset.splits["split"] == "test").sum()) - counts.get("test", 0)
-        line += f": {added} images were added, {max(tested, 0)} of them to test"
+        line += f": {plural(added, 'image', 'were')} added, {max(tested, 0)} of them to test"
     if gone:
         line += f"; {gone} that it was trained on or validated with are gone"
     note(f"{line}; what it was trained on and validated with is where it was")

@@ -74,7 +74,7 @@ def check_data(dataset: Dataset) -> TrainingImages:
         )
     unknown = dataset.count("train") - len(train)
     if unknown:
-        notes.append(f"{unknown} images of nothing known are left out of training")
+        notes.append(f"left out of training: {plural(unknown, 'image')} of nothing known")
     return TrainingImages(train, val, tuple(notes))
 
 
