@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from landmarks.dataset import images
 from landmarks.dataset.formats import is_heif
@@ -366,6 +366,12 @@ def test_files_of_several_images_are_known(kind: str) -> None:
     assert holds_several(data) and not holds_several(single.getvalue())
     for length in range(0, len(data), 7):
         holds_several(data[:length])
+
+
+def test_the_pages_of_a_tiff_are_not_counted_to_know_whether_there_is_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = property(lambda self: pytest.fail("all pages are read for that"))
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "n_frames", counted)
+    assert holds_several(two("TIFF"))
 
 
 def test_previews_and_smaller_copies_are_no_further_images() -> None:

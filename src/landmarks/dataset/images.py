@@ -119,11 +119,11 @@ def holds_several(data: bytes) -> bool:
         opened: Any = _open_with_pillow(data)
         if opened.format != "TIFF":
             return bool(getattr(opened, "is_animated", False))
-        for page in range(1, min(opened.n_frames, _MOST_PAGES)):
+        for page in range(1, _MOST_PAGES):  # `n_frames` would read all, which may be a hundred thousand
             opened.seek(page)
             if not opened.tag_v2.get(254, 0) & 0b101:
                 return True
-    except Exception:  # what is damaged is rejected where it is decoded
+    except Exception:  # there is no further page; what is damaged is rejected where it is decoded
         return False
     return False
 

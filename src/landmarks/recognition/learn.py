@@ -195,8 +195,9 @@ def _note_known_otherwise(vectors: NDArray[np.float32], recogniser: Recogniser, 
         cosines, places = gallery.index.search(vectors, 1)
         found = [recogniser.names[label] for label in gallery.labels[places[cosines > SAME_IMAGE]]]
     else:
-        same = (vectors[:, None] == learned.images.reshape(-1, vectors.shape[1])).all(axis=2)
-        found = [learned.names[place] for place in learned.places[same.any(axis=0)]]
+        images = learned.images.reshape(-1, vectors.shape[1])
+        same = [np.flatnonzero((images == vector).all(axis=1)) for vector in vectors]
+        found = [learned.names[learned.places[rows[0]]] for rows in same if len(rows)]
     for other, count in Counter(found).most_common():
         if other != normalised_name(name):
             are = "is" if count == 1 else "are"
