@@ -100,8 +100,8 @@ def test_the_shipped_list_holds_the_largest_class_of_the_clean_set() -> None:
         (b"5\nchurch\n", 'line 2 is invalid; received "church"'),
         (b"landmark_id\nx\n", 'landmark_id "x"'),
         (b"\n", "names no"),
-        (b'landmark_id,name\n5,"a\n6,b\n', "cannot be read as CSV; received CSV malformed"),
-        (b"name,landmark_id\na,\xff\xfe\n", "cannot be read as CSV; received invalid utf-8"),
+        (b'landmark_id,name\n5,"a\n6,b\n', "cannot be read as a CSV: line 2: unexpected end"),
+        (b"name,landmark_id\na,\xff\xfe\n", "cannot be read as a CSV: line 2 is not UTF-8"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 
 from landmarks.archive.csv_tables import name_contains, not_landmarks
+from landmarks.dataset.csv_files import read_text_columns
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.places import Place
 from landmarks.support.seeds import generator
-from landmarks.support.systems import require_text
 from landmarks.support.tables import read_table
 
 KINDS = ("natural", "human-made")
@@ -244,15 +244,11 @@ def _ids_of_file(file: Path) -> list[int]:
 
 
 def _ids_of_csv(file: Path) -> list[int]:
-    require_text(file)
-    try:
-        cells = pl.read_csv(file, columns=["landmark_id"], infer_schema=False, glob=False)["landmark_id"].drop_nulls()
-    except pl.exceptions.PolarsError as error:
-        raise LandmarksError(f"{file} cannot be read as CSV", received=str(error).splitlines()[0]) from error
-    invalid = cells.filter(~cells.str.contains("^[0-9]{1,18}$"))
-    if len(invalid):
-        raise LandmarksError(f"{file} is invalid", received=f'landmark_id "{invalid[0][:80]}"', expected="ids")
-    return _sorted_unique(cells)
+    cells = read_text_columns(file, ("landmark_id",), "").filter(pl.col("landmark_id") != "")
+    invalid = cells.filter(~pl.col("landmark_id").str.contains("^[0-9]{1,18}$"))
+    for line, text in invalid.head(1).iter_rows():
+        raise LandmarksError(f"{file} line {line} is invalid", received=f'landmark_id "{text[:80]}"', expected="ids")
+    return _sorted_unique(cells["landmark_id"])
 
 
 def _ids_of_table(file: Path) -> list[int]:
