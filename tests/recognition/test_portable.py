@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from made_up_exports import GOOD, by_hand
 from onnx import TensorProto, helper
 
-from landmarks.recognition.portable import open_export
+from landmarks.recognition.portable import MOST_AT_ONCE, open_export
 from landmarks.recognition.portable_record import read_export_record
 from landmarks.support.errors import LandmarksError
 
@@ -37,6 +38,23 @@ def test_a_file_that_keeps_the_contract_is_answered_whoever_wrote_it(tmp_path: P
     answers = network.answer([red, blue], np.array([0, -1]), 5)
     assert answers.labels.tolist() == [[0, 1], [1, 0]] and np.isnan(answers.truth_log_scores).tolist() == [False, True]
     assert network.record.names == ["Tower", "<b>\u202e"]
+
+
+def test_images_of_one_size_share_passes_wherever_they_stand_and_keep_their_order(tmp_path: Path) -> None:
+    network = open_export(written(tmp_path, by_hand()))
+    session, passes = network.session, []
+
+    class Counting:
+        def run(self, wanted: list[str], inputs: dict[str, np.ndarray]) -> Any:
+            passes.append(inputs["image"].shape)
+            return session.run(wanted, inputs)
+
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (3 + at % 2, 4, 3), dtype=np.uint8) for at in range(2 * MOST_AT_ONCE + 2)]
+    together = replace(network, session=Counting()).outputs(images)
+    assert passes == [(size, height, 4, 3) for height in (3, 4) for size in (MOST_AT_ONCE, 1)]
+    one_by_one = np.concatenate([network.outputs([image]).features for image in images])
+    assert np.allclose(together.features, one_by_one) and len(np.unique(one_by_one, axis=0)) == len(images)
 
 
 HOSTILE = {

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 2 * 1024**3
 """Largest ONNX file: the limit of protobuf."""
 
+MOST_AT_ONCE = 8
+"""Images answered in one pass: more are hardly faster, and take more memory (`benchmarks/serve.py`)."""
+
 MAPS = "maps"
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -130,8 +133,10 @@ class ExportedNetwork:
         """
         wanted = [*OUTPUTS, *([MAPS] if maps and self.has_maps else [])]
         wanted += [] if self.record.learning is None else [WHITENED, TRAINED_SCORES]
-        batches = [self._run(np.stack(images[start:end]), wanted) for start, end in _ranges_of_one_size(images)]
-        arrays = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+        positions = _batches_of_one_size(images)
+        batches = [self._run(np.stack([images[at] for at in batch]), wanted) for batch in positions]
+        given_order = np.argsort(np.concatenate(positions))
+        arrays = [np.concatenate(parts)[given_order] for parts in zip(*batches, strict=True)]
         by_name = dict(zip(wanted, arrays, strict=True))
         outputs = Outputs(
             **{name: by_name[name] for name in OUTPUTS},
@@ -201,10 +206,16 @@ class ExportedNetwork:
         )
 
 
-def _ranges_of_one_size(images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, int]]:
-    """Return start and end of each range of consecutive images of one size, which can be one batch."""
-    starts = [index for index in range(len(images)) if index == 0 or images[index].shape != images[index - 1].shape]
-    return list(zip(starts, [*starts[1:], len(images)], strict=True))
+def _batches_of_one_size(images: Sequence[NDArray[np.uint8]]) -> list[list[int]]:
+    """Return the positions of the images that each batch answers: of one size, and at most `MOST_AT_ONCE`."""
+    of_size: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        of_size.setdefault(image.shape, []).append(position)
+    return [
+        positions[start : start + MOST_AT_ONCE]
+        for positions in of_size.values()
+        for start in range(0, len(positions), MOST_AT_ONCE)
+    ]
 
 
 def open_export(path: Place, *, threads: int | None = None) -> ExportedNetwork:
