@@ -110,6 +110,16 @@ def test_a_truncated_tar_is_noticed(cut: int) -> None:
         walk(data[:cut])
 
 
+@pytest.mark.parametrize("size", [b"-0000001000", b"+0000001000", b"0000001_000", b"0o000001000", b"00000000008"])
+def test_a_size_that_is_not_octal_alone_is_refused(size: bytes) -> None:
+    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = size + b"\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(HeaderError, match="size is no number"):
+        parse_header(bytes(header))
+
+
 def test_an_extra_header_that_claims_gigabytes_is_refused_unread() -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 1 << 32

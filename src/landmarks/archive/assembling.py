@@ -162,7 +162,7 @@ def _rejected(
     if failed:
         why += f" that could be had ({', '.join(failed[:3])}{' …' if len(failed) > 3 else ''} could not)"
     elif damaged:
-        why += f" ({', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}: damaged headers)"
+        why += f" ({', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}: damaged)"
     absent = missing.with_columns(pl.lit(f"{template.set}/").alias("where"), pl.lit(why).alias("why"))
     return pl.concat([rows.select(list(REJECTED)), absent.select(list(REJECTED))])
 

@@ -118,7 +118,8 @@ def _plan_by_index(template: TarTask, ids: Any, index: TarIndex, method: Method,
             saved_bytes += indexed.size - moved
         else:
             streamed.append(tar)
-    if sum(map(len, places_by_tar.values())) < len(ids):
+    indexed_ids = [places.ids for places in places_by_tar.values()]
+    if not indexed_ids or len(np.unique(np.concatenate(indexed_ids))) < len(ids):
         streamed += index.unindexed
     tasks = sorted([*ranged, *_streaming_tasks(template, streamed)], key=lambda task: task.tar)
     why = f"byte ranges move {amount(saved_bytes)} less than streaming the same TARs"
@@ -150,9 +151,9 @@ def _plan_of(tasks: Sequence[TarTask], images: int, throughput: Throughput, why:
             requests += len(task.spans)
             moved += sum(span.end - span.start for span in task.spans)
             disk += int(task.places.lengths.sum())
-            images -= len(task.places)
+            images -= len(task.places)  # below zero where images lie twice
     streamed_bytes = sum(task.size or 0 for task in tasks if task.places is None)
-    disk += min(images * PUBLISHED_BYTES["train"], streamed_bytes)
+    disk += min(max(images, 0) * PUBLISHED_BYTES["train"], streamed_bytes)
     return FetchPlan(
         tasks=tuple(tasks),
         requests=requests,

@@ -64,10 +64,10 @@ class TarIndex:
         return [tar for tar in range(self.tar_count) if tar not in self.tars]
 
     def places(self, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> dict[int, Places]:
-        """Return the places of those `ids` that are indexed, by TAR; of an image that lies in several, the first."""
+        """Return the places of those `ids` that are indexed, by TAR; an image may lie in several, or twice in one."""
         wanted = pl.DataFrame({"image_id": ids}, {"image_id": pl.UInt64})
         rows = pl.scan_parquet(self.path, glob=False).join(wanted.lazy(), on="image_id", how="semi").collect()
-        rows = rows.sort("image_id", "tar", "offset").unique("image_id", keep="first").sort("tar", "offset")
+        rows = rows.sort("tar", "offset")
         places = {}
         for (tar,), group in rows.group_by("tar", maintain_order=True):
             columns = (group[name].to_numpy() for name in ("image_id", "offset", "length"))

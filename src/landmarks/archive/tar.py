@@ -29,6 +29,7 @@ _PLAIN_FILES = b"\0" + b"07"
 _KINDS_WITHOUT_DATA = b"123456"  # links, devices, folders, pipes
 _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL, _GNU_SPARSE = b"LKxgS"
 
+_OCTAL = re.compile(rb"[0-7]+")  # int() also takes signs and underscores, and of a negative size no walk would end
 _IMAGE = re.compile(r"(?:\./)*(?:(?!\.\./)[^/]+/)*([0-9a-f]{16})\.jpg")
 
 Read = Callable[[int, int], bytes]
@@ -70,8 +71,8 @@ class Member:
 def members(read: Read, *, start: int = 0, damaged: list[int] | None = None) -> Iterator[Member]:
     """Yield the members of a TAR, from the header at `start` to the end.
 
-    Without `damaged`, a damaged header raises an error. With it, the position of a damaged header is appended to it,
-    and blocks are skipped until the next valid header.
+    Without `damaged`, a header that cannot be read raises an error. With it, the position of such a header is appended
+    to it, and blocks are skipped until the next valid header.
 
     Raises:
         HeaderError: a header's checksum is wrong, or it uses a layout that is not supported.
@@ -81,6 +82,7 @@ def members(read: Read, *, start: int = 0, damaged: list[int] | None = None) -> 
     while (block := _read_exactly(read, position, BLOCK)) != _END_MARK:
         try:
             header = parse_header(block)
+            _require_supported(header, position)
         except HeaderError:
             if damaged is None:
                 raise
@@ -92,12 +94,6 @@ def members(read: Read, *, start: int = 0, damaged: list[int] | None = None) -> 
             continue
         data = position + BLOCK
         if header.kind in (_GNU_NAME, _PAX):
-            if header.size > _MAX_EXTRA_HEADER_BYTES:
-                raise HeaderError(
-                    f"an extra header at byte {position} is too large",
-                    received=header.size,
-                    expected=f"at most {_MAX_EXTRA_HEADER_BYTES}",
-                )
             text = _read_exactly(read, data, header.size)
             if header.kind == _GNU_NAME:
                 name = text.rstrip(b"\0").decode("utf-8", "replace")
@@ -105,14 +101,23 @@ def members(read: Read, *, start: int = 0, damaged: list[int] | None = None) -> 
                 records = parse_pax(text)
                 name, size = records.get("path", name), _parse_size(records.get("size", ""))
         elif header.kind not in (_GNU_LINK, _PAX_GLOBAL):
-            if header.kind == _GNU_SPARSE:
-                raise HeaderError(f"a sparse member at byte {position} cannot be read")
             length = 0 if header.kind in _KINDS_WITHOUT_DATA else header.size if size < 0 else size
             name = name or header.name
             yield Member(image_id(name) if header.kind in _PLAIN_FILES else None, name, data, length)
             position, name, size = data + _padded(length), "", -1
             continue
         position = data + _padded(header.size)
+
+
+def _require_supported(header: Header, position: int) -> None:
+    if header.kind in (_GNU_NAME, _PAX) and header.size > _MAX_EXTRA_HEADER_BYTES:
+        raise HeaderError(
+            f"an extra header at byte {position} is too large",
+            received=header.size,
+            expected=f"at most {_MAX_EXTRA_HEADER_BYTES}",
+        )
+    if header.kind == _GNU_SPARSE:
+        raise HeaderError(f"a sparse member at byte {position} cannot be read")
 
 
 def parse_header(block: bytes) -> Header:
@@ -163,7 +168,8 @@ def _padded(size: int) -> int:
 def _read_exactly(read: Read, position: int, length: int) -> bytes:
     data = read(position, length)
     if len(data) < length:
-        raise TruncatedError(f"the TAR ends at byte {position + len(data)}, in the middle")
+        where = "in the middle" if data else "without the mark of its end"
+        raise TruncatedError(f"the TAR ends at byte {position + len(data)}, {where}")
     return data
 
 
@@ -186,10 +192,9 @@ def _parse_number(field: bytes) -> int | None:
     if field[0] & 0x80:  # GNU: big-endian, for numbers with too many octal digits
         return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None
     digits = field.replace(b"\0", b" ").strip()
-    try:
-        return int(digits, 8) if digits else 0
-    except ValueError:
-        return None
+    if not digits:
+        return 0
+    return int(digits, 8) if _OCTAL.fullmatch(digits) else None
 
 
 def _parse_size(text: str) -> int:

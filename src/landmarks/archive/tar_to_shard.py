@@ -17,7 +17,7 @@ import polars as pl
 
 from landmarks.archive.index import MEMBERS, Places, Span
 from landmarks.archive.mirror import Mirror, tar_path
-from landmarks.archive.tar import HeaderError, TruncatedError
+from landmarks.archive.tar import MAX_IMAGE_BYTES, HeaderError, TruncatedError
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,
@@ -41,6 +41,9 @@ from landmarks.support.tables import read_metadata, read_table, write_table
 
 STREAMED_TRIES = 3
 """How often a TAR that arrives damaged is streamed."""
+
+MAX_ALIKE = 5
+"""The most remarks of one kind about a TAR; further ones are counted."""
 
 PART = {
     "image_id": pl.String,
@@ -203,20 +206,24 @@ def _write(
     """Write the images to the shard, and then the table that marks the TAR as done."""
     remove_file(task.part)
     rows: list[tuple[str, int | None, int | None, int | None, int | None, int | None, str | None]] = []
-    ids: set[str] = set()
+    kept: set[str] = set()
+    rejected: dict[str, str] = {}
+    twice: dict[str, str] = {}
     shard = task.out / "shards" / task.name
     with ExitStack() as stack:
         writer: ShardWriter | None = None
         for image in images:
-            if image.id in ids:
-                remarks.append(f"{task.name} holds {image.id} twice; the first is kept")
+            if image.id in kept:
+                twice[image.id] = f"{task.name} holds {image.id} twice; the first is kept"
                 continue
-            ids.add(image.id)
             try:
                 data, width, height, phash = _prepare(task, image)
             except ImageError as error:
-                rows.append((image.id, None, None, None, None, None, str(error)))
+                rejected.setdefault(image.id, str(error))
                 continue
+            kept.add(image.id)
+            if rejected.pop(image.id, None) is not None:
+                twice[image.id] = f"{task.name} holds {image.id} twice; the first, which is damaged, is not kept"
             if writer is None:
                 writer = stack.enter_context(ShardWriter(shard))
             offset, length = writer.add(image.id, data)
@@ -224,6 +231,8 @@ def _write(
             report(0, 1)
     if writer is None:
         remove_file(shard)
+    rows += [(id, None, None, None, None, None, why) for id, why in rejected.items()]
+    remarks += _first_few(list(twice.values()), f"{task.name} holds {{}} more images twice")
     if contents is not None:
         remarks += _remarks_on(task, contents)
         _write_members(task, contents)
@@ -268,14 +277,24 @@ def _read_again(task: TarTask, id: str) -> bytes:
 
 
 def _remarks_on(task: TarTask, contents: Contents) -> list[str]:
-    remarks = [f"{task.name} has a damaged header at byte {position}" for position in contents.damaged]
+    remarks = [f"{task.name} has a damaged header at byte {position}" for position in contents.damaged[: MAX_ALIKE + 1]]
+    remarks = _first_few(remarks, f"{task.name} has {{}} more damaged headers", len(contents.damaged))
+    if contents.truncated:
+        remarks.append(f"{task.name}: {contents.truncated}, as it was published")
     climbing = [name for name in contents.other_members if ".." in name or name.startswith("/")]
     if climbing:
         remarks.append(f"{task.name} holds members whose names climb out of it, such as {climbing[0]!r}; not kept")
     return remarks
 
 
+def _first_few(remarks: list[str], more: str, count: int | None = None) -> list[str]:
+    """Return the first of `count` remarks that are alike, and how many `more` there are."""
+    rest = (len(remarks) if count is None else count) - MAX_ALIKE
+    return remarks if rest <= 1 else [*remarks[:MAX_ALIKE], more.format(f"{rest:,}")]
+
+
 def _write_members(task: TarTask, contents: Contents) -> None:
-    numbers = [int(id, 16) for id in contents.ids]
-    table = pl.DataFrame({"image_id": numbers, "offset": contents.offsets, "length": contents.sizes}, MEMBERS)
-    write_table(members_file(task), table, damaged=len(contents.damaged))
+    rows = zip(contents.ids, contents.offsets, contents.sizes, strict=True)
+    sound = [(int(id, 16), offset, size) for id, offset, size in rows if size <= MAX_IMAGE_BYTES]
+    table = pl.DataFrame(sound, MEMBERS, orient="row")
+    write_table(members_file(task), table, damaged=len(contents.damaged) + bool(contents.truncated))

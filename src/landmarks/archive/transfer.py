@@ -13,12 +13,16 @@ import numpy as np
 
 from landmarks.archive.index import Places, Span
 from landmarks.archive.mirror import Mirror
-from landmarks.archive.tar import BLOCK, MAX_IMAGE_BYTES, HeaderError, image_id, members, parse_header
+from landmarks.archive.tar import BLOCK, MAX_IMAGE_BYTES, HeaderError, TruncatedError, image_id, members, parse_header
 from landmarks.support.remote_files import RangeResponse
 from landmarks.support.requests import MirrorError
 
 Report = Callable[[int, int], None]
 """`report(bytes, images)` is called with what has just been done; it may raise to end the work."""
+
+
+MAX_OTHER_MEMBERS = 100_000
+"""The most names of other members that are remembered; the archive's TARs have none but their folders."""
 
 
 class WrongMd5Error(MirrorError):
@@ -42,7 +46,8 @@ class FetchedImage:
 class Contents:
     """What one pass over a TAR has found.
 
-    That is its images' ids, offsets and sizes, the positions of damaged headers, and the names of `other_members`.
+    That is its images' ids, offsets and sizes, the positions of damaged headers, the names of `other_members`, and
+    where it ends if that is too early.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -50,6 +55,7 @@ class Contents:
     sizes: list[int] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
     other_members: list[str] = field(default_factory=list)
+    truncated: str = ""
 
 
 class ForwardReader:
@@ -96,28 +102,35 @@ def stream_images(
 ) -> Iterator[FetchedImage]:
     """Yield the wanted images of a TAR in one pass, and check the TAR's MD5 at the end.
 
-    The caller must discard all images when this raises. `contents` is filled on the way.
+    With the right MD5, a TAR that is truncated was published so: what it holds is all there is. The caller must discard
+    all images when this raises. `contents` is filled on the way.
 
     Raises:
         WrongMd5Error: the TAR is not the published one; known only at the end.
-        TruncatedError: the TAR ends in the middle.
+        TruncatedError: the TAR ends in the middle, and is not the published one.
         MirrorError: the mirror failed too often.
     """
-    reader = ForwardReader(mirror.stream(path), report)
-    for member in members(reader, damaged=contents.damaged):
-        if member.id is None:
-            contents.other_members.append(member.name[:100])
-            continue
-        contents.ids.append(member.id)
-        contents.offsets.append(member.offset)
-        contents.sizes.append(member.size)
-        if wanted(member.id):
-            if member.size > MAX_IMAGE_BYTES:
-                yield FetchedImage(member.id, None, f"claims {member.size} bytes")
-            else:
-                yield FetchedImage(member.id, reader(member.offset, member.size))
+    reader, too_short = ForwardReader(mirror.stream(path), report), None
+    try:
+        for member in members(reader, damaged=contents.damaged):
+            if member.id is None:
+                if len(contents.other_members) < MAX_OTHER_MEMBERS:
+                    contents.other_members.append(member.name[:100])
+                continue
+            contents.ids.append(member.id)
+            contents.offsets.append(member.offset)
+            contents.sizes.append(member.size)
+            if wanted(member.id):
+                if member.size > MAX_IMAGE_BYTES:
+                    yield FetchedImage(member.id, None, f"claims {member.size} bytes")
+                else:
+                    yield FetchedImage(member.id, reader(member.offset, member.size))
+    except TruncatedError as error:
+        too_short, contents.truncated = error, str(error)
     received = reader.finish()
     if received != md5:
+        if too_short is not None:
+            raise too_short
         raise WrongMd5Error(f"{mirror.place}/{path} has a wrong MD5", received=received, expected=md5)
 
 
