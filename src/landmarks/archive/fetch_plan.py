@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -166,11 +167,15 @@ def _plan_of(tasks: Sequence[TarTask], images: int, throughput: Throughput, why:
 
 
 def _estimate_throughput(mirror: Mirror, set: str) -> Throughput:
-    """Measure the time of a small request (the quicker of two, as the first connects); assume the bytes per second."""
+    """Measure the time of a small request (the quicker of two, as the first connects); assume the bytes per second.
+
+    Where that request fails, which the work on this TAR will report, it is the time that the failure took.
+    """
     seconds = []
     for _ in range(2):
         started = time.monotonic()
-        mirror.exists(tar_path(set, 0))
+        with contextlib.suppress(MirrorError):
+            mirror.exists(tar_path(set, 0))
         seconds.append(time.monotonic() - started)
     bytes_per_second = BYTES_PER_SECOND * (10 if mirror.root else 1)
     return Throughput(min(seconds) / mirror.host.patience.connections, bytes_per_second)

@@ -7,6 +7,7 @@ inside `RemoteFiles`: `RemoteFiles.place` never holds any.
 from __future__ import annotations
 
 import functools
+import stat
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,7 @@ class RemoteFiles:
 
     def head(self, path: str) -> tuple[int, str | None]:
         """Return a file's size in bytes and its ETag, if it has one."""
+        self._require_plain(path)
         try:
             meta = self.host.send(path, lambda: obstore.head(self._store, path))
         except (AbsentError, RefusedError):
@@ -95,6 +97,7 @@ class RemoteFiles:
                 )
             return bytes(result.bytes())
 
+        self._require_plain(path)
         data = self.host.send(path, request)
         self._refuse_web_page(path, data)
         return data
@@ -117,6 +120,7 @@ class RemoteFiles:
                 raise BrokenAnswerError(f"{len(data)} bytes were sent for {(start, end)}")
             return RangeResponse(data, result.meta["size"], result.meta["e_tag"])
 
+        self._require_plain(path)
         return self.host.send(path, request)
 
     def ask(self, path: str, start: int, end: int) -> Future[RangeResponse]:
@@ -134,6 +138,7 @@ class RemoteFiles:
         Raises:
             MirrorError: it is a web page, the file changed meanwhile, or all tries are spent.
         """
+        self._require_plain(path)
         chunks = self._read_in_chunks(self.root / path) if self.root is not None else self._request_in_chunks(path)
         first = next(chunks, b"")
         self._refuse_web_page(path, first)
@@ -173,6 +178,19 @@ class RemoteFiles:
 
     def _name(self, path: str) -> str:
         return f"{self.place}/{path}"
+
+    def _require_plain(self, path: str) -> None:
+        """Raise `MirrorError` for a pipe or a device in a local folder, as opening it or reading it need never end."""
+        if self.root is None:
+            return
+        try:
+            mode = (self.root / path).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return  # whoever opens it says so
+        except OSError as error:
+            raise MirrorError(f"{self.root / path}: {error.strerror}") from error
+        if not stat.S_ISREG(mode):
+            raise MirrorError(f"{self.root / path} is no plain file")
 
     def _read_in_chunks(self, file: Path) -> Iterator[bytes]:
         """Yield a local file's bytes; obstore, which passes each chunk between threads, takes twice the time."""
