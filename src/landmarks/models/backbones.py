@@ -11,6 +11,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from landmarks.models.joined import SEPARATOR, JoinedBackbone, names_of_parts
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 BASELINE = "baseline"
@@ -89,6 +90,8 @@ STUDY = (BASELINE, "resnet18", "resnet50", "xception", "inception_v3", "inceptio
 
 def timm_name(backbone_name: str) -> str:
     """Return timm's name of a backbone, with its tag if there is one; raise `UsageError` for unknown names."""
+    if SEPARATOR in backbone_name:
+        return SEPARATOR.join(map(timm_name, names_of_parts(backbone_name)))
     name = FRIENDLY.get(backbone_name, backbone_name)
     if not timm.is_model(name):
         raise UsageError(f'no network "{backbone_name}"', way_out=_name_hint(backbone_name))
@@ -130,7 +133,14 @@ def networks_like(pattern: str) -> list[str]:
 
 
 def pretrained_record(backbone_name: str) -> Mapping[str, Any]:
-    """Return timm's record of the pretrained weights: `input_size`, `mean`, `std`, `license` and so on."""
+    """Return timm's record of the pretrained weights: `input_size`, `mean`, `std`, `license` and so on.
+
+    For joined networks it is that of the first, with the licences of all.
+    """
+    if SEPARATOR in backbone_name:
+        records = [pretrained_record(name) for name in names_of_parts(backbone_name)]
+        licences = dict.fromkeys(record["license"] or "unknown" for record in records)
+        return {**records[0], "license": " and ".join(licences)}
     if backbone_name == BASELINE:
         return PRETRAINED
     record = timm.get_pretrained_cfg(timm_name(backbone_name))
@@ -141,6 +151,10 @@ def pretrained_record(backbone_name: str) -> Mapping[str, Any]:
 
 def build_backbone(backbone_name: str, image_size: int) -> nn.Module:
     """Return the network without its classifier, randomly initialised, for squares of `image_size` pixels."""
+    if SEPARATOR in backbone_name:
+        names = names_of_parts(backbone_name)
+        parts = [build_backbone(name, image_size) for name in names]
+        return JoinedBackbone(names, parts, [pretrained_record(name) for name in names])
     if backbone_name == BASELINE:
         return BaselineBackbone()
     record = pretrained_record(backbone_name)

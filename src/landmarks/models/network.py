@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from landmarks.models.backbones import BASELINE, build_backbone, pretrained_record, unusable_network
 from landmarks.models.heads import Head, build_head
+from landmarks.models.joined import JoinedBackbone, names_of_parts
 from landmarks.models.preprocessing import Preprocessing, from_pretrained, from_record
-from landmarks.models.weights import epsilon_of, for_storage, load_weights, set_epsilon
+from landmarks.models.weights import epsilon_of, for_storage, is_epsilon, load_weights, set_epsilon
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record, written_whole
 
@@ -41,7 +42,8 @@ def build_network(
 ) -> Network:
     """Return a network for `classes` landmarks with a backbone from `weights` and a random head from `seed`.
 
-    `weights` is `imagenet` (timm's, from the Hub), `none`, a .safetensors or .pth file, or the folder of another run.
+    `backbone_name` may join networks (`resnet50+xception`). `weights` is `imagenet` (timm's, from the Hub), `none`, a
+    .safetensors or .pth file, the folder of another run, or a folder of files that are called like networks.
     `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for unknown
     names and unsuitable sizes, and `LandmarksError` for networks without features to train a head on, and for weights
     that are unavailable or do not fit.
@@ -53,6 +55,8 @@ def build_network(
         )
     require_features(network)
     load_weights(network.backbone, backbone_name, weights)
+    if isinstance(network.backbone, JoinedBackbone):
+        network.backbone.balance(network.preprocessing.image_size)
     return network
 
 
@@ -75,7 +79,7 @@ def empty_network(
 
 
 class Network(nn.Module):
-    """A backbone, timm's or the baseline's, and a head."""
+    """A backbone (timm's, the baseline's or several joined) and a head."""
 
     def __init__(
         self, backbone_name: str, backbone: nn.Module, head_name: str, head: Head, preprocessing: Preprocessing
@@ -206,14 +210,13 @@ def _network_from_record(path: Path) -> Network:
         "mean": all(map(math.isfinite, preprocessing.mean)),
         "std": all(math.isfinite(value) and value > 0 for value in preprocessing.std),
         "crop": 0 < preprocessing.crop <= 1,
-        "epsilon": epsilon is None or (isinstance(epsilon, float) and 0 < epsilon < 1),
+        "epsilon": is_epsilon(epsilon, len(names_of_parts(name))),
     }
     if wrong := [what for what, is_possible in checks.items() if not is_possible]:
         raise LandmarksError(f"{path} tells of an impossible network", received=f"its {' and '.join(wrong)}")
     backbone = build_backbone(name, preprocessing.image_size)
     head = build_head(head_name, _width(backbone), classes, head_settings)
-    if epsilon is not None:
-        set_epsilon(backbone, epsilon)
+    set_epsilon(backbone, epsilon)
     return Network(name, backbone, head_name, head, preprocessing)
 
 
@@ -228,7 +231,7 @@ def require_features(network: Network) -> None:
     try:
         features = network.eval().features(_random_image(network))
         reason = _wrong_features(features, (1, network.width))
-    except MemoryError:
+    except (MemoryError, LandmarksError):
         raise
     except Exception as error:  # a thousand networks raise a dozen kinds of error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint
 
+from landmarks.models.joined import parts_of
 from landmarks.models.network import Network
 
 TOLERANCE = 1e-3
@@ -91,8 +92,8 @@ def enable_gradient_checkpointing(backbone: nn.Module) -> int:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the composite children with weights of `module`, descending into sequences of them (stages)."""
-    for child in module.children():
+    """Yield the composite children with weights of `module`, descending into sequences (stages) and joined networks."""
+    for child in (child for part in parts_of(module) for child in part.children()):
         if isinstance(child, nn.Sequential | nn.ModuleList):
             yield from blocks(child)
         elif any(True for _ in child.children()) and any(True for _ in child.parameters()):

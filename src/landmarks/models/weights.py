@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landmarks.models.backbones import BASELINE, pretrained_record, timm_name
+from landmarks.models.backbones import BASELINE, FRIENDLY, pretrained_record, timm_name
+from landmarks.models.joined import JoinedBackbone, names_of_parts
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record
@@ -28,12 +29,23 @@ WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")
 
 
 def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -> None:
-    """Fill `backbone` in place from `weights`: `imagenet`, `none`, a .safetensors or .pth file, or a run's folder.
+    """Fill `backbone` in place from `weights`.
 
-    Half precision becomes float32, and a classifier in the file is ignored. Raises `LandmarksError` when the weights
-    are unavailable or lack a parameter of the backbone, which is then left untouched.
+    They are `imagenet`, `none`, a .safetensors or .pth file, a run's folder, or a folder of files that are called like
+    networks. Half precision becomes float32, and a classifier in the file is ignored. Raises `LandmarksError` when the
+    weights are unavailable or lack a parameter of the backbone, which is then left untouched.
     """
     if str(weights) == "none":
+        return
+    is_run = (Path(weights) / "model.json").is_file()
+    if isinstance(backbone, JoinedBackbone) and not is_run:
+        if Path(weights).is_file():
+            raise UsageError(
+                "a file holds the weights of one network", received=f"{weights} for {backbone_name}",
+                expected='"imagenet", "none", a run\'s folder, or a folder with a file for each, NAME.safetensors',
+            )  # fmt: skip
+        for part, name in zip(backbone.parts, backbone.names, strict=True):
+            load_weights(part, name, weights)
         return
     if str(weights) == "imagenet":
         if backbone_name == BASELINE:
@@ -41,15 +53,31 @@ def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -
         path = imagenet_file(backbone_name)
     else:
         path = Path(weights)
+        if path.is_dir() and not is_run:
+            path = _file_in(path, backbone_name)
     if not path.exists():
         raise UsageError(f'no weights "{weights}"', way_out=f'name "imagenet", or {OTHER_CHOICES}')
     _fill(backbone, read_weights(path), backbone_name, str(path))
     if path.is_dir():
         epsilon = read_record(path / "model.json").get("batch_norm_epsilon")
-        if epsilon is not None:
-            set_epsilon(backbone, float(epsilon))
+        if is_epsilon(epsilon, len(names_of_parts(backbone_name))):
+            set_epsilon(backbone, epsilon)
     elif backbone_name != BASELINE:
         _restore_epsilon(backbone, backbone_name, path)
+
+
+def _file_in(folder: Path, backbone_name: str) -> Path:
+    """Return the file in a folder of weights that is called like the network, in our words or in timm's."""
+    names = dict.fromkeys((backbone_name, FRIENDLY.get(backbone_name, backbone_name)))
+    paths = [folder / f"{name}{suffix}" for name in names for suffix in (".safetensors", ".pth")]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UsageError(
+        f"{folder} is no run, and holds no weights of {backbone_name}",
+        expected=" or ".join(path.name for path in paths),
+        way_out=f'name "imagenet", or {OTHER_CHOICES}',
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -232,17 +260,35 @@ TRAINED_EPSILON = {"legacy_xception": 1e-3}
 """timm's name → the epsilon that its ImageNet weights were trained with, if timm builds the network with another."""
 
 
-def epsilon_of(backbone: nn.Module) -> float | None:
-    """Return the epsilon of all batch normalisations of `backbone`, or None if they differ or there are none."""
+Epsilon: TypeAlias = "float | list[Epsilon] | None"
+"""The epsilon of all batch normalisations; None if they differ or there are none; of joined networks a list."""
+
+
+def epsilon_of(backbone: nn.Module) -> Epsilon:
+    """Return the epsilon of `backbone`."""
+    if isinstance(backbone, JoinedBackbone):
+        return [epsilon_of(part) for part in backbone.parts]
     values = {layer.eps for layer in backbone.modules() if isinstance(layer, _BatchNorm)}
     return values.pop() if len(values) == 1 else None
 
 
-def set_epsilon(backbone: nn.Module, epsilon: float) -> None:
-    """Set the epsilon of every batch normalisation in `backbone`, in place."""
-    for layer in backbone.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.eps = epsilon
+def set_epsilon(backbone: nn.Module, epsilon: Epsilon) -> None:
+    """Set what `epsilon_of` returned, in place; None changes nothing."""
+    if isinstance(epsilon, list):
+        assert isinstance(backbone, JoinedBackbone)
+        for part, own in zip(backbone.parts, epsilon, strict=True):
+            set_epsilon(part, own)
+    elif epsilon is not None:
+        for layer in backbone.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eps = epsilon
+
+
+def is_epsilon(value: object, parts: int) -> bool:
+    """Return whether a record's value can be the epsilon of a backbone that joins so many `parts` (1: joins none)."""
+    if parts > 1:
+        return isinstance(value, list) and len(value) == parts and all(is_epsilon(each, 1) for each in value)
+    return value is None or (isinstance(value, float) and 0 < value < 1)
 
 
 def is_folded(backbone: nn.Module, epsilon: float) -> bool:

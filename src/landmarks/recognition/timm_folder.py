@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from landmarks.models.backbones import BASELINE, pretrained_record, timm_name
 from landmarks.models.heads import LinearHead
+from landmarks.models.joined import names_of_parts
 from landmarks.models.network import Network
 from landmarks.models.weights import for_storage
 from landmarks.support.errors import LandmarksError
@@ -68,8 +69,9 @@ def write_timm_folder(run: Run, record: dict[str, Any], folder: Path) -> float:
 def timm_model(network: Network) -> nn.Module:
     """Return timm's own network with the weights of `network` and its head as the classifier."""
     name = network.backbone_name
-    if name == BASELINE or not isinstance(network.head, LinearHead):
-        what = "the baseline is no network of timm's" if name == BASELINE else f"the head is {network.head_name}"
+    is_timms = name != BASELINE and len(names_of_parts(name)) == 1
+    if not is_timms or not isinstance(network.head, LinearHead):
+        what = f"the head is {network.head_name}" if is_timms else f"{name} is no network of timm's"
         raise LandmarksError(
             f"timm has no place for this network: {what}",
             expected="a run of a timm network with --set head=linear",

@@ -19,6 +19,7 @@ from landmarks.dataset.manifest import REJECTED, SPLITS, Dataset, open_dataset, 
 from landmarks.dataset.split import split
 from landmarks.dataset.trust import AT_AN_ADDRESS, IMAGES_IN
 from landmarks.models.backbones import BASELINE, pretrained_record
+from landmarks.models.joined import names_of_parts
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.weights import imagenet_file
 from landmarks.support.console import command_options, note_after_gap, run_step
@@ -247,7 +248,8 @@ def weights_problem(network: str, start: str) -> str:
     """Return why the weights that `network` starts from are not available, or an empty string when they are."""
     try:
         if start == "imagenet":
-            imagenet_file(network)
+            for name in names_of_parts(network):
+                imagenet_file(name)
         elif start != "none" and not Path(start).exists():
             raise LandmarksError(f"there are no weights {start}")
     except LandmarksError as error:

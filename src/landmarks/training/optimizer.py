@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
+from landmarks.models.joined import parts_of
 from landmarks.models.network import Network
 from landmarks.training.recipe import Recipe
 
@@ -32,15 +33,16 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     from scratch it is the same for all layers. Vectors and scalars (biases, normalisation scales) do not decay, nor do
     the parameters that timm exempts in a network (class tokens, position embeddings, relative position tables).
     """
-    backbone = network.backbone
-    exempt: Iterable[str] = getattr(backbone, "no_weight_decay", tuple)()
-    layered = not recipe.from_scratch and hasattr(backbone, "group_matcher")
-    if layered:
-        groups = param_groups_layer_decay(
-            backbone, recipe.weight_decay, no_weight_decay_list=exempt, layer_decay=recipe.layer_decay
-        )
-    else:
-        groups = param_groups_weight_decay(backbone, recipe.weight_decay, no_weight_decay_list=exempt)
+    groups: list[dict[str, Any]] = []
+    for part in parts_of(network.backbone):
+        exempt: Iterable[str] = getattr(part, "no_weight_decay", tuple)()
+        layered = not recipe.from_scratch and hasattr(part, "group_matcher")
+        if layered:
+            groups += param_groups_layer_decay(
+                part, recipe.weight_decay, no_weight_decay_list=exempt, layer_decay=recipe.layer_decay
+            )
+        else:
+            groups += param_groups_weight_decay(part, recipe.weight_decay, no_weight_decay_list=exempt)
     highest = recipe.learning_rate if recipe.from_scratch else recipe.backbone_learning_rate
     peaks = [highest * group.get("lr_scale", 1.0) for group in groups]
     head_groups = param_groups_weight_decay(network.head, recipe.weight_decay)

@@ -113,9 +113,10 @@ class Recipe:
     """
 
     name: Annotated[str, "name of the recipe"]
-    backbone: Annotated[str, "the network; `landmarks networks` lists them"] = "resnet50"
+    backbone: Annotated[str, "the network; `landmarks networks` lists them, and A+B joins two"] = "resnet50"
     weights: Annotated[
-        str, "where it starts from: imagenet (the Hub), a file, another run's folder, or none: from scratch"
+        str,
+        "where it starts from: imagenet (the Hub), a file, a folder of files, another run, or none: from scratch",
     ] = "imagenet"
     head: Annotated[str, "the classifier on the backbone: mlp, linear or arcface"] = "mlp"
     head_settings: Annotated[dict[str, Any], "settings of the head, as --set head.margin=0.3"] = field(

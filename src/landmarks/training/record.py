@@ -157,7 +157,7 @@ def recipe_choices(recipe: Recipe) -> list[Choice]:
         return [size, Choice("phases", "one", "without pretrained weights there is nothing to warm up")]
     head = "head in closed form" if recipe.head_solver == "discriminant" else "head training"
     start = f"the backbone starts from {recipe.weights}"
-    if Path(recipe.weights).is_dir():
+    if (Path(recipe.weights) / RECORD).is_file():
         start += ", whose head stays behind: a new one is trained for these landmarks"
     if not recipe.epochs:
         return [size, Choice("phases", f"{head} alone", f"the recipe has no epochs of fine-tuning; {start}")]
