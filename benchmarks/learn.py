@@ -149,7 +149,7 @@ def mirror(  # noqa: PLR0915  the protocol from top to bottom
             started, learned = time.perf_counter(), Learned()
             for number, pick in enumerate(picks):
                 learned = learned.plus(x[pick], f"new {number}")
-            made = learned_head(head, x.shape[1], memory, learned, temperature)
+            made = learned_head(head, features.shape[1], memory, learned, temperature)
             seconds = time.perf_counter() - started
             with torch.no_grad():
                 logits = made(torch.from_numpy(test_features)).numpy() / temperature
@@ -170,7 +170,7 @@ def mirror(  # noqa: PLR0915  the protocol from top to bottom
                     ((n, image) for n, own in enumerate(picks) for image in own), key=lambda p: p[1]
                 ):
                     one_by_one = one_by_one.plus(x[pick][None], f"new {number}")
-                other_order = learned_head(head, x.shape[1], memory, one_by_one, temperature)
+                other_order = learned_head(head, features.shape[1], memory, one_by_one, temperature)
                 places = [*range(old), *(old + one_by_one.names.index(name) for name in learned.names)]
                 row["weights_differ_by"] = float((other_order.weights[:, places] - made.weights).abs().max())
         print(f"draw {draw}", flush=True)

@@ -39,7 +39,13 @@ from landmarks.recognition.learned_images import Learned
 from landmarks.recognition.unknown_images import UnknownImages
 from landmarks.training.discriminant import Validation, class_moments, discriminant_of, fitted_scale
 
-NETWORKS = {"tf_efficientnet_lite0": 192, "tf_efficientnet_lite2": 224, "mobilenetv2_100": 160}
+NETWORKS = {
+    "tf_efficientnet_lite0": 192,
+    "tf_efficientnet_lite2": 224,
+    "mobilenetv2_100": 160,
+    "tf_efficientnet_lite2+tf_efficientnet_lite0": 224,
+    "tf_efficientnet_lite2+tf_efficientnet_lite0+mobilenetv2_100": 224,
+}
 
 
 def main() -> None:
@@ -54,8 +60,7 @@ def main() -> None:
     for name, size in NETWORKS.items():
         path = chosen.cache / f"{name}-{size}.npz"
         if not path.exists():
-            weights = chosen.weights / f"{name}.safetensors"
-            network = fold_batch_norm(build_network(name, classes=25, weights=weights, image_size=size))
+            network = fold_batch_norm(build_network(name, classes=25, weights=chosen.weights, image_size=size))
             np.savez(path, gap=np.concatenate([features_of(network, dataset) for dataset in (data, test)]))
         features = np.load(path)["gap"].astype(np.float32)
         rows += measured(name, data, test, features[: len(data.images)], features[len(data.images) :])
