@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from colour_runs import colour_run, striped
 from made_up_runs import image, make_dataset
 from onnx import numpy_helper
@@ -24,10 +26,13 @@ from landmarks.evaluation.compare import compare
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.models.network import build_network, save_network
+from landmarks.models.preprocessing import centre_crop
 from landmarks.recognition import export as room
 from landmarks.recognition.export import export
 from landmarks.recognition.export_graph import joined
+from landmarks.recognition.export_verification import EXACT, VerificationImages, require_within, verify
 from landmarks.recognition.known_scores import CONTRAST, KNN, KNN_UNKNOWN
+from landmarks.recognition.portable import Outputs
 from landmarks.recognition.predict import predict
 from landmarks.recognition.quantise import ALL, WEIGHTS
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
@@ -61,6 +66,35 @@ def test_an_export_answers_like_its_run(run: Run, exported: Path) -> None:
     np.testing.assert_array_equal(first.transform(images[:4]), second.transform(images[:4]))
     assert (second.names, second.landmark_ids) == (first.names, first.landmark_ids)
     assert repr(second) == "Recogniser(baseline, 3 landmarks, export float32)"
+
+
+def test_answers_that_the_run_hardly_tells_apart_may_be_exchanged_but_no_others(run: Run) -> None:
+    recogniser, images = landmarks.load(run, by="classifier"), room._images_to_verify(run, None, 6)
+    far = max(
+        float(np.diff(np.sort(recogniser.answer([one]).scores[0])[-2:])[0]) for one in squares(recogniser, images)
+    )
+    recogniser = replace(recogniser, temperature=recogniser.temperature * far / 0.01)  # now about 0.01 apart
+
+    class Exchanging:
+        has_maps = False
+
+        def outputs(self, pixels: list[np.ndarray], maps: bool = False) -> Outputs:
+            cropped = [centre_crop(one, recogniser.network.preprocessing) for one in pixels]
+            features = recogniser.embed(cropped)
+            logits = recogniser.trained.classify(torch.from_numpy(features)) / recogniser.temperature
+            probabilities = logits.softmax(1).detach().numpy()
+            best = np.argsort(-probabilities, axis=1)[:, [1, 0, 2]]
+            return Outputs(probabilities, features, probabilities[:, 0], best, None)
+
+    for tie, agreement in ((1e-6, 0), (EXACT.tie, 1)):
+        found = verify(Exchanging(), recogniser, images, tie=tie)  # type: ignore[arg-type]
+        assert found.agreement == agreement
+    require_within(EXACT, found)
+
+
+def squares(recogniser: landmarks.Recogniser, images: VerificationImages) -> list[np.ndarray]:
+    preprocessing = recogniser.network.preprocessing
+    return [centre_crop(pixels, preprocessing) for pixels in images.decoded(preprocessing.shorter)]
 
 
 def test_the_graph_takes_any_number_of_images_of_any_size_and_gives_what_is_promised(exported: Path) -> None:

@@ -223,7 +223,7 @@ def write_verified(
 ) -> Verification:
     """Write `model` and `record` to `path`; raise `DifferentAnswersError` if it does not answer like `recogniser`."""
     _write(model, record, path)
-    verification = verify(open_export(path), recogniser, images, learning)
+    verification = verify(open_export(path), recogniser, images, learning, tie=tolerance.tie)
     require_within(tolerance, verification)
     _write(model, {**record, "verification": asdict(verification)}, path)
     open_export(path)

@@ -23,29 +23,34 @@ from landmarks.support.console import progress
 from landmarks.support.errors import DifferentAnswersError
 from landmarks.training.loader import normalised
 
+TIE = 0.005
+"""Best answers count as the same if the run's probabilities of them differ by no more than this."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
     """How much an export may differ from its run and still be written."""
 
     agreement: float
-    """Smallest share of images with the same best answer."""
+    """Smallest share of images with the same best answer, but for ties."""
     probability: float
     """Largest difference of any probability."""
     features: float
     """Largest relative distance of an image's features."""
     whitened: float
     """Largest relative distance of its whitened features; whitening amplifies errors of the features."""
+    tie: float = TIE
+    """Two answers to an image are a tie if the run's probabilities of them differ by no more than this."""
 
 
-EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02, whitened=0.05)
-"""For single precision: the remaining difference is the rounding of grey levels in the resize."""
+EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02, whitened=0.05, tie=0.02)
+"""For single precision: the remaining difference is the rounding of grey levels in the resize.
+
+No answer may differ that the run's probabilities set further apart than any of them may be off.
+"""
 
 SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1, whitened=0.2)
 """For 8-bit integers: at most one in a hundred images may be answered differently."""
-
-TIE = 0.005
-"""Best answers count as the same if the run's probabilities of them differ by no more than this."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Verification:
 
     images: int
     agreement: float
-    """Share of images with the same best answer."""
+    """Share of images with the same best answer, but for ties."""
     largest_difference: float
     """Of any probability of any image."""
     mean_difference: float
@@ -98,12 +103,18 @@ class VerificationImages:
 
 @torch.no_grad()
 def verify(
-    export: ExportedNetwork, recogniser: Recogniser, images: VerificationImages, learning: Learning | None = None
+    export: ExportedNetwork,
+    recogniser: Recogniser,
+    images: VerificationImages,
+    learning: Learning | None = None,
+    *,
+    tie: float = TIE,
 ) -> Verification:
     """Return how the answers of `export` to `images` compare with those of `recogniser`, the run it was made from.
 
-    With `learning`, its outputs for learning are compared with those computed from the run's features. Images are
-    answered one by one, then several of one size in a batch, which must not change the answers.
+    Answers whose probabilities differ by at most `tie` in the run count as the same. With `learning`, its outputs for
+    learning are compared with those computed from the run's features. Images are answered one by one, then several of
+    one size in a batch, which must not change the answers.
     """
     network, agreed, known, maps, learned = recogniser.trained, [], [], [], []
     largest = total = largest_of_features = 0.0
@@ -119,12 +130,12 @@ def verify(
             largest, total = max(largest, float(differences.max())), total + float(differences.mean())
             distance = float(np.linalg.norm(features.numpy() - outputs.features)) / max(float(features.norm()), 1e-12)
             largest_of_features = max(largest_of_features, distance)
-            agreed.append(bool(expected.max() - expected[outputs.best[0, 0]] <= TIE))
+            agreed.append(bool(expected.max() - expected[outputs.best[0, 0]] <= tie))
             if recogniser.rule is not None:
                 score = recogniser.known_scores(recogniser.answer([square]))
                 known.append(bool((score >= recogniser.threshold) == (outputs.known_score >= recogniser.threshold)))
             if learning is not None:
-                learned.append(_learning_difference(learning, features.numpy(), outputs))
+                learned.append(_learning_difference(learning, features.numpy(), outputs, tie))
             if outputs.maps is not None:
                 maps.append(_maps_difference(recogniser, pixels, outputs.best[0], outputs.maps[0]))
             advance(1)
@@ -159,7 +170,9 @@ def _require_one_answer(outputs: Outputs) -> None:
         )
 
 
-def _learning_difference(learning: Learning, features: NDArray[np.float32], outputs: Outputs) -> LearningVerification:
+def _learning_difference(
+    learning: Learning, features: NDArray[np.float32], outputs: Outputs, tie: float
+) -> LearningVerification:
     """Return the comparison for one image, whose features (1, C) in the run are given."""
     assert outputs.whitened is not None and outputs.trained_scores is not None
     whitened, scores = learning.scores(directions(features))
@@ -167,7 +180,7 @@ def _learning_difference(learning: Learning, features: NDArray[np.float32], outp
     length = max(float(np.linalg.norm(whitened)), 1e-12)
     return LearningVerification(
         whitened_difference=float(np.linalg.norm(whitened - outputs.whitened)) / length,
-        agreement=float(expected.max() - expected[found.argmax()] <= TIE),
+        agreement=float(expected.max() - expected[found.argmax()] <= tie),
         largest_difference=float(np.abs(expected - found).max()),
     )
 
