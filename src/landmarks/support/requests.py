@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import email.utils
+import http.client
 import importlib
 import netrc
 import os
@@ -140,13 +141,12 @@ class Host:
 
 def retry_after_seconds(retry_after: str | None) -> float:
     """Return the seconds of a `Retry-After` header (a number or a date; RFC 9110 section 10.2.3); 0 if it has none."""
-    if not retry_after:
-        return 0.0
-    if retry_after.strip().isdigit():
-        return float(retry_after)
+    text = (retry_after or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # no date, or one beyond all years
         return 0.0
 
 
@@ -164,6 +164,11 @@ def reason_of(error: Exception) -> str:
         "IncompleteMessage": "the connection was dropped",
         "kind: Body": "the connection was dropped",
         "UnexpectedRange": "a wrong range was sent",
+        "Wanted range": "a wrong range was sent",
+        "TooLarge": "the answer's headers are too large",
+        "Parse(": "the answer is no valid HTTP",
+        "TooManyRedirects": "it redirects in a circle",
+        "BareRedirect": "it redirects to nowhere",
         "Content-Length Header missing": "the mirror does not say how long the file is (is there a proxy on the way?)",
         "builder error": "it leads to an address that is not http(s)",
         "Connect": "no connection could be made",
@@ -171,7 +176,9 @@ def reason_of(error: Exception) -> str:
     for sign, reason in reasons.items():
         if sign in text:
             return reason
-    return without_query(without_secrets(text.splitlines()[0]) if text else type(error).__name__)
+    # What obstore puts in front repeats the address, and says how long it took, which would be another text each time.
+    line = re.sub(r"^Generic \w+ error: (Error performing \w+ \S+ in \S+ - )?", "", text.partition("\n")[0])
+    return without_query(without_secrets(line)) or type(error).__name__
 
 
 def _status(error: Exception) -> str:
@@ -264,7 +271,7 @@ def requested_pause(address: str, patience: Patience, path: str) -> float:
             return retry_after_seconds(answer.headers.get("Retry-After"))
     except urllib.error.HTTPError as error:
         return retry_after_seconds(error.headers.get("Retry-After"))
-    except OSError:
+    except (OSError, http.client.HTTPException):  # the latter where the answer is no HTTP
         return 0.0
 
 
