@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.csv_tables import SOLUTION, TRAIN, CsvTable
-from landmarks.support.disk import remove_file
+from landmarks.support.disk import remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, file_digest, read_record, write_record, written_whole
 from landmarks.support.places import Place, parse_address
@@ -99,6 +99,7 @@ class Mirror(RemoteFiles):
             record = read_record(record_file)
             if copy.is_file() and (record.get("size"), record.get("etag")) == (size, etag) and etag:
                 return copy
+        require_free_disk(copy.parent, size)
         remove_file(record_file)
         with written_whole(copy, tidy=True) as temporary, open(temporary, "wb") as file:
             file.writelines(self.stream(path))

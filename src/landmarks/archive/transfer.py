@@ -89,12 +89,12 @@ class ForwardReader:
         return self._md5.hexdigest()
 
     def _advance(self) -> bool:
-        chunk = next(self._chunks, b"")
+        chunk = next(self._chunks, None)  # an empty one is not the end: what was packed is unpacked piece by piece
         self._start += len(self._chunk)
-        self._chunk = chunk
-        self._md5.update(chunk)
-        self._report(len(chunk), 0)
-        return bool(chunk)
+        self._chunk = chunk or b""
+        self._md5.update(self._chunk)
+        self._report(len(self._chunk), 0)
+        return chunk is not None
 
 
 def stream_images(

@@ -35,6 +35,9 @@ from landmarks.support.requests import (
 _CHUNK_BYTES = 1 << 20
 _REMOTE_CHUNK_BYTES = 1 << 16  # a broken connection loses the chunk that was arriving
 _MOST_SMALL_FILE = 1 << 20
+MAX_FILE_BYTES = 1 << 40
+"""A file of more bytes is not read; the whole archive has half as many."""
+
 _WEB_PAGES = (b"<!doctype html", b"<html")
 
 
@@ -73,8 +76,11 @@ class RemoteFiles:
             raise
         except MirrorError:  # some servers support only GET
             response = self.range(path, 0, 1)
-            return response.size, response.etag
-        return meta["size"], meta["e_tag"]
+            size, etag = response.size, response.etag
+        else:
+            size, etag = meta["size"], meta["e_tag"]
+        self._require_possible(path, size)
+        return size, etag
 
     def exists(self, path: str) -> bool:
         """Return whether the file exists."""
@@ -95,7 +101,7 @@ class RemoteFiles:
                     received=f"{result.meta['size']} bytes",
                     expected=f"at most {most_bytes}",
                 )
-            return bytes(result.bytes())
+            return bytes(_body(result, result.meta["size"]))
 
         self._require_plain(path)
         data = self.host.send(path, request)
@@ -115,8 +121,9 @@ class RemoteFiles:
                 raise RangesRefusedError(f"{self._name(path)}: the mirror compresses")
             if result.range != (start, min(end, result.meta["size"])):
                 raise BrokenAnswerError(f"bytes {result.range} were sent for {(start, end)}")
-            data = memoryview(result.bytes())
-            if len(data) != result.range[1] - result.range[0]:
+            length = result.range[1] - result.range[0]
+            data = memoryview(result.bytes()) if self.root is not None else _body(result, length)
+            if len(data) != length:
                 raise BrokenAnswerError(f"{len(data)} bytes were sent for {(start, end)}")
             return RangeResponse(data, result.meta["size"], result.meta["e_tag"])
 
@@ -163,6 +170,7 @@ class RemoteFiles:
             if position and (new_size, new_etag) != (size, etag):
                 raise MirrorError(f"{self._name(path)} changed while it was being read")
             size, etag = new_size, new_etag
+            self._require_possible(path, size)
             if encoding:
                 yield from self._decompress(path, chunks)
                 return
@@ -178,6 +186,12 @@ class RemoteFiles:
 
     def _name(self, path: str) -> str:
         return f"{self.place}/{path}"
+
+    def _require_possible(self, path: str, size: int) -> None:
+        """Raise `MirrorError` for a size that no file has: its end would never come."""
+        if size > MAX_FILE_BYTES:
+            received, expected = f"{size:,} bytes", f"at most {MAX_FILE_BYTES:,}"
+            raise MirrorError(f"{self._name(path)} claims an impossible size", received=received, expected=expected)
 
     def _require_plain(self, path: str) -> None:
         """Raise `MirrorError` for a pipe or a device in a local folder, as opening it or reading it need never end."""
@@ -232,6 +246,21 @@ class RemoteFiles:
 def _open_once(kind: type[RemoteFiles], address: str, patience: Patience) -> RemoteFiles:
     """Return the one object that all tasks in this process share, so that they share the limit of connections."""
     return kind(address, patience)
+
+
+def _body(result: obstore.GetResult, most_bytes: int) -> memoryview:
+    """Return the body of a response; raise `BrokenAnswerError` when more than `most_bytes` of it have come.
+
+    `GetResult.bytes` would hold in memory whatever a server sends, although its headers announce less.
+    """
+    chunks: list[memoryview] = []
+    received = 0
+    for chunk in result.stream(min_chunk_size=most_bytes + 1):  # all in one, as joining costs more than the request
+        chunks.append(memoryview(chunk))
+        received += len(chunk)
+        if received > most_bytes:
+            raise BrokenAnswerError(f"{received} bytes were sent in place of {most_bytes}")
+    return chunks[0] if len(chunks) == 1 else memoryview(b"".join(chunks))
 
 
 def _compressed(result: obstore.GetResult) -> str:
