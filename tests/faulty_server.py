@@ -42,6 +42,8 @@ class Fault:
     ignore_range: bool = False
     shift_range: int = 0
     etag: str | None = None
+    raw: Callable[[bytes], bytes] | None = None  # of the whole answer, head and body: what is sent instead, to the end
+    endless: bool = False  # after the body come zeros until the client hangs up
 
 
 Plan = Callable[[Request], Fault | None]
@@ -103,14 +105,17 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.plan(request) or Fault()
         file = self.server.folder / path
         if fault.status is not None or not file.is_file():
-            self._answer(fault.status or 404, fault.headers, b"")
+            headers = fault.headers if fault.status is not None else {}
+            self._answer(fault.status or 404, headers, b"", fault if fault.raw else None)
             return
         data = file.read_bytes()
         if fault.body is not None:
             data = fault.body(data)
         headers = {"ETag": fault.etag or f'"{file.stat().st_mtime_ns:x}"'} if self.server.etags else {}
         headers |= fault.headers
-        if ranged and not fault.ignore_range:
+        if ranged and not fault.ignore_range and int(ranged.group(1)) >= len(data):
+            self._answer(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
+        elif ranged and not fault.ignore_range:
             first = int(ranged.group(1)) + fault.shift_range
             last = min(int(ranged.group(2) or len(data)) + fault.shift_range, len(data) - 1)
             headers.setdefault("Content-Range", f"bytes {first}-{last}/{len(data)}")
@@ -122,6 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
         fault = fault or Fault()
+        if fault.raw is not None:
+            self._answer_raw(status, headers, body, fault)
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -137,6 +145,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.stalls_end.wait()
         if end < len(body):
             self.close_connection = True
+        while fault.endless and not self.server.stalls_end.is_set():
+            self.wfile.write(bytes(1 << 16))
+
+    def _answer_raw(self, status: int, headers: dict[str, str], body: bytes, fault: Fault) -> None:
+        assert fault.raw is not None
+        self.close_connection = True
+        head = [f"HTTP/1.1 {status} {self.responses[status][0]}"]
+        head += [f"{name}: {value}" for name, value in {"Content-Length": str(len(body)), **headers}.items()]
+        answer = "\r\n".join([*head, "", ""]).encode("latin-1") + (b"" if self.command == "HEAD" else body)
+        self.wfile.write(fault.raw(answer))
+        if fault.stall_after is not None:
+            self.wfile.flush()
+            self.server.stalls_end.wait()
 
 
 @contextlib.contextmanager
