@@ -20,6 +20,7 @@ ORIENTATION = 0x0112
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _IN_XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([0-9])")
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither stuffed bytes and restarts among pixels nor fill bytes
 _INLINE_TYPES = {3: "H", 4: "I", 8: "h", 9: "i", 11: "f"}  # TIFF types whose value is in the entry itself
 _OFFSET_TYPES = {5: "II", 10: "ii", 12: "d"}  # types of eight bytes, to which the entry holds an offset
 _RAW_PROFILES = ("Raw profile type exif", "Raw profile type APP1", "Raw profile type app1", "Raw profile type xmp")
@@ -128,6 +129,17 @@ def _tiff_orientation(tiff: bytes) -> float | None:
                 return float(parts[0]) if len(parts) == 1 else parts[0] / parts[1] if parts[1] else None
             return 1
     return None
+
+
+def scans_in(data: bytes, most: int) -> int:
+    """Return the number of scans in a JPEG up to its end, counted up to a little over `most`."""
+    scans, position = 0, 2
+    while scans <= most and (found := _MARKER.search(data, position)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        position = found.end()
+        if found[1] not in b"\x01\xd8":  # which have no segment
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    return scans
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from landmarks.dataset.colours import in_rgb, lost_depth, pixels_in_srgb, too_dark
 from landmarks.dataset.formats import heif_is_read, is_heif, kind_of_file, large_profile, text_in, without_large_texts
-from landmarks.dataset.image_metadata import ImageMetadata, jpeg_metadata, pillow_metadata, upright_size
+from landmarks.dataset.image_metadata import ImageMetadata, jpeg_metadata, pillow_metadata, scans_in, upright_size
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 # Or Python prints what Pillow says about odd files, which are rejected by name or decoded all the same.
@@ -35,6 +35,9 @@ MAX_REDUCED_PIXELS = 500_000_000
 
 MAX_PROGRESSIVE_PIXELS = 2 * MAX_PIXELS
 """The same for a progressive JPEG, whose coefficients are all in memory at once, whatever the scale."""
+
+MAX_SCANS = 100
+"""The most scans of a JPEG; usual are 1 to 10. Each takes ten bytes in the file, and is a walk over all pixels."""
 
 LONGEST_SIDE = 65_500
 """The format's limit for the sides of a JPEG, in pixels."""
@@ -190,6 +193,7 @@ def _is_jpeg(data: bytes) -> bool:
 def _decoded(data: bytes, min_side: int | None) -> tuple[np.ndarray[Any, Any], bool]:
     """Return what `decode` returns, and whether it comes from an intact, upright JPEG that libjpeg-turbo decoded."""
     size = _jpeg_size(data)
+    _require_few_scans(data)
     if size is not None:
         metadata = jpeg_metadata(data)
         _require_jpeg_size(*size, metadata)
@@ -226,6 +230,13 @@ def _require_jpeg_size(width: int, height: int, metadata: ImageMetadata) -> None
     _require_size(width, height, MAX_PROGRESSIVE_PIXELS if metadata.progressive else MAX_REDUCED_PIXELS)
 
 
+def _require_few_scans(data: bytes) -> None:
+    if _is_jpeg(data) and data.count(b"\xff\xda") > MAX_SCANS and scans_in(data, MAX_SCANS) > MAX_SCANS:
+        raise ImageError(
+            f"a JPEG of more than {MAX_SCANS} scans would take too long to decode", way_out="save it as a baseline JPEG"
+        )
+
+
 def _min_sides(width: int, height: int, min_side: int | None) -> tuple[int, int]:
     """Return the least width and height to decode to, 0 for full size, so that `MAX_PIXELS` is not exceeded."""
     if width * height <= MAX_PIXELS:
@@ -253,8 +264,9 @@ def _decode_jpeg(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray[Any, A
             reason = reason or str(error)
             if "remature end of JPEG file" not in str(error):
                 break
-    # Extraneous bytes between markers are harmless; every other warning about the data means lost pixels.
-    if ("orrupt" in reason or "remature" in reason) and "extraneous" not in reason:
+    # Extraneous bytes between markers and pieces of a profile are harmless; other warnings mean lost pixels.
+    harmless = "extraneous" in reason or "bad ICC marker" in reason
+    if ("orrupt" in reason or "remature" in reason) and not harmless:
         raise ImageError(f"a damaged or truncated JPEG ({reason})")
     return None, True
 
