@@ -48,9 +48,14 @@ def test_a_folder_and_a_server_give_the_same(folder: Path) -> None:
             assert mirror.exists(TAR) and not mirror.exists("train/images_003.tar")
 
 
-def test_the_first_absent_md5_file_ends_the_list(folder: Path) -> None:
+def test_the_first_absent_md5_file_ends_the_list_and_others_behind_it_are_not_passed_by_in_silence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert open_mirror(folder).tar_count("train") == 3
+    assert not capsys.readouterr().err
     (folder / "md5sum/train/md5.images_001.txt").unlink()
     assert open_mirror(folder).tar_count("train") == 1
+    assert "md5.images_001.txt is not there: no TAR from there on is read" in capsys.readouterr().err
     with pytest.raises(AbsentError, match="no md5sum/index"):
         open_mirror(folder).tar_count("index")
 

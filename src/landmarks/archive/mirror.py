@@ -22,6 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.csv_tables import SOLUTION, TRAIN, CsvTable
+from landmarks.support.console import note
 from landmarks.support.disk import remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import cache_folder, file_digest, read_record, write_record, written_whole
@@ -116,13 +117,17 @@ class Mirror(RemoteFiles):
         batch = 32  # requests at once, since a set has hundreds of TARs
         for first in range(0, MAX_TARS, batch):
             tars = range(first, min(first + batch, MAX_TARS))
-            for md5 in self._pool.map(functools.partial(self._published_md5, set), tars):
+            answers = self._pool.map(functools.partial(self._published_md5, set), tars)
+            for md5 in answers:
                 if md5 is None and not found:
                     raise AbsentError(
                         f"{self.place} has no {_md5_path(set, 0)}",
                         way_out="is it a mirror of the archive, with md5sum/, metadata/ and the set's TARs?",
                     )
                 if md5 is None:
+                    with contextlib.suppress(LandmarksError):
+                        if any(later is not None for later in answers):
+                            note(f"{self._name(_md5_path(set, len(found)))} is not there: no TAR from there on is read")
                     return found
                 found.append(md5)
         return found
