@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.archive.mirror import open_mirror
-from landmarks.archive.tar import BLOCK
+from landmarks.archive.mirror import MAX_TARS, open_mirror
+from landmarks.archive.tar import BLOCK, MAX_IMAGE_BYTES
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of
 from landmarks.support.places import Place
+from landmarks.support.remote_files import MAX_FILE_BYTES
 from landmarks.support.tables import read_metadata, write_lone_table
 
 INDEX = {"image_id": pl.UInt64, "tar": pl.UInt16, "offset": pl.UInt64, "length": pl.UInt32}
@@ -67,12 +68,28 @@ class TarIndex:
         """Return the places of those `ids` that are indexed, by TAR; an image may lie in several, or twice in one."""
         wanted = pl.DataFrame({"image_id": ids}, {"image_id": pl.UInt64})
         rows = pl.scan_parquet(self.path, glob=False).join(wanted.lazy(), on="image_id", how="semi").collect()
+        self._refuse_impossible(rows)
         rows = rows.sort("tar", "offset")
         places = {}
         for (tar,), group in rows.group_by("tar", maintain_order=True):
             columns = (group[name].to_numpy() for name in ("image_id", "offset", "length"))
             places[int(str(tar))] = Places(*columns)
         return places
+
+    def _refuse_impossible(self, rows: pl.DataFrame) -> None:
+        """Raise `LandmarksError` if a place lies outside of its TAR: an index may come from strangers."""
+        sizes = {"tar": list(self.tars), "size": [tar.size for tar in self.tars.values()]}
+        table = rows.join(pl.DataFrame(sizes, {"tar": pl.UInt16, "size": pl.UInt64}), on="tar", how="left")
+        inside = pl.col("offset").is_between(BLOCK, pl.col("size")) & (pl.col("length") <= MAX_IMAGE_BYTES)
+        inside &= pl.col("length") <= pl.col("size") - pl.min_horizontal("offset", "size")
+        impossible = table.filter(~inside.fill_null(False))
+        if len(impossible):
+            id, tar, offset, length, _ = impossible.row(0)
+            raise LandmarksError(
+                f"{self.path} holds a place of {id or 0:016x} that cannot be",
+                received=f"{length} bytes at {offset} of TAR {tar}",
+                way_out="make it again with: landmarks locate MIRROR -o INDEX",
+            )
 
 
 def read_index(place: Place) -> TarIndex:
@@ -89,10 +106,24 @@ def read_index(place: Place) -> TarIndex:
     columns = pl.read_parquet_schema(path)
     if "tars" not in metadata or any(columns.get(name) != kind for name, kind in INDEX.items()):
         raise LandmarksError(f"{place} is no byte index", expected="a file that landmarks locate wrote")
-    tars = [IndexedTar(**tar) for tar in json.loads(metadata["tars"])]
-    return TarIndex(
-        path, metadata["set"], metadata["mirror"], int(metadata["tar_count"]), {tar.tar: tar for tar in tars}
-    )
+    try:
+        tars = [_indexed_tar(**record) for record in json.loads(metadata["tars"])]
+        count, set, mirror = int(metadata["tar_count"]), metadata["set"], metadata["mirror"]
+        if not 0 <= count <= MAX_TARS:
+            raise ValueError("an impossible number of TARs")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise LandmarksError(
+            f"the metadata of {place} is not that of a byte index", way_out="landmarks locate MIRROR -o INDEX makes one"
+        ) from error
+    return TarIndex(path, set, mirror, count, {tar.tar: tar for tar in tars})
+
+
+def _indexed_tar(tar: Any, size: Any, etag: Any = None, md5: Any = None) -> IndexedTar:
+    """Return a TAR of an index from strangers; raise `ValueError` unless its fields are possible."""
+    possible = type(tar) is int and 0 <= tar < MAX_TARS and type(size) is int and 0 <= size <= MAX_FILE_BYTES
+    if not possible or not isinstance(etag, str | None) or not isinstance(md5, str | None):
+        raise ValueError("an impossible TAR")
+    return IndexedTar(tar, size, etag, md5)
 
 
 def write_index(
