@@ -122,7 +122,7 @@ def _mean_and_deviation(record: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _smooth_noise(image_size: int) -> Tensor:
-    """Return eight normalised images (8, 3, S, S) of coarse and fine noise, about as rough as photographs."""
+    """Return eight normalised images (8, 3, S, S) of coarse and fine noise, about as rough as real ones."""
     random = torch.Generator().manual_seed(0)
     layers = [
         weight * F.interpolate(torch.rand(8, 3, cells, cells, generator=random), size=image_size, mode="bilinear")
