@@ -87,6 +87,7 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body waits 40 ms for the acknowledgement of the headers
     server: Server
 
     def log_message(self, *_: object) -> None:
