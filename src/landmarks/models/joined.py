@@ -134,5 +134,5 @@ def _smooth_noise(image_size: int) -> Tensor:
 def _cannot_be_joined(name: str) -> LandmarksError:
     return LandmarksError(
         f"{name} cannot be joined with other networks: its features are not the means of its last maps",
-        expected="networks of convolutions, most of which average their maps",
+        expected="convolutional networks, most of which average their last maps",
     )

@@ -33,7 +33,8 @@ def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -
 
     They are `imagenet`, `none`, a .safetensors or .pth file, a run's folder, or a folder of files that are called like
     networks. Half precision becomes float32, and a classifier in the file is ignored. Raises `LandmarksError` when the
-    weights are unavailable or lack a parameter of the backbone, which is then left untouched.
+    weights are unavailable or lack a parameter of the backbone, which is then left untouched, but for those of joined
+    networks that came before.
     """
     if str(weights) == "none":
         return
@@ -60,8 +61,11 @@ def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -
     _fill(backbone, read_weights(path), backbone_name, str(path))
     if path.is_dir():
         epsilon = read_record(path / "model.json").get("batch_norm_epsilon")
-        if is_epsilon(epsilon, len(names_of_parts(backbone_name))):
-            set_epsilon(backbone, epsilon)
+        if not is_epsilon(epsilon, len(names_of_parts(backbone_name))):
+            raise LandmarksError(
+                f"{path} tells of an impossible network", received=f"batch_norm_epsilon {epsilon!r:.50}"
+            )
+        set_epsilon(backbone, epsilon)
     elif backbone_name != BASELINE:
         _restore_epsilon(backbone, backbone_name, path)
 
@@ -211,7 +215,10 @@ def imagenet_file(backbone_name: str) -> Path:
     raise LandmarksError(f"timm knows no weights of {backbone_name}", way_out=OTHER_CHOICES)
 
 
-OTHER_CHOICES = 'give a file (--weights FILE.safetensors), the folder of another run, or "none" to train from scratch'
+OTHER_CHOICES = (
+    "give a file (--weights FILE.safetensors), a folder with a file for each network, the folder of another run, or "
+    '"none" to train from scratch'
+)
 
 
 def _from_hub(repository: str, file: Any) -> Path:
