@@ -111,7 +111,7 @@ def test_weights_come_from_a_folder_of_files_that_are_called_like_the_networks(t
     alone = build("test_resnet", weights=tmp_path, seed=6)
     part = joined.backbone.parts[1].state_dict()  # type: ignore[union-attr,index]
     assert all(torch.equal(part[name], tensor) for name, tensor in alone.backbone.state_dict().items())
-    words = "holds no weights of test_efficientnet; expected test_efficientnet.*a folder with a file for each network"
+    words = "is no finished run, and holds no weights of test_efficientnet; expected test_efficientnet.*a folder with a"
     with pytest.raises(UsageError, match=words):
         build(weights=tmp_path)
     with pytest.raises(UsageError, match="a file holds the weights of one network"):

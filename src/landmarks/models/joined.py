@@ -99,7 +99,8 @@ def parts_of(backbone: nn.Module) -> list[nn.Module]:
 def on_grid(maps: Tensor, height: int, width: int) -> Tensor:
     """Return maps (N, C, h, w) on a grid (height, width), each cell the mean of the area it covers.
 
-    The mean of all cells stays the same.
+    The mean of all cells stays the same, which is what features are; where one grid does not divide the other, torch's
+    adaptive pooling and interpolation change it.
     """
     if maps.shape[2:] == (height, width):
         return maps

@@ -48,18 +48,9 @@ def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -
         for part, name in zip(backbone.parts, backbone.names, strict=True):
             load_weights(part, name, weights)
         return
-    if str(weights) == "imagenet":
-        if backbone_name == BASELINE:
-            raise UsageError("baseline has no ImageNet weights", way_out='train it from scratch: weights "none"')
-        path = imagenet_file(backbone_name)
-    else:
-        path = Path(weights)
-        if path.is_dir() and not is_run:
-            path = _file_in(path, backbone_name)
-    if not path.exists():
-        raise UsageError(f'no weights "{weights}"', way_out=f'name "imagenet", or {OTHER_CHOICES}')
+    path = Path(weights) if is_run else _weights_file(weights, backbone_name)
     _fill(backbone, read_weights(path), backbone_name, str(path))
-    if path.is_dir():
+    if is_run:
         epsilon = read_record(path / "model.json").get("batch_norm_epsilon")
         if not is_epsilon(epsilon, len(names_of_parts(backbone_name))):
             raise LandmarksError(
@@ -70,6 +61,18 @@ def load_weights(backbone: nn.Module, backbone_name: str, weights: str | Path) -
         _restore_epsilon(backbone, backbone_name, path)
 
 
+def _weights_file(weights: str | Path, backbone_name: str) -> Path:
+    """Return the file of what is named as a network's weights: `imagenet`, a file, or a folder of files."""
+    if str(weights) == "imagenet":
+        if backbone_name == BASELINE:
+            raise UsageError("baseline has no ImageNet weights", way_out='train it from scratch: weights "none"')
+        return imagenet_file(backbone_name)
+    path = Path(weights)
+    if not path.exists():
+        raise UsageError(f'no weights "{weights}"', way_out=f'name "imagenet", or {OTHER_CHOICES}')
+    return _file_in(path, backbone_name) if path.is_dir() else path
+
+
 def _file_in(folder: Path, backbone_name: str) -> Path:
     """Return the file in a folder of weights that is called like the network, in our words or in timm's."""
     names = dict.fromkeys((backbone_name, FRIENDLY.get(backbone_name, backbone_name)))
@@ -78,7 +81,7 @@ def _file_in(folder: Path, backbone_name: str) -> Path:
         if path.is_file():
             return path
     raise UsageError(
-        f"{folder} is no run, and holds no weights of {backbone_name}",
+        f"{folder} is no finished run, and holds no weights of {backbone_name}",
         expected=" or ".join(path.name for path in paths),
         way_out=f'name "imagenet", or {OTHER_CHOICES}',
     )
