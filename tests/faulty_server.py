@@ -153,7 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
         assert fault.raw is not None
         self.close_connection = True
         head = [f"HTTP/1.1 {status} {self.responses[status][0]}"]
-        head += [f"{name}: {value}" for name, value in {"Content-Length": str(len(body)), **headers}.items()]
+        # A client that was not told would send its next request into a connection that is closed meanwhile.
+        headers = {"Content-Length": str(len(body)), "Connection": "close", **headers}
+        head += [f"{name}: {value}" for name, value in headers.items()]
         answer = "\r\n".join([*head, "", ""]).encode("latin-1") + (b"" if self.command == "HEAD" else body)
         self.wfile.write(fault.raw(answer))
         if fault.stall_after is not None:
