@@ -56,10 +56,14 @@ def tiff(*entries: tuple[int, int, int, int], next: int = 0) -> bytes:
     return b"II*\0\x08\0\0\0" + directory + struct.pack("<I", next) + bytes(4000)
 
 
+def grey(width: int, height: int, packing: int = 1) -> tuple[tuple[int, int, int, int], ...]:
+    """Return the tags of a TIFF of grey levels that say its size and form, and not where its pixels are."""
+    return ((256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, packing), (262, 3, 1, 1))
+
+
 def grey_tiff(width: int, height: int, *others: tuple[int, int, int, int], packing: int = 1, next: int = 0) -> bytes:
-    size = ((256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, packing), (262, 3, 1, 1))
     strips = ((273, 4, 1, 400), (278, 4, 1, height), (279, 4, 1, width * height % 2**32))
-    return tiff(*sorted((*size, *strips, *others)), next=next)
+    return tiff(*sorted((*grey(width, height, packing), *strips, *others)), next=next)
 
 
 def webp(width: int, height: int) -> bytes:
@@ -168,11 +172,7 @@ HOSTILE: dict[str, Kind] = {
     "a TIFF with a tag of four billion numbers": Kind(grey_tiff(64, 48, (270, 2, 0xFFFFFFFF, 8)), None),
     "a TIFF with four billion strips": Kind(
         tiff(
-            (256, 4, 1, 64),
-            (257, 4, 1, 48),
-            (258, 3, 1, 8),
-            (259, 3, 1, 1),
-            (262, 3, 1, 1),
+            *grey(64, 48),
             (273, 4, 0xFFFFFFFF, 8),
             (278, 4, 1, 0),
             (279, 4, 0xFFFFFFFF, 8),
@@ -181,11 +181,7 @@ HOSTILE: dict[str, Kind] = {
     ),
     "a TIFF with a tile of four billion pixels": Kind(
         tiff(
-            (256, 4, 1, 64),
-            (257, 4, 1, 48),
-            (258, 3, 1, 8),
-            (259, 3, 1, 1),
-            (262, 3, 1, 1),
+            *grey(64, 48),
             (322, 4, 1, 0xFFFFFFFF),
             (323, 4, 1, 0xFFFFFFFF),
             (324, 4, 1, 400),
