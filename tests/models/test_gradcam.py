@@ -16,12 +16,12 @@ from landmarks.models.gradcam import (
     explain_images,
     has_head_gradient,
     head_gradient,
-    is_mean_of_maps,
     maps_by_gradient,
     scale_maps,
     weighted_maps,
 )
 from landmarks.models.heads import Head, build_head
+from landmarks.models.joined import is_mean_of_maps
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 

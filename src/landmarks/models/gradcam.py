@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landmarks.models.heads import ArcFaceHead, Head, LinearHead, MlpHead
+from landmarks.models.joined import is_mean_of_maps
 from landmarks.models.network import Network
 from landmarks.support.errors import LandmarksError
 
@@ -73,18 +74,6 @@ def scale_maps(maps: Tensor) -> Tensor:
 #   embedding, if any).
 #
 # At z = 0 the derivative is taken as 0, as in PyTorch.
-
-
-TOLERANCE = 1e-3
-"""Largest relative difference between the features and the mean of the maps that rounding can explain."""
-
-
-def is_mean_of_maps(maps: Tensor, features: Tensor) -> bool:
-    """Return whether `features` (N, C) are the averages of `maps` (N, C, h, w), as the closed form requires."""
-    if maps.shape[:2] != features.shape:
-        return False
-    mean = maps.mean((2, 3))
-    return bool((mean - features).abs().max() <= TOLERANCE * features.abs().max())
 
 
 def has_head_gradient(head: Head) -> bool:

@@ -22,6 +22,16 @@ TOLERANCE = 1e-3
 """Largest relative difference between a network's features and the means of its maps that rounding can explain."""
 
 
+def is_mean_of_maps(maps: Tensor, features: Tensor) -> bool:
+    """Return whether `features` (N, C) are the averages of `maps` (N, C, h, w), as most convolutional networks' are.
+
+    Joining networks and exact heat maps (`gradcam`) rest on it.
+    """
+    if maps.shape[:2] != features.shape:
+        return False
+    return bool((maps.mean((2, 3)) - features).abs().max() <= TOLERANCE * features.abs().max())
+
+
 def names_of_parts(backbone_name: str) -> list[str]:
     """Return the names of the networks that a backbone joins: itself alone, unless there is a `+` in its name."""
     return backbone_name.split(SEPARATOR)
@@ -84,8 +94,8 @@ class JoinedBackbone(nn.Module):
         training, device = self.training, self.scales.device
         maps = self.eval()._maps(_smooth_noise(image_size).to(device))
         for index, (name, part, own) in enumerate(zip(self.names, self.parts, maps, strict=True)):
-            features, means = part.forward_head(own, pre_logits=True), own.mean((2, 3))  # type: ignore[operator]
-            if features.shape != means.shape or (features - means).abs().max() > TOLERANCE * features.abs().max():
+            features = part.forward_head(own, pre_logits=True)  # type: ignore[operator]
+            if not is_mean_of_maps(own, features):
                 raise _cannot_be_joined(name)
             self.scales[index] = features.abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
         self.train(training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -93,7 +94,7 @@ def enable_gradient_checkpointing(backbone: nn.Module) -> int:
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the composite children with weights of `module`, descending into sequences (stages) and joined networks."""
-    for child in (child for part in parts_of(module) for child in part.children()):
+    for child in itertools.chain.from_iterable(part.children() for part in parts_of(module)):
         if isinstance(child, nn.Sequential | nn.ModuleList):
             yield from blocks(child)
         elif any(True for _ in child.children()) and any(True for _ in child.parameters()):

@@ -46,7 +46,7 @@ class Tolerance:
 EXACT = Tolerance(agreement=1.0, probability=0.02, features=0.02, whitened=0.05, tie=0.02)
 """For single precision: the remaining difference is the rounding of grey levels in the resize.
 
-Where the run's best two probabilities are closer than that can change, either answer is right.
+A tie is as far apart as a single probability may be off.
 """
 
 SMALL = Tolerance(agreement=0.99, probability=1.0, features=0.1, whitened=0.2)

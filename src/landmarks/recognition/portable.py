@@ -46,7 +46,7 @@ MAX_BYTES = 2 * 1024**3
 """Largest ONNX file: the limit of protobuf."""
 
 MOST_AT_ONCE = 8
-"""Images answered in one pass: more are hardly faster, and take more memory (`benchmarks/serve.py`)."""
+"""Most images answered in one pass, whose memory grows with them."""
 
 MAPS = "maps"
 

@@ -69,9 +69,9 @@ def write_timm_folder(run: Run, record: dict[str, Any], folder: Path) -> float:
 def timm_model(network: Network) -> nn.Module:
     """Return timm's own network with the weights of `network` and its head as the classifier."""
     name = network.backbone_name
-    is_timms = name != BASELINE and len(names_of_parts(name)) == 1
-    if not is_timms or not isinstance(network.head, LinearHead):
-        what = f"the head is {network.head_name}" if is_timms else f"{name} is no network of timm's"
+    known_to_timm = name != BASELINE and len(names_of_parts(name)) == 1
+    if not known_to_timm or not isinstance(network.head, LinearHead):
+        what = f"the head is {network.head_name}" if known_to_timm else f"{name} is no network of timm's"
         raise LandmarksError(
             f"timm has no place for this network: {what}",
             expected="a run of a timm network with --set head=linear",
