@@ -18,10 +18,9 @@ from copies import CHANGES
 
 from landmarks.dataset.copies import find_copies
 from landmarks.dataset.images import decode
-from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.dataset.sketches import make_sketch
+from landmarks.dataset.sketches import Sketches, kept_sketches, make_sketch
 from landmarks.evaluation.audit import open_training_machine, split_features
 from landmarks.evaluation.doubts import find_strangers, nearest_cosines
 from landmarks.evaluation.intervals import group_places

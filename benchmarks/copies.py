@@ -24,8 +24,7 @@ from landmarks.dataset.copies import MOST_SEARCHED, Copies, find_copies
 from landmarks.dataset.groups import RADIUS, perceptual_hash
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.images import decode, encode, resize, shrink
-from landmarks.dataset.kept_sketches import Sketches
-from landmarks.dataset.sketches import make_sketch
+from landmarks.dataset.sketches import Sketches, make_sketch
 
 Pixels = NDArray[np.uint8]
 

@@ -21,9 +21,8 @@ from landmarks.dataset.copies import COPIES, copies_between, copy_positions, fin
 from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.images import ImageError, decode, encode, shrink
-from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.sketches import SKETCH_SIDE, Sketch, make_sketch
+from landmarks.dataset.sketches import SKETCH_SIDE, Sketch, Sketches, kept_sketches, make_sketch
 from landmarks.support.errors import LandmarksError
 
 Pixels = NDArray[np.uint8]
@@ -255,7 +254,7 @@ def test_sketches_are_computed_once_and_those_of_a_changed_image_anew(
         counted.append(image.shape)
         return make_sketch(image)
 
-    monkeypatch.setattr("landmarks.dataset.kept_sketches.make_sketch", counting)
+    monkeypatch.setattr("landmarks.dataset.sketches.make_sketch", counting)
     first = landmarks.split(folder)
     assert len(counted) == len(first.images)
     landmarks.split(folder, seed=1)
@@ -361,7 +360,7 @@ def test_an_image_that_could_not_be_read_is_told_each_time_and_tried_again(
     shard.write_bytes(content)
     sketches = kept_sketches(data, data.images)
     assert sketches is not None and sketches.counts.all()
-    monkeypatch.setattr("landmarks.dataset.kept_sketches.make_sketch", None)  # none is looked at any more
+    monkeypatch.setattr("landmarks.dataset.sketches.make_sketch", None)  # none is looked at any more
     assert kept_sketches(data, data.images) is not None
     assert remark not in capsys.readouterr().err
 

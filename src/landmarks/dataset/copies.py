@@ -24,8 +24,7 @@ from threadpoolctl import threadpool_limits
 from landmarks.dataset.aligning import agreements
 from landmarks.dataset.groups import NO_HASH
 from landmarks.dataset.hamming import near_between
-from landmarks.dataset.kept_sketches import Sketches
-from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, shape_vectors
+from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, Sketches, shape_vectors
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder

@@ -22,8 +22,8 @@ from landmarks.dataset.division import (
     read_division,
     with_groups,
 )
-from landmarks.dataset.kept_sketches import kept_sketches
 from landmarks.dataset.manifest import SPLIT_FILE, SPLITS, Dataset, open_dataset
+from landmarks.dataset.sketches import kept_sketches
 from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean

@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.dataset.copies import find_copies
-from landmarks.dataset.kept_sketches import kept_sketches
 from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.sketches import kept_sketches
 from landmarks.evaluation.doubts_page import DOUBTS
 from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.support.console import note

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.copies import copies_between
-from landmarks.dataset.kept_sketches import Sketches, kept_sketches
 from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import Matching
+from landmarks.dataset.sketches import Sketches, kept_sketches
 from landmarks.dataset.spelling import alike_names
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
