@@ -16,7 +16,7 @@ from PIL import Image
 from landmarks.archive.select import select
 from landmarks.cli.main import run
 from landmarks.cli.main import run as landmarks
-from landmarks.dataset.divide import MIN_IMAGES_TO_SPLIT, UNASSIGNED, divide
+from landmarks.dataset.division import MIN_IMAGES_TO_SPLIT, UNASSIGNED, divide
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import IMAGES, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split

@@ -11,10 +11,16 @@ import polars as pl
 from landmarks.dataset.copies import COPIES, COPIES_FILE, find_copies, write_copies
 from landmarks.dataset.corrections import add_corrections, read_corrections, remove_corrections
 from landmarks.dataset.csv_files import read_text_columns
-from landmarks.dataset.divide import FROM_SOURCE, MIN_IMAGES_TO_SPLIT, TEST, TRAIN, UNASSIGNED, VAL, SplitRule
 from landmarks.dataset.division import (
+    FROM_SOURCE,
+    MIN_IMAGES_TO_SPLIT,
+    TEST,
+    TRAIN,
+    UNASSIGNED,
+    VAL,
     Division,
     EarlierDivision,
+    SplitRule,
     assign_by_rule,
     division_of,
     extend_division,

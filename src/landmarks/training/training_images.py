@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from landmarks.dataset.divide import MIN_IMAGES_TO_SPLIT
+from landmarks.dataset.division import MIN_IMAGES_TO_SPLIT
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError
