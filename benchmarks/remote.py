@@ -26,7 +26,7 @@ from s3_server import bucket_of
 
 from landmarks.dataset.joining import join
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.remote import RemoteImages
+from landmarks.dataset.shards import RemoteImages
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.remote_files import RangeResponse, RemoteFiles
 from landmarks.training.augmentation import EpochAugmentation

@@ -30,8 +30,7 @@ from landmarks.dataset.manifest import (
     with_corrections,
     write_dataset,
 )
-from landmarks.dataset.remote import CACHE_GB, open_remote
-from landmarks.dataset.shards import ImageReader, ShardWriter, is_shard
+from landmarks.dataset.shards import CACHE_GB, ImageReader, ShardWriter, is_shard, open_remote
 from landmarks.dataset.split import note_division
 from landmarks.dataset.storing import (
     IMAGES_PER_SHARD,

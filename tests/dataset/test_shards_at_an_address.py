@@ -17,8 +17,7 @@ from landmarks.dataset.images import encode, resize
 from landmarks.dataset.importing import import_
 from landmarks.dataset.joining import join
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.remote import CACHE
-from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.shards import CACHE, ImageReader
 from landmarks.dataset.split import split
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record
