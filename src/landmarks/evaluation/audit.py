@@ -23,8 +23,15 @@ from landmarks.dataset.corrections import decisions_in
 from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.evaluation.doubts import COPIES_FOUND, copies_in, doubts_of_copies, find_strangers, nearest_cosines
-from landmarks.evaluation.doubts_page import DOUBTS, write_doubts_page
+from landmarks.evaluation.doubts import (
+    COPIES_FOUND,
+    DOUBTS,
+    copies_in,
+    doubts_of_copies,
+    find_strangers,
+    nearest_cosines,
+    write_doubts_page,
+)
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.label_estimates import Estimates, cross_validated, disagreements, nearest_others
 from landmarks.evaluation.metrics import Floats, Integers
