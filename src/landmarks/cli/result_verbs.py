@@ -146,11 +146,11 @@ def score(
 def _show_retrieval(submission: Path, truth: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from landmarks.evaluation.retrieval import DEFINITIONS, score_retrieval
+    from landmarks.evaluation.retrieval import RETRIEVAL_DEFINITIONS, score_retrieval
 
     metrics = asdict(score_retrieval(submission, truth))
     if as_json:
-        print_json({**metrics, "definitions": DEFINITIONS})
+        print_json({**metrics, "definitions": RETRIEVAL_DEFINITIONS})
         return
     rows: list[tuple[str, str]] = []
     for name, metric in metrics.items():

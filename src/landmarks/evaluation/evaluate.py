@@ -14,7 +14,6 @@ import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.evaluation.exported import ExportAsRun, open_run_or_export
-from landmarks.evaluation.neighbours import neighbour_numbers
 from landmarks.evaluation.predictions import (
     PredictionArrays,
     evaluation_name,
@@ -25,6 +24,7 @@ from landmarks.evaluation.predictions import (
     write_predictions,
 )
 from landmarks.evaluation.results import Evaluation, evaluation_of
+from landmarks.evaluation.retrieval import neighbour_numbers
 from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, require_rate, threshold_parts
 from landmarks.recognition.known_scores import MSP, KnownRule

@@ -32,8 +32,8 @@ from landmarks.evaluation.metrics import (
     risk_coverage,
     top_k,
 )
-from landmarks.evaluation.neighbours import NEIGHBOUR_DEFINITIONS
 from landmarks.evaluation.predictions import PredictionArrays
+from landmarks.evaluation.retrieval import NEIGHBOUR_DEFINITIONS
 from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, candidate_rules, compare_rules, threshold_parts
 from landmarks.recognition.known_scores import SCORE_DEFINITIONS
 
