@@ -21,7 +21,6 @@ from landmarks.dataset.naming import identified_by
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
-from landmarks.recognition.eight_bit_weights import LARGE, with_eight_bit_weights
 from landmarks.recognition.export_graph import graph_parts, joined
 from landmarks.recognition.export_learning import Learning, learning_of, note_learning
 from landmarks.recognition.export_verification import (
@@ -36,7 +35,14 @@ from landmarks.recognition.export_verification import (
 from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.portable import open_export
 from landmarks.recognition.portable_record import FORMAT, RECORD, learned_beside, read_export_record
-from landmarks.recognition.quantise import CALIBRATED_ON, WEIGHTS, quantised, with_half_weights
+from landmarks.recognition.quantise import (
+    CALIBRATED_ON,
+    LEAST_AFTER_BACKBONE,
+    WEIGHTS,
+    quantised,
+    with_eight_bit_weights,
+    with_half_weights,
+)
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
@@ -119,7 +125,7 @@ def export(
     if half:
         parts = replace(parts, backbone=with_half_weights(parts.backbone))
     if int8 and carried is None:  # what landmarks are learned from does not tolerate the rounding
-        parts = replace(parts, tail=with_eight_bit_weights(parts.tail, least=LARGE))
+        parts = replace(parts, tail=with_eight_bit_weights(parts.tail, least=LEAST_AFTER_BACKBONE))
     if int8 or half:
         parts = replace(parts, tail=with_half_weights(parts.tail))
     kind = "int8" if int8 else "float16" if half else "float32"

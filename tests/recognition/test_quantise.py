@@ -1,4 +1,4 @@
-"""Weights in eight bits: what is stored, what is computed, and that rounding is for what a layer sees."""
+"""Quantised backbones: what is stored, what is computed, and that rounding is for what a layer sees."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ from torch import nn
 
 from landmarks.models.network import Network, build_network
 from landmarks.recognition import quantise
-from landmarks.recognition.eight_bit_weights import SMALL, _inputs, _Layer, rounded, with_eight_bit_weights
 from landmarks.recognition.export_graph import _Backbone, _exported
-from landmarks.recognition.quantise import ALL, WEIGHTS, features_of, in_eight_bits, quantised
+from landmarks.recognition.quantise import (
+    ALL,
+    LEAST_FOR_EIGHT_BITS,
+    WEIGHTS,
+    _inputs,
+    _Layer,
+    features_of,
+    in_eight_bits,
+    quantised,
+    rounded,
+    with_eight_bit_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,7 @@ def test_large_weights_are_whole_numbers_and_features_stay_where_they_are(
     onnx.checker.check_model(small)
     weights = {one.name: numpy_helper.to_array(one) for one in small.graph.initializer}
     whole = sum(one.size for one in weights.values() if one.dtype == np.int8)
-    large = sum(np.prod(one.dims) for one in backbone.graph.initializer if np.prod(one.dims) >= SMALL)
+    large = sum(np.prod(one.dims) for one in backbone.graph.initializer if np.prod(one.dims) >= LEAST_FOR_EIGHT_BITS)
     assert whole > 0.8 * large
     assert len(small.SerializeToString()) < len(before) - 2.5 * whole
     assert 0 < apart(features_of(backbone, images[6:]), features_of(small, images[6:])) < 0.02
