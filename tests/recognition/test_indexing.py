@@ -158,7 +158,7 @@ def test_verified_images_come_with_the_points_that_agree_and_a_drawing(found: Pa
     plain = landmarks.search(found, path, top=12)
     assert sorted(table["image_id"]) == sorted(plain["image_id"]) and plain["inliers"].null_count() == 12
     assert table["image_id"][0] == f"{4:016x}" and table["inliers"].null_count() == 2
-    agreeing = table["inliers"].fill_null(0).to_list()  # stripes hardly have points: see test_verify for more
+    agreeing = table["inliers"].fill_null(0).to_list()  # stripes hardly have points: see test_searching for more
     assert [count for count in agreeing if count >= CONVINCING] == sorted(agreeing, reverse=True)[
         : sum(count >= CONVINCING for count in agreeing)
     ]

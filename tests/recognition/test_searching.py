@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.recognition.verify import LONGEST, draw_matches, local_features, match_features
+from landmarks.recognition.searching import LONGEST, draw_matches, local_features, match_features
 
 
 def scene(seed: int, size: tuple[int, int] = (300, 400)) -> np.ndarray:
