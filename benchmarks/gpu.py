@@ -143,9 +143,8 @@ def steps(  # noqa: PLR0915, PLR0917
     from landmarks.models.network import build_network
     from landmarks.training.augmentation import EpochAugmentation
     from landmarks.training.decoded import decoded_images
-    from landmarks.training.feeding import on_device
     from landmarks.training.finetune import Training, accumulate_gradients, set_training
-    from landmarks.training.loader import Batch, batches, default_workers
+    from landmarks.training.loader import Batch, batches, default_workers, on_device
     from landmarks.training.machine import open_machine, peak_memory_mb, with_readers
     from landmarks.training.optimizer import make_optimizer
     from landmarks.training.recipe import recipe_named

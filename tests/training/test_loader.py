@@ -1,4 +1,4 @@
-"""The loader: order, labels, images and errors, whatever the threads do."""
+"""The loader: order, labels, images and errors, whatever the threads do, and threads that end with their user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from landmarks.models.backbones import pretrained_record
 from landmarks.models.preprocessing import Preprocessing, evaluation_image, from_pretrained
 from landmarks.support.errors import LandmarksError
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps, normalised
+from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps, normalised, prefetched
 from landmarks.training.readers import Piece, Reader, resized_crop, training_image
 from landmarks.training.recipe import Augmentation
 
@@ -181,3 +181,40 @@ def test_a_thread_that_reads_computes_alone_and_the_one_that_trains_as_before(
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_is_prefetched_comes_in_order_and_its_thread_ends(stripes: Dataset) -> None:
+    before = set(threading.enumerate())
+    names: list[str] = []
+
+    def make(batch: Batch) -> list[str]:
+        names.append(threading.current_thread().name)
+        return batch.ids
+
+    images = stripes.split("train")
+    made = list(prefetched(batches(stripes, images, SMALL, batch_size=5), make))
+    assert [identity for ids in made for identity in ids] == images["image_id"].to_list()
+    assert set(names) == {"prefetch"}
+    assert not set(threading.enumerate()) - before
+
+
+def test_an_error_ahead_is_raised_where_the_batches_are_used_after_those_before_it(stripes: Dataset) -> None:
+    def make(batch: Batch) -> int:
+        if batch.ids[0] == images["image_id"][20]:
+            raise LandmarksError("this one")
+        return len(batch.ids)
+
+    images, before = stripes.split("train"), set(threading.enumerate())
+    made = prefetched(batches(stripes, images, SMALL, batch_size=10), make)
+    assert [next(made), next(made)] == [10, 10]
+    with pytest.raises(LandmarksError, match="this one"):
+        next(made)
+    assert not set(threading.enumerate()) - before
+
+
+def test_leaving_early_ends_what_works_ahead(stripes: Dataset) -> None:
+    before = set(threading.enumerate())
+    made = prefetched(batches(stripes, stripes.split("train"), SMALL, batch_size=2), lambda batch: batch)
+    next(made)
+    made.close()  # type: ignore[attr-defined]
+    assert not set(threading.enumerate()) - before

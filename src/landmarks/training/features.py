@@ -32,8 +32,7 @@ from landmarks.support.files import cache_folder, digest_of, held, read_record, 
 from landmarks.support.tables import read_table, write_table
 from landmarks.training.augmentation import FORM as AUGMENTED_FORM
 from landmarks.training.augmentation import EpochAugmentation
-from landmarks.training.feeding import on_device
-from landmarks.training.loader import as_input, batches, epoch_steps
+from landmarks.training.loader import as_input, batches, epoch_steps, on_device
 from landmarks.training.machine import Machine, compute_in_parts
 from landmarks.training.recipe import Augmentation
 

@@ -40,9 +40,8 @@ from landmarks.training.checkpoint import (
 )
 from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
-from landmarks.training.feeding import on_device
 from landmarks.training.head_training import class_weights
-from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps
+from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps, on_device
 from landmarks.training.machine import Machine, free_memory, is_out_of_memory, out_of_memory_error
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.processes import GradientSums, Statistics, validate

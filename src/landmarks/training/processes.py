@@ -12,8 +12,7 @@ import torch.nn.functional as F
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
-from landmarks.training.feeding import on_device
-from landmarks.training.loader import batches, epoch_steps, normalised
+from landmarks.training.loader import batches, epoch_steps, normalised, on_device
 from landmarks.training.machine import Machine, compute_in_parts, lost_process_error
 
 BUCKET_BYTES = 25 * 2**20
