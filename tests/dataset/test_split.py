@@ -23,7 +23,7 @@ from landmarks.dataset.split import split
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import file_digest, held
 from landmarks.support.tables import read_metadata, write_table
-from landmarks.training.training_images import check_data
+from landmarks.training.own_data import check_data
 
 TRAIN, VAL, TEST = range(3)
 SHARES = st.sampled_from([(0.15, 0.15), (0.15, 0.0), (0.0, 0.2), (0.0, 0.0), (0.45, 0.45)])

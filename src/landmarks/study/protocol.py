@@ -28,8 +28,8 @@ from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record
 from landmarks.support.places import Place
 from landmarks.support.tables import read_metadata, read_table
+from landmarks.training.own_data import check_data
 from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.training_images import check_data
 
 VAL, TEST = 0.15, 0.15
 """Shares of each landmark's images for validation and test; the study's own shares are not known here."""

@@ -33,8 +33,8 @@ from landmarks.training.machine import (
     with_readers,
 )
 from landmarks.training.optimizer import make_optimizer
+from landmarks.training.own_data import check_data
 from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.training_images import check_data
 
 STEPS = 3
 """Timed steps; one before them is not timed."""

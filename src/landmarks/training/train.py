@@ -27,7 +27,7 @@ from landmarks.training.features import Rows, backbone_digest, cached_features, 
 from landmarks.training.finetune import finetune
 from landmarks.training.head_training import solve_head, train_head
 from landmarks.training.machine import Machine, benchmark_convolutions, open_machine, with_readers
-from landmarks.training.own_data import seen_in_training
+from landmarks.training.own_data import TrainingImages, check_data, seen_in_training
 from landmarks.training.recipe import FROM_RECIPE, FromRecipe, Recipe, recipe_named
 from landmarks.training.record import (
     check_folder,
@@ -42,7 +42,6 @@ from landmarks.training.record import (
 from landmarks.training.ridge import ridge_probe
 from landmarks.training.run import RECORD, Run, open_run, write_run
 from landmarks.training.timing import LAYOUTS, choose_by_timing
-from landmarks.training.training_images import TrainingImages, check_data
 
 MACHINE = "machine.json"
 """In `checkpoint/`: the number format and memory layout chosen for this training."""

@@ -21,8 +21,8 @@ from landmarks.training.features import Rows, cached_features, labels_of, positi
 from landmarks.training.head_training import train_head
 from landmarks.training.limits import Range, require
 from landmarks.training.machine import open_machine
+from landmarks.training.own_data import check_data
 from landmarks.training.recipe import Recipe, recipe_named
-from landmarks.training.training_images import check_data
 
 TRIALS = {
     "trial": pl.UInt32,  # 0 is the recipe itself
