@@ -182,7 +182,7 @@ SOURCES = sorted(Path(landmarks.__file__).parent.rglob("*.py"))
 ONE_PLACE = {
     r"(?<![\w.])print\(": ("console.py", "main.py"),
     r"\.write_csv\([^)]*(aside|path|out|file)": ("tables.py",),
-    r"csv\.writer\(": ("metadata.py",),  # of the made-up archive, whose CSVs are as the archive's
+    r"csv\.writer\(": ("make.py",),  # of the made-up archive, whose CSVs are as the archive's
     r"\.write_parquet\(": ("tables.py",),
     r"\.mkdir\(|rmtree\(": ("disk.py", "files.py", "weights.py", "make.py", "checkpoint.py"),
 }

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from landmarks.miniature.camera import camera_of, develop, rasterise
-from landmarks.miniature.metadata import NAMES, landmark_name
+from landmarks.miniature.make import NAMES, landmark_name
 from landmarks.miniature.monuments import KINDS, monument
 from landmarks.miniature.render import render_scene
 from landmarks.miniature.scene import Ground, Scene, View, Weather, noise, scatter
