@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from landmarks.models.backbones import is_mean_of_maps
 from landmarks.models.gradcam import (
     ANALYTIC,
     GRADIENT,
@@ -21,7 +22,6 @@ from landmarks.models.gradcam import (
     weighted_maps,
 )
 from landmarks.models.heads import Head, build_head
-from landmarks.models.joined import is_mean_of_maps
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landmarks.models.backbones import is_mean_of_maps
 from landmarks.models.heads import ArcFaceHead, Head, LinearHead, MlpHead
-from landmarks.models.joined import is_mean_of_maps
 from landmarks.models.network import Network
 from landmarks.support.errors import LandmarksError
 

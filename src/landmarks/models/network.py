@@ -13,9 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from landmarks.models.backbones import BASELINE, build_backbone, pretrained_record, unusable_network
+from landmarks.models.backbones import (
+    BASELINE,
+    JoinedBackbone,
+    build_backbone,
+    names_of_parts,
+    pretrained_record,
+    unusable_network,
+)
 from landmarks.models.heads import Head, build_head
-from landmarks.models.joined import JoinedBackbone, names_of_parts
 from landmarks.models.preprocessing import Preprocessing, from_pretrained, from_record
 from landmarks.models.weights import epsilon_of, for_storage, is_epsilon, load_weights, set_epsilon
 from landmarks.support.errors import LandmarksError

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint
 
-from landmarks.models.joined import parts_of
+from landmarks.models.backbones import parts_of
 from landmarks.models.network import Network
 
 TOLERANCE = 1e-3

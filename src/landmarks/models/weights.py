@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landmarks.models.backbones import BASELINE, FRIENDLY, pretrained_record, timm_name
-from landmarks.models.joined import JoinedBackbone, names_of_parts
+from landmarks.models.backbones import BASELINE, FRIENDLY, JoinedBackbone, names_of_parts, pretrained_record, timm_name
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record

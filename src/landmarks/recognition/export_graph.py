@@ -14,8 +14,8 @@ import torch
 from onnx import compose, helper
 from torch import Tensor, nn
 
+from landmarks.models.backbones import is_mean_of_maps
 from landmarks.models.gradcam import channel_weights, has_head_gradient, weighted_maps
-from landmarks.models.joined import is_mean_of_maps
 from landmarks.models.network import Network
 from landmarks.recognition.export_gallery import GalleryScores
 from landmarks.recognition.export_learning import Learning, LearningScores

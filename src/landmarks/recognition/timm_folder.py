@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landmarks.models.backbones import BASELINE, pretrained_record, timm_name
+from landmarks.models.backbones import BASELINE, names_of_parts, pretrained_record, timm_name
 from landmarks.models.heads import LinearHead
-from landmarks.models.joined import names_of_parts
 from landmarks.models.network import Network
 from landmarks.models.weights import for_storage
 from landmarks.support.errors import LandmarksError

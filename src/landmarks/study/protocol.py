@@ -18,8 +18,7 @@ import polars as pl
 from landmarks.dataset.manifest import REJECTED, SPLITS, Dataset, open_dataset, write_dataset
 from landmarks.dataset.split import split
 from landmarks.dataset.trust import AT_AN_ADDRESS, IMAGES_IN
-from landmarks.models.backbones import BASELINE, pretrained_record
-from landmarks.models.joined import names_of_parts
+from landmarks.models.backbones import BASELINE, names_of_parts, pretrained_record
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.weights import imagenet_file
 from landmarks.support.console import command_options, note_after_gap, run_step

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-from landmarks.models.joined import parts_of
+from landmarks.models.backbones import parts_of
 from landmarks.models.network import Network
 from landmarks.training.recipe import Recipe
 
