@@ -31,12 +31,12 @@ from landmarks.recognition.gallery import (
     NEIGHBOURS,
     WARMTH,
     Gallery,
+    UnknownImages,
     make_gallery,
     rejection_scores,
     with_unknown_images,
 )
 from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.unknown_images import UnknownImages
 from landmarks.training.discriminant import Validation, class_moments, discriminant_of, fitted_scale
 
 NETWORKS = {

@@ -25,7 +25,7 @@ from landmarks.evaluation.retrieval import (
     score_retrieval,
 )
 from landmarks.recognition.directions import directions
-from landmarks.recognition.unknown_images import UnknownImages
+from landmarks.recognition.gallery import UnknownImages
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import Run
 

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from landmarks.recognition.directions import directions
 from landmarks.recognition.export_gallery import KEPT, GalleryScores, main_axes
-from landmarks.recognition.gallery import Gallery, make_gallery, rejection_scores, with_unknown_images
+from landmarks.recognition.gallery import Gallery, UnknownImages, make_gallery, rejection_scores, with_unknown_images
 from landmarks.recognition.known_scores import COMPARING, KNN, MAHALANOBIS
-from landmarks.recognition.unknown_images import UnknownImages
 from landmarks.support.errors import LandmarksError
 
 WIDTH = 256

@@ -32,9 +32,16 @@ from landmarks.evaluation.unknown import (
 from landmarks.recognition import directions as compared
 from landmarks.recognition import trained as tempering
 from landmarks.recognition.directions import directions
-from landmarks.recognition.gallery import make_gallery, rejection_scores, sample, with_unknown_images
+from landmarks.recognition.gallery import (
+    UnknownImages,
+    make_gallery,
+    read_unknown,
+    rejection_scores,
+    sample,
+    with_unknown_images,
+    write_unknown,
+)
 from landmarks.recognition.known_scores import KnownRule, combined_rule
-from landmarks.recognition.unknown_images import UnknownImages, read_unknown, write_unknown
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.recipe import Recipe, recipe_named

@@ -17,6 +17,7 @@ from landmarks.evaluation.exported import ExportAsRun, open_run_or_export
 from landmarks.evaluation.predictions import (
     PredictionArrays,
     evaluation_name,
+    key_of,
     prediction_arrays,
     read_predictions,
     stored_bytes,
@@ -29,7 +30,6 @@ from landmarks.evaluation.submission import write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, require_rate, threshold_parts
 from landmarks.recognition.known_scores import MSP, KnownRule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
-from landmarks.recognition.unknown_images import LEAST_IMAGES, MAX_IMAGES, UnknownImages, key_of, write_unknown
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held, refuse_other_kind, require_writable
@@ -317,15 +317,21 @@ def remember_unknown(run: Run, eligible: EligibleImages, recogniser: Recogniser)
     Nothing changes where there is no gallery or where there are too few unknown images.
     """
     from landmarks.recognition.directions import directions
-    from landmarks.recognition.gallery import with_unknown_images
+    from landmarks.recognition.gallery import (
+        LEAST_UNKNOWN,
+        MAX_UNKNOWN,
+        UnknownImages,
+        with_unknown_images,
+        write_unknown,
+    )
 
     images = with_truth(eligible.images, eligible.labels).sort("image_id")
     groups = images["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()
     parts = threshold_parts(images["usage"].to_numpy(), groups)
     unknown_images = images.filter(pl.Series(parts.chosen) & (pl.col("truth").list.len() == 0))
-    if recogniser.gallery is None or len(unknown_images) < LEAST_IMAGES:
+    if recogniser.gallery is None or len(unknown_images) < LEAST_UNKNOWN:
         return recogniser
-    unknown_images = unknown_images.sample(min(MAX_IMAGES, len(unknown_images)), seed=0).sort("image_id")
+    unknown_images = unknown_images.sample(min(MAX_UNKNOWN, len(unknown_images)), seed=0).sort("image_id")
     note(f"remembering {plural(len(unknown_images), 'image')} of nothing known from {parts.chosen_on}")
     vectors = directions(recogniser.embed(stored_bytes(eligible.dataset, unknown_images))).astype(np.float16)
     keys = tuple(key_of(eligible.dataset.content_digest, id) for id in unknown_images["image_id"])

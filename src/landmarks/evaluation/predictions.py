@@ -21,7 +21,6 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.evaluation.metrics import Floats, Integers, Truth
 from landmarks.recognition.answers import Answers
 from landmarks.recognition.recogniser import ANSWERS, Recogniser
-from landmarks.recognition.unknown_images import key_of
 from landmarks.support.console import Advance, progress
 from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError
@@ -155,6 +154,11 @@ def _answers(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame, bat
         rows = slice(start, start + len(batch))
         yield recogniser.answer(pixels, first[rows], None if itself is None else itself[rows])
         start += len(batch)
+
+
+def key_of(content_digest: str | None, image_id: str) -> str:
+    """Return the key, among a run's unknown images, of an image of the dataset with this digest."""
+    return f"{content_digest} {image_id}"
 
 
 def stored_bytes(dataset: Dataset, images: pl.DataFrame) -> Iterator[bytes]:

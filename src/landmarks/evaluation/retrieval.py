@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -23,15 +23,17 @@ from numpy.typing import NDArray
 from landmarks.archive.csv_tables import ID, IMAGE, USAGE, CsvColumn, CsvTable, read_checked
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.evaluation.metrics import Truth, correct_answers, global_average_precision, require_unique_ids, truth_of
-from landmarks.evaluation.predictions import stored_bytes, with_truth
+from landmarks.evaluation.predictions import key_of, stored_bytes, with_truth
 from landmarks.recognition.recogniser import Recogniser
-from landmarks.recognition.unknown_images import UnknownImages, key_of
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError, naming_the_extra
 from landmarks.support.places import Place
 from landmarks.training.eligible_images import EligibleImages
 from landmarks.training.own_data import match_dataset
 from landmarks.training.run import Run
+
+if TYPE_CHECKING:
+    from landmarks.recognition.gallery import UnknownImages
 
 MAX_IMAGES = 100
 """Images per query that count."""

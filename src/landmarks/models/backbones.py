@@ -92,7 +92,6 @@ FRIENDLY = {
 STUDY = (BASELINE, "resnet18", "resnet50", "xception", "inception_v3", "inception_resnet_v2", "nasnet_large")
 """The networks that `networks` lists by default: the study's five, a small ResNet, and the best-known large one."""
 
-
 SEPARATOR = "+"
 """Stands between the names of joined networks: `resnet50+xception`."""
 

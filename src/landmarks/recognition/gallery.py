@@ -1,7 +1,15 @@
-"""The gallery: what a run remembers of its training images, made once and stored in its folder, of bounded size."""
+"""The gallery: what a run remembers of its training images, and of unknown images, in files of its folder.
+
+The training images are remembered once, in bounded number. The winners of the recognition challenge lowered an answer's
+score by its similarity to images without landmarks (Henkel & Singer, arXiv:2010.01650): an image that resembles them is
+unlikely to show a known landmark. `evaluate --false-acceptance` remembers the unknown images that the threshold is
+chosen on, in a separate file beside the gallery. When a run is evaluated on these images, none is compared with itself.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +21,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, load_file, save_file
 from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.recognition.directions import compared_width, directions
-from landmarks.recognition.unknown_images import UnknownImages, read_unknown
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
@@ -33,9 +40,6 @@ FILE = "gallery.safetensors"
 
 MAX_BYTES = 128 * 1024**2
 """Size of the remembered features: 50,000 images of 1,280 half-precision numbers."""
-
-UNKNOWN_MARK = " unknown "
-"""Precedes the digest of the unknown images in a gallery's digest."""
 
 ARRAYS = ("images", "labels", "mean", "centres", "within", "overall")
 
@@ -58,12 +62,6 @@ def open_gallery(run: Run) -> Gallery | None:
     _require_sound(path, gallery, len(run.labels))
     unknown = read_unknown(run.folder, run.digest, gallery.images.shape[1])
     return gallery if unknown is None else with_unknown_images(gallery, unknown)
-
-
-def with_unknown_images(gallery: Gallery, unknown: UnknownImages) -> Gallery:
-    """Return `gallery` with exactly these unknown images."""
-    base = gallery.digest.partition(UNKNOWN_MARK)[0]
-    return replace(gallery, unknown=unknown, digest=base + UNKNOWN_MARK + unknown.digest)
 
 
 def _require_sound(path: Path, gallery: Gallery, landmarks: int) -> None:
@@ -151,9 +149,11 @@ def _save(path: Path, gallery: Gallery, model: str) -> None:
         save_file(tensors, aside)
 
 
-# Does an image show a landmark that the run knows? The scores, larger for known landmarks, come from one pass of the
-# network: `msp` and `energy` from its outputs alone; `knn` and `mahalanobis` compare an image's features with those of
-# the training images (`Gallery`). A threshold is set on a `KnownRule`: one score, or a weighted sum.
+# ── Does an image show a landmark that the run knows? ───────────────────────────────────────────────────────────────
+#
+# The scores, larger for known landmarks, come from one pass of the network: `msp` and `energy` from its outputs alone;
+# `knn` and `mahalanobis` compare an image's features with those of the training images (`Gallery`). A threshold is set
+# on a `KnownRule`: one score, or a weighted sum.
 
 
 NEIGHBOURS = 10
@@ -284,3 +284,71 @@ def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
     isotropic = spread / size * np.eye(size)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * isotropic
     return np.asarray(np.linalg.cholesky(np.linalg.inv(shrunk)), dtype=np.float32)
+
+
+# ── Unknown images that a run remembers ─────────────────────────────────────────────────────────────────────────────
+
+
+UNKNOWN_FILE = "unknown.safetensors"
+
+UNKNOWN_MARK = " unknown "
+"""Precedes the digest of the unknown images in a gallery's digest."""
+
+MAX_UNKNOWN = 1024
+"""Most unknown images that are remembered: 2.6 MB of 1,280 half-precision numbers."""
+
+LEAST_UNKNOWN = 2
+"""Fewest unknown images that are remembered, since each is compared with the others."""
+
+
+@dataclass(frozen=True)
+class UnknownImages:
+    """The directions (U, C) of unknown images, and for each a key that identifies it and its dataset."""
+
+    images: NDArray[np.float16]
+    keys: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the keys."""
+        return digest_of(self.keys)
+
+    def places_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Return the row of each of `keys` among these images (N,), -1 for a key that is not there."""
+        places = {key: place for place, key in enumerate(self.keys)}
+        return np.array([places.get(key, -1) for key in keys], dtype=np.int64)
+
+
+def with_unknown_images(gallery: Gallery, unknown: UnknownImages) -> Gallery:
+    """Return `gallery` with exactly these unknown images."""
+    base = gallery.digest.partition(UNKNOWN_MARK)[0]
+    return replace(gallery, unknown=unknown, digest=base + UNKNOWN_MARK + unknown.digest)
+
+
+def read_unknown(folder: Path, model: str, width: int) -> UnknownImages | None:
+    """Return the unknown images, with directions of length `width`, that the run in `folder` remembers.
+
+    None when there are none, or only those of other weights than `model`. Raises `LandmarksError` for a damaged file.
+    """
+    path = folder / UNKNOWN_FILE
+    if not path.is_file():
+        return None
+    try:
+        arrays = load(path.read_bytes())
+        record: dict[str, Any] = json.loads(bytes(arrays["about"]))
+        images, keys = arrays["images"], tuple(map(str, record["keys"]))
+        fits = images.dtype == np.float16 and images.shape == (len(keys), width) and len(keys) >= LEAST_UNKNOWN
+        if not fits or not np.isfinite(images).all():
+            raise ValueError("what it holds does not fit together")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LandmarksError(f"{path} cannot be read ({error})", way_out="delete it, and choose again") from error
+    return UnknownImages(images, keys) if record.get("model") == model else None
+
+
+def write_unknown(folder: Path, unknown: UnknownImages, model: str) -> None:
+    """Write the unknown images of a run atomically."""
+    record = json.dumps({"model": model, "keys": unknown.keys}, ensure_ascii=False).encode()
+    arrays: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(unknown.images)}
+    arrays["about"] = np.frombuffer(record, dtype=np.uint8)
+    with written_whole(folder / UNKNOWN_FILE) as aside:
+        save_file(arrays, aside)
