@@ -1,8 +1,10 @@
 """Copies: which changed images are found, by the hash alone and by comparison; false pairs; speed.
 
     python benchmarks/copies.py [MIRROR] [--times]
+    python benchmarks/copies.py --datasets DATA OTHER
 
-MIRROR is any mirror on disk; without one the miniature archive's images are used. `--times` measures seconds instead.
+MIRROR is any mirror on disk; without one the miniature archive's images are used. `--times` measures seconds instead,
+`--datasets` counts pairs of different landmarks that are joined, within DATA and between it and OTHER.
 """
 
 from __future__ import annotations
@@ -15,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from grouping import cropped, read_images
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from results import save
 
-from landmarks.dataset.copies import MOST_SEARCHED, Copies, find_copies
+from landmarks.dataset import copies as searching
+from landmarks.dataset.copies import MOST_SEARCHED, SAME, Copies, find_copies
 from landmarks.dataset.groups import RADIUS, perceptual_hash
 from landmarks.dataset.hamming import near_between
 from landmarks.dataset.images import decode, encode, resize, shrink
-from landmarks.dataset.sketches import Sketches, make_sketch
+from landmarks.dataset.manifest import open_dataset
+from landmarks.dataset.sketches import Sketches, kept_sketches, make_sketch
 
 Pixels = NDArray[np.uint8]
 
@@ -223,46 +228,80 @@ def times(images: list[Pixels]) -> list[dict[str, Any]]:
         {"what": "candidates compared", "images": 10_000, "seconds": squared * comparing, "how": "as the square"},
     ]
     radius = next(radius for radius, most in MOST_SEARCHED.items() if most >= 1_000_000)
-    million = made_up_sketches(sketches, 1_000_000, with_parts=20_000)
-    started = time.process_time()
-    hits = sum(len(query) for query, _ in near_between(million.parts, million.whole, radius))
-    searching = time.process_time() - started
+    parts, whole = made_up_hashes(sketches, 1_000_000)
+    started, wall = time.process_time(), time.perf_counter()
+    hits = sum(len(query) for query, _ in near_between(parts, whole, radius))
     rows.append(
         {
             "what": "candidates found",
             "images": 1_000_000,
-            "seconds": 50 * searching,
-            "how": f"within {radius} bits; parts of 20,000 among a million, times 50; {50 * hits:,} hits",
+            "seconds": time.process_time() - started,
+            "how": f"{len(parts):,} parts within {radius} bits: {hits:,} hits, in {time.perf_counter() - wall:.0f} s",
         }
     )
     rows.append({"what": "sketches", "images": 1_000_000, "seconds": 1e6 * sketching, "how": f"from {len(images):,}"})
     return rows
 
 
-def made_up_sketches(sketches: Sketches, count: int, with_parts: int) -> Sketches:
-    """Return sketches of `count` made-up images, whose hashes mix the bits of two real ones at random.
+def made_up_hashes(sketches: Sketches, count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the hashes of all parts, and those of the whole, of `count` made-up images.
 
-    Fewer of them are near one another than of real ones. Only the first `with_parts` have hashes of parts.
+    They mix the bits of two real images at random. Fewer of them are near one another than of real ones.
     """
     random = np.random.default_rng(0)
-    size = len(sketches.whole)
-    source, second = random.integers(0, size, (2, count))
+    source, second = random.integers(0, len(sketches.whole), (2, count))
     mask = random.integers(0, 2**64, count, dtype=np.uint64)
     begins = np.cumsum(sketches.counts) - sketches.counts
     whole = (sketches.whole[source] & mask) | (sketches.whole[second] & ~mask)
-    counts = np.minimum(sketches.counts[source[:with_parts]], sketches.counts[second[:with_parts]])
-    owner = np.repeat(np.arange(with_parts), counts)
+    counts = np.minimum(sketches.counts[source], sketches.counts[second])
+    owner = np.repeat(np.arange(count), counts)
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    first, other = begins[source[owner]] + number, begins[second[owner]] + number
-    parts = (sketches.parts[first] & mask[owner]) | (sketches.parts[other] & ~mask[owner])
-    return Sketches(sketches.pixels[source[:with_parts]], whole, parts, sketches.corners[first], counts)
+    first, other = (sketches.parts[begins[each[owner]] + number] for each in (source, second))
+    return (first & mask[owner]) | (other & ~mask[owner]), whole
+
+
+def joined_by_mistake(data: Path, other: Path) -> list[dict[str, Any]]:
+    """Return how many pairs of images of different landmarks, and of a landmark and anything else, are joined."""
+    ours, theirs = (open_dataset(folder) for folder in (data, other))
+    sketches = [kept_sketches(dataset, dataset.images) for dataset in (ours, theirs)]
+    assert sketches[0] is not None and sketches[1] is not None
+    searching.SAME = -1.0  # every pair that is compared is returned
+    rows = []
+    for where, datasets, found in (
+        ("within DATA", [ours], find_copies(sketches[0])),
+        (
+            "DATA and OTHER",
+            [ours, theirs],
+            find_copies(
+                sketches[0].joined(sketches[1]),
+                side=np.arange(len(ours.images) + len(theirs.images)) < len(ours.images),
+            ),
+        ),
+    ):
+        images = pl.concat([dataset.images.select("image_id", "landmark_id") for dataset in datasets])
+        landmark = images["landmark_id"].fill_null(-1).to_numpy()
+        first, second = landmark[found.pairs].T
+        known = np.minimum(first, second) >= 0
+        for what, chosen in (
+            ("two landmarks", (first != second) & known),
+            ("a landmark and anything else", (first != second) & ~known),
+        ):
+            joined = found.pairs[chosen & (found.agreement >= SAME)]
+            pairs = ", ".join(" and ".join(images["image_id"].gather(pair)) for pair in joined)
+            row = {"where": where, "pairs of": what, "compared": int(chosen.sum()), "joined": len(joined)}
+            rows.append(row | {"which": pairs})
+    return rows
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("mirror", type=Path, nargs="?")
     options.add_argument("--times", action="store_true")
+    options.add_argument("--datasets", type=Path, nargs=2, metavar=("DATA", "OTHER"))
     chosen = options.parse_args()
+    if chosen.datasets:
+        save("copies-joined", joined_by_mistake(*chosen.datasets), datasets=[path.name for path in chosen.datasets])
+        return
     with tempfile.TemporaryDirectory() as temporary:
         if chosen.mirror is None:
             from landmarks.miniature.make import make_miniature

@@ -38,11 +38,11 @@ def cropped(left: float, top: float, right: float, bottom: float) -> Callable[[P
     return change
 
 
-def lettered(image: Pixels) -> Pixels:
+def lettered(image: Pixels, words: str = "Greetings", lines: int = 8) -> Pixels:
     written = Image.fromarray(image)
     draw, height = ImageDraw.Draw(written), image.shape[0]
-    font = ImageFont.load_default(size=height // 8)
-    draw.text((4, height * 0.8), "Greetings", font=font, fill="white", stroke_width=1, stroke_fill="black")
+    font = ImageFont.load_default(size=height // lines)
+    draw.text((4, height * 0.8), words, font=font, fill="white", stroke_width=lines // 8 or 2, stroke_fill="black")
     return np.asarray(written)
 
 
@@ -96,6 +96,7 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "without colours": lambda image: np.asarray(Image.fromarray(image).convert("L").convert("RGB")),
     "darker": lambda image: (255 * (image / 255) ** 1.6).astype(np.uint8),
     "with text": lettered,
+    "with large text": lambda image: lettered(image, "Greetings\nfrom here", lines=6),
     "in a white frame": lambda image: np.pad(image, ((9, 9), (9, 9), (0, 0)), constant_values=255),
     "on a screen": on_a_screen,
     "on a dark screen": on_a_dark_screen,
@@ -145,6 +146,26 @@ def test_a_changed_copy_is_found_and_no_other_image(change: str, images: list[Pi
     assert len(pairs & right) >= len(images) - 1, right - pairs
     assert not pairs - right
     assert found.mirrored.all() if change == "mirrored" else not found.mirrored.any()
+
+
+def test_images_shown_half_as_wide_on_a_plain_card_are_all_found(images: list[Pixels]) -> None:
+    """The first steps of the alignment lead away from where some of them are."""
+
+    def on_a_card(image: Pixels) -> Pixels:
+        height, width = image.shape[:2]
+        card = Image.new("RGB", (2 * width, 2 * height), (240, 240, 240))
+        card.paste(Image.fromarray(image), (width // 2, height // 5))
+        return np.asarray(card)
+
+    found = find_copies(sketches_of([*images, *map(on_a_card, images)]))
+    assert found.pairs.tolist() == [[place, place + len(images)] for place in range(len(images))]
+
+
+def test_smooth_patterns_are_nobodys_copies_however_well_they_can_be_fitted() -> None:
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (40, 4, 5, 3), dtype=np.uint8)
+    smooth = [np.asarray(Image.fromarray(each).resize((60, 40), Image.Resampling.BICUBIC)) for each in small]
+    assert find_copies(sketches_of(smooth)).pairs.tolist() == []
 
 
 def test_copies_between_many_images_are_looked_for_once(

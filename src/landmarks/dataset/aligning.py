@@ -26,8 +26,13 @@ STEPS = ((4, 6), (2, 5), (1, 3))
 BLOCKS = 8
 """Blocks along each side that are compared."""
 
-LIKELY = 0.65
-"""Correlation of the coarsest images below which two are not compared further; of 400 copies one had less than 0.73."""
+LIKELY = 0.5
+"""Correlation of the coarsest images below which two are not compared further; lettering over half of a copy left less
+than 0.65."""
+
+DOUBTFUL = 0.3
+"""Agreement at the middle size below which steps also begin at the given box: those at the coarsest size lead away from
+it when an image is smooth, or shown small within another."""
 
 HOPEFUL, WELL_CORRELATED = 0.1, 0.75
 """Pairs that reach neither this agreement nor this correlation at the middle size are not compared further. A small
@@ -39,10 +44,10 @@ START_SHIFT = 0.04
 COMPARED_AT = 2
 """Pixels averaged along each side before blocks are compared."""
 
-TEXTURE = 3.0
+TEXTURE = 2.5
 """Least standard deviation, in grey levels, of a block with texture."""
 
-ALIKE = 0.8
+ALIKE = 0.75
 """Least correlation of a block that agrees."""
 
 MIN_BLOCKS = 8
@@ -80,25 +85,39 @@ def agreements(
     return agreement, sides
 
 
-def _aligned(first: NDArray[np.uint8], second: NDArray[np.uint8], sides: Floats) -> tuple[Floats, Floats]:
-    agreement, sides = np.zeros(len(first), np.float32), sides.copy()
+def _aligned(first: NDArray[np.uint8], second: NDArray[np.uint8], given: Floats) -> tuple[Floats, Floats]:
+    agreement, sides = np.zeros(len(first), np.float32), given.copy()
     alive = np.arange(len(first))
     for averaged, steps in STEPS:
         if not len(alive):
             break
         one, other = _downsampled(first[alive], averaged), _downsampled(second[alive], averaged)
-        moved, values, inside, alike = _best(one, other, sides[alive], steps, shifted=averaged == STEPS[0][0])
-        sides[alive] = moved
         if averaged == STEPS[0][0]:
+            sides[alive], _, _, alike = _best(one, other, sides[alive], steps, shifted=True)
             alive = alive[alike >= LIKELY]
             continue
-        by = COMPARED_AT if averaged == 1 else 1
-        agreement[alive] = _agreement(_downsampled(values, by), _downsampled(other, by), inside[:, ::by, ::by])
+        agreement[alive], sides[alive], alike = _compared(one, other, sides[alive], steps, averaged)
         if averaged > 1:
+            if (doubtful := agreement[alive] < DOUBTFUL).any():
+                some = alive[doubtful]
+                anew, elsewhere, new_alike = _compared(one[doubtful], other[doubtful], given[some], steps, averaged)
+                better = anew > agreement[some]
+                agreement[some[better]], sides[some[better]] = anew[better], elsewhere[better]
+                alike[doubtful] = np.where(better, new_alike, alike[doubtful])
             given_up = (agreement[alive] < HOPEFUL) & (alike < WELL_CORRELATED)
             agreement[alive[given_up]] = 0
             alive = alive[~given_up]
     return agreement, sides
+
+
+def _compared(first: Floats, second: Floats, sides: Floats, steps: int, averaged: int) -> tuple[Floats, Floats, Floats]:
+    """Return the agreement of each pair, the sides to which steps from `sides` lead, and the correlation there.
+
+    Of each side of the images `averaged` pixels were averaged.
+    """
+    sides, values, inside, alike = _best(first, second, sides, steps, shifted=False)
+    by = COMPARED_AT // averaged
+    return _agreement(_downsampled(values, by), _downsampled(second, by), inside[:, ::by, ::by]), sides, alike
 
 
 def _best(
@@ -229,7 +248,7 @@ def _best_shifted(first: Floats, second: Floats, sides: Floats) -> Floats:
 def _agreement(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:
     """Return the share (P,) of the blocks with texture that agree; 0 if a large box shows another image.
 
-    Gradients of brightness and straight lines do not count as texture.
+    Gradients of brightness, straight lines and smooth patterns do not count as texture.
     """
     count, block = len(values), SKETCH_SIDE // COMPARED_AT // BLOCKS
 
@@ -238,7 +257,7 @@ def _agreement(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Flo
         return np.asarray(cut.reshape(count, BLOCKS * BLOCKS, -1), dtype=np.float32)
 
     one, other, whole = blocks(values), blocks(second), blocks(inside).min(axis=2) > 0
-    one, other = (_without_lines(each, block) for each in (one, other))
+    one, other = (_without_slopes(each, block) for each in (one, other))
     spread_one, spread_other = np.sqrt((one**2).mean(axis=2)), np.sqrt((other**2).mean(axis=2))
     correlation = (one * other).mean(axis=2) / np.maximum(spread_one * spread_other, 1e-6)
     shown = whole & (np.maximum(spread_one, spread_other) >= TEXTURE)
@@ -274,15 +293,18 @@ def _boxes() -> tuple[Floats, Floats]:
     return boxes.reshape(len(boxes), -1), least
 
 
-def _without_lines(blocks: Floats, side: int) -> Floats:
-    """Return blocks (P, B, side²) without the parts that are constant along rows or along columns.
+def _without_slopes(blocks: Floats, side: int) -> Floats:
+    """Return blocks (P, B, side²) without what is constant along rows or along columns, or bends evenly across both.
 
-    This removes gradients, such as those of skies, and straight edges, in which all images in one kind of frame agree.
+    This removes gradients, such as those of skies, and straight edges, in which all images in one kind of frame agree;
+    and what any two smooth patterns have in common once their sides are free to move.
     """
     square = blocks.reshape(*blocks.shape[:2], side, side)
     rows, columns = square.mean(axis=3, keepdims=True), square.mean(axis=2, keepdims=True)
-    residual = square - rows - columns + square.mean(axis=(2, 3), keepdims=True)
-    return np.asarray(residual.reshape(blocks.shape), dtype=np.float32)
+    residual = (square - rows - columns + square.mean(axis=(2, 3), keepdims=True)).reshape(blocks.shape)
+    along = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    bend = np.outer(along, along).ravel() / np.square(along).sum()
+    return np.asarray(residual - (residual @ bend)[..., None] * bend, dtype=np.float32)
 
 
 def _correlation(values: Floats, second: Floats, inside: NDArray[np.bool_]) -> Floats:

@@ -82,7 +82,7 @@ def make_miniature(
         train = train_images(known, images, size, seed)
         test = test_images(known, images, unknown, size, seed)
         count = len(train) + len(test)
-        with progress("photographing the miniature", count) as advance, _renderers(count) as render_all:
+        with progress("rendering the miniature", count) as advance, _renderers(count) as render_all:
             _write_tars(folder, "train", train, render_all, advance)
             _write_tars(folder, "test", test, render_all, advance)
         write_metadata(folder, known, train, test, seed)
