@@ -274,7 +274,7 @@ def joined_by_mistake(data: Path, other: Path) -> list[dict[str, Any]]:
             [ours, theirs],
             find_copies(
                 sketches[0].joined(sketches[1]),
-                side=np.arange(len(ours.images) + len(theirs.images)) < len(ours.images),
+                side=np.repeat([1, 0], [len(ours.images), len(theirs.images)]),
             ),
         ),
     ):

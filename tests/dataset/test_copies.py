@@ -320,23 +320,38 @@ def test_a_dataset_that_grows_keeps_its_copies_in_one_group(folder: Path, tmp_pa
     assert len(grouped(after)) == 1
 
 
-def test_copies_among_added_images_are_said_not_to_be_looked_for(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("copy", [True, False])
+def test_added_images_are_compared_with_all_others_and_join_the_split_of_their_copies(
+    copy: bool, images: list[Pixels], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def grow(name: str, values: int) -> Dataset:
-        (tmp_path / name / "first").mkdir(parents=True)
-        noise = np.random.default_rng(values).integers(0, 255, (96, 96, 3), dtype=np.uint8)
-        (tmp_path / name / "first" / f"{name}.jpg").write_bytes(encode(noise, 95))
+    def grow(name: str, change: Callable[[Pixels], Pixels]) -> Dataset:
         capsys.readouterr()
-        return landmarks.import_(tmp_path / name, folder, add=True)
+        for number, image in enumerate(images):
+            path = tmp_path / name / "first" / f"{name}{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(np.ascontiguousarray(change(image)), 95))
+        return landmarks.import_(tmp_path / name, folder, add=True, copy=copy)
 
-    said = "changed copies were not looked for among the new images"
     landmarks.split(folder, copies="no")
-    assert said not in str(grow("one", 1).split_metadata) + capsys.readouterr().err  # none were looked for before
-    landmarks.split(folder)
-    rule = grow("two", 2).split_metadata["rule"]
-    assert said in capsys.readouterr().err
-    assert rule.endswith("copies by their pixels, of 1 added images by their hashes")
+    assert "pixels" not in str(grow("one", CHANGES["mirrored"]).split_metadata)  # none were looked for before
+    before = landmarks.split(folder)
+    after = grow("two", CHANGES["10 % off every side"])
+    assert after.split_metadata["rule"].endswith("copies by their pixels")
+    assert "12 added images" in capsys.readouterr().err
+    groups = grouped(after)
+    for number in range(len(images)):
+        (group,) = (group for group in groups if any(id.endswith(f"two{number}") for id in group))
+        assert any(id.endswith(f"one{number}") for id in group)
+    splits, old = dict(after.splits.rows()), dict(before.splits.rows())  # type: ignore[union-attr]
+    assert {id: splits[id] for id in old} == old
+    assert all(len({splits[id] for id in group}) == 1 for group in groups)
+    # A later search of all pairs finds no more, and computes no sketch again.
+    found = read_copies(folder)
+    again = landmarks.split(folder)
+    assert "sketches of" not in capsys.readouterr().err
+    assert found is not None
+    assert found.equals(read_copies(folder))  # type: ignore[arg-type]
+    assert grouped(again) == groups
 
 
 def test_pairs_that_a_person_names_are_copies_too(folder: Path, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from threadpoolctl import threadpool_limits
 from landmarks.dataset.aligning import agreements
 from landmarks.dataset.groups import NO_HASH
 from landmarks.dataset.hamming import near_between
-from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, Sketches, shape_vectors
-from landmarks.support.console import progress
+from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, Sketches, kept_sketches, shape_vectors
+from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder
 from landmarks.support.tables import read_table, write_cached_table, write_table
@@ -89,51 +90,55 @@ class Copies:
 
 
 def find_copies(
-    sketches: Sketches, landmark: NDArray[np.integer] | None = None, *, side: NDArray[np.bool_] | None = None
+    sketches: Sketches, landmark: NDArray[np.integer] | None = None, *, side: NDArray[np.integer] | None = None
 ) -> Copies:
     """Return the copies among images with these sketches.
 
     `landmark` (N,) is the landmark of each image, -1 for nothing known. Hashes of one landmark are compared within
     `RADIUS_OF_PARTS`, others within a radius that depends on the number of images (see `MOST_SEARCHED`). With `side`
-    (N,), only images on different sides are compared.
+    (N,), only images on different sides are compared; side 0 may be the largest by far.
     """
     # The products are small and many: threads that share one only wait for each other.
     with threadpool_limits(1, user_api="blas"):
         count = len(sketches.whole)
         across = next((radius for radius, most in MOST_SEARCHED.items() if count <= most), min(MOST_SEARCHED) - 2)
         owner = np.repeat(np.arange(count), sketches.counts)
-        hits = list(_near_parts(sketches, np.arange(count), owner, across))
+        side = np.arange(count) if side is None else side
+        hits = list(_near_parts(sketches, np.arange(count), owner, across, side))
         if count <= MOST_SHAPED:
             hits.extend(_alike_parts(sketches, side))
         if landmark is not None and across < RADIUS_OF_PARTS:
             order = np.argsort(landmark, kind="stable")
             for members in np.split(order, np.flatnonzero(np.diff(landmark[order])) + 1):
-                if landmark[members[0]] >= 0 and len(members) > 1:
-                    hits.extend(_near_parts(sketches, members, owner, RADIUS_OF_PARTS))
+                if landmark[members[0]] >= 0 and len(members) > 1 and side[members].any():
+                    hits.extend(_near_parts(sketches, members, owner, RADIUS_OF_PARTS, side))
         found = np.concatenate(hits) if hits else np.zeros((0, 4), np.int64)
-        candidates = _nearest(found if side is None else found[side[found[:, 1]] != side[found[:, 3]]])
-        return _verified(sketches, candidates, owner, across)
+        return _verified(sketches, _nearest(found), owner, across)
 
 
-def _near_parts(sketches: Sketches, members: Integers, owner: Integers, radius: int) -> Iterator[Integers]:
-    """Yield rows (part, image, bits, owner of the part) of parts whose hash is near that of another whole image.
+def _near_parts(
+    sketches: Sketches, members: Integers, owner: Integers, radius: int, side: NDArray[np.integer]
+) -> Iterator[Integers]:
+    """Yield rows (part, image, bits, owner of the part) of parts whose hash is near that of a whole image.
 
-    Only the images `members` are compared.
+    Only the images `members` on different sides are compared.
     """
     parts = np.arange(len(sketches.parts)) if len(members) == len(sketches.whole) else sketches.parts_of(members)
     parts = parts[sketches.parts[parts] != NO_HASH]
     images = members[sketches.whole[members] != NO_HASH]
-    if not len(parts) or not len(images):
-        return
-    for query, match in near_between(sketches.parts[parts], sketches.whole[images], radius):
-        part, image = parts[query], images[match]
-        other = owner[part] != image
-        part, image = part[other], image[other]
-        bits = np.bitwise_count(sketches.parts[part] ^ sketches.whole[image]).astype(np.int64)
-        yield np.stack([part, image, bits, owner[part]], axis=1)
+    on_zero = side[owner[parts]] == 0
+    for some, others in ((parts[~on_zero], images), (parts[on_zero], images[side[images] != 0])):
+        if not len(some) or not len(others):
+            continue
+        for query, match in near_between(sketches.parts[some], sketches.whole[others], radius):
+            part, image = some[query], others[match]
+            apart = side[owner[part]] != side[image]
+            part, image = part[apart], image[apart]
+            bits = np.bitwise_count(sketches.parts[part] ^ sketches.whole[image]).astype(np.int64)
+            yield np.stack([part, image, bits, owner[part]], axis=1)
 
 
-def _alike_parts(sketches: Sketches, side: NDArray[np.bool_] | None) -> Iterator[Integers]:
+def _alike_parts(sketches: Sketches, side: NDArray[np.integer]) -> Iterator[Integers]:
     """Yield rows as `_near_parts` does, for the `SHAPE_CANDIDATES` other images with the parts most like each image.
 
     The bits are those in which hashes at the angle of the shapes are expected to differ.
@@ -151,13 +156,12 @@ def _alike_parts(sketches: Sketches, side: NDArray[np.bool_] | None) -> Iterator
     for place, i in enumerate(shown):
         parts = shape_vectors(sketches.pixels[i], sketches.corners[begins[i] : begins[i] + sketches.counts[i]])
         kept.append(parts.astype(np.float16))
-        alike = (parts @ whole.T).max(axis=0)
-        alike[place] = -1
-        if side is not None:
-            alike[side[shown] == side[i]] = -1
-        rank = cosine.argmin(axis=0)
-        better = np.flatnonzero(alike > cosine.min(axis=0))
-        nearest[rank[better], better], cosine[rank[better], better] = place, alike[better]
+        others = np.flatnonzero(side[shown] != side[i])
+        alike = (parts @ whole[others].T).max(axis=0)
+        rank = cosine[:, others].argmin(axis=0)
+        better = alike > cosine[rank, others]
+        rank, others = rank[better], others[better]
+        nearest[rank, others], cosine[rank, others] = place, alike[better]
     for image, owner in np.argwhere(cosine.T >= MIN_COSINE):
         place = nearest[owner, image]
         cosines = kept[place].astype(np.float32) @ whole[image]
@@ -252,7 +256,7 @@ def copies_between(first: Sketches, second: Sketches) -> Integers:
             pairs: Integers = read_table(kept, _PAIRS).to_numpy().astype(np.int64).reshape(-1, 2)
             if ((pairs >= 0) & (pairs < [count, len(both.whole) - count])).all():
                 return pairs
-    pairs = find_copies(both, side=np.arange(len(both.whole)) < count).pairs - np.array([0, count])
+    pairs = find_copies(both, side=(np.arange(len(both.whole)) < count).astype(np.int64)).pairs - np.array([0, count])
     if kept is not None:
         with contextlib.suppress(LandmarksError):  # a full disk costs time only
             write_cached_table(kept, pl.DataFrame(pairs, schema=_PAIRS, orient="row"))
@@ -276,6 +280,27 @@ def _kept_pairs_file(sketches: Sketches, count: int) -> Path | None:
 def write_copies(folder: Path, table: pl.DataFrame, **metadata: object) -> None:
     """Write `copies.parquet` (columns of `COPIES`). The caller holds the folder."""
     write_table(folder / COPIES_FILE, table, **metadata)
+
+
+def copies_with_added(copies: pl.DataFrame, dataset: Dataset, images: pl.DataFrame) -> pl.DataFrame:
+    """Return the copies among `images` of a dataset, given those among some of them; both have columns of `COPIES`.
+
+    Pairs with one of the other images are looked for. If none of these can be looked at, `copies` is returned.
+    """
+    added = ~images["image_id"].is_in(copies["image_id"].implode())
+    sketches = kept_sketches(dataset, images) if added.any() else None
+    if sketches is None or not sketches.counts[added.to_numpy()].any():
+        return copies
+    side = np.where(added, np.arange(1, len(images) + 1), 0)  # each added image is on a side of its own
+    found = find_copies(sketches, images["landmark_id"].fill_null(-1).to_numpy(), side=side)
+    note(f"{plural(len(found.pairs), 'pair')} of copies with {plural(int(added.sum()), 'added image')}")
+    return united_copies(copies, found.named(images["image_id"]))
+
+
+def united_copies(*tables: pl.DataFrame) -> pl.DataFrame:
+    """Return one table (columns of `COPIES`) of the copies in several."""
+    united = pl.concat(tables).explode("copies", empty_as_null=True).unique()
+    return united.group_by("image_id").agg(pl.col("copies").drop_nulls().sort()).sort("image_id")
 
 
 def read_copies(folder: Path) -> pl.DataFrame | None:

@@ -222,7 +222,7 @@ class Division:
     added: int  # images that were added after the division was made
     leakage: dict[str, int]
     swallowed: list[dict[str, Any]]
-    copies_looked_for: bool = False
+    not_searched: int | None = None  # images whose copies were not looked for; None if no image's were
 
     @property
     def table(self) -> pl.DataFrame:
@@ -232,8 +232,9 @@ class Division:
     def metadata(self, corrected: int) -> dict[str, object]:
         """Return the metadata of `splits.parquet`; `corrected` is the number of corrected images."""
         radii = f"near-duplicates within {RADIUS} of 64 bits at one landmark, {RADIUS_ACROSS} across landmarks"
-        if self.copies_looked_for:
-            radii = f"copies by their pixels{f', of {self.added} added images by their hashes' if self.added else ''}"
+        if self.not_searched is not None:
+            others = f", of {self.not_searched} added images by their hashes" if self.not_searched else ""
+            radii = f"copies by their pixels{others}"
         return {
             "rule": f"{self.rule}; {radii}",
             **self.rule.record(),
@@ -288,8 +289,8 @@ def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
     """Return the division of `images`, sorted by id, in which images of the `earlier` division keep their split.
 
     If the rule keeps groups together, a new image joins the split that holds most of its group. The others are divided
-    by the same rule, seed and shares. A note says how many there were of each. Groups of new images are found by their
-    hashes: pixels are compared by `split`.
+    by the same rule, seed and shares. A note says how many there were of each. New images that the `earlier` copies do
+    not hold are grouped by their hashes.
     """
     before, grouping, rule = earlier.splits_of(images), earlier.groups_of(images), earlier.rule
     group = np.arange(len(images)) if rule.by == "random" else grouping.group
@@ -303,15 +304,18 @@ def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
             f"{int(new.sum()):,} images are new: {joined:,} joined the split of those they are grouped with,"
             f" {int(new.sum()) - joined:,} were divided {how}; the {int((~new).sum()):,} others stay in their splits"
         )
-        if earlier.copies is not None:
-            note(
-                "cropped and otherwise changed copies were not looked for among the new images: some may be in another "
-                "split than the original (landmarks split finds them, and divides all images anew)"
-            )
     if gone := len(earlier.table) - int((~new).sum()):
         note(f"no longer there: {plural(gone, 'image')} of the splits")
+    not_searched = None
+    if earlier.copies is not None and (
+        not_searched := int((~images["image_id"].is_in(earlier.copies["image_id"].implode())).sum())
+    ):
+        note(
+            f"{plural(not_searched, 'image')} could not be compared with the others: changed copies of them may be in "
+            "another split (landmarks split looks again, and divides all images anew)"
+        )
     division = division_of(images, assigned, grouping, rule, earlier.added + int(new.sum()))
-    return replace(division, copies_looked_for=earlier.copies is not None)
+    return replace(division, not_searched=not_searched)
 
 
 def division_from_source(images: pl.DataFrame, assigned: np.ndarray[Any, Any]) -> Division:

@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from landmarks.dataset.copies import COPIES_FILE, copies_with_added, write_copies
 from landmarks.dataset.division import Division, EarlierDivision, extend_division, read_division, with_groups
 from landmarks.dataset.groups import group_images, note_contradictions, perceptual_hash
 from landmarks.dataset.images import ImageError, prepare
@@ -49,7 +50,7 @@ from landmarks.support.files import digest_of, held, read_record, refuse_foreign
 from landmarks.support.places import Place, paths_of
 from landmarks.support.tables import read_table, write_table
 
-_TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", SPLIT_FILE, "dataset.json")
+_TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", COPIES_FILE, SPLIT_FILE, "dataset.json")
 
 
 def join(
@@ -302,12 +303,6 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     new = new.with_columns(pl.col("shard").replace(names))
     images = pl.concat([before, new]).select(list(IMAGES)).sort("image_id")
     corrected = with_corrections(images, ours.corrections)
-    earlier = read_division(out)
-    division: Division | None = None
-    if earlier is not None:
-        table = earlier.table if united.splits is None else united.splits
-        division = extend_division(corrected, replace(earlier, table=table))
-    grouping = group_images(corrected) if division is None else division.grouping
     record = {name: value for name, value in ours.record.items() if name not in ("format", "verb", "version", "inputs")}
     added = {**(record.get("added") or {}), inputs: theirs.record.get("rule") or ""}
     decoders = sorted({*(record.get("decoders") or []), *(theirs.record.get("decoders") or [])})
@@ -315,6 +310,17 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     record |= {"added": added, "decoders": decoders, "identified_by": united.identified_by}
     if folders:
         record["images_in"] = os.path.commonpath(folders)
+    earlier = read_division(out)
+    division: Division | None = None
+    if earlier is not None:
+        table = earlier.table if united.splits is None else united.splits
+        if earlier.copies is not None:
+            grown = replace(ours, images=corrected, record={**ours.record, **record})
+            copies = copies_with_added(earlier.copies, grown, corrected)
+            write_copies(tables, copies)
+            earlier = replace(earlier, copies=copies)
+        division = extend_division(corrected, replace(earlier, table=table))
+    grouping = group_images(corrected) if division is None else division.grouping
     write_dataset(
         tables,
         verb=str(ours.record["verb"]),

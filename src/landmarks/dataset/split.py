@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from landmarks.dataset.copies import COPIES, COPIES_FILE, find_copies, write_copies
+from landmarks.dataset.copies import (
+    COPIES,
+    COPIES_FILE,
+    copies_with_added,
+    find_copies,
+    united_copies,
+    write_copies,
+)
 from landmarks.dataset.corrections import add_corrections, read_corrections, remove_corrections
 from landmarks.dataset.csv_files import read_text_columns
 from landmarks.dataset.division import (
@@ -98,6 +105,10 @@ def split(
         dataset = _corrected(dataset, corrections, keep_corrections)
         if stay and earlier is not None:
             note("every image stays in its split; --by, --val, --test, --seed or --anew divide again")
+            if earlier.copies is not None:  # an image that had been removed may be back
+                complete = copies_with_added(earlier.copies, dataset, dataset.images)
+                write_copies(dataset.folder, complete)
+                earlier = replace(earlier, copies=complete)
             result = extend_division(dataset.images, earlier)
         else:
             found = _copies_of(dataset, copies)
@@ -145,9 +156,7 @@ def _with_listed(found: pl.DataFrame, listed: list[tuple[str, str]]) -> pl.DataF
     if not listed:
         return found
     pairs = pl.DataFrame(listed, schema={"image_id": pl.String, "copies": pl.String}, orient="row")
-    added = pairs.group_by("image_id").agg("copies")
-    together = pl.concat([found, added]).explode("copies", empty_as_null=True).unique()
-    return together.group_by("image_id").agg(pl.col("copies").drop_nulls().sort()).sort("image_id")
+    return united_copies(found, pairs.group_by("image_id").agg("copies"))
 
 
 def _with_kept_test(
@@ -191,7 +200,7 @@ def _divided(
             f"{int(moved.sum()):,} images changed their split, {into:,} of them into test:"
             " runs trained before may have learned those"
         )
-    return replace(division_of(images, assigned, grouping, rule), copies_looked_for=copies is not None)
+    return replace(division_of(images, assigned, grouping, rule), not_searched=None if copies is None else 0)
 
 
 def _corrected(dataset: Dataset, csv: Place | None, keep: bool) -> Dataset:
