@@ -23,8 +23,7 @@ from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import Sketches, kept_sketches, make_sketch
 from landmarks.evaluation.audit import open_training_machine, split_features
 from landmarks.evaluation.doubts import find_strangers, nearest_cosines
-from landmarks.evaluation.intervals import group_places
-from landmarks.evaluation.label_estimates import cross_validated, disagreements, nearest_others
+from landmarks.evaluation.label_estimates import disagreements, estimated, nearest_others
 from landmarks.recognition.directions import directions
 from landmarks.training.features import cached_features
 from landmarks.training.run import Run, open_run
@@ -54,10 +53,10 @@ def strangers_found(run: Run, dataset: Dataset, other: Dataset) -> list[dict[str
         points = directions(np.concatenate([features, values[chosen]]))
         labels = np.concatenate([known, random.integers(0, classes, INSERTED)])
         all_groups = np.concatenate([groups, np.full(INSERTED, -1)])
-        estimates = cross_validated(points, labels, all_groups, classes)
+        nearest = nearest_others(points, all_groups)
+        estimates = estimated(points, labels, all_groups, classes, nearest)
         label_errors, _ = disagreements(estimates, labels)
-        cosines, _ = nearest_others(points, group_places(all_groups, len(labels)))
-        found, strangeness = find_strangers(nearest_cosines(cosines), estimates.own, labels)
+        found, strangeness = find_strangers(nearest_cosines(nearest.cosines), estimates.own, labels)
         inserted = np.arange(len(labels)) >= len(known)
         first = np.argsort(-strangeness, kind="stable")[: 2 * INSERTED]
         rows.append(

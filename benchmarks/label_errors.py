@@ -18,7 +18,7 @@ import results
 
 from landmarks.dataset.manifest import open_dataset
 from landmarks.evaluation.audit import audit, split_features
-from landmarks.evaluation.label_estimates import cross_validated, disagreements
+from landmarks.evaluation.label_estimates import disagreements, estimated, nearest_others
 from landmarks.recognition.directions import directions
 from landmarks.training.run import open_run
 
@@ -39,7 +39,7 @@ def main(run: str, data: str, split: str = "all") -> None:
         labels = true.copy()
         labels[wrong] = (true[wrong] + random.integers(1, classes, len(wrong))) % classes
         started = time.monotonic()
-        estimates = cross_validated(points, labels, groups, classes)
+        estimates = estimated(points, labels, groups, classes, nearest_others(points, groups))
         likely_wrong, margin = disagreements(estimates, labels)
         seconds = time.monotonic() - started
         falsified = np.isin(np.arange(len(true)), wrong)

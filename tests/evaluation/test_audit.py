@@ -37,7 +37,16 @@ from landmarks.evaluation.audit import (
 )
 from landmarks.evaluation.doubts import COPIES_FOUND
 from landmarks.evaluation.intervals import group_places
-from landmarks.evaluation.label_estimates import FOLDS, SHARPNESS, Estimates, cross_validated, disagreements
+from landmarks.evaluation.label_estimates import (
+    FOLDS,
+    SHARPNESS,
+    VOTERS,
+    Estimates,
+    cross_validated,
+    disagreements,
+    estimated,
+    nearest_others,
+)
 from landmarks.evaluation.subsets import subsets
 from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
@@ -51,6 +60,10 @@ from landmarks.training.run import Run
 from landmarks.training.train import train
 
 
+def of_all(images: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int) -> Estimates:
+    return estimated(images, labels, groups, classes, nearest_others(images, groups))
+
+
 def test_falsified_labels_are_found() -> None:
     random = np.random.default_rng(0)
     true = np.arange(600) % 6
@@ -58,7 +71,7 @@ def test_falsified_labels_are_found() -> None:
     labels = true.copy()
     wrong = random.choice(600, 20, replace=False)
     labels[wrong] = (labels[wrong] + random.integers(1, 6, 20)) % 6
-    estimates = cross_validated(directions(features), labels, np.full(600, -1), 6)
+    estimates = of_all(directions(features), labels, np.full(600, -1), 6)
     listed, _ = disagreements(estimates, labels)
     found = np.flatnonzero(listed)
     assert len(set(found) & set(wrong)) >= 17
@@ -66,28 +79,30 @@ def test_falsified_labels_are_found() -> None:
     assert np.mean(estimates.likeliest[wrong] == true[wrong]) > 0.85
 
 
-def test_a_image_is_not_judged_by_its_own_group() -> None:
+def test_an_image_is_not_judged_by_its_own_group() -> None:
     random = np.random.default_rng(1)
     images = directions(random.gamma(1.0, size=(60, 20)))
     images[1::2] = images[::2]
     labels = np.arange(60) // 2 % 3
-    alone = cross_validated(images, labels, np.full(60, -1), 3)
-    grouped = cross_validated(images, labels, np.arange(60) // 2, 3)
+    each, pairs = np.full(60, -1), np.arange(60) // 2
+    alone = cross_validated(images, labels, each, 3, nearest_others(images, each))
+    grouped = cross_validated(images, labels, pairs, 3, nearest_others(images, pairs))
     assert np.mean(alone.own) > 0.6
     assert np.mean(grouped.own) < 0.45
 
 
-def dense(images: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
+def dense(images: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int, trusted: np.ndarray) -> np.ndarray:
     """The definition, written down for small numbers: every probability (N, K) of every image at once."""
     places = group_places(groups, len(labels))
     fold = generator(0, "audit").permutation(int(places.max()) + 1)[places] % FOLDS
     cosines = np.where(places[:, None] == places[None], -np.inf, images @ images.T)
     votes = np.full((len(labels), classes), 1e-6)
-    for row, nearest in enumerate(np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]):
+    for row, order in enumerate(np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]):
+        nearest = order[trusted[order]][:VOTERS]
         np.add.at(votes[row], labels[nearest], np.exp((cosines[row, nearest] - 1) / WARMTH))
     probabilities = votes / votes.sum(axis=1, keepdims=True)
     for number in range(FOLDS):
-        inside, others = fold == number, fold != number
+        inside, others = fold == number, (fold != number) & trusted
         x = images[others].astype(np.float64)
         penalty = PENALTY * np.square(x - x.mean(axis=0)).sum() / x.shape[1]
         fitted = Ridge(alpha=penalty).fit(x, 2 * np.eye(classes)[labels[others]] - 1)
@@ -107,8 +122,9 @@ def test_blocks_give_what_the_definition_gives_all_at_once(
     groups = random.integers(-1, 40, 150)
     monkeypatch.setattr("landmarks.evaluation.label_estimates.BLOCK", compared)
     monkeypatch.setattr(ridge, "BLOCK_BYTES", block_bytes)
-    found = cross_validated(images, labels, groups, classes)
-    expected = dense(images, labels, groups, classes)
+    trusted = random.random(150) < 0.8
+    found = cross_validated(images, labels, groups, classes, nearest_others(images, groups), trusted=trusted)
+    expected = dense(images, labels, groups, classes, trusted)
     assert found.own == pytest.approx(expected[np.arange(150), labels], abs=1e-6)
     assert found.highest == pytest.approx(expected.max(axis=1), abs=1e-6)
     assert (found.likeliest == expected.argmax(axis=1)).all()
@@ -119,7 +135,7 @@ def test_all_labels_of_the_archive_take_no_more_memory_than_a_block() -> None:
     labels = np.arange(400) % 40 * 5000
     images = directions(random.gamma(1.0, size=(40, 24))[np.arange(400) % 40] + random.gamma(1.0, 0.3, (400, 24)))
     tracemalloc.start()
-    found = cross_validated(images, labels, np.full(400, -1), 203_094)
+    found = of_all(images, labels, np.full(400, -1), 203_094)
     listed, _ = disagreements(found, labels)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

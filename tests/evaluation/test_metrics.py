@@ -154,7 +154,7 @@ def test_equal_scores_are_taken_by_id() -> None:
     assert gap_of({"a": {1}, "b": set()}, {"a": (1, 0.5), "b": (1, 0.5)}) == 1.0
 
 
-def test_a_image_predicted_twice_is_refused() -> None:
+def test_an_image_predicted_twice_is_refused() -> None:
     with pytest.raises(LandmarksError, match='"a" twice'):
         global_average_precision(["a", "a"], np.array([1, 2]), np.array([0.5, 0.4]), truth_of([[1], [1]]))
 

@@ -91,7 +91,7 @@ def test_what_is_no_prediction_is_refused_by_name(tmp_path: Path, solution: Path
         score(submission(tmp_path, row), solution)
 
 
-def test_a_image_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> None:
+def test_an_image_predicted_twice_is_refused(tmp_path: Path, solution: Path) -> None:
     with pytest.raises(LandmarksError, match='"000000000000000b" twice'):
         score(submission(tmp_path, "000000000000000b,0 0.5", "000000000000000b,0 0.4"), solution)
 

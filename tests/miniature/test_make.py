@@ -50,7 +50,7 @@ def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -
     assert other["train/images_000.tar"] != first["train/images_000.tar"]
 
 
-def test_a_image_is_the_same_whichever_process_takes_it() -> None:
+def test_an_image_is_the_same_whichever_process_takes_it() -> None:
     shots = [image.shot for image in train_images(choose_landmarks(3, 1), 2, 64, 1)[:2]]
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(render_shot, reversed(shots))) == [render_shot(shot) for shot in reversed(shots)]

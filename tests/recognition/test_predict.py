@@ -43,7 +43,7 @@ def holiday(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_image_gets_the_answers_that_evaluation_gave_it(run: Run, own_data: Dataset, tmp_path: Path) -> None:
+def test_an_image_gets_the_answers_that_evaluation_gave_it(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     evaluate(run.folder)
     from landmarks.dataset.shards import ImageReader
     from landmarks.evaluation.predictions import read_predictions

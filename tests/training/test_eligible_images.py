@@ -231,7 +231,7 @@ def test_what_the_gallery_and_the_temperature_come_from_does_not_change_with_the
     assert (fresh / "gallery.safetensors").read_bytes() == gallery
 
 
-def test_a_image_that_was_seen_is_known_under_another_name(place: Place) -> None:
+def test_an_image_that_was_seen_is_known_under_another_name(place: Place) -> None:
     splits = place.splits
     for name in (min(splits["train"]), min(splits["val"]), min(splits["test"])):
         folder = place.folder / "renamed" / name[:-2]

@@ -70,7 +70,7 @@ def test_a_part_of_a_batch_looks_as_it_does_in_the_whole(stripes: Dataset) -> No
     assert torch.equal(batch.pixels, before)  # looked at again when memory ran out
 
 
-def test_a_image_s_augmentation_depends_on_its_id_and_the_epoch_not_on_its_place(stripes: Dataset) -> None:
+def test_an_images_augmentation_depends_on_its_id_and_the_epoch_not_on_its_place(stripes: Dataset) -> None:
     images = stripes.split("train")
     first, second = (EpochAugmentation(Augmentation(), epoch=epoch) for epoch in (1, 2))
     forwards = load(stripes, images, batch_size=48, augment=first)[0].pixels
@@ -85,12 +85,12 @@ def test_batches_may_differ_in_size_and_be_empty(stripes: Dataset) -> None:
     assert [len(batch.ids) for batch in loaded] == [4, 0, 3]
 
 
-def test_a_image_of_nothing_known_has_the_label_minus_one(stripes: Dataset) -> None:
+def test_an_image_of_nothing_known_has_the_label_minus_one(stripes: Dataset) -> None:
     images = stripes.split("val")[:2].with_columns(pl.lit(None, dtype=pl.UInt32).alias("label"))
     assert load(stripes, images)[0].labels.tolist() == [-1, -1]
 
 
-def test_a_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, landmarks=2, train=2, val=1, test=0)
     (tmp_path / "shards" / "b.tar").write_bytes(bytes(100_000))
     with pytest.raises(LandmarksError, match="0000000000000001"):

@@ -163,7 +163,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("image, seen, same", [case[1:] for case in SAME], ids=[case[0] for case in SAME])
-def test_a_image_is_the_same_when(
+def test_an_image_is_the_same_when(
     image: tuple[str, int | None, int], seen: tuple[str, int | None, int], same: bool
 ) -> None:
     found = find_seen(rows(image), seen_rows(rows(seen), "train"))

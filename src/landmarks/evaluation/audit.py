@@ -32,8 +32,7 @@ from landmarks.evaluation.doubts import (
     nearest_cosines,
     write_doubts_page,
 )
-from landmarks.evaluation.intervals import group_places
-from landmarks.evaluation.label_estimates import Estimates, cross_validated, disagreements, nearest_others
+from landmarks.evaluation.label_estimates import Estimates, disagreements, estimated, nearest_others
 from landmarks.evaluation.metrics import Floats, Integers
 from landmarks.explanation.drawing import shortened, text_and_font
 from landmarks.recognition.directions import directions
@@ -94,7 +93,8 @@ def audit(
     labels = images["label"].cast(pl.Int64).to_numpy()
     groups = images["group"].cast(pl.Int64).fill_null(-1).to_numpy()
     points = directions(features)
-    estimates = cross_validated(points, labels, groups, len(dataset.labels))
+    nearest = nearest_others(points, groups)
+    estimates = estimated(points, labels, groups, len(dataset.labels), nearest)
     likely_wrong, margin = disagreements(estimates, labels)
     rows = pl.DataFrame(
         {
@@ -118,9 +118,8 @@ def audit(
         write_sheet(dataset, table, sheet)
     else:
         remove_file(sheet)  # of an earlier audit
-    cosines, _ = nearest_others(points, group_places(groups, len(labels)))
     by_features = table.join(copied, on="image_id", how="anti", maintain_order="left")
-    without_landmark = _strangers(dataset, images, cosines, estimates, labels)
+    without_landmark = _strangers(dataset, images, nearest.cosines, estimates, labels)
     _write_doubts(dataset, copies, by_features, without_landmark, out)
     return table
 

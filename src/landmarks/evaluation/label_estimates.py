@@ -1,9 +1,10 @@
 """Estimate what labelled images show, each without its own group, and find the labels that this contradicts.
 
 Five-fold cross-validation over whole groups gives each image the mean of two estimates: a ridge regression and the
-votes of its ten nearest images of other groups. A label is likely wrong when another landmark is more probable by at
-least `MARGIN` times that landmark's mean probability for its own images (after confident learning, Northcutt et al.,
-JAIR 2021, with a margin in place of a probability).
+votes of its nearest images of other groups. A label is likely wrong when another landmark is more probable by at least
+`MARGIN` times that landmark's mean probability for its own images (after confident learning, Northcutt et al., JAIR
+2021, with a margin in place of a probability). All is estimated twice: the second time without the images whose labels
+the first found likely wrong, so that wrong labels do not vouch for one another.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ BLOCK = 8192
 SHARPNESS = 8.0
 """Factor on the ridge regression's values before the softmax, which calibrates its probabilities approximately."""
 
+VOTERS = 3
+"""Nearest images of other groups that vote, out of the `NEIGHBOURS` nearest."""
+
 MARGIN = 0.8
 """Share of a landmark's mean probability by which it must exceed the labelled one. With 3 % of the labels of 3,582
-images falsified, 83 % of these were listed, and 73 % of the list were falsified (`benchmarks/label_errors.py`, mean of
-three draws). A smaller margin finds more, with more false alarms."""
+images falsified, 84 % of these were listed, and 74 % of the list were falsified (`benchmarks/label_errors.py`, mean of
+three draws; in one pass and with ten voters 81 and 71 %). A smaller margin finds more, with more false alarms."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,45 @@ class _Votes:
     rest: Floats  # (N,) share of every other label
 
 
+@dataclass(frozen=True)
+class Nearest:
+    """The k nearest images of other groups of each of N images, the nearest first."""
+
+    cosines: Floats  # (N, k), -inf where there are fewer
+    places: Integers  # (N, k)
+
+
+def estimated(
+    images: NDArray[np.float32], labels: Integers, groups: Integers, classes: int, nearest: Nearest
+) -> Estimates:
+    """Estimate what images with features `(N, C)` show, without those whose labels are likely wrong."""
+    suspected, _ = disagreements(cross_validated(images, labels, groups, classes, nearest), labels)
+    return cross_validated(images, labels, groups, classes, nearest, trusted=~suspected)
+
+
 def cross_validated(
-    images: NDArray[np.float32], labels: Integers, groups: Integers, classes: int, seed: int = 0
+    images: NDArray[np.float32],
+    labels: Integers,
+    groups: Integers,
+    classes: int,
+    nearest: Nearest,
+    *,
+    trusted: Flags | None = None,
 ) -> Estimates:
     """Estimate what images with features `(N, C)` show, each without the images of its group.
 
     A label's probability is the mean of two numbers: the softmax of a ridge regression fitted on the other folds, and
-    the label's share of the votes of the nearest images of other groups. Only the likeliest of all `classes` is kept,
-    so memory does not grow with images × landmarks: candidates are the labels with votes and the regression's best.
+    the label's share of the votes of the nearest images of other groups. Both are of `trusted` images `(N,)` only, by
+    default of all. Only the likeliest of all `classes` is kept, so memory does not grow with images × landmarks:
+    candidates are the labels with votes and the regression's best.
     """
+    trusted = np.ones(len(labels), bool) if trusted is None else trusted
     places = group_places(groups, len(labels))
-    fold = generator(seed, "audit").permutation(int(places.max(initial=-1)) + 1)[places] % FOLDS
-    votes = _votes(images, labels, places, classes)
+    fold = generator(0, "audit").permutation(int(places.max(initial=-1)) + 1)[places] % FOLDS
+    votes = _votes(labels, classes, nearest, trusted)
     estimates = Estimates(np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), np.int64))
     for number in range(FOLDS):
-        inside, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        inside, others = np.flatnonzero(fold == number), np.flatnonzero((fold != number) & trusted)
         ridge = fit_ridge(Rows(images, others), labels[others], classes)
         softmax = _softmax(ridge, images, inside, votes.labels)
         shown = np.hstack([votes.labels[inside], softmax.top[:, None]])
@@ -125,23 +153,25 @@ def _softmax(ridge: Ridge, images: NDArray[np.float32], rows: Integers, labels: 
     return _Softmax(np.exp(logits - largest[:, None]) / total[:, None], top, 1 / total)
 
 
-def _votes(images: NDArray[np.float32], labels: Integers, places: Integers, classes: int) -> _Votes:
-    """Return the votes of the `NEIGHBOURS` nearest images of other groups, weighted by their cosines."""
-    cosines, nearest = nearest_others(images, places)
-    weights = np.exp((cosines - 1) / WARMTH).astype(np.float64)
-    shown = np.hstack([labels[nearest], labels[:, None]])
+def _votes(labels: Integers, classes: int, nearest: Nearest, trusted: Flags) -> _Votes:
+    """Return the votes of each image's `VOTERS` nearest trusted images, weighted by their cosines."""
+    voting = trusted[nearest.places]
+    voting &= np.cumsum(voting, axis=1) <= VOTERS
+    weights = voting * np.exp((nearest.cosines - 1) / WARMTH).astype(np.float64)
+    shown = np.hstack([labels[nearest.places], labels[:, None]])
     votes = np.full(shown.shape, 1e-6)
-    for column in range(nearest.shape[1]):
+    for column in range(weights.shape[1]):
         votes += (shown == shown[:, column, None]) * weights[:, column, None]
     total = classes * 1e-6 + weights.sum(axis=1)
     return _Votes(shown, votes / total[:, None], 1e-6 / total)
 
 
-def nearest_others(images: NDArray[np.float32], places: Integers) -> tuple[Floats, Integers]:
-    """Return the cosines and positions, both `(N, k)`, of each image's nearest images of other groups.
+def nearest_others(images: NDArray[np.float32], groups: Integers) -> Nearest:
+    """Return the `NEIGHBOURS` nearest images of other groups of images with directions `(N, C)`.
 
-    The cosine is -inf where there are fewer than k. Images are compared block by block.
+    Images are compared block by block.
     """
+    places = group_places(groups, len(images))
     k = min(NEIGHBOURS, len(images))
     cosines, nearest = np.empty((len(images), k), np.float32), np.empty((len(images), k), np.int64)
     for start in range(0, len(images), 512):
@@ -157,5 +187,6 @@ def nearest_others(images: NDArray[np.float32], places: Integers) -> tuple[Float
             if best.shape[1] > k:
                 kept = np.argpartition(-best, k - 1, axis=1)[:, :k]
                 best, found = np.take_along_axis(best, kept, axis=1), np.take_along_axis(found, kept, axis=1)
-        cosines[rows], nearest[rows] = best, found
-    return cosines, nearest
+        order = np.argsort(-best, axis=1, kind="stable")
+        cosines[rows], nearest[rows] = (np.take_along_axis(each, order, axis=1) for each in (best, found))
+    return Nearest(cosines, nearest)
