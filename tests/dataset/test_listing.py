@@ -139,6 +139,30 @@ def test_a_folder_that_is_no_split_beside_such_is_asked_about(tmp_path: Path, fi
         list_source(tmp_path)
 
 
+@pytest.mark.parametrize("folders", [("asl_train/asl_train", "asl_test/asl_test"), ("A_Training/Images", "A_Test")])
+def test_folders_that_are_called_alike_but_for_the_split_are_splits(tmp_path: Path, folders: tuple[str, str]) -> None:
+    put(tmp_path, f"{folders[0]}/cat/1.jpg", f"{folders[0]}/dog/2.jpg", f"{folders[1]}/3.jpg")
+    source = list_source(tmp_path)
+    assert places(source) == {("train", "cat"), ("train", "dog")}
+    assert [where for where, _ in source.rejected] == [f"{folders[1]}/3.jpg"]
+    assert any("taken as splits: their names differ only by train, val and test" in one for one in source.remarks)
+
+
+@pytest.mark.parametrize("folders", [("cars_train", "cars_test"), ("train", "test1")])
+def test_flat_folders_that_are_called_alike_but_for_the_split_have_no_labels(
+    tmp_path: Path, folders: tuple[str, str]
+) -> None:
+    put(tmp_path, f"{folders[0]}/1.jpg", f"{folders[1]}/2.jpg")
+    with pytest.raises(UsageError, match="but no folders of landmarks in them: they have no labels"):
+        list_source(tmp_path)
+
+
+def test_an_empty_folder_beside_images_makes_their_folder_no_landmark(tmp_path: Path) -> None:
+    put(tmp_path, "images/cat/1.jpg", "images/dog/2.jpg")
+    (tmp_path / "labels").mkdir()
+    assert places(list_source(tmp_path)) == {(None, "cat"), (None, "dog")}
+
+
 def test_a_landmark_that_is_alone_in_its_split_wraps_nothing(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/album/3.jpg")
     assert places(list_source(tmp_path)) == {("train", "cat"), ("train", "dog"), ("test", "cat")}
@@ -309,6 +333,15 @@ def test_links_that_lead_outside_are_named_with_a_way_out(tmp_path: Path) -> Non
         (["train/Aves/Corvus/1.jpg", "train/Insecta/Apis/2.jpg"], "2 images lie in folders inside a landmark's folder"),
         (["images/a/1.jpg", "images/b/2.jpg", "meta/train.txt"], "meta/train.txt may list the images of splits"),
         (["Other/1.jpg", "cat/2.jpg"], "call it _unknown"),
+        (["BACKGROUND_Google/1.jpg", "cat/2.jpg"], "call it _unknown"),
+        (["France/Eiffel/1.jpg", "Italy/Pisa/2.jpg"], "were the inner folders the landmarks, name path and label"),
+        (
+            ["set/set/train/cat/1.jpg", "set/set/valid/cat/2.jpg", "test/test/3.jpg"],
+            "train, valid in set are not taken",
+        ),
+        (["fold1/train/cat/1.jpg", "fold1/test/cat/2.jpg", "fold2/train/cat/3.jpg"], "test, train in fold1 are not"),
+        (["cat/train/1.jpg", "cat/test/2.jpg", "dog/3.jpg"], "test, train in cat are not taken as splits"),
+        (["images/1.jpg", "masks/1.png"], "images is taken as a landmark, though the name says only"),
     ],
 )
 def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, files: list[str], remark: str) -> None:

@@ -99,8 +99,8 @@ def _unwrapped(source: Path, images: Sequence[Steps], known: Collection[str]) ->
         if not wraps or top == UNKNOWN or parse_split(top) or normalised_name(top) in known:
             break
         siblings = [folder for folder in folders_in(source.joinpath(*base)) if folder.name != top]
-        if any(not any(folder.iterdir()) for folder in siblings):  # an empty folder is probably a landmark's
-            break
+        if not _is_image_folder(top) and any(not any(folder.iterdir()) for folder in siblings):
+            break  # an empty folder is probably a landmark's
         base = (*base, top)
     if not base:
         return base, []
@@ -113,7 +113,22 @@ def _why_splits(folders: _TopFolders) -> str:
         return "they hold folders of the same names"
     if any(folders.splits[name] == "train" for name in folders.deep_splits):
         return "all are called so, and train holds folders"
+    if _named_alike(folders):
+        return "their names differ only by train, val and test"
     return ""
+
+
+def _named_alike(folders: _TopFolders) -> bool:
+    """Return whether the names differ only by their splits, as `cars_train` and `cars_test` do.
+
+    A train folder with a single folder in it proves nothing: that may be an album of a landmark.
+    """
+    trained = [name for name, split in folders.likely.items() if split == "train"]
+    rest = {tuple(word.casefold() for word in words_of(name) if not parse_split(word)) for name in folders.likely}
+    if len(set(folders.likely.values())) < 2 or not trained or len(rest) > 1:
+        return False
+    inside = _names_inside(folders.images, folders.depth)
+    return all(len(inside.get(name, ())) != 1 for name in trained)
 
 
 def _refuse_landmark_beside_splits(folders: _TopFolders) -> None:
@@ -213,18 +228,45 @@ def _layout_of_landmarks(folders: _TopFolders, remarks: list[str], known: Collec
     deeper = [steps for steps in folders.images if len(steps) > depth + 2]
     remarks = remarks + _nested_remarks(deeper, depth)
     inner = {steps[depth + 1] for steps in deeper if len(steps) == depth + 3 and steps[depth] != UNKNOWN}
-    if len(tops) > 1 and len(deeper) == len(folders.images) and len(inner) > 1:
-        names = _names_inside(folders.images, depth)
-        if all(names.get(top) == inner for top in tops):
-            remarks.append(
-                f"all of them hold folders of the same names ({', '.join(sorted(inner)[:3])}): were those the"
-                " landmarks, give one of the folders, or name path, label and split in a CSV"
-            )
+    names = _names_inside(folders.images, depth)
+    all_deeper = len(tops) > 1 and len(deeper) == len(folders.images)
+    if all_deeper and len(inner) > 1 and all(names.get(top) == inner for top in tops):
+        remarks.append(
+            f"all of them hold folders of the same names ({', '.join(sorted(inner)[:3])}): were those the"
+            " landmarks, give one of the folders, or name path, label and split in a CSV"
+        )
+    elif inner_splits := _inner_splits(names, tops):
+        remarks.append(inner_splits)
+    elif all_deeper:
+        remarks.append(
+            "none lies in a landmark's folder itself: were the inner folders the landmarks, name path and"
+            " label of each image in a CSV"
+        )
+    if len(tops) > 1 and (generic := [top for top in tops if _is_image_folder(top)]):
+        remarks.append(
+            f"{', '.join(generic)} {'are' if len(generic) > 1 else 'is'} taken as a landmark, though the name says only"
+            " that images lie there"
+        )
 
     def read(steps: Steps) -> tuple[str | None, str | None]:
         return (steps[depth] if len(steps) > depth + 1 else None), None
 
     return Layout("a folder per landmark", read, [folders.base], remarks)
+
+
+def _inner_splits(names: Mapping[str, set[str]], tops: Sequence[str]) -> str:
+    """Return a remark about the first landmark's folder that holds train and another split; empty if none does.
+
+    `names` holds the names of the folders in each of `tops`.
+    """
+    for top in tops:
+        splits = {name: split for name in sorted(names.get(top, ())) if (split := parse_split(name))}
+        if "train" in splits.values() and len(set(splits.values())) > 1:
+            return (
+                f"{', '.join(splits)} in {top} are not taken as splits, as others lie beside {top}: give {top} alone, or"
+                " name path, label and split in a CSV"
+            )
+    return ""
 
 
 # ── Folders of splits, with folders of landmarks inside ─────────────────────────────────────────────────────────────

@@ -121,7 +121,7 @@ _NOTHING = frozenset(
     {
         "unknown", "unknowns", "none", "nan", "null", "na", "n/a", "nothing", "unlabeled", "unlabelled", "no label",
         "not a landmark", "no landmark", "non landmark", "undefined", "background", "other", "others", "negative",
-        "negatives", "distractor", "distractors", "clutter",
+        "negatives", "distractor", "distractors", "clutter", "background google",
     }
 )  # fmt: skip
 """What people call images that show nothing known, in the form that `_key` returns."""
