@@ -263,8 +263,8 @@ def _inner_splits(names: Mapping[str, set[str]], tops: Sequence[str]) -> str:
         splits = {name: split for name in sorted(names.get(top, ())) if (split := parse_split(name))}
         if "train" in splits.values() and len(set(splits.values())) > 1:
             return (
-                f"{', '.join(splits)} in {top} are not taken as splits, as others lie beside {top}: give {top} alone, or"
-                " name path, label and split in a CSV"
+                f"{', '.join(splits)} in {top} are not taken as splits, as others lie beside {top}: give {top} alone,"
+                " or name path, label and split in a CSV"
             )
     return ""
 
