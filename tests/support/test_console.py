@@ -57,6 +57,26 @@ def test_brackets_in_names_are_not_taken_for_markup(capsys: pytest.CaptureFixtur
     assert "[red]Tower[/red]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["a :x: b", "root:x:0", ":smile:", "C:\\photos\\", "[red]x[/red]\\", "[/]", "\\[a]"])
+def test_names_are_shown_letter_by_letter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.note(f"note {name}")
+    console.print_table([name, "images"], [[name, 3]], title=f"title {name}")
+    printed = capsys.readouterr()
+    assert printed.err == f"note {name}\n"
+    assert f"title {name}\n" in printed.out
+    assert f"┃ {name} " in printed.out and f"│ {name} " in printed.out
+
+
+@pytest.mark.parametrize("name", ["a :x: b", "C:\\photos\\", "[red]x[/red]"])
+def test_a_bar_shows_names_letter_by_letter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None, markup=False, emoji=False)
+    monkeypatch.setattr(console, "err", screen)
+    with console.progress(name, 3) as advance:
+        advance(1, f"now {name}")
+    assert isinstance(screen.file, io.StringIO)
+    assert f"{name} " in screen.file.getvalue() and f"now {name}" in screen.file.getvalue()
+
+
 def test_a_log_gets_one_line_now_and_then_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = io.StringIO()
     now = [0.0]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ParamSpec, Protocol, TextIO, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -33,10 +32,10 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 SECONDS_BETWEEN_LINES = 30.0
 """How often a log, which cannot show a bar, gets a line about the progress."""
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 """Standard output, for results."""
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 """Standard error, for everything else: choices and their reasons, warnings, progress."""
 
 
@@ -123,7 +122,7 @@ def _close(file: TextIO) -> None:
 def note(text: str) -> None:
     """Print one line about a choice, a fallback or a count to standard error and to the log."""
     if _outputs.screen:
-        err.print(escape(safe_line(text)))
+        err.print(safe_line(text))
     to_log(text)
 
 
@@ -136,7 +135,7 @@ def to_log(text: str) -> None:
         log.write(f"{datetime.datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
     except OSError as error:  # a full disk must not end a training
         _outputs.log = None
-        err.print(escape(f"the log {log.name} is not written any more ({error.strerror or error})"))
+        err.print(f"the log {log.name} is not written any more ({error.strerror or error})")
 
 
 # ── Tables and progress ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,14 +159,14 @@ def print_table(
     table = Table(header_style="bold")
     for position, name in enumerate(columns):
         numeric = all(isinstance(row[position], int | float) for row in rows)
-        table.add_column(escape(safe_line(name)), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(safe_line(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(safe_line(str(cell))) for cell in row))
-    console = Console(highlight=False, stderr=aside)
+        table.add_row(*(safe_line(str(cell)) for cell in row))
+    console = Console(highlight=False, stderr=aside, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000  # a file or a pipe has no right edge
     if title:  # as a line of its own: rich wraps a table's title at the width of the table
-        console.print(escape(safe_line(title)), soft_wrap=True)
+        console.print(safe_line(title), soft_wrap=True)
     console.print(table)
 
 
@@ -192,7 +191,7 @@ def progress(what: str, total: float) -> Iterator[Advance]:
     """While the block runs, show a bar with the time left on a terminal, or a line every half minute elsewhere."""
     if err.is_terminal and _outputs.screen:
         with _bar() as bar:
-            task = bar.add_task(escape(safe_line(what)), total=total, text="")
+            task = bar.add_task(safe_line(what), total=total, text="")
             drawn, logged = _advance_bar(bar, task), _advance_log(what, total, to_log)
 
             def advance(steps: float = 1, text: str | None = None) -> None:
@@ -211,11 +210,11 @@ _BAR_COLUMNS = 32
 def _bar() -> Progress:
     return Progress(
         SpinnerColumn("dots" if err.encoding.startswith("utf") else "line"),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=40 if err.width >= 120 else 12),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         console=err,
     )
 
@@ -226,7 +225,7 @@ def _advance_bar(bar: Progress, task: TaskID) -> Advance:
         if text is not None:
             line = safe_line(text)
             room = max(0, err.width - _BAR_COLUMNS - len(bar.tasks[0].description))
-            bar.update(task, text=escape(line if len(line) <= room else line[: max(0, room - 1)] + "…"))
+            bar.update(task, text=line if len(line) <= room else line[: max(0, room - 1)] + "…")
 
     return advance
 
