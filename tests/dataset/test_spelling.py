@@ -35,6 +35,9 @@ def test_splits_are_known_by_what_people_call_them(name: str, split: str | None)
         (["cat", "dog", "cat|dog"], '"cat|dog" is taken as one landmark, although cat and dog are landmarks too'),
         (["cat", "dog", "cat dog"], '"cat dog" is taken as one landmark, although cat and dog are landmarks too'),
         (["cat", "dog", "cat & dog"], "although cat and dog are landmarks too"),
+        (["'cat'", "cat"], """"'cat'" and "cat\""""),
+        (["\u201ccat\u201d", "cat"], "hardly differ"),
+        (["['cat', 'dog']", "['cat']"], "['cat', 'dog'] is taken as one landmark, and looks like a list"),
     ],
 )
 def test_what_is_doubtful_is_one_remark(names: list[str], remark: str) -> None:
@@ -50,6 +53,7 @@ def test_what_is_doubtful_is_one_remark(names: list[str], remark: str) -> None:
         ["Saint Mary, Rome", "Saint Mary, Paris"],
         ["nanking", "noner"],
         ["...", "---", "_", "-"],
+        ["[b]", "(old) tower", "d'Orsay", "'"],
         [],
     ],
 )

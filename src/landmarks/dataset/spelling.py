@@ -132,7 +132,14 @@ _SHOWN = 3
 def remarks_about_names(names: Iterable[str]) -> list[str]:
     """Return remarks about names of landmarks that the user should check; all are taken as they are."""
     names = sorted(set(names))
-    return [*_spellings(names), *_nothing(names), *_numbers(names), *_shortened(names), *_several(names)]
+    return [
+        *_spellings(names),
+        *_nothing(names),
+        *_numbers(names),
+        *_shortened(names),
+        *_several(names),
+        *_lists(names),
+    ]
 
 
 def remarks_about_folders(folders: Iterable[str]) -> list[str]:
@@ -207,13 +214,23 @@ def _several(names: list[str]) -> list[str]:
     return []
 
 
+_QUOTES = "'\"\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"
+
+
+def _lists(names: list[str]) -> list[str]:
+    found = [name for name in names if re.fullmatch(r"""[\[({]\s*(["']).*\1\s*,?\s*[\])}]""", name, re.DOTALL)]
+    if not found:
+        return []
+    return [f"{found[0]} is taken as one landmark, and looks like a list as programs write it: write the label alone"]
+
+
 def _key(name: str) -> str:
     """Return a key that is equal for names a person takes for the same.
 
-    It ignores case, separators and invisible letters; 3, 3.0 and 03 are the same.
+    It ignores case, separators, invisible letters and quotes around the name; 3, 3.0 and 03 are the same.
     """
     visible = "".join(letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
-    key = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", visible.casefold().strip()) or name
+    key = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", visible.casefold().strip().strip(_QUOTES)) or name
     number = re.fullmatch(r"0*([0-9]+?)(?:\.0+)?", key)
     return number[1] if number else key
 
