@@ -28,6 +28,14 @@ def test_hidden_files_and_those_of_another_name_are_passed_by_and_counted(
     assert "passed by 1 that are no images by name (.txt), 2 hidden" in capsys.readouterr().err
 
 
+def test_a_file_that_is_named_twice_is_taken_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [folder / "a.heic", folder / "b/2.JPG"]
+    assert find_images([folder, folder / "a.heic", folder / "b/../b/2.JPG"]) == files
+    assert "2 images are named more than once, and taken once\n" in capsys.readouterr().err
+    assert find_images(files) == files
+    assert "more than once" not in capsys.readouterr().err
+
+
 def test_an_import_lists_the_same_files_and_counts_the_same_ones(folder: Path) -> None:
     source, listed = list_source(folder), images_in(folder)
     assert [one.path for one in source.found] == find_images([folder]) == listed.images

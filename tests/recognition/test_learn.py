@@ -198,8 +198,12 @@ def test_images_that_are_known_as_another_landmark_are_told_of(
     assert "already" not in capsys.readouterr().err
     landmarks.learn(run.folder, new, name="Another")
     assert '2 of the 2 images of "Another" are known as "One" already' in capsys.readouterr().err
+    landmarks.learn(run.folder, [*new, tmp_path / "new"], name="Third")
+    told = capsys.readouterr().err
+    assert '2 of the 2 images of "Third" are known as' in told and "2 images are named more than once" in told
     landmarks.forget(run.folder, "One")
     landmarks.forget(run.folder, "Another")
+    landmarks.forget(run.folder, "Third")
 
 
 def test_a_recogniser_learns_in_memory_what_the_verb_keeps(run: Run, tmp_path: Path) -> None:

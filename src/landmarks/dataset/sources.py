@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from landmarks.dataset.naming import Landmark, normalised_name, safe_name, with_digest
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.disk import is_leftover
 from landmarks.support.errors import LandmarksError, NothingThereError, UsageError
 from landmarks.support.places import Place, as_given, paths_of
@@ -134,8 +134,8 @@ def images_in(folder: Path) -> FolderImages:
 def find_images(places: Place | Iterable[Place]) -> list[Path]:
     """Return the files among `places`, and the images in the folders among `places`, sorted by name in each folder.
 
-    A note counts what is ignored in a folder. Raises `LandmarksError` if a place does not exist or is a folder without
-    images, and `UsageError` if it is no path.
+    A file that is named more than once is returned once. A note counts these, and what is ignored in a folder. Raises
+    `LandmarksError` if a place does not exist or is a folder without images, and `UsageError` if it is no path.
     """
     found: list[Path] = []
     for place in map(Path, paths_of(places, way_out=_IN_MEMORY)):
@@ -168,7 +168,17 @@ def find_images(places: Place | Iterable[Place]) -> list[Path]:
             raise LandmarksError(f"{readable(place)} is no plain file", expected="an image, or a folder of images")
         else:
             raise LandmarksError(f"there is no image {as_given(place)}", way_out=way_out_of_name(as_given(place)))
-    return found
+    return _without_repeats(found)
+
+
+def _without_repeats(paths: Sequence[Path]) -> list[Path]:
+    """Return `paths` without those that name an earlier one's file again; a note counts them. Links stay apart."""
+    kept: dict[str, Path] = {}
+    for path in paths:
+        kept.setdefault(os.path.normcase(os.path.abspath(path)), path)  # noqa: PTH100 - resolve() follows links
+    if more := len(paths) - len(kept):
+        note(f"{plural(more, 'image', 'are')} named more than once, and taken once")
+    return list(kept.values())
 
 
 def refuse_run(folder: Path) -> None:

@@ -127,6 +127,9 @@ def _lesson_of(images: Images | None, name: str | None, landmark_id: int | None,
 
 def expand_paths(items: Sequence[ImageLike]) -> list[ImageLike]:
     """Return `items` with every path replaced by the image files that it names, in order."""
+    paths = [item for item in items if isinstance(item, str | os.PathLike)]
+    if len(paths) == len(items):  # at once, so that a file which is named twice is taken once
+        return list(find_images(paths))
     return [image for item in items for image in (find_images(item) if isinstance(item, str | os.PathLike) else [item])]
 
 
