@@ -221,6 +221,17 @@ def test_a_recogniser_learns_in_memory_what_the_verb_keeps(run: Run, tmp_path: P
     assert repr(recogniser).startswith("Recogniser(baseline, 3 landmarks")
 
 
+def test_a_landmark_after_one_of_the_smallest_id_gets_a_free_one(run: Run, tmp_path: Path) -> None:
+    files = files_of(tmp_path / "new", 58, 1)
+    landmarks.learn(run.folder, files, name="Smallest", landmark_id=-(2**63))
+    landmarks.learn(run.folder, files, name="Next")
+    table = landmarks.learn(run.folder, files, name="Third")
+    assert table["landmark_id"].to_list() == [-(2**63), -2, -3]
+    assert landmarks.load(run.folder).recognise(files[0]).problem is None
+    for name in ("Smallest", "Next", "Third"):
+        landmarks.forget(run.folder, name)
+
+
 def test_what_cannot_be_learned_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
     files = files_of(tmp_path / "new", 58, 2)
     broken = tmp_path / "broken.jpg"
@@ -238,6 +249,8 @@ def test_what_cannot_be_learned_is_told_in_one_line(run: Run, tmp_path: Path) ->
             landmarks.learn(run.folder, files, name="New", landmark_id=id)  # type: ignore[arg-type]
     with pytest.raises(LandmarksError, match="no landmark has the id -1, which stands for"):
         landmarks.learn(run.folder, files, name="New", landmark_id=-1)
+    with pytest.raises(LandmarksError, match='no landmark has the name "_unknown", which stands for'):
+        landmarks.learn(run.folder, files, name=" _unknown")
     with pytest.raises(LandmarksError, match="learned from a name and at least one image"):
         landmarks.learn(run.folder, files, name=5)  # type: ignore[arg-type]
     assert not (run.folder / LEARNED).exists()

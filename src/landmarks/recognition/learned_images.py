@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +13,16 @@ from landmarks.support.errors import LandmarksError, did_you_mean
 
 FIRST_ID = -2
 """Ids of learned landmarks count down from here: archives have no negative ids, and -1 stands for no label."""
+
+
+def free_landmark_id(taken: Iterable[int]) -> int:
+    """Return an id for a further learned landmark: the one below all that are `taken`, and below -1.
+
+    Where the smallest integer of 64 bits is taken, it is the greatest free one below -1.
+    """
+    used = set(taken)
+    below = min([FIRST_ID + 1, *used]) - 1
+    return below if below >= -(2**63) else next(id for id in itertools.count(FIRST_ID, -1) if id not in used)
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Learned:
         """
         names, ids = self.names, self.landmark_ids
         if name not in names:
-            free = landmark_id if landmark_id is not None else min(ids, default=FIRST_ID + 1) - 1
+            free = landmark_id if landmark_id is not None else free_landmark_id(ids)
             names, ids = (*names, name), (*ids, free)
         place = names.index(name)
         present = {row.tobytes() for row in self.images[self.places == place]}

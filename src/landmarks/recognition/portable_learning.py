@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import NO_LABEL
-from landmarks.dataset.naming import normalised_name
+from landmarks.dataset.naming import UNKNOWN, normalised_name
 from landmarks.recognition.learned_images import Learned
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import written_whole
@@ -232,13 +232,18 @@ def is_landmark_id(value: object) -> TypeGuard[int]:
 
 
 def require_free(name: str, landmark_id: int | None, names: Sequence[str], landmark_ids: Sequence[int]) -> None:
-    """Raise `LandmarksError` if `name` or `landmark_id` is taken, or the id is not a 64-bit integer."""
+    """Raise `LandmarksError` if `name` or `landmark_id` is taken or stands for nothing known, or the id is invalid."""
     if landmark_id is not None and not is_landmark_id(landmark_id):
         raise LandmarksError(
             "no landmark has such an id", received=repr(landmark_id)[:100], expected="a whole number of 64 bits"
         )
     if landmark_id == NO_LABEL:
         raise LandmarksError(f"no landmark has the id {NO_LABEL}, which stands for images of nothing known")
+    if name == UNKNOWN:
+        raise LandmarksError(
+            f'no landmark has the name "{UNKNOWN}", which stands for images of nothing known',
+            way_out="choose another name",
+        )
     if name in names or (landmark_id is not None and landmark_id in landmark_ids):
         raise LandmarksError(
             f'"{name}" is a landmark that this recogniser was trained for'

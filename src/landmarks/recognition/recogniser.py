@@ -20,7 +20,7 @@ from landmarks.models.preprocessing import as_normalised
 from landmarks.recognition import portable
 from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
 from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, KnownRule
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned_images import Learned, free_landmark_id
 from landmarks.recognition.portable import ExportedNetwork, open_export, require_learning
 from landmarks.recognition.portable_learning import read_learned_file, require_free
 from landmarks.recognition.reading import ImageLike, ReadImage, as_iterable, is_image_like, read_ahead
@@ -268,7 +268,7 @@ class Recogniser:
                 )
         require_free(name, landmark_id, self.names[:trained], self.landmark_ids if is_new else [])
         if is_new and landmark_id is None:  # an export of a run that had learned already uses some ids below -1
-            landmark_id = min(-1, *self.landmark_ids) - 1
+            landmark_id = free_landmark_id(self.landmark_ids)
         return self._backend.with_landmarks(self, self.learned.plus(vectors, name, landmark_id))
 
     def read_learned(self, path: Place) -> Recogniser:

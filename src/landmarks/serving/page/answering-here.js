@@ -61,6 +61,7 @@ function openLearned({ learning, learned, names: trained }, ask) {
   }
   const requireFree = (name) => {
     if (!name) throw new Error("it needs a name");
+    if (name === "_unknown") throw new Error("_unknown stands for images of nothing known; choose another name");
     if (trained.includes(name)) throw new Error(`“${name}” is a landmark that it was trained for; choose another name`);
   };
   found.teaching = {

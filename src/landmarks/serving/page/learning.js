@@ -154,6 +154,13 @@ function landmarksOf(text, record) {
 
 const plainName = (name) => name.normalize("NFC").trim().slice(0, MAX_NAME);
 
+/** Return the id below all that are taken, or, where that is no exact number, the greatest free one below -1. */
+function freeId(taken) {
+  let id = Math.min(-1, ...taken) - 1;
+  for (let next = -2; !Number.isSafeInteger(id); next--) id = taken.includes(next) ? id : next;
+  return id;
+}
+
 /** Return landmarks with the images added to a new landmark or to the one of that name; duplicates are skipped. */
 function plus(landmarks, { name, images, landmark_id: id }) {
   const own = landmarks.find((one) => one.name === name);
@@ -164,6 +171,6 @@ function plus(landmarks, { name, images, landmark_id: id }) {
   });
   if (own) return landmarks.map((one) => (one === own ? { ...one, images: [...one.images, ...fresh] } : one));
   const taken = landmarks.map((one) => one.landmark_id);
-  const landmark_id = id === undefined || taken.includes(id) ? Math.min(-1, ...taken) - 1 : id;
+  const landmark_id = id === undefined || taken.includes(id) ? freeId(taken) : id;
   return [...landmarks, { name, landmark_id, images: fresh }];
 }
