@@ -69,7 +69,7 @@ def main() -> None:
             ("select, the study's rule", ("select", whole, "--skip", "49", "--take", "100", "--choose", "20")),
             ("select, half of the landmarks", ("select", whole, "--take", "100000")),
             ("fetch those by reference", ("fetch", place / "1.parquet", "--by-reference")),
-            ("split", ("split", whole)),
+            ("split, by stored hashes", ("split", whole, "--copies", "no")),
             ("join with a 40th as many", ("join", whole, small, "--by-reference")),
         )
         for number, (what, words) in enumerate(work):

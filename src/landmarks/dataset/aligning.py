@@ -34,7 +34,7 @@ DOUBTFUL = 0.3
 """Agreement at the middle size below which steps also begin at the given box: those at the coarsest size lead away from
 it when an image is smooth, or shown small within another."""
 
-HOPEFUL, WELL_CORRELATED = 0.1, 0.75
+HOPEFUL, WELL_CORRELATED = 0.1, 0.85
 """Pairs that reach neither this agreement nor this correlation at the middle size are not compared further. A small
 image within another is too blurred at that size for its blocks to agree, so that the correlation counts as well."""
 

@@ -237,7 +237,7 @@ def _progress_if_long(what: str, total: int) -> Iterator[Any]:
 KEPT_FROM = 1_000
 """Number of images from which the copies are kept: fewer are compared in a few seconds."""
 
-COMPARISON_FORM = 2
+COMPARISON_FORM = 3
 """Changes whenever the same sketches could give other copies."""
 
 _PAIRS: dict[str, Any] = {"first": pl.Int64, "second": pl.Int64}
