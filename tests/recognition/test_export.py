@@ -337,6 +337,15 @@ def test_clumsy_calls_are_one_line(
         assert "has no effect with" in capsys.readouterr().err
 
 
+def test_a_folder_in_the_place_of_an_export_is_told_of_before_the_work(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.onnx").mkdir()
+    with pytest.raises(LandmarksError, match="it is a folder"):
+        export(run, tmp_path / "there.onnx")
+    assert "exporting" not in capsys.readouterr().err
+
+
 def test_without_the_runs_dataset_any_images_will_do(run: Run, own_data: Dataset, tmp_path: Path) -> None:
     other = make_dataset(tmp_path / "other", [[77], [88]])
     own_data.folder.rename(tmp_path / "gone")

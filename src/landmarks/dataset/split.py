@@ -212,14 +212,14 @@ def _corrected(dataset: Dataset, csv: Place | None, keep: bool) -> Dataset:
         dataset = open_dataset(dataset.folder)
     if csv is not None:
         add_corrections(dataset, decided)
-        note(f"{len(decided):,} decisions in {csv}" + ("" if len(decided) else ": no row of it is filled in"))
+        note(f"{plural(len(decided), 'decision')} in {csv}" + ("" if len(decided) else ": no row of it is filled in"))
         dataset = open_dataset(dataset.folder)
     if len(dataset.corrections):
         corrected = len(dataset.corrected)
         confirmed = len(dataset.corrections) - corrected
         removed = int(dataset.corrections["removed"].sum())
         note(
-            f"{corrected - removed:,} labels corrected, {confirmed:,} confirmed"
+            f"{plural(corrected - removed, 'label')} corrected, {confirmed:,} confirmed"
             + (f", {plural(removed, 'image')} removed" if removed else "")
             + "; images.parquet keeps them as fetched"
         )
@@ -248,12 +248,12 @@ def _why_empty(images: pl.Series, name: str, share: float) -> str:
 def note_division(division: Division, labels: pl.DataFrame) -> None:
     """Note the sizes of the splits, their leakage, and the landmarks that lack images in one of them."""
     assigned, leakage, swallowed = division.assigned, division.leakage, division.swallowed
-    counts = np.bincount(assigned, minlength=len(SPLITS))
+    counts, held_out = np.bincount(assigned, minlength=len(SPLITS)), leakage["held_out_with_kin_in_train"]
     note(", ".join(f"{name} {count:,}" for name, count in zip(SPLITS, counts, strict=True)) + " images")
     note(
         f"{division.grouping.count:,} groups; of {leakage['near_duplicate_pairs']:,} near-duplicate pairs"
         f" {leakage['straddling_pairs']:,} straddle this split, {leakage['straddling_pairs_random']:,} a random one;"
-        f" {leakage['held_out_with_kin_in_train']:,} images of val and test have kin in train,"
+        f" {plural(held_out, 'image')} of val and test {'has' if held_out == 1 else 'have'} kin in train,"
         f" {leakage['held_out_with_kin_in_train_random']:,} at random"
     )
     landmark_of = division.images["landmark_id"]

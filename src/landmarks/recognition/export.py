@@ -47,9 +47,8 @@ from landmarks.recognition.recogniser import CLASSIFIER, Recogniser
 from landmarks.recognition.timm_folder import write_timm_folder
 from landmarks.recognition.trained import ensure_temperature, open_trained
 from landmarks.support.console import note
-from landmarks.support.disk import require_local_path
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.files import held, read_record, written_whole
+from landmarks.support.files import held, read_record, refuse_other_kind, require_writable, written_whole
 from landmarks.support.places import Place
 from landmarks.support.seeds import generator
 from landmarks.training.own_data import find_own_dataset, images_seen
@@ -109,7 +108,8 @@ def export(
         return _export_to_timm(opened, out, int8=int8)
     if out.suffix.lower() != ".onnx":
         raise UsageError("an export is one ONNX file", received=out.name, expected="a name that ends with .onnx")
-    require_local_path(out)
+    refuse_other_kind(out, ".onnx")
+    require_writable(out)
     count = (256 if int8 else 64) if images is None else images
     if count < 1:
         raise UsageError("an export is verified on images", received=images, expected="1 or more")
