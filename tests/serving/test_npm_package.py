@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import landmarks
 from landmarks.serving.npm_package import PinnedPackage, pinned_files
 from landmarks.support.errors import LandmarksError
 
@@ -123,6 +124,14 @@ def test_a_folder_is_taken_unpacked_or_flat_and_nothing_else_in_place_of_the_pin
         (folder / name / "a.wasm").write_bytes(WASM)
         assert pinned_files(pinned, folder) == {"dist/a.js": SCRIPT, "dist/a.wasm": WASM}
     assert npm.requested == []
+
+
+def test_a_page_is_refused_before_its_network_is_exported(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(LandmarksError, match="it is a folder"):
+        landmarks.export_page(tmp_path / "no run is opened", tmp_path / "page.html")
+    with pytest.raises(LandmarksError, match="runtime"):
+        landmarks.export_page(tmp_path / "no run is opened", tmp_path / "other.html", runtime=tmp_path / "no runtime")
 
 
 def test_where_the_cache_cannot_be_written_a_line_says_so_and_the_work_goes_on(

@@ -17,7 +17,7 @@ from landmarks.serving.npm_package import pinned_files, read_pinned
 from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
 from landmarks.support.console import note
 from landmarks.support.errors import DifferentAnswersError, LandmarksError, UsageError
-from landmarks.support.files import digest_of, refuse_other_kind, written_whole
+from landmarks.support.files import digest_of, refuse_other_kind, require_writable, written_whole
 from landmarks.support.places import Place
 
 RUNTIME = PARTS / "runtime.lock.json"
@@ -77,6 +77,9 @@ def export_page(
         raise UsageError("a page is one HTML file", received=page.name, expected="a name that ends with .html")
     if Path(run).suffix.lower() == ".onnx":
         return write_page(Path(run), page, runtime=runtime)
+    refuse_other_kind(page, ".html", ".htm")  # before the work, as is a missing runtime
+    require_writable(page)
+    pinned_files(read_pinned(RUNTIME), runtime)
     import landmarks  # loads PyTorch only to export a run
 
     with tempfile.TemporaryDirectory() as folder:
