@@ -88,7 +88,7 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_with_one(
     assert "SIGKILL" in killed.stderr or str(-signal.SIGKILL) in killed.stderr
     again = launch(program, stripes, out, small_weights, processes=1)
     assert again.returncode == 0, again.stderr
-    assert "going on from a checkpoint: 1 epochs" in again.stderr
+    assert "going on from a checkpoint: 1 epoch and" in again.stderr
     assert open_run(out).record["best"]["val_accuracy"] >= 0
     assert recipe_named("default").name == open_run(out).record["recipe"]["name"]
 

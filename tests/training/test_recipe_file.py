@@ -72,6 +72,19 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         recipe_named(tmp_path / "mine.toml")
 
 
+def test_a_folder_that_is_no_run_is_told_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no recipe; expected a run's folder, or a TOML file"):
+        recipe_named(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a dataset, and no recipe"):
+        recipe_named(tmp_path)
+
+
+def test_a_name_that_no_recipe_has_leads_to_all_that_a_recipe_can_be() -> None:
+    with pytest.raises(UsageError, match=r'no recipe "mine\.json"; expected default, .*, a TOML file, or a run'):
+        recipe_named("mine.json")
+
+
 def test_every_setting_has_a_meaning_and_says_what_it_may_be() -> None:
     rows = rows_of(recipe_named("default"))
     assert [row[0] for row in rows] == [*settings_of_a_recipe(), *(f"head.{name}" for name in HEAD_SETTINGS)]

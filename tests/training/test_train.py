@@ -94,6 +94,11 @@ def test_the_start_says_why_and_the_end_says_what_next(
         assert words in stderr
 
 
+def test_a_single_epoch_is_told_as_one(stripes: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(stripes.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=1, tracking="none")
+    assert "its only epoch); " in capsys.readouterr().err
+
+
 def test_epochs_zero_keeps_the_warm_up(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
     run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     assert run.record["best"]["phase"] == "head"

@@ -41,6 +41,15 @@ def test_the_command_that_tune_prints_trains_the_network_that_was_tuned(
     assert shlex.split(command.partition("landmarks ")[2])[: 4 + len(given)] == ["train", data, "-o", "RUN", *given]
 
 
+def test_a_recipe_outside_of_what_is_searched_is_the_first_trial_as_it_is(
+    stripes: Dataset, small_weights: Path
+) -> None:
+    outside = {"head_weight_decay": 0.0, "head_batch_size": 48, "head_learning_rate": 0.05, "label_smoothing": 0.3}
+    settings = {"backbone": SMALL, "weights": small_weights, "image_size": 32, "head_epochs": 1, "device": "cpu"}
+    table = tune(stripes.folder, trials=2, **settings, **outside)
+    assert table.filter(table["trial"] == 0).select(*outside).row(0, named=True) == outside
+
+
 def test_from_scratch_there_is_nothing_to_tune(stripes: Dataset) -> None:
     with pytest.raises(UsageError, match="nothing to tune"):
         tune(stripes.folder, backbone="baseline")

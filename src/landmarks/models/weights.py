@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import sys
 import warnings
 from collections.abc import Mapping
@@ -165,6 +164,10 @@ def _restore_epsilon(backbone: nn.Module, backbone_name: str, path: Path) -> Non
         )
 
 
+READING_ERRORS = (OSError, SafetensorError, RuntimeError, EOFError, ValueError)
+"""Errors whose messages say what is wrong with a file of weights."""
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
@@ -174,9 +177,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise LandmarksError(f"there are no weights {path}") from error
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # its message advises to allow arbitrary code
+    except Exception as error:  # reading any other file as a pickle raises whatever its bytes lead to
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        if not isinstance(error, READING_ERRORS):  # among them UnpicklingError, which advises to allow arbitrary code
             reason = "it is no file of PyTorch's, or holds more than tensors"
         raise LandmarksError(
             f"{path} cannot be read as weights ({reason})", expected="a .safetensors file, or a .pth of tensors alone"

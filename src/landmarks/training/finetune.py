@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
-from landmarks.support.console import progress
+from landmarks.support.console import plural, progress
 from landmarks.support.seeds import generator
 from landmarks.support.systems import delayed_interruption
 from landmarks.training.augmentation import EpochAugmentation
@@ -124,13 +124,19 @@ def finetune(
 
     # ── Result ──
     network.load_state_dict(best_weights)
-    state.ended = state.ended or (f"all {recipe.epochs} epochs" if recipe.epochs else "no fine-tuning was asked for")
+    state.ended = state.ended or _all_epochs(recipe.epochs)
     return state
+
+
+def _all_epochs(epochs: int) -> str:
+    if epochs == 0:
+        return "no fine-tuning was asked for"
+    return "its only epoch" if epochs == 1 else f"all {epochs:,} epochs"
 
 
 def say_resumed(machine: Machine, state: State) -> None:
     """Report where a resumed training stands, and what has changed since it was interrupted."""
-    machine.say(f"going on from a checkpoint: {state.epoch} epochs and {state.step} steps are done")
+    machine.say(f"going on from a checkpoint: {plural(state.epoch, 'epoch')} and {plural(state.step, 'step')} are done")
     if state.processes != machine.processes:
         machine.say(
             f"it was begun with {state.processes} processes and goes on with {machine.processes}: each image is "

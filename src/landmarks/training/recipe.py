@@ -352,7 +352,11 @@ def is_file_or_run(name: Place) -> bool:
 
 def _shipped(name: str, *, from_scratch: bool) -> Recipe:
     if name not in SHIPPED:
-        raise UsageError(f'no recipe "{name}"', expected=" or ".join(SHIPPED), way_out=did_you_mean(name, SHIPPED))
+        raise UsageError(
+            f'no recipe "{name}"',
+            expected=f"{', '.join(SHIPPED)}, a TOML file, or a run's folder",
+            way_out=did_you_mean(name, SHIPPED),
+        )
     module = importlib.import_module(f"landmarks.training.recipes.{name}")
     recipe: Recipe | None = module.FROM_SCRATCH if from_scratch else module.PRETRAINED
     if recipe is None:

@@ -24,6 +24,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     not a recipe.
     """
     if path.is_dir():
+        if not (path / "run.json").is_file():
+            what = "is a dataset, and no recipe" if (path / "dataset.json").is_file() else "holds no recipe"
+            raise UsageError(f"{path} {what}", expected="a run's folder, or a TOML file")
         recorded = read_record(path / "run.json").get("recipe")
         if not isinstance(recorded, dict):
             raise UsageError(f"{path} holds no recipe", expected="a run's folder, or a TOML file")

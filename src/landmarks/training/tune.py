@@ -37,6 +37,13 @@ TRIALS = {
 """Columns of the table that `tune` returns; the settings are fields of `Recipe`."""
 
 
+LEARNING_RATES = (1e-4, 1e-2)
+WEIGHT_DECAYS = (1e-5, 1.0)
+BATCH_SIZES = (32, 64, 128, 256)
+SMOOTHINGS = (0.0, 0.2)
+"""What is searched: learning rates and weight decays by their logarithm, so that 0 is none of them."""
+
+
 def tune(
     data: Place, *, recipe: Place | Recipe = "default", trials: int = 30, seed: int = 0, **settings: Any
 ) -> pl.DataFrame:
@@ -75,14 +82,15 @@ def tune(
     rows: list[dict[str, Any]] = []
 
     def objective(trial: Any) -> tuple[float, float]:
-        candidate = replace(
+        drawn = replace(
             chosen,
             head=trial.suggest_categorical("head", list(HEADS)),
-            head_learning_rate=trial.suggest_float("head_learning_rate", 1e-4, 1e-2, log=True),
-            head_weight_decay=trial.suggest_float("head_weight_decay", 1e-5, 1.0, log=True),
-            head_batch_size=trial.suggest_categorical("head_batch_size", [32, 64, 128, 256]),
-            label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2),
+            head_learning_rate=trial.suggest_float("head_learning_rate", *LEARNING_RATES, log=True),
+            head_weight_decay=trial.suggest_float("head_weight_decay", *WEIGHT_DECAYS, log=True),
+            head_batch_size=trial.suggest_categorical("head_batch_size", BATCH_SIZES),
+            label_smoothing=trial.suggest_float("label_smoothing", *SMOOTHINGS),
         )
+        candidate = chosen if trial.number == 0 else drawn  # the recipe itself may lie outside of what is searched
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chosen.seed)
             settings = chosen.head_settings if candidate.head == chosen.head else {}
@@ -94,7 +102,7 @@ def tune(
         return trained.val_accuracy, trained.val_loss
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=["maximize", "minimize"])
-    study.enqueue_trial({name: getattr(chosen, name) for name in TRIALS if hasattr(chosen, name)})
+    study.enqueue_trial(_nearest_in_the_search(chosen))
     with progress("tuning", trials) as advance:
 
         def show(study: Any, trial: Any) -> None:
@@ -103,6 +111,17 @@ def tune(
         study.optimize(objective, n_trials=trials, callbacks=[show])
     table = pl.DataFrame(rows, schema=TRIALS)
     return table.sort("val_accuracy", "val_loss", "trial", descending=[True, False, False])
+
+
+def _nearest_in_the_search(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's settings as Optuna can learn from them: those outside of what is searched at its edge."""
+    return {
+        "head": recipe.head,
+        "head_learning_rate": float(np.clip(recipe.head_learning_rate, *LEARNING_RATES)),
+        "head_weight_decay": float(np.clip(recipe.head_weight_decay, *WEIGHT_DECAYS)),
+        "head_batch_size": min(BATCH_SIZES, key=lambda size: abs(size - recipe.head_batch_size)),
+        "label_smoothing": float(np.clip(recipe.label_smoothing, *SMOOTHINGS)),
+    }
 
 
 def print_trials(table: pl.DataFrame, command: Sequence[str]) -> None:
