@@ -415,6 +415,9 @@ def test_wrong_options_are_one_line(tmp_path: Path) -> None:
         fetch(selection, tmp_path / "data", method="ranges")
     with pytest.raises(UsageError, match="--max-side"):
         fetch(selection, tmp_path / "data", max_side=0)
+    for workers in (0, -1):
+        with pytest.raises(UsageError, match=f"--workers must be at least 1; received {workers}"):
+            fetch(selection, tmp_path / "data", workers=workers)
     with pytest.raises(LandmarksError, match="there is no selection"):
         fetch(tmp_path / "none.parquet", tmp_path / "data")
     shutil.rmtree(tmp_path / "mirror")

@@ -141,6 +141,8 @@ def test_what_is_no_index_is_told(tmp_path: Path) -> None:
         read_index(tmp_path / "none.parquet")
     with pytest.raises(UsageError, match="is a folder"):
         locate(tmp_path, tmp_path)
+    with pytest.raises(UsageError, match='no set "tset"; expected train or test or index; did you mean "test"'):
+        locate(tmp_path, tmp_path / "index.parquet", set="tset")
     with pytest.raises(UsageError, match="at least 1"):
         locate(tmp_path, tmp_path / "index.parquet", workers=0)
 

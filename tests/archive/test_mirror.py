@@ -216,6 +216,18 @@ def test_what_stays_wrong_is_told_in_one_line(folder: Path, fault: Fault, words:
     assert "\n" not in str(caught.value) and TAR in str(caught.value)
 
 
+def test_a_mirror_that_does_not_answer_is_told_of_while_it_is_tried_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(folder, lambda _: None) as server:
+        address = server.address
+    mirror = open_mirror(address, patience=HASTY)
+    for _ in range(2):
+        with pytest.raises(MirrorError, match="after 6 tries"):
+            mirror.range(TAR, 0, 10)
+    assert capsys.readouterr().err.count("no connection could be made; it is tried again, up to 6 times") == 1
+
+
 def test_errors_that_patience_cannot_help_are_not_repeated(folder: Path) -> None:
     for status, error in ((404, AbsentError), (403, RefusedError), (401, RefusedError), (410, MirrorError)):
         with serving(folder, lambda _, status=status: Fault(status=status)) as server:

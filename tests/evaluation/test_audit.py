@@ -130,6 +130,14 @@ def test_blocks_give_what_the_definition_gives_all_at_once(
     assert (found.likeliest == expected.argmax(axis=1)).all()
 
 
+def test_images_without_others_to_learn_from_are_not_doubted() -> None:
+    images, groups, trusted = np.eye(3, dtype=np.float32), np.array([0, 0, 0]), np.zeros(3, bool)
+    labels = np.arange(3)
+    found = cross_validated(images, labels, groups, 3, nearest_others(images, groups), trusted=trusted)
+    assert (found.likeliest == labels).all()
+    assert not disagreements(found, labels)[0].any()
+
+
 def test_all_labels_of_the_archive_take_no_more_memory_than_a_block() -> None:
     random = np.random.default_rng(3)
     labels = np.arange(400) % 40 * 5000

@@ -203,6 +203,15 @@ def test_the_predictions_say_what_they_were_made_of(run: Run, own_data: Dataset)
     assert list(pl.read_parquet(path).columns)[: len(PREDICTIONS)] == list(PREDICTIONS)
 
 
+def test_of_damaged_predictions_is_told_how_to_get_others(run: Run) -> None:
+    evaluate(run.folder)
+    (run.folder / "predictions" / "test.parquet").write_text("junk")
+    with pytest.raises(LandmarksError, match=r"test\.parquet cannot be read .*; delete it and evaluate again"):
+        evaluate(run.folder)
+    with pytest.raises(LandmarksError, match=r"test\.parquet cannot be read"):
+        run.predictions("test")
+
+
 def test_a_run_in_use_is_left_alone(run: Run) -> None:
     with held(run.folder), pytest.raises(BusyError):
         evaluate(run.folder)
@@ -288,6 +297,10 @@ def test_what_is_needed_last_is_looked_at_first(run: Run, tmp_path: Path) -> Non
             evaluate(run.folder, false_acceptance=rate)
     with pytest.raises(UsageError, match=r"two tables cannot be one file; received .*a\.csv twice"):
         evaluate(run.folder, submission=table, wrong=tmp_path / "." / "a.csv")
+    (tmp_path / "train.csv").write_text("id,url,landmark_id\n")
+    for wanted in ("submission", "wrong"):
+        with pytest.raises(UsageError, match=r"train\.csv is there already and is another table"):
+            evaluate(run.folder, **{wanted: tmp_path / "train.csv"})  # type: ignore[arg-type]
     for named in ({"unknown": nowhere}, {"references": nowhere}):
         with pytest.raises(LandmarksError, match="there is no folder"):
             evaluate(run.folder, **named)  # type: ignore[arg-type]

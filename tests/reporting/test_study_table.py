@@ -98,6 +98,7 @@ def test_the_page_shows_the_table_the_figure_and_the_notes(run: Path, tmp_path: 
     assert 'href="#study"' in text and "One was left out." in split and f"85.31{SPACE}%" in split
     assert "xception, published: 85.3" in split
     assert pl.read_csv(tmp_path / "figures" / "page-study.csv")["network"].to_list() == ["xception", "resnet50"]
+    assert 'id="study"' in report(run, tmp_path / "page.html", study=tmp_path).read_text(encoding="utf-8")
     assert 'id="study"' not in report(run, tmp_path / "plain.html").read_text(encoding="utf-8")
 
 
@@ -114,4 +115,8 @@ def test_a_stranger_s_record_stays_text(run: Path, tmp_path: Path) -> None:
 def test_another_record_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(LandmarksError, match=r"no reproduction's record"):
         report(run, tmp_path / "page.html", study=run / "run.json")
+    with pytest.raises(
+        LandmarksError, match=r"there is no .*study\.json; expected study.json, from landmarks reproduce"
+    ):
+        report(run, tmp_path / "page.html", study=tmp_path)
     assert not (tmp_path / "page.html").exists()

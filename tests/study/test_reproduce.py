@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from PIL import Image
 
 import landmarks
 from landmarks.cli.main import run as run_verb
@@ -254,6 +255,13 @@ def test_wrong_words_are_told_before_anything_is_written(data: Dataset, tmp_path
         reproduce(data.folder, out, epochs=-1)
     with pytest.raises(LandmarksError, match="there is no folder"):
         reproduce(tmp_path / "nowhere", out)
+    for name, landmarks_of in {"mine": "ab", "other": "cd"}.items():  # both have the ids 0 and 1
+        for landmark in landmarks_of:
+            (tmp_path / "images" / name / landmark).mkdir(parents=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / "images" / name / landmark / "1.jpg")
+        landmarks.import_(tmp_path / "images" / name, tmp_path / name)
+    with pytest.raises(LandmarksError, match="other shows none of the 2 landmarks of"):
+        reproduce(tmp_path / "mine", out, test=tmp_path / "other")
     assert not out.exists()
     with pytest.raises(LandmarksError, match="holds no reproduction"):
         reproduce(data.folder, data.folder)

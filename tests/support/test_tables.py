@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.support.errors import LandmarksError
-from landmarks.support.tables import csv_text, read_metadata, read_table, unescaped, write_table
+from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.tables import csv_text, read_metadata, read_table, refuse_other_csv, unescaped, write_table
 
 
 def test_a_table_comes_back_with_its_metadata(tmp_path: Path) -> None:
@@ -80,3 +80,24 @@ def test_a_table_cut_at_any_place_is_one_line(tmp_path: Path) -> None:
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(LandmarksError, match="is a folder, and no table"):
         read_table(tmp_path)
+
+
+def test_a_csv_of_other_columns_is_not_taken_for_the_one_to_write(tmp_path: Path) -> None:
+    columns = ("image_id", "name")
+    refuse_other_csv(tmp_path / "new.csv", columns)
+    for name, content in {
+        "a.csv": "image_id,name\n1,x\n",
+        "b.txt": '\ufeff"image_id";"name"\n',
+        "empty.csv": "",
+    }.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        refuse_other_csv(tmp_path / name, columns)
+    (tmp_path / "train.csv").write_text("id,url,landmark_id\n")
+    message = (
+        "train.csv is there already and is another table; received columns id, url, landmark_id; expected image_id, "
+    )
+    with pytest.raises(UsageError, match=message):
+        refuse_other_csv(tmp_path / "train.csv", columns)
+    (tmp_path / "notes.txt").write_bytes(b"\xffmine\n")
+    with pytest.raises(UsageError, match="another table"):
+        refuse_other_csv(tmp_path / "notes.txt", columns)

@@ -118,6 +118,8 @@ def fetch(
         raise UsageError(f'no method "{method}"', expected=", ".join(METHODS), way_out=did_you_mean(method, METHODS))
     if max_side < 16:
         raise UsageError("--max-side is too small", received=max_side, expected="at least 16 pixels")
+    if workers is not None and workers < 1:
+        raise UsageError("--workers must be at least 1", received=workers)
     _refuse_no_selection(Path(selection))
     out, data = Path(out), dataset_at(mirror or read_metadata(Path(selection)).get("mirror") or "")
     if by_reference and data is None:

@@ -19,7 +19,7 @@ from landmarks.archive.tar import MAX_IMAGE_BYTES, Member, TruncatedError, membe
 from landmarks.archive.transfer import ChangedError
 from landmarks.support.console import note, progress
 from landmarks.support.disk import remove_folder
-from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import held
 from landmarks.support.places import Place
 from landmarks.support.requests import MirrorError, Patience
@@ -46,6 +46,9 @@ class _Walk:
         return tar_path(self.set, self.tar.tar)
 
 
+SETS = ("train", "test", "index")
+
+
 def locate(mirror: Place | Mirror, out: Place, *, set: str = "train", workers: int = 64) -> TarIndex:
     """Make the byte index of a set and write it to `out`, reading the headers of `workers` TARs at once.
 
@@ -55,9 +58,11 @@ def locate(mirror: Place | Mirror, out: Place, *, set: str = "train", workers: i
 
     Raises:
         LandmarksError: the mirror has no such set, or no TAR could be read.
-        UsageError: `out` is the index of another set.
+        UsageError: there is no such set, or `out` is the index of another one.
         BusyError: another process is making the same index.
     """
+    if set not in SETS:
+        raise UsageError(f'no set "{set}"', expected=" or ".join(SETS), way_out=did_you_mean(set, SETS))
     if workers < 1:
         raise UsageError("--workers must be at least 1", received=workers)
     default = Patience()

@@ -284,7 +284,8 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that `landmarks train` made.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     study: Annotated[
-        Path | None, typer.Option(help="The study.json of a reproduction, whose table is added to the page.")
+        Path | None,
+        typer.Option(help="The folder of a reproduction, or its study.json, whose table is added to the page."),
     ] = None,
     json: Json = False,
 ) -> None:

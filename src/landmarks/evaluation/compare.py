@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -10,12 +11,11 @@ from scipy.stats import binomtest
 from landmarks.evaluation.exported import open_run_or_export
 from landmarks.evaluation.intervals import mean_interval
 from landmarks.evaluation.metrics import Flags, Integers
-from landmarks.evaluation.predictions import read_predictions
+from landmarks.evaluation.predictions import predictions_metadata, read_predictions
 from landmarks.evaluation.results import Comparison, comparison_of
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.places import Place
-from landmarks.support.tables import read_metadata
 from landmarks.training.own_data import ARCHIVE_ID
 from landmarks.training.run import Run
 
@@ -48,6 +48,8 @@ def compare(first: Place, second: Place, *, name: str | None = None) -> Comparis
     Raises `LandmarksError` when the runs share no predictions or no images, and when their image ids are file names
     from two datasets, so that equal ids may be different images.
     """
+    if Path(first).resolve() == Path(second).resolve():
+        raise UsageError("a run is named twice", received=f"{first} and {second}", expected="two runs or exports")
     runs = open_run_or_export(first), open_run_or_export(second)
     name = _shared_name(runs, name)
     tables = [
@@ -126,7 +128,7 @@ def _shared_name(runs: tuple[Run, Run], name: str | None) -> str:
 
 def _same_dataset(runs: tuple[Run, Run], name: str) -> bool:
     """Return whether both runs' predictions come from one dataset, whatever its splits."""
-    first, second = (read_metadata(run.folder / "predictions" / f"{name}.parquet") for run in runs)
+    first, second = (predictions_metadata(run.folder / "predictions" / f"{name}.parquet") for run in runs)
     return any(
         first.get(key) not in (None, "None") and first.get(key) == second.get(key)
         for key in ("content_digest", "data_digest")

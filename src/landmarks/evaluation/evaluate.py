@@ -26,15 +26,15 @@ from landmarks.evaluation.predictions import (
 )
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.retrieval import neighbour_numbers
-from landmarks.evaluation.submission import write_metrics, write_submission
+from landmarks.evaluation.submission import SUBMISSION, write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, require_rate, threshold_parts
 from landmarks.recognition.known_scores import MSP, KnownRule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
-from landmarks.support.files import held, refuse_other_kind, require_writable
+from landmarks.support.files import held, require_writable
 from landmarks.support.places import Place
-from landmarks.support.tables import CSV_ENDINGS, write_csv
+from landmarks.support.tables import refuse_other_csv, write_csv
 from landmarks.training.eligible_images import NAMED, EligibleImages, eligible_images, near_duplicates_of_training
 from landmarks.training.own_data import find_own_dataset, find_seen, is_own_dataset, location_record, seen_rows
 from landmarks.training.run import Run
@@ -179,11 +179,13 @@ def _check_arguments(
     submission: Place | None, wrong: Place | None, datasets: Sequence[Place | None], false_acceptance: float | None
 ) -> None:
     """Raise, before any work, for tables that cannot be written, unreadable datasets and an impossible rate."""
-    tables = [Path(csv) for csv in (submission, wrong) if csv is not None]
-    for table in tables:
-        refuse_other_kind(table, *CSV_ENDINGS)
+    tables = [
+        (Path(csv), names) for csv, names in ((submission, SUBMISSION.columns), (wrong, WRONG)) if csv is not None
+    ]
+    for table, columns in tables:
+        refuse_other_csv(table, columns)
         require_writable(table)
-    if len({table.resolve() for table in tables}) < len(tables):
+    if len({table.resolve() for table, _ in tables}) < len(tables):
         raise UsageError("two tables cannot be one file", received=f"{submission} twice", way_out="name another one")
     for data in datasets:
         if data is not None:
@@ -204,11 +206,12 @@ def _require_data(export: ExportAsRun, data: Place | None, false_acceptance: flo
         )
 
 
-def misclassified_images(run: Run | ExportAsRun, eligible: EligibleImages, name: str) -> pl.DataFrame:
-    """Return the images of `eligible` that the predictions called `name` get wrong, most confident first.
+WRONG = ("image_id", "file", "shows", "answer", "probability", "title")
+"""Columns of the table of wrong answers; `file` is the image, or the TAR that holds IMAGE_ID.jpg."""
 
-    Columns: image_id, file (the image, or the TAR that holds IMAGE_ID.jpg), shows, answer, probability, title.
-    """
+
+def misclassified_images(run: Run | ExportAsRun, eligible: EligibleImages, name: str) -> pl.DataFrame:
+    """Return the images of `eligible` that the predictions called `name` get wrong (`WRONG`), most confident first."""
     places = eligible.dataset.images.select("image_id", "title", "shard")
     files = pl.col("shard").map_elements(eligible.dataset.place_of, return_dtype=pl.String)
     wrong = (
@@ -217,8 +220,8 @@ def misclassified_images(run: Run | ExportAsRun, eligible: EligibleImages, name:
         .filter(pl.col("correct").not_())
         .join(places, on="image_id", how="left")
     )
-    columns = ("image_id", files.alias("file"), pl.col("shows").list.join(", "), "answer", "probability", "title")
-    return wrong.select(*columns).sort(["probability", "image_id"], descending=[True, False])
+    wrong = wrong.with_columns(files.alias("file"), pl.col("shows").list.join(", "))
+    return wrong.select(WRONG).sort(["probability", "image_id"], descending=[True, False])
 
 
 def _provenance(run: Run, eligible: EligibleImages) -> dict[str, Any]:

@@ -95,6 +95,10 @@ def cross_validated(
     estimates = Estimates(np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), np.int64))
     for number in range(FOLDS):
         inside, others = np.flatnonzero(fold == number), np.flatnonzero((fold != number) & trusted)
+        if not len(others):  # nothing speaks against these labels
+            estimates.own[inside] = estimates.highest[inside] = 1 / classes
+            estimates.likeliest[inside] = labels[inside]
+            continue
         ridge = fit_ridge(Rows(images, others), labels[others], classes)
         softmax = _softmax(ridge, images, inside, votes.labels)
         shown = np.hstack([votes.labels[inside], softmax.top[:, None]])

@@ -6,6 +6,7 @@ that memory does not grow with the number of images and a killed evaluation resu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,8 @@ def write_predictions(
         "images": _digest_of(images),
     }
     aside = path.with_name(f".{name}.chunks")
-    if path.exists() and all(read_metadata(path).get(key) == value for key, value in inputs.items()):
+    present = predictions_metadata(path) if path.exists() else {}
+    if all(present.get(key) == value for key, value in inputs.items()):
         remove_folder(aside)  # left by an evaluation that was killed just before it removed this
         return path
     place = readable(dataset.folder.resolve())
@@ -90,6 +92,24 @@ def write_predictions(
     return path
 
 
+WAY_OUT = "delete it and evaluate again"
+
+
+@contextlib.contextmanager
+def _naming_the_way_out() -> Iterator[None]:
+    """Say of a damaged predictions file how to get another."""
+    try:
+        yield
+    except LandmarksError as error:
+        raise LandmarksError(str(error), way_out=WAY_OUT) from error
+
+
+def predictions_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a predictions file; raise when it is missing or damaged."""
+    with _naming_the_way_out():
+        return read_metadata(path)
+
+
 def with_truth(images: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
     """Return `images` with a column `truth`: the run's labels of the landmarks they show, the main one first.
 
@@ -111,9 +131,10 @@ def with_truth(images: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
 
 def read_predictions(path: Path) -> pl.DataFrame:
     """Read a predictions file with all its columns; raise when one is missing, doubled or damaged."""
-    table = read_table(path, PREDICTIONS)
+    with _naming_the_way_out():
+        table = read_table(path, PREDICTIONS)
     if table["image_id"].is_duplicated().any():
-        raise LandmarksError(f"{path} holds two predictions for one image", way_out="delete it and evaluate again")
+        raise LandmarksError(f"{path} holds two predictions for one image", way_out=WAY_OUT)
     answers = pl.col("label").list.len()
     scores = pl.col("score").list.eval(pl.element().is_finite().fill_null(False)).list.all()
     sound = (answers == pl.col("score").list.len()) & answers.is_between(0, ANSWERS) & scores
@@ -122,7 +143,7 @@ def read_predictions(path: Path) -> pl.DataFrame:
         raise LandmarksError(
             f"{path} holds invalid answers",
             expected=f"up to {ANSWERS} labels and as many finite scores for each image",
-            way_out="delete it and evaluate again",
+            way_out=WAY_OUT,
         )
     return table
 
@@ -273,7 +294,7 @@ def _is_available(run: Path, name: str, eligible: EligibleImages, split: str) ->
     """Return whether `name` is unused, or used by numbers of the same split of the same dataset."""
     metrics, subsets = run / "metrics" / f"{name}.json", run / "metrics" / f"{name}{SUBSETS_SUFFIX}"
     predictions = run / "predictions" / f"{name}.parquet"
-    numbers: dict[str, Any] = dict(read_metadata(predictions)) if predictions.exists() else {}
+    numbers: dict[str, Any] = dict(predictions_metadata(predictions)) if predictions.exists() else {}
     numbers |= read_record(metrics, way_out="remove it: evaluate writes it anew") if metrics.exists() else {}
     draws = read_record(subsets, way_out="remove it: subsets writes it anew") if subsets.exists() else {}
     same_split = not numbers or numbers.get("split") == split

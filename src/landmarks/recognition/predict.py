@@ -12,10 +12,10 @@ from landmarks.recognition.answers import NOT_KNOWN, Recognition
 from landmarks.recognition.recogniser import CLASSIFIER, is_export, load, require_by, require_top
 from landmarks.support.console import progress
 from landmarks.support.errors import naming_the_extra
-from landmarks.support.files import refuse_other_kind, require_writable
+from landmarks.support.files import require_writable
 from landmarks.support.places import Place
 from landmarks.support.systems import readable
-from landmarks.support.tables import CSV_ENDINGS, write_csv
+from landmarks.support.tables import refuse_other_csv, write_csv
 
 PREDICTED = {
     "path": pl.String,  # with \x.. for bytes that are not UTF-8
@@ -49,7 +49,7 @@ def predict(
     require_top(top)
     require_by(by)
     if csv is not None:
-        refuse_other_kind(csv, *CSV_ENDINGS)  # before the work
+        refuse_other_csv(csv, PREDICTED)  # before the work
         require_writable(csv)
     if by is not None and by != CLASSIFIER and not is_export(run):
         with naming_the_extra("answering by neighbours"):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -35,7 +36,12 @@ NOT_GIVEN = "not given here"
 
 
 def read_study(path: Place) -> dict[str, Any]:
-    """Read the record of a reproduction; raise `LandmarksError` if the file is something else."""
+    """Read the record of a reproduction, or of its folder; raise `LandmarksError` if the file is something else."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "study.json"
+    if not path.exists():
+        raise LandmarksError(f"there is no {path}", expected="study.json, from landmarks reproduce, or its folder")
     record = read_record(path)
     if not isinstance(record.get("rows"), list) or not record["rows"]:
         raise LandmarksError(f"{path} is no reproduction's record", expected="study.json, from landmarks reproduce")

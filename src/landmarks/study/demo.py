@@ -15,6 +15,7 @@ from landmarks.explanation.explain import explain
 from landmarks.miniature.make import make_miniature
 from landmarks.reporting.page import report
 from landmarks.support.console import command_options, note_after_gap, print_table, run_step
+from landmarks.support.files import refuse_foreign
 from landmarks.support.places import Place
 from landmarks.training.run import open_run
 from landmarks.training.train import train
@@ -39,6 +40,7 @@ def demo(out: Place = "demo", *, seed: int = 0, size: Size | None = None) -> Pat
     are not repeated. Both networks start from random weights, so that nothing is downloaded.
     """
     out, size = Path(out), size or Size()
+    refuse_foreign(out, ("mirror",), "demo")
     started = time.monotonic()
     note_after_gap(
         f"a made-up archive of {size.landmarks} landmarks, in the layout of the real one, in {out / 'mirror'}"

@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.manifest import SPLIT_FILE, SPLITS, Dataset, open_dataset
+from landmarks.dataset.naming import identified_by, match_landmarks
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.explanation.explain import explain
 from landmarks.reporting.page import report
@@ -42,7 +43,7 @@ from landmarks.study.protocol import (
     published,
     weights_problem,
 )
-from landmarks.support.console import command_options, note, run_step
+from landmarks.support.console import command_options, note, plural, run_step
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign, write_record
 from landmarks.support.places import Place
@@ -83,9 +84,11 @@ def reproduce(
     trainings = attempts(networks, weights, image_size=image_size, epochs=epochs, seed=seed)
     source, out = open_dataset(data), Path(out)
     settings = {"data": source.content_digest, "seed": seed, "image_size": image_size, "epochs": epochs}
+    if test is not None:
+        _require_shared_landmarks(source, open_dataset(test))
     refuse_another(out, settings)
     with held(out) as folder:
-        test_set = None if test is None else _test_set(source, open_dataset(test), folder)
+        test_set = None if test is None else _test_set(open_dataset(test), folder)
         study = Reproduction(folder, source, settings, trainings, test_set)
         study.write_table()
         datasets = _divide(study, seed)
@@ -98,10 +101,16 @@ def reproduce(
         return {**study.write_table(), "report": None if page is None else str(page)}
 
 
-def _test_set(source: Dataset, test: Dataset, folder: Path) -> Dataset:
+def _require_shared_landmarks(source: Dataset, test: Dataset) -> None:
+    """Raise `LandmarksError` if no landmark of `test` is one of `source`, as the evaluations will match them."""
+    ours, theirs = (identified_by(dataset.record, dataset.labels) for dataset in (source, test))
+    if not match_landmarks(source.labels, ours, test.labels, theirs).matched:
+        known = plural(len(source.labels), "landmark")
+        raise LandmarksError(f"{test.folder} shows none of the {known} of {source.folder}")
+
+
+def _test_set(test: Dataset, folder: Path) -> Dataset:
     """Return a dataset that refers to all images of `test`, in a folder that is not named as a split."""
-    if not set(source.labels["landmark_id"]) & set(test.labels["landmark_id"]):
-        raise LandmarksError(f"{test.folder} shows none of the {len(source.labels)} landmarks of {source.folder}")
     name = test.folder.resolve().name
     reserved = (*SPLITS, "all", *(protocol.by for protocol in PROTOCOLS))
     return by_reference(test, folder / "data" / (f"{name}-set" if name in reserved else name))

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import obstore.exceptions
 import obstore.store
 
+from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.places import parse_address, without_query, without_secrets
 from landmarks.support.systems import require_text
@@ -41,6 +42,10 @@ _BUSY = ("429", "503")
 
 _RETRIED = ("408", "425", *_BUSY)
 """Status codes below 500 (and 503) after which a request is retried; it also is after all others from 500 on."""
+
+
+NOTED_TRY = 3
+"""The failure of one request after which a note says what is being waited for."""
 
 
 class MirrorError(LandmarksError):
@@ -92,6 +97,7 @@ class Host:
         self._connections = threading.BoundedSemaphore(patience.connections)
         self._pause = threading.Lock()
         self._not_before = 0.0
+        self._noted = False
 
     def send(self, path: str, request: Callable[[], T]) -> T:
         """Return what `request()` returns, with retries after errors that may be temporary.
@@ -118,6 +124,9 @@ class Host:
         if tried >= self.patience.tries:
             raise MirrorError(f"{what}: {reason_of(error)}, after {tried} tries") from error
         self.retries += 1
+        if tried == NOTED_TRY and not self._noted:  # once: a request of every worker may fail at the same time
+            self._noted = True
+            note(f"{what}: {reason_of(error)}; it is tried again, up to {self.patience.tries} times")
         longest = min(self.patience.longest_wait, self.patience.first_wait * 2 ** (tried - 1))
         seconds = longest * random.uniform(0.5, 1.0)  # random, so that workers do not all retry at once
         if _status(error) not in _BUSY:

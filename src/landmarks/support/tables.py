@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,16 @@ def _refuse_other_table(path: Path, columns: list[str]) -> None:
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):  # damaged: nothing is lost with it
         return
     if set(present) != set(columns):
-        raise UsageError(
-            f"{readable(path)} is there already and is another table",
-            received=f"columns {', '.join(present)[:200]}",
-            expected=", ".join(columns)[:200],
-            way_out="choose another name, or remove it first",
-        )
+        raise _other_table(path, present, columns)
+
+
+def _other_table(path: Path, present: Iterable[str], columns: Iterable[str]) -> UsageError:
+    return UsageError(
+        f"{readable(path)} is there already and is another table",
+        received=f"columns {', '.join(present)[:200]}",
+        expected=", ".join(columns)[:200],
+        way_out="choose another name, or remove it first",
+    )
 
 
 def _write(path: Path, table: pl.DataFrame, metadata: dict[str, object], *, tidy: bool) -> None:
@@ -166,6 +171,22 @@ def unescaped(table: pl.DataFrame) -> pl.DataFrame:
 
 
 CSV_ENDINGS = (".csv", ".tsv", ".txt")
+
+MAX_HEADER = 10_000
+"""Characters of a CSV's first line that are read."""
+
+
+def refuse_other_csv(path: Place, columns: Iterable[str]) -> None:
+    """Raise `UsageError` where a CSV of `columns` would replace a file of another kind, or a table of other columns."""
+    refuse_other_kind(path, *CSV_ENDINGS)
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            header = file.readline(MAX_HEADER).strip()
+    except OSError:  # it is not there, or cannot be read, which writing it will tell
+        return
+    present = [cell.strip('"') for cell in re.split("[,;\t]", header)]
+    if header and set(present) != set(columns):
+        raise _other_table(Path(path), present, columns)
 
 
 def write_csv(path: Place, table: pl.DataFrame) -> None:

@@ -13,7 +13,7 @@ from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import Matching
 from landmarks.dataset.sketches import Sketches, kept_sketches
 from landmarks.dataset.spelling import alike_names
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.places import Place
 from landmarks.training.own_data import (
@@ -153,8 +153,8 @@ def _matched(run: Run, dataset: Dataset, *, required: bool, verbose: bool) -> Ma
             f"; without a partner, so unknown to it: {_first_names(matching.unmatched)}" if matching.unmatched else ""
         )
         note(
-            f"{matching.matched} of the {landmarks} landmarks of {dataset.folder} are known to {run.name}, matched by "
-            f"{matching.by}{unknown}"
+            f"{matching.matched} of the {plural(landmarks, 'landmark')} of {dataset.folder} "
+            f"{'is' if matching.matched == 1 else 'are'} known to {run.name}, matched by {matching.by}{unknown}"
         )
         if spelled:
             note(spelled)

@@ -130,7 +130,7 @@ class Run:
                 received=", ".join(stored) or "none at all",
                 way_out=f"make them with: landmarks evaluate {self.folder}",
             )
-        table, names = pl.read_parquet(path, glob=False), self.labels.sort("label")["name"]
+        table, names = read_table(path), self.labels.sort("label")["name"]
         shown = pl.col("truth").list.eval(pl.element().replace_strict(dict(enumerate(names)), return_dtype=pl.String))
         best = pl.col("label").list.first()
         return table.select(
