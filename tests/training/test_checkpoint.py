@@ -7,7 +7,7 @@ import math
 import pytest
 
 from landmarks.support.errors import LandmarksError
-from landmarks.training.checkpoint import MAX_OVERFLOWS, State, add_steps
+from landmarks.training.checkpoint import MAX_OVERFLOWS, State, add_steps, finish_epoch
 from landmarks.training.recipe import recipe_named
 
 RECIPE = recipe_named("default")
@@ -27,6 +27,12 @@ def test_steps_add_up_whenever_they_are_looked_at() -> None:
 def test_the_first_step_that_is_no_number_is_named(step: list[float]) -> None:
     with pytest.raises(LandmarksError, match=r"step 9 \(epoch 3\)"):
         add_steps(State(8, epoch=2, step=10), [[1.0, 1.0, 1.0], step, [math.nan] * 3], [8] * 3, RECIPE)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_no_number_ends_the_training(loss: float) -> None:
+    with pytest.raises(LandmarksError, match=r"broke down in epoch 3; received a validation loss of .*--learning-rate"):
+        finish_epoch(State(8, epoch=2, seen=8), 0.25, loss, RECIPE)
 
 
 def test_float16_may_pass_by_some_steps_in_a_row_and_not_all() -> None:

@@ -31,5 +31,7 @@ def test_a_training_whose_fine_tuning_was_in_vain_says_so_and_what_to_try() -> N
     assert "fine-tuning did no better (76.3 % at best)" in sentence
     assert "--learning-rate" in sentence
     assert "fine-tuning" not in result_sentence(Path("run"), record, rows[:1])
+    assert sentence.endswith("next: landmarks evaluate run")
+    assert result_sentence(Path("my run"), record).endswith("next: landmarks evaluate 'my run'")
     record["best"] = {"phase": "finetune", "epoch": 1, "val_accuracy": 0.9}
     assert "no better" not in result_sentence(Path("run"), record, rows)

@@ -99,6 +99,15 @@ def test_a_single_epoch_is_told_as_one(stripes: Dataset, tmp_path: Path, capsys:
     assert "its only epoch); " in capsys.readouterr().err
 
 
+def test_a_network_that_the_last_steps_ruined_is_no_run(
+    stripes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("landmarks.training.finetune.validate", lambda *_, **__: (0.9, math.nan))
+    with pytest.raises(LandmarksError, match="training broke down in epoch 1; received a validation loss of nan"):
+        train(stripes.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=1, tracking="none")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_epochs_zero_keeps_the_warm_up(stripes: Dataset, small_recipe: Recipe, tmp_path: Path) -> None:
     run = train(stripes.folder, tmp_path / "run", recipe=replace(small_recipe, epochs=0))
     assert run.record["best"]["phase"] == "head"

@@ -102,6 +102,8 @@ def read_index(place: Place) -> TarIndex:
     if "://" in os.fspath(place):
         folder, _, name = os.fspath(place).rpartition("/")
         path = open_mirror(folder).local(name)
+    if not path.exists():
+        raise LandmarksError(f"there is no byte index {place}", way_out="landmarks locate MIRROR -o INDEX makes one")
     metadata = read_metadata(path)
     columns = pl.read_parquet_schema(path)
     if "tars" not in metadata or any(columns.get(name) != kind for name, kind in INDEX.items()):

@@ -9,6 +9,7 @@ import typer
 
 from landmarks.cli.everywhere import Json, counts_of, print_json
 from landmarks.support.console import note, plural, print_table, show, show_lines
+from landmarks.support.places import in_shell
 
 # ── `landmarks import` ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -223,7 +224,7 @@ def credits(
         show_lines(credits_as_text(table))
     elif out is None:
         print_table(["licence", "images", "authors"], by_license(table).rows())
-        note(f"the whole list, as licences ask: landmarks credits {data} -o CREDITS.txt")
+        note(f"the whole list, as licences ask: landmarks credits {in_shell(data)} -o CREDITS.txt")
     if out is not None and not to_stdout:
         note(f"credits of {plural(len(table), 'image')} written to {out}")
 
@@ -265,4 +266,4 @@ def audit(
     show(f"{len(errors)} likely label errors written to {out}; nothing was changed")
     if len(first):
         show(f"decide on {out.with_suffix('.html')}, or fill in correct_landmark_id (an id, none, or remove), then:")
-        show(f"landmarks split DATA --corrections {out}")
+        show(f"landmarks split DATA --corrections {in_shell(out)}")

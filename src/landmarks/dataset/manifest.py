@@ -26,7 +26,7 @@ from landmarks.dataset.trust import (
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, read_record, write_record
-from landmarks.support.places import Place, as_given, without_secrets
+from landmarks.support.places import Place, as_given, in_shell, without_secrets
 from landmarks.support.systems import require_text
 from landmarks.support.tables import read_table, read_with_metadata, write_table
 
@@ -157,7 +157,7 @@ class Dataset:
             raise LandmarksError(f'no split "{name}"', expected=f"one of {', '.join((*SPLITS, 'all'))}")
         if self.splits is None:
             raise LandmarksError(
-                f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {self.folder}"
+                f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {in_shell(self.folder)}"
             )
         in_split = self.splits["split"] == name
         if self.splits["image_id"].equals(self.images["image_id"]):  # both are kept sorted
@@ -236,7 +236,7 @@ def open_dataset(folder: Place) -> Dataset:
             f"{folder} is no dataset: there is no dataset.json in {folder}",
             way_out="run the command again that began to make it"
             if unfinished
-            else f"make one of the images in it with: landmarks import {folder} -o DATA",
+            else f"make one of the images in it with: landmarks import {in_shell(folder)} -o DATA",
         )
     record = read_record(folder / "dataset.json")
     require_own_folders(folder)

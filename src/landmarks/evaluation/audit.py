@@ -40,7 +40,7 @@ from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import file_digest, refuse_other_kind, require_writable, written_whole
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.support.tables import CSV_ENDINGS, write_csv
 from landmarks.training.choices import choose_device, set_memory_layout
 from landmarks.training.features import cached_features, positions
@@ -150,7 +150,8 @@ def _refuse_to_replace_decisions(out: Path, dataset: Dataset) -> None:
         if decisions and file_digest(csv) not in dataset.corrections["csv"]:
             raise UsageError(
                 f"{csv} holds {plural(decisions, 'decision')} that {dataset.folder} does not hold yet",
-                way_out=f"landmarks split {dataset.folder} --corrections {csv} takes them; or choose another name",
+                way_out=f"landmarks split {in_shell(dataset.folder)} --corrections {in_shell(csv)} takes them; or "
+                "choose another name",
             )
 
 

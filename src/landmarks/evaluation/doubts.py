@@ -32,6 +32,7 @@ from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole
+from landmarks.support.places import in_shell
 
 DOUBTS: dict[str, Any] = {
     "kind": pl.String,  # label, across, leak or nothing
@@ -192,7 +193,7 @@ def write_doubts_page(dataset: Dataset, doubts: pl.DataFrame, path: Path, csv: s
         "items": data,
         "count": str(len(items)),
         "lead": f"Look at each image and say what it shows. Nothing is changed until the decisions are read.{left_out}",
-        "command": escape(f"landmarks split {dataset.folder} --corrections {csv}"),
+        "command": escape(f"landmarks split {in_shell(dataset.folder)} --corrections {in_shell(csv)}"),
     }
     page = (PARTS / "page.html").read_text(encoding="utf-8")
     with written_whole(path, tidy=True) as aside:

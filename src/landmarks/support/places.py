@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -112,3 +113,8 @@ def _bare(found: re.Match[str]) -> str:
     if "@" not in rest or not ("@" in authority or ":" in authority):
         return scheme + rest
     return scheme + rest.rpartition("@")[2]
+
+
+def in_shell(place: Place) -> str:
+    """Return a path or an address as a word of a command that is shown, to be copied into a shell."""
+    return shlex.quote(str(place))

@@ -69,10 +69,13 @@ def add_steps(state: State, steps: list[list[float]], sizes: list[int], recipe: 
             raise LandmarksError(
                 f"training broke down in step {number + 1} (epoch {state.epoch + 1})",
                 received=f"a loss of {loss:g} and a gradient of norm {norm:g}; all steps before were finite",
-                way_out="lower --learning-rate"
-                + ("" if recipe.precision == "float32" else ", or try --precision float32"),
+                way_out=_steadier(recipe),
             )
         state.loss_sum, state.correct, state.seen = state.loss_sum + loss, state.correct + correct, state.seen + size
+
+
+def _steadier(recipe: Recipe) -> str:
+    return "lower --learning-rate" + ("" if recipe.precision == "float32" else ", or try --precision float32")
 
 
 def is_time_up(state: State, recipe: Recipe) -> bool:
@@ -80,8 +83,17 @@ def is_time_up(state: State, recipe: Recipe) -> bool:
     return recipe.time_limit is not None and state.seconds >= 60 * recipe.time_limit
 
 
-def finish_epoch(state: State, val_accuracy: float, val_loss: float) -> dict[str, Any]:
-    """Advance `state` to the next epoch and return the history row of the one that ended."""
+def finish_epoch(state: State, val_accuracy: float, val_loss: float, recipe: Recipe) -> dict[str, Any]:
+    """Advance `state` to the next epoch and return the history row of the one that ended.
+
+    Raises `LandmarksError` if the validation loss is not finite: the last steps have ruined the network.
+    """
+    if not math.isfinite(val_loss):
+        raise LandmarksError(
+            f"training broke down in epoch {state.epoch + 1}",
+            received=f"a validation loss of {val_loss:g}",
+            way_out=_steadier(recipe),
+        )
     loss, correct, seen = state.loss_sum, state.correct, state.seen
     state.epoch, state.loss_sum, state.correct, state.seen = state.epoch + 1, 0.0, 0.0, 0.0
     row = {

@@ -15,7 +15,7 @@ from landmarks.dataset.sketches import Sketches, kept_sketches
 from landmarks.dataset.spelling import alike_names
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.training.own_data import (
     find_own_dataset,
     find_seen,
@@ -251,7 +251,7 @@ def copies_of_seen(run: Run, dataset: Dataset, images: pl.DataFrame, seen: pl.Da
     if len(images) + len(seen) > MOST_COMPARED:
         note(
             f"changed copies of images {run.name} has seen are not looked for among so many; to see them: "
-            f"landmarks join {own.folder} {dataset.folder} -o BOTH, then landmarks split BOTH"
+            f"landmarks join {in_shell(own.folder)} {in_shell(dataset.folder)} -o BOTH, then landmarks split BOTH"
         )
         return empty
     seen_images = own.images.join(

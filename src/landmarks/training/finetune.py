@@ -110,7 +110,7 @@ def finetune(
             raise
         # All processes use one clock: under a time limit the learning rate depends on it.
         state.seconds = machine.from_main(state.seconds + time.monotonic() - started)
-        row = finish_epoch(state, val_accuracy, val_loss)
+        row = finish_epoch(state, val_accuracy, val_loss, recipe)
         if is_better(row, state.best):
             state.best, state.epochs_since_best = {name: row[name] for name in state.best}, 0
             best_weights = copy_of_weights(network)

@@ -18,6 +18,7 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import Matching, identified_by, match_landmarks
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, StaleError
+from landmarks.support.places import in_shell
 from landmarks.training.run import RECORD, SEEN, Run, open_run
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def check_data(dataset: Dataset) -> TrainingImages:
         removed = int(dataset.corrections["removed"].sum())
         raise LandmarksError(
             f"{dataset.folder} holds no image of a landmark",
-            way_out=f"corrections removed {plural(removed, 'image')}: landmarks split {dataset.folder}"
+            way_out=f"corrections removed {plural(removed, 'image')}: landmarks split {in_shell(dataset.folder)}"
             " --no-corrections takes them back"
             if removed
             else "",
@@ -53,16 +54,16 @@ def check_data(dataset: Dataset) -> TrainingImages:
     if not len(train):
         raise LandmarksError(
             f"the train split of {dataset.folder} shows no known landmark",
-            way_out=f"divide everything anew with: landmarks split {dataset.folder} --anew",
+            way_out=f"divide everything anew with: landmarks split {in_shell(dataset.folder)} --anew",
         )
     if not len(val):
         most = int(train["label"].value_counts()["count"].max() or 0)  # type: ignore[arg-type]
         share = 0.15 if most >= MIN_IMAGES_TO_SPLIT else 0.5  # 0.15 of a few images is none
-        way_out = f"divide it with: landmarks split {dataset.folder} --val {share}"
+        way_out = f"divide it with: landmarks split {in_shell(dataset.folder)} --val {share}"
         if dataset.count("test"):
             way_out = (
                 "take some out of train, while test stays as it is, with: "
-                f"landmarks split {dataset.folder} --val {share} --keep-test"
+                f"landmarks split {in_shell(dataset.folder)} --val {share} --keep-test"
             )
         if most < 2:
             way_out = "every landmark has a single image to train on: validation takes landmarks of two images or more"

@@ -16,6 +16,7 @@ from landmarks.models.network import Network, count_parameters, has_maps
 from landmarks.support.disk import remove_leftovers
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, refuse_foreign, write_record
+from landmarks.support.places import in_shell
 from landmarks.training.checkpoint import State, remove_checkpoint
 from landmarks.training.choices import Choice
 from landmarks.training.machine import Machine, describe_machine, peak_memory_mb, versions
@@ -172,7 +173,7 @@ def result_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Mapping
     return (
         f"{folder} answers {percent(best['val_accuracy'])} of {count:,} validation images "
         f"(95 % interval {100 * interval.low:.1f} to {percent(interval.high)}, after {phase}; {record['ended']}); "
-        f"{_no_gain_hint(best, rows)}next: landmarks evaluate {folder}"
+        f"{_no_gain_hint(best, rows)}next: landmarks evaluate {in_shell(folder)}"
     )
 
 

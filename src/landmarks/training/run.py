@@ -14,7 +14,7 @@ from landmarks.dataset.trust import require_own_folders, require_sound_labels
 from landmarks.support.console import html_table, plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import file_digest, read_record, write_record
-from landmarks.support.places import Place, as_given
+from landmarks.support.places import Place, as_given, in_shell
 from landmarks.support.tables import read_table, write_table
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Run:
             raise LandmarksError(
                 f'{self.name} has no predictions called "{name}"',
                 received=", ".join(stored) or "none at all",
-                way_out=f"make them with: landmarks evaluate {self.folder}",
+                way_out=f"make them with: landmarks evaluate {in_shell(self.folder)}",
             )
         table, names = read_table(path), self.labels.sort("label")["name"]
         shown = pl.col("truth").list.eval(pl.element().replace_strict(dict(enumerate(names)), return_dtype=pl.String))
@@ -174,12 +174,14 @@ def open_run(folder: Place) -> Run:
     if "://" in (address := as_given(folder)):
         raise LandmarksError(f"a run is not opened at an address: {address}", way_out="bring its folder here first")
     if not folder.is_dir():
-        raise LandmarksError(f"there is no run {folder}", way_out=f"train one with: landmarks train DATA -o {folder}")
+        raise LandmarksError(
+            f"there is no run {folder}", way_out=f"train one with: landmarks train DATA -o {in_shell(folder)}"
+        )
     if not (folder / RECORD).exists():
         if (folder / "checkpoint").is_dir():
             raise LandmarksError(f"{folder} is not trained to its end", way_out="run the same landmarks train again")
         if (folder / "dataset.json").is_file():
-            way_out = f"train a run on it with: landmarks train {folder} -o RUN"
+            way_out = f"train a run on it with: landmarks train {in_shell(folder)} -o RUN"
             raise LandmarksError(f"{folder} is a dataset, and no run", way_out=way_out)
         raise LandmarksError(f"{folder} is not a run", expected=f"a folder with {RECORD}, as landmarks train writes it")
     require_own_folders(folder, OWN_FOLDERS)

@@ -19,7 +19,7 @@ from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.models.rewriting import enable_gradient_checkpointing
 from landmarks.support.files import held, read_record, write_record
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.training.checkpoint import FILE as CHECKPOINT
 from landmarks.training.checkpoint import State, remove_checkpoint
 from landmarks.training.choices import Choice, choose_layout
@@ -230,7 +230,7 @@ def open_tracker(machine: Machine, recipe: Recipe, out: Path, state: State) -> I
         tracker = "tensorboard" if recipe.tracking == "auto" else recipe.tracking
         accelerator.init_trackers(tracker)
         if tracker == "tensorboard":
-            machine.say(f"curves while it trains: tensorboard --logdir {out}")
+            machine.say(f"curves while it trains: tensorboard --logdir {in_shell(out)}")
 
     def log(row: dict[str, Any], step: int) -> None:
         numbers = {f"{row['phase']}/{name}": value for name, value in row.items() if isinstance(value, float)}
