@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -16,7 +18,7 @@ from landmarks import LandmarksError
 from landmarks.cli.main import run as program
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.errors import UsageError
-from landmarks.support.places import as_given, parse_address, paths_of, without_query, without_secrets
+from landmarks.support.places import as_given, in_shell, parse_address, paths_of, without_query, without_secrets
 from landmarks.training.run import Run
 
 __all__ = ["own_data", "run"]
@@ -160,3 +162,14 @@ def test_signatures_are_taken_out_and_other_queries_stay() -> None:
     assert without_secrets("https://commons.wikimedia.org/w/index.php?title=A@b") == (
         "https://commons.wikimedia.org/w/index.php?title=A@b"
     )
+
+
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1))
+def test_a_place_in_a_command_that_is_shown_is_one_word(place: str) -> None:
+    assert shlex.split(f"landmarks split {in_shell(place)}", comments=False)[2:] == [place]
+
+
+def test_on_windows_only_spaces_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert in_shell("C:\\runs\\first") == "C:\\runs\\first"
+    assert in_shell("C:\\my runs") == '"C:\\my runs"'

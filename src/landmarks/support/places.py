@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -117,4 +119,6 @@ def _bare(found: re.Match[str]) -> str:
 
 def in_shell(place: Place) -> str:
     """Return a path or an address as a word of a command that is shown, to be copied into a shell."""
+    if sys.platform == "win32":
+        return subprocess.list2cmdline([str(place)])
     return shlex.quote(str(place))
