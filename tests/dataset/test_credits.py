@@ -10,6 +10,7 @@ from landmarks.cli.main import run
 from landmarks.dataset.credits import CREDITS, by_license, credits_as_text
 from landmarks.dataset.credits import credits as list_credits
 from landmarks.dataset.manifest import IMAGES, LABELS, REJECTED, write_dataset
+from landmarks.support.errors import UsageError
 
 COMMONS = "http://commons.wikimedia.org/wiki/Category:Colosseum_(Rome)"
 
@@ -56,6 +57,15 @@ def test_a_csv_is_read_back_by_the_standard_library(data: Path, tmp_path: Path) 
     with open(tmp_path / "credits.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{name: cell or "" for name, cell in row.items()} for row in listed.rows(named=True)]
+
+
+def test_a_csv_of_other_columns_is_not_replaced(data: Path, tmp_path: Path) -> None:
+    list_credits(data, tmp_path / "credits.csv")
+    list_credits(data, tmp_path / "credits.csv")  # its own may be written again
+    (tmp_path / "labels.csv").write_text("path,label\na.jpg,Arch\n")
+    with pytest.raises(UsageError, match="is there already and is another table"):
+        list_credits(data, tmp_path / "labels.csv")
+    assert (tmp_path / "labels.csv").read_text() == "path,label\na.jpg,Arch\n"
 
 
 def test_the_text_names_author_licence_title_and_source_on_lines_of_their_own(data: Path, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from landmarks.dataset.manifest import CORRECTIONS, IMAGES, LABELS, SPLIT, Dataset
+from landmarks.support.errors import UsageError
 from landmarks.support.files import digest_of
 
 
@@ -38,3 +40,12 @@ def test_a_split_is_the_same_in_whatever_order_the_tables_are(images_at: list[in
     assert found["image_id"].to_list() == ["i0", "i2", "i3", "i5", "i6", "i8"]
     assert found["label"].to_list() == [0, None] * 3
     assert dataset.count("train") == 6 and dataset.count("val") == 3 and dataset.count("all") == 9
+
+
+def test_a_misspelt_split_is_wrong_usage_with_the_likely_one() -> None:
+    images = pl.DataFrame({"image_id": ["a"], "landmark_id": [0]})
+    dataset = Dataset(Path("data"), {}, images, pl.DataFrame(schema=LABELS), None, {}, pl.DataFrame(schema=CORRECTIONS))
+    with pytest.raises(
+        UsageError, match=r'no split "tset"; expected one of train, val, test, all; did you mean "test"\?'
+    ):
+        dataset.split("tset")

@@ -12,7 +12,7 @@ from landmarks.support.console import note
 from landmarks.support.files import refuse_other_kind, written_whole
 from landmarks.support.places import Place
 from landmarks.support.systems import printable
-from landmarks.support.tables import csv_text
+from landmarks.support.tables import csv_text, refuse_other_csv
 
 CREDITS = {
     "image_id": pl.String,
@@ -49,6 +49,8 @@ def credits(data: Place, out: Place | None = None) -> pl.DataFrame:
         )
     if out is not None:
         refuse_other_kind(out, ".csv", ".txt", ".md")
+        if Path(out).suffix.lower() == ".csv":
+            refuse_other_csv(out, CREDITS)
         text = credits_as_csv(listed) if Path(out).suffix.lower() == ".csv" else credits_as_text(listed)
         with written_whole(out, tidy=True) as aside:
             aside.write_text(text, encoding="utf-8", newline="")

@@ -24,7 +24,7 @@ from landmarks.dataset.trust import (
     require_sound_splits,
 )
 from landmarks.support.console import note, plural
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record, write_record
 from landmarks.support.places import Place, as_given, in_shell, without_secrets
 from landmarks.support.systems import require_text
@@ -154,7 +154,10 @@ class Dataset:
     def _is_in(self, name: str) -> pl.Series:
         """Return a mask of the `images` in a split."""
         if name not in SPLITS:
-            raise LandmarksError(f'no split "{name}"', expected=f"one of {', '.join((*SPLITS, 'all'))}")
+            known = (*SPLITS, "all")
+            raise UsageError(
+                f'no split "{name}"', expected=f"one of {', '.join(known)}", way_out=did_you_mean(name, known)
+            )
         if self.splits is None:
             raise LandmarksError(
                 f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {in_shell(self.folder)}"
