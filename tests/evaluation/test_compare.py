@@ -12,7 +12,7 @@ from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.compare import compare, paired_test, verdict
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.errors import LandmarksError
 from landmarks.training.run import Run
 
 
@@ -83,9 +83,11 @@ def test_runs_that_know_different_landmarks_share_the_images_both_can_answer(
     assert result["left_out"] == 15 + 15
 
 
-def test_a_run_is_not_compared_with_itself(run: Run) -> None:
-    with pytest.raises(UsageError, match="a run is named twice"):
-        compare(run.folder, f"{run.folder}/")
+def test_of_a_run_that_is_compared_with_itself_a_note_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(run.folder)
+    capsys.readouterr()
+    assert compare(run.folder, f"{run.folder}/").same_answer == 1
+    assert "is compared with itself" in capsys.readouterr().err
 
 
 def test_runs_without_shared_predictions_are_one_line(run: Run, own_data: Dataset, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def compare(first: Place, second: Place, *, name: str | None = None) -> Comparis
     from two datasets, so that equal ids may be different images.
     """
     if Path(first).resolve() == Path(second).resolve():
-        raise UsageError("a run is named twice", received=f"{first} and {second}", expected="two runs or exports")
+        note(f"{first} is compared with itself: name two runs or exports to learn anything")
     runs = open_run_or_export(first), open_run_or_export(second)
     name = _shared_name(runs, name)
     tables = [
