@@ -1,8 +1,9 @@
 """Precision and recall of `audit`'s likely label errors, with 3 % of a dataset's labels falsified at random.
 
-    python benchmarks/label_errors.py RUN DATA [SPLIT]
+    python benchmarks/label_errors.py RUN DATA [SPLIT] [NAME]
 
-RUN stopped after head training, so that its backbone has seen no labels.
+RUN stopped after head training, so that its backbone has seen no labels. The results are `label-errors-NAME.json`, by
+default with the split's name.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHARE = 0.03
 SEEDS = (0, 1, 2)
 
 
-def main(run: str, data: str, split: str = "all") -> None:
+def main(run: str, data: str, split: str = "all", name: str = "") -> None:
     dataset = open_dataset(data)
     images, features = split_features(open_run(run), dataset, split)
     points, classes = directions(features), len(dataset.labels)
@@ -63,7 +64,7 @@ def main(run: str, data: str, split: str = "all") -> None:
     columns = ["image_id", "name", "suggested_name", "probability", "margin", "why"]
     first_errors = errors.select(columns).head(10).to_dicts()
     about = {"split": split, "landmarks": classes, "listed_of_the_true_labels": len(errors), "first": first_errors}
-    results.save(f"label-errors-{split}", rows, **about)
+    results.save(f"label-errors-{name or split}", rows, **about)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def find_copies(
 
     `landmark` (N,) is the landmark of each image, -1 for nothing known. Hashes of one landmark are compared within
     `RADIUS_OF_PARTS`, others within a radius that depends on the number of images (see `MOST_SEARCHED`). With `side`
-    (N,), only images on different sides are compared; side 0 may be the largest by far.
+    (N,), only images on different sides are compared. The largest side should be 0: its images are set aside at once.
     """
     # The products are small and many: threads that share one only wait for each other.
     with threadpool_limits(1, user_api="blas"):

@@ -306,10 +306,9 @@ def extend_division(images: pl.DataFrame, earlier: EarlierDivision) -> Division:
         )
     if gone := len(earlier.table) - int((~new).sum()):
         note(f"no longer there: {plural(gone, 'image')} of the splits")
-    not_searched = None
-    if earlier.copies is not None and (
-        not_searched := int((~images["image_id"].is_in(earlier.copies["image_id"].implode())).sum())
-    ):
+    searched = None if earlier.copies is None else images["image_id"].is_in(earlier.copies["image_id"].implode())
+    not_searched = None if searched is None else int((~searched).sum())
+    if not_searched:
         note(
             f"{plural(not_searched, 'image')} could not be compared with the others: changed copies of them may be in "
             "another split (landmarks split looks again, and divides all images anew)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 
 from landmarks.dataset.manifest import SPLITS, Dataset
@@ -45,6 +44,7 @@ from landmarks.reporting.wording import (
     percentage,
 )
 from landmarks.support.errors import LandmarksError
+from landmarks.support.places import in_shell
 from landmarks.training.run import Run
 
 
@@ -156,7 +156,7 @@ def _memory(run: RunFiles) -> str:
 
 
 def _missing(run: RunFiles, judged: EvaluationFiles | None, why_not: str) -> list[Missing]:
-    folder = shlex.quote(str(run.folder))
+    folder = in_shell(run.folder)
     missing = []
     if run.history is None:
         missing.append(Missing("No learning curves: the run has no history."))
@@ -192,9 +192,9 @@ def _evaluate_command(run: RunFiles, judged: EvaluationFiles) -> str:
     if run.field("network") is None:
         return ""
     own = judged.name in SPLITS and judged.name == judged.metrics.get("split", judged.name)
-    place = shlex.quote(str(judged.metrics.get("data") or ""))
+    place = in_shell(str(judged.metrics.get("data") or ""))
     where = f"--split {judged.name}" if own else f"--data {place}"
-    return f"landmarks evaluate {shlex.quote(str(run.folder))} {where}"
+    return f"landmarks evaluate {in_shell(run.folder)} {where}"
 
 
 def _has_pairs(judged: EvaluationFiles) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import json
 import re
-import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from rich.table import Column, Table
 
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError
-from landmarks.support.places import without_secrets
+from landmarks.support.places import in_shell, without_secrets
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -262,7 +261,7 @@ def run_step(
     **named: Parameters.kwargs,
 ) -> Result:
     """Print the command `landmarks WORDS`, call `function` and return its result."""
-    note_after_gap("$ " + shlex.join(["landmarks", *map(str, words)]))
+    note_after_gap("$ " + in_shell("landmarks", *map(str, words)))
     return function(*arguments, **named)
 
 

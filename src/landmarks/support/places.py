@@ -117,8 +117,6 @@ def _bare(found: re.Match[str]) -> str:
     return scheme + rest.rpartition("@")[2]
 
 
-def in_shell(place: Place) -> str:
-    """Return a path or an address as a word of a command that is shown, to be copied into a shell."""
-    if sys.platform == "win32":
-        return subprocess.list2cmdline([str(place)])
-    return shlex.quote(str(place))
+def in_shell(*words: Place) -> str:
+    """Return paths, addresses and other words of a command that is shown, as they can be copied into a shell."""
+    return subprocess.list2cmdline(map(str, words)) if sys.platform == "win32" else shlex.join(map(str, words))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -326,7 +325,7 @@ def _split_hint(run: Run, dataset: Dataset) -> str:
     if not (rule and unchanged and str(split.get("seed") or "").isdigit()):
         return ""
     by, val, test = rule.groups()
-    folder = shlex.quote(str(dataset.folder))
+    folder = in_shell(dataset.folder)
     return (
         f"divide it as it was with: landmarks split {folder} --by {by} --val {val} --test {test} "
         f"--seed {split['seed']}, or "
@@ -334,4 +333,4 @@ def _split_hint(run: Run, dataset: Dataset) -> str:
 
 
 def _data_hint(dataset: Dataset) -> str:
-    return f"name it with --data {shlex.quote(str(dataset.folder))}: what the run has seen is left out then"
+    return f"name it with --data {in_shell(dataset.folder)}: what the run has seen is left out then"

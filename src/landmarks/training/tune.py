@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from landmarks.models.heads import HEADS, build_head
 from landmarks.models.network import build_network
 from landmarks.support.console import note, print_table, progress
 from landmarks.support.errors import UsageError, naming_the_extra
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.training.features import Rows, cached_features, labels_of, positions
 from landmarks.training.head_training import train_head
 from landmarks.training.limits import Range, require
@@ -130,4 +129,5 @@ def print_trials(table: pl.DataFrame, command: Sequence[str]) -> None:
     print_table(table.columns, rows)
     best = table.drop("trial", "val_accuracy", "val_loss", "head").row(0, named=True)
     settings = [word for name, value in best.items() for word in ("--set", f"{name}={value:.3g}")]
-    note(f"the best in a training: landmarks {shlex.join([*command, '--head', table['head'][0], *settings])}")
+    best_command = in_shell("landmarks", *command, "--head", table["head"][0], *settings)
+    note(f"the best in a training: {best_command}")
