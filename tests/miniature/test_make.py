@@ -7,6 +7,8 @@ import csv
 import hashlib
 import io
 import multiprocessing
+import subprocess
+import sys
 import tarfile
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +56,33 @@ def test_an_image_is_the_same_whichever_process_takes_it() -> None:
     shots = [image.shot for image in train_images(choose_landmarks(3, 1), 2, 64, 1)[:2]]
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(render_shot, reversed(shots))) == [render_shot(shot) for shot in reversed(shots)]
+
+
+SCRIPT = """
+import sys
+import landmarks.miniature.make as make
+print("the script runs")
+make.usable_processors = lambda: 2
+make.MIN_IMAGES_FOR_PROCESSES = 1
+make.make_miniature(sys.argv[1], landmarks=2, images=4, unknown=2, size=48, seed=3)
+"""
+
+
+@pytest.mark.parametrize("given", ["as a file", "on standard input"])
+def test_a_script_needs_no_guard_for_the_processes_that_render(tmp_path: Path, given: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    mirror = tmp_path / "mirror"
+    ended = subprocess.run(
+        [sys.executable, str(script) if given == "as a file" else "-", str(mirror)],
+        input=SCRIPT if given == "on standard input" else "",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == ["the script runs"]  # and not once more in every process
+    assert whole(mirror) == whole(make_miniature(tmp_path / "here", landmarks=2, images=4, unknown=2, size=48, seed=3))
 
 
 def test_a_finished_miniature_is_left_as_it_is(miniature: Path) -> None:

@@ -10,8 +10,10 @@ import csv
 import hashlib
 import io
 import math
-import multiprocessing
+import multiprocessing.context
+import sys
 import tarfile
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -171,8 +173,27 @@ def _renderers(images: int) -> Iterator[Callable[[Sequence[Shot]], Iterator[byte
     if images < MIN_IMAGES_FOR_PROCESSES or processors == 1:
         yield lambda shots: map(render_shot, shots)
         return
-    with ProcessPoolExecutor(processors, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processors, mp_context=_SpawnContext()) as pool:
         yield lambda shots: pool.map(render_shot, shots, chunksize=8)
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+    """A process that does not import the main script, which so needs no `if __name__ == "__main__":`."""
+
+    def start(self) -> None:
+        """Start the process; what it imports first is described by the module `__main__` at this moment."""
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _SpawnContext(multiprocessing.context.SpawnContext):
+    """Starts processes anew, not as copies of this one: other threads may hold locks."""
+
+    Process = _Process
 
 
 def _write_tars(
