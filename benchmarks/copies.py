@@ -25,8 +25,7 @@ from results import save
 
 from landmarks.dataset import copies as searching
 from landmarks.dataset.copies import MOST_SEARCHED, SAME, Copies, find_copies
-from landmarks.dataset.groups import RADIUS, perceptual_hash
-from landmarks.dataset.hamming import near_between
+from landmarks.dataset.groups import RADIUS, near_between, perceptual_hash
 from landmarks.dataset.images import decode, encode, resize, shrink
 from landmarks.dataset.manifest import open_dataset
 from landmarks.dataset.sketches import Sketches, kept_sketches, make_sketch

@@ -22,8 +22,7 @@ from PIL import Image
 from results import save
 from scipy.stats import norm
 
-from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, group_images, perceptual_hash
-from landmarks.dataset.hamming import near_pairs
+from landmarks.dataset.groups import RADIUS, RADIUS_ACROSS, group_images, near_pairs, perceptual_hash
 from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
 
 COPIES = 600

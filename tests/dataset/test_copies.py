@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import landmarks
 from landmarks.dataset.copies import COPIES, copies_between, copy_positions, find_copies, read_copies
-from landmarks.dataset.groups import perceptual_hash
-from landmarks.dataset.hamming import near_between
+from landmarks.dataset.groups import near_between, perceptual_hash
 from landmarks.dataset.images import ImageError, decode, encode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.sketches import SKETCH_SIDE, Sketch, Sketches, kept_sketches, make_sketch
@@ -219,7 +218,7 @@ def test_hashes_near_between_two_sets_are_those_of_comparing_all(monkeypatch: py
     expected = {(int(i), int(j)) for i, j in np.argwhere(np.bitwise_count(queries[:, None] ^ hashes[None]) <= 6)}
     assert len(expected) >= 2000
     for most in (1 << 40, 0):  # all with all, and by chunks
-        monkeypatch.setattr("landmarks.dataset.hamming._MOST_COMPARED", most)
+        monkeypatch.setattr("landmarks.dataset.groups._MOST_COMPARED", most)
         blocks = list(near_between(queries, hashes, 6))
         assert {(int(i), int(j)) for block in blocks for i, j in zip(*block, strict=True)} == expected
 

@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from landmarks.dataset import hamming as neighbours
-from landmarks.dataset.groups import HASH_FORM, NO_HASH, RADIUS, RADIUS_ACROSS, group_images, perceptual_hash
-from landmarks.dataset.hamming import near_pairs
+from landmarks.dataset import groups as neighbours
+from landmarks.dataset.groups import (
+    HASH_FORM,
+    NO_HASH,
+    RADIUS,
+    RADIUS_ACROSS,
+    group_images,
+    near_pairs,
+    perceptual_hash,
+)
 from landmarks.dataset.images import ImageError, decode, encode, resize, shrink
 from landmarks.support.errors import UsageError
 

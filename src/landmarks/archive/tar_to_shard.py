@@ -32,12 +32,11 @@ from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, ImageError, prepare
 from landmarks.dataset.shards import ShardWriter
 from landmarks.dataset.storing import PIXELS_IN_FLIGHT, pixels_decoded
-from landmarks.support.arrays import open_array
 from landmarks.support.disk import remove_file
 from landmarks.support.errors import LandmarksError
 from landmarks.support.remote_files import RangeResponse
 from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError
-from landmarks.support.tables import read_metadata, read_table, write_table
+from landmarks.support.tables import open_array, read_metadata, read_table, write_table
 
 STREAMED_TRIES = 3
 """How often a TAR that arrives damaged is streamed."""

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from landmarks.dataset.aligning import agreements
-from landmarks.dataset.groups import NO_HASH
-from landmarks.dataset.hamming import near_between
+from landmarks.dataset.groups import NO_HASH, near_between
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.sketches import CROPS, MIRRORED, WHOLE, Sketches, kept_sketches, shape_vectors
 from landmarks.support.console import note, plural, progress

@@ -19,8 +19,19 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from landmarks.dataset.colours import in_rgb, lost_depth, pixels_in_srgb, too_dark
-from landmarks.dataset.formats import heif_is_read, is_heif, kind_of_file, large_profile, text_in, without_large_texts
-from landmarks.dataset.image_metadata import ImageMetadata, jpeg_metadata, pillow_metadata, scans_in, upright_size
+from landmarks.dataset.formats import (
+    ImageMetadata,
+    heif_is_read,
+    is_heif,
+    jpeg_metadata,
+    kind_of_file,
+    large_profile,
+    pillow_metadata,
+    scans_in,
+    text_in,
+    upright_size,
+    without_large_texts,
+)
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 
 # Or Python prints what Pillow says about odd files, which are rejected by name or decoded all the same.

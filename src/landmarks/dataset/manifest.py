@@ -1,12 +1,14 @@
-"""Dataset folders: their tables, and how they are opened and written."""
+"""Dataset folders: their tables, how they are opened and written, and how a notebook shows them."""
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from landmarks.dataset.trust import (
     require_sound_labels,
     require_sound_splits,
 )
-from landmarks.support.console import note, plural
+from landmarks.support.console import html_table, note, plural
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.files import digest_of, read_record, write_record
 from landmarks.support.places import Place, as_given, in_shell, without_secrets
@@ -195,9 +197,7 @@ class Dataset:
         return self.labels.sort("label")["name"].gather(list(labels)).to_list()
 
     def _repr_html_(self) -> str:
-        from landmarks.dataset.dataset_html import dataset_html
-
-        return dataset_html(self)
+        return _as_html(self)
 
 
 def _way_out_of_file(file: Path) -> str:
@@ -353,3 +353,44 @@ def write_dataset(
     counts = {"images": len(images), "landmarks": len(labels), "rejected": len(rejected)}
     write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)
     return open_dataset(folder)
+
+
+# ── In a notebook: a table of the splits, and a few images ────────────────────────────────────────────────────────────
+
+
+IMAGES_SHOWN = 6
+"""Number of images shown, each of another landmark."""
+
+SHOWN_SIDE = 112
+"""Longer side of the images shown, in pixels."""
+
+
+def _as_html(dataset: Dataset) -> str:
+    """Return self-contained HTML with a table of the splits and a row of small images."""
+    images = dataset.split("all")
+    known = images.filter(pl.col("label").is_not_null())
+    rows = [("all", len(images), known["label"].n_unique(), len(images) - len(known))]
+    for name in SPLITS if dataset.splits is not None else ():
+        chosen = dataset.split(name)
+        labels = chosen["label"].drop_nulls()
+        rows.append((name, len(chosen), labels.n_unique(), len(chosen) - len(labels)))
+    table = html_table(["split", "images", "landmarks", "of anything else"], rows, str(dataset.folder))
+    few = known.unique("label", keep="first", maintain_order=True).head(IMAGES_SHOWN)
+    return table + "".join(_figure(dataset, row) for row in few.iter_rows(named=True))
+
+
+def _figure(dataset: Dataset, row: Mapping[str, Any]) -> str:
+    from landmarks.dataset.images import ImageError, decode, encode, shrink
+    from landmarks.dataset.shards import ImageReader  # opens datasets itself
+
+    (name,) = dataset.names_of([row["label"]])
+    try:
+        data = ImageReader(dataset).read(row["shard"], row["offset"], row["length"])
+        small = encode(shrink(decode(data, min_side=SHOWN_SIDE), SHOWN_SIDE), quality=80)
+    except (ImageError, OSError) as error:
+        return f"<p>{escape(name)}: {escape(str(error))}</p>"
+    source = f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
+    return (
+        '<figure style="display:inline-block;margin:4px;text-align:center">'
+        f'<img src="{source}" alt="{escape(name)}"><figcaption>{escape(name)}</figcaption></figure>'
+    )

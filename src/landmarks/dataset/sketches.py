@@ -33,12 +33,11 @@ from landmarks.dataset.groups import FADING, FLATTEST, LOWEST, NO_HASH, SIDE
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import can_write, remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import cache_folder, digest_of, written_whole
-from landmarks.support.tables import read_metadata, read_table, write_cached_table
+from landmarks.support.tables import array_writer, open_array, read_metadata, read_table, write_cached_table
 
 SKETCH_FORM = 2
 """To be raised whenever `make_sketch` returns something else for the same image."""

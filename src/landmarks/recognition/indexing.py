@@ -38,13 +38,12 @@ from landmarks.recognition.vectors import (
     open_codes,
     whitening_of,
 )
-from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, plural, progress
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
 from landmarks.support.places import Place, paths_of
 from landmarks.support.systems import readable
-from landmarks.support.tables import read_table, write_table
+from landmarks.support.tables import array_writer, open_array, read_table, write_table
 from landmarks.training.loader import batches, normalised
 from landmarks.training.own_data import location_record, recorded_locations
 from landmarks.training.run import Run, open_run

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.preprocessing import Preprocessing
-from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, progress
 from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, StaleError
 from landmarks.support.files import cache_folder, digest_of, held, read_record, write_record, written_whole
+from landmarks.support.tables import array_writer, open_array
 from landmarks.training.features import digest_of_images
 from landmarks.training.loader import batches
 from landmarks.training.machine import Machine

@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
-from landmarks.support.arrays import array_writer, open_array
 from landmarks.support.console import note, progress
 from landmarks.support.disk import can_write, require_free_disk
 from landmarks.support.errors import BusyError, LandmarksError, StaleError
 from landmarks.support.files import cache_folder, digest_of, held, read_record, write_record, written_whole
-from landmarks.support.tables import read_table, write_table
+from landmarks.support.tables import array_writer, open_array, read_table, write_table
 from landmarks.training.augmentation import FORM as AUGMENTED_FORM
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.loader import as_input, batches, epoch_steps, on_device

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from landmarks.dataset.image_metadata import jpeg_metadata
+from landmarks.dataset.formats import jpeg_metadata
 from landmarks.dataset.images import decode, prepare, size_of
 
 XMP = (
