@@ -24,7 +24,7 @@ from landmarks.dataset.sketches import Sketches, kept_sketches, make_sketch
 from landmarks.evaluation.audit import open_training_machine, split_features
 from landmarks.evaluation.doubts import find_strangers, nearest_cosines
 from landmarks.evaluation.label_estimates import disagreements, estimated, nearest_others
-from landmarks.recognition.directions import directions
+from landmarks.recognition.vectors import directions
 from landmarks.training.features import cached_features
 from landmarks.training.run import Run, open_run
 

@@ -25,8 +25,8 @@ from sklearn.linear_model import RidgeClassifier
 from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
-from landmarks.recognition.directions import directions
 from landmarks.recognition.recogniser import Recogniser, load
+from landmarks.recognition.vectors import directions
 
 
 def main() -> None:

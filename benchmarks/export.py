@@ -35,9 +35,9 @@ from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import read_predictions
 from landmarks.evaluation.results import Evaluation
 from landmarks.models.network import build_network, save_network
+from landmarks.recognition.answers import SCORE_DEFINITIONS
 from landmarks.recognition.export import export
 from landmarks.recognition.export_verification import TIE
-from landmarks.recognition.known_scores import SCORE_DEFINITIONS
 from landmarks.recognition.portable import ExportedNetwork
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.support.errors import LandmarksError

@@ -20,7 +20,7 @@ import results
 from landmarks.dataset.manifest import open_dataset
 from landmarks.evaluation.audit import audit, split_features
 from landmarks.evaluation.label_estimates import disagreements, estimated, nearest_others
-from landmarks.recognition.directions import directions
+from landmarks.recognition.vectors import directions
 from landmarks.training.run import open_run
 
 SHARE = 0.03

@@ -30,11 +30,10 @@ from landmarks.evaluation.metrics import auroc, calibration_error, threshold_for
 from landmarks.models.network import build_network
 from landmarks.models.rewriting import fold_batch_norm
 from landmarks.recognition.answering import learned_head
-from landmarks.recognition.closed_form import memory_of
-from landmarks.recognition.directions import directions
+from landmarks.recognition.closed_form import memory_of, with_learned
 from landmarks.recognition.gallery import make_gallery, rejection_scores
-from landmarks.recognition.learned import with_learned
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned import Learned
+from landmarks.recognition.vectors import directions
 from landmarks.training.discriminant import Validation, class_moments, fitted_scale
 from landmarks.training.loader import batches, normalised
 

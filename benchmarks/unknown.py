@@ -26,7 +26,6 @@ from landmarks.evaluation.unknown import candidate_rules, compare_rules, thresho
 from landmarks.models.network import build_network
 from landmarks.models.rewriting import fold_batch_norm
 from landmarks.recognition.closed_form import memory_of
-from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import (
     NEIGHBOURS,
     WARMTH,
@@ -36,7 +35,8 @@ from landmarks.recognition.gallery import (
     rejection_scores,
     with_unknown_images,
 )
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned import Learned
+from landmarks.recognition.vectors import directions
 from landmarks.training.discriminant import Validation, class_moments, discriminant_of, fitted_scale
 
 NETWORKS = {

@@ -127,7 +127,7 @@ def make_run(folder: Path, dataset: Dataset, *, seed: int = 0) -> Run:
 @pytest.fixture(autouse=True)
 def _short_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """The baseline's features are longer than is compared; covariances of 2,048 numbers would cost a second a test."""
-    monkeypatch.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
+    monkeypatch.setattr("landmarks.recognition.vectors.MAX_WIDTH", 128)
 
 
 @pytest.fixture(scope="session", autouse=True)

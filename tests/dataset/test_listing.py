@@ -432,7 +432,7 @@ def test_unpacked_folders_are_landmarks_whatever_they_are_called(tmp_path: Path,
     assert places(list_source(tmp_path)) == {("train", name), ("test", name)}
 
 
-# ── CSVs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── CSVs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture

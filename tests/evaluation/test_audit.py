@@ -48,8 +48,8 @@ from landmarks.evaluation.label_estimates import (
     nearest_others,
 )
 from landmarks.evaluation.subsets import subsets
-from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
+from landmarks.recognition.vectors import directions
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator
 from landmarks.training import features, ridge

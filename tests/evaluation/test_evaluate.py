@@ -18,9 +18,8 @@ from landmarks.evaluation.evaluate import evaluate
 from landmarks.evaluation.predictions import PREDICTIONS, read_predictions, with_truth
 from landmarks.evaluation.results import StoredThreshold
 from landmarks.models.network import save_network
-from landmarks.recognition.answers import best_answers
+from landmarks.recognition.answers import KnownRule, best_answers
 from landmarks.recognition.gallery import open_gallery
-from landmarks.recognition.known_scores import KnownRule
 from landmarks.recognition.recogniser import Recogniser
 from landmarks.support.errors import BusyError, LandmarksError, StaleError, UsageError
 from landmarks.support.files import held, read_record

@@ -24,8 +24,8 @@ from landmarks.evaluation.retrieval import (
     penalty,
     score_retrieval,
 )
-from landmarks.recognition.directions import directions
 from landmarks.recognition.gallery import UnknownImages
+from landmarks.recognition.vectors import directions
 from landmarks.support.errors import LandmarksError
 from landmarks.training.run import Run
 

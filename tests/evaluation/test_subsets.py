@@ -22,7 +22,7 @@ from landmarks.evaluation.subsets import (
     subset_accuracies,
     subsets,
 )
-from landmarks.recognition.directions import directions
+from landmarks.recognition.vectors import directions
 from landmarks.reporting.run_files import read_run_files
 from landmarks.support.errors import UsageError
 from landmarks.support.files import read_record

@@ -18,9 +18,9 @@ from landmarks.models.gradcam import has_head_gradient
 from landmarks.models.heads import build_head
 from landmarks.recognition.answering import BothHead, NeighbourHead, answering_by, choice_of, learned_head, trained_head
 from landmarks.recognition.closed_form import CONCENTRATION, Memory, Neighbourhood, memory_of, neighbourhood_of
-from landmarks.recognition.directions import directions
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned import Learned
 from landmarks.recognition.trained import update_model
+from landmarks.recognition.vectors import directions
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record
 from landmarks.training.discriminant import Validation, class_moments

@@ -9,7 +9,7 @@ from sklearn.neighbors import KernelDensity
 
 from landmarks.recognition import closed_form
 from landmarks.recognition.closed_form import CONCENTRATION, LogDensities, neighbourhood_of
-from landmarks.recognition.directions import directions
+from landmarks.recognition.vectors import directions
 from landmarks.training.discriminant import class_moments, shrunk_within
 
 

@@ -28,10 +28,10 @@ from landmarks.evaluation.predictions import read_predictions
 from landmarks.models.network import build_network, save_network
 from landmarks.models.preprocessing import centre_crop
 from landmarks.recognition import export as room
+from landmarks.recognition.answers import CONTRAST, KNN, KNN_UNKNOWN
 from landmarks.recognition.export import export
 from landmarks.recognition.export_graph import joined
 from landmarks.recognition.export_verification import EXACT, VerificationImages, require_within, verify
-from landmarks.recognition.known_scores import CONTRAST, KNN, KNN_UNKNOWN
 from landmarks.recognition.portable import Outputs
 from landmarks.recognition.predict import predict
 from landmarks.recognition.quantise import ALL, WEIGHTS

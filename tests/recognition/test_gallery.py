@@ -26,12 +26,13 @@ from landmarks.evaluation.unknown import (
     ThresholdParts,
     candidate_rules,
     choose_threshold,
+    combined_rule,
     compare_rules,
     threshold_parts,
 )
-from landmarks.recognition import directions as compared
 from landmarks.recognition import trained as tempering
-from landmarks.recognition.directions import directions
+from landmarks.recognition import vectors as compared
+from landmarks.recognition.answers import KnownRule
 from landmarks.recognition.gallery import (
     UnknownImages,
     make_gallery,
@@ -41,7 +42,7 @@ from landmarks.recognition.gallery import (
     with_unknown_images,
     write_unknown,
 )
-from landmarks.recognition.known_scores import KnownRule, combined_rule
+from landmarks.recognition.vectors import directions
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.recipe import Recipe, recipe_named

@@ -239,7 +239,7 @@ def test_a_part_whose_writing_was_killed_is_written_again(
         with pytest.raises(KeyboardInterrupt):
             landmarks.index(other.folder, found, run=run.folder)
         monkeypatch.undo()
-        monkeypatch.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
+        monkeypatch.setattr("landmarks.recognition.vectors.MAX_WIDTH", 128)
         assert len(open_index(found)) == 30
     assert len(landmarks.index(other.folder, found, run=run.folder)) == 36
 

@@ -17,10 +17,9 @@ from landmarks.cli.main import run as program
 from landmarks.dataset.images import decode
 from landmarks.models.heads import build_head
 from landmarks.recognition.answering import LearnedHead, learned_head
-from landmarks.recognition.closed_form import ClosedForm, Memory, Weights, memory_of
-from landmarks.recognition.directions import directions
-from landmarks.recognition.learned import LEARNED
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.closed_form import LEARNED, ClosedForm, Memory, Weights, memory_of
+from landmarks.recognition.learned import Learned
+from landmarks.recognition.vectors import directions
 from landmarks.support.errors import BusyError, LandmarksError
 from landmarks.support.files import held
 from landmarks.training.discriminant import (
@@ -125,7 +124,7 @@ def test_probabilities_are_the_mean_of_both_for_old_landmarks_and_odds_for_new_o
 
 @pytest.mark.parametrize("width", [12, 300])
 def test_directions_in_torch_are_those_of_the_gallery(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
+    monkeypatch.setattr("landmarks.recognition.vectors.MAX_WIDTH", 128)
     features = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
     features[0, :4] = 0
     moments = class_moments(directions(features), np.arange(5) % 2, 2)

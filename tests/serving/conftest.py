@@ -18,7 +18,7 @@ from made_up_runs import LANDMARKS, image, make_dataset, make_run
 
 import landmarks
 from landmarks.recognition.answers import Answer, Explanation, Recognition
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned import Learned
 from landmarks.serving.app import create_app
 from landmarks.serving.request_limits import Limits
 from landmarks.serving.server import Server, bind

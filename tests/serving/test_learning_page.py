@@ -14,8 +14,8 @@ from PIL import Image
 from taught_runs import HeldOut, run_that_can_learn
 
 import landmarks
+from landmarks.recognition.learned import read_learned_file
 from landmarks.recognition.portable import require_learning
-from landmarks.recognition.portable_learning import read_learned_file
 from landmarks.serving.one_page import RUNTIME, write_page
 
 pytestmark = pytest.mark.slow
@@ -164,8 +164,8 @@ def with_threshold(learning: Learning, path: Path) -> Path:
     import onnx
 
     from landmarks.dataset.images import decode
+    from landmarks.recognition.learned import packed
     from landmarks.recognition.portable import open_export
-    from landmarks.recognition.portable_learning import packed
 
     outputs = open_export(learning.export).outputs([decode(path.read_bytes()) for path in learning.nothing])
     model = onnx.load(learning.export)

@@ -122,7 +122,7 @@ def test_a_csv_of_other_columns_is_not_taken_for_the_one_to_write(tmp_path: Path
         refuse_other_csv(tmp_path / "notes.txt", columns)
 
 
-# ── Arrays ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Arrays ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @given(st.permutations(range(9)), st.integers(1, 9))

@@ -175,7 +175,7 @@ def _text_bytes(kind: bytes, chunk: bytes) -> int:
         return len(body)
 
 
-# ── Orientation (EXIF, XMP) and colour profile ────────────────────────────────────────────────────────────────────────
+# ── Orientation (EXIF, XMP) and colour profile ──────────────────────────────────────────────────────────────────────
 
 
 ORIENTATION = 0x0112

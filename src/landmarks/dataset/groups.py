@@ -210,7 +210,7 @@ def note_contradictions(images: pl.DataFrame) -> None:
         note(f"{plural(len(found), 'image')} {has} the label of several landmarks: {some}")
 
 
-# ── Near hashes, found without comparing all pairs ────────────────────────────────────────────────────────────────────
+# ── Near hashes, found without comparing all pairs ──────────────────────────────────────────────────────────────────
 
 
 BITS = 64

@@ -207,7 +207,7 @@ def _shown(path: Path, source: Path) -> str:
     return readable(path.relative_to(source).as_posix())
 
 
-# ── A CSV of paths and labels ─────────────────────────────────────────────────────────────────────────────────────────
+# ── A CSV of paths and labels ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def list_csv(source: Path) -> Source:

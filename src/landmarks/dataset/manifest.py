@@ -355,7 +355,7 @@ def write_dataset(
     return open_dataset(folder)
 
 
-# ── In a notebook: a table of the splits, and a few images ────────────────────────────────────────────────────────────
+# ── In a notebook: a table of the splits, and a few images ──────────────────────────────────────────────────────────
 
 
 IMAGES_SHOWN = 6

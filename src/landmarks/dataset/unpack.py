@@ -101,7 +101,7 @@ def _key(place: Path) -> str:
     return unicodedata.normalize("NFC", str(place)).casefold()
 
 
-# ── labels.csv: the exact names of the folders, which import reads again ──────────────────────────────────────────────
+# ── labels.csv: the exact names of the folders, which import reads again ────────────────────────────────────────────
 
 
 def _write_labels_csv(path: Path, folders: dict[str, Landmark]) -> None:

@@ -28,7 +28,7 @@ from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.retrieval import neighbour_numbers
 from landmarks.evaluation.submission import SUBMISSION, write_metrics, write_submission
 from landmarks.evaluation.unknown import choose_threshold, require_rate, threshold_parts
-from landmarks.recognition.known_scores import MSP, KnownRule
+from landmarks.recognition.answers import MSP, KnownRule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
@@ -164,7 +164,7 @@ def _note_learned(run: Run | ExportAsRun) -> None:
     """Say that landmarks which a run has learned are not judged; those of an export are."""
     if isinstance(run, ExportAsRun):
         return
-    from landmarks.recognition.learned import read_learned
+    from landmarks.recognition.closed_form import read_learned
 
     with contextlib.suppress(LandmarksError):  # what another network learned is not used either
         if names := read_learned(run.folder, run.digest).names:
@@ -319,7 +319,6 @@ def remember_unknown(run: Run, eligible: EligibleImages, recogniser: Recogniser)
 
     Nothing changes where there is no gallery or where there are too few unknown images.
     """
-    from landmarks.recognition.directions import directions
     from landmarks.recognition.gallery import (
         LEAST_UNKNOWN,
         MAX_UNKNOWN,
@@ -327,6 +326,7 @@ def remember_unknown(run: Run, eligible: EligibleImages, recogniser: Recogniser)
         with_unknown_images,
         write_unknown,
     )
+    from landmarks.recognition.vectors import directions
 
     images = with_truth(eligible.images, eligible.labels).sort("image_id")
     groups = images["group"].cast(pl.Int64).fill_null(NO_LABEL).to_numpy()

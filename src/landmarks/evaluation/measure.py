@@ -35,7 +35,7 @@ from landmarks.evaluation.metrics import (
 from landmarks.evaluation.predictions import PredictionArrays
 from landmarks.evaluation.retrieval import NEIGHBOUR_DEFINITIONS
 from landmarks.evaluation.unknown import UNKNOWN_DEFINITIONS, candidate_rules, compare_rules, threshold_parts
-from landmarks.recognition.known_scores import SCORE_DEFINITIONS
+from landmarks.recognition.answers import SCORE_DEFINITIONS
 
 MOST_CONFUSED = 20
 """Pairs of landmarks listed in the record; `<name>.confusion.parquet` holds all."""

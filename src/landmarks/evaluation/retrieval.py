@@ -224,7 +224,7 @@ def neighbour_numbers(
 
 def vectors_of(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame) -> NDArray[np.float16]:
     """Return the directions `(N, C)` of `images` of `dataset`."""
-    from landmarks.recognition.directions import compared_width, directions
+    from landmarks.recognition.vectors import compared_width, directions
 
     vectors = np.empty((len(images), compared_width(recogniser.network.width)), dtype=np.float16)
     with progress("looking at images for their neighbours", total=len(images)) as advance:

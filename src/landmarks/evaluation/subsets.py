@@ -18,7 +18,7 @@ from landmarks.evaluation.audit import split_features
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.predictions import SUBSETS_SUFFIX, evaluation_name
 from landmarks.evaluation.results import Draws, draws_of
-from landmarks.recognition.directions import directions
+from landmarks.recognition.vectors import directions
 from landmarks.support.console import note
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, read_record, write_record

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.metrics import Flags, Integers, auroc, threshold_for_false_acceptance, threshold_for_loss
-from landmarks.recognition.known_scores import KnownRule, Scores, combined_rule
+from landmarks.recognition.answers import KnownRule, Scores
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator
 
@@ -170,3 +170,19 @@ def _cross_validated(scores: Scores, known: Flags, fold: Integers) -> float:
 
 def _share(flags: Flags) -> float:
     return float(flags.mean()) if len(flags) else math.nan
+
+
+def combined_rule(scores: Scores, known: Flags) -> KnownRule:
+    """Return the rule that best tells `known` `(N,)` from unknown: a logistic regression on standardised scores.
+
+    Known and unknown images have equal total weight, and the coefficients are regularised (C = 1).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    names = sorted(scores)
+    matrix = np.stack([scores[name].astype(np.float64) for name in names], axis=1)
+    mean, deviation = matrix.mean(axis=0), np.maximum(matrix.std(axis=0), 1e-12)
+    model = LogisticRegression(C=1.0, class_weight="balanced").fit((matrix - mean) / deviation, known)
+    weights = model.coef_[0] / deviation
+    constant = float(model.intercept_[0] - weights @ mean)
+    return KnownRule("combined", {name: float(weight) for name, weight in zip(names, weights, strict=True)}, constant)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from landmarks.models.heads import Head
 from landmarks.models.network import Network
+from landmarks.recognition.answers import FROM_ANSWERS
 from landmarks.recognition.closed_form import (
     MAX_IMAGES,
     ClosedForm,
@@ -30,11 +31,10 @@ from landmarks.recognition.closed_form import (
     Neighbourhood,
     neighbourhood_of,
 )
-from landmarks.recognition.directions import Directions
 from landmarks.recognition.gallery import Gallery
-from landmarks.recognition.known_scores import FROM_ANSWERS
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned import Learned
 from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recogniser
+from landmarks.recognition.vectors import Directions
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.training.discriminant import fit_scale, mean_log_probabilities, new_landmark_offset

@@ -21,8 +21,9 @@ from landmarks.dataset.naming import identified_by
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
+from landmarks.recognition.answers import MSP
 from landmarks.recognition.export_graph import graph_parts, joined
-from landmarks.recognition.export_learning import Learning, learning_of, note_learning
+from landmarks.recognition.export_scores import Learning, learning_of, note_learning
 from landmarks.recognition.export_verification import (
     EXACT,
     SMALL,
@@ -32,7 +33,6 @@ from landmarks.recognition.export_verification import (
     require_within,
     verify,
 )
-from landmarks.recognition.known_scores import MSP
 from landmarks.recognition.portable import open_export
 from landmarks.recognition.portable_record import FORMAT, RECORD, learned_beside, read_export_record
 from landmarks.recognition.quantise import (

@@ -15,10 +15,10 @@ from landmarks.dataset.images import decode
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.models.preprocessing import centre_crop
-from landmarks.recognition.directions import directions
-from landmarks.recognition.export_learning import Learning
+from landmarks.recognition.export_scores import Learning
 from landmarks.recognition.portable import ExportedNetwork, Outputs
 from landmarks.recognition.recogniser import Recogniser
+from landmarks.recognition.vectors import directions
 from landmarks.support.console import progress
 from landmarks.support.errors import DifferentAnswersError
 from landmarks.training.loader import normalised

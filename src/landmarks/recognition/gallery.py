@@ -26,7 +26,7 @@ from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
-from landmarks.recognition.directions import compared_width, directions
+from landmarks.recognition.vectors import compared_width, directions
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, written_whole

@@ -27,13 +27,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.recognition.directions import directions
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.recognition.vectors import (
     MOST_EXACT,
     StoredVectors,
     Whitening,
     add_to,
+    directions,
     inverted_file,
     open_codes,
     whitening_of,

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from landmarks.dataset.images import ImageError
 from landmarks.dataset.naming import normalised_name
 from landmarks.dataset.sources import find_images
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned import Learned, learned_file, write_learned_file
 from landmarks.recognition.portable import require_learning
-from landmarks.recognition.portable_learning import learned_file, write_learned_file
 from landmarks.recognition.reading import ImageLike, as_iterable
 from landmarks.recognition.recogniser import Recogniser, is_export, load
 from landmarks.support.console import note, plural
@@ -82,7 +81,7 @@ def learn(
         )  # fmt: skip
     opened = open_run(run)
     with naming_the_extra(f"learning with the run {opened.name}"):
-        from landmarks.recognition.learned import write_learned
+        from landmarks.recognition.closed_form import write_learned
         from landmarks.recognition.making_ready import ensure_memory
     with held(opened.folder):
         recogniser = ensure_memory(opened, device=device)
@@ -103,7 +102,7 @@ def forget(run: Place, name: str) -> pl.DataFrame:
         return table_of(_trained(recogniser), recogniser.learned)
     opened = open_run(run)
     with naming_the_extra(f"forgetting with the run {opened.name}"):
-        from landmarks.recognition.learned import read_learned, write_learned
+        from landmarks.recognition.closed_form import read_learned, write_learned
     with held(opened.folder):
         left = read_learned(opened.folder, opened.digest).without(normalised_name(name))
         write_learned(opened.folder, left, opened.digest)

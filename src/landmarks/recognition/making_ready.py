@@ -20,12 +20,11 @@ from landmarks.recognition.answering import (
     read_choice,
     record_of,
 )
-from landmarks.recognition.closed_form import MAX_IMAGES, memory_of
-from landmarks.recognition.directions import directions
+from landmarks.recognition.closed_form import MAX_IMAGES, memory_of, read_memory, write_memory
 from landmarks.recognition.gallery import ensure_gallery, open_gallery, sample
-from landmarks.recognition.learned import read_memory, write_memory
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load
 from landmarks.recognition.trained import ensure_temperature, open_recogniser, update_model
+from landmarks.recognition.vectors import directions
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import held, read_record

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from landmarks.models.preprocessing import Preprocessing, centre_crop
 from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
-from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.portable_learning import (
+from landmarks.recognition.learned import (
     TRAINED_SCORES,
     WHITENED,
+    Learned,
     LearningRecord,
     PortableLearner,
     learner_of,

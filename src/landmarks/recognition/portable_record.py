@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from landmarks.models.preprocessing import Preprocessing, from_record
-from landmarks.recognition.known_scores import KnownRule
-from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.portable_learning import (
+from landmarks.recognition.answers import KnownRule
+from landmarks.recognition.learned import (
     TRAINED_SCORES,
     WHITENED,
+    Learned,
     LearningRecord,
     is_landmark_id,
     learned_file,

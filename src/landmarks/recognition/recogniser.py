@@ -18,11 +18,19 @@ from landmarks.dataset.manifest import NO_LABEL
 from landmarks.dataset.naming import normalised_name
 from landmarks.models.preprocessing import as_normalised
 from landmarks.recognition import portable
-from landmarks.recognition.answers import Answers, Explanation, Recognition, Recognitions, answers_of
-from landmarks.recognition.known_scores import COMPARING, MSP, WITH_UNKNOWN, KnownRule
-from landmarks.recognition.learned_images import Learned, free_landmark_id
+from landmarks.recognition.answers import (
+    COMPARING,
+    MSP,
+    WITH_UNKNOWN,
+    Answers,
+    Explanation,
+    KnownRule,
+    Recognition,
+    Recognitions,
+    answers_of,
+)
+from landmarks.recognition.learned import Learned, free_landmark_id, read_learned_file, require_free
 from landmarks.recognition.portable import ExportedNetwork, open_export, require_learning
-from landmarks.recognition.portable_learning import read_learned_file, require_free
 from landmarks.recognition.reading import ImageLike, ReadImage, as_iterable, is_image_like, read_ahead
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, StaleError, UsageError, did_you_mean, naming_the_extra

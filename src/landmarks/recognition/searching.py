@@ -22,10 +22,9 @@ from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import with_digest
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sources import find_images
-from landmarks.recognition.directions import directions
 from landmarks.recognition.indexing import Index, open_index, run_of
 from landmarks.recognition.recogniser import load
-from landmarks.recognition.vectors import neighbours
+from landmarks.recognition.vectors import directions, neighbours
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import refuse_foreign, write_record, written_whole

@@ -20,13 +20,12 @@ from landmarks.models.gradcam import explain_images, scale_maps
 from landmarks.models.network import Network
 from landmarks.models.rewriting import fold_batch_norm
 from landmarks.recognition.answering import answering_as_stored, answering_by, learned_head, trained_head
-from landmarks.recognition.answers import Answers, Explanation, answers_of, best_answers
-from landmarks.recognition.directions import directions
+from landmarks.recognition.answers import Answers, Explanation, KnownRule, answers_of, best_answers
+from landmarks.recognition.closed_form import read_learned, read_memory, with_learned, without_learned
 from landmarks.recognition.gallery import Gallery, open_gallery, rejection_scores, sample
-from landmarks.recognition.known_scores import KnownRule
-from landmarks.recognition.learned import read_learned, read_memory, with_learned, without_learned
-from landmarks.recognition.learned_images import Learned
+from landmarks.recognition.learned import Learned
 from landmarks.recognition.recogniser import BOTH, CLASSIFIER, NEIGHBOURS, Recogniser
+from landmarks.recognition.vectors import directions
 from landmarks.support.console import note, progress
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, write_record

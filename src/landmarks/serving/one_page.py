@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from landmarks.recognition.portable_learning import learned_file, learned_text, read_learned_file, read_learning
+from landmarks.recognition.learned import learned_file, learned_text, read_learned_file, read_learning
 from landmarks.serving.npm_package import pinned_files, read_pinned
 from landmarks.serving.web_page import PARTS, PageFacts, page_that_answers
 from landmarks.support.console import note

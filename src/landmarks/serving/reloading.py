@@ -11,7 +11,7 @@ import numpy as np
 
 from landmarks.dataset.images import encode
 from landmarks.recognition.answers import Recognition
-from landmarks.recognition.portable_learning import learned_file
+from landmarks.recognition.learned import learned_file
 from landmarks.serving.batching import Answering, Batches, ServedRecogniser
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError

@@ -204,7 +204,7 @@ def write_csv(path: Place, table: pl.DataFrame) -> None:
         aside.write_text(csv_text(table), encoding="utf-8", newline="")
 
 
-# ── Arrays, written row by row ────────────────────────────────────────────────────────────────────────────────────────
+# ── Arrays, written row by row ──────────────────────────────────────────────────────────────────────────────────────
 
 
 WriteRows = Callable[[NDArray[np.int64], NDArray[Any]], None]

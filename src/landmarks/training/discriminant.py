@@ -1,6 +1,6 @@
 """Linear discriminant analysis in closed form, to which new landmarks can be added.
 
-Three sums over the directions x `(C,)` of the training images are stored (see `directions.py`): XᵀX `(C, C)`, the sums
+Three sums over the directions x `(C,)` of the training images are stored (see `vectors.py`): XᵀX `(C, C)`, the sums
 XᵀY `(K, C)` of each landmark and its number of images `(K,)`. They determine the linear discriminant exactly (Hastie,
 Tibshirani & Friedman, §4.3): with the means m_k = sum_k / count_k and the within-landmark covariance
 S = (XᵀX - Σ count_k m_k m_kᵀ) / N, shrunk towards a multiple of the identity, an image's score for landmark k is

@@ -1,4 +1,4 @@
-// Learning landmarks as `recognition/portable_learning.py` does: the odds of each learned landmark against all trained
+// Learning landmarks as `recognition/learned.py` does: the odds of each learned landmark against all trained
 // ones, from the network's outputs for a few images, and a threshold for how closely an image must resemble them.
 
 const ACCEPTED = 0.02; // largest share of the record's other images that may be taken for learned landmarks

@@ -1,4 +1,4 @@
-"""An export learns landmarks by itself: as its run would, without PyTorch, and no unknown image is taken for them."""
+"""An export scores by remembered images, in full and in a quarter of the room, and learns landmarks as its run does."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from made_up_runs import LANDMARKS, image, make_dataset, make_run
+from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
 import landmarks
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.models.network import build_network, save_network
+from landmarks.recognition.answers import COMPARING, KNN, MAHALANOBIS
 from landmarks.recognition.closed_form import neighbourhood_of
-from landmarks.recognition.directions import directions
 from landmarks.recognition.export import export
-from landmarks.recognition.export_learning import LearningScores
-from landmarks.recognition.gallery import open_gallery
-from landmarks.recognition.learned_images import Learned
-from landmarks.recognition.portable import ExportedNetwork, open_export
-from landmarks.recognition.portable_learning import (
+from landmarks.recognition.export_scores import KEPT_SHARE, GalleryScores, LearningScores, main_axes
+from landmarks.recognition.gallery import (
+    Gallery,
+    UnknownImages,
+    make_gallery,
+    open_gallery,
+    rejection_scores,
+    with_unknown_images,
+)
+from landmarks.recognition.learned import (
     ACCEPTED,
+    Learned,
     learned_file,
     learner_of,
     packed,
@@ -36,11 +44,104 @@ from landmarks.recognition.portable_learning import (
     read_learning,
     write_learned_file,
 )
+from landmarks.recognition.portable import ExportedNetwork, open_export
 from landmarks.recognition.portable_record import read_export_record
+from landmarks.recognition.vectors import directions
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held_beside
 from landmarks.training.discriminant import class_moments
 from landmarks.training.run import Run, open_run
+
+WIDTH = 256
+
+
+def made_up(images: int, noise: float, landmarks: int = 6) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Features that go together, as a network's do, of so many images of a few landmarks."""
+    random = np.random.default_rng(0)
+    mixing = random.normal(0, 0.05, (WIDTH, WIDTH)) * np.logspace(0.5, -1.5, WIDTH) + np.eye(WIDTH) * 0.05
+    labels = np.arange(images) % landmarks
+    centres = 3 * random.normal(size=(landmarks, WIDTH))
+    features = (centres[labels] + random.normal(0, noise, (images, WIDTH))) @ mixing
+    return np.maximum(features, 0).astype(np.float32), labels
+
+
+def gallery_with_unknown(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Gallery:
+    unknown = directions(np.random.default_rng(1).gamma(1, size=(40, WIDTH)).astype(np.float32)).astype(np.float16)
+    gallery = make_gallery(directions(features), labels, "digest")
+    return with_unknown_images(gallery, UnknownImages(unknown, tuple(map(str, range(len(unknown))))))
+
+
+def room_of(module: GalleryScores) -> int:
+    return sum(one.numel() * one.element_size() for one in module.buffers())
+
+
+def scores_of(module: GalleryScores, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    return {name: one.numpy() for name, one in module(torch.from_numpy(features)).items()}
+
+
+def test_in_full_and_in_little_room_it_scores_as_the_gallery_does() -> None:
+    features, labels = made_up(900, 1.0)
+    gallery = gallery_with_unknown(features[:600], labels[:600])
+    wanted = rejection_scores(features[600:], np.zeros((300, 6), dtype=np.float32), gallery)
+    whole, compact = (GalleryScores(gallery, COMPARING, WIDTH, compact=one) for one in (False, True))
+    assert room_of(compact) < 0.35 * room_of(whole)
+    for module, correlation, off in ((whole, 0.9999, 0.01), (compact, 0.9, 0.3)):
+        found = scores_of(module, features[600:])
+        assert set(found) == COMPARING
+        for name in COMPARING:
+            assert np.corrcoef(wanted[name], found[name])[0, 1] > correlation, name
+            assert abs(np.mean(wanted[name] - found[name])) < off * wanted[name].std(), name
+
+
+@pytest.mark.parametrize("images", [3, 8])
+def test_few_images_are_compared_too(images: int) -> None:
+    features, labels = made_up(images, 1.0, landmarks=2)
+    gallery = gallery_with_unknown(features, labels)
+    queries, _ = made_up(100, 2.0)
+    wanted = rejection_scores(queries, np.zeros((100, 2), dtype=np.float32), gallery)
+    found = scores_of(GalleryScores(gallery, COMPARING, WIDTH, compact=True), queries)
+    for name in COMPARING:
+        assert np.corrcoef(wanted[name], found[name])[0, 1] > 0.95, name
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("landmarks", [1, 20])
+def test_distances_too_large_for_half_precision_are_compared_too(landmarks: int, compact: bool) -> None:
+    """Where every landmark has a single image, the covariance within landmarks is almost nothing."""
+    features, labels = made_up(landmarks, 1.0, landmarks)
+    gallery = gallery_with_unknown(features, labels)
+    queries, _ = made_up(100, 2.0)
+    expected = rejection_scores(queries, np.zeros((100, landmarks), dtype=np.float32), gallery)
+    found = scores_of(GalleryScores(gallery, COMPARING, WIDTH, compact=compact), queries)
+    for name in COMPARING - {MAHALANOBIS} if landmarks == 1 else COMPARING:  # of one image it is 0
+        assert np.isfinite(found[name]).all(), name
+        assert np.corrcoef(expected[name], found[name])[0, 1] > 0.9, name
+    assert np.isfinite(found[MAHALANOBIS]).all()
+
+
+def test_only_what_a_score_needs_is_kept() -> None:
+    features, labels = made_up(60, 1.0)
+    nearest = GalleryScores(make_gallery(directions(features), labels, "digest"), {KNN}, WIDTH, compact=True)
+    assert {name.partition(".")[0] for name in nearest.state_dict()} <= {"axes", "images", "labels", "directions"}
+
+
+def test_scores_that_need_unknown_images_are_refused_without_them() -> None:
+    features, labels = made_up(60, 1.0)
+    with pytest.raises(LandmarksError, match="not the images that it compares with; choose it again"):
+        GalleryScores(make_gallery(directions(features), labels, "digest"), COMPARING, WIDTH, compact=True)
+
+
+def test_main_axes_hold_what_they_promise_and_no_more() -> None:
+    images = torch.randn(300, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images *= torch.logspace(0, -2, 40, dtype=torch.float64)
+    axes = main_axes(images)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(axes.shape[1], dtype=torch.float64))
+    squares = (images @ axes).square().sum(0) / images.square().sum()
+    assert squares.sum() >= KEPT_SHARE > squares[:-1].sum()
+
+
+# ── Learning with an export ─────────────────────────────────────────────────────────────────────────────────────────
+
 
 FIVE = [image(58, number) for number in range(500, 505)]
 SIXTH = image(58, 700)
@@ -56,7 +157,7 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     landmarks_shown = [[[11], [22, 33], [44], []][number % 4] for number in range(120)]
     usage = ["Public" if number % 8 < 4 else "Private" for number in range(120)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
+        patched.setattr("landmarks.recognition.vectors.MAX_WIDTH", 128)
         elsewhere = make_dataset(folder / "elsewhere", landmarks_shown, usage=usage, first=1000)
         evaluate(run.folder, data=elsewhere.folder, false_acceptance=0.05)
     return run
@@ -65,7 +166,7 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def exported(own_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("landmarks.recognition.directions.MAX_WIDTH", 128)
+        patched.setattr("landmarks.recognition.vectors.MAX_WIDTH", 128)
         return export(own_run, tmp_path_factory.mktemp("exported") / "run.onnx", images=6, learning=True).path
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from landmarks.models.preprocessing import Preprocessing, centre_crop
-from landmarks.recognition.preprocessing_graph import SUPPORT, preprocessing_model
+from landmarks.recognition.export_graph import SUPPORT, preprocessing_model
 from landmarks.support.errors import LandmarksError
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # what comes out are grey levels
