@@ -11,6 +11,7 @@ from landmarks.training.checkpoint import State
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe
 from landmarks.training.record import result_sentence, run_record
+from landmarks.training.run import Epoch
 
 
 def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_networks(
@@ -26,7 +27,10 @@ def test_a_networks_cost_is_the_same_number_in_its_record_and_in_the_table_of_ne
 
 def test_a_training_whose_fine_tuning_was_in_vain_says_so_and_what_to_try() -> None:
     record = {"best": {"phase": "head", "epoch": 9, "val_accuracy": 0.864}, "validated_on": 59, "ended": "all epochs"}
-    rows = [{"phase": "head", "val_accuracy": 0.864}, {"phase": "finetune", "val_accuracy": 0.763}]
+    rows = [
+        Epoch(phase, 9, 90, 1.0, 1e-3, 0.5, 0.9, 0.5, accuracy)
+        for phase, accuracy in (("head", 0.864), ("finetune", 0.763))
+    ]
     sentence = result_sentence(Path("run"), record, rows)
     assert "fine-tuning did no better (76.3 % at best)" in sentence
     assert "--learning-rate" in sentence

@@ -185,7 +185,7 @@ def call(number: int) -> Callable[..., bool]:
 def of_last_step(*arguments: Any) -> bool:
     """Hold for the checkpoint of an epoch's last step."""
     state = arguments[-1]
-    return state["step"] == (state["epoch"] + 1) * STEPS
+    return bool(state.step == (state.epoch + 1) * STEPS)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def test_killed_when_the_time_was_up_it_takes_no_step_more(
     whole = train(stripes.folder, tmp_path / "whole", recipe=limited)
     assert whole.history["step"].to_list()[-2:] == [4, 5]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kept = dying(finetune.save_checkpoint, at=lambda *arguments: arguments[-1]["step"] == 5, after=True)
+        kept = dying(finetune.save_checkpoint, at=lambda *arguments: arguments[-1].step == 5, after=True)
         patch.setattr(finetune, "save_checkpoint", kept)
         train(stripes.folder, tmp_path / "run", recipe=limited)
     broken = train(stripes.folder, tmp_path / "run", recipe=limited)
@@ -366,7 +366,7 @@ if instant == "within validation":
     processes.compute_in_parts = die
 elif instant == "after the last step's checkpoint":
     finetune.save_checkpoint = die_after(
-        finetune.save_checkpoint, lambda *given: given[-1]["step"] == (given[-1]["epoch"] + 1) * steps
+        finetune.save_checkpoint, lambda *given: given[-1].step == (given[-1].epoch + 1) * steps
     )
 elif instant == "before the epoch is kept":
     finetune.epoch_line = die

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,49 @@ from landmarks.models.weights import for_storage
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, refuse_other_formats, written_whole
 from landmarks.training.recipe import Recipe
+from landmarks.training.ridge import Probe
+from landmarks.training.run import Epoch
 
 FILE = "state.safetensors"
-
-NOTHING_YET = {"phase": "", "epoch": 0, "val_accuracy": -1.0, "val_loss": 0.0}
-"""The best epoch, before the first one."""
 
 MAX_OVERFLOWS = 30
 """Consecutive steps that float16 may skip until the scale fits; it halves with each."""
 
 
 # ── The state: everything but the tensors, and the lines that show it ───────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far; the defaults are worse than any epoch."""
+
+    phase: str = ""  # head or finetune
+    epoch: int = 0
+    val_accuracy: float = -1.0
+    val_loss: float = 0.0
+
+    def is_beaten_by(self, row: Epoch) -> bool:
+        """Return whether an epoch is better: by validation accuracy, then by the lower loss."""
+        return (row.val_accuracy, -row.val_loss) > (self.val_accuracy, -self.val_loss)
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """What the head training reached, in how many epochs."""
+
+    val_accuracy: float
+    val_loss: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class PhaseOne:
+    """The phase before fine-tuning: features, a linear probe in closed form, and the head training."""
+
+    features_seconds: float = 0.0
+    head_seconds: float = 0.0
+    probe: Probe | None = None
+    head: HeadResult | None = None
 
 
 @dataclass
@@ -46,14 +78,23 @@ class State:
     loss_sum: float = 0.0  # over the images seen in this epoch
     correct: float = 0.0  # correct answers among them
     seen: float = 0.0  # images seen in this epoch
-    best: dict[str, Any] = field(default_factory=lambda: dict(NOTHING_YET))
+    best: Best = field(default_factory=Best)
     epochs_since_best: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)  # the history of both phases
-    earlier: dict[str, Any] = field(default_factory=dict)  # results of the head training, for the record
+    rows: list[Epoch] = field(default_factory=list)  # the history of both phases
+    earlier: PhaseOne = field(default_factory=PhaseOne)  # for the record
     ended: str = ""  # the reason, once fine-tuning has ended
     processes: int = 1  # that took the last step
     scaler: dict[str, Any] = field(default_factory=dict)  # state of the float16 gradient scaler
     overflows: int = 0  # consecutive steps whose gradient overflowed float16
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> State:
+        """Return the state of `asdict(state)`, as a checkpoint holds it."""
+        earlier = record["earlier"]
+        probe, head = earlier.get("probe"), earlier.get("head")
+        parts = {"probe": probe and Probe(**probe), "head": head and HeadResult(**head)}
+        rows = [Epoch(**row) for row in record["rows"]]
+        return cls(**{**record, "best": Best(**record["best"]), "rows": rows, "earlier": PhaseOne(**earlier | parts)})
 
 
 def add_steps(state: State, steps: list[list[float]], sizes: list[int], recipe: Recipe) -> None:
@@ -83,7 +124,7 @@ def is_time_up(state: State, recipe: Recipe) -> bool:
     return recipe.time_limit is not None and state.seconds >= 60 * recipe.time_limit
 
 
-def finish_epoch(state: State, val_accuracy: float, val_loss: float, recipe: Recipe) -> dict[str, Any]:
+def finish_epoch(state: State, val_accuracy: float, val_loss: float, recipe: Recipe) -> Epoch:
     """Advance `state` to the next epoch and return the history row of the one that ended.
 
     Raises `LandmarksError` if the validation loss is not finite: the last steps have ruined the network.
@@ -96,32 +137,26 @@ def finish_epoch(state: State, val_accuracy: float, val_loss: float, recipe: Rec
         )
     loss, correct, seen = state.loss_sum, state.correct, state.seen
     state.epoch, state.loss_sum, state.correct, state.seen = state.epoch + 1, 0.0, 0.0, 0.0
-    row = {
-        "phase": "finetune",
-        "epoch": state.epoch,
-        "step": state.step,
-        "seconds": state.seconds,
-        "learning_rate": state.learning_rate,
-        "train_loss": loss / seen,
-        "train_accuracy": correct / seen,
-        "val_loss": val_loss,
-        "val_accuracy": val_accuracy,
-    }
+    row = Epoch(
+        phase="finetune",
+        epoch=state.epoch,
+        step=state.step,
+        seconds=state.seconds,
+        learning_rate=state.learning_rate,
+        train_loss=loss / seen,
+        train_accuracy=correct / seen,
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+    )
     state.rows.append(row)
     return row
 
 
-def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
-    """Return whether an epoch beats the best so far: by validation accuracy, then by the lower loss."""
-    return bool((row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]))
-
-
-def epoch_line(row: dict[str, Any], recipe: Recipe) -> str:
+def epoch_line(row: Epoch, recipe: Recipe) -> str:
     """Return the summary line of an epoch."""
     return (
-        f"epoch {row['epoch']}/{recipe.epochs}: training loss {row['train_loss']:.3f}, "
-        f"{100 * row['train_accuracy']:.1f} %; validation loss {row['val_loss']:.3f}, "
-        f"{100 * row['val_accuracy']:.1f} %; {row['seconds']:.0f} s"
+        f"epoch {row.epoch}/{recipe.epochs}: training loss {row.train_loss:.3f}, {100 * row.train_accuracy:.1f} %; "
+        f"validation loss {row.val_loss:.3f}, {100 * row.val_accuracy:.1f} %; {row.seconds:.0f} s"
     )
 
 
@@ -147,7 +182,7 @@ def save_checkpoint(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     best: dict[str, torch.Tensor],
-    state: dict[str, Any],
+    state: State,
 ) -> None:
     """Replace the checkpoint in `folder`; a kill at any instant leaves the earlier one or this one, whole."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -155,12 +190,12 @@ def save_checkpoint(
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
     with written_whole(folder / FILE) as aside:
-        save_file(for_storage(tensors), aside, metadata={"format": str(FORMAT), "state": json.dumps(state)})
+        save_file(for_storage(tensors), aside, metadata={"format": str(FORMAT), "state": json.dumps(asdict(state))})
 
 
 def load_checkpoint(
     folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+) -> tuple[dict[str, torch.Tensor], State] | None:
     """Restore `network` and `optimizer` from the checkpoint in `folder`; return the best weights and the state.
 
     Returns None when there is no checkpoint. Raises `LandmarksError` when it does not fit the network.
@@ -181,7 +216,7 @@ def load_checkpoint(
         _load_optimizer(optimizer, _under("optimizer.", tensors))
     except (ValueError, IndexError) as error:
         raise _checkpoint_error(path, str(error)) from error
-    return _under("best.", tensors), json.loads(metadata["state"])
+    return _under("best.", tensors), State.from_record(json.loads(metadata["state"]))
 
 
 def remove_checkpoint(folder: Path) -> None:

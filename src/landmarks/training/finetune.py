@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,12 +27,12 @@ from landmarks.support.seeds import generator
 from landmarks.support.systems import delayed_interruption
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.checkpoint import (
+    Best,
     State,
     add_steps,
     copy_of_weights,
     epoch_line,
     finish_epoch,
-    is_better,
     is_time_up,
     live_line,
     load_checkpoint,
@@ -78,7 +78,7 @@ def finetune(
     optimizer.zero_grad(set_to_none=True)  # the head training leaves its last gradient in the head
     best_weights = copy_of_weights(network)
     if checkpoint := load_checkpoint(folder, network, optimizer):
-        best_weights, state = checkpoint[0], State(**checkpoint[1])
+        best_weights, state = checkpoint
         say_resumed(machine, state)
         if state.scaler:
             training.scaler.load_state_dict(state.scaler)
@@ -89,7 +89,7 @@ def finetune(
             training.statistics.average(machine)  # every process must take part
         if machine.is_main:
             state.scaler = training.scaler.state_dict()
-            save_checkpoint(folder, network, optimizer, best_weights, asdict(state))
+            save_checkpoint(folder, network, optimizer, best_weights, state)
 
     machine.wait()  # every process has looked for a checkpoint before one is written
     if not checkpoint:
@@ -111,8 +111,8 @@ def finetune(
         # All processes use one clock: under a time limit the learning rate depends on it.
         state.seconds = machine.from_main(state.seconds + time.monotonic() - started)
         row = finish_epoch(state, val_accuracy, val_loss, recipe)
-        if is_better(row, state.best):
-            state.best, state.epochs_since_best = {name: row[name] for name in state.best}, 0
+        if state.best.is_beaten_by(row):
+            state.best, state.epochs_since_best = Best(row.phase, row.epoch, row.val_accuracy, row.val_loss), 0
             best_weights = copy_of_weights(network)
         elif (state.epochs_since_best + 1) >= recipe.patience and not state.ended:
             state.ended = f"no better epoch in {recipe.patience}"

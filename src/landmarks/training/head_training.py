@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from landmarks.training.discriminant import class_moments, discriminant_of, fitt
 from landmarks.training.features import Rows
 from landmarks.training.loader import epoch_order
 from landmarks.training.recipe import Recipe
+from landmarks.training.run import Epoch
 
 BLOCK = 4096
 """Cached features classified at a time."""
@@ -32,7 +33,7 @@ class HeadTraining:
     epoch: int
     val_accuracy: float
     val_loss: float
-    rows: list[dict[str, Any]]
+    rows: list[Epoch]
 
 
 def train_head(
@@ -68,17 +69,17 @@ def train_head(
                     way_out="lower head_learning_rate",
                 )
             rows.append(
-                {
-                    "phase": "head",
-                    "epoch": epoch,
-                    "step": steps,
-                    "seconds": time.monotonic() - started,
-                    "learning_rate": recipe.head_learning_rate,
-                    "train_loss": train_loss,
-                    "train_accuracy": train_accuracy,
-                    "val_loss": val_loss,
-                    "val_accuracy": val_accuracy,
-                }
+                Epoch(
+                    phase="head",
+                    epoch=epoch,
+                    step=steps,
+                    seconds=time.monotonic() - started,
+                    learning_rate=recipe.head_learning_rate,
+                    train_loss=train_loss,
+                    train_accuracy=train_accuracy,
+                    val_loss=val_loss,
+                    val_accuracy=val_accuracy,
+                )
             )
             since_better += 1
             if (val_accuracy, -val_loss) > best:
@@ -165,9 +166,8 @@ def solve_head(
     network.head.load_state_dict(candidates[max(candidates)])
     train_accuracy, train_loss = validate_head(network, features, labels)
     val_accuracy, val_loss = validate_head(network, val_features, val_labels)
-    row = {"phase": "head", "epoch": 1, "step": 0, "seconds": time.monotonic() - started, "learning_rate": None}
-    row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
-    row |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
+    seconds = time.monotonic() - started
+    row = Epoch("head", 1, 0, seconds, None, train_loss, train_accuracy, val_loss, val_accuracy)
     return HeadTraining(1, val_accuracy, val_loss, [row])
 
 

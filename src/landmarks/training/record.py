@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from landmarks.training.choices import Choice
 from landmarks.training.machine import Machine, describe_machine, peak_memory_mb, versions
 from landmarks.training.own_data import location_record
 from landmarks.training.recipe import Recipe
-from landmarks.training.run import RECORD, Run, open_run, require_run_file
+from landmarks.training.run import RECORD, Epoch, Run, open_run, require_run_file
 
 STARTED = "started.json"
 """In `checkpoint/` from the start of a training: what is being trained."""
@@ -115,8 +116,12 @@ def run_record(
     """Return the content of `run.json`, in the folder `out`, for a training that ended in `state`."""
     counts, metadata = count_parameters(network), dataset.split_metadata
     rule = {name: value for name, value in metadata.items() if not name.startswith(("landmarks.", "ARROW"))}
-    seconds = {name: state.earlier.get(f"{name}_seconds", 0.0) for name in ("features", "head")}
-    seconds["finetune"] = state.seconds
+    phase_one = state.earlier
+    seconds = {
+        "features": phase_one.features_seconds,
+        "head": phase_one.head_seconds,
+        "finetune": state.seconds,
+    }
     return {
         "recipe": recipe.record(),
         "data": {
@@ -145,8 +150,11 @@ def run_record(
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "choices": [choice.record() for choice in choices],
-        "head": {**state.earlier.get("head", {}), "probe": state.earlier.get("probe")},
-        "best": state.best,
+        "head": {
+            **(asdict(phase_one.head) if phase_one.head else {}),
+            "probe": asdict(phase_one.probe) if phase_one.probe else None,
+        },
+        "best": asdict(state.best),
         "ended": state.ended,
     }
 
@@ -165,7 +173,7 @@ def recipe_choices(recipe: Recipe) -> list[Choice]:
     return [size, Choice("phases", f"{head}, then fine-tuning", start)]
 
 
-def result_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
+def result_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Epoch] = ()) -> str:
     """Return the accuracy of the run with this `record`, its interval, and the next step; `rows` are its epochs."""
     best, count = record["best"], record["validated_on"]
     interval = binomtest(round(best["val_accuracy"] * count), count).proportion_ci(method="wilson")
@@ -177,9 +185,9 @@ def result_sentence(folder: Path, record: dict[str, Any], rows: Sequence[Mapping
     )
 
 
-def _no_gain_hint(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def _no_gain_hint(best: Mapping[str, Any], rows: Sequence[Epoch]) -> str:
     """Return advice if no epoch of fine-tuning was better than the head training, otherwise an empty text."""
-    tuned = [row["val_accuracy"] for row in rows if row["phase"] == "finetune" and row["val_accuracy"] is not None]
+    tuned = [row.val_accuracy for row in rows if row.phase == "finetune"]
     if best["phase"] != "head" or not tuned:
         return ""
     return (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +25,27 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 """Written last: a folder with this file is a finished run."""
 
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a training: a row of `history.parquet`."""
+
+    phase: str  # head or finetune
+    epoch: int  # from 1
+    step: int  # optimizer steps since the start of the phase
+    seconds: float  # since the start of the phase
+    learning_rate: float | None  # of the head, at the end of the epoch; None: solved in closed form
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
 HISTORY = {
-    "phase": pl.String,  # head or finetune
-    "epoch": pl.UInt32,  # from 1; 0 is the network as the phase found it
-    "step": pl.UInt32,  # optimizer steps since the start of the phase
-    "seconds": pl.Float64,  # since the start of the phase
-    "learning_rate": pl.Float64,  # of the head, at the end of the epoch
-    "train_loss": pl.Float64,
-    "train_accuracy": pl.Float64,
-    "val_loss": pl.Float64,
-    "val_accuracy": pl.Float64,
+    field.name: pl.String if field.name == "phase" else pl.UInt32 if field.type == "int" else pl.Float64
+    for field in fields(Epoch)
 }
-"""Columns of `history.parquet`, one row per epoch; null where nothing was measured."""
+"""Columns of `history.parquet`: the fields of `Epoch`; null where nothing was measured."""
 
 SEEN = {
     "image_id": pl.String,
@@ -221,19 +231,19 @@ def write_run(
     folder: Path,
     network: Network,
     labels: pl.DataFrame,
-    rows: list[dict[str, Any]],
+    rows: Sequence[Epoch],
     record: dict[str, Any],
     *,
     seen: pl.DataFrame,
 ) -> None:
     """Write a run's files, the record last, so that a folder with a record is complete.
 
-    `rows` are those of `HISTORY`; `seen` is the table `SEEN`, whose digest is added to the record.
+    `rows` become the history; `seen` is the table `SEEN`, whose digest is added to the record.
     """
     from landmarks.models.network import save_network
 
     write_table(folder / "labels.parquet", labels)
-    write_table(folder / "history.parquet", pl.DataFrame(rows, schema=HISTORY))
+    write_table(folder / "history.parquet", pl.DataFrame([asdict(row) for row in rows], schema=HISTORY))
     write_table(folder / SEEN_FILE, seen)
     save_network(network, folder)
     data = {**record["data"], "seen": file_digest(folder / SEEN_FILE)}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ from landmarks.models.rewriting import enable_gradient_checkpointing
 from landmarks.support.files import held, read_record, write_record
 from landmarks.support.places import Place, in_shell
 from landmarks.training.checkpoint import FILE as CHECKPOINT
-from landmarks.training.checkpoint import State, remove_checkpoint
+from landmarks.training.checkpoint import Best, HeadResult, PhaseOne, State, remove_checkpoint
 from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.features import Rows, backbone_digest, cached_features, labels_of, positions
 from landmarks.training.finetune import finetune
@@ -40,7 +40,7 @@ from landmarks.training.record import (
     run_record,
 )
 from landmarks.training.ridge import ridge_probe
-from landmarks.training.run import RECORD, Run, open_run, write_run
+from landmarks.training.run import RECORD, Epoch, Run, open_run, write_run
 from landmarks.training.timing import LAYOUTS, choose_by_timing
 
 MACHINE = "machine.json"
@@ -192,13 +192,12 @@ def train_head_from_cache(
         train = Rows(features[0].values, positions(both, splits.train))
         val = Rows(features[0].values, positions(both, splits.val))
         labels, val_labels = labels_of(splits.train), labels_of(splits.val)
-        state.earlier = {"features_seconds": sum(view.seconds for view in features)}
+        probe = head = None
         if network.classes <= PROBE_CLASSES:
             probe = ridge_probe(train, labels, val, val_labels, network.classes)
             if probe is None:
                 machine.say(f"no linear probe: {train.shape[1]:,} features of {len(train):,} images are too many")
             else:
-                state.earlier["probe"] = {"val_accuracy": probe.val_accuracy, "penalty": probe.penalty}
                 machine.say(f"a linear probe in closed form: {percent(probe.val_accuracy)} of validation")
         if recipe.head_epochs or recipe.head_solver == "discriminant":
             if recipe.head_solver == "discriminant":
@@ -207,16 +206,16 @@ def train_head_from_cache(
                 views = [train, *(Rows(view.values, np.arange(len(labels))) for view in features[1:])]
                 trained = train_head(network, views, labels, val, val_labels, recipe=recipe)
             state.rows = trained.rows
-            numbers = {"val_accuracy": trained.val_accuracy, "val_loss": trained.val_loss}
-            state.best = {"phase": "head", "epoch": trained.epoch, **numbers}
-            state.earlier["head"] = {**numbers, "epochs": len(trained.rows)}
+            state.best = Best("head", trained.epoch, trained.val_accuracy, trained.val_loss)
+            head = HeadResult(trained.val_accuracy, trained.val_loss, len(trained.rows))
             how = f"in epoch {trained.epoch} of {len(trained.rows)}"
             if recipe.head_solver == "discriminant":
                 how = "in closed form, without a gradient step"
             machine.say(f"head training: {percent(trained.val_accuracy)} of validation {how}")
-        state.earlier["head_seconds"] = time.monotonic() - started
+        seconds = sum(view.seconds for view in features)
+        state.earlier = PhaseOne(seconds, time.monotonic() - started, probe, head)
     network.head.load_state_dict(machine.from_main(network.head.state_dict()))
-    return State(**machine.from_main(asdict(state)))
+    return cast(State, machine.from_main(state))
 
 
 @contextlib.contextmanager
@@ -232,18 +231,18 @@ def open_tracker(machine: Machine, recipe: Recipe, out: Path, state: State) -> I
         if tracker == "tensorboard":
             machine.say(f"curves while it trains: tensorboard --logdir {in_shell(out)}")
 
-    def log(row: dict[str, Any], step: int) -> None:
-        numbers = {f"{row['phase']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+    def log(row: Epoch, step: int) -> None:
+        numbers = {f"{row.phase}/{name}": value for name, value in asdict(row).items() if isinstance(value, float)}
         accelerator.log(numbers, step=step)
 
     def watch(state: State) -> None:
         if accelerator.log_with:
-            log(state.rows[-1], state.rows[-1]["step"])
+            log(state.rows[-1], state.rows[-1].step)
 
     if accelerator.log_with:
         for row in state.rows:
-            if row["phase"] == "head":
-                log(row, row["epoch"])  # by epoch: head training takes no steps of the whole network
+            if row.phase == "head":
+                log(row, row.epoch)  # by epoch: head training takes no steps of the whole network
 
     yield watch
     for tracker in accelerator.trackers:  # not end_training(), which would also end the process group
