@@ -17,7 +17,7 @@ from landmarks.dataset.groups import perceptual_hash
 from landmarks.dataset.images import DECODER, decode, encode, resize
 from landmarks.dataset.importing import import_
 from landmarks.dataset.manifest import Dataset, open_dataset
-from landmarks.dataset.shards import ImageReader, ShardWriter
+from landmarks.dataset.shards import ImageReader, ShardWriter, require_images
 from landmarks.dataset.split import split
 from landmarks.dataset.unpack import unpack
 from landmarks.support.errors import LandmarksError, StaleError, UsageError
@@ -437,6 +437,52 @@ def test_importing_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
     before = shard.stat().st_mtime_ns
     assert import_(source, tmp_path / "out").images.equals(first.images)
     assert shard.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("lost", ["a shard", "the folder"])
+def test_importing_what_has_lost_its_shards_is_told_with_the_way_out(tmp_path: Path, lost: str) -> None:
+    source, out = album(tmp_path / "in", {"Tower": 2}), tmp_path / "out"
+    (shard,) = (import_(source, out).folder / "shards").iterdir()
+    shard.unlink()
+    if lost == "the folder":
+        shard.parent.rmdir()
+    with pytest.raises(LandmarksError) as raised:
+        import_(source, out)
+    assert str(raised.value) == (
+        f"{out} already holds exactly this, but its images are not there; received 1 of 1 shard missing, such as"
+        f" {shard}; put them back, or delete {out} and run the same command again"
+    )
+
+
+def test_importing_again_by_reference_asks_for_no_shards(tmp_path: Path) -> None:
+    source = album(tmp_path / "in", {"Tower": 2})
+    first = import_(source, tmp_path / "out", copy=False)
+    assert import_(source, tmp_path / "out", copy=False).images.equals(first.images)
+
+
+def without_the_last_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, Path]:
+    """Import five images in three shards, and remove the last."""
+    monkeypatch.setattr(storing, "IMAGES_PER_SHARD", 2)
+    dataset = import_(album(folder / "in", {"Tower": 5}), folder / "out")
+    lost = sorted((dataset.folder / "shards").iterdir())[-1]
+    lost.unlink()
+    return dataset, lost
+
+
+def test_missing_shards_are_told_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, lost = without_the_last_shard(tmp_path, monkeypatch)
+    with pytest.raises(LandmarksError, match=r"unpack reads the images of .*received 1 of 3 shards missing") as raised:
+        unpack(dataset, tmp_path / "unpacked")
+    assert str(lost) in str(raised.value)
+    assert not list((tmp_path / "unpacked").rglob("*.jpg"))
+
+
+def test_images_by_reference_that_are_gone_are_counted_as_files(tmp_path: Path) -> None:
+    dataset = import_(album(tmp_path / "in", {"Tower": 2, "Bridge": 1}), tmp_path / "out", copy=False)
+    require_images(dataset, dataset.images["shard"], "unpack")
+    (tmp_path / "in" / "Bridge").rename(tmp_path / "gone")
+    with pytest.raises(LandmarksError, match=r"received 1 of 3 files missing, such as .*Bridge.B0\.jpg; put them back"):
+        require_images(dataset, dataset.images["shard"], "unpack")
 
 
 DIED = 9

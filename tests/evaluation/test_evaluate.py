@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,6 +274,28 @@ def test_a_dataset_that_went_away_still_allows_another_to_be_evaluated(
     numbers = evaluate(run.folder, data=test_data.folder).record
     assert numbers["temperature"] == 1.0
     assert {row["score"] for row in numbers["rejection"]} == {"msp", "energy"}
+
+
+def test_images_that_are_gone_are_told_before_the_gallery_is_made(
+    run: Run, own_data: Dataset, test_data: Dataset, tmp_path: Path
+) -> None:
+    shutil.rmtree(test_data.folder / "shards")
+    with pytest.raises(LandmarksError, match=r"evaluate reads the images of .*received 1 of 1 shard missing, such as"):
+        evaluate(run, data=test_data)
+    assert not (run.folder / "gallery").exists()
+    with pytest.raises(LandmarksError, match=r"evaluate --references reads the images of .*received 1 of 1 shard"):
+        evaluate(run, references=test_data)
+    assert not (run.folder / "predictions").exists()
+
+
+def test_a_run_whose_own_images_are_gone_is_evaluated_on_others_with_a_note(
+    run: Run, own_data: Dataset, test_data: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(own_data.folder / "shards")
+    evaluate(run, data=test_data)
+    told = capsys.readouterr().err
+    assert "the validation images are not there any more, such as " in told
+    assert f"the training images of {run.name} are not there any more, such as " in told
 
 
 def test_of_equal_scores_the_smaller_label_is_the_better() -> None:

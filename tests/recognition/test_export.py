@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
@@ -35,7 +36,7 @@ from landmarks.recognition.export_verification import EXACT, VerificationImages,
 from landmarks.recognition.portable import Outputs
 from landmarks.recognition.predict import predict
 from landmarks.recognition.quantise import ALL, WEIGHTS
-from landmarks.support.errors import LandmarksError, StaleError, UsageError
+from landmarks.support.errors import DifferentAnswersError, LandmarksError, StaleError, UsageError
 from landmarks.support.files import read_record, write_record
 from landmarks.training.run import Run, open_run
 
@@ -51,6 +52,26 @@ def exported(run: Run, tmp_path: Path) -> Path:
 
 def record_of(path: Path) -> dict[str, Any]:
     return dict(json.loads({one.key: one.value for one in onnx.load(path).metadata_props}["landmarks"]))
+
+
+def test_images_that_are_gone_are_told_before_anything_is_exported(
+    run: Run, own_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "graph_parts", lambda *_, **__: pytest.fail("the work has begun"))
+    (own_data.folder / "shards").rename(tmp_path / "elsewhere")
+    with pytest.raises(LandmarksError, match=r"the verification of an export reads the images of .*--data DATA verif"):
+        export(run, tmp_path / "run.onnx")
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_an_export_needs_no_images_of_its_own_if_others_are_named(
+    run: Run, own_data: Dataset, tmp_path: Path, int8: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_dataset(tmp_path / "other", [[11], [22], [33], [11]], first=500)
+    (own_data.folder / "shards").rename(tmp_path / "elsewhere")
+    with contextlib.suppress(DifferentAnswersError):  # on four images and an untrained network
+        export(run, tmp_path / "run.onnx", data=other, int8=int8)
+    assert ("the images that the run was trained on are gone" in capsys.readouterr().err) == int8
 
 
 def test_an_export_answers_like_its_run(run: Run, exported: Path) -> None:

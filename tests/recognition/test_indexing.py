@@ -39,6 +39,18 @@ def vectors() -> StoredVectors:
     return StoredVectors((values[:1000], values[1000:1001], values[1001:]))
 
 
+def test_datasets_that_cannot_be_indexed_are_told_before_the_first_one_is(run: Run, own_data: Dataset, tmp_path: Path):
+    with pytest.raises(LandmarksError, match="there is no folder"):
+        landmarks.index([own_data, tmp_path / "nothing"], tmp_path / "index", run=run)
+    assert not (tmp_path / "index").exists()
+
+
+def test_images_that_are_gone_are_told_before_the_first_one_is_looked_at(run: Run, own_data: Dataset, tmp_path: Path):
+    shutil.rmtree(own_data.folder / "shards")
+    with pytest.raises(LandmarksError, match=r"index reads the images of .*received 1 of 1 shard missing, such as"):
+        landmarks.index(own_data, tmp_path / "index", run=run)
+
+
 def test_exact_neighbours_are_those_of_a_whole_matrix_over_all_parts(
     vectors: StoredVectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,36 @@ def test_the_start_says_why_and_the_end_says_what_next(
         assert words in stderr
 
 
+def without_images(stripes: Dataset, folder: Path) -> Path:
+    """Copy the dataset with its cached features, but without the shards: they lie on a disk that is not mounted."""
+    data = folder / "data"
+    shutil.copytree(stripes.folder, data)
+    shutil.rmtree(data / "shards")
+    return data
+
+
+def test_images_that_are_gone_are_told_before_the_head_is_trained_on_cached_features(
+    stripes: Dataset, small_recipe: Recipe, plain: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = without_images(stripes, tmp_path)
+    assert any((data / "features").iterdir()), f"{plain} has cached them"
+    with pytest.raises(LandmarksError) as raised:
+        train(data, tmp_path / "run", recipe=small_recipe)
+    assert str(raised.value) == (
+        f"fine-tuning reads the images of {data}, which are not there; received 2 of 2 shards missing, such as"
+        f" {data / 'shards' / 'a.tar'}; put them back (is their disk mounted?), or make the dataset again;"
+        " --epochs 0 trains the head alone, on features that are cached"
+    )
+    assert "head training" not in capsys.readouterr().err
+
+
+def test_without_fine_tuning_cached_features_are_enough(
+    stripes: Dataset, small_recipe: Recipe, plain: Run, tmp_path: Path
+) -> None:
+    run = train(without_images(stripes, tmp_path), tmp_path / "run", recipe=replace(small_recipe, epochs=0))
+    assert run.record["best"]["phase"] == "head"
+
+
 def test_a_single_epoch_is_told_as_one(stripes: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(stripes.folder, tmp_path / "run", backbone="baseline", image_size=32, epochs=1, tracking="none")
     assert "its only epoch); " in capsys.readouterr().err

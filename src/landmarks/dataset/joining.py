@@ -31,7 +31,7 @@ from landmarks.dataset.manifest import (
     with_corrections,
     write_dataset,
 )
-from landmarks.dataset.shards import CACHE_GB, ImageReader, ShardWriter, is_shard, open_remote
+from landmarks.dataset.shards import CACHE_GB, ImageReader, ShardWriter, is_shard, open_remote, require_images
 from landmarks.dataset.split import note_division
 from landmarks.dataset.storing import (
     IMAGES_PER_SHARD,
@@ -222,10 +222,15 @@ def _copied(
         height, width = pixels.shape[:2]
         return {**row, "width": width, "height": height, "phash": perceptual_hash(pixels), "why": None}, data
 
+    slices = [
+        (done / f"{number:05d}.parquet", some) for number, some in enumerate(places.iter_slices(IMAGES_PER_SHARD))
+    ]
+    to_do = pl.concat([places[:0], *(some for table, some in slices if not table.exists())])
+    for source, dataset in enumerate(datasets):
+        require_images(dataset, to_do.filter(pl.col("source") == source)["shard"], "copying images")
     tables = []
     with progress("copying", total=len(places)) as advance:
-        for number, some in enumerate(places.iter_slices(IMAGES_PER_SHARD)):
-            table = done / f"{number:05d}.parquet"
+        for number, (table, some) in enumerate(slices):
             if not table.exists():
                 shard, rows = f"{inputs[:8]}-{number:05d}.tar", []
                 with ShardWriter(out / "shards" / shard) as writer:

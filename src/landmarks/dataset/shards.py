@@ -20,7 +20,7 @@ import tarfile
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -28,6 +28,7 @@ from typing import IO, Self
 
 from landmarks.dataset.manifest import CORRECTIONS_FILE, SPLIT_FILE, Dataset, open_dataset
 from landmarks.dataset.trust import open_plain
+from landmarks.support.console import plural
 from landmarks.support.disk import make_folder
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import MAX_RECORD_BYTES, written_whole
@@ -86,6 +87,39 @@ class ShardWriter:
 def is_shard(place: PurePath | str) -> bool:
     """Return whether a place in `images.parquet` is a TAR of images, and not an image imported by reference."""
     return PurePath(place).suffix.lower() == ".tar"
+
+
+def missing_files(dataset: Dataset, shards: Iterable[str]) -> tuple[list[Path], int]:
+    """Return which of the `shards` of `dataset`, which may repeat, are not there, and the number of all of them.
+
+    Folders are listed rather than asked for each file, of which there may be a million. Of a dataset at an address,
+    nothing is known without asking: none is missing.
+    """
+    if dataset.address is not None:
+        return [], 0
+    paths = [dataset.path_of(shard) for shard in sorted({*shards})]
+    listed: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in paths}:
+        with contextlib.suppress(OSError):
+            listed[folder] = set(os.listdir(folder))  # noqa: PTH208 (of paths, a million would be slow)
+    # A name that is not listed may still be there: in other letters, on a disk that ignores case.
+    return [path for path in paths if path.name not in listed.get(path.parent, ()) and not path.exists()], len(paths)
+
+
+def require_images(dataset: Dataset, shards: Iterable[str], what: str, way_out: str = "") -> None:
+    """Raise `LandmarksError`, with a `way_out`, if some of the `shards` that `what` is about to read are missing.
+
+    Long work calls it first: otherwise a disk that is not mounted would be noticed only when its first image is read.
+    """
+    missing, count = missing_files(dataset, shards)
+    if missing:
+        files = plural(count, "shard" if is_shard(missing[0]) else "file")
+        back = "put them back (is their disk mounted?), or make the dataset again"
+        raise LandmarksError(
+            f"{what} reads the images of {dataset.folder}, which are not there",
+            received=f"{len(missing):,} of {files} missing, such as {missing[0]}",
+            way_out="; ".join(filter(None, (back, way_out))),
+        )
 
 
 class ImageReader:

@@ -19,10 +19,10 @@ import polars as pl
 from landmarks.dataset.groups import HASH_FORM, perceptual_hash
 from landmarks.dataset.images import DECODER, STORED_FORM, decode, holds_several, prepare, size_of
 from landmarks.dataset.manifest import IMAGES, REJECTED, Dataset, open_dataset
-from landmarks.dataset.shards import ShardWriter
+from landmarks.dataset.shards import ShardWriter, is_shard, missing_files
 from landmarks.dataset.sources import FoundImage
 from landmarks.dataset.trust import MAX_IMAGE_BYTES
-from landmarks.support.console import Advance, note, progress
+from landmarks.support.console import Advance, note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, remove_leftovers
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import digest_of, read_record
@@ -42,15 +42,23 @@ Out = TypeVar("Out")
 def finished_dataset(out: Path, inputs: str, way_out: str = "choose another folder") -> Dataset | None:
     """Return the dataset in `out` if it was made from the same `inputs`, None if there is none.
 
-    Raises `StaleError`, with `way_out`, if it was made from others.
+    Raises `StaleError`, with `way_out`, if it was made from others, and `LandmarksError` if its shards are gone.
     """
     if not (out / "dataset.json").exists():
         return None
     if read_record(out / "dataset.json")["inputs"] != inputs:
         raise StaleError(f"{out} holds a dataset of other images or settings", way_out=way_out)
     remove_folder(out / UNFINISHED)  # left if the process was killed just before it removed the folder itself
+    dataset = open_dataset(out)
+    missing, count = missing_files(dataset, filter(is_shard, dataset.images["shard"].unique()))
+    if missing:
+        raise LandmarksError(
+            f"{out} already holds exactly this, but its images are not there",
+            received=f"{len(missing):,} of {plural(count, 'shard')} missing, such as {missing[0]}",
+            way_out=f"put them back, or delete {out} and run the same command again",
+        )
     note(f"{out} already holds exactly this")
-    return open_dataset(out)
+    return dataset
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from landmarks.dataset.naming import (
     safe_name,
     with_digest,
 )
-from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.shards import ImageReader, require_images
 from landmarks.dataset.sources import SUFFIXES
 from landmarks.dataset.storing import in_parallel
 from landmarks.support.console import progress
@@ -56,6 +56,7 @@ def unpack(data: Place, out: Place) -> Path:
         write_record(out / UNPACKED, record, verb="unpack", inputs=dataset.digest)
         places = _places(dataset, out)
         missing = [(place, row) for place, row in places if not place.exists() or place.stat().st_size != row["length"]]
+        require_images(dataset, [row["shard"] for _, row in missing], "unpack")
         require_free_disk(out, sum(row["length"] for _, row in missing))
         for folder in {place.parent for place, _ in missing}:
             make_folder(folder)

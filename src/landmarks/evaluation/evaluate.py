@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
+from landmarks.dataset.shards import require_images
 from landmarks.evaluation.exported import ExportAsRun, open_run_or_export
 from landmarks.evaluation.predictions import (
     PredictionArrays,
@@ -90,12 +91,14 @@ def evaluate(
         raise UsageError(
             "a threshold is chosen for answers as validation chose them", received=f"by {by}", way_out="leave out --by"
         )
-    _check_arguments(submission, wrong, (unknown, references), false_acceptance)
+    _check_arguments(submission, wrong, unknown, references, false_acceptance)
     eligible = eligible_images(opened, data, split)
     _note_caveats(opened, eligible)
     with held(opened.folder):
         started = time.monotonic()
         name = evaluation_name(opened, eligible)
+        if not any((opened.folder / "predictions").glob(f"{glob.escape(name)}*.parquet")):
+            require_images(eligible.dataset, eligible.images["shard"], "evaluate")
         has_unknown = bool(with_truth(eligible.images, eligible.labels)["truth"].list.len().eq(0).any())
         recogniser = prepare_recogniser(
             opened,
@@ -176,7 +179,11 @@ def _note_learned(run: Run | ExportAsRun) -> None:
 
 
 def _check_arguments(
-    submission: Place | None, wrong: Place | None, datasets: Sequence[Place | None], false_acceptance: float | None
+    submission: Place | None,
+    wrong: Place | None,
+    unknown: Place | None,
+    references: Place | None,
+    false_acceptance: float | None,
 ) -> None:
     """Raise, before any work, for tables that cannot be written, unreadable datasets and an impossible rate."""
     tables = [
@@ -187,9 +194,11 @@ def _check_arguments(
         require_writable(table)
     if len({table.resolve() for table, _ in tables}) < len(tables):
         raise UsageError("two tables cannot be one file", received=f"{submission} twice", way_out="name another one")
-    for data in datasets:
-        if data is not None:
-            open_dataset(data)
+    if unknown is not None:
+        open_dataset(unknown)
+    if references is not None:
+        dataset = open_dataset(references)
+        require_images(dataset, dataset.images["shard"], "evaluate --references")
     if false_acceptance is not None:
         require_rate(false_acceptance)
 

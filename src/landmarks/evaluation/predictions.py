@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from landmarks import __version__
 from landmarks.dataset.manifest import NO_LABEL, SPLITS, Dataset
-from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.shards import ImageReader, require_images
 from landmarks.evaluation.metrics import Floats, Integers, Truth
 from landmarks.recognition.answers import Answers
 from landmarks.recognition.recogniser import ANSWERS, Recogniser
@@ -76,6 +76,7 @@ def write_predictions(
         "own_data": str(eligible.own),
     }
     key = digest_of(inputs, CHUNK)
+    require_images(dataset, images["shard"], "evaluate")
     with progress(f"answering {name}", total=len(images)) as advance:
         chunks = []
         for start in range(0, len(images), CHUNK):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from landmarks.archive.csv_tables import ID, IMAGE, USAGE, CsvColumn, CsvTable, read_checked
 from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.shards import require_images
 from landmarks.evaluation.metrics import Truth, correct_answers, global_average_precision, require_unique_ids, truth_of
 from landmarks.evaluation.predictions import key_of, stored_bytes, with_truth
 from landmarks.recognition.recogniser import Recogniser
@@ -226,6 +227,7 @@ def vectors_of(recogniser: Recogniser, dataset: Dataset, images: pl.DataFrame) -
     """Return the directions `(N, C)` of `images` of `dataset`."""
     from landmarks.recognition.vectors import compared_width, directions
 
+    require_images(dataset, images["shard"], "evaluate --retrieval")
     vectors = np.empty((len(images), compared_width(recogniser.network.width)), dtype=np.float16)
     with progress("looking at images for their neighbours", total=len(images)) as advance:
         for start in range(0, len(images), BATCH):

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from landmarks.dataset.images import encode
-from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.shards import ImageReader, require_images
 from landmarks.dataset.sources import find_images
 from landmarks.explanation.drawing import Caption, draw_panel
 from landmarks.recognition.answers import Explanation
@@ -141,6 +141,7 @@ def _explain_files(run: Run, recogniser: Recogniser, places: Sequence[Place], fo
 
 def _explain_recognised(run: Run, recogniser: Recogniser, eligible: EligibleImages, count: int, folder: Path) -> _Drawn:
     images = images_in_turn(run, eligible)
+    require_images(eligible.dataset, [image.place[0] for image in images[:count]], "explain")
     reader = ImageReader(eligible.dataset)
     drawn = _Drawn()
     explanations = recogniser.explanations((reader.read(*image.place) for image in images), ANSWERS)

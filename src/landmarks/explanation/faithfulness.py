@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.shards import ImageReader, require_images
 from landmarks.explanation.explain import KnownImage, images_in_turn
 from landmarks.models.network import Network
 from landmarks.recognition.answers import Explanation
@@ -60,6 +60,7 @@ def faithfulness(
     run = run if isinstance(run, Run) else open_run(run)
     eligible = eligible_images(run, data, split)
     images = images_in_turn(run, eligible)[:count]
+    require_images(eligible.dataset, [image.place[0] for image in images], "explain")
     recogniser, reader = open_recogniser(run, device=device), ImageReader(eligible.dataset)
     rows: list[dict[str, Any]] = []
     method = ""

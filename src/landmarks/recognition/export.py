@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from landmarks import __version__
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.naming import identified_by
+from landmarks.dataset.shards import missing_files, require_images
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.gradcam import ANALYTIC
 from landmarks.models.preprocessing import as_normalised, centre_crop
@@ -115,8 +116,8 @@ def export(
         raise UsageError("an export is verified on images", received=images, expected="1 or more")
     if int8 and half:
         raise UsageError("an export is in eight bits or in half precision", received="both")
-    recogniser = _ready(opened)
     verified_on = _images_to_verify(opened, data, count)
+    recogniser = _ready(opened)
     note(f"exporting {opened.name}: {recogniser.network.backbone_name}, {len(recogniser.names)} landmarks")
     carried = learning_of(opened, recogniser) if learning else None
     parts = graph_parts(recogniser, compact=int8 or half, learning=carried)
@@ -198,7 +199,10 @@ def _images_to_verify(run: Run, data: Place | None, count: int) -> VerificationI
     if not len(images):
         raise LandmarksError(f"{dataset.folder} holds no images to verify the export on")
     chosen = np.sort(generator(0, "verification").permutation(len(images))[:count])
-    return VerificationImages(dataset, images[chosen.tolist()])
+    found = VerificationImages(dataset, images[chosen.tolist()])
+    way_out = "" if data is not None else "--data DATA verifies the export on any other dataset's images"
+    require_images(dataset, found.images["shard"], "the verification of an export", way_out)
+    return found
 
 
 def _training_squares(run: Run, fallback: VerificationImages, recogniser: Recogniser) -> NDArray[np.float32]:
@@ -208,6 +212,8 @@ def _training_squares(run: Run, fallback: VerificationImages, recogniser: Recogn
         images = images_seen(run, own, "train")
     except LandmarksError:
         own, images = fallback.dataset, fallback.images[:0]
+    if missing_files(own, images["shard"])[0]:
+        images = images[:0]
     if not len(images):
         note("the images that the run was trained on are gone: scales come from those that the export is verified on")
         own, images = fallback.dataset, fallback.images

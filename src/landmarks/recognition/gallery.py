@@ -25,6 +25,7 @@ from safetensors.numpy import load, load_file, save_file
 from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.shards import missing_files
 from landmarks.models.network import Network
 from landmarks.recognition.vectors import compared_width, directions
 from landmarks.support.console import note, progress
@@ -80,7 +81,7 @@ def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int
     """Return the run's gallery, made now from its training images in `dataset` (its own) if it has none yet.
 
     Uses the features that head training cached if the backbone has not changed since. None, with a note, when there are
-    more landmarks than images fit. Call it while holding the run's folder.
+    more landmarks than images fit, or the images are gone. Call it while holding the run's folder.
     """
     gallery = open_gallery(run)
     if gallery is not None:
@@ -97,6 +98,10 @@ def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int
     if len(chosen) < len(images):
         note(f"remembering {len(chosen)} of {len(images)} training images, the same number of each landmark")
     kept = kept_features(run, dataset, chosen)
+    missing, _ = missing_files(dataset, chosen["shard"])
+    if kept is None and missing:
+        note(f"the training images of {run.name} are not there any more, such as {missing[0]}: not compared")
+        return None
     values = _directions_of_images(network, dataset, chosen, batch_size) if kept is None else _directions_of(kept)
     digest = digest_of(run.digest, chosen["image_id"].to_list())
     gallery = make_gallery(values, chosen["run_label"].cast(pl.Int64).to_numpy(), digest)

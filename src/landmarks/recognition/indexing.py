@@ -27,6 +27,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.shards import require_images
 from landmarks.recognition.recogniser import Recogniser, load
 from landmarks.recognition.vectors import (
     MOST_EXACT,
@@ -125,18 +126,19 @@ def index(
     if run is None and not exists:
         raise UsageError(f"there is no index {out} yet", expected="--run RUN, whose network looks at the images")
     refuse_foreign(folder, (RECORD,), "index")
+    datasets = [open_dataset(place) for place in places]
     with held(folder):
         if run is not None and not exists:
             _create(folder, open_run(run), dimensions)
         current = open_index(folder)
         if remove:
             current = _without(current, [remove] if isinstance(remove, str) else remove)
-        if places:
+        if datasets:
             opened = run_of(current) if run is None else open_run(run)
             _require_same_network(current, opened)
             recogniser = load(opened, device=device)
-            for place in places:
-                current = _with_dataset(current, open_dataset(place), recogniser)
+            for dataset in datasets:
+                current = _with_dataset(current, dataset, recogniser)
     return current
 
 
@@ -263,6 +265,7 @@ def _with_dataset(index: Index, dataset: Dataset, recogniser: Recogniser) -> Ind
         note(f"in {index.folder} already: {plural(len(images) - len(new), 'image')} of {dataset.folder}")
     if not len(new):
         return index
+    require_images(dataset, new["shard"], "index")
     number, whitening = int(index.record["parts"]), index.whitening
     path, pending, done = index.folder / f"vectors-{number}.npy", list[Any](), 0
     with written_whole(path) as aside, contextlib.ExitStack() as opened:

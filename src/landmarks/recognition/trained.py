@@ -16,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset
+from landmarks.dataset.shards import missing_files
 from landmarks.models.gradcam import explain_images, scale_maps
 from landmarks.models.network import Network
 from landmarks.models.rewriting import fold_batch_norm
@@ -203,7 +204,7 @@ def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch
 
     It is fitted on the run's validation images in `dataset`, its own, from the features that head training cached if
     the backbone has not changed since. Without validation images, or with fewer than `LEAST_WRONG` wrong answers to
-    them, it stays 1, with a note. Call it while holding the run's folder.
+    them, it stays 1, with a note; it is not stored if the images are gone. Call it while holding the run's folder.
     """
     record = read_record(run.folder / "model.json")
     if record.get("temperature") is not None:
@@ -213,6 +214,10 @@ def ensure_temperature(run: Run, dataset: Dataset, recogniser: Recogniser, batch
         note("no validation images: the temperature stays 1")
         return recogniser
     images = images.filter(pl.Series(sample(images["run_label"].to_numpy(), MAX_BYTES // (2 * len(run.labels)))))
+    missing, _ = missing_files(dataset, images["shard"])
+    if missing and kept_features(run, dataset, images) is None:
+        note(f"the validation images are not there any more, such as {missing[0]}: the temperature stays 1")
+        return recogniser
     logits = np.empty((len(images), len(run.labels)), dtype=np.float16)
     done = 0
     with torch.no_grad(), progress("fitting the temperature", total=len(images)) as advance:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from landmarks.dataset.images import DECODER
 from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.shards import require_images
 from landmarks.models.network import Network
 from landmarks.support.console import note, progress
 from landmarks.support.disk import can_write, require_free_disk
@@ -228,6 +229,8 @@ def _compute(folder: Path | None, work: _Work, earlier: _EarlierFeatures | None 
     network, machine, view = work.network.eval(), work.machine, work.view
     rows_to_compute = np.arange(len(work.images)) if earlier is None else earlier.missing
     images = work.images if earlier is None else work.images[earlier.missing]
+    if folder is not None:
+        require_images(work.dataset, images["shard"], "computing features")
     steps_by_rank = [
         epoch_steps(np.arange(len(images)), machine.images_at_once * machine.processes, rank, machine.processes)
         for rank in range(machine.processes)

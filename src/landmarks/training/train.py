@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.dataset.shards import require_images
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
@@ -114,8 +115,15 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         wanted = identity(recipe, dataset)
         if (out / RECORD).exists():
             return finished_run(out, wanted, machine)
-        machine = stack.enter_context(with_readers(machine))
         checkpoint = out / "checkpoint"
+        if recipe.epochs and not (checkpoint / CHECKPOINT).exists():  # one that resumes begins by reading them
+            require_images(
+                dataset,
+                [*splits.val["shard"], *(splits.train["shard"] if recipe.cache == "none" else ())],
+                "fine-tuning",
+                "--epochs 0 trains the head alone, on features that are cached",
+            )
+        machine = stack.enter_context(with_readers(machine))
         for line in splits.notes:
             machine.say(line)
         if recipe.epochs and recipe.batch_size > len(splits.train):
