@@ -21,7 +21,7 @@ import landmarks.recognition.gallery as remembering
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation import unknown as choice
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.intervals import group_places
+from landmarks.evaluation.metrics import group_places
 from landmarks.evaluation.unknown import (
     ThresholdParts,
     candidate_rules,

@@ -15,7 +15,7 @@ import pytest
 from toy_export import write_toy_export
 
 from landmarks.dataset.images import ImageError, decode
-from landmarks.serving.npm_package import pinned_files, read_pinned
+from landmarks.serving.one_page import pinned_files, read_pinned
 from landmarks.support.errors import LandmarksError
 
 AXE = Path(__file__).with_name("axe.lock.json")

@@ -1,4 +1,4 @@
-"""PinnedPackage files of an npm package: fetched once by the client, kept, and never any others."""
+"""Pinned files of an npm package: fetched once by the client, kept, and never any others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import landmarks
-from landmarks.serving.npm_package import PinnedPackage, pinned_files
+from landmarks.serving.one_page import PinnedPackage, pinned_files
 from landmarks.support.errors import LandmarksError
 
 SCRIPT, WASM = b"let ort;", b"\0asm"

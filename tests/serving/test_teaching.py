@@ -13,7 +13,7 @@ from made_up_runs import _short_features, image
 from serving.conftest import IMAGES, Held, Running, Serving
 
 import landmarks
-from landmarks.serving.reloading import POLL_SECONDS
+from landmarks.serving.exchanging import POLL_SECONDS
 
 __all__ = ["_short_features"]
 

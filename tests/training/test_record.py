@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from landmarks.dataset.manifest import Dataset
-from landmarks.models.catalogue import networks
-from landmarks.models.network import build_network
+from landmarks.models.network import build_network, networks
 from landmarks.training.checkpoint import State
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe

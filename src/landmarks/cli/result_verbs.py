@@ -57,7 +57,7 @@ def evaluate(
     Example: landmarks evaluate runs/mobilenet --data data/test --false-acceptance 0.05
     """
     from landmarks.evaluation.evaluate import evaluate as evaluate_run
-    from landmarks.evaluation.exported import results_folder
+    from landmarks.evaluation.predictions import results_folder
 
     evaluation = evaluate_run(
         run,

@@ -14,11 +14,12 @@ import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.dataset.shards import require_images
-from landmarks.evaluation.exported import ExportAsRun, open_run_or_export
 from landmarks.evaluation.predictions import (
+    ExportAsRun,
     PredictionArrays,
     evaluation_name,
     key_of,
+    open_run_or_export,
     prediction_arrays,
     read_predictions,
     stored_bytes,

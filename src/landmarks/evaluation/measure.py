@@ -11,12 +11,13 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL
-from landmarks.evaluation.intervals import INTERVAL_DEFINITIONS, Bounds, macro_interval, mean_interval, wilson
 from landmarks.evaluation.metrics import (
     ACCURACY_DEFINITIONS,
     CALIBRATION_DEFINITIONS,
     GAP_DEFINITIONS,
+    INTERVAL_DEFINITIONS,
     SELECTIVE_DEFINITIONS,
+    Bounds,
     Flags,
     Floats,
     Integers,
@@ -25,12 +26,15 @@ from landmarks.evaluation.metrics import (
     global_average_precision,
     log_loss,
     macro_accuracy,
+    macro_interval,
+    mean_interval,
     most_confused,
     per_landmark,
     reliability,
     risk_area,
     risk_coverage,
     top_k,
+    wilson,
 )
 from landmarks.evaluation.predictions import PredictionArrays
 from landmarks.evaluation.retrieval import NEIGHBOUR_DEFINITIONS

@@ -1,4 +1,4 @@
-"""The predictions file: what a run answers to each image of a split, and what the images show.
+"""The predictions file: what a run or an export answers to each image of a split, and what the images show.
 
 Images are answered in the order of their ids, a batch at a time. Every few thousand answers go to a temporary file, so
 that memory does not grow with the number of images and a killed evaluation resumes where it was.
@@ -17,19 +17,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks import __version__
-from landmarks.dataset.manifest import NO_LABEL, SPLITS, Dataset
+from landmarks.dataset.manifest import LABELS, NO_LABEL, SPLITS, Dataset
 from landmarks.dataset.shards import ImageReader, require_images
 from landmarks.evaluation.metrics import Floats, Integers, Truth
 from landmarks.recognition.answers import Answers
-from landmarks.recognition.recogniser import ANSWERS, Recogniser
+from landmarks.recognition.portable import ExportedNetwork, open_export
+from landmarks.recognition.recogniser import ANSWERS, Recogniser, is_export
 from landmarks.support.console import Advance, progress
 from landmarks.support.disk import remove_folder
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import FORMAT, digest_of, read_record, written_whole
+from landmarks.support.places import Place
 from landmarks.support.systems import readable
 from landmarks.support.tables import read_metadata, read_table, write_table
 from landmarks.training.eligible_images import EligibleImages
-from landmarks.training.run import Run
+from landmarks.training.run import Run, open_run
 
 PREDICTIONS = {
     "image_id": pl.String,
@@ -310,3 +312,55 @@ def _describes(record: Mapping[str, Any], dataset: Dataset, *, own: bool) -> boo
     digests = (record.get("data_digest"), record.get("inputs"))
     place = record.get("data")
     return dataset.digest in digests or (bool(place) and Path(str(place)).resolve() == dataset.folder.resolve())
+
+
+# ── An export that can be evaluated like a run ──────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExportAsRun(Run):
+    """An export with the interface of a run that evaluation needs; `folder` is where its results are written."""
+
+    export: ExportedNetwork
+
+    def __fspath__(self) -> str:
+        return str(self.export.path)
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return self.export.path.name
+
+    @property
+    def digest(self) -> str:
+        """A digest that changes with the file and with the landmarks it has learned."""
+        return self.export.digest
+
+
+def results_folder(place: Place) -> Path:
+    """Return the folder that results are written to: the run's own, or `NAME.evaluation` beside an export."""
+    return Path(place).with_suffix(".evaluation") if is_export(place) else Path(place)
+
+
+def open_run_or_export(place: Place) -> Run:
+    """Open a run's folder or an export; results of an export go to the folder `NAME.evaluation` beside it."""
+    if isinstance(place, Run):
+        return place
+    if not is_export(place):
+        return open_run(place)
+    export = open_export(place)
+    record = export.record
+    labels = pl.DataFrame(
+        {"label": range(len(export.names)), "landmark_id": export.landmark_ids, "name": export.names},
+        schema_overrides={"name": pl.String},
+    )
+    labels = labels.with_columns(
+        pl.lit(None).cast(kind).alias(name) for name, kind in LABELS.items() if name not in labels.columns
+    )
+    data = {"identified_by": record.identified_by, "digest": (record.raw.get("run") or {}).get("data_digest")}
+    return ExportAsRun(
+        folder=results_folder(export.path),
+        record={"data": data, "export": True},
+        labels=labels.select(pl.col(name).cast(kind) for name, kind in LABELS.items()),
+        export=export,
+    )

@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.evaluation.intervals import group_places
-from landmarks.evaluation.metrics import Flags, Integers, auroc, threshold_for_false_acceptance, threshold_for_loss
+from landmarks.evaluation.metrics import (
+    Flags,
+    Integers,
+    auroc,
+    group_places,
+    threshold_for_false_acceptance,
+    threshold_for_loss,
+)
 from landmarks.recognition.answers import KnownRule, Scores
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.seeds import generator

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from landmarks.dataset.manifest import SPLITS, Dataset
+from landmarks.reporting.charts import Figure, FigureFolder
 from landmarks.reporting.drawings import (
     MOST_CELLS,
     calibration_figures,
@@ -13,7 +14,6 @@ from landmarks.reporting.drawings import (
     learning_figures,
     subset_figures,
 )
-from landmarks.reporting.figures import Figure, FigureFolder
 from landmarks.reporting.report_tables import (
     Table,
     evaluations_table,

@@ -19,8 +19,8 @@ from markupsafe import Markup
 from landmarks import __version__
 from landmarks.reporting.caveats import found_caveats, page_definitions
 from landmarks.reporting.chapter import Chapter, make_chapter
+from landmarks.reporting.charts import FigureFolder
 from landmarks.reporting.drawings import overview_figures
-from landmarks.reporting.figures import FigureFolder
 from landmarks.reporting.report_tables import results_table
 from landmarks.reporting.run_files import RunFiles, read_run_files, slugify
 from landmarks.reporting.study_table import read_study, study_section

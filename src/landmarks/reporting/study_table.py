@@ -23,8 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.reporting.charts import protocols_chart
-from landmarks.reporting.figures import Figure, FigureFolder
+from landmarks.reporting.charts import Figure, FigureFolder, protocols_chart
 from landmarks.reporting.report_tables import Cell, Column, Table
 from landmarks.reporting.wording import bounds, duration, interval, millions, number, one_line, percentage
 from landmarks.support.errors import LandmarksError

@@ -20,9 +20,31 @@ from starlette.exceptions import HTTPException
 from landmarks import __version__
 from landmarks.recognition.answers import Answer
 from landmarks.serving.batching import TOP, Answering, Batches, Reply, ServedRecogniser
-from landmarks.serving.forms import FORM_TYPE, HOW_TO_TEACH, Upload, lesson_of, require_image_type, uploads
+from landmarks.serving.bodies import (
+    FORM_TYPE,
+    HOW_TO_TEACH,
+    REQUEST_BODY,
+    TEACH_BODY,
+    Health,
+    Known,
+    Recognised,
+    TaughtBody,
+    Upload,
+    lesson_of,
+    problems,
+    require_image_type,
+    uploads,
+)
+from landmarks.serving.exchanging import (
+    TeachingResult,
+    can_be_taught,
+    forget_landmark,
+    require_teaching,
+    stamp,
+    teach_landmark,
+    watch,
+)
 from landmarks.serving.front import CONTENT_TYPE, Counters, Front, token_of_environment
-from landmarks.serving.reloading import stamp, watch
 from landmarks.serving.request_limits import (
     Body,
     HungUpError,
@@ -33,8 +55,6 @@ from landmarks.serving.request_limits import (
     read_body,
     stopping,
 )
-from landmarks.serving.schemas import REQUEST_BODY, TEACH_BODY, Health, Known, Recognised, TaughtBody, problems
-from landmarks.serving.teaching import TeachingResult, can_be_taught, forget_landmark, require_teaching, teach_landmark
 from landmarks.serving.web_page import page_that_asks
 from landmarks.support.errors import UsageError
 

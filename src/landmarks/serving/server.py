@@ -21,8 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from landmarks.serving.app import Service, create_app
 from landmarks.serving.batching import Answering
+from landmarks.serving.exchanging import open_tested
 from landmarks.serving.front import TOKEN, token_of_environment
-from landmarks.serving.reloading import open_tested
 from landmarks.serving.request_limits import Limits
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError

@@ -16,14 +16,14 @@ from serving.conftest import IMAGES, Held, Serving
 
 import landmarks
 from landmarks.recognition.answers import Recognition
-from landmarks.serving.reloading import open_tested, stamp
+from landmarks.serving.exchanging import open_tested, stamp
 
 JPEG = {"Content-Type": "image/jpeg"}
 
 
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landmarks.serving.reloading.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("landmarks.serving.exchanging.POLL_SECONDS", 0.02)
 
 
 def loader(place: Path) -> Any:
