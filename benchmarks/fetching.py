@@ -30,8 +30,7 @@ from simulated_tables import write_tables
 
 from landmarks.archive.executors import default_tar_workers, workforce
 from landmarks.archive.fetch_plan import FetchPlan, make_plan
-from landmarks.archive.index import MEMBERS, IndexedTar, TarIndex, write_index
-from landmarks.archive.locate import walk_headers
+from landmarks.archive.locate import MEMBERS, IndexedTar, TarIndex, walk_headers, write_index
 from landmarks.archive.mirror import open_mirror, tar_path
 from landmarks.archive.tar_to_shard import TarTask
 from landmarks.archive.transfer import Contents, request_images, stream_images

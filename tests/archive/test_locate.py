@@ -12,8 +12,7 @@ from faulty_server import Fault, Request, serving
 from tar_mirror import HASTY, image, made_up_id, make_mirror, member_name, put_tar, tar_of
 
 from landmarks.archive import locate as locating
-from landmarks.archive.index import INDEX, read_index
-from landmarks.archive.locate import locate
+from landmarks.archive.locate import INDEX, locate, read_index
 from landmarks.archive.mirror import open_mirror
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.tables import write_table

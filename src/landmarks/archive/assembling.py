@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.fetch_plan import FetchPlan
-from landmarks.archive.index import MEMBERS, IndexedTar, write_index
+from landmarks.archive.locate import MEMBERS, IndexedTar, write_index
 from landmarks.archive.mirror import tar_path
 from landmarks.archive.tar_to_shard import Outcome, TarTask, finished_part, members_file
 from landmarks.dataset.division import extend_division, read_division, with_groups

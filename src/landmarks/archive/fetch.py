@@ -22,7 +22,7 @@ import polars as pl
 from landmarks.archive.assembling import assemble, complete_dataset
 from landmarks.archive.executors import Lease, stoppable, workforce
 from landmarks.archive.fetch_plan import METHODS, FetchPlan, Method, amount, make_plan
-from landmarks.archive.index import read_index
+from landmarks.archive.locate import read_index
 from landmarks.archive.mirror import Mirror, open_mirror
 from landmarks.archive.select import dataset_at
 from landmarks.archive.tar_to_shard import (

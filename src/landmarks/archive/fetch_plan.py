@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from landmarks.archive.index import TarIndex, spans
+from landmarks.archive.locate import TarIndex
 from landmarks.archive.mirror import PUBLISHED_BYTES, Mirror, tar_path
 from landmarks.archive.tar_to_shard import TarTask
+from landmarks.archive.transfer import spans
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.requests import MirrorError

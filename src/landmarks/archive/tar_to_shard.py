@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from landmarks.archive.index import MEMBERS, Places, Span
+from landmarks.archive.locate import MEMBERS
 from landmarks.archive.mirror import Mirror, tar_path
 from landmarks.archive.tar import MAX_IMAGE_BYTES, HeaderError, TruncatedError
 from landmarks.archive.transfer import (
     ChangedError,
     Contents,
     FetchedImage,
+    Places,
     Report,
+    Span,
     WrongMd5Error,
     membership_test,
     request_images,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from landmarks.archive.index import Places, Span
 from landmarks.archive.mirror import Mirror
 from landmarks.archive.tar import BLOCK, MAX_IMAGE_BYTES, HeaderError, TruncatedError, image_id, members, parse_header
 from landmarks.support.remote_files import RangeResponse
@@ -194,3 +194,64 @@ def membership_test(sorted_ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> 
         return position < len(sorted_ids) and sorted_ids[position] == number
 
     return is_member
+
+
+# ── Which byte ranges to request: neighbours are merged where the gap costs less than one more request ──────────────
+
+
+MAX_OVERHEAD = 0.15
+"""Largest size of gaps and headers together, as a share of the wanted bytes."""
+
+MAX_SPAN_BYTES = 1 << 20
+"""Largest size of a merged range: little is held in memory, and little is repeated after a fault."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """The places of P images in one TAR, in the TAR's order: ids as integers, offsets and lengths in bytes, `(P,)`."""
+
+    ids: np.ndarray[Any, np.dtype[np.uint64]]
+    offsets: np.ndarray[Any, np.dtype[np.uint64]]
+    lengths: np.ndarray[Any, np.dtype[np.uint32]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def id_of(self, row: int) -> str:
+        """Return the image's id as 16 hex digits."""
+        return f"{int(self.ids[row]):016x}"
+
+
+@dataclass(frozen=True)
+class Span:
+    """One request: bytes `start` up to `end` of the TAR, for the places `first` up to `last` (ends excluded)."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def spans(places: Places, largest_gap: int) -> list[Span]:
+    """Return the requests for all images, each including the header before it.
+
+    Neighbours with at most `largest_gap` bytes between them share a request. The smallest gaps are closed first, as
+    long as the total stays within 1 + `MAX_OVERHEAD` times the size of the images themselves.
+    """
+    starts = places.offsets.astype(np.int64) - BLOCK
+    ends = places.offsets.astype(np.int64) + places.lengths
+    gaps = np.maximum(starts[1:] - ends[:-1], 0)
+    budget = MAX_OVERHEAD * float(places.lengths.sum()) - BLOCK * len(places)
+    closed = np.zeros(len(gaps), bool)
+    order = np.argsort(gaps, kind="stable")
+    affordable = (gaps[order] <= largest_gap) & (np.cumsum(gaps[order]) <= max(0.0, budget))
+    closed[order[affordable]] = True
+    result: list[Span] = []
+    for row in range(len(places)):
+        start, end = int(starts[row]), int(ends[row])
+        previous = result[-1] if result else None
+        if previous is not None and closed[row - 1] and end - previous.start <= MAX_SPAN_BYTES:
+            result[-1] = Span(previous.start, max(end, previous.end), previous.first, row + 1)
+        else:
+            result.append(Span(start, end, row, row + 1))
+    return result
