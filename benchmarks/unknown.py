@@ -39,13 +39,17 @@ from landmarks.recognition.learned import Learned
 from landmarks.recognition.vectors import directions
 from landmarks.training.discriminant import Validation, class_moments, discriminant_of, fitted_scale
 
-NETWORKS = {
-    "tf_efficientnet_lite0": 192,
-    "tf_efficientnet_lite2": 224,
-    "mobilenetv2_100": 160,
-    "tf_efficientnet_lite2+tf_efficientnet_lite0": 224,
-    "tf_efficientnet_lite2+tf_efficientnet_lite0+mobilenetv2_100": 224,
-}
+NETWORKS = (
+    ("tf_efficientnet_lite0", 192, False),
+    ("tf_efficientnet_lite2", 224, False),
+    ("mobilenetv2_100", 160, False),
+    ("tf_efficientnet_lite2+tf_efficientnet_lite0", 224, False),
+    ("tf_efficientnet_lite2+tf_efficientnet_lite0+mobilenetv2_100", 224, False),
+    ("tf_efficientnet_lite2", 224, True),
+    ("tf_efficientnet_lite2+tf_efficientnet_lite0", 224, True),
+    ("tf_efficientnet_lite2+tf_efficientnet_lite0+mobilenetv2_100", 224, True),
+)
+"""Backbone, side of its images in pixels, and whether features are averaged over an image and its flip."""
 
 
 def main() -> None:
@@ -57,14 +61,16 @@ def main() -> None:
     chosen = parser.parse_args()
     data, test = open_dataset(chosen.data), open_dataset(chosen.test)
     rows, answer_rows = [], []
-    for name, size in NETWORKS.items():
-        path = chosen.cache / f"{name}-{size}.npz"
+    for name, size, flip in NETWORKS:
+        path = chosen.cache / f"{name}-{size}{'-flip' if flip else ''}.npz"
         if not path.exists():
-            network = fold_batch_norm(build_network(name, classes=25, weights=chosen.weights, image_size=size))
+            network = build_network(name, classes=25, weights=chosen.weights, image_size=size, average_flip=flip)
+            network = fold_batch_norm(network)
             np.savez(path, gap=np.concatenate([features_of(network, dataset) for dataset in (data, test)]))
         features = np.load(path)["gap"].astype(np.float32)
-        rows += measured(name, data, test, features[: len(data.images)], features[len(data.images) :])
-        answer_rows += answers(name, data, test, features[: len(data.images)], features[len(data.images) :])
+        for found, measure in ((rows, measured), (answer_rows, answers)):
+            own = measure(name, data, test, features[: len(data.images)], features[len(data.images) :])
+            found += [{"backbone": name, "average_flip": flip, **row} for row in own]
     save("unknown", rows, answers=answer_rows)
     for row in answer_rows:
         print(row)

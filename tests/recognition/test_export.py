@@ -233,6 +233,22 @@ def test_maps_are_those_of_the_run_for_any_number_of_images(run: Run, tmp_path: 
     assert len(landmarks.load(written.path).recognise([pixels] * 3)) == 3
 
 
+def test_an_export_averages_an_image_and_its_flip_as_its_run_does(run: Run, tmp_path: Path) -> None:
+    network = build_network(
+        "test_resnet", classes=3, weights="none", head="linear", image_size=64, seed=1, average_flip=True
+    )
+    save_network(network, run.folder, temperature=1.25)
+    pixels = decode(image(22, 2))
+    for name, kind in (("run", {}), ("small", {"int8": True})):
+        written = export(open_run(run.folder), tmp_path / f"{name}.onnx", images=6, **kind)
+        assert written.verification is not None and written.verification.agreement == 1
+        opened = landmarks.load(written.path)
+        own, flipped = opened.embed([pixels]), opened.embed([np.ascontiguousarray(pixels[:, ::-1])])
+        assert np.linalg.norm(own - flipped) < 0.02 * np.linalg.norm(own)
+    wanted, found = landmarks.load(run.folder).explain(pixels), landmarks.load(tmp_path / "run.onnx").explain(pixels)
+    np.testing.assert_allclose(wanted.maps, found.maps, atol=0.02)
+
+
 def test_eight_bits_say_nearly_the_same_in_less_room(run: Run, tmp_path: Path) -> None:
     network = build_network("test_resnet", classes=3, weights="none", head="linear", image_size=64, seed=1)
     save_network(network, run.folder, temperature=1.0)

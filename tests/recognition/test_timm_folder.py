@@ -61,6 +61,13 @@ def test_other_heads_are_refused_by_name(head: str, run: Run, tmp_path: Path) ->
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_run_that_averages_flips_is_refused_as_timm_does_not(run: Run, tmp_path: Path) -> None:
+    network = build_network("test_resnet", classes=3, weights="none", head="linear", image_size=32, average_flip=True)
+    save_network(network, run.folder)
+    with pytest.raises(LandmarksError, match="timm answers an image without its flip"):
+        export(open_run(run.folder), tmp_path / "folder", timm=True)
+
+
 def test_what_timm_has_no_place_for_is_one_line(run: Run, tmp_path: Path) -> None:
     with pytest.raises(LandmarksError, match="baseline is no network of timm's"):
         export(run, tmp_path / "folder", timm=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -17,6 +18,7 @@ from striped import SMALL, make_dataset
 
 from landmarks.cli.main import run as landmarks
 from landmarks.dataset.manifest import Dataset, open_dataset
+from landmarks.recognition.recogniser import load
 from landmarks.support.errors import BusyError, LandmarksError, UsageError
 from landmarks.support.files import held
 from landmarks.support.tables import write_table
@@ -54,6 +56,29 @@ def warm(stripes: Dataset, small_weights: Path, tmp_path_factory: pytest.TempPat
 def plain(stripes: Dataset, small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that nothing happened to."""
     return train(stripes.folder, tmp_path_factory.mktemp("runs") / "plain", recipe=small_recipe)
+
+
+def test_a_run_may_average_each_image_with_its_flip(
+    stripes: Dataset, small_recipe: Recipe, plain: Run, tmp_path: Path
+) -> None:
+    run = train(stripes.folder, tmp_path / "run", recipe=small_recipe, average_flip=True)
+    assert run.record["recipe"]["average_flip"] is True and run.network().preprocessing.average_flip
+    assert run.record["head"] != plain.record["head"]  # its features are not those that are cached for the other
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    own, flipped = (load(run).embed([view]) for view in (pixels, np.ascontiguousarray(pixels[:, ::-1])))
+    assert np.linalg.norm(own - flipped) < 0.01 * np.linalg.norm(own)  # resizing rounds from left to right
+
+
+def test_a_finished_run_from_before_a_setting_existed_went_by_its_default(
+    stripes: Dataset, small_recipe: Recipe, plain: Run, tmp_path: Path
+) -> None:
+    earlier = shutil.copytree(plain.folder, tmp_path / "earlier")
+    record = json.loads((earlier / "run.json").read_text())
+    del record["identity"]["average_flip"]
+    (earlier / "run.json").write_text(json.dumps(record))
+    assert train(stripes.folder, earlier, recipe=small_recipe).record["best"] == plain.record["best"]
+    with pytest.raises(LandmarksError, match="average_flip True; expected average_flip False"):
+        train(stripes.folder, earlier, recipe=small_recipe, average_flip=True)
 
 
 def test_a_network_from_scratch_learns_the_stripes(scratch: Run) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from landmarks.models.backbones import is_mean_of_maps
 from landmarks.models.heads import ArcFaceHead, Head, LinearHead, MlpHead
-from landmarks.models.network import Network
+from landmarks.models.network import Network, halves
 from landmarks.support.errors import LandmarksError
 
 ANALYTIC = "Grad-CAM from the head's own matrices (exact, no backward pass)"
@@ -147,12 +147,12 @@ def maps_by_gradient(network: Network, images: Tensor, labels: Tensor) -> Tensor
     tokens have no influence, so the input of the last attention is used instead.
     """
     with torch.no_grad():
-        last = network.backbone.forward_features(images)  # type: ignore[operator]
+        last = network.before_pooling(images)
     if last.ndim == 3 and getattr(network.backbone, "num_prefix_tokens", 0):
         return _heat(network, *_last_attention(network, images), labels)
     source = last.detach().requires_grad_()
     with torch.enable_grad():
-        logits = network.classify(network.backbone.forward_head(source, pre_logits=True))  # type: ignore[operator]
+        logits = network.classify(network.pooled(source))
     return _heat(network, source, logits, labels)
 
 
@@ -164,7 +164,11 @@ def _heat(network: Network, source: Tensor, logits: Tensor, labels: Tensor) -> T
         ]
     with torch.no_grad():
         weights = torch.stack([network.as_maps(gradient).mean((2, 3)) for gradient in gradients], dim=1)
-        return weighted_maps(network.as_maps(source), weights)
+        heat = torch.einsum("nchw,nkc->nkhw", network.as_maps(source), weights)
+        if network.averages_flip:
+            own, flipped = halves(heat)
+            heat = own + flipped.flip(3)
+        return torch.relu(heat)
 
 
 def _last_attention(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:

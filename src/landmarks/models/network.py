@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ def build_network(
     image_size: int | None = None,
     seed: int = 0,
     head_settings: Mapping[str, Any] | None = None,
+    average_flip: bool = False,
 ) -> Network:
     """Return a network for `classes` landmarks with a backbone from `weights` and a random head from `seed`.
 
     `backbone_name` may join networks (`resnet50+xception`). `weights` is `imagenet` (timm's, from the Hub), `none`, a
     .safetensors or .pth file, the folder of another run, or a folder of files that are called like networks.
-    `image_size` replaces the side in pixels that the pretrained weights were made for. Raises `UsageError` for unknown
+    `image_size` replaces the side in pixels that the pretrained weights were made for. With `average_flip`, answers
+    come from the mean features of an image and its horizontal flip. Raises `UsageError` for unknown
     names and unsuitable sizes, and `LandmarksError` for networks without features to train a head on, and for weights
     that are unavailable or do not fit.
     """
@@ -71,6 +73,7 @@ def build_network(
     load_weights(network.backbone, backbone_name, weights)
     if isinstance(network.backbone, JoinedBackbone):
         network.backbone.balance(network.preprocessing.image_size)
+    network.preprocessing = replace(network.preprocessing, average_flip=average_flip)
     return network
 
 
@@ -117,23 +120,48 @@ class Network(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, C, h, w) of normalised images (N, 3, S, S): a grid of tokens for a transformer."""
-        return self.as_maps(self.backbone.forward_features(images))  # type: ignore[operator]
+        return self._averaged_maps(self.before_pooling(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features (N, C) of normalised images (N, 3, S, S), with the pooling of the pretrained network."""
-        return self._pooled(self.backbone.forward_features(images))  # type: ignore[operator]
+        """Return features (N, C) of normalised images (N, 3, S, S), with the pooling of the pretrained network.
+
+        With `average_flip`, they are the means over each image and its horizontal flip, except in training mode, where
+        the augmentation flips images.
+        """
+        return self.pooled(self.before_pooling(images))
 
     def maps_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps (N, C, h, w) and features (N, C) of normalised images from one pass through the backbone.
 
         Raises `LandmarksError` when the network has no maps; `features` works nonetheless.
         """
-        last = self.backbone.forward_features(images)  # type: ignore[operator]
-        return self.as_maps(last), self._pooled(last)
+        last = self.before_pooling(images)
+        return self._averaged_maps(last), self.pooled(last)
 
-    def _pooled(self, last: Any) -> Tensor:
+    @property
+    def averages_flip(self) -> bool:
+        """Whether an image's features are averaged with those of its horizontal flip: not in training mode."""
+        return self.preprocessing.average_flip and not self.training
+
+    def before_pooling(self, images: Tensor) -> Any:
+        """Return the backbone's output before pooling: of the images and, if it is averaged, of their flips."""
+        both = torch.cat([images, images.flip(3)]) if self.averages_flip else images
+        return self.backbone.forward_features(both)  # type: ignore[operator]
+
+    def pooled(self, last: Any) -> Tensor:
+        """Return the features (N, C) of what `before_pooling` returns."""
         features: Tensor = self.backbone.forward_head(last, pre_logits=True)  # type: ignore[operator]
-        return features
+        if not self.averages_flip:
+            return features
+        own, flipped = halves(features)
+        return (own + flipped) / 2
+
+    def _averaged_maps(self, last: Any) -> Tensor:
+        maps = self.as_maps(last)
+        if not self.averages_flip:
+            return maps
+        own, flipped = halves(maps)
+        return (own + flipped.flip(3)) / 2
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (N, K) of pooled features (N, C)."""
@@ -167,6 +195,12 @@ class Network(nn.Module):
             f"{self.backbone_name} has no maps to draw ({why})",
             way_out="explain a run with another network; everything else works with this one",
         )
+
+
+def halves(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first and the second half (N, …) of a batch (2 N, …)."""
+    own, flipped = both.reshape(2, -1, *both.shape[1:])
+    return own, flipped
 
 
 def save_network(network: Network, folder: Path | str, **extra: Any) -> None:

@@ -27,6 +27,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop: float = 1.0
     """Side of the square relative to the shorter side of the resized image, at most 1."""
+    average_flip: bool = False
+    """Whether answers come from the mean features of the image and its horizontal flip."""
 
     @property
     def shorter(self) -> int:
@@ -35,7 +37,10 @@ class Preprocessing:
 
     def record(self) -> dict[str, Any]:
         """Return this as a JSON object, which `from_record` reads back."""
-        return asdict(self)
+        record = asdict(self)
+        if not self.average_flip:  # so that features cached before there was this choice are found again
+            del record["average_flip"]
+        return record
 
 
 def from_record(record: Mapping[str, Any]) -> Preprocessing:
@@ -46,6 +51,7 @@ def from_record(record: Mapping[str, Any]) -> Preprocessing:
         std=_triple(record["std"]),
         interpolation=str(record["interpolation"]),
         crop=float(record["crop"]),
+        average_flip=bool(record.get("average_flip", False)),
     )
 
 

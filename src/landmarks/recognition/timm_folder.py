@@ -76,6 +76,12 @@ def timm_model(network: Network) -> nn.Module:
             expected="a run of a timm network with --set head=linear",
             way_out="landmarks export RUN -o NAME.onnx holds any head",
         )
+    if network.preprocessing.average_flip:
+        raise LandmarksError(
+            "timm answers an image without its flip, so it would answer otherwise than this run",
+            received="average_flip",
+            way_out="landmarks export RUN -o NAME.onnx averages both",
+        )
     model: nn.Module = timm.create_model(
         timm_name(name), pretrained=False, num_classes=network.classes, **_size(network)
     )

@@ -111,6 +111,7 @@ def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) ->
         image_size=chosen.image_size,
         seed=chosen.seed,
         head_settings=chosen.head_settings,
+        average_flip=chosen.average_flip,
     ).to(machine.device)
     set_memory_layout(network)
     weights_mb = sum(t.numel() * t.element_size() for t in network.state_dict().values()) / MB

@@ -64,6 +64,7 @@ SYNONYMS = {
     "image_size": "img_size imgsz size resolution",
     "epochs": "num_epochs",
     "lr_warmup": "warmup warmup_ratio",
+    "average_flip": "tta hflip_test test_time_augmentation",
     "max_grad_norm": "clip clip_grad gradient_clipping",
     "label_smoothing": "smoothing",
     "balance": "class_weight class_weights class_balance balanced",
@@ -126,6 +127,9 @@ class Recipe:
         Annotated[int, Range(32, 8192), "side of the square image in pixels; null: what the weights were made for"]
         | None
     ) = None
+    average_flip: Annotated[
+        bool, "answer by the mean features of an image and its horizontal flip: more often right, in twice the time"
+    ] = False
     seed: Annotated[
         int, Range(0, 2**63 - 1), "seed of all random numbers: the head's initial weights, the order, the crops"
     ] = 0

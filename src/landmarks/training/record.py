@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,11 @@ def finished_run(out: Path, wanted: dict[str, Any], machine: Machine) -> Run:
 
 
 def require_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise `LandmarksError` that names the first thing in which `found` differs from `wanted`."""
+    """Raise `LandmarksError` that names the first thing in which `found` differs from `wanted`.
+
+    A setting that `found` does not name was not yet there when that training began, which went by its default.
+    """
+    found = {field.name: field.default for field in fields(Recipe)} | found
     for name, value in wanted.items():
         if found.get(name) != json.loads(json.dumps(value)):
             what = {"data": "data whose images, labels or splits have the digest"}.get(name, name)

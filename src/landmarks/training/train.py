@@ -137,6 +137,7 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
             image_size=recipe.image_size,
             seed=recipe.seed,
             head_settings=recipe.head_settings,
+            average_flip=recipe.average_flip,
         ).to(machine.device)
         network.head.adapt(np.bincount(labels_of(splits.train), minlength=network.classes))
         record_start(checkpoint, wanted, backbone_digest(network), machine)

@@ -73,6 +73,7 @@ def tune(
         weights=chosen.weights,
         image_size=chosen.image_size,
         seed=chosen.seed,
+        average_flip=chosen.average_flip,
     ).to(machine.device)
     both = pl.concat([splits.train, splits.val]).sort("image_id")
     features = cached_features(network, dataset, both, machine=machine).values
