@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from landmarks.models.network import (
 from landmarks.models.preprocessing import Preprocessing
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record
+from landmarks.training.recipe import recipe_named
 
 CASES = [
     # backbone, side, maps, length of the features
@@ -269,6 +271,27 @@ def test_a_smaller_image_costs_less_and_changes_no_parameter():
     own, small = networks("resnet18"), networks("resnet18", image_size=112)
     assert small["parameters"].to_list() == own["parameters"].to_list()
     assert small["gmacs"][0] < own["gmacs"][0] / 3.5
+
+
+@pytest.mark.parametrize("size", [-1, 0, 31, 8193])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18*", None])
+def test_a_size_that_no_training_takes_is_refused_with_the_recipes_limits(name: str | None, size: int):
+    with pytest.raises(UsageError) as of_recipe:
+        recipe_named("default", image_size=size)
+    limits = str(of_recipe.value).partition("image_size ")[2].removesuffix(", or null")
+    assert limits == f"cannot be used; received {size}; expected a whole number (32 or more, at most 8,192)"
+    with pytest.raises(UsageError) as raised:
+        networks(name, image_size=size)
+    assert str(raised.value) == f"the image size {limits}"
+
+
+@pytest.mark.parametrize("wrong", [{"head": "nope"}, {"classes": 0}])
+def test_a_head_that_cannot_be_is_told_of_a_pattern_too(wrong: dict[str, Any]):
+    with pytest.raises(UsageError) as of_one:
+        networks("resnet18", **wrong)
+    with pytest.raises(UsageError) as of_pattern:
+        networks("resnet18*", **wrong)
+    assert str(of_pattern.value) == str(of_one.value)
 
 
 def test_multiply_adds_of_one_convolution_and_one_dense_layer_agree_with_a_count_by_hand():

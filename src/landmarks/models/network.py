@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from landmarks.models import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from landmarks.models.backbones import (
     BASELINE,
     STUDY,
@@ -32,11 +33,8 @@ from landmarks.models.heads import Head, build_head
 from landmarks.models.preprocessing import Preprocessing, from_pretrained, from_record
 from landmarks.models.weights import epsilon_of, for_storage, is_epsilon, load_weights, set_epsilon
 from landmarks.support.console import note, progress
-from landmarks.support.errors import LandmarksError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import read_record, write_record, written_whole
-
-MAX_IMAGE_SIZE = 8192
-"""Largest side of a network's input, in pixels; also the limit of the recipe."""
 
 MAX_CLASSES = 10_000_000
 
@@ -377,11 +375,17 @@ def networks(
     `name` may be any network of timm, or a pattern (`mobilenet*`) for all that match; those that cannot take images of
     `image_size` pixels, or give no features, are left out and counted in a note.
 
-    The counts include the head for `classes` landmarks. The networks are built without allocating memory.
+    The counts include the head for `classes` landmarks. The networks are built without allocating memory. Raises
+    `UsageError` for an `image_size` that no recipe may have.
     """
+    if image_size is not None and not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
+        expected = f"a whole number ({MIN_IMAGE_SIZE:,} or more, at most {MAX_IMAGE_SIZE:,})"
+        raise UsageError("the image size cannot be used", received=image_size, expected=expected)
     if name is None or not set(name) & set("*?["):
         names = STUDY if name is None else (name,)
         return pl.DataFrame([_describe(each, classes, head, image_size) for each in names], schema=NETWORK_COLUMNS)
+    with torch.device("meta"):
+        build_head(head, 1, classes)  # raises for what no network would change
     rows, matching = [], networks_like(name)
     with progress("counting", total=len(matching)) as advance:
         for each in matching:

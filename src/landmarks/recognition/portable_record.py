@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from landmarks.models import MAX_IMAGE_SIZE
 from landmarks.models.preprocessing import Preprocessing, from_record
 from landmarks.recognition.answers import KnownRule
 from landmarks.recognition.learned import (
@@ -97,7 +98,7 @@ def _record(raw: dict[str, Any]) -> ExportRecord:
         raise ValueError("labels")
     preprocessing = from_record(raw["preprocessing"])
     numbers = (*preprocessing.mean, *preprocessing.std, preprocessing.crop)
-    plausible = 1 <= preprocessing.image_size <= 8192 and 0.01 < preprocessing.crop <= 1
+    plausible = 1 <= preprocessing.image_size <= MAX_IMAGE_SIZE and 0.01 < preprocessing.crop <= 1
     if not (plausible and all(map(math.isfinite, numbers))):
         raise ValueError("preprocessing")
     temperature = float(raw["temperature"])

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from landmarks.models import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from landmarks.support.console import html_table
 from landmarks.support.errors import UsageError, did_you_mean
 from landmarks.support.places import Place
@@ -123,8 +124,12 @@ class Recipe:
     head_settings: Annotated[dict[str, Any], "settings of the head, as --set head.margin=0.3"] = field(
         default_factory=dict
     )
-    image_size: (  # networks halve an image five times: of less than 32 pixels nothing would be left
-        Annotated[int, Range(32, 8192), "side of the square image in pixels; null: what the weights were made for"]
+    image_size: (
+        Annotated[
+            int,
+            Range(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE),
+            "side of the square image in pixels; null: what the weights were made for",
+        ]
         | None
     ) = None
     average_flip: Annotated[
