@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landmarks.models.heads import ArcFaceHead, Margin, build_head, margin_cross_entropy
+from landmarks.models.heads import (
+    ArcFaceHead,
+    Margin,
+    Shares,
+    build_head,
+    margin_cross_entropy,
+)
 
 
 def dense(features: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
@@ -58,6 +67,50 @@ def test_chunks_of_any_size_give_the_dense_loss_and_gradients(settings, several,
     found = both(margin_cross_entropy, features, centres, labels, margin)
     for ours, theirs in zip(found, both(dense, features, centres, labels, margin), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("several", [1, 3])
+def test_classes_divided_among_three_give_the_dense_loss_and_gradients(settings, several):
+    features, centres, labels, angles = example(50, several, 20, 8)
+    weights = torch.linspace(0.5, 2, 50, dtype=torch.float64) if settings.get("class_weights") else None
+    margin = Margin(16.0, angles, settings.get("label_smoothing", 0.0), weights, chunk=7)
+    edges, meeting, given = [0, 20, 21, 50], threading.Barrier(3), {}
+
+    def exchange(owner, reduce):  # threads stand for processes
+        def exchanged(numbers):
+            given[owner] = numbers
+            meeting.wait()
+            result = reduce(torch.stack([given[one] for one in range(3)]))
+            meeting.wait()
+            return result
+
+        return exchanged
+
+    def own(owner):
+        first, end = edges[owner : owner + 2]
+        highest, summed = exchange(owner, lambda all_of: all_of.amax(0)), exchange(owner, lambda all_of: all_of.sum(0))
+        mine = replace(margin, shares=Shares(first, highest, summed))
+        return both(margin_cross_entropy, features, centres[first:end], labels, mine)
+
+    with ThreadPoolExecutor(3) as pool:
+        losses, of_features, of_centres = zip(*pool.map(own, range(3)), strict=True)
+    assert losses[0] == losses[1] == losses[2]
+    found = losses[0], sum(of_features), torch.cat(of_centres)
+    for ours, theirs in zip(found, both(dense, features, centres, labels, margin), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_correct_are_those_whose_best_logit_without_margins_is_their_label_s(margin):
+    head = build_head("arcface", features=16, classes=5, settings={"margin": margin, "sub_centres": 2})
+    head.margins += torch.linspace(0, 2 * margin, 5)
+    features, labels = torch.randn(200, 16), torch.randint(0, 5, (200,))
+    loss, correct = head.loss_and_correct(features, labels)
+    assert torch.equal(correct, head(features).argmax(1) == labels) and 0 < correct.sum() < 200
+    assert torch.equal(loss, head.loss(features, labels))
+    linear = build_head("linear", features=16, classes=5)
+    assert torch.equal(linear.loss_and_correct(features, labels)[1], linear(features).argmax(1) == labels)
 
 
 @pytest.mark.parametrize("several", [1, 3])

@@ -13,7 +13,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError
-from landmarks.training.checkpoint import State, load_checkpoint, save_checkpoint
+from landmarks.training.checkpoint import State, load_checkpoint, save_checkpoint, tensors_of
 from landmarks.training.optimizer import make_optimizer, parameter_groups
 from landmarks.training.recipe import recipe_named
 
@@ -142,7 +142,7 @@ def test_moments_of_another_order_of_weights_are_refused(tmp_path: Path) -> None
     network(torch.zeros(2, 3, 160, 160)).sum().backward()
     optimizer.step()
     (tmp_path / "run").mkdir()
-    save_checkpoint(tmp_path / "run", network, optimizer, {}, State(8))
+    save_checkpoint(tmp_path / "run", tensors_of(network, optimizer, {}), State(8))
     assert load_checkpoint(tmp_path / "run", network, make_optimizer(network, recipe_named("default"))) is not None
     other = torch.optim.AdamW(list(reversed(list(network.parameters()))))
     with pytest.raises(LandmarksError, match="start this training anew"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,16 @@ def test_gradient_checkpointing_is_planned_with_less_memory(stripes: Dataset) ->
     short = plan(stripes.folder, gradient_checkpointing=True, **settings)
     assert short.activations_mb < whole.activations_mb / 2
     assert short.weights_mb == whole.weights_mb
+
+
+def test_of_a_split_head_each_process_counts_its_own_centres(stripes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"backbone": SMALL, "image_size": 32, "device": "cpu", "batch_size": 8}
+    settings |= {"head": "arcface", "head_settings": {"embedding": 16}, "precision": "float32"}
+    whole = plan(stripes.folder, **settings)
+    monkeypatch.setattr(planning, "numbers_elsewhere", lambda head, recipe, processes: 1 * 16)  # one of three landmarks
+    split = plan(stripes.folder, **settings)
+    assert whole.optimizer_mb - split.optimizer_mb == pytest.approx(3 * 4 * 16 / 1e6)
+    assert (split.weights_mb, split.disk_mb) == (whole.weights_mb, whole.disk_mb)
 
 
 def test_a_network_that_cannot_fit_is_one_line(stripes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

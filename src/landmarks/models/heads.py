@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,19 @@ class Head(nn.Module):
     ) -> Tensor:
         """Return the mean cross-entropy (scalar) of features (N, C) and labels (N,) int64, none of them -1."""
         return F.cross_entropy(self(features), labels, weight=class_weights, label_smoothing=label_smoothing)
+
+    def loss_and_correct(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return `loss`, and for each image whether its best logit is that of its label (N,), bool."""
+        loss = self.loss(features, labels, label_smoothing=label_smoothing, class_weights=class_weights)
+        with torch.no_grad():
+            return loss, self(features).argmax(1) == labels
 
 
 class MlpHead(Head):
@@ -129,9 +143,7 @@ class ArcFaceHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (N, K) of features (N, C): scale × cosine to the nearest centre, without margin."""
-        embedded = self.embedding(features)
-        unit = F.normalize(embedded if embedded.dtype == torch.float64 else embedded.float(), dim=1)
-        return self.scale * cosines(unit, self.centres)[0]
+        return self.scale * cosines(_unit(self.embedding(features)), self.centres)[0]
 
     def loss(
         self,
@@ -142,8 +154,19 @@ class ArcFaceHead(Head):
         class_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the mean cross-entropy with margins (scalar), computed in chunks of landmarks."""
+        return self.loss_and_correct(features, labels, label_smoothing=label_smoothing, class_weights=class_weights)[0]
+
+    def loss_and_correct(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return `loss`, and which images (N,) are answered correctly without margins, from the same chunks."""
         margin = Margin(self.scale, self.margins, label_smoothing, class_weights)
-        return margin_cross_entropy(self.embedding(features), self.centres, labels, margin)
+        return margin_loss_and_correct(self.embedding(features), self.centres, labels, margin)
 
 
 def _dense(inputs: int, outputs: int) -> nn.Linear:
@@ -168,21 +191,43 @@ HEADS: dict[str, Callable[..., Head]] = {"mlp": MlpHead, "linear": LinearHead, "
 # For unit features f and unit sub-centres w_kj: cos θ_k = max_j ⟨w_kj, f⟩ (Deng et al. 2020), logits z_k = s · cos θ_k,
 # and for the true class y, z_y = s · cos(θ_y + m_y) (ArcFace, Deng et al. 2019). Where θ_y + m_y exceeds π, the logit
 # continues linearly as s · (cos θ_y − m_y sin m_y), so that it keeps decreasing.
+#
+# Classes may be divided among processes (`Shares`). Then each computes, for the images of all, what its own classes add
+# to the softmax, and five numbers per image are exchanged (Deng et al. 2019, section 3; An et al. 2022, "Killing Two
+# Birds with One Stone", whose sampling of classes is left out).
 
 
 CHUNK_NUMBERS = 4_000_000
 """Numbers in one chunk's matrix of cosines: 16 MB, of which a few exist at a time."""
 
 
+def _same(numbers: Tensor) -> Tensor:
+    return numbers
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the classes are divided among processes, which all compute the loss of the same images together.
+
+    By default one process has them all, and exchanges nothing.
+    """
+
+    first: int = 0  # the first of this process's classes
+    highest: Callable[[Tensor], Tensor] = _same  # the element-wise maximum over all processes
+    summed: Callable[[Tensor], Tensor] = _same  # the sum over all processes
+    attempt: Callable[[], AbstractContextManager[None]] = nullcontext  # encloses what may run out of memory in one
+
+
 @dataclass(frozen=True)
 class Margin:
-    """The settings of `margin_cross_entropy`."""
+    """The settings of `margin_cross_entropy` for K classes."""
 
     scale: float
     angles: Tensor  # (K,), margin of each class in radians, added to its angle when it is the true class
     label_smoothing: float = 0.0
-    class_weights: Tensor | None = None
+    class_weights: Tensor | None = None  # (K,)
     chunk: int | None = None  # classes at a time; None: as many as `CHUNK_NUMBERS` allows
+    shares: Shares = Shares()
 
 
 def margin_cross_entropy(features: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
@@ -191,10 +236,24 @@ def margin_cross_entropy(features: Tensor, centres: Tensor, labels: Tensor, marg
     Features and centres are normalised here. Label smoothing and class weights are as in PyTorch's `cross_entropy`: the
     mean is weighted by the true classes.
     """
+    return margin_loss_and_correct(features, centres, labels, margin)[0]
+
+
+def margin_loss_and_correct(features: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> tuple[Tensor, Tensor]:
+    """Return `margin_cross_entropy`, and which images (N,), bool, are nearest to their own class, without margins.
+
+    With `margin.shares`, features and labels are those of all processes, and centres (k, J, D) this process's own. The
+    loss is the same in every process, the gradient of the centres is complete, and that of the features is the part
+    that these centres cause: its sum over all processes is the gradient.
+    """
     with torch.autocast(features.device.type, enabled=False):  # half precision is too coarse for the margins
-        unit = F.normalize(features.float() if features.dtype != torch.float64 else features, dim=1)
-        loss: Tensor = _MarginCrossEntropy.apply(unit, centres, labels, margin)
-    return loss
+        loss, correct = _MarginCrossEntropy.apply(_unit(features), centres, labels, margin)
+    return loss, correct
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Return features (N, D) at length one, in float32 unless they are in float64."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
 
 
 def cosines(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,61 +273,77 @@ def cosines(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
 class _MarginCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> Tensor:
-        target = _Target(unit, centres, labels, margin)
-        classes, smoothing, weights = len(centres), margin.label_smoothing, margin.class_weights
-        maximum = torch.full_like(target.logit, -torch.inf)
-        total, smooth = torch.zeros_like(maximum), torch.zeros_like(maximum)
-        for start, logits, _ in _chunks(unit, centres, labels, margin, target):
-            new_maximum = torch.maximum(maximum, logits.amax(1))
-            total = total * torch.exp(maximum - new_maximum) + torch.exp(logits - new_maximum[:, None]).sum(1)
-            maximum = new_maximum
-            if smoothing:
-                smooth += logits.sum(1) if weights is None else logits @ weights[start : start + logits.shape[1]]
-        log_sum = maximum + total.log()
+    def forward(ctx: Any, unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> tuple[Tensor, Tensor]:
+        shares, classes = margin.shares, len(margin.angles)
+        smoothing, weights = margin.label_smoothing, margin.class_weights
+        with shares.attempt():
+            target = _Target(unit, centres, labels, margin)
+            maximum = torch.full_like(target.logit, -torch.inf)
+            total, smooth = torch.zeros_like(maximum), torch.zeros_like(maximum)
+            for start, logits, _ in _chunks(unit, centres, labels, margin, target):
+                new_maximum = torch.maximum(maximum, logits.amax(1))
+                total = total * torch.exp(maximum - new_maximum) + torch.exp(logits - new_maximum[:, None]).sum(1)
+                maximum = new_maximum
+                if smoothing:
+                    smooth += logits.sum(1) if weights is None else logits @ weights[start : start + logits.shape[1]]
+        highest = shares.highest(maximum)
+        total = total * torch.exp(maximum - highest)
+        total, target_logit, target_plain, smooth = shares.summed(
+            torch.stack([total, target.logit, target.plain, smooth])
+        )
+        log_sum = highest + total.log()
         weight = torch.ones_like(log_sum) if weights is None else weights[labels]
         all_weights = float(classes) if weights is None else float(weights.sum())
-        losses = (1 - smoothing) * weight * (log_sum - target.logit)
+        losses = (1 - smoothing) * weight * (log_sum - target_logit)
         losses = losses + smoothing / classes * (all_weights * log_sum - smooth)
         ctx.save_for_backward(unit, centres, labels, log_sum, weight)
         ctx.margin, ctx.target, ctx.all_weights = margin, target, all_weights
-        return losses.sum() / weight.sum()
+        # Margins only lower the label's logit: without, it reaches the highest one exactly if it is the best.
+        correct = target_plain >= highest
+        ctx.mark_non_differentiable(correct)
+        return losses.sum() / weight.sum(), correct
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         unit, centres, labels, log_sum, weight = ctx.saved_tensors
-        margin, target = ctx.margin, ctx.target
-        classes, smoothing, weights = len(centres), margin.label_smoothing, margin.class_weights
-        outer = outputs[0] * margin.scale / weight.sum()
-        sum_weight = (1 - smoothing) * weight + smoothing / classes * ctx.all_weights
-        unit_gradient, centre_gradient = torch.zeros_like(unit), torch.empty_like(centres)
-        for start, logits, nearest in _chunks(unit, centres, labels, margin, target):
-            size = logits.shape[1]
-            slope = logits.sub_(log_sum[:, None]).exp_().mul_(sum_weight[:, None])  # ∂ loss / ∂ logit
-            if smoothing:
-                slope -= smoothing / classes * (1.0 if weights is None else weights[start : start + size])
-            rows, columns = target.inside(labels, start, size)
-            slope[rows, columns] -= (1 - smoothing) * weight[rows]
-            slope[rows, columns] *= target.slope[rows]
-            slope *= outer
-            chunk_unit_gradient, chunk_centre_gradient = _gradients(unit, centres[start : start + size], slope, nearest)
-            unit_gradient += chunk_unit_gradient
-            centre_gradient[start : start + size] = chunk_centre_gradient
+        margin, target, first = ctx.margin, ctx.target, ctx.margin.shares.first
+        classes, smoothing, weights = len(margin.angles), margin.label_smoothing, margin.class_weights
+        with margin.shares.attempt():
+            outer = outputs[0] * margin.scale / weight.sum()
+            sum_weight = (1 - smoothing) * weight + smoothing / classes * ctx.all_weights
+            unit_gradient, centre_gradient = torch.zeros_like(unit), torch.empty_like(centres)
+            for start, logits, nearest in _chunks(unit, centres, labels, margin, target):
+                size, own = logits.shape[1], slice(start - first, start - first + logits.shape[1])
+                slope = logits.sub_(log_sum[:, None]).exp_().mul_(sum_weight[:, None])  # ∂ loss / ∂ logit
+                if smoothing:
+                    slope -= smoothing / classes * (1.0 if weights is None else weights[start : start + size])
+                rows, columns = target.inside(labels, start, size)
+                slope[rows, columns] -= (1 - smoothing) * weight[rows]
+                slope[rows, columns] *= target.slope[rows]
+                slope *= outer
+                chunk_unit_gradient, centre_gradient[own] = _gradients(unit, centres[own], slope, nearest)
+                unit_gradient += chunk_unit_gradient
         return unit_gradient, centre_gradient, None, None
 
 
 class _Target:
-    """The logit (N,) of the true class with margin, and its slope (N,): ∂ logit / ∂ (s · cosine)."""
+    """The true class's logit with margin and without (`plain`), both (N,) and 0 where another process has the class.
+
+    `slope` (N,) is ∂ logit / ∂ (s · cosine).
+    """
 
     def __init__(self, unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin) -> None:
-        own = F.normalize(centres[labels], dim=2)
+        place = labels - margin.shares.first
+        is_here = (place >= 0) & (place < len(centres))
+        own = F.normalize(centres[place.clamp(0, len(centres) - 1)], dim=2)
         cosine = torch.einsum("nd,njd->nj", unit, own).amax(1).clamp(-1, 1)
         angle = margin.angles[labels]
         sine = (1 - cosine**2).clamp(min=1e-12).sqrt()
         is_linear = cosine <= torch.cos(torch.pi - angle)
         rotated = cosine * torch.cos(angle) - sine * torch.sin(angle)
         rotated_slope = torch.cos(angle) + torch.sin(angle) * cosine / sine
-        self.logit = margin.scale * torch.where(is_linear, cosine - angle * torch.sin(angle), rotated)
+        logit = margin.scale * torch.where(is_linear, cosine - angle * torch.sin(angle), rotated)
+        self.logit, self.plain = logit * is_here, margin.scale * cosine * is_here
         self.slope = torch.where(is_linear, torch.ones_like(cosine), rotated_slope)
 
     @staticmethod
@@ -284,10 +359,10 @@ def _chunks(unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin, targe
     size = margin.chunk or max(1, CHUNK_NUMBERS // (len(unit) * sub_centres))
     for start in range(0, classes, size):
         cosine, nearest = cosines(unit, centres[start : start + size])
-        logits = cosine.mul_(margin.scale)
-        rows, columns = target.inside(labels, start, logits.shape[1])
+        logits, first = cosine.mul_(margin.scale), margin.shares.first + start
+        rows, columns = target.inside(labels, first, logits.shape[1])
         logits[rows, columns] = target.logit[rows]
-        yield start, logits, nearest
+        yield first, logits, nearest
 
 
 def _gradients(unit: Tensor, centres: Tensor, slope: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:

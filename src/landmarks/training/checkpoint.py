@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,21 @@ def finish_epoch(state: State, val_accuracy: float, val_loss: float, recipe: Rec
     return row
 
 
+def is_new_best(state: State, row: Epoch, recipe: Recipe) -> bool:
+    """Return whether the epoch with this history row is the best so far, and store that in `state`.
+
+    After `patience` epochs without a better one, fine-tuning ends.
+    """
+    if state.best.is_beaten_by(row):
+        state.best, state.epochs_since_best = Best(row.phase, row.epoch, row.val_accuracy, row.val_loss), 0
+        return True
+    if state.epochs_since_best + 1 >= recipe.patience and not state.ended:
+        state.ended = f"no better epoch in {recipe.patience}"
+    else:
+        state.epochs_since_best += 1
+    return False
+
+
 def epoch_line(row: Epoch, recipe: Recipe) -> str:
     """Return the summary line of an epoch."""
     return (
@@ -177,28 +193,33 @@ def live_line(state: State, seen_before: float, seconds_before: float, recipe: R
 # ── Checkpoints: the state with its tensors ─────────────────────────────────────────────────────────────────────────
 
 
-def save_checkpoint(
-    folder: Path,
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, torch.Tensor],
-    state: State,
-) -> None:
-    """Replace the checkpoint in `folder`; a kill at any instant leaves the earlier one or this one, whole."""
+def tensors_of(
+    network: torch.nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return weights, moments and the best weights by their names in a checkpoint."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
+    return tensors
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], state: State) -> None:
+    """Replace the checkpoint in `folder`; a kill at any instant leaves the earlier one or this one, whole."""
     with written_whole(folder / FILE) as aside:
         save_file(for_storage(tensors), aside, metadata={"format": str(FORMAT), "state": json.dumps(asdict(state))})
 
 
 def load_checkpoint(
-    folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    own_rows: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], State] | None:
     """Restore `network` and `optimizer` from the checkpoint in `folder`; return the best weights and the state.
 
-    Returns None when there is no checkpoint. Raises `LandmarksError` when it does not fit the network.
+    `own_rows` returns what this process holds of a tensor; all of it, unless the head is split. Returns None when there
+    is no checkpoint. Raises `LandmarksError` when it does not fit the network.
     """
     path = folder / FILE
     if not path.exists():
@@ -207,8 +228,11 @@ def load_checkpoint(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             refuse_other_formats(path, int(metadata["format"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            if own_rows:
+                tensors = {name: own_rows(name, tensor) for name, tensor in tensors.items()}
             # Copies, since tensors are views into the file, which Windows then would not let be replaced.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         network.load_state_dict(_under("network.", tensors))
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
         raise _checkpoint_error(path, str(error).splitlines()[0]) from error

@@ -1,9 +1,10 @@
 """Phase two: fine-tuning of the whole network. Read it from top to bottom.
 
 It runs in one process or in many. Each process sees its share of the images of every step, and the gradients of all
-processes are summed before the optimizer's step. No random generator here has a state, so a training that resumes from
-a checkpoint takes the same steps as one that never stopped. And no step waits for the GPU: losses, correct answers and
-gradient norms stay there and are fetched every few steps, and always before a checkpoint is saved.
+processes are summed before the optimizer's step. A head of very many landmarks is divided among the processes
+(`split_head.py`). No random generator here has a state, so a training that resumes from a checkpoint takes the same
+steps as one that never stopped. And no step waits for the GPU: losses, correct answers and gradient norms stay there
+and are fetched every few steps, and always before a checkpoint is saved.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,25 +29,27 @@ from landmarks.support.seeds import generator
 from landmarks.support.systems import delayed_interruption
 from landmarks.training.augmentation import EpochAugmentation
 from landmarks.training.checkpoint import (
-    Best,
     State,
     add_steps,
     copy_of_weights,
     epoch_line,
     finish_epoch,
+    is_new_best,
     is_time_up,
     live_line,
     load_checkpoint,
     save_checkpoint,
+    tensors_of,
 )
 from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
 from landmarks.training.head_training import class_weights
 from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps, on_device
-from landmarks.training.machine import Machine, free_memory, is_out_of_memory, out_of_memory_error
+from landmarks.training.machine import Machine, free_memory, out_of_memory_error
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.processes import GradientSums, Statistics, validate
 from landmarks.training.recipe import Recipe
+from landmarks.training.split_head import SplitHead, WholeHead, split_head
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 """The most work that a killed training repeats; after Ctrl-C or SIGTERM a checkpoint is saved first."""
@@ -71,13 +75,15 @@ def finetune(
     # ── Network, optimizer and checkpoint ──
     weights = class_weights(labels_of(train), network.classes, recipe.balance)
     features = torch.compile(network.features, dynamic=True) if recipe.compile else network.features
-    decode = recipe.cache == "decoded"
-    decoded = decoded_images(dataset, train, network.preprocessing, machine=machine) if decode else None
-    training = Training(network, recipe, machine, weights.to(machine.device), features, decoded)
-    optimizer = make_optimizer(network, recipe)
+    decoded = (
+        decoded_images(dataset, train, network.preprocessing, machine=machine) if recipe.cache == "decoded" else None
+    )
+    split = split_head(network.head, recipe, machine)
+    training = Training(network, recipe, machine, weights.to(machine.device), features, decoded, split)
+    head, optimizer = training.head, make_optimizer(network, recipe)
     optimizer.zero_grad(set_to_none=True)  # the head training leaves its last gradient in the head
     best_weights = copy_of_weights(network)
-    if checkpoint := load_checkpoint(folder, network, optimizer):
+    if checkpoint := load_checkpoint(folder, network, optimizer, head.own_rows(optimizer)):
         best_weights, state = checkpoint
         say_resumed(machine, state)
         if state.scaler:
@@ -87,9 +93,10 @@ def finetune(
     def save(*, averaged: bool = False) -> None:
         if not averaged:
             training.statistics.average(machine)  # every process must take part
+        tensors = head.whole_tensors(tensors_of(network, optimizer, best_weights), optimizer)  # here, too
         if machine.is_main:
             state.scaler = training.scaler.state_dict()
-            save_checkpoint(folder, network, optimizer, best_weights, state)
+            save_checkpoint(folder, tensors, state)
 
     machine.wait()  # every process has looked for a checkpoint before one is written
     if not checkpoint:
@@ -99,31 +106,30 @@ def finetune(
     while state.epoch < recipe.epochs and not state.ended:
         train_epoch(training, optimizer, dataset, train, state=state, save=save)
         if is_time_up(state, recipe):
-            limit = f"the time limit of {recipe.time_limit:g} minutes"
-            state.ended = f"{limit} was reached in epoch {state.epoch + 1}"
+            state.ended = f"the time limit of {recipe.time_limit:g} minutes was reached in epoch {state.epoch + 1}"
         training.statistics.average(machine)
+        if head.is_split:
+            save(averaged=True)  # now, since a process that is interrupted in the validation waits for no other
         started = time.monotonic()
         try:
-            val_accuracy, val_loss = validate(network, dataset, val, machine=machine)
+            with head.whole():
+                val_accuracy, val_loss = validate(network, dataset, val, machine=machine)
         except KeyboardInterrupt:
-            save(averaged=True)  # so that no step is repeated; does not wait for other processes
+            if not head.is_split:
+                save(averaged=True)  # so that no step is repeated
             raise
         # All processes use one clock: under a time limit the learning rate depends on it.
         state.seconds = machine.from_main(state.seconds + time.monotonic() - started)
         row = finish_epoch(state, val_accuracy, val_loss, recipe)
-        if state.best.is_beaten_by(row):
-            state.best, state.epochs_since_best = Best(row.phase, row.epoch, row.val_accuracy, row.val_loss), 0
+        if is_new_best(state, row, recipe):
             best_weights = copy_of_weights(network)
-        elif (state.epochs_since_best + 1) >= recipe.patience and not state.ended:
-            state.ended = f"no better epoch in {recipe.patience}"
-        else:
-            state.epochs_since_best += 1
         machine.say(epoch_line(row, recipe))
         watch(state)
         save()
 
     # ── Result ──
     network.load_state_dict(best_weights)
+    head.join()
     state.ended = state.ended or _all_epochs(recipe.epochs)
     return state
 
@@ -195,8 +201,10 @@ def train_epoch(
             torch.manual_seed(int(generator(recipe.seed, "step", state.step, machine.rank).integers(2**63)))  # dropout
             loss, correct, state.micro_batch = accumulate_gradients(training, batch, size, state.micro_batch)
             training.sums.finish()
+            if training.scaler.is_enabled():
+                training.head.spread_overflow()
             training.scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm or math.inf)
+            norm = training.head.clip_grad_norm(network, recipe.max_grad_norm or math.inf)
             training.scaler.step(optimizer)  # optimizer.step(), skipped if a float16 gradient overflows
             training.scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -244,6 +252,12 @@ class Training:
     class_weights: torch.Tensor  # (K,), the weight of each landmark in the loss
     features: Callable[[torch.Tensor], torch.Tensor]  # `network.features`, perhaps compiled
     decoded: NDArray[np.uint8] | None = None  # (P, R, R, 3), the training images; None: decode them in each epoch
+    split: SplitHead | None = None  # None: each process holds the whole head
+
+    @cached_property
+    def head(self) -> WholeHead | SplitHead:
+        """The network's head, as it is trained by the processes."""
+        return self.split or WholeHead(self.network.head)
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:
@@ -253,7 +267,7 @@ class Training:
     @cached_property
     def sums(self) -> GradientSums:
         """Sums the gradients over processes."""
-        return GradientSums(self.network, self.machine)
+        return GradientSums(self.network, self.machine, self.head.own)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -269,59 +283,78 @@ def accumulate_gradients(
     Returns the sum of losses and the number of correct answers, both on the device, and the micro-batch that fitted.
     The images are processed at most `micro_batch` at a time. When memory runs out, the failed pass is freed, the
     micro-batch is halved, and the step is repeated with the same images. The gradient is the same, except that batch
-    normalisation sees smaller batches. Raises `LandmarksError` when not even a single image fits.
+    normalisation sees smaller batches. With a split head, all processes do this together. Raises `LandmarksError` when
+    not even a single image fits.
     """
-    network = training.network
+    network, head = training.network, training.head
+    shares = head.shares_of(size, len(batch.ids))
     training.statistics.save()
     while True:
         try:
-            return *_forward_and_backward(training, batch, size, micro_batch), micro_batch
+            return *_forward_and_backward(training, batch, size, shares, micro_batch), micro_batch
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not head.can_repeat(error):
                 raise
-            if min(micro_batch, len(batch.ids)) <= 1:
+            if min(micro_batch, max(shares)) <= 1:
                 raise out_of_memory_error(network) from error
         # Only outside the handler are the error, and with it every tensor of the failed pass, released.
+        training.sums.disarm(together=head.is_split)
         network.zero_grad(set_to_none=True)
-        training.sums.disarm()
         training.statistics.restore()
         free_memory()
-        micro_batch = math.ceil(min(micro_batch, len(batch.ids)) / 2)
+        micro_batch = math.ceil(min(micro_batch, max(shares)) / 2)
         training.machine.say(
             f"out of memory: going on with {micro_batch} images at a time, added up to the same {size} a step"
         )
 
 
 def _forward_and_backward(
-    training: Training, batch: Batch, size: int, micro_batch: int
+    training: Training, batch: Batch, size: int, shares: list[int], micro_batch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    network, machine, weights = training.network, training.machine, training.class_weights
+    """Return the sum of losses and the number of correct answers of this process's images.
+
+    `shares` are the images of each process that computes losses together with this one, which has `batch`.
+    """
+    machine, head, weights = training.machine, training.head, training.class_weights
     loss_sum, correct = torch.zeros((), device=machine.device), torch.zeros((), device=machine.device)
-    parts = math.ceil(len(batch.ids) / micro_batch)
-    for start, end in zip(*_bounds(len(batch.ids), parts), strict=True):
-        part = batch.part(start, end)
-        pixels, labels = as_input(part, network.preprocessing, machine.device), part.labels.to(machine.device)
-        with machine.computing():
-            features = training.features(pixels)
-        features = features.float()
-        loss = network.head.loss(
-            features, labels, label_smoothing=training.recipe.label_smoothing, class_weights=weights
+    parts = math.ceil(max(shares) / micro_batch)
+    edges = np.array([_edges(share, parts) for share in shares])  # (processes, parts + 1)
+    for number, (start, end) in enumerate(pairwise(_edges(len(batch.ids), parts))):
+        part, images = batch.part(start, end), edges[:, number + 1] - edges[:, number]
+        with head.attempt():
+            features = _features(training, part)
+        loss, is_correct, labels = head.loss_and_correct(
+            features,
+            part.labels.to(machine.device),
+            images.tolist(),
+            label_smoothing=training.recipe.label_smoothing,
+            class_weights=weights,
         )
         # `loss` is the mean of a part; weighted like this, all parts of all processes add up to the mean of the step.
         weighted = loss * (weights[labels].sum() / size)
-        if end == len(batch.ids):
+        if number == parts - 1:
             training.sums.arm()
-        torch.autograd.backward(training.scaler.scale(weighted))
+        with head.attempt():
+            torch.autograd.backward(training.scaler.scale(weighted))
         loss_sum += loss.detach() * (end - start)
-        with torch.no_grad():
-            correct += (network.classify(features).argmax(1) == labels).sum()
+        correct += is_correct.sum()
     return loss_sum, correct
 
 
-def _bounds(count: int, parts: int) -> tuple[list[int], list[int]]:
-    """Return the starts and ends of `parts` of nearly equal size that `count` images are divided into."""
-    edges = np.linspace(0, count, parts + 1).round().astype(int).tolist() if parts else [0]
-    return edges[:-1], edges[1:]
+def _features(training: Training, part: Batch) -> torch.Tensor:
+    """Return the features (N, C) of the images of `part`; none, of which there still is a gradient, if it is empty."""
+    network, machine = training.network, training.machine
+    if not part.ids:
+        return torch.zeros(0, network.width, device=machine.device, requires_grad=True)
+    with machine.computing():
+        features = training.features(as_input(part, network.preprocessing, machine.device))
+    return features.float()
+
+
+def _edges(count: int, parts: int) -> list[int]:
+    """Return the edges (parts + 1) of the parts of nearly equal size that `count` images are divided into."""
+    edges: list[int] = np.linspace(0, count, parts + 1).round().astype(int).tolist()
+    return edges
 
 
 # ── The learning rate: a pure function of progress, so that a resumed run needs no state for it ─────────────────────

@@ -293,6 +293,11 @@ def epoch_steps(
     return [np.array_split(step, processes)[rank] for step in np.array_split(order, steps)]
 
 
+def share_sizes(count: int, processes: int) -> list[int]:
+    """Return how many of `count` images or landmarks each process gets: equally many up to one, the first ones more."""
+    return [count // processes + (rank < count % processes) for rank in range(processes)]
+
+
 def step_rows(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Return the images of all `steps` in one array, which is empty if there are none."""
     return np.concatenate([np.empty(0, dtype=np.int64), *steps])

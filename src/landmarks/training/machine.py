@@ -111,7 +111,8 @@ class Machine:
 
     def wait(self) -> None:
         """Wait until every process has reached this point."""
-        self.accelerator.wait_for_everyone()
+        with exchanging():
+            self.accelerator.wait_for_everyone()
 
     def summed(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of `tensor` over all processes; every process must call it.
@@ -120,10 +121,8 @@ class Machine:
         """
         if self.processes == 1:
             return tensor
-        try:
+        with exchanging():
             total: torch.Tensor = self.accelerator.reduce(tensor.to(self.device), "sum")
-        except RuntimeError as error:
-            raise lost_process_error(error) from error
         return total
 
     def fetch_steps(self, steps: torch.Tensor, clock: tuple[float, float], *, interrupted: bool) -> FetchedSteps:
@@ -153,7 +152,8 @@ class Machine:
             return value
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([value])[0]
+        with exchanging():
+            return broadcast_object_list([value])[0]
 
     def say(self, text: str) -> None:
         """Print one line, once for all processes."""
@@ -194,12 +194,18 @@ def benchmark_convolutions(machine: Machine, recipe: Recipe, steps: int) -> None
         machine.say(f"convolutions: the quickest algorithm is tried out for each, which pays in {steps:,} steps")
 
 
-def lost_process_error(error: RuntimeError) -> LandmarksError:
-    """Return the error for a failed exchange between processes (gloo: "Connection closed by peer")."""
-    return LandmarksError(
-        f"another process of this training is gone ({str(error).splitlines()[0]})",
-        way_out="run the same command again to go on, with any number of processes",
-    )
+@contextlib.contextmanager
+def exchanging() -> Iterator[None]:
+    """Raise `LandmarksError` for an exchange between processes that fails (gloo: "Connection closed by peer")."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise LandmarksError(
+            f"another process of this training is gone ({str(error).splitlines()[0]})",
+            way_out="run the same command again to go on, with any number of processes",
+        ) from error
 
 
 def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:

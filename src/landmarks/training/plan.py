@@ -35,6 +35,7 @@ from landmarks.training.machine import (
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.own_data import check_data
 from landmarks.training.recipe import Recipe, recipe_named
+from landmarks.training.split_head import numbers_elsewhere
 
 STEPS = 3
 """Timed steps; one before them is not timed."""
@@ -62,8 +63,8 @@ class Plan:
     """What a training will need; megabytes are 10⁶ bytes."""
 
     images: dict[str, int]  # per split
-    weights_mb: float  # of the network, running statistics included
-    optimizer_mb: float  # gradients and moments
+    weights_mb: float  # of the network, running statistics included, as each process holds them in validation
+    optimizer_mb: float  # gradients and moments; of a split head, those of one process
     activations_mb: float  # saved for the backward pass of one micro-batch
     memory_free_mb: float  # on the device, before the training
     micro_batch: int  # images per pass: the recipe's, or as many as fit
@@ -116,7 +117,8 @@ def plan(data: Place, *, recipe: Place | Recipe = "default", **settings: Any) ->
     set_memory_layout(network)
     weights_mb = sum(t.numel() * t.element_size() for t in network.state_dict().values()) / MB
     trained = sum(parameter.numel() for parameter in network.parameters())
-    optimizer_mb = 4 * trained * (1 + MOMENTS[chosen.optimizer]) / MB
+    own = trained - numbers_elsewhere(network.head, chosen, machine.processes)
+    optimizer_mb = 4 * own * (1 + MOMENTS[chosen.optimizer]) / MB
     try:
         first = _sample_batch(dataset, splits.train, network, chosen, IMAGES_FIRST)
         activations = activation_bytes(network, first, machine, checkpointing=chosen.gradient_checkpointing)

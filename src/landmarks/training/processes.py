@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from landmarks.dataset.manifest import Dataset
 from landmarks.models.network import Network
 from landmarks.training.loader import batches, epoch_steps, normalised, on_device
-from landmarks.training.machine import Machine, compute_in_parts, lost_process_error
+from landmarks.training.machine import Machine, compute_in_parts, exchanging
 
 BUCKET_BYTES = 25 * 2**20
 """Size of a bucket of gradients: few exchanges, the first of which still begins during the backward pass."""
@@ -38,6 +38,7 @@ class GradientSums:
 
     network: Network
     machine: Machine
+    own: torch.nn.Parameter | None = None  # of a split head: its gradient is complete, and not summed
     buckets: list[_Bucket] = field(default_factory=list)
     armed: bool = False
 
@@ -47,6 +48,8 @@ class GradientSums:
         bucket_of: dict[torch.nn.Parameter, _Bucket] = {}
         size = BUCKET_BYTES
         for parameter in reversed(list(self.network.parameters())):  # about the order in which gradients appear
+            if parameter is self.own:
+                continue
             if size >= BUCKET_BYTES:
                 self.buckets.append(_Bucket([]))
                 size = 0
@@ -68,8 +71,13 @@ class GradientSums:
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
-    def disarm(self) -> None:
-        """Stop sending, because the pass has failed."""
+    def disarm(self, *, together: bool = False) -> None:
+        """Stop sending, because the pass has failed: here or, with `together`, in some process.
+
+        Then all of them send the rest first, so that each gets what it waits for, and none of it counts.
+        """
+        if together and self.armed:
+            self.finish()
         self.armed = False
 
     def finish(self) -> None:
@@ -80,10 +88,8 @@ class GradientSums:
         self._send()
         for bucket in self.buckets:
             assert bucket.flat is not None
-            try:
+            with exchanging():
                 bucket.work.wait()
-            except RuntimeError as error:
-                raise lost_process_error(error) from error
             sums = torch.split(bucket.flat, [parameter.numel() for parameter in bucket.parameters])
             for parameter, total in zip(bucket.parameters, sums, strict=True):
                 assert parameter.grad is not None
@@ -100,10 +106,8 @@ class GradientSums:
                         parameter.grad = torch.zeros_like(parameter)
                 gradients = [parameter.grad for parameter in bucket.parameters if parameter.grad is not None]
                 bucket.flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-                try:
+                with exchanging():
                     bucket.work = torch.distributed.all_reduce(bucket.flat, async_op=True)
-                except RuntimeError as error:
-                    raise lost_process_error(error) from error
 
 
 class Statistics:

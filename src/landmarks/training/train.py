@@ -42,6 +42,7 @@ from landmarks.training.record import (
 )
 from landmarks.training.ridge import ridge_probe
 from landmarks.training.run import RECORD, Epoch, Run, open_run, write_run
+from landmarks.training.split_head import is_split, split_choice
 from landmarks.training.timing import LAYOUTS, choose_by_timing
 
 MACHINE = "machine.json"
@@ -147,6 +148,8 @@ def _train(dataset: Dataset, out: Path, recipe: Recipe) -> Run:
         if recipe.gradient_checkpointing:
             count = enable_gradient_checkpointing(network.backbone)
             choices.append(Choice("gradient checkpointing", f"{count} blocks", "asked for: less memory, slower steps"))
+        if is_split(network.head, recipe, machine.processes):
+            choices.append(split_choice(network.head, machine.processes))
         for choice in choices:
             machine.say(str(choice))
         benchmark_convolutions(machine, recipe, recipe.epochs * math.ceil(len(splits.train) / recipe.batch_size))
