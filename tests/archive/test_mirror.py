@@ -6,6 +6,9 @@ import base64
 import gzip
 import hashlib
 import pickle
+import shlex
+import shutil
+import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +19,12 @@ import pytest
 from faulty_server import Fault, Request, serving, weather
 from tar_mirror import HASTY, STALLING, make_mirror
 
+from landmarks.archive.fetch import fetch
+from landmarks.archive.locate import locate
 from landmarks.archive.mirror import Mirror, open_mirror
+from landmarks.archive.select import select
+from landmarks.dataset.importing import import_
+from landmarks.dataset.manifest import Dataset
 from landmarks.support import requests as patience
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.requests import AbsentError, MirrorError, RangesRefusedError, RefusedError, retry_after_seconds
@@ -58,6 +66,67 @@ def test_the_first_absent_md5_file_ends_the_list_and_others_behind_it_are_not_pa
     assert "md5.images_001.txt is not there: no TAR from there on is read" in capsys.readouterr().err
     with pytest.raises(AbsentError, match="no md5sum/index"):
         open_mirror(folder).tar_count("index")
+
+
+@pytest.fixture
+def unpacked(miniature: Path, tmp_path: Path) -> Path:
+    """The miniature as people have the archive: the TARs unpacked and deleted, the CSVs kept."""
+    place = tmp_path / "my archive"
+    for set in ("train", "test"):
+        with tarfile.open(miniature / set / "images_000.tar") as tar:
+            tar.extractall(place / set, filter="data")
+    for name in ("metadata", "ground_truth"):
+        shutil.copytree(miniature / name, place / name)
+    return place
+
+
+@pytest.mark.parametrize("given", ["", "train"])
+def test_an_unpacked_archive_is_told_as_what_it_is_with_the_command_that_takes_it(
+    miniature: Path, unpacked: Path, tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = select(miniature, tmp_path / "chosen.parquet")
+    told = []
+    for verb in (
+        lambda: fetch(chosen, tmp_path / "data", mirror=unpacked / given),
+        lambda: locate(unpacked / given, tmp_path / "index.parquet"),
+    ):
+        with pytest.raises(LandmarksError, match=r" holds the archive unpacked; received .*\.jpg; ") as raised:
+            verb()
+        told.append(str(raised.value))
+    if given:
+        with pytest.raises(LandmarksError) as raised:
+            select(unpacked / given, tmp_path / "other.parquet")
+        told.append(str(raised.value))
+        assert "did you mean" in told.pop()
+    else:
+        select(unpacked, tmp_path / "other.parquet")
+        told.append(capsys.readouterr().err)
+        assert "landmarks fetch cannot take these images from there: " in told[-1]
+    commands = {message.partition("landmarks import ")[2].partition(" makes a dataset")[0] for message in told}
+    assert len(commands) == 1
+    words = shlex.split(commands.pop())
+    data = import_(words[0], tmp_path / "data", copy=words[3] != "--by-reference")
+    assert set(data.images["image_id"]) <= set(chosen.images["image_id"])
+    again = fetch(select(data, tmp_path / "again.parquet", take=2), tmp_path / "taken")
+    assert isinstance(again, Dataset) and len(again.labels) == 2
+
+
+def test_the_unpacked_test_set_is_no_way_around_its_tars(unpacked: Path, tmp_path: Path) -> None:
+    with pytest.raises(LandmarksError, match=r"holds the archive unpacked; .*the test set is taken from its TARs"):
+        locate(unpacked, tmp_path / "index.parquet", set="test")
+
+
+def test_an_unpacked_archive_without_its_csv_is_told_where_to_bring_it(unpacked: Path, tmp_path: Path) -> None:
+    shutil.rmtree(unpacked / "metadata")
+    with pytest.raises(LandmarksError, match=r"has no metadata/train.csv, .*bring the archive's train.csv, .* to '.*'"):
+        select(unpacked, tmp_path / "chosen.parquet")
+
+
+def test_tars_that_lie_beside_what_was_unpacked_are_used(miniature: Path, unpacked: Path, tmp_path: Path) -> None:
+    for name in ("md5sum", "train"):
+        shutil.copytree(miniature / name, unpacked / name, dirs_exist_ok=True)
+    fetched = fetch(select(unpacked, tmp_path / "chosen.parquet"), tmp_path / "data")
+    assert isinstance(fetched, Dataset) and len(fetched.labels) == 6
 
 
 def test_an_md5_file_without_an_md5_is_named(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -243,7 +244,7 @@ def test_the_archives_own_folders_are_no_landmarks(tmp_path: Path, top: str) -> 
     for number in range(12):
         id = f"{number * 0x9E3779B97F4A7C15 & (2**64 - 1):016x}"
         put(tmp_path, f"{top}{id[0]}/{id[1]}/{id[2]}/{id}.jpg")
-    with pytest.raises(UsageError, match=r"first digits of images' ids.*landmarks select"):
+    with pytest.raises(UsageError, match=r"first digits of images' ids.*bring the archive's train.csv, .*train.csv; l"):
         list_source(tmp_path)
 
 
@@ -556,6 +557,29 @@ def test_ids_of_the_archive_are_found_in_the_folders_of_its_tars(folder: Path) -
     source = listed(folder, "id,url,landmark_id\n00cba0067c078490,http://example.org/x.jpg,27\n")
     assert rows(source) == [("00cba0067c078490.jpg", "27")]
     assert "in the folders of an id's first digits" in " ".join(source.remarks)
+
+
+@pytest.mark.parametrize("csv", ["", "train/", "metadata/"])
+@pytest.mark.parametrize("tar", ["", "images_007/"])
+def test_the_unpacked_archive_is_imported_by_the_command_that_its_folders_lead_to(
+    tmp_path: Path, csv: str, tar: str
+) -> None:
+    archive = tmp_path / "my archive"
+    ids = [f"{number * 0x9E3779B97F4A7C15 & (2**64 - 1):016x}" for number in range(12)]
+    put(archive, *(f"train/{tar}{id[0]}/{id[1]}/{id[2]}/{id}.jpg" for id in ids))
+    listed = archive / f"{csv}train.csv"
+    listed.parent.mkdir(exist_ok=True)
+    listed.write_text("id,url,landmark_id\n" + "".join(f"{id},http://x,27\n" for id in [*ids, "f" * 16]))
+    for folder in (archive, archive / "train"):
+        with pytest.raises(UsageError) as raised:
+            list_source(folder)
+        command = shlex.split(str(raised.value).partition("; landmarks ")[2].partition(" makes a dataset")[0])
+        assert (command[0], Path(command[1]), command[2:]) == ("import", listed, ["-o", "DATA", "--by-reference"])
+    source = list_source(listed)
+    assert sorted(image.path.stem for image in source.found) == sorted(ids)
+    assert {image.name for image in source.found} == {"27"}
+    assert source.rejected == [("f" * 16, "it is not among the images of the archive that are unpacked here")]
+    assert "12 paths were found in the folders of an id's first digits" in " ".join(source.remarks)
 
 
 def test_a_path_that_could_be_two_files_is_none(folder: Path) -> None:

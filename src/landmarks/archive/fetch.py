@@ -157,6 +157,8 @@ def fetch(
             note(f"{out} is complete already; nothing is fetched")
             return dataset
         _refuse_grown(out)
+        if (unpacked := order.mirror.unpacked(order.set)) is not None:
+            raise unpacked
         _claim_folder(out, order.digest, ids)
         plan = make_plan(template, ids, None if index is None else read_index(index), method)
         note(str(plan))

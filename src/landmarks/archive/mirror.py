@@ -22,6 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from landmarks.archive.csv_tables import SOLUTION, TRAIN, CsvTable
+from landmarks.dataset.unpacked_archive import unpacked_example, way_to_import
 from landmarks.support.console import note
 from landmarks.support.disk import remove_file, require_free_disk
 from landmarks.support.errors import LandmarksError, UsageError
@@ -107,6 +108,20 @@ class Mirror(RemoteFiles):
         write_record(record_file, {"place": self.place, "path": path, "size": size, "etag": etag}, verb="select")
         return copy
 
+    def unpacked(self, set: str) -> AbsentError | None:
+        """Return an error for a folder with images of the archive in place of a set's TARs, or None for any other."""
+        if self.root is None or any((self.root / set).glob("images_*.tar")):
+            return None
+        image = unpacked_example(self.root)
+        if image is None:
+            return None
+        return AbsentError(
+            f"{self.place} holds the archive unpacked",
+            received=image,
+            expected=f"TARs, such as {self._name(tar_path(set, 0))}, with their MD5 files",
+            way_out=way_to_import(self.root if set == "train" else self.root / set),
+        )
+
     def _md5_list(self, set: str) -> list[str]:
         if set not in self._md5:
             self._md5[set] = self._read_md5_list(set)
@@ -120,6 +135,8 @@ class Mirror(RemoteFiles):
             answers = self._pool.map(functools.partial(self._published_md5, set), tars)
             for md5 in answers:
                 if md5 is None and not found:
+                    if (unpacked := self.unpacked(set)) is not None:
+                        raise unpacked
                     raise AbsentError(
                         f"{self.place} has no {_md5_path(set, 0)}",
                         way_out="is it a mirror of the archive, with md5sum/, metadata/ and the set's TARs?",
@@ -184,6 +201,8 @@ class MirrorCsvs:
         root = self.mirror.root
         if root is not None and (root.parent / table.path).is_file():
             way_out = f"did you mean {root.parent}?"
+        elif root is not None and unpacked_example(root) is not None:
+            way_out = way_to_import(root if table is TRAIN else root / "test")
         elif table in (TRAIN, SOLUTION):
             way_out = "is it a mirror of the archive? images of your own become a dataset with: landmarks import"
         raise LandmarksError(f"{self.place} has no {table.path}, which {why}", way_out=way_out)

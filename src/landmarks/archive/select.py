@@ -169,6 +169,8 @@ def select(
             digests=json.dumps(csvs.digests()),
             landmarks=len(chosen),
         )
+        if (unpacked := csvs.mirror.unpacked(set)) is not None:
+            note(f"landmarks fetch cannot take these images from there: {unpacked}")
     return selection
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 import unicodedata
@@ -17,6 +18,7 @@ import polars as pl
 from landmarks.dataset.formats import kind_of_file
 from landmarks.dataset.sources import SUFFIXES, folders_in
 from landmarks.dataset.spelling import column_key
+from landmarks.dataset.unpacked_archive import UnpackedArchive
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError
 from landmarks.support.systems import decode_text, readable
@@ -197,6 +199,10 @@ class ListedFiles:
     _names: dict[Path, dict[str, list[str]]] = field(default_factory=dict)  # folder → key → names in it
     _siblings: list[Path] | None = None  # folders beside the CSV
 
+    @functools.cached_property
+    def _unpacked(self) -> UnpackedArchive:
+        return UnpackedArchive(self.folder)
+
     def find(self, text: str) -> tuple[Path | None, str]:
         """Return the file, or None and why there is none."""
         try:
@@ -224,10 +230,9 @@ class ListedFiles:
         found = self._below(Path("/") if text.strip().startswith("/") else self.folder, steps)
         if found is not None and _is_file(found):
             return found, ""
-        if re.fullmatch(_ARCHIVE_ID, text.strip()):
-            unpacked = self.folder.joinpath(*text.strip()[:3], f"{text.strip()[:16]}.jpg")
-            if _is_file(unpacked):
-                return unpacked, ""
+        if re.fullmatch(_ARCHIVE_ID, text.strip()) and self._unpacked.folders:
+            unpacked = self._unpacked.find(text.strip()[:16])
+            return unpacked, "" if unpacked else "it is not among the images of the archive that are unpacked here"
         return None, f"there is no such file{self._nearby(text, steps)}"
 
     def _below(self, folder: Path, steps: list[str]) -> Path | None:

@@ -43,6 +43,7 @@ from landmarks.dataset.spelling import (
     words_of,
 )
 from landmarks.dataset.unpack import unpacked_labels
+from landmarks.dataset.unpacked_archive import way_to_import
 from landmarks.support.console import plural
 from landmarks.support.errors import LandmarksError, UsageError, did_you_mean
 from landmarks.support.places import as_given
@@ -121,8 +122,7 @@ def _refuse_id_folders(source: Path, images: Sequence[Steps]) -> None:
         raise UsageError(
             f"the folders in {source} are the first digits of images' ids, as in the archive's TARs: no landmarks",
             received="/".join(spelled[0]),
-            way_out="landmarks select and fetch take images out of the TARs; or put the archive's train.csv, which"
-            " knows what they show, into the folder that holds 0 to f, and import that",
+            way_out=way_to_import(source),
         )
 
 
