@@ -16,7 +16,6 @@ from landmarks.dataset.division import extend_division, read_division, with_grou
 from landmarks.dataset.groups import group_images
 from landmarks.dataset.manifest import (
     IMAGES,
-    LABELS,
     REJECTED,
     Dataset,
     effective_corrections,
@@ -25,7 +24,7 @@ from landmarks.dataset.manifest import (
     with_corrections,
     write_dataset,
 )
-from landmarks.dataset.naming import ARCHIVE_IDS
+from landmarks.dataset.naming import ARCHIVE_IDS, labels_of
 from landmarks.dataset.split import note_division
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
@@ -138,11 +137,8 @@ def _labels(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
     for name in ("name", "category"):
         if name not in known.columns:
             known = known.with_columns(pl.lit(None, pl.String).alias(name))
-    counts = known.join(kept.select("image_id"), on="image_id", how="semi").group_by("landmark_id").agg(images=pl.len())
-    labels = known.group_by("landmark_id").agg(pl.col("name", "category").drop_nulls().first())
-    labels = labels.join(counts, on="landmark_id", how="left").sort("landmark_id").with_row_index("label")
-    name_or_id = pl.coalesce("name", pl.col("landmark_id").cast(pl.String)).alias("name")
-    return labels.with_columns(name_or_id, pl.col("images").fill_null(0)).select(list(LABELS))
+    landmarks = known.group_by("landmark_id").agg(pl.col("name", "category").drop_nulls().first())
+    return labels_of(landmarks, known.join(kept.select("image_id"), on="image_id", how="semi"))
 
 
 def _rejected(

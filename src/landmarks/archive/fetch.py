@@ -6,7 +6,6 @@ Images selected from a dataset are taken from that dataset instead, as they are.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import threading
@@ -40,8 +39,8 @@ from landmarks.dataset.groups import HASH_FORM
 from landmarks.dataset.images import STORED_FORM
 from landmarks.dataset.joining import add as add_images
 from landmarks.dataset.joining import already_added, gather, ready_folder
-from landmarks.dataset.manifest import LABELS, REJECTED, Dataset
-from landmarks.dataset.naming import identified_by
+from landmarks.dataset.manifest import REJECTED, Dataset, digest_of_rows
+from landmarks.dataset.naming import identified_by, labels_of
 from landmarks.dataset.storing import UNFINISHED, finished_dataset
 from landmarks.dataset.uniting import United
 from landmarks.support.console import note, plural, progress
@@ -216,20 +215,17 @@ def _read_order(path: Path, mirror: Place | Mirror | None, max_side: int) -> Ord
     if source is None:
         raise UsageError(f"{path} does not say which mirror it was made from", way_out="name it with --mirror")
     set = metadata.get("set", "train")
-    digest = digest_of(_digest_of_rows(images), set, max_side)
+    digest = digest_of(_digest_of_selection(images), set, max_side)
     return Order(images, metadata, set, open_mirror(source), max_side, digest)
 
 
-def _digest_of_rows(images: pl.DataFrame) -> str:
+def _digest_of_selection(images: pl.DataFrame) -> str:
     """Return a digest of a selection's rows, which is the same for files of any version; 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=16)
     columns = [pl.col(name) if name in images.columns else pl.lit(None).alias(name) for name in DIGEST_COLUMNS]
     table = images.select(columns).with_columns(
         pl.col("landmarks").cast(pl.List(pl.Int64)).list.eval(pl.element().cast(pl.String)).list.join(" ")
     )
-    for rows in table.sort("image_id").iter_slices(100_000):  # the CSV of all rows would take too much memory
-        digest.update(rows.write_csv(include_header=False).encode())
-    return digest.hexdigest()
+    return digest_of_rows(table.sort("image_id"))
 
 
 def _claim_folder(out: Path, digest: str, ids: np.ndarray[Any, Any]) -> None:
@@ -385,8 +381,5 @@ def _landmarks_of(chosen: pl.DataFrame) -> pl.DataFrame:
 def _labels_of(images: pl.DataFrame, chosen: pl.DataFrame, data: Dataset) -> pl.DataFrame:
     """Return a label for each selected landmark, with its name in the dataset."""
     ids = chosen.select("landmark_id").drop_nulls().unique()
-    counts = images.group_by("landmark_id").agg(images=pl.len())
-    labels = ids.join(data.labels.select("landmark_id", "name", "category"), on="landmark_id", how="left")
-    labels = labels.join(counts, on="landmark_id", how="left").sort("landmark_id").with_row_index("label")
-    name = pl.coalesce("name", pl.col("landmark_id").cast(pl.String)).alias("name")
-    return labels.with_columns(name, pl.col("images").fill_null(0)).select(list(LABELS))
+    landmarks = ids.join(data.labels.select("landmark_id", "name", "category"), on="landmark_id", how="left")
+    return labels_of(landmarks, images)

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import io
 import logging
@@ -195,6 +196,11 @@ def encode(image: np.ndarray[Any, Any], quality: int = 92) -> bytes:
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420")
     )
+
+
+def data_uri(jpeg: bytes) -> str:
+    """Return JPEG bytes as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def _is_jpeg(data: bytes) -> bool:

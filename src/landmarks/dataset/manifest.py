@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import json
@@ -312,9 +311,14 @@ def _with_schema(table: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
     return table.select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
-def _digest_of_rows(images: pl.DataFrame) -> str:
-    digest = hashlib.blake2b(digest_size=16)  # slice by slice: as text, millions of rows are gigabytes
-    for rows in images.select("image_id", "landmark_id", "length", "width", "height").iter_slices(100_000):
+DIGESTED = ("image_id", "landmark_id", "length", "width", "height")
+"""Columns of `images.parquet` whose values are in a dataset's digest."""
+
+
+def digest_of_rows(table: pl.DataFrame) -> str:
+    """Return a digest of a table's rows, 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows in table.iter_slices(100_000):  # as text, millions of rows are gigabytes
         digest.update(rows.write_csv(include_header=False).encode())
     return digest.hexdigest()
 
@@ -349,7 +353,7 @@ def write_dataset(
     write_table(folder / "rejected.parquet", rejected)
     if split is not None:
         write_table(folder / SPLIT_FILE, _with_schema(split[0], SPLIT).sort("image_id"), **split[1])
-    digest = digest_of(_digest_of_rows(images), labels["landmark_id"].to_list())
+    digest = digest_of(digest_of_rows(images.select(DIGESTED)), labels["landmark_id"].to_list())
     counts = {"images": len(images), "landmarks": len(labels), "rejected": len(rejected)}
     write_record(folder / "dataset.json", {**record, **counts, "digest": digest}, verb=verb, inputs=inputs)
     return open_dataset(folder)
@@ -380,7 +384,7 @@ def _as_html(dataset: Dataset) -> str:
 
 
 def _figure(dataset: Dataset, row: Mapping[str, Any]) -> str:
-    from landmarks.dataset.images import ImageError, decode, encode, shrink
+    from landmarks.dataset.images import ImageError, data_uri, decode, encode, shrink
     from landmarks.dataset.shards import ImageReader  # opens datasets itself
 
     (name,) = dataset.names_of([row["label"]])
@@ -389,8 +393,7 @@ def _figure(dataset: Dataset, row: Mapping[str, Any]) -> str:
         small = encode(shrink(decode(data, min_side=SHOWN_SIDE), SHOWN_SIDE), quality=80)
     except (ImageError, OSError) as error:
         return f"<p>{escape(name)}: {escape(str(error))}</p>"
-    source = f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
     return (
         '<figure style="display:inline-block;margin:4px;text-align:center">'
-        f'<img src="{source}" alt="{escape(name)}"><figcaption>{escape(name)}</figcaption></figure>'
+        f'<img src="{data_uri(small)}" alt="{escape(name)}"><figcaption>{escape(name)}</figcaption></figure>'
     )

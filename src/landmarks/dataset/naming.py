@@ -96,6 +96,17 @@ def landmarks_of(labels: pl.DataFrame) -> list[Landmark]:
     ]
 
 
+def labels_of(landmarks: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
+    """Return the table of labels of `landmarks` (landmark_id, name, category), with the number of their `images`.
+
+    A landmark without a name is called by its id.
+    """
+    counts = images.group_by("landmark_id").agg(images=pl.len())
+    labels = landmarks.join(counts, on="landmark_id", how="left").sort("landmark_id").with_row_index("label")
+    name = pl.coalesce("name", pl.col("landmark_id").cast(pl.String)).alias("name")
+    return labels.with_columns(name, pl.col("images").fill_null(0)).select(list(LABELS))
+
+
 def landmarks_by_name(names: Iterable[str], listed: dict[str, Landmark] | None = None) -> dict[str, Landmark]:
     """Return name → landmark for a folder or CSV that is imported without earlier labels.
 

@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.dataset.copies import find_copies
-from landmarks.dataset.images import ImageError, decode, encode, shrink
+from landmarks.dataset.images import ImageError, data_uri, decode, encode, shrink
 from landmarks.dataset.manifest import Dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.dataset.sketches import kept_sketches
@@ -251,7 +251,7 @@ def _data_url(reader: ImageReader, row: dict[str, Any]) -> str:
         )
     except (ImageError, LandmarksError, OSError):
         return "data:,"
-    return f"data:image/jpeg;base64,{base64.b64encode(encode(image, 80)).decode()}"
+    return data_uri(encode(image, 80))
 
 
 def _digest(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from landmarks.dataset.images import ImageError, decode, encode, shrink
+from landmarks.dataset.images import ImageError, data_uri, decode, encode, shrink
 from landmarks.support.systems import printable
 
 NOT_KNOWN = "not a landmark I know"
@@ -200,7 +199,7 @@ def _file_html(path: str) -> str:
 
 
 def _img(jpeg: bytes) -> str:
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
+    return f'<img alt="" src="{data_uri(jpeg)}">'
 
 
 # ── Known or unknown: the scores, by their names in the literature ──────────────────────────────────────────────────

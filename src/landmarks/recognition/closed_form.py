@@ -124,16 +124,22 @@ def memory_of(
     rows = slice(None, None, max(1, len(validation.labels) * classes // MAX_NUMBERS))
     directions, truth = validation.images[rows], validation.labels[rows]
     discriminant = discriminant_of(moments).scores(directions)
-    scale = fitted_scale(discriminant, truth)
     if neighbourhood is None:
-        return Memory(moments, validation, None, Weights(1 / scale, 0.0))
-    densities = neighbourhood.log_densities(directions, classes)
-    density, logs = fitted_scale(densities, truth), log_softmax(discriminant / scale, axis=1)
-    fits = {share: fit_scale(logs + share * densities / density, truth) for share in DENSITY_SHARES}
+        return Memory(moments, validation, None, Weights(1 / fitted_scale(discriminant, truth), 0.0))
+    weights = best_weights(discriminant, neighbourhood.log_densities(directions, classes), truth)
+    return Memory(moments, validation, neighbourhood if weights.density else None, weights)
+
+
+def best_weights(
+    discriminant: NDArray[np.floating], densities: NDArray[np.floating], labels: NDArray[np.integer]
+) -> Weights:
+    """Return the weights of both scores `(V, K)` of the images with `labels` `(V,)`, as `memory_of` chooses them."""
+    scale, width = fitted_scale(discriminant, labels), fitted_scale(densities, labels)
+    logs = log_softmax(discriminant / scale, axis=1)
+    fits = {share: fit_scale(logs + share * densities / width, labels) for share in DENSITY_SHARES}
     share = min(fits, key=lambda candidate: fits[candidate].loss)
     total_scale = fits[share].scale
-    weights = Weights(1 / scale / total_scale, share / density / total_scale)
-    return Memory(moments, validation, neighbourhood if share else None, weights)
+    return Weights(1 / scale / total_scale, share / width / total_scale)
 
 
 # ── The density of remembered images ────────────────────────────────────────────────────────────────────────────────

@@ -35,10 +35,10 @@ from torch.nn import functional
 from landmarks.recognition.answers import CONTRAST, KNN, KNN_UNKNOWN, MAHALANOBIS, WITH_UNKNOWN
 from landmarks.recognition.closed_form import (
     CONCENTRATION,
-    DENSITY_SHARES,
     LEAST,
     Neighbourhood,
     Weights,
+    best_weights,
     neighbourhood_of,
 )
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH, Gallery, centre_of_unknown, ensure_gallery, sample
@@ -49,7 +49,7 @@ from landmarks.recognition.vectors import Directions, members_of
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import digest_of, held
-from landmarks.training.discriminant import MAX_LOST_SHARE, MAX_OFFSET, Validation, class_moments, fit_scale, within_of
+from landmarks.training.discriminant import MAX_LOST_SHARE, MAX_OFFSET, Validation, class_moments, within_of
 from landmarks.training.own_data import find_own_dataset, images_seen
 from landmarks.training.run import Run
 
@@ -262,7 +262,7 @@ def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Lea
     whitened = validation.images.astype(np.float64) @ axes - near.origin
     discriminant = whitened @ centres.T + bias
     densities = near.log_densities(validation.images, classes)
-    weights = _weights(discriminant, densities, validation.labels)
+    weights = best_weights(discriminant, densities, validation.labels)
     scores = weights.discriminant * discriminant + weights.density * densities
     logs = validation.logs.astype(np.float64)
     mean = np.logaddexp(log_softmax(logs, axis=1), log_softmax(scores, axis=1)) - np.log(2)
@@ -287,18 +287,6 @@ def learning_from(gallery: Gallery, validation: Validation, classes: int) -> Lea
         "others": packed(unknown),
     }
     return Learning(near, centres.astype(np.float32), bias.astype(np.float32), weights, record)
-
-
-def _weights(
-    discriminant: NDArray[np.floating], densities: NDArray[np.floating], labels: NDArray[np.integer]
-) -> Weights:
-    """Return the weights of both scores, chosen as in `closed_form.memory_of`."""
-    scale, width = fit_scale(discriminant, labels).scale, fit_scale(densities, labels).scale
-    logs = log_softmax(discriminant / scale, axis=1)
-    fits = {share: fit_scale(logs + share * densities / width, labels) for share in DENSITY_SHARES}
-    share = min(fits, key=lambda candidate: fits[candidate].loss)
-    total_scale = fits[share].scale
-    return Weights(1 / scale / total_scale, share / width / total_scale)
 
 
 class LearningScores(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from landmarks.dataset.images import decode, encode, shrink
+from landmarks.dataset.images import data_uri, decode, encode, shrink
 from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
 from landmarks.reporting.report_tables import confused_pairs
@@ -236,8 +235,3 @@ def panel_uri(path: Path) -> str:
     except (LandmarksError, OSError):
         return ""
     return data_uri(encode(image, quality=82))
-
-
-def data_uri(jpeg: bytes) -> str:
-    """Return JPEG bytes as a data URI."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
