@@ -24,7 +24,7 @@ from landmarks.dataset.manifest import (
     with_corrections,
     write_dataset,
 )
-from landmarks.dataset.naming import ARCHIVE_IDS, labels_of
+from landmarks.dataset.naming import ARCHIVE_IDS, counted_labels
 from landmarks.dataset.split import note_division
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError
@@ -138,7 +138,7 @@ def _labels(kept: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
         if name not in known.columns:
             known = known.with_columns(pl.lit(None, pl.String).alias(name))
     landmarks = known.group_by("landmark_id").agg(pl.col("name", "category").drop_nulls().first())
-    return labels_of(landmarks, known.join(kept.select("image_id"), on="image_id", how="semi"))
+    return counted_labels(landmarks, known.join(kept.select("image_id"), on="image_id", how="semi"))
 
 
 def _rejected(

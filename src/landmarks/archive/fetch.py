@@ -40,7 +40,7 @@ from landmarks.dataset.images import STORED_FORM
 from landmarks.dataset.joining import add as add_images
 from landmarks.dataset.joining import already_added, gather, ready_folder
 from landmarks.dataset.manifest import REJECTED, Dataset, digest_of_rows
-from landmarks.dataset.naming import identified_by, labels_of
+from landmarks.dataset.naming import counted_labels, identified_by
 from landmarks.dataset.storing import UNFINISHED, finished_dataset
 from landmarks.dataset.uniting import United
 from landmarks.support.console import note, plural, progress
@@ -382,4 +382,4 @@ def _labels_of(images: pl.DataFrame, chosen: pl.DataFrame, data: Dataset) -> pl.
     """Return a label for each selected landmark, with its name in the dataset."""
     ids = chosen.select("landmark_id").drop_nulls().unique()
     landmarks = ids.join(data.labels.select("landmark_id", "name", "category"), on="landmark_id", how="left")
-    return labels_of(landmarks, images)
+    return counted_labels(landmarks, images)

@@ -72,7 +72,7 @@ CORRECTIONS: dict[str, Any] = {
     "csv": pl.String,  # digest of the CSV that holds the decision
     "removed": pl.Boolean,  # whether the image is left out of the dataset; missing in tables of earlier versions
 }
-"""Columns of `corrections.parquet`, sorted by id; see `corrections.py`."""
+"""Columns of `corrections.parquet`, sorted by id; see `split.py`."""
 
 CORRECTIONS_FILE = "corrections.parquet"
 

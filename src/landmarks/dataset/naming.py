@@ -96,7 +96,7 @@ def landmarks_of(labels: pl.DataFrame) -> list[Landmark]:
     ]
 
 
-def labels_of(landmarks: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
+def counted_labels(landmarks: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
     """Return the table of labels of `landmarks` (landmark_id, name, category), with the number of their `images`.
 
     A landmark without a name is called by its id.

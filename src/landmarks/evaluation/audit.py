@@ -19,10 +19,10 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from landmarks.dataset.corrections import decisions_in
 from landmarks.dataset.images import ImageError, decode, shrink
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.dataset.shards import ImageReader
+from landmarks.dataset.split import decisions_in
 from landmarks.evaluation.doubts import (
     COPIES_FOUND,
     DOUBTS,
