@@ -68,6 +68,48 @@ def test_the_first_absent_md5_file_ends_the_list_and_others_behind_it_are_not_pa
         open_mirror(folder).tar_count("index")
 
 
+@pytest.mark.parametrize(
+    ("lost", "status"), [("md5.images_000.txt", 404), ("md5.images_001.txt", 404), ("md5.images_001.txt", 403)]
+)
+def test_an_md5_file_that_is_missing_for_a_moment_ends_no_list(
+    folder: Path, lost: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(request: Request) -> Fault | None:
+        return Fault(status=status) if request.path.endswith(lost) and request.again < 2 else None
+
+    with serving(folder, plan) as server:
+        assert open_mirror(server.address, patience=HASTY).tar_count("train") == 3
+    assert f"/md5sum/train/{lost} was not there at first, and is now" in capsys.readouterr().err
+
+
+def test_an_md5_file_that_stays_missing_is_asked_for_as_often_as_patience_has_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "md5sum/train/md5.images_001.txt").unlink()
+    with serving(folder) as server:
+        assert open_mirror(server.address, patience=HASTY).tar_count("train") == 1
+        asked = [request.path for request in server.requests]
+    assert asked.count("md5sum/train/md5.images_001.txt") == HASTY.tries
+    assert asked.count("md5sum/train/md5.images_003.txt") == 1  # nothing follows it
+    assert "md5.images_001.txt is not there: no TAR from there on is read" in capsys.readouterr().err
+
+
+def test_an_md5_file_that_is_missing_at_the_end_of_a_batch_is_asked_for_again(tmp_path: Path) -> None:
+    for number in range(40):
+        path = tmp_path / f"md5sum/train/md5.images_{number:03d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{number:032x}  images_{number:03d}.tar\n")
+
+    def plan(request: Request) -> Fault | None:
+        return Fault(status=404) if request.path.endswith("md5.images_031.txt") and not request.again else None
+
+    with serving(tmp_path, plan) as server:
+        mirror = open_mirror(server.address, patience=HASTY)
+        assert [mirror.md5("train", tar) for tar in range(mirror.tar_count("train"))] == [
+            f"{n:032x}" for n in range(40)
+        ]
+
+
 @pytest.fixture
 def unpacked(miniature: Path, tmp_path: Path) -> Path:
     """The miniature as people have the archive: the TARs unpacked and deleted, the CSVs kept."""

@@ -128,26 +128,51 @@ class Mirror(RemoteFiles):
         return self._md5[set]
 
     def _read_md5_list(self, set: str) -> list[str]:
+        """Return the MD5s of a set's TARs, up to the first that is missing.
+
+        One that is missing in front of others is asked for again, like any request that may have failed for a moment:
+        a list that ends too early would be a dataset that lacks images.
+        """
         found: list[str] = []
-        batch = 32  # requests at once, since a set has hundreds of TARs
-        for first in range(0, MAX_TARS, batch):
-            tars = range(first, min(first + batch, MAX_TARS))
-            answers = self._pool.map(functools.partial(self._published_md5, set), tars)
-            for md5 in answers:
-                if md5 is None and not found:
-                    if (unpacked := self.unpacked(set)) is not None:
-                        raise unpacked
-                    raise AbsentError(
-                        f"{self.place} has no {_md5_path(set, 0)}",
-                        way_out="is it a mirror of the archive, with md5sum/, metadata/ and the set's TARs?",
-                    )
-                if md5 is None:
-                    with contextlib.suppress(LandmarksError):
-                        if any(later is not None for later in answers):
-                            note(f"{self._name(_md5_path(set, len(found)))} is not there: no TAR from there on is read")
-                    return found
+        answers: list[str | None] = []
+        while len(found) < MAX_TARS:
+            answers += self._published_md5s(set, len(answers))
+            while len(found) < len(answers) and (md5 := answers[len(found)]) is not None:
                 found.append(md5)
+            if len(found) == len(answers):
+                continue
+            more: list[str | None] = []
+            with contextlib.suppress(LandmarksError):
+                more = self._published_md5s(set, len(answers))
+            answers += more
+            in_front_of_others = any(later is not None for later in answers[len(found) :])
+            if in_front_of_others and (md5 := self._md5_after_all(set, len(found))) is not None:
+                answers[len(found)] = md5
+                continue
+            if not found:
+                raise self.unpacked(set) or AbsentError(
+                    f"{self.place} has no {_md5_path(set, 0)}",
+                    way_out="is it a mirror of the archive, with md5sum/, metadata/ and the set's TARs?",
+                )
+            if in_front_of_others:
+                note(f"{self._name(_md5_path(set, len(found)))} is not there: no TAR from there on is read")
+            break
         return found
+
+    def _published_md5s(self, set: str, first: int) -> list[str | None]:
+        """Return the MD5s of some TARs from number `first`, asked for at once, since a set has hundreds of them."""
+        return list(
+            self._pool.map(functools.partial(self._published_md5, set), range(first, min(first + 32, MAX_TARS)))
+        )
+
+    def _md5_after_all(self, set: str, tar: int) -> str | None:
+        """Ask again, after waits, for an MD5 file that was missing; return the MD5, with a note, or None."""
+        for tried in range(1, self.host.patience.tries if self.root is None else 1):
+            self.host.rest(tried)
+            if (md5 := self._published_md5(set, tar)) is not None:
+                note(f"{self._name(_md5_path(set, tar))} was not there at first, and is now")
+                return md5
+        return None
 
     def _published_md5(self, set: str, tar: int) -> str | None:
         path = _md5_path(set, tar)

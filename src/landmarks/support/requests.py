@@ -127,8 +127,7 @@ class Host:
         if tried == NOTED_TRY and not self._noted:  # once: a request of every worker may fail at the same time
             self._noted = True
             note(f"{what}: {reason_of(error)}; it is tried again, up to {self.patience.tries} times")
-        longest = min(self.patience.longest_wait, self.patience.first_wait * 2 ** (tried - 1))
-        seconds = longest * random.uniform(0.5, 1.0)  # random, so that workers do not all retry at once
+        seconds = self._seconds_before_try(tried + 1)
         if _status(error) not in _BUSY:
             time.sleep(seconds)
             return
@@ -142,6 +141,15 @@ class Host:
                     way_out="run the same command again later",
                 ) from error
             self._not_before = time.monotonic() + max(pause, seconds)
+
+    def rest(self, tried: int) -> None:
+        """Wait as after failure number `tried` of a request, before a successful answer is asked for again."""
+        self.retries += 1
+        time.sleep(self._seconds_before_try(tried + 1))
+
+    def _seconds_before_try(self, number: int) -> float:
+        longest = min(self.patience.longest_wait, self.patience.first_wait * 2.0 ** (number - 2))
+        return longest * random.uniform(0.5, 1.0)  # random, so that workers do not all retry at once
 
     def _wait_out_the_pause(self) -> None:
         while (seconds := self._not_before - time.monotonic()) > 0:
