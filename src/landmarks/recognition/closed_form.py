@@ -23,16 +23,16 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, load_file, save_file
+from safetensors.numpy import load, load_file
 from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.nn import functional
 
-from landmarks.recognition.gallery import Gallery, sample
+from landmarks.recognition.gallery import Gallery, sample, save_arrays
 from landmarks.recognition.learned import Learned
 from landmarks.recognition.vectors import members_of
 from landmarks.support.errors import LandmarksError
-from landmarks.support.files import digest_of, written_whole
+from landmarks.support.files import digest_of
 from landmarks.training.discriminant import (
     ClassMoments,
     Discriminant,
@@ -306,9 +306,7 @@ def write_memory(folder: Path, memory: Memory, model: str) -> None:
     arrays["weights"] = np.array([memory.weights.discriminant, memory.weights.density])
     if (near := memory.neighbourhood) is not None:
         arrays |= {"axes": near.axes, "origin": near.origin, "near_images": near.images, "near_labels": near.labels}
-    arrays["model"] = np.frombuffer(model.encode(), dtype=np.uint8)
-    with written_whole(folder / MEMORY) as aside:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
+    save_arrays(folder / MEMORY, arrays, model=model)
 
 
 def read_learned(folder: Path, model: str) -> Learned:
@@ -333,6 +331,4 @@ def write_learned(folder: Path, learned: Learned, model: str) -> None:
     """Write the learned landmarks of a run atomically."""
     record = {"model": model, "names": learned.names, "landmark_ids": learned.landmark_ids}
     arrays: dict[str, NDArray[Any]] = {"images": learned.images, "places": learned.places}
-    arrays["about"] = np.frombuffer(json.dumps(record, ensure_ascii=False).encode(), dtype=np.uint8)
-    with written_whole(folder / LEARNED) as aside:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
+    save_arrays(folder / LEARNED, arrays, about=json.dumps(record, ensure_ascii=False))

@@ -9,7 +9,7 @@ chosen on, in a separate file beside the gallery. When a run is evaluated on the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +105,8 @@ def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int
     values = _directions_of_images(network, dataset, chosen, batch_size) if kept is None else _directions_of(kept)
     digest = digest_of(run.digest, chosen["image_id"].to_list())
     gallery = make_gallery(values, chosen["run_label"].cast(pl.Int64).to_numpy(), digest)
-    _save(run.folder / FILE, gallery, run.digest)
+    arrays = {name: getattr(gallery, name) for name in ARRAYS}
+    save_arrays(run.folder / FILE, arrays, model=run.digest, digest=gallery.digest)
     return gallery
 
 
@@ -146,10 +147,10 @@ def _directions_of(features: Rows) -> NDArray[np.float16]:
     return values
 
 
-def _save(path: Path, gallery: Gallery, model: str) -> None:
-    tensors = {name: np.ascontiguousarray(getattr(gallery, name)) for name in ARRAYS}
-    for name, text in {"model": model, "digest": gallery.digest}.items():
-        tensors[name] = np.frombuffer(text.encode(), dtype=np.uint8)
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], **texts: str) -> None:
+    """Write arrays, and texts as their bytes, to a safetensors file, atomically."""
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    tensors |= {name: np.frombuffer(text.encode(), dtype=np.uint8) for name, text in texts.items()}
     with written_whole(path) as aside:
         save_file(tensors, aside)
 
@@ -352,8 +353,5 @@ def read_unknown(folder: Path, model: str, width: int) -> UnknownImages | None:
 
 def write_unknown(folder: Path, unknown: UnknownImages, model: str) -> None:
     """Write the unknown images of a run atomically."""
-    record = json.dumps({"model": model, "keys": unknown.keys}, ensure_ascii=False).encode()
-    arrays: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(unknown.images)}
-    arrays["about"] = np.frombuffer(record, dtype=np.uint8)
-    with written_whole(folder / UNKNOWN_FILE) as aside:
-        save_file(arrays, aside)
+    record = {"model": model, "keys": unknown.keys}
+    save_arrays(folder / UNKNOWN_FILE, {"images": unknown.images}, about=json.dumps(record, ensure_ascii=False))

@@ -32,6 +32,7 @@ NAMED_CELLS = 40
 """Landmarks up to which a confusion matrix names its rows and columns."""
 
 _PERCENT = alt.Axis(format=".0%")
+_NAMES = alt.Axis(labelColor=INK, ticks=False, labelPadding=8)
 _DESCRIPTION = alt.Description("description:N")  # as a string, altair takes long to parse it
 
 
@@ -195,15 +196,9 @@ def landmark_bars(frame: pl.DataFrame, color: str = RIGHT) -> Any:
     """
     names = frame["name"].to_list()
     base = alt.Chart(_data(frame)).encode(
-        y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelColor=INK, ticks=False, labelPadding=8)),
-        description=_DESCRIPTION,
+        y=alt.Y("name:N", sort=names, title=None, axis=_NAMES), description=_DESCRIPTION
     )
-    scale = alt.Scale(domain=[0, 1])
-    rules = base.mark_rule(strokeWidth=6, opacity=0.28, color=color, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=scale, title="accuracy and its 95 % interval", axis=_PERCENT), x2=alt.X2("high:Q")
-    )
-    dots = base.mark_circle(size=90, opacity=1, color=color).encode(x=alt.X("accuracy:Q", scale=scale))
-    return _fitted(alt.layer(rules, dots), height=70 + 24 * len(names))
+    return _dots_on_intervals(base, "accuracy and its 95 % interval", height=70 + 24 * len(names), color=color)
 
 
 def protocols_chart(frame: pl.DataFrame) -> Any:
@@ -214,21 +209,25 @@ def protocols_chart(frame: pl.DataFrame) -> Any:
     networks = frame["network"].unique(maintain_order=True).to_list()
     series = frame["series"].unique(maintain_order=True).to_list()
     base = alt.Chart(_data(frame)).encode(
-        y=alt.Y("network:N", sort=networks, title=None, axis=alt.Axis(labelColor=INK, ticks=False, labelPadding=8)),
+        y=alt.Y("network:N", sort=networks, title=None, axis=_NAMES),
         yOffset=alt.YOffset("series:N", sort=series),
         color=alt.Color(
-            "series:N",
-            scale=alt.Scale(domain=series, range=list(SERIES)),
-            legend=alt.Legend(symbolOpacity=1),
+            "series:N", scale=alt.Scale(domain=series, range=list(SERIES)), legend=alt.Legend(symbolOpacity=1)
         ),
         description=_DESCRIPTION,
     )
+    height = 100 + 20 * len(networks) * len(series)
+    return _dots_on_intervals(base, "test accuracy and its 95 % interval", height=height)
+
+
+def _dots_on_intervals(base: Any, title: str, *, height: int, **mark: Any) -> Any:
+    """Return the accuracies of `base` as dots on their intervals; `mark` are properties of both."""
     scale = alt.Scale(domain=[0, 1])
-    rules = base.mark_rule(strokeWidth=6, opacity=0.28, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=scale, title="test accuracy and its 95 % interval", axis=_PERCENT), x2=alt.X2("high:Q")
+    rules = base.mark_rule(strokeWidth=6, opacity=0.28, strokeCap="round", **mark).encode(
+        x=alt.X("low:Q", scale=scale, title=title, axis=_PERCENT), x2=alt.X2("high:Q")
     )
-    dots = base.mark_circle(size=90, opacity=1).encode(x=alt.X("accuracy:Q", scale=scale))
-    return _fitted(alt.layer(rules, dots), height=100 + 20 * len(networks) * len(series))
+    dots = base.mark_circle(size=90, opacity=1, **mark).encode(x=alt.X("accuracy:Q", scale=scale))
+    return _fitted(alt.layer(rules, dots), height=height)
 
 
 def accuracy_histogram(frame: pl.DataFrame) -> Any:
@@ -236,17 +235,7 @@ def accuracy_histogram(frame: pl.DataFrame) -> Any:
 
     `frame`: low, high (of the bin), landmarks, description.
     """
-    bars = (
-        alt.Chart(_data(frame))
-        .mark_bar(color=RIGHT, binSpacing=1)
-        .encode(
-            x=alt.X("low:Q", bin="binned", title="accuracy of a landmark", axis=alt.Axis(format=".0%", grid=False)),
-            x2=alt.X2("high:Q"),
-            y=alt.Y("landmarks:Q", title="landmarks", axis=alt.Axis(format="~s")),
-            description=_DESCRIPTION,
-        )
-    )
-    return _fitted(bars)
+    return _fitted(_bars(frame, "accuracy of a landmark", "landmarks", alt.Axis(format="~s")))
 
 
 def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
@@ -254,16 +243,7 @@ def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
 
     `frame`: low, high (of the bin), draws, description.
     """
-    bars = (
-        alt.Chart(_data(frame))
-        .mark_bar(color=RIGHT, binSpacing=1)
-        .encode(
-            x=alt.X("low:Q", bin="binned", title="accuracy of a draw", axis=alt.Axis(format=".0%", grid=False)),
-            x2=alt.X2("high:Q"),
-            y=alt.Y("draws:Q", title="draws", axis=alt.Axis(format="~s", tickMinStep=1)),
-            description=_DESCRIPTION,
-        )
-    )
+    bars = _bars(frame, "accuracy of a draw", "draws", alt.Axis(format="~s", tickMinStep=1))
     if own is None:
         return _fitted(bars)
     line = (
@@ -272,6 +252,20 @@ def draws_histogram(frame: pl.DataFrame, own: float | None) -> Any:
         .encode(x=alt.X("own:Q"), description=alt.DescriptionValue("the run's own accuracy"))
     )
     return _fitted(alt.layer(bars, line))
+
+
+def _bars(frame: pl.DataFrame, title: str, counted: str, axis: Any) -> Any:
+    """Return the bars of a histogram of what is `counted`, over accuracy."""
+    return (
+        alt.Chart(_data(frame))
+        .mark_bar(color=RIGHT, binSpacing=1)
+        .encode(
+            x=alt.X("low:Q", bin="binned", title=title, axis=alt.Axis(format=".0%", grid=False)),
+            x2=alt.X2("high:Q"),
+            y=alt.Y(f"{counted}:Q", title=counted, axis=axis),
+            description=_DESCRIPTION,
+        )
+    )
 
 
 def reliability_chart(frame: pl.DataFrame) -> Any:
