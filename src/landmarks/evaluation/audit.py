@@ -34,7 +34,7 @@ from landmarks.evaluation.doubts import (
 )
 from landmarks.evaluation.label_estimates import Estimates, disagreements, estimated, nearest_others
 from landmarks.evaluation.metrics import Floats, Integers
-from landmarks.explanation.drawing import shortened, text_and_font
+from landmarks.explanation.explain import shortened, text_and_font
 from landmarks.recognition.vectors import directions
 from landmarks.support.console import note, plural
 from landmarks.support.disk import remove_file
