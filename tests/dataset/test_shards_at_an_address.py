@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from faulty_server import Fault, Server, serving, weather
 
+from landmarks.archive.fetch import fetch
+from landmarks.archive.select import select
 from landmarks.cli.main import run
 from landmarks.dataset.images import encode, resize
 from landmarks.dataset.importing import import_
@@ -48,6 +50,20 @@ def here(made_once: Path, tmp_path: Path) -> Dataset:
 def server(here: Dataset) -> Iterator[Server]:
     with serving(here.folder.parent) as server:
         yield server
+
+
+def test_images_cannot_be_added_to_those_at_an_address_which_is_told_before_any_is_read(
+    made_once: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join([f"{server.address}/data"], tmp_path / "data", by_reference=True)
+    chosen = select(tmp_path / "data", tmp_path / "chosen.parquet")
+    monkeypatch.setattr("landmarks.dataset.importing.store_images", lambda *_, **__: pytest.fail("images are read"))
+    monkeypatch.setattr("landmarks.archive.fetch.gather", lambda *_, **__: pytest.fail("images are read"))
+    command = f"bring them here first: landmarks join {server.address}/data -o OTHER"
+    with pytest.raises(UsageError, match=command):
+        import_(made_once / "album", tmp_path / "data", add=True)
+    with pytest.raises(UsageError, match=command):
+        fetch(chosen, tmp_path / "data", add=True)
 
 
 def places(dataset: Dataset) -> list[tuple[str, int, int]]:

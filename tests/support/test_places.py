@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -15,6 +17,7 @@ from made_up_runs import image, make_dataset, own_data, run
 
 import landmarks
 from landmarks import LandmarksError
+from landmarks.cli.main import VERBS
 from landmarks.cli.main import run as program
 from landmarks.dataset.manifest import Dataset
 from landmarks.support.errors import UsageError
@@ -173,3 +176,44 @@ def test_on_windows_only_spaces_are_quoted(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "platform", "win32")
     assert in_shell("C:\\runs\\first") == "C:\\runs\\first"
     assert in_shell("C:\\my runs") == '"C:\\my runs"'
+
+
+VERB_NAMES = [verb for _, verbs in VERBS.values() for verb in verbs]
+
+NOT_QUOTED = {"split", "where"}
+"""Names in commands that hold options, not paths."""
+
+
+def unquoted(tree: ast.AST) -> Iterator[str]:
+    """Yield the commands in f-strings into which a value goes that `in_shell` has not quoted."""
+    quoted = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and "in_shell(" in ast.unparse(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for string in (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)):
+        before = ""
+        for part in string.values:
+            if isinstance(part, ast.Constant):
+                before += str(part.value)
+                continue
+            assert isinstance(part, ast.FormattedValue)
+            value = ast.unparse(part.value)
+            command = re.search(rf"landmarks ({'|'.join(VERB_NAMES)})( [^;:,.()]*)? ?$", before)
+            option = re.search(r"(^| )(-o|--(data|weights|logdir|drawings|mirror|run|labels|out)) $", before)
+            name = re.sub(r"\W.*", "", value)
+            other = before.endswith('"') or (re.search(r"--[a-z-]+ $", before) and not option)
+            if (command or option) and not other and "in_shell(" not in value and name not in quoted | NOT_QUOTED:
+                yield f"{before[-60:]}{{{value}}}"
+            before += f"{{{value}}}".replace(".", "_")
+
+
+def test_every_path_in_a_command_that_is_shown_is_quoted() -> None:
+    found = {
+        f"{path.name}: {command}"
+        for path in Path(landmarks.__file__).parent.rglob("*.py")
+        for command in unquoted(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == set()

@@ -38,7 +38,7 @@ from landmarks.dataset.division import EarlierDivision, read_division
 from landmarks.dataset.groups import HASH_FORM
 from landmarks.dataset.images import STORED_FORM
 from landmarks.dataset.joining import add as add_images
-from landmarks.dataset.joining import already_added, gather, ready_folder
+from landmarks.dataset.joining import already_added, gather, ready_folder, require_growing
 from landmarks.dataset.manifest import REJECTED, Dataset, digest_of_rows
 from landmarks.dataset.naming import counted_labels, identified_by
 from landmarks.dataset.storing import UNFINISHED, finished_dataset
@@ -55,7 +55,7 @@ from landmarks.support.files import (
     write_record,
     written_whole,
 )
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.support.tables import read_metadata, read_table
 
 ORDER = "order.json"
@@ -175,6 +175,7 @@ def fetch_and_add(out: Path, inputs: str, fetch_into: Callable[[Path], Dataset |
         return dataset
     folder = ready_folder(out, inputs)
     if not (folder / "tables" / "dataset.json").exists():
+        require_growing(out)
         fetched = fetch_into(folder)
         if not isinstance(fetched, Dataset):
             return fetched
@@ -198,7 +199,7 @@ def _refuse_no_selection(selection: Path) -> None:
         raise UsageError(
             f"{selection} is a {'dataset' if is_dataset else 'folder'}, and no selection",
             expected="a table that landmarks select wrote",
-            way_out=f"landmarks select {selection if is_dataset else 'MIRROR'} -o NAME.parquet",
+            way_out=f"landmarks select {in_shell(selection) if is_dataset else 'MIRROR'} -o NAME.parquet",
         )
     if not selection.is_file():
         raise LandmarksError(f"there is no selection {selection}", way_out="landmarks select MIRROR -o NAME.parquet")

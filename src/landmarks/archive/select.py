@@ -43,7 +43,7 @@ from landmarks.archive.rules import (
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.support.seeds import generator
 from landmarks.support.tables import write_lone_table
 
@@ -127,7 +127,7 @@ def select(
     if Path(out).suffix.lower() in (".csv", ".tsv", ".json", ".xlsx"):
         raise UsageError(
             f"a selection is a table in parquet, and {out} is called something else",
-            way_out=f"-o {Path(out).with_suffix('.parquet')}",
+            way_out=f"-o {in_shell(Path(out).with_suffix('.parquet'))}",
         )
     data = dataset_at(mirror)
     rule = SelectionRule(

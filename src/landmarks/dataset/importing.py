@@ -95,6 +95,7 @@ def import_(
             return grown
         ready = joining.ready_folder(out, inputs)
         if not (ready / "tables" / "dataset.json").exists():
+            joining.require_growing(out)
             import_(source, ready, labels=labels, copy=copy, max_side=max_side)
         return joining.add(out, inputs)
     with held(out):

@@ -41,13 +41,13 @@ from landmarks.dataset.storing import (
     note_rejected,
     remove_unfinished,
 )
-from landmarks.dataset.trust import AT_AN_ADDRESS
+from landmarks.dataset.trust import AT_AN_ADDRESS, address_of_images
 from landmarks.dataset.uniting import ADDING, United, unite
 from landmarks.support.console import note, plural, progress
 from landmarks.support.disk import make_folder, remove_folder, require_free_disk
 from landmarks.support.errors import UsageError
 from landmarks.support.files import digest_of, held, read_record, refuse_foreign
-from landmarks.support.places import Place, paths_of
+from landmarks.support.places import Place, in_shell, paths_of
 from landmarks.support.tables import read_table, write_table
 
 _TABLES = ("images.parquet", "labels.parquet", "rejected.parquet", COPIES_FILE, SPLIT_FILE, "dataset.json")
@@ -259,6 +259,19 @@ def ready_folder(out: Path, inputs: str) -> Path:
     return out / ADDING / inputs[:16]
 
 
+def require_growing(out: Path) -> None:
+    """Raise `UsageError` if no images can be added to the dataset in `out`, as its own lie at an address."""
+    _refuse_address(out, address_of_images(out, read_record(out / "dataset.json")))
+
+
+def _refuse_address(folder: Path, address: str | None) -> None:
+    if address is not None:
+        raise UsageError(
+            f"the images of {folder} lie at an address, so that no others can join them",
+            way_out=f"bring them here first: landmarks join {in_shell(address)} -o OTHER",
+        )
+
+
 def already_added(out: Path, inputs: str) -> Dataset | None:
     """Return the dataset in `out` if the images with this digest have been added to it, else None."""
     if inputs not in (read_record(out / "dataset.json").get("added") or {}):
@@ -293,11 +306,8 @@ def _write_grown(out: Path, ready: Path, tables: Path, inputs: str) -> None:
     ours, theirs = open_dataset(out), open_dataset(ready)
     united = unite([ours, theirs], [ours.as_fetched(), theirs.images])
     before, new = united.images.filter(pl.col("source") == 0), united.images.filter(pl.col("source") == 1)
-    if ours.address or theirs.address:
-        raise UsageError(
-            f"the images of {out} lie at an address, so that no others can join them",
-            way_out=f"bring them here first: landmarks join {ours.address or theirs.address} -o OTHER",
-        )
+    for dataset in (ours, theirs):
+        _refuse_address(dataset.folder, dataset.address)
     names = {
         shard: shard if PurePath(shard).is_absolute() else f"{inputs[:8]}-{shard}" for shard in new["shard"].unique()
     }

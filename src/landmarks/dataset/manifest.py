@@ -204,8 +204,8 @@ def _way_out_of_file(file: Path) -> str:
     if (file.parent / "dataset.json").is_file():
         return f"name the folder: {file.parent}"
     return {
-        ".csv": f"make a dataset of the images that it lists with: landmarks import {file} -o DATA",
-        ".parquet": f"were it a selection: landmarks fetch {file} -o DATA",
+        ".csv": f"make a dataset of the images that it lists with: landmarks import {in_shell(file)} -o DATA",
+        ".parquet": f"were it a selection: landmarks fetch {in_shell(file)} -o DATA",
         ".onnx": "it is an export; name a dataset",
     }.get(file.suffix.lower(), "")
 

@@ -13,7 +13,7 @@ from landmarks.dataset.naming import Landmark, normalised_name, safe_name, with_
 from landmarks.support.console import note, plural
 from landmarks.support.disk import is_leftover
 from landmarks.support.errors import LandmarksError, NothingThereError, UsageError
-from landmarks.support.places import Place, as_given, paths_of
+from landmarks.support.places import Place, as_given, in_shell, paths_of
 from landmarks.support.systems import readable
 
 SUFFIXES = (
@@ -223,7 +223,7 @@ def way_out_of(others: Sequence[Path]) -> str:
         if suffix in SPREADSHEETS:
             return f"{path.name} is a spreadsheet: save it as CSV with the columns path and label, and give that"
         if suffix in (".csv", ".tsv"):
-            return f"with paths and labels in {path.name}: landmarks import {path}"
+            return f"with paths and labels in {path.name}: landmarks import {in_shell(path)} -o DATA"
     for path in others:
         if path.suffix.lower() in LISTS:
             return f"{path.name} is JSON: write the path and the label of each image into a CSV, and give that"

@@ -35,7 +35,7 @@ from landmarks.support.console import progress
 from landmarks.support.disk import make_folder, remove_leftovers, require_free_disk
 from landmarks.support.errors import LandmarksError, StaleError
 from landmarks.support.files import held, read_record, refuse_foreign, write_record, written_whole
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.support.tables import write_csv
 
 _LONGEST = 200  # bytes of a file name, which leave room for an ending on every file system
@@ -125,7 +125,7 @@ def unpacked_labels(source: Path) -> tuple[dict[str, Landmark] | None, list[str]
     columns = ", ".join(header)[:80]
     return None, [
         f"{path} ({columns}) is somebody else's and is passed by: the folders' names are the labels;"
-        f" were it a list of paths and labels: landmarks import {path}"
+        f" were it a list of paths and labels: landmarks import {in_shell(path)} -o DATA"
     ]
 
 

@@ -35,7 +35,7 @@ from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, requi
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import held, require_writable
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.support.tables import refuse_other_csv, write_csv
 from landmarks.training.eligible_images import NAMED, EligibleImages, eligible_images, near_duplicates_of_training
 from landmarks.training.own_data import find_own_dataset, find_seen, is_own_dataset, location_record, seen_rows
@@ -154,7 +154,7 @@ def _note_caveats(run: Run | ExportAsRun, eligible: EligibleImages) -> None:
         note(
             f"{kin:,} of the {len(eligible.images):,} images are near-duplicates of ones that {run.name} was trained on"
             " or validated with, as the split parts them: the numbers say less about new images"
-            f" (landmarks split {eligible.dataset.folder} --anew keeps them together)"
+            f" (landmarks split {in_shell(eligible.dataset.folder)} --anew keeps them together)"
         )
     shown = with_truth(eligible.images, eligible.labels)["truth"].explode(empty_as_null=False).n_unique()
     if 0 < shown < len(run.labels):

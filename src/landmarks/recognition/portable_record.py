@@ -24,6 +24,7 @@ from landmarks.recognition.learned import (
     require_free,
 )
 from landmarks.support.errors import LandmarksError
+from landmarks.support.places import in_shell
 
 FORMAT = 1
 """The layout of exports that this version writes and reads."""
@@ -181,7 +182,7 @@ def learned_beside(path: Path, record: ExportRecord) -> Learned:
     if record.learning is None:
         raise LandmarksError(
             f"{path} cannot learn landmarks, but {file.name} beside it holds some",
-            way_out=f"delete {file.name}, or: landmarks export RUN -o {path.name} --learning",
+            way_out=f"delete {file.name}, or: landmarks export RUN -o {in_shell(path)} --learning",
         )
     learned = read_learned_file(file, record.learning)
     for name, id in zip(learned.names, learned.landmark_ids, strict=True):

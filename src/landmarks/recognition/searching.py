@@ -28,7 +28,7 @@ from landmarks.recognition.vectors import directions, neighbours
 from landmarks.support.console import progress
 from landmarks.support.errors import LandmarksError, UsageError, naming_the_extra
 from landmarks.support.files import refuse_foreign, write_record, written_whole
-from landmarks.support.places import Place
+from landmarks.support.places import Place, in_shell
 from landmarks.support.systems import readable
 from landmarks.training.own_data import recorded_locations
 
@@ -74,7 +74,9 @@ def search(
         raise UsageError("drawings show points that agree", received="no --verify", way_out="add --verify")
     opened = open_index(index)
     if opened.whitening is None or not len(opened):
-        raise LandmarksError(f"{index} holds no images", way_out=f"add some with: landmarks index DATA -o {index}")
+        raise LandmarksError(
+            f"{index} holds no images", way_out=f"add some with: landmarks index DATA -o {in_shell(index)}"
+        )
     recogniser = load(run_of(opened), device=device)
     paths = find_images(images)
     drawing_of = {} if drawings is None else _drawing_paths(Path(drawings), paths)

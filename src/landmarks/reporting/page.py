@@ -28,7 +28,7 @@ from landmarks.reporting.wording import facts, interval, one_line, percentage
 from landmarks.support.console import note, plural
 from landmarks.support.errors import UsageError
 from landmarks.support.files import held, refuse_other_kind, written_whole
-from landmarks.support.places import Place, paths_of
+from landmarks.support.places import Place, in_shell, paths_of
 
 FIGURES = "figures"
 """Folder beside the page for the figures as SVG and their numbers as CSV."""
@@ -51,7 +51,9 @@ def report(runs: Place | Sequence[Place], out: Place = "report.html", *, study: 
     folders = [Path(run) for run in paths_of(runs)]
     out = Path(out)
     if out.is_dir():
-        raise UsageError(f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {out}/report.html")
+        raise UsageError(
+            f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {in_shell(out / 'report.html')}"
+        )
     refuse_other_kind(out, ".html", ".htm")
     files = _best_first(read_run_files(folders))
     study_record = None if study is None else read_study(study)

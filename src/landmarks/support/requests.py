@@ -32,7 +32,7 @@ import obstore.store
 
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
-from landmarks.support.places import parse_address, without_query, without_secrets
+from landmarks.support.places import in_shell, parse_address, without_query, without_secrets
 from landmarks.support.systems import require_text
 
 T = TypeVar("T")
@@ -246,7 +246,9 @@ def open_store(address: str, patience: Patience) -> tuple[obstore.store.ObjectSt
             raise LandmarksError(
                 f"there is no mirror at {root}",
                 expected="a folder, or an http(s):// or s3:// address",
-                way_out=f"what a selection chose is fetched with: landmarks fetch {root}" if is_selection else "",
+                way_out=f"what a selection chose is fetched with: landmarks fetch {in_shell(root)} -o DATA"
+                if is_selection
+                else "",
             )
         return obstore.store.LocalStore(prefix=root.resolve()), root.resolve()
     if scheme in ("http", "https"):

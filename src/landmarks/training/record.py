@@ -100,7 +100,11 @@ def require_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
 
 def _weights_hint(out: Path) -> str:
     """Return how a training with other settings can begin with the weights of the finished run in `out`."""
-    return f"; to begin with the weights of this one: --weights {out} -o OTHER" if (out / RECORD).exists() else ""
+    return (
+        f"; to begin with the weights of this one: --weights {in_shell(out)} -o OTHER"
+        if (out / RECORD).exists()
+        else ""
+    )
 
 
 # ── The run that came of it: its record, the choices that its recipe made, and the sentence that sums it up ─────────
