@@ -3,6 +3,7 @@
     python benchmarks/many_classes.py accuracy ../shared/features/gldv1_872x90_pca128.npz
     python benchmarks/many_classes.py training ../shared/features/gldv1_872x90_pca128.npz
     python benchmarks/many_classes.py memory
+    python benchmarks/many_classes.py processes
 
 `accuracy` trains on 70 images of each of 872 landmarks and tests on the other 20, split with seed 0. It compares the
 cosine head with multinomial logistic regression, ridge regression and the nearest neighbour on the same split.
@@ -10,6 +11,9 @@ cosine head with multinomial logistic regression, ridge regression and the neare
 validation.
 `memory` makes four optimizer steps (Adam, batch 256, 512 dimensions) with 203,094 landmarks, with one and with three
 centres per landmark, each in its own process, and reports peak resident memory and seconds per step.
+`processes` fine-tunes the smallest ResNet that timm has in two processes (AdamW, batch 64, 512 dimensions), with a
+whole head and with one that is divided among them, in turns. It reports the median seconds of a step, the peak of
+resident memory in steps, and seconds and peak of joining the tensors of a checkpoint, of the process that has more.
 Results go to `benchmarks/results/many-classes-*.json`, with the machine they were measured on.
 """
 
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -31,12 +36,18 @@ from torch import Tensor, nn
 
 from landmarks.models.backbones import pretrained_record
 from landmarks.models.heads import ArcFaceHead, LinearHead, build_head
-from landmarks.models.network import Network
+from landmarks.models.network import Network, build_network
 from landmarks.models.preprocessing import from_pretrained
 from landmarks.support.seeds import generator
+from landmarks.training.checkpoint import copy_of_weights, tensors_of
 from landmarks.training.features import Rows
+from landmarks.training.finetune import Training, accumulate_gradients, set_training
 from landmarks.training.head_training import train_head
+from landmarks.training.loader import Batch, share_sizes
+from landmarks.training.machine import Machine
+from landmarks.training.optimizer import make_optimizer
 from landmarks.training.recipe import recipe_named
+from landmarks.training.split_head import SplitHead
 
 LANDMARKS, DIMENSIONS, BATCH, STEPS = 203_094, 512, 256, 4
 TRAIN, SEED = 70, 0
@@ -202,18 +213,102 @@ def memory() -> list[dict[str, float]]:
     return rows
 
 
+PROCESSES, SHARED_BATCH, SIDE, ROUNDS = 2, 64, 32, 2
+
+
+def in_processes() -> list[dict[str, object]]:
+    """Fine-tune with whole and split heads in turns; return their medians and highest peaks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", PROCESSES, __file__]
+    rows = []
+    for landmarks in (20_000, 81_313, LANDMARKS):
+        measured = {"whole": [], "split": []}
+        for _ in range(ROUNDS):
+            for kind, runs in measured.items():
+                runs.append(run_json(*launcher, "process", f"{kind}:{landmarks}"))
+        for kind, runs in measured.items():
+            figures = {name: max(run[name] for run in runs) for name in ("step_gb", "checkpoint_gb", "join_seconds")}
+            seconds = float(np.median([second for run in runs for second in run["seconds"]]))
+            rows.append({"landmarks": landmarks, "head": kind, "seconds_per_step": seconds, **figures})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def one_process(kind: str, landmarks: int) -> dict[str, object]:
+    """Take a few steps in this process, together with the others; return the times, and the highest peaks of all."""
+    from accelerate import Accelerator
+
+    machine, recipe = Machine(Accelerator(cpu=True)), recipe_named("default", head="arcface", batch_size=SHARED_BATCH)
+    network = build_network(
+        "test_resnet", classes=landmarks, head="arcface", weights="none", image_size=SIDE, seed=SEED
+    )
+    split = SplitHead(network.head, machine) if kind == "split" else None
+    training = Training(network, recipe, machine, torch.ones(landmarks), network.features, split=split)
+    optimizer, best = make_optimizer(network, recipe), copy_of_weights(network)
+    set_training(network, freeze_bn=False)
+    draw, images = torch.Generator().manual_seed(machine.rank), share_sizes(SHARED_BATCH, machine.processes)
+    count, seconds = images[machine.rank], []
+    for step in range(1 + STEPS):
+        pixels = torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
+        labels = torch.randint(0, landmarks, (count,), generator=draw)
+        machine.wait()
+        started = time.perf_counter()
+        accumulate_gradients(training, Batch([""] * count, pixels, labels), SHARED_BATCH, SHARED_BATCH)
+        training.sums.finish()
+        training.head.clip_grad_norm(network, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+        if not step:
+            forget_peak()  # of building the network
+    step_gb = peak_gb()
+    forget_peak()
+    started = time.perf_counter()
+    tensors = training.head.whole_tensors(tensors_of(network, optimizer, best), optimizer)
+    join_seconds, checkpoint_gb = time.perf_counter() - started, peak_gb()
+    assert not machine.is_main or len(tensors["best.head.centres"]) == landmarks
+    gathered = [torch.zeros(3, dtype=torch.float64) for _ in range(machine.processes)]
+    torch.distributed.all_gather(gathered, torch.tensor([step_gb, checkpoint_gb, join_seconds], dtype=torch.float64))
+    step_gb, checkpoint_gb, join_seconds = torch.stack(gathered).amax(0).tolist()
+    machine.close()
+    return {
+        "seconds": seconds[1:],
+        "step_gb": step_gb,
+        "checkpoint_gb": checkpoint_gb,
+        "join_seconds": join_seconds,
+    }
+
+
+def forget_peak() -> None:
+    """Let Linux count the peak of this process's memory anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gb() -> float:
+    """Return the peak of this process's resident memory, since it was last forgotten."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["accuracy", "training", "memory", "steps"])
+    parser.add_argument("what", choices=["accuracy", "training", "memory", "processes", "steps", "process"])
     parser.add_argument("argument", nargs="?")
     chosen = parser.parse_args()
     if chosen.what == "steps":
         print(json.dumps(steps(int(chosen.argument))))
         return
+    if chosen.what == "process":
+        kind, landmarks = chosen.argument.split(":")
+        found = one_process(kind, int(landmarks))
+        if os.environ["RANK"] == "0":
+            print(json.dumps(found))
+        return
     if chosen.what == "training":
         rows = [by_training(split_features(Path(chosen.argument)))]
+    elif chosen.what == "accuracy":
+        rows = accuracy(Path(chosen.argument))
     else:
-        rows = accuracy(Path(chosen.argument)) if chosen.what == "accuracy" else memory()
+        rows = memory() if chosen.what == "memory" else in_processes()
     save(f"many-classes-{chosen.what}", rows, seed=SEED, torch=torch.__version__, threads=torch.get_num_threads())
 
 
