@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from landmarks.evaluation.submission import score as score
     from landmarks.evaluation.subsets import subsets as subsets
     from landmarks.explanation.explain import explain as explain
-    from landmarks.models.network import networks as networks
+    from landmarks.models.catalogue import networks as networks
     from landmarks.recognition.export import export as export
     from landmarks.recognition.indexing import index as index
     from landmarks.recognition.learn import forget as forget
@@ -63,7 +63,7 @@ _MODULES = {
     "unpack": "landmarks.dataset.unpack",
     "credits": "landmarks.dataset.credits",
     "audit": "landmarks.evaluation.audit",
-    "networks": "landmarks.models.network",
+    "networks": "landmarks.models.catalogue",
     "recipe": "landmarks.training.recipe",
     "plan": "landmarks.training.plan",
     "train": "landmarks.training.train",

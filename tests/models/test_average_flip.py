@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from landmarks.models.catalogue import gmacs
 from landmarks.models.gradcam import ANALYTIC, GRADIENT, explain_images, scale_maps
-from landmarks.models.network import Network, build_network, gmacs, load_network, save_network
+from landmarks.models.network import Network, build_network, load_network, save_network
 from landmarks.models.rewriting import fold_batch_norm
 
 JOINED = "test_resnet+test_efficientnet"

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch.nn.functional import adaptive_avg_pool2d
 
 from landmarks.models.backbones import JoinedBackbone, on_grid
+from landmarks.models.catalogue import networks
 from landmarks.models.gradcam import ANALYTIC, explain_images, maps_by_gradient, scale_maps
-from landmarks.models.network import Network, build_network, load_network, networks, save_network
+from landmarks.models.network import Network, build_network, load_network, save_network
 from landmarks.models.rewriting import blocks, fold_batch_norm
 from landmarks.models.weights import for_storage, set_epsilon
 from landmarks.support.errors import LandmarksError, UsageError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from landmarks.dataset.manifest import Dataset
-from landmarks.models.network import build_network, networks
+from landmarks.models.catalogue import networks
+from landmarks.models.network import build_network
 from landmarks.training.checkpoint import State
 from landmarks.training.machine import Machine
 from landmarks.training.recipe import Recipe

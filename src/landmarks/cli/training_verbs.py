@@ -32,7 +32,7 @@ def networks(
 
     Example: landmarks networks resnet50 --classes 100
     """
-    from landmarks.models.network import networks as list_networks
+    from landmarks.models.catalogue import networks as list_networks
 
     table = list_networks(name, classes=classes, head=head, image_size=image_size)
     if json:

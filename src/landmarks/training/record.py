@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 
 from landmarks.dataset.manifest import SPLITS, Dataset
 from landmarks.dataset.naming import identified_by
-from landmarks.models.network import Network, count_parameters, gmacs, has_maps
+from landmarks.models.catalogue import gmacs
+from landmarks.models.network import Network, count_parameters, has_maps
 from landmarks.support.disk import remove_leftovers
 from landmarks.support.errors import LandmarksError
 from landmarks.support.files import read_record, refuse_foreign, write_record
