@@ -21,8 +21,8 @@ from results import save
 from scipy.special import log_softmax, softmax
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
+from landmarks.evaluation.measure import candidate_rules, compare_rules, threshold_parts
 from landmarks.evaluation.metrics import Truth, global_average_precision
-from landmarks.evaluation.unknown import candidate_rules, compare_rules, threshold_parts
 from landmarks.models.network import build_network
 from landmarks.models.rewriting import fold_batch_norm
 from landmarks.recognition.closed_form import memory_of

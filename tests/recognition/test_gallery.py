@@ -19,10 +19,9 @@ from sklearn.preprocessing import StandardScaler
 
 import landmarks.recognition.gallery as remembering
 from landmarks.dataset.manifest import Dataset
-from landmarks.evaluation import unknown as choice
+from landmarks.evaluation import measure as choice
 from landmarks.evaluation.evaluate import evaluate
-from landmarks.evaluation.metrics import group_places
-from landmarks.evaluation.unknown import (
+from landmarks.evaluation.measure import (
     ThresholdParts,
     candidate_rules,
     choose_threshold,
@@ -30,6 +29,7 @@ from landmarks.evaluation.unknown import (
     compare_rules,
     threshold_parts,
 )
+from landmarks.evaluation.metrics import group_places
 from landmarks.recognition import trained as tempering
 from landmarks.recognition import vectors as compared
 from landmarks.recognition.answers import KnownRule

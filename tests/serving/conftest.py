@@ -20,7 +20,7 @@ import landmarks
 from landmarks.recognition.answers import Answer, Explanation, Recognition
 from landmarks.recognition.learned import Learned
 from landmarks.serving.app import create_app
-from landmarks.serving.request_limits import Limits
+from landmarks.serving.front import Limits
 from landmarks.serving.server import Server, bind
 
 IMAGES = [image(LANDMARKS[number % 3], number) for number in range(12)]

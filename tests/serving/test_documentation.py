@@ -108,8 +108,7 @@ def test_the_commands_of_services_are_commands(capsys: pytest.CaptureFixture[str
 
 
 def test_its_numbers_are_the_defaults() -> None:
-    from landmarks.serving.front import COUNTED
-    from landmarks.serving.request_limits import Limits
+    from landmarks.serving.front import COUNTED, Limits
     from landmarks.serving.server import CONNECTIONS
 
     limits = Limits()

@@ -18,7 +18,7 @@ from PIL import Image
 from serving.conftest import IMAGES, Held, Serving
 
 import landmarks
-from landmarks.serving.request_limits import Limits
+from landmarks.serving.front import Limits
 
 JPEG = {"Content-Type": "image/jpeg"}
 HEAD = b"POST /recognise HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"

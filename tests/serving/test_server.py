@@ -125,7 +125,7 @@ def test_one_image_that_the_recogniser_stumbles_over_takes_no_other_with_it(
 
 def test_a_full_queue_is_told_and_what_was_accepted_is_answered(serving: Serving) -> None:
     held = Held(go=False)
-    from landmarks.serving.request_limits import Limits
+    from landmarks.serving.front import Limits
 
     running = serving(held, limits=Limits(queue=3), threads=1)
     with ThreadPoolExecutor(8) as clients:

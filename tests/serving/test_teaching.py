@@ -130,7 +130,7 @@ def until_generation(running: Running, wanted: int) -> None:
 
 
 def test_images_are_limited_as_they_are_for_recognition(serving: Serving, place: Path) -> None:
-    from landmarks.serving.request_limits import Limits
+    from landmarks.serving.front import Limits
 
     running = started(serving, place, limits=Limits(max_bytes=20_000, max_pixels=100, max_files=2))
     assert taught(running, [b"x" * 30_000], name="New").status_code == 413

@@ -338,7 +338,7 @@ def reproduce(
 
     Example: landmarks reproduce twenty -o reproduction --networks baseline,xception --image-size 160
     """
-    from landmarks.reporting.study_table import study_lines
+    from landmarks.reporting.page import study_lines
     from landmarks.study.reproduce import reproduce as run_study
 
     record = run_study(

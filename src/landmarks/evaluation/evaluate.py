@@ -14,6 +14,7 @@ import polars as pl
 
 from landmarks.dataset.manifest import NO_LABEL, Dataset, open_dataset
 from landmarks.dataset.shards import require_images
+from landmarks.evaluation.measure import choose_threshold, require_rate, threshold_parts
 from landmarks.evaluation.predictions import (
     ExportAsRun,
     PredictionArrays,
@@ -29,7 +30,6 @@ from landmarks.evaluation.predictions import (
 from landmarks.evaluation.results import Evaluation, evaluation_of
 from landmarks.evaluation.retrieval import neighbour_numbers
 from landmarks.evaluation.submission import SUBMISSION, write_metrics, write_submission
-from landmarks.evaluation.unknown import choose_threshold, require_rate, threshold_parts
 from landmarks.recognition.answers import MSP, KnownRule
 from landmarks.recognition.recogniser import CLASSIFIER, Recogniser, load, require_by
 from landmarks.support.console import note, plural

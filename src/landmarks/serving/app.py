@@ -44,9 +44,11 @@ from landmarks.serving.exchanging import (
     teach_landmark,
     watch,
 )
-from landmarks.serving.front import CONTENT_TYPE, Counters, Front, token_of_environment
-from landmarks.serving.request_limits import (
+from landmarks.serving.front import (
+    CONTENT_TYPE,
     Body,
+    Counters,
+    Front,
     HungUpError,
     Limits,
     Receive,
@@ -54,6 +56,7 @@ from landmarks.serving.request_limits import (
     UploadMemory,
     read_body,
     stopping,
+    token_of_environment,
 )
 from landmarks.serving.web_page import page_that_asks
 from landmarks.support.errors import UsageError

@@ -14,8 +14,7 @@ from typing import Protocol
 from landmarks.dataset.images import ImageError, size_of
 from landmarks.recognition.answers import Explanation, Recognition
 from landmarks.recognition.learned import Learned
-from landmarks.serving.front import Counters
-from landmarks.serving.request_limits import Limits, RefusalError, busy
+from landmarks.serving.front import Counters, Limits, RefusalError, busy
 from landmarks.support.errors import LandmarksError
 
 MAX_BATCH = 32

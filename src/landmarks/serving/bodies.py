@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from landmarks.dataset.naming import normalised_name
-from landmarks.serving.request_limits import RefusalError
+from landmarks.serving.front import RefusalError
 
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # errors of a form go to its sender only
 

@@ -15,7 +15,7 @@ from landmarks.recognition.answers import Recognition
 from landmarks.recognition.learned import learned_file
 from landmarks.serving.batching import Answering, Batches, ServedRecogniser, image_problem
 from landmarks.serving.bodies import Lesson
-from landmarks.serving.request_limits import RefusalError, busy
+from landmarks.serving.front import RefusalError, busy
 from landmarks.support.console import note, plural
 from landmarks.support.errors import BusyError, LandmarksError
 

@@ -22,8 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from landmarks.serving.app import Service, create_app
 from landmarks.serving.batching import Answering
 from landmarks.serving.exchanging import open_tested
-from landmarks.serving.front import TOKEN, token_of_environment
-from landmarks.serving.request_limits import Limits
+from landmarks.serving.front import TOKEN, Limits, token_of_environment
 from landmarks.support.console import note
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.places import Place

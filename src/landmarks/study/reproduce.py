@@ -22,10 +22,9 @@ from landmarks.dataset.manifest import SPLIT_FILE, SPLITS, Dataset, open_dataset
 from landmarks.dataset.naming import identified_by, match_landmarks
 from landmarks.evaluation.evaluate import evaluate
 from landmarks.explanation.explain import explain
-from landmarks.reporting.page import report
+from landmarks.reporting.page import report, study_numbers
 from landmarks.reporting.report_tables import trained_epochs
 from landmarks.reporting.run_files import RunFiles, read_run_files
-from landmarks.reporting.study_table import study_numbers
 from landmarks.study.protocol import (
     DROPPED,
     IMAGES,
@@ -70,7 +69,7 @@ def reproduce(
 ) -> dict[str, Any]:
     """Train and evaluate `networks` on `data` by both protocols; return the table of results as a record.
 
-    The record is that of `study.json` (see `landmarks.reporting.study_table`), with the path of the page as `report`.
+    The record is that of `study.json` (see `landmarks.reporting.page`), with the path of the page as `report`.
     Every run is also evaluated on the dataset `test`, if given, with the same images for both protocols. `weights` is
     `imagenet`, `none` or a mapping from network to file; `epochs` are those of fine-tuning. When it was stopped and is
     called again, it continues without repeating finished trainings. When a network cannot be trained, its rows have the
