@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import itertools
 import json
 import re
@@ -419,6 +420,28 @@ def test_predictions_that_are_gone_are_made_again_of_the_same_images(runs: list[
     record = read_record(run / "metrics" / "holiday.json")
     write_record(run / "metrics" / "holiday.json", {**record, "data": "/data/holiday", "split": "all"}, verb="evaluate")
     assert f"landmarks evaluate {run} --data /data/holiday" in text_of(report(run, tmp_path / "another.html"))
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "options"),
+    [
+        ("val-by-classifier", {"own_data": True, "split": "val", "by": "classifier"}, "--split val --by classifier"),
+        ("own-test", {"own_data": True, "split": "test", "by": "both"}, "--split test"),
+        ("holiday-val", {"own_data": False, "split": "val", "data": "/my data"}, "--data '/my data' --split val"),
+        ("test", {"own_data": False, "split": "test", "data": "/a/test"}, "--data /a/test"),
+    ],
+)
+def test_the_command_that_repeats_an_evaluation_names_its_split_and_its_way_of_answering(
+    runs: list[Path], tmp_path: Path, name: str, about: dict[str, Any], options: str
+) -> None:
+    run = copied(runs[1], tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    for path in (run / "metrics").glob("*"):
+        path.rename(path.with_name(path.name.replace("test", name))) if path.name.startswith("test") else path.unlink()
+    record = read_record(run / "metrics" / f"{name}.json")
+    write_record(run / "metrics" / f"{name}.json", {**record, "name": name, **about}, verb="evaluate")
+    text = html.unescape(text_of(report(run, tmp_path / "report.html")))
+    assert f"landmarks evaluate {run} {options}<" in text
 
 
 def test_a_cost_that_an_earlier_version_counted_in_operations_is_shown_in_multiply_adds(

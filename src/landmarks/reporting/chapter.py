@@ -191,10 +191,15 @@ def _evaluate_command(run: RunFiles, judged: EvaluationFiles) -> str:
     """Return the command that repeats an evaluation; empty for a submission, which has no network."""
     if run.field("network") is None:
         return ""
-    own = judged.name in SPLITS and judged.name == judged.metrics.get("split", judged.name)
-    place = in_shell(str(judged.metrics.get("data") or ""))
-    where = f"--split {judged.name}" if own else f"--data {place}"
-    return f"landmarks evaluate {in_shell(run.folder)} {where}"
+    split = str(judged.metrics.get("split", judged.name))
+    words = ["landmarks", "evaluate", str(run.folder)]
+    if not judged.metrics.get("own_data", judged.name in SPLITS and judged.name == split):
+        words += ["--data", str(judged.metrics.get("data") or "")]
+        words += ["--split", split] if split in ("train", "val") else []
+    else:
+        words += ["--split", split]
+    by = str(judged.metrics.get("by"))
+    return in_shell(*words, *(["--by", by] if judged.name.endswith(f"-by-{by}") else []))
 
 
 def _has_pairs(judged: EvaluationFiles) -> bool:
