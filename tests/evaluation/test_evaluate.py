@@ -298,6 +298,19 @@ def test_a_run_whose_own_images_are_gone_is_evaluated_on_others_with_a_note(
     assert f"the training images of {run.name} are not there any more, such as " in told
 
 
+def test_unknown_images_that_are_all_judged_already_are_told_before_any_is_answered(
+    run: Run, test_data: Dataset
+) -> None:
+    with pytest.raises(LandmarksError, match=r"every image of .* is judged already; name images of other things"):
+        evaluate(run, data=test_data, unknown=test_data)
+    assert not (run.folder / "predictions").exists()
+
+
+def test_a_misspelt_split_is_told_of_a_dataset_without_splits_too(run: Run, test_data: Dataset) -> None:
+    with pytest.raises(UsageError, match='no split "tets"; expected one of train, val, test, all; did you mean "test"'):
+        evaluate(run, data=test_data, split="tets")
+
+
 def test_of_equal_scores_the_smaller_label_is_the_better() -> None:
     probabilities = np.array([[0.1, 0.2, 0.2, 0.2, 0.1, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=np.float32)
     labels, scores = best_answers(probabilities, 3)

@@ -54,6 +54,14 @@ def test_the_same_command_draws_the_same_bytes(colour_run: Run):
     assert first == {path.name: path.read_bytes() for path in (colour_run.folder / "maps").glob("*.j*")}
 
 
+def test_images_that_are_not_there_are_told_before_the_network_is_opened(
+    colour_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("landmarks.explanation.explain.open_trained", lambda *_: pytest.fail("the network is opened"))
+    with pytest.raises(LandmarksError, match=r"there is no image .*nothing.jpg"):
+        explain(colour_run, [tmp_path / "nothing.jpg"])
+
+
 def test_files_and_folders_are_explained_and_what_is_no_image_is_named(colour_run: Run, tmp_path: Path, striped):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -422,6 +422,16 @@ def test_predictions_that_are_gone_are_made_again_of_the_same_images(runs: list[
     assert f"landmarks evaluate {run} --data /data/holiday" in text_of(report(run, tmp_path / "another.html"))
 
 
+def test_a_page_replaces_no_text_but_a_page_of_any_name(runs: list[Path], tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("what I must not forget")
+    with pytest.raises(UsageError, match=r"notes.txt is there already and is not .html by its name"):
+        report(runs[1], notes)
+    assert notes.read_text() == "what I must not forget"
+    notes.unlink()
+    assert text_of(report(runs[1], notes)) == text_of(report(runs[1], notes))
+
+
 @pytest.mark.parametrize(
     ("name", "about", "options"),
     [

@@ -154,11 +154,7 @@ class Dataset:
 
     def _is_in(self, name: str) -> pl.Series:
         """Return a mask of the `images` in a split."""
-        if name not in SPLITS:
-            known = (*SPLITS, "all")
-            raise UsageError(
-                f'no split "{name}"', expected=f"one of {', '.join(known)}", way_out=did_you_mean(name, known)
-            )
+        require_split(name)
         if self.splits is None:
             raise LandmarksError(
                 f"{self.folder} has no splits yet", way_out=f"divide it with: landmarks split {in_shell(self.folder)}"
@@ -197,6 +193,13 @@ class Dataset:
 
     def _repr_html_(self) -> str:
         return _as_html(self)
+
+
+def require_split(name: str) -> None:
+    """Raise `UsageError` unless `name` is a split, or `"all"`."""
+    known = (*SPLITS, "all")
+    if name not in known:
+        raise UsageError(f'no split "{name}"', expected=f"one of {', '.join(known)}", way_out=did_you_mean(name, known))
 
 
 def _way_out_of_file(file: Path) -> str:

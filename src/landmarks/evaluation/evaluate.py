@@ -95,6 +95,7 @@ def evaluate(
     _check_arguments(submission, wrong, unknown, references, false_acceptance)
     eligible = eligible_images(opened, data, split)
     _note_caveats(opened, eligible)
+    others = None if unknown is None else _eligible_unknown(opened, eligible, unknown)
     with held(opened.folder):
         started = time.monotonic()
         name = evaluation_name(opened, eligible)
@@ -120,9 +121,9 @@ def evaluate(
         judged = prediction_arrays(predictions)
         about: dict[str, Any] = {"name": name, "run": opened.name, **_provenance(opened, eligible)}
         arrays = judged
-        if unknown is not None:
+        if others is not None:
             combined, about["unknown_data"] = with_unknown(
-                predictions, opened, eligible, unknown, recogniser=recogniser, batch_size=batch_size
+                predictions, opened, others, recogniser=recogniser, batch_size=batch_size
             )
             arrays = prediction_arrays(combined)
         if retrieval or references is not None:
@@ -241,19 +242,10 @@ def _provenance(run: Run, eligible: EligibleImages) -> dict[str, Any]:
     return record | ({"data_relative": place["relative"]} if "relative" in place else {})
 
 
-def with_unknown(
-    predictions: pl.DataFrame,
-    run: Run,
-    judged: EligibleImages,
-    data: Place,
-    *,
-    recogniser: Recogniser,
-    batch_size: int,
-) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return `predictions` with those of all images of the dataset `data`, counted as unknown, and their provenance.
+def _eligible_unknown(run: Run, judged: EligibleImages, data: Place) -> EligibleImages:
+    """Return all images of the dataset `data`, which count as unknown, without any seen by the run or among `judged`.
 
-    Images that the run has seen and images among `judged` are left out. The column `usage` is emptied, because the
-    added images are neither Public nor Private: thresholds are then chosen and reported on halves of the groups.
+    Raises `LandmarksError` if none is left.
     """
     eligible = eligible_images(run, data, "all", any_landmarks=True)
     repeated = find_seen(eligible.images, seen_rows(judged.images, "judged"))
@@ -267,6 +259,17 @@ def with_unknown(
     known = eligible.images.join(eligible.labels, on="landmark_id", how="semi")
     labelled = f"; {len(known)} of them are said to show a landmark that {run.name} knows" if len(known) else ""
     note(f"{plural(len(eligible.images), 'image')} of {data} count as unknown{labelled}")
+    return eligible
+
+
+def with_unknown(
+    predictions: pl.DataFrame, run: Run, eligible: EligibleImages, *, recogniser: Recogniser, batch_size: int
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return `predictions` with those of the images `eligible`, counted as unknown, and the provenance of these.
+
+    The column `usage` is emptied, because the added images are neither Public nor Private: thresholds are then chosen
+    and reported on halves of the groups.
+    """
     name = evaluation_name(run, eligible)
     path = write_predictions(run, eligible, name, recogniser, batch_size=batch_size)
     used_ids, nothing = predictions["image_id"].to_list(), pl.lit([], dtype=pl.List(pl.UInt32))

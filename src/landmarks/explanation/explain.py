@@ -74,10 +74,11 @@ def explain(
     run = run if isinstance(run, Run) else open_run(run)
     if count < 1:
         raise UsageError("the number of images must be positive", received=count)
+    files = find_images(images) if images else []
     recogniser = open_trained(run, device)
     with held(run.folder / "maps") as folder:
-        if images:
-            drawn = _explain_files(run, recogniser, images, folder)
+        if files:
+            drawn = _explain_files(run, recogniser, files, folder)
         else:
             drawn = _explain_recognised(run, recogniser, eligible_images(run, data, split), count, folder)
         earlier = _earlier_panels(folder, run.digest, recogniser.by)
@@ -127,8 +128,7 @@ class _Drawn:
         self.rejected.append({"image": name, "why": why})
 
 
-def _explain_files(run: Run, recogniser: Recogniser, places: Sequence[Place], folder: Path) -> _Drawn:
-    files = find_images(places)
+def _explain_files(run: Run, recogniser: Recogniser, files: Sequence[Path], folder: Path) -> _Drawn:
     stems = Counter(file.stem for file in files)
     drawn = _Drawn()
     with progress("explaining", total=len(files)) as advance:

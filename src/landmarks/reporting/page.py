@@ -69,7 +69,7 @@ def report(runs: Place | Sequence[Place], out: Place = "report.html", *, study: 
         raise UsageError(
             f"{out} is a folder", expected="a file to write the page to", way_out=f"-o {in_shell(out / 'report.html')}"
         )
-    refuse_other_kind(out, ".html", ".htm")
+    refuse_other_kind(out, ".html", ".htm", begins=b"<!doctype html")
     files = _best_first(read_run_files(folders))
     study_record = None if study is None else read_study(study)
     with held(out.parent / FIGURES) as folder:

@@ -92,7 +92,7 @@ _KNOWN_ENDINGS = frozenset(
     {
         ".jpg", ".jpeg", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".mp4",
         ".svg", ".pdf", ".zip", ".tar", ".gz", ".json", ".parquet", ".safetensors", ".onnx", ".npy", ".npz", ".pt",
-        ".pth", ".csv", ".tsv", ".xlsx", ".html", ".htm", ".md", ".py", ".ipynb", ".toml", ".yaml", ".yml",
+        ".pth", ".csv", ".tsv", ".xlsx", ".html", ".htm", ".txt", ".md", ".py", ".ipynb", ".toml", ".yaml", ".yml",
     }
 )  # fmt: skip
 """Endings that say what kind of file it is; other endings may mean anything."""

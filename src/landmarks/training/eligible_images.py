@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from landmarks.dataset.copies import copies_between
-from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset
+from landmarks.dataset.manifest import SPLITS, Dataset, open_dataset, require_split
 from landmarks.dataset.naming import Matching
 from landmarks.dataset.sketches import Sketches, kept_sketches
 from landmarks.dataset.spelling import alike_names
@@ -85,6 +85,7 @@ def eligible_images(
     Raises `LandmarksError` when the run's own dataset was divided anew, when no image is left, or when the run knows
     none of the dataset's landmarks (unless `any_landmarks`).
     """
+    require_split(split)
     dataset = open_own_dataset(run) if data is None else open_dataset(data)
     own = data is None or is_own_dataset(run, dataset)
     if not own and dataset.splits is None:
