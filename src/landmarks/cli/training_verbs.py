@@ -115,7 +115,7 @@ def recipe(
     Example: landmarks recipe default --toml > mine.toml
     """
     from landmarks.training.recipe import command_line_settings, recipe_named
-    from landmarks.training.recipe_file import COLUMNS, rows_of, toml_of
+    from landmarks.training.recipes import COLUMNS, rows_of, toml_of
 
     chosen = recipe_named(name, **command_line_settings({}, settings))
     if toml:

@@ -274,7 +274,7 @@ class Reproduction:
             f"{len(self.source.labels):,} with {len(self.source.images):,}. Of the study's figures only those of "
             "Xception are known here.",
             f"Of each landmark {100 * VAL:.0f} % of the images are validation and {100 * TEST:.0f} % test; the "
-            "study's shares are not known here, nor is all of its recipe (landmarks.training.recipes.study tells).",
+            "study's shares are not known here, nor is all of its recipe (landmarks.training.recipes tells).",
         ]
         digests = self._test_split_digests()
         if len(digests) > 1:

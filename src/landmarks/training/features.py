@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from landmarks.dataset.images import DECODER
-from landmarks.dataset.manifest import Dataset
+from landmarks.dataset.manifest import Dataset, digest_of_rows
 from landmarks.dataset.shards import require_images
 from landmarks.models.network import Network
 from landmarks.support.console import note, progress
@@ -182,11 +182,7 @@ def cache_key(network: Network, images: pl.DataFrame, precision: str, view: Cach
 
 def digest_of_images(images: pl.DataFrame) -> str:
     """Return a digest of the ids and contents of `images`."""
-    digest = hashlib.blake2b(digest_size=16)
-    # A slice at a time: as Python objects, millions of rows take gigabytes.
-    for rows in images.select("image_id", *CONTENT).iter_slices(100_000):
-        digest.update(rows.write_csv(include_header=False).encode())
-    return digest.hexdigest()
+    return digest_of_rows(images.select("image_id", *CONTENT))
 
 
 def backbone_digest(network: Network) -> str:

@@ -1,9 +1,8 @@
-"""The recipe: every setting of a training in one frozen dataclass; `recipes/` holds those that ship, one per file."""
+"""The recipe: every setting of a training in one frozen dataclass; `recipes.py` holds those that ship."""
 
 from __future__ import annotations
 
 import enum
-import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from landmarks.support.places import Place
 from landmarks.training.limits import OneOf, Range, annotations_of, require, require_fields, short_repr
 
 SHIPPED = ("default", "instant", "study")
-"""Names of the recipes that ship: files of `landmarks.training.recipes`, each with PRETRAINED and FROM_SCRATCH."""
+"""Names of the recipes that ship, see `landmarks.training.recipes`."""
 
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 CACHES = ("none", "decoded")
@@ -252,7 +251,7 @@ class Recipe:
         return {setting: {**record, **record["augmentation"]}[setting] for setting in settings()}
 
     def _repr_html_(self) -> str:
-        from landmarks.training.recipe_file import COLUMNS, rows_of
+        from landmarks.training.recipes import COLUMNS, rows_of
 
         return html_table(COLUMNS, rows_of(self), f"recipe {self.name}")
 
@@ -267,7 +266,7 @@ def recipe_named(name: Place | Recipe, /, **changes: Any) -> Recipe:
     """
     changes = {setting: value for setting, value in changes.items() if value is not FROM_RECIPE}
     if not isinstance(name, Recipe) and is_file_or_run(name):
-        from landmarks.training.recipe_file import read_recipe
+        from landmarks.training.recipes import read_recipe
 
         stored = read_recipe(Path(name))
         name, changes = stored.pop("name"), stored | changes
@@ -366,8 +365,9 @@ def _shipped(name: str, *, from_scratch: bool) -> Recipe:
             expected=f"{', '.join(SHIPPED)}, a TOML file, or a run's folder",
             way_out=did_you_mean(name, SHIPPED),
         )
-    module = importlib.import_module(f"landmarks.training.recipes.{name}")
-    recipe: Recipe | None = module.FROM_SCRATCH if from_scratch else module.PRETRAINED
+    from landmarks.training.recipes import FROM_SCRATCH, PRETRAINED
+
+    recipe = (FROM_SCRATCH if from_scratch else PRETRAINED).get(name)
     if recipe is None:
         raise UsageError(
             f'the recipe "{name}" trains no backbone, and cannot begin from scratch',

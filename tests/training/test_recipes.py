@@ -16,7 +16,7 @@ from landmarks.support.errors import UsageError
 from landmarks.support.files import write_record
 from landmarks.training.recipe import HEAD_SETTINGS, SHIPPED, SYNONYMS, Recipe, recipe, recipe_named
 from landmarks.training.recipe import settings as settings_of_a_recipe
-from landmarks.training.recipe_file import rows_of, toml_of
+from landmarks.training.recipes import rows_of, toml_of
 
 
 @pytest.mark.parametrize("name", SHIPPED)
