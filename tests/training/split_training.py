@@ -136,6 +136,7 @@ def run(data: str, weights: str, folder: Path, scenario: dict[str, Any]) -> None
 
 def main() -> None:
     data, weights, folder, scenarios = sys.argv[1:]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when one process has died: the other tells of it first
     PartialState(cpu=True)
     wanted = json.loads(scenarios)
     for scenario in wanted:

@@ -174,7 +174,8 @@ def test_interrupted_in_the_validation_of_one_process_the_epoch_is_kept(
     two: Path, nine: Dataset, small_weights: Path, tmp_path: Path
 ) -> None:
     scenario = {"name": "interrupted", "settings": ADAM}
-    launch(nine, small_weights, tmp_path, {**scenario, "interrupt": "validation"})
+    ended = launch(nine, small_weights, tmp_path, {**scenario, "interrupt": "validation"})
+    assert ended.stderr.count("another process of this training is gone") == 1  # the other one does not wait forever
     assert kept(tmp_path / "interrupted") == (0, 3)
     train(nine.folder, tmp_path / "interrupted", weights=small_weights, **{**SETTINGS, **ADAM})
     assert_close(weights_of(tmp_path / "interrupted"), weights_of(two / "adam"))
