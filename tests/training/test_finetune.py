@@ -46,6 +46,17 @@ def test_micro_batches_add_up_to_the_gradient_of_the_mean(
     assert loss > 0
 
 
+def test_a_pass_that_leaves_batch_normalisation_one_value_is_told_with_the_ways_out(
+    batch: Batch, machine: Machine
+) -> None:
+    single = training(machine)
+    single.network.train()
+    with pytest.raises(LandmarksError, match=r"nothing to average in .* passes of 1 image, whose"):
+        accumulate_gradients(single, batch, 12, 1)
+    finetune.set_training(single.network, freeze_bn=True)
+    accumulate_gradients(single, batch, 12, 1)
+
+
 def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_gradient(
     batch: Batch, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

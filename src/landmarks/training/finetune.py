@@ -45,7 +45,7 @@ from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
 from landmarks.training.head_training import class_weights
 from landmarks.training.loader import Batch, as_input, batches, epoch_order, epoch_steps, on_device
-from landmarks.training.machine import Machine, free_memory, out_of_memory_error
+from landmarks.training.machine import Machine, free_memory, out_of_memory_error, too_few_values_error
 from landmarks.training.optimizer import make_optimizer
 from landmarks.training.processes import GradientSums, Statistics, validate
 from landmarks.training.recipe import Recipe
@@ -297,6 +297,10 @@ def accumulate_gradients(
                 raise
             if min(micro_batch, max(shares)) <= 1:
                 raise out_of_memory_error(network) from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise too_few_values_error(network, min(micro_batch, len(batch.ids))) from error
         # Only outside the handler are the error, and with it every tensor of the failed pass, released.
         training.sums.disarm(together=head.is_split)
         network.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from landmarks.support.console import note
+from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.training.choices import Choice, choose_device, choose_precision, choose_threads, processor_name
 from landmarks.training.loader import default_workers
@@ -331,6 +331,17 @@ def out_of_memory_error(network: Network) -> LandmarksError:
         f"{network.backbone_name} at {network.preprocessing.image_size} pixels does not fit into memory",
         received="no room for a single image",
         way_out="--set gradient_checkpointing=true, smaller images (--image-size), or a smaller network",
+    )
+
+
+def too_few_values_error(network: Network, images: int) -> LandmarksError:
+    """Return the error for batch normalisation that sees one value per channel: one image, and maps of one position."""
+    return LandmarksError(
+        f"batch normalisation has nothing to average in {network.backbone_name} at "
+        f"{network.preprocessing.image_size} pixels",
+        received=f"passes of {plural(images, 'image')}, whose last maps have a single position",
+        way_out="more images a pass (--batch-size, fewer processes), larger ones (--image-size), "
+        "or --set freeze_bn=true",
     )
 
 
