@@ -293,7 +293,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
         )
         log_sum = highest + total.log()
         weight = torch.ones_like(log_sum) if weights is None else weights[labels]
-        all_weights = float(classes) if weights is None else float(weights.sum())
+        all_weights = classes if weights is None else weights.sum()
         losses = (1 - smoothing) * weight * (log_sum - target_logit)
         losses = losses + smoothing / classes * (all_weights * log_sum - smooth)
         ctx.save_for_backward(unit, centres, labels, log_sum, weight)
@@ -317,9 +317,10 @@ class _MarginCrossEntropy(torch.autograd.Function):
                 slope = logits.sub_(log_sum[:, None]).exp_().mul_(sum_weight[:, None])  # ∂ loss / ∂ logit
                 if smoothing:
                     slope -= smoothing / classes * (1.0 if weights is None else weights[start : start + size])
-                rows, columns = target.inside(labels, start, size)
-                slope[rows, columns] -= (1 - smoothing) * weight[rows]
-                slope[rows, columns] *= target.slope[rows]
+                columns, is_inside = target.inside(labels, start, size)
+                at_columns = slope.gather(1, columns)
+                at_target = (at_columns - (1 - smoothing) * weight[:, None]) * target.slope[:, None]
+                slope.scatter_(1, columns, torch.where(is_inside, at_target, at_columns))
                 slope *= outer
                 chunk_unit_gradient, centre_gradient[own] = _gradients(unit, centres[own], slope, nearest)
                 unit_gradient += chunk_unit_gradient
@@ -348,9 +349,12 @@ class _Target:
 
     @staticmethod
     def inside(labels: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-        """Return the rows whose true class is in a chunk of classes, and the columns of these classes."""
-        rows = ((labels >= start) & (labels < start + size)).nonzero()[:, 0]
-        return rows, labels[rows] - start
+        """Return the column (N, 1) of each image's true class in a chunk of classes, and whether it is in there (N, 1).
+
+        Where it is not, the column is any other. (To list those that are, a GPU would have to be waited for.)
+        """
+        columns = (labels - start)[:, None]
+        return columns.clamp(0, size - 1), (columns >= 0) & (columns < size)
 
 
 def _chunks(unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin, target: _Target) -> Any:
@@ -360,8 +364,8 @@ def _chunks(unit: Tensor, centres: Tensor, labels: Tensor, margin: Margin, targe
     for start in range(0, classes, size):
         cosine, nearest = cosines(unit, centres[start : start + size])
         logits, first = cosine.mul_(margin.scale), margin.shares.first + start
-        rows, columns = target.inside(labels, first, logits.shape[1])
-        logits[rows, columns] = target.logit[rows]
+        columns, is_inside = target.inside(labels, first, logits.shape[1])
+        logits.scatter_(1, columns, torch.where(is_inside, target.logit[:, None], logits.gather(1, columns)))
         yield first, logits, nearest
 
 
