@@ -1,4 +1,4 @@
-"""Differences between systems: processors and threads, signals, encodings, and file names that are not valid text."""
+"""Differences between systems: processors, threads, memory, signals, encodings, file names that are no valid text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from types import FrameType
+from typing import Any
 
 from landmarks.support.errors import LandmarksError
 
@@ -84,6 +85,53 @@ def waiting_policy() -> str:
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
         return "they sleep while they wait: OMP_WAIT_POLICY=PASSIVE"
     return f"as {found[0]}={os.environ[found[0]]} has it"
+
+
+# Memory that is freed: kept by the process for the next step, or given back to the system.
+#
+# glibc maps each large block anew and unmaps it when it is freed, and the system clears every page of it. The tensors
+# of a step are such blocks: with some networks that takes more than a third of the time (`benchmarks/freed_memory.py`).
+
+
+MALLOC_OPTIONS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_")
+"""Environment variables with which the user may have chosen what happens to freed memory; `GLIBC_TUNABLES` another."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""Parameters of glibc's `mallopt` (its malloc.h)."""
+
+TOP_PAD = 2**26
+"""Bytes by which the heap grows beyond what is asked for; pages that are not used take no memory."""
+
+
+def keep_freed_memory() -> bool:
+    """Let freed memory stay with this process, if it has glibc's malloc and the user has not chosen otherwise.
+
+    Returns whether it does. `return_freed_memory` gives it back.
+    """
+    library = _glibc()
+    if library is None or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    if any(name in os.environ for name in MALLOC_OPTIONS):
+        return False
+    options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, TOP_PAD))
+    return all(library.mallopt(option, value) == 1 for option, value in options)
+
+
+def return_freed_memory() -> None:
+    """Give the memory that this process has freed back to the system, where `keep_freed_memory` keeps it."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """Return the C library if it is glibc, else None."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 # Output of letters that a stream's encoding lacks, and of file names that are not valid UTF-8.

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from landmarks.support.errors import UsageError, did_you_mean
-from landmarks.support.systems import waiting_policy
+from landmarks.support.systems import keep_freed_memory, waiting_policy
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 """Processors without one of these compute bfloat16 9 to 18 times slower than float32 (measured on AVX2)."""
@@ -102,11 +102,13 @@ def choose_precision(wanted: str, device: str) -> Choice:
 
 
 def prepare_for_inference(device: torch.device) -> None:
-    """Let an NVIDIA card compute in TF32: factors of products have a mantissa of 10 bits, sums are in float32.
+    """Let a CPU keep freed memory, and an NVIDIA card compute in TF32: factors of 10 bits, sums in float32.
 
     Simulated on a CPU, that changed probabilities by 0.02 at most and no best answer of 96 images
     (`benchmarks/precisions.py`). Autocast's bfloat16 would be faster still, but changed the answer to three of them.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True

@@ -22,6 +22,7 @@ import torch
 
 from landmarks.support.console import note, plural
 from landmarks.support.errors import LandmarksError, UsageError
+from landmarks.support.systems import keep_freed_memory, return_freed_memory
 from landmarks.training.choices import Choice, choose_device, choose_precision, choose_threads, processor_name
 from landmarks.training.loader import default_workers
 from landmarks.training.readers import Readers
@@ -141,7 +142,8 @@ class Machine:
         return FetchedSteps(summed, (seconds, since_checkpoint), interruptions > 0)
 
     def close(self) -> None:
-        """Close the connection between the processes, at the end of a training."""
+        """Return freed memory, and close the connection between the processes, at the end of a training."""
+        return_freed_memory()
         if self.processes > 1:
             self.wait()
             torch.distributed.destroy_process_group()
@@ -233,6 +235,8 @@ def open_machine(recipe: Recipe, out: Path) -> tuple[Machine, list[Choice]]:
         choices.append(
             Choice("processes", str(accelerator.num_processes), images_per_process(recipe, accelerator.num_processes))
         )
+    if device.value == "cpu":
+        keep_freed_memory()
     if device.value == "cuda":
         choices += set_up_cuda(deterministic=recipe.deterministic, precision=precision.value)
     return Machine(accelerator, precision.value, recipe.workers), choices
@@ -348,6 +352,7 @@ def too_few_values_error(network: Network, images: int) -> LandmarksError:
 def free_memory() -> None:
     """Free unreferenced memory; call it when the out-of-memory error itself is no longer referenced."""
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
