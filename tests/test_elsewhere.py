@@ -27,7 +27,7 @@ from landmarks.cli.main import VERBS, run
 from landmarks.dataset.images import encode, resize
 from landmarks.miniature.make import make_miniature
 from landmarks.support.errors import EXTRAS
-from landmarks.training.checkpoint import State, copy_of_weights, load_checkpoint, save_checkpoint
+from landmarks.training.checkpoint import State, copy_of_weights, load_checkpoint, save_checkpoint, tensors_of
 
 SCRIPTS = Path(__file__).parent / "elsewhere"
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_was_read_is_not_mapped_any_more(tmp_path: Path) -> No
     optimizer = torch.optim.AdamW(network.parameters())
     network(torch.ones(1, 300)).sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path, network, optimizer, copy_of_weights(network), State(8, step=1))
+    save_checkpoint(tmp_path, tensors_of(network, optimizer, copy_of_weights(network)), State(8, step=1))
     best, state = load_checkpoint(tmp_path, network, optimizer) or ({}, None)
     assert state == State(8, step=1)
     assert torch.equal(best["weight"], network.weight)
