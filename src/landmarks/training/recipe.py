@@ -132,7 +132,7 @@ class Recipe:
         | None
     ) = None
     average_flip: Annotated[
-        bool, "answer by the mean features of an image and its horizontal flip: more often right, in twice the time"
+        bool, "answer by the mean features of an image and its horizontal flip, in twice the time"
     ] = False
     seed: Annotated[
         int, Range(0, 2**63 - 1), "seed of all random numbers: the head's initial weights, the order, the crops"
