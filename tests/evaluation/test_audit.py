@@ -36,6 +36,7 @@ from landmarks.evaluation.audit import (
     write_sheet,
 )
 from landmarks.evaluation.doubts import COPIES_FOUND
+from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.label_estimates import (
     FOLDS,
     SHARPNESS,
@@ -46,7 +47,6 @@ from landmarks.evaluation.label_estimates import (
     estimated,
     nearest_others,
 )
-from landmarks.evaluation.metrics import group_places
 from landmarks.evaluation.subsets import subsets
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
 from landmarks.recognition.vectors import directions

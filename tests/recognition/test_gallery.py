@@ -21,6 +21,7 @@ import landmarks.recognition.gallery as remembering
 from landmarks.dataset.manifest import Dataset
 from landmarks.evaluation import measure as choice
 from landmarks.evaluation.evaluate import evaluate
+from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.measure import (
     ThresholdParts,
     candidate_rules,
@@ -29,7 +30,6 @@ from landmarks.evaluation.measure import (
     compare_rules,
     threshold_parts,
 )
-from landmarks.evaluation.metrics import group_places
 from landmarks.recognition import trained as tempering
 from landmarks.recognition import vectors as compared
 from landmarks.recognition.answers import KnownRule

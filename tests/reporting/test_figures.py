@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from landmarks.reporting import charts
-from landmarks.reporting.charts import FigureFolder, inlined, render_svg
 from landmarks.reporting.drawings import MOST_CELLS
+from landmarks.reporting.figures import FigureFolder, inlined, render_svg
 
 UNIT = pl.DataFrame({"confidence": [0.2, 0.9], "accuracy": [0.3, 0.8], "images": [5, 40]}).with_columns(
     pl.Series("description", ["low", "high"])

@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 from scipy.stats import binomtest
 
-from landmarks.evaluation.metrics import Flags, Integers, mean_interval
+from landmarks.evaluation.intervals import mean_interval
+from landmarks.evaluation.metrics import Flags, Integers
 from landmarks.evaluation.predictions import open_run_or_export, predictions_metadata, read_predictions
 from landmarks.evaluation.results import Comparison, comparison_of
 from landmarks.support.console import note, plural

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.evaluation.metrics import Flags, Floats, Integers, group_places
+from landmarks.evaluation.intervals import group_places
+from landmarks.evaluation.metrics import Flags, Floats, Integers
 from landmarks.recognition.gallery import NEIGHBOURS, WARMTH
 from landmarks.support.seeds import generator
 from landmarks.training.features import Rows

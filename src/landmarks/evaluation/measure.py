@@ -17,13 +17,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.dataset.manifest import NO_LABEL
+from landmarks.evaluation.intervals import (
+    INTERVAL_DEFINITIONS,
+    Bounds,
+    group_places,
+    macro_interval,
+    mean_interval,
+    wilson,
+)
 from landmarks.evaluation.metrics import (
     ACCURACY_DEFINITIONS,
     CALIBRATION_DEFINITIONS,
     GAP_DEFINITIONS,
-    INTERVAL_DEFINITIONS,
     SELECTIVE_DEFINITIONS,
-    Bounds,
     Flags,
     Floats,
     Integers,
@@ -31,11 +37,8 @@ from landmarks.evaluation.metrics import (
     calibration_error,
     confusion_pairs,
     global_average_precision,
-    group_places,
     log_loss,
     macro_accuracy,
-    macro_interval,
-    mean_interval,
     most_confused,
     per_landmark,
     reliability,
@@ -44,7 +47,6 @@ from landmarks.evaluation.metrics import (
     threshold_for_false_acceptance,
     threshold_for_loss,
     top_k,
-    wilson,
 )
 from landmarks.evaluation.predictions import PredictionArrays
 from landmarks.evaluation.retrieval import NEIGHBOUR_DEFINITIONS

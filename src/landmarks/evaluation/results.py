@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from landmarks.evaluation.metrics import wilson
+from landmarks.evaluation.intervals import wilson
 from landmarks.support.console import html_table, plural
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from landmarks.evaluation.audit import split_features
-from landmarks.evaluation.metrics import group_places
+from landmarks.evaluation.intervals import group_places
 from landmarks.evaluation.predictions import SUBSETS_SUFFIX, evaluation_name
 from landmarks.evaluation.results import Draws, draws_of
 from landmarks.recognition.vectors import directions

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from landmarks.dataset.manifest import SPLITS, Dataset
-from landmarks.reporting.charts import Figure, FigureFolder
 from landmarks.reporting.drawings import (
     MOST_CELLS,
     calibration_figures,
@@ -14,6 +13,7 @@ from landmarks.reporting.drawings import (
     learning_figures,
     subset_figures,
 )
+from landmarks.reporting.figures import Figure, FigureFolder
 from landmarks.reporting.report_tables import (
     Table,
     evaluations_table,

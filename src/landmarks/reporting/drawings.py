@@ -10,8 +10,6 @@ import polars as pl
 from landmarks.reporting.charts import (
     RIGHT,
     WRONG,
-    Figure,
-    FigureFolder,
     accuracy_against,
     accuracy_histogram,
     confusion_matrix,
@@ -21,6 +19,7 @@ from landmarks.reporting.charts import (
     reliability_chart,
     risk_coverage_chart,
 )
+from landmarks.reporting.figures import Figure, FigureFolder
 from landmarks.reporting.report_tables import results_numbers
 from landmarks.reporting.run_files import EvaluationFiles, RunFiles, slugify
 from landmarks.reporting.wording import duration, interval, millions, number, percentage

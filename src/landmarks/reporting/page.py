@@ -35,8 +35,9 @@ from markupsafe import Markup
 from landmarks import __version__
 from landmarks.reporting.caveats import found_caveats, page_definitions
 from landmarks.reporting.chapter import Chapter, make_chapter
-from landmarks.reporting.charts import Figure, FigureFolder, protocols_chart
+from landmarks.reporting.charts import protocols_chart
 from landmarks.reporting.drawings import overview_figures
+from landmarks.reporting.figures import Figure, FigureFolder
 from landmarks.reporting.report_tables import Cell, Column, Table, results_table
 from landmarks.reporting.run_files import RunFiles, read_run_files, slugify
 from landmarks.reporting.wording import bounds, duration, facts, interval, millions, number, one_line, percentage

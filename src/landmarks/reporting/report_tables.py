@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from landmarks.evaluation.metrics import wilson
+from landmarks.evaluation.intervals import wilson
 from landmarks.reporting.run_files import EvaluationFiles, RunFiles
 from landmarks.reporting.wording import (
     bounds,
