@@ -164,11 +164,11 @@ def _heat(network: Network, source: Tensor, logits: Tensor, labels: Tensor) -> T
         ]
     with torch.no_grad():
         weights = torch.stack([network.as_maps(gradient).mean((2, 3)) for gradient in gradients], dim=1)
-        heat = torch.einsum("nchw,nkc->nkhw", network.as_maps(source), weights)
-        if network.averages_flip:
-            own, flipped = halves(heat)
-            heat = own + flipped.flip(3)
-        return torch.relu(heat)
+        maps = network.as_maps(source)
+        if network.averages_flip:  # both sides of an image count together, as if they were channels of one map
+            own, flipped = halves(maps)
+            maps, weights = torch.cat([own, flipped.flip(3)], dim=1), torch.cat(halves(weights), dim=2)
+        return weighted_maps(maps, weights)
 
 
 def _last_attention(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:

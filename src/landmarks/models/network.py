@@ -1,4 +1,4 @@
-"""Networks: a backbone from images to maps and features, a head from features to logits, and what they cost."""
+"""Networks: a backbone from images to maps and features, and a head from features to logits."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def build_network(
     `backbone_name` may join networks (`resnet50+xception`). `weights` is `imagenet` (timm's, from the Hub), `none`, a
     .safetensors or .pth file, the folder of another run, or a folder of files that are called like networks.
     `image_size` replaces the side in pixels that the pretrained weights were made for. With `average_flip`, answers
-    come from the mean features of an image and its horizontal flip. Raises `UsageError` for unknown
-    names and unsuitable sizes, and `LandmarksError` for networks without features to train a head on, and for weights
-    that are unavailable or do not fit.
+    come from the mean features of an image and its horizontal flip. Raises `UsageError` for unknown names and
+    unsuitable sizes, and `LandmarksError` for networks without features to train a head on, and for weights that are
+    unavailable or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -134,7 +134,10 @@ class Network(nn.Module):
         return self.preprocessing.average_flip and not self.training
 
     def before_pooling(self, images: Tensor) -> Any:
-        """Return the backbone's output before pooling: of the images and, if it is averaged, of their flips."""
+        """Return the backbone's output for normalised images (N, 3, S, S), before pooling.
+
+        Where flips are averaged it is that of 2 N images: `images`, then their flips.
+        """
         both = torch.cat([images, images.flip(3)]) if self.averages_flip else images
         return self.backbone.forward_features(both)  # type: ignore[operator]
 

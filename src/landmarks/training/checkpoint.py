@@ -153,8 +153,8 @@ def finish_epoch(state: State, val_accuracy: float, val_loss: float, recipe: Rec
     return row
 
 
-def is_new_best(state: State, row: Epoch, recipe: Recipe) -> bool:
-    """Return whether the epoch with this history row is the best so far, and store that in `state`.
+def update_best(state: State, row: Epoch, recipe: Recipe) -> bool:
+    """Store the epoch with this history row in `state` if it is the best so far, and return whether it is.
 
     After `patience` epochs without a better one, fine-tuning ends.
     """

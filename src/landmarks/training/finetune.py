@@ -34,12 +34,12 @@ from landmarks.training.checkpoint import (
     copy_of_weights,
     epoch_line,
     finish_epoch,
-    is_new_best,
     is_time_up,
     live_line,
     load_checkpoint,
     save_checkpoint,
     tensors_of,
+    update_best,
 )
 from landmarks.training.decoded import decoded_images
 from landmarks.training.features import labels_of
@@ -121,7 +121,7 @@ def finetune(
         # All processes use one clock: under a time limit the learning rate depends on it.
         state.seconds = machine.from_main(state.seconds + time.monotonic() - started)
         row = finish_epoch(state, val_accuracy, val_loss, recipe)
-        if is_new_best(state, row, recipe):
+        if update_best(state, row, recipe):
             best_weights = copy_of_weights(network)
         machine.say(epoch_line(row, recipe))
         watch(state)

@@ -343,7 +343,7 @@ def too_few_values_error(network: Network, images: int) -> LandmarksError:
     return LandmarksError(
         f"batch normalisation has nothing to average in {network.backbone_name} at "
         f"{network.preprocessing.image_size} pixels",
-        received=f"passes of {plural(images, 'image')}, whose last maps have a single position",
+        received=f"passes of {plural(images, 'image')}, whose maps have a single position",
         way_out="more images a pass (--batch-size, fewer processes), larger ones (--image-size), "
         "or --set freeze_bn=true",
     )

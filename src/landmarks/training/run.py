@@ -41,10 +41,7 @@ class Epoch:
     val_accuracy: float
 
 
-HISTORY = {
-    field.name: pl.String if field.name == "phase" else pl.UInt32 if field.type == "int" else pl.Float64
-    for field in fields(Epoch)
-}
+HISTORY = {field.name: {"str": pl.String, "int": pl.UInt32}.get(str(field.type), pl.Float64) for field in fields(Epoch)}
 """Columns of `history.parquet`: the fields of `Epoch`; null where nothing was measured."""
 
 SEEN = {
