@@ -99,9 +99,9 @@ def test_a_server_is_taught_only_where_it_was_started_for_it_and_with_its_token(
 
 
 def test_an_export_is_taught_beside_its_file_and_one_that_cannot_learn_says_how_to_make_one_that_can(
-    serving: Serving, recogniser: Any, run_folder: Path, tmp_path: Path
+    serving: Serving, recogniser: Any, place: Path, tmp_path: Path
 ) -> None:
-    made = landmarks.export(run_folder, tmp_path / "a.onnx", images=6, learning=True).path
+    made = landmarks.export(place, tmp_path / "a.onnx", images=6, learning=True).path
     running = started(serving, made)
     assert patient.get(f"{running.url}/healthz").json()["teach"] is True
     body = taught(running, [*FIVE, b"no image"], name="Torre de Belém").json()
