@@ -131,7 +131,7 @@ def test_remembered_unknown_images_are_read_as_written_and_refused_when_damaged(
     assert found is not None and found.keys == kept.keys and (found.images == kept.images).all()
     assert found.places_of(["b 1", "c", "a 1"]).tolist() == [2, -1, 0]
     assert read_unknown(tmp_path, "other weights", 12) is None
-    with pytest.raises(LandmarksError, match="does not fit together"):
+    with pytest.raises(LandmarksError, match="images does not fit"):
         read_unknown(tmp_path, "weights", 13)
     path = tmp_path / "unknown.safetensors"
     path.write_bytes(path.read_bytes()[:-9])

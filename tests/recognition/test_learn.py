@@ -10,6 +10,7 @@ import pytest
 import torch
 from made_up_runs import image
 from PIL import Image
+from safetensors.numpy import load, save
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import landmarks
@@ -17,7 +18,7 @@ from landmarks.cli.main import run as program
 from landmarks.dataset.images import decode
 from landmarks.models.heads import build_head
 from landmarks.recognition.answering import LearnedHead, learned_head
-from landmarks.recognition.closed_form import LEARNED, ClosedForm, Memory, Weights, memory_of
+from landmarks.recognition.closed_form import LEARNED, MEMORY, ClosedForm, Memory, Weights, memory_of
 from landmarks.recognition.learned import Learned
 from landmarks.recognition.vectors import directions
 from landmarks.support.errors import BusyError, LandmarksError
@@ -285,6 +286,27 @@ def test_learned_landmarks_of_other_weights_are_refused(run: Run, tmp_path: Path
     (run.folder / LEARNED).write_bytes((run.folder / LEARNED).read_bytes()[:-40])
     with pytest.raises(LandmarksError, match=r"cannot be read .* delete it, and learn again"):
         landmarks.load(run.folder)
+
+
+@pytest.mark.parametrize("file", ["gallery.safetensors", MEMORY, LEARNED])
+def test_what_a_run_remembers_is_refused_when_damaged(run: Run, tmp_path: Path, file: str) -> None:
+    landmarks.learn(run.folder, files_of(tmp_path / "new", 58, 2), name="New")
+    path = run.folder / file
+    whole = path.read_bytes()
+    arrays = load(whole)
+    largest = max(arrays, key=lambda name: arrays[name].size)
+    narrower = {**arrays, largest: np.ascontiguousarray(arrays[largest][..., :-1])}
+    for damaged in (
+        b"",
+        whole[: len(whole) // 2],
+        b"{}",
+        save({name: array for name, array in arrays.items() if name != largest}),
+        save({**arrays, largest: arrays[largest].astype(np.int32)}),
+        *([save(narrower)] if file != LEARNED else []),  # it is as wide as its images
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(LandmarksError, match=rf"{file} cannot be read .*delete it"):
+            landmarks.load(run.folder)
 
 
 def test_the_program_learns_predicts_and_forgets(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

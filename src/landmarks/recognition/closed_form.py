@@ -23,12 +23,12 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, load_file
+from safetensors.numpy import load
 from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.nn import functional
 
-from landmarks.recognition.gallery import Gallery, sample, save_arrays
+from landmarks.recognition.gallery import Gallery, require_labels, require_sound, sample, save_arrays
 from landmarks.recognition.learned import Learned
 from landmarks.recognition.vectors import members_of
 from landmarks.support.errors import LandmarksError
@@ -245,6 +245,25 @@ class LogDensities(nn.Module):
 
 MEMORY, LEARNED = "memory.safetensors", "learned.safetensors"
 
+MEMORY_ARRAYS = {
+    "square": (np.float64, "CC"),
+    "sums": (np.float64, "KC"),
+    "counts": (np.int64, "K"),
+    "images": (np.float16, "VC"),
+    "labels": (np.int64, "V"),
+    "logs": (np.float16, "VK"),
+    "weights": (np.float64, "W"),
+}
+"""Type and axes of what a memory always holds: its moments, its validation images, and the weights of its scores."""
+
+DENSITY_ARRAYS = {
+    "axes": (np.float32, "CD"),
+    "origin": (np.float32, "D"),
+    "near_images": (np.float16, "MD"),
+    "near_labels": (np.int64, "M"),
+}
+"""Type and axes of the fields of its `Neighbourhood`, if it has one."""
+
 LEARNED_MARK = " and "
 """Precedes the digest of the learned landmarks in a gallery's digest."""
 
@@ -285,16 +304,22 @@ def read_memory(folder: Path, model: str) -> Memory | None:
     path = folder / MEMORY
     if not path.is_file():
         return None
-    arrays = load_file(path)
-    if bytes(arrays["model"]).decode() != model:
-        return None
-    if "weights" not in arrays:
-        return None  # written by an earlier version; it is made again
+    try:
+        arrays = load(path.read_bytes())
+        if bytes(arrays["model"]).decode() != model:
+            return None
+        densities = DENSITY_ARRAYS if "axes" in arrays else {}
+        require_sound(arrays, MEMORY_ARRAYS | densities, {"W": 2})
+        moments = ClassMoments(arrays["square"], arrays["sums"], arrays["counts"])
+        for name in ("labels", "near_labels") if densities else ("labels",):
+            require_labels(arrays[name], len(moments.counts))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise LandmarksError(
+            f"{path} cannot be read ({error})",
+            way_out="delete it: landmarks learn and evaluate make it again from the run's dataset",
+        ) from error
     validation = Validation(arrays["images"], arrays["labels"], arrays["logs"])
-    neighbourhood = None
-    if "axes" in arrays:
-        neighbourhood = Neighbourhood(arrays["axes"], arrays["origin"], arrays["near_images"], arrays["near_labels"])
-    moments = ClassMoments(arrays["square"], arrays["sums"], arrays["counts"])
+    neighbourhood = Neighbourhood(*(arrays[name] for name in DENSITY_ARRAYS)) if densities else None
     return Memory(moments, validation, neighbourhood, Weights(*map(float, arrays["weights"])))
 
 
@@ -317,14 +342,15 @@ def read_learned(folder: Path, model: str) -> Learned:
     try:
         arrays = load(path.read_bytes())
         record = json.loads(bytes(arrays["about"]))
-        images, places = arrays["images"], arrays["places"]
-        names, ids = record["names"], record["landmark_ids"]
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        names, ids = tuple(map(str, record["names"])), tuple(map(int, record["landmark_ids"]))
+        require_sound(arrays, {"images": (np.float32, "mC"), "places": (np.int64, "m")}, {})
+        if len(names) != len(ids) or set(arrays["places"].tolist()) != set(range(len(names))):
+            raise ValueError("its names do not fit its images")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise LandmarksError(f"{path} cannot be read ({error})", way_out="delete it, and learn again") from error
-    fits = images.ndim == 2 and images.dtype == np.float32 and len(places) == len(images) and len(names) == len(ids)
-    if record.get("model") != model or not fits or set(places.tolist()) != set(range(len(names))):
+    if record.get("model") != model:
         raise LandmarksError(f"{path} was learned with another network", way_out="delete it, and learn again")
-    return Learned(tuple(map(str, names)), tuple(map(int, ids)), images, places.astype(np.int64))
+    return Learned(names, ids, arrays["images"], arrays["places"])
 
 
 def write_learned(folder: Path, learned: Learned, model: str) -> None:

@@ -21,7 +21,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, load_file, save_file
+from safetensors.numpy import load, save_file
 from scipy.special import logsumexp
 
 from landmarks.dataset.manifest import Dataset
@@ -42,7 +42,15 @@ FILE = "gallery.safetensors"
 MAX_BYTES = 128 * 1024**2
 """Size of the remembered features: 50,000 images of 1,280 half-precision numbers."""
 
-ARRAYS = ("images", "labels", "mean", "centres", "within", "overall")
+ARRAYS = {
+    "images": (np.float16, "MC"),
+    "labels": (np.int64, "M"),
+    "mean": (np.float32, "C"),
+    "centres": (np.float32, "LC"),
+    "within": (np.float32, "CC"),
+    "overall": (np.float32, "CC"),
+}
+"""Type and axes of what the file holds, as `Gallery` names them."""
 
 
 def open_gallery(run: Run) -> Gallery | None:
@@ -50,31 +58,18 @@ def open_gallery(run: Run) -> Gallery | None:
     path = run.folder / FILE
     if not path.exists():
         return None
-    model = run.digest
     try:
-        tensors = load_file(path) if path.is_file() else {}
-        if bytes(tensors.pop("model")).decode() != model:
+        arrays = load(path.read_bytes())
+        if bytes(arrays["model"]).decode() != run.digest:
             return None
-        images, labels, mean, centres, within, overall = (tensors[name] for name in ARRAYS)
-        digest = bytes(tensors["digest"]).decode()
-        gallery = Gallery(images, labels, mean, centres, within, overall, digest)
+        require_sound(arrays, ARRAYS, {"L": len(run.labels)})
+        require_labels(arrays["labels"], len(run.labels))
+        images, labels, mean, centres, within, overall = (arrays[name] for name in ARRAYS)
+        gallery = Gallery(images, labels, mean, centres, within, overall, bytes(arrays["digest"]).decode())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise LandmarksError(f"{path} cannot be read as a gallery ({error})", way_out="delete it") from error
-    _require_sound(path, gallery, len(run.labels))
     unknown = read_unknown(run.folder, run.digest, gallery.images.shape[1])
     return gallery if unknown is None else with_unknown_images(gallery, unknown)
-
-
-def _require_sound(path: Path, gallery: Gallery, landmarks: int) -> None:
-    """Raise `LandmarksError` unless all arrays of a gallery have matching shapes and finite values."""
-    count, width = gallery.images.shape if gallery.images.ndim == 2 else (-1, -1)
-    shapes = {"labels": (count,), "mean": (width,), "centres": (landmarks, width)}
-    shapes |= {"within": (width, width), "overall": (width, width)}
-    fits = all(getattr(gallery, name).shape == shape for name, shape in shapes.items())
-    fits = fits and all(bool(np.isfinite(getattr(gallery, name)).all()) for name in ARRAYS)
-    fits = fits and count > 0 and int(gallery.labels.min()) >= 0 and int(gallery.labels.max()) < landmarks
-    if not fits:
-        raise LandmarksError(f"{path} does not fit the run's {landmarks} landmarks", way_out="delete it")
 
 
 def ensure_gallery(run: Run, network: Network, dataset: Dataset, batch_size: int) -> Gallery | None:
@@ -153,6 +148,27 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], **texts: str) ->
     tensors |= {name: np.frombuffer(text.encode(), dtype=np.uint8) for name, text in texts.items()}
     with written_whole(path) as aside:
         save_file(tensors, aside)
+
+
+def require_sound(
+    arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[type, str]], lengths: Mapping[str, int]
+) -> None:
+    """Raise `ValueError` unless `arrays` have the `expected` types and axes, and finite values.
+
+    Axes of one letter must have one length, which may be given in `lengths`. Raises `KeyError` for a missing array.
+    """
+    found = dict(lengths)
+    for name, (kind, axes) in expected.items():
+        array = arrays[name]
+        fits = array.dtype == kind and array.ndim == len(axes) and bool(np.isfinite(array).all())
+        if not fits or any(found.setdefault(axis, size) != size for axis, size in zip(axes, array.shape, strict=True)):
+            raise ValueError(f"{name} does not fit")
+
+
+def require_labels(labels: NDArray[np.integer], landmarks: int) -> None:
+    """Raise `ValueError` unless there are `labels`, all of them from 0 to `landmarks` - 1."""
+    if not len(labels) or labels.min() < 0 or labels.max() >= landmarks:
+        raise ValueError(f"labels of other landmarks than the {landmarks} of the run")
 
 
 # ── Does an image show a landmark that the run knows? ───────────────────────────────────────────────────────────────
@@ -342,13 +358,13 @@ def read_unknown(folder: Path, model: str, width: int) -> UnknownImages | None:
     try:
         arrays = load(path.read_bytes())
         record: dict[str, Any] = json.loads(bytes(arrays["about"]))
-        images, keys = arrays["images"], tuple(map(str, record["keys"]))
-        fits = images.dtype == np.float16 and images.shape == (len(keys), width) and len(keys) >= LEAST_UNKNOWN
-        if not fits or not np.isfinite(images).all():
-            raise ValueError("what it holds does not fit together")
+        keys = tuple(map(str, record["keys"]))
+        require_sound(arrays, {"images": (np.float16, "UC")}, {"U": len(keys), "C": width})
+        if len(keys) < LEAST_UNKNOWN:
+            raise ValueError("it holds fewer than two images")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LandmarksError(f"{path} cannot be read ({error})", way_out="delete it, and choose again") from error
-    return UnknownImages(images, keys) if record.get("model") == model else None
+    return UnknownImages(arrays["images"], keys) if record.get("model") == model else None
 
 
 def write_unknown(folder: Path, unknown: UnknownImages, model: str) -> None:
