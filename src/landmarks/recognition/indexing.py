@@ -182,8 +182,9 @@ def _opened(folder: Path, record: dict[str, Any]) -> Index:
     if record.get("codes") is not None:
         codes = open_codes(_own_file(folder, record["codes"]))
     data = record.get("data") or {}
-    if not all(isinstance(location, dict) for location in (record["run"], data, *data.values())):
-        raise TypeError("it does not say where its run and datasets lie")
+    locations = (record["run"], data, *(data.values() if isinstance(data, dict) else ()))
+    if not all(isinstance(location, dict) for location in locations) or not isinstance(record["model"], str):
+        raise TypeError("it does not say which run it was made with, or where its datasets lie")
     return Index(folder, record, images, removed, StoredVectors(arrays), whitening, codes)
 
 
