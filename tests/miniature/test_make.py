@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
+from landmarks.miniature import make
 from landmarks.miniature.make import choose_landmarks, make_miniature, train_images
 from landmarks.miniature.shots import render_shot
-from landmarks.support.errors import UsageError
+from landmarks.support.errors import LandmarksError, UsageError
 
 
 def rows(mirror: Path, name: str) -> list[dict[str, str]]:
@@ -83,6 +84,18 @@ def test_a_script_needs_no_guard_for_the_processes_that_render(tmp_path: Path, g
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == ["the script runs"]  # and not once more in every process
     assert whole(mirror) == whole(make_miniature(tmp_path / "here", landmarks=2, images=4, unknown=2, size=48, seed=3))
+
+
+def test_a_rendering_process_that_is_ended_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "usable_processors", lambda: 2)
+    shots = [image.shot for image in train_images(choose_landmarks(3, 1), 40, 64, 1)]
+    before = set(multiprocessing.active_children())
+    with pytest.raises(LandmarksError, match="was ended from outside"), make._renderers(len(shots)) as render:
+        rendered = render(shots)
+        next(rendered)
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+        list(rendered)
 
 
 def test_a_finished_miniature_is_left_as_it_is(miniature: Path) -> None:

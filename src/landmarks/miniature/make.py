@@ -16,6 +16,7 @@ import tarfile
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -25,7 +26,7 @@ import numpy as np
 from landmarks.miniature.monuments import KINDS
 from landmarks.miniature.shots import Shot, render_shot
 from landmarks.support.console import Advance, note, progress
-from landmarks.support.errors import UsageError
+from landmarks.support.errors import LandmarksError, UsageError
 from landmarks.support.files import digest_of, held, read_record, write_record, written_whole
 from landmarks.support.seeds import generator
 from landmarks.support.systems import usable_processors
@@ -168,13 +169,22 @@ def _album(
 
 @contextlib.contextmanager
 def _renderers(images: int) -> Iterator[Callable[[Sequence[Shot]], Iterator[bytes]]]:
-    """Yield a function that renders shots in order, in several processes if there are enough images."""
+    """Yield a function that renders shots in order, in several processes if there are enough images.
+
+    Raises `LandmarksError` when such a process ends before its work, as the system ends one when memory runs out.
+    """
     processors = usable_processors()
     if images < MIN_IMAGES_FOR_PROCESSES or processors == 1:
         yield lambda shots: map(render_shot, shots)
         return
-    with ProcessPoolExecutor(processors, mp_context=_SpawnContext()) as pool:
-        yield lambda shots: pool.map(render_shot, shots, chunksize=8)
+    try:
+        with ProcessPoolExecutor(processors, mp_context=_SpawnContext()) as pool:
+            yield lambda shots: pool.map(render_shot, shots, chunksize=8)
+    except BrokenProcessPool as error:
+        raise LandmarksError(
+            "a process that rendered images was ended from outside, as happens when memory runs out",
+            way_out="run the same command again with more memory free",
+        ) from error
 
 
 class _Process(multiprocessing.context.SpawnProcess):
