@@ -100,10 +100,6 @@ def main() -> None:
     many = many_landmarks(chosen.many)
     settings = {"backbone": chosen.backbone, "image_size": chosen.image_size, "average_flip": chosen.average_flip}
     save("learn", rows, **settings, many=many)
-    for row in rows:
-        print(
-            f"{row['method']}, {row['images']} images: old {row['old']:.3f}, new {row['new']:.3f}, all {row['all']:.3f}"
-        )
     print(many)
 
 
