@@ -296,6 +296,14 @@ def test_a_record_says_what_wrote_it(tmp_path: Path) -> None:
     assert (raw["format"], raw["verb"], raw["inputs"]) == (FORMAT, "train", "abc")
 
 
+def test_what_a_record_lacks_is_named(tmp_path: Path) -> None:
+    write_record(tmp_path / "run.json", {"name": "a"}, verb="train")
+    record = read_record(tmp_path / "run.json", way_out="train again")
+    assert record.get("recipe") is None
+    with pytest.raises(LandmarksError, match=r'run\.json lacks "recipe"; train again'):
+        record["recipe"]
+
+
 def test_a_newer_record_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1}))
     message = rf"run\.json was written by a newer version; received format {FORMAT + 1}"

@@ -162,6 +162,12 @@ class _NoMap(mmap.mmap):
         return super().__new__(cls, *given, **more)
 
 
+def test_an_empty_file_is_no_array(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").touch()
+    with pytest.raises(ValueError, match="it is empty"):
+        open_array(tmp_path / "a.npy")
+
+
 @pytest.mark.parametrize("refused", [(), (mmap.ACCESS_READ,), (mmap.ACCESS_READ, mmap.ACCESS_COPY)])
 def test_what_a_disk_cannot_map_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: tuple[int, ...]

@@ -16,6 +16,7 @@ from striped import SMALL
 from landmarks.dataset.manifest import Dataset, open_dataset
 from landmarks.models.network import Network, build_network
 from landmarks.support.errors import LandmarksError, StaleError
+from landmarks.support.files import FORMAT
 from landmarks.support.tables import write_table
 from landmarks.training import features
 from landmarks.training.features import cached_features
@@ -185,3 +186,24 @@ def test_of_a_dataset_that_has_grown_only_the_new_images_are_computed(
     changed = whole.with_columns(phash=pl.col("phash") ^ 1)
     cached_features(network, dataset, changed, machine=machine)
     assert len(read) == len(whole)  # another image under the same id is another image
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("features.npy", ""),
+        ("features.npy", "no array"),
+        ("ids.parquet", ""),
+        ("features.json", f'{{"format": {FORMAT}}}'),
+        ("features.json", f'{{"format": {FORMAT}, "key": null}}'),
+    ],
+)
+def test_an_earlier_cache_that_is_damaged_is_passed_by(
+    network: Network, dataset: Dataset, machine: Machine, file: str, content: str
+) -> None:
+    whole = dataset.split("all")
+    first = cached_features(network, dataset, whole.head(3), machine=machine)
+    (damaged,) = (dataset.folder / "features").glob(f"*/{file}")
+    damaged.unlink()  # `first` maps it
+    damaged.write_text(content, encoding="utf-8")
+    assert np.array_equal(cached_features(network, dataset, whole, machine=machine).values[:3], first.values)

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,20 @@ def write_record(path: Place, record: dict[str, Any], *, verb: str, inputs: str 
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def read_record(path: Place, *, way_out: str = "") -> dict[str, Any]:
+class Record(dict[str, Any]):
+    """A record that was read; what it lacks is refused by name, as the record of a damaged folder."""
+
+    def __init__(
+        self, entries: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), path: Place = "a record", way_out: str = ""
+    ) -> None:
+        super().__init__(entries)
+        self.path, self.way_out = path, way_out
+
+    def __missing__(self, name: str) -> Any:
+        raise LandmarksError(f'{self.path} lacks "{name}"', way_out=self.way_out)
+
+
+def read_record(path: Place, *, way_out: str = "") -> Record:
     """Return a record that `write_record` wrote; raise `LandmarksError` if it is missing, damaged or newer.
 
     `way_out` is the advice for a damaged one.
@@ -186,7 +199,7 @@ def read_record(path: Place, *, way_out: str = "") -> dict[str, Any]:
             f"{path} is not one of our records", expected='an object with an integer "format"', way_out=way_out
         )
     refuse_other_formats(path, record["format"])
-    return record
+    return Record(record, path, way_out)
 
 
 def refuse_other_formats(path: Path, format_number: int) -> None:

@@ -244,10 +244,15 @@ def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterat
 
 
 def open_array(path: Path) -> NDArray[Any]:
-    """Map a `.npy` file for reading; if the disk cannot, map it copy-on-write, or else read all of it."""
+    """Map a `.npy` file for reading; if the disk cannot, map it copy-on-write, or else read all of it.
+
+    Raises `OSError` or `ValueError` for a file that is not there, or holds no whole array.
+    """
     array: NDArray[Any]
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except EOFError as error:
+        raise ValueError("it is empty") from error
     except OSError as error:
         if error.errno not in _CANNOT_MAP:
             raise

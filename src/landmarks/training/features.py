@@ -283,7 +283,8 @@ def _from_earlier_cache(key: dict[str, Any], work: _Work) -> _EarlierFeatures | 
     for caches in _cache_folders(work.dataset):
         for record in sorted(caches.glob(f"*/{RECORD}")):
             with contextlib.suppress(LandmarksError, OSError, ValueError):
-                if {**read_record(record)["key"], "images": ""} != {**key, "images": ""}:
+                of_cache = read_record(record).get("key")
+                if not isinstance(of_cache, dict) or {**of_cache, "images": ""} != {**key, "images": ""}:
                     continue
                 cached = read_table(record.parent / "ids.parquet")
                 values: NDArray[np.float16] = open_array(record.parent / "features.npy")
