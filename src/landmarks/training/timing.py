@@ -18,8 +18,8 @@ from landmarks.training.choices import Choice, choose_layout
 from landmarks.training.machine import Machine, free_memory, is_out_of_memory
 from landmarks.training.processes import Statistics
 
-IMAGES = {"cpu": 2, "cuda": 32, "mps": 8}
-"""Device → images per timed pass."""
+IMAGES = {"cpu": (2, 32), "cuda": (32,), "mps": (8,)}
+"""Device → images per timed pass; the second number if a pass of the first is too quick."""
 
 PASSES = 3
 """Timed passes, of which the fastest counts; one before them is not timed."""
@@ -28,7 +28,8 @@ WORTHWHILE = 1.2
 """How many times faster than the usual format another one must be, so that chance does not choose it."""
 
 TOO_QUICK = 0.1
-"""Seconds of a pass below which formats are not compared, since chance would choose."""
+"""Seconds of a pass below which formats are not compared, since chance would choose, and in a small network what each
+layer costs whatever it computes."""
 
 HOPELESS = 3.0
 """How many times slower than the usual format a first pass is when no second one is timed."""
@@ -68,19 +69,23 @@ def choose_by_timing(network: Network, machine: Machine) -> Timing:
     Another format must be `WORTHWHILE` times faster than the usual one. Afterwards, `network` has the chosen layout;
     its weights, gradients and running statistics are unchanged.
     """
-    usual = ComputeFormat(machine.precision, choose_layout(network).value)
+    usual = best = ComputeFormat(machine.precision, choose_layout(network).value)
     rates: dict[ComputeFormat, float] = {}
-    best = usual
-    for candidate in candidates(usual, machine.device):
-        if candidate != usual and (candidate.layout != best.layout and candidate.precision != best.precision):
+    for images in IMAGES[machine.device.type]:
+        seconds = _seconds(network, machine, usual.layout, images)
+        if seconds is None or seconds >= TOO_QUICK:
+            break
+    is_too_quick = seconds is not None and seconds < TOO_QUICK
+    if seconds is not None:
+        rates[usual] = images / seconds
+    for candidate in () if is_too_quick else candidates(usual, machine.device):
+        if candidate == usual or (candidate.layout != best.layout and candidate.precision != best.precision):
             continue  # precisions are compared in the better layout only
-        limit = HOPELESS * IMAGES[machine.device.type] / rates[usual] if usual in rates else float("inf")
-        seconds = _seconds(network, replace(machine, precision=candidate.precision), candidate.layout, limit)
+        limit = HOPELESS * images / rates[usual] if usual in rates else float("inf")
+        seconds = _seconds(network, replace(machine, precision=candidate.precision), candidate.layout, images, limit)
         if seconds is None:
             continue
-        rates[candidate] = IMAGES[machine.device.type] / seconds
-        if candidate == usual and seconds < TOO_QUICK:
-            break
+        rates[candidate] = images / seconds
         if rates[candidate] > rates.get(best, 0.0) * (WORTHWHILE if best == usual else 1.0):
             best = candidate
     network.to(memory_format=LAYOUTS[best.layout])
@@ -106,15 +111,15 @@ def precisions_of(device: torch.device) -> tuple[str, ...]:
     return ("float32",) if device.type == "mps" else ("float32", "bfloat16")
 
 
-def _seconds(network: Network, machine: Machine, layout: str, limit: float) -> float | None:
-    """Return the seconds of the fastest forward and backward pass, or None when memory does not suffice.
+def _seconds(network: Network, machine: Machine, layout: str, count: int, limit: float = float("inf")) -> float | None:
+    """Return the seconds of the fastest pass of `count` images and back, or None when memory does not suffice.
 
     When the first pass takes longer than `limit`, no other follows.
     """
     size, device, training = network.preprocessing.image_size, machine.device, network.training
     network.to(memory_format=LAYOUTS[layout]).train()
     statistics = Statistics(network)
-    images = torch.zeros(IMAGES[device.type], 3, size, size, device=device).to(memory_format=LAYOUTS[layout])
+    images = torch.zeros(count, 3, size, size, device=device).to(memory_format=LAYOUTS[layout])
     fastest = float("inf")
     try:
         for number in range(1 + PASSES):
