@@ -56,7 +56,7 @@ class Way:
 
 @dataclass(frozen=True)
 class AnsweringChoice:
-    """The way that answers the most validation images correctly, with the figures of all ways."""
+    """The way of answering that validation chose (`best_of`), with the figures of all ways."""
 
     by: str
     images: int
@@ -75,11 +75,14 @@ class AnsweringChoice:
         accuracies = {way.by: f"{100 * way.accuracy:.1f} %" for way in self.ways}
         best = accuracies.pop(self.by)
         others = ", ".join(f"by {by} {accuracy}" for by, accuracy in accuracies.items())
-        return f"answers by {self.by}: right on {best} of {self.images} validation images ({others})"
+        text = f"answers by {self.by}: right on {best} of {self.images} validation images ({others})"
+        if self.by != NEIGHBOURS and self.way(NEIGHBOURS).accuracy > self.way(self.by).accuracy:
+            text += "; neighbours must be better by more than a standard error"
+        return text
 
 
 def choice_of(memory: Memory, near: Neighbourhood | None) -> AnsweringChoice | None:
-    """Return the way that answers the most validation images of `memory` correctly; see `best_of` for ties.
+    """Return the way that answers the validation images of `memory` best: see `best_of`.
 
     `near` holds the remembered images. None without validation images or remembered images.
     """
@@ -94,12 +97,20 @@ def choice_of(memory: Memory, near: Neighbourhood | None) -> AnsweringChoice | N
         BOTH: mean_log_probabilities(logs, closed),
     }
     ways = tuple(_way(by, scores, truth) for by, scores in scores_by.items())
-    return AnsweringChoice(best_of(ways).by, len(truth), ways)
+    return AnsweringChoice(best_of(ways, len(truth)).by, len(truth), ways)
 
 
-def best_of(ways: Sequence[Way]) -> Way:
-    """Return the most accurate way; ties go to the classifier, then to the smaller log loss."""
-    return max(ways, key=lambda way: (way.accuracy, way.by == CLASSIFIER, -way.log_loss))
+def best_of(ways: Sequence[Way], images: int) -> Way:
+    """Return the most accurate way on so many validation `images`; ties go to the classifier, then to the smaller loss.
+
+    Neighbours must be better than the others by more than a standard error: validation images often come from the same
+    albums as the remembered ones, as new images do not.
+    """
+    best, *others = sorted(ways, key=lambda way: (way.accuracy, way.by == CLASSIFIER, -way.log_loss), reverse=True)
+    if best.by != NEIGHBOURS or not others:
+        return best
+    variance = sum(way.accuracy * (1 - way.accuracy) for way in (best, others[0])) / images
+    return best if best.accuracy - others[0].accuracy > math.sqrt(variance) else others[0]
 
 
 def _way(by: str, scores: NDArray[np.float64], truth: NDArray[np.int64]) -> Way:

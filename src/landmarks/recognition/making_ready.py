@@ -171,7 +171,7 @@ def _settled(run: Run, *, can_choose: bool, anew: bool, device: str) -> bool:
     """
     choice = read_choice(read_record(run.folder / "model.json"), run.folder)
     if choice is not None:
-        best = best_of(choice.ways).by
+        best = best_of(choice.ways, choice.images).by
         if anew and choice.by != best:
             _keep(run, replace(choice, by=best), anew=True)
         return True
