@@ -27,7 +27,15 @@ from landmarks.recognition.answering import (
     learned_head,
     trained_head,
 )
-from landmarks.recognition.closed_form import CONCENTRATION, Memory, Neighbourhood, memory_of, neighbourhood_of
+from landmarks.recognition.closed_form import (
+    CONCENTRATION,
+    Memory,
+    Neighbourhood,
+    memory_of,
+    neighbourhood_of,
+    read_memory,
+    write_memory,
+)
 from landmarks.recognition.learned import Learned
 from landmarks.recognition.trained import update_model
 from landmarks.recognition.vectors import directions
@@ -147,6 +155,14 @@ def test_without_validation_images_or_neighbours_nothing_is_chosen() -> None:
     assert choice_of(memory, None) is None
     nothing = Validation(memory.validation.images[:0], memory.validation.labels[:0], memory.validation.logs[:0])
     assert choice_of(replace(memory, validation=nothing), remembered(memory)) is None
+
+
+def test_a_memory_without_validation_images_is_read_as_it_was_written(tmp_path: Path) -> None:
+    memory = memory_with(a_head_that_is_right_in(1.0))
+    images, labels, logs = (getattr(memory.validation, name)[:0] for name in ("images", "labels", "logs"))
+    write_memory(tmp_path, replace(memory, validation=Validation(images, labels, logs)), "weights")
+    found = read_memory(tmp_path, "weights")
+    assert found is not None and not len(found.validation.labels) and found.weights == memory.weights
 
 
 # ── A run ───────────────────────────────────────────────────────────────────────────────────────────────────────────

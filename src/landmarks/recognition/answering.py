@@ -72,11 +72,11 @@ class AnsweringChoice:
         )
 
     def __str__(self) -> str:
-        accuracies = {way.by: f"{100 * way.accuracy:.1f} %" for way in self.ways}
-        best = accuracies.pop(self.by)
-        others = ", ".join(f"by {by} {accuracy}" for by, accuracy in accuracies.items())
-        text = f"answers by {self.by}: right on {best} of {self.images} validation images ({others})"
-        if self.by != NEIGHBOURS and self.way(NEIGHBOURS).accuracy > self.way(self.by).accuracy:
+        own = self.way(self.by).accuracy
+        rest = [way for way in self.ways if way.by != self.by]
+        others = ", ".join(f"by {way.by} {100 * way.accuracy:.1f} %" for way in rest)
+        text = f"answers by {self.by}: right on {100 * own:.1f} % of {self.images} validation images ({others})"
+        if any(way.by == NEIGHBOURS and way.accuracy > own for way in rest):
             text += "; neighbours must be better by more than a standard error"
         return text
 
@@ -103,8 +103,8 @@ def choice_of(memory: Memory, near: Neighbourhood | None) -> AnsweringChoice | N
 def best_of(ways: Sequence[Way], images: int) -> Way:
     """Return the most accurate way on so many validation `images`; ties go to the classifier, then to the smaller loss.
 
-    Neighbours must be better than the others by more than a standard error: validation images often come from the same
-    albums as the remembered ones, as new images do not.
+    Neighbours must be better than both others by more than a standard error of the difference: validation images often
+    come from the same albums as the remembered ones, as new images do not.
     """
     best, *others = sorted(ways, key=lambda way: (way.accuracy, way.by == CLASSIFIER, -way.log_loss), reverse=True)
     if best.by != NEIGHBOURS or not others:
@@ -210,7 +210,8 @@ def read_choice(record: Mapping[str, Any], place: Path) -> AnsweringChoice | Non
         )
         choice = AnsweringChoice(str(stored["by"]), int(stored["images"]), ways)
         sound = {way.by for way in ways} <= {CLASSIFIER, NEIGHBOURS, BOTH} and choice.by in {way.by for way in ways}
-        sound &= all(math.isfinite(way.scale) and way.scale > 0 for way in ways)
+        sound &= all(math.isfinite(way.scale) and way.scale > 0 and 0 <= way.accuracy <= 1 for way in ways)
+        sound &= choice.images > 0
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LandmarksError(f"{invalid} ({type(error).__name__})") from error
     if not sound:

@@ -311,8 +311,9 @@ def read_memory(folder: Path, model: str) -> Memory | None:
         densities = DENSITY_ARRAYS if "axes" in arrays else {}
         require_sound(arrays, MEMORY_ARRAYS | densities, {"W": 2})
         moments = ClassMoments(arrays["square"], arrays["sums"], arrays["counts"])
-        for name in ("labels", "near_labels") if densities else ("labels",):
-            require_labels(arrays[name], len(moments.counts))
+        require_labels(arrays["labels"], len(moments.counts))
+        if densities:
+            require_labels(arrays["near_labels"], len(moments.counts))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise LandmarksError(
             f"{path} cannot be read ({error})",

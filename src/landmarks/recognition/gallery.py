@@ -64,6 +64,8 @@ def open_gallery(run: Run) -> Gallery | None:
             return None
         require_sound(arrays, ARRAYS, {"L": len(run.labels)})
         require_labels(arrays["labels"], len(run.labels))
+        if not len(arrays["labels"]):
+            raise ValueError("it holds no images")
         images, labels, mean, centres, within, overall = (arrays[name] for name in ARRAYS)
         gallery = Gallery(images, labels, mean, centres, within, overall, bytes(arrays["digest"]).decode())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -166,8 +168,8 @@ def require_sound(
 
 
 def require_labels(labels: NDArray[np.integer], landmarks: int) -> None:
-    """Raise `ValueError` unless there are `labels`, all of them from 0 to `landmarks` - 1."""
-    if not len(labels) or labels.min() < 0 or labels.max() >= landmarks:
+    """Raise `ValueError` unless all `labels` (N,) are from 0 to `landmarks` - 1."""
+    if not ((labels >= 0) & (labels < landmarks)).all():
         raise ValueError(f"labels of other landmarks than the {landmarks} of the run")
 
 
