@@ -153,7 +153,7 @@ def steps(  # noqa: PLR0915, PLR0917
     recipe = recipe_named("default", backbone=backbone, weights="none", tracking="none", image_size=pixels)
     opened, _ = open_machine(recipe, place)
     network = build_network(backbone, classes=LANDMARKS, weights="none", image_size=pixels).to(opened.device)
-    timing = choose_by_timing(network, opened)
+    timing = choose_by_timing(network, opened, recipe.batch_size)
     device = opened.device
     computing = type(opened)(opened.accelerator, timing.best.precision, opened.workers)
     set_training(network, freeze_bn=False)

@@ -67,7 +67,7 @@ def test_the_faster_format_is_chosen_whatever_the_flags_say(
     usual = replace(machine, precision=choose_precision("auto", "cpu").value)
     rates = {ComputeFormat("float32", LAST): 10.0, ComputeFormat("bfloat16", LAST): bfloat16}
     timed(monkeypatch, rates | {ComputeFormat("float32", FIRST): 4.0, ComputeFormat("bfloat16", FIRST): 2.0})
-    found = choose_by_timing(network, usual)
+    found = choose_by_timing(network, usual, 32)
     assert found.best == ComputeFormat(chosen, LAST)
     precision, layout = found.choices()
     assert (precision.value, layout.value) == (chosen, LAST)
@@ -87,7 +87,7 @@ def test_other_formats_are_timed_in_the_better_layout_alone(
             ComputeFormat("bfloat16", FIRST): 50.0,
         },
     )
-    assert choose_by_timing(network, machine).best == ComputeFormat("bfloat16", FIRST)
+    assert choose_by_timing(network, machine, 32).best == ComputeFormat("bfloat16", FIRST)
     assert tried == [ComputeFormat("float32", LAST), ComputeFormat("float32", FIRST), ComputeFormat("bfloat16", FIRST)]
     assert next(network.backbone.parameters()).is_contiguous()
 
@@ -102,15 +102,18 @@ def test_a_small_network_is_timed_with_more_images(
         return 0.05 + (0.01 if machine.precision == "float32" else 0.02) * (count - 2)
 
     monkeypatch.setattr(timing, "_seconds", seconds)
-    found = choose_by_timing(network, replace(machine, precision="bfloat16"))
+    found = choose_by_timing(network, replace(machine, precision="bfloat16"), 32)
     assert found.best.precision == "float32" and counts == [2, 32, 32, 32, 32]
+    counts.clear()
+    found = choose_by_timing(network, replace(machine, precision="bfloat16"), 16)  # as --set micro_batch=16 says
+    assert counts == [2] and "too quick" in found.choices()[0].why
 
 
 def test_what_takes_an_instant_is_not_compared(
     network: Network, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = timed(monkeypatch, {ComputeFormat("float32", LAST): 1e4})
-    found = choose_by_timing(network, machine)
+    found = choose_by_timing(network, machine, 32)
     assert set(tried) == {ComputeFormat("float32", LAST)} == {found.best}
     assert "too quick" in found.choices()[0].why
 
@@ -119,7 +122,7 @@ def test_a_format_that_does_not_fit_into_memory_is_not_chosen(
     network: Network, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(monkeypatch, {ComputeFormat("float32", FIRST): 5.0, ComputeFormat("bfloat16", FIRST): 1.0})
-    assert choose_by_timing(network, machine).best == ComputeFormat("float32", FIRST)
+    assert choose_by_timing(network, machine, 32).best == ComputeFormat("float32", FIRST)
 
 
 def test_real_passes_leave_weights_statistics_and_gradients_as_they_were(
@@ -127,7 +130,7 @@ def test_real_passes_leave_weights_statistics_and_gradients_as_they_were(
 ) -> None:
     monkeypatch.setattr(timing, "TOO_QUICK", 0.0)
     before = copy.deepcopy(network.eval()).state_dict()
-    found = choose_by_timing(network, machine)
+    found = choose_by_timing(network, machine, 32)
     assert {way.precision for way in found.rates} == {"float32", "bfloat16"} and min(found.rates.values()) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters()) and not network.training

@@ -7,6 +7,7 @@ either it is 9 to 18 times slower than float32. So a few images pass forward and
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from landmarks.training.machine import Machine, free_memory, is_out_of_memory
 from landmarks.training.processes import Statistics
 
 IMAGES = {"cpu": (2, 32), "cuda": (32,), "mps": (8,)}
-"""Device → images per timed pass; the second number if a pass of the first is too quick."""
+"""Device → images per timed pass; of several numbers, the first of which a pass is not too quick."""
 
 PASSES = 3
 """Timed passes, of which the fastest counts; one before them is not timed."""
@@ -63,25 +64,23 @@ class Timing:
         return Choice(what, value, f"timed here: {'; '.join(figures)}")
 
 
-def choose_by_timing(network: Network, machine: Machine) -> Timing:
+def choose_by_timing(network: Network, machine: Machine, most: int) -> Timing:
     """Time the usual format (`machine`'s precision, `choose_layout`'s layout), then others; choose the fastest.
 
-    Another format must be `WORTHWHILE` times faster than the usual one. Afterwards, `network` has the chosen layout;
-    its weights, gradients and running statistics are unchanged.
+    Another format must be `WORTHWHILE` times faster than the usual one. Where a pass of a few images is too quick, more
+    are timed, up to `most`. Afterwards, `network` has the chosen layout; its weights, gradients and running statistics
+    are unchanged.
     """
     usual = best = ComputeFormat(machine.precision, choose_layout(network).value)
     rates: dict[ComputeFormat, float] = {}
-    for images in IMAGES[machine.device.type]:
-        seconds = _seconds(network, machine, usual.layout, images)
-        if seconds is None or seconds >= TOO_QUICK:
-            break
-    is_too_quick = seconds is not None and seconds < TOO_QUICK
+    images, seconds = _time_usual(network, machine, usual.layout, most)
     if seconds is not None:
         rates[usual] = images / seconds
-    for candidate in () if is_too_quick else candidates(usual, machine.device):
-        if candidate == usual or (candidate.layout != best.layout and candidate.precision != best.precision):
+    others = candidates(usual, machine.device) if seconds is None or seconds >= TOO_QUICK else ()
+    for candidate in others:
+        if candidate.layout != best.layout and candidate.precision != best.precision:
             continue  # precisions are compared in the better layout only
-        limit = HOPELESS * images / rates[usual] if usual in rates else float("inf")
+        limit = HOPELESS * images / rates[usual] if usual in rates else math.inf
         seconds = _seconds(network, replace(machine, precision=candidate.precision), candidate.layout, images, limit)
         if seconds is None:
             continue
@@ -94,12 +93,12 @@ def choose_by_timing(network: Network, machine: Machine) -> Timing:
 
 
 def candidates(usual: ComputeFormat, device: torch.device) -> Iterator[ComputeFormat]:
-    """Yield the usual format, then those that may be faster on `device`: other layouts, then other precisions."""
+    """Yield the formats that may be faster than the `usual` one on `device`: other layouts, then other precisions."""
     layouts = [usual.layout, *(other for other in LAYOUTS if other != usual.layout)]
     if usual.layout == "channels first":  # no convolutions, so the layout makes no difference
         layouts = [usual.layout]
     others = [precision for precision in precisions_of(device) if precision != usual.precision]
-    yield from (ComputeFormat(usual.precision, layout) for layout in layouts)
+    yield from (ComputeFormat(usual.precision, layout) for layout in layouts[1:])
     yield from (ComputeFormat(precision, layout) for precision, layout in itertools.product(others, layouts))
 
 
@@ -111,8 +110,25 @@ def precisions_of(device: torch.device) -> tuple[str, ...]:
     return ("float32",) if device.type == "mps" else ("float32", "bfloat16")
 
 
-def _seconds(network: Network, machine: Machine, layout: str, count: int, limit: float = float("inf")) -> float | None:
-    """Return the seconds of the fastest pass of `count` images and back, or None when memory does not suffice.
+def _time_usual(network: Network, machine: Machine, layout: str, most: int) -> tuple[int, float | None]:
+    """Return how many images tell formats apart, and the seconds of their pass in the usual one; None: no memory.
+
+    They are the first of `IMAGES` of which a pass is not too quick, else the last that fit and are not over `most`.
+    """
+    first, *larger = IMAGES[machine.device.type]
+    count, seconds = first, _seconds(network, machine, layout, first)
+    for more in larger:
+        if seconds is None or seconds >= TOO_QUICK or more > most:
+            break
+        found = _seconds(network, machine, layout, more)
+        if found is None:
+            break
+        count, seconds = more, found
+    return count, seconds
+
+
+def _seconds(network: Network, machine: Machine, layout: str, count: int, limit: float = math.inf) -> float | None:
+    """Return the seconds of the fastest forward and backward pass of `count` images, or None when memory runs out.
 
     When the first pass takes longer than `limit`, no other follows.
     """
@@ -120,7 +136,7 @@ def _seconds(network: Network, machine: Machine, layout: str, count: int, limit:
     network.to(memory_format=LAYOUTS[layout]).train()
     statistics = Statistics(network)
     images = torch.zeros(count, 3, size, size, device=device).to(memory_format=LAYOUTS[layout])
-    fastest = float("inf")
+    fastest = math.inf
     try:
         for number in range(1 + PASSES):
             started = _clock(device)

@@ -276,7 +276,8 @@ def choose_format(
     elif machine.from_main(path.exists()):
         chosen = [Choice(**choice) for choice in machine.from_main(read_record(path)["choices"])]
     else:
-        timing = choose_by_timing(network, machine) if machine.is_main else None
+        at_once = recipe.micro_batch or recipe.batch_size
+        timing = choose_by_timing(network, machine, at_once) if machine.is_main else None
         chosen = machine.from_main(timing.choices() if timing else None)
         if machine.is_main:
             write_record(path, {"choices": [choice.record() for choice in chosen]}, verb="train")
