@@ -158,11 +158,12 @@ def write_record(path: Place, record: dict[str, Any], *, verb: str, inputs: str 
 
 
 class Record(dict[str, Any]):
-    """A record that was read; what it lacks is refused by name, as the record of a damaged folder."""
+    """A record that was read. Asking for an entry that it lacks raises `LandmarksError`, which names the file."""
 
     def __init__(
         self, entries: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), path: Place = "a record", way_out: str = ""
     ) -> None:
+        """Take the entries read from `path`; `dataclasses.asdict` makes copies from entries alone."""
         super().__init__(entries)
         self.path, self.way_out = path, way_out
 
